@@ -1,0 +1,74 @@
+"""Every error the engine raises on purpose. The docstring is the default message; facts are attributes."""
+
+from __future__ import annotations
+
+
+class SeamarkError(Exception):
+    """Something in Seamark failed."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class InvalidToken(SeamarkError):
+    """A tenant, user or key is empty, longer than 128 bytes, or not in canonical form."""
+
+
+class InvalidCursor(SeamarkError):
+    """A cursor has the form <epoch>.<seq>; this one has not."""
+
+
+class InvalidEvent(SeamarkError):
+    """An event cannot be accepted. `reason` is a stable word, `detail` names the field and the remedy."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class InvalidSetting(SeamarkError):
+    """A setting is missing or malformed. The message names the variable and the remedy."""
+
+
+class BrokerError(SeamarkError):
+    """The broker did not do what was asked."""
+
+
+class Unanswered(BrokerError):
+    """The broker did not answer before the deadline: the outcome is unknown."""
+
+
+class Unavailable(BrokerError):
+    """Nobody answers for this subject or stream right now: nothing was stored."""
+
+
+class ApiError(BrokerError):
+    """The broker refused a request. `code` is HTTP-like, `err_code` the server's own number."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({err_code or code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+
+class BatchRefused(ApiError):
+    """The broker refused an atomic batch as a whole; nothing of it was stored."""
+
+
+class TopologyError(SeamarkError):
+    """Streams on the server are not what this process needs. The message ends with the remedy."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(f"{detail}. {remedy}")
+        self.detail = detail
+        self.remedy = remedy
+
+
+class StepDown(SeamarkError):
+    """Another process owns this partition now: stop working on it and wait as a standby."""
+
+
+class PartitionStopped(TopologyError):
+    """This partition cannot go on by itself; an operator has to repair it."""

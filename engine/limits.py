@@ -1,0 +1,70 @@
+"""Every limit in one place, each with the reason for its number."""
+
+from __future__ import annotations
+
+TOKEN_BYTES_MAX = 128
+"""Encoded bytes of a tenant, user or key: subjects stay readable and a subject of six tokens stays below 1 KiB."""
+
+EVENT_ID_BYTES_MAX = 128
+"""Ids travel in headers, Redis keys and URLs; 128 holds every common id scheme with a prefix."""
+
+EVENT_TYPE_BYTES_MAX = 128
+"""The type is the tail of the subject."""
+
+EVENT_BYTES_MAX = 1 << 20
+"""EVENTS `max_msg_size`: body and headers of one event."""
+
+EVENT_DATA_BYTES_MAX = 256 << 10
+"""`data` is copied into one record per recipient; 256 KiB is past any payload a device should show."""
+
+RECIPIENTS_MAX = 10_000
+"""Users named in one event. Above it one event would hold its partition for more than about a second."""
+
+FANOUT_BYTES_MAX = 64 << 20
+"""`data` bytes x recipients of one event: the same bound seen in bytes."""
+
+BATCH_MESSAGES_MAX = 1000
+"""The server's limit for one atomic batch (10199 above it), the mark included."""
+
+BATCH_BYTES_MAX = 8 << 20
+"""One atomic batch: it is held in memory by broker and dispatcher until it commits."""
+
+PULL_BATCH = 500
+"""Messages asked for at a time by a raw pull: below it requests cost, above it a standby waits longer for the pin."""
+
+BUFFERED_PULLS_MAX = 2
+"""Pulled batches a partition keeps in memory before it stops pulling."""
+
+PIN_TIMEOUT_SECONDS = 5.0
+"""Silence after which the broker gives the pin of a partition to a standby (`priority_timeout`)."""
+
+QUIET_CHECK_SECONDS = 5.0
+"""Without acks nothing is redelivered by itself: after this silence the leader is asked whether something waits."""
+
+APPEND_BUDGET_SECONDS = 30.0
+"""A leader election takes 4-9 s; an append that fails for this long is reported, not retried further."""
+
+STALL_SECONDS = 30.0
+"""A partition that could not append for this long reports itself stalled; it goes on trying."""
+
+CLAIM_SECONDS = 72 * 3600
+"""Deduplication horizon: how long a (tenant, event id) is remembered by default."""
+
+CLAIMS_OWED_MAX = 100_000
+"""Claims missed while Redis was away, written afterwards; beyond it they are counted as lost."""
+
+SCAN_FEEDS_PER_TURN = 256
+"""Sessions handled per turn of the loop by a housekeeping scan, so that no scan delays a live record by more than ~1 ms."""
+
+HEADS_SUBJECTS_MAX = 1000
+"""`multi_last` answers 413 above 1024 matches."""
+
+PAGE_RECORDS = 256
+"""Records per Direct Get page: about 64 KiB of typical records, one socket buffer."""
+
+OUTBOUND_BYTES_MAX = 64 << 20
+"""Bytes written to the broker and not yet on the wire; above it publishing raises Unavailable instead of growing."""
+
+assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
+assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
+assert BATCH_BYTES_MAX > EVENT_BYTES_MAX, "the largest record must fit a batch"
