@@ -1,0 +1,371 @@
+"""JetStream as the engine uses it: appends with retry rules, atomic batches in one write, Direct Get, the leader's word.
+
+Facts behind the rules: ADR-50 (atomic batches), ADR-31 (Direct Get), and `docs/architecture.md`, "Append".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+from nats.nuid import NUID
+
+from engine import wire
+from engine.connection import Connection, Delivery, NatsSettings, Subscription
+from engine.errors import ApiError, BatchRefused, Unanswered, Unavailable
+from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
+
+__all__ = [
+    "Broker",
+    "Delivery",
+    "Heads",
+    "NatsSettings",
+    "Outgoing",
+    "Page",
+    "PubAck",
+    "Stored",
+    "StreamState",
+    "Subscription",
+    "connect",
+]
+
+WRONG_LAST_SEQUENCE = 10071
+RETRIED_ERR_CODES = frozenset({10008, 10158, 10164, 10167, 10210, 10122, 10027})
+"""Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
+
+EPOCH_KEY = "seamark.epoch"
+PARTITIONS_KEY = "seamark.partitions"
+
+
+class PubAck(NamedTuple):
+    """The broker's word that a message is stored; for a batch `seq` is that of its last message."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+class Outgoing(NamedTuple):
+    """A message of an atomic batch. `headers` are raw lines, each ended by CRLF."""
+
+    subject: str
+    payload: bytes
+    headers: bytes = b""
+
+
+class Stored(NamedTuple):
+    """A stored message. `headers` is its raw block; on Direct Get the broker's own `Nats-*` lines are in it."""
+
+    subject: str
+    seq: int
+    time: str
+    headers: bytes
+    payload: bytes
+
+
+class Page(NamedTuple):
+    """One prefix-consistent view of one replica, possibly stale. `more`: it has further messages behind the last one."""
+
+    records: list[Stored]
+    more: bool
+
+
+class Heads(NamedTuple):
+    """The last sequence of each subject that has one, as one replica sees it; `up_to` is how far that replica has come."""
+
+    seqs: dict[str, int]
+    up_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream's leader says of it. `epoch` and `partitions` are None when its metadata has none."""
+
+    name: str
+    epoch: str | None
+    partitions: int | None
+    first_seq: int
+    last_seq: int
+    messages: int
+    config: dict[str, Any] = field(repr=False)
+
+
+class _PubAckReply(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: dict[str, Any] | None = None
+
+
+_decode_ack = msgspec.json.Decoder(_PubAckReply).decode
+
+
+async def connect(settings: NatsSettings) -> Broker:
+    """An open connection that reconnects for ever.
+
+    Raises:
+        Unavailable: no server answered within 10 s.
+    """
+    broker = Broker(settings)
+    await broker.open()
+    return broker
+
+
+class Broker(Connection):
+    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away."""
+
+    def __init__(self, settings: NatsSettings) -> None:
+        super().__init__(settings)
+        self.on_leader_change: list[Callable[[str, str], None]] = []
+
+    async def open(self) -> None:
+        await super().open()
+        for kind in ("STREAM", "CONSUMER"):
+            self.subscribe(f"$JS.EVENT.ADVISORY.{kind}.LEADER_ELECTED.>", self._on_leader_elected)
+
+    def _on_leader_elected(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        tokens = subject.decode().split(".")
+        for callback in self.on_leader_change:
+            callback(tokens[5], tokens[6] if len(tokens) > 6 else "")
+
+    async def api(
+        self, method: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float = 5.0
+    ) -> dict[str, Any]:
+        """Call `$JS.API.<method>`.
+
+        Raises:
+            ApiError: the server refused. Unavailable, Unanswered: as `request`.
+        """
+        payload = msgspec.json.encode(body) if body is not None else b""
+        delivery = await self.request(f"$JS.API.{method}", payload, timeout_seconds=timeout_seconds)
+        answer: dict[str, Any] = msgspec.json.decode(delivery.payload)
+        if error := answer.get("error"):
+            raise ApiError(*_error_facts(error))
+        return answer
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        msg_id: str | None = None,
+        expected_last_subject_seq: int | None = None,
+        budget_seconds: float = APPEND_BUDGET_SECONDS,
+    ) -> PubAck:
+        """Store one message; returns only once it is stored.
+
+        An attempt without an answer is repeated only where that cannot store twice: with a `msg_id` (the server's
+        duplicate window) or an expected sequence.
+
+        Args:
+            msg_id: `Nats-Msg-Id`.
+            expected_last_subject_seq: refuse (10071) unless the subject's last message has this sequence; 0: none.
+            budget_seconds: how long passing failures are retried; a leader election takes 4-9 s.
+
+        Raises:
+            ApiError: refused for good (full store, wrong sequence, no such stream …).
+            Unavailable: not stored, budget spent. Unanswered: outcome unknown.
+        """
+        lines = dict(headers or {})
+        if msg_id is not None:
+            lines["Nats-Msg-Id"] = msg_id
+        if expected_last_subject_seq is not None:
+            lines["Nats-Expected-Last-Subject-Sequence"] = str(expected_last_subject_seq)
+        repeatable = msg_id is not None or expected_last_subject_seq is not None
+        deadline, pause = time.monotonic() + budget_seconds, 0.05
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
+                return _ack(delivery.payload, ApiError)
+            except (Unanswered, Unavailable, ApiError) as error:
+                if isinstance(error, Unanswered) and not repeatable:
+                    raise
+                if isinstance(error, ApiError) and error.err_code not in RETRIED_ERR_CODES:
+                    raise
+                if deadline - time.monotonic() <= pause:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(1.0, pause * 2)
+
+    async def commit(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 5.0) -> PubAck:
+        """Store all messages or none: one atomic batch, one write, one attempt.
+
+        Raises:
+            BatchRefused: nothing was stored, and the server said why.
+            Unavailable: nothing was stored. Unanswered: the outcome is unknown.
+        """
+        if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
+            raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
+        answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        reply = self.expect(lambda delivery: _settle_batch(answer, delivery))
+        try:
+            self.write(_encode_batch(messages, reply))
+            async with asyncio.timeout(timeout_seconds):
+                delivery = await answer
+        except TimeoutError as error:
+            raise Unanswered(f"a batch was not answered within {timeout_seconds} s") from error
+        finally:
+            self.forget(reply)
+        if wire.status(delivery.headers) == 503:
+            raise Unavailable("no leader takes this batch")
+        return _ack(delivery.payload, BatchRefused)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def stream(self, stream: str, *, timeout_seconds: float = 5.0) -> StreamState:
+        """What the leader of `stream` says of it, now.
+
+        Raises:
+            ApiError: 10059 when there is no such stream. Unavailable, Unanswered: no leader.
+        """
+        answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
+        config, state = answer["config"], answer["state"]
+        metadata = config.get("metadata") or {}
+        partitions = metadata.get(PARTITIONS_KEY)
+        return StreamState(
+            name=stream,
+            epoch=metadata.get(EPOCH_KEY),
+            partitions=int(partitions) if partitions and partitions.isdecimal() else None,
+            first_seq=state["first_seq"],
+            last_seq=state["last_seq"],
+            messages=state["messages"],
+            config=config,
+        )
+
+    async def next_by_subject(
+        self,
+        stream: str,
+        subject: str,
+        seq: int,
+        *,
+        batch: int = PAGE_RECORDS,
+        max_bytes: int = 1 << 20,
+        timeout_seconds: float = 2.0,
+    ) -> Page:
+        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31).
+
+        Raises:
+            Unavailable, Unanswered, ApiError (408, 413).
+        """
+        body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
+        messages, end = await self._direct(stream, body, timeout_seconds)
+        pending = int(wire.header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
+        return Page([_stored(message) for message in messages], pending > 0)
+
+    async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
+        """The last sequence of each of at most 1000 subjects, one consistent view of one replica.
+
+        Raises:
+            Unavailable, Unanswered, ApiError (408, 413).
+        """
+        if not 1 <= len(subjects) <= HEADS_SUBJECTS_MAX:
+            raise ValueError(f"1 to {HEADS_SUBJECTS_MAX} subjects at a time, not {len(subjects)}")
+        messages, end = await self._direct(stream, {"multi_last": list(subjects), "batch": len(subjects)}, timeout_seconds)
+        seqs = {}
+        for message in messages:
+            subject, seq = wire.header(message.headers, b"Nats-Subject"), wire.header(message.headers, b"Nats-Sequence")
+            seqs[(subject or b"").decode()] = int(seq or b"0")
+        return Heads(seqs, int(wire.header(end, b"Nats-UpTo-Sequence") or b"0"))
+
+    async def leader_next(self, stream: str, subject: str, seq: int, *, timeout_seconds: float = 5.0) -> Stored | None:
+        """The first message of `subject` at or after `seq` as the leader sees it, or None."""
+        return await self._leader_get(stream, {"next_by_subj": subject, "seq": max(1, seq)}, timeout_seconds)
+
+    async def leader_last(self, stream: str, subject: str, *, timeout_seconds: float = 5.0) -> Stored | None:
+        """The last message of `subject` as the leader sees it, or None."""
+        return await self._leader_get(stream, {"last_by_subj": subject}, timeout_seconds)
+
+    async def _leader_get(self, stream: str, body: dict[str, Any], timeout_seconds: float) -> Stored | None:
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", body, timeout_seconds=timeout_seconds)
+        except ApiError as error:
+            if error.err_code == 10037:
+                return None
+            raise
+        message = answer["message"]
+        return Stored(
+            message["subject"],
+            message["seq"],
+            message["time"],
+            base64.b64decode(message.get("hdrs") or ""),
+            base64.b64decode(message.get("data") or ""),
+        )
+
+    async def _direct(self, stream: str, body: dict[str, Any], timeout_seconds: float) -> tuple[list[Delivery], bytes]:
+        """All messages of one Direct Get answer and the header block that ends it (204, or 404 when there are none)."""
+        done: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        messages: list[Delivery] = []
+
+        def on_part(delivery: Delivery | None) -> None:
+            if delivery is None or wire.status(delivery.headers):
+                _settle_batch(done, delivery)
+            else:
+                messages.append(delivery)
+
+        reply = self.expect(on_part)
+        try:
+            self.write(wire.encode_publish(b"$JS.API.DIRECT.GET." + stream.encode(), reply, b"", msgspec.json.encode(body)))
+            async with asyncio.timeout(timeout_seconds):
+                end = (await done).headers
+        except TimeoutError as error:
+            raise Unanswered(f"no whole answer from {stream} within {timeout_seconds} s") from error
+        finally:
+            self.forget(reply)
+        code = wire.status(end)
+        if code == 503:
+            raise Unavailable(f"no replica of {stream} answers")
+        if code not in (204, 404):
+            raise ApiError(code, 0, wire.description(end))
+        return messages, end
+
+
+def _encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
+    batch_id, last = bytes(NUID().next()), len(messages)
+    parts = []
+    for number, (subject, payload, lines) in enumerate(messages, 1):
+        # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
+        ends = b"Nats-Batch-Commit: 1\r\n" if number == last else b""
+        lines = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b%b" % (batch_id, number, ends, lines)
+        parts.append(wire.encode_publish(subject.encode(), reply if number in (1, last) else b"", lines, payload))
+    return b"".join(parts)
+
+
+def _settle_batch(future: asyncio.Future[Delivery], delivery: Delivery | None) -> None:
+    """An empty answer without a status is the server's nod to the first message of a batch: not the end yet."""
+    if future.done() or (delivery is not None and not delivery.payload and not wire.status(delivery.headers)):
+        return
+    if delivery is None:
+        future.set_exception(Unanswered("the connection to NATS was lost before the answer"))
+    else:
+        future.set_result(delivery)
+
+
+def _ack(payload: bytes, refused: type[ApiError]) -> PubAck:
+    try:
+        reply = _decode_ack(payload)
+    except msgspec.DecodeError as error:
+        raise Unanswered(f"not an answer of JetStream: {payload[:80]!r}") from error
+    if reply.error is not None:
+        raise refused(*_error_facts(reply.error))
+    if not reply.seq:
+        raise Unanswered(f"not an answer of JetStream: {payload[:80]!r}")
+    return PubAck(reply.stream, reply.seq, reply.duplicate)
+
+
+def _error_facts(error: Mapping[str, Any]) -> tuple[int, int, str]:
+    return error.get("code", 0), error.get("err_code", 0), error.get("description", "refused")
+
+
+def _stored(message: Delivery) -> Stored:
+    subject, seq, at = (wire.header(message.headers, name) or b"" for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp"))
+    return Stored(subject.decode(), int(seq), at.decode(), message.headers, message.payload)

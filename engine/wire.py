@@ -1,0 +1,193 @@
+"""The NATS client protocol on the hot path: reading messages without a task, queue or header dict, writing many at once.
+
+nats-py parses every message with regular expressions, wraps it and hands it to a task: 35 us. Here the read buffer is
+walked with `find` and registered subscriptions get slices of it: 5.5 us. Everything else (control lines, messages of
+nats-py's own subscriptions) goes on to nats-py. `Client._ps` is the seam; a contract test fails when nats-py moves it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import nats.errors
+import structlog
+
+Handler = Callable[[bytes, bytes, bytes, bytes], None]
+"""`handler(subject, reply, headers, payload)`, synchronous: it runs in the read loop and must be quick."""
+
+CONTROL_LINE_BYTES_MAX = 64 << 10
+"""A line longer than this is not the NATS protocol; INFO of a large cluster is the longest real one."""
+
+_CRLF = b"\r\n"
+_log = structlog.get_logger("seamark.wire")
+
+
+class Sink(Protocol):
+    """What the parser hands everything to that no registered handler takes (in practice `nats.aio.client.Client`)."""
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None: ...
+    async def _process_err(self, err_msg: str) -> None: ...
+    async def _process_ping(self) -> None: ...
+    async def _process_pong(self) -> None: ...
+    async def _process_info(self, info: dict[str, Any]) -> None: ...
+
+
+class HotParser:
+    """Takes the place of nats-py's parser. `handlers` maps a subscription's id, as bytes on the wire, to its handler."""
+
+    __slots__ = ("_chunks", "_have", "_need", "_sink", "faults", "handlers")
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.handlers: dict[bytes, Handler] = {}
+        self.faults = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget a half-read message: called by nats-py whenever it changes the connection."""
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = 0
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Read all whole messages in what has come so far.
+
+        Raises:
+            nats.errors.ProtocolError: the bytes are not the NATS protocol; nats-py then reconnects.
+        """
+        if self._chunks:
+            # A large payload comes in many reads: they are joined once, when all of it is there.
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return
+            data = b"".join(self._chunks)
+            self.reset()
+        try:
+            consumed, need = await self._walk(data)
+        except nats.errors.ProtocolError:
+            self.reset()
+            raise
+        except (ValueError, IndexError, UnicodeDecodeError) as error:
+            self.reset()
+            raise nats.errors.ProtocolError from error
+        if consumed < len(data):
+            self._chunks.append(data[consumed:])
+            self._have = len(data) - consumed
+            self._need = need
+
+    async def _walk(self, data: bytes) -> tuple[int, int]:
+        """Dispatch the messages in `data`: (bytes consumed, bytes needed from there before it is worth trying again)."""
+        position, end = 0, len(data)
+        find, handlers = data.find, self.handlers
+        while position < end:
+            line_end = find(_CRLF, position)
+            if line_end < 0:
+                if end - position > CONTROL_LINE_BYTES_MAX:
+                    raise nats.errors.ProtocolError
+                return position, 0
+            first = data[position]
+            if first == 0x48:  # HMSG <subject> <sid> [reply] <header bytes> <total bytes>
+                words = data[position:line_end].split()
+                header_bytes, total = int(words[-2]), int(words[-1])
+            elif first == 0x4D:  # MSG <subject> <sid> [reply] <bytes>
+                words = data[position:line_end].split()
+                header_bytes, total = 0, int(words[-1])
+            else:
+                await self._control(data[position:line_end])
+                position = line_end + 2
+                continue
+            body = line_end + 2
+            stop = body + total
+            if stop + 2 > end:
+                return position, stop + 2 - position
+            if not 0 <= header_bytes <= total or data[stop : stop + 2] != _CRLF:
+                raise nats.errors.ProtocolError
+            words_without_reply = 5 if header_bytes or first == 0x48 else 4
+            reply = words[3] if len(words) == words_without_reply + 1 else b""
+            if not words_without_reply <= len(words) <= words_without_reply + 1:
+                raise nats.errors.ProtocolError
+            middle = body + header_bytes
+            handler = handlers.get(words[2])
+            if handler is None:
+                headers = data[body:middle] if header_bytes else None
+                await self._sink._process_msg(int(words[2]), words[1], reply, data[middle:stop], headers)  # type: ignore[arg-type]
+            else:
+                try:
+                    handler(words[1], reply, data[body:middle], data[middle:stop])
+                except Exception:
+                    # An exception here would end nats-py's read loop for good, without a reconnect.
+                    self.faults += 1
+                    _log.exception("subscription handler failed", subject_kind=words[1].split(b".", 1)[0].decode("ascii", "replace"))
+            position = stop + 2
+        return position, 0
+
+    async def _control(self, line: bytes) -> None:
+        word = line[:5].upper()
+        if word.startswith(b"PING"):
+            await self._sink._process_ping()
+        elif word.startswith(b"PONG"):
+            await self._sink._process_pong()
+        elif word.startswith(b"+OK"):
+            return
+        elif word == b"INFO ":
+            await self._sink._process_info(json.loads(line[5:]))
+        elif word.startswith(b"-ERR"):
+            await self._sink._process_err(line[4:].strip().decode("utf-8", "replace").lower())
+        else:
+            raise nats.errors.ProtocolError
+
+
+def header(headers: bytes, name: bytes) -> bytes | None:
+    """The first value of `name` (exact case) in a raw header block, or None. No dict is built."""
+    start = headers.find(b"\r\n" + name + b":")
+    if start < 0:
+        return None
+    start += len(name) + 3
+    return headers[start : headers.index(_CRLF, start)].strip()
+
+
+def status(headers: bytes) -> int:
+    """The status in a raw header block (404, 408, 503 …), 0 when it has none."""
+    if len(headers) < 12 or headers[8:9] != b" ":
+        return 0
+    word = headers[9:12]
+    return int(word) if word.isdigit() else 0
+
+
+def description(headers: bytes) -> str:
+    """The words after the status."""
+    return headers[12 : headers.find(_CRLF)].strip().decode("utf-8", "replace")
+
+
+def header_lines(headers: Mapping[str, str] | None) -> bytes:
+    """`headers` as raw lines.
+
+    Raises:
+        ValueError: a name or value holds a line break: it would smuggle another header.
+    """
+    if not headers:
+        return b""
+    lines = []
+    for name, value in headers.items():
+        if not name or any(c in "\r\n:" or c.isspace() for c in name) or "\r" in value or "\n" in value:
+            raise ValueError(f"a header may not hold line breaks, nor its name a colon or blank: {name!r}")
+        lines.append(f"{name}: {value}\r\n")
+    return "".join(lines).encode()
+
+
+def encode_publish(subject: bytes, reply: bytes, lines: bytes, payload: bytes) -> bytes:
+    """One PUB or HPUB as bytes. `lines` are raw header lines, each ended by CRLF, or empty."""
+    if not lines:
+        return b"PUB %b %b%d\r\n%b\r\n" % (subject, reply + b" " if reply else b"", len(payload), payload)
+    header_bytes = len(lines) + 12
+    return b"HPUB %b %b%d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
+        subject,
+        reply + b" " if reply else b"",
+        header_bytes,
+        header_bytes + len(payload),
+        lines,
+        payload,
+    )
