@@ -1,0 +1,143 @@
+"""Records: the entries of a user's log, as JSON that operators can read and the gateway forwards undecoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from engine.events import INAPP, Accepted, new_event_id
+
+Kind = Literal["notification", "read", "archive", "recall"]
+
+SKIP_LINE = b"Seamark-Skip: 1\r\n"
+"""Header of a record that is not for the screen: the gateway sends its position, not its body."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class EventPosition(msgspec.Struct):
+    """Where in EVENTS the event of a record is."""
+
+    epoch: str
+    seq: int
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An entry of a log, for those who decode it (projections, tools). Fields are only ever appended."""
+
+    id: str
+    kind: str
+    tenant: str
+    user: str
+    at: datetime
+    type: str | None = None
+    category: str | None = None
+    priority: str | None = None
+    event: EventPosition | None = None
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    plan: dict[str, dict[str, Any]] = {}
+    collapse_key: str | None = None
+    expires_at: datetime | None = None
+    trace: str | None = None
+    ids: list[str] = []
+    up_to: int | None = None
+    device: str | None = None
+
+
+decode_record = msgspec.json.Decoder(Record).decode
+
+
+class NotificationTemplate:
+    """The notification records of one event: all bytes but the user are the same and built once.
+
+    Args:
+        accepted: the event.
+        epoch, seq: its place in EVENTS.
+        stored_at: when EVENTS stored it; the record's time where the event has none, so that a repetition gives equal bytes.
+    """
+
+    __slots__ = ("_after", "_before", "lines")
+
+    def __init__(self, accepted: Accepted, epoch: str, seq: int, stored_at: datetime) -> None:
+        event, at = accepted.event, accepted.at
+        plan = _plan(event.channels)
+        self._before = b'{"id":%b,"kind":"notification","tenant":%b,"user":' % (_encode(event.id), _encode(at.tenant))
+        parts = [
+            b',"type":%b,"category":%b,"priority":"%b","at":%b,"event":{"epoch":"%b","seq":%d},"data":%b,"plan":%b'
+            % (
+                _encode(at.type),
+                _encode(event.category),
+                event.priority.encode(),
+                _encode(event.time or stored_at),
+                epoch.encode(),
+                seq,
+                _one_line(bytes(event.data)),
+                plan,
+            )
+        ]
+        if event.collapse_key is not None:
+            parts.append(b',"collapse_key":%b' % _encode(event.collapse_key))
+        if event.expires_at is not None:
+            parts.append(b',"expires_at":%b' % _encode(event.expires_at))
+        lines = b""
+        if accepted.traceparent:
+            parts.append(b',"trace":"%b"' % accepted.traceparent)
+            lines = b"traceparent: %b\r\n" % accepted.traceparent
+            if accepted.tracestate:
+                lines += b"tracestate: %b\r\n" % accepted.tracestate
+        if event.channels is not None and INAPP not in event.channels:
+            lines += SKIP_LINE
+        self._after = b"".join((*parts, b"}"))
+        self.lines = lines
+
+    def body(self, user: str) -> bytes:
+        """The record of one user."""
+        return self._before + _encode(user) + self._after
+
+
+def _one_line(data: bytes) -> bytes:
+    """`data` without raw line breaks: a record is one line, so that SSE can carry it as it stands."""
+    return msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data
+
+
+_DEFAULT_PLAN = _encode({INAPP: {"when": "now", "why": "default"}})
+
+
+def _plan(channels: list[str] | None) -> bytes:
+    """Which channels and why, part of the record so that no side effect has to guess it later."""
+    if channels is None:
+        return _DEFAULT_PLAN
+    return _encode({channel: {"when": "now", "why": "requested"} for channel in channels})
+
+
+def state_record(
+    kind: Literal["read", "archive"],
+    *,
+    tenant: str,
+    user: str,
+    device: str,
+    ids: Sequence[str] = (),
+    up_to: int | None = None,
+    record_id: str | None = None,
+    at: datetime | None = None,
+) -> tuple[str, bytes]:
+    """A `read` or `archive` record: its id and its bytes. Devices converge by replaying it like any other record.
+
+    Args:
+        ids: records it covers, or
+        up_to: the last sequence it covers.
+    """
+    record = Record(
+        id=record_id or new_event_id(),
+        kind=kind,
+        tenant=tenant,
+        user=user,
+        at=at or datetime.now(UTC),
+        ids=list(ids),
+        up_to=up_to,
+        device=device,
+    )
+    return record.id, _encode(record)
