@@ -1,0 +1,87 @@
+"""The dispatcher's mark: a position stored in the very batch it covers, and what to do when a batch was not confirmed.
+
+Event partition `q` ends every batch it appends to LOG-`p` with a message on `mark.<p>.<q>`, which must follow exactly the
+mark this owner knows (`Nats-Expected-Last-Subject-Sequence`). A stale owner's batch is therefore refused whole, and a reader
+of the mark knows what is applied: there is no window in which it must guess.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import msgspec
+
+
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything up to event `seq` is applied in this partition; with `user`, only the users up to that token of event `seq`.
+
+    Args:
+        epoch: incarnation of EVENTS that `seq` belongs to.
+        term: counts owners of the event partition; `owner` is random per acquisition.
+        log_epoch: incarnation of the LOG stream the mark is in.
+    """
+
+    epoch: str
+    seq: int
+    term: int
+    owner: str
+    log_epoch: str
+    user: str | None = None
+
+    @property
+    def next_seq(self) -> int:
+        """The event to read next: the same one again when only some of its users are done."""
+        return self.seq if self.user is not None else self.seq + 1
+
+    def covers(self, seq: int, user_token: str) -> bool:
+        """Is the record of event `seq` for this user applied already?"""
+        return seq < self.seq or (seq == self.seq and (self.user is None or user_token <= self.user))
+
+
+class PlacedMark(NamedTuple):
+    """A mark and the sequence of its message in the LOG; sequence 0 and no mark when there is none."""
+
+    log_seq: int
+    mark: Mark | None
+
+
+NO_MARK = PlacedMark(0, None)
+
+encode_mark = msgspec.json.Encoder().encode
+decode_mark = msgspec.json.Decoder(Mark).decode
+
+
+class Verdict(enum.Enum):
+    """What became of a batch that was refused or not answered."""
+
+    COMMITTED = "committed"
+    SEND_AGAIN = "send again"
+    ASK_AGAIN = "ask again"
+    STEP_DOWN = "step down"
+    CLAIM = "claim"
+    GONE = "gone"
+
+
+def settle(sent: Mark, expected: PlacedMark, found: PlacedMark) -> Verdict:
+    """Judge an unconfirmed batch by the mark its leader shows now.
+
+    Args:
+        sent: the mark that ended the batch.
+        expected: the mark the batch demanded to follow.
+        found: the mark as the leader shows it.
+
+    Returns:
+        COMMITTED: it is stored. SEND_AGAIN: it is not, nothing has changed. ASK_AGAIN: the answer is older than what I
+        know to be stored. STEP_DOWN: a newer owner is at work. CLAIM: an older owner got in before me; claim the mark and
+        go on from what it says. GONE: there is no mark where one was expected; ask for the stream's epoch.
+    """
+    if found.mark is None:
+        return Verdict.SEND_AGAIN if expected.mark is None else Verdict.GONE
+    if found.mark == sent:
+        return Verdict.COMMITTED
+    if found == expected:
+        return Verdict.SEND_AGAIN
+    if found.mark.owner == sent.owner:
+        return Verdict.ASK_AGAIN
+    return Verdict.STEP_DOWN if found.mark.term >= sent.term else Verdict.CLAIM

@@ -1,0 +1,59 @@
+"""Every metric of Seamark, declared in one place. Names say the noun and the unit; labels never hold a user, device or token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_PARTITION = ("stream", "consumer")
+
+
+class PartitionMetrics(NamedTuple):
+    """What one partition reader counts."""
+
+    owned: Gauge
+    stopped: Gauge
+    handled: Counter
+    claims: Counter
+    resets: Counter
+    gaps: Counter
+    step_downs: Counter
+    possibly_trimmed: Counter
+
+
+_PARTITION_METRICS = PartitionMetrics(
+    owned=Gauge("seamark_partition_owned", "1 while this process reads the partition", _PARTITION),
+    stopped=Gauge("seamark_partition_stopped", "1 while the partition waits for an operator", _PARTITION),
+    handled=Counter("seamark_partition_messages", "Messages whose effect and position are stored", _PARTITION),
+    claims=Counter("seamark_partition_claims", "Take-overs begun", _PARTITION),
+    resets=Counter("seamark_partition_resets", "Times the reading head was put back to the position", _PARTITION),
+    gaps=Counter("seamark_partition_gaps", "Holes or restarts seen in the consumer's sequence", _PARTITION),
+    step_downs=Counter("seamark_partition_step_downs", "Times another owner was found", _PARTITION),
+    possibly_trimmed=Counter("seamark_partition_possibly_trimmed", "Resets before the stream's first message", _PARTITION),
+)
+
+
+def partition(stream: str, consumer: str) -> PartitionMetrics:
+    """The metrics of one partition."""
+    return PartitionMetrics(*(metric.labels(stream, consumer) for metric in _PARTITION_METRICS))  # type: ignore[arg-type]
+
+
+dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by outcome", ("outcome",))
+"""outcome: appended, duplicate, dead."""
+
+dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
+append_retries = Counter("seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",))
+append_stalled = Gauge("seamark_dispatcher_append_stalled", "1 while a batch could not be appended for 30 s", ("stream",))
+batch_records = Histogram(
+    "seamark_dispatcher_batch_records", "Records per atomic batch", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+)
+dispatch_delay_seconds = Histogram(
+    "seamark_dispatcher_delay_seconds",
+    "From the moment EVENTS stored an event to the commit of its records (one observation per round, the oldest event)",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
+)
+claims_missed = Counter("seamark_claims_missed", "Claims not written because Redis was away, by fate", ("fate",))
+"""fate: owed (to be written afterwards), lost (the bounded list was full)."""
+
+horizon_restarts = Counter("seamark_claims_horizon_restarts", "Times Redis had lost its claims: the horizon starts anew")

@@ -1,0 +1,382 @@
+"""The one runner of all that consume an ordered partition: dispatcher, job makers, projections, pager.
+
+The broker's consumer is only a reading head. The position lives with the effect, and whoever stores it refuses an old
+reader by compare-and-set; pinning (one active reader, hot standbys) saves work, it does not exclude. Without acks nothing
+is redelivered by itself, so every doubt ends in `CONSUMER.RESET` to the position and a dense read from there.
+Why no acks: after a take-over the broker first hands out what lies beyond the old reader's unacknowledged messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import structlog
+from nats.nuid import NUID
+
+from engine import metrics, wire
+from engine.errors import BrokerError, PartitionStopped, StepDown, Unavailable
+from engine.jetstream import Broker
+from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
+
+_log = structlog.get_logger("seamark.partition")
+
+GROUP = "owner"
+PULL_GRACE_SECONDS = 1.0
+RETRY_SECONDS = 0.25
+STOPPED_RETRY_SECONDS = 10.0
+
+
+class Delivered(NamedTuple):
+    """A message of the partition, in stream order. `time_nanoseconds` is when the stream stored it (Unix time)."""
+
+    subject: bytes
+    seq: int
+    time_nanoseconds: int
+    headers: bytes
+    payload: bytes
+
+
+class Worker(Protocol):
+    """What is done with a partition. It owns the position; the reader only obeys it."""
+
+    async def acquire(self) -> int:
+        """Take the partition over and say the sequence to read next.
+
+        Raises:
+            PartitionStopped: an operator has to decide. BrokerError or OSError: try again.
+        """
+
+    async def position(self) -> int:
+        """The sequence to read next, without taking over."""
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        """Apply a batch; returns when its effect and position are stored. Retries passing failures in place.
+
+        Raises:
+            StepDown: another owner has the partition. PartitionStopped: an operator has to decide.
+        """
+
+
+class Phase(enum.Enum):
+    """Where a reader stands."""
+
+    STANDBY = "standby"
+    CLAIMING = "claiming"
+    READING = "reading"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A partition of a stream and the durable consumer that reads it."""
+
+    stream: str
+    consumer: str
+    subject: str
+
+
+class PartitionReader:
+    """Feeds one partition to its worker in order, from the worker's position, while this process holds the pin.
+
+    Args:
+        source: what is read.
+        worker: what is done with it.
+        pin_timeout_seconds: the consumer's `priority_timeout`: silence of the reader after which a standby gets the pin.
+    """
+
+    def __init__(
+        self, broker: Broker, source: Source, worker: Worker, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS
+    ) -> None:
+        self._broker = broker
+        self._source = source
+        self._worker = worker
+        # A pull with our pin keeps it: pulls must end, and so be renewed, well within the time-out.
+        self._expires_seconds = pin_timeout_seconds / 2
+        self._quiet_seconds = min(QUIET_CHECK_SECONDS, pin_timeout_seconds)
+        self._inbox = f"{broker.settings.inbox_prefix}.{NUID().next().decode()}"
+        self._outstanding = 0
+        self._pin: bytes | None = None
+        self._buffer: list[Delivered] = []
+        self._verified = False
+        self._start_seq = 1
+        self._last_seq = 0
+        self._next_consumer_seq = 1
+        self._doubt = False
+        self._heard_at = self._message_at = self._pulled_at = time.monotonic()
+        self._wake = asyncio.Event()
+        self._log = _log.bind(stream=source.stream, consumer=source.consumer)
+        self._metrics = metrics.partition(source.stream, source.consumer)
+        self.phase = Phase.STANDBY
+
+    # --- deciding and doing ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read for ever; ends by cancellation, and then gives the pin back so that a standby need not wait for it."""
+        broker, source = self._broker, self._source
+        unpinned = f"$JS.EVENT.ADVISORY.CONSUMER.UNPINNED.{source.stream}.{source.consumer}"
+        subscriptions = [
+            broker.subscribe(f"{self._inbox}.*", self._on_message),
+            broker.subscribe(unpinned, self._on_unpinned),
+        ]
+        broker.on_reconnect.append(self._on_reconnect)
+        broker.on_leader_change.append(self._on_leader_change)
+        watch = asyncio.create_task(self._watch(), name=f"watch {source.consumer}")
+        try:
+            self._pull()
+            while True:
+                await self._turn()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            broker.on_reconnect.remove(self._on_reconnect)
+            broker.on_leader_change.remove(self._on_leader_change)
+            if broker.connected:
+                for subscription in subscriptions:
+                    subscription.unsubscribe()
+            await self._give_back()
+
+    async def _turn(self) -> None:
+        """One decision: the most urgent thing is done."""
+        try:
+            if self.phase is Phase.STOPPED:
+                await self._wait_for_repair()
+            elif self.phase is Phase.CLAIMING:
+                await self._claim()
+            elif self.phase is Phase.READING and self._doubt and not (self._buffer and self._verified):
+                await self._reset(self._last_seq + 1 if self._verified else self._start_seq)
+            elif self.phase is Phase.READING and self._buffer:
+                await (self._handle() if self._verified else self._verify_first())
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+        except StepDown as error:
+            self._log.info("stepping down", why=str(error))
+            self._metrics.step_downs.inc()
+            self._to_standby()
+        except PartitionStopped as error:
+            self._stop(error)
+        except (BrokerError, OSError, TimeoutError) as error:
+            self._log.warning("interrupted, trying again", error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _claim(self) -> None:
+        self._metrics.claims.inc()
+        pin = self._pin
+        next_seq = await self._worker.acquire()
+        if self.phase is Phase.CLAIMING and self._pin == pin:
+            self._metrics.owned.set(1)
+            self._log.info("took over", next_seq=next_seq)
+            await self._reset(next_seq)
+
+    async def _reset(self, next_seq: int) -> None:
+        """Put the reading head to `next_seq`; what comes before consumer sequence 1 belongs to the time before."""
+        self.phase, self._buffer, self._verified = Phase.READING, [], False
+        self._start_seq, self._last_seq, self._next_consumer_seq = next_seq, next_seq - 1, 1
+        self._metrics.resets.inc()
+        # Raised first: if this fails half-way, the next turn comes back here.
+        self._doubt = True
+        source = self._source
+        state = await self._broker.stream(source.stream)
+        if state.messages and state.first_seq > next_seq:
+            self._metrics.possibly_trimmed.inc()
+            self._log.error("messages may have been trimmed unread", next_seq=next_seq, first_seq=state.first_seq)
+        # Before the answer comes, a message with consumer sequence 1 may be there already.
+        self._doubt = False
+        try:
+            await self._broker.api(f"CONSUMER.RESET.{source.stream}.{source.consumer}", {"seq": max(1, next_seq)})
+        except BaseException:
+            self._doubt = True
+            raise
+        self._message_at = time.monotonic()
+        self._pull()
+
+    async def _verify_first(self) -> None:
+        """The first message after a RESET must be the one the leader names: an old message may wear sequence 1, too."""
+        first, start = self._buffer[0].seq, self._start_seq
+        found = await self._broker.leader_next(self._source.stream, self._source.subject, start)
+        if self.phase is not Phase.READING or not self._buffer or self._buffer[0].seq != first:
+            return
+        if found is not None and found.seq == first:
+            self._verified = True
+        else:
+            self._log.warning("the reading head is not where it was put", wanted=found and found.seq, got=first)
+            self._doubt = True
+
+    async def _handle(self) -> None:
+        batch, self._buffer = self._buffer, []
+        try:
+            await self._worker.handle(batch)
+        except (BrokerError, OSError, TimeoutError):
+            # What of the batch is applied only the stored position knows.
+            if self.phase is Phase.READING:
+                self.phase = Phase.CLAIMING
+            raise
+        self._metrics.handled.inc(len(batch))
+        self._pull()
+
+    def _to_standby(self) -> None:
+        self.phase, self._pin, self._doubt = Phase.STANDBY, None, False
+        self._buffer, self._verified = [], False
+        self._message_at = time.monotonic()
+        self._metrics.owned.set(0)
+        self._pull()
+
+    def _stop(self, error: PartitionStopped) -> None:
+        if self.phase is not Phase.STOPPED:
+            self._log.error("partition stopped until it is repaired", why=error.detail, remedy=error.remedy)
+        self.phase, self._pin, self._buffer = Phase.STOPPED, None, []
+        self._metrics.stopped.set(1)
+        self._metrics.owned.set(0)
+        self._wake.set()
+
+    async def _wait_for_repair(self) -> None:
+        await asyncio.sleep(STOPPED_RETRY_SECONDS)
+        await self._worker.position()
+        self._log.info("partition goes on after a repair")
+        self._metrics.stopped.set(0)
+        self._outstanding = 0
+        self._to_standby()
+
+    # --- what the broker sends ---------------------------------------------------------------------------------------
+
+    def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        self._heard_at = time.monotonic()
+        if not reply:
+            self._on_status(headers)
+            return
+        self._message_at = self._heard_at
+        self._outstanding -= 1
+        if self._pin is None or headers.find(self._pin) < 0:
+            self._on_new_pin(headers)
+            return
+        if self.phase is not Phase.READING or self._doubt:
+            return
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<stored at>.<pending>
+        _, word, consumer_seq, stored_at, _ = reply.rsplit(b".", 4)
+        seq = int(word)
+        if int(consumer_seq) != self._next_consumer_seq or seq <= self._last_seq:
+            if self._next_consumer_seq > 1:
+                self._metrics.gaps.inc()
+                self._suspect()
+            return
+        self._next_consumer_seq += 1
+        self._last_seq = seq
+        self._buffer.append(Delivered(subject, seq, int(stored_at), headers, payload))
+        self._wake.set()
+        if self._outstanding <= PULL_BATCH // 2:
+            self._pull()
+
+    def _on_new_pin(self, headers: bytes) -> None:
+        """The broker chose this reader anew: whatever it read under an older pin is void."""
+        pin = wire.header(headers, b"Nats-Pin-Id")
+        if pin is None or self.phase is Phase.STOPPED:
+            return
+        self._pin, self.phase, self._doubt = pin, Phase.CLAIMING, False
+        self._buffer, self._verified = [], False
+        self._wake.set()
+
+    def _on_status(self, headers: bytes) -> None:
+        """A pull ended: 408 when its time is over, 423 when another reader has the pin, 409 when the consumer moved."""
+        pending = wire.header(headers, b"Nats-Pending-Messages")
+        self._outstanding = max(0, self._outstanding - int(pending)) if pending else 0
+        code = wire.status(headers)
+        if code == 423:
+            if self.phase is not Phase.STOPPED:
+                self._to_standby()
+        elif code == 408:
+            self._pull()
+        else:
+            # 409, 503: no consumer or no leader just now. The watch pulls again; asking at once would be a hot loop.
+            self._suspect()
+
+    def _pull(self) -> None:
+        """Keep one to two batches on order, none while two are buffered: then to lose the pin is normal."""
+        if self.phase in (Phase.CLAIMING, Phase.STOPPED) or not self._broker.connected:
+            return
+        batch = PULL_BATCH if self._pin else 1
+        if self._outstanding + len(self._buffer) > PULL_BATCH * (BUFFERED_PULLS_MAX - 1) or (batch == 1 and self._outstanding):
+            return
+        body: dict[str, Any] = {"batch": batch, "expires": int(self._expires_seconds * 1e9), "group": GROUP}
+        if self._pin:
+            body["id"] = self._pin.decode()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._source.stream}.{self._source.consumer}"
+        try:
+            self._broker.publish(subject, msgspec.json.encode(body), reply=f"{self._inbox}.1")
+        except Unavailable:
+            return  # the watch tries again
+        self._outstanding += batch
+        self._pulled_at = time.monotonic()
+
+    def _suspect(self) -> None:
+        """Something may have been missed: read again from the position."""
+        if self.phase is Phase.READING:
+            self._doubt = True
+            self._wake.set()
+
+    def _on_reconnect(self) -> None:
+        self._outstanding = 0
+        self._suspect()
+        self._pull()
+
+    def _on_leader_change(self, stream: str, consumer: str) -> None:
+        if stream == self._source.stream and consumer in ("", self._source.consumer):
+            self._outstanding = 0
+            self._suspect()
+            self._pull()
+
+    def _on_unpinned(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        self._message_at = 0.0
+
+    # --- silence -----------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Silence may mean that there is nothing, or that the reading head is past what nobody has applied."""
+        while True:
+            await asyncio.sleep(self._quiet_seconds / 4)
+            now = time.monotonic()
+            if self._outstanding and now - max(self._heard_at, self._pulled_at) > self._expires_seconds + PULL_GRACE_SECONDS:
+                self._log.warning("a pull went unanswered")
+                self._outstanding = 0
+                self._suspect()
+            try:
+                self._pull()
+                if now - self._message_at >= self._quiet_seconds:
+                    await self._ask_leader()
+                    self._message_at = max(self._message_at, now)
+            except PartitionStopped as error:
+                self._stop(error)
+            except (BrokerError, OSError, TimeoutError) as error:
+                self._log.debug("could not ask the leader", error=type(error).__name__)
+
+    async def _ask_leader(self) -> None:
+        """Is there a message that should have come? Then the reading head is wrong."""
+        if self.phase is Phase.READING and not self._buffer and not self._doubt:
+            last = self._last_seq
+            found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
+            if found is not None and self._last_seq == last:
+                self._suspect()
+        elif self.phase is Phase.STANDBY and not await self._is_pinned():
+            next_seq = await self._worker.position()
+            if await self._broker.leader_next(self._source.stream, self._source.subject, next_seq) is not None:
+                self._log.info("nobody reads what waits: putting the reading head back", next_seq=next_seq)
+                reset = f"CONSUMER.RESET.{self._source.stream}.{self._source.consumer}"
+                await self._broker.api(reset, {"seq": max(1, next_seq)})
+
+    async def _is_pinned(self) -> bool:
+        info = await self._broker.api(f"CONSUMER.INFO.{self._source.stream}.{self._source.consumer}")
+        return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
+
+    async def _give_back(self) -> None:
+        """Let a standby go on at once; whoever is killed instead costs it the pin's time-out."""
+        if self._pin is None or not self._broker.connected:
+            return
+        try:
+            unpin = f"CONSUMER.UNPIN.{self._source.stream}.{self._source.consumer}"
+            await self._broker.api(unpin, {"group": GROUP}, timeout_seconds=1.0)
+        except BrokerError as error:
+            self._log.debug("could not give the pin back", error=type(error).__name__)
