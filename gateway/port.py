@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engine.cursor import Cursor
 
@@ -41,16 +41,6 @@ class Ask(Enum):
     PAGE = "page"  # records by any replica
     NEXT = "next"  # one record by the leader
     STATE = "state"  # state by the leader
-
-
-class Start(Enum):
-    """The type of `START`."""
-
-    START = "start"
-
-
-START: Final = Start.START
-"""Given to `Feed.hello` in place of a cursor: begin with the oldest record kept."""
 
 
 class LogState(NamedTuple):
@@ -103,8 +93,8 @@ class FeedCounters:
 class Port(Protocol):
     """What a feed asks of its owner.
 
-    Every call returns at once. An answer never comes inside the call that asked for it, and every `want_…` is followed
-    by exactly one answer or one `Feed.failed` with the same generation, within a bounded time.
+    Every call returns at once; from inside it nothing of the feed is called but `close`. Every `want_…` is followed by
+    exactly one answer or one `Feed.failed` with the same generation, within a bounded time.
     """
 
     def room(self) -> bool:
