@@ -1,0 +1,44 @@
+"""The Python SDK: publish events, follow a user's log."""
+
+from seamark.client.backoff import Backoff
+from seamark.client.connection import Connection, connect
+from seamark.client.cursorstore import CursorStore, FileCursor, MemoryCursor
+from seamark.client.errors import (
+    ClientError,
+    ConnectionClosed,
+    Forbidden,
+    NotAuthenticated,
+    ProtocolError,
+    PublishFailed,
+    PublishRefused,
+    TooManySessions,
+)
+from seamark.client.items import Live, Now, Record, Reset, State, Unread
+from seamark.client.publisher import Published, Publisher
+from seamark.client.session import Timing
+
+__all__ = [
+    "Backoff",
+    "ClientError",
+    "Connection",
+    "ConnectionClosed",
+    "CursorStore",
+    "FileCursor",
+    "Forbidden",
+    "Live",
+    "MemoryCursor",
+    "NotAuthenticated",
+    "Now",
+    "ProtocolError",
+    "PublishFailed",
+    "PublishRefused",
+    "Published",
+    "Publisher",
+    "Record",
+    "Reset",
+    "State",
+    "Timing",
+    "TooManySessions",
+    "Unread",
+    "connect",
+]

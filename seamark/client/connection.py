@@ -1,0 +1,396 @@
+"""`connect`: one device's way to its user's log, over any number of sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+import aiohttp
+
+from seamark.client.backoff import Backoff
+from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
+from seamark.client.cursorstore import CursorStore, MemoryCursor
+from seamark.client.errors import ConnectionClosed, NotAuthenticated
+from seamark.client.frames import NowFrame, Ready, UnreadFrame
+from seamark.client.items import Item, Live, Now, Record, Reset, State, Unread
+from seamark.client.mailbox import Mailbox
+from seamark.client.progress import Progress
+from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Receiver, Restore
+from seamark.client.session import End, Session, Timing, endpoint
+from seamark.client.token import TokenCallable, TokenSource
+from seamark.client.uplink import Uplink
+
+log = logging.getLogger("seamark.client")
+
+WAITING_RECORDS_MAX: Final = 1024
+WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """The log moved without anything for the app; `live` when it is caught up."""
+
+    cursor: str
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A record or snapshot, with the generation of cursors it belongs to."""
+
+    item: Record | Reset
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What the app was given last."""
+
+    ticket: int
+    cursor: str
+    generation: int
+    automatic: bool
+
+
+class Connection:
+    """A device's connection to its user's log: an async iterator of records that outlives its sessions.
+
+    Iterating yields `Record`s in log order, each once; `events()` yields also `Reset`, `Live`, `Unread` and `Now`.
+    A record is done when the app asks for the next one (`auto_ack=False`: when it calls `record.ack()`). Done records
+    are stored and acknowledged, so an app that dies in the middle of one gets it again: at least once. Leaving the
+    loop does not count as done: call `ack()` first if it is.
+
+    ```python
+    async with connect("https://notify.example.com", token=fetch_token, device="kitchen") as records:
+        async for record in records:
+            print(record.seq, record.type, record.data)
+    ```
+
+    Args:
+        url: the gateway's address.
+        token: the user's JWT, or a callable (plain or async) that gives a fresh one; with a callable the session is
+            kept beyond the token's expiry, and a refused token is replaced once.
+        device: the device's name, stable over restarts: the gateway remembers what it acknowledged. Random if absent.
+        cursor: where to begin if the store has no cursor: one the app kept itself, or "start" for the oldest kept
+            record. Without any the gateway decides: it knows the device, or answers with a reset.
+        store: where done cursors are kept; in memory if absent.
+        auto_ack: asking for the next record says that the last one is done. False: `record.ack()` says it.
+        on_reset: called (and awaited, if it gives an awaitable) with each `Reset`, in its place among the records.
+        on_state: called with each new `State`.
+        backoff: waits between attempts; 0.5 s doubling to 30 s with full jitter if absent.
+        timing: deadlines.
+        http: an aiohttp session to use; the app closes it.
+
+    Raises:
+        ValueError: `url` is not an address.
+        NotAuthenticated, Forbidden, TooManySessions, ProtocolError, and whatever the store raises: while iterating,
+            after what had arrived before. Everything else is retried for ever, with full jitter.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | TokenCallable,
+        device: str | None = None,
+        cursor: str | None = None,
+        store: CursorStore | None = None,
+        auto_ack: bool = True,
+        on_reset: Callable[[Reset], object] | None = None,
+        on_state: Callable[[State], object] | None = None,
+        backoff: Backoff | None = None,
+        timing: Timing | None = None,
+        http: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self.device = device or f"python-{secrets.token_hex(4)}"
+        self.state = State.NEW
+        self.unread: Unread | None = None
+        self.session_id: str | None = None
+        self.reconnects = 0
+        """Sessions that ended and were followed, or tried to be followed, by another."""
+        self.last_end: End | None = None
+        self._url = endpoint(url)
+        self._given_cursor = cursor
+        self._store = store or MemoryCursor()
+        self._token = TokenSource(token)
+        self._auto_ack = auto_ack
+        self._on_reset, self._on_state = on_reset, on_state
+        self._backoff = backoff or Backoff()
+        self._timing = timing or Timing()
+        self._http, self._own_http = http, http is None
+        self._mailbox: Mailbox[_Arrival | _Position | Unread | Now] = Mailbox(WAITING_RECORDS_MAX, WAITING_BYTES_MAX)
+        self._progress = Progress()
+        self._receiver = Receiver()
+        self._uplink = Uplink(self._token, self._timing)
+        self._taken: _Taken | None = None
+        self._save_due = asyncio.Event()
+        self._saved: str | None = None
+        self._session: Session | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
+        self._closed = False
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to connect. Called by `async with` and by the first iteration.
+
+        Raises:
+            InvalidCursor: the cursor given or stored is none. Whatever the store raises.
+        """
+        if self._closed:
+            raise ConnectionClosed
+        if self._started:
+            return
+        self._started = True
+        stored = await self._store.load()
+        self._receiver = Receiver(self._given_cursor if stored is None else stored)
+        if self._http is None:
+            self._http = aiohttp.ClientSession()
+        self._tasks = [
+            asyncio.create_task(self._keep_connected(), name="seamark-connection"),
+            asyncio.create_task(self._keep_stored(), name="seamark-cursor"),
+        ]
+
+    async def close(self) -> None:
+        """End the connection. What is done is stored when this returns, and acknowledged if a session stood."""
+        if self._closed:
+            return
+        self._closed = True
+        self._set_state(State.CLOSED)
+        await self._uplink.flush_ack()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._mailbox.end()
+        try:
+            if self._started:
+                await self._save()
+        finally:
+            if self._own_http and self._http is not None:
+                await self._http.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- what the app gets ---------------------------------------------------------------------------------------------
+
+    @property
+    def cursor(self) -> str | None:
+        """The cursor that is (or is about to be) stored: everything up to it is done."""
+        return self._progress.cursor
+
+    @property
+    def position(self) -> str | None:
+        """Where the next session resumes: behind everything received, done or not."""
+        held = self._receiver.position
+        return None if held is None else str(held)
+
+    def __aiter__(self) -> AsyncIterator[Record]:
+        return self
+
+    async def __anext__(self) -> Record:
+        while True:
+            item = await self._next()
+            if isinstance(item, Record):
+                return item
+
+    async def events(self) -> AsyncIterator[Item]:
+        """Everything in order: `Record`, `Reset`, `Live`, `Unread`, `Now`."""
+        while True:
+            try:
+                item = await self._next()
+            except StopAsyncIteration:
+                return
+            yield item
+
+    async def _next(self) -> Item:
+        await self.start()
+        if self._taken is not None and self._taken.automatic:
+            self._done(self._taken)
+        while True:
+            item = await self._mailbox.get()
+            if isinstance(item, _Arrival):
+                return await self._take(item)
+            if isinstance(item, _Position):
+                self._progress.passed(item.cursor)
+                self._save_due.set()
+                if not item.live:
+                    continue
+                return Live(item.cursor)
+            return item
+
+    async def _take(self, arrival: _Arrival) -> Record | Reset:
+        item = arrival.item
+        # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
+        automatic = self._auto_ack or isinstance(item, Reset)
+        taken = _Taken(self._progress.taken(item.cursor), item.cursor, arrival.generation, automatic)
+        self._taken = taken
+        if isinstance(item, Record):
+            item.bind(lambda: self._done(taken))
+        elif self._on_reset is not None:
+            result = self._on_reset(item)
+            if inspect.isawaitable(result):
+                await result
+        return item
+
+    def _done(self, taken: _Taken) -> None:
+        if self._progress.done(taken.ticket, taken.cursor):
+            self._save_due.set()
+            self._uplink.ack(taken.generation, taken.cursor)
+
+    # -- what the app says ---------------------------------------------------------------------------------------------
+
+    async def read(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        up_to: str | None = None,
+        all: bool = False,  # noqa: A002 - the word of the protocol
+    ) -> None:
+        """Mark as read: these ids, or everything up to a cursor, or everything received so far.
+
+        The mark is a record of the log: it comes back to every device of the user, this one too, and that is its
+        confirmation. Without a session it waits for the next one.
+
+        Raises:
+            ClientError: more than 1000 ids at a time. ConnectionClosed: the connection is closed.
+            ValueError: not exactly one of the three was given.
+        """
+        if self._closed:
+            raise ConnectionClosed
+        if (ids is not None) + (up_to is not None) + all != 1:
+            raise ValueError("give exactly one of ids, up_to and all=True")
+        if ids is not None:
+            await self._uplink.read_ids(ids)
+            return
+        # "All" is fixed here: sent after a reconnect it would cover records that the user has not seen.
+        cursor = up_to if up_to is not None else self.position
+        if cursor is not None:
+            await self._uplink.read_up_to(cursor)
+
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    async def _keep_connected(self) -> None:
+        try:
+            while True:
+                self._set_state(State.CONNECTING)
+                end = await self._one_session()
+                self._uplink.ended()
+                self.last_end = end
+                delay = self._after(end)
+                self.reconnects += 1
+                log.info("connection ended (%d %s); next attempt in %.2f s", end.code, end.reason, delay)
+                self._set_state(State.WAITING)
+                await asyncio.sleep(delay)
+        except Exception as error:
+            # The app learns it where it waits: in its loop.
+            self._set_state(State.CLOSED)
+            self._mailbox.end(error)
+
+    async def _one_session(self) -> End:
+        assert self._http is not None
+        try:
+            async with asyncio.timeout(self._timing.connect_seconds):
+                token = await self._token.next()
+        except NotAuthenticated:
+            raise
+        except Exception as failed:
+            # The app's token service is as likely to be away for a moment as the gateway is.
+            return End(1006, f"no token: {str(failed) or type(failed).__name__}")
+        session = Session(self._receiver, self._handle, self._timing)
+        self._session = session
+        tending = [self._uplink.tend_acks(), self._uplink.tend_token()]
+        return await session.run(self._http, self._url, token, self.device, tending)
+
+    def _after(self, end: End) -> float:
+        """How long to wait after `end`; raises where there is nothing to wait for."""
+        match verdict(end.code):
+            case Verdict.STOP:
+                raise error_of(end.code, end.reason)
+            case Verdict.RENEW:
+                if not self._token.renewable:
+                    raise error_of(end.code, end.reason)
+                self._token.refused()
+        delay = self._backoff.next_seconds()
+        asked = end.retry_after_seconds
+        if asked is None and end.code == TOO_MANY:
+            asked = TOO_MANY_SECONDS
+        # What the gateway asks for is spread already: a little of ours on top, never less.
+        return delay if asked is None else asked + min(delay, 1.0)
+
+    async def _handle(self, outcome: Outcome) -> None:
+        match outcome:
+            case Deliver(frame):
+                raw = bytes(frame.record)
+                record = Record(frame.seq, frame.prev, frame.cursor, raw)
+                await self._mailbox.put(_Arrival(record, self._uplink.generation), len(raw))
+            case Advance(cursor, live):
+                if live:
+                    self._backoff.succeeded()
+                    self._set_state(State.LIVE)
+                await self._mailbox.put(_Position(cursor, live))
+            case Joined(frame):
+                await self._joined(frame)
+            case Restore(frame):
+                self._uplink.reset()
+                await self._stands()
+                count = frame.unread.count if frame.unread else None
+                reset = Reset(frame.reason, frame.cursor, count, frame.inbox, frame.stale)
+                await self._mailbox.put(_Arrival(reset, self._uplink.generation))
+            case Notice(UnreadFrame() as frame):
+                self.unread = Unread(frame.count, frame.as_of, frame.stale)
+                await self._mailbox.put(self.unread)
+            case Notice(NowFrame() as frame):
+                await self._mailbox.put(Now(frame.type, frame.data))
+            case _:
+                pass
+
+    async def _joined(self, frame: Ready) -> None:
+        self._token.accepted()
+        self.session_id = frame.session
+        self._set_state(State.CATCHING_UP)
+        if frame.unread is not None:
+            self.unread = Unread(frame.unread.count, frame.unread.as_of, frame.unread.stale)
+            await self._mailbox.put(self.unread)
+        if frame.resumed:
+            await self._stands()
+
+    async def _stands(self) -> None:
+        assert self._session is not None
+        await self._uplink.stands(self._session)
+
+    async def _keep_stored(self) -> None:
+        try:
+            while True:
+                await self._save_due.wait()
+                self._save_due.clear()
+                await self._save()
+        except Exception as error:
+            # An app that believes its cursor is stored when it is not would lose its place: tell it in its loop.
+            self._mailbox.end(error)
+
+    async def _save(self) -> None:
+        cursor = self._progress.cursor
+        if cursor is not None and cursor != self._saved:
+            await self._store.save(cursor)
+            self._saved = cursor
+
+    def _set_state(self, state: State) -> None:
+        if state is not self.state and (not self._closed or state is State.CLOSED):
+            self.state = state
+            if self._on_state is not None:
+                self._on_state(state)
+
+
+connect: Final = Connection
+"""Follow a user's log as one of the user's devices: see `Connection`."""

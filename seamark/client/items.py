@@ -1,0 +1,122 @@
+"""What a connection yields: records of the log, and what happens beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+
+class State(Enum):
+    """Where a connection is."""
+
+    NEW = "new"
+    CONNECTING = "connecting"
+    CATCHING_UP = "catching up"
+    LIVE = "live"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One entry of the user's log.
+
+    Attributes:
+        seq: its sequence in the log's stream.
+        prev: the sequence of the position before it; nothing of this log lies between.
+        cursor: where the device stands after this record; opaque, store it whole.
+        raw: the record's JSON bytes, as stored.
+    """
+
+    seq: int
+    prev: int
+    cursor: str
+    raw: bytes
+    _ack: Callable[[], None] | None = field(default=None, repr=False)
+    _body: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record as a dictionary, decoded on first use."""
+        if self._body is None:
+            self._body = msgspec.json.decode(self.raw, type=dict[str, Any])
+        return self._body
+
+    @property
+    def id(self) -> str:
+        """The record's id; for a notification the id of its event."""
+        return str(self.record.get("id", ""))
+
+    @property
+    def kind(self) -> str:
+        """`notification`, `read`, `archive`, `recall`, or one that a newer version added."""
+        return str(self.record.get("kind", ""))
+
+    @property
+    def type(self) -> str:
+        """The event's type, for example `demo.hello`; empty for records that no event caused."""
+        return str(self.record.get("type") or "")
+
+    @property
+    def data(self) -> Any:
+        """The event's payload."""
+        return self.record.get("data")
+
+    def bind(self, ack: Callable[[], None]) -> None:
+        """Say what `ack()` does; the connection that yields the record calls this."""
+        self._ack = ack
+
+    def ack(self) -> None:
+        """This record and all before it are handled: they may be stored and acknowledged. Twice is harmless."""
+        if self._ack is not None:
+            self._ack()
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The log could not be continued from the device's cursor: replace what the app holds by this snapshot.
+
+    Attributes:
+        reason: `new`, `epoch`, `future` or `trimmed`.
+        cursor: where the snapshot stands; the records that follow go on from there.
+        unread: the count at the snapshot, None if the gateway has none.
+        inbox: the snapshot's rows, newest as the gateway orders them; empty if it has none.
+        stale: the snapshot may be older than the oldest kept record.
+    """
+
+    reason: str
+    cursor: str
+    unread: int | None
+    inbox: list[dict[str, Any]]
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Every record stored up to `cursor` has been yielded."""
+
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """The unread count, absolute; `stale` when it may be old."""
+
+    count: int
+    as_of: str | int | None
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """An `at_most_once` event: typing, presence. It is in no log and moves no cursor."""
+
+    type: str
+    data: Any
+
+
+Item = Record | Reset | Live | Unread | Now
