@@ -57,3 +57,23 @@ claims_missed = Counter("seamark_claims_missed", "Claims not written because Red
 """fate: owed (to be written afterwards), lost (the bounded list was full)."""
 
 horizon_restarts = Counter("seamark_claims_horizon_restarts", "Times Redis had lost its claims: the horizon starts anew")
+
+gateway_sessions = Gauge("seamark_gateway_sessions", "Open sessions, by carrier", ("carrier",))
+"""carrier: ws, sse, poll."""
+
+gateway_joins = Counter("seamark_gateway_joins", "Logs joined, by result", ("result",))
+"""result: resumed, or the reason of a reset: new, epoch, future, trimmed."""
+
+gateway_closed = Counter("seamark_gateway_closed_sessions", "Sessions ended, by close code", ("code",))
+gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not accepted, by reason", ("reason",))
+gateway_refused_handshakes = Counter("seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",))
+"""reason: origin, full, draining, rate."""
+
+gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))
+"""fate: stored, dropped (the broker was away for too long)."""
+
+gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
+"""outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
+
+gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
+"""how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed."""
