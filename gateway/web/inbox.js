@@ -1,0 +1,279 @@
+/** The inbox page of the dev profile: a small fold of one user's log, drawn. */
+
+import { Seamark } from "/seamark.js";
+
+const KEPT = 2_000; // notifications remembered; a page that stays open for weeks must not grow
+const SHOWN = 200;
+const HAPPENED = 8;
+
+const $ = (id) => document.getElementById(id);
+const user = new URLSearchParams(location.search).get("user") || "alice";
+
+/** What the log says, folded: the same rules on every device give the same inbox. */
+class Inbox {
+  notifications = new Map(); // id → {id, seq, record, read}
+  #readIds = new Set(); // marks for records not seen (yet): a snapshot may lie between
+  #readUpTo = 0;
+
+  clear(rows = []) {
+    this.notifications.clear();
+    this.#readIds.clear();
+    this.#readUpTo = 0;
+    for (const row of rows) this.#add(row.seq ?? 0, row, row.read === true || row.read_at != null);
+  }
+
+  /** Apply one record; gives the notification if it added one. */
+  apply(seq, record) {
+    if (record.kind === "read") return this.#read(record);
+    if (record.kind === "recall" || record.kind === "archive") return this.#remove(record);
+    return record.kind === "notification" ? this.#add(seq, record, false) : null;
+  }
+
+  get unread() {
+    let count = 0;
+    for (const one of this.notifications.values()) count += !one.read;
+    return count;
+  }
+
+  #add(seq, record, read) {
+    if (record.collapse_key) {
+      for (const [id, one] of this.notifications) {
+        if (one.record.collapse_key === record.collapse_key) this.notifications.delete(id);
+      }
+    }
+    const one = { id: record.id, seq, record, read: read || seq <= this.#readUpTo || this.#readIds.has(record.id) };
+    this.notifications.set(record.id, one);
+    if (this.notifications.size > KEPT) this.notifications.delete(this.notifications.keys().next().value);
+    return one;
+  }
+
+  #read({ ids = [], up_to: upTo }) {
+    for (const id of ids) {
+      const one = this.notifications.get(id);
+      if (one) one.read = true;
+      else if (this.#readIds.size < KEPT) this.#readIds.add(id);
+    }
+    if (upTo) {
+      this.#readUpTo = Math.max(this.#readUpTo, upTo);
+      for (const one of this.notifications.values()) if (one.seq <= upTo) one.read = true;
+    }
+    return null;
+  }
+
+  #remove({ ids = [], up_to: upTo }) {
+    for (const id of ids) this.notifications.delete(id);
+    if (upTo) for (const [id, one] of this.notifications) if (one.seq <= upTo) this.notifications.delete(id);
+    return null;
+  }
+}
+
+const inbox = new Inbox();
+let received = 0;
+let apiKey = null;
+let drawing = false;
+let waitingUntil = 0;
+
+async function session() {
+  const response = await fetch(`/dev/session?user=${encodeURIComponent(user)}`, { cache: "no-store" });
+  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).detail ?? `answered with ${response.status}`);
+  const { token, api_key: key } = await response.json();
+  apiKey = key;
+  return token;
+}
+
+const seamark = new Seamark({ token: session, cursor: "start", storage: false });
+window.seamark = seamark; // for the console
+
+// --- drawing --------------------------------------------------------------------------------------------------------
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") made.className = value;
+    else if (value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+/** Draws soon, once for many records. A timer, not a frame callback: those stand still in a tab behind. */
+function draw() {
+  if (drawing) return;
+  drawing = true;
+  setTimeout(() => { drawing = false; drawNow(); }, 16);
+}
+
+function drawNow() {
+  const all = [...inbox.notifications.values()].sort((a, b) => b.seq - a.seq);
+  drawList(all.slice(0, SHOWN));
+  $("older").hidden = all.length <= SHOWN;
+  $("older").textContent = `and ${all.length - SHOWN} older`;
+  $("empty").hidden = all.length > 0 || seamark.state !== "live";
+  const counted = seamark.unread && !seamark.unread.stale ? seamark.unread.count : inbox.unread;
+  $("badge").hidden = counted === 0;
+  $("badge").textContent = counted > 999 ? "999+" : counted;
+  $("badge").setAttribute("aria-label", `${counted} unread`);
+  $("read-all").disabled = inbox.unread === 0;
+  document.title = `${counted ? `(${counted}) ` : ""}Inbox · Seamark`;
+  $("cursor").textContent = seamark.cursor ?? "none yet";
+  $("received").textContent = received;
+}
+
+/** Keeps the items that are there, so that focus and selection stay where they are. */
+function drawList(shown) {
+  const list = $("list");
+  const held = new Map([...list.children].map((item) => [item.dataset.id, item]));
+  let before = list.firstElementChild;
+  for (const one of shown) {
+    let item = held.get(one.id);
+    held.delete(one.id);
+    if (item && item.one !== one) {
+      const fresh = draft(one);
+      item.replaceWith(fresh);
+      if (before === item) before = fresh;
+      item = fresh;
+    }
+    item ??= draft(one);
+    if (item === before) before = before.nextElementSibling;
+    else list.insertBefore(item, before);
+    if (item.classList.toggle("unread", !one.read) === false) item.querySelector("button.read")?.remove();
+    item.querySelector(".dot").textContent = one.read ? "" : "Unread";
+  }
+  for (const item of held.values()) item.remove();
+}
+
+function titleOf({ data, type }) {
+  const said = data && typeof data === "object" ? data.title ?? data.text ?? data.message : data;
+  return said === undefined || said === null || said === "" ? type : String(said);
+}
+
+function draft(one) {
+  const { record, seq, id } = one;
+  const at = new Date(record.at);
+  const time = element("time", { datetime: record.at, title: at.toLocaleString() }, at.toLocaleTimeString());
+  const read = element("button", { type: "button", class: "read quiet", "aria-label": `Mark read: ${titleOf(record)}` }, "Mark read");
+  read.addEventListener("click", () => seamark.read({ ids: [id] }));
+  const body = typeof record.data === "object" && record.data && typeof record.data.body === "string" ? record.data.body : null;
+  const item = element("li", { "data-id": id, "data-seq": seq, class: "item" },
+    element("span", { class: "dot" }),
+    element("div", { class: "what" },
+      element("h3", {}, titleOf(record)),
+      body && element("p", {}, body),
+      element("p", { class: "meta" }, element("span", { class: "type" }, record.type ?? record.kind), time,
+        element("code", { title: "sequence in the log" }, `#${seq}`),
+        record.priority && record.priority !== "normal" ? element("span", { class: `priority ${record.priority}` }, record.priority) : null),
+    ),
+    read);
+  item.one = one;
+  return item;
+}
+
+const STATES = { "connecting": "Connecting…", "catching-up": "Catching up…", "live": "Live", "closed": "Cut" };
+
+function drawState({ state, reason, retryMs, transport }) {
+  $("state").dataset.state = state;
+  waitingUntil = retryMs === null ? 0 : Date.now() + retryMs;
+  $("state").lastElementChild.textContent = STATES[state] ?? "Reconnecting…";
+  $("state").title = reason;
+  if (transport) $("transport").textContent = transport === "sse" ? "server-sent events" : "WebSocket";
+  else $("transport").textContent = "–";
+  $("cut").disabled = false;
+  $("cut").textContent = state === "closed" ? "Restore connection" : "Cut connection";
+  if (state === "waiting") happened(`${reason}; trying again in ${(retryMs / 1000).toFixed(1)} s`);
+  if (state === "closed") happened(reason);
+  draw();
+}
+
+function happened(text) {
+  const now = new Date();
+  $("happened").prepend(element("li", {}, element("time", { datetime: now.toISOString() }, now.toLocaleTimeString()), ` ${text}`));
+  while ($("happened").children.length > HAPPENED) $("happened").lastElementChild.remove();
+}
+
+function notice(text) {
+  $("notice").hidden = !text;
+  $("notice").textContent = text;
+}
+
+// --- the log --------------------------------------------------------------------------------------------------------
+
+seamark.addEventListener("record", ({ detail: { seq, record } }) => {
+  received += 1;
+  const added = inbox.apply(seq, record);
+  if (added && seamark.state === "live") $("announce").textContent = `New notification: ${titleOf(record)}`;
+  draw();
+});
+seamark.addEventListener("reset", ({ detail: { reason, inbox: rows } }) => {
+  inbox.clear(rows);
+  happened(`reset: ${reason}`);
+  if (reason !== "new") notice(`The log could not be continued (${reason}). What follows is a fresh copy.`);
+  draw();
+});
+seamark.addEventListener("live", ({ detail: { cursor } }) => { happened(`live at ${cursor}`); draw(); });
+seamark.addEventListener("unread", draw);
+seamark.addEventListener("state", ({ detail }) => drawState(detail));
+seamark.addEventListener("error", ({ detail: { code, message, fatal } }) => {
+  if (fatal) notice(`Connection ended: ${message} (${code}).`);
+  else happened(`${code}: ${message}`);
+});
+
+// --- controls -------------------------------------------------------------------------------------------------------
+
+$("cut").addEventListener("click", () => {
+  notice("");
+  if (seamark.running) seamark.close();
+  else seamark.connect();
+});
+$("read-all").addEventListener("click", () => seamark.read({ all: true }));
+$("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText($("command").textContent);
+  $("copy").textContent = "Copied";
+  setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
+});
+$("who").addEventListener("submit", (event) => {
+  event.preventDefault();
+  location.search = new URLSearchParams({ user: $("user").value.trim() });
+});
+
+async function publish(text) {
+  if (!apiKey) await session();
+  const to = $("to").value.split(",").map((one) => one.trim()).filter(Boolean);
+  const response = await fetch("/v1/events", {
+    method: "POST",
+    headers: { Authorization: `Bearer ${apiKey}`, "Content-Type": "application/json", "Idempotency-Key": `page-${crypto.randomUUID()}` },
+    body: JSON.stringify({ to, type: $("type").value.trim(), data: { text } }),
+  });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail ?? `answered with ${response.status}`);
+  return answer.event_id;
+}
+
+async function publishAll(texts) {
+  try {
+    let last = "";
+    for (const text of texts) last = await publish(text);
+    $("published").textContent = texts.length === 1 ? `Stored as ${last}` : `Stored ${texts.length} events`;
+  } catch (error) {
+    $("published").textContent = `Not published: ${error.message}`;
+  }
+}
+
+$("publish").addEventListener("submit", (event) => {
+  event.preventDefault();
+  publishAll([$("text").value]);
+});
+$("five").addEventListener("click", () => {
+  if ($("publish").reportValidity()) publishAll([1, 2, 3, 4, 5].map((number) => `${$("text").value} (${number})`));
+});
+
+setInterval(() => {
+  const left = waitingUntil - Date.now();
+  if (left > 500) $("state").lastElementChild.textContent = `Reconnecting in ${Math.ceil(left / 1000)} s`;
+}, 500);
+
+$("user").value = $("to").value = user;
+$("empty-user").textContent = user;
+$("device").textContent = seamark.device;
+$("command").textContent = `seamark publish --to '${user.replace(/'/g, "'\\''")}' --type demo.hello --data '{"text":"hi"}'`;
+if (/^[\w@.+-]+$/.test(user)) $("command").textContent = `seamark publish --to ${user} --type demo.hello --data '{"text":"hi"}'`;
+seamark.connect();
