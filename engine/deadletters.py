@@ -1,0 +1,43 @@
+"""Dead letters: whole events that cannot be delivered, kept with the reason and their original bytes."""
+
+from __future__ import annotations
+
+from engine import wire
+from engine.errors import ApiError
+from engine.jetstream import WRONG_LAST_SEQUENCE, Broker
+from engine.rounds import Dead
+from engine.subjects import dead_letter_subject
+
+DETAIL_CHARS_MAX = 512
+
+
+async def bury(broker: Broker, dead: Dead, event_partition: int, epoch: str) -> None:
+    """Store a dead letter, once per event however often it is tried: its subject may hold one message only.
+
+    Raises:
+        Unavailable, Unanswered, ApiError: it could not be stored; the event must not be passed over then.
+    """
+    delivered = dead.delivered
+    headers = {
+        "Seamark-Reason": dead.reason,
+        "Seamark-Detail": _header_text(dead.detail),
+        "Seamark-Original": f"{epoch}.{delivered.seq}",
+        "Seamark-Subject": _header_text(delivered.subject.decode("utf-8", "replace")),
+    }
+    for name in (b"traceparent", b"tracestate"):
+        if value := wire.header(delivered.headers, name):
+            headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
+    subject = dead_letter_subject(event_partition, epoch, delivered.seq)
+    try:
+        await broker.append(subject, delivered.payload, headers, expected_last_subject_seq=0)
+    except ApiError as error:
+        if error.err_code != WRONG_LAST_SEQUENCE:
+            raise
+
+
+def _header_text(text: str) -> str:
+    """`text` as one line of printable ASCII: it came from outside and must not smuggle a header."""
+    return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)[:DETAIL_CHARS_MAX]
+
+
+_CONTROLS = {code: " " for code in (*range(32), 127)}

@@ -1,0 +1,267 @@
+"""The dispatcher: turns events into records of their users' logs, each exactly once and in order.
+
+A round takes consecutive events of an event partition `q`: check, claim, append. Foreign partitions are committed first and
+the home partition `p = q` last, so that the home mark is the position of `q`: everything before it is applied everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+
+from engine import deadletters, failpoints, metrics, topology
+from engine.claims import Claim, Claims, ClaimsUnavailable
+from engine.errors import BrokerError, PartitionStopped, TopologyError
+from engine.jetstream import Broker, StreamState
+from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
+from engine.limits import PIN_TIMEOUT_SECONDS
+from engine.partition import Delivered, PartitionReader, Source
+from engine.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+CLAIMS_RETRY_SECONDS = 1.0
+EPOCH_WATCH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """Incarnations of EVENTS and the LOGs as their leaders say, and as recorded when they were made."""
+
+    actual: dict[str, str | None]
+    recorded: dict[str, str]
+
+
+class Dispatcher:
+    """All event partitions in one process; each is worked on while this process holds its pin.
+
+    Args:
+        partitions: as the streams' metadata says; see `read_partitions`.
+    """
+
+    def __init__(
+        self, broker: Broker, claims: Claims, partitions: int, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS
+    ) -> None:
+        self._broker = broker
+        self._claims = claims
+        self._workers = [DispatchWorker(broker, claims, q, partitions) for q in range(partitions)]
+        self.readers = [
+            PartitionReader(
+                broker,
+                Source(EVENTS_STREAM, dispatch_consumer(q), f"ev.{q}.>"),
+                worker,
+                pin_timeout_seconds=pin_timeout_seconds,
+            )
+            for q, worker in enumerate(self._workers)
+        ]
+
+    async def run(self) -> None:
+        """Work until cancelled; the first partition to fail in a way nobody foresaw ends all."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._claims.watch(), name="claims-watch")
+            tasks.create_task(self._watch_epochs(), name="epoch-watch")
+            for q, reader in enumerate(self.readers):
+                tasks.create_task(reader.run(), name=f"dispatch-{q}")
+
+    async def _watch_epochs(self) -> None:
+        """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
+        while True:
+            await asyncio.sleep(EPOCH_WATCH_SECONDS)
+            try:
+                names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
+                actual = {name: (await self._broker.stream(name)).epoch for name in names}
+            except BrokerError as error:
+                _log.debug("epochs could not be read", error=type(error).__name__)
+                continue
+            for worker in self._workers:
+                worker.check_epochs(actual)
+
+
+class DispatchWorker:
+    """One event partition: its position, its ownership, its rounds. A `partition.Worker`."""
+
+    def __init__(self, broker: Broker, claims: Claims, event_partition: int, partitions: int) -> None:
+        self._broker = broker
+        self._claims = claims
+        self._q = event_partition
+        self._partitions = partitions
+        self._ownership = Ownership(0, "", "")
+        self._epochs = Epochs({}, {})
+        self._writers: dict[int, LogWriter] = {}
+        self._changed: str | None = None
+
+    # --- ownership ---------------------------------------------------------------------------------------------------
+
+    async def acquire(self) -> int:
+        """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
+        events = await self._read_epochs()
+        self._changed = None
+        self._writers = {}
+        found = await read_mark(self._broker, self._q, self._q)
+        term = (found.mark.term if found.mark else 0) + 1
+        self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
+        home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
+        return home.mark.next_seq
+
+    async def position(self) -> int:
+        """Where the home mark stands, checked but not claimed."""
+        events = await self._read_epochs()
+        found = await read_mark(self._broker, self._q, self._q)
+        stream = log_stream(self._q)
+        await check_mark(
+            self._broker,
+            self._q,
+            found,
+            events_epoch=_epoch(events),
+            log_epoch=self._epochs.actual[stream] or "",
+            recorded_log_epoch=self._epochs.recorded.get(stream),
+        )
+        return found.mark.next_seq if found.mark else max(1, events.first_seq)
+
+    async def _read_epochs(self) -> StreamState:
+        events = await self._broker.stream(EVENTS_STREAM)
+        home = await self._broker.stream(log_stream(self._q))
+        recorded, _ = await topology.read_epochs(self._broker)
+        self._epochs = Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded or {})
+        if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
+            raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
+        return events
+
+    async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
+        stream = log_stream(partition)
+        if stream not in self._epochs.actual:
+            self._epochs.actual[stream] = _epoch(await self._broker.stream(stream))
+        writer = await LogWriter.claim(
+            self._broker,
+            partition,
+            self._q,
+            self._ownership,
+            log_epoch=self._epochs.actual[stream] or "",
+            recorded_log_epoch=self._epochs.recorded.get(stream),
+            found=await read_mark(self._broker, partition, self._q),
+            start_seq=start_seq,
+        )
+        self._writers[partition] = writer
+        return writer
+
+    def check_epochs(self, actual: dict[str, str | None]) -> None:
+        """Compare with the incarnations this worker began with; a difference stops it at its next round."""
+        for name, epoch in self._epochs.actual.items():
+            if actual.get(name) != epoch:
+                self._changed = name
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        """Append the records of a batch of events, round by round."""
+        for round_ in rounds(batch, self._ownership.events_epoch):
+            if self._changed:
+                raise PartitionStopped(f"{self._changed} changed its incarnation", REPAIR)
+            await self._settle_round(round_)
+
+    async def _settle_round(self, round_: Round) -> None:
+        for dead in round_.dead:
+            await deadletters.bury(self._broker, dead, self._q, self._ownership.events_epoch)
+            _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
+        planned = await self._claim_events(round_.planned)
+        entries = fan_out(planned, self._partitions)
+        home = entries.pop(self._q, [])
+        if entries:
+            await self._append_foreign(entries, round_.last_seq)
+            failpoints.reach("between-foreign-and-home")
+        await self._append(self._q, home, round_.last_seq)
+        self._count(round_, planned, len(home) + sum(map(len, entries.values())))
+
+    async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
+        """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for partition, foreign in entries.items():
+                    tasks.create_task(self._append(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _append(self, partition: int, entries: Sequence[Entry], last_seq: int) -> None:
+        writer = self._writers.get(partition)
+        if writer is None:
+            home = self._writers[self._q].mark
+            writer = await self._claim_writer(partition, start_seq=home.next_seq - 1)
+        for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
+            if batch.messages or partition == self._q:
+                await writer.append(batch.messages, batch.seq, batch.user)
+
+    async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
+        """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""
+        if not planned:
+            return planned
+        epoch = self._ownership.events_epoch
+        claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
+        patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
+        while True:
+            try:
+                ours = await self._claims.take(claims)
+            except ClaimsUnavailable:
+                if not patient:
+                    self._claims.owe(claims)
+                    return planned
+                await asyncio.sleep(CLAIMS_RETRY_SECONDS)
+            else:
+                return [event for event, mine in zip(planned, ours, strict=True) if mine]
+
+    def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
+        events = metrics.dispatched_events
+        events.labels("appended").inc(len(planned))
+        events.labels("duplicate").inc(len(round_.planned) - len(planned))
+        events.labels("dead").inc(len(round_.dead))
+        metrics.dispatched_records.inc(records)
+        metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
+
+
+def _epoch(state: StreamState) -> str:
+    if state.epoch is None:
+        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
+    return state.epoch
+
+
+async def read_partitions(broker: Broker, configured: int | None = None) -> int:
+    """The number of partitions the streams were made for.
+
+    Raises:
+        TopologyError: no topology yet, or this process is configured for another number.
+    """
+    state = await broker.stream(EVENTS_STREAM)
+    if state.partitions is None or state.epoch is None:
+        raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
+    if configured is not None and configured != state.partitions:
+        raise TopologyError(
+            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
+            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
+        )
+    return state.partitions
+
+
+async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
+    """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
+
+    Raises:
+        TopologyError: see `read_partitions`.
+    """
+    count = await read_partitions(broker, partitions)
+    dispatcher = asyncio.create_task(Dispatcher(broker, Claims(redis), count).run(), name="dispatcher")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((dispatcher, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not dispatcher.done():
+        dispatcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await dispatcher
+        return
+    await dispatcher

@@ -1,0 +1,199 @@
+"""Appending to one LOG for one event partition: the chain of marks, held against stale owners and lost answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from engine import failpoints, metrics
+from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
+from engine.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
+from engine.limits import STALL_SECONDS
+from engine.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
+from engine.subjects import log_stream, mark_subject
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+RETRY_SECONDS_MIN = 0.02
+RETRY_SECONDS_MAX = 1.0
+REPAIR = "Stop the dispatchers, then run `seamark topology repair`"
+
+
+class Overtaken(BrokerError):
+    """An older owner wrote between my claim and my batch: read every position again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """One acquisition of an event partition. `events_epoch` is the incarnation of EVENTS its positions belong to."""
+
+    term: int
+    owner: str
+    events_epoch: str
+
+
+async def read_mark(broker: Broker, partition: int, event_partition: int) -> PlacedMark:
+    """The mark of an event partition as the LOG's leader shows it."""
+    stored = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
+    return PlacedMark(stored.seq, decode_mark(stored.payload)) if stored else NO_MARK
+
+
+async def check_mark(
+    broker: Broker, partition: int, placed: PlacedMark, *, events_epoch: str, log_epoch: str, recorded_log_epoch: str | None
+) -> None:
+    """A mark is only a position while both streams are the ones it was written for.
+
+    Raises:
+        PartitionStopped: EVENTS or the LOG is another incarnation, or a LOG that was re-created has no marks.
+    """
+    stream = log_stream(partition)
+    if placed.mark is None:
+        # Marks outlive events: without one nothing that EVENTS still holds was applied, unless the LOG was re-created.
+        if recorded_log_epoch != log_epoch:
+            raise PartitionStopped(f"{stream} was re-created and holds no mark", REPAIR)
+        return
+    if placed.mark.log_epoch != log_epoch:
+        raise PartitionStopped(f"{stream} is another incarnation than its mark says", REPAIR)
+    if placed.mark.epoch != events_epoch:
+        raise PartitionStopped("EVENTS is another incarnation than the marks say", REPAIR)
+
+
+class LogWriter:
+    """Appends batches of one event partition to one LOG, each ended by a mark that must follow the one before.
+
+    Made by `claim`. One batch is in flight at a time.
+    """
+
+    def __init__(
+        self, broker: Broker, partition: int, event_partition: int, ownership: Ownership, log_epoch: str, placed: PlacedMark
+    ) -> None:
+        self._broker = broker
+        self._partition = partition
+        self._subject = mark_subject(partition, event_partition)
+        self._stream = log_stream(partition)
+        self._event_partition = event_partition
+        self._ownership = ownership
+        self._log_epoch = log_epoch
+        self._placed = placed
+        self._report_at = 0.0
+
+    @classmethod
+    async def claim(
+        cls,
+        broker: Broker,
+        partition: int,
+        event_partition: int,
+        ownership: Ownership,
+        *,
+        log_epoch: str,
+        recorded_log_epoch: str | None,
+        found: PlacedMark,
+        start_seq: int,
+    ) -> LogWriter:
+        """Write the mark again under this ownership: from then on every older owner's batch is refused.
+
+        Args:
+            found: the mark as the leader showed it.
+            start_seq: the position where there is no mark yet.
+
+        Raises:
+            StepDown: a newer owner is there. PartitionStopped: see `check_mark`.
+        """
+        await check_mark(
+            broker,
+            partition,
+            found,
+            events_epoch=ownership.events_epoch,
+            log_epoch=log_epoch,
+            recorded_log_epoch=recorded_log_epoch,
+        )
+        if found.mark is not None and found.mark.term >= ownership.term:
+            raise StepDown(f"{log_stream(partition)} is marked by an owner of term {found.mark.term}")
+        writer = cls(broker, partition, event_partition, ownership, log_epoch, found)
+        seq, user = (found.mark.seq, found.mark.user) if found.mark else (start_seq, None)
+        await writer.append([], seq, user)
+        return writer
+
+    @property
+    def mark(self) -> Mark:
+        """The last mark this owner wrote."""
+        assert self._placed.mark is not None
+        return self._placed.mark
+
+    async def append(self, messages: list[Outgoing], seq: int, user: str | None = None) -> None:
+        """Store the messages and the position, whatever it takes; returns when they are.
+
+        Raises:
+            StepDown: a newer owner took over. Overtaken: an older one got in between. PartitionStopped: repair is due.
+        """
+        own = self._ownership
+        mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user)
+        payload = encode_mark(mark)
+        started, pause = time.monotonic(), RETRY_SECONDS_MIN
+        try:
+            while True:
+                expect = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self._placed.log_seq
+                try:
+                    ack = await self._broker.commit([*messages, Outgoing(self._subject, payload, expect)])
+                    failpoints.reach("after-commit-before-answer")
+                    self._placed = PlacedMark(ack.seq, mark)
+                    return
+                except BrokerError as error:
+                    metrics.append_retries.labels(_reason(error)).inc()
+                    settled = not isinstance(error, ApiError) or error.err_code == WRONG_LAST_SEQUENCE
+                    self._report_stall(started, error)
+                if settled and await self._settle(mark, started):
+                    return
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(RETRY_SECONDS_MAX, pause * 2)
+        finally:
+            metrics.append_stalled.labels(self._stream).set(0)
+
+    async def _settle(self, sent: Mark, started: float) -> bool:
+        """Is the unconfirmed batch stored? False: it is to be sent again."""
+        while True:
+            try:
+                found = await read_mark(self._broker, self._partition, self._event_partition)
+                verdict = settle(sent, self._placed, found)
+                if verdict is Verdict.GONE:
+                    await self._check_epoch()
+            except BrokerError as error:
+                self._report_stall(started, error)
+                await asyncio.sleep(RETRY_SECONDS_MAX / 4)
+                continue
+            if verdict is Verdict.COMMITTED:
+                self._placed = found
+                return True
+            if verdict is Verdict.SEND_AGAIN:
+                return False
+            if verdict is Verdict.GONE:
+                self._placed = NO_MARK
+                return False
+            if verdict is Verdict.STEP_DOWN:
+                raise StepDown(f"{self._stream} was taken over by another owner")
+            if verdict is Verdict.CLAIM:
+                raise Overtaken(f"{self._stream} was written by an older owner")
+            await asyncio.sleep(RETRY_SECONDS_MAX / 4)
+
+    async def _check_epoch(self) -> None:
+        """No mark where one stood: aged out if the LOG is the one I know, lost with it otherwise."""
+        state = await self._broker.stream(self._stream)
+        if state.epoch != self._log_epoch:
+            raise PartitionStopped(f"{self._stream} was re-created", REPAIR)
+
+    def _report_stall(self, started: float, error: BrokerError) -> None:
+        waited = time.monotonic() - started
+        if waited > STALL_SECONDS and time.monotonic() > self._report_at:
+            self._report_at = time.monotonic() + STALL_SECONDS
+            metrics.append_stalled.labels(self._stream).set(1)
+            _log.error("a log takes no records, its partition waits", stream=self._stream, why=str(error), seconds=int(waited))
+
+
+def _reason(error: BrokerError) -> str:
+    if isinstance(error, ApiError):
+        return str(error.err_code or error.code)
+    return "unanswered" if isinstance(error, Unanswered) else "unavailable"

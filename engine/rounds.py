@@ -1,0 +1,150 @@
+"""What a dispatcher does with a batch of events, decided without I/O: check, fan out, cut into atomic batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import structlog
+
+from engine import events, wire
+from engine.errors import InvalidEvent
+from engine.events import Accepted, Recipient
+from engine.jetstream import Outgoing
+from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
+from engine.marks import Mark
+from engine.partition import Delivered
+from engine.records import NotificationTemplate
+from engine.subjects import partition_of
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+_MESSAGE_OVERHEAD_BYTES = 512
+"""Protocol line, subject and batch headers of one message, generously."""
+
+
+class Dead(NamedTuple):
+    """An event that is refused, and why."""
+
+    delivered: Delivered
+    reason: str
+    detail: str
+
+
+class Planned(NamedTuple):
+    """An event with its records' template, ready to be claimed and fanned out."""
+
+    seq: int
+    accepted: Accepted
+    template: NotificationTemplate
+
+
+class Entry(NamedTuple):
+    """One record to append: of event `seq`, for one recipient."""
+
+    seq: int
+    recipient: Recipient
+    planned: Planned
+
+    def message(self, partition: int) -> Outgoing:
+        token = self.recipient.token
+        subject = f"log.{partition}.{self.planned.accepted.at.tenant_token}.{token}"
+        template = self.planned.template
+        return Outgoing(subject, template.body(self.recipient.user), template.lines)
+
+
+class Batch(NamedTuple):
+    """Messages of one atomic batch and the position they bring the partition to (see `Mark`)."""
+
+    messages: list[Outgoing]
+    seq: int
+    user: str | None
+
+
+@dataclass(slots=True)
+class Round:
+    """Consecutive events of one partition, checked. `last_seq` is where the home mark will stand afterwards."""
+
+    planned: list[Planned] = field(default_factory=list)
+    dead: list[Dead] = field(default_factory=list)
+    last_seq: int = 0
+    oldest_nanoseconds: int = 0
+
+
+def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
+    """Cut a pulled batch into rounds whose home batch is usually one atomic batch."""
+    current, records = Round(), 0
+    for delivered in batch:
+        outcome = plan(delivered, epoch)
+        size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
+        if records and records + size >= BATCH_MESSAGES_MAX:
+            yield current
+            current, records = Round(), 0
+        records += size
+        current.last_seq = delivered.seq
+        current.oldest_nanoseconds = current.oldest_nanoseconds or delivered.time_nanoseconds
+        if isinstance(outcome, Dead):
+            current.dead.append(outcome)
+        else:
+            current.planned.append(outcome)
+    if current.last_seq:
+        yield current
+
+
+def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
+    """Check one event in every respect that could fail; afterwards only passing failures remain."""
+    try:
+        headers = delivered.headers
+        accepted = events.accept(
+            delivered.subject.decode(),
+            delivered.payload,
+            wire.header(headers, b"traceparent"),
+            wire.header(headers, b"tracestate"),
+        )
+        stored_at = datetime.fromtimestamp(delivered.time_nanoseconds / 1e9, UTC)
+        return Planned(delivered.seq, accepted, NotificationTemplate(accepted, epoch, delivered.seq, stored_at))
+    except InvalidEvent as error:
+        return Dead(delivered, error.reason, error.detail)
+    except Exception as error:
+        # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
+        _log.exception("an event could not be planned", seq=delivered.seq)
+        return Dead(delivered, "internal", f"{type(error).__name__} while planning")
+
+
+def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry]]:
+    """The records of each partition, by event and then by recipient's token: the order marks count in."""
+    entries: dict[int, list[Entry]] = {}
+    for event in planned:
+        tenant = event.accepted.at.tenant_token
+        for recipient in event.accepted.recipients:
+            partition = partition_of(tenant, recipient.token, partitions)
+            entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
+    return entries
+
+
+def not_covered(entries: Iterable[Entry], mark: Mark) -> list[Entry]:
+    """What a partition's mark does not say to be applied already."""
+    return [entry for entry in entries if not mark.covers(entry.seq, entry.recipient.token)]
+
+
+def batches(entries: Sequence[Entry], partition: int, last_seq: int) -> Iterator[Batch]:
+    """Cut a partition's records into atomic batches; bodies are built as each batch is due, not before.
+
+    Each batch says the position it brings the partition to: a user inside an event when the cut falls there, the event
+    when it falls behind it, `last_seq` for the last one. There is always a last one, be it without records.
+    """
+    messages: list[Outgoing] = []
+    size = 0
+    for index, entry in enumerate(entries):
+        message = entry.message(partition)
+        cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
+        if messages and (len(messages) >= BATCH_MESSAGES_MAX - 1 or size + cost > BATCH_BYTES_MAX):
+            before = entries[index - 1]
+            inside = before.seq == entry.seq
+            yield Batch(messages, before.seq, before.recipient.token if inside else None)
+            messages, size = [], 0
+        messages.append(message)
+        size += cost
+    yield Batch(messages, last_seq, None)
