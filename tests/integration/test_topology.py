@@ -1,0 +1,260 @@
+"""Files, plan and server: a real nats-server is told what the files say, and says it back."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine import topology
+from engine.errors import ApiError, TopologyError, Unavailable
+from engine.jetstream import Broker, NatsSettings, connect
+from engine.subjects import event_subject, log_subject, partition_of
+from engine.topology_files import Overrides, render
+from engine.wire import header
+from seamark.dev.servers import NatsServer
+from tests.support.topology import send_as_they_are
+
+
+@pytest.fixture
+async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
+    connected = await connect(NatsSettings(nats_server.url))
+    yield connected
+    await connected.close()
+
+
+async def test_every_file_of_dev_is_taken_byte_for_byte(broker: Broker, tmp_path: Path):
+    await send_as_they_are(broker, render("dev", 3).write(tmp_path))
+    plan = await topology.plan(broker, "dev")
+    assert plan.refusals == ()
+    assert {why.split(":")[0] for step in plan.steps for why in step.why} == {"it has no epoch", "first seen"}
+
+
+async def test_after_apply_server_and_files_agree_and_applying_again_changes_nothing(broker: Broker):
+    done = await topology.ensure(broker, "dev")
+    assert len(done) == 13
+    before = await topology.observe(broker)
+    assert (await topology.plan(broker, "dev")).empty
+    assert await topology.ensure(broker, "dev") == []
+    after = await topology.observe(broker)
+    assert {name: stream.config for name, stream in before.streams.items()} == {
+        name: stream.config for name, stream in after.streams.items()
+    }
+
+
+async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
+    await topology.ensure(broker, "dev")
+    observed = await topology.observe(broker)
+    epochs = [stream.epoch or "" for stream in observed.streams.values()]
+    assert len(set(epochs)) == 8
+    assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
+    recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
+    assert observed.epochs == recorded
+    state = await broker.stream("LOG-3")
+    assert (state.epoch, state.partitions) == (recorded["LOG-3"], 4)
+
+
+async def test_provisioners_that_run_at_once_agree_on_one_epoch(nats_server: NatsServer):
+    brokers = [await connect(NatsSettings(nats_server.url)) for _ in range(4)]
+    try:
+        plans = [await topology.plan(broker, "dev") for broker in brokers]
+        await asyncio.gather(*(topology.apply(broker, plan) for broker, plan in zip(brokers, plans, strict=True)))
+        observed = await topology.observe(brokers[0])
+        assert observed.epochs == await topology.actual_epochs(brokers[0])
+        assert (await topology.plan(brokers[0], "dev")).empty
+    finally:
+        for broker in brokers:
+            await broker.close()
+
+
+async def test_an_event_is_stored_under_the_partition_that_we_compute(broker: Broker):
+    await topology.ensure(broker, "dev")
+    for user in ("alice", "bob@example.com", "Zoë", "u-1"):
+        subject = event_subject("default", user, "demo.hello")
+        ack = await broker.append(subject, b"{}")
+        stored = await broker.leader_next("EVENTS", "ev.>", ack.seq)
+        assert stored is not None
+        _, tenant, key, _ = subject.split(".", 3)
+        assert stored.subject == f"ev.{partition_of(tenant, key, 4)}.{tenant}.{key}.demo.hello"
+
+
+async def test_records_are_republished_and_marks_are_not(broker: Broker):
+    await topology.ensure(broker, "dev")
+    heard: list[bytes] = []
+    arrived = asyncio.Event()
+    broker.subscribe("live.>", lambda subject, *_: (heard.append(subject), arrived.set())[0])
+    await broker.nc.flush()
+    await broker.append("mark.3.3", b"{}")
+    await broker.append(log_subject(3, "default", "alice"), b"{}")
+    async with asyncio.timeout(5):
+        await arrived.wait()
+    assert heard == [b"live.3.default.alice"]
+
+
+async def test_subjects_outside_the_topology_are_refused_not_stored_unseen(broker: Broker):
+    await topology.ensure(broker, "dev")
+    for subject in ("events.default.alice", "log.9.default.alice", "log.0.default.alice.extra", "rcpt.0.default"):
+        with pytest.raises(Unavailable):
+            await broker.append(subject, b"{}", budget_seconds=0.1)
+
+
+async def test_a_drifted_setting_is_shown_and_put_back_with_all_messages_kept(broker: Broker):
+    await topology.ensure(broker, "dev")
+    for _ in range(20):
+        await broker.append(log_subject(1, "default", "alice"), b"x" * 100)
+    before = await broker.stream("LOG-1")
+    await broker.api("STREAM.UPDATE.LOG-1", before.config | {"max_consumers": 3, "description": "by hand"})
+    plan = await topology.plan(broker, "dev")
+    (step,) = plan.steps
+    assert set(step.why) == {"description by hand -> unset", "max_consumers 3 -> 64"}
+    await topology.apply(broker, plan)
+    after = await broker.stream("LOG-1")
+    assert (after.messages, after.epoch, after.config["max_consumers"]) == (20, before.epoch, 64)
+
+
+async def test_a_consumer_setting_is_put_back_in_place(broker: Broker):
+    await topology.ensure(broker, "dev")
+    quick = Overrides(pin_timeout_seconds=1)
+    plan = await topology.plan(broker, "dev", overrides=quick)
+    assert {step.action for step in plan.steps} == {"update_consumer"}
+    await topology.apply(broker, plan)
+    info = await broker.api("CONSUMER.INFO.EVENTS.dispatch-2")
+    assert info["config"]["priority_timeout"] == 1_000_000_000
+
+
+async def test_another_number_of_partitions_is_refused_by_plan_and_apply(broker: Broker):
+    await topology.ensure(broker, "dev", 4)
+    plan = await topology.plan(broker, "dev", 8)
+    assert plan.refusals
+    with pytest.raises(TopologyError, match="made for 4 partitions, 8 are asked for"):
+        await topology.apply(broker, plan)
+    assert len((await topology.observe(broker)).streams) == 8, "four logs and four others"
+
+
+async def test_without_a_number_the_server_decides(broker: Broker):
+    await topology.ensure(broker, "dev", 2)
+    assert (await topology.plan(broker, "dev")).empty
+
+
+async def test_a_plan_made_before_somebody_else_changed_a_stream_is_not_carried_out(broker: Broker):
+    await topology.ensure(broker, "dev")
+    state = await broker.stream("LOG-1")
+    await broker.api("STREAM.UPDATE.LOG-1", state.config | {"max_consumers": 3})
+    plan = await topology.plan(broker, "dev")
+    await broker.api("STREAM.UPDATE.LOG-1", state.config | {"max_consumers": 5})
+    with pytest.raises(TopologyError, match="Plan again"):
+        await topology.apply(broker, plan)
+    assert (await broker.stream("LOG-1")).config["max_consumers"] == 5
+
+
+async def test_a_stream_made_by_hand_gets_its_epoch_from_apply_and_is_recorded(broker: Broker):
+    log = next(file for file in render("dev").streams if file.name == "LOG-2")
+    await broker.api("STREAM.CREATE.LOG-2", log.config)
+    assert (await broker.stream("LOG-2")).epoch is None
+    await topology.ensure(broker, "dev")
+    epoch = (await broker.stream("LOG-2")).epoch
+    assert epoch
+    assert (await topology.read_epochs(broker))[0]["LOG-2"] == epoch
+
+
+async def test_a_lost_log_comes_back_empty_under_an_epoch_nobody_trusts_yet(broker: Broker):
+    await topology.ensure(broker, "dev")
+    lost = (await broker.stream("LOG-2")).epoch
+    await broker.api("STREAM.DELETE.LOG-2")
+    await topology.ensure(broker, "dev")
+    assert (await broker.stream("LOG-2")).epoch != lost
+    assert (await topology.read_epochs(broker))[0]["LOG-2"] == lost, "dispatchers compare with this entry and refuse"
+    assert any("LOG-2" in note for note in (await topology.plan(broker, "dev")).notes)
+
+
+async def test_restore_rotates_the_epoch_keeps_messages_and_says_where_the_old_numbering_ends(broker: Broker):
+    await topology.ensure(broker, "dev")
+    ack = await broker.append(log_subject(2, "default", "alice"), b"{}")
+    before = await broker.stream("LOG-2")
+    rotated = await topology.restore(broker, ["LOG-2"])
+    after = await broker.stream("LOG-2")
+    assert rotated == {"LOG-2": (before.epoch, after.epoch)}
+    assert after.epoch != before.epoch
+    assert after.messages == 1
+    assert after.config["metadata"]["seamark.restored"] == f"{before.epoch}.{ack.seq}"
+    assert (await topology.read_epochs(broker))[0]["LOG-2"] == before.epoch
+    assert (await topology.plan(broker, "dev")).steps == ()
+
+
+async def test_restore_of_a_stream_that_is_not_there_changes_nothing(broker: Broker):
+    await topology.ensure(broker, "dev")
+    before = await topology.actual_epochs(broker)
+    with pytest.raises(TopologyError, match="no stream LOG-9"):
+        await topology.restore(broker, ["LOG-1", "LOG-9"])
+    assert await topology.actual_epochs(broker) == before
+
+
+async def test_a_server_without_room_is_told_by_name_and_apply_continues_later(broker: Broker):
+    plan = await topology.plan(broker, "dev", overrides=Overrides(stream_bytes={"RECEIPTS": 1 << 60}))
+    with pytest.raises(TopologyError, match="max_file_store"):
+        await topology.apply(broker, plan)
+    await topology.ensure(broker, "dev")
+    assert (await topology.plan(broker, "dev")).empty
+
+
+async def test_the_control_bucket_is_what_the_client_library_takes_for_one(broker: Broker):
+    await topology.ensure(broker, "dev")
+    bucket = await broker.nc.jetstream().key_value("control")
+    await bucket.put("pause.email", b"on")
+    entry = await bucket.get("pause.email")
+    assert entry.value == b"on"
+    assert "epochs" in await bucket.keys()
+    await bucket.delete("pause.email")
+    status = await bucket.status()
+    assert status.history == 16
+
+
+async def test_the_dispatch_consumer_pins_without_acks_and_can_be_reset(broker: Broker):
+    await topology.ensure(broker, "dev", 1)
+    for number in range(3):
+        await broker.append(event_subject("default", "alice", "demo"), b"%d" % number)
+    headers, payload = await pull_one(broker, {"group": "owner"})
+    assert payload == b"0"
+    pin = (header(headers, b"Nats-Pin-Id") or b"").decode()
+    assert pin
+    await broker.api("CONSUMER.RESET.EVENTS.dispatch-0", {"seq": 2})
+    headers, payload = await pull_one(broker, {"group": "owner", "id": pin})
+    assert payload == b"1"
+
+
+async def pull_one(broker: Broker, body: dict[str, str]) -> tuple[bytes, bytes]:
+    """A pulled message comes under its own subject, so it needs an inbox of its own."""
+    inbox = broker.nc.new_inbox()
+    arrived: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+    subscription = broker.subscribe(
+        inbox, lambda _subject, _reply, headers, payload: arrived.set_result((headers, payload))
+    )
+    request = json.dumps({"batch": 1, "expires": 5_000_000_000} | body).encode()
+    broker.publish("$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0", request, reply=inbox)
+    try:
+        async with asyncio.timeout(5):
+            return await arrived
+    finally:
+        subscription.unsubscribe()
+
+
+async def test_a_full_log_refuses_and_keeps_what_it_has(broker: Broker):
+    await topology.ensure(broker, "dev", 1, overrides=Overrides(stream_bytes={"LOG": 4096}))
+    for number in range(100):
+        try:
+            await broker.append(log_subject(0, "default", "alice"), b"x" * 200)
+        except ApiError as refused:
+            assert refused.err_code == 10077  # noqa: PT017 - which number is refused is not ours to say
+            assert (await broker.stream("LOG-0")).messages == number
+            return
+    pytest.fail("4 KiB held 100 messages of 200 bytes")
+
+
+async def test_steps_are_carried_out_in_the_order_of_the_plan(broker: Broker):
+    plan = await topology.plan(broker, "dev", 1)
+    assert plan.steps[-1].action == "record_epochs", "recorded only once everything exists"
+    with pytest.raises(ApiError):
+        await topology.apply(broker, replace(plan, steps=plan.steps[::-1]))

@@ -1,0 +1,89 @@
+"""Three nodes that run `cluster.conf` with accounts, and the production files on them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import topology
+from engine.errors import BrokerError, TopologyError
+from engine.jetstream import Broker, connect
+from engine.subjects import log_subject
+from engine.topology_files import render
+from tests.support.topology import ClusterMember, cluster_of_three, send_as_they_are, settings_for
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[ClusterMember]]:
+    members = cluster_of_three(tmp_path / "nodes")
+    try:
+        for member in members:
+            member.prepare()
+            member.spawn()
+        for member in members:
+            member.wait_ready()
+        yield members
+    finally:
+        for member in members:
+            member.kill()
+
+
+@pytest.fixture
+async def provisioner(cluster: list[ClusterMember]) -> AsyncIterator[Broker]:
+    broker = await connect(settings_for(",".join(member.url for member in cluster), "provisioner"))
+    yield broker
+    await broker.close()
+
+
+async def test_every_file_of_production_is_taken_byte_for_byte(provisioner: Broker, tmp_path: Path):
+    await send_as_they_are(provisioner, render("production").write(tmp_path / "rendered"))
+    plan = await topology.plan(provisioner, "production")
+    assert plan.refusals == ()
+    assert {why.split(":")[0] for step in plan.steps for why in step.why} == {"it has no epoch", "first seen"}
+
+
+async def test_production_is_applied_with_three_copies_and_synced_to_disk(
+    provisioner: Broker, cluster: list[ClusterMember]
+):
+    await topology.ensure(provisioner, "production", 2)
+    assert (await topology.plan(provisioner, "production")).empty
+    info = await provisioner.api("STREAM.INFO.LOG-1")
+    assert len(info["cluster"]["replicas"]) == 2
+    for member in cluster:
+        assert member.monitor("/varz")["jetstream"]["config"]["sync_always"] is True
+
+
+async def test_copies_are_not_taken_away_from_what_was_accepted(provisioner: Broker):
+    await topology.ensure(provisioner, "production", 2)
+    plan = await topology.plan(provisioner, "dev")
+    assert plan.steps == () or all(step.action == "update_consumer" for step in plan.steps)
+    assert any("3 copies on 1" in refusal.detail for refusal in plan.refusals)
+
+
+async def test_applying_goes_through_once_two_of_three_nodes_have_a_leader_again(
+    provisioner: Broker, cluster: list[ClusterMember]
+):
+    await topology.ensure(provisioner, "production", 1)
+    gateway = await connect(settings_for(cluster[0].url, "gateway"))
+    try:
+        ack = await gateway.append(log_subject(0, "default", "alice"), b"{}")
+    finally:
+        await gateway.close()
+    before = await provisioner.stream("LOG-0")
+    await provisioner.api("STREAM.UPDATE.LOG-0", before.config | {"max_consumers": 5})
+    cluster[2].kill()
+    async with asyncio.timeout(40):
+        while not await applied(provisioner):
+            await asyncio.sleep(0.25)
+    after = await provisioner.stream("LOG-0")
+    assert (after.last_seq, after.epoch, after.config["max_consumers"]) == (ack.seq, before.epoch, 64)
+
+
+async def applied(broker: Broker) -> bool:
+    """Whether planning and applying succeeded now; an election answers nothing, or names the streams without leader."""
+    try:
+        await topology.ensure(broker, "production")
+    except (BrokerError, TopologyError):
+        return False
+    return True
