@@ -182,7 +182,11 @@ class Connection:
         transport.write(data)
 
     def publish(
-        self, subject: str | bytes, payload: bytes = b"", headers: Mapping[str, str] | None = None, reply: str | bytes = b""
+        self,
+        subject: str | bytes,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        reply: str | bytes = b"",
     ) -> None:
         """Core NATS, at most once, no answer. Raises Unavailable as `write` does."""
         self.write(wire.encode_publish(_bytes(subject), _bytes(reply), wire.header_lines(headers), payload))
@@ -198,7 +202,12 @@ class Connection:
         self._waiting.pop(reply[len(self._inbox) + 1 :], None)
 
     async def request(
-        self, subject: str, payload: bytes = b"", headers: Mapping[str, str] | None = None, *, timeout_seconds: float = 2.0
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float = 2.0,
     ) -> Delivery:
         """One question, one answer.
 
@@ -298,7 +307,9 @@ def _bytes(text: str | bytes) -> bytes:
 
 def _kind(subject: str) -> str:
     """A subject fit for logs and errors: users' subjects keep only their first two tokens."""
-    return subject if subject.startswith("$JS.API") and "DIRECT.GET" not in subject else ".".join(subject.split(".")[:2])
+    return (
+        subject if subject.startswith("$JS.API") and "DIRECT.GET" not in subject else ".".join(subject.split(".")[:2])
+    )
 
 
 def _shown(url: str) -> str:

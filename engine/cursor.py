@@ -31,5 +31,5 @@ def parse_cursor(text: str) -> Cursor:
     """
     found = _FORM.fullmatch(text)
     if found is None:
-        raise InvalidCursor(f"not a cursor: {text[:64]!r}; send back exactly what the gateway sent, or \"start\"")
+        raise InvalidCursor(f'not a cursor: {text[:64]!r}; send back exactly what the gateway sent, or "start"')
     return Cursor(found[1], int(found[2]))

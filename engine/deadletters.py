@@ -40,4 +40,4 @@ def _header_text(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)[:DETAIL_CHARS_MAX]
 
 
-_CONTROLS = {code: " " for code in (*range(32), 127)}
+_CONTROLS = dict.fromkeys((*range(32), 127), " ")

@@ -20,8 +20,8 @@ from engine import deadletters, failpoints, metrics, topology
 from engine.claims import Claim, Claims, ClaimsUnavailable
 from engine.errors import BrokerError, PartitionStopped, TopologyError
 from engine.jetstream import Broker, StreamState
-from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
 from engine.limits import PIN_TIMEOUT_SECONDS
+from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
 from engine.partition import Delivered, PartitionReader, Source
 from engine.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
@@ -116,8 +116,7 @@ class DispatchWorker:
         events = await self._read_epochs()
         found = await read_mark(self._broker, self._q, self._q)
         stream = log_stream(self._q)
-        await check_mark(
-            self._broker,
+        check_mark(
             self._q,
             found,
             events_epoch=_epoch(events),

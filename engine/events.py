@@ -86,7 +86,9 @@ class Encoded(NamedTuple):
 _decode = msgspec.json.Decoder(Event).decode
 
 
-def accept(stored_subject: str, payload: bytes, traceparent: bytes | None = None, tracestate: bytes | None = None) -> Accepted:
+def accept(
+    stored_subject: str, payload: bytes, traceparent: bytes | None = None, tracestate: bytes | None = None
+) -> Accepted:
     """The event stored under `ev.<q>.<tenant>.<key>.<type>`, checked in every respect that could fail later.
 
     Raises:
@@ -125,7 +127,9 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         ("ordering_key", event.ordering_key, at.key),
     ):
         if said is not None and said != meant:
-            raise InvalidEvent("disagreement", f"`{name}` is {said[:80]!r} but the subject says {meant[:80]!r}: leave it out")
+            raise InvalidEvent(
+                "disagreement", f"`{name}` is {said[:80]!r} but the subject says {meant[:80]!r}: leave it out"
+            )
     if event.semantics == "at_most_once":
         raise InvalidEvent("semantics", "`at_most_once` messages are never stored: they do not belong on events.>")
     if event.send_at is not None:
@@ -134,7 +138,9 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         if moment is not None and moment.tzinfo is None:
             raise InvalidEvent(name, f"`{name}` must carry an offset, such as 2026-01-31T12:00:00Z")
     if len(bytes(event.data)) > EVENT_DATA_BYTES_MAX:
-        raise InvalidEvent("data", f"`data` has {len(bytes(event.data))} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
+        raise InvalidEvent(
+            "data", f"`data` has {len(bytes(event.data))} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed"
+        )
 
 
 def _recipients(event: Event) -> list[Recipient]:

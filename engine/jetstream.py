@@ -270,7 +270,9 @@ class Broker(Connection):
         """
         if not 1 <= len(subjects) <= HEADS_SUBJECTS_MAX:
             raise ValueError(f"1 to {HEADS_SUBJECTS_MAX} subjects at a time, not {len(subjects)}")
-        messages, end = await self._direct(stream, {"multi_last": list(subjects), "batch": len(subjects)}, timeout_seconds)
+        messages, end = await self._direct(
+            stream, {"multi_last": list(subjects), "batch": len(subjects)}, timeout_seconds
+        )
         seqs = {}
         for message in messages:
             subject, seq = wire.header(message.headers, b"Nats-Subject"), wire.header(message.headers, b"Nats-Sequence")
@@ -314,7 +316,9 @@ class Broker(Connection):
 
         reply = self.expect(on_part)
         try:
-            self.write(wire.encode_publish(b"$JS.API.DIRECT.GET." + stream.encode(), reply, b"", msgspec.json.encode(body)))
+            self.write(
+                wire.encode_publish(b"$JS.API.DIRECT.GET." + stream.encode(), reply, b"", msgspec.json.encode(body))
+            )
             async with asyncio.timeout(timeout_seconds):
                 end = (await done).headers
         except TimeoutError as error:
@@ -335,8 +339,8 @@ def _encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
     for number, (subject, payload, lines) in enumerate(messages, 1):
         # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
         ends = b"Nats-Batch-Commit: 1\r\n" if number == last else b""
-        lines = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b%b" % (batch_id, number, ends, lines)
-        parts.append(wire.encode_publish(subject.encode(), reply if number in (1, last) else b"", lines, payload))
+        head = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b%b" % (batch_id, number, ends, lines)
+        parts.append(wire.encode_publish(subject.encode(), reply if number in (1, last) else b"", head, payload))
     return b"".join(parts)
 
 
@@ -367,5 +371,7 @@ def _error_facts(error: Mapping[str, Any]) -> tuple[int, int, str]:
 
 
 def _stored(message: Delivery) -> Stored:
-    subject, seq, at = (wire.header(message.headers, name) or b"" for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp"))
+    subject, seq, at = (
+        wire.header(message.headers, name) or b"" for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")
+    )
     return Stored(subject.decode(), int(seq), at.decode(), message.headers, message.payload)

@@ -42,8 +42,13 @@ async def read_mark(broker: Broker, partition: int, event_partition: int) -> Pla
     return PlacedMark(stored.seq, decode_mark(stored.payload)) if stored else NO_MARK
 
 
-async def check_mark(
-    broker: Broker, partition: int, placed: PlacedMark, *, events_epoch: str, log_epoch: str, recorded_log_epoch: str | None
+def check_mark(
+    partition: int,
+    placed: PlacedMark,
+    *,
+    events_epoch: str,
+    log_epoch: str,
+    recorded_log_epoch: str | None,
 ) -> None:
     """A mark is only a position while both streams are the ones it was written for.
 
@@ -69,7 +74,13 @@ class LogWriter:
     """
 
     def __init__(
-        self, broker: Broker, partition: int, event_partition: int, ownership: Ownership, log_epoch: str, placed: PlacedMark
+        self,
+        broker: Broker,
+        partition: int,
+        event_partition: int,
+        ownership: Ownership,
+        log_epoch: str,
+        placed: PlacedMark,
     ) -> None:
         self._broker = broker
         self._partition = partition
@@ -103,8 +114,7 @@ class LogWriter:
         Raises:
             StepDown: a newer owner is there. PartitionStopped: see `check_mark`.
         """
-        await check_mark(
-            broker,
+        check_mark(
             partition,
             found,
             events_epoch=ownership.events_epoch,
@@ -190,7 +200,9 @@ class LogWriter:
         if waited > STALL_SECONDS and time.monotonic() > self._report_at:
             self._report_at = time.monotonic() + STALL_SECONDS
             metrics.append_stalled.labels(self._stream).set(1)
-            _log.error("a log takes no records, its partition waits", stream=self._stream, why=str(error), seconds=int(waited))
+            _log.error(
+                "a log takes no records, its partition waits", stream=self._stream, why=str(error), seconds=int(waited)
+            )
 
 
 def _reason(error: BrokerError) -> str:

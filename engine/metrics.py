@@ -30,7 +30,9 @@ _PARTITION_METRICS = PartitionMetrics(
     resets=Counter("seamark_partition_resets", "Times the reading head was put back to the position", _PARTITION),
     gaps=Counter("seamark_partition_gaps", "Holes or restarts seen in the consumer's sequence", _PARTITION),
     step_downs=Counter("seamark_partition_step_downs", "Times another owner was found", _PARTITION),
-    possibly_trimmed=Counter("seamark_partition_possibly_trimmed", "Resets before the stream's first message", _PARTITION),
+    possibly_trimmed=Counter(
+        "seamark_partition_possibly_trimmed", "Resets before the stream's first message", _PARTITION
+    ),
 )
 
 
@@ -43,8 +45,12 @@ dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by out
 """outcome: appended, duplicate, dead."""
 
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
-append_retries = Counter("seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",))
-append_stalled = Gauge("seamark_dispatcher_append_stalled", "1 while a batch could not be appended for 30 s", ("stream",))
+append_retries = Counter(
+    "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
+)
+append_stalled = Gauge(
+    "seamark_dispatcher_append_stalled", "1 while a batch could not be appended for 30 s", ("stream",)
+)
 batch_records = Histogram(
     "seamark_dispatcher_batch_records", "Records per atomic batch", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 )
@@ -56,7 +62,9 @@ dispatch_delay_seconds = Histogram(
 claims_missed = Counter("seamark_claims_missed", "Claims not written because Redis was away, by fate", ("fate",))
 """fate: owed (to be written afterwards), lost (the bounded list was full)."""
 
-horizon_restarts = Counter("seamark_claims_horizon_restarts", "Times Redis had lost its claims: the horizon starts anew")
+horizon_restarts = Counter(
+    "seamark_claims_horizon_restarts", "Times Redis had lost its claims: the horizon starts anew"
+)
 
 gateway_sessions = Gauge("seamark_gateway_sessions", "Open sessions, by carrier", ("carrier",))
 """carrier: ws, sse, poll."""
@@ -66,7 +74,9 @@ gateway_joins = Counter("seamark_gateway_joins", "Logs joined, by result", ("res
 
 gateway_closed = Counter("seamark_gateway_closed_sessions", "Sessions ended, by close code", ("code",))
 gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not accepted, by reason", ("reason",))
-gateway_refused_handshakes = Counter("seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",))
+gateway_refused_handshakes = Counter(
+    "seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",)
+)
 """reason: origin, full, draining, rate."""
 
 gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))

@@ -299,7 +299,9 @@ class PartitionReader:
         if self.phase in (Phase.CLAIMING, Phase.STOPPED) or not self._broker.connected:
             return
         batch = PULL_BATCH if self._pin else 1
-        if self._outstanding + len(self._buffer) > PULL_BATCH * (BUFFERED_PULLS_MAX - 1) or (batch == 1 and self._outstanding):
+        if self._outstanding + len(self._buffer) > PULL_BATCH * (BUFFERED_PULLS_MAX - 1) or (
+            batch == 1 and self._outstanding
+        ):
             return
         body: dict[str, Any] = {"batch": batch, "expires": int(self._expires_seconds * 1e9), "group": GROUP}
         if self._pin:
@@ -339,7 +341,10 @@ class PartitionReader:
         while True:
             await asyncio.sleep(self._quiet_seconds / 4)
             now = time.monotonic()
-            if self._outstanding and now - max(self._heard_at, self._pulled_at) > self._expires_seconds + PULL_GRACE_SECONDS:
+            if (
+                self._outstanding
+                and now - max(self._heard_at, self._pulled_at) > self._expires_seconds + PULL_GRACE_SECONDS
+            ):
                 self._log.warning("a pull went unanswered")
                 self._outstanding = 0
                 self._suspect()

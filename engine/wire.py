@@ -120,7 +120,10 @@ class HotParser:
                 except Exception:
                     # An exception here would end nats-py's read loop for good, without a reconnect.
                     self.faults += 1
-                    _log.exception("subscription handler failed", subject_kind=words[1].split(b".", 1)[0].decode("ascii", "replace"))
+                    _log.exception(
+                        "subscription handler failed",
+                        subject_kind=words[1].split(b".", 1)[0].decode("ascii", "replace"),
+                    )
             position = stop + 2
         return position, 0
 

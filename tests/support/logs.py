@@ -1,0 +1,99 @@
+"""What tests of the log need: a topology with short time-outs, a dispatcher in the background, a reader of whole streams."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis
+
+from engine import events
+from engine.claims import Claims
+from engine.dispatcher import Dispatcher, read_partitions
+from engine.jetstream import Broker, NatsSettings, PubAck, Stored, connect
+from engine.subjects import log_stream
+from engine.topology_files import Overrides
+
+PIN_TIMEOUT_SECONDS = 1.0
+FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+
+
+async def eventually(check: Callable[[], Any], *, seconds: float = 15.0, every_seconds: float = 0.02) -> Any:
+    """Poll `check` (plain or coroutine function) until it is true; its value. Fails with its last value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, (
+            f"not within {seconds} s: {getattr(check, '__name__', check)} gave {value!r}"
+        )
+        await asyncio.sleep(every_seconds)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, **settings: Any) -> AsyncIterator[Broker]:
+    """A broker connection that is closed at the end."""
+    broker = await connect(NatsSettings(url, **settings))
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+@contextlib.asynccontextmanager
+async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
+    """A dispatcher at work on a connection of its own."""
+    async with connected(url) as broker, Redis.from_url(redis_url) as redis:
+        dispatcher = Dispatcher(
+            broker, Claims(redis), await read_partitions(broker), pin_timeout_seconds=PIN_TIMEOUT_SECONDS
+        )
+        task = asyncio.create_task(dispatcher.run(), name="dispatcher")
+        try:
+            yield dispatcher
+        finally:
+            assert not task.done() or task.exception() is None, task.exception()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def publish(broker: Broker, *, deduplicated: bool = True, **event: Any) -> PubAck:
+    """Publish one event as a service would."""
+    encoded = events.encode(**event)
+    return await broker.append(encoded.subject, encoded.payload, msg_id=encoded.msg_id if deduplicated else None)
+
+
+class Entry(NamedTuple):
+    """A record as found in a log."""
+
+    user: str
+    seq: int
+    id: str
+    record: dict[str, Any]
+    stored: Stored
+
+
+async def whole_stream(broker: Broker, stream: str, subject: str) -> list[Stored]:
+    """Every message of `subject` (wildcards allowed) in order."""
+    found: list[Stored] = []
+    while True:
+        page = await broker.next_by_subject(
+            stream, subject, found[-1].seq + 1 if found else 1, batch=1000, max_bytes=8 << 20
+        )
+        found += page.records
+        if not page.more:
+            return found
+
+
+async def all_records(broker: Broker, partitions: int) -> list[Entry]:
+    """Every record of every log, by partition and sequence."""
+    entries = []
+    for p in range(partitions):
+        for stored in await whole_stream(broker, log_stream(p), f"log.{p}.>"):
+            record = json.loads(stored.payload)
+            entries.append(Entry(record["user"], stored.seq, record["id"], record, stored))
+    return entries
