@@ -255,7 +255,7 @@ class Connection:
         *,
         ids: Sequence[str] | None = None,
         up_to: str | None = None,
-        all: bool = False,  # noqa: A002 - the word of the protocol
+        all: bool = False,
     ) -> None:
         """Mark as read: these ids, or everything up to a cursor, or everything received so far.
 

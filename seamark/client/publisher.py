@@ -118,9 +118,9 @@ class Publisher:
         self,
         *,
         to: str | Sequence[str],
-        type: str,  # noqa: A002 - the word of the event
+        type: str,
         data: Any = None,
-        id: str | None = None,  # noqa: A002 - the word of the event
+        id: str | None = None,
         key: str | None = None,
         source: str | None = None,
         time: datetime | None = None,

@@ -107,9 +107,9 @@ class Session:
             await self.send(encode("hello", token=token, device=device, cursor=self._receiver.resume_cursor))
             return await self._receive(ws)
         finally:
-            for one in tending:
-                one.close()
             await _cancel(tasks)
+            for one in tending:
+                one.close()  # where the connection failed they were never started
             if self._ws is not None:
                 await self._close(self._ws)
 

@@ -1,0 +1,159 @@
+"""A gateway of `seamark.v1` in memory, for what a real one cannot be made to do on request: lose, double and reorder
+frames, close with any code, refuse tokens, fall silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+Fault = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
+
+class SimSession:
+    """One connected device."""
+
+    def __init__(self, gateway: SimGateway, ws: web.WebSocketResponse, hello: dict[str, Any]) -> None:
+        self.gateway = gateway
+        self.ws = ws
+        self.hello = hello
+        self.sent = 0
+
+    async def send(self, frame: dict[str, Any]) -> None:
+        for one in self.gateway.fault(frame) if self.gateway.fault else [frame]:
+            with contextlib.suppress(ConnectionError):  # it was cut just now
+                await self.ws.send_str(json.dumps(one))
+
+    async def record(self, seq: int, body: dict[str, Any]) -> None:
+        cursor = f"{self.gateway.epoch}.{seq}"
+        await self.send({"op": "record", "seq": seq, "prev": self.sent, "cursor": cursor, "record": body})
+        self.sent = seq
+
+
+class SimGateway:
+    """One user's log behind `/v1/ws`.
+
+    `fault`, if set, turns each frame into the frames that really go out. `answers` holds, for coming handshakes, a
+    status or close code to refuse them with.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = "e1"
+        self.log: list[tuple[int, dict[str, Any]]] = []
+        self.first = 1
+        self.sessions: list[SimSession] = []
+        self.hellos: list[dict[str, Any]] = []
+        self.said: list[dict[str, Any]] = []
+        self.answers: list[int] = []
+        self.refused_tokens: set[str] = set()
+        self.fault: Fault | None = None
+        self.url = ""
+        self.changed = asyncio.Condition()
+
+    async def publish(self, *bodies: dict[str, Any], gap: int = 1) -> None:
+        """Append records and send them to whoever is connected."""
+        for body in bodies:
+            seq = (self.log[-1][0] if self.log else 0) + gap
+            whole = {"id": f"r{seq}", "kind": "notification", "type": "demo.hello", **body}
+            self.log.append((seq, whole))
+            for session in list(self.sessions):
+                await session.record(seq, whole)
+
+    async def cut(self, code: int = 1006, reason: str = "") -> None:
+        """End every session; 1006 without a close frame."""
+        for session in self.sessions[:]:
+            if code == 1006:
+                assert session.ws._req is not None
+                assert session.ws._req.transport is not None
+                session.ws._req.transport.abort()
+            else:
+                await session.ws.close(code=code, message=reason.encode())
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        """Wait until something the clients do makes `condition` true."""
+        async with asyncio.timeout(seconds), self.changed:
+            await self.changed.wait_for(condition)
+
+    async def _note(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        answer = self.answers.pop(0) if self.answers else 0
+        if 0 < answer < 1000:
+            return web.Response(status=answer, headers={"Retry-After": "0"})
+        ws = web.WebSocketResponse(compress=False, protocols=("seamark.v1",))
+        await ws.prepare(request)
+        hello = await ws.receive_json()
+        self.hellos.append(hello)
+        if answer or hello["token"] in self.refused_tokens:
+            await ws.close(code=answer or 4401)
+            await self._note()
+            return ws
+        session = SimSession(self, ws, hello)
+        await self._join(session)
+        self.sessions.append(session)
+        await self._note()
+        try:
+            await self._listen(session)
+        finally:
+            self.sessions.remove(session)
+            await self._note()
+        return ws
+
+    async def _join(self, session: SimSession) -> None:
+        cursor = session.hello.get("cursor")
+        head = self.log[-1][0] if self.log else 0
+        epoch, _, seq = (cursor or "").rpartition(".")
+        if cursor == "start" or (epoch == self.epoch and self.first - 1 <= int(seq) <= head):
+            session.sent = self.first - 1 if cursor == "start" else int(seq)
+            at = f"{self.epoch}.{session.sent}"
+            await session.send({"op": "ready", "session": "s", "cursor": at, "resumed": True, "unread": None})
+        else:
+            reason = "new" if cursor is None else "epoch" if epoch != self.epoch else "trimmed"
+            session.sent = head if cursor is None else self.first - 1
+            await session.send({"op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": reason})
+            at = f"{self.epoch}.{session.sent}"
+            await session.send({"op": "reset", "reason": reason, "cursor": at, "unread": None, "inbox": []})
+        for seq_, body in [one for one in self.log if one[0] > session.sent]:
+            await session.record(seq_, body)
+        await session.send({"op": "live", "cursor": f"{self.epoch}.{session.sent}"})
+
+    async def _listen(self, session: SimSession) -> None:
+        async for message in session.ws:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                break
+            frame = json.loads(message.data)
+            self.said.append(frame)
+            if frame["op"] == "ping":
+                await session.send({"op": "pong", "cursor": f"{self.epoch}.{session.sent}"})
+            await self._note()
+
+    def of(self, op: str) -> list[dict[str, Any]]:
+        """What clients said with this `op`."""
+        return [frame for frame in self.said if frame["op"] == op]
+
+
+@asynccontextmanager
+async def sim_gateway() -> AsyncIterator[SimGateway]:
+    """A running simulated gateway on a free port."""
+    gateway = SimGateway()
+    app = web.Application()
+    app.router.add_get("/v1/ws", gateway._handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    gateway.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield gateway
+    finally:
+        await gateway.cut()
+        await runner.cleanup()
