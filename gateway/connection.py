@@ -1,0 +1,85 @@
+"""aiohttp's server connection, with two hooks: a drained socket tells its session, and so does a lost one.
+
+aiohttp wakes a coroutine that awaits `drain()`; a session has none to spare. The hooks are the protocol's own callbacks
+(`asyncio.Protocol.resume_writing`, `connection_lost`), overridden in a sub-class of the public `RequestHandler`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from gateway.limits import REQUEST_HEAD_SECONDS
+
+
+class Connection(web.RequestHandler):
+    """One accepted connection."""
+
+    __slots__ = ("on_lost", "on_writable")
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.on_writable: Callable[[], None] | None = None
+        self.on_lost: Callable[[], None] | None = None
+
+    def resume_writing(self) -> None:
+        """The write buffer is below its low-water mark."""
+        super().resume_writing()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone: let go of the session, whose outlet refers to this."""
+        on_lost, self.on_lost, self.on_writable = self.on_lost, None, None
+        super().connection_lost(exc)
+        if on_lost is not None:
+            on_lost()
+
+
+class _Server(web.Server):
+    """Makes `Connection`s."""
+
+    def __call__(self) -> Connection:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """Runs an application over `Connection`s.
+
+    `keepalive_timeout` bounds the wait for a complete request head, on a fresh connection as on a kept one: aiohttp has
+    no other guard against a client that sends its head byte by byte.
+    """
+
+    def __init__(self, app: web.Application, *, head_seconds: float = REQUEST_HEAD_SECONDS, **options: Any) -> None:
+        self._connection_options: dict[str, Any] = {
+            "keepalive_timeout": head_seconds,
+            "access_log": None,
+            "tcp_keepalive": True,
+            "max_line_size": 8_190,
+            "max_field_size": 16_384,
+        }
+        super().__init__(app, **self._connection_options, **options)
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            loop=asyncio.get_running_loop(),
+            **self._connection_options,
+        )
+
+
+def connection_of(request: web.Request) -> Connection:
+    """The connection a request came on.
+
+    Raises:
+        TypeError: the application does not run under `Runner`.
+    """
+    protocol = request.protocol
+    if not isinstance(protocol, Connection):
+        raise TypeError("the gateway's application runs under gateway.connection.Runner only")
+    return protocol

@@ -1,0 +1,63 @@
+"""What every session of a process leans on, made once at start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from engine.jetstream import Broker
+from engine.subjects import encode_token, partition_of
+from gateway.auth import Verifier
+from gateway.live import Live
+from gateway.origins import Origins
+from gateway.outlet import Flusher
+from gateway.partition import Partition
+from gateway.port import FeedCounters, Snapshot
+from gateway.receipts import Receipts
+from gateway.sessions import Sessions
+from gateway.wheel import Wheel
+
+if TYPE_CHECKING:
+    from gateway.admission import Handshakes
+
+Snapshots = Callable[[str, str, Callable[[Snapshot | None], None]], None]
+"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None when there is nothing."""
+
+
+@dataclass(slots=True)
+class Context:
+    """The collaborators of a session."""
+
+    broker: Broker
+    verifier: Verifier
+    origins: Origins
+    sessions: Sessions
+    live: Live
+    receipts: Receipts
+    partitions: list[Partition]
+    wheel: Wheel
+    flusher: Flusher
+    snapshots: Snapshots
+    handshakes: Handshakes
+    counters: FeedCounters = field(default_factory=FeedCounters)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    draining: bool = False
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` beside the session that asked for it; draining waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def partition(self, tenant: str, user: str) -> Partition:
+        """The partition that holds the user's log."""
+        number = partition_of(encode_token(tenant), encode_token(user), len(self.partitions))
+        return self.partitions[number]
+
+
+CONTEXT: Final = web.AppKey("context", Context)
+"""Where handlers find it."""

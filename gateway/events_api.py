@@ -1,0 +1,240 @@
+"""`POST /v1/events` and `/v1/events/bulk`: 202 is said only once an event is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from engine import metrics
+from engine.errors import ApiError, BrokerError, InvalidEvent, Unanswered
+from engine.events import Encoded, encode, new_event_id
+from engine.jetstream import Broker, PubAck
+from gateway.api_keys import ApiKey, ApiKeys, KeysAway
+from gateway.auth import bearer
+from gateway.limits import (
+    BULK_BODY_BYTES,
+    BULK_EVENTS,
+    BULK_IN_FLIGHT,
+    EVENT_BODY_BYTES,
+    EVENT_BUDGET_SECONDS,
+    EVENTS_IN_FLIGHT,
+    REQUEST_BODY_SECONDS,
+    RETRY_AFTER_SECONDS,
+)
+from gateway.problems import Problem, unavailable
+
+_log = structlog.get_logger("seamark.events_api")
+
+SCOPE: Final = "events:write"
+"""What a key must allow."""
+
+_STORE_FULL: Final = frozenset({10047, 10077, 10023, 10054})
+"""The server's words for a store that takes no more: the event was not stored and may be sent again later."""
+
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class EventsApi:
+    """The two handlers and what they share.
+
+    Args:
+        broker: where events are stored.
+        keys: who may publish, and for which tenant.
+    """
+
+    def __init__(self, broker: Broker, keys: ApiKeys) -> None:
+        self._broker = broker
+        self._keys = keys
+        self._in_flight = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        """What to add to an application."""
+        return [web.post("/v1/events", self.publish), web.post("/v1/events/bulk", self.publish_many)]
+
+    async def publish(self, request: web.Request) -> web.StreamResponse:
+        """One event: 202 with `{event_id, seq, duplicate}` once it is stored."""
+        key = await self._authorised(request)
+        body = await _body(request, EVENT_BODY_BYTES)
+        try:
+            event, id = _event(body, key.tenant, request.headers.get("Idempotency-Key"))
+        except InvalidEvent as error:
+            metrics.gateway_events.labels("invalid").inc()
+            raise _problem_of(error) from error
+        self._reserve(1)
+        try:
+            ack = await self._store(event, _trace(request))
+        except BrokerError as error:
+            raise _problem_of_broker(error) from error
+        finally:
+            self._in_flight -= 1
+        answer = {"event_id": id, "seq": ack.seq, "duplicate": ack.duplicate}
+        return web.Response(status=202, body=_encode(answer), content_type="application/json")
+
+    async def publish_many(self, request: web.Request) -> web.StreamResponse:
+        """Up to 1000 events: 202 with one result each, in order; an event that failed has `error` in its place.
+
+        Events are stored side by side, so those with one ordering key keep their order only if they share a request of
+        their own with nothing stored twice; where order matters, each key's events are stored one after the other.
+        """
+        key = await self._authorised(request)
+        body = await _body(request, BULK_BODY_BYTES)
+        try:
+            bodies = _decode_list(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Problem(400, "invalid_json", "the body must be a JSON array of events") from error
+        if not 1 <= len(bodies) <= BULK_EVENTS:
+            raise Problem(400, "invalid_bulk", f"1 to {BULK_EVENTS} events, not {len(bodies)}")
+        self._reserve(min(len(bodies), BULK_IN_FLIGHT))
+        try:
+            results = await self._store_all([bytes(raw) for raw in bodies], key, _trace(request))
+        finally:
+            self._in_flight -= min(len(bodies), BULK_IN_FLIGHT)
+        return web.Response(status=202, body=_encode({"results": results}), content_type="application/json")
+
+    async def _authorised(self, request: web.Request) -> ApiKey:
+        presented = bearer(request.headers.get("Authorization")) or request.headers.get("X-API-Key")
+        if not presented:
+            raise Problem(401, "unauthenticated", "send an API key as Authorization: Bearer …")
+        try:
+            key = await self._keys.find(presented)
+        except KeysAway as error:
+            raise unavailable(str(error)) from error
+        if key is None:
+            raise Problem(401, "unauthenticated", "the API key is not known")
+        if SCOPE not in key.scopes:
+            raise Problem(403, "forbidden", f"the API key lacks the scope {SCOPE}")
+        return key
+
+    def _reserve(self, count: int) -> None:
+        if self._in_flight + count > EVENTS_IN_FLIGHT:
+            metrics.gateway_events.labels("unavailable").inc(count)
+            raise unavailable("too many events are being stored: try again")
+        self._in_flight += count
+
+    async def _store(self, event: Encoded, trace: Mapping[str, str]) -> PubAck:
+        try:
+            ack = await self._broker.append(
+                event.subject, event.payload, trace, msg_id=event.msg_id, budget_seconds=EVENT_BUDGET_SECONDS
+            )
+        except BrokerError as error:
+            outcomes = ((Unanswered, "unanswered"), (ApiError, "refused"), (BrokerError, "unavailable"))
+            outcome = next(word for kind, word in outcomes if isinstance(error, kind))
+            metrics.gateway_events.labels(outcome).inc()
+            _log.warning("event_not_stored", error=f"{type(error).__name__}: {error}")
+            raise
+        metrics.gateway_events.labels("duplicate" if ack.duplicate else "accepted").inc()
+        return ack
+
+    async def _store_all(self, bodies: list[bytes], key: ApiKey, trace: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Events with one subject (so one ordering key) one after the other, the others side by side."""
+        results: list[dict[str, Any]] = [{} for _ in bodies]
+        lines: dict[str, list[tuple[int, Encoded, str]]] = {}
+        for index, body in enumerate(bodies):
+            try:
+                event, id = _event(body, key.tenant, None)
+            except InvalidEvent as error:
+                metrics.gateway_events.labels("invalid").inc()
+                results[index] = {"error": _said(_problem_of(error))}
+            else:
+                # events.<tenant>.<key>.<type>: the key decides about order, whatever the type.
+                lines.setdefault(".".join(event.subject.split(".")[:3]), []).append((index, event, id))
+        slots = asyncio.Semaphore(BULK_IN_FLIGHT)
+
+        async def store(line: list[tuple[int, Encoded, str]]) -> None:
+            for index, event, id in line:
+                async with slots:
+                    try:
+                        ack = await self._store(event, trace)
+                        results[index] = {"event_id": id, "seq": ack.seq, "duplicate": ack.duplicate}
+                    except BrokerError as error:
+                        results[index] = {"event_id": id, "error": _said(_problem_of_broker(error))}
+
+        async with asyncio.TaskGroup() as group:
+            for number, line in enumerate(lines.values()):
+                group.create_task(store(line), name=f"bulk-{number}")
+        return results
+
+
+async def _body(request: web.Request, most: int) -> bytes:
+    if request.content_length is not None and request.content_length > most:
+        raise Problem(413, "too_large", f"the body may have {most} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(REQUEST_BODY_SECONDS):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > most:
+                    raise Problem(413, "too_large", f"the body may have {most} bytes")
+    except TimeoutError as error:
+        raise Problem(408, "request_timeout", f"the body was not complete within {REQUEST_BODY_SECONDS:g} s") from error
+    return bytes(body)
+
+
+def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encoded, str]:
+    """The event in a body and its id. The members we do not know are kept as they stand.
+
+    Raises:
+        InvalidEvent: with the member at fault.
+    """
+    try:
+        fields = dict(_decode_object(body))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidEvent("json", "an event is a JSON object") from error
+    type = _text(fields, "type")
+    if type is None:
+        raise InvalidEvent("type", "`type` is missing: say what happened, such as order.shipped")
+    named = _text(fields, "tenant")
+    if named is not None and named != tenant:
+        raise InvalidEvent("tenant", "`tenant` is not the tenant of the API key: leave it out")
+    id = _text(fields, "id") or idempotency_key or new_event_id()
+    try:
+        to = msgspec.json.decode(bytes(fields.pop("to", b"[]")), type=list[str])
+    except msgspec.DecodeError as error:
+        raise InvalidEvent("to", "`to` must be a list of users") from error
+    key = _text(fields, "ordering_key")
+    data = fields.pop("data", None)
+    others = {f"{name}": raw for name, raw in fields.items() if name not in ("key", "payload")}
+    return encode(to=to, type=type, tenant=tenant, data=data, id=id, key=key, **others), id
+
+
+def _text(fields: dict[str, msgspec.Raw], name: str) -> str | None:
+    """Take the member `name` out, which must be text or null."""
+    raw = fields.pop(name, None)
+    try:
+        return msgspec.json.decode(bytes(raw), type=str | None) if raw is not None else None
+    except msgspec.DecodeError as error:
+        raise InvalidEvent(name, f"`{name}` must be text") from error
+
+
+def _trace(request: web.Request) -> dict[str, str]:
+    """The caller's trace context, to travel with the event."""
+    names = ("traceparent", "tracestate")
+    return {name: request.headers[name] for name in names if name in request.headers and len(request.headers[name]) <= 512}
+
+
+def _problem_of(error: InvalidEvent) -> Problem:
+    field = None if error.reason in ("json", "size", "schema", "subject", "disagreement") else error.reason
+    return Problem(413 if error.reason == "size" else 400, "invalid_event", error.detail, field=field)
+
+
+def _problem_of_broker(error: BrokerError) -> Problem:
+    if isinstance(error, ApiError) and error.err_code in _STORE_FULL:
+        return Problem(503, "store_full", "the event store is full; nothing was stored", retry_after_seconds=30)
+    if isinstance(error, Unanswered):
+        return Problem(503, "unanswered", "no answer from the event store: send the same event again, with its id",
+                       retry_after_seconds=RETRY_AFTER_SECONDS)  # fmt: skip
+    return unavailable("the event was not stored: try again")
+
+
+def _said(problem: Problem) -> dict[str, Any]:
+    said: dict[str, Any] = {"code": problem.code, "status": problem.status, "detail": problem.detail}
+    if problem.field is not None:
+        said["field"] = problem.field
+    return said

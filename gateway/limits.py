@@ -1,0 +1,185 @@
+"""Bounds of the gateway, each with its reason. What happens at a bound is named beside it."""
+
+from typing import Final
+
+# --- one connection -------------------------------------------------------------------------------------------------
+
+HELLO_SECONDS: Final = 5.0
+"""From the open socket to a complete `hello`; then 4401. A socket that says nothing costs a file descriptor."""
+
+FRAME_BYTES: Final = 65_536
+"""Largest frame a client may send; then 4413. The longest honest one is a `read` naming some hundreds of ids."""
+
+FRAMES_PER_MINUTE: Final = 600
+"""Frames a client may send in any minute (token bucket, the whole minute as burst); then 4429.
+
+An SDK acks at most four times a second (240), so this leaves room for reads and pings."""
+
+READ_IDS: Final = 500
+"""Ids in one `read`; 500 ids of 128 bytes still fit in one frame of `FRAME_BYTES`."""
+
+READS_IN_FLIGHT: Final = 8
+"""Unanswered appends of read records per session; then an `error` frame `too_many_reads` and the read is not done."""
+
+ROOM_BYTES: Final = 65_536
+"""Bytes one socket may have unsent before its session is *catching up* and waits for it to be writable."""
+
+WRITE_HIGH_BYTES: Final = 32_768
+"""High-water mark given to the transport. Below `ROOM_BYTES`, so that a session refused room is always told later."""
+
+WRITE_LOW_BYTES: Final = 8_192
+"""Low-water mark of the transport: at this size a waiting session goes on reading its log."""
+
+PING_SECONDS: Final = 20.0
+"""Between two protocol pings on a connection that has been silent for so long."""
+
+PONG_SECONDS: Final = 15.0
+"""For the answer to a ping; then 4408. Slow mobile links answer within a few seconds."""
+
+LINGER_SECONDS: Final = 2.0
+"""For the client's half of the closing handshake; then the transport is aborted, whatever is still unsent."""
+
+DEVICE_BYTES: Final = 128
+"""Length of a device id, as of every id."""
+
+# --- one user -------------------------------------------------------------------------------------------------------
+
+SESSIONS_PER_USER: Final = 20
+"""Connected sessions of one user in one process; then the oldest is closed with 4409."""
+
+# --- one process ----------------------------------------------------------------------------------------------------
+
+SESSIONS_PER_PROCESS: Final = 50_000
+"""Sessions one process takes; then the handshake is answered 503 with Retry-After."""
+
+ADDRESSES_REMEMBERED: Final = 100_000
+"""Addresses whose handshakes are counted; then the one heard of longest ago is forgotten."""
+
+ACCEPT_BACKLOG: Final = 8_192
+"""Listen backlog: a reconnect storm arrives faster than one process shakes hands."""
+
+REQUEST_HEAD_SECONDS: Final = 10.0
+"""For a complete request head on a fresh or kept-alive connection; then the connection is closed (slow-loris guard)."""
+
+REQUEST_BODY_SECONDS: Final = 15.0
+"""For the whole body of a request; then 408."""
+
+TOKEN_BYTES: Final = 8_192
+"""Longest token looked at; a longer one is refused before any cryptography."""
+
+TOKEN_CACHE: Final = 100_000
+"""Verified tokens remembered (about 400 bytes each); then the oldest entry goes."""
+
+TOKEN_LEEWAY_SECONDS: Final = 30.0
+"""Difference of clocks forgiven when `iat` and `nbf` are checked. `exp` is forgiven nothing at later uses."""
+
+JWKS_FRESH_SECONDS: Final = 300.0
+"""A fetched key set is used this long without asking again."""
+
+JWKS_COOLDOWN_SECONDS: Final = 30.0
+"""Between two fetches for key ids the set does not have: a flood of unknown ids costs one fetch."""
+
+JWKS_STALE_SECONDS: Final = 3_600.0
+"""A key set that cannot be renewed is used this long; then every token is refused."""
+
+JWKS_FETCH_SECONDS: Final = 5.0
+"""Deadline of one key-set request."""
+
+JWKS_BYTES: Final = 262_144
+"""Largest key set read."""
+
+API_KEY_SECONDS: Final = 60.0
+"""An API key looked up is believed this long, known or unknown; a revocation takes effect within it."""
+
+API_KEY_CACHE: Final = 10_000
+"""API keys remembered; then the oldest entry goes."""
+
+API_KEY_QUERY_SECONDS: Final = 2.0
+"""Deadline of one look-up in PostgreSQL; then a key in the cache goes on, another gets 503."""
+
+# --- HTTP -----------------------------------------------------------------------------------------------------------
+
+EVENT_BODY_BYTES: Final = 1_048_576
+"""Body of `POST /v1/events`: one event, as the EVENTS stream takes it."""
+
+BULK_BODY_BYTES: Final = 4_194_304
+"""Body of `POST /v1/events/bulk`; then 413."""
+
+BULK_EVENTS: Final = 1_000
+"""Events in one bulk request."""
+
+BULK_IN_FLIGHT: Final = 64
+"""Appends one bulk request has outstanding at a time."""
+
+EVENTS_IN_FLIGHT: Final = 512
+"""Requests that wait for a PubAck in one process; then 503 with Retry-After."""
+
+EVENT_BUDGET_SECONDS: Final = 10.0
+"""How long a request tries to have its event stored; then 503 with Retry-After."""
+
+RETRY_AFTER_SECONDS: Final = 2
+"""`Retry-After` of a 503."""
+
+POLL_WAIT_SECONDS: Final = 30.0
+"""Longest `wait` of a long poll; a larger one is cut to it."""
+
+POLL_LIMIT: Final = 256
+"""Largest `limit` of a long poll: one page of the log."""
+
+POLL_JOIN_SECONDS: Final = 10.0
+"""For a poll to join the log (however short its `wait`); then 503."""
+
+# --- reading the log ------------------------------------------------------------------------------------------------
+
+WATCH_SECONDS: Final = 5.0
+"""Between two questions to the leader of a partition."""
+
+HEADS_SUBJECTS: Final = 1_000
+"""Subjects in one `multi_last`; the server refuses more than 1024 matches."""
+
+HEADS_FRESH_SECONDS: Final = 1.0
+"""After a session joined its head is compared again: SUB and PONG on one server order nothing on the leader's."""
+
+HEADS_EVERY_SECONDS: Final = 30.0
+"""Between two comparisons of the heads of all connected users: a lost last copy makes no gap in the chain."""
+
+PAGE_RECORDS: Final = 256
+"""Records in one read of the log."""
+
+PAGE_BYTES: Final = 1_048_576
+"""Bytes in one read of the log."""
+
+PAGES_IN_FLIGHT: Final = 4
+"""Reads at a time per partition and process: a sparse cold read holds the partition's writers up."""
+
+STALE_ANSWER_SECONDS: Final = 0.25
+"""Deadline of a replica's answer when a fast one matters (the second try goes elsewhere)."""
+
+READ_SECONDS: Final = 2.0
+"""Deadline of one read; then it is tried again."""
+
+# --- what the gateway writes ----------------------------------------------------------------------------------------
+
+RECEIPT_SECONDS: Final = 0.5
+"""Receipts of a session are gathered this long (the protocol allows four a second): one covers a range."""
+
+RECEIPTS_QUEUED: Final = 100_000
+"""Receipts waiting to be stored; then the oldest are dropped and counted."""
+
+RECEIPT_BATCH: Final = 500
+"""Receipts in one atomic batch."""
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+DRAIN_SPREAD_MS: Final = 5_000
+"""Clients told to come back are spread over this time."""
+
+DRAIN_CLOSE_SECONDS: Final = 5.0
+"""For sessions to take their `bye` and close; then they are aborted."""
+
+DRAIN_WORK_SECONDS: Final = 5.0
+"""For requests, read records and receipts under way; then they are given up, and said so."""
+
+assert WRITE_LOW_BYTES < WRITE_HIGH_BYTES < ROOM_BYTES, "a session refused room must find its transport paused"
+assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
+assert HEADS_SUBJECTS <= 1_024, "the server's bound of one multi_last"

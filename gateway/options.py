@@ -1,0 +1,43 @@
+"""What a gateway is told at start, out of the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.jetstream import NatsSettings
+from gateway.limits import SESSIONS_PER_PROCESS, SESSIONS_PER_USER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """Where its stores are and whom it believes.
+
+    Attributes:
+        nats: the broker.
+        postgres_url: the table of API keys; None: `POST /v1/events` is not served.
+        jwt_secret: HS256 secret (development); exactly one of this and `jwks_url`.
+        jwks_url: address of the key set.
+        issuer, audience: what tokens must carry; None: not checked.
+        origins: web origins that may open sessions.
+        host: address to listen on.
+        dev: serve the inbox page and allow its own origin.
+        dev_api_key: key the page publishes with.
+        sessions_per_user: bound of one user's sessions in this process.
+        sessions_at_most: bound of all sessions in this process.
+        handshakes_per_minute: bound for one address; 0: none.
+    """
+
+    nats: NatsSettings
+    postgres_url: str | None = None
+    jwt_secret: str | None = None
+    jwks_url: str | None = None
+    issuer: str | None = None
+    audience: str | None = None
+    origins: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    dev: bool = False
+    dev_api_key: str | None = None
+    dev_tenant: str = "default"
+    sessions_per_user: int = SESSIONS_PER_USER
+    sessions_at_most: int = SESSIONS_PER_PROCESS
+    handshakes_per_minute: int = 0

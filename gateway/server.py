@@ -1,0 +1,214 @@
+"""A gateway process: made, served, drained."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from aiohttp import web
+from prometheus_client import REGISTRY
+
+from engine.errors import InvalidSetting, TopologyError
+from engine.jetstream import Broker, connect
+from engine.subjects import EVENTS_STREAM, log_stream
+from gateway import cors, inbox_api, poll, sse, ws
+from gateway.admission import Handshakes
+from gateway.api_keys import ApiKeys, PostgresKeys
+from gateway.auth import Verifier
+from gateway.connection import Runner
+from gateway.context import CONTEXT, Context
+from gateway.counters import FeedCollector
+from gateway.dev_page import DevPage, dev_routes
+from gateway.drain import CLOSE_SECONDS, drain
+from gateway.events_api import EventsApi
+from gateway.health import healthz, readyz
+from gateway.jwks import Keys, KeySet, SharedSecret
+from gateway.limits import ACCEPT_BACKLOG
+from gateway.live import Live
+from gateway.options import GatewayOptions
+from gateway.origins import Origins
+from gateway.outlet import Flusher
+from gateway.partition import Partition
+from gateway.port import Snapshot
+from gateway.problems import as_problems
+from gateway.receipts import Receipts
+from gateway.sessions import Sessions
+from gateway.wheel import Wheel
+
+_log = structlog.get_logger("seamark.gateway")
+
+
+async def run(
+    options: GatewayOptions,
+    *,
+    stop: asyncio.Event,
+    port: int,
+    reuse_port: bool = False,
+    started: Callable[[int, Context], None] | None = None,
+) -> None:
+    """Serve until `stop` is set, then drain.
+
+    Args:
+        options: stores and keys.
+        stop: set by whoever got the signal.
+        port: to listen on; 0 lets the system choose.
+        reuse_port: share the port with other processes (SO_REUSEPORT).
+        started: called with the port once clients are taken.
+
+    Raises:
+        Unavailable: no broker. TopologyError, InvalidSetting: with the remedy.
+        OSError: the port cannot be had.
+    """
+    keys = _keys(options)
+    broker = await connect(options.nats)
+    try:
+        async with _context(options, broker, keys) as context, _api_keys(options) as api_keys:
+            runner = Runner(create_app(context, options, api_keys), shutdown_timeout=CLOSE_SECONDS)
+            await runner.setup()
+            site = web.TCPSite(runner, options.host, port, backlog=ACCEPT_BACKLOG, reuse_port=reuse_port or None)
+            try:
+                await site.start()
+                _log.info("gateway_started", host=options.host, port=site.port, partitions=len(context.partitions))
+                if started is not None:
+                    started(site.port, context)
+                await stop.wait()
+                await site.stop()
+                await drain(context)
+            finally:
+                await runner.cleanup()
+    finally:
+        await keys.close()
+        await broker.close()
+
+
+def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | None) -> web.Application:
+    """The application; it runs under `gateway.connection.Runner`."""
+    app = web.Application(middlewares=[as_problems], client_max_size=1 << 20)
+    app[CONTEXT] = context
+    app.add_routes(
+        [
+            web.get("/v1/ws", ws.websocket),
+            web.get("/v1/stream", sse.stream),
+            web.get("/v1/records", poll.records),
+            web.post("/v1/inbox/read", inbox_api.read),
+            web.options("/v1/{tail:.*}", cors.preflight),
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+        ]
+    )
+    if api_keys is not None:
+        app.add_routes(EventsApi(context.broker, api_keys).routes())
+    if options.dev and options.jwt_secret is not None:
+        page = DevPage(
+            jwt_secret=options.jwt_secret,
+            api_key=options.dev_api_key,
+            tenant=options.dev_tenant,
+            issuer=options.issuer,
+            audience=options.audience,
+        )
+        app.add_routes(dev_routes(page))
+    app.on_response_prepare.append(cors.allow)
+    return app
+
+
+def _keys(options: GatewayOptions) -> Keys:
+    if options.jwks_url is not None and options.jwt_secret is None:
+        return KeySet(options.jwks_url)
+    if options.jwt_secret is not None and options.jwks_url is None:
+        try:
+            return SharedSecret(options.jwt_secret)
+        except ValueError as error:
+            raise InvalidSetting(f"SEAMARK_JWT_SECRET: {error}") from error
+    raise InvalidSetting("set exactly one of SEAMARK_JWT_SECRET (development) and SEAMARK_JWKS_URL")
+
+
+@asynccontextmanager
+async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
+    if options.postgres_url is None:
+        yield None
+        return
+    keys = ApiKeys(PostgresKeys(options.postgres_url))
+    try:
+        yield keys
+    finally:
+        await keys.close()
+
+
+@asynccontextmanager
+async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> AsyncIterator[Context]:
+    """Everything sessions share, started; stopped again at the end."""
+    try:
+        origins = Origins(options.origins, same_origin=options.dev)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
+    count = await _partitions(broker)
+    context = Context(
+        broker=broker,
+        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
+        origins=origins,
+        sessions=Sessions(per_user=options.sessions_per_user, at_most=options.sessions_at_most),
+        live=Live(broker),
+        receipts=Receipts(broker),
+        partitions=[Partition(broker, number) for number in range(count)],
+        wheel=Wheel(),
+        flusher=Flusher(),
+        snapshots=no_snapshots,
+        handshakes=Handshakes(options.handshakes_per_minute),
+    )
+    collector = FeedCollector(context.counters)
+    REGISTRY.register(collector)
+    _listen(broker, context)
+    for partition in context.partitions:
+        partition.start()
+    context.receipts.start()
+    try:
+        yield context
+    finally:
+        REGISTRY.unregister(collector)
+        await context.live.close()
+        closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
+        await asyncio.gather(*closing)
+        context.wheel.close()
+
+
+async def _partitions(broker: Broker) -> int:
+    """How many partitions there are; every log must agree and have an epoch.
+
+    Raises:
+        TopologyError: streams are missing or not as `seamark topology apply` leaves them.
+    """
+    remedy = "Run `seamark topology apply`."
+    count = (await broker.stream(EVENTS_STREAM)).partitions
+    if not count:
+        raise TopologyError(f"{EVENTS_STREAM} does not say how many partitions there are", remedy)
+    for number in range(count):
+        state = await broker.stream(log_stream(number))
+        if state.partitions != count:
+            raise TopologyError(f"{state.name} was made for {state.partitions} partitions, EVENTS for {count}", remedy)
+        if state.epoch is None:
+            raise TopologyError(f"{state.name} has no epoch", remedy)
+    return count
+
+
+def _listen(broker: Broker, context: Context) -> None:
+    """Whatever may have cost live copies makes every feed compare with the head of its log."""
+
+    def suspect() -> None:
+        for partition in context.partitions:
+            partition.suspect()
+
+    def leader_changed(stream: str, consumer: str) -> None:
+        for partition in context.partitions:
+            if partition.stream == stream and not consumer:
+                partition.suspect()
+
+    broker.on_reconnect.append(suspect)
+    broker.on_doubt.append(suspect)
+    broker.on_leader_change.append(leader_changed)
+
+
+def no_snapshots(tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
+    """There are no projections: a reset has an empty inbox and no count."""
+    asyncio.get_running_loop().call_soon(answer, None)

@@ -1,0 +1,369 @@
+"""One connected device: the state machine of `seamark.v1`, the same over WebSocket, server-sent events and polling."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Coroutine
+from time import time
+from typing import Any
+
+import structlog
+
+from engine import metrics
+from engine.cursor import Cursor, parse_cursor
+from engine.errors import BrokerError, InvalidCursor
+from engine.jetstream import Outgoing
+from engine.records import state_record
+from gateway.auth import Claims, Refused
+from gateway.close_codes import (
+    BAD_FRAME,
+    FAILED,
+    FORBIDDEN,
+    NO_PONG,
+    NORMAL,
+    RESTARTING,
+    TOO_MANY_FRAMES,
+    UNAUTHENTICATED,
+    CloseCode,
+)
+from gateway.context import Context
+from gateway.follower import Follower
+from gateway.frames import (
+    Ack,
+    BadFrame,
+    Hello,
+    Ping,
+    Read,
+    Refresh,
+    bye_frame,
+    decode_frame,
+    error_frame,
+    pong_frame,
+    ready_frame,
+    reset_frame,
+)
+from gateway.identity import user_hash
+from gateway.limits import FRAMES_PER_MINUTE, HELLO_SECONDS, PING_SECONDS, PONG_SECONDS, READS_IN_FLIGHT
+from gateway.outlet import Outlet
+from gateway.port import ResetReason, Snapshot
+
+_log = structlog.get_logger("seamark.session")
+
+
+class Session:
+    """One device's connection.
+
+    It costs no task of its own: frames of the client come in through `receive`, records through its `Follower`, time
+    through the shared wheel.
+
+    Args:
+        context: what all sessions share.
+        outlet: where frames leave.
+        carrier: `ws`, `sse` or `poll`, for metrics and logs.
+        token: from the request's `Authorization`, where it had one.
+    """
+
+    __slots__ = (
+        "_allowance",
+        "_carrier",
+        "_expires_at",
+        "_follower",
+        "_heard_at",
+        "_opened_at",
+        "_outlet",
+        "_pinged_at",
+        "_reads",
+        "_ready",
+        "_token",
+        "context",
+        "device",
+        "ended",
+        "id",
+        "tenant",
+        "user",
+    )  # fmt: skip
+
+    def __init__(self, context: Context, outlet: Outlet, carrier: str, token: str | None = None) -> None:
+        self.context = context
+        self.id = secrets.token_hex(8)
+        self.tenant = ""
+        self.user = ""
+        self.device = ""
+        self.ended = False
+        self._outlet = outlet
+        self._carrier = carrier
+        self._token = token
+        self._follower: Follower | None = None
+        self._ready = False
+        self._expires_at = 0.0
+        self._opened_at = self._heard_at = context.wheel.now()
+        self._pinged_at = 0.0
+        self._allowance = float(FRAMES_PER_MINUTE)
+        self._reads = 0
+        context.sessions.open(self)
+        metrics.gateway_sessions.labels(carrier).inc()
+        context.wheel.later(HELLO_SECONDS, self._tick)
+
+    # --- from the client --------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Coroutine[Any, Any, None] | None:
+        """Handle one frame; what needs to wait for something is returned and must be awaited before the next frame."""
+        if self.ended:
+            return None
+        if not self._allow():
+            self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
+            return None
+        try:
+            frame = decode_frame(data)
+            if self._follower is None:
+                if isinstance(frame, Hello):
+                    return self._hello(frame)
+                raise BadFrame("the first frame must be `hello`")
+            return self._handle(frame, self._follower)
+        except (BadFrame, InvalidCursor) as error:
+            self.end(BAD_FRAME, str(error))
+            return None
+
+    def heard(self) -> None:
+        """The client has shown life."""
+        self._heard_at = self.context.wheel.now()
+
+    def writable(self) -> None:
+        """The outlet has room again."""
+        if self._follower is not None and not self.ended:
+            self._follower.writable()
+
+    def start(self, claims: Claims, device: str, cursor: str | None) -> None:
+        """Who it is for is known: join the log."""
+        self.tenant, self.user, self.device = claims.tenant, claims.user, device
+        self._live_until(claims.expires_at)
+        self._token = None
+        context = self.context
+        partition = context.partition(self.tenant, self.user)
+        self._follower = Follower(self, self._outlet, partition, cursor)
+        context.sessions.admit(self)
+        if not self.ended:
+            self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
+
+    def _allow(self) -> bool:
+        """Token bucket over the frames of a minute."""
+        now = self.context.wheel.now()
+        refilled = self._allowance + (now - self._heard_at) * FRAMES_PER_MINUTE / 60
+        self._allowance = min(float(FRAMES_PER_MINUTE), refilled) - 1
+        self._heard_at = now
+        return self._allowance >= 0
+
+    def _handle(self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower) -> Coroutine[Any, Any, None] | None:
+        match frame:
+            case Ack():
+                self._ack(frame, follower)
+            case Ping():
+                self._outlet.send(pong_frame(follower.pong()))
+            case Read():
+                self._read(frame, follower)
+            case Refresh():
+                return self._refresh(frame)
+            case Hello():
+                raise BadFrame("`hello` was said before")
+        return None
+
+    async def _hello(self, frame: Hello) -> None:
+        token = frame.token or self._token
+        if token is None:
+            self.end(UNAUTHENTICATED, "no token: put one into `hello` or the Authorization header")
+            return
+        claims = await self._verify(token)
+        if claims is not None and not self.ended:
+            self.start(claims, frame.device, frame.cursor)
+
+    async def _refresh(self, frame: Refresh) -> None:
+        claims = await self._verify(frame.token)
+        if claims is None or self.ended:
+            return
+        if (claims.tenant, claims.user) != (self.tenant, self.user):
+            self.end(FORBIDDEN, "a refreshed token must name the same user and tenant")
+            return
+        self._live_until(claims.expires_at)
+
+    def _live_until(self, expires_at: float) -> None:
+        self._expires_at = expires_at
+        left = expires_at - time()
+        if left < PING_SECONDS:  # the ordinary tick, at most that far away, would be late
+            self.context.wheel.later(max(0.0, left), self._check_expiry)
+
+    def _check_expiry(self) -> None:
+        if not self.ended and self._expires_at <= time():
+            self.end(UNAUTHENTICATED, "expired: the token has expired")
+
+    async def _verify(self, token: str) -> Claims | None:
+        try:
+            return await self.context.verifier.verify(token)
+        except Refused as refused:
+            metrics.gateway_refused_tokens.labels(refused.reason).inc()
+            if not self.ended:
+                # Nobody's fault but ours: the client should come back, not ask for another token.
+                code = FAILED if refused.reason == "keys_unavailable" else UNAUTHENTICATED
+                self.end(code, f"{refused.reason}: {refused}")
+            return None
+
+    def _ack(self, frame: Ack, follower: Follower) -> None:
+        cursor = parse_cursor(frame.cursor)
+        if cursor.epoch != follower.epoch:
+            if cursor.epoch == follower.former_epoch and cursor.epoch:
+                return  # it crossed a reset on the way
+            raise BadFrame("`ack` names a cursor that was never sent")
+        if cursor.seq > follower.sent_max:
+            raise BadFrame("`ack` is beyond the last frame sent")
+        tally = follower.tally
+        if cursor.seq > tally.acked:
+            tally.acked, tally.acked_at = cursor.seq, time()
+            if not tally.noted:
+                tally.noted = True
+                self.context.receipts.note(self)
+
+    def _read(self, frame: Read, follower: Follower) -> None:
+        if not follower.epoch:
+            raise BadFrame("`read` before `ready`")
+        up_to: int | None = None
+        if frame.all:
+            up_to = follower.sent
+        elif frame.up_to is not None:
+            cursor = parse_cursor(frame.up_to)
+            if cursor.epoch != follower.epoch:
+                self._outlet.send(error_frame("stale_cursor", "`read.up_to` belongs to another incarnation of the log"))
+                return
+            if cursor.seq > follower.sent_max:
+                raise BadFrame("`read` is beyond the last frame sent")
+            up_to = cursor.seq
+        if self._reads >= READS_IN_FLIGHT:
+            self._outlet.send(error_frame("too_many_reads", f"{READS_IN_FLIGHT} reads are not yet stored: try again"))
+            return
+        self._reads += 1
+        self.context.spawn(self._append_read(frame.ids or [], up_to, follower), "append-read")
+
+    async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower) -> None:
+        """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
+        id, record = state_record(
+            "read", tenant=self.tenant, user=self.user, device=self.device, ids=ids, up_to=up_to
+        )
+        try:
+            if follower.log is None:  # joined before any frame that could bring us here
+                raise BrokerError("the log is not followed")
+            await self.context.broker.append(follower.log.subject, record, msg_id=id)
+        except BrokerError as error:
+            _log.warning("read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}")
+            if not self.ended:
+                self._outlet.send(error_frame("unavailable", "the read could not be stored: try again"))
+        finally:
+            self._reads -= 1
+
+    # --- from the follower ------------------------------------------------------------------------------------------
+
+    def ready(self, cursor: Cursor) -> None:
+        """The cursor was accepted."""
+        self._ready = True
+        self._outlet.send(ready_frame(self.id, cursor, None, None), cursor.epoch.encode(), cursor.seq)
+        metrics.gateway_joins.labels("resumed").inc()
+
+    def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
+        """The cursor was given up: say so, and what replaces it."""
+        unread = dict(snapshot.unread) if snapshot.unread is not None else None
+        if not self._ready:
+            self._ready = True
+            self._outlet.send(ready_frame(self.id, None, reason.value, unread))
+        frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
+        self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
+        metrics.gateway_joins.labels(reason.value).inc()
+
+    def unread(self, payload: bytes) -> None:
+        """The projector's frame; anything else on the live subject is not for clients."""
+        if self._ready and payload.startswith(b'{"op":"unread"'):
+            self._outlet.send(payload)
+
+    def take_receipts(self) -> list[Outgoing]:
+        """What was sent and acknowledged since the last time."""
+        follower = self._follower
+        if follower is None or not follower.epoch:
+            return []
+        return follower.tally.take(follower.partition.number, self.tenant, self.user, self.device, follower.epoch)
+
+    def tell_receipts(self) -> None:
+        """Hand over what there is to tell, before the epoch or the session changes."""
+        self.context.receipts.add(self.take_receipts())
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self, code: CloseCode, detail: str) -> None:
+        """Close with `code`; one line in the log says so."""
+        if self.ended:
+            return
+        _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self._carrier,
+                  user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
+        self._leave(code)
+        if code is not NORMAL:
+            self._outlet.send(error_frame(code.name, detail[:500]))
+        self._outlet.close(code, detail)
+
+    def bye(self, retry_after_ms: int) -> None:
+        """The process leaves: say when to come back, and close."""
+        if not self.ended:
+            self._leave(RESTARTING)
+            self._outlet.send(bye_frame(retry_after_ms))
+            self._outlet.close(RESTARTING, f"come back in {retry_after_ms} ms")
+
+    def gone(self) -> None:
+        """The client has closed, or its connection is lost."""
+        if not self.ended:
+            self._leave(NORMAL)
+
+    def failed(self, error: Exception) -> None:
+        """Something in here is broken: end this session only."""
+        if not self.ended:
+            _log.error("session_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
+            self.end(FAILED, "the gateway could not go on with this session")
+
+    def _leave(self, code: CloseCode) -> None:
+        self.ended = True
+        metrics.gateway_sessions.labels(self._carrier).dec()
+        metrics.gateway_closed.labels(str(code.code)).inc()
+        follower = self._follower
+        if follower is not None:
+            self.tell_receipts()
+            follower.close()
+            if follower.log is not None:
+                self.context.live.leave(follower, follower.log)
+        self.context.sessions.leave(self)
+        self._follower = None  # a timer may hold this object for a while: let the rest go now
+
+    def _tick(self) -> None:
+        """Time has passed: hello, expiry and pings."""
+        if self.ended:
+            return
+        now = self.context.wheel.now()
+        if self._follower is None:
+            self.end(UNAUTHENTICATED, f"no `hello` within {HELLO_SECONDS:g} s")
+            return
+        if self._expires_at <= time():
+            self.end(UNAUTHENTICATED, "expired: the token has expired")
+        elif self._unanswered(now):
+            self.end(NO_PONG, "a ping was not answered in time")
+        else:
+            self.context.wheel.later(self._next_ping(now), self._tick)
+
+    def _unanswered(self, now: float) -> bool:
+        if self._pinged_at > self._heard_at:
+            return now - self._pinged_at >= PONG_SECONDS
+        return self._outlet.stuck_seconds() >= PING_SECONDS + PONG_SECONDS
+
+    def _next_ping(self, now: float) -> float:
+        """Ping a client that was silent for long; returns when to look again."""
+        if self._pinged_at > self._heard_at:
+            return self._pinged_at + PONG_SECONDS - now
+        silent = now - self._heard_at
+        if silent < PING_SECONDS:
+            return PING_SECONDS - silent
+        if self._outlet.ping():
+            self._pinged_at = now
+            return PONG_SECONDS
+        self._heard_at = now
+        return PING_SECONDS

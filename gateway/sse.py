@@ -1,0 +1,68 @@
+"""`GET /v1/stream`: the same session as server-sent events, for where WebSocket is blocked.
+
+The event's id is the cursor, so `Last-Event-ID` (or `cursor` in the query) resumes. The stream has no way up: reads go
+to `POST /v1/inbox/read`, acknowledgements are left out, and the next request's cursor says what has arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from gateway.admission import admit, user_of
+from gateway.connection import connection_of
+from gateway.frames import BadFrame, check_device
+from gateway.outlet import EventStreamOutlet
+from gateway.problems import Problem
+from gateway.session import Session
+from gateway.ws import bound_unsent
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """One stream, until the client leaves, the token expires or the gateway closes it."""
+    context = admit(request)
+    claims = await user_of(request, context)
+    device = device_of(request)
+    cursor = request.headers.get("Last-Event-ID") or request.query.get("cursor")
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
+    response.force_close()
+    await response.prepare(request)
+    connection = connection_of(request)
+    transport = connection.transport
+    if transport is None:
+        return response
+    bound_unsent(transport)
+    outlet = EventStreamOutlet(transport, context.flusher, context.wheel)
+    session = Session(context, outlet, "sse")
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    outlet.on_writable = session.writable
+    outlet.on_closed = finish
+    connection.on_writable = outlet.writable
+    connection.on_lost = finish
+    try:
+        session.start(claims, device, cursor)
+        await over
+    finally:
+        session.gone()
+        outlet.on_writable = outlet.on_closed = None
+    return response
+
+
+def device_of(request: web.Request) -> str:
+    """The device named in the query.
+
+    Raises:
+        Problem: 400, it is missing or cannot name a device.
+    """
+    try:
+        return check_device(request.query.get("device", ""))
+    except BadFrame as error:
+        raise Problem(400, "invalid_device", f"{error}; give it in the query", field="device") from error

@@ -1,0 +1,114 @@
+"""`GET /v1/ws`: a session over a WebSocket.
+
+aiohttp shakes hands and reads the client's frames; the session's own frames go straight to the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from typing import Final
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from gateway.admission import admit
+from gateway.auth import bearer
+from gateway.close_codes import BAD_FRAME, NORMAL, TOO_LARGE
+from gateway.connection import Connection, connection_of
+from gateway.frames import PROTOCOL
+from gateway.limits import FRAME_BYTES, ROOM_BYTES
+from gateway.outlet import WebSocketOutlet
+from gateway.session import Session
+
+_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
+
+
+class _Socket(web.WebSocketResponse[bool]):
+    """aiohttp's reader without its way of closing, which knows no code of ours and waits 10 s for the client."""
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Nothing: the session has written its close frame, or is about to."""
+        return False
+
+
+async def websocket(request: web.Request) -> web.StreamResponse:
+    """One connection, from the handshake to the end of the transport."""
+    context = admit(request)
+    stream = _Socket(
+        protocols=(PROTOCOL,),
+        compress=False,
+        max_msg_size=FRAME_BYTES + 1,
+        autoping=False,
+        autoclose=False,
+        decode_text=False,
+    )
+    await stream.prepare(request)
+    connection = connection_of(request)
+    transport = connection.transport
+    if transport is None:
+        return stream
+    bound_unsent(transport)
+    outlet = WebSocketOutlet(transport, context.flusher, context.wheel)
+    session = Session(context, outlet, "ws", bearer(request.headers.get("Authorization")))
+    outlet.on_writable = session.writable
+    connection.on_writable = outlet.writable
+    connection.on_lost = session.gone
+    try:
+        await _receive(stream, session, outlet, connection)
+    finally:
+        session.gone()
+        outlet.on_writable = None
+    return stream
+
+
+async def _receive(stream: _Socket, session: Session, outlet: WebSocketOutlet, connection: Connection) -> None:
+    """Hand frames to the session until the client has closed or the connection is lost.
+
+    After the session has ended itself this goes on reading, so that the client's half of the handshake is taken from
+    the socket: a transport closed with unread bytes resets the connection, and the client would not see the code.
+    """
+    while True:
+        message = await stream.receive()
+        kind = message.type
+        if kind is WSMsgType.TEXT:
+            work = session.receive(message.data)
+            if work is not None:
+                await work
+        elif kind is WSMsgType.PONG:
+            session.heard()
+        elif kind is WSMsgType.PING:
+            session.heard()
+            outlet.pong(message.data)
+        elif kind is WSMsgType.BINARY:
+            session.end(BAD_FRAME, "frames are text")
+        elif kind is WSMsgType.ERROR:
+            too_large = getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG
+            if too_large:
+                session.end(TOO_LARGE, f"a frame may have {FRAME_BYTES} bytes")
+            else:
+                session.end(BAD_FRAME, "not a valid WebSocket frame")
+            await _lost(connection)
+            return
+        else:
+            session.gone()
+            outlet.close(NORMAL, "")
+            return
+
+
+async def _lost(connection: Connection) -> None:
+    """The connection's end: by the client, which has our close frame, or by the outlet's linger time."""
+    if connection.transport is None:
+        return
+    lost = asyncio.get_running_loop().create_future()
+    connection.on_lost = lambda: None if lost.done() else lost.set_result(None)
+    await lost
+
+
+def bound_unsent(transport: asyncio.Transport) -> None:
+    """Let the kernel hold little that is not on the wire yet: a slow socket is seen early, and a ping is not stuck in it."""
+    if _NOTSENT_LOWAT is None:
+        return
+    raw = transport.get_extra_info("socket")
+    if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, ROOM_BYTES)
