@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from engine import topology_plan
 from engine.errors import ApiError, TopologyError
 from engine.jetstream import Broker
 from engine.subjects import CONTROL_BUCKET
-from engine.topology_files import Overrides, Profile, render
+from engine.topology_files import Overrides, Profile, is_log, render
 from engine.topology_plan import (
     EPOCH_KEY,
     RESTORED_KEY,
@@ -63,7 +63,7 @@ async def plan(
     Raises:
         TopologyError: unknown profile or files missing. Unavailable, Unanswered, ApiError: the server cannot be read.
     """
-    observed = await observe(broker)
+    observed = await observe(broker, profile)
     topology = render(profile, partitions or remembered_partitions(observed), overrides=overrides)
     return topology_plan.decide(topology, observed, new_epoch)
 
@@ -92,21 +92,30 @@ async def ensure(
     return await apply(broker, await plan(broker, profile, partitions, overrides=overrides))
 
 
-async def observe(broker: Broker) -> Observed:
-    """Every stream, every consumer of EVENTS and the recorded epochs, as the server has them now."""
+async def observe(broker: Broker, profile: Profile) -> Observed:
+    """The streams and consumers that the files of `profile` name, and every LOG there is, as their leaders have them now.
+
+    Each is asked for by itself: a list leaves out whatever has no leader at that moment, and what is left out would look
+    like something to create.
+    """
+    files = render(profile, 1)
+    named = {file.name for file in files.streams}
     streams = {}
-    async for info in _listed(broker, "STREAM.LIST", "streams"):
-        streams[info["config"]["name"]] = observed_stream(info)
+    for name in await _names(broker, "STREAM.NAMES", "streams"):
+        if (name in named or is_log(name)) and (seen := await _stream_or_none(broker, name)) is not None:
+            streams[name] = seen
     consumers = {}
-    if "EVENTS" in streams:
-        async for info in _listed(broker, "CONSUMER.LIST.EVENTS", "consumers"):
-            consumers["EVENTS", info["name"]] = info["config"]
+    for stream in sorted({file.stream for file in files.consumers} & streams.keys()):
+        for name in await _names(broker, f"CONSUMER.NAMES.{stream}", "consumers"):
+            answer = await _api_or_none(broker, f"CONSUMER.INFO.{stream}.{name}")
+            if answer is not None:
+                consumers[stream, name] = answer["config"]
     epochs = (await read_epochs(broker))[0] if CONTROL_STREAM in streams else None
     return Observed(streams, consumers, epochs)
 
 
 def observed_stream(info: Mapping[str, Any]) -> ObservedStream:
-    """A stream from an answer of `STREAM.INFO` or an entry of `STREAM.LIST`."""
+    """A stream from an answer of `STREAM.INFO`."""
     state = info["state"]
     return ObservedStream(
         config=info["config"],
@@ -168,23 +177,25 @@ async def restore(broker: Broker, streams: Sequence[str]) -> dict[str, tuple[str
     return rotated
 
 
-async def _listed(broker: Broker, method: str, key: str) -> AsyncIterator[dict[str, Any]]:
-    offset = 0
+async def _names(broker: Broker, method: str, key: str) -> list[str]:
+    """All names, which the cluster's own leader knows even while a stream has none."""
+    names: list[str] = []
     while True:
-        answer = await broker.api(method, {"offset": offset}, timeout_seconds=API_SECONDS)
-        entries = answer.get(key) or []
-        for entry in entries:
-            yield entry
-        offset += len(entries)
-        if not entries or offset >= answer["total"]:
-            break
-    if missing := answer.get("missing"):
-        raise TopologyError(f"no leader answers for {', '.join(missing)}", "Wait until the cluster is healthy.")
+        answer = await broker.api(method, {"offset": len(names)}, timeout_seconds=API_SECONDS)
+        page = answer.get(key) or []
+        names += page
+        if not page or len(names) >= answer["total"]:
+            return names
 
 
 async def _stream_or_none(broker: Broker, name: str) -> ObservedStream | None:
+    answer = await _api_or_none(broker, f"STREAM.INFO.{name}")
+    return None if answer is None else observed_stream(answer)
+
+
+async def _api_or_none(broker: Broker, method: str) -> dict[str, Any] | None:
     try:
-        return observed_stream(await broker.api(f"STREAM.INFO.{name}", timeout_seconds=API_SECONDS))
+        return await broker.api(method, timeout_seconds=API_SECONDS)
     except ApiError as error:
         if error.err_code in _NOT_FOUND:
             return None
@@ -250,13 +261,13 @@ async def _record_epochs(broker: Broker, _step: Step) -> None:
     raise TopologyError("other provisioners keep changing the recorded epochs", "Run one at a time.")
 
 
-async def actual_epochs(broker: Broker, streams: Collection[str] | None = None) -> dict[str, str]:
+async def actual_epochs(broker: Broker) -> dict[str, str]:
     """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
     found = {}
-    async for info in _listed(broker, "STREAM.LIST", "streams"):
-        name, epoch = info["config"]["name"], observed_stream(info).epoch
-        if epoch is not None and name in recorded_streams([name]) and (streams is None or name in streams):
-            found[name] = epoch
+    for name in recorded_streams(await _names(broker, "STREAM.NAMES", "streams")):
+        seen = await _stream_or_none(broker, name)
+        if seen is not None and seen.epoch is not None:
+            found[name] = seen.epoch
     return found
 
 

@@ -6,7 +6,7 @@ place is refused with the way out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -239,9 +239,9 @@ def _remedy_rebuild(name: str, change: Change) -> str:
     )
 
 
-def recorded_streams(topology_streams: Mapping[str, Any] | list[str]) -> Iterator[str]:
+def recorded_streams(streams: Iterable[str]) -> Iterator[str]:
     """The streams whose epochs dispatchers compare with the control bucket: EVENTS and every LOG."""
-    return (name for name in topology_streams if name == "EVENTS" or log_partition(name) is not None)
+    return (name for name in streams if name == "EVENTS" or log_partition(name) is not None)
 
 
 def _epochs_step(topology: Topology, observed: Observed) -> list[Step]:

@@ -36,10 +36,10 @@ async def test_every_file_of_dev_is_taken_byte_for_byte(broker: Broker, tmp_path
 async def test_after_apply_server_and_files_agree_and_applying_again_changes_nothing(broker: Broker):
     done = await topology.ensure(broker, "dev")
     assert len(done) == 13
-    before = await topology.observe(broker)
+    before = await topology.observe(broker, "dev")
     assert (await topology.plan(broker, "dev")).empty
     assert await topology.ensure(broker, "dev") == []
-    after = await topology.observe(broker)
+    after = await topology.observe(broker, "dev")
     assert {name: stream.config for name, stream in before.streams.items()} == {
         name: stream.config for name, stream in after.streams.items()
     }
@@ -47,7 +47,7 @@ async def test_after_apply_server_and_files_agree_and_applying_again_changes_not
 
 async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
     await topology.ensure(broker, "dev")
-    observed = await topology.observe(broker)
+    observed = await topology.observe(broker, "dev")
     epochs = [stream.epoch or "" for stream in observed.streams.values()]
     assert len(set(epochs)) == 8
     assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
@@ -62,7 +62,7 @@ async def test_provisioners_that_run_at_once_agree_on_one_epoch(nats_server: Nat
     try:
         plans = [await topology.plan(broker, "dev") for broker in brokers]
         await asyncio.gather(*(topology.apply(broker, plan) for broker, plan in zip(brokers, plans, strict=True)))
-        observed = await topology.observe(brokers[0])
+        observed = await topology.observe(brokers[0], "dev")
         assert observed.epochs == await topology.actual_epochs(brokers[0])
         assert (await topology.plan(brokers[0], "dev")).empty
     finally:
@@ -131,7 +131,7 @@ async def test_another_number_of_partitions_is_refused_by_plan_and_apply(broker:
     assert plan.refusals
     with pytest.raises(TopologyError, match="made for 4 partitions, 8 are asked for"):
         await topology.apply(broker, plan)
-    assert len((await topology.observe(broker)).streams) == 8, "four logs and four others"
+    assert len((await topology.observe(broker, "dev")).streams) == 8, "four logs and four others"
 
 
 async def test_without_a_number_the_server_decides(broker: Broker):

@@ -81,7 +81,7 @@ async def test_applying_goes_through_once_two_of_three_nodes_have_a_leader_again
 
 
 async def applied(broker: Broker) -> bool:
-    """Whether planning and applying succeeded now; an election answers nothing, or names the streams without leader."""
+    """Whether planning and applying succeeded now; in an election nobody answers."""
     try:
         await topology.ensure(broker, "production")
     except (BrokerError, TopologyError):
