@@ -5,8 +5,9 @@ be complete, and hands them to its owner's `Port` in log order, each once, witho
 reset. A replica is believed when it shows something, never when it shows nothing: whatever would skip or reset is asked
 from the leader first.
 
-What is taken for granted: age trims from the front only; nothing is trimmed within the minute it was stored in; a live
-copy of an older incarnation of the log does not arrive later than the watch hears of the newer one.
+What is taken for granted: age trims from the front only, nothing within the minute it was stored in, and not past the
+middle of the log between two answers of the watch; no replica shows, and no live copy brings, anything of an older
+incarnation of the log once the leader tells of the newer one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Feed:
     __slots__ = (
         "_asked", "_at_watch", "_behind", "_busy", "_check_again", "_checking", "_counters", "_cursor", "_failures",
         "_gone_up_to", "_head_tries", "_held", "_parked", "_parked_limit", "_past", "_port", "_read_from", "_reason",
-        "_said", "_snapshot", "_tries", "_unproven", "_want", "epoch", "generation", "last", "state",
+        "_said", "_snapshot", "_tries", "_want", "epoch", "generation", "last", "state",
     )  # fmt: skip
 
     def __init__(self, port: Port, counters: FeedCounters, *, parked_limit: int = PARKED_LIMIT) -> None:
@@ -88,7 +89,6 @@ class Feed:
         self._check_again = False
         self._head_tries = 0
         self._asked = 0  # what was known when the head was asked for
-        self._unproven = -1  # a position joined at on the word of heads alone
         self._said = 0  # what the last frame that was not a record told the device
         self._at_watch = 0  # `last` when the last answer of the watch came, so before the next question was sent
         self._behind = 0  # answers in a row by which the log ends before `last`
@@ -115,6 +115,8 @@ class Feed:
 
         The live subscription must be confirmed before this call.
         """
+        if self.state is not _OPEN:
+            return
         self._cursor = cursor
         if cursor is None:
             self._reset(ResetReason.NEW)
@@ -145,7 +147,7 @@ class Feed:
         cursor = self._cursor
         if not isinstance(cursor, Cursor):
             self.last = _floor(log)
-            self._accept(log.epoch, head)
+            self._accept(head, log)
         elif log.epoch != cursor.epoch:
             if ask is Ask.LEADER:
                 self._reset(ResetReason.EPOCH)
@@ -160,25 +162,29 @@ class Feed:
             else:
                 self._reset(ResetReason.FUTURE)
         elif ask is Ask.LEADER or not self._is_stale(up_to, log):
-            self._accept(cursor.epoch, head)
+            self._accept(head, log)
 
-    def _accept(self, epoch: str, head: int) -> None:
-        self.epoch = epoch
-        self._port.resumed(Cursor(epoch, self.last))
-        self._join(head)
+    def _accept(self, head: int, log: LogState) -> None:
+        self.epoch = log.epoch
+        self._port.resumed(Cursor(self.epoch, self.last))
+        self._join(head, log)
 
-    def _join(self, head: int) -> None:
+    def _join(self, head: int, log: LogState) -> None:
         """Go on from `last`, a position; `head` is the newest record by a view that is not stale."""
         self._behind = self._at_watch = 0
         self._said = self.last
         self._want = max(self._want, head)
         self.state = _CATCH
         self._port.later(self.generation, CHECK_AFTER_SECONDS, Ask.CHECK)
-        if self._want <= self.last:
-            self._unproven = self.last
-            self._flush()
-        else:
+        if self._want > self.last:
             self._read()
+        elif _in_older_half(self.last, log):
+            # What came after may have been trimmed since `log` was told: an empty page, held for the leader's word.
+            self._busy = True
+            self._held = (), False
+            self._port.want_state(self.generation)
+        else:
+            self._flush()
 
     # --- live copies
 
@@ -292,17 +298,31 @@ class Feed:
         if messages:
             self._want = max(self._want, messages[-1].seq + more)
         for message in messages:
-            seq = message.seq
-            if seq > self.last:
-                if not self._port.deliver(seq, message):
-                    self._without_room()
-                    break
-                self.last = seq
+            if message.seq > self.last and not self._send(message.seq, message):
+                break
+        else:
+            self._use_parked()
         if self.last > before:
             self._tries = 0
             self._past = False
         if self._busy and self.state is _CATCH:
             self._go_on(more and bool(messages), self.last > before)
+
+    def _send(self, seq: int, message: Message) -> bool:
+        if self._port.deliver(seq, message):
+            self.last = seq
+            return True
+        self._without_room()
+        return False
+
+    def _use_parked(self) -> None:
+        """Copies that follow upon a page spare the next. Without a predecessor, one may follow upon trimmed ones."""
+        parked = self._parked or {}
+        for seq in sorted(parked):
+            prev, message = parked[seq]
+            if seq > self.last and not (0 < prev <= self.last and self._send(seq, message)):
+                break
+            del parked[seq]
 
     def _go_on(self, more: bool, moved: bool) -> None:
         if self._want <= self.last:
@@ -378,13 +398,9 @@ class Feed:
         if log.epoch != self.epoch:
             self._reset(ResetReason.EPOCH)
             return
-        if 0 <= self._unproven < _floor(log):
-            self._reset(ResetReason.TRIMMED)  # perhaps just before the join: then the heads it believed hid a hole
-            return
         if ask is Ask.CHECK and self._is_stale(up_to, log):
             return
         self._checking = False
-        self._unproven = -1
         self._want = max(self._want, head)
         if self.state is _LIVE:
             if self._want > self.last:
@@ -392,7 +408,7 @@ class Feed:
                 self._catch_up()
             else:
                 self.last = max(self.last, up_to)  # a view is a prefix of the log: nothing can appear below its end
-                if 2 * self._said < log.first_seq + log.last_seq and self._said < self.last:
+                if self._said < self.last and _in_older_half(self._said, log):
                     self._say_live()  # an idle device's cursor must not age until it is trimmed
         if self._check_again:
             self._check_again = False
@@ -409,6 +425,8 @@ class Feed:
         if state.epoch != self.epoch:
             self._reset(ResetReason.EPOCH)
             return
+        if self._parked and max(self._parked) > state.last_seq:
+            self._parked = None  # newer than the answer, which costs a read, or of a past that the log has lost
         self._behind = self._behind + 1 if state.last_seq < self._at_watch else 0
         self._at_watch = self.last
         if self._behind == 2:
@@ -452,7 +470,6 @@ class Feed:
         self._held = None
         self._busy = self._past = self._checking = self._check_again = False
         self._tries = self._failures = self._head_tries = 0
-        self._unproven = -1
         self._port.want_snapshot(self.generation, reason)
 
     def snapshot(self, generation: int, snapshot: Snapshot | None) -> None:
@@ -484,12 +501,17 @@ class Feed:
         self.last = seq
         self._counters.resets[self._reason] += 1
         self._port.reset(self._reason, snapshot, Cursor(self.epoch, seq))
-        self._join(head)
+        self._join(head, log)
 
 
 def _floor(log: LogState) -> int:
     """The lowest position from which nothing is missing; a stream that never held a message says `first_seq` 0."""
     return max(log.first_seq - 1, 0)
+
+
+def _in_older_half(seq: int, log: LogState) -> bool:
+    """Whether trimming may reach `seq` before the watch has its next answer."""
+    return 2 * seq < log.first_seq + log.last_seq
 
 
 def _backoff_seconds(attempt: int) -> float:

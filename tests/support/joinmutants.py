@@ -1,0 +1,279 @@
+"""Mistakes one could make in the join of history and live, each as a variant of the feed or of its driver.
+
+The property test must notice every one of them; a mistake that it lets pass would be one it cannot guard against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gateway.feed import Ask, Feed, LogState, Message, ResetReason, Snapshot, State
+from tests.support.joinsim import Rules
+
+
+class FirstReadExclusive(Feed):
+    """The first read begins behind `last` and is taken for whole."""
+
+    first = True
+
+    def _read(self) -> None:
+        self._past = self._past or self.first
+        super()._read()
+
+    def page(self, generation: int, messages: Sequence[Message], more: bool) -> None:
+        if generation == self.generation and self.state is State.CATCH and self.first:
+            self.first = self._past = False
+            self._show(messages, more)
+        else:
+            super().page(generation, messages, more)
+
+
+class LaterPagesExclusive(Feed):
+    """Only the first page proves itself; those behind it begin after `last` and are taken for whole."""
+
+    first = True
+
+    def _read(self) -> None:
+        self._past = not self.first
+        super()._read()
+
+    def page(self, generation: int, messages: Sequence[Message], more: bool) -> None:
+        if generation != self.generation or self.state is not State.CATCH or self.first:
+            self.first = False
+            super().page(generation, messages, more)
+        else:
+            self._show(messages, more)
+
+    def _flush(self) -> None:
+        self.first = True
+        super()._flush()
+
+
+class NoPrevCheck(Feed):
+    """A live copy goes out whatever it says of its predecessor."""
+
+    def live(self, seq: int, prev: int, message: Message) -> None:
+        super().live(seq, 0, message)
+
+
+class NoDuplicateDrop(Feed):
+    """A live copy goes out though it, or something after it, was sent before."""
+
+    def live(self, seq: int, prev: int, message: Message) -> None:
+        if self.state is State.LIVE and seq <= self.last:
+            self._port.deliver(seq, message)
+        else:
+            super().live(seq, prev, message)
+
+
+class NoHeadsCheck(Feed):
+    """Nobody looks whether something was lost at the end."""
+
+    def check(self) -> None:
+        pass
+
+
+class TrimTestBeforeThePage(Feed):
+    """The leader is asked for what was trimmed, then the page is read and believed."""
+
+    _asked_before: LogState | None = None
+
+    def _read(self) -> None:
+        if self._port.room():
+            self._busy = True
+            self._held = None
+            self._asked_before = None
+            self._port.want_state(self.generation)
+        else:
+            self._busy = False
+
+    def leader(self, generation: int, state: LogState) -> None:
+        if generation != self.generation or self.state is not State.CATCH:
+            return
+        if self._asked_before is not None or self._held is not None or self._tries >= 3:
+            super().leader(generation, state)
+        elif state.epoch != self.epoch or self.last < state.first_seq - 1:
+            super().leader(generation, state)
+        else:
+            self._read_from = self.last
+            self._port.want_page(generation, self.last)
+
+    def page(self, generation: int, messages: Sequence[Message], more: bool) -> None:
+        if generation == self.generation and self.state is State.CATCH:
+            self._show(messages, more)
+
+
+class HeadAsResetCursor(Feed):
+    """After a reset the log goes on at its end, not at the snapshot."""
+
+    def _begin_anew(self, head: int, log: LogState) -> None:
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.checkpoint is not None and snapshot.checkpoint.epoch == log.epoch:
+            self._snapshot = replace(snapshot, checkpoint=snapshot.checkpoint._replace(seq=log.last_seq))
+            port, shown = self._port, snapshot
+            self._port = _Shown(port, shown)
+            super()._begin_anew(head, log)
+            self._port = port
+        else:
+            super()._begin_anew(head, log)
+
+
+class _Shown:
+    """A port that shows the snapshot as it was."""
+
+    def __init__(self, port: Any, snapshot: Snapshot) -> None:
+        self.port = port
+        self.shown = snapshot
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.port, name)
+
+    def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Any) -> None:
+        self.port.reset(reason, self.shown, cursor)
+
+
+class StaleHeadBelieved(Feed):
+    """A replica's head is taken as it comes."""
+
+    def _is_stale(self, up_to: int, log: LogState) -> bool:
+        return False
+
+
+class OverflowForgets(Feed):
+    """A full cache of parked copies is dropped, and with it that they exist."""
+
+    def _park(self, seq: int, prev: int, message: Message) -> None:
+        if self._parked is not None and len(self._parked) >= self._parked_limit:
+            self._parked.clear()
+            self._want = self.last
+        else:
+            super()._park(seq, prev, message)
+
+
+class EpochNeverReadAgain(Feed):
+    """The incarnation of the log is looked at once, in the hello."""
+
+    def watch(self, state: LogState) -> None:
+        super().watch(state._replace(epoch=self.epoch))
+
+    def leader(self, generation: int, state: LogState) -> None:
+        super().leader(generation, state._replace(epoch=self.epoch))
+
+    def _checked(self, ask: Ask, head: int, up_to: int, log: LogState) -> None:
+        super()._checked(ask, head, up_to, log._replace(epoch=self.epoch))
+
+
+class FirstPageBelieved(Feed):
+    """A page that shows less than what was heard of is taken for all there is."""
+
+    def _stall(self) -> None:
+        self._gone_up_to = self._want
+        self._forget_gone()
+
+
+class NeverAsksForTheGone(Feed):
+    """Replicas are asked for ever for what has been erased."""
+
+    def _stall(self) -> None:
+        self._port.later(self.generation, 0.5, Ask.PAGE)
+
+
+class GoneWithoutTrimTest(Feed):
+    """What the leader does not hold was erased, never trimmed."""
+
+    def next(self, generation: int, message: Message | None) -> None:
+        if message is None and generation == self.generation and self.state is State.CATCH:
+            self._forget_gone()
+        else:
+            super().next(generation, message)
+
+
+class UnseenCursorTrimmed(Feed):
+    """A page that does not begin with the cursor's own record means that it was trimmed."""
+
+    def leader(self, generation: int, state: LogState) -> None:
+        if generation == self.generation and self.state is State.CATCH and self._held is not None and self._held[0]:
+            self._reset(ResetReason.TRIMMED)
+        else:
+            super().leader(generation, state)
+
+
+class ReplicaSaysFuture(Feed):
+    """A cursor beyond what a replica shows is called too high."""
+
+    def _opened(self, ask: Ask, head: int, up_to: int, log: LogState) -> None:
+        if up_to < self.last:
+            self._reset(ResetReason.FUTURE)
+        else:
+            super()._opened(ask, head, up_to, log)
+
+
+class OneWordSaysFuture(Feed):
+    """One answer of a leader that may still be applying is enough to call the cursor too high."""
+
+    def watch(self, state: LogState) -> None:
+        if self.state is State.LIVE and state.last_seq < self.last:
+            self._reset(ResetReason.FUTURE)
+        else:
+            super().watch(state)
+
+
+class NeverGoesBack(Feed):
+    """The log's end is never compared with what was sent."""
+
+    def watch(self, state: LogState) -> None:
+        super().watch(state._replace(last_seq=max(state.last_seq, self.last)))
+
+
+class OldAnswersCount(Feed):
+    """Answers to questions from before a reset are taken."""
+
+    def head(self, generation: int, ask: Ask, seq: int, up_to: int, state: LogState) -> None:
+        super().head(self.generation, ask, seq, up_to, state)
+
+    def page(self, generation: int, messages: Sequence[Message], more: bool) -> None:
+        super().page(self.generation, messages, more)
+
+    def leader(self, generation: int, state: LogState) -> None:
+        super().leader(self.generation, state)
+
+
+class ParkedOutOfOrder(Feed):
+    """Parked copies go out as they came."""
+
+    def _flush(self) -> None:
+        self.state = State.LIVE
+        self._busy = self._past = False
+        self._tries = 0
+        parked, self._parked = self._parked, None
+        for seq, (_, message) in (parked or {}).items():
+            if seq > self.last and self._port.deliver(seq, message):
+                self.last = seq
+        self._settle()
+
+
+MUTANTS: dict[str, Rules] = {
+    "first read exclusive": Rules(feed=FirstReadExclusive),
+    "later pages exclusive": Rules(feed=LaterPagesExclusive),
+    "no prev check": Rules(feed=NoPrevCheck),
+    "no duplicate drop": Rules(feed=NoDuplicateDrop),
+    "no heads check": Rules(feed=NoHeadsCheck),
+    "trim test before the page": Rules(feed=TrimTestBeforeThePage),
+    "head as reset cursor": Rules(feed=HeadAsResetCursor),
+    "stale head believed": Rules(feed=StaleHeadBelieved),
+    "parked overflow forgets": Rules(feed=OverflowForgets),
+    "subscribe after reading": Rules(subscribe_late=True),
+    "epoch never read again": Rules(feed=EpochNeverReadAgain),
+    "frames revoked": Rules(revoke_frames=True),
+    "first page believed": Rules(feed=FirstPageBelieved),
+    "never asks for the gone": Rules(feed=NeverAsksForTheGone),
+    "gone without trim test": Rules(feed=GoneWithoutTrimTest),
+    "unseen cursor trimmed": Rules(feed=UnseenCursorTrimmed),
+    "replica says future": Rules(feed=ReplicaSaysFuture),
+    "one word says future": Rules(feed=OneWordSaysFuture),
+    "never goes back": Rules(feed=NeverGoesBack),
+    "old answers count": Rules(feed=OldAnswersCount),
+    "parked out of order": Rules(feed=ParkedOutOfOrder),
+}
