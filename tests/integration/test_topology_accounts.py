@@ -1,0 +1,261 @@
+"""What each user of `accounts.conf` may and may not do, on a server that runs with it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import nats
+import nats.errors
+import pytest
+
+from engine import topology
+from engine.errors import ApiError
+from engine.jetstream import Broker, Outgoing, connect
+from engine.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
+from engine.topology_files import Overrides
+from seamark.dev.servers import NatsServer
+from tests.support.topology import ROLES, passwords, server_with_accounts, settings_for
+
+PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
+
+Connect = Callable[[str], Awaitable[Broker]]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    started = server_with_accounts(tmp_path / "nats")
+    try:
+        started.start()
+        yield started
+    finally:
+        started.kill()
+
+
+@pytest.fixture
+async def connected(server: NatsServer) -> AsyncIterator[Connect]:
+    """Connections by role on a server whose topology the provisioner has made."""
+    async with AsyncExitStack() as stack:
+
+        async def open_as(role: str) -> Broker:
+            broker = await connect(settings_for(server.url, role))
+            stack.push_async_callback(broker.close)
+            return broker
+
+        small = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
+        await topology.ensure(await open_as("provisioner"), "dev", overrides=small)
+        yield open_as
+
+
+async def denied(broker: Broker, subject: str, body: bytes = b"") -> bool:
+    """Whether the server refuses this publish: the violation is reported and no answer comes."""
+    told: list[str] = []
+    reported = asyncio.Event()
+
+    async def on_error(error: Exception) -> None:
+        told.append(str(error).lower())
+        reported.set()
+
+    before, broker.nc._error_cb = broker.nc._error_cb, on_error
+    try:
+        request = asyncio.create_task(broker.request(subject, body, timeout_seconds=5), name="refused request")
+        report = asyncio.create_task(reported.wait(), name="violation")
+        await asyncio.wait({request, report}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (request, report):
+            task.cancel()
+        await asyncio.gather(request, report, return_exceptions=True)
+        return any("permissions violation for publish" in text and subject.lower() in text for text in told)
+    finally:
+        broker.nc._error_cb = before
+
+
+async def test_nobody_connects_without_the_password_of_the_role(server: NatsServer):
+    with pytest.raises(nats.errors.Error, match="Authorization Violation"):
+        await nats.connect(server.url, user="gateway", password="guess", allow_reconnect=False, error_cb=ignore)
+
+
+async def ignore(_: Exception) -> None:
+    """The refusal is raised as well."""
+
+
+async def test_a_publisher_publishes_events_and_nothing_else(connected: Connect):
+    publisher = await connected("publisher")
+    ack = await publisher.append(event_subject("default", "alice", "demo.hello"), b"{}", msg_id="default:e1")
+    assert (ack.stream, ack.seq) == ("EVENTS", 1)
+    batch = [Outgoing(event_subject("default", "alice", "demo"), b"{}") for _ in range(3)]
+    assert (await publisher.commit(batch)).seq == 4
+    for subject in (
+        "log.0.default.alice",
+        "rcpt.0.default.alice",
+        "$JS.API.STREAM.INFO.EVENTS",
+        "live.0.default.alice",
+    ):
+        assert await denied(publisher, subject), subject
+
+
+async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(connected: Connect):
+    publisher, dispatcher = await connected("publisher"), await connected("dispatcher")
+    await publisher.append(event_subject("default", "alice", "demo"), b"{}")
+    arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    inbox = dispatcher.nc.new_inbox()
+    dispatcher.subscribe(inbox, lambda subject, *_: arrived.set_result(subject))
+    for q in range(4):
+        dispatcher.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-{q}",
+            b'{"batch":1,"group":"owner","expires":5000000000}',
+            reply=inbox,
+        )
+    async with asyncio.timeout(5):
+        assert (await arrived).endswith(b".default.alice.demo")
+    await dispatcher.api("CONSUMER.RESET.EVENTS.dispatch-0", {"seq": 1})
+    await dispatcher.api("CONSUMER.UNPIN.EVENTS.dispatch-0", {"group": "owner"})
+    assert (await dispatcher.stream("LOG-0")).epoch
+    assert (await topology.read_epochs(dispatcher))[0]
+    mark = Outgoing(mark_subject(0, 0), b"{}", b"Nats-Expected-Last-Subject-Sequence: 0\r\n")
+    assert (await dispatcher.commit([Outgoing(log_subject(0, "default", "alice"), b"{}"), mark])).seq == 2
+    assert (await dispatcher.leader_last("LOG-0", mark_subject(0, 0))) is not None
+    await dispatcher.append(dead_letter_subject(0, "abcdefgh", 1), b"{}", expected_last_subject_seq=0)
+
+
+async def test_a_dispatcher_changes_no_stream_and_publishes_no_events(connected: Connect):
+    dispatcher = await connected("dispatcher")
+    for subject in (
+        event_subject("default", "alice", "demo"),
+        "$KV.control.epochs",
+        "live.0.default.alice",
+        "$JS.API.STREAM.DELETE.LOG-0",
+        "$JS.API.STREAM.PURGE.LOG-0",
+        "$JS.API.STREAM.MSG.DELETE.LOG-0",
+        "$JS.API.STREAM.UPDATE.LOG-0",
+        "$JS.API.CONSUMER.DELETE.EVENTS.dispatch-0",
+        "$JS.API.CONSUMER.CREATE.EVENTS.mine.ev.0.>",
+    ):
+        assert await denied(dispatcher, subject), subject
+
+
+async def test_a_gateway_reads_logs_hears_live_records_and_appends(connected: Connect):
+    gateway = await connected("gateway")
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    subscription = gateway.subscribe("live.3.default.alice", lambda subject, *_: heard.set_result(subject))
+    await subscription.confirmed()
+    ack = await gateway.append(log_subject(3, "default", "alice"), b"{}", msg_id="read:1")
+    async with asyncio.timeout(5):
+        assert await heard == b"live.3.default.alice"
+    page = await gateway.next_by_subject("LOG-3", log_subject(3, "default", "alice"), 1)
+    assert [record.seq for record in page.records] == [ack.seq]
+    heads = await gateway.last_by_subjects("LOG-3", [log_subject(3, "default", "alice")])
+    assert heads.seqs == {log_subject(3, "default", "alice"): ack.seq}
+    assert (await gateway.stream("LOG-3")).last_seq == ack.seq
+    assert (await gateway.leader_next("LOG-3", log_subject(3, "default", "alice"), 1)) is not None
+    await gateway.append(receipt_subject(3, "default", "alice"), b"{}")
+    await gateway.append(event_subject("default", "alice", "demo"), b"{}")
+
+
+async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Connect):
+    gateway = await connected("gateway")
+    for subject in (
+        "mark.0.0",
+        "dlq.0.abcdefgh.1",
+        "$KV.control.epochs",
+        "live.0.default.alice",
+        "$JS.API.STREAM.DELETE.LOG-0",
+        "$JS.API.STREAM.PURGE.LOG-0",
+        "$JS.API.STREAM.MSG.DELETE.LOG-0",
+        "$JS.API.STREAM.MSG.GET.EVENTS",
+        "$JS.API.DIRECT.GET.EVENTS",
+        "$JS.API.DIRECT.GET.DEAD-LETTERS",
+        "$JS.API.CONSUMER.CREATE.LOG-0.mine.log.>",
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
+    ):
+        assert await denied(gateway, subject), subject
+
+
+async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatchers_be(connected: Connect):
+    projector = await connected("projector")
+    config = {"name": "unread-0", "durable_name": "unread-0", "ack_policy": "none", "filter_subject": "log.0.>"}
+    body = {"stream_name": "LOG-0", "config": config, "action": "create"}
+    await projector.api("CONSUMER.CREATE.LOG-0.unread-0.log.0.>", body)
+    await projector.api("CONSUMER.RESET.LOG-0.unread-0", {"seq": 1})
+    await projector.api("CONSUMER.DELETE.LOG-0.unread-0")
+    projector.publish("live.0.default.alice", b'{"unread":1}')
+    for subject in (
+        log_subject(0, "default", "alice"),
+        "events.default.alice.demo",
+        "$JS.API.CONSUMER.RESET.EVENTS.dispatch-0",
+        "$JS.API.CONSUMER.DELETE.EVENTS.dispatch-0",
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
+        "$JS.API.STREAM.PURGE.LOG-0",
+    ):
+        assert await denied(projector, subject), subject
+
+
+async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
+    worker = await connected("worker")
+    await worker.append(receipt_subject(0, "default", "alice"), b"{}")
+    assert (await worker.leader_next("LOG-0", "log.0.>", 1)) is None
+    for subject in (log_subject(0, "default", "alice"), "events.default.alice.demo", "$JS.API.STREAM.MSG.GET.EVENTS"):
+        assert await denied(worker, subject), subject
+
+
+async def test_an_operator_sees_everything_and_changes_nothing(connected: Connect):
+    operator = await connected("operator")
+    assert len((await operator.api("STREAM.LIST"))["streams"]) == 8
+    subjects = await operator.api("STREAM.INFO.LOG-0", {"subjects_filter": ">"})
+    assert subjects["config"]["name"] == "LOG-0"
+    assert len((await operator.api("CONSUMER.LIST.EVENTS"))["consumers"]) == 4
+    assert (await operator.leader_last("LOG-0", log_subject(0, "default", "alice"))) is None
+    subscription = operator.subscribe("live.>", lambda *_: None)
+    await subscription.confirmed()
+    assert (await topology.plan(operator, "dev")).refusals == ()
+    for subject in (
+        "events.default.alice.demo",
+        log_subject(0, "default", "alice"),
+        "$JS.API.STREAM.UPDATE.LOG-0",
+        "$JS.API.STREAM.PURGE.LOG-0",
+        "$JS.API.CONSUMER.RESET.EVENTS.dispatch-0",
+        "$JS.API.CONSUMER.UNPIN.EVENTS.dispatch-0",
+    ):
+        assert await denied(operator, subject), subject
+
+
+async def test_a_provisioner_cannot_delete_or_purge_a_stream_nor_publish(connected: Connect):
+    provisioner = await connected("provisioner")
+    for subject in (
+        "$JS.API.STREAM.DELETE.LOG-0",
+        "$JS.API.STREAM.PURGE.LOG-0",
+        "$JS.API.STREAM.MSG.DELETE.LOG-0",
+        "events.default.alice.demo",
+        log_subject(0, "default", "alice"),
+    ):
+        assert await denied(provisioner, subject), subject
+
+
+@pytest.mark.parametrize("spy", PEOPLE_AND_PROCESSES)
+async def test_nobody_hears_the_replies_of_another_role(connected: Connect, spy: str):
+    broker = await connected(spy)
+    refused: list[str] = []
+    all_refused = asyncio.Event()
+    others = [role for role in PEOPLE_AND_PROCESSES if role != spy]
+
+    async def on_error(error: Exception) -> None:
+        refused.append(str(error).lower())
+        if len(refused) == len(others) + 1:
+            all_refused.set()
+
+    broker.nc._error_cb = on_error
+    for subject in (*(f"_INBOX_{role}.>" for role in others), "_INBOX.>"):
+        broker.subscribe(subject, lambda *_: None)
+    async with asyncio.timeout(5):
+        await all_refused.wait()
+    assert all("permissions violation for subscription" in text for text in refused)
+
+
+async def test_the_system_account_sees_the_server_and_none_of_the_streams(connected: Connect):
+    system = await connected("system")
+    answer = await system.request("$SYS.REQ.SERVER.PING.VARZ")
+    assert json.loads(answer.payload)["data"]["jetstream"]["config"]
+    with pytest.raises(ApiError, match="not enabled for account"):
+        await system.api("STREAM.NAMES")
