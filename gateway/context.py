@@ -13,6 +13,7 @@ from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from gateway.auth import Verifier
 from gateway.live import Live
+from gateway.options import Times
 from gateway.origins import Origins
 from gateway.outlet import Flusher
 from gateway.partition import Partition
@@ -43,6 +44,7 @@ class Context:
     flusher: Flusher
     snapshots: Snapshots
     handshakes: Handshakes
+    times: Times
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False

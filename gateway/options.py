@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.jetstream import NatsSettings
-from gateway.limits import SESSIONS_PER_PROCESS, SESSIONS_PER_USER
+from gateway.limits import HELLO_SECONDS, PING_SECONDS, PONG_SECONDS, SESSIONS_PER_PROCESS, SESSIONS_PER_USER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Deadlines of a session, in seconds; what they mean and why is said in `gateway.limits`."""
+
+    hello_seconds: float = HELLO_SECONDS
+    ping_seconds: float = PING_SECONDS
+    pong_seconds: float = PONG_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +34,7 @@ class GatewayOptions:
         sessions_per_user: bound of one user's sessions in this process.
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.
+        times: deadlines of a session.
     """
 
     nats: NatsSettings
@@ -41,3 +51,4 @@ class GatewayOptions:
     sessions_per_user: int = SESSIONS_PER_USER
     sessions_at_most: int = SESSIONS_PER_PROCESS
     handshakes_per_minute: int = 0
+    times: Times = Times()

@@ -156,6 +156,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         flusher=Flusher(),
         snapshots=no_snapshots,
         handshakes=Handshakes(options.handshakes_per_minute),
+        times=options.times,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)

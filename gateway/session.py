@@ -43,7 +43,7 @@ from gateway.frames import (
     reset_frame,
 )
 from gateway.identity import user_hash
-from gateway.limits import FRAMES_PER_MINUTE, HELLO_SECONDS, PING_SECONDS, PONG_SECONDS, READS_IN_FLIGHT
+from gateway.limits import FRAMES_PER_MINUTE, READS_IN_FLIGHT
 from gateway.outlet import Outlet
 from gateway.port import ResetReason, Snapshot
 
@@ -102,7 +102,7 @@ class Session:
         self._reads = 0
         context.sessions.open(self)
         metrics.gateway_sessions.labels(carrier).inc()
-        context.wheel.later(HELLO_SECONDS, self._tick)
+        context.wheel.later(context.times.hello_seconds, self._tick)
 
     # --- from the client --------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class Session:
     def _live_until(self, expires_at: float) -> None:
         self._expires_at = expires_at
         left = expires_at - time()
-        if left < PING_SECONDS:  # the ordinary tick, at most that far away, would be late
+        if left < self.context.times.ping_seconds:  # the ordinary tick, at most that far away, would be late
             self.context.wheel.later(max(0.0, left), self._check_expiry)
 
     def _check_expiry(self) -> None:
@@ -341,7 +341,7 @@ class Session:
             return
         now = self.context.wheel.now()
         if self._follower is None:
-            self.end(UNAUTHENTICATED, f"no `hello` within {HELLO_SECONDS:g} s")
+            self.end(UNAUTHENTICATED, f"no `hello` within {self.context.times.hello_seconds:g} s")
             return
         if self._expires_at <= time():
             self.end(UNAUTHENTICATED, "expired: the token has expired")
@@ -352,18 +352,19 @@ class Session:
 
     def _unanswered(self, now: float) -> bool:
         if self._pinged_at > self._heard_at:
-            return now - self._pinged_at >= PONG_SECONDS
-        return self._outlet.stuck_seconds() >= PING_SECONDS + PONG_SECONDS
+            return now - self._pinged_at >= self.context.times.pong_seconds
+        return self._outlet.stuck_seconds() >= self.context.times.ping_seconds + self.context.times.pong_seconds
 
     def _next_ping(self, now: float) -> float:
         """Ping a client that was silent for long; returns when to look again."""
+        times = self.context.times
         if self._pinged_at > self._heard_at:
-            return self._pinged_at + PONG_SECONDS - now
+            return self._pinged_at + times.pong_seconds - now
         silent = now - self._heard_at
-        if silent < PING_SECONDS:
-            return PING_SECONDS - silent
+        if silent < times.ping_seconds:
+            return times.ping_seconds - silent
         if self._outlet.ping():
             self._pinged_at = now
-            return PONG_SECONDS
+            return times.pong_seconds
         self._heard_at = now
-        return PING_SECONDS
+        return times.ping_seconds

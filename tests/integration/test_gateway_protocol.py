@@ -1,0 +1,385 @@
+"""The protocol `seamark.v1` over real WebSockets and a real nats-server."""
+
+import asyncio
+import json
+import time
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from seamark.dev.servers import NatsServer
+from tests.support.gateways import QUICK, Device, TestGateway, eventually, gateway_on, token
+
+
+async def test_a_device_that_says_start_gets_the_log_from_its_oldest_record_then_live_ones(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        stored = await gateway.append(count=3)
+        async with gateway.device() as device:
+            ready = await device.next()
+            assert (ready["op"], ready["resumed"], ready["unread"]) == ("ready", True, None)
+            records = await device.records(3)
+            live = await device.until("live")
+            stored += await gateway.append(count=2)
+            records += await device.records(2)
+    assert [frame["seq"] for frame in records] == stored
+    epoch = ready["cursor"].split(".")[0]
+    assert [frame["cursor"] for frame in records] == [f"{epoch}.{seq}" for seq in stored]
+    assert live["cursor"] == f"{epoch}.{stored[2]}"
+    held = [int(ready["cursor"].split(".")[1]), *stored[:-1]]
+    assert [frame["prev"] for frame in records] == held
+    assert records[0]["record"] == {"id": "r0", "kind": "notification"}
+
+
+async def test_a_device_resumes_from_its_cursor_with_exactly_what_it_missed(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=3)
+        async with gateway.device() as device:
+            cursor = (await device.records(3))[-1]["cursor"]
+        await gateway.append("bob", count=2)
+        missed = await gateway.append(count=300)
+        async with gateway.device(cursor=cursor) as device:
+            ready = await device.next()
+            records = await device.records(300)
+            await device.until("live")
+    assert (ready["cursor"], ready["resumed"]) == (cursor, True)
+    assert [frame["seq"] for frame in records] == missed
+    assert [frame["prev"] for frame in records] == [int(cursor.split(".")[1]), *missed[:-1]]
+
+
+async def test_without_a_cursor_a_device_gets_a_reset_with_a_snapshot_and_goes_on_after_it(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        before = await gateway.append(count=3)
+        async with gateway.device(cursor=None) as device:
+            ready, reset, live = [await device.next() for _ in range(3)]
+            after = await gateway.append(count=1)
+            record = (await device.records(1))[0]
+    assert (ready["op"], ready["cursor"], ready["resumed"], ready["reason"]) == ("ready", None, False, "new")
+    assert (reset["op"], reset["reason"], reset["inbox"], reset["unread"]) == ("reset", "new", [], None)
+    assert reset["cursor"].endswith(f".{before[-1]}")
+    assert (live["op"], live["cursor"]) == ("live", reset["cursor"])
+    assert (record["seq"], record["prev"]) == (after[0], before[-1])
+
+
+async def test_all_sessions_of_a_user_see_the_same_records_and_what_one_reads_the_others_learn(
+    nats_server: NatsServer,
+) -> None:
+    async with gateway_on(nats_server) as gateway:
+        async with gateway.device(name="phone") as phone, gateway.device(name="laptop") as laptop:
+            await phone.until("live")
+            await laptop.until("live")
+            sent = await gateway.append(count=2)
+            assert [frame["seq"] for frame in await phone.records(2)] == sent
+            assert [frame["seq"] for frame in await laptop.records(2)] == sent
+            await phone.say("read", ids=["r0"])
+            for device in (phone, laptop):
+                record = (await device.records(1))[0]["record"]
+                assert (record["kind"], record["ids"], record["device"]) == ("read", ["r0"], "phone")
+            await laptop.say("read", all=True)
+            for device in (phone, laptop):
+                record = (await device.records(1))[0]["record"]
+                assert (record["kind"], record["up_to"], record["device"]) == ("read", sent[-1] + 1, "laptop")
+            assert len(gateway.context.partitions[gateway.partition()].logs) == 1
+        await eventually(lambda: not gateway.context.partitions[gateway.partition()].logs)
+
+
+async def test_a_record_that_is_not_for_the_screen_moves_the_cursor_without_its_body(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(headers={"Seamark-Skip": "1"})
+        async with gateway.device() as device:
+            first = (await device.records(1))[0]
+            await device.until("live")
+            await gateway.append(headers={"Seamark-Skip": "1"})
+            await gateway.append(body=b"")
+            await gateway.append(body=b"no json")
+            skips = await device.records(3)
+    assert [frame["op"] for frame in (first, *skips)] == ["skip"] * 4
+    assert [frame["prev"] for frame in (first, *skips)] == [0, 1, 2, 3]
+    assert set(first) == {"op", "seq", "prev", "cursor"}
+
+
+async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        async with gateway.device() as device:
+            await device.until("live")
+            await gateway.append(count=3)
+            cursor = (await device.records(3))[-1]["cursor"]
+            await eventually(lambda: stored(gateway, 1))
+            await device.say("ack", cursor=cursor)
+            await eventually(lambda: stored(gateway, 2))
+            await gateway.append(count=2)
+            await device.say("ack", cursor=(await device.records(2))[-1]["cursor"])
+            await eventually(lambda: stored(gateway, 3))
+        receipts = await gateway.receipts()
+    epoch = cursor.split(".")[0]
+    assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.partition()}.default.alice"}
+    assert {(receipt["user"], receipt["channel"], receipt["device"]) for receipt in receipts} == {("alice", "inapp", "phone")}
+    assert {receipt["epoch"] for receipt in receipts} == {epoch}
+    acknowledged = [receipt for receipt in receipts if receipt["state"] == "acknowledged"]
+    assert [(receipt["after"], receipt["up_to"]) for receipt in acknowledged] == [(0, 3), (3, 5)]
+    assert receipts[0]["state"] == "sent"
+    assert 0 <= receipts[0]["after"] < receipts[0]["up_to"] <= 3
+
+
+async def stored(gateway: TestGateway, count: int) -> bool:
+    return (await gateway.broker.stream("RECEIPTS")).messages >= count
+
+
+async def test_a_pong_carries_the_position_verified_and_moves_the_cursor(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        await gateway.append()
+        cursor = (await device.records(1))[0]["cursor"]
+        await device.say("ping")
+        assert await device.next() == {"op": "pong", "cursor": cursor}
+
+
+async def test_a_refreshed_token_keeps_the_session_beyond_the_first_ones_expiry(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.socket() as device:
+        expiry = time.monotonic() + 0.6
+        await device.say("hello", token=token(seconds=0.6), device="d", cursor="start")
+        await device.until("live")
+        await device.say("refresh", token=token(seconds=60))
+        await eventually(lambda: time.monotonic() > expiry + 0.2)
+        await device.say("ping")
+        assert (await device.next())["op"] == "pong"
+
+
+async def test_an_unread_count_of_the_projector_is_passed_on_and_nothing_else_is(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        live = gateway.subject().replace("log.", "live.", 1)
+        gateway.broker.publish(live, b'{"op":"close"}')
+        gateway.broker.publish(live, b'{"op":"unread","count":3,"as_of":7}')
+        assert await device.next() == {"op": "unread", "count": 3, "as_of": 7}
+
+
+# --- the ends of a session ------------------------------------------------------------------------------------------
+
+ACK = json.dumps({"op": "ack", "cursor": "abcdefgh.99"})
+BAD_FRAMES = {
+    "not json": ("{", "truncated"),
+    "not utf-8": (b'{"op":"\xff"}', "utf"),
+    "unknown op": ('{"op":"nonsense"}', "nonsense"),
+    "unknown field": ('{"op":"ping","extra":1}', "extra"),
+    "no op": ("{}", "op"),
+    "wrong type": ('{"op":"ack","cursor":7}', "cursor"),
+    "a list": ("[]", "array"),
+    "ack of what was never sent": (ACK, "never sent"),
+    "not a cursor": ('{"op":"ack","cursor":"x"}', "cursor"),
+    "hello twice": ('{"op":"hello","token":"x","device":"d"}', "before"),
+    "read of nothing": ('{"op":"read"}', "exactly one"),
+    "read of two kinds": ('{"op":"read","all":true,"ids":["x"]}', "exactly one"),
+    "read of too many": (json.dumps({"op": "read", "ids": ["x"] * 501}), "500"),
+    "nested deeply": ("[" * 30_000, ""),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FRAMES)
+async def test_a_bad_frame_ends_the_session_with_4400_one_log_line_and_no_leak(nats_server: NatsServer, case: str) -> None:
+    data, reason = BAD_FRAMES[case]
+    async with gateway_on(nats_server) as gateway:
+        with capture_logs() as lines:
+            async with gateway.device() as device:
+                await device.until("live")
+                if isinstance(data, bytes):
+                    await device.socket.send_frame(data, aiohttp.WSMsgType.TEXT)
+                else:
+                    await device.socket.send_str(data)
+                code, said = await device.closed()
+            await nothing_is_left(gateway)
+    assert code == 4400
+    assert reason in said.lower()
+    assert device.frames[-1]["op"] == "error"
+    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [("session_closed", 4400)]
+
+
+async def nothing_is_left(gateway: TestGateway) -> None:
+    """No session, no subscription, no connection of a client in the gateway."""
+    await eventually(lambda: not len(gateway.context.sessions))
+    assert not any(partition.logs for partition in gateway.context.partitions)
+    assert not any(partition.watch._waiting for partition in gateway.context.partitions)
+
+
+async def test_an_ack_beyond_the_last_frame_sent_is_a_bad_frame(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        cursor = (await device.until("live"))["cursor"]
+        await device.say("ack", cursor=f"{cursor.split('.')[0]}.1")
+        assert (await device.closed())[0] == 4400
+
+
+async def test_the_first_frame_must_be_hello(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.socket() as device:
+        await device.say("ping")
+        assert (await device.closed())[0] == 4400
+
+
+async def test_a_binary_frame_is_a_bad_frame(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.socket() as device:
+        await device.socket.send_bytes(b'{"op":"ping"}')
+        assert (await device.closed())[0] == 4400
+
+
+@pytest.mark.parametrize("size", [65_537, 1 << 20])
+async def test_a_frame_above_64_kib_ends_the_session_with_4413(nats_server: NatsServer, size: int) -> None:
+    async with gateway_on(nats_server) as gateway:
+        with capture_logs() as lines:
+            async with gateway.device() as device:
+                await device.until("live")
+                await device.socket.send_str(" " * size)
+                code, _ = await device.closed()
+            await nothing_is_left(gateway)
+    assert code == 4413
+    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [("session_closed", 4413)]
+
+
+async def test_a_frame_of_64_kib_is_taken(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        await device.socket.send_str('{"op":"ping"}'.ljust(65_536))
+        assert (await device.next())["op"] == "pong"
+
+
+WRONG_TOKENS = {
+    "garbage": "x.y.z",
+    "empty": "",
+    "another secret": token(secret="another secret that is long enough as well"),
+    "expired": token(seconds=-1),
+    "huge": "x" * 9_000,
+    "no tenant": token(tenant=None),  # type: ignore[arg-type]
+    "a user that cannot be": token(user=""),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TOKENS)
+async def test_a_wrong_token_ends_the_session_with_4401(nats_server: NatsServer, case: str) -> None:
+    async with gateway_on(nats_server) as gateway:
+        with capture_logs() as lines:
+            async with gateway.socket() as device:
+                await device.say("hello", token=WRONG_TOKENS[case], device="d")
+                code, _ = await device.closed()
+            await nothing_is_left(gateway)
+    assert code == 4401
+    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [("session_closed", 4401)]
+    assert not any(part in str(lines) for part in WRONG_TOKENS[case].split(".") if len(part) > 20)
+
+
+async def test_no_hello_in_time_ends_the_session_with_4401(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, times=QUICK) as gateway:
+        with capture_logs() as lines:
+            async with gateway.socket() as device:
+                code, reason = await device.closed()
+            await nothing_is_left(gateway)
+    assert (code, "hello" in reason) == (4401, True)
+    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
+
+
+async def test_a_token_that_expires_in_mid_session_ends_it_with_4401(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        with capture_logs() as lines:
+            async with gateway.socket() as device:
+                began = time.time()
+                await device.say("hello", token=token(seconds=1.0), device="d", cursor="start")
+                await device.until("live")
+                code, reason = await device.closed()
+                lasted = time.time() - began
+            await nothing_is_left(gateway)
+    assert (code, "expired" in reason) == (4401, True)
+    assert 0.9 < lasted < 2.0
+    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
+
+
+async def test_a_refresh_for_another_user_ends_the_session_with_4403(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        await device.say("refresh", token=token("bob"))
+        assert (await device.closed())[0] == 4403
+
+
+async def test_a_client_that_answers_no_ping_ends_with_4408(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, times=QUICK) as gateway, gateway.socket(autoping=False) as device:
+        await device.say("hello", token=token(), device="d", cursor="start")
+        assert (await device.closed())[0] == 4408
+
+
+async def test_a_client_that_answers_pings_stays(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, times=QUICK) as gateway, gateway.device() as device:
+        await device.until("live")
+        pings = asyncio.create_task(device.socket.receive(), name="answers pings")
+        await asyncio.wait((pings,), timeout=2.0)
+        assert not pings.done()
+        await gateway.append()
+        assert "record" in (await pings).data
+
+
+async def test_the_oldest_of_too_many_sessions_of_a_user_goes_with_4409(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, sessions_per_user=2) as gateway:
+        async with gateway.device(name="one") as one, gateway.device(name="two") as two:
+            await one.until("live")
+            await two.until("live")
+            async with gateway.device("bob") as other, gateway.device(name="three") as three:
+                assert (await one.closed())[0] == 4409
+                await three.until("live")
+                await other.until("live")
+                await gateway.append()
+                for device in (two, three):
+                    assert len(await device.records(1)) == 1
+
+
+async def test_too_many_frames_end_the_session_with_4429(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        for _ in range(620):
+            await device.say("ping")
+        assert (await device.closed())[0] == 4429
+
+
+@pytest.mark.parametrize(("origin", "status"), [
+    ("https://evil.example", 403), ("https://app.example.evil", 403), ("null", 403),
+    ("https://app.example", 101), (None, 101),
+])  # fmt: skip
+async def test_only_listed_origins_may_open_a_session(nats_server: NatsServer, origin: str | None, status: int) -> None:
+    headers = {"Origin": origin} if origin is not None else {}
+    async with gateway_on(nats_server, origins=("https://app.example",)) as gateway:
+        with capture_logs() as lines:
+            if status == 101:
+                async with gateway.socket(headers=headers) as device:
+                    await device.say("hello", token=token(), device="d", cursor="start")
+                    await device.until("live")
+            else:
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await gateway.http.ws_connect(f"{gateway.url}/v1/ws", headers=headers)
+                assert refused.value.status == status
+        await nothing_is_left(gateway)
+    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ([] if status == 101 else ["handshake_refused"])
+
+
+async def test_a_client_that_closes_or_vanishes_leaves_nothing_behind(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        with capture_logs() as lines:
+            async with gateway.device() as device:
+                await device.until("live")
+                await device.socket.close()
+                assert device.socket.close_code == 1000
+            async with gateway.device() as device:
+                await device.until("live")
+                connection = device.socket._response.connection
+                assert connection is not None
+                assert connection.transport is not None
+                connection.transport.abort()
+            await nothing_is_left(gateway)
+    assert not [line for line in lines if line["log_level"] != "debug"]
+
+
+async def hello_with_header(device: Device) -> None:
+    await device.say("hello", device="d", cursor="start")
+    await device.until("live")
+
+
+async def test_the_token_may_come_with_the_handshake_instead(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        async with gateway.socket(headers={"Authorization": f"Bearer {token()}"}) as device:
+            await hello_with_header(device)
+        async with gateway.socket() as device:
+            await device.say("hello", device="d")
+            assert (await device.closed())[0] == 4401

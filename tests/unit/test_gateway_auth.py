@@ -1,0 +1,358 @@
+"""Tokens, keys and origins: who may open a session."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from gateway import jwks
+from gateway.api_keys import ApiKey, ApiKeys, KeysAway
+from gateway.auth import Refused, Verifier, bearer
+from gateway.jwks import KeySet, KeysUnavailable, SharedSecret
+from gateway.origins import Origins
+
+SECRET = "a secret for tests that is long enough for HS256"
+CLAIMS = {"sub": "alice", "tenant": "acme"}
+
+
+def claims(**more: Any) -> dict[str, Any]:
+    given = {**CLAIMS, "exp": time.time() + 60, **more}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def signed(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **more: Any) -> str:
+    return jwt.encode(claims(**more), key, algorithm=algorithm, headers=headers)
+
+
+def by_hand(header: dict[str, Any] | str, payload: dict[str, Any] | str, key: str | None = None) -> str:
+    """A token with any header and payload whatsoever; with `key` the signature fits."""
+
+    def part(value: dict[str, Any] | str) -> str:
+        data = value if isinstance(value, str) else json.dumps(value)
+        return base64.urlsafe_b64encode(data.encode()).rstrip(b"=").decode()
+
+    text = f"{part(header)}.{part(payload)}"
+    digest = hmac.new(key.encode(), text.encode(), hashlib.sha256).digest() if key is not None else b""
+    return f"{text}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+
+
+@pytest.fixture(scope="module")
+def rsa_keys() -> Sequence[rsa.RSAPrivateKey]:
+    return [rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2)]
+
+
+def public(key: Any, kid: str, **more: Any) -> dict[str, Any]:
+    algorithm = jwt.get_algorithm_by_name("ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "RS256")
+    return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": kid, "use": "sig", **more}
+
+
+async def test_a_valid_token_says_user_tenant_expiry_and_scopes() -> None:
+    expires = time.time() + 60
+    found = await Verifier(SharedSecret(SECRET)).verify(signed(exp=expires, scope="inbox:read  admin"))
+    assert (found.user, found.tenant, found.expires_at) == ("alice", "acme", expires)
+    assert found.scopes == {"inbox:read", "admin"}
+
+
+TIME = 1_800_000_000
+REFUSED = {
+    "no algorithm": (by_hand({"alg": "none", "typ": "JWT"}, claims()), "invalid"),
+    "an algorithm the key is not for": (signed(algorithm="HS512", key=SECRET * 2), "invalid"),
+    "forged": (signed(key="another secret that is long enough as well"), "bad_signature"),
+    "expired": (signed(exp=time.time() - 1), "expired"),
+    "expired beyond the leeway": (signed(exp=time.time() - 100), "expired"),
+    "no expiry": (signed(exp=None), "invalid"),
+    "no subject": (signed(sub=None), "invalid"),
+    "no tenant": (signed(tenant=None), "invalid"),
+    "tenant of another type": (signed(tenant=["acme"]), "invalid"),
+    "a user no log can have": (signed(sub="x" * 200), "invalid"),
+    "issued in the future": (signed(iat=time.time() + 600), "invalid"),
+    "not yet valid": (signed(nbf=time.time() + 600), "invalid"),
+    "critical extension": (by_hand({"alg": "HS256", "crit": ["x"], "x": 1}, claims(), SECRET), "malformed"),
+    "kid of another type": (by_hand({"alg": "HS256", "kid": 7}, claims(), SECRET), "malformed"),
+    "duplicate claims": (
+        by_hand({"alg": "HS256"}, json.dumps(claims())[:-1] + ',"sub":"mallory"}', SECRET),
+        "duplicate_claims",
+    ),
+    "not a token": ("x", "malformed"),
+    "empty": ("", "malformed"),
+    "not ASCII": ("é.é.é", "malformed"),
+    "payload is no object": (by_hand({"alg": "HS256"}, "[]", SECRET), "invalid"),
+    "huge": ("x." * 5_000, "too_long"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_token_that_is_not_right_in_every_respect_is_refused(case: str) -> None:
+    token, reason = REFUSED[case]
+    verifier = Verifier(SharedSecret(SECRET))
+    for _ in range(2):  # the second time from whatever was remembered
+        with pytest.raises(Refused) as refused:
+            await verifier.verify(token)
+        assert refused.value.reason == reason
+        assert token[:20] not in str(refused.value) or not token
+
+
+@pytest.mark.parametrize(("more", "accepted"), [
+    ({"iss": "us", "aud": "gateway"}, True),
+    ({"iss": "them", "aud": "gateway"}, False),
+    ({"iss": "us", "aud": "other"}, False),
+    ({"iss": "us", "aud": ["gateway", "other"]}, False),
+    ({"iss": "us"}, False),
+    ({"aud": "gateway"}, False),
+])  # fmt: skip
+async def test_issuer_and_audience_are_held_to_what_is_configured(more: dict[str, Any], accepted: bool) -> None:
+    verifier = Verifier(SharedSecret(SECRET), issuer="us", audience="gateway")
+    if accepted:
+        await verifier.verify(signed(**more))
+    else:
+        with pytest.raises(Refused):
+            await verifier.verify(signed(**more))
+
+
+async def test_a_remembered_token_expires_on_time() -> None:
+    now = [time.time()]
+    verifier = Verifier(SharedSecret(SECRET), wall=lambda: now[0])
+    token = signed(exp=now[0] + 60)
+    await verifier.verify(token)
+    now[0] += 59
+    await verifier.verify(token)
+    now[0] += 2
+    with pytest.raises(Refused) as refused:
+        await verifier.verify(token)
+    assert refused.value.reason == "expired"
+
+
+async def test_the_memory_of_tokens_is_bounded() -> None:
+    verifier = Verifier(SharedSecret(SECRET), cache_size=3)
+    for number in range(10):
+        await verifier.verify(signed(sub=f"user{number}"))
+    assert len(verifier._cache) == 3
+
+
+def test_a_short_secret_is_refused_at_start() -> None:
+    with pytest.raises(ValueError, match="32"):
+        SharedSecret("short")
+
+
+def test_bearer_takes_the_token_of_one_scheme_only() -> None:
+    assert bearer("Bearer abc") == "abc"
+    assert bearer("bearer  abc ") == "abc"
+    assert bearer("Basic abc") is None
+    assert bearer("Bearer") is None
+    assert bearer(None) is None
+
+
+# --- key sets -------------------------------------------------------------------------------------------------------
+
+
+class Issuer:
+    """A JWKS endpoint on a real socket."""
+
+    def __init__(self) -> None:
+        self.keys: list[dict[str, Any]] = []
+        self.status = 200
+        self.asked = 0
+        self.body: bytes | None = None
+
+    async def __aenter__(self) -> "Issuer":
+        async def handler(_: web.Request) -> web.Response:
+            self.asked += 1
+            await asyncio.sleep(0.01)
+            body = self.body if self.body is not None else json.dumps({"keys": self.keys}).encode()
+            return web.Response(body=body, status=self.status)
+
+        app = web.Application()
+        app.router.add_get("/jwks", handler)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{site.port}/jwks"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.cleanup()
+
+
+async def test_keys_rotate_without_a_restart_and_the_old_one_works_while_it_is_listed(
+    rsa_keys: Sequence[rsa.RSAPrivateKey],
+) -> None:
+    old, new = rsa_keys
+    now = [1_000.0]
+    async with Issuer() as issuer:
+        issuer.keys = [public(old, "old")]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        verifier = Verifier(keys)
+        by_old = signed(old, "RS256", {"kid": "old"})
+        by_new = signed(new, "RS256", {"kid": "new"})
+        await verifier.verify(by_old)
+        with pytest.raises(Refused):
+            await verifier.verify(by_new)
+        issuer.keys = [public(old, "old"), public(new, "new")]
+        now[0] += jwks.JWKS_COOLDOWN_SECONDS + 1
+        await verifier.verify(by_new)
+        await verifier.verify(by_old)
+        issuer.keys = [public(new, "new")]
+        now[0] += jwks.JWKS_FRESH_SECONDS + 1
+        await verifier.verify(signed(new, "RS256", {"kid": "new"}, scope="x"))
+        with pytest.raises(Refused) as refused:  # remembered under the old keys, and forgotten with them
+            await verifier.verify(by_old)
+        assert refused.value.reason == "unknown_key"
+        await keys.close()
+
+
+async def test_a_flood_of_unknown_key_ids_costs_one_fetch(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
+    async with Issuer() as issuer:
+        issuer.keys = [public(rsa_keys[0], "known")]
+        keys = KeySet(issuer.url)
+        verifier = Verifier(keys)
+        tokens = [signed(rsa_keys[1], "RS256", {"kid": f"unknown{number}"}) for number in range(50)]
+        results = await asyncio.gather(*(verifier.verify(token) for token in tokens), return_exceptions=True)
+        assert {getattr(result, "reason", None) for result in results} == {"unknown_key"}
+        assert issuer.asked == 1
+        await keys.close()
+
+
+async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
+    key = rsa_keys[0]
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode()
+    async with Issuer() as issuer:
+        issuer.keys = [public(key, "k"), {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode(), "kid": "o"}]
+        keys = KeySet(issuer.url)
+        verifier = Verifier(keys)
+        for token in (by_hand({"alg": "HS256", "kid": "k"}, claims(), pem), signed(headers={"kid": "o"})):
+            with pytest.raises(Refused):
+                await verifier.verify(token)
+        await keys.close()
+
+
+async def test_elliptic_keys_and_a_single_key_without_an_id_work() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    async with Issuer() as issuer:
+        issuer.keys = [public(key, "", alg="ES256")]
+        keys = KeySet(issuer.url)
+        assert (await Verifier(keys).verify(signed(key, "ES256"))).user == "alice"
+        await keys.close()
+
+
+async def test_a_key_set_that_cannot_be_renewed_is_used_for_an_hour_and_then_nothing_is_believed(
+    rsa_keys: Sequence[rsa.RSAPrivateKey],
+) -> None:
+    now = [1_000.0]
+    async with Issuer() as issuer:
+        issuer.keys = [public(rsa_keys[0], "k")]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        assert await keys.find("k") is not None
+        for status, body in ((500, None), (200, b"not json"), (200, b'{"keys":[]}'), (200, b"x" * 300_000)):
+            issuer.status, issuer.body = status, body
+            now[0] += jwks.JWKS_FRESH_SECONDS + 1
+            assert await keys.find("k") is not None
+        assert issuer.asked == 5
+        now[0] += jwks.JWKS_STALE_SECONDS
+        with pytest.raises(KeysUnavailable):
+            await keys.find("k")
+        with pytest.raises(Refused) as refused:
+            await Verifier(keys).verify(signed(rsa_keys[0], "RS256", {"kid": "k"}))
+        assert refused.value.reason == "keys_unavailable"
+        await keys.close()
+
+
+# --- API keys -------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """A store of keys that can go away."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, ApiKey] = {}
+        self.asked = 0
+        self.away = False
+
+    async def find(self, key_hash: bytes) -> ApiKey | None:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise OSError("away")
+        return self.rows.get(key_hash)
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_an_api_key_known_or_not_is_asked_for_once_a_minute() -> None:
+
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    assert await asyncio.gather(*(keys.find("k") for _ in range(20))) == [None] * 20
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset({"events:write"}))
+    assert await keys.find("k") is None
+    assert table.asked == 1
+    now[0] = 61
+    found = await keys.find("k")
+    assert found is not None
+    assert found.tenant == "acme"
+    table.rows.clear()
+    assert await keys.find("k") is not None
+    now[0] = 122
+    assert await keys.find("k") is None
+    assert table.asked == 3
+
+
+async def test_while_the_store_is_away_keys_seen_before_go_on_and_others_do_not() -> None:
+
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    assert await keys.find("k") is not None
+    table.away = True
+    now[0] = 1_000
+    assert await keys.find("k") is not None
+    with pytest.raises(KeysAway):
+        await keys.find("other")
+    table.away = False
+    assert await keys.find("other") is None
+
+
+async def test_the_memory_of_api_keys_is_bounded() -> None:
+    keys = ApiKeys(Table(), cache_size=3)
+    for number in range(10):
+        await keys.find(f"k{number}")
+    assert len(keys._cache) == 3
+    assert await keys.find("x" * 10_000) is None
+
+
+# --- origins --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [
+    ("https://app.example", True), ("https://app.example:443", False), ("http://app.example", False),
+    ("https://app.example.evil", False), ("https://evil-app.example", False), ("https://sub.app.example", False),
+    ("null", False), ("", False), (None, True),
+])  # fmt: skip
+def test_an_origin_is_compared_exactly(origin: str | None, allowed: bool) -> None:
+    assert Origins(["https://app.example"]).allows(origin, "app.example") is allowed
+
+
+def test_the_development_page_may_connect_to_its_own_server_only() -> None:
+    origins = Origins(same_origin=True)
+    assert origins.allows("http://127.0.0.1:8080", "127.0.0.1:8080")
+    assert not origins.allows("http://127.0.0.1:9090", "127.0.0.1:8080")
+    assert not Origins().allows("http://127.0.0.1:8080", "127.0.0.1:8080")
+
+
+@pytest.mark.parametrize("entry", ["*", "https://*.example", "https://app.example/", "app.example", "https://", ""])
+def test_an_entry_that_is_no_origin_is_refused_at_start(entry: str) -> None:
+    with pytest.raises(ValueError, match="not an origin"):
+        Origins([entry])
