@@ -1,18 +1,20 @@
 """The newest record of many users at once: one `multi_last` per partition in flight, for all that wait.
 
-The window adapts by itself: while one request is under way the next one fills, up to 1000 subjects.
+The window adapts by itself: while one request is under way, and for a moment after it, the next one fills, up to 1000
+subjects. A session that comes alone is asked for at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
 
 from engine.errors import BrokerError
 from engine.jetstream import Broker
-from gateway.limits import HEADS_SUBJECTS, READ_SECONDS
+from gateway.limits import HEADS_CHECK_PAUSE_SECONDS, HEADS_PAUSE_SECONDS, HEADS_SUBJECTS, READ_SECONDS
 from gateway.port import LogState
 from gateway.watch import Watch
 
@@ -38,6 +40,7 @@ class Heads:
         self._opening: list[tuple[str, Answer]] = []
         self._checks: list[tuple[str, Answer]] = []
         self._task: asyncio.Task[None] | None = None
+        self._checked_at = -1e9
         self.requests = 0
 
     def opening(self, subject: str, answer: Answer) -> None:
@@ -69,11 +72,17 @@ class Heads:
                 if self._opening:
                     wave, self._opening = self._opening[:HEADS_SUBJECTS], self._opening[HEADS_SUBJECTS:]
                     await self._read(wave, fresh=False)
-                else:
+                elif self._checks_due():
                     wave, self._checks = self._checks[:HEADS_SUBJECTS], self._checks[HEADS_SUBJECTS:]
                     await self._read(wave, fresh=True)
+                    self._checked_at = time.monotonic()
+                await asyncio.sleep(HEADS_PAUSE_SECONDS)
         finally:
             self._task = None
+
+    def _checks_due(self) -> bool:
+        """Checks can wait for others to share their read."""
+        return time.monotonic() - self._checked_at >= HEADS_CHECK_PAUSE_SECONDS or len(self._checks) >= HEADS_SUBJECTS
 
     async def _read(self, wave: list[tuple[str, Answer]], *, fresh: bool) -> None:
         try:

@@ -137,8 +137,11 @@ WATCH_SECONDS: Final = 5.0
 HEADS_SUBJECTS: Final = 1_000
 """Subjects in one `multi_last`; the server refuses more than 1024 matches."""
 
-HEADS_FRESH_SECONDS: Final = 1.0
-"""After a session joined its head is compared again: SUB and PONG on one server order nothing on the leader's."""
+HEADS_PAUSE_SECONDS: Final = 0.02
+"""After a read of heads, before the next one of the partition: in a storm four or more sessions share each."""
+
+HEADS_CHECK_PAUSE_SECONDS: Final = 0.25
+"""The same between two checks, which nobody waits for."""
 
 HEADS_EVERY_SECONDS: Final = 30.0
 """Between two comparisons of the heads of all connected users: a lost last copy makes no gap in the chain."""
