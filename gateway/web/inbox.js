@@ -150,7 +150,9 @@ function titleOf({ data, type }) {
 function draft(one) {
   const { record, seq, id } = one;
   const at = new Date(record.at);
-  const time = element("time", { datetime: record.at, title: at.toLocaleString() }, at.toLocaleTimeString());
+  const today = at.toDateString() === new Date().toDateString();
+  const time = element("time", { datetime: record.at, title: at.toLocaleString() },
+    today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
   const read = element("button", { type: "button", class: "read quiet", "aria-label": `Mark read: ${titleOf(record)}` }, "Mark read");
   read.addEventListener("click", () => seamark.read({ ids: [id] }));
   const body = typeof record.data === "object" && record.data && typeof record.data.body === "string" ? record.data.body : null;

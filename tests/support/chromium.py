@@ -1,0 +1,245 @@
+"""A real headless Chromium, driven by the DevTools protocol over one WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+START_SECONDS = 30.0
+CALL_SECONDS = 20.0
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-port=0",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
+    "--metrics-recording-only",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--no-proxy-server",
+    "--password-store=basic",
+    "--use-mock-keychain",
+    "--window-size=1280,860",
+)
+
+
+class JavaScriptError(AssertionError):
+    """An expression threw in the page."""
+
+
+class Chromium:
+    """A running browser. Pages opened in one `context` share storage, as tabs do; other contexts share nothing."""
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        self._ws = ws
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._pages: dict[str, Page] = {}
+        self._reader = asyncio.create_task(self._read(), name="chromium-reader")
+
+    async def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """One command of the protocol, by its name and parameters."""
+        number = next(self._ids)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        message = {"id": number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        await self._ws.send_json(message)
+        async with asyncio.timeout(CALL_SECONDS):
+            answer = await future
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    async def open(self, url: str, *, context: str | None = None) -> Page:
+        """A new tab that has loaded `url`."""
+        where = {} if context is None else {"browserContextId": context}
+        target = (await self.call("Target.createTarget", url="about:blank", **where))["targetId"]
+        session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        page = self._pages[session] = Page(self, session, target)
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            await page.call(f"{domain}.enable")
+        await page.goto(url)
+        return page
+
+    async def new_context(self) -> str:
+        """An empty profile of its own: another person's browser."""
+        return (await self.call("Target.createBrowserContext"))["browserContextId"]
+
+    async def _read(self) -> None:
+        async for message in self._ws:
+            frame = json.loads(message.data)
+            if "id" in frame:
+                future = self._waiting.pop(frame["id"], None)
+                if future is not None and not future.done():
+                    future.set_result(frame)
+            elif (page := self._pages.get(frame.get("sessionId", ""))) is not None:
+                page.note(frame["method"], frame["params"])
+
+    async def close(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError):
+            async with asyncio.timeout(5):
+                await self._ws.send_json({"id": next(self._ids), "method": "Browser.close"})
+                await self._reader
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+
+class Page:
+    """One tab."""
+
+    def __init__(self, browser: Chromium, session: str, target: str) -> None:
+        self._browser = browser
+        self._session = session
+        self.target = target
+        self.errors: list[str] = []
+        """What the page threw, and what the browser refused it (for example by its security policy)."""
+        self._loaded = asyncio.Event()
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command for this tab."""
+        return await self._browser.call(method, self._session, **params)
+
+    def note(self, method: str, params: dict[str, Any]) -> None:
+        """An event of this tab."""
+        if method == "Page.loadEventFired":
+            self._loaded.set()
+        elif method == "Runtime.exceptionThrown":
+            details = params["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            entry = params["entry"]
+            if entry["source"] != "network":  # a connection that a test cuts is no fault of the page
+                self.errors.append(f"{entry['source']}: {entry['text']}")
+
+    async def goto(self, url: str) -> None:
+        """Load `url` and wait until it has loaded."""
+        self._loaded.clear()
+        await self.call("Page.navigate", url=url)
+        async with asyncio.timeout(CALL_SECONDS):
+            await self._loaded.wait()
+
+    async def evaluate(self, expression: str) -> Any:
+        """The JSON value of a JavaScript expression; promises are awaited."""
+        answer = await self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
+        )
+        if "exceptionDetails" in answer:
+            details = answer["exceptionDetails"]
+            raise JavaScriptError(details.get("exception", {}).get("description") or details["text"])
+        return answer["result"].get("value")
+
+    async def until(self, expression: str, seconds: float = 10.0) -> Any:
+        """Poll until `expression` is truthy, and give its value."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            value = await self.evaluate(expression)
+            if value:
+                return value
+            if asyncio.get_running_loop().time() > deadline:
+                shown = await self.evaluate("document.body.innerText.slice(0, 1500)")
+                raise AssertionError(f"not within {seconds:g} s: {expression}\n--- the page shows ---\n{shown}")
+            await asyncio.sleep(0.03)
+
+    async def click(self, selector: str) -> None:
+        """Click the element as its handlers see it; fails when it is absent or disabled."""
+        await self.evaluate(
+            f"""(() => {{
+              const element = document.querySelector({json.dumps(selector)});
+              if (!element) throw new Error("nothing matches " + {json.dumps(selector)});
+              if (element.disabled) throw new Error({json.dumps(selector)} + " is disabled");
+              element.click();
+            }})()"""
+        )
+
+    async def fill(self, selector: str, text: str) -> None:
+        """Put `text` into a field."""
+        await self.evaluate(f"document.querySelector({json.dumps(selector)}).value = {json.dumps(text)}")
+
+    async def block(self, *patterns: str) -> None:
+        """Refuse this tab's requests to addresses that match; none lifts it."""
+        await self.call("Network.setBlockedURLs", urls=list(patterns))
+
+    async def dark(self, on: bool) -> None:
+        """Prefer a dark colour scheme, or a light one."""
+        feature = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    async def size(self, width: int, height: int) -> None:
+        """Set the size of the view in CSS pixels."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+
+    async def screenshot(self, path: Path) -> None:
+        """Write what is seen as PNG."""
+        picture = await self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(picture["data"]))
+
+
+@asynccontextmanager
+async def chromium(folder: Path) -> AsyncIterator[Chromium]:
+    """A browser with a fresh profile in `folder`. Skips where none is installed; in CI a skip fails the run."""
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium here: install the package `chromium`")
+    profile = folder / "profile"
+    profile.mkdir(parents=True, exist_ok=True)
+    log = (folder / "chromium.log").open("wb")
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        "about:blank",
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env={**os.environ, "HOME": str(folder)},
+    )
+    try:
+        url = await _endpoint(profile / "DevToolsActivePort", process, folder / "chromium.log")
+        async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as ws:
+            browser = Chromium(ws)
+            try:
+                yield browser
+            finally:
+                await browser.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            # Its own session and so its own group: renderers and helpers go with it.
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        log.close()
+
+
+async def _endpoint(port_file: Path, process: asyncio.subprocess.Process, log: Path) -> str:
+    """The address of the browser's protocol, once it has written it down."""
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            if process.returncode is not None:
+                raise RuntimeError(f"Chromium ended with {process.returncode}: {log.read_text()[-2000:]}")
+            if port_file.exists() and len(lines := port_file.read_text().split()) == 2:
+                return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+            await asyncio.sleep(0.05)
