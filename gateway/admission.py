@@ -59,7 +59,9 @@ def admit(request: web.Request) -> Context:
         raise Problem(503, "restarting", "the gateway restarts", retry_after_seconds=RETRY_AFTER_SECONDS)
     if context.sessions.full:
         _refused(request, "full")
-        raise Problem(503, "full", "this gateway has no room for another session", retry_after_seconds=RETRY_AFTER_SECONDS)
+        raise Problem(
+            503, "full", "this gateway has no room for another session", retry_after_seconds=RETRY_AFTER_SECONDS
+        )
     if not context.handshakes.take(request.remote or ""):
         _refused(request, "rate")
         raise Problem(429, "too_many_handshakes", "too many connections from this address", retry_after_seconds=60)

@@ -88,7 +88,9 @@ class ApiKeys:
         now: monotonic clock in seconds.
     """
 
-    def __init__(self, store: Store, *, now: Callable[[], float] = time.monotonic, cache_size: int = API_KEY_CACHE) -> None:
+    def __init__(
+        self, store: Store, *, now: Callable[[], float] = time.monotonic, cache_size: int = API_KEY_CACHE
+    ) -> None:
         self._store = store
         self._now = now
         self._cache_size = cache_size

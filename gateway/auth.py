@@ -143,7 +143,12 @@ class Verifier:
 
 def _claims(payload: dict[str, Any]) -> Claims:
     user, tenant, scope = payload.get("sub"), payload.get("tenant"), payload.get("scope", "")
-    if not isinstance(user, str) or not isinstance(tenant, str) or not isinstance(scope, str) or len(scope) > _MAX_CLAIM:
+    if (
+        not isinstance(user, str)
+        or not isinstance(tenant, str)
+        or not isinstance(scope, str)
+        or len(scope) > _MAX_CLAIM
+    ):
         raise Refused("invalid", "`sub`, `tenant` and `scope` must be text")
     try:
         encode_token(tenant), encode_token(user)

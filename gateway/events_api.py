@@ -216,7 +216,9 @@ def _text(fields: dict[str, msgspec.Raw], name: str) -> str | None:
 def _trace(request: web.Request) -> dict[str, str]:
     """The caller's trace context, to travel with the event."""
     names = ("traceparent", "tracestate")
-    return {name: request.headers[name] for name in names if name in request.headers and len(request.headers[name]) <= 512}
+    return {
+        name: request.headers[name] for name in names if name in request.headers and len(request.headers[name]) <= 512
+    }
 
 
 def _problem_of(error: InvalidEvent) -> Problem:

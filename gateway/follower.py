@@ -207,7 +207,9 @@ class Follower:
     def want_snapshot(self, generation: int, reason: ResetReason) -> None:
         """The user's snapshot from the projections."""
         self._session.context.snapshots(
-            self._session.tenant, self._session.user, lambda snapshot: self._guard(self.feed.snapshot, generation, snapshot)
+            self._session.tenant,
+            self._session.user,
+            lambda snapshot: self._guard(self.feed.snapshot, generation, snapshot),
         )
 
     def later(self, generation: int, delay_seconds: float, ask: Ask) -> None:

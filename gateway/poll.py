@@ -22,7 +22,18 @@ from gateway.sse import device_of
 class PollOutlet:
     """Gathers frames until there is something to answer with."""
 
-    __slots__ = ("_again", "_limit", "_loop", "answered", "closed", "cursor", "exhausted", "on_writable", "records", "reset")
+    __slots__ = (
+        "_again",
+        "_limit",
+        "_loop",
+        "answered",
+        "closed",
+        "cursor",
+        "exhausted",
+        "on_writable",
+        "records",
+        "reset",
+    )
 
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -74,7 +85,12 @@ class PollOutlet:
         """The answer."""
         live = b"true" if self.exhausted.done() and self.room() else b"false"
         cursor = b'"%b"' % self.cursor if self.cursor is not None else b"null"
-        return b'{"cursor":%b,"live":%b,"reset":%b,"records":[%b]}' % (cursor, live, self.reset, b",".join(self.records))
+        return b'{"cursor":%b,"live":%b,"reset":%b,"records":[%b]}' % (
+            cursor,
+            live,
+            self.reset,
+            b",".join(self.records),
+        )
 
 
 def _done(future: asyncio.Future[None]) -> None:
@@ -109,7 +125,9 @@ async def _wait(outlet: PollOutlet, wait_seconds: float) -> None:
     Raises:
         Problem: 503, the log could not be joined in time.
     """
-    first = asyncio.wait((outlet.answered, outlet.exhausted), timeout=POLL_JOIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    first = asyncio.wait(
+        (outlet.answered, outlet.exhausted), timeout=POLL_JOIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+    )
     done, _ = await first
     if not done:
         raise Problem(503, "unavailable", "the log does not answer", retry_after_seconds=RETRY_AFTER_SECONDS)

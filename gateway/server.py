@@ -85,7 +85,7 @@ async def run(
 
 def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | None) -> web.Application:
     """The application; it runs under `gateway.connection.Runner`."""
-    app = web.Application(middlewares=[as_problems], client_max_size=1 << 20)
+    app = web.Application(middlewares=[as_problems, cors.preflight], client_max_size=1 << 20)
     app[CONTEXT] = context
     app.add_routes(
         [
@@ -93,7 +93,6 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
             web.get("/v1/stream", sse.stream),
             web.get("/v1/records", poll.records),
             web.post("/v1/inbox/read", inbox_api.read),
-            web.options("/v1/{tail:.*}", cors.preflight),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
         ]

@@ -153,7 +153,9 @@ class Session:
         self._heard_at = now
         return self._allowance >= 0
 
-    def _handle(self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower) -> Coroutine[Any, Any, None] | None:
+    def _handle(
+        self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower
+    ) -> Coroutine[Any, Any, None] | None:
         match frame:
             case Ack():
                 self._ack(frame, follower)
@@ -243,15 +245,15 @@ class Session:
 
     async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
-        id, record = state_record(
-            "read", tenant=self.tenant, user=self.user, device=self.device, ids=ids, up_to=up_to
-        )
+        id, record = state_record("read", tenant=self.tenant, user=self.user, device=self.device, ids=ids, up_to=up_to)
         try:
             if follower.log is None:  # joined before any frame that could bring us here
                 raise BrokerError("the log is not followed")
             await self.context.broker.append(follower.log.subject, record, msg_id=id)
         except BrokerError as error:
-            _log.warning("read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}")
+            _log.warning(
+                "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
+            )
             if not self.ended:
                 self._outlet.send(error_frame("unavailable", "the read could not be stored: try again"))
         finally:

@@ -12,7 +12,9 @@ from seamark.dev.servers import NatsServer
 from tests.support.gateways import QUICK, Device, TestGateway, eventually, gateway_on, token
 
 
-async def test_a_device_that_says_start_gets_the_log_from_its_oldest_record_then_live_ones(nats_server: NatsServer) -> None:
+async def test_a_device_that_says_start_gets_the_log_from_its_oldest_record_then_live_ones(
+    nats_server: NatsServer,
+) -> None:
     async with gateway_on(nats_server) as gateway:
         stored = await gateway.append(count=3)
         async with gateway.device() as device:
@@ -47,7 +49,9 @@ async def test_a_device_resumes_from_its_cursor_with_exactly_what_it_missed(nats
     assert [frame["prev"] for frame in records] == [int(cursor.split(".")[1]), *missed[:-1]]
 
 
-async def test_without_a_cursor_a_device_gets_a_reset_with_a_snapshot_and_goes_on_after_it(nats_server: NatsServer) -> None:
+async def test_without_a_cursor_a_device_gets_a_reset_with_a_snapshot_and_goes_on_after_it(
+    nats_server: NatsServer,
+) -> None:
     async with gateway_on(nats_server) as gateway:
         before = await gateway.append(count=3)
         async with gateway.device(cursor=None) as device:
@@ -113,7 +117,9 @@ async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(n
         receipts = await gateway.receipts()
     epoch = cursor.split(".")[0]
     assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.partition()}.default.alice"}
-    assert {(receipt["user"], receipt["channel"], receipt["device"]) for receipt in receipts} == {("alice", "inapp", "phone")}
+    assert {(receipt["user"], receipt["channel"], receipt["device"]) for receipt in receipts} == {
+        ("alice", "inapp", "phone")
+    }
     assert {receipt["epoch"] for receipt in receipts} == {epoch}
     acknowledged = [receipt for receipt in receipts if receipt["state"] == "acknowledged"]
     assert [(receipt["after"], receipt["up_to"]) for receipt in acknowledged] == [(0, 3), (3, 5)]
@@ -176,7 +182,9 @@ BAD_FRAMES = {
 
 
 @pytest.mark.parametrize("case", BAD_FRAMES)
-async def test_a_bad_frame_ends_the_session_with_4400_one_log_line_and_no_leak(nats_server: NatsServer, case: str) -> None:
+async def test_a_bad_frame_ends_the_session_with_4400_one_log_line_and_no_leak(
+    nats_server: NatsServer, case: str
+) -> None:
     data, reason = BAD_FRAMES[case]
     async with gateway_on(nats_server) as gateway:
         with capture_logs() as lines:
@@ -191,7 +199,9 @@ async def test_a_bad_frame_ends_the_session_with_4400_one_log_line_and_no_leak(n
     assert code == 4400
     assert reason in said.lower()
     assert device.frames[-1]["op"] == "error"
-    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [("session_closed", 4400)]
+    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [
+        ("session_closed", 4400)
+    ]
 
 
 async def nothing_is_left(gateway: TestGateway) -> None:
@@ -230,7 +240,9 @@ async def test_a_frame_above_64_kib_ends_the_session_with_4413(nats_server: Nats
                 code, _ = await device.closed()
             await nothing_is_left(gateway)
     assert code == 4413
-    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [("session_closed", 4413)]
+    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [
+        ("session_closed", 4413)
+    ]
 
 
 async def test_a_frame_of_64_kib_is_taken(nats_server: NatsServer) -> None:
@@ -260,7 +272,9 @@ async def test_a_wrong_token_ends_the_session_with_4401(nats_server: NatsServer,
                 code, _ = await device.closed()
             await nothing_is_left(gateway)
     assert code == 4401
-    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [("session_closed", 4401)]
+    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [
+        ("session_closed", 4401)
+    ]
     assert not any(part in str(lines) for part in WRONG_TOKENS[case].split(".") if len(part) > 20)
 
 
@@ -313,17 +327,20 @@ async def test_a_client_that_answers_pings_stays(nats_server: NatsServer) -> Non
 
 
 async def test_the_oldest_of_too_many_sessions_of_a_user_goes_with_4409(nats_server: NatsServer) -> None:
-    async with gateway_on(nats_server, sessions_per_user=2) as gateway:
-        async with gateway.device(name="one") as one, gateway.device(name="two") as two:
-            await one.until("live")
-            await two.until("live")
-            async with gateway.device("bob") as other, gateway.device(name="three") as three:
-                assert (await one.closed())[0] == 4409
-                await three.until("live")
-                await other.until("live")
-                await gateway.append()
-                for device in (two, three):
-                    assert len(await device.records(1)) == 1
+    async with (
+        gateway_on(nats_server, sessions_per_user=2) as gateway,
+        gateway.device(name="one") as one,
+        gateway.device(name="two") as two,
+    ):
+        await one.until("live")
+        await two.until("live")
+        async with gateway.device("bob") as other, gateway.device(name="three") as three:
+            assert (await one.closed())[0] == 4409
+            await three.until("live")
+            await other.until("live")
+            await gateway.append()
+            for device in (two, three):
+                assert len(await device.records(1)) == 1
 
 
 async def test_too_many_frames_end_the_session_with_4429(nats_server: NatsServer) -> None:
@@ -351,7 +368,9 @@ async def test_only_listed_origins_may_open_a_session(nats_server: NatsServer, o
                     await gateway.http.ws_connect(f"{gateway.url}/v1/ws", headers=headers)
                 assert refused.value.status == status
         await nothing_is_left(gateway)
-    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ([] if status == 101 else ["handshake_refused"])
+    assert [line["event"] for line in lines if line["log_level"] != "debug"] == (
+        [] if status == 101 else ["handshake_refused"]
+    )
 
 
 async def test_a_client_that_closes_or_vanishes_leaves_nothing_behind(nats_server: NatsServer) -> None:

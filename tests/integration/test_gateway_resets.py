@@ -124,7 +124,8 @@ async def test_live_copies_lost_while_the_broker_restarts_are_found_in_the_log(n
         nats_server.kill()
         nats_server.start()
         after = [
-            (await gateway.broker.append(gateway.subject(), b'{"id":"r"}', msg_id=f"again{number}")).seq for number in range(3)
+            (await gateway.broker.append(gateway.subject(), b'{"id":"r"}', msg_id=f"again{number}")).seq
+            for number in range(3)
         ]
         records = await device.records(3, timeout=15)
     assert [frame["seq"] for frame in records] == after

@@ -26,9 +26,13 @@ QUICK = Times(hello_seconds=0.4, ping_seconds=0.4, pong_seconds=0.4)
 """Deadlines for tests that wait for them."""
 
 
-def token(user: str = "alice", tenant: str = "default", *, seconds: float = 600, secret: str = SECRET, **claims: Any) -> str:
+def token(
+    user: str = "alice", tenant: str = "default", *, seconds: float = 600, secret: str = SECRET, **claims: Any
+) -> str:
     """A token as the development stack would give out."""
-    return jwt.encode({"sub": user, "tenant": tenant, "exp": time.time() + seconds, **claims}, secret, algorithm="HS256")
+    return jwt.encode(
+        {"sub": user, "tenant": tenant, "exp": time.time() + seconds, **claims}, secret, algorithm="HS256"
+    )
 
 
 @dataclass
@@ -121,11 +125,11 @@ class TestGateway:
                      headers: dict[str, str] | None = None) -> list[int]:  # fmt: skip
         """Append records as the dispatcher would; returns their sequences."""
         subject = self.subject(user, tenant)
-        acks = [
-            await self.broker.append(subject, body if body is not None else b'{"id":"r%d","kind":"notification"}' % number, headers)
-            for number in range(count)
-        ]
-        return [ack.seq for ack in acks]
+        seqs = []
+        for number in range(count):
+            record = body if body is not None else b'{"id":"r%d","kind":"notification"}' % number
+            seqs.append((await self.broker.append(subject, record, headers)).seq)
+        return seqs
 
     def partition(self, user: str = "alice", tenant: str = "default") -> int:
         return partition_of(encode_token(tenant), encode_token(user), PARTITIONS)

@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jwt
 import pytest
@@ -164,7 +164,7 @@ class Issuer:
         self.asked = 0
         self.body: bytes | None = None
 
-    async def __aenter__(self) -> "Issuer":
+    async def __aenter__(self) -> Self:
         async def handler(_: web.Request) -> web.Response:
             self.asked += 1
             await asyncio.sleep(0.01)
@@ -225,11 +225,16 @@ async def test_a_flood_of_unknown_key_ids_costs_one_fetch(rsa_keys: Sequence[rsa
 
 async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
     key = rsa_keys[0]
-    pem = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    ).decode()
+    pem = (
+        key.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
     async with Issuer() as issuer:
-        issuer.keys = [public(key, "k"), {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode(), "kid": "o"}]
+        issuer.keys = [
+            public(key, "k"),
+            {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode(), "kid": "o"},
+        ]
         keys = KeySet(issuer.url)
         verifier = Verifier(keys)
         for token in (by_hand({"alg": "HS256", "kid": "k"}, claims(), pem), signed(headers={"kid": "o"})):
