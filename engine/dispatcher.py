@@ -109,6 +109,7 @@ class DispatchWorker:
         term = (found.mark.term if found.mark else 0) + 1
         self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
         home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
+        failpoints.reach("after-take-over")
         return home.mark.next_seq
 
     async def position(self) -> int:
@@ -170,7 +171,9 @@ class DispatchWorker:
         for dead in round_.dead:
             await deadletters.bury(self._broker, dead, self._q, self._ownership.events_epoch)
             _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
+            failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
+        failpoints.reach("after-claims-before-append")
         entries = fan_out(planned, self._partitions)
         home = entries.pop(self._q, [])
         if entries:

@@ -148,6 +148,8 @@ class LogWriter:
             while True:
                 expect = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self._placed.log_seq
                 try:
+                    if messages:
+                        failpoints.reach("before-append")
                     ack = await self._broker.commit([*messages, Outgoing(self._subject, payload, expect)])
                     failpoints.reach("after-commit-before-answer")
                     self._placed = PlacedMark(ack.seq, mark)
