@@ -1,0 +1,180 @@
+"""Where dispatchers go on after a restore or a loss."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from engine.errors import TopologyError
+from engine.marks import NO_MARK, Mark, PlacedMark
+from engine.repair_plan import Found, Positions, decide, parse_positions
+from engine.topology_plan import ObservedStream
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+EVENTS, LOGS = "events00", ("log00000", "log11111")
+
+
+def stream(epoch, *, first=1, last=100, restored=None):
+    metadata = {"seamark.epoch": epoch} | ({"seamark.restored": restored} if restored else {})
+    return ObservedStream({"metadata": metadata}, last - first + 1, 1000, first, last, NOW, NOW)
+
+
+def mark(seq, *, p=0, epoch=EVENTS, log_epoch=None, term=3, user=None):
+    return PlacedMark(900 + seq, Mark(epoch, seq, term, "dispatcher", log_epoch or LOGS[p], user))
+
+
+def found(*, events=None, logs=None, marks=None, recorded=None):
+    logs = logs or {p: stream(epoch) for p, epoch in enumerate(LOGS)}
+    marks = marks if marks is not None else {(0, 0): mark(50), (1, 1): mark(60, p=1)}
+    recorded = recorded or {"EVENTS": EVENTS, "LOG-0": LOGS[0], "LOG-1": LOGS[1]}
+    return Found(2, events or stream(EVENTS), logs, marks, recorded, 7)
+
+
+def after(plan):
+    return {step.subject: (step.after.seq, step.after.user) for step in plan.marks}
+
+
+def test_where_everything_fits_there_is_nothing_to_repair():
+    plan = decide(found(), Positions(), "repair")
+    assert plan.empty
+    assert plan.lines() == ["nothing to repair"]
+    assert plan.next_seqs == {0: 51, 1: 61}
+
+
+def test_a_topology_that_was_never_dispatched_needs_no_marks():
+    plan = decide(found(marks={}), Positions(), "repair")
+    assert plan.empty
+    assert plan.next_seqs == {0: 1, 1: 1}
+
+
+def test_a_restored_log_keeps_the_position_its_own_mark_tells():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    plan = decide(found(logs=logs), Positions(), "repair")
+    assert after(plan) == {"mark.1.1": (60, None)}
+    (step,) = plan.marks
+    assert (step.after.log_epoch, step.after.epoch, step.after.term) == ("log1new0", EVENTS, 4)
+    assert plan.epochs_after["LOG-1"] == "log1new0"
+    assert any("LOG-1" in note and "missing" in note for note in plan.notes)
+
+
+def test_a_log_that_came_back_empty_wants_a_position_and_hints_at_one():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    marks = {(0, 0): mark(50), (0, 1): mark(58, p=0)}
+    plan = decide(found(logs=logs, marks=marks), Positions(), "repair")
+    (refusal,) = plan.refusals
+    assert refusal.target == "partition 1"
+    assert "Name first, last or 1=<sequence>" in refusal.remedy
+    assert "reach event 58" in refusal.remedy
+
+
+@pytest.mark.parametrize(("position", "seq"), [("first", 0), ("last", 100), (42, 42)])
+def test_a_named_position_is_written(position, seq):
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    plan = decide(found(logs=logs, marks={(0, 0): mark(50)}), Positions(single={1: position}), "repair")
+    assert after(plan) == {"mark.1.1": (seq, None)}
+    assert plan.next_seqs == {0: 51, 1: seq + 1}
+
+
+def test_the_home_mark_outdoes_every_foreign_mark_or_its_owner_would_step_down_for_ever():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    marks = {(0, 0): mark(50), (0, 1): mark(58, p=0, term=57)}
+    plan = decide(found(logs=logs, marks=marks), Positions(single={1: "first"}), "repair")
+    (step,) = plan.marks
+    assert (step.subject, step.after.term) == ("mark.1.1", 58)
+
+
+def test_a_home_mark_restored_below_its_foreign_marks_is_raised_above_them():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    marks = {(0, 0): mark(50), (1, 1): mark(20, p=1, term=2), (0, 1): mark(58, p=0, term=9)}
+    plan = decide(found(logs=logs, marks=marks), Positions(), "repair")
+    assert [(step.subject, step.after.seq, step.after.term) for step in plan.marks] == [("mark.1.1", 20, 10)]
+
+
+def test_sound_foreign_marks_stay_so_that_what_they_cover_is_not_appended_twice():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    marks = {(0, 0): mark(50), (1, 1): mark(20, p=1), (0, 1): mark(58, p=0)}
+    plan = decide(found(logs=logs, marks=marks), Positions(), "repair")
+    assert "mark.0.1" not in after(plan)
+
+
+def test_restored_events_keep_their_numbers_up_to_the_end_of_the_backup():
+    events = stream("eventnew", last=70, restored=f"{EVENTS}.55")
+    marks = {(0, 0): mark(50, user="bob"), (1, 1): mark(60, p=1, user="bob"), (0, 1): mark(60), (1, 0): mark(49, p=1)}
+    plan = decide(found(events=events, marks=marks), Positions(), "repair")
+    assert after(plan) == {
+        "mark.1.0": (49, None),
+        "mark.0.0": (50, "bob"),
+        "mark.0.1": (55, None),
+        "mark.1.1": (55, None),
+    }
+    assert plan.next_seqs == {0: 50, 1: 56}
+    assert any("events 56 to 60 were dispatched" in note for note in plan.notes)
+
+
+def test_recreated_events_have_another_numbering_so_positions_must_be_named():
+    plan = decide(found(events=stream("eventnew", last=5)), Positions(), "repair")
+    assert {refusal.target for refusal in plan.refusals} == {"partition 0", "partition 1"}
+
+
+def test_marks_of_a_lost_numbering_are_set_to_the_named_position():
+    marks = {(0, 0): mark(50), (1, 1): mark(60, p=1), (0, 1): mark(60)}
+    plan = decide(found(events=stream("eventnew", last=5), marks=marks), Positions("first"), "repair")
+    assert after(plan) == {"mark.0.0": (0, None), "mark.0.1": (0, None), "mark.1.1": (0, None)}
+    assert plan.epochs_after["EVENTS"] == "eventnew"
+
+
+def test_an_earlier_position_is_told_to_bring_records_twice():
+    plan = decide(found(), Positions(single={0: 40}), "repair")
+    assert after(plan) == {"mark.0.0": (40, None)}
+    assert any("events 41 to 50 are dispatched again" in note for note in plan.notes)
+
+
+def test_a_position_beyond_the_last_event_is_refused():
+    (refusal,) = decide(found(), Positions(single={0: 101}), "repair").refusals
+    assert "EVENTS ends at 100" in refusal.detail
+
+
+def test_a_position_for_a_partition_that_does_not_exist_is_refused():
+    (refusal,) = decide(found(), Positions(single={7: 1}), "repair").refusals
+    assert refusal.target == "partition 7"
+
+
+def test_events_that_are_gone_are_told():
+    plan = decide(found(events=stream(EVENTS, first=80)), Positions(), "repair")
+    assert any("partition 0: events 51 to 79 are no longer in EVENTS" in note for note in plan.notes)
+
+
+def test_without_epochs_there_is_nothing_to_repair_to():
+    bare = ObservedStream({}, 0, 0, 1, 0)
+    (refusal,) = decide(found(logs={0: stream(LOGS[0]), 1: bare}), Positions("first"), "repair").refusals
+    assert "LOG-1" in refusal.detail
+    assert "topology apply" in refusal.remedy
+
+
+def test_a_plan_says_all_of_it_before_anything_is_done():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
+    plan = decide(found(logs=logs, marks={(0, 0): mark(50), (1, 1): NO_MARK}), Positions(single={1: 42}), "repair")
+    lines = plan.lines()
+    assert lines[0] == "~ mark.1.1: no mark -> event 42 of EVENTS events00 in LOG log1new0, term 1"
+    assert lines[1] == "~ recorded epoch of LOG-1: log11111 -> log1new0"
+    told = plan.to_json()
+    assert told["marks"][0]["after"]["seq"] == 42
+    assert told["next"] == {"0": 51, "1": 43}
+
+
+@pytest.mark.parametrize(
+    ("texts", "positions"),
+    [
+        ([], Positions()),
+        (["first"], Positions("first")),
+        (["4711"], Positions(4711)),
+        (["last", "3=4711", "2=mark"], Positions("last", {3: 4711, 2: "mark"})),
+    ],
+)
+def test_positions_are_read_as_written(texts, positions):
+    assert parse_positions(texts) == positions
+
+
+@pytest.mark.parametrize("texts", [["soon"], ["3=soon"], ["x=1"], ["=1"], ["-1"], ["1=1", "1=2"], ["first", "last"]])
+def test_other_texts_are_no_positions(texts):
+    with pytest.raises(TopologyError):
+        parse_positions(texts)
