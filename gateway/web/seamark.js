@@ -37,7 +37,7 @@ const CHAIN_BROKEN = 4000; // what this client closes with when it resumes becau
 
 /** The two parts of a cursor, for the checks below; apps store it whole. Null if it is none. */
 function parseCursor(text) {
-  const found = /^([a-z0-9]{1,32})\.(\d{1,16})$/.exec(text ?? "");
+  const found = /^([a-z0-9]{1,32})\.(0|[1-9]\d{0,15})$/.exec(text ?? "");
   return found && { epoch: found[1], seq: Number(found[2]) };
 }
 
@@ -70,7 +70,7 @@ export class Receiver {
     if (!["record", "skip", "live", "pong", "reset"].includes(op)) return [op, frame];
     if (!this.joined) return ["restart", "a frame of the log came before `ready`"];
     const at = parseCursor(frame.cursor);
-    if (op === "pong" && (!at || !this.anchored)) return ["drop", "pong"];
+    if (op === "pong" && ((frame.cursor ?? null) === null || !this.anchored)) return ["drop", "pong"];
     if (!at) return ["restart", "bad cursor in a frame"];
     if (op === "reset") {
       this.anchored = true;

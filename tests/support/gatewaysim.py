@@ -9,10 +9,15 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+
+import gateway as web_package
+
+SDK = Path(web_package.__file__).parent / "web" / "seamark.js"
 
 Fault = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
@@ -141,12 +146,22 @@ class SimGateway:
         return [frame for frame in self.said if frame["op"] == op]
 
 
+async def _blank(_: web.Request) -> web.Response:
+    return web.Response(text="<!doctype html><title>test</title>", content_type="text/html")
+
+
+async def _sdk(_: web.Request) -> web.FileResponse:
+    return web.FileResponse(SDK, headers={"Content-Type": "text/javascript"})
+
+
 @asynccontextmanager
 async def sim_gateway() -> AsyncIterator[SimGateway]:
     """A running simulated gateway on a free port."""
     gateway = SimGateway()
     app = web.Application()
     app.router.add_get("/v1/ws", gateway._handle)
+    app.router.add_get("/", _blank)
+    app.router.add_get("/seamark.js", _sdk)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
