@@ -65,7 +65,10 @@ class Publisher:
 
     Args:
         nats_url: the broker; for services inside. Several servers are separated by commas.
-        user, password: of the broker's account, where it has accounts.
+        user: of the broker's account, where it has accounts (or in `nats_url`).
+        password: of that user.
+        credentials_file: a NATS credentials file instead.
+        inbox_prefix: where answers arrive; `_INBOX_<user>` for a named user, as `nats/accounts.conf` has it.
         gateway_url: the gateway instead, with `api_key`; for everyone else.
         api_key: names the tenant too.
         tenant: whose event it is; over HTTP the key decides.
@@ -82,6 +85,8 @@ class Publisher:
         nats_url: str | None = None,
         user: str | None = None,
         password: str | None = None,
+        credentials_file: str | None = None,
+        inbox_prefix: str | None = None,
         gateway_url: str | None = None,
         api_key: str | None = None,
         tenant: str = "default",
@@ -91,7 +96,16 @@ class Publisher:
         self._tenant = tenant
         self._way: _Way
         if nats_url is not None and gateway_url is None:
-            settings = NatsSettings(url=nats_url, user=user, password=password, name="seamark-publisher")
+            account = user or URL(nats_url.split(",")[0]).user
+            settings = NatsSettings(
+                url=nats_url,
+                user=user,
+                password=password,
+                credentials_file=credentials_file,
+                name="seamark-publisher",
+                # As in `nats/accounts.conf`: a user reads answers under a prefix of its own.
+                inbox_prefix=inbox_prefix or (f"_INBOX_{account}" if account else "_INBOX"),
+            )
             self._way = _OverNats(settings, budget_seconds)
         elif gateway_url is not None and nats_url is None and api_key:
             self._way = _OverHttp(gateway_url, api_key, budget_seconds, http)

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+from engine import topology
 from engine.errors import InvalidEvent
+from engine.jetstream import connect as connect_broker
 from engine.subjects import encode_token, log_stream, partition_of
 from seamark import FileCursor, Live, Published, Publisher, Record, Reset, connect
 from seamark.client import Backoff, NotAuthenticated, PublishFailed, PublishRefused, Timing
 from seamark.client.connection import Connection
 from seamark.dev.servers import NatsServer, Valkey
-from tests.support.logs import all_records, eventually
+from tests.support.logs import FAST, all_records, eventually
 from tests.support.spine import API_KEY, RunningGateway, Spine, spine, token
 from tests.support.tcpproxy import tcp_proxy
+from tests.support.topology import password, passwords, server_with_accounts, settings_for
 
 
 @pytest.fixture
@@ -113,6 +116,24 @@ async def test_an_impossible_event_is_refused_before_it_is_sent_and_by_the_gatew
         with pytest.raises(PublishRefused, match="API key") as refused:
             await publisher.publish(to="alice", type="demo.hello")
         assert refused.value.status == 401
+
+
+async def test_a_service_with_the_rights_of_a_publisher_and_no_more_can_publish(tmp_path: Path, monkeypatch):
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    server = server_with_accounts(tmp_path / "nats")
+    try:
+        await asyncio.to_thread(server.start)
+        provisioner = await connect_broker(settings_for(server.url, "provisioner"))
+        await topology.ensure(provisioner, "dev", overrides=FAST)
+        await provisioner.close()
+        secret = password("publisher")
+        address = server.url.replace("nats://", f"nats://publisher:{secret}@")
+        for options in ({"nats_url": server.url, "user": "publisher", "password": secret}, {"nats_url": address}):
+            async with Publisher(**options) as publisher:
+                assert (await publisher.publish(to="alice", type="demo.hello")).duplicate is False
+    finally:
+        server.kill()
 
 
 async def test_publishing_over_http_lasts_through_a_gateway_restart_and_adds_one_record(way):
