@@ -1,0 +1,232 @@
+"""Sockets that do not read, processes that leave, clients that trickle."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from engine import topology
+from engine.jetstream import Broker, NatsSettings, Outgoing, connect
+from engine.subjects import encode_token, log_subject, partition_of
+from gateway.connection import Runner
+from seamark.dev.servers import NatsServer
+from tests.support.gatewayprocess import GatewayProcess, gateway_process
+from tests.support.gateways import PARTITIONS, SECRET, eventually, gateway_on, token
+
+RECORDS = 50_000
+BATCH = 1_000
+TIMES = {"ping_seconds": 3.0, "pong_seconds": 3.0}
+
+
+class SlowSocket:
+    """A WebSocket client that reads one byte a second."""
+
+    def __init__(self, port: int, hello: dict[str, Any]) -> None:
+        self.received = bytearray()
+        self.cursor = "start"
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(
+            b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        while b"\r\n\r\n" not in self.received:
+            self.received += self.socket.recv(1)
+        self.received.clear()
+        payload = json.dumps(hello).encode()
+        head = bytes((0x81, 0x80 | 126, len(payload) >> 8, len(payload) & 0xFF)) if len(payload) > 125 else b""
+        assert head
+        self.socket.sendall(head + bytes(4) + payload)
+        self.socket.setblocking(False)
+
+    async def read(self, until: asyncio.Event) -> None:
+        """One byte a second until `until` is set, then as fast as it comes, to the end of the connection."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            while data := await loop.sock_recv(self.socket, 65_536 if until.is_set() else 1):
+                self.received += data
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(until.wait(), 1)
+
+    def seqs(self) -> list[int]:
+        """Sequences of the records that have come as a whole; `cursor` is then that of the last of them."""
+        found, data = [], bytes(self.received)
+        while len(data) >= 4:
+            size, start = (int.from_bytes(data[2:4], "big"), 4) if data[1] == 126 else (data[1], 2)
+            payload, data = data[start : start + size], data[start + size :]
+            if data[:1] and len(payload) == size and payload.startswith(b'{"op":"record"'):
+                frame = json.loads(payload)
+                found.append(frame["seq"])
+                self.cursor = frame["cursor"]
+        return found
+
+
+async def publish(broker: Broker, user: str) -> None:
+    """50 000 records for one user, in atomic batches with the time of their making in each."""
+    partition = partition_of(encode_token("default"), encode_token(user), PARTITIONS)
+    subject = log_subject(partition, "default", user)
+    for start in range(0, RECORDS, BATCH):
+        at = time.time()
+        body = b'{"id":"r%d","at":%f,"data":{"text":"%b"}}'
+        await broker.commit(
+            [Outgoing(subject, body % (number, at, b"x" * 120)) for number in range(start, start + BATCH)]
+        )
+        await asyncio.sleep(0.02)
+
+
+async def receive_all(gateway: GatewayProcess, cursor: str, count: int = RECORDS) -> tuple[list[int], list[float]]:
+    """Sequences and delays of a healthy session that is there all the time."""
+    seqs, delays = [], []
+    async with (
+        aiohttp.ClientSession() as http,
+        http.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/ws") as device,
+    ):
+        await device.send_json({"op": "hello", "token": token(), "device": "fast", "cursor": cursor})
+        while len(seqs) < count:
+            frame = json.loads((await device.receive(timeout=30)).data)
+            if frame["op"] == "record":
+                seqs.append(frame["seq"])
+                delays.append(time.time() - frame["record"]["at"])
+    return seqs, delays
+
+
+async def scenario(nats: NatsServer, log: Path, *, slow: bool) -> tuple[int, list[float], list[int]]:
+    """Growth of the gateway's memory, delays of the healthy session, what the slow one has in the end."""
+    broker = await connect(NatsSettings(nats.url))
+    try:
+        await topology.ensure(broker, "dev")
+        with gateway_process(nats.url, log, times=TIMES, options={"jwt_secret": SECRET}) as gateway:
+            hello = {"op": "hello", "token": token(), "device": "slow", "cursor": "start"}
+            healthy = asyncio.create_task(receive_all(gateway, "start"), name="healthy")
+            slow_socket = SlowSocket(gateway.port, hello) if slow else None
+            given_up = asyncio.Event()
+            reading = asyncio.create_task(slow_socket.read(given_up), name="slow") if slow_socket is not None else None
+            await asyncio.sleep(1)
+            before = gateway.rss_bytes()
+            await publish(broker, "alice")
+            seqs, delays = await healthy
+            growth = gateway.rss_bytes() - before
+            assert seqs == list(range(1, RECORDS + 1))
+            resumed: list[int] = []
+            if slow_socket is not None and reading is not None:
+                await eventually(lambda: "4408" in log.read_text(), timeout=30)
+                given_up.set()
+                async with asyncio.timeout(10):
+                    await reading
+                held = slow_socket.seqs()
+                resumed = held + (await receive_all(gateway, slow_socket.cursor, RECORDS - len(held)))[0]
+                slow_socket.socket.close()
+            return growth, delays, resumed
+    finally:
+        await broker.close()
+
+
+@pytest.mark.timeout(180)
+async def test_a_socket_that_reads_a_byte_a_second_costs_nearly_nothing_and_loses_nothing(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    second = NatsServer(tmp_path / "second")
+    second.start()
+    try:
+        growth, delays, _ = await scenario(second, tmp_path / "without.log", slow=False)
+    finally:
+        second.kill()
+    slow_growth, slow_delays, resumed = await scenario(nats_server, tmp_path / "with.log", slow=True)
+    assert resumed == list(range(1, RECORDS + 1))
+    assert slow_growth - growth < 2_000_000
+    p99, slow_p99 = (sorted(values)[int(len(values) * 0.99)] for values in (delays, slow_delays))
+    assert slow_p99 < max(0.25, p99 * 2)
+
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+
+async def test_draining_tells_every_session_when_to_come_back_and_stores_what_is_under_way(
+    nats_server: NatsServer,
+) -> None:
+    async with gateway_on(nats_server) as gateway, contextlib.AsyncExitStack() as stack:
+        devices = [await stack.enter_async_context(gateway.device(f"user{number}")) for number in range(30)]
+        for number, device in enumerate(devices):
+            await device.until("live")
+            await gateway.append(f"user{number}")
+            await device.say("ack", cursor=(await device.records(1))[0]["cursor"])
+            await device.say("read", all=True)
+            await device.say("ping")
+            await device.until("pong")  # so the gateway has taken both
+        gateway.stop.set()
+        hints = []
+        for device in devices:
+            assert (await device.closed())[0] == 1012
+            assert device.frames[-1]["op"] == "bye"
+            hints.append(device.frames[-1]["retry_after_ms"])
+        assert all(0 < hint <= 5_000 for hint in hints)
+        assert len(set(hints)) > 20
+        async with asyncio.timeout(10):
+            await gateway.task
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await gateway.http.ws_connect(f"{gateway.url}/v1/ws")
+        states = [await gateway.broker.stream(f"LOG-{number}") for number in range(PARTITIONS)]
+        assert sum(state.messages for state in states) == 60
+        acknowledged = [receipt for receipt in await gateway.receipts() if receipt["state"] == "acknowledged"]
+        assert {receipt["user"] for receipt in acknowledged} == {f"user{number}" for number in range(30)}
+
+
+async def test_a_session_that_does_not_read_cannot_hold_a_leaving_process_up(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=1_000, body=b'{"data":"%b"}' % (b"x" * 4_000))
+        hello = {"op": "hello", "token": token(), "device": "slow", "cursor": "start"}
+        slow = await asyncio.to_thread(SlowSocket, gateway.port, hello)
+        await eventually(lambda: gateway.context.counters.no_room)
+        began = time.monotonic()
+        gateway.stop.set()
+        await gateway.task
+        assert time.monotonic() - began < 10
+        slow.socket.close()
+
+
+# --- clients that trickle -------------------------------------------------------------------------------------------
+
+
+async def test_a_request_head_that_trickles_is_given_up(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runner.__init__, "__kwdefaults__", {"head_seconds": 0.5})
+    async with gateway_on(nats_server) as gateway:
+        began = time.monotonic()
+        connections = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(100)]
+        for _, writer in connections:
+            writer.write(b"GET /v1/ws HTTP/1.1\r\nHost: ")
+        for reader, writer in connections:
+            async with asyncio.timeout(5):
+                assert await reader.read() == b""
+            writer.close()
+        assert time.monotonic() - began < 4
+        async with gateway.device() as device:
+            await device.until("live")
+
+
+async def test_one_address_may_make_only_so_many_handshakes(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, handshakes_per_minute=3) as gateway:
+        for _ in range(3):
+            async with gateway.device() as device:
+                await device.until("live")
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await gateway.http.ws_connect(f"{gateway.url}/v1/ws")
+        assert refused.value.status == 429
+        assert refused.value.headers is not None
+        assert refused.value.headers["Retry-After"] == "60"
+
+
+async def test_a_full_process_takes_no_more_sessions(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, sessions_at_most=1) as gateway, gateway.device() as device:
+        await device.until("live")
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await gateway.http.ws_connect(f"{gateway.url}/v1/ws")
+        assert refused.value.status == 503
