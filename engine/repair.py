@@ -196,8 +196,8 @@ async def _stale_claims(broker: Broker, redis: Redis, plan: RepairPlan) -> Async
         async for claim in _claims_of_other_epochs(redis, plan.events_epoch):
             yield claim
     elif plan.claims == "replayed":
-        for q, next_seq in plan.next_seqs.items():
-            async for claim in _claims_of_replayed(broker, redis, plan.events_epoch, q, next_seq):
+        for q, next_seq in plan.next_seqs.items() if plan.inherited else ():
+            async for claim in _claims_of_replayed(broker, redis, plan, q, next_seq):
                 yield claim
 
 
@@ -216,14 +216,15 @@ async def _claims_of_other_epochs(redis: Redis, epoch: str) -> AsyncIterator[Sta
 
 
 async def _claims_of_replayed(
-    broker: Broker, redis: Redis, epoch: str, q: int, next_seq: int
+    broker: Broker, redis: Redis, plan: RepairPlan, q: int, next_seq: int
 ) -> AsyncIterator[StaleClaim]:
-    """Claims that the events to be dispatched again hold themselves, under the same number of another epoch."""
+    """Claims that the events to be dispatched again took themselves, before the restore, under the same number."""
     async for page in _events(broker, q, next_seq):
         async with asyncio.timeout(REDIS_SECONDS):
             holders = await _holders(redis, [key for key, _ in page])
         for (key, seq), holder in zip(page, holders, strict=True):
-            if holder and holder != f"{epoch}.{seq}".encode() and holder.endswith(f".{seq}".encode()):
+            own = {f"{epoch}.{seq}".encode() for epoch, shared in plan.inherited.items() if seq <= shared}
+            if holder in own:
                 yield StaleClaim(key, holder)
 
 

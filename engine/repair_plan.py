@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from engine.cursor import parse_cursor
-from engine.errors import InvalidCursor, TopologyError
+from engine.errors import TopologyError
 from engine.marks import NO_MARK, Mark, PlacedMark
 from engine.subjects import EVENTS_STREAM, log_stream, mark_subject
-from engine.topology_plan import RESTORED_KEY, ObservedStream, Refusal
+from engine.topology_plan import ObservedStream, Refusal
 
 Position = int | Literal["mark", "first", "last"]
 """Where a partition goes on: after this event, where its mark stands, before the first event kept, or after the last."""
@@ -105,9 +104,14 @@ class MarkStep:
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What a repair would do. `next_seqs` is the first event each event partition dispatches afterwards."""
+    """What a repair would do.
+
+    `inherited` are the earlier incarnations of EVENTS whose numbers still hold, each up to a sequence; `next_seqs` is the
+    first event each event partition dispatches afterwards.
+    """
 
     events_epoch: str
+    inherited: Mapping[str, int] = field(default_factory=dict)
     marks: tuple[MarkStep, ...] = ()
     epochs_before: Mapping[str, str] = field(default_factory=dict)
     epochs_after: Mapping[str, str] = field(default_factory=dict)
@@ -189,18 +193,16 @@ def decide(found: Found, positions: Positions, owner: str) -> RepairPlan:
         steps += _steps(found, q, home, positions.named(q), owner)
     if unknown := sorted(set(positions.single) - set(range(found.partitions))):
         refusals.append(Refusal(f"partition {unknown[0]}", "there is no such event partition", "Name those there are."))
-    after = dict(found.recorded) | found.epochs()
     return RepairPlan(
         events_epoch,
+        found.events.inherited,
         tuple(steps),
-        found.recorded,
-        after,
-        found.revision,
-        next_seqs,
-        "replayed",
-        0,
-        tuple(refusals),
-        tuple(notes),
+        epochs_before=found.recorded,
+        epochs_after=dict(found.recorded) | found.epochs(),
+        revision=found.revision,
+        next_seqs=next_seqs,
+        refusals=tuple(refusals),
+        notes=tuple(notes),
     )
 
 
@@ -262,13 +264,10 @@ def _renumbered(found: Found, mark: Mark) -> _Point | None:
     """
     if mark.epoch == found.events.epoch:
         return _Point(mark.seq, mark.user)
-    try:
-        restored = parse_cursor(found.events.metadata.get(RESTORED_KEY, ""))
-    except InvalidCursor:
+    shared = found.events.inherited.get(mark.epoch)
+    if shared is None:
         return None
-    if mark.epoch != restored.epoch:
-        return None
-    return _Point(mark.seq, mark.user) if mark.seq <= restored.seq else _Point(restored.seq)
+    return _Point(mark.seq, mark.user) if mark.seq <= shared else _Point(shared)
 
 
 def _steps(found: Found, q: int, home: _Point | None, named: bool, owner: str) -> Iterator[MarkStep]:

@@ -20,8 +20,6 @@ from engine.jetstream import Broker
 from engine.subjects import CONTROL_BUCKET
 from engine.topology_files import Overrides, Profile, is_log, render
 from engine.topology_plan import (
-    EPOCH_KEY,
-    RESTORED_KEY,
     Observed,
     ObservedStream,
     Plan,
@@ -169,10 +167,8 @@ async def restore(broker: Broker, streams: Sequence[str]) -> dict[str, tuple[str
     rotated = {}
     for name, seen in found.items():
         old, fresh = seen.epoch, new_epoch()
-        # Up to this sequence messages keep the numbers they had, so that marks and claims can be carried over.
-        lineage = {RESTORED_KEY: f"{old}.{seen.last_seq}"} if old else {}
-        metadata = seen.metadata | lineage | {EPOCH_KEY: fresh}
-        await _update_stream(broker, name, seen.config, seen.config | {"metadata": metadata})
+        # Its messages keep the numbers they had: written down, so that marks and claims can be carried over.
+        await _update_stream(broker, name, seen.config, seen.config | {"metadata": seen.restored(fresh)})
         rotated[name] = (old, fresh)
     return rotated
 

@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
+from engine.cursor import parse_cursor
 from engine.topology_diff import Change, changes_between, lost_by, unchangeable
 from engine.topology_files import ConsumerFile, StreamFile, Topology, log_partition
 
 EPOCH_KEY: Final = "seamark.epoch"
 PARTITIONS_KEY: Final = "seamark.partitions"
 RESTORED_KEY: Final = "seamark.restored"
-"""`<epoch>.<last seq>` of a stream when it was restored from a backup: up to there the old numbering still holds."""
+"""`<epoch>.<last seq>` of a stream each time it was restored from a backup, newest first, separated by blanks."""
+
+_RESTORES_REMEMBERED: Final = 16
+"""Positions older than this many restores have to be named by the operator."""
 
 Action = Literal["create_stream", "update_stream", "create_consumer", "update_consumer", "record_epochs"]
 
@@ -44,6 +48,23 @@ class ObservedStream:
     def epoch(self) -> str | None:
         """The stream's incarnation, None when nobody has written one."""
         return self.metadata.get(EPOCH_KEY)
+
+    @property
+    def inherited(self) -> dict[str, int]:
+        """The earlier incarnations whose numbering this one continues, each with the last sequence that it shares."""
+        shared: dict[str, int] = {}
+        last = self.last_seq
+        for text in self.metadata.get(RESTORED_KEY, "").split():
+            epoch, seq = parse_cursor(text)
+            last = min(last, seq)
+            shared.setdefault(epoch, last)
+        return shared
+
+    def restored(self, epoch: str) -> dict[str, str]:
+        """Its metadata once it is known to come from a backup and has the new `epoch`."""
+        before = [] if self.epoch is None else [f"{self.epoch}.{self.last_seq}"]
+        lineage = [*before, *self.metadata.get(RESTORED_KEY, "").split()][:_RESTORES_REMEMBERED]
+        return self.metadata | ({RESTORED_KEY: " ".join(lineage)} if lineage else {}) | {EPOCH_KEY: epoch}
 
     @property
     def oldest_age(self) -> timedelta:

@@ -110,6 +110,20 @@ def test_restored_events_keep_their_numbers_up_to_the_end_of_the_backup():
     assert any("events 56 to 60 were dispatched" in note for note in plan.notes)
 
 
+def test_numbers_hold_through_several_restores_up_to_the_shortest_backup():
+    events = stream("eventnew", last=90, restored=f"middle00.70 {EVENTS}.80")
+    assert events.inherited == {"middle00": 70, EVENTS: 70}
+    plan = decide(
+        found(events=events, marks={(0, 0): mark(75), (1, 1): mark(60, p=1, epoch="middle00")}), Positions(), "r"
+    )
+    assert after(plan) == {"mark.0.0": (70, None), "mark.1.1": (60, None)}
+
+
+def test_a_restore_adds_to_the_lineage_and_keeps_other_notes():
+    metadata = stream("second00", last=80, restored="first000.50").restored("third000")
+    assert metadata == {"seamark.epoch": "third000", "seamark.restored": "second00.80 first000.50"}
+
+
 def test_recreated_events_have_another_numbering_so_positions_must_be_named():
     plan = decide(found(events=stream("eventnew", last=5)), Positions(), "repair")
     assert {refusal.target for refusal in plan.refusals} == {"partition 0", "partition 1"}
