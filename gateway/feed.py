@@ -90,7 +90,7 @@ class Feed:
         self._head_tries = 0
         self._asked = 0  # what was known when the head was asked for
         self._said = 0  # what the last frame that was not a record told the device
-        self._at_watch = 0  # `last` when the last answer of the watch came, so before the next question was sent
+        self._at_watch = -1  # `last` when the last answer of the watch came, so before the next question was sent
         self._behind = 0  # answers in a row by which the log ends before `last`
         self._reason = ResetReason.NEW
         self._snapshot: Snapshot | None = None
@@ -171,7 +171,8 @@ class Feed:
 
     def _join(self, head: int, log: LogState) -> None:
         """Go on from `last`, a position; `head` is the newest record by a view that is not stale."""
-        self._behind = self._at_watch = 0
+        self._behind = 0
+        self._at_watch = -1
         self._said = self.last
         self._want = max(self._want, head)
         self.state = _CATCH
@@ -358,8 +359,12 @@ class Feed:
         self._port.want_state(generation)
 
     def _forget_gone(self) -> None:
-        """The leader holds nothing above `last` and has trimmed nothing there: what was heard of has been erased."""
+        """The leader holds nothing above `last` and has trimmed nothing there: what was heard of has been erased.
+
+        Or the leader was just elected and is still applying what it holds: a check goes after it.
+        """
         self._counters.gone += 1
+        self._port.later(self.generation, CHECK_AFTER_SECONDS, Ask.CHECK)
         limit = self._gone_up_to
         if self._parked is not None:
             self._parked = {seq: entry for seq, entry in self._parked.items() if seq > limit}
@@ -422,13 +427,15 @@ class Feed:
         """
         if self.state is not _LIVE and self.state is not _CATCH:
             return
+        at_watch, self._at_watch = self._at_watch, self.last
+        if at_watch < 0:
+            return  # its question may be older than this feed's position
         if state.epoch != self.epoch:
             self._reset(ResetReason.EPOCH)
             return
         if self._parked and max(self._parked) > state.last_seq:
             self._parked = None  # newer than the answer, which costs a read, or of a past that the log has lost
-        self._behind = self._behind + 1 if state.last_seq < self._at_watch else 0
-        self._at_watch = self.last
+        self._behind = self._behind + 1 if state.last_seq < at_watch else 0
         if self._behind == 2:
             self._reset(ResetReason.FUTURE)
 
