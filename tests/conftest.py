@@ -1,0 +1,42 @@
+"""What every test has at hand: servers, and a loop of the kind that production runs on."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+from tests.support.servers import (
+    fresh_nats_server,
+    nats_cluster,
+    nats_server,
+    postgres,
+    postgres_server,
+    valkey,
+)
+
+__all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "postgres", "postgres_server", "valkey"]
+
+IN_CI = os.environ.get("SEAMARK_CI") == "1"
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on uvloop, as the roles do; SEAMARK_TEST_LOOP=asyncio runs them on the standard loop."""
+    if os.environ.get("SEAMARK_TEST_LOOP") == "asyncio":
+        return {"asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI nothing may be skipped: what a bare machine lacks, `.ci/run` installs."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if IN_CI and reporter is not None and reporter.stats.get("skipped") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which skips failed the run."""
+    if IN_CI:
+        for report in terminalreporter.stats.get("skipped", []):
+            terminalreporter.write_line(f"SKIPPED, which counts as failed here: {report.nodeid}")
