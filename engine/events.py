@@ -9,23 +9,28 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from engine import subjects
 from engine.errors import InvalidEvent, InvalidToken
 from engine.limits import (
+    CHANNELS_MAX,
+    DATA_DEPTH_MAX,
     EVENT_BYTES_MAX,
     EVENT_DATA_BYTES_MAX,
     EVENT_ID_BYTES_MAX,
     FANOUT_BYTES_MAX,
+    LABEL_CHARS_MAX,
     RECIPIENTS_MAX,
 )
 
 Priority = Literal["critical", "high", "normal", "low"]
 Semantics = Literal["at_most_once", "at_least_once", "effectively_once"]
+Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
+Channels = Annotated[list[Label], msgspec.Meta(max_length=CHANNELS_MAX)]
 
 INAPP = "inapp"
 """The channel that shows a record on connected devices."""
@@ -33,6 +38,7 @@ INAPP = "inapp"
 _ID = re.compile(rf"[\x21-\x7e]{{1,{EVENT_ID_BYTES_MAX}}}", re.ASCII)
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 _EMPTY = msgspec.Raw(b"{}")
 
 
@@ -48,13 +54,13 @@ class Event(msgspec.Struct, kw_only=True):
     type: str | None = None
     subject: str | None = None
     priority: Priority = "normal"
-    category: str | None = None
+    category: Label | None = None
     semantics: Semantics = "at_least_once"
     ordering_key: str | None = None
-    collapse_key: str | None = None
+    collapse_key: Label | None = None
     expires_at: datetime | None = None
     send_at: datetime | None = None
-    channels: list[str] | None = None
+    channels: Channels | None = None
     transaction_id: str | None = None
 
 
@@ -135,12 +141,35 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
     if event.send_at is not None:
         raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
     for name, moment in (("time", event.time), ("expires_at", event.expires_at)):
-        if moment is not None and moment.tzinfo is None:
-            raise InvalidEvent(name, f"`{name}` must carry an offset, such as 2026-01-31T12:00:00Z")
-    if len(bytes(event.data)) > EVENT_DATA_BYTES_MAX:
-        raise InvalidEvent(
-            "data", f"`data` has {len(bytes(event.data))} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed"
-        )
+        if moment is not None and not _has_utc(moment):
+            raise InvalidEvent(
+                name, f"`{name}` must carry an offset and lie in the years 1 to 9999, such as 2026-01-31T12:00:00Z"
+            )
+    data = bytes(event.data)
+    if len(data) > EVENT_DATA_BYTES_MAX:
+        raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
+    if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
+        raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+
+
+def _has_utc(moment: datetime) -> bool:
+    try:
+        return moment.tzinfo is not None and moment.astimezone(UTC) is not None
+    except OverflowError:
+        return False
+
+
+def _depth(data: bytes) -> int:
+    """How deep arrays and objects are nested in valid JSON."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(data):
+        first = data[found.start()]
+        if first in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in b"]}":
+            depth -= 1
+    return deepest
 
 
 def _recipients(event: Event) -> list[Recipient]:
@@ -158,7 +187,7 @@ def _recipients(event: Event) -> list[Recipient]:
         except InvalidToken as error:
             raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
     if len(bytes(event.data)) * len(found) > FANOUT_BYTES_MAX:
-        raise InvalidEvent("to", f"`data` times recipients is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
+        raise InvalidEvent("to", f"`to` times `data` is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
     if len(found) == 1:
         return [Recipient(*item) for item in found.items()]
     return [Recipient(token, found[token]) for token in sorted(found)]

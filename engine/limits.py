@@ -17,6 +17,18 @@ EVENT_BYTES_MAX = 1 << 20
 EVENT_DATA_BYTES_MAX = 256 << 10
 """`data` is copied into one record per recipient; 256 KiB is past any payload a device should show."""
 
+DATA_DEPTH_MAX = 100
+"""Nesting of `data`: readers recurse, each with another stack, so what one of them can read all must be able to."""
+
+LABEL_CHARS_MAX = 128
+"""`category`, `collapse_key` and names of channels are copied into every record of the event, like `data`."""
+
+CHANNELS_MAX = 16
+"""Channels named in one event: more than there are."""
+
+RECORD_BYTES_MAX = 1 << 20
+"""One record: the limits above keep it far below; the broker would close the connection over one above `max_payload`."""
+
 RECIPIENTS_MAX = 10_000
 """Users named in one event. Above it one event would hold its partition for more than about a second."""
 
@@ -67,4 +79,4 @@ OUTBOUND_BYTES_MAX = 64 << 20
 
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
 assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
-assert BATCH_BYTES_MAX > EVENT_BYTES_MAX, "the largest record must fit a batch"
+assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"

@@ -71,7 +71,7 @@ class NotificationTemplate:
                 _encode(at.type),
                 _encode(event.category),
                 event.priority.encode(),
-                _encode(event.time or stored_at),
+                _encode((event.time or stored_at).astimezone(UTC)),
                 epoch.encode(),
                 seq,
                 _one_line(bytes(event.data)),
@@ -81,7 +81,7 @@ class NotificationTemplate:
         if event.collapse_key is not None:
             parts.append(b',"collapse_key":%b' % _encode(event.collapse_key))
         if event.expires_at is not None:
-            parts.append(b',"expires_at":%b' % _encode(event.expires_at))
+            parts.append(b',"expires_at":%b' % _encode(event.expires_at.astimezone(UTC)))
         lines = b""
         if accepted.traceparent:
             parts.append(b',"trace":"%b"' % accepted.traceparent)
@@ -92,6 +92,11 @@ class NotificationTemplate:
             lines += SKIP_LINE
         self._after = b"".join((*parts, b"}"))
         self.lines = lines
+
+    @property
+    def size(self) -> int:
+        """Bytes of a record, without its user."""
+        return len(self._before) + len(self._after)
 
     def body(self, user: str) -> bytes:
         """The record of one user."""

@@ -13,7 +13,7 @@ from engine import events, wire
 from engine.errors import InvalidEvent
 from engine.events import Accepted, Recipient
 from engine.jetstream import Outgoing
-from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
+from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, RECORD_BYTES_MAX
 from engine.marks import Mark
 from engine.partition import Delivered
 from engine.records import NotificationTemplate
@@ -104,7 +104,10 @@ def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
             wire.header(headers, b"tracestate"),
         )
         stored_at = datetime.fromtimestamp(delivered.time_nanoseconds / 1e9, UTC)
-        return Planned(delivered.seq, accepted, NotificationTemplate(accepted, epoch, delivered.seq, stored_at))
+        template = NotificationTemplate(accepted, epoch, delivered.seq, stored_at)
+        if template.size > RECORD_BYTES_MAX:
+            return Dead(delivered, "size", f"a record of this event would have {template.size} bytes")
+        return Planned(delivered.seq, accepted, template)
     except InvalidEvent as error:
         return Dead(delivered, error.reason, error.detail)
     except Exception as error:
