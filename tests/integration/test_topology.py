@@ -13,6 +13,7 @@ from engine import topology
 from engine.errors import ApiError, TopologyError, Unavailable
 from engine.jetstream import Broker, NatsSettings, connect
 from engine.subjects import event_subject, log_subject, partition_of
+from engine.topology_check import check
 from engine.topology_files import Overrides, render
 from engine.wire import header
 from seamark.dev.servers import NatsServer
@@ -258,3 +259,24 @@ async def test_steps_are_carried_out_in_the_order_of_the_plan(broker: Broker):
     assert plan.steps[-1].action == "record_epochs", "recorded only once everything exists"
     with pytest.raises(ApiError):
         await topology.apply(broker, replace(plan, steps=plan.steps[::-1]))
+
+
+async def test_check_reads_back_what_the_server_does(nats_server: NatsServer, broker: Broker):
+    await topology.ensure(broker, "dev")
+    findings = await check(broker, "dev", monitor_urls=[nats_server.monitor_url])
+    told = {finding.name: finding.level for finding in findings.findings}
+    assert told == {"version": "ok", "max_payload": "ok", "sync_always": "warn", "files": "ok", "replicas": "warn"}
+    assert (await check(broker, "production", monitor_urls=[nats_server.monitor_url])).refused
+
+
+async def test_check_says_unknown_when_nobody_tells_what_is_synced(broker: Broker):
+    await topology.ensure(broker, "dev")
+    for urls in ([], ["http://127.0.0.1:1"]):
+        findings = await check(broker, "dev", monitor_urls=urls)
+        assert {finding.level for finding in findings.findings if finding.name == "sync_always"} == {"unknown"}
+
+
+async def test_check_on_an_empty_server_names_what_is_missing_and_refuses(broker: Broker):
+    findings = await check(broker, "dev")
+    assert findings.refused
+    assert any("EVENTS is missing" in line and "seamark topology plan" in line for line in findings.lines())

@@ -10,7 +10,9 @@ from engine import topology
 from engine.errors import BrokerError, TopologyError
 from engine.jetstream import Broker, connect
 from engine.subjects import log_subject
+from engine.topology_check import check
 from engine.topology_files import render
+from tests.support.logs import eventually
 from tests.support.topology import ClusterMember, cluster_of_three, send_as_they_are, settings_for
 
 
@@ -50,8 +52,14 @@ async def test_production_is_applied_with_three_copies_and_synced_to_disk(
     assert (await topology.plan(provisioner, "production")).empty
     info = await provisioner.api("STREAM.INFO.LOG-1")
     assert len(info["cluster"]["replicas"]) == 2
-    for member in cluster:
-        assert member.monitor("/varz")["jetstream"]["config"]["sync_always"] is True
+    addresses = [member.monitor_url for member in cluster]
+    await eventually(lambda: all_ok(provisioner, addresses))  # a fresh copy may be a moment behind
+
+
+async def all_ok(broker: Broker, addresses: list[str]) -> bool:
+    findings = await check(broker, "production", monitor_urls=addresses)
+    assert not findings.refused, findings.lines()
+    return {finding.level for finding in findings.findings} == {"ok"}
 
 
 async def test_copies_are_not_taken_away_from_what_was_accepted(provisioner: Broker):

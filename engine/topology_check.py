@@ -1,0 +1,291 @@
+"""What the server really does, read back from it: version, fsync, copies, limits, epochs, positions.
+
+A finding is a warning in `dev` and a refusal in `production`, except where no process could work at all: that is refused
+everywhere. What cannot be found out is called unknown, not assumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import aiohttp
+
+from engine import topology
+from engine.errors import TopologyError
+from engine.jetstream import Broker
+from engine.logwriter import read_mark
+from engine.marks import PlacedMark
+from engine.topology_files import Profile, log_partition, render
+from engine.topology_plan import PARTITIONS_KEY, Observed, decide, remembered_partitions
+
+VERSION_MIN: Final = (2, 14)
+"""CONSUMER.RESET, the reading head's way back to a position, is in 2.14 and later."""
+
+MAX_PAYLOAD_MIN: Final = 2 << 20
+"""An event has up to 1 MiB, a dead letter is a whole event with more headers."""
+
+COPIES_MIN: Final = 3
+"""With three copies a stored record survives the loss of any one disk, and a quorum remains to elect a leader."""
+
+FULL_SHARE: Final = 0.8
+"""A stream that is this full is named: at its bound it refuses what services publish."""
+
+FATAL_STEPS: Final = frozenset({"create_stream", "create_consumer", "record_epochs"})
+"""What must be there before any process can work."""
+
+MONITOR_SECONDS: Final = 3.0
+
+Level = Literal["ok", "unknown", "warn", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `name` is a stable word; `remedy` is empty where nothing needs to be done."""
+
+    level: Level
+    name: str
+    detail: str
+    remedy: str = ""
+
+    def line(self) -> str:
+        """The finding for people."""
+        return f"{self.level:7} {self.name}: {self.detail}" + (f". {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that was looked at, in a stable order."""
+
+    profile: Profile
+    findings: tuple[Finding, ...]
+
+    @property
+    def refused(self) -> bool:
+        """Whether a process should not start on this server."""
+        return any(finding.level == "refuse" for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """The findings for people."""
+        return [finding.line() for finding in self.findings]
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings for programs."""
+        return {
+            "profile": self.profile,
+            "refused": self.refused,
+            "findings": [
+                {"level": found.level, "name": found.name, "detail": found.detail, "remedy": found.remedy}
+                for found in self.findings
+            ],
+        }
+
+    def raise_if_refused(self) -> None:
+        """TopologyError with the first refusal, if there is one."""
+        for finding in self.findings:
+            if finding.level == "refuse":
+                raise TopologyError(f"{finding.name}: {finding.detail}", finding.remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was read from the servers. `monitors` holds `/varz` by address, None where it did not answer."""
+
+    version: str
+    max_payload: int
+    monitors: Mapping[str, Mapping[str, Any] | None]
+    observed: Observed
+    clusters: Mapping[str, Mapping[str, Any]]
+    marks: Mapping[int, PlacedMark]
+
+
+async def check(
+    broker: Broker, profile: Profile, partitions: int | None = None, *, monitor_urls: Sequence[str] = ()
+) -> Findings:
+    """Look at the server and say what is not as `profile` needs it.
+
+    Args:
+        broker: a connection that may read every stream's state (provisioner or operator).
+        profile: `dev` warns, `production` refuses.
+        partitions: the number this deployment is meant to have; default: the server's own.
+        monitor_urls: monitoring addresses of all servers (`http://host:8222`); without them fsync is unknown.
+
+    Raises:
+        Unavailable, Unanswered, ApiError: the server cannot be read.
+    """
+    return judge(await look(broker, profile, monitor_urls), profile, partitions)
+
+
+async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = ()) -> Seen:
+    """Read what there is to judge."""
+    observed = await topology.observe(broker, profile)
+    # Marks before the state of EVENTS: the other way round, a busy dispatcher would seem to be ahead of it.
+    partitions = sorted(p for name in observed.streams if (p := log_partition(name)) is not None)
+    marks = {p: await read_mark(broker, p, p) for p in partitions}
+    infos = {name: await broker.api(f"STREAM.INFO.{name}") for name in observed.streams}
+    streams = {name: topology.observed_stream(info) for name, info in infos.items()}
+    clusters = {name: info.get("cluster") or {} for name, info in infos.items()}
+    monitors = dict(zip(monitor_urls, await asyncio.gather(*map(_varz, monitor_urls)), strict=True))
+    version = broker.nc.connected_server_version
+    return Seen(
+        f"{version.major}.{version.minor}.{version.patch}",
+        broker.nc.max_payload,
+        monitors,
+        replace(observed, streams=streams),
+        clusters,
+        marks,
+    )
+
+
+async def _varz(url: str) -> dict[str, Any] | None:
+    timeout = aiohttp.ClientTimeout(total=MONITOR_SECONDS)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url.rstrip('/')}/varz") as reply:
+            answer = await reply.json()
+            return answer if reply.status == 200 and isinstance(answer, dict) else None
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+
+
+def judge(seen: Seen, profile: Profile, partitions: int | None = None) -> Findings:
+    """The findings on what was read."""
+    bad: Level = "refuse" if profile == "production" else "warn"
+    findings = [
+        *_version(seen, bad),
+        *_payload(seen, bad),
+        *_sync(seen, bad),
+        *_files(seen, profile, partitions),
+        *_copies(seen, bad),
+        *_ages(seen, bad),
+        *_room(seen),
+        *_positions(seen),
+    ]
+    return Findings(profile, tuple(findings))
+
+
+def _version(seen: Seen, bad: Level) -> Iterator[Finding]:
+    versions = {"connected": seen.version} | {url: str(varz["version"]) for url, varz in seen.monitors.items() if varz}
+    for where, version in versions.items():
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers is None:
+            yield Finding("unknown", "version", f"{where} calls its version {version!r}")
+        elif (int(numbers[1]), int(numbers[2])) < VERSION_MIN:
+            yield Finding(bad, "version", f"{where} runs {version}", "Run nats-server 2.14 or later.")
+    if not versions or all(re.match(r"\d+\.\d+", version) for version in versions.values()):
+        yield Finding("ok", "version", f"nats-server {', '.join(sorted(set(versions.values())))}")
+
+
+def _payload(seen: Seen, bad: Level) -> Iterator[Finding]:
+    if seen.max_payload < MAX_PAYLOAD_MIN:
+        yield Finding(bad, "max_payload", f"messages may have {seen.max_payload} bytes", "Set max_payload: 2MB.")
+    else:
+        yield Finding("ok", "max_payload", f"messages may have {seen.max_payload} bytes")
+
+
+def _sync(seen: Seen, bad: Level) -> Iterator[Finding]:
+    remedy = "Set SEAMARK_NATS_MONITOR_URLS to the monitoring addresses of all servers."
+    if not seen.monitors:
+        yield Finding("unknown", "sync_always", "no monitoring address is known, so neither is what is synced", remedy)
+    for url, varz in seen.monitors.items():
+        config = ((varz or {}).get("jetstream") or {}).get("config") or {}
+        if varz is None:
+            yield Finding("unknown", "sync_always", f"{url} does not answer", remedy)
+        elif config.get("sync_always"):
+            yield Finding("ok", "sync_always", f"{url} syncs to disk before it acknowledges")
+        else:
+            every = config.get("sync_interval", 0) / 1e9
+            detail = f"{url} syncs to disk every {every:.0f} s: a power cut may lose what was accepted"
+            yield Finding(bad, "sync_always", detail, "Set jetstream { sync_interval: always }.")
+
+
+def _files(seen: Seen, profile: Profile, partitions: int | None) -> Iterator[Finding]:
+    """Streams that are missing, without epoch or partitioned otherwise stop every process; the rest is drift."""
+    has = remembered_partitions(seen.observed)
+    try:
+        files = render(profile, partitions or has)
+    except TopologyError as error:
+        yield Finding("refuse", "files", error.detail, error.remedy)
+        return
+    plan = decide(files, seen.observed, lambda: "new")
+    for refusal in plan.refusals:
+        level: Level = "refuse" if refusal.target == "partitions" else "warn"
+        yield Finding(level, "files", f"{refusal.target}: {refusal.detail}", refusal.remedy)
+    for step in plan.steps:
+        fatal = step.action in FATAL_STEPS or any("no epoch" in why for why in step.why)
+        detail = (
+            f"{step.target} is missing" if step.action.startswith("create") else f"{step.target}: {'; '.join(step.why)}"
+        )
+        yield Finding("refuse" if fatal else "warn", "files", detail, "Run seamark topology plan, then apply.")
+    for name, stream in seen.observed.streams.items():
+        number = stream.metadata.get(PARTITIONS_KEY)
+        if number is not None and number != str(has):
+            yield Finding(
+                "refuse", "files", f"{name} was made for {number} partitions, EVENTS for {has}", "Use one number."
+            )
+    for note in plan.notes:
+        yield Finding("warn", "files", note)
+    if plan.empty and not plan.notes:
+        yield Finding("ok", "files", f"streams and consumers are as the files say, {files.partitions} partitions")
+
+
+def _copies(seen: Seen, bad: Level) -> Iterator[Finding]:
+    few = {
+        name: copies for name, s in seen.observed.streams.items() if (copies := s.config["num_replicas"]) < COPIES_MIN
+    }
+    if few:
+        shown = ", ".join(f"{name} has {copies}" for name, copies in sorted(few.items()))
+        yield Finding(
+            bad, "replicas", f"a lost disk loses what was accepted: {shown}", "Run three servers, profile production."
+        )
+    behind = {
+        f"{name} on {peer['name']}"
+        for name, cluster in seen.clusters.items()
+        for peer in cluster.get("replicas") or []
+        if peer.get("offline") or not peer.get("current")
+    }
+    if behind:
+        yield Finding(
+            "warn", "replicas", f"copies that are away or behind: {', '.join(sorted(behind))}", "Look at that server."
+        )
+    if not few and not behind and seen.observed.streams:
+        yield Finding("ok", "replicas", f"{COPIES_MIN} copies of every stream, all current")
+
+
+def _ages(seen: Seen, bad: Level) -> Iterator[Finding]:
+    """Marks age with their log: were they gone before the events, a partition would start anew and append twice."""
+    events = seen.observed.streams.get("EVENTS")
+    if events is None:
+        return
+    kept = events.config.get("max_age", 0)
+    for name, stream in seen.observed.streams.items():
+        age = stream.config.get("max_age", 0)
+        if log_partition(name) is not None and age and (not kept or age <= kept):
+            days = age / 86400e9
+            detail = f"{name} keeps records for {days:.3g} days, no longer than EVENTS keeps events"
+            yield Finding(bad, "max_age", detail, "Let logs outlive events.")
+
+
+def _room(seen: Seen) -> Iterator[Finding]:
+    for name, stream in seen.observed.streams.items():
+        bound = stream.config.get("max_bytes", -1)
+        if bound > 0 and stream.bytes > FULL_SHARE * bound:
+            share = 100 * stream.bytes / bound
+            yield Finding(
+                "warn", "room", f"{name} is {share:.0f} % full and will refuse", "Raise max_bytes in its file."
+            )
+
+
+def _positions(seen: Seen) -> Iterator[Finding]:
+    """A mark beyond the end of EVENTS: EVENTS went back, and new events would pass for dispatched ones."""
+    events = seen.observed.streams.get("EVENTS")
+    for q, placed in seen.marks.items():
+        if events and placed.mark and placed.mark.epoch == events.epoch and placed.mark.seq > events.last_seq:
+            yield Finding(
+                "refuse",
+                "positions",
+                f"partition {q} has dispatched event {placed.mark.seq}, EVENTS ends at {events.last_seq}",
+                "It was restored from a backup: run seamark topology restore EVENTS, then seamark topology repair.",
+            )
