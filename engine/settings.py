@@ -53,6 +53,8 @@ class Settings:
     """Path of a credentials file, instead of user and password."""
     nats_inbox_prefix: str = "_INBOX"
     """Prefix of reply subjects; one per role keeps a role's replies unreadable for others."""
+    nats_monitor_urls: tuple[str, ...] = ()
+    """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs to disk."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
     """Redis or Valkey, for claims; it must run `noeviction`."""
     postgres_url: Secret | None = None
