@@ -30,6 +30,10 @@ PING_INTERVAL_SECONDS = 3.0
 """Two unanswered pings end a half-open connection: after 9 s at most, within the time a leader election takes anyway."""
 
 
+_NO_QUEUE: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
+"""Stands in for the queue of subscriptions that never use it."""
+
+
 @dataclass(frozen=True, slots=True)
 class NatsSettings:
     """Where the broker is and who we are to it.
@@ -156,7 +160,8 @@ class Connection:
         client._sid += 1
         sid = client._sid
         # In nats-py's own table so that it is replayed after a reconnect, but never started: no task, no queue.
-        client._subs[sid] = NatsSubscription(client, sid, subject, pending_msgs_limit=1)
+        client._subs[sid] = entry = NatsSubscription(client, sid, subject, pending_msgs_limit=1)
+        entry._pending_queue = _NO_QUEUE  # its own would cost 3 KB for each connected user
         client.parser.handlers[b"%d" % sid] = callback
         if client.is_connected:
             self.write(b"SUB %b %d\r\n" % (subject.encode(), sid))

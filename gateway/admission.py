@@ -10,7 +10,7 @@ from aiohttp import web
 
 from engine import metrics
 from gateway.auth import Claims, Refused, bearer
-from gateway.context import CONTEXT, Context
+from gateway.context import Context
 from gateway.limits import ADDRESSES_REMEMBERED, RETRY_AFTER_SECONDS
 from gateway.problems import Problem
 
@@ -43,13 +43,12 @@ class Handshakes:
         return left >= 1
 
 
-def admit(request: web.Request) -> Context:
-    """The context for a device's connection that may be opened.
+def admit(request: web.BaseRequest, context: Context) -> None:
+    """Pass a device's connection that may be opened.
 
     Raises:
         Problem: 403 for a wrong Origin, 429 for too many handshakes, 503 when full or draining.
     """
-    context = request.app[CONTEXT]
     origin = request.headers.get("Origin")
     if not context.origins.allows(origin, request.headers.get("Host")):
         _refused(request, "origin", origin=(origin or "")[:100])
@@ -65,10 +64,9 @@ def admit(request: web.Request) -> Context:
     if not context.handshakes.take(request.remote or ""):
         _refused(request, "rate")
         raise Problem(429, "too_many_handshakes", "too many connections from this address", retry_after_seconds=60)
-    return context
 
 
-def _refused(request: web.Request, reason: str, **facts: str) -> None:
+def _refused(request: web.BaseRequest, reason: str, **facts: str) -> None:
     metrics.gateway_refused_handshakes.labels(reason).inc()
     _log.info("handshake_refused", reason=reason, path=request.path, **facts)
 

@@ -7,12 +7,14 @@ aiohttp wakes a coroutine that awaits `drain()`; a session has none to spare. Th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from gateway.limits import REQUEST_HEAD_SECONDS
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Connection(web.RequestHandler):
@@ -51,9 +53,24 @@ class Runner(web.AppRunner):
 
     `keepalive_timeout` bounds the wait for a complete request head, on a fresh connection as on a kept one: aiohttp has
     no other guard against a client that sends its head byte by byte.
+
+    Args:
+        app: answers everything but `direct`.
+        direct: handlers of `GET` requests by exact path, without router and middlewares: their frames would be kept for
+            as long as a WebSocket lives (1.5 KB a session).
+        head_seconds: for a complete request head.
+        options: of `web.AppRunner`.
     """
 
-    def __init__(self, app: web.Application, *, head_seconds: float = REQUEST_HEAD_SECONDS, **options: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        direct: Mapping[str, Handler] | None = None,
+        head_seconds: float = REQUEST_HEAD_SECONDS,
+        **options: Any,
+    ) -> None:
+        self._direct = dict(direct or {})
         self._connection_options: dict[str, Any] = {
             "keepalive_timeout": head_seconds,
             "access_log": None,
@@ -65,15 +82,21 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+        direct, routed = self._direct, made.request_handler
+
+        def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+            handler = direct.get(request.path) if request.method == "GET" else None
+            return routed(request) if handler is None else handler(request)
+
         return _Server(
-            made.request_handler,
+            handle,
             request_factory=made.request_factory,
             loop=asyncio.get_running_loop(),
             **self._connection_options,
         )
 
 
-def connection_of(request: web.Request) -> Connection:
+def connection_of(request: web.BaseRequest) -> Connection:
     """The connection a request came on.
 
     Raises:

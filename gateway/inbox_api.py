@@ -10,7 +10,7 @@ from engine.errors import BrokerError, InvalidCursor
 from engine.records import state_record
 from engine.subjects import log_subject
 from gateway.admission import admit, user_of
-from gateway.context import Context
+from gateway.context import CONTEXT, Context
 from gateway.frames import BadFrame, Read, check_device, check_read
 from gateway.limits import FRAME_BYTES
 from gateway.partition import Partition
@@ -31,7 +31,8 @@ _decode = msgspec.json.Decoder(ReadBody).decode
 
 async def read(request: web.Request) -> web.StreamResponse:
     """Append a read record; 202 with its id once it is stored. All devices of the user see it in their log."""
-    context = admit(request)
+    context = request.app[CONTEXT]
+    admit(request, context)
     claims = await user_of(request, context)
     if (request.content_length or 0) > FRAME_BYTES:
         raise Problem(413, "too_large", f"the body may have {FRAME_BYTES} bytes")

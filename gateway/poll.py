@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gateway.admission import admit, user_of
 from gateway.close_codes import CloseCode
+from gateway.context import CONTEXT
 from gateway.limits import POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS, RETRY_AFTER_SECONDS
 from gateway.problems import Problem
 from gateway.session import Session
@@ -100,7 +101,8 @@ def _done(future: asyncio.Future[None]) -> None:
 
 async def records(request: web.Request) -> web.StreamResponse:
     """One poll."""
-    context = admit(request)
+    context = request.app[CONTEXT]
+    admit(request, context)
     claims = await user_of(request, context)
     device = device_of(request)
     limit = int(_number(request, "limit", POLL_LIMIT, 1, POLL_LIMIT))

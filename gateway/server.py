@@ -65,7 +65,8 @@ async def run(
     broker = await connect(options.nats)
     try:
         async with _context(options, broker, keys) as context, _api_keys(options) as api_keys:
-            runner = Runner(create_app(context, options, api_keys), shutdown_timeout=CLOSE_SECONDS)
+            direct = {"/v1/ws": ws.handler(context)}
+            runner = Runner(create_app(context, options, api_keys), direct=direct, shutdown_timeout=CLOSE_SECONDS)
             await runner.setup()
             site = web.TCPSite(runner, options.host, port, backlog=ACCEPT_BACKLOG, reuse_port=reuse_port or None)
             try:
@@ -89,7 +90,6 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
     app[CONTEXT] = context
     app.add_routes(
         [
-            web.get("/v1/ws", ws.websocket),
             web.get("/v1/stream", sse.stream),
             web.get("/v1/records", poll.records),
             web.post("/v1/inbox/read", inbox_api.read),

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.admission import admit, user_of
 from gateway.connection import connection_of
+from gateway.context import CONTEXT
 from gateway.frames import BadFrame, check_device
 from gateway.outlet import EventStreamOutlet
 from gateway.problems import Problem
@@ -21,7 +22,8 @@ from gateway.ws import bound_unsent
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """One stream, until the client leaves, the token expires or the gateway closes it."""
-    context = admit(request)
+    context = request.app[CONTEXT]
+    admit(request, context)
     claims = await user_of(request, context)
     device = device_of(request)
     cursor = request.headers.get("Last-Event-ID") or request.query.get("cursor")

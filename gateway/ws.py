@@ -15,10 +15,12 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from gateway.admission import admit
 from gateway.auth import bearer
 from gateway.close_codes import BAD_FRAME, NORMAL, TOO_LARGE
-from gateway.connection import Connection, connection_of
+from gateway.connection import Connection, Handler, connection_of
+from gateway.context import Context
 from gateway.frames import PROTOCOL
 from gateway.limits import FRAME_BYTES, ROOM_BYTES
 from gateway.outlet import WebSocketOutlet
+from gateway.problems import Problem
 from gateway.session import Session
 
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
@@ -32,34 +34,55 @@ class _Socket(web.WebSocketResponse[bool]):
         return False
 
 
-async def websocket(request: web.Request) -> web.StreamResponse:
-    """One connection, from the handshake to the end of the transport."""
-    context = admit(request)
-    stream = _Socket(
-        protocols=(PROTOCOL,),
-        compress=False,
-        max_msg_size=FRAME_BYTES + 1,
-        autoping=False,
-        autoclose=False,
-        decode_text=False,
-    )
-    await stream.prepare(request)
+def handler(context: Context) -> Handler:
+    """The handler of `GET /v1/ws`. It answers its problems itself, as no middleware is around it."""
+
+    async def websocket(request: web.BaseRequest) -> web.StreamResponse:
+        stream = _Socket(
+            protocols=(PROTOCOL,),
+            compress=False,
+            max_msg_size=FRAME_BYTES + 1,
+            autoping=False,
+            autoclose=False,
+            decode_text=False,
+        )
+        try:
+            admit(request, context)
+            await stream.prepare(request)
+        except Problem as problem:
+            return problem.response()
+        except web.HTTPException as error:
+            return Problem(error.status, "bad_handshake", error.text or error.reason).response()
+        session, outlet = _open(request, context)
+        try:
+            await _receive(stream, session, outlet, connection_of(request))
+        except Exception as error:
+            session.failed(error)
+        finally:
+            session.gone()
+            outlet.on_writable = None
+        return stream
+
+    return websocket
+
+
+def _open(request: web.BaseRequest, context: Context) -> tuple[Session, WebSocketOutlet]:
+    """A session on the connection of a request that has become a WebSocket.
+
+    Raises:
+        ConnectionResetError: the connection was lost during the handshake.
+    """
     connection = connection_of(request)
     transport = connection.transport
     if transport is None:
-        return stream
+        raise ConnectionResetError
     bound_unsent(transport)
     outlet = WebSocketOutlet(transport, context.flusher, context.wheel)
     session = Session(context, outlet, "ws", bearer(request.headers.get("Authorization")))
     outlet.on_writable = session.writable
     connection.on_writable = outlet.writable
     connection.on_lost = session.gone
-    try:
-        await _receive(stream, session, outlet, connection)
-    finally:
-        session.gone()
-        outlet.on_writable = None
-    return stream
+    return session, outlet
 
 
 async def _receive(stream: _Socket, session: Session, outlet: WebSocketOutlet, connection: Connection) -> None:
