@@ -12,42 +12,22 @@ incarnation of the log once the leader tells of the newer one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
 from engine.cursor import Cursor
-from gateway.port import (
-    Ask,
-    FeedCounters,
-    LogState,
-    Message,
-    Port,
-    ResetReason,
-    Snapshot,
-    State,
-)
+from gateway.catchup import CHECK_AFTER_SECONDS, PARKED_LIMIT, TRIES, CatchUp, backoff_seconds
+from gateway.port import Ask, FeedCounters, LogState, Message, Port, ResetReason, Snapshot, State
 
 __all__ = ["Ask", "Feed", "FeedCounters", "LogState", "Message", "Port", "ResetReason", "Snapshot", "State"]
 
-PARKED_LIMIT: Final = 256
-"""Live copies kept while the feed reads. Only a cache: without it the feed reads more, nothing else."""
-CHECK_AFTER_SECONDS: Final = 1.0
-"""On a cluster a confirmed SUB orders nothing on the leader's server: what slipped through is found by this check."""
-BACKOFF_SECONDS: Final = 0.05
-BACKOFF_LIMIT_SECONDS: Final = 2.0
-TRIES: Final = 3
-"""Answers by replicas that show too little before the leader is asked."""
 FUTURE_DELAY_SECONDS: Final = 0.25
 """A leader just elected may still be applying what it holds: it is asked twice before a cursor is called too high."""
 
-_OPEN: Final = State.OPEN
-_CATCH: Final = State.CATCH
-_LIVE: Final = State.LIVE
-_RESET: Final = State.RESET
+_ACTIVE: Final = (State.CATCH, State.LIVE)
 
 
-class Feed:
+class Feed(CatchUp):
     """One session's way through one log.
 
     The owner confirms the live subscription, calls `hello` once, and from then on hands over what arrives: live copies
@@ -57,39 +37,17 @@ class Feed:
     """
 
     __slots__ = (
-        "_asked", "_at_watch", "_behind", "_busy", "_check_again", "_checking", "_counters", "_cursor", "_failures",
-        "_gone_up_to", "_head_tries", "_held", "_parked", "_parked_limit", "_past", "_port", "_read_from", "_reason",
-        "_said", "_snapshot", "_tries", "_want", "epoch", "generation", "last", "state",
+        "_asked", "_at_watch", "_behind", "_check_again", "_checking", "_cursor", "_head_tries", "_reason", "_snapshot",
     )  # fmt: skip
 
     def __init__(self, port: Port, counters: FeedCounters, *, parked_limit: int = PARKED_LIMIT) -> None:
         """A feed that asks `port`, counts in `counters` and keeps at most `parked_limit` live copies while it reads."""
-        self.state = _OPEN
-        self.epoch = ""
-        """Incarnation of the log that `last` belongs to; empty before `resumed` or `reset`."""
-        self.last = 0
-        """Nothing up to here is left to be sent: the highest sequence handed to the transport, a position taken over
-        from a cursor or snapshot, or one that a heads check has found nothing below."""
-        self.generation = 0
-        """Raised by every reset; answers to requests of an older generation are ignored."""
-        self._port = port
-        self._counters = counters
+        super().__init__(port, counters, parked_limit=parked_limit)
         self._cursor: Cursor | Literal["start"] | None = None  # what hello brought
-        self._want = 0  # highest sequence heard of
-        self._parked_limit = parked_limit
-        self._parked: dict[int, tuple[int, Message]] | None = None  # sequence → (prev, message)
-        self._busy = False  # a read or question is under way, or its retry is
-        self._read_from = 0
-        self._past = False  # the next read begins behind `last`
-        self._held: tuple[Sequence[Message], bool] | None = None  # a page that waits for the leader's word
-        self._gone_up_to = 0  # `_want` when the leader was asked for the next record
-        self._tries = 0  # reads since `last` moved
-        self._failures = 0  # questions without an answer since the last answer
         self._checking = False
         self._check_again = False
         self._head_tries = 0
         self._asked = 0  # what was known when the head was asked for
-        self._said = 0  # what the last frame that was not a record told the device
         self._at_watch = -1  # `last` when the last answer of the watch came, so before the next question was sent
         self._behind = 0  # answers in a row by which the log ends before `last`
         self._reason = ResetReason.NEW
@@ -115,7 +73,7 @@ class Feed:
 
         The live subscription must be confirmed before this call.
         """
-        if self.state is not _OPEN:
+        if self.state is not State.OPEN:
             return
         self._cursor = cursor
         if cursor is None:
@@ -135,9 +93,9 @@ class Feed:
         if generation != self.generation:
             return
         self._failures = 0
-        if self.state is _OPEN:
+        if self.state is State.OPEN:
             self._opened(ask, seq, up_to, state)
-        elif self.state is _RESET:
+        elif self.state is State.RESET:
             self._begin_anew(seq, state)
         else:
             self._checked(ask, seq, up_to, state)
@@ -146,14 +104,14 @@ class Feed:
         """Accept the cursor or reset. The watch's answer will do for what only grows worse with time (trimming)."""
         cursor = self._cursor
         if not isinstance(cursor, Cursor):
-            self.last = _floor(log)
+            self.last = log.floor
             self._accept(head, log)
         elif log.epoch != cursor.epoch:
             if ask is Ask.LEADER:
                 self._reset(ResetReason.EPOCH)
             else:
                 self._want_head(Ask.LEADER)
-        elif cursor.seq < _floor(log):
+        elif cursor.seq < log.floor:
             self._reset(ResetReason.TRIMMED)
         elif ask is Ask.LEADER and log.last_seq < cursor.seq:
             self._behind += 1
@@ -175,11 +133,11 @@ class Feed:
         self._at_watch = -1
         self._said = self.last
         self._want = max(self._want, head)
-        self.state = _CATCH
+        self.state = State.CATCH
         self._port.later(self.generation, CHECK_AFTER_SECONDS, Ask.CHECK)
         if self._want > self.last:
             self._read()
-        elif _in_older_half(self.last, log):
+        elif log.is_old(self.last):
             # What came after may have been trimmed since `log` was told: an empty page, held for the leader's word.
             self._busy = True
             self._held = (), False
@@ -187,196 +145,11 @@ class Feed:
         else:
             self._flush()
 
-    # --- live copies
-
-    def live(self, seq: int, prev: int, message: Message) -> None:
-        """A live copy arrived: `prev` is the sequence of the user's preceding record, 0 if there is none."""
-        if self.state is _LIVE:
-            last = self.last
-            if seq <= last:
-                return
-            if prev <= last:
-                if self._port.deliver(seq, message):
-                    self.last = seq
-                    return
-                self._park(seq, prev, message)
-                self._without_room()
-                return
-            self._counters.repairs += 1
-            self._park(seq, prev, message)
-            self._catch_up()
-        else:
-            self._park(seq, prev, message)
-
-    def _park(self, seq: int, prev: int, message: Message) -> None:
-        """Remember that `seq` exists; keep the copy if there is a place for it."""
-        if self.state is State.CLOSED:
-            return
-        self._want = max(self._want, seq)
-        if self._parked is None:
-            self._parked = {}
-        elif len(self._parked) >= self._parked_limit:
-            self._counters.overflows += 1
-            self._parked.clear()
-        self._parked[seq] = (prev, message)
-
-    def _flush(self) -> None:
-        """Everything heard of is shown: go LIVE, by way of the parked copies."""
-        self.state = _LIVE
-        self._busy = self._past = False
-        self._tries = 0
-        parked, self._parked = self._parked, None
-        for seq in sorted(parked or ()):
-            self.live(seq, *parked[seq])  # type: ignore[index]  # not None, or there were no seq
-        self._settle()
-
-    def _settle(self) -> None:
-        if self.state is not _LIVE:
-            return
-        if self._want > self.last:
-            self._catch_up()
-        else:
-            self._say_live()
-
-    def _say_live(self) -> None:
-        self._said = self.last
-        self._port.caught_up(Cursor(self.epoch, self.last))
-
-    # --- reading
-
-    def writable(self) -> None:
-        """There is room in the socket again."""
-        if self.state is _CATCH and not self._busy:
-            self._read()
-
-    def _catch_up(self) -> None:
-        self.state = _CATCH
-        self._read()
-
-    def _without_room(self) -> None:
-        """The record just refused is read again once there is room; nothing that was accepted is taken back."""
-        self._counters.no_room += 1
-        if self.state is not State.CLOSED:
-            self.state = _CATCH
-            self._busy = False
-
-    def _read(self) -> None:
-        """Ask for a page from `last` on, `last` included: to see it again proves that nothing was trimmed after it."""
-        self._busy = self._port.room()
-        if self._busy:
-            self._read_from = self.last + self._past
-            self._port.want_page(self.generation, self._read_from)
-
-    def page(self, generation: int, messages: Sequence[Message], more: bool) -> None:
-        """Answer to `want_page`: `messages` in log order; `more` when the replica holds further ones."""
-        if generation != self.generation or self.state is not _CATCH:
-            return
-        self._failures = 0
-        if not messages or messages[0].seq == self._read_from:
-            self._show(messages, more)
-        else:
-            self._held = messages, more
-            self._port.want_state(generation)
-
-    def leader(self, generation: int, state: LogState) -> None:
-        """Answer to `want_state`, asked after a page that did not prove itself or after the leader's `next`."""
-        if generation != self.generation or self.state is not _CATCH:
-            return
-        self._failures = 0
-        held, self._held = self._held, None
-        if state.epoch != self.epoch:
-            self._reset(ResetReason.EPOCH)
-        elif self.last < _floor(state):
-            self._reset(ResetReason.TRIMMED)
-        elif held is not None:
-            self._show(*held)
-        else:
-            self._forget_gone()
-
-    def _show(self, messages: Sequence[Message], more: bool) -> None:
-        """Send a page known to be whole, as far as there is room."""
-        before = self.last
-        if messages:
-            self._want = max(self._want, messages[-1].seq + more)
-        for message in messages:
-            if message.seq > self.last and not self._send(message.seq, message):
-                break
-        else:
-            self._use_parked()
-        if self.last > before:
-            self._tries = 0
-            self._past = False
-        if self._busy and self.state is _CATCH:
-            self._go_on(more and bool(messages), self.last > before)
-
-    def _send(self, seq: int, message: Message) -> bool:
-        if self._port.deliver(seq, message):
-            self.last = seq
-            return True
-        self._without_room()
-        return False
-
-    def _use_parked(self) -> None:
-        """Copies that follow upon a page spare the next. Without a predecessor, one may follow upon trimmed ones."""
-        parked = self._parked or {}
-        for seq in sorted(parked):
-            prev, message = parked[seq]
-            if seq > self.last and not (0 < prev <= self.last and self._send(seq, message)):
-                break
-            del parked[seq]
-
-    def _go_on(self, more: bool, moved: bool) -> None:
-        if self._want <= self.last:
-            self._flush()
-        elif more and (moved or not self._past):
-            # A page that `last` alone has filled leads nowhere: begin behind it, and let the leader prove it whole.
-            self._past = not moved
-            self._read()
-        else:
-            self._stall()
-
-    def _stall(self) -> None:
-        """A replica showed less than what was heard of: try others, then ask the leader."""
-        self._counters.fruitless_reads += 1
-        self._tries += 1
-        if self._tries < TRIES:
-            self._port.later(self.generation, _backoff_seconds(self._tries), Ask.PAGE)
-        else:
-            self._want_next()
-
-    def _want_next(self) -> None:
-        self._gone_up_to = self._want
-        self._port.want_next(self.generation, self.last + 1)
-
-    def next(self, generation: int, message: Message | None) -> None:
-        """Answer to `want_next`: None when the leader holds nothing at or after the sequence asked for."""
-        if generation != self.generation or self.state is not _CATCH:
-            return
-        self._failures = 0
-        if message is not None:
-            self._counters.leader_reads += 1
-            self._held = (message,), True
-        self._port.want_state(generation)
-
-    def _forget_gone(self) -> None:
-        """The leader holds nothing above `last` and has trimmed nothing there: what was heard of has been erased.
-
-        Or the leader was just elected and is still applying what it holds: a check goes after it.
-        """
-        self._counters.gone += 1
-        self._port.later(self.generation, CHECK_AFTER_SECONDS, Ask.CHECK)
-        limit = self._gone_up_to
-        if self._parked is not None:
-            self._parked = {seq: entry for seq, entry in self._parked.items() if seq > limit}
-        if self._want <= limit:
-            self._want = self.last
-        self._flush()
-
     # --- checks
 
     def check(self) -> None:
         """Compare with the head of the log, as something may have been lost."""
-        if self.state is not _CATCH and self.state is not _LIVE:
+        if self.state not in _ACTIVE:
             return
         if self._checking:
             self._check_again = True  # the one under way may have been asked before the loss
@@ -395,7 +168,7 @@ class Feed:
             return False
         self._counters.stale_heads += 1
         self._head_tries += 1
-        again = Ask.OPENING if self.state is _OPEN else Ask.CHECK
+        again = Ask.OPENING if self.state is State.OPEN else Ask.CHECK
         self._want_head(again if self._head_tries < TRIES - 1 else Ask.LEADER)
         return True
 
@@ -407,13 +180,13 @@ class Feed:
             return
         self._checking = False
         self._want = max(self._want, head)
-        if self.state is _LIVE:
+        if self.state is State.LIVE:
             if self._want > self.last:
                 self._counters.missed += 1
                 self._catch_up()
             else:
                 self.last = max(self.last, up_to)  # a view is a prefix of the log: nothing can appear below its end
-                if self._said < self.last and _in_older_half(self._said, log):
+                if self._said < self.last and log.is_old(self._said):
                     self._say_live()  # an idle device's cursor must not age until it is trimmed
         if self._check_again:
             self._check_again = False
@@ -425,7 +198,7 @@ class Feed:
         Answers come in the order of their questions, and every question was sent after the answer before it was handed
         over. An answer is handed to all feeds of its partition.
         """
-        if self.state is not _LIVE and self.state is not _CATCH:
+        if self.state not in _ACTIVE:
             return
         at_watch, self._at_watch = self._at_watch, self.last
         if at_watch < 0:
@@ -447,10 +220,10 @@ class Feed:
             return
         self._counters.failures += 1
         self._failures += 1
-        if ask in (Ask.LEADER, Ask.CHECK) and self.state in (_CATCH, _LIVE):
+        if ask in (Ask.LEADER, Ask.CHECK) and self.state in _ACTIVE:
             self._checking = self._check_again = False
             ask = Ask.CHECK
-        self._port.later(generation, _backoff_seconds(self._failures), ask)
+        self._port.later(generation, backoff_seconds(self._failures), ask)
 
     def timer(self, generation: int, ask: Ask) -> None:
         """A delay asked for with `Port.later` has passed."""
@@ -471,7 +244,7 @@ class Feed:
 
     def _reset(self, reason: ResetReason) -> None:
         """Give the position up. The snapshot comes first and the leader is asked after it: see `_begin_anew`."""
-        self.state = _RESET
+        self.state = State.RESET
         self.generation += 1
         self._reason = reason
         self._held = None
@@ -481,7 +254,7 @@ class Feed:
 
     def snapshot(self, generation: int, snapshot: Snapshot | None) -> None:
         """Answer to `want_snapshot`."""
-        if generation == self.generation and self.state is _RESET:
+        if generation == self.generation and self.state is State.RESET:
             self._snapshot = snapshot
             self._want_head(Ask.LEADER)
 
@@ -494,10 +267,10 @@ class Feed:
         checkpoint = snapshot.checkpoint
         if checkpoint is None or checkpoint.epoch != log.epoch or checkpoint.seq > log.last_seq:
             snapshot = replace(snapshot, checkpoint=None, inbox=(), stale=True)
-            seq = log.last_seq if self._reason is ResetReason.NEW else _floor(log)
-        elif checkpoint.seq < _floor(log):
+            seq = log.last_seq if self._reason is ResetReason.NEW else log.floor
+        elif checkpoint.seq < log.floor:
             snapshot = replace(snapshot, stale=True)
-            seq = _floor(log)
+            seq = log.floor
         else:
             seq = checkpoint.seq
         if self._reason in (ResetReason.EPOCH, ResetReason.FUTURE) or (self.epoch and self.epoch != log.epoch):
@@ -509,18 +282,3 @@ class Feed:
         self._counters.resets[self._reason] += 1
         self._port.reset(self._reason, snapshot, Cursor(self.epoch, seq))
         self._join(head, log)
-
-
-def _floor(log: LogState) -> int:
-    """The lowest position from which nothing is missing; a stream that never held a message says `first_seq` 0."""
-    return max(log.first_seq - 1, 0)
-
-
-def _in_older_half(seq: int, log: LogState) -> bool:
-    """Whether trimming may reach `seq` before the watch has its next answer."""
-    return 2 * seq < log.first_seq + log.last_seq
-
-
-def _backoff_seconds(attempt: int) -> float:
-    """50 ms, 100 ms, … up to 2 s; `attempt` counts from 1."""
-    return min(BACKOFF_SECONDS * 2.0 ** min(attempt - 1, 10), BACKOFF_LIMIT_SECONDS)

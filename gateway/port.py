@@ -50,6 +50,15 @@ class LogState(NamedTuple):
     first_seq: int
     last_seq: int
 
+    @property
+    def floor(self) -> int:
+        """The lowest position from which nothing is missing; a stream that never held a message says `first_seq` 0."""
+        return max(self.first_seq - 1, 0)
+
+    def is_old(self, seq: int) -> bool:
+        """Whether trimming may get as far as `seq` before the watch has its next answer."""
+        return 2 * seq < self.first_seq + self.last_seq
+
 
 class Message(Protocol):
     """A record as the owner holds it. The feed looks at nothing but its sequence, and only in pages."""
