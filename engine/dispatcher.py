@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from engine import deadletters, failpoints, metrics, topology
 from engine.claims import Claim, Claims, ClaimsUnavailable
-from engine.errors import BrokerError, PartitionStopped, TopologyError
+from engine.errors import ApiError, BrokerError, PartitionStopped, TopologyError
 from engine.jetstream import Broker, StreamState
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
@@ -250,6 +250,21 @@ async def read_partitions(broker: Broker, configured: int | None = None) -> int:
     return state.partitions
 
 
+async def read_pin_timeout(broker: Broker) -> float:
+    """Seconds of silence after which the server gives a partition to a standby, as its consumer is configured.
+
+    Raises:
+        TopologyError: the consumer is missing.
+    """
+    name = f"{EVENTS_STREAM}.{dispatch_consumer(0)}"
+    try:
+        info = await broker.api(f"CONSUMER.INFO.{name}")
+    except ApiError as error:
+        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`") from error
+    nanoseconds = info["config"].get("priority_timeout")
+    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS
+
+
 async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
     """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
 
@@ -257,7 +272,8 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
         TopologyError: see `read_partitions`.
     """
     count = await read_partitions(broker, partitions)
-    dispatcher = asyncio.create_task(Dispatcher(broker, Claims(redis), count).run(), name="dispatcher")
+    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=await read_pin_timeout(broker))
+    dispatcher = asyncio.create_task(work.run(), name="dispatcher")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait((dispatcher, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

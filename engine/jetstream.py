@@ -173,7 +173,7 @@ class Broker(Connection):
 
         Raises:
             ApiError: refused for good (full store, wrong sequence, no such stream …).
-            Unavailable: not stored, budget spent. Unanswered: outcome unknown.
+            Unavailable: not stored, budget spent. Unanswered: outcome unknown, also when only an earlier attempt's is.
         """
         lines = dict(headers or {})
         if msg_id is not None:
@@ -182,6 +182,7 @@ class Broker(Connection):
             lines["Nats-Expected-Last-Subject-Sequence"] = str(expected_last_subject_seq)
         repeatable = msg_id is not None or expected_last_subject_seq is not None
         deadline, pause = time.monotonic() + budget_seconds, 0.05
+        doubt: Unanswered | None = None
         while True:
             left = deadline - time.monotonic()
             try:
@@ -192,8 +193,10 @@ class Broker(Connection):
                     raise
                 if isinstance(error, ApiError) and error.err_code not in RETRIED_ERR_CODES:
                     raise
+                doubt = error if isinstance(error, Unanswered) else doubt
                 if deadline - time.monotonic() <= pause:
-                    raise
+                    # What an earlier attempt has done stays unknown, however surely this one did nothing.
+                    raise doubt or error from None
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 2)
 

@@ -1,0 +1,122 @@
+"""Dispatchers as real processes that a test may kill, suspend and question."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from seamark.dev.child import Child, free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+class DispatcherProcess:
+    """One dispatcher process, started again under the same name as often as a test likes."""
+
+    def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str) -> None:
+        self.name = name
+        self.nats_url = nats_url
+        self.redis_url = redis_url
+        self.port = free_port()
+        self._child = Child(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
+
+    def spawn(self, *, fail_point: str = "") -> None:
+        """Start it and return at once."""
+        self._child.spawn(
+            [sys.executable, "-m", "tests.support.dispatcher_main"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "SEAMARK_NATS_URL": self.nats_url,
+                "SEAMARK_REDIS_URL": self.redis_url,
+                "SEAMARK_HEALTH_PORT": str(self.port),
+                "SEAMARK_FAIL_POINT": fail_point,
+            },
+        )
+
+    def start(self, *, fail_point: str = "") -> None:
+        """Start it and wait until it works."""
+        self.spawn(fail_point=fail_point)
+        self._child.wait_until(lambda: self._get("/metrics") is not None)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.alive
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._child.exit_code
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it has been stopped by a signal, and not continued."""
+        if not self.alive:
+            return False
+        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "T"
+
+    def kill(self) -> None:
+        self._child.kill()
+
+    def stop(self) -> None:
+        """End it in good order."""
+        self._child.stop(signal.SIGTERM, 10.0)
+
+    def suspend(self) -> None:
+        self._child.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._child.send(signal.SIGCONT)
+
+    def _get(self, path: str) -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels; 0 when it does not answer."""
+        total = 0.0
+        for line in (self._get("/metrics") or "").splitlines():
+            found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if found and all(f'{label}="{value}"' in (found[1] or "") for label, value in labels.items()):
+                total += float(found[2])
+        return total
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines whose event begins with `event`."""
+        lines = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._child.log_path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if str(entry.get("event", "")).startswith(event):
+                        lines.append(entry)
+        return lines
+
+    def log_tail(self) -> str:
+        return self._child.log_tail(6000)
+
+
+@contextlib.contextmanager
+def dispatcher_processes(
+    folder: Path, nats_url: str, redis_url: str, count: int = 2
+) -> Iterator[list[DispatcherProcess]]:
+    """Dispatchers, not started, that are killed at the end."""
+    processes = [DispatcherProcess(f"dispatcher-{i}", folder, nats_url, redis_url) for i in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
