@@ -23,6 +23,7 @@ const TIMES = {
   ping: 20_000, // a `ping` is sent this often; a proxy that drops idle connections sees traffic
   silence: 50_000, // nothing at all received for so long: the way is dead
   ack: 250, // at most one ack in this time, as the protocol asks
+  probe: 5_000, // for an answer when the page comes back to the front or the network returns
   store: 1_000, // at most one write to localStorage in this time
   stream: 300_000, // a fall-back session ends itself after this: the next attempt is a WebSocket again
   tooMany: 60_000, // after 4429
@@ -147,6 +148,7 @@ class StreamTransport {
   constructor(base, hello, to, times) {
     this.base = base;
     this.hello = hello;
+    this.unsaid = to.unsaid;
     this.abort = new AbortController();
     this.timer = setTimeout(() => this.close(1006, "the stream took too long to open"), times.connect);
     this.end = (code, reason, retryMs) => {
@@ -199,13 +201,15 @@ class StreamTransport {
 
   /** There is no way up in a stream: reads are requests, acks and pings are left out, the cursor says it all. */
   say(frame) {
-    if (frame.op !== "read") return true;
-    const { op, ...body } = frame;
-    const headers = { Authorization: `Bearer ${this.hello.token}`, "Content-Type": "application/json" };
-    fetch(new URL("v1/inbox/read", this.base), {
-      method: "POST", headers, body: JSON.stringify({ ...body, device: this.hello.device }),
-    }).catch(() => this.close(1006, "a read mark could not be sent"));
+    if (frame.op === "read") this.#post(frame).catch(() => this.unsaid(frame, "the gateway was not reached"));
     return true;
+  }
+
+  async #post({ op, ...body }) {
+    const headers = { Authorization: `Bearer ${this.hello.token}`, "Content-Type": "application/json" };
+    const text = JSON.stringify({ ...body, device: this.hello.device });
+    const response = await fetch(new URL("v1/inbox/read", this.base), { method: "POST", headers, body: text });
+    if (!response.ok) this.unsaid({ op, ...body }, `answered with ${response.status}`);
   }
 
   close(code, reason) {
@@ -303,6 +307,7 @@ export class Seamark extends EventTarget {
     const to = {
       opened: mine(() => this.#opened()),
       alive: mine(() => this.#alive()),
+      unsaid: (frame, reason) => this.#unsaid(frame, reason),
       text: mine((text) => { this.#alive(); this.#frame(text); }),
       ended: mine((code, reason, retryMs) => {
         // What swallows WebSockets ends them without a word, or lets them open and then lets nothing through.
@@ -466,6 +471,13 @@ export class Seamark extends EventTarget {
     }
   }
 
+  /** A mark did not arrive: it waits for the next session, or the next mark. */
+  #unsaid({ ids = [], up_to: upTo }, reason) {
+    for (const id of ids) if (this.waitingIds.size < READ_IDS_WAITING) this.waitingIds.add(id);
+    this.waitingUpTo ??= upTo ?? null;
+    this.#emit("error", { code: "read", message: reason, fatal: false });
+  }
+
   #planRefresh() {
     const { exp } = claimsOf(this.token);
     if (typeof this.source !== "function" || !exp) return;
@@ -493,6 +505,7 @@ export class Seamark extends EventTarget {
 
   #watchPage() {
     const hurry = () => {
+      if (this.session?.ready) return this.#probe();
       if (this.state !== "waiting" || !this.timers.retry) return;
       clearTimeout(this.timers.retry);
       this.timers.retry = setTimeout(() => this.#attempt(), this.random() * this.times.backoffFirst);
@@ -500,6 +513,17 @@ export class Seamark extends EventTarget {
     globalThis.addEventListener?.("online", hurry);
     globalThis.addEventListener?.("pagehide", () => this.#store());
     globalThis.document?.addEventListener("visibilitychange", () => document.hidden || hurry());
+  }
+
+  /** After sleep a socket may look open for minutes while nobody is at its other end. */
+  #probe() {
+    if (this.timers.probe || this.transport?.name !== "websocket") return;
+    const asked = Date.now();
+    this.transport.say({ op: "ping" });
+    this.timers.probe = setTimeout(() => {
+      delete this.timers.probe;
+      if (this.lastHeard < asked) this.#ended(1006, "nobody answered after the page came back");
+    }, this.times.probe);
   }
 
   #key() {

@@ -13,7 +13,7 @@ from seamark.client.errors import (
     PublishRefused,
     TooManySessions,
 )
-from seamark.client.items import Live, Now, Record, Reset, State, Unread
+from seamark.client.items import Live, Now, Problem, Record, Reset, State, Unread
 from seamark.client.publisher import Published, Publisher
 from seamark.client.session import Timing
 
@@ -29,6 +29,7 @@ __all__ = [
     "MemoryCursor",
     "NotAuthenticated",
     "Now",
+    "Problem",
     "ProtocolError",
     "PublishFailed",
     "PublishRefused",

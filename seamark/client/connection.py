@@ -16,8 +16,8 @@ from seamark.client.backoff import Backoff
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import CursorStore, MemoryCursor
 from seamark.client.errors import ConnectionClosed, NotAuthenticated
-from seamark.client.frames import NowFrame, Ready, UnreadFrame
-from seamark.client.items import Item, Live, Now, Record, Reset, State, Unread
+from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadFrame
+from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
 from seamark.client.mailbox import Mailbox
 from seamark.client.progress import Progress
 from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Receiver, Restore
@@ -60,7 +60,8 @@ class _Taken:
 class Connection:
     """A device's connection to its user's log: an async iterator of records that outlives its sessions.
 
-    Iterating yields `Record`s in log order, each once; `events()` yields also `Reset`, `Live`, `Unread` and `Now`.
+    Iterating yields `Record`s in log order, each once; `events()` yields also `Reset`, `Live`, `Unread`,
+    `Now` and `Problem`.
     A record is done when the app asks for the next one (`auto_ack=False`: when it calls `record.ack()`). Done records
     are stored and acknowledged, so an app that dies in the middle of one gets it again: at least once. Leaving the
     loop does not count as done: call `ack()` first if it is.
@@ -123,14 +124,15 @@ class Connection:
         self._backoff = backoff or Backoff()
         self._timing = timing or Timing()
         self._http, self._own_http = http, http is None
-        self._mailbox: Mailbox[_Arrival | _Position | Unread | Now] = Mailbox(WAITING_RECORDS_MAX, WAITING_BYTES_MAX)
+        self._mailbox: Mailbox[_Arrival | _Position | Unread | Now | Problem] = Mailbox(
+            WAITING_RECORDS_MAX, WAITING_BYTES_MAX
+        )
         self._progress = Progress()
         self._receiver = Receiver()
         self._uplink = Uplink(self._token, self._timing)
         self._taken: _Taken | None = None
         self._save_due = asyncio.Event()
         self._saved: str | None = None
-        self._session: Session | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._closed = False
@@ -205,7 +207,7 @@ class Connection:
                 return item
 
     async def events(self) -> AsyncIterator[Item]:
-        """Everything in order: `Record`, `Reset`, `Live`, `Unread`, `Now`."""
+        """Everything in order: `Record`, `Reset`, `Live`, `Unread`, `Now`, `Problem`."""
         while True:
             try:
                 item = await self._next()
@@ -308,7 +310,7 @@ class Connection:
             # The app's token service is as likely to be away for a moment as the gateway is.
             return End(1006, f"no token: {str(failed) or type(failed).__name__}")
         session = Session(self._receiver, self._handle, self._timing)
-        self._session = session
+        self._uplink.begins(session)
         tending = [self._uplink.tend_acks(), self._uplink.tend_token()]
         return await session.run(self._http, self._url, token, self.device, tending)
 
@@ -343,7 +345,7 @@ class Connection:
                 await self._joined(frame)
             case Restore(frame):
                 self._uplink.reset()
-                await self._stands()
+                await self._uplink.stands()
                 count = frame.unread.count if frame.unread else None
                 reset = Reset(frame.reason, frame.cursor, count, frame.inbox, frame.stale)
                 await self._mailbox.put(_Arrival(reset, self._uplink.generation))
@@ -352,6 +354,8 @@ class Connection:
                 await self._mailbox.put(self.unread)
             case Notice(NowFrame() as frame):
                 await self._mailbox.put(Now(frame.type, frame.data))
+            case Notice(ErrorFrame() as frame):
+                await self._mailbox.put(Problem(str(frame.code), frame.detail))
             case _:
                 pass
 
@@ -363,11 +367,7 @@ class Connection:
             self.unread = Unread(frame.unread.count, frame.unread.as_of, frame.unread.stale)
             await self._mailbox.put(self.unread)
         if frame.resumed:
-            await self._stands()
-
-    async def _stands(self) -> None:
-        assert self._session is not None
-        await self._uplink.stands(self._session)
+            await self._uplink.stands()
 
     async def _keep_stored(self) -> None:
         try:

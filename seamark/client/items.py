@@ -119,4 +119,17 @@ class Now:
     data: Any
 
 
-Item = Record | Reset | Live | Unread | Now
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The gateway could not do what was asked, for example store a read mark; the session goes on (or its end says why).
+
+    Attributes:
+        code: a stable word, such as `unavailable` or `too_many_reads`.
+        detail: for people.
+    """
+
+    code: str
+    detail: str
+
+
+Item = Record | Reset | Live | Unread | Now | Problem

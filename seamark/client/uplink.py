@@ -34,6 +34,7 @@ class Uplink:
         self.generation = 0
         self._token = token
         self._timing = timing
+        self._coming: Session | None = None
         self._session: Session | None = None
         self._ack: tuple[int, str] | None = None
         self._ack_due = asyncio.Event()
@@ -47,9 +48,13 @@ class Uplink:
             log.warning("a read mark from before the reset was dropped")
             self._waiting_up_to = None
 
-    async def stands(self, session: Session) -> None:
-        """`session` has a position (it resumed, or its reset came): from now on things can be said on it."""
-        self._session = session
+    def begins(self, session: Session) -> None:
+        """`session` is about to connect; nothing is said on it before it stands."""
+        self._coming = session
+
+    async def stands(self) -> None:
+        """The session has a position (it resumed, or its reset came): from now on things can be said on it."""
+        self._session = self._coming
         self._ack_due.set()
         ids, up_to = list(self._waiting_ids), self._waiting_up_to
         self._waiting_ids, self._waiting_up_to = {}, None
@@ -60,7 +65,7 @@ class Uplink:
 
     def ended(self) -> None:
         """The session is over; what comes now waits for the next."""
-        self._session = None
+        self._coming = self._session = None
 
     def ack(self, generation: int, cursor: str) -> None:
         """Everything up to `cursor` is done; goes out within `ack_seconds`, and again on the next session if lost."""

@@ -156,6 +156,24 @@ async def test_where_websockets_are_blocked_the_stream_carries_everything_and_re
     assert page.errors == []
 
 
+async def test_a_mark_that_a_stream_could_not_send_waits_for_the_next_session(browser, proxy, way):
+    proxy.refuse_upgrades = True
+    page = await browser.open(f"{proxy.url}/?user=alice")
+    await page.until(f"{STATE} === 'live'", seconds=20)
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        await publisher.publish(to="alice", type="demo.n", data={"text": "one"})
+    await shown(page, 1)
+    await page.block("*/v1/inbox/read*")
+    await page.click("#list .read")
+    await page.until("seamark.waitingIds.size === 1")
+    await page.block()
+    proxy.refuse_upgrades = False
+    proxy.cut()
+    proxy.restore()
+    await page.until(f"{UNREAD} === 0", seconds=30)
+    assert page.errors == []
+
+
 async def test_users_of_two_browsers_see_only_their_own(browser, gateway):
     alice = await live_page(browser, gateway.url, "alice")
     bob = await live_page(browser, gateway.url, "bob", context=await browser.new_context())

@@ -249,6 +249,27 @@ async def test_a_way_that_fell_silent_is_replaced(browser, gateway):
     await gateway.until(lambda: len(gateway.hellos) >= 2)
 
 
+async def test_a_page_that_comes_back_asks_at_once_whether_anybody_is_there(browser, gateway):
+    page = await client(browser, gateway, "times: { probe: 100, backoffFirst: 20, backoffMax: 100 }")
+    await page.until("s.state === 'live'")
+    await page.evaluate("dispatchEvent(new Event('online'))")
+    await gateway.until(lambda: len(gateway.of("ping")) == 1)
+    await page.until("!s.timers.probe")
+    assert len(gateway.hellos) == 1
+    gateway.fault = lambda frame: [] if frame["op"] == "pong" else [frame]
+    await page.evaluate("dispatchEvent(new Event('online'))")
+    await gateway.until(lambda: len(gateway.hellos) == 2)
+
+
+async def test_a_waiting_page_tries_again_as_soon_as_the_network_returns(browser, gateway):
+    page = await client(browser, gateway, "random: () => 0.99, times: { backoffFirst: 60000, backoffMax: 60000 }")
+    await page.until("s.state === 'live'")
+    await gateway.cut()
+    await page.until("s.state === 'waiting'")
+    await page.evaluate("(s.random = () => 0, dispatchEvent(new Event('online')))")
+    await page.until("s.state === 'live'", seconds=5)
+
+
 async def test_storage_is_read_only_to_begin_with_and_belongs_to_one_user(browser, gateway):
     await gateway.publish({}, {}, {})
     quick = "cursor: undefined, storage: true, times: { store: 10, backoffFirst: 20 }"

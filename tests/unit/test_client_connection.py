@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seamark import FileCursor, Live, MemoryCursor, Record, Reset, connect
+from seamark import FileCursor, Live, MemoryCursor, Problem, Record, Reset, connect
 from seamark.client import (
     Backoff,
     Connection,
@@ -375,15 +375,17 @@ async def test_states_are_told_in_order(gateway):
     ]  # fmt: skip
 
 
-async def test_unread_and_unstored_events_reach_the_app(gateway):
+async def test_unread_unstored_events_and_problems_reach_the_app(gateway):
     async with follow(gateway, cursor="start") as records:
         events = records.events()
         assert isinstance(await anext(events), Live)
         await gateway.sessions[0].send({"op": "unread", "count": 3, "as_of": "e1.9"})
         await gateway.sessions[0].send({"op": "now", "type": "demo.typing", "data": {"who": "bob"}})
         await gateway.sessions[0].send({"op": "invented", "x": 1})
+        await gateway.sessions[0].send({"op": "error", "code": "too_many_reads", "detail": "slowly"})
         assert (await anext(events)).count == 3
         assert (await anext(events)).type == "demo.typing"
+        assert await anext(events) == Problem("too_many_reads", "slowly")
         assert records.unread is not None
         assert records.unread.count == 3
 
