@@ -1,0 +1,330 @@
+"""The parts of a session that need no network: frames, outlets, timers, receipts."""
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.cursor import Cursor
+from gateway import close_codes, frames
+from gateway.admission import Handshakes
+from gateway.close_codes import NO_PONG, TABLE
+from gateway.limits import ROOM_BYTES, WRITE_HIGH_BYTES, WRITE_LOW_BYTES
+from gateway.message import Message, live_position
+from gateway.outlet import EventStreamOutlet, Flusher, WebSocketOutlet
+from gateway.poll import PollOutlet
+from gateway.receipts import Tally
+from gateway.wheel import Wheel
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_whatever_a_client_sends_is_a_frame_or_a_bad_frame(value: Any) -> None:
+    try:
+        frame = frames.decode_frame(json.dumps(value).encode("utf-8", "surrogatepass"))
+    except frames.BadFrame:
+        return
+    assert isinstance(frame, frames.Hello | frames.Ack | frames.Read | frames.Ping | frames.Refresh)
+
+
+@given(st.binary())
+def test_whatever_bytes_a_client_sends_are_a_frame_or_a_bad_frame(data: bytes) -> None:
+    with pytest.raises(frames.BadFrame):
+        frames.decode_frame(data)
+
+
+@pytest.mark.parametrize("device", ["", "x" * 129, "é" * 65, "a\nb", "a\0b"])
+def test_a_device_that_cannot_be_is_a_bad_frame(device: str) -> None:
+    with pytest.raises(frames.BadFrame):
+        frames.decode_frame(msgspec.json.encode({"op": "hello", "token": "t", "device": device}))
+
+
+def test_every_frame_of_the_server_is_json_with_an_op() -> None:
+    cursor = Cursor("abcdefgh", 7)
+    built = [
+        frames.record_frame(7, 3, b"abcdefgh", b'{"id":"e1"}'),
+        frames.skip_frame(7, 3, b"abcdefgh"),
+        frames.live_frame(cursor),
+        frames.pong_frame(cursor),
+        frames.pong_frame(None),
+        frames.ready_frame("s", cursor, None, None),
+        frames.ready_frame("s", None, "new", {"count": 1, "as_of": "x", "stale": False}),
+        frames.reset_frame("new", cursor, None, [{"id": "e1"}]),
+        frames.reset_frame("new", cursor, None, [], stale=True),
+        frames.error_frame("bad_frame", 'with "quotes"'),
+        frames.bye_frame(250),
+    ]
+    ops = [json.loads(frame)["op"] for frame in built]
+    assert ops == ["record", "skip", "live", "pong", "pong", "ready", "ready", "reset", "reset", "error", "bye"]
+    assert json.loads(built[0]) == {
+        "op": "record", "seq": 7, "prev": 3, "cursor": "abcdefgh.7", "record": {"id": "e1"},
+    }  # fmt: skip
+    assert json.loads(built[5])["resumed"] is True
+    assert json.loads(built[6]) == {
+        "op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": "new",
+        "unread": {"count": 1, "as_of": "x", "stale": False},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])
+def test_the_head_of_a_text_frame_tells_its_size(size: int) -> None:
+    head = frames.text_header(size)
+    assert head[0] == 0x81
+    told = head[1] if head[1] < 126 else int.from_bytes(head[2:], "big")
+    assert told == size
+    assert len(head) == (2 if size < 126 else 4 if size < 65_536 else 10)
+
+
+def test_the_reason_of_a_close_frame_fits_a_control_frame() -> None:
+    frame = frames.close_frame(4400, "x" * 300)
+    assert (frame[0], frame[1]) == (0x88, 125)
+    assert int.from_bytes(frame[2:4], "big") == 4400
+
+
+def test_close_codes_are_distinct_and_in_the_range_for_applications() -> None:
+    assert len({row.code for row in TABLE}) == len({row.name for row in TABLE}) == len(TABLE)
+    assert all(4_400 <= row.code < 4_500 or row.code in (1000, 1011, 1012) for row in TABLE)
+    assert set(TABLE) == {value for value in vars(close_codes).values() if isinstance(value, close_codes.CloseCode)}
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+HEADERS = (
+    b"NATS/1.0\r\ntraceparent: 00-0-0-00\r\nNats-Stream: LOG-1\r\nNats-Subject: log.1.a.b\r\nNats-Sequence: 17\r\n"
+    b"Nats-Time-Stamp: x\r\nNats-Last-Sequence: 12\r\n\r\n"
+)
+
+
+def test_a_live_copy_tells_its_sequence_and_the_one_before() -> None:
+    assert live_position(HEADERS) == (17, 12)
+    assert live_position(HEADERS.replace(b" 12", b" 0")) == (17, 0)
+    assert live_position(b"") == (-1, -1)
+    assert live_position(b"NATS/1.0\r\nNats-Last-Sequence: 12\r\n\r\n") == (-1, -1)
+
+
+def test_the_frame_of_a_record_is_built_once_for_all_who_hold_the_same_cursor() -> None:
+    message = Message(17, b'{"id":"e"}', HEADERS)
+    assert message.frame(12, b"e1") is message.frame(12, b"e1")
+    assert json.loads(message.frame(11, b"e1"))["prev"] == 11
+    assert json.loads(message.frame(11, b"e2"))["cursor"] == "e2.17"
+
+
+@pytest.mark.parametrize(("body", "headers", "op"), [
+    (b'{"id":"e"}', HEADERS, "record"),
+    (b' {"id":"e"}\n', HEADERS, "record"),
+    (b'{"id":"e"}', HEADERS.replace(b"Nats-Stream", b"Seamark-Skip: 1\r\nNats-Stream"), "skip"),
+    (b"", HEADERS, "skip"), (b"[1]", HEADERS, "skip"), (b"{", HEADERS, "skip"), (b"\xff", HEADERS, "skip"),
+])  # fmt: skip
+def test_what_is_no_record_for_the_screen_is_skipped(body: bytes, headers: bytes, op: str) -> None:
+    assert json.loads(Message(17, body, headers).frame(12, b"e1"))["op"] == op
+
+
+# --- outlets --------------------------------------------------------------------------------------------------------
+
+
+class Pipe(asyncio.Transport):
+    """A transport whose peer takes bytes when the test says so; it pauses its protocol as asyncio's own do."""
+
+    def __init__(self, takes: int = 0) -> None:
+        super().__init__()
+        self.takes = takes
+        self.written: list[bytes] = []
+        self.unsent = 0
+        self.aborted = self.closed = False
+        self.on_resume: Any = None
+        self.paused = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert (high, low) == (WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self.aborted or self.closed
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+        self.unsent = max(0, self.unsent + len(data) - self.takes)
+        self.paused = self.paused or self.unsent > WRITE_HIGH_BYTES
+
+    def drain(self) -> None:
+        self.unsent = 0
+        if self.paused:
+            self.paused = False
+            self.on_resume()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def turn() -> None:
+    """Two turns of the loop: the flusher's, and that of what it schedules."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_frames_of_one_turn_leave_in_one_write() -> None:
+    pipe, flusher = Pipe(takes=1 << 20), Flusher()
+    outlet = WebSocketOutlet(pipe, flusher, Wheel())
+    for number in range(4):
+        outlet.send(b'{"n":%d}' % number)
+    assert pipe.written == []
+    await turn()
+    assert pipe.written == [b"".join(b'\x81\x07{"n":%d}' % number for number in range(4))]
+    outlet.send(b"{}")
+    await turn()
+    assert len(pipe.written) == 2
+
+
+async def test_a_socket_that_does_not_read_costs_its_bound_and_one_frame_and_is_told_when_it_drains() -> None:
+    pipe = Pipe()
+    outlet = WebSocketOutlet(pipe, Flusher(), Wheel())
+    called: list[int] = []
+    outlet.on_writable = lambda: called.append(pipe.unsent)
+    pipe.on_resume = outlet.writable
+    frame = b"x" * 10_000
+    sent = 0
+    while outlet.room():
+        outlet.send(frame)
+        sent += 1
+    await turn()
+    assert sent == ROOM_BYTES // len(frame) + 1
+    assert not outlet.room()
+    assert called == []
+    assert outlet.stuck_seconds() >= 0
+    pipe.drain()
+    assert called == [0]
+    assert outlet.room()
+
+
+async def test_a_socket_that_takes_all_at_once_is_told_without_ever_being_paused() -> None:
+    pipe = Pipe(takes=1 << 20)
+    outlet = WebSocketOutlet(pipe, Flusher(), Wheel())
+    called: list[int] = []
+    outlet.on_writable = lambda: called.append(1)
+    while outlet.room():
+        outlet.send(b"x" * 10_000)
+    await turn()
+    assert called == [1]
+
+
+async def test_after_its_close_frame_an_outlet_takes_nothing_and_aborts_when_the_client_lingers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.outlet.LINGER_SECONDS", 0.1)
+    pipe = Pipe(takes=1 << 20)
+    outlet = WebSocketOutlet(pipe, Flusher(), Wheel())
+    outlet.send(b"{}")
+    outlet.close(NO_PONG, "late")
+    outlet.send(b"{}")
+    outlet.close(NO_PONG, "again")
+    assert b"".join(pipe.written) == b"\x81\x02{}" + frames.close_frame(4408, "late")
+    async with asyncio.timeout(2):
+        while not pipe.aborted:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_event_stream_frames_events_as_chunks_and_keeps_line_breaks_out() -> None:
+    pipe = Pipe(takes=1 << 20)
+    outlet = EventStreamOutlet(pipe, Flusher(), Wheel())
+    outlet.send(b'{"op":"x",\r\n"a":1}', b"abcdefgh", 7)
+    outlet.send(b"{}")
+    outlet.ping()
+    await turn()
+    text = b'id: abcdefgh.7\ndata: {"op":"x",  "a":1}\n\ndata: {}\n\n:\n\n'
+    assert pipe.written == [b"%x\r\n%b\r\n" % (len(text), text)]
+
+
+async def test_a_poll_takes_as_many_records_as_asked_for_and_no_more() -> None:
+    outlet = PollOutlet(2)
+    outlet.send(frames.ready_frame("s", Cursor("e", 0), None, None), b"e", 0)
+    outlet.send(frames.record_frame(1, 0, b"e", b"{}"), b"e", 1)
+    assert outlet.room()
+    outlet.send(frames.skip_frame(2, 1, b"e"), b"e", 2)
+    assert not outlet.room()
+    await turn()
+    assert outlet.answered.done()
+    answer = json.loads(outlet.body())
+    assert (answer["cursor"], answer["live"], len(answer["records"])) == ("e.2", False, 2)
+
+
+# --- timers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_wheel_calls_in_order_of_time_never_early_and_survives_a_failing_call() -> None:
+    wheel, loop = Wheel(), asyncio.get_running_loop()
+    calls: list[tuple[float, float]] = []
+    done = asyncio.Event()
+    began = loop.time()
+    for delay in (0.3, 0.1, 0.2, 0.0, 0.15):
+        wheel.later(delay, lambda due=delay: calls.append((due, loop.time() - began)))
+    wheel.later(0.12, lambda: 1 / 0)
+    wheel.later(0.4, done.set)
+    async with asyncio.timeout(5):
+        await done.wait()
+    assert [due for due, _ in calls] == [0.0, 0.1, 0.15, 0.2, 0.3]
+    assert all(at >= due for due, at in calls)
+
+
+async def test_a_thousand_calls_due_at_once_leave_turns_to_others() -> None:
+    wheel, done, turns = Wheel(), asyncio.Event(), 0
+    count = 0
+
+    def call() -> None:
+        nonlocal count
+        count += 1
+        if count == 1_000:
+            done.set()
+
+    for _ in range(1_000):
+        wheel.later(0.01, call)
+    while not done.is_set():
+        await asyncio.sleep(0)
+        turns += bool(count)
+    assert turns >= 3
+
+
+# --- receipts -------------------------------------------------------------------------------------------------------
+
+
+def told(tally: Tally) -> list[tuple[str, int, int]]:
+    receipts = [json.loads(outgoing.payload) for outgoing in tally.take(1, "t", "u", "d", "e")]
+    assert all(outgoing.get("sent_at") is None or outgoing["state"] == "acknowledged" for outgoing in receipts)
+    return [(receipt["state"], receipt["after"], receipt["up_to"]) for receipt in receipts]
+
+
+def test_receipts_are_ranges_each_told_once() -> None:
+    tally = Tally(10)
+    assert told(tally) == []
+    tally.sent = 15
+    assert told(tally) == [("sent", 10, 15)]
+    tally.acked = 12
+    assert told(tally) == [("acknowledged", 10, 12)]
+    tally.sent, tally.acked = 20, 18
+    assert told(tally) == [("acknowledged", 12, 18), ("sent", 18, 20)]
+    tally.acked = 20
+    assert told(tally) == [("acknowledged", 18, 20)]
+    assert told(tally) == []
+
+
+def test_handshakes_of_an_address_are_bounded_and_come_back_with_time() -> None:
+    now = [0.0]
+    handshakes = Handshakes(2, now=lambda: now[0])
+    assert [handshakes.take("a") for _ in range(3)] == [True, True, False]
+    assert handshakes.take("b")
+    now[0] = 30
+    assert [handshakes.take("a") for _ in range(2)] == [True, False]
+    assert all(Handshakes(0).take("a") for _ in range(1_000))
