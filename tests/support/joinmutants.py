@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.feed import Ask, Feed, LogState, Message, ResetReason, Snapshot, State
-from tests.support.joinsim import Rules
+from tests.support.joinsession import Rules
 
 
 class FirstReadExclusive(Feed):
@@ -243,26 +243,33 @@ class ParkedUnchecked(Feed):
                 self._send(seq, message)
 
 
-MUTANTS: dict[str, Rules] = {
-    "first read exclusive": Rules(feed=FirstReadExclusive),
-    "later pages exclusive": Rules(feed=LaterPagesExclusive),
-    "no prev check": Rules(feed=NoPrevCheck),
-    "no duplicate drop": Rules(feed=NoDuplicateDrop),
-    "no heads check": Rules(feed=NoHeadsCheck),
-    "trim test before the page": Rules(feed=TrimTestBeforeThePage),
-    "head as reset cursor": Rules(feed=HeadAsResetCursor),
-    "stale head believed": Rules(feed=StaleHeadBelieved),
-    "parked overflow forgets": Rules(feed=OverflowForgets),
-    "subscribe after reading": Rules(subscribe_late=True),
-    "epoch never read again": Rules(feed=EpochNeverReadAgain),
-    "frames revoked": Rules(revoke_frames=True),
-    "first page believed": Rules(feed=FirstPageBelieved),
-    "never asks for the gone": Rules(feed=NeverAsksForTheGone),
-    "gone without trim test": Rules(feed=GoneWithoutTrimTest),
-    "unseen cursor trimmed": Rules(feed=UnseenCursorTrimmed),
-    "replica says future": Rules(feed=ReplicaSaysFuture),
-    "one word says future": Rules(feed=OneWordSaysFuture),
-    "never goes back": Rules(feed=NeverGoesBack),
-    "old answers count": Rules(feed=OldAnswersCount),
-    "parked unchecked": Rules(feed=ParkedUnchecked),
+class Mutant(NamedTuple):
+    """A mistake, and what the simulation must complain of: any other complaint would be about something else."""
+
+    rules: Rules
+    complaint: str
+
+
+MUTANTS: dict[str, Mutant] = {
+    "first read exclusive": Mutant(Rules(feed=FirstReadExclusive), "was left out"),
+    "later pages exclusive": Mutant(Rules(feed=LaterPagesExclusive), "was left out"),
+    "no prev check": Mutant(Rules(feed=NoPrevCheck), "was left out"),
+    "no duplicate drop": Mutant(Rules(feed=NoDuplicateDrop), "doubled or out of order"),
+    "no heads check": Mutant(Rules(feed=NoHeadsCheck), "not at the head"),
+    "trim test before the page": Mutant(Rules(feed=TrimTestBeforeThePage), "was left out"),
+    "head as reset cursor": Mutant(Rules(feed=HeadAsResetCursor), "leaves out what its snapshot"),
+    "stale head believed": Mutant(Rules(feed=StaleHeadBelieved), "was left out"),
+    "parked overflow forgets": Mutant(Rules(feed=OverflowForgets), "not shown after"),
+    "subscribe after reading": Mutant(Rules(subscribe_late=True), "not shown after"),
+    "epoch never read again": Mutant(Rules(feed=EpochNeverReadAgain), "in another incarnation"),
+    "frames revoked": Mutant(Rules(revoke_frames=True), "says it follows"),
+    "first page believed": Mutant(Rules(feed=FirstPageBelieved), "was left out"),
+    "never asks for the gone": Mutant(Rules(feed=NeverAsksForTheGone), "not live after all"),
+    "gone without trim test": Mutant(Rules(feed=GoneWithoutTrimTest), "was left out"),
+    "unseen cursor trimmed": Mutant(Rules(feed=UnseenCursorTrimmed), "reset(trimmed)"),
+    "replica says future": Mutant(Rules(feed=ReplicaSaysFuture), "reset(future)"),
+    "one word says future": Mutant(Rules(feed=OneWordSaysFuture), "reset(future)"),
+    "never goes back": Mutant(Rules(feed=NeverGoesBack), "was not told that the log went back"),
+    "old answers count": Mutant(Rules(feed=OldAnswersCount), "reset("),
+    "parked unchecked": Mutant(Rules(feed=ParkedUnchecked), "was left out"),
 }
