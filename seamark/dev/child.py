@@ -60,7 +60,7 @@ def _first_ephemeral_port() -> int:
     return max(first, 22_000)
 
 
-def _death_signal_setter(signum: int) -> Callable[[], None] | None:
+def death_signal_setter(signum: int) -> Callable[[], None] | None:
     """What a child runs before exec so that the kernel signals it when the parent dies (Linux only, else None)."""
     if not sys.platform.startswith("linux"):
         return None
@@ -124,7 +124,7 @@ class Child:
                 env=env,
                 # Own group: Ctrl-C in a terminal must reach the parent alone, which stops children in its order.
                 start_new_session=True,
-                preexec_fn=_death_signal_setter(self.death_signal),
+                preexec_fn=death_signal_setter(self.death_signal),  # noqa: PLW1509 - it makes one system call
             )
 
     def wait_until(self, ready: Callable[[], bool], timeout_seconds: float = READY_SECONDS_MAX) -> None:

@@ -199,7 +199,7 @@ class NatsServer(Server):
         return [str(nats_server_binary()), "-c", str(self.data / "nats-server.conf")]
 
     def answers(self) -> bool:
-        """Whether a client connection is greeted by a server that has JetStream; in a cluster also a healthy one with a leader."""
+        """Whether a client is greeted by a server that has JetStream; in a cluster also a healthy one with a leader."""
         info = nats_greeting(HOST, self.port)
         if not info.get("jetstream"):
             return False
@@ -208,7 +208,7 @@ class NatsServer(Server):
     def monitor(self, path: str) -> dict[str, Any]:
         """JSON of a monitoring endpoint, `{}` when it does not answer (with 200)."""
         try:
-            with urllib.request.urlopen(self.monitor_url + path, timeout=PROBE_SECONDS) as reply:
+            with urllib.request.urlopen(self.monitor_url + path, timeout=PROBE_SECONDS) as reply:  # noqa: S310 - our own
                 answer = json.load(reply)
         except (urllib.error.URLError, OSError, ValueError):
             return {}
@@ -229,9 +229,7 @@ class NatsCluster:
         sync_interval, extra_config: as for `NatsServer`.
     """
 
-    def __init__(
-        self, data: Path, *, size: int = 3, sync_interval: str | None = None, extra_config: str = ""
-    ) -> None:
+    def __init__(self, data: Path, *, size: int = 3, sync_interval: str | None = None, extra_config: str = "") -> None:
         routes = [free_port(HOST) for _ in range(size)]
         self.servers = [
             NatsServer(
@@ -421,7 +419,11 @@ class Postgres(Server):
         capability = "+dac_override"
         user = ("--reuid=nobody", "--regid=nogroup", "--clear-groups")
         # The kernel forgets the death signal when the user changes, so it is given again behind the change.
-        rights = (f"--inh-caps={capability}", f"--ambient-caps={capability}", f"--pdeathsig={self.death_signal.name[3:]}")
+        rights = (
+            f"--inh-caps={capability}",
+            f"--ambient-caps={capability}",
+            f"--pdeathsig={self.death_signal.name[3:]}",
+        )
         return (setpriv, *user, *rights, "--")
 
 

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: run test lint bench chaos setup requirements clean help
+
+help:           ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ /' | column -t -s '#'
+
+run: setup      ## set up, start the embedded stack, print where to look
+	@$(BIN)/seamark dev $(ARGS)
+
+test: setup     ## every test, on real servers
+	$(BIN)/pytest -q $(ARGS)
+
+lint: setup     ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup    ## all benchmarks, one JSON object each
+	@for name in fanout sustained storm idle resume; do $(BIN)/python -m bench $$name $(ARGS) || exit 1; done
+
+chaos: setup    ## the failure scenarios, longer than the tests run them
+	SEAMARK_CHAOS=long $(BIN)/pytest -q tests/failure $(ARGS)
+
+setup: $(READY) ## the virtual environment, from hashed requirements
+
+$(READY): requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Seamark needs Python 3.11 or newer; set PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+requirements:   ## compile the pins anew (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make requirements" requirements.in -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make requirements" requirements-dev.in -o requirements-dev.txt
+
+clean:          ## the environment and the embedded stack's data
+	rm -rf $(VENV) .seamark

@@ -1,0 +1,37 @@
+"""The `seamark` command: one module per sub-command, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from engine.errors import SeamarkError
+from seamark.cli import dev, dispatcher, gateway, log, publish, tail, token, topology
+
+app = typer.Typer(
+    name="seamark",
+    help="Event-sourced notification delivery on NATS JetStream.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("dev")(dev.dev)
+app.command("publish")(publish.publish)
+app.command("tail")(tail.tail)
+app.command("log")(log.log)
+app.command("token")(token.token)
+app.command("gateway")(gateway.gateway)
+app.command("dispatcher")(dispatcher.dispatcher)
+app.add_typer(topology.app, name="topology")
+
+
+def main() -> None:
+    """Run the command; errors of ours are one line on standard error and exit code 1."""
+    try:
+        app()
+    except SeamarkError as error:
+        typer.secho(f"seamark: {error}", fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,120 @@
+"""`seamark gateway`: what devices and services connect to, one process per core on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from gateway.options import GatewayOptions
+    from seamark.process import Health
+
+RESTART_SECONDS = 1.0
+STOP_SECONDS_MAX = 25.0
+
+
+def gateway(
+    processes: Annotated[
+        int, typer.Option("--processes", help="Processes that share the port; 0: one per core.", min=0)
+    ] = 0,
+) -> None:
+    """Run the gateway."""
+    settings = load_settings()
+    count = processes or os.cpu_count() or 1
+    sys.exit(_serve(settings) if count == 1 else _serve_many(settings, count))
+
+
+def _serve(settings: Settings) -> int:
+    from seamark.process import run_role
+
+    async def work(stop: asyncio.Event, health: Health) -> None:
+        from gateway.context import Context
+        from gateway.health import not_ready
+        from gateway.server import run
+
+        def started(port: int, context: Context) -> None:
+            health.not_ready = lambda: not_ready(context)
+
+        await run(_options(settings), stop=stop, port=settings.gateway_port, reuse_port=True, started=started)
+
+    return run_role("gateway", settings, work)
+
+
+def _options(settings: Settings) -> GatewayOptions:
+    from gateway.options import GatewayOptions
+
+    return GatewayOptions(
+        nats=settings.nats("seamark-gateway"),
+        postgres_url=settings.postgres_url.reveal() if settings.postgres_url else None,
+        jwt_secret=settings.jwt_secret.reveal() if settings.jwt_secret else None,
+        jwks_url=settings.jwks_url,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        origins=settings.origins,
+        host=settings.gateway_host,
+        dev=settings.profile == "dev",
+        dev_api_key=settings.dev_api_key.reveal() if settings.dev_api_key else None,
+        handshakes_per_minute=settings.handshakes_per_minute,
+    )
+
+
+def _serve_many(settings: Settings, count: int) -> int:
+    """Parent of `count` processes: a dead one is replaced, signals are passed on. It serves nothing itself."""
+    port = settings.gateway_port or _reserve_port(settings.gateway_host)
+    stopping = False
+
+    def stop(signum: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stop)
+    children = [_spawn(port) for _ in range(count)]
+    while not stopping:
+        time.sleep(0.2)
+        for index, child in enumerate(children):
+            if child.poll() is not None and not stopping:
+                if child.returncode == 78:  # misconfigured: the child has said what is wrong
+                    _end(children)
+                    return 78
+                time.sleep(RESTART_SECONDS)
+                children[index] = _spawn(port)
+    return _end(children)
+
+
+def _spawn(port: int) -> subprocess.Popen[bytes]:
+    from seamark.dev.child import death_signal_setter
+
+    env = {**os.environ, "SEAMARK_GATEWAY_PORT": str(port), "SEAMARK_HEALTH_PORT": "0"}
+    argv = [sys.executable, "-m", "seamark", "gateway", "--processes", "1"]
+    return subprocess.Popen(argv, env=env, preexec_fn=death_signal_setter(signal.SIGTERM))  # noqa: PLW1509
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> int:
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    for child in children:
+        try:
+            child.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    return 0
+
+
+def _reserve_port(host: str) -> int:
+    """A port all children can bind; taken free a moment before they do."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

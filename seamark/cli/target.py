@@ -1,0 +1,59 @@
+"""Which Seamark a command talks to: the flags, the environment, or the development stack of this folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from engine.errors import InvalidSetting
+from engine.jetstream import NatsSettings
+from engine.settings import load_settings
+
+DATA_FOLDER = Path(".seamark")
+
+Folder = Annotated[Path, typer.Option("--folder", help="Folder of the development stack.", envvar="SEAMARK_FOLDER")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Tenant; the stack's own by default.")]
+
+
+class DevFile(msgspec.Struct, kw_only=True):
+    """`<data folder>/dev.json`: where a running development stack is, and keys to it. Mode 0600."""
+
+    nats_url: str
+    redis_url: str
+    postgres_url: str
+    gateway_url: str
+    tenant: str
+    user: str
+    token: str
+    operator_token: str
+    api_key: str
+    jwt_secret: str
+    nats_monitor_url: str | None = None
+
+
+def read_dev_file(data: Path) -> DevFile:
+    """The development stack's description.
+
+    Raises:
+        InvalidSetting: there is none, or it cannot be read; the message says how to start one.
+    """
+    path = data / "dev.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DevFile)
+    except FileNotFoundError as error:
+        message = f"{path} does not exist: start the stack with `make run` (or `seamark dev`), or name its folder with --folder"
+        raise InvalidSetting(message) from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidSetting(f"{path} cannot be read: {error}") from error
+
+
+def nats_settings(data: Path, name: str) -> NatsSettings:
+    """The broker: `SEAMARK_NATS_URL` and its like where they are set, else the development stack's."""
+    if "SEAMARK_NATS_URL" in os.environ:
+        return load_settings().nats(name)
+    return NatsSettings(read_dev_file(data).nats_url, name=name)

@@ -1,0 +1,67 @@
+"""The roles of a development stack as child processes: restarted when they die, with backoff, and it is said."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from seamark.dev.child import Child
+
+BACKOFF_SECONDS_MIN = 0.5
+BACKOFF_SECONDS_MAX = 10.0
+CALM_SECONDS = 30.0
+"""A role that lived this long starts with the shortest backoff again."""
+STOP_SECONDS = 25.0
+POLL_SECONDS = 0.1
+
+
+class Role:
+    """One role: `python -m seamark <words>`.
+
+    Args:
+        say: called with one line whenever something happens.
+    """
+
+    def __init__(
+        self, name: str, words: list[str], env: Mapping[str, str], log_path: Path, say: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self._words = words
+        self._env = env
+        self._say = say
+        self.child = Child(name, log_path, death_signal=signal.SIGTERM)
+        self.restarts = 0
+
+    def spawn(self) -> None:
+        """Start it; from the thread that lives as long as the stack."""
+        self.child.spawn([sys.executable, "-m", "seamark", *self._words], env=self._env)
+
+    async def keep(self) -> None:
+        """Restart it for ever when it ends by itself."""
+        backoff = BACKOFF_SECONDS_MIN
+        while True:
+            began = time.monotonic()
+            while self.child.alive:  # noqa: ASYNC110 - nobody tells us but the kernel, when asked
+                await asyncio.sleep(POLL_SECONDS)
+            if time.monotonic() - began > CALM_SECONDS:
+                backoff = BACKOFF_SECONDS_MIN
+            self.restarts += 1
+            why = _why(self.child.exit_code)
+            self._say(f"{self.name} ended ({why}), restarting in {backoff:g} s; log: {self.child.log_path}")
+            await asyncio.sleep(backoff)
+            backoff = min(BACKOFF_SECONDS_MAX, backoff * 2)
+            self.spawn()
+
+    def stop(self) -> None:
+        """End it in order."""
+        self.child.stop(signal.SIGTERM, STOP_SECONDS)
+
+
+def _why(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

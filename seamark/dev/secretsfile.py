@@ -1,0 +1,45 @@
+"""What a development stack keeps over restarts: its secret, its API key, the ports it had. Mode 0600."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import InvalidSetting
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """`<data folder>/kept.json`."""
+
+    jwt_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
+    api_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
+    ports: dict[str, int] = {}
+
+
+def read_kept(data: Path) -> Kept:
+    """What an earlier run on this data kept, or fresh secrets.
+
+    Raises:
+        InvalidSetting: the file is there but cannot be read.
+    """
+    path = data / "kept.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Kept)
+    except FileNotFoundError:
+        return Kept()
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidSetting(f"{path} cannot be read ({error}): remove it to start with fresh secrets") from error
+
+
+def write_private_json(path: Path, value: object) -> None:
+    """Write `value` so that only this user can read it, whole or not at all."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text)
+    temporary.replace(path)

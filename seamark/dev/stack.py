@@ -1,0 +1,241 @@
+"""The embedded stack: servers, topology, schema and roles on this machine, from one command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import asyncpg
+
+from engine import topology
+from engine.errors import InvalidSetting, Unavailable
+from engine.jetstream import NatsSettings, connect
+from seamark.cli.target import DevFile
+from seamark.cli.token import sign
+from seamark.dev.child import free_port, is_free
+from seamark.dev.roles import Role
+from seamark.dev.secretsfile import Kept, read_kept, write_private_json
+from seamark.dev.servers import HOST, NatsServer, Postgres, Server, Valkey
+from seamark.migrate import migrate
+
+TENANT = "default"
+USER = "alice"
+TOKEN_SECONDS = 30 * 86_400
+GATEWAY_PORT = 8080
+READY_SECONDS_MAX = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user of `seamark dev` chooses. `port` None: the port of the last run, else 8080, else a free one."""
+
+    data: Path
+    port: int | None = None
+    partitions: int | None = None
+    processes: int = 1
+
+
+class Stack:
+    """A running development stack; made by `started`."""
+
+    def __init__(self, options: Options, kept: Kept, say: Say) -> None:
+        self._options = options
+        self._kept = kept
+        self._say = say
+        self._servers: list[Server] = []
+        self._roles: list[Role] = []
+        self.nats_url = self.redis_url = self.postgres_url = self.gateway_url = ""
+        self.monitor_url: str | None = None
+
+    @property
+    def roles(self) -> list[Role]:
+        """The role processes."""
+        return self._roles
+
+    async def start(self) -> None:
+        """Servers, topology, schema, roles; returns when the gateway can serve."""
+        await self._start_servers()
+        self._say("applying topology and schema")
+        await self._prepare_stores()
+        port = self._gateway_port()
+        self.gateway_url = f"http://{HOST}:{port}"
+        write_private_json(self._options.data / "kept.json", self._kept)
+        self._start_roles(port)
+        await self._wait_for_gateway()
+
+    async def _start_servers(self) -> None:
+        data, ports = self._options.data, self._kept.ports
+        self.nats_url = os.environ.get("SEAMARK_NATS_URL", "")
+        self.redis_url = os.environ.get("SEAMARK_REDIS_URL", "")
+        self.postgres_url = os.environ.get("SEAMARK_POSTGRES_URL", "")
+        if not self.nats_url:
+            nats = NatsServer(data / "nats", port=_port(ports.get("nats")))
+            await self._start_server(nats)
+            self.nats_url, self.monitor_url, ports["nats"] = nats.url, nats.monitor_url, nats.port
+        if not self.redis_url:
+            valkey = Valkey(data / "valkey", port=_port(ports.get("valkey")), persistent=True)
+            await self._start_server(valkey)
+            self.redis_url, ports["valkey"] = valkey.url, valkey.port
+        if not self.postgres_url:
+            postgres = Postgres(data / "postgres", port=_port(ports.get("postgres")))
+            await self._start_server(postgres)
+            self.postgres_url, ports["postgres"] = postgres.url, postgres.port
+
+    async def _start_server(self, server: Server) -> None:
+        self._say(f"starting {server.name}")
+        self._servers.append(server)
+        await asyncio.to_thread(server.prepare)
+        server.spawn()
+        await asyncio.to_thread(server.wait_ready)
+
+    async def _prepare_stores(self) -> None:
+        broker = await connect(NatsSettings(self.nats_url, name="seamark-dev"))
+        try:
+            await topology.ensure(broker, "dev", self._options.partitions)
+        finally:
+            await broker.close()
+        await migrate(self.postgres_url)
+        connection = await asyncpg.connect(self.postgres_url, timeout=10)
+        try:
+            await connection.execute(
+                "INSERT INTO api_keys (tenant, name, key_hash, scopes) VALUES ($1, 'dev', $2, $3)"
+                " ON CONFLICT (key_hash) DO NOTHING",
+                TENANT,
+                hashlib.sha256(self._kept.api_key.encode()).digest(),
+                ["events:write"],
+                timeout=10,
+            )
+        finally:
+            await connection.close(timeout=10)
+
+    def _gateway_port(self) -> int:
+        asked, ports = self._options.port, self._kept.ports
+        if asked:
+            if not is_free(asked, HOST):
+                raise InvalidSetting(f"--port: port {asked} is in use")
+            ports["gateway"] = asked
+        elif not is_free(ports.setdefault("gateway", GATEWAY_PORT), HOST):
+            ports["gateway"] = free_port(HOST)
+        return ports["gateway"]
+
+    def _start_roles(self, port: int) -> None:
+        data = self._options.data
+        env = {
+            **os.environ,
+            "SEAMARK_PROFILE": "dev",
+            "SEAMARK_NATS_URL": self.nats_url,
+            "SEAMARK_REDIS_URL": self.redis_url,
+            "SEAMARK_POSTGRES_URL": self.postgres_url,
+            "SEAMARK_JWT_SECRET": self._kept.jwt_secret,
+            "SEAMARK_DEV_API_KEY": self._kept.api_key,
+            "SEAMARK_GATEWAY_HOST": HOST,
+            "SEAMARK_GATEWAY_PORT": str(port),
+            "SEAMARK_LOG_FORMAT": "json",
+        }
+        gateway = ["gateway", "--processes", str(self._options.processes)]
+        for name, words in (("dispatcher", ["dispatcher"]), ("gateway", gateway)):
+            self._say(f"starting {name}")
+            role = Role(name, words, env, data / f"{name}.log", self._say)
+            role.spawn()
+            self._roles.append(role)
+
+    async def _wait_for_gateway(self) -> None:
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX), aiohttp.ClientSession() as http:
+                while not await _ready(http, f"{self.gateway_url}/readyz"):
+                    for role in self._roles:
+                        if not role.child.alive:
+                            raise Unavailable(f"{role.name} ended while starting\n{role.child.log_tail()}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            tail = self._roles[-1].child.log_tail()
+            raise Unavailable(f"the gateway is not ready after {READY_SECONDS_MAX:g} s\n{tail}") from error
+
+    def describe(self) -> DevFile:
+        """Where everything is, and keys to it."""
+        secret = self._kept.jwt_secret
+        return DevFile(
+            nats_url=self.nats_url,
+            redis_url=self.redis_url,
+            postgres_url=self.postgres_url,
+            gateway_url=self.gateway_url,
+            tenant=TENANT,
+            user=USER,
+            token=sign(secret, TENANT, USER, TOKEN_SECONDS),
+            operator_token=sign(secret, TENANT, "operator", TOKEN_SECONDS, scope="operator"),
+            api_key=self._kept.api_key,
+            jwt_secret=secret,
+            nats_monitor_url=self.monitor_url,
+        )
+
+    async def keep(self) -> None:
+        """Restart roles that die; ends by cancellation."""
+        async with asyncio.TaskGroup() as tasks:
+            for role in self._roles:
+                tasks.create_task(role.keep(), name=f"keep {role.name}")
+
+    def stop(self) -> None:
+        """Everything in order: who takes work first, then who does it, then the stores."""
+        for role in reversed(self._roles):
+            self._say(f"stopping {role.name}")
+            role.stop()
+        for server in reversed(self._servers):
+            self._say(f"stopping {server.name}")
+            server.stop()
+
+
+@contextlib.asynccontextmanager
+async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
+    """A stack that runs until the block ends.
+
+    Raises:
+        InvalidSetting: another stack runs on this data, or a port is taken. ServerFailed, Unavailable: see the message.
+    """
+    options.data.mkdir(parents=True, exist_ok=True)
+    with _locked(options.data):
+        stack = Stack(options, read_kept(options.data), say)
+        try:
+            await stack.start()
+            write_private_json(options.data / "dev.json", stack.describe())
+            yield stack
+        finally:
+            stack.stop()
+
+
+@contextlib.contextmanager
+def _locked(data: Path) -> Iterator[None]:
+    """One stack per data folder; the lock goes with the process, however it ends."""
+    with (data / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise InvalidSetting(
+                f"a stack already runs on {data} (pid {file.read().strip() or 'unknown'}): stop it, or name another --folder"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _port(kept: int | None) -> int | None:
+    """The port of the last run if it is still free: URLs in an operator's history go on to work."""
+    return kept if kept and is_free(kept, HOST) else None
+
+
+async def _ready(http: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with http.get(url, timeout=aiohttp.ClientTimeout(total=2)) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
