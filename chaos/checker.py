@@ -51,6 +51,7 @@ class Found(NamedTuple):
     user: str
     event: str
     key: str
+    event_epoch: str
     event_seq: int
 
 
@@ -217,7 +218,8 @@ def check_order(history: History) -> Iterator[Violation]:
             if before is None:
                 continue
             numbers = [history.published[f.event].number for f in (before, found) if f.event in history.published]
-            if found.event_seq < before.event_seq or numbers != sorted(numbers):
+            older = found.event_epoch == before.event_epoch and found.event_seq < before.event_seq
+            if older or numbers != sorted(numbers):
                 yield Violation("order", f"{found.event} follows {before.event} for {found.user} on {replica}")
 
 

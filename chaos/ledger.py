@@ -5,7 +5,8 @@ a lost connection). A line that is only ever `invoke` counts as `info`: its proc
 
 - `publish`: event, to, key, number (counts up per key); ok adds seq (position in EVENTS).
 - `stream`: an `ok` line per LOG at the end: name, epoch, first, last, replica.
-- `record`: an `ok` line per record found in a LOG at the end: replica, stream, epoch, seq, user, event, key, event_seq.
+- `record`: an `ok` line per record found in a LOG at the end: replica, stream, epoch, seq, user, event, key, and the
+  event's place in EVENTS: event_epoch, event_seq.
 - `open`: a session begins: session, user, device, cursor (as asked, or None); ok adds resumed, reason, start.
 - `deliver`: an `ok` line per frame a device got: session, epoch, seq, prev, event (None for a frame that only moves the cursor).
 - `ack`: session, epoch, seq.

@@ -127,6 +127,7 @@ def _facts(stored: Stored) -> dict[str, Any]:
         "user": record["user"],
         "event": record["id"],
         "key": record["data"]["key"],
+        "event_epoch": record["event"]["epoch"],
         "event_seq": record["event"]["seq"],
     }
 

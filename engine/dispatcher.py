@@ -81,8 +81,9 @@ class Dispatcher:
             except BrokerError as error:
                 _log.debug("epochs could not be read", error=type(error).__name__)
                 continue
-            for worker in self._workers:
-                worker.check_epochs(actual)
+            for worker, reader in zip(self._workers, self.readers, strict=True):
+                if worker.changed(actual):
+                    reader.suspect()
 
 
 class DispatchWorker:
@@ -152,19 +153,28 @@ class DispatchWorker:
         self._writers[partition] = writer
         return writer
 
-    def check_epochs(self, actual: dict[str, str | None]) -> None:
-        """Compare with the incarnations this worker began with; a difference stops it at its next round."""
+    def changed(self, actual: dict[str, str | None]) -> bool:
+        """Is one of these incarnations not the one this worker began with? Then it stops at its next round."""
         for name, epoch in self._epochs.actual.items():
             if actual.get(name) != epoch:
                 self._changed = name
+        return self._changed is not None
+
+    def check(self, state: StreamState) -> None:
+        """A stream re-created in between has the same names and numbers, for other events."""
+        self.changed({**self._epochs.actual, state.name: state.epoch})
+        self._check_changed()
+
+    def _check_changed(self) -> None:
+        if self._changed:
+            raise PartitionStopped(f"{self._changed} changed its incarnation", REPAIR)
 
     # --- work --------------------------------------------------------------------------------------------------------
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
         for round_ in rounds(batch, self._ownership.events_epoch):
-            if self._changed:
-                raise PartitionStopped(f"{self._changed} changed its incarnation", REPAIR)
+            self._check_changed()
             await self._settle_round(round_)
 
     async def _settle_round(self, round_: Round) -> None:

@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from engine import failpoints, metrics
@@ -37,9 +38,20 @@ class Ownership:
 
 
 async def read_mark(broker: Broker, partition: int, event_partition: int) -> PlacedMark:
-    """The mark of an event partition as the LOG's leader shows it."""
-    stored = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
-    return PlacedMark(stored.seq, decode_mark(stored.payload)) if stored else NO_MARK
+    """The mark of an event partition as the LOG's leader shows it.
+
+    Raises:
+        PartitionStopped: somebody wrote something else there.
+    """
+    stream, subject = log_stream(partition), mark_subject(partition, event_partition)
+    stored = await broker.leader_last(stream, subject)
+    if stored is None:
+        return NO_MARK
+    try:
+        return PlacedMark(stored.seq, decode_mark(stored.payload))
+    except msgspec.DecodeError as error:
+        remedy = f"Delete message {stored.seq} of {stream}: the mark before it counts then"
+        raise PartitionStopped(f"what {subject} holds is not a mark ({error})", remedy) from error
 
 
 def check_mark(
@@ -171,7 +183,7 @@ class LogWriter:
             try:
                 found = await read_mark(self._broker, self._partition, self._event_partition)
                 verdict = settle(sent, self._placed, found)
-                if verdict is Verdict.GONE:
+                if verdict in (Verdict.GONE, Verdict.ASK_AGAIN):
                     await self._check_epoch()
             except BrokerError as error:
                 self._report_stall(started, error)
@@ -189,13 +201,14 @@ class LogWriter:
                 raise StepDown(f"{self._stream} was taken over by another owner")
             if verdict is Verdict.CLAIM:
                 raise Overtaken(f"{self._stream} was written by an older owner")
+            self._report_stall(started, Unanswered("its leader shows an older mark than it has confirmed"))
             await asyncio.sleep(RETRY_SECONDS_MAX / 4)
 
     async def _check_epoch(self) -> None:
-        """No mark where one stood: aged out if the LOG is the one I know, lost with it otherwise."""
+        """No mark, or an older one, where mine stood: aged out or a stale answer if the LOG is the one I know."""
         state = await self._broker.stream(self._stream)
         if state.epoch != self._log_epoch:
-            raise PartitionStopped(f"{self._stream} was re-created", REPAIR)
+            raise PartitionStopped(f"{self._stream} changed its incarnation", REPAIR)
 
     def _report_stall(self, started: float, error: BrokerError) -> None:
         waited = time.monotonic() - started

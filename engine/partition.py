@@ -20,14 +20,17 @@ from nats.nuid import NUID
 
 from engine import metrics, wire
 from engine.errors import BrokerError, PartitionStopped, StepDown, Unavailable
-from engine.jetstream import Broker
+from engine.jetstream import Broker, StreamState
 from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
 
 _log = structlog.get_logger("seamark.partition")
 
 GROUP = "owner"
 PULL_GRACE_SECONDS = 1.0
-RETRY_SECONDS = 0.25
+RETRY_SECONDS_MIN = 0.25
+RETRY_SECONDS_MAX = 2.0
+"""Trying again begins with a claim, which is stored: what fails for hours must not fill the log with claims."""
+
 STOPPED_RETRY_SECONDS = 10.0
 
 
@@ -53,6 +56,13 @@ class Worker(Protocol):
 
     async def position(self) -> int:
         """The sequence to read next, without taking over."""
+
+    def check(self, state: StreamState) -> None:
+        """Is the stream, as its leader describes it now, the one the position counts in?
+
+        Raises:
+            PartitionStopped: it is another incarnation, or another stream of the worker's is.
+        """
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Apply a batch; returns when its effect and position are stored. Retries passing failures in place.
@@ -107,6 +117,7 @@ class PartitionReader:
         self._last_seq = 0
         self._next_consumer_seq = 1
         self._doubt = False
+        self._retry_seconds = RETRY_SECONDS_MIN
         self._heard_at = self._message_at = self._pulled_at = time.monotonic()
         self._wake = asyncio.Event()
         self._log = _log.bind(stream=source.stream, consumer=source.consumer)
@@ -162,7 +173,8 @@ class PartitionReader:
             self._stop(error)
         except (BrokerError, OSError, TimeoutError) as error:
             self._log.warning("interrupted, trying again", error=type(error).__name__, detail=str(error)[:200])
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(self._retry_seconds)
+            self._retry_seconds = min(RETRY_SECONDS_MAX, self._retry_seconds * 2)
 
     async def _claim(self) -> None:
         self._metrics.claims.inc()
@@ -182,6 +194,7 @@ class PartitionReader:
         self._doubt = True
         source = self._source
         state = await self._broker.stream(source.stream)
+        self._worker.check(state)
         if state.messages and state.first_seq > next_seq:
             self._metrics.possibly_trimmed.inc()
             self._log.error("messages may have been trimmed unread", next_seq=next_seq, first_seq=state.first_seq)
@@ -216,6 +229,7 @@ class PartitionReader:
             if self.phase is Phase.READING:
                 self.phase = Phase.CLAIMING
             raise
+        self._retry_seconds = RETRY_SECONDS_MIN
         self._metrics.handled.inc(len(batch))
         self._pull()
 
@@ -262,7 +276,7 @@ class PartitionReader:
         if int(consumer_seq) != self._next_consumer_seq or seq <= self._last_seq:
             if self._next_consumer_seq > 1:
                 self._metrics.gaps.inc()
-                self._suspect()
+                self.suspect()
             return
         self._next_consumer_seq += 1
         self._last_seq = seq
@@ -292,7 +306,7 @@ class PartitionReader:
             self._pull()
         else:
             # 409, 503: no consumer or no leader just now. The watch pulls again; asking at once would be a hot loop.
-            self._suspect()
+            self.suspect()
 
     def _pull(self) -> None:
         """Keep one to two batches on order, none while two are buffered: then to lose the pin is normal."""
@@ -314,21 +328,21 @@ class PartitionReader:
         self._outstanding += batch
         self._pulled_at = time.monotonic()
 
-    def _suspect(self) -> None:
-        """Something may have been missed: read again from the position."""
+    def suspect(self) -> None:
+        """Something may have been missed, or changed: look at the stream again and read on from the position."""
         if self.phase is Phase.READING:
             self._doubt = True
             self._wake.set()
 
     def _on_reconnect(self) -> None:
         self._outstanding = 0
-        self._suspect()
+        self.suspect()
         self._pull()
 
     def _on_leader_change(self, stream: str, consumer: str) -> None:
         if stream == self._source.stream and consumer in ("", self._source.consumer):
             self._outstanding = 0
-            self._suspect()
+            self.suspect()
             self._pull()
 
     def _on_unpinned(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
@@ -347,7 +361,7 @@ class PartitionReader:
             ):
                 self._log.warning("a pull went unanswered")
                 self._outstanding = 0
-                self._suspect()
+                self.suspect()
             try:
                 self._pull()
                 if now - self._message_at >= self._quiet_seconds:
@@ -357,6 +371,9 @@ class PartitionReader:
                 self._stop(error)
             except (BrokerError, OSError, TimeoutError) as error:
                 self._log.debug("could not ask the leader", error=type(error).__name__)
+            except Exception:
+                # Without the watch a lost message is never missed; what we did not foresee must not end it.
+                self._log.exception("the watch failed, it goes on")
 
     async def _ask_leader(self) -> None:
         """Is there a message that should have come? Then the reading head is wrong."""
@@ -364,7 +381,7 @@ class PartitionReader:
             last = self._last_seq
             found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
             if found is not None and self._last_seq == last:
-                self._suspect()
+                self.suspect()
         elif self.phase is Phase.STANDBY and not await self._is_pinned():
             next_seq = await self._worker.position()
             if await self._broker.leader_next(self._source.stream, self._source.subject, next_seq) is not None:

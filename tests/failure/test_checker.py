@@ -38,7 +38,8 @@ def good_history(seed: int, events: int = 120) -> list[Line]:
         for user, log in logs.items():
             for seq, event, key, event_seq in log:
                 place = {"replica": replica, "stream": stream_of(user), "epoch": "aaaa", "seq": seq}
-                ledger.note("scan", "record", **place, user=user, event=event, key=key, event_seq=event_seq)
+                place |= {"event_epoch": "eeee", "event_seq": event_seq}
+                ledger.note("scan", "record", **place, user=user, event=event, key=key)
     for user, log in logs.items():
         walk(ledger, rng, user, log)
     return ledger.lines
