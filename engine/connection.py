@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.nuid import NUID
 
 from engine import wire
-from engine.errors import Unanswered, Unavailable
+from engine.errors import ApiError, BrokerError, Forbidden, Unanswered, Unavailable
 from engine.limits import OUTBOUND_BYTES_MAX
+from engine.natsclient import EngineClient, outgoing
 
 _log = structlog.get_logger("seamark.nats")
 
@@ -29,6 +31,11 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 PING_INTERVAL_SECONDS = 3.0
 """Two unanswered pings end a half-open connection: after 9 s at most, within the time a leader election takes anyway."""
 
+CLOSE_TIMEOUT_SECONDS = 5.0
+REFUSAL_LOG_SECONDS = 60.0
+
+_TOO_LARGE = 10054
+_REFUSAL = re.compile(r'for (Publish|Subscription) to "([^"]*)"')
 
 _NO_QUEUE: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
 """Stands in for the queue of subscriptions that never use it."""
@@ -59,26 +66,11 @@ class Delivery(NamedTuple):
     payload: bytes
 
 
-class _Client(Client):
-    """nats-py's client, with its parser replaced and its reconnect unable to hang on a dead socket."""
+class _Waiting(NamedTuple):
+    """Who waits for answers on a reply subject, and whether a refused subject is one it published to."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.parser = wire.HotParser(self)
-        self._ps = self.parser  # type: ignore[assignment]
-
-    async def _process_op_err(self, e: Exception) -> None:
-        # The reconnect first closes the old transport gracefully, which waits for a peer that may never read again.
-        transport = outgoing(self)
-        if transport is not None and not self.is_closed and not self.is_reconnecting:
-            transport.abort()
-        await super()._process_op_err(e)
-
-
-def outgoing(client: Client) -> asyncio.WriteTransport | None:
-    """The socket transport under nats-py, or None before the first connect."""
-    writer = getattr(client._transport, "_io_writer", None)
-    return writer.transport if writer is not None else None
+    callback: Callable[[Delivery | BrokerError], None]
+    concerns: Callable[[str], bool]
 
 
 class Subscription:
@@ -95,9 +87,11 @@ class Subscription:
         """Returns once the server has processed this subscription (SUB, PING, PONG; one PING serves all that wait).
 
         Raises:
-            Unanswered: no PONG within 5 s.
+            Unanswered: no PONG within 5 s, or the connection was lost. Forbidden: this user may not subscribe here.
         """
         await self._connection.flush()
+        if self.subject in self._connection._refused:
+            raise Forbidden(f"subscribing to {_kind(self.subject)} is not permitted to this user")
 
     def unsubscribe(self) -> None:
         """End the interest; messages already read are still handled."""
@@ -109,14 +103,17 @@ class Connection:
 
     def __init__(self, settings: NatsSettings) -> None:
         self.settings = settings
-        self.nc = _Client()
+        self.nc = EngineClient(self._on_refusal)
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
         self.on_doubt: list[Callable[[], None]] = []
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}".encode()
         self._tokens = itertools.count(1)
-        self._waiting: dict[bytes, Callable[[Delivery | None], None]] = {}
-        self._flushing: asyncio.Task[None] | None = None
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._next_ping: asyncio.Future[bool] | None = None
+        self._pings: set[asyncio.Future[bool]] = set()
+        self._refused: set[str] = set()
+        self._refusals_logged: dict[str, float] = {}
 
     async def open(self) -> None:
         """Connect, and from then on reconnect for ever.
@@ -145,8 +142,11 @@ class Connection:
                     **options,
                 )
         except (TimeoutError, OSError, nats.errors.Error) as error:
-            await self.nc.close()
-            raise Unavailable(f"no NATS server answers at {_shown(settings.url)}: {error}") from error
+            why = self.nc.last_error or error
+            await self._end()
+            raise Unavailable(
+                f"no NATS server takes us in at {_shown(settings.url)}: {type(why).__name__} {why}"
+            ) from error
         self.subscribe(self._inbox.decode() + ".*", self._on_reply)
         await self.flush()
 
@@ -163,15 +163,21 @@ class Connection:
         client._subs[sid] = entry = NatsSubscription(client, sid, subject, pending_msgs_limit=1)
         entry._pending_queue = _NO_QUEUE  # its own would cost 3 KB for each connected user
         client.parser.handlers[b"%d" % sid] = callback
-        if client.is_connected:
-            self.write(b"SUB %b %d\r\n" % (subject.encode(), sid))
+        self._control(b"SUB %b %d\r\n" % (subject.encode(), sid))
         return Subscription(self, sid, subject)
 
     def _unsubscribe(self, sid: int) -> None:
-        self.nc._subs.pop(sid, None)
+        entry = self.nc._subs.pop(sid, None)
         self.nc.parser.handlers.pop(b"%d" % sid, None)
-        if self.nc.is_connected:
-            self.write(b"UNSUB %d\r\n" % sid)
+        if entry is not None:
+            self._refused.discard(entry.subject)
+            self._control(b"UNSUB %d\r\n" % sid)
+
+    def _control(self, line: bytes) -> None:
+        """Nothing is lost where this writes nothing: a reconnect replays the subscriptions that stand then."""
+        transport = outgoing(self.nc)
+        if transport is not None and self.nc.is_connected and not transport.is_closing():
+            transport.write(line)
 
     def write(self, data: bytes) -> None:
         """Hand raw protocol bytes to the socket.
@@ -193,13 +199,30 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         reply: str | bytes = b"",
     ) -> None:
-        """Core NATS, at most once, no answer. Raises Unavailable as `write` does."""
-        self.write(wire.encode_publish(_bytes(subject), _bytes(reply), wire.header_lines(headers), payload))
+        """Core NATS, at most once, no answer.
 
-    def expect(self, callback: Callable[[Delivery | None], None]) -> bytes:
-        """A reply subject whose messages go to `callback`; None says that the connection was lost. End it with `forget`."""
+        Raises:
+            Unavailable: as `write`. ApiError: 10054, larger than the server takes.
+        """
+        lines = wire.header_lines(headers)
+        self._check_size(len(lines) + len(payload))
+        self.write(wire.encode_publish(_bytes(subject), _bytes(reply), lines, payload))
+
+    def _check_size(self, size: int) -> None:
+        """The server would close the connection over it, and with it whatever else is in flight."""
+        if size > self.nc.max_payload:
+            raise ApiError(
+                413, _TOO_LARGE, f"a message of {size} bytes is above the server's max_payload of {self.nc.max_payload}"
+            )
+
+    def expect(self, callback: Callable[[Delivery | BrokerError], None], concerns: Callable[[str], bool]) -> bytes:
+        """A reply subject whose messages go to `callback`; an error says that none will come. End it with `forget`.
+
+        Args:
+            concerns: is this subject, which the server refuses, one of those published to?
+        """
         token = b"%x" % next(self._tokens)
-        self._waiting[token] = callback
+        self._waiting[token] = _Waiting(callback, concerns)
         return self._inbox + b"." + token
 
     def forget(self, reply: bytes) -> None:
@@ -219,11 +242,12 @@ class Connection:
         Raises:
             Unavailable: nobody listens there, or not connected: nothing was done.
             Unanswered: no answer in time, or the connection was lost: the outcome is unknown.
+            Forbidden: this user may not publish there. ApiError: 10054, larger than the server takes.
         """
         answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
-        reply = self.expect(lambda delivery: _settle(answer, delivery))
+        reply = self.expect(lambda outcome: settle(answer, outcome), subject.__eq__)
         try:
-            self.write(wire.encode_publish(subject.encode(), reply, wire.header_lines(headers), payload))
+            self.publish(subject, payload, headers, reply)
             async with asyncio.timeout(timeout_seconds):
                 delivery = await answer
         except TimeoutError as error:
@@ -238,72 +262,111 @@ class Connection:
         """Returns once the server has processed all that was written before.
 
         Raises:
-            Unanswered: not within 5 s.
+            Unanswered: not within 5 s, or the connection was lost.
         """
-        if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush(), name="nats-flush")
-            self._flushing.add_done_callback(_retrieved)
+        ping = self._next_ping
+        if ping is None:
+            # All who ask in this turn of the loop share a PING; who asks later has written later and needs another.
+            loop = asyncio.get_running_loop()
+            ping = self._next_ping = loop.create_future()
+            loop.call_soon(self._ping, ping)
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT_SECONDS):
-                await asyncio.shield(self._flushing)
-        except (TimeoutError, nats.errors.Error) as error:
+                answered = await asyncio.shield(ping)
+        except TimeoutError as error:
             raise Unanswered("the NATS server did not answer a ping") from error
+        if not answered:
+            raise Unanswered("the connection to NATS was lost before it answered a ping")
 
-    async def _flush(self) -> None:
-        # All who ask before the task starts share its PING; who asks later needs a PING of his own.
-        self._flushing = None
-        await self.nc.flush(timeout=int(CONFIRM_TIMEOUT_SECONDS))
+    def _ping(self, ping: asyncio.Future[bool]) -> None:
+        self._next_ping = None
+        if not self.nc.is_connected:
+            ping.set_result(False)
+            return
+        self._pings.add(ping)
+        ping.add_done_callback(self._pings.discard)
+        self.nc._pongs.append(ping)
+        self._control(b"PING\r\n")
 
     async def close(self) -> None:
-        """Write what waits and close; requests in flight fail."""
+        """Write what waits and close, within about ten seconds; requests in flight fail."""
         if self.nc.is_connected:
             try:
                 await self.flush()
             except Unanswered:
                 _log.warning("closing without an answer from the server")
+                transport = outgoing(self.nc)
+                if transport is not None:
+                    transport.abort()
         self._fail_waiting()
-        await self.nc.close()
+        await self._end()
+
+    async def _end(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await self.nc.close()
+        except (TimeoutError, OSError) as error:
+            _log.warning("the connection did not close in good order", error=type(error).__name__)
 
     def _on_reply(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         waiting = self._waiting.get(subject[len(self._inbox) + 1 :])
         if waiting is not None:
-            waiting(Delivery(subject, reply, headers, payload))
+            waiting.callback(Delivery(subject, reply, headers, payload))
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for callback in waiting.values():
-            callback(None)
+        for each in waiting.values():
+            each.callback(Unanswered("the connection to NATS was lost before the answer"))
+        for ping in list(self._pings):
+            ping.set_result(False)
+
+    def _on_refusal(self, words: str) -> None:
+        """A permission violation: it names the subject, not who asked, so everyone who asked for that subject fails."""
+        found = _REFUSAL.search(words)
+        what, subject = (found[1], found[2]) if found else ("", "")
+        if what == "Subscription":
+            self._refused.add(subject)
+        elif what == "Publish":
+            for each in [each for each in self._waiting.values() if each.concerns(subject)]:
+                each.callback(Forbidden(f"publishing to {_kind(subject)} is not permitted to this user"))
+        now, kind = time.monotonic(), f"{what} {_kind(subject)}" if found else words[:200]
+        if now - self._refusals_logged.get(kind, -REFUSAL_LOG_SECONDS) >= REFUSAL_LOG_SECONDS:
+            self._refusals_logged[kind] = now
+            _log.error("NATS does not permit this", what=kind, user=self.settings.user)
 
     async def _on_disconnect(self) -> None:
-        _log.warning("disconnected from NATS")
+        if not self.nc.is_closed:
+            _log.warning("disconnected from NATS")
         self._fail_waiting()
-        for callback in self.on_disconnect:
-            callback()
+        self._refused.clear()
+        _call(self.on_disconnect)
 
     async def _on_reconnect(self) -> None:
         _log.info("reconnected to NATS")
-        for callback in self.on_reconnect:
-            callback()
+        _call(self.on_reconnect)
 
     async def _on_error(self, error: Exception) -> None:
         _log.warning("NATS error", error=type(error).__name__, detail=str(error)[:200])
-        for callback in self.on_doubt:
+        _call(self.on_doubt)
+
+
+def _call(callbacks: Iterable[Callable[[], None]]) -> None:
+    """Each of them, whatever another one does: an exception here would end nats-py's tasks without a word."""
+    for callback in list(callbacks):
+        try:
             callback()
+        except Exception:
+            _log.exception("a callback of the connection failed")
 
 
-def _settle(future: asyncio.Future[Delivery], delivery: Delivery | None) -> None:
+def settle(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:
+    """Resolve `future` with what came, unless its waiter has given up."""
     if future.done():
         return
-    if delivery is None:
-        future.set_exception(Unanswered("the connection to NATS was lost before the answer"))
+    if isinstance(outcome, BrokerError):
+        future.set_exception(outcome)
     else:
-        future.set_result(delivery)
-
-
-def _retrieved(task: asyncio.Task[None]) -> None:
-    """Whoever waited has seen the error; if all gave up before, it is no news to anybody."""
-    if not task.cancelled():
-        task.exception()
+        future.set_result(outcome)
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -53,6 +53,13 @@ class ApiError(BrokerError):
         self.description = description
 
 
+class Forbidden(ApiError):
+    """The broker does not let this user publish or subscribe there; nothing was done."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(403, 0, description)
+
+
 class BatchRefused(ApiError):
     """The broker refused an atomic batch as a whole; nothing of it was stored."""
 

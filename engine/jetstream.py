@@ -17,8 +17,8 @@ import msgspec
 from nats.nuid import NUID
 
 from engine import wire
-from engine.connection import Connection, Delivery, NatsSettings, Subscription
-from engine.errors import ApiError, BatchRefused, Unanswered, Unavailable
+from engine.connection import Connection, Delivery, NatsSettings, Subscription, settle
+from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 WRONG_LAST_SEQUENCE = 10071
-RETRIED_ERR_CODES = frozenset({10008, 10158, 10164, 10167, 10210, 10122, 10027})
+RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
 """Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
 
 EPOCH_KEY = "seamark.epoch"
@@ -144,9 +144,12 @@ class Broker(Connection):
         """
         payload = msgspec.json.encode(body) if body is not None else b""
         delivery = await self.request(f"$JS.API.{method}", payload, timeout_seconds=timeout_seconds)
-        answer: dict[str, Any] = msgspec.json.decode(delivery.payload)
-        if error := answer.get("error"):
-            raise ApiError(*_error_facts(error))
+        try:
+            answer = msgspec.json.decode(delivery.payload, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise Unanswered(f"not an answer of JetStream: {delivery.payload[:80]!r}") from error
+        if refused := answer.get("error"):
+            raise ApiError(*_error_facts(refused))
         return answer
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -206,13 +209,20 @@ class Broker(Connection):
         Raises:
             BatchRefused: nothing was stored, and the server said why.
             Unavailable: nothing was stored. Unanswered: the outcome is unknown.
+            Forbidden: this user may not publish one of them. ApiError: 10054, one is larger than the server takes.
         """
         if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
             raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
         answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
-        reply = self.expect(lambda delivery: _settle_batch(answer, delivery))
+        reply = self.expect(
+            lambda outcome: _settle_batch(answer, outcome),
+            lambda subject: any(message.subject == subject for message in messages),
+        )
         try:
-            self.write(_encode_batch(messages, reply))
+            data = _encode_batch(messages, reply)
+            if len(data) > self.nc.max_payload:
+                self._check_size(max(len(message.headers) + len(message.payload) for message in messages))
+            self.write(data)
             async with asyncio.timeout(timeout_seconds):
                 delivery = await answer
         except TimeoutError as error:
@@ -311,17 +321,16 @@ class Broker(Connection):
         done: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
         messages: list[Delivery] = []
 
-        def on_part(delivery: Delivery | None) -> None:
-            if delivery is None or wire.status(delivery.headers):
-                _settle_batch(done, delivery)
+        def on_part(outcome: Delivery | BrokerError) -> None:
+            if isinstance(outcome, BrokerError) or wire.status(outcome.headers):
+                settle(done, outcome)
             else:
-                messages.append(delivery)
+                messages.append(outcome)
 
-        reply = self.expect(on_part)
+        subject = f"$JS.API.DIRECT.GET.{stream}"
+        reply = self.expect(on_part, subject.__eq__)
         try:
-            self.write(
-                wire.encode_publish(b"$JS.API.DIRECT.GET." + stream.encode(), reply, b"", msgspec.json.encode(body))
-            )
+            self.publish(subject, msgspec.json.encode(body), reply=reply)
             async with asyncio.timeout(timeout_seconds):
                 end = (await done).headers
         except TimeoutError as error:
@@ -347,14 +356,10 @@ def _encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _settle_batch(future: asyncio.Future[Delivery], delivery: Delivery | None) -> None:
+def _settle_batch(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:
     """An empty answer without a status is the server's nod to the first message of a batch: not the end yet."""
-    if future.done() or (delivery is not None and not delivery.payload and not wire.status(delivery.headers)):
-        return
-    if delivery is None:
-        future.set_exception(Unanswered("the connection to NATS was lost before the answer"))
-    else:
-        future.set_result(delivery)
+    if isinstance(outcome, BrokerError) or outcome.payload or wire.status(outcome.headers):
+        settle(future, outcome)
 
 
 def _ack(payload: bytes, refused: type[ApiError]) -> PubAck:

@@ -20,15 +20,19 @@ Handler = Callable[[bytes, bytes, bytes, bytes], None]
 CONTROL_LINE_BYTES_MAX = 64 << 10
 """A line longer than this is not the NATS protocol; INFO of a large cluster is the longest real one."""
 
+MESSAGE_BYTES_MAX = 64 << 20
+"""The largest `max_payload` a server can be configured for; who announces more is not a NATS server."""
+
 _CRLF = b"\r\n"
+_MESSAGES = (b"MSG", b"HMSG")
 _log = structlog.get_logger("seamark.wire")
 
 
 class Sink(Protocol):
-    """What the parser hands everything to that no registered handler takes (in practice `nats.aio.client.Client`)."""
+    """What the parser hands everything to that no registered handler takes (in practice nats-py's client)."""
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None: ...
-    async def _process_err(self, err_msg: str) -> None: ...
+    async def _process_err(self, err_msg: str) -> None: ...  # as the server wrote it: names keep their case
     async def _process_ping(self) -> None: ...
     async def _process_pong(self) -> None: ...
     async def _process_info(self, info: dict[str, Any]) -> None: ...
@@ -70,7 +74,7 @@ class HotParser:
         except nats.errors.ProtocolError:
             self.reset()
             raise
-        except (ValueError, IndexError, UnicodeDecodeError) as error:
+        except (ValueError, IndexError, RecursionError) as error:
             self.reset()
             raise nats.errors.ProtocolError from error
         if consumed < len(data):
@@ -99,15 +103,20 @@ class HotParser:
                 await self._control(data[position:line_end])
                 position = line_end + 2
                 continue
+            words_without_reply = 5 if first == 0x48 else 4
+            if len(words) == words_without_reply:
+                reply = b""
+            elif len(words) == words_without_reply + 1:
+                reply = words[3]
+            else:
+                raise nats.errors.ProtocolError
+            if not 0 <= header_bytes <= total <= MESSAGE_BYTES_MAX or words[0] not in _MESSAGES:
+                raise nats.errors.ProtocolError
             body = line_end + 2
             stop = body + total
             if stop + 2 > end:
                 return position, stop + 2 - position
-            if not 0 <= header_bytes <= total or data[stop : stop + 2] != _CRLF:
-                raise nats.errors.ProtocolError
-            words_without_reply = 5 if header_bytes or first == 0x48 else 4
-            reply = words[3] if len(words) == words_without_reply + 1 else b""
-            if not words_without_reply <= len(words) <= words_without_reply + 1:
+            if data[stop : stop + 2] != _CRLF:
                 raise nats.errors.ProtocolError
             middle = body + header_bytes
             handler = handlers.get(words[2])
@@ -128,18 +137,20 @@ class HotParser:
         return position, 0
 
     async def _control(self, line: bytes) -> None:
-        word = line[:5].upper()
-        if word.startswith(b"PING"):
+        word, _, rest = line.partition(b" ")
+        word = word.rstrip().upper()
+        if word == b"PING":
             await self._sink._process_ping()
-        elif word.startswith(b"PONG"):
+        elif word == b"PONG":
             await self._sink._process_pong()
-        elif word.startswith(b"+OK"):
-            return
-        elif word == b"INFO ":
-            await self._sink._process_info(json.loads(line[5:]))
-        elif word.startswith(b"-ERR"):
-            await self._sink._process_err(line[4:].strip().decode("utf-8", "replace").lower())
-        else:
+        elif word == b"INFO":
+            info = json.loads(rest)
+            if not isinstance(info, dict):
+                raise nats.errors.ProtocolError
+            await self._sink._process_info(info)
+        elif word == b"-ERR":
+            await self._sink._process_err(rest.strip().decode("utf-8", "replace"))
+        elif word != b"+OK":
             raise nats.errors.ProtocolError
 
 
