@@ -1,0 +1,1 @@
+"""Folds of the logs: unread counters, inbox and delivery state, each rebuildable."""
