@@ -111,7 +111,7 @@ def lost_by(change: Change, messages: int, size_bytes: int, oldest_age_seconds: 
     if field == "max_age" and wanted and wanted / 1e9 < oldest_age_seconds:
         return f"drop messages older than {wanted / 1e9:.0f} s"
     if field == "max_bytes" and 0 <= wanted < size_bytes:
-        return f"drop or refuse messages: {size_bytes} bytes are stored"
+        return f"leave it full at once: {size_bytes} bytes are stored"
     if field == "max_msgs" and 0 <= wanted < messages:
         return f"drop messages: {messages} are stored"
     if field == "max_msgs_per_subject" and messages and wanted >= 0 and (has < 0 or wanted < has):

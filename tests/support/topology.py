@@ -10,7 +10,7 @@ from engine.topology_files import files_folder
 from seamark.dev.child import free_port
 from seamark.dev.servers import HOST, NatsServer, nats_server_binary
 
-ROLES = ("publisher", "dispatcher", "gateway", "projector", "worker", "operator", "provisioner", "system")
+ROLES = ("publisher", "dispatcher", "gateway", "projector", "worker", "operator", "provisioner", "backup", "system")
 
 
 def password(user: str) -> str:

@@ -134,4 +134,4 @@ def test_accounts_name_every_log_of_production():
 
 def test_accounts_let_nobody_delete_or_purge_a_stream():
     allowed = re.sub(r"deny: \[.*?\]", "", (files_folder() / "accounts.conf").read_text(), flags=re.DOTALL)
-    assert not re.search(r"STREAM\.(DELETE|PURGE|MSG\.DELETE|RESTORE)|\$JS\.API\.>|\$JS\.API\.STREAM\.>", allowed)
+    assert not re.search(r"STREAM\.(DELETE|PURGE|MSG\.DELETE)|\$JS\.API\.>|\$JS\.API\.STREAM\.>", allowed)

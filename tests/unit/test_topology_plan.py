@@ -112,7 +112,7 @@ def test_the_transform_tells_the_number_of_a_stream_made_by_hand():
     [
         ("LOG-0", "max_age", 40 * 86400 * 10**9, "drop messages older than"),
         ("LOG-0", "max_age", 0, "drop messages older than"),
-        ("LOG-0", "max_bytes", -1, "drop or refuse messages"),
+        ("LOG-0", "max_bytes", -1, "leave it full at once"),
         ("KV_control", "max_msgs_per_subject", 64, "drop the older messages of every subject"),
         ("LOG-0", "num_replicas", 3, "keep what was accepted with 3 copies on 1"),
         ("EVENTS", "subject_transform", None, "leave stored messages under subjects nobody reads"),
