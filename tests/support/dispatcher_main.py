@@ -3,14 +3,18 @@
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
+from typing import Any
 
 import prometheus_client
 import structlog
 import uvloop
 from redis.asyncio import Redis
 
-from engine.dispatcher import run
-from engine.jetstream import NatsSettings, connect
+from engine import dispatcher
+from engine.dispatcher import DispatchWorker
+from engine.jetstream import Broker, NatsSettings, Outgoing, PubAck, connect
+from engine.rounds import Round
 
 
 async def main() -> None:
@@ -20,9 +24,30 @@ async def main() -> None:
     try:
         async with Redis.from_url(os.environ["SEAMARK_REDIS_URL"]) as redis:
             prometheus_client.start_http_server(int(os.environ["SEAMARK_HEALTH_PORT"]), "127.0.0.1")
-            await run(broker, redis, stop=stop)
+            await dispatcher.run(broker, redis, stop=stop)
     finally:
         await broker.close()
+
+
+def tell(lie: str) -> None:
+    """Take one of the dispatcher's safeguards away: tests must notice."""
+    if lie == "no-expectation":
+        commit = Broker.commit
+
+        async def unconditional(self: Broker, messages: Sequence[Outgoing], **options: Any) -> PubAck:
+            return await commit(self, [message._replace(headers=b"") for message in messages], **options)
+
+        Broker.commit = unconditional  # type: ignore[method-assign]
+    elif lie == "no-skip":
+        dispatcher.not_covered = lambda entries, mark: list(entries)
+    elif lie == "home-first":
+        settle = DispatchWorker._settle_round
+
+        async def home_first(self: DispatchWorker, round_: Round) -> None:
+            await self._append(self._q, [], round_.last_seq)
+            await settle(self, round_)
+
+        DispatchWorker._settle_round = home_first  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
@@ -34,4 +59,5 @@ if __name__ == "__main__":
             structlog.processors.JSONRenderer(),
         ]
     )
+    tell(os.environ.get("TEST_LIE", ""))
     uvloop.run(main())

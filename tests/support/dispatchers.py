@@ -23,6 +23,7 @@ class DispatcherProcess:
         self.name = name
         self.nats_url = nats_url
         self.redis_url = redis_url
+        self.lie = ""
         self.port = free_port()
         self._child = Child(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
 
@@ -37,6 +38,7 @@ class DispatcherProcess:
                 "SEAMARK_REDIS_URL": self.redis_url,
                 "SEAMARK_HEALTH_PORT": str(self.port),
                 "SEAMARK_FAIL_POINT": fail_point,
+                "TEST_LIE": self.lie,
             },
         )
 

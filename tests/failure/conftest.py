@@ -1,0 +1,20 @@
+"""Long scenarios on real servers and processes; what they have in common."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.chaos import Chaos
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m chaos` runs the scenarios alone, `-m "not chaos"` everything else."""
+    config.addinivalue_line(
+        "markers", "chaos: failure scenarios with a random part; SEAMARK_CHAOS_SECONDS makes them longer"
+    )
+
+
+@pytest.fixture
+def chaos(tmp_path: Path) -> Chaos:
+    """A scenario with a seed of its own, printed and repeatable by SEAMARK_CHAOS_SEED."""
+    return Chaos(tmp_path)

@@ -1,0 +1,63 @@
+"""A failure scenario: its seed, its ledger, and the judgement at the end."""
+
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.checker import Violation, check
+from chaos.ledger import Ledger
+from chaos.load import drained, look
+from engine.errors import BrokerError
+from engine.jetstream import Broker
+from tests.support.logs import eventually
+
+PARTITIONS = 4
+
+
+@dataclass
+class Chaos:
+    """One scenario: its seed, its ledger, and the judgement at the end.
+
+    `seconds` is how much longer than usual random parts may go on (SEAMARK_CHAOS_SECONDS).
+    """
+
+    folder: Path
+    seed: int = field(default_factory=lambda: int(os.environ.get("SEAMARK_CHAOS_SEED") or random.randrange(1 << 32)))
+    seconds: float = float(os.environ.get("SEAMARK_CHAOS_SECONDS") or 0)
+    users: list[str] = field(default_factory=lambda: [f"user{i}" for i in range(40)])
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.ledger = Ledger()
+        print(f"SEAMARK_CHAOS_SEED={self.seed}")
+
+    async def settled(self, broker: Broker, *, seconds: float = 40.0) -> None:
+        """Wait until every event is applied."""
+
+        async def all_applied() -> bool:
+            try:
+                return await drained(broker, PARTITIONS)
+            except BrokerError:
+                return False
+
+        await eventually(all_applied, seconds=seconds, every_seconds=0.1)
+
+    async def judge(self, broker: Broker, *, seconds: float = 40.0) -> int:
+        """Wait until every event is applied and check the whole history; the number of records."""
+        await self.settled(broker, seconds=seconds)
+        records = await look(broker, self.ledger, PARTITIONS)
+        self.verdict()
+        return records
+
+    async def violations(self, broker: Broker) -> list[Violation]:
+        """What is wrong with what the logs hold now."""
+        seen = Ledger(self.ledger.lines)
+        await look(broker, seen, PARTITIONS)
+        return check(seen.lines)
+
+    def verdict(self) -> None:
+        """No promise was broken."""
+        violations = check(self.ledger.lines)
+        self.ledger.dump(self.folder / "ledger.jsonl")
+        assert violations == [], f"seed {self.seed}: {len(violations)} violations, the first: {violations[:5]}"
