@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 import msgspec
 from redis.asyncio import Redis
@@ -45,6 +45,18 @@ ClaimsRule = Literal["replayed", "all", "none"]
 under a new epoch, so they would take themselves for duplicates. `all`: every one, for when the logs are lost too and
 services publish anew. `none`: keep them.
 """
+
+
+def claims_rule(text: str) -> ClaimsRule:
+    """The rule of this name.
+
+    Raises:
+        TopologyError: there is none.
+    """
+    for rule in get_args(ClaimsRule):
+        if rule == text:
+            return cast(ClaimsRule, rule)
+    raise TopologyError(f"unknown rule for claims: {text!r}", f"Choose one of {', '.join(get_args(ClaimsRule))}.")
 
 
 class StaleClaim(NamedTuple):

@@ -79,7 +79,9 @@ def check(
     async def work(broker: Broker) -> None:
         from engine import topology_check
 
-        found = await topology_check.check(broker, _profile(profile), partitions, monitor_urls=monitor or _monitors(folder))
+        found = await topology_check.check(
+            broker, _profile(profile), partitions, monitor_urls=monitor or _monitors(folder)
+        )
         _show(found, as_json=as_json)
         if found.refused:
             raise typer.Exit(2)
@@ -115,6 +117,13 @@ def repair(
         list[str] | None,
         typer.Option("--at", help="Position: first, last, mark or a sequence; 3=… for one partition. Repeat."),
     ] = None,
+    claims: Annotated[
+        str,
+        typer.Option(
+            "--claims",
+            help="Claims to forget: replayed (of restored events that are dispatched again), all (the logs are lost too), none.",
+        ),
+    ] = "replayed",
     yes: Yes = False,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
@@ -126,7 +135,8 @@ def repair(
         from engine.repair_plan import parse_positions
 
         async with _redis(folder) as redis:
-            found = await repairs.prepare(broker, redis, parse_positions(at or []))
+            rule = repairs.claims_rule(claims)
+            found = await repairs.prepare(broker, redis, parse_positions(at or []), claims=rule)
             _show(found, as_json=as_json)
             if found.refusals:
                 raise typer.Exit(2)
