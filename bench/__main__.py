@@ -1,0 +1,149 @@
+"""`python -m bench <what>`: see README.md beside this file."""
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from bench import dispatch as dispatch_bench
+from bench import fanout as fanout_bench
+from bench import idle as idle_bench
+from bench import resume as resume_bench
+from bench import storm as storm_bench
+from bench import sustained as sustained_bench
+from bench.machine import describe, raise_file_limit
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Benchmarks; one JSON object on stdout.",
+)
+
+Data = Annotated[
+    Path | None, typer.Option(help="Folder for the stores; default: the one for temporary files ($TMPDIR).")
+]
+Sync = Annotated[
+    str | None, typer.Option(help="`always`: fsync before every ack. Default: the server's own, every 2 min.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny numbers: shows that it runs, measures nothing.")]
+Json = Annotated[bool, typer.Option("--json/--table", help="One JSON object, or a table for people.")]
+
+
+def measure(name: str, work: Any, data: Path | None, *, quick: bool) -> None:
+    """Run one benchmark and print what it found beside the conditions it ran under."""
+    raise_file_limit()
+    machine = describe(data or Path(tempfile.gettempdir()))
+    figures = uvloop.run(work)
+    print(json.dumps({"benchmark": name, "quick": quick, "machine": machine, **figures}))
+
+
+@app.command()
+def dispatch(
+    events: int = 100_000, users: int = 2_000, data: Data = None, sync: Sync = None, quick: Quick = False
+) -> None:
+    """How fast a dispatcher empties EVENTS, against the broker's own limit."""
+    if quick:
+        events, users = 2_000, 100
+    measure("dispatch", dispatch_bench.run(events=events, users=users, data=data, sync=sync), data, quick=quick)
+
+
+@app.command()
+def sustained(
+    rates: Annotated[
+        str, typer.Option(help="Notifications per second, one run each, separated by commas.")
+    ] = "4000,6000,8000,10000",
+    sockets: Annotated[int, typer.Option(help="Connected devices, one user each.")] = 2_000,
+    seconds: float = 15.0,
+    gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 1,
+    acks: Annotated[bool, typer.Option(help="Whether devices acknowledge.")] = True,
+    prototype: Annotated[
+        Path | None, typer.Option(help="The naive pipeline to compare with, run before and after.")
+    ] = None,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """The rate held (p99 <= 500 ms, nothing lost, every lag < 1000) from a publisher to devices that acknowledge."""
+    if quick:
+        rates, sockets, seconds = "200", 20, 1.0
+    work = sustained_bench.run(
+        rates=[int(rate) for rate in rates.split(",")],
+        sockets=sockets,
+        seconds=seconds,
+        gateways=gateways,
+        acks=acks,
+        prototype=prototype,
+        data=data,
+        sync=sync,
+    )
+    measure("sustained", work, data, quick=quick)
+
+
+@app.command()
+def fanout(
+    users: Annotated[int, typer.Option(help="Connected users, one device each.")] = 10_000,
+    gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 1,
+    rounds: int = 5,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """One event to many connected users."""
+    if quick:
+        users, rounds = 50, 1
+    work = fanout_bench.run(users=users, gateways=gateways, rounds=rounds, data=data, sync=sync)
+    measure("fanout", work, data, quick=quick)
+
+
+@app.command()
+def storm(
+    sessions: int = 10_000,
+    gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 2,
+    rounds: int = 3,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """All sessions reconnect at once with their cursors, a tenth of them with missed records."""
+    if quick:
+        sessions, gateways, rounds = 50, 1, 1
+    work = storm_bench.run(sessions=sessions, gateways=gateways, rounds=rounds, data=data, sync=sync)
+    measure("storm", work, data, quick=quick)
+
+
+@app.command()
+def idle(
+    sessions: int = 10_000,
+    settle_seconds: Annotated[float, typer.Option(help="From the last join to the measurement.")] = 35.0,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """Memory of sessions that have nothing to do."""
+    if quick:
+        sessions, settle_seconds = 50, 0.5
+    work = idle_bench.run(sessions=sessions, settle_seconds=settle_seconds, data=data, sync=sync)
+    measure("idle", work, data, quick=quick)
+
+
+@app.command()
+def resume(
+    resumes: Annotated[int, typer.Option(help="Warm resumes.")] = 2_000,
+    missed: Annotated[int, typer.Option(help="Records one device has missed.")] = 100_000,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """From hello to live, and a very long absence while others are served."""
+    if quick:
+        resumes, missed = 40, 2_000
+    measure("resume", resume_bench.run(resumes=resumes, missed=missed, data=data, sync=sync), data, quick=quick)
+
+
+if __name__ == "__main__":
+    app()

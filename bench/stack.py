@@ -1,0 +1,104 @@
+"""The stack of one benchmark: its own servers in a folder of its own, the real roles as processes, all ended afterwards."""
+
+import contextlib
+import secrets
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.processes import Worker, running
+from engine import topology
+from engine.jetstream import Broker, NatsSettings, connect
+from engine.subjects import log_stream
+from seamark.dev.child import free_port
+from seamark.dev.servers import NatsServer, Valkey
+
+PARTITIONS = 4
+TENANT = "default"
+READY_SECONDS = 60.0
+
+
+@dataclass
+class Stack:
+    """What runs. `roles` holds the processes of each role; the broker connection is the benchmark's own."""
+
+    folder: Path
+    nats: NatsServer
+    valkey: Valkey
+    broker: Broker
+    gateway_port: int
+    secret: str
+    roles: dict[str, list[Worker]] = field(default_factory=dict)
+    _exits: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    def pids(self, role: str) -> list[int]:
+        """Processes of a role, or of a server (`broker`, `valkey`)."""
+        if role in ("broker", "valkey"):
+            return [(self.nats if role == "broker" else self.valkey).pid]
+        return [worker.pid for worker in self.roles.get(role, [])]
+
+    async def start(self, role: str, count: int = 1) -> None:
+        """Processes of a role, ready to work when this returns."""
+        for number in range(count):
+            health = free_port()
+            env = {
+                "SEAMARK_PROFILE": "dev",
+                "SEAMARK_NATS_URL": self.nats.url,
+                "SEAMARK_REDIS_URL": self.valkey.url,
+                "SEAMARK_GATEWAY_PORT": str(self.gateway_port),
+                "SEAMARK_HEALTH_PORT": str(health),
+                "SEAMARK_JWT_SECRET": self.secret,
+            }
+            log = self.folder / f"{role}-{number}.log"
+            arguments = ["-m", "seamark", role, *(["--processes", "1"] if role == "gateway" else [])]
+            worker = await self._exits.enter_async_context(running(role, arguments, log, env=env, speaks=False))
+            await worker.until(lambda port=health: _is_ready(port), READY_SECONDS)
+            self.roles.setdefault(role, []).append(worker)
+
+    async def worker(self, module: str, *arguments: str) -> Worker:
+        """A process of the benchmark itself (`python -m bench.<module>`)."""
+        log = self.folder / f"{module}.log"
+        return await self._exits.enter_async_context(running(module, ["-m", f"bench.{module}", *arguments], log))
+
+    async def heads(self) -> list[int]:
+        """Last sequence of every log."""
+        return [(await self.broker.stream(log_stream(p))).last_seq for p in range(PARTITIONS)]
+
+
+def _is_ready(health_port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{health_port}/readyz", timeout=1.0) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def stack(*, data: Path | None = None, sync_interval: str | None = None) -> AsyncIterator[Stack]:
+    """Servers and topology, no role yet.
+
+    Args:
+        data: where a folder for this run is made (and removed); the system's folder for temporary files by default.
+        sync_interval: "always" for fsync before every ack; None for the server's default of two minutes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="seamark-bench-", dir=data))
+    nats = NatsServer(folder / "nats", sync_interval=sync_interval)
+    valkey = Valkey(folder / "valkey")
+    try:
+        nats.start()
+        valkey.start()
+        broker = await connect(NatsSettings(nats.url, name="bench"))
+        try:
+            await topology.ensure(broker, "dev", PARTITIONS)
+            made = Stack(folder, nats, valkey, broker, free_port(), secrets.token_hex(32))
+            async with made._exits:
+                yield made
+        finally:
+            await broker.close()
+    finally:
+        nats.stop()
+        valkey.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,159 @@
+"""`sustained`: the rate that is held from the publisher to devices that acknowledge, and what a notification costs."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.devices import Broken, Devices, Spread, devices, settled
+from bench.load import broker_limit
+from bench.machine import cpu_seconds
+from bench.publisher import Settings
+from bench.report import per_unit, progress
+from bench.stack import PARTITIONS, Stack, stack
+from engine.logwriter import read_mark
+from engine.subjects import EVENTS_STREAM
+
+HELD_P99_SECONDS = 0.5
+LAG_MAX = 1000
+DRAIN_SECONDS = 30.0
+LAG_EVERY_SECONDS = 1.0
+ROLES = ("broker", "valkey", "dispatcher", "gateway")
+
+
+class Lag:
+    """How many events lay in EVENTS beyond the position of the dispatcher's slowest partition, at worst."""
+
+    def __init__(self) -> None:
+        self.highest = 0
+
+    async def watch(self, bench: Stack) -> None:
+        """Look every second."""
+        while True:
+            last = (await bench.broker.stream(EVENTS_STREAM)).last_seq
+            for partition in range(PARTITIONS):
+                found = await read_mark(bench.broker, partition, partition)
+                self.highest = max(self.highest, last - (found.mark.seq if found.mark else 0))
+            await asyncio.sleep(LAG_EVERY_SECONDS)
+
+
+async def run(
+    *,
+    rates: list[int],
+    sockets: int = 2_000,
+    seconds: float = 15.0,
+    gateways: int = 1,
+    acks: bool = True,
+    prototype: Path | None = None,
+    data: Path | None = None,
+    sync: str | None = None,
+) -> dict[str, Any]:
+    before = await _prototype(prototype, rates, sockets, seconds)
+    runs = []
+    for rate in rates:
+        async with stack(data=data, sync_interval=sync) as bench:
+            progress(f"{rate}/s to {sockets} devices for {seconds:g} s")
+            runs.append(await _one(bench, rate, sockets, seconds, gateways, acks=acks))
+    after = await _prototype(prototype, rates, sockets, seconds)
+    held = max((run["rate"] for run in runs if run["held"]), default=0)
+    figures: dict[str, Any] = {
+        "result": {"held_per_second": held, "sockets": sockets, "seconds": seconds, "acks": acks, "runs": runs},
+        "yardstick": {"broker_records_per_second": runs[-1]["broker_records_per_second"]},
+        "ratio": round(held / runs[-1]["broker_records_per_second"], 4),
+        "cpu_us_per_notification": runs[-1]["cpu_us_per_notification"],
+    }
+    if prototype is not None:
+        figures["prototype"] = _compared(runs, before, after)
+    return figures
+
+
+async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: int, *, acks: bool) -> dict[str, Any]:
+    limit = await broker_limit(bench.broker, 20_000, sockets)
+    await bench.start("dispatcher")
+    await bench.start("gateway", gateways)
+    async with devices(bench, sockets, acks=acks) as swarm:
+        await swarm.connect(cursor="")
+        await settled(swarm)
+        await _warm(bench, swarm, sockets)
+        pids = {role: bench.pids(role) for role in ROLES} | {"devices": swarm.worker.pids}
+        cpu = {role: cpu_seconds(found) for role, found in pids.items()}
+        settings = Settings(url=bench.nats.url, rate=rate, users=sockets, seconds=seconds, id_from=sockets)
+        publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
+        lag = Lag()
+        watch = asyncio.create_task(lag.watch(bench), name="lag")
+        published = await publisher.fact("published", seconds + 60)
+        facts = await swarm.expect(published["events"], DRAIN_SECONDS)
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        spent = {role: cpu_seconds(found) - cpu[role] for role, found in pids.items()}
+    spread, delivered = Spread.of(facts), facts["delivered"]
+    p99 = spread.at(0.99)
+    on_time = published["seconds"] < seconds * 1.05 + 0.5
+    whole = delivered == published["events"]
+    return {
+        "rate": rate,
+        "held": bool(whole and on_time and p99 is not None and p99 <= HELD_P99_SECONDS and lag.highest < LAG_MAX),
+        "published": published["events"],
+        "publish_seconds": round(published["seconds"], 2),
+        "delivered": delivered,
+        **spread.milliseconds(),
+        "lag_max": lag.highest,
+        "broker_records_per_second": round(limit.per_second),
+        "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items()},
+    }
+
+
+async def _warm(bench: Stack, swarm: Devices, sockets: int) -> None:
+    """One notification for each device: subscriptions, subjects and positions are known before anything is measured."""
+    settings = Settings(url=bench.nats.url, rate=sockets, users=sockets, seconds=1.0)
+    await swarm.forget()
+    publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
+    published = await publisher.fact("published", 60)
+    facts = await swarm.expect(published["events"], DRAIN_SECONDS)
+    if facts["delivered"] != published["events"]:
+        raise Broken(f"{facts['delivered']} of {published['events']} notifications arrived before the load began")
+    await swarm.forget()
+
+
+async def _prototype(path: Path | None, rates: list[int], sockets: int, seconds: float) -> list[dict[str, Any]]:
+    """The naive pipeline on this machine in these minutes: one run for each rate."""
+    if path is None:
+        return []
+    progress(f"{path.name} at {rates}")
+    arguments = ["--rates", ",".join(map(str, rates)), "--sockets", str(sockets), "--seconds", str(int(seconds))]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(path), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout((seconds + 40) * len(rates) + 60):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    return [json.loads(line) for line in output.splitlines() if line.startswith(b"{")]
+
+
+def _compared(runs: list[dict[str, Any]], before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ours beside the naive pipeline's, rate by rate, its two runs averaged."""
+    theirs = before + after
+    held = max((run["rate"] for run in theirs if run["held"]), default=0)
+    mine = max((run["rate"] for run in runs if run["held"]), default=0)
+    ratios: dict[str, dict[str, float]] = {}
+    for run in runs:
+        same = [other["cpu_us_per_notification"] for other in theirs if other["rate"] == run["rate"]]
+        if same:
+            ratios[str(run["rate"])] = {
+                role: round(run["cpu_us_per_notification"][role] * len(same) / sum(other[role] for other in same), 2)
+                for role in ("dispatcher", "gateway", "broker")
+            }
+    return {
+        "before": before,
+        "after": after,
+        "held_per_second": held,
+        "held_ratio": round(mine / held, 2) if held else None,
+        "cpu_ratios_by_rate": ratios,
+    }
