@@ -201,8 +201,10 @@ class Feed(CatchUp):
         if self.state not in _ACTIVE:
             return
         at_watch, self._at_watch = self._at_watch, self.last
-        if at_watch < 0:
-            return  # its question may be older than this feed's position
+        if at_watch < 0:  # its question may be older than this feed's position
+            if state.epoch != self.epoch:
+                self.check()
+            return
         if state.epoch != self.epoch:
             self._reset(ResetReason.EPOCH)
             return

@@ -520,6 +520,13 @@ def test_a_log_made_anew_under_a_session_is_announced_and_read_from_its_beginnin
     assert live.took() == [1, 2, ("live", "f.2")]
 
 
+def test_an_answer_of_the_watch_that_may_be_older_than_the_join_leads_to_a_question_not_to_a_reset(live):
+    live.feed.watch(LogState("f", 1, 20))
+    assert live.questions() == [Ask.CHECK]
+    live.head(Ask.CHECK, 10, 12)
+    assert live.took() == []
+
+
 def test_a_log_that_has_gone_back_is_announced_when_the_leader_says_so_twice(live):
     live.feed.watch(LogState("e", 1, 12))
     live.feed.watch(LogState("e", 1, 8))
