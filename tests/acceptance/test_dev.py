@@ -1,0 +1,166 @@
+"""`seamark dev` and the commands around it, as a newcomer runs them: real processes, real servers."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from seamark.cli.target import DevFile, read_dev_file
+from tests.support.logs import all_records, connected, eventually
+
+pytestmark = pytest.mark.timeout(180)
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS_MAX = 90
+
+
+class Stack:
+    """A `seamark dev` in a folder of its own, called by the relative name that its output suggests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output.txt"
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
+        self.env["PYTHONPATH"] = str(ROOT)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        dev_json = self.folder / ".seamark/dev.json"
+        dev_json.unlink(missing_ok=True)
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "seamark", "dev"], cwd=self.folder, env=self.env, stdout=output, stderr=output
+            )
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not (dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()):
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+
+    def describe(self) -> DevFile:
+        return read_dev_file(self.folder / ".seamark")
+
+    def run(self, *words: str, timeout: float = 30) -> str:
+        argv = [sys.executable, "-m", "seamark", *words]
+        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> list[psutil.Process]:
+        """Ctrl-C; the processes that were there before it."""
+        assert self.process is not None
+        family = self.children()
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0, self.output.read_text()
+        return family
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path)
+    stack.start()
+    yield stack
+    if stack.process is not None and stack.process.poll() is None:
+        stack.stop()
+
+
+def test_the_printed_command_delivers_a_first_notification(stack: Stack) -> None:
+    printed = re.search(r"seamark (publish .*)$", stack.output.read_text(), re.MULTILINE)
+    assert printed is not None
+    subprocess.run(
+        f"{sys.executable} -m seamark {printed[1]}", shell=True, cwd=stack.folder, env=stack.env, check=True, timeout=30
+    )
+    [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
+    frame = json.loads(line)
+    assert frame["record"]["data"] == {"text": "hi"}
+    assert frame["prev"] < frame["seq"]
+    assert frame["cursor"].endswith(f".{frame['seq']}")
+    shown = stack.run("tail", "alice", "-n", "1")
+    assert f"seq {frame['seq']}" in shown
+    assert f"cursor {frame['cursor']}" in shown
+    assert "demo.hello" in stack.run("log", "alice")
+
+
+async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_nothing(stack: Stack) -> None:
+    async with connected(stack.describe().nats_url) as broker:
+        for _ in range(2):
+            broker.publish("events.default.alice.demo.hello", b'{"id":"e1","to":["alice"],"data":{}}')
+        broker.publish("events.default.alice.demo.hello", b'{"id":"e2","to":["alice"],"data":{}}')
+        await eventually(lambda: _has(broker, "e2"))
+        assert [entry.id for entry in await all_records(broker, 4)] == ["e1", "e2"]
+    lines = await asyncio.to_thread(stack.run, "tail", "alice", "-n", "2", "--json")
+    assert [json.loads(line)["record"]["id"] for line in lines.splitlines()] == ["e1", "e2"]
+
+
+async def _has(broker: object, event_id: str) -> bool:
+    return any(entry.id == event_id for entry in await all_records(broker, 4))  # type: ignore[arg-type]
+
+
+def test_a_crashed_role_is_restarted_and_that_is_said(stack: Stack) -> None:
+    for role in ("dispatcher", "gateway"):
+        [victim] = [child for child in stack.children() if role in child.cmdline()]
+        victim.kill()
+        deadline = time.monotonic() + 30
+        while f"{role} ended (SIGKILL), restarting" not in stack.output.read_text():
+            assert time.monotonic() < deadline, stack.output.read_text()
+            time.sleep(0.05)
+    stack.run("publish", "--to", "alice", "--id", "after")
+    [line] = stack.run("tail", "alice", "-n", "1", "--json", timeout=60).splitlines()
+    assert json.loads(line)["record"]["id"] == "after"
+
+
+def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(stack: Stack) -> None:
+    before = stack.describe()
+    stack.run("publish", "--to", "alice", "--id", "first")
+    cursor = json.loads(stack.run("tail", "alice", "-n", "1", "--json"))["cursor"]
+    family = stack.stop()
+    assert len(family) >= 5
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    stack.start()
+    after = stack.describe()
+    assert (after.jwt_secret, after.api_key, after.nats_url) == (before.jwt_secret, before.api_key, before.nats_url)
+    stack.run("publish", "--to", "alice", "--id", "second")
+    frame = json.loads(stack.run("tail", "alice", "-n", "1", "--json", "--cursor", cursor))
+    assert (frame["record"]["id"], frame["prev"]) == ("second", int(cursor.split(".")[1]))
+
+
+def test_keys_to_the_stack_are_readable_by_its_owner_only(stack: Stack) -> None:
+    for name in ("dev.json", "kept.json"):
+        assert stat.S_IMODE((stack.folder / ".seamark" / name).stat().st_mode) == 0o600
+    kept = stack.describe()
+    logs = "".join(path.read_text(errors="replace") for path in (stack.folder / ".seamark").glob("*.log"))
+    assert kept.jwt_secret not in logs
+    assert kept.api_key not in logs
+
+
+def test_a_second_stack_on_the_same_data_says_so(stack: Stack) -> None:
+    argv = [sys.executable, "-m", "seamark", "dev"]
+    done = subprocess.run(argv, cwd=stack.folder, env=stack.env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "a stack already runs" in done.stderr
+
+
+def test_without_a_stack_a_command_names_the_remedy(tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
+    argv = [sys.executable, "-m", "seamark", "tail", "alice"]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "make run" in done.stderr
+    assert "Traceback" not in done.stderr
