@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from engine.cursor import Cursor
 from gateway.port import LogState
 
 
@@ -77,3 +79,25 @@ class Replica(View):
         super().__init__()
         self.applied = 0
         self.lag = 0.0
+
+
+class Projections:
+    """Folds of the log: behind it, and after an incident at a place that it does not know."""
+
+    def __init__(self, lag: float) -> None:
+        self.lag = lag
+        self.rebuild_at = 0.0
+        self.at = Cursor("e0", 0)
+
+    def checkpoint(self, now: float, leader: View, operations: Sequence[tuple[Any, ...]]) -> Cursor:
+        if now < self.rebuild_at:
+            return self.at
+        seq = min(self.at.seq if self.at.epoch == leader.epoch else 0, leader.last)
+        for operation in reversed(operations):
+            if operation[1] in {"recreate", "back"}:
+                break
+            if operation[1] == "append" and operation[0] <= now - self.lag:
+                seq = max(seq, operation[2])
+                break
+        self.at = Cursor(leader.epoch, seq)
+        return self.at

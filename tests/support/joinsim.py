@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from engine.cursor import Cursor
 from gateway.feed import FeedCounters, LogState, State
-from tests.support.joinlog import Broken, Record, Replica, View, seq_of
+from tests.support.joinlog import Broken, Projections, Record, Replica, View, seq_of
 from tests.support.joinscenarios import LOSSLESS_KINDS, Knobs, Scenario, Step
 from tests.support.joinsession import Device, Rules, Session
 
@@ -53,8 +53,7 @@ class World:
         self.applying_until = 0.0
         self.quiet_watches = 0  # answers of the watch until publishing goes on
         self.back_at = -1e9
-        self.rebuild_at = 0.0  # projections show the old incarnation until then
-        self.projected = Cursor("e0", 0)
+        self.projections = Projections(scenario.projection_lag_seconds)
         self.watched: LogState | None = None
         self.watched_at = 0.0  # when its answer was given
         self.trimmed_at = -1.0
@@ -103,7 +102,7 @@ class World:
                 self.append(born)
             else:
                 self.operate("append", self.leader.last + 1, None, born=born)
-        self.projected = Cursor("e0", self.leader.last)
+        self.checkpoint()
         for device in self.devices:
             choice = self.rng.random()
             if choice < 0.7:
@@ -169,19 +168,7 @@ class World:
                 raise Broken(f"{what}: {record} was left out after {held}")
 
     def checkpoint(self) -> Cursor:
-        """Where the projections stand: behind, and after an incident at a place the log does not know."""
-        if self.now >= self.rebuild_at:
-            until = self.now - self.scenario.projection_lag_seconds
-            seq = self.projected.seq if self.projected.epoch == self.leader.epoch else 0
-            seq = min(seq, self.leader.last)
-            for operation in reversed(self.operations):
-                if operation[1] in {"recreate", "back"}:
-                    break
-                if operation[1] == "append" and operation[0] <= until:
-                    seq = max(seq, operation[2])
-                    break
-            self.projected = Cursor(self.leader.epoch, seq)
-        return self.projected
+        return self.projections.checkpoint(self.now, self.leader, self.operations)
 
     # the watch
 
@@ -314,7 +301,7 @@ class World:
         self.history[epoch] = []
         self.operate("recreate", epoch)
         self.all_at_once()
-        self.rebuild_at = self.now + 0.2 * (b % 16)
+        self.projections.rebuild_at = self.now + 0.2 * (b % 16)
 
     def do_back(self, device: Device, a: int, b: int) -> None:
         last = max(self.leader.last - 1 - b % 6, self.leader.first - 1)
@@ -337,7 +324,7 @@ class World:
         self.back_at = self.now
         self.quiet_watches = 6
         self.leaderless_until = self.applying_until = 0.0
-        self.rebuild_at = self.now + 0.2 * (b % 16)
+        self.projections.rebuild_at = self.now + 0.2 * (b % 16)
 
     def do_stall(self, device: Device, a: int, b: int) -> None:
         if device.session is not None:

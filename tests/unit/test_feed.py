@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -245,6 +246,16 @@ def test_live_copies_go_straight_out_in_order(live):
     live.live(15, 13)
     assert live.took() == [13, 15]
     assert live.questions() == []
+
+
+def test_a_live_copy_costs_no_memory(live):
+    copies = [(seq, seq - 1, Record(seq)) for seq in range(11, 1011)]
+    live.deliver = lambda seq, message: True
+    before = sys.getallocatedblocks()
+    for seq, prev, record in copies:
+        live.feed.live(seq, prev, record)
+    assert sys.getallocatedblocks() - before < 100
+    assert live.feed.last == 1010
 
 
 def test_a_doubled_or_late_copy_is_dropped(live):
