@@ -242,7 +242,9 @@ def _home(found: Found, q: int, position: Position) -> _Point | Refusal | None:
             return point
         detail = f"its mark counts in EVENTS {mark.epoch}, which is not the present one ({events.epoch}) nor its backup"
         return Refusal(f"partition {q}", detail, f"Name a position: first, last or {q}=<sequence>.")
-    if found.recorded.get(log) in (None, found.logs[q].epoch) and not _foreign_marks(found, q):
+    # Nothing of it was ever dispatched: it is the log that was recorded, or its backup, and no other log has heard of it.
+    known = {None, found.logs[q].epoch, *found.logs[q].inherited}
+    if found.recorded.get(log) in known and not _foreign_marks(found, q):
         return None
     reach = max((point.seq for _, other in _foreign_marks(found, q) if (point := _renumbered(found, other))), default=0)
     hint = f" Its marks in other logs reach event {reach}." if reach else ""

@@ -34,9 +34,6 @@ COPIES_MIN: Final = 3
 FULL_SHARE: Final = 0.8
 """A stream that is this full is named: at its bound it refuses what services publish."""
 
-FATAL_STEPS: Final = frozenset({"create_stream", "create_consumer", "record_epochs"})
-"""What must be there before any process can work."""
-
 MONITOR_SECONDS: Final = 3.0
 
 Level = Literal["ok", "unknown", "warn", "refuse"]
@@ -213,12 +210,15 @@ def _files(seen: Seen, profile: Profile, partitions: int | None) -> Iterator[Fin
     for refusal in plan.refusals:
         level: Level = "refuse" if refusal.target == "partitions" else "warn"
         yield Finding(level, "files", f"{refusal.target}: {refusal.detail}", refusal.remedy)
+    remedy = "Run seamark topology plan, then apply."
+    if missing := [step.target for step in plan.steps if step.action.startswith("create")]:
+        yield Finding("refuse", "files", f"missing: {', '.join(missing)}", remedy)
     for step in plan.steps:
-        fatal = step.action in FATAL_STEPS or any("no epoch" in why for why in step.why)
-        detail = (
-            f"{step.target} is missing" if step.action.startswith("create") else f"{step.target}: {'; '.join(step.why)}"
-        )
-        yield Finding("refuse" if fatal else "warn", "files", detail, "Run seamark topology plan, then apply.")
+        if step.action.startswith("update"):
+            fatal = any("no epoch" in why for why in step.why)
+            yield Finding("refuse" if fatal else "warn", "files", f"{step.target}: {'; '.join(step.why)}", remedy)
+        elif step.action == "record_epochs" and not missing:
+            yield Finding("refuse", "files", f"epochs are not recorded, {'; '.join(step.why)}", remedy)
     for name, stream in seen.observed.streams.items():
         number = stream.metadata.get(PARTITIONS_KEY)
         if number is not None and number != str(has):

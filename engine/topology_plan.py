@@ -96,7 +96,7 @@ class Step:
     def line(self) -> str:
         """The step for people."""
         sign = "+" if self.action.startswith("create") else "~"
-        what = f"{sign} {self.action.replace('_', ' ')} {self.target}"
+        what = f"{sign} {self.action.replace('_', ' ')}" + ("" if self.action == "record_epochs" else f" {self.target}")
         return f"{what}: {'; '.join(self.why)}" if self.why else what
 
 
@@ -205,7 +205,7 @@ def _create(file: StreamFile, epoch: str) -> Step:
     # The epoch is created together with the stream: there is no moment in which the stream exists without one.
     metadata = (file.config.get("metadata") or {}) | {EPOCH_KEY: epoch}
     config = file.config | {"metadata": metadata}
-    why = (f"{file.config.get('num_replicas', 1)} replica(s)", f"epoch {epoch}", f"file {file.filename}")
+    why = (f"{file.config.get('num_replicas', 1)} replica(s), file {file.filename}",)
     return Step("create_stream", file.name, why, config)
 
 
@@ -226,7 +226,7 @@ def _change_stream(file: StreamFile, seen: ObservedStream, new_epoch: Callable[[
     why = [str(change) for change in changes]
     if EPOCH_KEY not in metadata:
         metadata[EPOCH_KEY] = new_epoch()
-        why.append(f"it has no epoch: {metadata[EPOCH_KEY]}")
+        why.append("it has no epoch, it gets one")
     if not why:
         return None
     return Step("update_stream", file.name, tuple(why), file.config | {"metadata": metadata}, seen.config)
@@ -268,7 +268,7 @@ def recorded_streams(streams: Iterable[str]) -> Iterator[str]:
 def _epochs_step(topology: Topology, observed: Observed) -> list[Step]:
     recorded = observed.epochs or {}
     missing = [name for name in recorded_streams([file.name for file in topology.streams]) if name not in recorded]
-    return [Step("record_epochs", "epochs", (f"first seen: {', '.join(missing)}",))] if missing else []
+    return [Step("record_epochs", "epochs", (f"seen for the first time: {', '.join(missing)}",))] if missing else []
 
 
 def _notes(topology: Topology, observed: Observed) -> Iterator[str]:

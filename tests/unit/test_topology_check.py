@@ -119,7 +119,7 @@ def test_a_stream_that_is_missing_stops_every_profile(profile):
     found = seen(profile)
     streams = {name: stream for name, stream in found.observed.streams.items() if name != "LOG-1"}
     findings = judge(replace(found, observed=replace(found.observed, streams=streams)), profile)
-    assert any(f.level == "refuse" and "LOG-1 is missing" in f.detail for f in findings.findings)
+    assert any(f.level == "refuse" and "missing: LOG-1" in f.detail for f in findings.findings)
 
 
 @pytest.mark.parametrize("profile", ["dev", "production"])

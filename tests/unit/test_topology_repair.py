@@ -46,6 +46,14 @@ def test_a_topology_that_was_never_dispatched_needs_no_marks():
     assert plan.next_seqs == {0: 1, 1: 1}
 
 
+def test_a_log_restored_before_anything_was_dispatched_needs_no_mark():
+    logs = {0: stream(LOGS[0]), 1: stream("log1new0", restored=f"{LOGS[1]}.0")}
+    plan = decide(found(logs=logs, marks={(0, 0): mark(50)}), Positions(), "repair")
+    assert (plan.refusals, plan.marks) == ((), ())
+    assert plan.next_seqs == {0: 51, 1: 1}
+    assert plan.epochs_after["LOG-1"] == "log1new0"
+
+
 def test_a_restored_log_keeps_the_position_its_own_mark_tells():
     logs = {0: stream(LOGS[0]), 1: stream("log1new0")}
     plan = decide(found(logs=logs), Positions(), "repair")
