@@ -42,6 +42,12 @@ class Ledger:
     def __init__(self, lines: Iterable[Line] = ()) -> None:
         self.lines = list(lines)
         self._calls = itertools.count(1)
+        self._numbers: dict[str, int] = {}
+
+    def next_number(self, key: str) -> int:
+        """Counts the events of a key, over all that publish."""
+        self._numbers[key] = self._numbers.get(key, 0) + 1
+        return self._numbers[key]
 
     def invoke(self, process: str, op: str, **facts: Any) -> int:
         """An operation begins; returns what its end is to be written with."""

@@ -27,7 +27,7 @@ class Load:
         rng: decides everything that is random here.
         users: personal events go to one of them, others to up to `audience_max`.
         shared: the share of events for several users; their key is one of a few rooms.
-        rate: events per second over all publishers, 0: as fast as answers come.
+        rate: events per second over all publishers, 0: as fast as answers come; may be changed while it runs.
         prefix: of event ids and rooms, when several loads write one ledger.
     """
 
@@ -51,11 +51,10 @@ class Load:
         self._users = users
         self._shared = shared
         self._audience_max = min(audience_max, len(users))
-        self._rate = rate
+        self.rate = rate
         self._prefix = prefix
         self._budget_seconds = budget_seconds
         self._fields = fields or {}
-        self._numbers: dict[str, int] = {}
         self._left = 0
         self._stop = False
         self._started = 0.0
@@ -78,8 +77,8 @@ class Load:
         while self._left > 0 and not self._stop:
             self._left -= 1
             self.sent += 1
-            if self._rate:
-                await asyncio.sleep(max(0.0, self._started + self.sent / self._rate - time.monotonic()))
+            if self.rate:
+                await asyncio.sleep(max(0.0, self._started + self.sent / self.rate - time.monotonic()))
             if not own or self._rng.random() < self._shared:
                 room = f"{self._prefix}-room-{number}"
                 await self._publish(room, self._rng.sample(self._users, self._rng.randint(2, self._audience_max)))
@@ -88,8 +87,7 @@ class Load:
                 await self._publish(user, [user])
 
     async def _publish(self, key: str, to: list[str]) -> None:
-        process, number = f"publisher-{self._prefix}", self._numbers.get(key, 0) + 1
-        self._numbers[key] = number
+        process, number = f"publisher-{self._prefix}", self._ledger.next_number(key)
         event = f"{self._prefix}:{key}:{number}"
         encoded = events.encode(to=to, type="chaos.n", id=event, key=key, data={"key": key}, **self._fields)
         call = self._ledger.invoke(process, "publish", event=event, to=to, key=key, number=number)
