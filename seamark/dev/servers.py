@@ -116,6 +116,7 @@ class Server:
         self.start()
 
 
+# Streams reserve their max_bytes; by default the server offers three quarters of the free disk, which may be less.
 NATS_CONFIG = """\
 server_name: {name}
 listen: "{host}:{port}"
@@ -124,6 +125,7 @@ max_payload: {max_payload}
 write_deadline: "10s"
 jetstream {{
   store_dir: "{store}"
+  max_file_store: 64GB
 {sync}}}
 """
 
