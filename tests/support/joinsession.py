@@ -247,7 +247,9 @@ class Session:
         def by_replica(state: LogState) -> Callable[[], Callable[[], None]]:
             def serve() -> Callable[[], None]:
                 view = world.replica()
-                head, up_to = view.head(), view.last
+                head = view.head()
+                # The server says how far it got only after the head of some user, be it another one asked with this.
+                up_to = view.last if head or world.rng.random() < 0.5 else 0
                 return lambda: feed.head(generation, ask, head, up_to, state)
 
             return serve
