@@ -87,3 +87,8 @@ gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by o
 
 gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
 """how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed."""
+
+projection_lag = Gauge(
+    "seamark_projection_lag_seconds", "Age of the newest record folded, when it was", ("projection", "stream")
+)
+projection_applied = Counter("seamark_projection_records", "Records folded", ("projection", "stream"))

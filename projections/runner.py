@@ -1,0 +1,110 @@
+"""Runner glue: a projection as the worker of a partition reader.
+
+The checkpoint is stored in the transaction of the effect, and applied only if it is the one this projector expects. So an
+older projector that wakes up changes nothing, and a batch whose outcome is unknown is settled by reading the checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import structlog
+
+from engine import metrics
+from engine.errors import PartitionStopped, StepDown
+from engine.jetstream import Broker, StreamState
+from engine.partition import Delivered
+from projections.store import Checkpoint, Store, StoreUnavailable
+
+_log = structlog.get_logger("seamark.projection")
+
+RETRY_SECONDS_MIN = 0.05
+RETRY_SECONDS_MAX = 2.0
+
+
+class ProjectionWorker:
+    """One projection of one stream partition. A `partition.Worker`.
+
+    Args:
+        name: of the projection, for logs, metrics and the remedy.
+        stream: what is folded.
+        store: where effect and checkpoint are.
+    """
+
+    def __init__(self, broker: Broker, name: str, stream: str, store: Store) -> None:
+        self._broker = broker
+        self._name = name
+        self._stream = stream
+        self._store = store
+        self._expected: Checkpoint | None = None
+        self._epoch = ""
+        self._log = _log.bind(projection=name, stream=stream)
+        self._lag = metrics.projection_lag.labels(name, stream)
+        self._applied = metrics.projection_applied.labels(name, stream)
+
+    async def acquire(self) -> int:
+        """Read the checkpoint; nothing is claimed, for only a projector with the right checkpoint changes anything."""
+        next_seq, self._expected, self._epoch = await self._look()
+        return next_seq
+
+    async def position(self) -> int:
+        """The sequence to read next."""
+        return (await self._look())[0]
+
+    async def _look(self) -> tuple[int, Checkpoint | None, str]:
+        checkpoint = await self._stored()
+        state = await self._broker.stream(self._stream)
+        epoch = _epoch(state)
+        if checkpoint is None:
+            return max(1, state.first_seq), None, epoch
+        if checkpoint.epoch != epoch:
+            raise PartitionStopped(
+                f"{self._name} was folded from another incarnation of {self._stream}",
+                f"Run `seamark rebuild {self._name}`",
+            )
+        return checkpoint.seq + 1, checkpoint, epoch
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        """Fold a batch in, whatever it takes.
+
+        Raises:
+            StepDown: another projector was here.
+        """
+        reached = Checkpoint(self._epoch, batch[-1].seq)
+        pause = RETRY_SECONDS_MIN
+        while True:
+            try:
+                if not await self._store.apply(batch, self._expected, reached):
+                    raise StepDown(f"{self._name} of {self._stream} has another checkpoint than expected")
+                break
+            except StoreUnavailable as error:
+                self._log.warning("store_unavailable", why=str(error))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(RETRY_SECONDS_MAX, pause * 2)
+            stored = await self._stored()
+            if stored == reached:
+                break
+            if stored != self._expected:
+                raise StepDown(f"{self._name} of {self._stream} was moved to {stored} by another projector")
+        self._expected = reached
+        self._applied.inc(len(batch))
+        self._lag.set(max(0.0, time.time() - batch[-1].time_nanoseconds / 1e9))
+
+    async def _stored(self) -> Checkpoint | None:
+        """The checkpoint, however long the store is away: without it nothing can be said."""
+        pause = RETRY_SECONDS_MIN
+        while True:
+            try:
+                return await self._store.checkpoint()
+            except StoreUnavailable as error:
+                self._log.warning("store_unavailable", why=str(error))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+
+def _epoch(state: StreamState) -> str:
+    if state.epoch is None:
+        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
+    return state.epoch
