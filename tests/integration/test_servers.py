@@ -1,0 +1,149 @@
+"""The embedded servers keep data and port through stop and kill, and die with the process that started them."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import asyncpg
+import nats
+import pytest
+import redis.asyncio
+
+from seamark.dev.child import ServerFailed, free_port, is_free
+from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
+
+
+async def test_nats_keeps_stored_messages_and_its_port_when_killed_and_started_again(nats_server: NatsServer) -> None:
+    url = nats_server.url
+    client = await nats.connect(url)
+    await client.jetstream().add_stream(name="KEPT", subjects=["kept.>"])
+    await client.jetstream().publish("kept.1", b"one")
+    await client.close()
+
+    nats_server.restart(kill=True)
+
+    assert nats_server.url == url
+    client = await nats.connect(url)
+    assert (await client.jetstream().get_msg("KEPT", 1)).data == b"one"
+    await client.close()
+
+
+def test_a_suspended_nats_server_answers_nothing_until_it_is_resumed(nats_server: NatsServer) -> None:
+    with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as connection:
+        lines = connection.makefile("rb")
+        assert lines.readline().startswith(b"INFO")
+        connection.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
+        assert lines.readline() == b"PONG\r\n"
+
+        nats_server.suspend()
+        connection.sendall(b"PING\r\n")
+        readable, _, _ = select.select([connection], [], [], 0.5)
+        assert readable == []
+
+        nats_server.resume()
+        assert lines.readline() == b"PONG\r\n"
+
+
+async def test_a_cluster_has_a_leader_for_a_replicated_stream_and_survives_its_death(nats_cluster: NatsCluster) -> None:
+    client = await nats.connect(nats_cluster.urls)
+    await client.jetstream().add_stream(name="KEPT", subjects=["kept.>"], num_replicas=3)
+    leader = wait_for(lambda: nats_cluster.leader_of("KEPT"))
+    leader.kill()
+    successor = wait_for(lambda: (found := nats_cluster.leader_of("KEPT")) is not leader and found)
+    assert successor.alive
+    await client.close()
+
+
+async def test_valkey_never_evicts_and_keeps_what_it_was_told_when_persistent(tmp_path: Path) -> None:
+    server = Valkey(tmp_path / "valkey", persistent=True)
+    try:
+        server.start()
+        async with redis.asyncio.from_url(server.url) as client:
+            assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "noeviction"
+            await client.set("kept", "one")
+        server.restart()
+        async with redis.asyncio.from_url(server.url) as client:
+            assert await client.get("kept") == b"one"
+    finally:
+        server.kill()
+
+
+async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "postgres", durable=False)
+    try:
+        server.start()
+        connection = await asyncpg.connect(server.url)
+        await connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+        await connection.close()
+        server.restart()
+        connection = await asyncpg.connect(server.url)
+        assert await connection.fetchval("SELECT one FROM kept") == 1
+        await connection.close()
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(f"postgresql://postgres:wrong@127.0.0.1:{server.port}/postgres")
+    finally:
+        server.kill()
+
+
+async def test_each_test_gets_a_database_of_its_own(postgres: str) -> None:
+    connection = await asyncpg.connect(postgres)
+    assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+    await connection.close()
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "nats", extra_config="no_such_option: 1\n")
+    with pytest.raises(ServerFailed, match="no_such_option"):
+        server.start()
+
+
+def test_a_free_port_is_one_a_reconnecting_client_cannot_be_given() -> None:
+    port = free_port()
+    assert is_free(port)
+    assert port < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux signals children of a dead parent")
+def test_no_server_survives_the_sigkill_of_the_process_that_started_it(tmp_path: Path) -> None:
+    program = """
+        import sys, time
+        from pathlib import Path
+        from seamark.dev.servers import NatsServer, Postgres, Valkey
+        data = Path(sys.argv[1])
+        servers = [NatsServer(data / "n"), Valkey(data / "v"), Postgres(data / "p", durable=False)]
+        for server in servers:
+            server.start()
+        print(*(server.pid for server in servers), flush=True)
+        time.sleep(60)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 3
+        os.kill(parent.pid, signal.SIGKILL)
+    wait_for(lambda: not any(runs(pid) for pid in pids))
+
+
+def runs(pid: int) -> bool:
+    """Whether this process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(look, seconds: float = 20.0):
+    """Poll until `look()` is true; its value."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
