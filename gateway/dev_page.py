@@ -9,6 +9,8 @@ in Origin and Sec-Fetch-Site.
 from __future__ import annotations
 
 import ipaddress
+import shutil
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -133,9 +135,24 @@ def _session(page: DevPage, user: str) -> web.Response:
     if page.audience is not None:
         claims["aud"] = page.audience
     token = jwt.encode(claims, page.jwt_secret, algorithm="HS256")
-    body = {"user": user, "tenant": page.tenant, "token": token, "api_key": page.api_key, "expires_at": claims["exp"]}
+    body = {
+        "user": user,
+        "tenant": page.tenant,
+        "token": token,
+        "api_key": page.api_key,
+        "expires_at": claims["exp"],
+        "command": _command(),
+    }
     headers = {**_HEADERS, "Cache-Control": "no-store"}
     return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
+
+
+def _command() -> str:
+    """What to type for `seamark` in the folder this process runs in: an environment need not be active there."""
+    script = Path(sys.executable).with_name("seamark")
+    if not script.exists() or shutil.which("seamark") == str(script):
+        return "seamark"
+    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 def _static(name: str, content_type: str) -> _Handler:

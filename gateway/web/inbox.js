@@ -76,8 +76,10 @@ let waitingUntil = 0;
 async function session() {
   const response = await fetch(`/dev/session?user=${encodeURIComponent(user)}`, { cache: "no-store" });
   if (!response.ok) throw new Error((await response.json().catch(() => ({}))).detail ?? `answered with ${response.status}`);
-  const { token, api_key: key } = await response.json();
+  const { token, api_key: key, command } = await response.json();
   apiKey = key;
+  $("publish-card").hidden = !key;
+  showCommand(command);
   return token;
 }
 
@@ -197,6 +199,12 @@ function notice(text) {
   $("notice").textContent = text;
 }
 
+/** The command that publishes to this user, as a shell takes it. */
+function showCommand(command) {
+  const quoted = /^[\w@.+-]+$/.test(user) ? user : `'${user.replace(/'/g, "'\\''")}'`;
+  $("command").textContent = `${command} publish --to ${quoted} --type demo.hello --data '{"text":"hi"}'`;
+}
+
 // --- the log --------------------------------------------------------------------------------------------------------
 
 seamark.addEventListener("record", ({ detail: { seq, record } }) => {
@@ -276,6 +284,4 @@ setInterval(() => {
 $("user").value = $("to").value = user;
 $("empty-user").textContent = user;
 $("device").textContent = seamark.device;
-$("command").textContent = `seamark publish --to '${user.replace(/'/g, "'\\''")}' --type demo.hello --data '{"text":"hi"}'`;
-if (/^[\w@.+-]+$/.test(user)) $("command").textContent = `seamark publish --to ${user} --type demo.hello --data '{"text":"hi"}'`;
 seamark.connect();

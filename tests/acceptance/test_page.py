@@ -214,6 +214,12 @@ async def test_the_page_is_usable_without_eyes_and_without_a_mouse(browser, gate
     assert "Mark read: heard" in names
 
 
+async def test_without_a_key_there_is_no_form(browser, way):
+    async with way.gateway(dev_api_key=None) as gateway:
+        page = await live_page(browser, gateway.url)
+        assert await page.evaluate("document.querySelector('#publish-card').hidden")
+
+
 async def test_light_dark_and_narrow_all_fit(browser, gateway, way, tmp_path: Path):
     page = await live_page(browser, gateway.url)
     async with Publisher(nats_url=way.nats_url) as publisher:

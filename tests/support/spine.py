@@ -17,6 +17,7 @@ from engine.jetstream import Broker, NatsSettings
 from gateway.context import Context
 from gateway.options import GatewayOptions
 from gateway.server import run
+from seamark.migrate import migrate
 from tests.support.logs import FAST, connected, dispatching
 
 SECRET = "a secret for tests that is long enough for HS256"
@@ -92,14 +93,11 @@ async def spine(nats_url: str, redis_url: str, postgres_url: str) -> AsyncIterat
 
 
 async def _add_api_key(postgres_url: str) -> None:
+    await migrate(postgres_url)
     connection = await asyncpg.connect(postgres_url, timeout=10)
     try:
         await connection.execute(
-            "CREATE TABLE IF NOT EXISTS api_keys"
-            " (key_hash bytea PRIMARY KEY, tenant text NOT NULL, scopes text[] NOT NULL, revoked_at timestamptz)"
-        )
-        await connection.execute(
-            "INSERT INTO api_keys (key_hash, tenant, scopes) VALUES ($1, 'default', '{events:write}')",
+            "INSERT INTO api_keys (tenant, name, key_hash, scopes) VALUES ('default', 'test', $1, '{events:write}')",
             hashlib.sha256(API_KEY.encode()).digest(),
         )
     finally:
