@@ -441,8 +441,11 @@ def write_private(path: Path, text: str) -> None:
 def nats_greeting(host: str, port: int) -> dict[str, Any]:
     """The INFO a nats-server greets with, `{}` when nobody does."""
     try:
-        with socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection:
-            line = connection.makefile("rb").readline(1 << 16)
+        with (
+            socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection,
+            connection.makefile("rb") as stream,
+        ):
+            line = stream.readline(1 << 16)
     except OSError:
         return {}
     if not line.startswith(b"INFO "):

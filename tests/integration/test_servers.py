@@ -35,8 +35,10 @@ async def test_nats_keeps_stored_messages_and_its_port_when_killed_and_started_a
 
 
 def test_a_suspended_nats_server_answers_nothing_until_it_is_resumed(nats_server: NatsServer) -> None:
-    with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as connection:
-        lines = connection.makefile("rb")
+    with (
+        socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as connection,
+        connection.makefile("rb") as lines,
+    ):
         assert lines.readline().startswith(b"INFO")
         connection.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
         assert lines.readline() == b"PONG\r\n"
