@@ -19,6 +19,7 @@ from gateway.jwks import Keys, KeysUnavailable
 from gateway.limits import TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
 
 _MAX_CLAIM: Final = 4_096
+_NO_SCOPES: Final[frozenset[str]] = frozenset()
 
 
 class Refused(Exception):
@@ -154,7 +155,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
         encode_token(tenant), encode_token(user)
     except InvalidToken as error:
         raise Refused("invalid", "`sub` or `tenant` cannot name a log") from error
-    return Claims(user, tenant, float(payload["exp"]), frozenset(scope.split()))
+    return Claims(user, tenant, float(payload["exp"]), frozenset(scope.split()) if scope else _NO_SCOPES)
 
 
 def _refuse_duplicates(token: str) -> None:

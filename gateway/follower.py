@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from engine.cursor import START, Cursor, parse_cursor
 from engine.errors import InvalidCursor
 from gateway.feed import Feed
 from gateway.frames import live_frame
 from gateway.message import Message
-from gateway.port import Ask, LogState, ResetReason, Snapshot
+from gateway.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot
 from gateway.receipts import Tally
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ class Follower:
         self._guard(self.feed.writable)
 
     def close(self) -> None:
-        """The session is over."""
+        """The session is over. Feed and follower refer to each other: parted, they go without the garbage collector."""
         self.feed.close()
+        self.feed = _CLOSED
 
     # --- Port: towards the client -----------------------------------------------------------------------------------
 
@@ -230,6 +231,12 @@ class Follower:
             act(*args)
         except Exception as error:
             self._session.failed(error)
+
+
+_CLOSED: Final = Feed(cast("Port", None), FeedCounters())
+"""Takes late answers to requests of a follower that is over: of a generation that no request has."""
+_CLOSED.close()
+_CLOSED.generation = -1
 
 
 def _parse(cursor: str | None) -> Cursor | Literal["start"] | None:

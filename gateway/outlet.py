@@ -150,7 +150,8 @@ class SocketOutlet:
         self._put(last)
         self.flush()
         self._closing = True
-        self._wheel.later(LINGER_SECONDS, self.abort)
+        if not self._transport.is_closing():
+            self._wheel.later(LINGER_SECONDS, self.abort)
 
     def abort(self) -> None:
         """Drop the connection and whatever is unsent."""

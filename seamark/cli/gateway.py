@@ -38,6 +38,7 @@ def _serve(settings: Settings) -> int:
     from seamark.process import run_role
 
     async def work(stop: asyncio.Event, health: Health) -> None:
+        from gateway import collector
         from gateway.context import Context
         from gateway.health import not_ready
         from gateway.server import run
@@ -45,6 +46,7 @@ def _serve(settings: Settings) -> int:
         def started(port: int, context: Context) -> None:
             health.not_ready = lambda: not_ready(context)
 
+        collector.tune()
         await run(_options(settings), stop=stop, port=settings.gateway_port, reuse_port=True, started=started)
 
     return run_role("gateway", settings, work)

@@ -17,6 +17,7 @@ import structlog
 import uvloop
 
 from engine.jetstream import NatsSettings
+from gateway import collector
 from gateway.options import GatewayOptions, Times
 from gateway.server import run
 
@@ -30,6 +31,7 @@ async def main(given: dict[str, Any]) -> None:
     options = GatewayOptions(
         nats=NatsSettings(given.pop("nats_url")), times=Times(**given.pop("times", {})), **given.pop("options", {})
     )
+    collector.tune()
     await run(
         options,
         stop=stop,

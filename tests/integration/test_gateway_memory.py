@@ -1,0 +1,88 @@
+"""What a session costs while it is idle, and that nothing of it stays when it is over."""
+
+import asyncio
+import contextlib
+import gc
+import resource
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from engine import topology
+from engine.jetstream import NatsSettings, connect
+from gateway.connection import Connection
+from gateway.feed import Feed
+from gateway.follower import _CLOSED, Follower
+from gateway.live import UserLog
+from gateway.outlet import WebSocketOutlet
+from gateway.receipts import Tally
+from gateway.session import Session
+from seamark.dev.servers import NatsServer
+from tests.support.gatewayprocess import gateway_process
+from tests.support.gateways import SECRET, TestGateway, eventually, gateway_on, token
+
+OURS = (Session, Follower, Feed, UserLog, WebSocketOutlet, Tally, Connection, web.WebSocketResponse, web.Request)
+
+
+async def come_and_go(gateway: TestGateway, count: int) -> None:
+    """So many sessions of one user each, joined, sent a record, acknowledged, closed by one side or the other."""
+    for number in range(count):
+        async with gateway.device(f"user{number}") as device:
+            await device.until("live")
+            await gateway.append(f"user{number}")
+            await device.say("ack", cursor=(await device.records(1))[0]["cursor"])
+            if number % 2:
+                await device.say("nonsense")
+                await device.closed()
+
+
+async def test_a_session_that_is_over_is_released_without_the_garbage_collector(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await come_and_go(gateway, 4)
+        gc.collect()
+        gc.disable()
+        try:
+            await come_and_go(gateway, 20)
+
+            def left() -> Counter[str]:
+                ours = [thing for thing in gc.get_objects() if isinstance(thing, OURS) and thing is not _CLOSED]
+                return Counter(type(thing).__name__ for thing in ours)
+
+            # Timers refer to a session until they are due: the longest is that of the next ping.
+            await eventually(lambda: not left(), timeout=30)
+        finally:
+            gc.enable()
+
+
+@pytest.mark.timeout(120)
+async def test_an_idle_session_costs_less_than_20_kb(nats_server: NatsServer, tmp_path: Path) -> None:
+    count = 1_500
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
+    broker = await connect(NatsSettings(nats_server.url))
+    await topology.ensure(broker, "dev")
+    await broker.close()
+    with gateway_process(nats_server.url, tmp_path / "log", options={"jwt_secret": SECRET}) as gateway:
+        async with contextlib.AsyncExitStack() as stack:
+            http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+
+            async def join(number: int) -> None:
+                socket = await http.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/ws")
+                stack.push_async_callback(socket.close)
+                hello = {"op": "hello", "token": token(f"user{number}"), "device": "d", "cursor": "start"}
+                await socket.send_json(hello)
+                while '"live"' not in (await socket.receive(timeout=20)).data:
+                    pass
+
+            async def join_many(first: int, last: int) -> None:
+                for start in range(first, last, 50):
+                    await asyncio.gather(*(join(number) for number in range(start, start + 50)))
+
+            await join_many(0, 500)  # buffers, caches and the allocator's arenas get their size
+            before = gateway.rss_bytes()
+            await join_many(500, 500 + count)
+            await asyncio.sleep(1.5)  # past the second comparison of heads
+            assert (gateway.rss_bytes() - before) / count < 20 * 1_024
