@@ -51,8 +51,8 @@ class Settings:
     """Password of `nats_user`."""
     nats_credentials: str | None = None
     """Path of a credentials file, instead of user and password."""
-    nats_inbox_prefix: str = "_INBOX"
-    """Prefix of reply subjects; one per role keeps a role's replies unreadable for others."""
+    nats_inbox_prefix: str | None = None
+    """Prefix of reply subjects; unset: `_INBOX_<user>` where there is a user (as `nats/accounts.conf` has it), else `_INBOX`."""
     nats_monitor_urls: tuple[str, ...] = ()
     """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs to disk."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
@@ -85,8 +85,6 @@ class Settings:
     """Port of `/healthz`, `/readyz` and `/metrics`; 0: chosen by the system and logged."""
     log_format: LogFormat = "json"
     """`json` for machines, `console` for people."""
-    pin_timeout_seconds: float = 5.0
-    """`priority_timeout` of the dispatch consumers: silence after which a standby takes over."""
     dev_api_key: Secret | None = None
     """API key the inbox page of the `dev` profile publishes with."""
 
@@ -98,7 +96,7 @@ class Settings:
             password=self.nats_password.reveal() if self.nats_password else None,
             credentials_file=self.nats_credentials,
             name=name,
-            inbox_prefix=self.nats_inbox_prefix,
+            inbox_prefix=self.nats_inbox_prefix or (f"_INBOX_{self.nats_user}" if self.nats_user else "_INBOX"),
         )
 
 
