@@ -68,9 +68,10 @@ def _show(item: Any, *, as_json: bool) -> None:
     if as_json:
         print_json({"seq": item.seq, "prev": item.prev, "cursor": item.cursor, "record": item.record})
         return
-    record = item.record
-    out.print(
-        f"[dim]{record.get('at', '')}[/]  [bold]{record.get('type') or record.get('kind', '?')}[/]  {record.get('data', '')}",
-        markup=True,
-    )
+    from rich.markup import escape
+
+    # What a service wrote may hold brackets that rich would take for its own markup.
+    record = {name: escape(str(value)) for name, value in item.record.items()}
+    kind = record["type"] if item.type else record.get("kind", "?")
+    out.print(f"[dim]{record.get('at', '')}[/]  [bold]{kind}[/]  {record.get('data', '')}")
     out.print(f"[dim]  id {record.get('id')}  seq {item.seq}  prev {item.prev}  cursor {item.cursor}[/]")
