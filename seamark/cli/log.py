@@ -53,6 +53,7 @@ async def _read(broker: Any, stream: str, subject: str, limit: int) -> list[Any]
 
 def _print(found: list[Any], subject: str, where: str, *, as_json: bool) -> None:
     import msgspec
+    from rich.markup import escape
 
     if not as_json:
         err.print(f"[dim]{subject} in {where}: {len(found)} record{'s' if len(found) != 1 else ''}[/]")
@@ -62,6 +63,6 @@ def _print(found: list[Any], subject: str, where: str, *, as_json: bool) -> None
             print_json({"seq": stored.seq, "stored_at": stored.time, "record": record})
         else:
             what = record.get("type") or record.get("kind")
-            out.print(
-                f"[bold]{stored.seq:>8}[/]  {record.get('at')}  {what}  id {record.get('id')}  {record.get('data', '')}"
-            )
+            text = f"{record.get('at')}  {what}  id {record.get('id')}  {record.get('data', '')}"
+            # What a service wrote may hold brackets that rich would take for its own markup.
+            out.print(f"[bold]{stored.seq:>8}[/]  {escape(text)}")
