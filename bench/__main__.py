@@ -1,6 +1,5 @@
 """`python -m bench <what>`: see README.md beside this file."""
 
-import asyncio
 import json
 import tempfile
 from pathlib import Path

@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, facts: dict[str, Any], kind: str = "latencies") -> "Spread":
-        return cls(Counter({bucket: count for bucket, count in facts[kind]}))
+        return cls(Counter(dict(facts[kind])))
 
     def at(self, share: float) -> float | None:
         """The latency that this share of all does not exceed."""

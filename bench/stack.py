@@ -1,5 +1,6 @@
 """The stack of one benchmark: its own servers in a folder of its own, the real roles as processes, all ended afterwards."""
 
+import asyncio
 import contextlib
 import secrets
 import shutil
@@ -8,6 +9,8 @@ import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.processes import Worker, running
 from engine import topology
@@ -32,6 +35,7 @@ class Stack:
     gateway_port: int
     secret: str
     roles: dict[str, list[Worker]] = field(default_factory=dict)
+    _health: dict[str, list[int]] = field(default_factory=dict)
     _exits: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     def pids(self, role: str) -> list[int]:
@@ -57,6 +61,16 @@ class Stack:
             worker = await self._exits.enter_async_context(running(role, arguments, log, env=env, speaks=False))
             await worker.until(lambda port=health: _is_ready(port), READY_SECONDS)
             self.roles.setdefault(role, []).append(worker)
+            self._health.setdefault(role, []).append(health)
+
+    async def metric(self, role: str, name: str) -> float:
+        """The sum of a metric over all its labels and the role's processes."""
+        total = 0.0
+        for port in self._health.get(role, ()):
+            text = await asyncio.to_thread(_metrics, port)
+            for family in text_string_to_metric_families(text):
+                total += sum(sample.value for sample in family.samples if sample.name == name)
+        return total
 
     async def worker(self, module: str, *arguments: str) -> Worker:
         """A process of the benchmark itself (`python -m bench.<module>`)."""
@@ -74,6 +88,12 @@ def _is_ready(health_port: int) -> bool:
             return answer.status == 200
     except OSError:
         return False
+
+
+def _metrics(health_port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{health_port}/metrics", timeout=5.0) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 @contextlib.asynccontextmanager

@@ -21,6 +21,7 @@ HELD_P99_SECONDS = 0.5
 LAG_MAX = 1000
 DRAIN_SECONDS = 30.0
 LAG_EVERY_SECONDS = 1.0
+ROUNDS = "seamark_dispatcher_delay_seconds_count"
 ROLES = ("broker", "valkey", "dispatcher", "gateway")
 
 
@@ -80,12 +81,14 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
         await _warm(bench, swarm, sockets)
         pids = {role: bench.pids(role) for role in ROLES} | {"devices": swarm.worker.pids}
         cpu = {role: cpu_seconds(found) for role, found in pids.items()}
+        rounds = await bench.metric("dispatcher", ROUNDS)
         settings = Settings(url=bench.nats.url, rate=rate, users=sockets, seconds=seconds, id_from=sockets)
         publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
         lag = Lag()
         watch = asyncio.create_task(lag.watch(bench), name="lag")
         published = await publisher.fact("published", seconds + 60)
         facts = await swarm.expect(published["events"], DRAIN_SECONDS)
+        rounds = await bench.metric("dispatcher", ROUNDS) - rounds
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         spent = {role: cpu_seconds(found) - cpu[role] for role, found in pids.items()}
@@ -100,6 +103,7 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
         "publish_seconds": round(published["seconds"], 2),
         "delivered": delivered,
         **spread.milliseconds(),
+        "events_per_round": round(delivered / max(rounds, 1), 1),
         "lag_max": lag.highest,
         "broker_records_per_second": round(limit.per_second),
         "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items()},

@@ -120,8 +120,20 @@ class Swarm:
 class Device(asyncio.Protocol):
     """One device: its socket, its cursor, its place in the chain."""
 
-    __slots__ = ("_buffer", "_open", "acked_at", "begun_at", "epoch", "hello_at", "live", "number", "opened", "seq", "swarm", "token",
-                 "transport")  # fmt: skip
+    __slots__ = (
+        "_buffer",
+        "_open",
+        "acked_at",
+        "begun_at",
+        "epoch",
+        "hello_at",
+        "live",
+        "number",
+        "seq",
+        "swarm",
+        "token",
+        "transport",
+    )
 
     def __init__(self, swarm: Swarm, number: int) -> None:
         self.swarm = swarm
