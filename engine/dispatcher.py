@@ -23,12 +23,14 @@ from engine.jetstream import Broker, StreamState
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
 from engine.partition import Delivered, PartitionReader, Source
-from engine.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
-from engine.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+from engine.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.stalls import Stall
+from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream
 
 _log = structlog.get_logger("seamark.dispatcher")
 
 CLAIMS_RETRY_SECONDS = 1.0
+BURY_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
 
 
@@ -179,7 +181,7 @@ class DispatchWorker:
 
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
-            await deadletters.bury(self._broker, dead, self._q, self._ownership.events_epoch)
+            await self._bury(dead)
             _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
@@ -191,6 +193,19 @@ class DispatchWorker:
             failpoints.reach("between-foreign-and-home")
         await self._append(self._q, home, round_.last_seq)
         self._count(round_, planned, len(home) + sum(map(len, entries.values())))
+
+    async def _bury(self, dead: Dead) -> None:
+        """Whatever it takes: an event that cannot be delivered must not be passed over."""
+        stall = Stall(DEAD_LETTERS_STREAM)
+        try:
+            while True:
+                try:
+                    return await deadletters.bury(self._broker, dead, self._q, self._ownership.events_epoch)
+                except BrokerError as error:
+                    stall.report(error)
+                await asyncio.sleep(BURY_RETRY_SECONDS)
+        finally:
+            stall.over()
 
     async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
         """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from dataclasses import dataclass
 
 import msgspec
-import structlog
 
 from engine import failpoints, metrics
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
-from engine.limits import STALL_SECONDS
 from engine.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
+from engine.stalls import Stall
 from engine.subjects import log_stream, mark_subject
-
-_log = structlog.get_logger("seamark.dispatcher")
 
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
@@ -102,7 +98,6 @@ class LogWriter:
         self._ownership = ownership
         self._log_epoch = log_epoch
         self._placed = placed
-        self._report_at = 0.0
 
     @classmethod
     async def claim(
@@ -155,7 +150,7 @@ class LogWriter:
         own = self._ownership
         mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user)
         payload = encode_mark(mark)
-        started, pause = time.monotonic(), RETRY_SECONDS_MIN
+        stall, pause = Stall(self._stream), RETRY_SECONDS_MIN
         try:
             while True:
                 expect = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self._placed.log_seq
@@ -169,15 +164,15 @@ class LogWriter:
                 except BrokerError as error:
                     metrics.append_retries.labels(_reason(error)).inc()
                     settled = not isinstance(error, ApiError) or error.err_code == WRONG_LAST_SEQUENCE
-                    self._report_stall(started, error)
-                if settled and await self._settle(mark, started):
+                    stall.report(error)
+                if settled and await self._settle(mark, stall):
                     return
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
         finally:
-            metrics.append_stalled.labels(self._stream).set(0)
+            stall.over()
 
-    async def _settle(self, sent: Mark, started: float) -> bool:
+    async def _settle(self, sent: Mark, stall: Stall) -> bool:
         """Is the unconfirmed batch stored? False: it is to be sent again."""
         while True:
             try:
@@ -186,7 +181,7 @@ class LogWriter:
                 if verdict in (Verdict.GONE, Verdict.ASK_AGAIN):
                     await self._check_epoch()
             except BrokerError as error:
-                self._report_stall(started, error)
+                stall.report(error)
                 await asyncio.sleep(RETRY_SECONDS_MAX / 4)
                 continue
             if verdict is Verdict.COMMITTED:
@@ -201,7 +196,7 @@ class LogWriter:
                 raise StepDown(f"{self._stream} was taken over by another owner")
             if verdict is Verdict.CLAIM:
                 raise Overtaken(f"{self._stream} was written by an older owner")
-            self._report_stall(started, Unanswered("its leader shows an older mark than it has confirmed"))
+            stall.report(Unanswered("its leader shows an older mark than it has confirmed"))
             await asyncio.sleep(RETRY_SECONDS_MAX / 4)
 
     async def _check_epoch(self) -> None:
@@ -209,15 +204,6 @@ class LogWriter:
         state = await self._broker.stream(self._stream)
         if state.epoch != self._log_epoch:
             raise PartitionStopped(f"{self._stream} changed its incarnation", REPAIR)
-
-    def _report_stall(self, started: float, error: BrokerError) -> None:
-        waited = time.monotonic() - started
-        if waited > STALL_SECONDS and time.monotonic() > self._report_at:
-            self._report_at = time.monotonic() + STALL_SECONDS
-            metrics.append_stalled.labels(self._stream).set(1)
-            _log.error(
-                "a log takes no records, its partition waits", stream=self._stream, why=str(error), seconds=int(waited)
-            )
 
 
 def _reason(error: BrokerError) -> str:

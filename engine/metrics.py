@@ -49,7 +49,9 @@ append_retries = Counter(
     "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
 )
 append_stalled = Gauge(
-    "seamark_dispatcher_append_stalled", "1 while a batch could not be appended for 30 s", ("stream",)
+    "seamark_dispatcher_append_stalled",
+    "Partitions that wait for a stream which is full or has taken nothing for 30 s",
+    ("stream",),
 )
 batch_records = Histogram(
     "seamark_dispatcher_batch_records", "Records per atomic batch", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -28,13 +28,11 @@ _log = structlog.get_logger("seamark.partition")
 GROUP = "owner"
 PULL_GRACE_SECONDS = 1.0
 RETRY_SECONDS_MIN = 0.25
-RETRY_SECONDS_MAX = 2.0
-"""Trying again begins with a claim, which is stored: what fails for hours must not fill the log with claims."""
-
+RETRY_SECONDS_MAX = 2.0  # trying again may begin with a claim, which is stored: hours of it must not fill the log
 STOPPED_RETRY_SECONDS = 10.0
 
 
-class Delivered(NamedTuple):
+class Delivered(msgspec.Struct, frozen=True, gc=False):
     """A message of the partition, in stream order. `time_nanoseconds` is when the stream stored it (Unix time)."""
 
     subject: bytes
@@ -355,10 +353,8 @@ class PartitionReader:
         while True:
             await asyncio.sleep(self._quiet_seconds / 4)
             now = time.monotonic()
-            if (
-                self._outstanding
-                and now - max(self._heard_at, self._pulled_at) > self._expires_seconds + PULL_GRACE_SECONDS
-            ):
+            silence = now - max(self._heard_at, self._pulled_at)
+            if self._outstanding and silence > self._expires_seconds + PULL_GRACE_SECONDS:
                 self._log.warning("a pull went unanswered")
                 self._outstanding = 0
                 self.suspect()

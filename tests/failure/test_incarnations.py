@@ -118,7 +118,6 @@ async def test_recreated_events_stop_every_partition_and_none_of_the_new_ones_is
             async with under_load(broker, chaos, "new") as load:
                 load.rate = 0
                 await eventually(lambda: load.acknowledged > 600, seconds=30)
-                load.rate = 50
                 await eventually(lambda: first.metric(STOPPED) + second.metric(STOPPED) >= PARTITIONS, seconds=20)
                 assert repair_is_named(first, "EVENTS") or repair_is_named(second, "EVENTS")
             first.stop()
