@@ -16,6 +16,7 @@ from engine.events import Encoded, encode, new_event_id
 from engine.jetstream import Broker, PubAck
 from gateway.api_keys import ApiKey, ApiKeys, KeysAway
 from gateway.auth import bearer
+from gateway.bodies import read_body
 from gateway.limits import (
     BULK_BODY_BYTES,
     BULK_EVENTS,
@@ -23,7 +24,6 @@ from gateway.limits import (
     EVENT_BODY_BYTES,
     EVENT_BUDGET_SECONDS,
     EVENTS_IN_FLIGHT,
-    REQUEST_BODY_SECONDS,
     RETRY_AFTER_SECONDS,
 )
 from gateway.problems import Problem, unavailable
@@ -61,7 +61,7 @@ class EventsApi:
     async def publish(self, request: web.Request) -> web.StreamResponse:
         """One event: 202 with `{event_id, seq, duplicate}` once it is stored."""
         key = await self._authorised(request)
-        body = await _body(request, EVENT_BODY_BYTES)
+        body = await read_body(request, EVENT_BODY_BYTES)
         try:
             event, id = _event(body, key.tenant, request.headers.get("Idempotency-Key"))
         except InvalidEvent as error:
@@ -84,7 +84,7 @@ class EventsApi:
         their own with nothing stored twice; where order matters, each key's events are stored one after the other.
         """
         key = await self._authorised(request)
-        body = await _body(request, BULK_BODY_BYTES)
+        body = await read_body(request, BULK_BODY_BYTES)
         try:
             bodies = _decode_list(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -160,21 +160,6 @@ class EventsApi:
             for number, line in enumerate(lines.values()):
                 group.create_task(store(line), name=f"bulk-{number}")
         return results
-
-
-async def _body(request: web.Request, most: int) -> bytes:
-    if request.content_length is not None and request.content_length > most:
-        raise Problem(413, "too_large", f"the body may have {most} bytes")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(REQUEST_BODY_SECONDS):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > most:
-                    raise Problem(413, "too_large", f"the body may have {most} bytes")
-    except TimeoutError as error:
-        raise Problem(408, "request_timeout", f"the body was not complete within {REQUEST_BODY_SECONDS:g} s") from error
-    return bytes(body)
 
 
 def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encoded, str]:

@@ -10,6 +10,7 @@ from engine.errors import BrokerError, InvalidCursor
 from engine.records import state_record
 from engine.subjects import log_subject
 from gateway.admission import admit, user_of
+from gateway.bodies import read_body
 from gateway.context import CONTEXT, Context
 from gateway.frames import BadFrame, Read, check_device, check_read
 from gateway.limits import FRAME_BYTES
@@ -34,10 +35,9 @@ async def read(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     admit(request, context)
     claims = await user_of(request, context)
-    if (request.content_length or 0) > FRAME_BYTES:
-        raise Problem(413, "too_large", f"the body may have {FRAME_BYTES} bytes")
+    data = await read_body(request, FRAME_BYTES)
     try:
-        body = _decode(await request.read())
+        body = _decode(data)
         check_device(body.device)
         check_read(Read(ids=body.ids, up_to=body.up_to, all=body.all))
     except (msgspec.DecodeError, UnicodeDecodeError, BadFrame) as error:

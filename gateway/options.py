@@ -23,6 +23,7 @@ class GatewayOptions:
 
     Attributes:
         nats: the broker.
+        partitions: how many there must be; None: as the topology was made.
         postgres_url: the table of API keys; None: `POST /v1/events` is not served.
         jwt_secret: HS256 secret (development); exactly one of this and `jwks_url`.
         jwks_url: address of the key set.
@@ -38,6 +39,7 @@ class GatewayOptions:
     """
 
     nats: NatsSettings
+    partitions: int | None = None
     postgres_url: str | None = None
     jwt_secret: str | None = None
     jwks_url: str | None = None

@@ -10,8 +10,8 @@ import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
 
-from engine.errors import InvalidSetting, TopologyError
-from engine.jetstream import Broker, connect
+from engine.errors import ApiError, InvalidSetting, TopologyError
+from engine.jetstream import Broker, StreamState, connect
 from engine.subjects import EVENTS_STREAM, log_stream
 from gateway import cors, inbox_api, poll, sse, ws
 from gateway.admission import Handshakes
@@ -36,6 +36,8 @@ from gateway.problems import as_problems
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
 from gateway.wheel import Wheel
+
+_NO_SUCH_STREAM = 10059
 
 _log = structlog.get_logger("seamark.gateway")
 
@@ -114,8 +116,12 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
 
 def _keys(options: GatewayOptions) -> Keys:
     if options.jwks_url is not None and options.jwt_secret is None:
+        if not options.dev and not options.jwks_url.startswith("https://"):
+            raise InvalidSetting("SEAMARK_JWKS_URL must be https: whoever can change the keys can be any user")
         return KeySet(options.jwks_url)
     if options.jwt_secret is not None and options.jwks_url is None:
+        if not options.dev:
+            _log.warning("shared_jwt_secret", remedy="use SEAMARK_JWKS_URL: whoever can check a token can make one")
         try:
             return SharedSecret(options.jwt_secret)
         except ValueError as error:
@@ -142,7 +148,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         origins = Origins(options.origins, same_origin=options.dev)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
-    count = await _partitions(broker)
+    count = await _partitions(broker, options.partitions)
     context = Context(
         broker=broker,
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
@@ -173,23 +179,37 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         context.wheel.close()
 
 
-async def _partitions(broker: Broker) -> int:
+async def _partitions(broker: Broker, expected: int | None) -> int:
     """How many partitions there are; every log must agree and have an epoch.
 
     Raises:
         TopologyError: streams are missing or not as `seamark topology apply` leaves them.
     """
     remedy = "Run `seamark topology apply`."
-    count = (await broker.stream(EVENTS_STREAM)).partitions
+    count = (await _stream(broker, EVENTS_STREAM)).partitions
     if not count:
         raise TopologyError(f"{EVENTS_STREAM} does not say how many partitions there are", remedy)
+    if expected is not None and expected != count:
+        raise TopologyError(
+            f"SEAMARK_PARTITIONS is {expected}, the streams were made for {count}",
+            "Unset it, or connect to the servers it was meant for.",
+        )
     for number in range(count):
-        state = await broker.stream(log_stream(number))
+        state = await _stream(broker, log_stream(number))
         if state.partitions != count:
             raise TopologyError(f"{state.name} was made for {state.partitions} partitions, EVENTS for {count}", remedy)
         if state.epoch is None:
             raise TopologyError(f"{state.name} has no epoch", remedy)
     return count
+
+
+async def _stream(broker: Broker, name: str) -> StreamState:
+    try:
+        return await broker.stream(name)
+    except ApiError as error:
+        if error.err_code != _NO_SUCH_STREAM:
+            raise
+        raise TopologyError(f"there is no stream {name}", "Run `seamark topology apply`.") from error
 
 
 def _listen(broker: Broker, context: Context) -> None:

@@ -75,6 +75,7 @@ class Session:
         "_reads",
         "_ready",
         "_token",
+        "_unread_waiting",
         "context",
         "device",
         "ended",
@@ -100,6 +101,7 @@ class Session:
         self._pinged_at = 0.0
         self._allowance = float(FRAMES_PER_MINUTE)
         self._reads = 0
+        self._unread_waiting: bytes | None = None
         context.sessions.open(self)
         metrics.gateway_sessions.labels(carrier).inc()
         context.wheel.later(context.times.hello_seconds, self._tick)
@@ -125,13 +127,18 @@ class Session:
             return None
 
     def heard(self) -> None:
-        """The client has shown life."""
-        self._heard_at = self.context.wheel.now()
+        """The client has shown life by a frame of the WebSocket itself, a ping or pong."""
+        if not self.ended and not self._allow():
+            self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
 
     def writable(self) -> None:
         """The outlet has room again."""
-        if self._follower is not None and not self.ended:
-            self._follower.writable()
+        if self._follower is None or self.ended:
+            return
+        if self._unread_waiting is not None:
+            payload, self._unread_waiting = self._unread_waiting, None
+            self._outlet.send(payload)
+        self._follower.writable()
 
     def start(self, claims: Claims, device: str, cursor: str | None) -> None:
         """Who it is for is known: join the log."""
@@ -209,16 +216,20 @@ class Session:
             return None
 
     def _ack(self, frame: Ack, follower: Follower) -> None:
-        cursor = parse_cursor(frame.cursor)
-        if cursor.epoch != follower.epoch:
-            if cursor.epoch == follower.former_epoch and cursor.epoch:
+        epoch, _, digits = frame.cursor.partition(".")
+        if epoch == follower.epoch and digits.isascii() and digits.isdigit() and len(digits) < 20:
+            seq = int(digits)  # the hot path; everything else is looked at closely
+        else:
+            epoch, seq = parse_cursor(frame.cursor)
+        if epoch != follower.epoch:
+            if epoch == follower.former_epoch and epoch:
                 return  # it crossed a reset on the way
             raise BadFrame("`ack` names a cursor that was never sent")
-        if cursor.seq > follower.sent_max:
+        if seq > follower.sent_max:
             raise BadFrame("`ack` is beyond the last frame sent")
         tally = follower.tally
-        if cursor.seq > tally.acked:
-            tally.acked, tally.acked_at = cursor.seq, time()
+        if seq > tally.acked:
+            tally.acked, tally.acked_at = seq, time()
             if not tally.noted:
                 tally.noted = True
                 self.context.receipts.note(self)
@@ -279,8 +290,12 @@ class Session:
 
     def unread(self, payload: bytes) -> None:
         """The projector's frame; anything else on the live subject is not for clients."""
-        if self._ready and payload.startswith(b'{"op":"unread"'):
+        if not self._ready or not payload.startswith(b'{"op":"unread"'):
+            return
+        if self._outlet.room():
             self._outlet.send(payload)
+        else:
+            self._unread_waiting = payload  # absolute: only the newest counts
 
     def take_receipts(self) -> list[Outgoing]:
         """What was sent and acknowledged since the last time."""

@@ -48,6 +48,7 @@ def handler(context: Context) -> Handler:
         )
         try:
             admit(request, context)
+            _check_protocol(request)
             await stream.prepare(request)
         except Problem as problem:
             return problem.response()
@@ -64,6 +65,13 @@ def handler(context: Context) -> Handler:
         return stream
 
     return websocket
+
+
+def _check_protocol(request: web.BaseRequest) -> None:
+    """A client that names sub-protocols must name ours; one that names none is taken to mean it."""
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
+    if offered and PROTOCOL not in (name.strip() for name in offered.split(",")):
+        raise Problem(400, "unsupported_protocol", f"the sub-protocol is {PROTOCOL}")
 
 
 def _open(request: web.BaseRequest, context: Context) -> tuple[Session, WebSocketOutlet]:

@@ -57,6 +57,7 @@ def _options(settings: Settings) -> GatewayOptions:
 
     return GatewayOptions(
         nats=settings.nats("seamark-gateway"),
+        partitions=settings.partitions,
         postgres_url=settings.postgres_url.reveal() if settings.postgres_url else None,
         jwt_secret=settings.jwt_secret.reveal() if settings.jwt_secret else None,
         jwks_url=settings.jwks_url,

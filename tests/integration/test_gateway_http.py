@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from seamark.dev.servers import NatsServer
+from seamark.migrate import migrate
 from tests.support.gateways import QUICK, TestGateway, eventually, gateway_on, token
 
 
@@ -227,21 +228,17 @@ KEY = "sk_test_0123456789"
 @asynccontextmanager
 async def with_keys(nats: NatsServer, postgres: str) -> AsyncIterator[TestGateway]:
     """A gateway that knows the API key `KEY` of tenant acme."""
-    await add_key(postgres, KEY, ["events:write"], create=True)
+    await migrate(postgres)
+    await add_key(postgres, KEY, ["events:write"])
     async with gateway_on(nats, postgres_url=postgres) as gateway:
         yield gateway
 
 
-async def add_key(url: str, key: str, scopes: list[str], *, create: bool = False) -> None:
+async def add_key(url: str, key: str, scopes: list[str]) -> None:
     connection = await asyncpg.connect(url)
     try:
-        if create:
-            await connection.execute(
-                "CREATE TABLE api_keys (key_hash bytea PRIMARY KEY, tenant text NOT NULL, scopes text[] NOT NULL,"
-                " created_at timestamptz NOT NULL DEFAULT now(), revoked_at timestamptz)"
-            )
         await connection.execute(
-            "INSERT INTO api_keys (key_hash, tenant, scopes) VALUES ($1, 'acme', $2)",
+            "INSERT INTO api_keys (key_hash, tenant, name, scopes) VALUES ($1, 'acme', 'test', $2)",
             hashlib.sha256(key.encode()).digest(),
             scopes,
         )
@@ -338,6 +335,24 @@ async def test_only_a_known_key_with_the_scope_may_publish(nats_server: NatsServ
         assert (await gateway.broker.stream("EVENTS")).messages == 0
 
 
+async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.api_keys.API_KEY_SECONDS", 0.2)
+    async with with_keys(nats_server, postgres) as gateway:
+        assert (await post(gateway, EVENT))[0] == 202
+        admin = await asyncpg.connect(postgres)
+        try:
+            await admin.execute("UPDATE api_keys SET revoked_at = now()")
+        finally:
+            await admin.close()
+
+        async def refused() -> bool:
+            return (await post(gateway, EVENT))[0] == 401
+
+        await eventually(refused)
+
+
 async def test_while_postgresql_is_away_known_keys_go_on_and_others_get_503(
     nats_server: NatsServer, postgres: str
 ) -> None:
@@ -409,7 +424,7 @@ async def test_a_bulk_tells_of_each_event_and_keeps_the_order_of_a_key(nats_serv
 async def test_a_body_that_never_ends_is_given_up(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.events_api.REQUEST_BODY_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.bodies.REQUEST_BODY_SECONDS", 0.3)
     async with with_keys(nats_server, postgres) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         head = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
