@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -43,7 +44,7 @@ class ClaimsUnavailable(SeamarkError):
     """Redis does not answer, so it is unknown which events were published before."""
 
 
-class Claim(NamedTuple):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """An event id and the position (`<epoch>.<seq>` in EVENTS) of the event that claims it."""
 
     tenant_token: str

@@ -64,14 +64,14 @@ class Event(msgspec.Struct, kw_only=True):
     transaction_id: str | None = None
 
 
-class Recipient(NamedTuple):
+class Recipient(msgspec.Struct, frozen=True, gc=False):
     """A user an event is for, as text and as the token that orders recipients."""
 
     token: str
     user: str
 
 
-class Accepted(NamedTuple):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """An event that passed every check, with what its subject says and its recipients once each, by token."""
 
     event: Event
@@ -127,6 +127,24 @@ def _decoded(payload: bytes) -> Event:
 def _check_identity(event: Event, at: subjects.EventSubject) -> None:
     if _ID.fullmatch(event.id) is None:
         raise InvalidEvent("id", f"`id` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks")
+    if event.tenant is not None or event.type is not None or event.ordering_key is not None:
+        _check_agreement(event, at)
+    if event.semantics == "at_most_once":
+        raise InvalidEvent("semantics", "`at_most_once` messages are never stored: they do not belong on events.>")
+    if event.send_at is not None:
+        raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
+    if event.time is not None:
+        _check_moment("time", event.time)
+    if event.expires_at is not None:
+        _check_moment("expires_at", event.expires_at)
+    data = bytes(event.data)
+    if len(data) > EVENT_DATA_BYTES_MAX:
+        raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
+    if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
+        raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+
+
+def _check_agreement(event: Event, at: subjects.EventSubject) -> None:
     for name, said, meant in (
         ("tenant", event.tenant, at.tenant),
         ("type", event.type, at.type),
@@ -136,20 +154,13 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
             raise InvalidEvent(
                 "disagreement", f"`{name}` is {said[:80]!r} but the subject says {meant[:80]!r}: leave it out"
             )
-    if event.semantics == "at_most_once":
-        raise InvalidEvent("semantics", "`at_most_once` messages are never stored: they do not belong on events.>")
-    if event.send_at is not None:
-        raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
-    for name, moment in (("time", event.time), ("expires_at", event.expires_at)):
-        if moment is not None and not _has_utc(moment):
-            raise InvalidEvent(
-                name, f"`{name}` must carry an offset and lie in the years 1 to 9999, such as 2026-01-31T12:00:00Z"
-            )
-    data = bytes(event.data)
-    if len(data) > EVENT_DATA_BYTES_MAX:
-        raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
-    if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
-        raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+
+
+def _check_moment(name: str, moment: datetime) -> None:
+    if not _has_utc(moment):
+        raise InvalidEvent(
+            name, f"`{name}` must carry an offset and lie in the years 1 to 9999, such as 2026-01-31T12:00:00Z"
+        )
 
 
 def _has_utc(moment: datetime) -> bool:
@@ -178,19 +189,21 @@ def _recipients(event: Event) -> list[Recipient]:
         raise InvalidEvent("to", "`to` names nobody: give at least one user")
     if len(event.to) > RECIPIENTS_MAX:
         raise InvalidEvent("to", f"`to` names {len(event.to)} users, at most {RECIPIENTS_MAX} are allowed in one event")
-    found: dict[str, str] = {}
-    for user in event.to:
-        if user.startswith(("topic:", "segment:")):
-            raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
-        try:
-            found[subjects.encode_token(user)] = user
-        except InvalidToken as error:
-            raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
+    if len(event.to) == 1:
+        return [_recipient(event.to[0])]
+    found = {recipient.token: recipient for recipient in map(_recipient, event.to)}
     if len(bytes(event.data)) * len(found) > FANOUT_BYTES_MAX:
         raise InvalidEvent("to", f"`to` times `data` is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
-    if len(found) == 1:
-        return [Recipient(*item) for item in found.items()]
-    return [Recipient(token, found[token]) for token in sorted(found)]
+    return [found[token] for token in sorted(found)]
+
+
+def _recipient(user: str) -> Recipient:
+    if user.startswith(("topic:", "segment:")):
+        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
+    try:
+        return Recipient(subjects.encode_token(user), user)
+    except InvalidToken as error:
+        raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
 
 
 def new_event_id() -> str:

@@ -51,7 +51,7 @@ class PubAck(NamedTuple):
     duplicate: bool = False
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message of an atomic batch. `headers` are raw lines, each ended by CRLF."""
 
     subject: str
@@ -103,6 +103,7 @@ class _PubAckReply(msgspec.Struct):
     error: dict[str, Any] | None = None
 
 
+_batch_ids = NUID()
 _decode_ack = msgspec.json.Decoder(_PubAckReply).decode
 
 
@@ -346,13 +347,17 @@ class Broker(Connection):
 
 
 def _encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
-    batch_id, last = bytes(NUID().next()), len(messages)
-    parts = []
-    for number, (subject, payload, lines) in enumerate(messages, 1):
+    opening = b"NATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: " % bytes(_batch_ids.next())
+    last, answered, parts = len(messages), reply + b" ", []
+    for number, message in enumerate(messages, 1):
+        lines, payload = message.headers, message.payload
         # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
-        ends = b"Nats-Batch-Commit: 1\r\n" if number == last else b""
-        head = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b%b" % (batch_id, number, ends, lines)
-        parts.append(wire.encode_publish(subject.encode(), reply if number in (1, last) else b"", head, payload))
+        answer = answered if number in (1, last) else b""
+        if number == last:
+            lines = b"Nats-Batch-Commit: 1\r\n" + lines
+        head = b"%b%d\r\n%b\r\n" % (opening, number, lines)
+        sizes = len(head), len(head) + len(payload)
+        parts.append(b"HPUB %b %b%d %d\r\n%b%b\r\n" % (message.subject.encode(), answer, *sizes, head, payload))
     return b"".join(parts)
 
 

@@ -18,7 +18,7 @@ SKIP_LINE = b"Seamark-Skip: 1\r\n"
 _encode = msgspec.json.Encoder().encode
 
 
-class EventPosition(msgspec.Struct):
+class EventPosition(msgspec.Struct, gc=False):
     """Where in EVENTS the event of a record is."""
 
     epoch: str
@@ -50,6 +50,21 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 decode_record = msgspec.json.Decoder(Record).decode
 
 
+class _Rest(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What follows the user in a notification record, in the order it is written."""
+
+    type: str
+    category: str | None
+    priority: str
+    at: datetime
+    event: EventPosition
+    data: msgspec.Raw
+    plan: msgspec.Raw
+    collapse_key: str | None = None
+    expires_at: datetime | None = None
+    trace: str | None = None
+
+
 class NotificationTemplate:
     """The notification records of one event: all bytes but the user are the same and built once.
 
@@ -63,34 +78,27 @@ class NotificationTemplate:
 
     def __init__(self, accepted: Accepted, epoch: str, seq: int, stored_at: datetime) -> None:
         event, at = accepted.event, accepted.at
-        plan = _plan(event.channels)
         self._before = b'{"id":%b,"kind":"notification","tenant":%b,"user":' % (_encode(event.id), _encode(at.tenant))
-        parts = [
-            b',"type":%b,"category":%b,"priority":"%b","at":%b,"event":{"epoch":"%b","seq":%d},"data":%b,"plan":%b'
-            % (
-                _encode(at.type),
-                _encode(event.category),
-                event.priority.encode(),
-                _encode((event.time or stored_at).astimezone(UTC)),
-                epoch.encode(),
-                seq,
-                _one_line(bytes(event.data)),
-                plan,
-            )
-        ]
-        if event.collapse_key is not None:
-            parts.append(b',"collapse_key":%b' % _encode(event.collapse_key))
-        if event.expires_at is not None:
-            parts.append(b',"expires_at":%b' % _encode(event.expires_at.astimezone(UTC)))
+        rest = _Rest(
+            type=at.type,
+            category=event.category,
+            priority=event.priority,
+            at=stored_at if event.time is None else event.time.astimezone(UTC),
+            event=EventPosition(epoch, seq),
+            data=_one_line(event.data),
+            plan=_plan(event.channels),
+            collapse_key=event.collapse_key,
+            expires_at=None if event.expires_at is None else event.expires_at.astimezone(UTC),
+        )
         lines = b""
         if accepted.traceparent:
-            parts.append(b',"trace":"%b"' % accepted.traceparent)
+            rest.trace = accepted.traceparent.decode()
             lines = b"traceparent: %b\r\n" % accepted.traceparent
             if accepted.tracestate:
                 lines += b"tracestate: %b\r\n" % accepted.tracestate
         if event.channels is not None and INAPP not in event.channels:
             lines += SKIP_LINE
-        self._after = b"".join((*parts, b"}"))
+        self._after = b",%b" % _encode(rest)[1:]
         self.lines = lines
 
     @property
@@ -103,19 +111,20 @@ class NotificationTemplate:
         return self._before + _encode(user) + self._after
 
 
-def _one_line(data: bytes) -> bytes:
+def _one_line(data: msgspec.Raw) -> msgspec.Raw:
     """`data` without raw line breaks: a record is one line, so that SSE can carry it as it stands."""
-    return msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data
+    text = bytes(data)
+    return msgspec.Raw(msgspec.json.format(text, indent=-1)) if b"\n" in text or b"\r" in text else data
 
 
-_DEFAULT_PLAN = _encode({INAPP: {"when": "now", "why": "default"}})
+_DEFAULT_PLAN = msgspec.Raw(_encode({INAPP: {"when": "now", "why": "default"}}))
 
 
-def _plan(channels: list[str] | None) -> bytes:
+def _plan(channels: list[str] | None) -> msgspec.Raw:
     """Which channels and why, part of the record so that no side effect has to guess it later."""
     if channels is None:
         return _DEFAULT_PLAN
-    return _encode({channel: {"when": "now", "why": "requested"} for channel in channels})
+    return msgspec.Raw(_encode({channel: {"when": "now", "why": "requested"} for channel in channels}))
 
 
 def state_record(

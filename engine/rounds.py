@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from engine import events, wire
@@ -33,7 +34,7 @@ class Dead(NamedTuple):
     detail: str
 
 
-class Planned(NamedTuple):
+class Planned(msgspec.Struct, frozen=True, gc=False):
     """An event with its records' template, ready to be claimed and fanned out."""
 
     seq: int
@@ -41,7 +42,7 @@ class Planned(NamedTuple):
     template: NotificationTemplate
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One record to append: of event `seq`, for one recipient."""
 
     seq: int
@@ -97,11 +98,12 @@ def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
     """Check one event in every respect that could fail; afterwards only passing failures remain."""
     try:
         headers = delivered.headers
+        traceparent = wire.header(headers, b"traceparent")
         accepted = events.accept(
             delivered.subject.decode(),
             delivered.payload,
-            wire.header(headers, b"traceparent"),
-            wire.header(headers, b"tracestate"),
+            traceparent,
+            wire.header(headers, b"tracestate") if traceparent else None,
         )
         stored_at = datetime.fromtimestamp(delivered.time_nanoseconds / 1e9, UTC)
         template = NotificationTemplate(accepted, epoch, delivered.seq, stored_at)
@@ -120,15 +122,19 @@ def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry
     """The records of each partition, by event and then by recipient's token: the order marks count in."""
     entries: dict[int, list[Entry]] = {}
     for event in planned:
-        tenant = event.accepted.at.tenant_token
+        at = event.accepted.at
         for recipient in event.accepted.recipients:
-            partition = partition_of(tenant, recipient.token, partitions)
+            # A personal event's key is its user: the server has hashed these very tokens.
+            own = recipient.token == at.key_token
+            partition = at.partition if own else partition_of(at.tenant_token, recipient.token, partitions)
             entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
     return entries
 
 
-def not_covered(entries: Iterable[Entry], mark: Mark) -> list[Entry]:
-    """What a partition's mark does not say to be applied already."""
+def not_covered(entries: Sequence[Entry], mark: Mark) -> list[Entry]:
+    """What a partition's mark does not say to be applied already. `entries` are in the order marks count in."""
+    if not entries or entries[0].seq > mark.seq:
+        return list(entries)
     return [entry for entry in entries if not mark.covers(entry.seq, entry.recipient.token)]
 
 
