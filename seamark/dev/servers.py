@@ -41,9 +41,9 @@ class Server:
 
     def __init__(self, name: str, data: Path, port: int | None) -> None:
         self.name = name
-        self.data = data
+        self.data = data.absolute()
         self.port = port or free_port(HOST)
-        self._child = Child(name, data / f"{name}.log", death_signal=self.death_signal)
+        self._child = Child(name, self.data / f"{name}.log", death_signal=self.death_signal)
 
     @property
     def url(self) -> str:
@@ -73,13 +73,17 @@ class Server:
         """Program and arguments."""
         raise NotImplementedError
 
+    def environment(self) -> dict[str, str]:
+        """What the server finds in its environment, beside our own."""
+        return {}
+
     def answers(self) -> bool:
         """One look whether the server serves requests now."""
         raise NotImplementedError
 
     def spawn(self) -> None:
         """Fork the process and return. It dies with the calling thread."""
-        self._child.spawn(self.command())
+        self._child.spawn(self.command(), env={**os.environ, **self.environment()})
 
     def wait_ready(self, timeout_seconds: float = READY_SECONDS_MAX) -> None:
         """Block until it answers; ServerFailed with the end of its log otherwise."""
@@ -129,6 +133,12 @@ jetstream {{
 {sync}}}
 """
 
+NATS_OVER_CONFIG = """\
+include "{base}"
+listen: "{host}:{port}"
+http: "{host}:{monitor_port}"
+"""
+
 NATS_CLUSTER_CONFIG = """\
 cluster {{
   name: {cluster}
@@ -145,6 +155,8 @@ class NatsServer(Server):
         data: folder for store, configuration and log.
         port: client port, free one when None.
         name: server name, also the peer name in a cluster.
+        config: a configuration file to run, such as `nats/server.conf`; only its addresses are replaced, its store is
+            what SEAMARK_NATS_STORE names. None: a small one of our own, which `sync_interval` and `max_payload_bytes` shape.
         sync_interval: JetStream's fsync interval ("always", "2m", …); None leaves the server's default.
         extra_config: appended to the configuration file; a key given here wins over ours.
         cluster: cluster block of the configuration (made by `NatsCluster`).
@@ -159,6 +171,7 @@ class NatsServer(Server):
         *,
         port: int | None = None,
         name: str = "seamark",
+        config: Path | None = None,
         sync_interval: str | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         extra_config: str = "",
@@ -166,6 +179,7 @@ class NatsServer(Server):
     ) -> None:
         super().__init__("nats-server", data, port)
         self.server_name = name
+        self.config = config
         self.monitor_port = free_port(HOST)
         self.sync_interval = sync_interval
         self.max_payload_bytes = max_payload_bytes
@@ -185,7 +199,14 @@ class NatsServer(Server):
     def prepare(self) -> None:
         """Write `nats-server.conf`."""
         super().prepare()
-        config = NATS_CONFIG.format(
+        path = self.data / "nats-server.conf"
+        path.write_text(self._base() + self._cluster + self.extra_config)
+
+    def _base(self) -> str:
+        if self.config is not None:
+            base = os.path.relpath(self.config, self.data)  # the server takes it as relative whatever it is
+            return NATS_OVER_CONFIG.format(base=base, host=HOST, port=self.port, monitor_port=self.monitor_port)
+        return NATS_CONFIG.format(
             name=self.server_name,
             host=HOST,
             port=self.port,
@@ -194,7 +215,10 @@ class NatsServer(Server):
             store=self.data / "store",
             sync=f'  sync_interval: "{self.sync_interval}"\n' if self.sync_interval else "",
         )
-        (self.data / "nats-server.conf").write_text(config + self._cluster + self.extra_config)
+
+    def environment(self) -> dict[str, str]:
+        """Where the store of `config` is, quoted: the server reads the value as a piece of configuration."""
+        return {"SEAMARK_NATS_STORE": f'"{self.data / "store"}"'}
 
     def command(self) -> list[str]:
         """`nats-server -c <data>/nats-server.conf`."""

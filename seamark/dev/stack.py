@@ -17,6 +17,7 @@ import asyncpg
 from engine import topology
 from engine.errors import InvalidSetting, Unavailable
 from engine.jetstream import NatsSettings, connect
+from engine.topology_files import files_folder
 from seamark.cli.target import DevFile
 from seamark.cli.token import sign
 from seamark.dev.child import free_port, is_free
@@ -78,7 +79,7 @@ class Stack:
         self.redis_url = os.environ.get("SEAMARK_REDIS_URL", "")
         self.postgres_url = os.environ.get("SEAMARK_POSTGRES_URL", "")
         if not self.nats_url:
-            nats = NatsServer(data / "nats", port=_port(ports.get("nats")))
+            nats = NatsServer(data / "nats", port=_port(ports.get("nats")), config=files_folder() / "server.conf")
             await self._start_server(nats)
             self.nats_url, self.monitor_url, ports["nats"] = nats.url, nats.monitor_url, nats.port
         if not self.redis_url:

@@ -18,6 +18,8 @@ import redis.asyncio
 from seamark.dev.child import ServerFailed, free_port, is_free
 from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
 
+ROOT = Path(__file__).parents[2]
+
 
 async def test_nats_keeps_stored_messages_and_its_port_when_killed_and_started_again(nats_server: NatsServer) -> None:
     url = nats_server.url
@@ -50,6 +52,17 @@ def test_a_suspended_nats_server_answers_nothing_until_it_is_resumed(nats_server
 
         nats_server.resume()
         assert lines.readline() == b"PONG\r\n"
+
+
+async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_store_asked_for(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "a folder" / "nats", config=ROOT / "nats/server.conf")
+    try:
+        server.start()
+        stored = server.monitor("/varz")["jetstream"]["config"]
+        assert stored["store_dir"].startswith(str(tmp_path / "a folder/nats/store"))
+        assert stored["sync_always"] is True
+    finally:
+        server.kill()
 
 
 async def test_a_cluster_has_a_leader_for_a_replicated_stream_and_survives_its_death(nats_cluster: NatsCluster) -> None:
