@@ -37,8 +37,16 @@ _STORE_FULL: Final = frozenset({10047, 10077, 10023, 10054})
 """The server's words for a store that takes no more: the event was not stored and may be sent again later."""
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
+
+
+class Bulk(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a bulk request."""
+
+    events: list[msgspec.Raw]
+
+
+_decode_bulk = msgspec.json.Decoder(Bulk).decode
 
 
 class EventsApi:
@@ -80,15 +88,14 @@ class EventsApi:
     async def publish_many(self, request: web.Request) -> web.StreamResponse:
         """Up to 1000 events: 202 with one result each, in order; an event that failed has `error` in its place.
 
-        Events are stored side by side, so those with one ordering key keep their order only if they share a request of
-        their own with nothing stored twice; where order matters, each key's events are stored one after the other.
+        Events with one ordering key are stored one after the other, in order, the others side by side.
         """
         key = await self._authorised(request)
         body = await read_body(request, BULK_BODY_BYTES)
         try:
-            bodies = _decode_list(body)
+            bodies = _decode_bulk(body).events
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Problem(400, "invalid_json", "the body must be a JSON array of events") from error
+            raise Problem(400, "invalid_bulk", 'the body must be {"events": […]}', field="events") from error
         if not 1 <= len(bodies) <= BULK_EVENTS:
             raise Problem(400, "invalid_bulk", f"1 to {BULK_EVENTS} events, not {len(bodies)}")
         self._reserve(min(len(bodies), BULK_IN_FLIGHT))

@@ -408,7 +408,7 @@ async def test_a_bulk_tells_of_each_event_and_keeps_the_order_of_a_key(nats_serv
     bodies: list[Any] = [{**EVENT, "id": f"e{number}", "to": [f"user{number % 3}"]} for number in range(90)]
     bodies[10] = {"type": "x"}
     async with with_keys(nats_server, postgres) as gateway:
-        status, answer = await post(gateway, bodies, path="/v1/events/bulk")
+        status, answer = await post(gateway, {"events": bodies}, path="/v1/events/bulk")
         assert status == 202
         results = answer["results"]
         assert results[10]["error"]["field"] == "to"
@@ -417,7 +417,12 @@ async def test_a_bulk_tells_of_each_event_and_keeps_the_order_of_a_key(nats_serv
             seqs = [results[n]["seq"] for n in range(90) if n % 3 == user and n != 10]
             assert seqs == sorted(seqs)
         assert (await gateway.broker.stream("EVENTS")).messages == 89
-        for body, expected in ((b"{}", 400), ([], 400), ([EVENT] * 1_001, 400), (b"x" * (4 << 20) + b"x", 413)):
+        for body, expected in (
+            (b"{}", 400),
+            ([EVENT], 400),
+            ({"events": [EVENT] * 1_001}, 400),
+            (b"x" * (4 << 20) + b"x", 413),
+        ):
             assert (await post(gateway, body, path="/v1/events/bulk"))[0] == expected
 
 

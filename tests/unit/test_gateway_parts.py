@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -94,6 +96,14 @@ def test_close_codes_are_distinct_and_in_the_range_for_applications() -> None:
     assert len({row.code for row in TABLE}) == len({row.name for row in TABLE}) == len(TABLE)
     assert all(4_400 <= row.code < 4_500 or row.code in (1000, 1011, 1012) for row in TABLE)
     assert set(TABLE) == {value for value in vars(close_codes).values() if isinstance(value, close_codes.CloseCode)}
+
+
+def test_the_documentation_lists_every_close_code_with_what_to_do() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    rows = re.findall(r"^\| (\d{4}) \| `(\w+)` \| (\w+)[^|]*\|", text, re.MULTILINE)
+    assert {(int(code), name, then == "reconnect") for code, name, then in rows} == {
+        (row.code, row.name, row.reconnect) for row in TABLE
+    }
 
 
 # --- records --------------------------------------------------------------------------------------------------------
