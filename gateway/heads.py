@@ -31,11 +31,14 @@ class Heads:
         broker: the connection.
         stream: `LOG-<p>`.
         watch: gives the leader's state that goes with a head.
+        anchor: a subject that has messages as soon as the stream has: asked along, because an answer without any
+            message does not say how far the replica has come, and would have to be taken for a stale one.
     """
 
-    def __init__(self, broker: Broker, stream: str, watch: Watch) -> None:
+    def __init__(self, broker: Broker, stream: str, watch: Watch, anchor: str) -> None:
         self._broker = broker
         self._stream = stream
+        self._anchor = anchor
         self._watch = watch
         self._opening: list[tuple[str, Answer]] = []
         self._checks: list[tuple[str, Answer]] = []
@@ -92,7 +95,7 @@ class Heads:
             if state is None:
                 return
             self.requests += 1
-            subjects = list({subject for subject, _ in wave})
+            subjects = [*{subject for subject, _ in wave}, self._anchor]
             heads = await self._broker.last_by_subjects(self._stream, subjects, timeout_seconds=READ_SECONDS)
             told, wave = wave, []
             for subject, answer in told:

@@ -134,7 +134,7 @@ POLL_JOIN_SECONDS: Final = 10.0
 WATCH_SECONDS: Final = 5.0
 """Between two questions to the leader of a partition."""
 
-HEADS_SUBJECTS: Final = 1_000
+HEADS_SUBJECTS: Final = 999
 """Subjects in one `multi_last`; the server refuses more than 1024 matches."""
 
 HEADS_PAUSE_SECONDS: Final = 0.02

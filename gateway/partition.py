@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from engine.jetstream import Broker
 from engine.limits import SCAN_FEEDS_PER_TURN
-from engine.subjects import log_stream
+from engine.subjects import log_stream, mark_subject
 from gateway.follower import Follower
 from gateway.heads import Heads
 from gateway.limits import HEADS_EVERY_SECONDS
@@ -24,7 +24,7 @@ class Partition:
         self.number = number
         self.stream = log_stream(number)
         self.watch = Watch(broker, self.stream, self._tell)
-        self.heads = Heads(broker, self.stream, self.watch)
+        self.heads = Heads(broker, self.stream, self.watch, mark_subject(number, number))
         self.reader = Reader(broker, self.stream)
         self.logs: dict[tuple[str, str], UserLog] = {}
         self._suspicion = asyncio.Event()

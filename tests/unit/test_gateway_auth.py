@@ -26,7 +26,7 @@ CLAIMS = {"sub": "alice", "tenant": "acme"}
 
 
 def claims(**more: Any) -> dict[str, Any]:
-    given = {**CLAIMS, "exp": time.time() + 60, **more}
+    given = {**CLAIMS, "exp": time.time() + 3600, **more}
     return {name: value for name, value in given.items() if value is not None}
 
 
