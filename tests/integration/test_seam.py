@@ -1,0 +1,140 @@
+"""The private parts of nats-py that the engine stands on. When one fails, nats-py has moved it: see engine/natsclient.py."""
+
+import asyncio
+import inspect
+from typing import Any
+
+import nats.errors
+import pytest
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.protocol.parser import Parser
+
+from engine.jetstream import Broker
+from engine.natsclient import EngineClient, outgoing
+from engine.wire import HotParser
+from seamark.dev.servers import NatsServer
+from tests.support.logs import connected, eventually
+
+REMEDY = "nats-py has moved a part that engine/natsclient.py or engine/connection.py uses"
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_methods_are_where_they_are_overridden_and_take_what_we_pass() -> None:
+    expected = {
+        "_connect_to_server": ["self", "s"],
+        "_process_connect_init": ["self"],
+        "_process_op_err": ["self", "e"],
+        "_process_err": ["self", "err_msg"],
+        "_process_pong": ["self"],
+        "_process_ping": ["self"],
+        "_process_info": ["self", "info", "initial_connection"],
+        "_process_msg": ["self", "sid", "subject", "reply", "data", "headers"],
+        "_read_loop": ["self"],
+    }
+    found = {name: parameters(getattr(Client, name, lambda: None)) for name in expected}
+    assert found == expected, REMEDY
+    assert all(inspect.iscoroutinefunction(getattr(Client, name)) for name in expected), REMEDY
+
+
+def test_the_parser_has_the_methods_nats_py_calls() -> None:
+    assert parameters(Parser.parse) == parameters(HotParser.parse), REMEDY
+    assert parameters(Parser.reset) == parameters(HotParser.reset), REMEDY
+    source = inspect.getsource(Client)
+    used = {word.split("(")[0].split()[0].rstrip(".,:)") for word in source.split("self._ps.")[1:]}
+    assert used <= {"parse", "reset"}, REMEDY
+
+
+def test_a_subscription_of_our_own_has_what_a_replay_reads() -> None:
+    client = EngineClient(lambda words: None)
+    entry = Subscription(client, 1, "a", pending_msgs_limit=1)
+    assert (entry._max_msgs, entry._received, entry._subject, entry._queue) == (0, 0, "a", ""), REMEDY
+    assert hasattr(entry, "_pending_queue"), REMEDY
+
+
+async def test_the_parser_of_a_connected_client_is_ours_and_so_is_its_socket(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        assert isinstance(broker.nc._ps, HotParser), REMEDY
+        assert broker.nc._ps is broker.nc.parser
+        transport = outgoing(broker.nc)
+        assert transport is not None, REMEDY
+        assert transport is broker.nc._transport._io_writer.transport
+        assert transport.get_extra_info("peername")[1] == nats_server.port
+        assert isinstance(broker.nc._subs, dict), REMEDY
+        assert isinstance(broker.nc._sid, int), REMEDY
+        assert isinstance(broker.nc._pongs, list), REMEDY
+        assert broker.nc._reading_task is not None, REMEDY
+        assert broker.nc.max_payload == nats_server.max_payload_bytes, REMEDY
+
+
+async def test_a_ping_of_ours_is_answered_in_the_order_of_pings(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        await asyncio.gather(broker.flush(), broker.nc.flush(), broker.flush(), broker.nc.flush())
+        assert broker.nc._pongs == [], REMEDY
+
+
+async def test_subscriptions_of_nats_py_itself_still_work_beside_ours(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        ours: list[bytes] = []
+        broker.subscribe("a", lambda subject, reply, headers, payload: ours.append(payload))
+        theirs = await broker.nc.subscribe("a")
+        await broker.flush()
+        await broker.nc.publish("a", b"x", headers={"H": "1"})
+        message = await theirs.next_msg(timeout=2)
+        assert (message.data, message.headers) == (b"x", {"H": "1"})
+        assert ours == [b"x"]
+
+
+async def test_the_table_of_subscriptions_is_what_a_reconnect_replays(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        kept = broker.subscribe("kept", lambda *_: None)
+        broker.subscribe("dropped", lambda *_: None).unsubscribe()
+        assert broker.nc._subs[kept._sid]._subject == "kept", REMEDY
+        assert "dropped" not in {entry._subject for entry in broker.nc._subs.values()}
+        await reconnect(broker, nats.errors.StaleConnectionError())
+        await broker.flush()
+        subjects = [
+            subject
+            for connection in nats_server.monitor("/connz?subs=true")["connections"]
+            for subject in connection.get("subscriptions_list", [])
+        ]
+        assert subjects.count("kept") == 1
+        assert "dropped" not in subjects
+
+
+@pytest.mark.parametrize("method", ["_process_msg", "_process_info", "_process_ping"])
+async def test_an_exception_nats_py_does_not_know_costs_a_reconnect_not_the_read_loop(
+    nats_server: NatsServer, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(nats_server.url) as broker:
+
+        async def fail(*_: Any) -> None:
+            raise KeyError(method)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(broker.nc, method, fail)
+            again = reconnected(broker)
+            raw = {
+                "_process_msg": b"MSG a 999 0\r\n\r\n",
+                "_process_info": b"INFO {}\r\n",
+                "_process_ping": b"PING\r\n",
+            }
+            broker.nc._transport._io_reader.feed_data(raw[method])
+            await eventually(lambda: not broker.connected)
+        await again
+        await broker.flush()
+
+
+async def reconnect(broker: Broker, error: Exception) -> None:
+    again = reconnected(broker)
+    await broker.nc._process_op_err(error)
+    await again
+
+
+def reconnected(broker: Broker) -> "asyncio.Future[None]":
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    broker.on_reconnect.append(lambda: done.done() or done.set_result(None))
+    return done
