@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 import uvloop
@@ -23,6 +24,9 @@ _log = structlog.get_logger("seamark.process")
 STOP_SECONDS_MAX = 20.0
 """From the signal to the end: below the 30 s that orchestrators give before they kill."""
 
+CLEAN_UP_SECONDS_MAX = 2.0
+"""What a role that is cut off may still take for its clean-up."""
+
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 78
 """EX_CONFIG of sysexits.h: starting again will not help before somebody changes something."""
@@ -35,64 +39,65 @@ class Health:
     not_ready: Callable[[], list[str]] = field(default=lambda: ["starting"])
 
 
-Work = Callable[[asyncio.Event, Health], Awaitable[None]]
+Work = Callable[[asyncio.Event, Health], Coroutine[Any, Any, None]]
 """`work(stop, health)`: serve until `stop` is set, then end in order."""
 
 
-def run_role(role: str, settings: Settings, work: Work) -> int:
-    """Run `work` until it ends, SIGTERM or SIGINT; the exit code says whether starting again may help."""
+def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: float = STOP_SECONDS_MAX) -> int:
+    """Run `work` until it ends, SIGTERM or SIGINT; the exit code says whether starting again may help.
+
+    Returns:
+        0 after an end that was asked for, 1 when the work failed, ended by itself or had to be cut off,
+        78 when settings or streams have to be changed first.
+    """
     configure_logging(role, settings.log_format)
     try:
-        return uvloop.run(_supervise(role, settings, work))
-    except (TopologyError, InvalidSetting) as error:
+        return uvloop.run(_supervise(role, settings, work, stop_seconds_max))
+    except OSError as error:  # the health port: nothing of the role has run yet
         _log.error("cannot_start", why=str(error))
         return EXIT_MISCONFIGURED
-    except SeamarkError as error:
-        _log.error("role_failed", why=str(error))
-        return EXIT_FAILED
 
 
-async def _supervise(role: str, settings: Settings, work: Work) -> int:
+async def _supervise(role: str, settings: Settings, work: Work, stop_seconds_max: float) -> int:
     stop, health = asyncio.Event(), Health()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     async with _health_port(settings, health) as port:
         _log.info("role_starting", health_port=port)
-        worker = asyncio.ensure_future(work(stop, health))
+        worker = asyncio.create_task(work(stop, health), name=role)
         stopping = asyncio.create_task(stop.wait(), name="stop-signal")
         await asyncio.wait((worker, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if worker.done():
-            return _outcome(role, worker, asked=stop.is_set())
+            return _outcome(worker, asked=stop.is_set())
         _log.info("role_stopping")
         health.not_ready = lambda: ["stopping"]
-        done, _ = await asyncio.wait((worker,), timeout=STOP_SECONDS_MAX)
+        done, _ = await asyncio.wait((worker,), timeout=stop_seconds_max)
         if not done:
-            _log.warning("role_cut_off", seconds=STOP_SECONDS_MAX)
+            _log.warning("role_cut_off", seconds=stop_seconds_max)
             worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await worker
+            await asyncio.wait((worker,), timeout=CLEAN_UP_SECONDS_MAX)
             return EXIT_FAILED
-        return _outcome(role, worker, asked=True)
+        return _outcome(worker, asked=True)
 
 
-def _outcome(role: str, worker: asyncio.Future[None], *, asked: bool) -> int:
-    """0 only for an end that was asked for."""
-    error = worker.exception()
-    if error is not None:
-        _reraise(error)
-    _log.info("role_stopped" if asked else "role_ended")
-    return 0 if asked else EXIT_FAILED
-
-
-def _reraise(error: BaseException) -> None:
-    """Errors of ours as they are, whatever task group they came through; others with their traceback in the log."""
-    while isinstance(error, BaseExceptionGroup):
+def _outcome(worker: asyncio.Future[None], *, asked: bool) -> int:
+    """One log line, and 0 only for an end that was asked for."""
+    error: BaseException | None = asyncio.CancelledError() if worker.cancelled() else worker.exception()
+    while isinstance(error, BaseExceptionGroup):  # the first failure stopped the others of its task group
         error = error.exceptions[0]
-    if not isinstance(error, SeamarkError) or isinstance(error, BrokerError):
-        _log.error("role_failed", exc_info=error)
-    raise error
+    if error is None:
+        _log.info("role_stopped" if asked else "role_ended")
+        return 0 if asked else EXIT_FAILED
+    if isinstance(error, (TopologyError, InvalidSetting)):
+        _log.error("cannot_go_on", why=str(error))
+        return EXIT_MISCONFIGURED
+    if isinstance(error, SeamarkError) and not isinstance(error, BrokerError):
+        _log.error("role_failed", why=str(error))
+    else:
+        _log.error("role_failed", why=repr(error), exc_info=error)
+    return EXIT_FAILED
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import shutil
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from engine.errors import SeamarkError
 from seamark.cli.output import err, out, print_json
@@ -70,11 +72,11 @@ async def _keep_running(stack_context: AbstractAsyncContextManager[Stack], data:
 
 
 def _say(line: str) -> None:
-    err.print(f"[dim]·[/] {line}")
+    err.print(f"[dim]·[/] {escape(line)}")  # a log's tail may hold brackets
 
 
 def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
-    where = "" if data == DATA_FOLDER else f" --folder {data}"
+    where = "" if data == DATA_FOLDER else f" --folder {shlex.quote(str(data))}"
     seamark = _command()
     out.print()
     out.print(f"[bold green]Seamark is running.[/] Data, logs and keys: {data}/ ({data}/dev.json)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -52,7 +53,7 @@ def publish(
 def _data(text: str) -> Any:
     if text.startswith("@"):
         try:
-            text = open(text[1:], encoding="utf-8").read()  # noqa: PTH123, SIM115 - closed with the command
+            text = Path(text[1:]).read_text(encoding="utf-8")
         except OSError as error:
             raise InvalidEvent("data", f"--data: {error}") from error
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from engine.errors import InvalidSetting
 from seamark.cli.output import err, out, print_json
@@ -21,7 +22,7 @@ def tail(
     ] = "start",
     count: Annotated[int, typer.Option("--count", "-n", help="End after so many records; 0: never.")] = 0,
     url: Annotated[
-        str | None, typer.Option("--url", help="Gateway; needs --token.", envvar="SEAMARK_GATEWAY_URL")
+        str | None, typer.Option("--url", help="Gateway; needs --token-file.", envvar="SEAMARK_GATEWAY_URL")
     ] = None,
     token: Annotated[str | None, typer.Option("--token-file", help="File with the user's token.")] = None,
     device: Annotated[str, typer.Option("--device", help="Name of this device.")] = "seamark-tail",
@@ -68,7 +69,6 @@ def _show(item: Any, *, as_json: bool) -> None:
     if as_json:
         print_json({"seq": item.seq, "prev": item.prev, "cursor": item.cursor, "record": item.record})
         return
-    from rich.markup import escape
 
     # What a service wrote may hold brackets that rich would take for its own markup.
     record = {name: escape(str(value)) for name, value in item.record.items()}
