@@ -1,0 +1,164 @@
+"""A role as a process: what its health port says, how it ends, what its exit code means."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from seamark.dev.child import free_port
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import asyncio, sys
+from engine.errors import TopologyError, Unavailable
+from engine.settings import load_settings
+from seamark.process import run_role
+
+{work}
+
+sys.exit(run_role("tested", load_settings(), work, stop_seconds_max=0.3))
+"""
+
+SERVES = """
+    async def work(stop, health):
+        health.not_ready = lambda: []
+        await stop.wait()
+        print("last words", flush=True)
+"""
+
+
+class Role:
+    """A running role and the lines it has logged."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[dict[str, object]] = []
+
+    def said(self, event: str) -> dict[str, object]:
+        """Read the log until this happening."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.lines.append(json.loads(line))
+                if self.lines[-1]["event"] == event:
+                    return self.lines[-1]
+        raise AssertionError(f"{event} was never logged: {self.lines}")
+
+    def get(self, path: str) -> tuple[int, str]:
+        port = next(line["health_port"] for line in self.lines if line["event"] == "role_starting")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+@contextmanager
+def role(work: str, **env: str) -> Iterator[Role]:
+    program = PROGRAM.format(work=textwrap.dedent(work))
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield Role(process)
+        finally:
+            process.kill()
+
+
+def test_a_role_is_alive_at_once_and_ready_when_it_says_so() -> None:
+    work = """
+        async def work(stop, health):
+            await stop.wait()
+    """
+    with role(work) as running:
+        running.said("role_starting")
+        assert running.get("/healthz")[0] == 200
+        assert running.get("/readyz") == (503, '{"status": "not ready", "reasons": ["starting"]}')
+        assert "process_resident_memory_bytes" in running.get("/metrics")[1]
+    with role(SERVES) as running:
+        running.said("role_starting")
+        deadline = time.monotonic() + 5
+        while running.get("/readyz")[0] != 200:
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_role_end_its_work_and_is_no_failure(signum: signal.Signals) -> None:
+    with role(SERVES) as running:
+        running.said("role_starting")
+        running.process.send_signal(signum)
+        running.said("role_stopped")
+        assert running.process.wait(10) == 0
+
+
+def test_a_role_that_does_not_end_in_time_is_cut_off() -> None:
+    work = """
+        async def work(stop, health):
+            await asyncio.Event().wait()
+    """
+    with role(work) as running:
+        running.said("role_starting")
+        running.process.send_signal(signal.SIGTERM)
+        running.said("role_cut_off")
+        assert running.process.wait(10) == 1
+
+
+def test_the_first_task_that_fails_ends_the_role_with_one_line_and_code_1() -> None:
+    work = """
+        async def fail():
+            raise RuntimeError("broken")
+
+        async def work(stop, health):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(stop.wait(), name="waits")
+                tasks.create_task(fail(), name="fails")
+    """
+    with role(work) as running:
+        assert running.said("role_failed")["why"] == "RuntimeError('broken')"
+        assert running.process.stdout is not None
+        assert running.process.stdout.read() == ""
+        assert running.process.wait(10) == 1
+
+
+def test_work_that_ends_unasked_is_a_failure() -> None:
+    work = """
+        async def work(stop, health):
+            return
+    """
+    with role(work) as running:
+        running.said("role_ended")
+        assert running.process.wait(10) == 1
+
+
+def test_what_only_an_operator_can_mend_has_an_exit_code_of_its_own() -> None:
+    work = """
+        async def work(stop, health):
+            raise TopologyError("four partitions, not eight", "Change SEAMARK_PARTITIONS.")
+    """
+    with role(work) as running:
+        assert "SEAMARK_PARTITIONS" in str(running.said("cannot_go_on")["why"])
+        assert running.process.wait(10) == 78
+
+
+def test_a_health_port_that_is_taken_is_said() -> None:
+    port = str(free_port())
+    with role(SERVES, SEAMARK_HEALTH_PORT=port) as first:
+        first.said("role_starting")
+        with role(SERVES, SEAMARK_HEALTH_PORT=port) as second:
+            assert port in str(second.said("cannot_start")["why"])
+            assert second.process.wait(10) == 78
