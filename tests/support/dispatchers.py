@@ -29,14 +29,17 @@ class DispatcherProcess:
 
     def spawn(self, *, fail_point: str = "") -> None:
         """Start it and return at once."""
+        module = ["tests.support.lying_dispatcher"] if self.lie else ["seamark", "dispatcher"]
         self._child.spawn(
-            [sys.executable, "-m", "tests.support.dispatcher_main"],
+            [sys.executable, "-m", *module],
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "SEAMARK_NATS_URL": self.nats_url,
                 "SEAMARK_REDIS_URL": self.redis_url,
+                "SEAMARK_HEALTH_HOST": "127.0.0.1",
                 "SEAMARK_HEALTH_PORT": str(self.port),
+                "SEAMARK_LOG_FORMAT": "json",
                 "SEAMARK_FAIL_POINT": fail_point,
                 "TEST_LIE": self.lie,
             },
@@ -45,7 +48,12 @@ class DispatcherProcess:
     def start(self, *, fail_point: str = "") -> None:
         """Start it and wait until it works."""
         self.spawn(fail_point=fail_point)
-        self._child.wait_until(lambda: self._get("/metrics") is not None)
+        self._child.wait_until(lambda: self.ready)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it says that it can work."""
+        return self._get("/readyz") is not None
 
     @property
     def pid(self) -> int:
