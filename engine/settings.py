@@ -82,7 +82,7 @@ class Settings:
     health_host: str = "127.0.0.1"
     """Address of each process's own health and metrics port."""
     health_port: int = 0
-    """Port of `/healthz`, `/readyz` and `/metrics`; 0: chosen by the system and logged."""
+    """Port of `/healthz`, `/readyz` and `/metrics`; 0: chosen by the system and logged. N gateway processes take N in a row."""
     log_format: LogFormat = "json"
     """`json` for machines, `console` for people."""
     dev_api_key: Secret | None = None
@@ -167,5 +167,5 @@ def _convert(name: str, value: Any) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(part.strip() for part in parts if part.strip())
     if not isinstance(value, str):
-        raise InvalidSetting(f"{variable} must be a string, not {value!r}")
+        raise InvalidSetting(f"{variable} must be a string, not a {type(value).__name__}")
     return Secret(value) if kind.startswith("Secret") else value

@@ -53,14 +53,15 @@ class PostgresKeys:
         self._lock = asyncio.Lock()
 
     async def find(self, key_hash: bytes) -> ApiKey | None:
-        """The key with this SHA-256 unless it was revoked.
+        """The key with this SHA-256 unless it was revoked or has expired.
 
         Raises:
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError: PostgreSQL does not answer.
         """
         pool = await self._connected()
         row = await pool.fetchrow(
-            "SELECT tenant, scopes FROM api_keys WHERE key_hash = $1 AND revoked_at IS NULL",
+            "SELECT tenant, scopes FROM api_keys WHERE key_hash = $1 AND revoked_at IS NULL"
+            " AND (expires_at IS NULL OR expires_at > now())",
             key_hash,
             timeout=API_KEY_QUERY_SECONDS,
         )

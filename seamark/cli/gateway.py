@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from seamark.process import Health
 
 RESTART_SECONDS = 1.0
+POLL_SECONDS = 0.2
 STOP_SECONDS_MAX = 25.0
 
 
@@ -72,7 +73,14 @@ def _options(settings: Settings) -> GatewayOptions:
 
 
 def _serve_many(settings: Settings, count: int) -> int:
-    """Parent of `count` processes: a dead one is replaced, signals are passed on. It serves nothing itself."""
+    """Parent of `count` processes: a dead one is replaced and that is said, signals are passed on. It serves nothing."""
+    import structlog
+
+    from engine.telemetry import configure_logging
+    from seamark.process import EXIT_MISCONFIGURED
+
+    configure_logging("gateway", settings.log_format)
+    log = structlog.get_logger("seamark.gateway")
     port = settings.gateway_port or _reserve_port(settings.gateway_host)
     stopping = False
 
@@ -82,23 +90,27 @@ def _serve_many(settings: Settings, count: int) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)
-    children = [_spawn(port) for _ in range(count)]
+    children = [_spawn(settings, port, number) for number in range(count)]
     while not stopping:
-        time.sleep(0.2)
-        for index, child in enumerate(children):
-            if child.poll() is not None and not stopping:
-                if child.returncode == 78:  # misconfigured: the child has said what is wrong
-                    _end(children)
-                    return 78
-                time.sleep(RESTART_SECONDS)
-                children[index] = _spawn(port)
+        time.sleep(POLL_SECONDS)
+        for number, child in enumerate(children):
+            if child.poll() is None or stopping:
+                continue
+            if child.returncode == EXIT_MISCONFIGURED:  # the child has said what is wrong
+                _end(children)
+                return EXIT_MISCONFIGURED
+            log.error("gateway_process_ended", number=number, code=child.returncode, restart_seconds=RESTART_SECONDS)
+            time.sleep(RESTART_SECONDS)
+            children[number] = _spawn(settings, port, number)
     return _end(children)
 
 
-def _spawn(port: int) -> subprocess.Popen[bytes]:
+def _spawn(settings: Settings, port: int, number: int) -> subprocess.Popen[bytes]:
     from seamark.dev.child import death_signal_setter
 
-    env = {**os.environ, "SEAMARK_GATEWAY_PORT": str(port), "SEAMARK_HEALTH_PORT": "0"}
+    # Ports of their own: the one that is set for the first process, the following ones for the others.
+    health_port = settings.health_port + number if settings.health_port else 0
+    env = {**os.environ, "SEAMARK_GATEWAY_PORT": str(port), "SEAMARK_HEALTH_PORT": str(health_port)}
     argv = [sys.executable, "-m", "seamark", "gateway", "--processes", "1"]
     return subprocess.Popen(argv, env=env, preexec_fn=death_signal_setter(signal.SIGTERM))  # noqa: PLW1509
 

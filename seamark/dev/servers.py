@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -29,6 +30,8 @@ PROBE_SECONDS = 1.0
 """Deadline of one readiness probe."""
 STOP_SECONDS = 10.0
 """How long a server may take to end by itself before it is killed."""
+NOBODY = "nobody"
+"""The user PostgreSQL runs as when we are root: it exists everywhere and owns nothing."""
 MAX_PAYLOAD_BYTES = 2 << 20
 """An event may be 1 MiB; an atomic batch and a bulk answer need head-room above it."""
 
@@ -395,18 +398,19 @@ class Postgres(Server):
     def prepare(self) -> None:
         """Make the cluster if there is none; ServerFailed with initdb's output when that fails."""
         super().prepare()
-        if (self.cluster / "PG_VERSION").exists():
-            return
         if self.cluster.exists():
-            shutil.rmtree(self.cluster)  # an initdb that was interrupted: nothing was ever stored there
+            return
         write_private(self._password_path, secrets.token_urlsafe(24))
-        self.cluster.mkdir(mode=0o700)
+        # Made beside its place: one that was interrupted half-way is thrown away, not taken for a whole one.
+        fresh = self.cluster.with_name("cluster.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(self.cluster, "nobody")
+            shutil.chown(fresh, NOBODY)
         initdb = [str(postgres_bin() / "initdb"), "--username=postgres", f"--pwfile={self._password_path}", "--no-sync"]
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=builtin"]
         done = subprocess.run(
-            [*self._as_user(), *initdb, *options, f"--pgdata={self.cluster}"],
+            [*self._as_user(), *initdb, *options, f"--pgdata={fresh}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=READY_SECONDS_MAX,
@@ -414,6 +418,7 @@ class Postgres(Server):
         )
         if done.returncode:
             raise ServerFailed(f"initdb failed\n{done.stdout.decode(errors='replace')}")
+        fresh.rename(self.cluster)
 
     def command(self) -> list[str]:
         """`postgres` itself (no pg_ctl), as another user when we are root."""
@@ -443,7 +448,7 @@ class Postgres(Server):
         if setpriv is None:
             raise ServerFailed("PostgreSQL does not run as root: install util-linux (setpriv) or run as another user")
         capability = "+dac_override"
-        user = ("--reuid=nobody", "--regid=nogroup", "--clear-groups")
+        user = (f"--reuid={NOBODY}", f"--regid={pwd.getpwnam(NOBODY).pw_gid}", "--clear-groups")
         # The kernel forgets the death signal when the user changes, so it is given again behind the change.
         rights = (
             f"--inh-caps={capability}",

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
@@ -15,58 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from seamark.cli.target import DevFile, read_dev_file
+from seamark.dev.servers import NatsServer, Valkey
+from tests.support.devstack import ROOT, Stack
 from tests.support.logs import all_records, connected, eventually
 
 pytestmark = pytest.mark.timeout(180)
-
-ROOT = Path(__file__).parents[2]
-READY_SECONDS_MAX = 90
-
-
-class Stack:
-    """A `seamark dev` in a folder of its own, called by the relative name that its output suggests."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.output = folder / "output.txt"
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
-        self.env["PYTHONPATH"] = str(ROOT)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        dev_json = self.folder / ".seamark/dev.json"
-        dev_json.unlink(missing_ok=True)
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "seamark", "dev"], cwd=self.folder, env=self.env, stdout=output, stderr=output
-            )
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while not (dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()):
-            assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.05)
-
-    def describe(self) -> DevFile:
-        return read_dev_file(self.folder / ".seamark")
-
-    def run(self, *words: str, timeout: float = 30) -> str:
-        argv = [sys.executable, "-m", "seamark", *words]
-        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def children(self) -> list[psutil.Process]:
-        assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def stop(self) -> list[psutil.Process]:
-        """Ctrl-C; the processes that were there before it."""
-        assert self.process is not None
-        family = self.children()
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0, self.output.read_text()
-        return family
 
 
 @pytest.fixture
@@ -164,3 +116,26 @@ def test_without_a_stack_a_command_names_the_remedy(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "make run" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_servers_named_in_the_environment_are_used_and_left_running(
+    tmp_path: Path, nats_server: NatsServer, valkey: Valkey, postgres: str
+) -> None:
+    urls = {
+        "SEAMARK_NATS_URL": nats_server.url,
+        "SEAMARK_REDIS_URL": valkey.url,
+        "SEAMARK_POSTGRES_URL": postgres,
+    }
+    stack = Stack(tmp_path, **urls)
+    stack.start()
+    try:
+        described = stack.describe()
+        assert (described.nats_url, described.redis_url, described.postgres_url) == tuple(urls.values())
+        stack.run("publish", "--to", "alice", "--id", "outside")
+        [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
+        assert json.loads(line)["record"]["id"] == "outside"
+        assert not (tmp_path / ".seamark/nats").exists()
+    finally:
+        stack.stop()
+    assert nats_server.alive
+    assert valkey.alive

@@ -18,6 +18,7 @@ def upgrade() -> None:
             key_hash    bytea NOT NULL UNIQUE CHECK (octet_length(key_hash) = 32),
             scopes      text[] NOT NULL DEFAULT '{}',
             created_at  timestamptz NOT NULL DEFAULT now(),
+            expires_at  timestamptz,
             revoked_at  timestamptz
         )
     """)

@@ -1,0 +1,50 @@
+"""The schema: made once, by whoever comes first; what a key in it is good for."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from engine.errors import Unavailable
+from gateway.api_keys import PostgresKeys
+from seamark.dev.child import free_port
+from seamark.migrate import migrate
+
+HASH = bytes(32)
+
+
+async def test_migrating_again_or_from_several_places_at_once_changes_nothing(postgres: str) -> None:
+    await asyncio.gather(*(migrate(postgres) for _ in range(3)))
+    await migrate(postgres)
+    connection = await asyncpg.connect(postgres)
+    try:
+        assert [row[0] for row in await connection.fetch("SELECT version_num FROM alembic_version")] == ["0001"]
+    finally:
+        await connection.close()
+
+
+async def test_a_database_that_does_not_answer_is_said(postgres: str) -> None:
+    with pytest.raises(Unavailable, match="PostgreSQL"):
+        await migrate(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")
+
+
+@pytest.mark.parametrize(
+    ("column", "valid"),
+    [
+        ("expires_at = now() + interval '1 hour'", True),
+        ("expires_at = now() - interval '1 second'", False),
+        ("revoked_at = now()", False),
+    ],
+)
+async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, column: str, valid: bool) -> None:
+    await migrate(postgres)
+    connection = await asyncpg.connect(postgres)
+    keys = PostgresKeys(postgres)
+    try:
+        await connection.execute("INSERT INTO api_keys (tenant, name, key_hash) VALUES ('acme', 'test', $1)", HASH)
+        assert await keys.find(HASH) is not None
+        await connection.execute(f"UPDATE api_keys SET {column}")
+        assert (await keys.find(HASH) is not None) is valid
+    finally:
+        await keys.close()
+        await connection.close()

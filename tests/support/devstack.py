@@ -1,0 +1,60 @@
+"""A `seamark dev` as a newcomer runs it: a process in a folder of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from seamark.cli.target import DevFile, read_dev_file
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS_MAX = 90
+
+
+class Stack:
+    """A `seamark dev` in a folder of its own, called by the relative name that its output suggests."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self.output = folder / "output.txt"
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
+        self.env |= {"PYTHONPATH": str(ROOT), **env}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        dev_json = self.folder / ".seamark/dev.json"
+        dev_json.unlink(missing_ok=True)
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "seamark", "dev"], cwd=self.folder, env=self.env, stdout=output, stderr=output
+            )
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not (dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()):
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+
+    def describe(self) -> DevFile:
+        return read_dev_file(self.folder / ".seamark")
+
+    def run(self, *words: str, timeout: float = 30) -> str:
+        argv = [sys.executable, "-m", "seamark", *words]
+        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> list[psutil.Process]:
+        """Ctrl-C; the processes that were there before it."""
+        assert self.process is not None
+        family = self.children()
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0, self.output.read_text()
+        return family

@@ -1,0 +1,89 @@
+"""Settings: where they come from, what wins, and what is said when one is wrong."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from engine import settings
+from engine.errors import InvalidSetting
+from engine.settings import Secret, Settings, load_settings
+
+
+def test_without_anything_set_the_defaults_are_in_force() -> None:
+    found = load_settings({})
+    assert found.nats_url == "nats://127.0.0.1:4222"
+    assert found.profile == "production"
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('gateway_port = 9000\nprofile = "dev"\n')
+    found = load_settings({"SEAMARK_SETTINGS": str(file), "SEAMARK_GATEWAY_PORT": "9001"})
+    assert (found.gateway_port, found.profile) == (9001, "dev")
+
+
+def test_a_secret_can_be_a_file_and_shows_itself_only_when_asked(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("hidden value\n")
+    found = load_settings({"SEAMARK_JWT_SECRET_FILE": str(file)})
+    assert found.jwt_secret is not None
+    assert found.jwt_secret.reveal() == "hidden value"
+    assert "hidden value" not in repr(found)
+    assert "hidden value" not in str(found.jwt_secret)
+    assert "hidden value" not in f"{found.jwt_secret!r:>40}"
+
+
+def test_lists_are_separated_by_commas_in_the_environment_and_arrays_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('origins = ["https://a.example", "https://b.example"]\n')
+    expected = ("https://a.example", "https://b.example")
+    assert load_settings({}, file).origins == expected
+    assert load_settings({"SEAMARK_ORIGINS": "https://a.example, https://b.example,"}).origins == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "named"),
+    [
+        ({"SEAMARK_GATEWAY_PORT": "many"}, "SEAMARK_GATEWAY_PORT"),
+        ({"SEAMARK_PROFILE": "prod"}, "dev, production"),
+        ({"SEAMARK_LOG_FORMAT": "xml"}, "SEAMARK_LOG_FORMAT"),
+        ({"SEAMARK_JWT_SECRET_FILE": "/nowhere"}, "SEAMARK_JWT_SECRET_FILE"),
+        ({"SEAMARK_JWT_SECRET_FILE": "/nowhere", "SEAMARK_JWT_SECRET": "x"}, "unset one"),
+        ({"SEAMARK_SETTINGS": "/nowhere"}, "SEAMARK_SETTINGS"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_remedy(env: dict[str, str], named: str) -> None:
+    with pytest.raises(InvalidSetting, match=named):
+        load_settings(env)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("gateway_port = ", "not TOML"), ("gateway_prot = 1", "gateway_prot"), ("nats_url = 4222", "SEAMARK_NATS_URL")],
+)
+def test_a_wrong_line_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidSetting, match=named):
+        load_settings({}, file)
+
+
+def test_a_value_that_is_refused_is_not_repeated_when_it_may_be_a_secret(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("jwt_secret = 123456789\n")
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings({}, file)
+    assert "123456789" not in str(refused.value)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    source = Path(settings.__file__).read_text()
+    for entry in fields(Settings):
+        declared = source.index(f"    {entry.name}: ")
+        assert source[declared:].splitlines()[1].lstrip().startswith('"""'), entry.name
+
+
+def test_what_may_hold_a_password_is_a_secret() -> None:
+    for name in ("nats_password", "redis_url", "postgres_url", "jwt_secret", "dev_api_key"):
+        assert isinstance(getattr(load_settings({f"SEAMARK_{name.upper()}": "x"}), name), Secret), name
