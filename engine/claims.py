@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from engine import metrics
 from engine.errors import SeamarkError
 from engine.limits import CLAIM_SECONDS, CLAIMS_OWED_MAX
+from engine.redisscript import RedisScript
 
 _log = structlog.get_logger("seamark.claims")
 
@@ -70,7 +71,7 @@ class Claims:
     def __init__(self, redis: Redis, *, horizon_seconds: int = CLAIM_SECONDS) -> None:
         self._redis = redis
         self._horizon_seconds = horizon_seconds
-        self._take = redis.register_script(_TAKE)
+        self._take = RedisScript(redis, _TAKE)
         self._owed: deque[Claim] = deque()
         self._away_until = 0.0
 
@@ -98,11 +99,11 @@ class Claims:
         ours = [True] * len(claims)
         for indexes in by_tenant.values():
             chosen = [claims[index] for index in indexes]
-            holders = await self._take(
-                keys=[claim_key(claim.tenant_token, claim.event_id) for claim in chosen],
-                args=[self._horizon_seconds, *(claim.position for claim in chosen)],
+            keys = [claim_key(claim.tenant_token, claim.event_id) for claim in chosen]
+            holders: list[bytes] = await self._take(
+                keys, [self._horizon_seconds, *(claim.position for claim in chosen)]
             )
-            for index, claim, holder in zip(indexes, chosen, cast(list[bytes], holders), strict=True):
+            for index, claim, holder in zip(indexes, chosen, holders, strict=True):
                 ours[index] = not holder or holder.decode() == claim.position
         return ours
 
@@ -121,6 +122,10 @@ class Claims:
             except BaseException:
                 self._owed.extendleft(reversed(chunk))
                 raise
+
+    async def close(self) -> None:
+        """Drop the connection claims are taken on; a later `take` opens another."""
+        await self._take.close()
 
     async def watch(self) -> None:
         """Notice for ever when Redis has lost its claims (another run, no sentinel): the horizon starts anew then."""

@@ -29,6 +29,10 @@ from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, dispatch_consume
 
 _log = structlog.get_logger("seamark.dispatcher")
 
+_APPENDED = metrics.dispatched_events.labels("appended")
+_DUPLICATE = metrics.dispatched_events.labels("duplicate")
+_DEAD = metrics.dispatched_events.labels("dead")
+
 CLAIMS_RETRY_SECONDS = 1.0
 BURY_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
@@ -67,11 +71,14 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Work until cancelled; the first partition to fail in a way nobody foresaw ends all."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._claims.watch(), name="claims-watch")
-            tasks.create_task(self._watch_epochs(), name="epoch-watch")
-            for q, reader in enumerate(self.readers):
-                tasks.create_task(reader.run(), name=f"dispatch-{q}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._claims.watch(), name="claims-watch")
+                tasks.create_task(self._watch_epochs(), name="epoch-watch")
+                for q, reader in enumerate(self.readers):
+                    tasks.create_task(reader.run(), name=f"dispatch-{q}")
+        finally:
+            await self._claims.close()
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
@@ -244,10 +251,9 @@ class DispatchWorker:
                 return [event for event, mine in zip(planned, ours, strict=True) if mine]
 
     def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
-        events = metrics.dispatched_events
-        events.labels("appended").inc(len(planned))
-        events.labels("duplicate").inc(len(round_.planned) - len(planned))
-        events.labels("dead").inc(len(round_.dead))
+        _APPENDED.inc(len(planned))
+        _DUPLICATE.inc(len(round_.planned) - len(planned))
+        _DEAD.inc(len(round_.dead))
         metrics.dispatched_records.inc(records)
         metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
 
