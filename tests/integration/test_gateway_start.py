@@ -57,7 +57,10 @@ async def test_without_a_broker_it_does_not_start(nats_server: NatsServer) -> No
 
 
 async def test_compression_is_never_agreed_on(nats_server: NatsServer) -> None:
-    async with gateway_on(nats_server) as gateway, gateway.http.ws_connect(f"{gateway.url}/v1/ws", compress=15) as socket:
+    async with (
+        gateway_on(nats_server) as gateway,
+        gateway.http.ws_connect(f"{gateway.url}/v1/ws", compress=15) as socket,
+    ):
         assert socket.compress == 0
         assert "Sec-WebSocket-Extensions" not in socket._response.headers
 
