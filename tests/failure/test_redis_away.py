@@ -11,7 +11,7 @@ from engine import topology
 from engine.claims import claim_key
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import Chaos
-from tests.support.dispatchers import dispatcher_processes
+from tests.support.roles import dispatcher_processes
 from tests.support.logs import FAST, connected, eventually, publish
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]

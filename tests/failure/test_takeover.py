@@ -11,7 +11,7 @@ from chaos.load import Load, drained
 from engine import topology
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, Chaos
-from tests.support.dispatchers import DispatcherProcess, dispatcher_processes
+from tests.support.roles import DispatcherProcess, dispatcher_processes
 from tests.support.logs import FAST, connected, eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from chaos.ledger import Ledger
 from chaos.load import drained, look
 from engine.errors import BrokerError
 from engine.jetstream import Broker
+from tests.support.devices import Device, caught_up
 from tests.support.logs import eventually
 
 PARTITIONS = 4
@@ -47,6 +49,20 @@ class Chaos:
         """Wait until every event is applied and check the whole history; the number of records."""
         await self.settled(broker, seconds=seconds)
         records = await look(broker, self.ledger, PARTITIONS)
+        self.verdict()
+        return records
+
+    async def judge_devices(self, broker: Broker, found: Sequence[Device], *, seconds: float = 30.0) -> int:
+        """As `judge`, once every device has got the last record of its log; the number of records."""
+        await self.settled(broker, seconds=60)
+        records = await look(broker, self.ledger, PARTITIONS)
+        lasts: dict[str, int] = {}
+        for line in self.ledger.lines:
+            if line.op == "record":
+                lasts[line.facts["user"]] = max(lasts.get(line.facts["user"], 0), line.facts["seq"])
+        await eventually(lambda: caught_up(found, lasts), seconds=seconds)
+        for device in found:
+            device.settle()
         self.verdict()
         return records
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -62,13 +63,14 @@ class BadNetwork:
             way.restore()
 
     def reset(self) -> None:
-        """RST to both sides; what was on its way is lost."""
+        """RST to both sides of every connection; what was on its way is lost."""
         for pair in list(self._pairs):
-            for writer in pair:
-                peer = writer.get_extra_info("socket")
-                if peer is not None:
-                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.transport.abort()
+            _reset(pair)
+
+    def reset_one(self, rng: random.Random) -> None:
+        """The same for one connection."""
+        if self._pairs:
+            _reset(rng.choice(sorted(self._pairs, key=id)))
 
     def half_close(self) -> None:
         """The client reads the end of the stream; what it writes still gets through."""
@@ -118,6 +120,15 @@ class BadNetwork:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _reset(pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
+    for writer in pair:
+        peer = writer.get_extra_info("socket")
+        if peer is not None:
+            with contextlib.suppress(OSError):
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Dispatchers as real processes that a test may kill, suspend and question."""
+"""Roles as real processes that a test may kill, suspend and question."""
 
 import contextlib
 import json
@@ -14,34 +14,40 @@ from typing import Any
 from seamark.dev.child import Child, free_port
 
 ROOT = Path(__file__).parents[2]
+SECRET = "a secret for tests that is long enough for HS256"
 
 
-class DispatcherProcess:
-    """One dispatcher process, started again under the same name as often as a test likes."""
+class RoleProcess:
+    """One role's process, started again under the same name as often as a test likes."""
 
-    def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str) -> None:
+    def __init__(self, name: str, folder: Path, nats_url: str) -> None:
         self.name = name
         self.nats_url = nats_url
-        self.redis_url = redis_url
-        self.lie = ""
         self.port = free_port()
+        """Of health and metrics."""
         self._child = Child(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
+
+    def command(self) -> list[str]:
+        """Arguments of python."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, str]:
+        """The role's own environment."""
+        raise NotImplementedError
 
     def spawn(self, *, fail_point: str = "") -> None:
         """Start it and return at once."""
-        module = ["tests.support.lying_dispatcher"] if self.lie else ["seamark", "dispatcher"]
         self._child.spawn(
-            [sys.executable, "-m", *module],
+            [sys.executable, *self.command()],
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "SEAMARK_NATS_URL": self.nats_url,
-                "SEAMARK_REDIS_URL": self.redis_url,
                 "SEAMARK_HEALTH_HOST": "127.0.0.1",
                 "SEAMARK_HEALTH_PORT": str(self.port),
                 "SEAMARK_LOG_FORMAT": "json",
                 "SEAMARK_FAIL_POINT": fail_point,
-                "TEST_LIE": self.lie,
+                **self.settings(),
             },
         )
 
@@ -119,6 +125,44 @@ class DispatcherProcess:
         return self._child.log_tail(6000)
 
 
+class DispatcherProcess(RoleProcess):
+    """`seamark dispatcher`. `lie` names the safeguard it lacks, see `tests.support.lying_dispatcher`."""
+
+    def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str) -> None:
+        super().__init__(name, folder, nats_url)
+        self.redis_url = redis_url
+        self.lie = ""
+
+    def command(self) -> list[str]:
+        return ["-m", "tests.support.lying_dispatcher"] if self.lie else ["-m", "seamark", "dispatcher"]
+
+    def settings(self) -> dict[str, str]:
+        return {"SEAMARK_REDIS_URL": self.redis_url, "TEST_LIE": self.lie}
+
+
+class GatewayRole(RoleProcess):
+    """`seamark gateway` with one process, always on the same port."""
+
+    def __init__(self, name: str, folder: Path, nats_url: str) -> None:
+        super().__init__(name, folder, nats_url)
+        self.gateway_port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    def command(self) -> list[str]:
+        return ["-m", "seamark", "gateway", "--processes", "1"]
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "SEAMARK_GATEWAY_HOST": "127.0.0.1",
+            "SEAMARK_GATEWAY_PORT": str(self.gateway_port),
+            "SEAMARK_JWT_SECRET": SECRET,
+            "SEAMARK_HANDSHAKES_PER_MINUTE": "100000",
+        }
+
+
 @contextlib.contextmanager
 def dispatcher_processes(
     folder: Path, nats_url: str, redis_url: str, count: int = 2
@@ -130,3 +174,13 @@ def dispatcher_processes(
     finally:
         for process in processes:
             process.kill()
+
+
+@contextlib.contextmanager
+def gateway_role(folder: Path, nats_url: str) -> Iterator[GatewayRole]:
+    """A gateway, not started, that is killed at the end."""
+    gateway = GatewayRole("gateway", folder, nats_url)
+    try:
+        yield gateway
+    finally:
+        gateway.kill()

@@ -1,0 +1,83 @@
+"""Publish, dispatch, deliver, while every process of the stack is killed in turn: logs and devices hold every event once."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from chaos.faults import Fault, kill_one, torment
+from chaos.load import Load
+from engine import topology
+from seamark.dev.servers import NatsServer, Server, Valkey
+from tests.support.chaos import Chaos
+from tests.support.devices import cut_now_and_then, devices
+from tests.support.logs import FAST, connected
+from tests.support.proxy import bad_network
+from tests.support.roles import dispatcher_processes, gateway_role
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+PUBLISHES = 20_000
+USERS = [f"user{number}" for number in range(200)]
+
+
+def restart(server: Server) -> Callable[[random.Random], Awaitable[None]]:
+    """SIGKILL, some time without it, and up again with its data."""
+
+    async def inject(rng: random.Random) -> None:
+        server.kill()
+        await asyncio.sleep(rng.uniform(0.0, 0.5))
+        server.prepare()
+        server.spawn()
+        await asyncio.to_thread(server.wait_ready)
+
+    return inject
+
+
+async def test_every_acknowledged_event_is_in_one_record_and_every_device_gets_its_log(
+    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        with (
+            dispatcher_processes(tmp_path, nats_server.url, valkey.url) as processes,
+            gateway_role(tmp_path, nats_server.url) as gateway,
+        ):
+            for process in [*processes, gateway]:
+                process.start()
+            async with (
+                bad_network(gateway.gateway_port) as network,
+                devices(chaos.ledger, USERS, f"http://127.0.0.1:{network.port}") as found,
+            ):
+                load = Load(broker, chaos.ledger, chaos.rng, USERS, shared=0.05, audience_max=6, rate=600)
+                running = asyncio.create_task(load.run(PUBLISHES), name="load")
+                tunnels = asyncio.create_task(cut_now_and_then(network, chaos.rng, (0.01, 0.1)), name="tunnels")
+                drawn = await torment_until(running, chaos.rng, nats_server, processes, gateway)
+                await running
+                tunnels.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await tunnels
+                for process in [*processes, gateway]:
+                    if not process.alive:
+                        process.spawn()
+                records = await chaos.judge_devices(broker, found, seconds=60)
+                reconnects = sum(device.connection.reconnects for device in found)
+                assert [device.resets for device in found if device.resets] == []
+    print(f"{drawn}; {load.acknowledged} of {load.sent} acknowledged, {records} records, {reconnects} reconnects")
+
+
+async def torment_until(over, rng, nats_server, processes, gateway) -> dict[str, int]:
+    """Kill something every second or two, until the load is over."""
+    faults = [
+        Fault("nats-server", 1, restart(nats_server)),
+        Fault("dispatcher", 2, kill_one(processes, lambda process, rng: process.spawn())),
+        Fault("gateway", 1, kill_one([gateway], lambda process, rng: process.spawn())),
+    ]
+    drawn = {fault.name: 0 for fault in faults}
+    while not over.done():
+        for name, count in (await torment(rng, faults, count=1, pause_seconds=(0.3, 2.0))).items():
+            drawn[name] += count
+    return drawn
