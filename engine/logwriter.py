@@ -189,8 +189,8 @@ class LogWriter:
                 return True
             if verdict is Verdict.SEND_AGAIN:
                 return False
-            if verdict is Verdict.GONE:
-                self._placed = NO_MARK
+            if verdict in (Verdict.GONE, Verdict.FOLLOW):
+                self._placed = found
                 return False
             if verdict is Verdict.STEP_DOWN:
                 raise StepDown(f"{self._stream} was taken over by another owner")

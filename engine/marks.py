@@ -61,6 +61,7 @@ class Verdict(enum.Enum):
     STEP_DOWN = "step down"
     CLAIM = "claim"
     GONE = "gone"
+    FOLLOW = "follow"
 
 
 def settle(sent: Mark, expected: PlacedMark, found: PlacedMark) -> Verdict:
@@ -74,14 +75,15 @@ def settle(sent: Mark, expected: PlacedMark, found: PlacedMark) -> Verdict:
     Returns:
         COMMITTED: it is stored. SEND_AGAIN: it is not, nothing has changed. ASK_AGAIN: the answer is older than what I
         know to be stored. STEP_DOWN: a newer owner is at work. CLAIM: an older owner got in before me; claim the mark and
-        go on from what it says. GONE: there is no mark where one was expected; ask for the stream's epoch.
+        go on from what it says. GONE: there is no mark where one was expected; ask for the stream's epoch. FOLLOW: it is
+        mine and newer than the one I demanded, so "there is none" was a stale answer: demand this one and send again.
     """
     if found.mark is None:
         return Verdict.SEND_AGAIN if expected.mark is None else Verdict.GONE
-    if found.mark == sent:
-        return Verdict.COMMITTED
     if found == expected:
         return Verdict.SEND_AGAIN
+    if found.mark == sent:
+        return Verdict.COMMITTED
     if found.mark.owner == sent.owner:
-        return Verdict.ASK_AGAIN
+        return Verdict.FOLLOW if found.log_seq > expected.log_seq else Verdict.ASK_AGAIN
     return Verdict.STEP_DOWN if found.mark.term >= sent.term else Verdict.CLAIM
