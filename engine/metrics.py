@@ -94,3 +94,8 @@ projection_lag = Gauge(
     "seamark_projection_lag_seconds", "Age of the newest record folded, when it was", ("projection", "stream")
 )
 projection_applied = Counter("seamark_projection_records", "Records folded", ("projection", "stream"))
+projection_skipped = Counter(
+    "seamark_projection_skipped_records", "Records a projection could not decode and passed over", ("projection",)
+)
+unread_frames = Counter("seamark_unread_frames", "Unread counts told to live sessions, by fate", ("fate",))
+"""fate: sent, lost (the broker was away), forgotten (more users changed while catching up than are remembered)."""

@@ -103,7 +103,8 @@ async def observe(broker: Broker, profile: Profile) -> Observed:
         if (name in named or is_log(name)) and (seen := await _stream_or_none(broker, name)) is not None:
             streams[name] = seen
     consumers = {}
-    for stream in sorted({file.stream for file in files.consumers} & streams.keys()):
+    read = {file.stream for file in files.consumers}
+    for stream in sorted(name for name in streams if name in read or (is_log(name) and any(map(is_log, read)))):
         for name in await _names(broker, f"CONSUMER.NAMES.{stream}", "consumers"):
             answer = await _api_or_none(broker, f"CONSUMER.INFO.{stream}.{name}")
             if answer is not None:

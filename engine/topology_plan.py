@@ -242,8 +242,8 @@ def _change_consumer(file: ConsumerFile, seen: Mapping[str, Any]) -> Step | list
     refused = [change for change in changes if unchangeable("consumer", change)]
     if refused:
         remedy = (
-            f"Stop the dispatchers, run nats consumer rm {file.stream} {file.name} and apply again: "
-            "no position is lost, it lives in the marks."
+            f"Stop what reads through it, run nats consumer rm {file.stream} {file.name} and apply again: "
+            "no position is lost, it lives with the effect (a dispatcher's in its marks)."
         )
         return [Refusal(target, f"{change} cannot be changed on an existing consumer", remedy) for change in refused]
     if not changes:

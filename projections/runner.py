@@ -60,11 +60,19 @@ class ProjectionWorker:
         if checkpoint is None:
             return max(1, state.first_seq), None, epoch
         if checkpoint.epoch != epoch:
-            raise PartitionStopped(
-                f"{self._name} was folded from another incarnation of {self._stream}",
-                f"Run `seamark rebuild {self._name}`",
-            )
+            raise self._stopped()
         return checkpoint.seq + 1, checkpoint, epoch
+
+    def check(self, state: StreamState) -> None:
+        """Is it still the stream the checkpoint counts in?"""
+        if _epoch(state) != self._epoch:
+            raise self._stopped()
+
+    def _stopped(self) -> PartitionStopped:
+        return PartitionStopped(
+            f"{self._name} was folded from another incarnation of {self._stream}",
+            f"Run `seamark rebuild {self._name}`.",
+        )
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Fold a batch in, whatever it takes.

@@ -39,7 +39,7 @@ async def test_every_file_of_dev_is_taken_byte_for_byte(broker: Broker, tmp_path
 
 async def test_after_apply_server_and_files_agree_and_applying_again_changes_nothing(broker: Broker):
     done = await topology.ensure(broker, "dev")
-    assert len(done) == 13
+    assert len(done) == 25
     before = await topology.observe(broker, "dev")
     assert (await topology.plan(broker, "dev")).empty
     assert await topology.ensure(broker, "dev") == []

@@ -167,11 +167,23 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
 
 async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatchers_be(connected: Connect):
     projector = await connected("projector")
-    config = {"name": "unread-0", "durable_name": "unread-0", "ack_policy": "none", "filter_subject": "log.0.>"}
-    body = {"stream_name": "LOG-0", "config": config, "action": "create"}
-    await projector.api("CONSUMER.CREATE.LOG-0.unread-0.log.0.>", body)
-    await projector.api("CONSUMER.RESET.LOG-0.unread-0", {"seq": 1})
-    await projector.api("CONSUMER.DELETE.LOG-0.unread-0")
+    arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    inbox = projector.nc.new_inbox()
+    projector.subscribe(inbox, lambda subject, *_: arrived.set_result(subject))
+    await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
+    body = b'{"batch":1,"group":"owner","expires":5000000000}'
+    projector.publish("$JS.API.CONSUMER.MSG.NEXT.LOG-0.unread-0", body, reply=inbox)
+    async with asyncio.timeout(5):
+        assert await arrived == b"log.0.default.alice"
+    for durable in ("LOG-0.unread-0", "LOG-0.inbox-0", "RECEIPTS.deliveries-0"):
+        await projector.api(f"CONSUMER.INFO.{durable}")
+        await projector.api(f"CONSUMER.RESET.{durable}", {"seq": 1})
+        await projector.api(f"CONSUMER.UNPIN.{durable}", {"group": "owner"})
+    assert (await projector.leader_last("LOG-0", "log.0.>")) is not None
+    config = {"name": "rebuild", "durable_name": "rebuild", "ack_policy": "none", "filter_subject": "log.0.>"}
+    request = {"stream_name": "LOG-0", "config": config, "action": "create"}
+    await projector.api("CONSUMER.CREATE.LOG-0.rebuild.log.0.>", request)
+    await projector.api("CONSUMER.DELETE.LOG-0.rebuild")
     projector.publish("live.0.default.alice", b'{"unread":1}')
     for subject in (
         log_subject(0, "default", "alice"),

@@ -14,14 +14,18 @@ DIFFERENT_BY_PROFILE = {"num_replicas", "max_bytes"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_partition_has_a_log_and_a_dispatch_consumer(profile):
+def test_every_partition_has_a_log_a_dispatch_consumer_and_one_for_each_projection(profile):
     topology = render(profile)
     numbers = range(PARTITIONS_DEFAULT[profile])
     streams = {stream.name for stream in topology.streams}
     assert streams == {"EVENTS", "RECEIPTS", "DEAD-LETTERS", "KV_control", *(f"LOG-{p}" for p in numbers)}
     assert {(consumer.stream, consumer.name) for consumer in topology.consumers} == {
-        ("EVENTS", f"dispatch-{q}") for q in numbers
+        *(("EVENTS", f"dispatch-{q}") for q in numbers),
+        *((f"LOG-{p}", f"{name}-{p}") for p in numbers for name in ("unread", "inbox")),
+        *(("RECEIPTS", f"deliveries-{p}") for p in numbers),
     }
+    filters = {consumer.name: consumer.config["filter_subject"] for consumer in topology.consumers}
+    assert (filters["unread-1"], filters["inbox-1"], filters["deliveries-1"]) == ("log.1.>", "log.1.>", "rcpt.1.>")
 
 
 @pytest.mark.parametrize("profile", PROFILES)

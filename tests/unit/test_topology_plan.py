@@ -44,7 +44,7 @@ def changed(observed, name, **fields):
 def test_on_an_empty_server_everything_is_created_and_then_recorded():
     topology = render("dev")
     plan = decide(topology, Observed(), tags())
-    assert [step.action for step in plan.steps] == ["create_stream"] * 8 + ["create_consumer"] * 4 + ["record_epochs"]
+    assert [step.action for step in plan.steps] == ["create_stream"] * 8 + ["create_consumer"] * 16 + ["record_epochs"]
     epochs = [step.config["metadata"]["seamark.epoch"] for step in plan.steps if step.action == "create_stream"]
     assert len(set(epochs)) == 8
 

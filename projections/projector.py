@@ -1,0 +1,121 @@
+"""The projector role: every partition of every projection, each read by one process while the others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from redis.asyncio import Redis
+
+from engine.dispatcher import read_partitions
+from engine.errors import ApiError, TopologyError
+from engine.jetstream import Broker
+from engine.limits import PIN_TIMEOUT_SECONDS
+from engine.partition import PartitionReader, Source, Worker
+from projections.unread_worker import unread
+
+if TYPE_CHECKING:
+    import asyncpg
+
+
+class Tended(Worker, Protocol):
+    """A worker with something to do beside folding."""
+
+    async def tend(self, reader: PartitionReader) -> None:
+        """Runs beside `reader` for as long as it does; ends by cancellation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A fold and the partitions it reads.
+
+    Args:
+        name: for logs and remedies.
+        source: what is read of a partition, and through which durable consumer.
+        worker: makes what folds a partition. One with `tend` has that run beside its reader.
+    """
+
+    name: str
+    source: Callable[[int], Source]
+    worker: Callable[[Broker, int], Worker | Tended]
+
+
+def projections(redis: Redis, pool: asyncpg.Pool | None) -> list[Projection]:
+    """Everything a projector folds. Without PostgreSQL (`pool` None) only what lives in Redis."""
+    return [Projection("unread", *unread(redis))]
+
+
+class Projector:
+    """Reads all partitions of all projections, as far as this process is the one chosen for them.
+
+    Args:
+        folds: what is folded.
+        partitions: how many there are.
+        pin_timeout_seconds: silence after which a standby is chosen; None: as the consumers are configured.
+    """
+
+    def __init__(
+        self, broker: Broker, folds: list[Projection], partitions: int, *, pin_timeout_seconds: float | None = None
+    ) -> None:
+        self._broker = broker
+        self._folds = folds
+        self._partitions = partitions
+        self._pin_timeout_seconds = pin_timeout_seconds
+        self.readers: list[PartitionReader] = []
+
+    async def run(self) -> None:
+        """Fold for ever; ends by cancellation.
+
+        Raises:
+            TopologyError: a consumer is missing.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            for fold in self._folds:
+                timeout = self._pin_timeout_seconds or await read_pin_timeout(self._broker, fold.source(0))
+                for p in range(self._partitions):
+                    worker, source = fold.worker(self._broker, p), fold.source(p)
+                    reader = PartitionReader(self._broker, source, worker, pin_timeout_seconds=timeout)
+                    self.readers.append(reader)
+                    tasks.create_task(reader.run(), name=f"read {source.consumer}")
+                    tend = getattr(worker, "tend", None)
+                    if tend is not None:
+                        tasks.create_task(tend(reader), name=f"tend {source.consumer}")
+
+
+async def read_pin_timeout(broker: Broker, source: Source) -> float:
+    """Seconds of silence after which the server gives a partition to a standby, as the consumer is configured.
+
+    Raises:
+        TopologyError: the consumer is missing.
+    """
+    name = f"{source.stream}.{source.consumer}"
+    try:
+        info = await broker.api(f"CONSUMER.INFO.{name}")
+    except ApiError as error:
+        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`.") from error
+    nanoseconds = info["config"].get("priority_timeout")
+    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS
+
+
+async def run(
+    broker: Broker, redis: Redis, pool: asyncpg.Pool | None, *, partitions: int | None = None, stop: asyncio.Event
+) -> None:
+    """Fold until `stop` is set.
+
+    Raises:
+        TopologyError: no topology, another number of partitions than configured, or a consumer is missing.
+    """
+    work = Projector(broker, projections(redis, pool), await read_partitions(broker, partitions))
+    folding = asyncio.create_task(work.run(), name="projector")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((folding, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not folding.done():
+        folding.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await folding
+        return
+    await folding

@@ -1,0 +1,148 @@
+"""Folds one log into unread counts, tells live sessions, and says how fresh the counts are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+
+from engine import metrics
+from engine.errors import BrokerError
+from engine.jetstream import Broker
+from engine.partition import PartitionReader, Phase, Source, Worker
+from engine.subjects import log_stream
+from projections.runner import ProjectionWorker
+from projections.store import Checkpoint, StoreUnavailable
+from projections.unread import Applied, Counted, UnreadStore
+from projections.unread_frames import UnreadFrames
+from projections.unread_reader import USERS_MAX, UnreadReader
+
+_log = structlog.get_logger("seamark.unread")
+
+ATTEND_SECONDS: Final = 2.0
+"""How often it is looked after what has expired and how fresh the counts are; `STALE_SECONDS` leaves room for five."""
+
+TOUCHED_MAX: Final = 100_000
+"""Users remembered while catching up, to be told their count at the end; some 10 MB."""
+
+
+class UnreadWorker(ProjectionWorker):
+    """The projection `unread` of one partition.
+
+    While it catches up with what the log held when it took over, counts are stored as being behind and nobody is told: a
+    count on its way up from nothing is no count.
+    """
+
+    def __init__(self, broker: Broker, partition: int, redis: Redis) -> None:
+        self._unread = UnreadStore(redis, partition, applied=self._changed)
+        super().__init__(broker, "unread", log_stream(partition), self._unread)
+        self._partition = partition
+        self._subject = f"log.{partition}.>"
+        self._frames = UnreadFrames(broker, partition)
+        self._reader = UnreadReader(redis)
+        self._touched: dict[str, None] = {}
+        self._wake = asyncio.Event()
+
+    async def acquire(self) -> int:
+        """As every projection; and from here on, counts are behind until what the log holds now is in them."""
+        next_seq = await super().acquire()
+        newest = await self._broker.leader_last(self._stream, self._subject)
+        self._unread.until = newest.seq if newest is not None else 0
+        self._touched.clear()
+        self._wake.set()
+        return next_seq
+
+    def _changed(self, applied: Applied) -> None:
+        if self._unread.catching_up:
+            for user in applied.touched:
+                self._touched.pop(user, None)
+                self._touched[user] = None
+            self._forget_most_distant()
+            return
+        self._frames.tell(applied.users, applied.seq)
+        if self._touched or not applied.users:
+            self._wake.set()
+
+    def _forget_most_distant(self) -> None:
+        surplus = len(self._touched) - TOUCHED_MAX
+        if surplus > 0:
+            metrics.unread_frames.labels("forgotten").inc(surplus)
+            for user in list(self._touched)[:surplus]:
+                del self._touched[user]
+
+    async def tend(self, reader: PartitionReader) -> None:
+        """Beside the reader: expiry, freshness, and the counts of those who were touched while catching up."""
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(ATTEND_SECONDS):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+                self._wake.clear()
+                if reader.phase is Phase.READING:
+                    await self._attend_safely()
+        finally:
+            self._frames.close()
+            await self._unread.close()
+            await self._reader.close()
+
+    async def _attend_safely(self) -> None:
+        try:
+            await self._attend()
+        except (BrokerError, StoreUnavailable, OSError, TimeoutError) as error:
+            self._log.debug("could not attend", error=type(error).__name__, detail=str(error)[:200])
+        except Exception:
+            # Without this task counts turn stale though they are not; what we did not foresee must not end it.
+            self._log.exception("attending failed, it goes on")
+
+    async def _attend(self) -> None:
+        reached = self._unread.reached
+        if reached is None:
+            reached = await self._begin()
+            if reached is None:
+                return
+        asked_at = time.monotonic()
+        waiting = await self._broker.leader_next(self._stream, self._subject, reached.seq + 1)
+        now = time.time()
+        age = time.monotonic() - asked_at if waiting is None else now - _stored_at(waiting.time)
+        due = await self._unread.attend(reached, complete=waiting is None, age_seconds=age, now=now)
+        if due is not None:
+            self._frames.tell(due, reached.seq)
+        while self._touched and not self._unread.catching_up:
+            users = [self._touched.popitem()[0] for _ in range(min(USERS_MAX, len(self._touched)))]
+            counts = await self._reader.read(self._partition, users)
+            if counts.checkpoint is not None:
+                told = [Counted(user, unread) for user, unread in zip(users, counts.users, strict=True)]
+                self._frames.tell(told, counts.checkpoint.seq)
+
+    async def _begin(self) -> Checkpoint | None:
+        """A log that holds no record has no count to come: store the checkpoint that the first batch would."""
+        state = await self._broker.stream(self._stream)
+        if self._expected is not None or state.epoch is None or state.epoch != self._epoch:
+            return None
+        if await self._broker.leader_next(self._stream, self._subject, 1) is not None:
+            return None
+        checkpoint = Checkpoint(self._epoch, state.last_seq)
+        if await self._unread.begin(checkpoint):
+            self._expected = checkpoint
+            return checkpoint
+        return None
+
+
+def _stored_at(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def unread(redis: Redis) -> tuple[Callable[[int], Source], Callable[[Broker, int], Worker]]:
+    """What the projector needs: where it reads, and who folds."""
+
+    def source(p: int) -> Source:
+        return Source(log_stream(p), f"unread-{p}", f"log.{p}.>")
+
+    return source, lambda broker, p: UnreadWorker(broker, p, redis)
