@@ -1,4 +1,4 @@
-"""The roles of a development stack as child processes: restarted when they die, with backoff, and it is said."""
+"""What a development stack keeps running: roles and servers are restarted when they die, with backoff, and it is said."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seamark.dev.child import Child
 BACKOFF_SECONDS_MIN = 0.5
 BACKOFF_SECONDS_MAX = 10.0
 CALM_SECONDS = 30.0
-"""A role that lived this long starts with the shortest backoff again."""
+"""What lived this long starts with the shortest backoff again."""
 STOP_SECONDS = 25.0
 POLL_SECONDS = 0.1
 
@@ -34,7 +34,6 @@ class Role:
         self._env = env
         self._say = say
         self.child = Child(name, log_path, death_signal=signal.SIGTERM)
-        self.restarts = 0
 
     def spawn(self) -> None:
         """Start it; from the thread that lives as long as the stack."""
@@ -42,23 +41,26 @@ class Role:
 
     async def keep(self) -> None:
         """Restart it for ever when it ends by itself."""
-        backoff = BACKOFF_SECONDS_MIN
-        while True:
-            began = time.monotonic()
-            while self.child.alive:  # noqa: ASYNC110 - nobody tells us but the kernel, when asked
-                await asyncio.sleep(POLL_SECONDS)
-            if time.monotonic() - began > CALM_SECONDS:
-                backoff = BACKOFF_SECONDS_MIN
-            self.restarts += 1
-            why = _why(self.child.exit_code)
-            self._say(f"{self.name} ended ({why}), restarting in {backoff:g} s; log: {self.child.log_path}")
-            await asyncio.sleep(backoff)
-            backoff = min(BACKOFF_SECONDS_MAX, backoff * 2)
-            self.spawn()
+        await keep(self.child, self.spawn, self._say)
 
     def stop(self) -> None:
         """End it in order."""
         self.child.stop(signal.SIGTERM, STOP_SECONDS)
+
+
+async def keep(child: Child, spawn: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Spawn a child again, for ever, when it ends by itself; say so each time. Ends by cancellation."""
+    backoff = BACKOFF_SECONDS_MIN
+    while True:
+        began = time.monotonic()
+        while child.alive:  # noqa: ASYNC110 - nobody tells us but the kernel, when asked
+            await asyncio.sleep(POLL_SECONDS)
+        if time.monotonic() - began > CALM_SECONDS:
+            backoff = BACKOFF_SECONDS_MIN
+        say(f"{child.name} ended ({_why(child.exit_code)}), restarting in {backoff:g} s; log: {child.log_path}")
+        await asyncio.sleep(backoff)
+        backoff = min(BACKOFF_SECONDS_MAX, backoff * 2)
+        spawn()
 
 
 def _why(code: int | None) -> str:

@@ -36,10 +36,14 @@ def read_kept(data: Path) -> Kept:
 
 def write_private_json(path: Path, value: object) -> None:
     """Write `value` so that only this user can read it, whole or not at all."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    temporary = path.with_suffix(".tmp")
+    write_private(path, msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` so that only this user can read it, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     temporary.replace(path)

@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -16,12 +16,13 @@ import asyncpg
 
 from engine import topology
 from engine.errors import InvalidSetting, Unavailable
-from engine.jetstream import NatsSettings, connect
+from engine.jetstream import connect
+from engine.settings import load_settings
 from engine.topology_files import files_folder
 from seamark.cli.target import DevFile
 from seamark.cli.token import sign
 from seamark.dev.child import free_port, is_free
-from seamark.dev.roles import Role
+from seamark.dev.roles import Role, keep
 from seamark.dev.secretsfile import Kept, read_kept, write_private_json
 from seamark.dev.servers import HOST, NatsServer, Postgres, Server, Valkey
 from seamark.migrate import migrate
@@ -99,7 +100,7 @@ class Stack:
         await asyncio.to_thread(server.wait_ready)
 
     async def _prepare_stores(self) -> None:
-        broker = await connect(NatsSettings(self.nats_url, name="seamark-dev"))
+        broker = await connect(replace(load_settings().nats("seamark-dev"), url=self.nats_url))
         try:
             await topology.ensure(broker, "dev", self._options.partitions)
         finally:
@@ -130,8 +131,7 @@ class Stack:
 
     def _start_roles(self, port: int) -> None:
         data = self._options.data
-        env = {
-            **os.environ,
+        ours = {
             "SEAMARK_PROFILE": "dev",
             "SEAMARK_NATS_URL": self.nats_url,
             "SEAMARK_REDIS_URL": self.redis_url,
@@ -142,6 +142,9 @@ class Stack:
             "SEAMARK_GATEWAY_PORT": str(port),
             "SEAMARK_LOG_FORMAT": "json",
         }
+        # Another way to say the same, left in a shell, must not stand against what the stack prints.
+        besides = {"SEAMARK_JWKS_URL", *(f"{name}_FILE" for name in ours)}
+        env = {name: value for name, value in os.environ.items() if name not in besides} | ours
         gateway = ["gateway", "--processes", str(self._options.processes)]
         for name, words in (("dispatcher", ["dispatcher"]), ("gateway", gateway)):
             self._say(f"starting {name}")
@@ -179,10 +182,12 @@ class Stack:
         )
 
     async def keep(self) -> None:
-        """Restart roles that die; ends by cancellation."""
+        """Restart what dies; ends by cancellation."""
         async with asyncio.TaskGroup() as tasks:
             for role in self._roles:
                 tasks.create_task(role.keep(), name=f"keep {role.name}")
+            for server in self._servers:
+                tasks.create_task(keep(server.child, server.spawn, self._say), name=f"keep {server.name}")
 
     def stop(self) -> None:
         """Everything in order: who takes work first, then who does it, then the stores."""
@@ -209,6 +214,8 @@ async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
             write_private_json(options.data / "dev.json", stack.describe())
             yield stack
         finally:
+            # Commands find the stack by this file: without it they say at once that nothing runs here.
+            (options.data / "dev.json").unlink(missing_ok=True)
             stack.stop()
 
 

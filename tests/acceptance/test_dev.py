@@ -58,6 +58,24 @@ async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_noth
     assert [json.loads(line)["record"]["id"] for line in lines.splitlines()] == ["e1", "e2"]
 
 
+def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(stack: Stack) -> None:
+    stack.run("publish", "--to", "alice", "--id", "before")
+    for server in ("nats-server", "valkey", "postgres"):
+        [victim] = [
+            child
+            for child in stack.children()
+            if Path(child.exe()).name.startswith(server) and child.ppid() == stack.pid
+        ]
+        victim.kill()
+        deadline = time.monotonic() + 30
+        while f"{server} ended (SIGKILL), restarting" not in stack.output.read_text():
+            assert time.monotonic() < deadline, stack.output.read_text()
+            time.sleep(0.05)
+    stack.run("publish", "--to", "alice", "--id", "after")
+    lines = stack.run("tail", "alice", "-n", "2", "--json", timeout=60).splitlines()
+    assert [json.loads(line)["record"]["id"] for line in lines] == ["before", "after"]
+
+
 async def _has(broker: object, event_id: str) -> bool:
     return any(entry.id == event_id for entry in await all_records(broker, 4))  # type: ignore[arg-type]
 
@@ -80,6 +98,7 @@ def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(st
     stack.run("publish", "--to", "alice", "--id", "first")
     cursor = json.loads(stack.run("tail", "alice", "-n", "1", "--json"))["cursor"]
     family = stack.stop()
+    assert not (stack.folder / ".seamark/dev.json").exists()
     assert len(family) >= 5
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []

@@ -47,9 +47,13 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def children(self) -> list[psutil.Process]:
+    @property
+    def pid(self) -> int:
         assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return self.process.pid
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
 
     def stop(self) -> list[psutil.Process]:
         """Ctrl-C; the processes that were there before it."""

