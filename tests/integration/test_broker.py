@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Self
 
+import nats.errors
 import pytest
 import structlog
 
@@ -287,6 +288,8 @@ async def test_a_pong_that_comes_late_does_not_end_the_connection(
         nats_server.suspend()
         with pytest.raises(Unanswered, match="did not answer a ping"):
             await broker.flush()
+        with pytest.raises(nats.errors.FlushTimeoutError):
+            await broker.nc.flush(timeout=0.1)  # type: ignore[arg-type]
         nats_server.resume()
         monkeypatch.setattr(connection, "CONFIRM_TIMEOUT_SECONDS", 5.0)
         await broker.flush()

@@ -196,9 +196,13 @@ class Machine(RuleBasedStateMachine):
         self.names = itertools.count(1)
         self.owners: list[asyncio.Task[None]] = []
         sleep = asyncio.sleep
+
+        async def at_once(seconds: float) -> None:
+            await sleep(0)
+
         self.patches = [
             mock.patch.object(rounds, "BATCH_MESSAGES_MAX", 4),
-            mock.patch.object(logwriter.asyncio, "sleep", side_effect=lambda seconds: sleep(0)),
+            mock.patch.object(logwriter.asyncio, "sleep", at_once),
         ]
         for patch in self.patches:
             patch.start()
