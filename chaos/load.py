@@ -81,12 +81,13 @@ class Load:
                 await asyncio.sleep(max(0.0, self._started + self.sent / self.rate - time.monotonic()))
             if not own or self._rng.random() < self._shared:
                 room = f"{self._prefix}-room-{number}"
-                await self._publish(room, self._rng.sample(self._users, self._rng.randint(2, self._audience_max)))
+                await self.publish(room, self._rng.sample(self._users, self._rng.randint(2, self._audience_max)))
             else:
                 user = self._rng.choice(own)
-                await self._publish(user, [user])
+                await self.publish(user, [user])
 
-    async def _publish(self, key: str, to: list[str]) -> None:
+    async def publish(self, key: str, to: list[str]) -> None:
+        """One event; its outcome goes into the ledger."""
         process, number = f"publisher-{self._prefix}", self._ledger.next_number(key)
         event = f"{self._prefix}:{key}:{number}"
         encoded = events.encode(to=to, type="chaos.n", id=event, key=key, data={"key": key}, **self._fields)

@@ -1,0 +1,130 @@
+"""Three nodes, three replicas: leaders and followers die, freeze and step down under load; logs and devices stay whole."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from chaos.faults import Fault, torment
+from chaos.load import Load, look
+from engine import topology
+from engine.errors import BrokerError
+from engine.jetstream import Broker
+from engine.topology_files import Overrides
+from seamark.dev.servers import NatsCluster, NatsServer, Valkey
+from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.devices import Device, devices
+from tests.support.logs import connected, eventually
+from tests.support.roles import dispatcher_processes, gateway_role
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+R3 = Overrides(replicas=3, pin_timeout_seconds=1.0)
+USERS = [f"user{number}" for number in range(24)]
+Inject = Callable[[random.Random], Awaitable[None]]
+
+
+async def come_back(node: NatsServer) -> None:
+    node.prepare()
+    node.spawn()
+    await asyncio.to_thread(node.wait_ready)
+
+
+def leader(cluster: NatsCluster, rng: random.Random) -> NatsServer:
+    return cluster.leader_of(f"LOG-{rng.randrange(PARTITIONS)}") or rng.choice(cluster.servers)
+
+
+def follower(cluster: NatsCluster, rng: random.Random) -> NatsServer:
+    led = leader(cluster, rng)
+    return rng.choice([node for node in cluster.servers if node is not led])
+
+
+def killed(cluster: NatsCluster, choose: Callable[[NatsCluster, random.Random], NatsServer]) -> Inject:
+    async def inject(rng: random.Random) -> None:
+        node = await asyncio.to_thread(choose, cluster, rng)
+        node.kill()
+        await asyncio.sleep(rng.uniform(0.2, 1.0))
+        await come_back(node)
+
+    return inject
+
+
+def frozen(cluster: NatsCluster, choose: Callable[[NatsCluster, random.Random], NatsServer]) -> Inject:
+    async def inject(rng: random.Random) -> None:
+        node = await asyncio.to_thread(choose, cluster, rng)
+        node.suspend()
+        await asyncio.sleep(3.0)
+        node.resume()
+
+    return inject
+
+
+def deposed(broker: Broker, *methods: str) -> Inject:
+    async def inject(rng: random.Random) -> None:
+        try:
+            await broker.api(rng.choice(methods), {}, timeout_seconds=2.0)
+        except BrokerError as error:
+            print(f"no step-down: {error}")
+
+    return inject
+
+
+async def replicas_agree(cluster: NatsCluster) -> bool:
+    """Does every node hold all of every LOG?"""
+    heads = []
+    for node in cluster.servers:
+        details = node.monitor("/jsz?acc=$G&streams=true").get("account_details") or [{}]
+        streams = {d["name"]: d["state"]["last_seq"] for d in details[0].get("stream_detail") or []}
+        heads.append({name: last for name, last in streams.items() if name.startswith("LOG-")})
+    return bool(heads[0]) and heads[0] == heads[1] == heads[2]
+
+
+async def test_a_cluster_that_loses_leaders_and_followers_loses_doubles_and_reorders_nothing_and_resets_nobody(
+    nats_cluster: NatsCluster, valkey: Valkey, tmp_path: Path, chaos: Chaos
+) -> None:
+    cluster = nats_cluster
+    async with connected(cluster.url) as broker:
+        await topology.ensure(broker, "dev", overrides=R3)
+        with (
+            dispatcher_processes(tmp_path, cluster.url, valkey.url) as processes,
+            gateway_role(tmp_path, cluster.url) as gateway,
+        ):
+            for process in [*processes, gateway]:
+                process.start()
+            async with devices(chaos.ledger, USERS, gateway.url) as found:
+                load = Load(broker, chaos.ledger, chaos.rng, USERS, shared=0.3, rate=150, budget_seconds=60)
+                running = asyncio.create_task(load.run(), name="load")
+                depose = [f"STREAM.LEADER.STEPDOWN.LOG-{p}" for p in range(PARTITIONS)]
+                depose += [f"CONSUMER.LEADER.STEPDOWN.EVENTS.dispatch-{q}" for q in range(PARTITIONS)]
+                # Each once at least, in any order: the two that cost an election, and the one that lets reads lag.
+                faults = [
+                    Fault("leader killed", 1, killed(cluster, leader)),
+                    Fault("leader frozen", 1, frozen(cluster, leader)),
+                    Fault("follower frozen", 1, frozen(cluster, follower)),
+                    Fault("leader deposed", 1, deposed(broker, *depose)),
+                ]
+                chaos.rng.shuffle(faults)
+                for fault in faults:
+                    await torment(chaos.rng, [fault], count=1, pause_seconds=(0.5, 2.0))
+                drawn = await torment(chaos.rng, faults, count=2 + int(chaos.seconds / 8), pause_seconds=(0.5, 3.0))
+                load.stop()
+                await running
+                await chaos.settled(broker, seconds=60)
+                await the_tail_comes_at_once(load, found)
+                await eventually(lambda: replicas_agree(cluster), seconds=30, every_seconds=0.25)
+                for node in cluster.servers:
+                    # A connection to one node is served by that node's replica.
+                    async with connected(node.url) as local:
+                        await look(local, chaos.ledger, PARTITIONS, replica=node.server_name)
+                records = await chaos.judge_devices(broker, found, seconds=10)
+                assert {reason for device in found for reason in device.resets} == set()
+    print(f"{drawn}; {load.acknowledged} of {load.sent} acknowledged, {records} records")
+
+
+async def the_tail_comes_at_once(load: Load, found: list[Device]) -> None:
+    """What is published last, with nothing after it to reveal it, reaches every device within two seconds."""
+    before = [device.records for device in found]
+    await load.publish("tail", USERS)
+    await eventually(lambda: all(d.records > n for d, n in zip(found, before, strict=True)), seconds=2.0)
