@@ -1,0 +1,156 @@
+"""Rounds: nothing of a batch of events is lost, doubled or reordered by cutting it up, and any cut can be resumed."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import limits, rounds
+from engine.marks import Mark
+from engine.partition import Delivered
+from engine.rounds import Dead, Planned, batches, fan_out, not_covered, plan
+from engine.subjects import encode_token, partition_of
+
+EPOCH = "abcd1234"
+PARTITIONS = 4
+USERS = st.lists(st.sampled_from([f"user{i}" for i in range(30)] + ["é", "a.b"]), min_size=1, max_size=12)
+STORED_AT = 1_769_860_800_123_456_789
+
+
+def delivered(
+    seq: int, payload: bytes, *, subject: bytes = b"ev.0.default.k.demo.hello", headers: bytes = b""
+) -> Delivered:
+    return Delivered(subject, seq, STORED_AT + seq, headers, payload)
+
+
+def event(seq: int, to: list[str], data: Any = None) -> Delivered:
+    return delivered(seq, json.dumps({"id": f"e{seq}", "to": to, "data": data}).encode())
+
+
+def planned(one: Delivered) -> Planned:
+    outcome = plan(one, EPOCH)
+    assert isinstance(outcome, Planned)
+    return outcome
+
+
+def mark(batch: rounds.Batch) -> Mark:
+    return Mark(EPOCH, batch.seq, 1, "me", "log", batch.user)
+
+
+def said(entries: Any) -> list[tuple[int, str]]:
+    return [(entry.seq, entry.recipient.token) for entry in entries]
+
+
+def stored(messages: Any) -> list[tuple[int, str]]:
+    records = [json.loads(message.payload) for message in messages]
+    return [(record["event"]["seq"], encode_token(record["user"])) for record in records]
+
+
+@given(st.lists(USERS, max_size=12))
+def test_each_recipient_gets_one_entry_in_his_partition_in_the_order_marks_count(audiences: list[list[str]]) -> None:
+    entries = fan_out([planned(event(seq, to)) for seq, to in enumerate(audiences, 1)], PARTITIONS)
+    for partition, found in entries.items():
+        assert found
+        assert said(found) == sorted(set(said(found)))
+        assert {partition_of("default", token, PARTITIONS) for _, token in said(found)} == {partition}
+    everyone = sorted((seq, encode_token(user)) for seq, to in enumerate(audiences, 1) for user in set(to))
+    assert sorted(item for found in entries.values() for item in said(found)) == everyone
+
+
+@settings(deadline=None)
+@given(
+    audiences=st.lists(USERS, min_size=1, max_size=10),
+    sizes=st.lists(st.integers(0, 3000), min_size=10, max_size=10),
+    messages_max=st.integers(2, 9),
+    bytes_max=st.integers(1500, 12_000),
+)
+def test_batches_hold_every_entry_once_within_the_limits_and_each_can_be_resumed_from(
+    audiences: list[list[str]], sizes: list[int], messages_max: int, bytes_max: int
+) -> None:
+    events = [planned(event(seq, to, "x" * sizes[seq - 1])) for seq, to in enumerate(audiences, 1)]
+    last_seq = len(audiences) + 3  # dead or duplicate events may follow the last record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "BATCH_MESSAGES_MAX", messages_max)
+        patch.setattr(rounds, "BATCH_BYTES_MAX", bytes_max)
+        for partition, entries in (fan_out(events, PARTITIONS) | {99: []}).items():
+            cut = list(batches(entries, partition, last_seq))
+            assert [item for batch in cut for item in stored(batch.messages)] == said(entries)
+            assert (cut[-1].seq, cut[-1].user) == (last_seq, None)
+            assert all(batch.messages for batch in cut[:-1])
+            done: list[tuple[int, str]] = []
+            for batch in cut:
+                # With its mark a batch stays within what the broker takes.
+                assert len(batch.messages) < messages_max
+                size = sum(len(message.payload) + len(message.headers) for message in batch.messages)
+                assert size <= bytes_max or len(batch.messages) == 1
+                done += stored(batch.messages)
+                rest = not_covered(entries, mark(batch))
+                assert done + said(rest) == said(entries)
+                # Whoever takes over reads on from the mark, and that event is not behind the first one left.
+                assert all(entry.seq >= mark(batch).next_seq for entry in rest)
+                resumed = batches(rest, partition, last_seq)
+                assert done + [item for again in resumed for item in stored(again.messages)] == said(entries)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=40), st.integers(1, 50))
+def test_rounds_hold_every_event_once_and_in_order(sizes: list[int], first: int) -> None:
+    # 0 recipients: an event that is refused.
+    pulled = [event(seq, [f"u{i}" for i in range(size)]) for seq, size in enumerate(sizes, first)]
+    cut = list(rounds.rounds(pulled, EPOCH))
+    seqs = [sorted([one.seq for one in each.planned] + [dead.delivered.seq for dead in each.dead]) for each in cut]
+    assert [seq for each in seqs for seq in each] == [one.seq for one in pulled]
+    for each, numbers in zip(cut, seqs, strict=True):
+        assert each.last_seq == numbers[-1]
+        assert each.oldest_nanoseconds == STORED_AT + numbers[0]
+        records = sum(len(one.accepted.recipients) for one in each.planned)
+        assert records < limits.BATCH_MESSAGES_MAX or len(numbers) == 1
+    assert list(rounds.rounds([], EPOCH)) == []
+
+
+def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
+    one = planned(event(7, [f"user-{i}" for i in range(limits.RECIPIENTS_MAX)], {"text": "hi"}))
+    for partition, entries in fan_out([one], PARTITIONS).items():
+        cut = list(batches(entries, partition, 7))
+        assert {len(batch.messages) for batch in cut[:-1]} == {limits.BATCH_MESSAGES_MAX - 1}
+        assert {batch.seq for batch in cut} == {7}
+        assert [batch.user is None for batch in cut] == [False] * (len(cut) - 1) + [True]
+
+
+def test_large_records_are_cut_by_bytes() -> None:
+    data = "x" * (limits.EVENT_DATA_BYTES_MAX - 2)
+    one = planned(event(7, [f"user-{i}" for i in range(200)], data))
+    for partition, entries in fan_out([one], PARTITIONS).items():
+        for batch in batches(entries, partition, 7):
+            assert sum(len(message.payload) for message in batch.messages) <= limits.BATCH_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("reason", "one"),
+    [
+        ("json", delivered(1, b"{")),
+        ("schema", delivered(1, b'{"id":1,"to":["a"]}')),
+        ("subject", delivered(1, b'{"id":"e","to":["a"]}', subject=b"ev.0.default.=61.demo")),
+        ("internal", delivered(1, b'{"id":"e","to":["a"]}', subject=b"ev.0.default.k.\xff")),
+        ("internal", Delivered(b"ev.0.default.k.demo", 1, 10**30, b"", b'{"id":"e","to":["a"]}')),
+    ],
+)
+def test_an_event_that_cannot_be_planned_is_dead_with_its_reason(reason: str, one: Delivered) -> None:
+    outcome = plan(one, EPOCH)
+    assert isinstance(outcome, Dead)
+    assert (outcome.reason, outcome.delivered) == (reason, one)
+
+
+@given(st.binary(max_size=100), st.binary(max_size=40), st.binary(max_size=60))
+def test_no_bytes_whatever_can_stop_a_partition(payload: bytes, subject: bytes, headers: bytes) -> None:
+    assert isinstance(plan(Delivered(subject, 1, STORED_AT, headers, payload), EPOCH), Dead)
+    plan(delivered(1, b'{"id":"e","to":["a"]}', headers=headers), EPOCH)
+
+
+def test_a_record_that_would_be_too_large_for_the_broker_is_dead_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "RECORD_BYTES_MAX", 1000)
+    outcome = plan(event(1, ["a"], "x" * 1000), EPOCH)
+    assert isinstance(outcome, Dead)
+    assert outcome.reason == "size"
