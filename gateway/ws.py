@@ -10,7 +10,12 @@ import socket
 import sys
 from typing import Final
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp._websocket.models import WSMessageTextBytes
+from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
+from aiohttp._websocket.writer import WebSocketWriter
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.helpers import DEFAULT_CHUNK_SIZE
 
 from gateway.admission import admit
 from gateway.auth import bearer
@@ -23,11 +28,55 @@ from gateway.outlet import WebSocketOutlet
 from gateway.problems import Problem
 from gateway.session import Session
 
+_ACK: Final = b'{"op":"ack",'
+"""How an ack begins as every SDK writes it. Written otherwise it is the same frame, and goes through the queue."""
+
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
+
+
+class _Inbox(WebSocketDataQueue):
+    """aiohttp's queue of frames, past which acks go: they need no coroutine, and are nearly all that clients send.
+
+    A frame through the queue wakes a future, the handler's task and two coroutines: 8 us, of which an ack needs none.
+    """
+
+    __slots__ = ("_waiting", "session")
+
+    def __init__(self, protocol: BaseProtocol, limit: int, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(protocol, limit, loop=loop)
+        self.session: Session | None = None
+        self._waiting = False
+
+    def wait(self, session: Session) -> None:
+        """The handler of `session` is done with what came so far, and waits for the next frame that is not an ack."""
+        self.session = session
+        self._waiting = not self._buffer
+
+    def feed_data(self, data: WSMessage | WSMessageTextBytes, size: int) -> None:
+        """Called by aiohttp's reader for every whole frame, in order."""
+        if self._waiting and self.session is not None:
+            if data.type is WSMsgType.TEXT and data.data.startswith(_ACK):
+                try:
+                    self.session.receive(data.data)
+                except Exception as error:
+                    self.session.failed(error)
+                return
+            self._waiting = False
+        super().feed_data(data, size)
 
 
 class _Socket(web.WebSocketResponse[bool]):
     """aiohttp's reader without its way of closing, which knows no code of ours and waits 10 s for the client."""
+
+    inbox: _Inbox
+
+    def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: WebSocketWriter) -> None:
+        # As aiohttp's, but for the queue. What came with the handshake is fed here, before there is a session.
+        self._ws_protocol, self._writer = protocol, writer
+        self._reader = self.inbox = _Inbox(request.protocol, DEFAULT_CHUNK_SIZE, loop=asyncio.get_running_loop())
+        self._parser = WebSocketReader(self.inbox, FRAME_BYTES + 1, compress=False, decode_text=False)
+        request.protocol.set_parser(self._parser)
+        request.protocol.keep_alive(False)
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
         """Nothing: the session has written its close frame, or is about to."""
@@ -100,6 +149,7 @@ async def _receive(stream: _Socket, session: Session, outlet: WebSocketOutlet, c
     the socket: a transport closed with unread bytes resets the connection, and the client would not see the code.
     """
     while True:
+        stream.inbox.wait(session)
         message = await stream.receive()
         kind = message.type
         if kind is WSMsgType.TEXT:
