@@ -1,20 +1,19 @@
 """The newest record of many users at once: one `multi_last` per partition in flight, for all that wait.
 
-The window adapts by itself: while one request is under way, and for a moment after it, the next one fills, up to 1000
-subjects. A session that comes alone is asked for at once.
+The window adapts by itself: while one request is under way, and the longer after it the more sessions shared it, the next
+one fills, up to a thousand subjects. A session that comes alone is asked for at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
 
 from engine.errors import BrokerError
 from engine.jetstream import Broker
-from gateway.limits import HEADS_CHECK_PAUSE_SECONDS, HEADS_PAUSE_SECONDS, HEADS_SUBJECTS, READ_SECONDS
+from gateway.limits import HEADS_CHECK_PAUSE_SECONDS, HEADS_SUBJECTS, READ_SECONDS, shared_pause_seconds
 from gateway.port import LogState
 from gateway.watch import Watch
 
@@ -22,6 +21,8 @@ _log = structlog.get_logger("seamark.heads")
 
 Answer = Callable[[int, int, LogState | None], None]
 """Gets the newest sequence (0: none), how far the replica had come, and the leader's state; no state: no answer."""
+
+Asked = list[tuple[str, Answer]]
 
 
 class Heads:
@@ -40,52 +41,56 @@ class Heads:
         self._stream = stream
         self._anchor = anchor
         self._watch = watch
-        self._opening: list[tuple[str, Answer]] = []
-        self._checks: list[tuple[str, Answer]] = []
-        self._task: asyncio.Task[None] | None = None
-        self._checked_at = -1e9
+        self._opening: Asked = []
+        self._checks: Asked = []
+        self._opening_task: asyncio.Task[None] | None = None
+        self._checks_task: asyncio.Task[None] | None = None
+        self._in_flight = asyncio.Lock()
         self.requests = 0
 
     def opening(self, subject: str, answer: Answer) -> None:
-        """The head as any replica sees it, with the watch's last answer."""
+        """The head as any replica sees it, with the watch's last answer. A device waits for it."""
         self._opening.append((subject, answer))
-        self._wake()
+        if self._opening_task is None:
+            self._opening_task = asyncio.create_task(self._open(), name=f"heads-{self._stream}")
 
     def check(self, subject: str, answer: Answer) -> None:
-        """The head as any replica sees it, with a state the leader was asked for after this call and before the read."""
+        """The head as any replica sees it, with a state the leader was asked for after this call and before the read.
+
+        Nobody waits for it: a quarter of a second's checks share a read.
+        """
         self._checks.append((subject, answer))
-        self._wake()
+        if self._checks_task is None:
+            self._checks_task = asyncio.create_task(self._check(), name=f"heads-check-{self._stream}")
 
     async def close(self) -> None:
         """Stop reading; who still waits is told that there is no answer."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._opening_task, self._checks_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         waiting, self._opening, self._checks = self._opening + self._checks, [], []
         _tell(waiting, None)
 
-    def _wake(self) -> None:
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"heads-{self._stream}")
-
-    async def _run(self) -> None:
+    async def _open(self) -> None:
         try:
-            while self._opening or self._checks:
-                # Sessions that open go first: their devices wait; a check only looks for what may be late anyway.
-                if self._opening:
+            while self._opening:
+                async with self._in_flight:
                     wave, self._opening = self._opening[:HEADS_SUBJECTS], self._opening[HEADS_SUBJECTS:]
                     await self._read(wave, fresh=False)
-                elif self._checks_due():
+                await asyncio.sleep(shared_pause_seconds(len(wave)))
+        finally:
+            self._opening_task = None
+
+    async def _check(self) -> None:
+        try:
+            while self._checks:
+                await asyncio.sleep(HEADS_CHECK_PAUSE_SECONDS)
+                async with self._in_flight:
                     wave, self._checks = self._checks[:HEADS_SUBJECTS], self._checks[HEADS_SUBJECTS:]
                     await self._read(wave, fresh=True)
-                    self._checked_at = time.monotonic()
-                await asyncio.sleep(HEADS_PAUSE_SECONDS)
         finally:
-            self._task = None
-
-    def _checks_due(self) -> bool:
-        """Checks can wait for others to share their read."""
-        return time.monotonic() - self._checked_at >= HEADS_CHECK_PAUSE_SECONDS or len(self._checks) >= HEADS_SUBJECTS
+            self._checks_task = None
 
     async def _read(self, wave: list[tuple[str, Answer]], *, fresh: bool) -> None:
         try:

@@ -137,11 +137,15 @@ WATCH_SECONDS: Final = 5.0
 HEADS_SUBJECTS: Final = 999
 """Subjects in one `multi_last`; the server refuses more than 1024 matches."""
 
-HEADS_PAUSE_SECONDS: Final = 0.02
-"""After a read of heads, before the next one of the partition: in a storm four or more sessions share each."""
+SHARED_PAUSE_SECONDS: Final = 0.006
+"""After a question that several sessions shared, the next one waits so long for each of them but the first: a session that
+comes alone is never held up, a storm soon asks once for ten."""
+
+SHARED_PAUSE_SECONDS_MAX: Final = 0.05
+"""Longest such wait."""
 
 HEADS_CHECK_PAUSE_SECONDS: Final = 0.25
-"""The same between two checks, which nobody waits for."""
+"""How long checks of heads are gathered before they are read: nobody waits for them."""
 
 HEADS_EVERY_SECONDS: Final = 30.0
 """Between two comparisons of the heads of all connected users: a lost last copy makes no gap in the chain."""
@@ -163,8 +167,10 @@ READ_SECONDS: Final = 2.0
 
 # --- what the gateway writes ----------------------------------------------------------------------------------------
 
-RECEIPT_SECONDS: Final = 0.5
-"""Receipts of a session are gathered this long (the protocol allows four a second): one covers a range."""
+RECEIPT_SECONDS: Final = 1.0
+"""Receipts of a session are gathered this long (the protocol allows four a second): one covers a range.
+
+At three records a second and device, half a second costs a quarter of the gateway and a tenth of the broker."""
 
 RECEIPTS_QUEUED: Final = 100_000
 """Receipts waiting to be stored; then the oldest are dropped and counted."""
@@ -185,4 +191,11 @@ DRAIN_WORK_SECONDS: Final = 5.0
 
 assert WRITE_LOW_BYTES < WRITE_HIGH_BYTES < ROOM_BYTES, "a session refused room must find its transport paused"
 assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
+
+
+def shared_pause_seconds(sharers: int) -> float:
+    """How long the next question waits after one that answered so many."""
+    return min(SHARED_PAUSE_SECONDS_MAX, SHARED_PAUSE_SECONDS * (sharers - 1))
+
+
 assert HEADS_SUBJECTS <= 1_024, "the server's bound of one multi_last"

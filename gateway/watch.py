@@ -13,7 +13,7 @@ import structlog
 
 from engine.errors import BrokerError
 from engine.jetstream import Broker
-from gateway.limits import READ_SECONDS, WATCH_SECONDS
+from gateway.limits import READ_SECONDS, WATCH_SECONDS, shared_pause_seconds
 from gateway.port import LogState
 
 _log = structlog.get_logger("seamark.watch")
@@ -110,6 +110,7 @@ class Watch:
                 told, waiting = waiting, []
                 for answer in told:
                     answer(state)
+                await asyncio.sleep(shared_pause_seconds(len(told)))
         finally:
             self._asking = None
             for answer in waiting:

@@ -1,12 +1,13 @@
 """When a position cannot be continued, the device is told so and why; when it can, it is never told otherwise."""
 
 import asyncio
+import contextlib
 
 import pytest
 
 from engine import topology
 from seamark.dev.servers import NatsServer
-from tests.support.gateways import Device, TestGateway, gateway_on
+from tests.support.gateways import Device, TestGateway, eventually, gateway_on
 
 
 async def reset_of(device: Device) -> tuple[dict[str, object], dict[str, object]]:
@@ -132,26 +133,30 @@ async def test_live_copies_lost_while_the_broker_restarts_are_found_in_the_log(n
     assert records[0]["prev"] == before[-1]
 
 
-async def test_many_sessions_that_join_at_once_share_their_reads(nats_server: NatsServer) -> None:
+async def test_sessions_that_wait_for_the_same_read_share_it(nats_server: NatsServer) -> None:
     users = [f"user{number}" for number in range(200)]
     async with gateway_on(nats_server) as gateway:
         await asyncio.gather(*(gateway.append(user, count=2) for user in users))
         cursors = {}
 
-        async def join(user: str, cursor: str) -> list[int]:
+        async def join(user: str, cursor: str) -> int:
             async with gateway.device(user, cursor=cursor) as device:
                 ready = await device.next()
                 assert ready["resumed"] is True
                 await device.until("live")
                 cursors[user] = device.frames[-1]["cursor"]
-                return [frame["seq"] for frame in device.frames if frame["op"] == "record"]
+                return sum(frame["op"] == "record" for frame in device.frames)
 
-        counts = await asyncio.gather(*(join(user, "start") for user in users))
-        assert [len(seqs) for seqs in counts] == [2] * len(users)
+        assert await asyncio.gather(*(join(user, "start") for user in users)) == [2] * len(users)
         before = reads(gateway)
-        counts = await asyncio.gather(*(join(user, cursors[user]) for user in users))
-        assert [len(seqs) for seqs in counts] == [0] * len(users)
-        assert reads(gateway) - before <= 0.3 * len(users)
+        heads = [partition.heads for partition in gateway.context.partitions]
+        async with contextlib.AsyncExitStack() as under_way:
+            for reader in heads:  # as while a read is under way
+                await under_way.enter_async_context(reader._in_flight)
+            joining = asyncio.gather(*(join(user, cursors[user]) for user in users))
+            await eventually(lambda: sum(len(reader._opening) for reader in heads) == len(users))
+        assert await joining == [0] * len(users)
+        assert reads(gateway) - before <= 2 * len(heads)  # one for all of a partition, and one to check them later
 
 
 def reads(gateway: TestGateway) -> int:

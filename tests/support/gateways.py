@@ -168,7 +168,7 @@ async def gateway_on(nats: NatsServer, *, topology_ready: bool = False, **option
         if task.done():
             await task
         port, context = started.result()
-        async with aiohttp.ClientSession() as http:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             yield TestGateway(port, context, broker, http, stop, task, nats)
         stop.set()
         async with asyncio.timeout(20):
