@@ -7,7 +7,8 @@ import sys
 import typer
 
 from engine.errors import SeamarkError
-from seamark.cli import dev, dispatcher, gateway, log, publish, tail, token, topology
+from seamark.cli import dev, dispatcher, gateway, log, projector, publish, tail, token, topology
+from seamark.cli.output import keep_logs_apart
 
 app = typer.Typer(
     name="seamark",
@@ -23,11 +24,13 @@ app.command("log")(log.log)
 app.command("token")(token.token)
 app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
+app.command("projector")(projector.projector)
 app.add_typer(topology.app, name="topology")
 
 
 def main() -> None:
     """Run the command; errors of ours are one line on standard error and exit code 1."""
+    keep_logs_apart()
     try:
         app()
     except SeamarkError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from typing import Any
 
 import msgspec
+import structlog
 import typer
 from rich.console import Console
 
@@ -15,3 +18,12 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def print_json(value: Any) -> None:
     """One JSON object on one line, unbuffered: it may be read by a pipe that waits for it."""
     typer.echo(msgspec.json.encode(value))
+
+
+def keep_logs_apart() -> None:
+    """Errors only, and on standard error: what a command prints may be read by a program. Roles set up logs of their own."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    logging.basicConfig(level=logging.ERROR)

@@ -37,10 +37,16 @@ def tail(
 
     async def run() -> None:
         from seamark import Reset, connect
-        from seamark.client import Record
+        from seamark.client import Record, State
+
+        def say(state: State) -> None:
+            if state is State.WAITING:
+                why = connection.last_end.reason if connection.last_end else ""
+                err.print(f"[yellow]not connected[/] to {address}, trying again" + (f": {escape(why)}" if why else ""))
 
         left = count
-        async with connect(address, token=secret, device=device, cursor=cursor) as connection:
+        connection = connect(address, token=secret, device=device, cursor=cursor, on_state=say)
+        async with connection:
             async for item in connection.events():
                 if isinstance(item, Record):
                     _show(item, as_json=as_json)
