@@ -137,7 +137,7 @@ WATCH_SECONDS: Final = 5.0
 HEADS_SUBJECTS: Final = 999
 """Subjects in one `multi_last`; the server refuses more than 1024 matches."""
 
-SHARED_PAUSE_SECONDS: Final = 0.006
+SHARED_PAUSE_SECONDS: Final = 0.004
 """After a question that several sessions shared, the next one waits so long for each of them but the first: a session that
 comes alone is never held up, a storm soon asks once for ten."""
 
