@@ -27,7 +27,7 @@ RETRY_SECONDS_MAX = 5.0
 """Longest pause between two tries to store a batch."""
 
 
-class Receipt(msgspec.Struct, omit_defaults=True):
+class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     """A stored delivery fact: of the user's records with `after < seq <= up_to`, all are in `state` on `device`."""
 
     user: str
@@ -84,7 +84,7 @@ class Tally:
 
 
 def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(round(seconds, 3), UTC)
+    return datetime.fromtimestamp(int(seconds * 1000) / 1000, UTC)
 
 
 class Receipts:
