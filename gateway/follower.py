@@ -52,8 +52,14 @@ class Follower:
     # --- what happens to the log ------------------------------------------------------------------------------------
 
     def joined(self) -> None:
-        """The live subscription is confirmed: begin."""
-        self._guard(self.feed.hello, self._start)
+        """The live subscription is confirmed, so no change of the count can be missed: read it, then begin."""
+        if not self._session.ended and self.log is not None:
+            self.partition.counts.ask(self.log.user, self._counted)
+
+    def _counted(self, count: dict[str, Any] | None) -> None:
+        if not self._session.ended and self.log is not None:
+            self._session.count = self.log.counted(count)
+            self._guard(self.feed.hello, self._start)
 
     def live(self, seq: int, prev: int, message: Message) -> None:
         """A live copy."""
@@ -132,6 +138,8 @@ class Follower:
 
     def _adopt(self, cursor: Cursor) -> None:
         if cursor.epoch != self.epoch:
+            if self.epoch and self.log is not None:
+                self.log.forget_count()
             self.former_epoch, self.epoch = self.epoch, cursor.epoch
             self._epoch_bytes = cursor.epoch.encode()
             self.sent_max = 0

@@ -7,13 +7,15 @@ before it. What comes there without a sequence is an `unread` count from the pro
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from engine.errors import BrokerError
 from engine.jetstream import Broker, Subscription
 from engine.subjects import live_subject, log_subject
+from gateway.counts import as_of, differs, marked_stale, unread_frame
 from gateway.message import Message, live_position
 
 if TYPE_CHECKING:
@@ -29,12 +31,17 @@ CONFIRM_PAUSE_SECONDS = 0.5
 class UserLog:
     """One user's log as this process follows it: the subscription, and the sessions that share it."""
 
-    __slots__ = ("confirmed", "followers", "key", "partition", "subject", "subscription", "waiting")
+    __slots__ = (
+        "as_of", "confirmed", "followers", "key", "partition", "subject", "subscription", "unread", "user", "waiting"
+    )  # fmt: skip
 
     def __init__(self, partition: Partition, tenant: str, user: str) -> None:
         self.partition = partition
         self.key = (tenant, user)
         self.subject = log_subject(partition.number, tenant, user)
+        self.user = self.subject.split(".", 2)[2]
+        self.unread = b""  # the last frame of that kind
+        self.as_of = -1
         self.followers: list[Follower] = []
         self.waiting: list[Follower] = []
         self.confirmed = False
@@ -44,12 +51,45 @@ class UserLog:
         """A message on the live subject; called from the read loop of the connection."""
         seq, prev = live_position(headers)
         if seq < 0:
-            for follower in self.followers:
-                follower.unread(payload)
+            if payload.startswith(b'{"op":"unread"'):  # anything else there is not for clients
+                self.count(payload)
             return
         message = Message(seq, payload, headers)
         for follower in self.followers:
             follower.live(seq, prev, message)
+
+    def count(self, frame: bytes) -> None:
+        """Pass on an unread count, unless a newer one has come: two projectors may speak while one takes over."""
+        position = as_of(frame)
+        if position < self.as_of:
+            return
+        self.as_of, self.unread = position, frame
+        for follower in self.followers:
+            follower.unread(frame)
+
+    def counted(self, count: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What a joining session is told: the count that was read, unless a newer one has come meanwhile."""
+        if count is None:
+            return None
+        if count["as_of"] < self.as_of:
+            newer: dict[str, Any] = {"stale": False, **msgspec.json.decode(self.unread)}
+            newer.pop("op")
+            return newer
+        self.as_of, self.unread = count["as_of"], unread_frame(count)
+        return count
+
+    def compare(self, count: dict[str, Any] | None) -> None:
+        """What the projections say now: if it is not what was told last, tell it. None: no count can be had."""
+        if count is None:
+            stale = marked_stale(self.unread) if self.unread else None
+            if stale is not None:
+                self.count(stale)
+        elif not self.unread or differs(self.unread, count):
+            self.count(unread_frame(count))
+
+    def forget_count(self) -> None:
+        """The log is another incarnation: positions of before mean nothing."""
+        self.as_of, self.unread = -1, b""
 
 
 class Live:

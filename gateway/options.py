@@ -25,6 +25,7 @@ class GatewayOptions:
         nats: the broker.
         partitions: how many there must be; None: as the topology was made.
         postgres_url: the table of API keys; None: `POST /v1/events` is not served.
+        redis_url: unread counts; None: no frame has one.
         jwt_secret: HS256 secret (development); exactly one of this and `jwks_url`.
         jwks_url: address of the key set.
         issuer, audience: what tokens must carry; None: not checked.
@@ -41,6 +42,7 @@ class GatewayOptions:
     nats: NatsSettings
     partitions: int | None = None
     postgres_url: str | None = None
+    redis_url: str | None = None
     jwt_secret: str | None = None
     jwks_url: str | None = None
     issuer: str | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from engine.jetstream import Broker
 from engine.limits import SCAN_FEEDS_PER_TURN
 from engine.subjects import log_stream, mark_subject
+from gateway.counts import Counts
 from gateway.follower import Follower
 from gateway.heads import Heads
 from gateway.limits import HEADS_EVERY_SECONDS
@@ -15,29 +16,33 @@ from gateway.live import UserLog
 from gateway.port import LogState
 from gateway.reader import Reader
 from gateway.watch import Watch
+from projections.queries import Queries
 
 
 class Partition:
-    """One partition of the logs, as this process reads it."""
+    """One partition of the logs, as this process reads it, and of the counts that projections have made of them."""
 
-    def __init__(self, broker: Broker, number: int) -> None:
+    def __init__(self, broker: Broker, number: int, queries: Queries | None = None) -> None:
         self.number = number
         self.stream = log_stream(number)
         self.watch = Watch(broker, self.stream, self._tell)
         self.heads = Heads(broker, self.stream, self.watch, mark_subject(number, number))
         self.reader = Reader(broker, self.stream)
         self.logs: dict[tuple[str, str], UserLog] = {}
+        self.counts = Counts(queries, number, self.watch, self.logs)
         self._suspicion = asyncio.Event()
         self._checking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to watch the leader and to compare heads."""
+        """Begin to watch the leader and to compare heads and counts."""
         self.watch.start()
+        self.counts.start()
         self._checking = asyncio.create_task(self._check_heads(), name=f"heads-check-{self.stream}")
 
     def suspect(self) -> None:
         """Live copies may have been lost (a reconnect, a slow consumer, a new leader): ask the leader, compare all heads."""
         self.watch.doubt()
+        self.counts.suspect()
         self._suspicion.set()
 
     async def close(self) -> None:
@@ -45,6 +50,7 @@ class Partition:
         if self._checking is not None:
             self._checking.cancel()
             await asyncio.gather(self._checking, return_exceptions=True)
+        await self.counts.close()
         await self.heads.close()
         await self.reader.close()
         await self.watch.close()

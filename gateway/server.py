@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
+from redis.asyncio import Redis
 
 from engine.errors import ApiError, InvalidSetting, TopologyError
 from engine.jetstream import Broker, StreamState, connect
-from engine.subjects import EVENTS_STREAM, log_stream
+from engine.subjects import EVENTS_STREAM, encode_token, log_stream
 from gateway import cors, inbox_api, poll, sse, ws
 from gateway.admission import Handshakes
 from gateway.api_keys import ApiKeys, PostgresKeys
@@ -25,7 +26,7 @@ from gateway.drain import CLOSE_SECONDS, drain
 from gateway.events_api import EventsApi
 from gateway.health import healthz, readyz
 from gateway.jwks import Keys, KeySet, SharedSecret
-from gateway.limits import ACCEPT_BACKLOG
+from gateway.limits import ACCEPT_BACKLOG, COUNT_SECONDS
 from gateway.live import Live
 from gateway.options import GatewayOptions
 from gateway.origins import Origins
@@ -36,6 +37,7 @@ from gateway.problems import as_problems
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
 from gateway.wheel import Wheel
+from projections.queries import Queries
 
 _NO_SUCH_STREAM = 10059
 
@@ -149,6 +151,11 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
     count = await _partitions(broker, options.partitions)
+    redis = (
+        None if options.redis_url is None else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS)
+    )
+    queries = None if redis is None else Queries(redis, count)
+    partitions = [Partition(broker, number, queries) for number in range(count)]
     context = Context(
         broker=broker,
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
@@ -156,10 +163,10 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         sessions=Sessions(per_user=options.sessions_per_user, at_most=options.sessions_at_most),
         live=Live(broker),
         receipts=Receipts(broker),
-        partitions=[Partition(broker, number) for number in range(count)],
+        partitions=partitions,
         wheel=Wheel(),
         flusher=Flusher(),
-        snapshots=no_snapshots,
+        snapshots=lambda tenant, user, answer: _snapshot(context, tenant, user, answer),
         handshakes=Handshakes(options.handshakes_per_minute),
         times=options.times,
     )
@@ -177,6 +184,10 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
         await asyncio.gather(*closing)
         context.wheel.close()
+        if queries is not None:
+            await queries.close()
+        if redis is not None:
+            await redis.aclose()
 
 
 async def _partitions(broker: Broker, expected: int | None) -> int:
@@ -229,6 +240,8 @@ def _listen(broker: Broker, context: Context) -> None:
     broker.on_leader_change.append(leader_changed)
 
 
-def no_snapshots(tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
-    """There are no projections: a reset has an empty inbox and no count."""
-    asyncio.get_running_loop().call_soon(answer, None)
+def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
+    """What the projections hold of a user."""
+    user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
+    counts = context.partition(tenant, user).counts
+    counts.ask(user_tokens, lambda count: answer(None if count is None else Snapshot(None, unread=count)))

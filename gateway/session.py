@@ -77,6 +77,7 @@ class Session:
         "_token",
         "_unread_waiting",
         "context",
+        "count",
         "device",
         "ended",
         "id",
@@ -102,6 +103,7 @@ class Session:
         self._allowance = float(FRAMES_PER_MINUTE)
         self._reads = 0
         self._unread_waiting: bytes | None = None
+        self.count: dict[str, Any] | None = None
         context.sessions.open(self)
         metrics.gateway_sessions.labels(carrier).inc()
         context.wheel.later(context.times.hello_seconds, self._tick)
@@ -135,9 +137,8 @@ class Session:
         """The outlet has room again."""
         if self._follower is None or self.ended:
             return
-        if self._unread_waiting is not None:
-            payload, self._unread_waiting = self._unread_waiting, None
-            self._outlet.send(payload)
+        if self._ready:
+            self._tell_waiting_count()
         self._follower.writable()
 
     def start(self, claims: Claims, device: str, cursor: str | None) -> None:
@@ -275,27 +276,38 @@ class Session:
     def ready(self, cursor: Cursor) -> None:
         """The cursor was accepted."""
         self._ready = True
-        self._outlet.send(ready_frame(self.id, cursor, None, None), cursor.epoch.encode(), cursor.seq)
+        self._outlet.send(ready_frame(self.id, cursor, None, self._take_count()), cursor.epoch.encode(), cursor.seq)
+        self._tell_waiting_count()
         metrics.gateway_joins.labels("resumed").inc()
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """The cursor was given up: say so, and what replaces it."""
-        unread = dict(snapshot.unread) if snapshot.unread is not None else None
+        count = self._take_count()
+        unread = dict(snapshot.unread) if snapshot.unread is not None else count
         if not self._ready:
             self._ready = True
             self._outlet.send(ready_frame(self.id, None, reason.value, unread))
         frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
         self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
+        self._tell_waiting_count()
         metrics.gateway_joins.labels(reason.value).inc()
 
-    def unread(self, payload: bytes) -> None:
-        """The projector's frame; anything else on the live subject is not for clients."""
-        if not self._ready or not payload.startswith(b'{"op":"unread"'):
-            return
-        if self._outlet.room():
-            self._outlet.send(payload)
+    def _take_count(self) -> dict[str, Any] | None:
+        """The count that was read when the log was joined, for the first frame."""
+        count, self.count = self.count, None
+        return count
+
+    def unread(self, frame: bytes) -> None:
+        """A new count. It goes out when there is room, and never before `ready`."""
+        if self._ready and self._outlet.room():
+            self._outlet.send(frame)
         else:
-            self._unread_waiting = payload  # absolute: only the newest counts
+            self._unread_waiting = frame  # absolute: only the newest counts
+
+    def _tell_waiting_count(self) -> None:
+        frame, self._unread_waiting = self._unread_waiting, None
+        if frame is not None:
+            self.unread(frame)
 
     def take_receipts(self) -> list[Outgoing]:
         """What was sent and acknowledged since the last time."""

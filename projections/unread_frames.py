@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -13,7 +13,6 @@ from engine import metrics
 from engine.errors import BrokerError
 from engine.jetstream import Broker
 from projections.unread import Counted
-from projections.unread_fold import Unread
 
 _log = structlog.get_logger("seamark.unread")
 
@@ -26,17 +25,27 @@ CATEGORIES_MAX: Final = 50
 _encode = msgspec.json.Encoder().encode
 
 
-def told(unread: Unread, as_of: int) -> dict[str, Any]:
-    """The members that every frame with a count has."""
+class Countable(Protocol):
+    """Anything that says how many are unread."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def by_category(self) -> dict[str, int]: ...
+    @property
+    def more(self) -> bool: ...
+
+
+def told(unread: Countable, as_of: int) -> dict[str, Any]:
+    """The members that every frame with a count has; of many categories those with most unread."""
     categories = unread.by_category
     if len(categories) > CATEGORIES_MAX:
-        most = sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:CATEGORIES_MAX]
-        categories = dict(most)
+        categories = dict(sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:CATEGORIES_MAX])
     return {"count": unread.count, "as_of": as_of, "more": unread.more, "categories": categories}
 
 
-def unread_frame(unread: Unread, as_of: int) -> bytes:
-    """`unread`: the count as the gateway passes it on to every device of the user."""
+def unread_frame(unread: Countable, as_of: int) -> bytes:
+    """`unread`: the count as the gateway passes it on to every device of the user; it begins as the gateway expects."""
     if not unread.by_category:
         words = (unread.count, as_of, b"true" if unread.more else b"false")
         return b'{"op":"unread","count":%d,"as_of":%d,"more":%b,"categories":{}}' % words

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from engine.errors import SeamarkError
-from seamark.cli import dev, dispatcher, gateway, log, publish, tail, token, topology
+from seamark.cli import dev, dispatcher, gateway, log, projector, publish, tail, token, topology
 from seamark.cli.output import keep_logs_apart
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("log")(log.log)
 app.command("token")(token.token)
 app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
+app.command("projector")(projector.projector)
 app.add_typer(topology.app, name="topology")
 
 

@@ -60,6 +60,7 @@ def _options(settings: Settings) -> GatewayOptions:
         nats=settings.nats("seamark-gateway"),
         partitions=settings.partitions,
         postgres_url=settings.postgres_url.reveal() if settings.postgres_url else None,
+        redis_url=settings.redis_url.reveal(),
         jwt_secret=settings.jwt_secret.reveal() if settings.jwt_secret else None,
         jwks_url=settings.jwks_url,
         issuer=settings.jwt_issuer,

@@ -146,7 +146,7 @@ class Stack:
         besides = {"SEAMARK_JWKS_URL", *(f"{name}_FILE" for name in ours)}
         env = {name: value for name, value in os.environ.items() if name not in besides} | ours
         gateway = ["gateway", "--processes", str(self._options.processes)]
-        for name, words in (("dispatcher", ["dispatcher"]), ("gateway", gateway)):
+        for name, words in (("dispatcher", ["dispatcher"]), ("projector", ["projector"]), ("gateway", gateway)):
             self._say(f"starting {name}")
             role = Role(name, words, env, data / f"{name}.log", self._say)
             role.spawn()
