@@ -29,6 +29,7 @@ class Load:
         shared: the share of events for several users; their key is one of a few rooms.
         rate: events per second over all publishers, 0: as fast as answers come; may be changed while it runs.
         prefix: of event ids and rooms, when several loads write one ledger.
+        fields, headers: what every event carries besides.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Load:
         prefix: str = "e",
         budget_seconds: float = 30.0,
         fields: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self._broker = broker
         self._ledger = ledger
@@ -55,6 +57,7 @@ class Load:
         self._prefix = prefix
         self._budget_seconds = budget_seconds
         self._fields = fields or {}
+        self._headers = headers
         self._left = 0
         self._stop = False
         self._started = 0.0
@@ -94,7 +97,11 @@ class Load:
         call = self._ledger.invoke(process, "publish", event=event, to=to, key=key, number=number)
         try:
             ack = await self._broker.append(
-                encoded.subject, encoded.payload, msg_id=encoded.msg_id, budget_seconds=self._budget_seconds
+                encoded.subject,
+                encoded.payload,
+                self._headers,
+                msg_id=encoded.msg_id,
+                budget_seconds=self._budget_seconds,
             )
         except Unavailable as error:
             self._ledger.end(call, process, "publish", "fail", event=event, why=str(error))

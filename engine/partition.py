@@ -285,7 +285,7 @@ class PartitionReader:
 
     def _on_new_pin(self, headers: bytes) -> None:
         """The broker chose this reader anew: whatever it read under an older pin is void."""
-        pin = wire.header(headers, b"Nats-Pin-Id")
+        pin = wire.last_header(headers, b"Nats-Pin-Id")
         if pin is None or self.phase is Phase.STOPPED:
             return
         self._pin, self.phase, self._doubt = pin, Phase.CLAIMING, False

@@ -163,6 +163,15 @@ def header(headers: bytes, name: bytes) -> bytes | None:
     return headers[start : headers.index(_CRLF, start)].strip()
 
 
+def last_header(headers: bytes, name: bytes) -> bytes | None:
+    """The last value of `name`: the server adds its own behind those of the publisher, who may have forged one."""
+    start = headers.rfind(b"\r\n" + name + b":")
+    if start < 0:
+        return None
+    start += len(name) + 3
+    return headers[start : headers.index(_CRLF, start)].strip()
+
+
 def status(headers: bytes) -> int:
     """The status in a raw header block (404, 408, 503 …), 0 when it has none."""
     if len(headers) < 12 or headers[8:9] != b" ":
