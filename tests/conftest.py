@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -19,6 +20,11 @@ from tests.support.servers import (
 __all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "postgres", "postgres_server", "valkey"]
 
 IN_CI = os.environ.get("SEAMARK_CI") == "1"
+
+# A gate answers the same question each time: examples there are the same in every run. Elsewhere they are new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
+if IN_CI:
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -334,6 +334,8 @@ class Machine(RuleBasedStateMachine):
         """Marks outlive events: what was applied before it is gone from EVENTS."""
         assert self.stream.mark is not None
         self.first_event = max(self.first_event, decode_mark(self.stream.mark.payload).seq + 1)
+        # A month has gone by: nothing from before is under way any more, and no answer lags that far behind.
+        self.stream.marks.clear()
         self.stream.place(None)
         self.late.clear()
 
