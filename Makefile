@@ -25,7 +25,7 @@ bench: setup    ## all benchmarks, one JSON object each
 	@for name in fanout sustained storm idle resume; do $(BIN)/python -m bench $$name $(ARGS) || exit 1; done
 
 chaos: setup    ## the failure scenarios, longer than the tests run them
-	SEAMARK_CHAOS=long $(BIN)/pytest -q tests/failure $(ARGS)
+	SEAMARK_CHAOS_SECONDS=$${SEAMARK_CHAOS_SECONDS:-120} $(BIN)/pytest -q tests/failure $(ARGS)
 
 setup: $(READY) ## the virtual environment, from hashed requirements
 

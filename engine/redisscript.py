@@ -39,8 +39,8 @@ class RedisScript:
         async with self._lock:
             try:
                 return await self._run(keys, args)
-            except RedisConnectionError:
-                # The server was started anew, or has closed a connection that was idle.
+            except (RedisConnectionError, RuntimeError):
+                # The server was started anew, or has closed a connection that was idle; uvloop calls the latter RuntimeError.
                 return await self._run(keys, args)
 
     async def _run(self, keys: Sequence[Argument], args: Sequence[Argument]) -> Any:

@@ -1,6 +1,7 @@
 """A stream without room refuses or stalls, says so, and goes on when there is room; nothing is dropped."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from engine.errors import ApiError
 from engine.jetstream import Broker
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, Chaos
-from tests.support.roles import dispatcher_processes
 from tests.support.logs import FAST, connected, eventually, publish
+from tests.support.roles import dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -47,6 +48,10 @@ async def test_a_full_log_stalls_its_partition_with_an_alarm_and_goes_on_when_th
             await running
             assert (await broker.stream("LOG-2")).first_seq == before.first_seq  # nothing was dropped to make room
             assert not await drained(broker, PARTITIONS)
+            started = time.monotonic()
+            first.stop()  # an orderly end does not wait for room
+            assert first.exit_code == 0
+            assert time.monotonic() - started < 5
             await resize(broker, "LOG-2", 1 << 30)
             await chaos.judge(broker)
             assert not alarmed()

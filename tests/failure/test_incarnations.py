@@ -13,8 +13,8 @@ from engine.jetstream import Broker
 from engine.repair_plan import parse_positions
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, Chaos
-from tests.support.roles import DispatcherProcess, dispatcher_processes
 from tests.support.logs import FAST, connected, eventually
+from tests.support.roles import DispatcherProcess, dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 

@@ -11,8 +11,8 @@ from engine import topology
 from engine.claims import claim_key
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import Chaos
-from tests.support.roles import dispatcher_processes
 from tests.support.logs import FAST, connected, eventually, publish
+from tests.support.roles import dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -46,12 +46,8 @@ async def test_at_least_once_goes_on_without_redis_and_the_claims_are_written_wh
 
             await restart_empty(valkey)
             async with Redis.from_url(valkey.url) as redis:
-
-                async def claimed() -> bool:
-                    keys = [claim_key("default", facts["event"]) for facts in without]
-                    return None not in await redis.mget(keys)
-
-                await eventually(claimed, seconds=15)
+                keys = [claim_key("default", facts["event"]) for facts in without]
+                await eventually(lambda: all_there(redis, keys), seconds=15)
             await eventually(lambda: only.metric(HORIZON_RESTARTS) == 2, seconds=15)
             # Published again, past the broker's own window: nothing is added.
             for facts in without[:50]:
@@ -122,3 +118,28 @@ async def test_a_dispatcher_killed_while_redis_is_away_leaves_nothing_lost_doubl
             first.start()
             await running
             await chaos.judge(broker)
+
+
+async def test_a_redis_without_memory_misses_claims_and_says_so_and_stops_nothing(
+    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+) -> None:
+    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
+            only.start()
+            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.2, rate=200)
+            await load.run(50)
+            await chaos.settled(broker)
+            await redis.config_set("maxmemory", "1")
+            await load.run(100)
+            await chaos.settled(broker)
+            assert only.metric(MISSED, fate="owed") > 0
+            assert only.said("Redis does not answer")
+            await redis.config_set("maxmemory", "0")
+            keys = [claim_key("default", line.facts["event"]) for line in chaos.ledger.lines if line.phase == "ok"]
+            await eventually(lambda: all_there(redis, keys), seconds=15)
+            await chaos.judge(broker)
+
+
+async def all_there(redis: Redis, keys: list[str]) -> bool:
+    return None not in await redis.mget(keys)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from chaos.load import Load, drained
 from engine import topology
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, Chaos
-from tests.support.roles import DispatcherProcess, dispatcher_processes
 from tests.support.logs import FAST, connected, eventually
+from tests.support.roles import DispatcherProcess, dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -84,6 +85,35 @@ async def test_an_owner_killed_after_a_dead_letter_leaves_one_dead_letter_for_ea
             await chaos.judge(broker)
             dead = await broker.stream("DEAD-LETTERS")
             assert dead.messages == dead.last_seq == 20
+
+
+async def test_an_orderly_end_hands_over_at_once_and_a_death_within_the_pins_time_out(
+    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev")  # with the pin's real time-out, 5 s
+        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
+            first.start()
+            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=200)
+            await load.run(50)
+            await chaos.settled(broker)
+            second.start()
+            running = asyncio.create_task(load.run(), name="load")
+            await eventually(lambda: load.acknowledged > 200)
+            await asyncio.to_thread(first.stop)
+            assert first.exit_code == 0
+            ended = time.monotonic()
+            await eventually(lambda: second.metric("seamark_partition_owned") == PARTITIONS)
+            assert time.monotonic() - ended < 3
+            first.start()
+            await asyncio.sleep(1)
+            second.kill()
+            ended = time.monotonic()
+            await eventually(lambda: first.metric("seamark_partition_owned") == PARTITIONS)
+            assert time.monotonic() - ended < 10
+            load.stop()
+            await running
+            await chaos.judge(broker)
 
 
 @pytest.mark.parametrize("lie", ["no-expectation", "no-skip", "home-first"])
