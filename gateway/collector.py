@@ -45,9 +45,10 @@ async def _keep() -> None:
             gc.collect()
             gc.freeze()
             whole_at = loop.time() + WHOLE_SECONDS
-        elif gc.get_count()[0] >= YOUNG:
-            # The count is of those made less those released, old ones included: only a look tells how many are new.
-            if len(gc.get_objects(0)) >= STORM:
-                gc.freeze()
-            else:
-                gc.collect(0)
+            continue
+        # The count is of those made less those released, old ones included: there are at least so many new ones.
+        new = gc.get_count()[0]
+        if new >= STORM or (new >= YOUNG and len(gc.get_objects(0)) >= STORM):
+            gc.freeze()
+        elif new >= YOUNG:
+            gc.collect(0)

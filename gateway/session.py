@@ -22,6 +22,7 @@ from gateway.close_codes import (
     NO_PONG,
     NORMAL,
     RESTARTING,
+    TABLE,
     TOO_MANY_FRAMES,
     UNAUTHENTICATED,
     CloseCode,
@@ -48,6 +49,11 @@ from gateway.outlet import Outlet
 from gateway.port import ResetReason, Snapshot
 
 _log = structlog.get_logger("seamark.session")
+
+# A labelled metric is looked up under a lock: once is enough.
+_OPEN = {carrier: metrics.gateway_sessions.labels(carrier) for carrier in ("ws", "sse", "poll")}
+_CLOSED = {code: metrics.gateway_closed.labels(str(code.code)) for code in TABLE}
+_RESUMED = metrics.gateway_joins.labels("resumed")
 
 
 class Session:
@@ -105,7 +111,7 @@ class Session:
         self._unread_waiting: bytes | None = None
         self.count: dict[str, Any] | None = None
         context.sessions.open(self)
-        metrics.gateway_sessions.labels(carrier).inc()
+        _OPEN[carrier].inc()
         context.wheel.later(context.times.hello_seconds, self._tick)
 
     # --- from the client --------------------------------------------------------------------------------------------
@@ -278,7 +284,7 @@ class Session:
         self._ready = True
         self._outlet.send(ready_frame(self.id, cursor, None, self._take_count()), cursor.epoch.encode(), cursor.seq)
         self._tell_waiting_count()
-        metrics.gateway_joins.labels("resumed").inc()
+        _RESUMED.inc()
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """The cursor was given up: say so, and what replaces it."""
@@ -353,8 +359,8 @@ class Session:
 
     def _leave(self, code: CloseCode) -> None:
         self.ended = True
-        metrics.gateway_sessions.labels(self._carrier).dec()
-        metrics.gateway_closed.labels(str(code.code)).inc()
+        _OPEN[self._carrier].dec()
+        _CLOSED[code].inc()
         follower = self._follower
         if follower is not None:
             self.tell_receipts()
