@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from engine import metrics
-from engine.cursor import Cursor, parse_cursor
+from engine.cursor import Cursor
 from engine.errors import BrokerError, InvalidCursor
 from engine.jetstream import Outgoing
 from engine.records import state_record
@@ -47,6 +47,7 @@ from gateway.identity import user_hash
 from gateway.limits import FRAMES_PER_MINUTE, READS_IN_FLIGHT
 from gateway.outlet import Outlet
 from gateway.port import ResetReason, Snapshot
+from gateway.positions import StaleCursor, acknowledged, read_up_to
 
 _log = structlog.get_logger("seamark.session")
 
@@ -223,38 +224,20 @@ class Session:
             return None
 
     def _ack(self, frame: Ack, follower: Follower) -> None:
-        epoch, _, digits = frame.cursor.partition(".")
-        if epoch == follower.epoch and digits.isascii() and digits.isdigit() and len(digits) < 20:
-            seq = int(digits)  # the hot path; everything else is looked at closely
-        else:
-            epoch, seq = parse_cursor(frame.cursor)
-        if epoch != follower.epoch:
-            if epoch == follower.former_epoch and epoch:
-                return  # it crossed a reset on the way
-            raise BadFrame("`ack` names a cursor that was never sent")
-        if seq > follower.sent_max:
-            raise BadFrame("`ack` is beyond the last frame sent")
+        seq = acknowledged(frame.cursor, follower)
         tally = follower.tally
-        if seq > tally.acked:
+        if seq is not None and seq > tally.acked:
             tally.acked, tally.acked_at = seq, time()
             if not tally.noted:
                 tally.noted = True
                 self.context.receipts.note(self)
 
     def _read(self, frame: Read, follower: Follower) -> None:
-        if not follower.epoch:
-            raise BadFrame("`read` before `ready`")
-        up_to: int | None = None
-        if frame.all:
-            up_to = follower.sent
-        elif frame.up_to is not None:
-            cursor = parse_cursor(frame.up_to)
-            if cursor.epoch != follower.epoch:
-                self._outlet.send(error_frame("stale_cursor", "`read.up_to` belongs to another incarnation of the log"))
-                return
-            if cursor.seq > follower.sent_max:
-                raise BadFrame("`read` is beyond the last frame sent")
-            up_to = cursor.seq
+        try:
+            up_to = read_up_to(frame, follower)
+        except StaleCursor as error:
+            self._outlet.send(error_frame("stale_cursor", str(error)))
+            return
         if self._reads >= READS_IN_FLIGHT:
             self._outlet.send(error_frame("too_many_reads", f"{READS_IN_FLIGHT} reads are not yet stored: try again"))
             return
