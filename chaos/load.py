@@ -30,6 +30,7 @@ class Load:
         rate: events per second over all publishers, 0: as fast as answers come; may be changed while it runs.
         prefix: of event ids and rooms, when several loads write one ledger.
         fields, headers: what every event carries besides.
+        fill: bytes added to every event's data.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Load:
         budget_seconds: float = 30.0,
         fields: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
+        fill: int = 0,
     ) -> None:
         self._broker = broker
         self._ledger = ledger
@@ -58,6 +60,7 @@ class Load:
         self._budget_seconds = budget_seconds
         self._fields = fields or {}
         self._headers = headers
+        self._fill = "x" * fill
         self._left = 0
         self._stop = False
         self._started = 0.0
@@ -93,7 +96,9 @@ class Load:
         """One event; its outcome goes into the ledger."""
         process, number = f"publisher-{self._prefix}", self._ledger.next_number(key)
         event = f"{self._prefix}:{key}:{number}"
-        encoded = events.encode(to=to, type="chaos.n", id=event, key=key, data={"key": key}, **self._fields)
+        encoded = events.encode(
+            to=to, type="chaos.n", id=event, key=key, data={"key": key, "fill": self._fill}, **self._fields
+        )
         call = self._ledger.invoke(process, "publish", event=event, to=to, key=key, number=number)
         try:
             ack = await self._broker.append(

@@ -44,6 +44,9 @@ BATCH_BYTES_MAX = 8 << 20
 PULL_BATCH = 500
 """Messages asked for at a time by a raw pull: below it requests cost, above it a standby waits longer for the pin."""
 
+PULL_BYTES = 8 << 20
+"""What one pull may bring: 500 events of the largest size would be 500 MiB. Typical batches are far below it."""
+
 BUFFERED_PULLS_MAX = 2
 """Pulled batches a partition keeps in memory before it stops pulling."""
 
@@ -80,3 +83,4 @@ OUTBOUND_BYTES_MAX = 64 << 20
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
 assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
+assert PULL_BYTES > EVENT_BYTES_MAX + (64 << 10), "a pull must be able to bring the largest event with its headers"

@@ -21,7 +21,7 @@ from nats.nuid import NUID
 from engine import metrics, wire
 from engine.errors import BrokerError, PartitionStopped, StepDown, Unavailable
 from engine.jetstream import Broker, StreamState
-from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
+from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, PULL_BYTES, QUIET_CHECK_SECONDS
 
 _log = structlog.get_logger("seamark.partition")
 
@@ -293,14 +293,14 @@ class PartitionReader:
         self._wake.set()
 
     def _on_status(self, headers: bytes) -> None:
-        """A pull ended: 408 when its time is over, 423 when another reader has the pin, 409 when the consumer moved."""
+        """A pull ended: 408 or 409 at its time or bytes, 423 when another has the pin, 409 when the consumer moved."""
         pending = wire.header(headers, b"Nats-Pending-Messages")
         self._outstanding = max(0, self._outstanding - int(pending)) if pending else 0
         code = wire.status(headers)
         if code == 423:
             if self.phase is not Phase.STOPPED:
                 self._to_standby()
-        elif code == 408:
+        elif code == 408 or b"MaxBytes" in headers:
             self._pull()
         else:
             # 409, 503: no consumer or no leader just now. The watch pulls again; asking at once would be a hot loop.
@@ -310,14 +310,11 @@ class PartitionReader:
         """Keep one to two batches on order, none while two are buffered: then to lose the pin is normal."""
         if self.phase in (Phase.CLAIMING, Phase.STOPPED) or not self._broker.connected:
             return
-        batch = PULL_BATCH if self._pin else 1
-        if self._outstanding + len(self._buffer) > PULL_BATCH * (BUFFERED_PULLS_MAX - 1) or (
-            batch == 1 and self._outstanding
-        ):
+        batch, room = (PULL_BATCH, PULL_BATCH * (BUFFERED_PULLS_MAX - 1)) if self._pin else (1, 0)
+        if self._outstanding + len(self._buffer) > room or sum(len(one.payload) for one in self._buffer) > PULL_BYTES:
             return
-        body: dict[str, Any] = {"batch": batch, "expires": int(self._expires_seconds * 1e9), "group": GROUP}
-        if self._pin:
-            body["id"] = self._pin.decode()
+        body: dict[str, Any] = {"batch": batch, "max_bytes": PULL_BYTES, "group": GROUP}
+        body |= {"expires": int(self._expires_seconds * 1e9)} | ({"id": self._pin.decode()} if self._pin else {})
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._source.stream}.{self._source.consumer}"
         try:
             self._broker.publish(subject, msgspec.json.encode(body), reply=f"{self._inbox}.1")
