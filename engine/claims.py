@@ -21,6 +21,7 @@ from engine import metrics
 from engine.errors import SeamarkError
 from engine.limits import CLAIM_SECONDS, CLAIMS_OWED_MAX
 from engine.redisscript import RedisScript
+from engine.tasks import end_if_cancelled
 
 _log = structlog.get_logger("seamark.claims")
 
@@ -136,6 +137,7 @@ class Claims:
                     await self._pay_owed()
             except AWAY as error:
                 _log.debug("could not check the horizon", error=type(error).__name__)
+            end_if_cancelled()
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _check_horizon(self) -> None:
