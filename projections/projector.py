@@ -15,6 +15,8 @@ from engine.errors import ApiError, TopologyError
 from engine.jetstream import Broker
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.partition import PartitionReader, Source, Worker
+from projections.deliveries import deliveries
+from projections.inbox import inbox
 from projections.unread_worker import unread
 
 if TYPE_CHECKING:
@@ -45,7 +47,10 @@ class Projection:
 
 def projections(redis: Redis, pool: asyncpg.Pool | None) -> list[Projection]:
     """Everything a projector folds. Without PostgreSQL (`pool` None) only what lives in Redis."""
-    return [Projection("unread", *unread(redis))]
+    folds = [Projection("unread", *unread(redis))]
+    if pool is not None:
+        folds += [Projection("inbox", *inbox(pool)), Projection("deliveries", *deliveries(pool))]
+    return folds
 
 
 class Projector:

@@ -1,0 +1,194 @@
+"""The inbox of a partition in PostgreSQL: rows, marks and checkpoint change in one transaction or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.jetstream import Broker
+from engine.partition import Delivered, Source, Worker
+from engine.subjects import log_stream
+from projections.inbox_fold import Mark, Row, User, UserChanges, clean, decoded, fold
+from projections.postgres import Book, asking, transaction
+from projections.runner import ProjectionWorker
+from projections.store import Checkpoint
+
+if TYPE_CHECKING:
+    from projections.postgres import Connection, Pool
+
+INBOX: Final = "inbox"
+
+CHECKPOINT_SECONDS: Final = 5.0
+"""To read a checkpoint; the runner asks again."""
+
+_COLUMNS: Final = (*Row.__dataclass_fields__, "version")
+_FIELDS: Final = tuple(Row.__dataclass_fields__)
+
+_KNOWN: Final = """
+SELECT i.tenant, i.user_id, i.id
+FROM unnest($1::text[], $2::text[], $3::text[]) AS o (tenant, user_id, id)
+JOIN inbox_{version} i ON i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id
+"""
+
+_BY_ID: Final = """
+UPDATE inbox_{version} i SET {sets}
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::text[])
+    AS o (tenant, user_id, id, seq, at, device)
+WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id AND i.{column} IS NULL
+"""
+
+_BY_RANGE: Final = """
+UPDATE inbox_{version} i SET {sets}
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[], $7::text[])
+    AS o (tenant, user_id, above, up_to, seq, at, device)
+WHERE i.tenant = o.tenant AND i.user_id = o.user_id
+  AND (i.era = $8 AND i.seq > o.above AND i.seq <= o.up_to OR i.era < $8 AND o.above = 0)
+  AND (i.{column} IS NULL OR i.era = $8 AND i.{column} > o.seq)
+"""
+
+_SUPERSEDE: Final = """
+UPDATE inbox_{version} i SET superseded_seq = o.seq
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS o (tenant, user_id, collapse_key, seq)
+WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.collapse_key = o.collapse_key AND i.superseded_seq IS NULL
+"""
+
+_MARKS: Final = {
+    "read": ("read_seq", "read_seq = o.seq, read_at = o.at, read_device = o.device"),
+    "archive": ("archived_seq", "archived_seq = o.seq, archived_at = o.at"),
+    "recall": ("recalled_seq", "recalled_seq = o.seq, recalled_at = o.at"),
+}
+
+
+class InboxStore:
+    """A `projections.store.Store` of one partition of the logs.
+
+    Args:
+        version: a fixed version, for a rebuild; None: whichever is live.
+        applied: told the rows a batch has added, once they are stored.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        partition: int,
+        *,
+        version: int | None = None,
+        applied: Callable[[list[Row]], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._book = Book(INBOX, log_stream(partition), partition, version)
+        self._applied = applied
+
+    async def checkpoint(self) -> Checkpoint | None:
+        """The stored checkpoint."""
+        async with asking(self._pool, CHECKPOINT_SECONDS) as connection:
+            return await self._book.read(connection)
+
+    async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
+        """Fold `batch` in: one transaction, in which whoever moves the checkpoint is alone."""
+        entries = decoded(batch)
+        async with transaction(self._pool) as connection:
+            era = await self._book.move(connection, expected, reached)
+            if era is None:
+                return False
+            writer = _Writer(connection, self._book.version, era)
+            known = await writer.known({(user, clean(e.id)) for user, _, e in entries if e.kind == "notification"})
+            users = fold(entries, reached.epoch, era, known)
+            await writer.write(users)
+        if self._applied is not None:
+            self._applied([row for changes in users.values() for row in changes.rows.values()])
+        return True
+
+
+class _Writer:
+    """The statements of one batch, each over arrays: a few round trips, however many users there are."""
+
+    def __init__(self, connection: Connection, version: int, era: int) -> None:
+        self._connection = connection
+        self._version = version
+        self._era = era
+
+    async def known(self, ids: set[tuple[User, str]]) -> dict[User, frozenset[str]]:
+        """Which of these ids stand in the table already."""
+        if not ids:
+            return {}
+        columns = [[user[0] for user, _ in ids], [user[1] for user, _ in ids], [id for _, id in ids]]
+        rows = await self._connection.fetch(_KNOWN.format(version=self._version), *columns)
+        found: dict[User, set[str]] = {}
+        for row in rows:
+            found.setdefault((row["tenant"], row["user_id"]), set()).add(row["id"])
+        return {user: frozenset(some) for user, some in found.items()}
+
+    async def write(self, users: dict[User, UserChanges]) -> None:
+        """Marks on the rows that stand, then the new rows."""
+        for kind, (column, sets) in _MARKS.items():
+            marks = [(user, mark) for user, changes in users.items() for mark in getattr(changes, kind)]
+            if marks:
+                await self._by_id(marks, column, sets)
+                await self._by_range(marks, column, sets)
+        await self._supersede(users)
+        rows = [
+            (*(getattr(row, name) for name in _FIELDS), self._version)
+            for changes in users.values()
+            for row in changes.rows.values()
+        ]
+        if rows:
+            await self._connection.copy_records_to_table(f"inbox_{self._version}", records=rows, columns=_COLUMNS)
+
+    async def _by_id(self, marks: Iterable[tuple[User, Mark]], column: str, sets: str) -> None:
+        first: dict[tuple[User, str], Mark] = {}
+        for user, mark in marks:
+            for id in mark.ids:
+                first.setdefault((user, id), mark)
+        if first:
+            columns: list[list[Any]] = [
+                [user[0] for user, _ in first],
+                [user[1] for user, _ in first],
+                [id for _, id in first],
+                *_facts(first.values()),
+            ]
+            statement = _BY_ID.format(version=self._version, column=column, sets=sets)
+            await self._connection.execute(statement, *columns)
+
+    async def _by_range(self, marks: Iterable[tuple[User, Mark]], column: str, sets: str) -> None:
+        ranges = [(user, mark) for user, mark in marks if mark.up_to is not None]
+        if ranges:
+            columns: list[list[Any]] = [
+                [user[0] for user, _ in ranges],
+                [user[1] for user, _ in ranges],
+                [mark.above for _, mark in ranges],
+                [mark.up_to for _, mark in ranges],
+                *_facts(mark for _, mark in ranges),
+            ]
+            statement = _BY_RANGE.format(version=self._version, column=column, sets=sets)
+            await self._connection.execute(statement, *columns, self._era)
+
+    async def _supersede(self, users: dict[User, UserChanges]) -> None:
+        keys = [(user, key, seq) for user, changes in users.items() for key, seq in changes.superseding.items()]
+        if keys:
+            columns: list[list[Any]] = [
+                [user[0] for user, _, _ in keys],
+                [user[1] for user, _, _ in keys],
+                [key for _, key, _ in keys],
+                [seq for _, _, seq in keys],
+            ]
+            await self._connection.execute(_SUPERSEDE.format(version=self._version), *columns)
+
+
+def _facts(marks: Iterable[Mark]) -> list[list[Any]]:
+    found = list(marks)
+    return [[mark.seq for mark in found], [mark.at for mark in found], [mark.device for mark in found]]
+
+
+def inbox(
+    pool: Pool, applied: Callable[[list[Row]], None] | None = None
+) -> tuple[Callable[[int], Source], Callable[[Broker, int], Worker]]:
+    """What the projector needs: where it reads, and who folds."""
+
+    def source(p: int) -> Source:
+        return Source(log_stream(p), f"inbox-{p}", f"log.{p}.>")
+
+    def worker(broker: Broker, p: int) -> Worker:
+        return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied))
+
+    return source, worker

@@ -1,0 +1,108 @@
+"""Whatever the records, receipts, batches, restarts and stale projectors: the tables hold what the plain folds give."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from projections.deliveries import DeliveriesStore
+from projections.inbox import InboxStore
+from projections.store import Checkpoint
+from seamark.migrate import migrate
+from tests.support.tables import (
+    EPOCH,
+    TABLES,
+    as_stream,
+    expected_deliveries,
+    expected_inbox,
+    receipts,
+    records,
+    stored_deliveries,
+    stored_inbox,
+)
+
+many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def runner(postgres_server):
+    """A runner of scenarios over one migrated database that is emptied between them."""
+    with asyncio.Runner() as runner:
+
+        async def start() -> asyncpg.Pool:
+            admin = await asyncpg.connect(postgres_server.url)
+            await admin.execute("DROP DATABASE IF EXISTS property WITH (FORCE)")
+            await admin.execute("CREATE DATABASE property")
+            await admin.close()
+            url = postgres_server.database_url("property")
+            await migrate(url)
+            return await asyncpg.create_pool(url, min_size=1, max_size=2)
+
+        pool = runner.run(start())
+        try:
+            yield lambda scenario: runner.run(scenario(pool))
+        finally:
+            pool.terminate()
+
+
+def cuts(total: int, data: st.DataObject) -> list[int]:
+    sizes = []
+    while total:
+        sizes.append(data.draw(st.integers(1, total)))
+        total -= sizes[-1]
+    return sizes
+
+
+async def fold_in(pool: asyncpg.Pool, make: Any, stream: list[Any], sizes: list[int]) -> None:
+    at, start = None, 0
+    for size in sizes:
+        # A projector that has just started, and one that slept since before the last batch.
+        store, sleeper = make(pool), make(pool)
+        assert await store.checkpoint() == at
+        batch = stream[start : start + size]
+        to = Checkpoint(EPOCH, batch[-1].seq)
+        assert await store.apply(batch, at, to)
+        assert not await sleeper.apply(batch, at, to), "a stale projector has changed something"
+        assert not await sleeper.apply(batch, Checkpoint("zzzzzzzz", to.seq), to)
+        at, start = to, start + size
+
+
+@many
+@given(drawn=records, data=st.data())
+def test_the_inbox_equals_the_fold_of_the_log(runner, drawn: Any, data: st.DataObject) -> None:
+    log = as_stream(drawn)
+    sizes = cuts(len(log), data)
+
+    async def scenario(pool: asyncpg.Pool) -> None:
+        await pool.execute(f"TRUNCATE {TABLES}")
+        await fold_in(pool, lambda pool: InboxStore(pool, 0), log, sizes)
+        assert await stored_inbox(pool) == expected_inbox(log)
+
+    runner(scenario)
+
+
+@many
+@given(drawn=receipts, data=st.data())
+def test_deliveries_equal_the_fold_of_the_receipts(runner, drawn: Any, data: st.DataObject) -> None:
+    stream = as_stream(drawn, "rcpt.0.")
+    sizes = cuts(len(stream), data)
+
+    async def scenario(pool: asyncpg.Pool) -> None:
+        await pool.execute(f"TRUNCATE {TABLES}")
+        await fold_in(pool, lambda pool: DeliveriesStore(pool, 0), stream, sizes)
+        assert await stored_deliveries(pool) == expected_deliveries(stream)
+
+    runner(scenario)
+
+
+@many
+@given(drawn=receipts, data=st.data())
+def test_receipts_give_the_same_deliveries_in_any_order_and_told_twice(runner, drawn: Any, data: st.DataObject) -> None:
+    once = as_stream(drawn, "rcpt.0.")
+    again = as_stream(data.draw(st.permutations(drawn + drawn[: len(drawn) // 2])), "rcpt.0.")
+    one, other = expected_deliveries(once), expected_deliveries(again)
+    assert one["deliveries"] == other["deliveries"]
+    assert {r[:8] for r in one["ranges"]} == {r[:8] for r in other["ranges"]}
