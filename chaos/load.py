@@ -6,13 +6,13 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chaos.ledger import Ledger
 from engine import events
 from engine.errors import ApiError, Unanswered, Unavailable
-from engine.jetstream import Broker, Stored
+from engine.jetstream import Broker, Stored, StreamState
 from engine.marks import decode_mark
 from engine.subjects import EVENTS_STREAM, log_stream, mark_subject
 
@@ -117,15 +117,28 @@ class Load:
             self._ledger.end(call, process, "publish", "ok", event=event, seq=ack.seq)
 
 
-async def look(broker: Broker, ledger: Ledger, partitions: int, *, replica: str = "any") -> int:
-    """Write what the LOGs hold into the ledger; the number of records. `broker` may be connected to one replica only."""
+async def look(
+    broker: Broker,
+    ledger: Ledger,
+    partitions: int,
+    *,
+    replica: str = "any",
+    states: Mapping[str, StreamState] | None = None,
+) -> int:
+    """Write what the LOGs hold into the ledger; the number of records.
+
+    Args:
+        replica: whose view this is, when all the others are frozen.
+        states: what the leaders said, when there are none to ask.
+    """
     count = 0
     for partition in range(partitions):
         stream = log_stream(partition)
-        state = await broker.stream(stream)
+        state = states[stream] if states else await broker.stream(stream)
         place = {"replica": replica, "stream": stream, "epoch": state.epoch}
         ledger.note("look", "stream", name=stream, epoch=state.epoch, first=1, last=state.last_seq, replica=replica)
-        for stored in await whole(broker, stream, f"log.{partition}.>"):
+        read = _from_the_only_one_awake if states else whole
+        for stored in await read(broker, stream, f"log.{partition}.>"):
             count += 1
             ledger.note("look", "record", **place, **_facts(stored))
     return count
@@ -153,6 +166,19 @@ async def whole(broker: Broker, stream: str, subject: str) -> list[Stored]:
         found += page.records
         if not page.more:
             return found
+
+
+async def _from_the_only_one_awake(broker: Broker, stream: str, subject: str) -> list[Stored]:
+    """A read goes to any replica, frozen ones too: asked until the one that is awake gets it."""
+    while True:
+        try:
+            page = await broker.next_by_subject(
+                stream, subject, 1, batch=1 << 20, max_bytes=PAGE_BYTES * 8, timeout_seconds=0.5
+            )
+        except Unanswered:
+            continue
+        assert not page.more
+        return page.records
 
 
 async def drained(broker: Broker, partitions: int) -> bool:

@@ -12,15 +12,15 @@ from chaos.faults import Fault, kill_one, torment
 from chaos.load import Load
 from engine import topology
 from seamark.dev.servers import NatsServer, Server, Valkey
-from tests.support.chaos import Chaos
+from tests.support.chaos import SECONDS, TIMEOUT, Chaos
 from tests.support.devices import cut_now_and_then, devices
 from tests.support.logs import FAST, connected
 from tests.support.proxy import bad_network
 from tests.support.roles import dispatcher_processes, gateway_role
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
-PUBLISHES = 20_000
+PUBLISHES = 20_000 + int(SECONDS * 500)
 USERS = [f"user{number}" for number in range(200)]
 
 

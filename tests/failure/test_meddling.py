@@ -13,11 +13,11 @@ from engine.errors import BrokerError
 from engine.jetstream import Broker
 from engine.partition import GROUP
 from seamark.dev.servers import NatsServer, Valkey
-from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.roles import dispatcher_processes
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
 
 async def test_consumers_deleted_reset_and_unpinned_under_load_cost_nothing_but_time(

@@ -16,12 +16,12 @@ from engine.errors import BrokerError, StepDown, Unanswered, Unavailable
 from engine.jetstream import Broker, Outgoing
 from engine.logwriter import LogWriter, Ownership, read_mark
 from seamark.dev.servers import NatsServer, Valkey
-from tests.support.chaos import Chaos
+from tests.support.chaos import TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.proxy import BadNetwork, bad_network
 from tests.support.roles import dispatcher_processes
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
 
 class Lab(NamedTuple):

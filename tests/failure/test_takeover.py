@@ -11,11 +11,11 @@ from chaos.faults import Fault, kill_one, stop_one, suspend_one, torment
 from chaos.load import Load, drained
 from engine import topology
 from seamark.dev.servers import NatsServer, Valkey
-from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.roles import DispatcherProcess, dispatcher_processes
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
 
 async def test_a_suspended_owner_that_wakes_up_is_refused_and_nothing_is_lost_doubled_or_reordered(

@@ -15,18 +15,20 @@ from tests.support.devices import Device, caught_up
 from tests.support.logs import eventually
 
 PARTITIONS = 4
+SECONDS = float(os.environ.get("SEAMARK_CHAOS_SECONDS") or 0)
+"""How much longer than usual random parts go on."""
+
+TIMEOUT = 300 + 5 * SECONDS
+"""Of a scenario with a random part, in seconds."""
 
 
 @dataclass
 class Chaos:
-    """One scenario: its seed, its ledger, and the judgement at the end.
-
-    `seconds` is how much longer than usual random parts may go on (SEAMARK_CHAOS_SECONDS).
-    """
+    """One scenario: its seed, its ledger, and the judgement at the end."""
 
     folder: Path
     seed: int = field(default_factory=lambda: int(os.environ.get("SEAMARK_CHAOS_SEED") or random.randrange(1 << 32)))
-    seconds: float = float(os.environ.get("SEAMARK_CHAOS_SECONDS") or 0)
+    seconds: float = SECONDS
     users: list[str] = field(default_factory=lambda: [f"user{i}" for i in range(40)])
 
     def __post_init__(self) -> None:

@@ -126,7 +126,7 @@ def _reset(pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
     for writer in pair:
         peer = writer.get_extra_info("socket")
         if peer is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # it has just been closed
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
