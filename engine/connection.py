@@ -346,7 +346,9 @@ class Connection:
         _call(self.on_reconnect)
 
     async def _on_error(self, error: Exception) -> None:
-        _log.warning("NATS error", error=type(error).__name__, detail=str(error)[:200])
+        # While there is no connection each attempt fails, four times a second; that it is gone has been said once.
+        say = _log.warning if self.nc.is_connected else _log.debug
+        say("NATS error", error=type(error).__name__, detail=str(error)[:200])
         _call(self.on_doubt)
 
 
