@@ -109,6 +109,7 @@ class Connection:
         self.on_doubt: list[Callable[[], None]] = []
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}".encode()
         self._tokens = itertools.count(1)
+        self._lines: list[bytes] = []
         self._waiting: dict[bytes, _Waiting] = {}
         self._next_ping: asyncio.Future[bool] | None = None
         self._pings: set[asyncio.Future[bool]] = set()
@@ -174,10 +175,17 @@ class Connection:
             self._control(b"UNSUB %d\r\n" % sid)
 
     def _control(self, line: bytes) -> None:
+        """Write `line` with all others of this turn of the loop: thousands of users come and go at once."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._write_lines)
+        self._lines.append(line)
+
+    def _write_lines(self) -> None:
         """Nothing is lost where this writes nothing: a reconnect replays the subscriptions that stand then."""
+        lines, self._lines = self._lines, []
         transport = outgoing(self.nc)
-        if transport is not None and self.nc.is_connected and not transport.is_closing():
-            transport.write(line)
+        if lines and transport is not None and self.nc.is_connected and not transport.is_closing():
+            transport.write(b"".join(lines))
 
     def write(self, data: bytes) -> None:
         """Hand raw protocol bytes to the socket.
@@ -190,6 +198,8 @@ class Connection:
             raise Unavailable("not connected to NATS")
         if transport.get_write_buffer_size() > OUTBOUND_BYTES_MAX:
             raise Unavailable(f"NATS has not read {OUTBOUND_BYTES_MAX >> 20} MiB that wait to be written")
+        if self._lines:
+            self._write_lines()
         transport.write(data)
 
     def publish(
@@ -287,6 +297,7 @@ class Connection:
         ping.add_done_callback(self._pings.discard)
         self.nc._pongs.append(ping)
         self._control(b"PING\r\n")
+        self._write_lines()  # at once: nats-py's own pings must not come between this one and its place in the queue
 
     async def close(self) -> None:
         """Write what waits and close, within about ten seconds; requests in flight fail."""
@@ -335,6 +346,7 @@ class Connection:
             _log.error("NATS does not permit this", what=kind, user=self.settings.user)
 
     async def _on_disconnect(self) -> None:
+        self._lines.clear()
         if not self.nc.is_closed:
             _log.warning("disconnected from NATS")
         self._fail_waiting()
