@@ -12,20 +12,21 @@ import asyncio
 import enum
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import structlog
 from nats.nuid import NUID
 
 from engine import metrics, wire
-from engine.errors import BrokerError, PartitionStopped, StepDown, Unavailable
+from engine.errors import BrokerError, PartitionStopped, StepDown
 from engine.jetstream import Broker, StreamState
-from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, PULL_BYTES, QUIET_CHECK_SECONDS
+from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
+from engine.pulls import GROUP, Pulls
+from engine.tasks import end_if_cancelled
 
 _log = structlog.get_logger("seamark.partition")
 
-GROUP = "owner"
 PULL_GRACE_SECONDS = 1.0
 RETRY_SECONDS_MIN = 0.25
 RETRY_SECONDS_MAX = 2.0  # trying again may begin with a claim, which is stored: hours of it must not fill the log
@@ -107,16 +108,17 @@ class PartitionReader:
         self._expires_seconds = pin_timeout_seconds / 2
         self._quiet_seconds = min(QUIET_CHECK_SECONDS, pin_timeout_seconds)
         self._inbox = f"{broker.settings.inbox_prefix}.{NUID().next().decode()}"
-        self._outstanding = 0
+        self._pulls = Pulls(broker, source.stream, source.consumer, self._inbox, self._expires_seconds)
         self._pin: bytes | None = None
         self._buffer: list[Delivered] = []
+        self._buffer_bytes = 0
         self._verified = False
         self._start_seq = 1
         self._last_seq = 0
         self._next_consumer_seq = 1
         self._doubt = False
         self._retry_seconds = RETRY_SECONDS_MIN
-        self._heard_at = self._message_at = self._pulled_at = time.monotonic()
+        self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
         self._log = _log.bind(stream=source.stream, consumer=source.consumer)
         self._metrics = metrics.partition(source.stream, source.consumer)
@@ -138,15 +140,15 @@ class PartitionReader:
         try:
             self._pull()
             while True:
+                end_if_cancelled()
                 await self._turn()
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             broker.on_reconnect.remove(self._on_reconnect)
             broker.on_leader_change.remove(self._on_leader_change)
-            if broker.connected:
-                for subscription in subscriptions:
-                    subscription.unsubscribe()
+            for subscription in subscriptions:
+                subscription.unsubscribe()
             await self._give_back()
 
     async def _turn(self) -> None:
@@ -185,7 +187,8 @@ class PartitionReader:
 
     async def _reset(self, next_seq: int) -> None:
         """Put the reading head to `next_seq`; what comes before consumer sequence 1 belongs to the time before."""
-        self.phase, self._buffer, self._verified = Phase.READING, [], False
+        self.phase = Phase.READING
+        self._empty_buffer()
         self._start_seq, self._last_seq, self._next_consumer_seq = next_seq, next_seq - 1, 1
         self._metrics.resets.inc()
         # Raised first: if this fails half-way, the next turn comes back here.
@@ -219,7 +222,7 @@ class PartitionReader:
             self._doubt = True
 
     async def _handle(self) -> None:
-        batch, self._buffer = self._buffer, []
+        batch, self._buffer, self._buffer_bytes = self._buffer, [], 0
         try:
             await self._worker.handle(batch)
         except (BrokerError, OSError, TimeoutError):
@@ -233,7 +236,7 @@ class PartitionReader:
 
     def _to_standby(self) -> None:
         self.phase, self._pin, self._doubt = Phase.STANDBY, None, False
-        self._buffer, self._verified = [], False
+        self._empty_buffer()
         self._message_at = time.monotonic()
         self._metrics.owned.set(0)
         self._pull()
@@ -241,7 +244,8 @@ class PartitionReader:
     def _stop(self, error: PartitionStopped) -> None:
         if self.phase is not Phase.STOPPED:
             self._log.error("partition stopped until it is repaired", why=error.detail, remedy=error.remedy)
-        self.phase, self._pin, self._buffer = Phase.STOPPED, None, []
+        self.phase, self._pin = Phase.STOPPED, None
+        self._empty_buffer()
         self._metrics.stopped.set(1)
         self._metrics.owned.set(0)
         self._wake.set()
@@ -251,7 +255,7 @@ class PartitionReader:
         await self._worker.position()
         self._log.info("partition goes on after a repair")
         self._metrics.stopped.set(0)
-        self._outstanding = 0
+        self._pulls.give_up()
         self._to_standby()
 
     # --- what the broker sends ---------------------------------------------------------------------------------------
@@ -262,7 +266,7 @@ class PartitionReader:
             self._on_status(headers)
             return
         self._message_at = self._heard_at
-        self._outstanding -= 1
+        wanted = self._pulls.arrived()
         if self._pin is None or headers.find(self._pin) < 0:
             self._on_new_pin(headers)
             return
@@ -271,7 +275,9 @@ class PartitionReader:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<stored at>.<pending>
         _, word, consumer_seq, stored_at, _ = reply.rsplit(b".", 4)
         seq = int(word)
-        if int(consumer_seq) != self._next_consumer_seq or seq <= self._last_seq:
+        # Pulls that were given up may deliver, too: beyond two batches they are read again later.
+        full = len(self._buffer) >= PULL_BATCH * BUFFERED_PULLS_MAX
+        if int(consumer_seq) != self._next_consumer_seq or seq <= self._last_seq or full:
             if self._next_consumer_seq > 1:
                 self._metrics.gaps.inc()
                 self.suspect()
@@ -279,8 +285,9 @@ class PartitionReader:
         self._next_consumer_seq += 1
         self._last_seq = seq
         self._buffer.append(Delivered(subject, seq, int(stored_at), headers, payload))
+        self._buffer_bytes += len(payload)
         self._wake.set()
-        if self._outstanding <= PULL_BATCH // 2:
+        if wanted:
             self._pull()
 
     def _on_new_pin(self, headers: bytes) -> None:
@@ -289,39 +296,28 @@ class PartitionReader:
         if pin is None or self.phase is Phase.STOPPED:
             return
         self._pin, self.phase, self._doubt = pin, Phase.CLAIMING, False
-        self._buffer, self._verified = [], False
+        self._empty_buffer()
         self._wake.set()
 
     def _on_status(self, headers: bytes) -> None:
-        """A pull ended: 408 or 409 at its time or bytes, 423 when another has the pin, 409 when the consumer moved."""
-        pending = wire.header(headers, b"Nats-Pending-Messages")
-        self._outstanding = max(0, self._outstanding - int(pending)) if pending else 0
-        code = wire.status(headers)
-        if code == 423:
+        """A pull ended: by itself, because another reader has the pin (423), or because the consumer moved."""
+        expected = self._pulls.ended(headers)
+        if wire.status(headers) == 423:
             if self.phase is not Phase.STOPPED:
                 self._to_standby()
-        elif code == 408 or b"MaxBytes" in headers:
+        elif expected:
             self._pull()
         else:
-            # 409, 503: no consumer or no leader just now. The watch pulls again; asking at once would be a hot loop.
+            # No consumer or no leader just now. The watch pulls again; asking at once would be a hot loop.
+            self._log.debug("a pull was refused", status=wire.status(headers), why=wire.description(headers))
             self.suspect()
 
     def _pull(self) -> None:
-        """Keep one to two batches on order, none while two are buffered: then to lose the pin is normal."""
-        if self.phase in (Phase.CLAIMING, Phase.STOPPED) or not self._broker.connected:
-            return
-        batch, room = (PULL_BATCH, PULL_BATCH * (BUFFERED_PULLS_MAX - 1)) if self._pin else (1, 0)
-        if self._outstanding + len(self._buffer) > room or sum(len(one.payload) for one in self._buffer) > PULL_BYTES:
-            return
-        body: dict[str, Any] = {"batch": batch, "max_bytes": PULL_BYTES, "group": GROUP}
-        body |= {"expires": int(self._expires_seconds * 1e9)} | ({"id": self._pin.decode()} if self._pin else {})
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._source.stream}.{self._source.consumer}"
-        try:
-            self._broker.publish(subject, msgspec.json.encode(body), reply=f"{self._inbox}.1")
-        except Unavailable:
-            return  # the watch tries again
-        self._outstanding += batch
-        self._pulled_at = time.monotonic()
+        if self.phase not in (Phase.CLAIMING, Phase.STOPPED):
+            self._pulls.order(self._pin, len(self._buffer), self._buffer_bytes)
+
+    def _empty_buffer(self) -> None:
+        self._buffer, self._buffer_bytes, self._verified = [], 0, False
 
     def suspect(self) -> None:
         """Something may have been missed, or changed: look at the stream again and read on from the position."""
@@ -329,14 +325,20 @@ class PartitionReader:
             self._doubt = True
             self._wake.set()
 
+    def reclaim(self) -> None:
+        """The stored position may not be what the worker left: take the partition over again, from what is stored now."""
+        if self.phase is Phase.READING:
+            self.phase = Phase.CLAIMING
+            self._wake.set()
+
     def _on_reconnect(self) -> None:
-        self._outstanding = 0
+        self._pulls.give_up()
         self.suspect()
         self._pull()
 
     def _on_leader_change(self, stream: str, consumer: str) -> None:
         if stream == self._source.stream and consumer in ("", self._source.consumer):
-            self._outstanding = 0
+            self._pulls.give_up()
             self.suspect()
             self._pull()
 
@@ -350,10 +352,10 @@ class PartitionReader:
         while True:
             await asyncio.sleep(self._quiet_seconds / 4)
             now = time.monotonic()
-            silence = now - max(self._heard_at, self._pulled_at)
-            if self._outstanding and silence > self._expires_seconds + PULL_GRACE_SECONDS:
+            silence = now - max(self._heard_at, self._pulls.ordered_at)
+            if self._pulls.outstanding and silence > self._expires_seconds + PULL_GRACE_SECONDS:
                 self._log.warning("a pull went unanswered")
-                self._outstanding = 0
+                self._pulls.give_up()
                 self.suspect()
             try:
                 self._pull()
