@@ -22,6 +22,7 @@ LAG_MAX = 1000
 DRAIN_SECONDS = 30.0
 LAG_EVERY_SECONDS = 1.0
 ROUNDS = "seamark_dispatcher_delay_seconds_count"
+RESETS = "seamark_partition_resets_total"
 ROLES = ("broker", "valkey", "dispatcher", "gateway")
 
 
@@ -81,7 +82,7 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
         await _warm(bench, swarm, sockets)
         pids = {role: bench.pids(role) for role in ROLES} | {"devices": swarm.worker.pids}
         cpu = {role: cpu_seconds(found) for role, found in pids.items()}
-        rounds = await bench.metric("dispatcher", ROUNDS)
+        rounds, resets = await bench.metric("dispatcher", ROUNDS), await bench.metric("dispatcher", RESETS)
         settings = Settings(url=bench.nats.url, rate=rate, users=sockets, seconds=seconds, id_from=sockets)
         publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
         lag = Lag()
@@ -89,6 +90,7 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
         published = await publisher.fact("published", seconds + 60)
         facts = await swarm.expect(published["events"], DRAIN_SECONDS)
         rounds = await bench.metric("dispatcher", ROUNDS) - rounds
+        resets = await bench.metric("dispatcher", RESETS) - resets
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         spent = {role: cpu_seconds(found) - cpu[role] for role, found in pids.items()}
@@ -104,6 +106,7 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
         "delivered": delivered,
         **spread.milliseconds(),
         "events_per_round": round(delivered / max(rounds, 1), 1),
+        "reading_resets": int(resets),
         "lag_max": lag.highest,
         "broker_records_per_second": round(limit.per_second),
         "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items()},

@@ -1,0 +1,35 @@
+"""A partition that is read without trouble is read straight through."""
+
+from engine import metrics, topology
+from engine.jetstream import Outgoing
+from engine.subjects import dispatch_consumer
+from seamark.dev.servers import NatsServer, Valkey
+from tests.support.logs import FAST, all_records, connected, dispatching, eventually
+
+PARTITIONS = 4
+EVENTS = 4_000
+
+
+def resets() -> float:
+    return sum(
+        metrics.partition("EVENTS", dispatch_consumer(q)).resets._value.get()  # type: ignore[attr-defined]
+        for q in range(PARTITIONS)
+    )
+
+
+async def test_a_backlog_is_read_without_putting_the_reading_head_back(nats_server: NatsServer, valkey: Valkey) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        body = b'{"id":"e%d","to":["user-%d"]}'
+        events = [Outgoing(f"events.default.user-{i % 50}.demo.n", body % (i, i % 50)) for i in range(EVENTS)]
+        for start in range(0, EVENTS, 1000):
+            await broker.commit(events[start : start + 1000])
+        before = resets()
+        async with dispatching(nats_server.url, valkey.url):
+
+            async def done() -> bool:
+                return len(await all_records(broker, PARTITIONS)) >= EVENTS
+
+            await eventually(done, seconds=30)
+    # One for each partition when it is taken over: the pulls that follow end in order, with all they asked for.
+    assert resets() - before == PARTITIONS
