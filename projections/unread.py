@@ -139,6 +139,13 @@ class UnreadStore:
         self.reached = None if value is None else Checkpoint(*parse_cursor(value.decode()))
         return self.reached
 
+    async def superseded(self) -> bool:
+        """Whether another version has been switched to: its checkpoint counts now."""
+        if self._fixed is None and await read_version(self._redis) != self._version:
+            return True
+        self._version_at = time.monotonic()
+        return False
+
     @property
     def _meta(self) -> str:
         return meta_key(self._partition, self._version)
@@ -150,10 +157,8 @@ class UnreadStore:
 
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
         """Fold `batch` in; in several scripts, each with its checkpoint, where one would keep Redis for too long."""
-        if self._fixed is None and time.monotonic() - self._version_at > VERSION_SECONDS:
-            if await read_version(self._redis) != self._version:
-                return False  # a rebuild has been switched to: its checkpoint counts now
-            self._version_at = time.monotonic()
+        if time.monotonic() - self._version_at > VERSION_SECONDS and await self.superseded():
+            return False
         start, at = 0, expected
         while start < len(batch):
             users, stop = gather(batch, start)

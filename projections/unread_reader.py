@@ -28,12 +28,14 @@ class Counts(NamedTuple):
     Attributes:
         checkpoint: the fold has come so far; None when there is none (Redis is empty): then there are no counts.
         stale: records that were stored some time ago may not be counted.
+        age_seconds: all that was stored so long ago is counted.
         users: what is unread, in the order asked.
     """
 
     checkpoint: Checkpoint | None
     stale: bool
     users: list[Unread]
+    age_seconds: float = 0.0
 
 
 class UnreadReader:
@@ -71,5 +73,6 @@ class UnreadReader:
         if not answer:
             return Counts(None, stale=True, users=[])
         checkpoint = Checkpoint(*parse_cursor(answer[0].decode()))
-        stale = bool(answer[1]) or answer[2] > STALE_SECONDS * 1000
-        return Counts(checkpoint, stale, [unread_of(count, more, words) for _, count, more, words in answer[3:]])
+        age_seconds = answer[2] / 1000
+        found = [unread_of(count, more, words) for _, count, more, words in answer[3:]]
+        return Counts(checkpoint, bool(answer[1]) or age_seconds > STALE_SECONDS, found, age_seconds)

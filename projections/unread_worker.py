@@ -27,6 +27,9 @@ _log = structlog.get_logger("seamark.unread")
 ATTEND_SECONDS: Final = 2.0
 """How often it is looked after what has expired and how fresh the counts are; `STALE_SECONDS` leaves room for five."""
 
+NEGLECTED_SECONDS: Final = 5.0
+"""Counts nobody has attended to for so long, a standby attends to."""
+
 TOUCHED_MAX: Final = 100_000
 """Users remembered while catching up, to be told their count at the end; some 10 MB."""
 
@@ -46,6 +49,7 @@ class UnreadWorker(ProjectionWorker):
         self._frames = UnreadFrames(broker, partition)
         self._reader = UnreadReader(redis)
         self._touched: dict[str, None] = {}
+        self._missed: Checkpoint | None = None
         self._wake = asyncio.Event()
 
     async def acquire(self) -> int:
@@ -77,6 +81,7 @@ class UnreadWorker(ProjectionWorker):
 
     async def tend(self, reader: PartitionReader) -> None:
         """Beside the reader: expiry, freshness, and the counts of those who were touched while catching up."""
+        self._wake.set()
         try:
             while True:
                 try:
@@ -85,35 +90,59 @@ class UnreadWorker(ProjectionWorker):
                 except TimeoutError:
                     pass
                 self._wake.clear()
-                if reader.phase is Phase.READING:
-                    await self._attend_safely()
+                await self._attend_safely(reader)
         finally:
             self._frames.close()
             await self._unread.close()
             await self._reader.close()
 
-    async def _attend_safely(self) -> None:
+    async def _attend_safely(self, reader: PartitionReader) -> None:
         try:
-            await self._attend()
+            if reader.phase is Phase.READING:
+                if await self._unread.superseded():
+                    reader.reclaim()
+                    return
+                reached = self._unread.reached or await self._begin()
+                if reached is not None and not await self._attend(reached):
+                    self._suspect(reader, reached)
+            elif reader.phase is Phase.STANDBY and await self._neglected():
+                reached = await self._unread.checkpoint() or await self._begin()
+                if reached is not None:
+                    await self._attend(reached)
         except (BrokerError, StoreUnavailable, OSError, TimeoutError) as error:
             self._log.debug("could not attend", error=type(error).__name__, detail=str(error)[:200])
         except Exception:
             # Without this task counts turn stale though they are not; what we did not foresee must not end it.
             self._log.exception("attending failed, it goes on")
 
-    async def _attend(self) -> None:
-        reached = self._unread.reached
-        if reached is None:
-            reached = await self._begin()
-            if reached is None:
-                return
+    async def _neglected(self) -> bool:
+        """Whether nobody attends: where there is nothing to read, no reader has been chosen yet."""
+        counts = await self._reader.read(self._partition, [])
+        return counts.checkpoint is None or counts.age_seconds > NEGLECTED_SECONDS
+
+    def _suspect(self, reader: PartitionReader, reached: Checkpoint) -> None:
+        """Twice in a row another checkpoint is stored than the one reached: Redis has lost its data, or gone back."""
+        if self._missed == reached == self._unread.reached:
+            self._log.warning("Redis has another checkpoint than was stored", reached=str(reached))
+            self._missed = None
+            reader.reclaim()
+        else:
+            self._missed = reached
+
+    async def _attend(self, reached: Checkpoint) -> bool:
+        """False: another checkpoint is stored."""
         asked_at = time.monotonic()
         waiting = await self._broker.leader_next(self._stream, self._subject, reached.seq + 1)
         now = time.time()
         age = time.monotonic() - asked_at if waiting is None else now - _stored_at(waiting.time)
         due = await self._unread.attend(reached, complete=waiting is None, age_seconds=age, now=now)
-        if due is not None:
-            self._frames.tell(due, reached.seq)
+        if due is None:
+            return False
+        self._frames.tell(due, reached.seq)
+        await self._tell_touched()
+        return True
+
+    async def _tell_touched(self) -> None:
         while self._touched and not self._unread.catching_up:
             users = [self._touched.popitem()[0] for _ in range(min(USERS_MAX, len(self._touched)))]
             counts = await self._reader.read(self._partition, users)
@@ -124,15 +153,16 @@ class UnreadWorker(ProjectionWorker):
     async def _begin(self) -> Checkpoint | None:
         """A log that holds no record has no count to come: store the checkpoint that the first batch would."""
         state = await self._broker.stream(self._stream)
-        if self._expected is not None or state.epoch is None or state.epoch != self._epoch:
+        if state.epoch is None:
             return None
         if await self._broker.leader_next(self._stream, self._subject, 1) is not None:
             return None
-        checkpoint = Checkpoint(self._epoch, state.last_seq)
-        if await self._unread.begin(checkpoint):
+        checkpoint = Checkpoint(state.epoch, state.last_seq)
+        if not await self._unread.begin(checkpoint):
+            return None
+        if self._epoch == state.epoch:
             self._expected = checkpoint
-            return checkpoint
-        return None
+        return checkpoint
 
 
 def _stored_at(text: str) -> float:

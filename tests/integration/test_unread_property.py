@@ -230,7 +230,7 @@ async def test_a_count_is_stale_unless_somebody_has_lately_seen_that_nothing_is_
     async with Redis.from_url(valkey.url) as redis:
         store, reader = UnreadStore(redis, 0), UnreadReader(redis)
         checkpoint = Checkpoint(EPOCH, 3)
-        assert (await reader.read(0, USERS)) == (None, True, [])
+        assert (await reader.read(0, USERS))[:3] == (None, True, [])
         assert await store.apply(as_log([(USERS[0], 3, {"id": "a", "kind": "notification"})]), None, checkpoint)
         assert not (await reader.read(0, USERS)).stale, "its newest record lies in the future"
         for age, stale in ((0.5, False), (60.0, True), (1.0, False)):

@@ -1,0 +1,70 @@
+"""Projectors for tests, in the test's own loop or as processes, and the fold of a whole log to hold them against."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from engine.jetstream import Broker, Stored
+from engine.subjects import log_stream
+from projections.projector import Projector, projections
+from projections.unread_fold import LogRecord
+from tests.support.logs import PIN_TIMEOUT_SECONDS, connected, whole_stream
+from tests.support.roles import RoleProcess
+
+PARTITIONS = 4
+
+
+@contextlib.asynccontextmanager
+async def projecting(url: str, redis_url: str, partitions: int = PARTITIONS) -> AsyncIterator[Projector]:
+    """A projector at work on connections of its own; a fault of it fails the test."""
+    async with connected(url) as broker, Redis.from_url(redis_url) as redis:
+        projector = Projector(broker, projections(redis, None), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+        task = asyncio.create_task(projector.run(), name="projector")
+        try:
+            yield projector
+        finally:
+            assert not task.done() or task.exception() is None, task.exception()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class ProjectorProcess(RoleProcess):
+    """One projector process, as the command starts it."""
+
+    def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str) -> None:
+        super().__init__(name, folder, nats_url)
+        self.redis_url = redis_url
+
+    def command(self) -> list[str]:
+        return ["-m", "seamark", "projector"]
+
+    def settings(self) -> dict[str, str]:
+        return {"SEAMARK_REDIS_URL": self.redis_url}
+
+
+@contextlib.contextmanager
+def projector_processes(
+    folder: Path, nats_url: str, redis_url: str, count: int = 2
+) -> Iterator[list[ProjectorProcess]]:
+    """Projectors, not started, that are killed at the end."""
+    processes = [ProjectorProcess(f"projector-{i}", folder, nats_url, redis_url) for i in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def as_record(stored: Stored) -> LogRecord:
+    """What the stream keeps, as the fold takes it."""
+    at = round(datetime.fromisoformat(stored.time).timestamp() * 1000)
+    return LogRecord(stored.subject.split(".", 2)[2], stored.seq, at, stored.headers, stored.payload)
+
+
+async def log_of(broker: Broker, partition: int) -> list[LogRecord]:
+    """Every record of a partition, in order."""
+    return [as_record(stored) for stored in await whole_stream(broker, log_stream(partition), f"log.{partition}.>")]
