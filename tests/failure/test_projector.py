@@ -1,0 +1,232 @@
+"""Projectors that die, and a Redis that forgets: every count shown as fresh is the fold of the log up to where it says."""
+
+import asyncio
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from redis.asyncio import Redis
+
+from engine import topology
+from engine.jetstream import Broker, Outgoing
+from engine.records import state_record
+from engine.subjects import encode_token, log_subject, partition_of
+from projections.store import StoreUnavailable
+from projections.unread_fold import LogRecord, Unread, UserFold, fold
+from projections.unread_reader import UnreadReader
+from seamark.dev.servers import NatsServer, Valkey
+from tests.support.logs import FAST, connected, eventually
+from tests.support.projections import PARTITIONS, log_of, projecting, projector_processes
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+TENANT = "default"
+USERS = [f"user-{n}" for n in range(40)]
+
+
+def partition(user: str) -> int:
+    return partition_of(TENANT, encode_token(user), PARTITIONS)
+
+
+class Writer:
+    """Appends notifications, and a read now and then, in atomic batches as a dispatcher would."""
+
+    def __init__(self, broker: Broker, rng: random.Random) -> None:
+        self._broker = broker
+        self._rng = rng
+        self.written = 0
+
+    async def write(self, count: int) -> None:
+        batches: dict[int, list[Outgoing]] = {}
+        for _ in range(count):
+            user = self._rng.choice(USERS)
+            p = partition(user)
+            self.written += 1
+            batches.setdefault(p, []).append(Outgoing(log_subject(p, TENANT, user), self._record(user)))
+        for messages in batches.values():
+            await self._broker.commit(messages, timeout_seconds=30)
+
+    def _record(self, user: str) -> bytes:
+        n = self.written
+        if self._rng.random() < 0.1:
+            earlier = [f"e{self._rng.randint(1, n)}" for _ in range(20)]
+            return state_record("read", tenant=TENANT, user=user, device="d", ids=earlier, record_id=f"e{n}")[1]
+        if self._rng.random() < 0.02:
+            return state_record("read", tenant=TENANT, user=user, device="d", up_to=n, record_id=f"e{n}")[1]
+        category = self._rng.choice([b'"mail"', b'"shop"', b"null"])
+        return b'{"id":"e%d","kind":"notification","category":%b,"data":{}}' % (n, category)
+
+
+class Seen(NamedTuple):
+    """A count that was shown as fresh."""
+
+    partition: int
+    user: str
+    seq: int
+    unread: Unread
+
+
+class Observer:
+    """Reads counts without a pause, as gateways do, and remembers what was not called stale."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._reader = UnreadReader(redis)
+        self.seen: set[tuple[int, str, int, int, bool, tuple[tuple[str, int], ...]]] = set()
+        self.stale = 0
+        self.nothing = 0
+
+    async def run(self) -> None:
+        while True:
+            for p in range(PARTITIONS):
+                users = [f"{TENANT}.{user}" for user in USERS if partition(user) == p]
+                try:
+                    counts = await self._reader.read(p, users)
+                except StoreUnavailable:
+                    continue
+                if counts.checkpoint is None:
+                    self.nothing += 1
+                elif counts.stale:
+                    self.stale += 1
+                else:
+                    for user, one in zip(users, counts.users, strict=True):
+                        shown = (one.count, one.more, tuple(sorted(one.by_category.items())))
+                        self.seen.add((p, user, counts.checkpoint.seq, *shown))
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+    def wrong(self, logs: dict[int, list[LogRecord]]) -> list[str]:
+        """What was shown as fresh and is not the fold of the log up to the position it named."""
+        found = []
+        for p, log in logs.items():
+            folds: dict[str, UserFold] = {}
+            waiting = sorted(one for one in self.seen if one[0] == p)
+            waiting.sort(key=lambda one: one[2])
+            at = 0
+            for _, user, seq, count, more, categories in waiting:
+                while at < len(log) and log[at].seq <= seq:
+                    record = log[at]
+                    state = folds.setdefault(record.user, UserFold())
+                    state.apply(record.seq, record.stored_ms, record.headers, record.payload)
+                    at += 1
+                true = folds[user].count(0) if user in folds else Unread(0, {})
+                if (count, more, dict(categories)) != (true.count, true.more, true.by_category):
+                    found.append(f"{user} as of {seq}: shown {count} {more} {categories}, is {true}")
+        return found
+
+
+async def everything(redis: Redis) -> dict[str, Unread]:
+    """All counts; AssertionError while one is stale."""
+    reader, found = UnreadReader(redis), {}
+    try:
+        for p in range(PARTITIONS):
+            users = [f"{TENANT}.{user}" for user in USERS if partition(user) == p]
+            counts = await reader.read(p, users)
+            if counts.checkpoint is None or counts.stale:
+                return {}
+            found |= {user: one for user, one in zip(users, counts.users, strict=True) if one != Unread(0, {})}
+    finally:
+        await reader.close()
+    return found
+
+
+async def whole_log(broker: Broker) -> dict[int, list[LogRecord]]:
+    return {p: await log_of(broker, p) for p in range(PARTITIONS)}
+
+
+def folded(logs: dict[int, list[LogRecord]]) -> dict[str, Unread]:
+    return fold([record for log in logs.values() for record in log], round(time.time() * 1000))
+
+
+async def test_redis_emptied_at_2000_records_a_second_is_stale_then_rebuilt_and_never_wrong(
+    nats_server: NatsServer, valkey: Valkey
+) -> None:
+    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
+        async with projecting(nats_server.url, valkey.url):
+            observer, writer = Observer(redis), Writer(broker, random.Random(4))
+            watching = asyncio.create_task(observer.run(), name="observer")
+            began = time.monotonic()
+            for tenth in range(100):
+                if tenth in (30, 50, 70):
+                    await redis.flushall()
+                await writer.write(200)
+                await asyncio.sleep(max(0.0, began + (tenth + 1) * 0.1 - time.monotonic()))
+            rate = writer.written / (time.monotonic() - began)
+            logs = await whole_log(broker)
+            expected = folded(logs)
+
+            async def equal() -> bool:
+                return await everything(redis) == expected
+
+            await eventually(equal, seconds=30, every_seconds=0.2)
+            # And where nothing arrives any more.
+            fresh = len(observer.seen)
+            await redis.flushall()
+            await eventually(equal, seconds=30, every_seconds=0.2)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await observer.close()
+    wrong = observer.wrong(logs)
+    assert not wrong, wrong[:3]
+    assert fresh > 100, "nothing was ever shown as fresh"
+    assert observer.stale + observer.nothing > 0, "it never was stale"
+    print(
+        f"{rate:.0f} records/s, {len(observer.seen)} counts seen fresh, {observer.stale} stale, {observer.nothing} none"
+    )
+
+
+async def test_twenty_kills_of_the_active_projector_in_100000_records_count_nothing_twice_and_lose_nothing(
+    nats_server: NatsServer, valkey: Valkey, tmp_path: Path
+) -> None:
+    rng = random.Random(20)
+    total, kills = 100_000, 20
+    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", PARTITIONS)  # time-outs as in production
+        with projector_processes(tmp_path, nats_server.url, valkey.url) as processes:
+            for process in processes:
+                process.start()
+            observer, writer = Observer(redis), Writer(broker, rng)
+            watching = asyncio.create_task(observer.run(), name="observer")
+            slowest = 0.0
+            await writer.write(1000)
+            for number in range(kills):
+                await eventually(lambda: active(processes), seconds=20)
+                victim = max(processes, key=owned)
+                writing = asyncio.create_task(writer.write((total - writer.written) // (kills - number)), name="write")
+                await asyncio.sleep(rng.random() * 0.3)
+                victim.kill()
+                killed_at = time.monotonic()
+                await writing
+                survivor = next(process for process in processes if process is not victim)
+                await eventually(lambda owner=survivor: owned(owner) == PARTITIONS, seconds=20)
+                slowest = max(slowest, time.monotonic() - killed_at)
+                victim.start()
+            logs = await whole_log(broker)
+            expected = folded(logs)
+
+            async def equal() -> bool:
+                return await everything(redis) == expected
+
+            await eventually(equal, seconds=60, every_seconds=0.2)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await observer.close()
+    assert sum(len(log) for log in logs.values()) == writer.written >= total
+    wrong = observer.wrong(logs)
+    assert not wrong, wrong[:3]
+    assert slowest < 10.0, f"a take-over took {slowest:.1f} s"
+    print(
+        f"{writer.written} records, {kills} kills, slowest take-over {slowest:.1f} s, {len(observer.seen)} counts seen"
+    )
+
+
+def owned(process) -> float:
+    return process.metric("seamark_partition_owned") if process.alive else 0.0
+
+
+def active(processes) -> bool:
+    return sum(owned(process) for process in processes) >= PARTITIONS
