@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import structlog
 from aiohttp import web
 
 from engine import metrics
 from gateway.auth import Claims, Refused, bearer
+from gateway.buckets import Buckets
 from gateway.context import Context
-from gateway.limits import ADDRESSES_REMEMBERED, RETRY_AFTER_SECONDS
+from gateway.limits import RETRY_AFTER_SECONDS
 from gateway.problems import Problem
 
 _log = structlog.get_logger("seamark.admission")
 
 
-class Handshakes:
-    """Handshakes one address may make in a minute: a token bucket per address, the whole minute as burst.
-
-    Args:
-        per_minute: 0 sets no bound (behind a proxy all connections come from one address).
-        now: monotonic clock in seconds.
-    """
-
-    def __init__(self, per_minute: int = 0, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute = per_minute
-        self._now = now
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, address: str) -> bool:
-        """Count one handshake; False when the address has none left."""
-        if self._per_minute <= 0:
-            return True
-        now = self._now()
-        left, at = self._buckets.pop(address, (float(self._per_minute), now))
-        left = min(float(self._per_minute), left + (now - at) * self._per_minute / 60)
-        if len(self._buckets) >= ADDRESSES_REMEMBERED:
-            del self._buckets[next(iter(self._buckets))]
-        self._buckets[address] = (left - 1 if left >= 1 else left, now)
-        return left >= 1
+class Handshakes(Buckets):
+    """Handshakes one address may make in a minute; no bound behind a proxy, where all come from one address."""
 
 
 def admit(request: web.BaseRequest, context: Context) -> None:

@@ -47,13 +47,15 @@ DEVICE_BYTES: Final = 128
 SESSIONS_PER_USER: Final = 20
 """Connected sessions of one user in one process; then the oldest is closed with 4409."""
 
+READS_PER_MINUTE: Final = 120
+"""Read records one user may have appended in a minute through one process, over all sessions; then `error` `too_many_reads`.
+
+The log keeps them for a month, and one may be 64 KiB: without a bound a single user could fill it for everybody."""
+
 # --- one process ----------------------------------------------------------------------------------------------------
 
 SESSIONS_PER_PROCESS: Final = 50_000
 """Sessions one process takes; then the handshake is answered 503 with Retry-After."""
-
-ADDRESSES_REMEMBERED: Final = 100_000
-"""Addresses whose handshakes are counted; then the one heard of longest ago is forgotten."""
 
 ACCEPT_BACKLOG: Final = 8_192
 """Listen backlog: a reconnect storm arrives faster than one process shakes hands."""

@@ -238,8 +238,10 @@ class Session:
         except StaleCursor as error:
             self._outlet.send(error_frame("stale_cursor", str(error)))
             return
-        if self._reads >= READS_IN_FLIGHT:
-            self._outlet.send(error_frame("too_many_reads", f"{READS_IN_FLIGHT} reads are not yet stored: try again"))
+        if self._reads >= READS_IN_FLIGHT or not self.context.sessions.reads.take((self.tenant, self.user)):
+            self._outlet.send(
+                error_frame("too_many_reads", "name more records in fewer reads, and try again in a while")
+            )
             return
         self._reads += 1
         self.context.spawn(self._append_read(frame.ids or [], up_to, follower), "append-read")
