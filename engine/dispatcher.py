@@ -216,12 +216,19 @@ class DispatchWorker:
 
     async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
         """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
+        # No TaskGroup: one that is cancelled while a task of it fails raises the failure alone, and the end would be missed.
+        tasks = [
+            asyncio.create_task(self._append(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
+            for partition, foreign in entries.items()
+        ]
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for partition, foreign in entries.items():
-                    tasks.create_task(self._append(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            await task
 
     async def _append(self, partition: int, entries: Sequence[Entry], last_seq: int) -> None:
         writer = self._writers.get(partition)

@@ -1,0 +1,194 @@
+"""Dispatch workers over a simulated broker that loses, delays and doubles what it is asked, and lags in what it shows.
+
+Everything that is random comes from one seed; there are no sleeps, so that thousands of take-overs run in seconds.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from engine.dispatcher import DispatchWorker
+from engine.errors import BatchRefused, SeamarkError, Unanswered, Unavailable
+from engine.events import encode
+from engine.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
+from engine.partition import Delivered
+from engine.subjects import encode_token, partition_of
+
+PARTITIONS = 3
+EPOCHS = {"EVENTS": "eeeeeeee", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}
+
+
+class Log:
+    """A LOG stream: messages, and the last sequence of each mark subject."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+
+    def last(self, subject: str, upto: int) -> int:
+        for seq in range(upto, 0, -1):
+            if self.messages[seq - 1][0] == subject:
+                return seq
+        return 0
+
+    def commit(self, batch: Sequence[Outgoing]) -> int:
+        """The last sequence; ValueError when the expectation of the mark does not hold."""
+        *_, mark = batch
+        expected = int(mark.headers.split(b"Nats-Expected-Last-Subject-Sequence: ")[1].split(b"\r\n")[0])
+        if self.last(mark.subject, len(self.messages)) != expected:
+            raise ValueError
+        self.messages += [(message.subject, message.payload) for message in batch]
+        return len(self.messages)
+
+
+class SimBroker:
+    """What a dispatcher asks of a broker. One for all processes; faults are drawn for each request."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.logs = {f"LOG-{p}": Log() for p in range(PARTITIONS)}
+        self.late: list[tuple[Log, Sequence[Outgoing]]] = []
+        self.calm = False
+
+    async def _pass_time(self) -> None:
+        for _ in range(self.rng.choice([0, 1, 1, 2, 3, 8])):
+            await asyncio.sleep(0)
+        if self.late and self.rng.random() < 0.3:
+            log, batch = self.late.pop(self.rng.randrange(len(self.late)))
+            try:
+                log.commit(batch)
+            except ValueError:
+                return  # refused, and nobody hears of it
+
+    def _fault(self, chance: float) -> bool:
+        return not self.calm and self.rng.random() < chance
+
+    async def stream(self, name: str, **_: Any) -> StreamState:
+        await self._pass_time()
+        if self._fault(0.02):
+            raise Unavailable
+        return StreamState(name, EPOCHS[name], PARTITIONS, 1, 1 << 40, 1, {})
+
+    async def leader_last(self, stream: str, subject: str, **_: Any) -> Stored | None:
+        await self._pass_time()
+        if self._fault(0.03):
+            raise Unanswered
+        if stream == "KV_control":
+            return Stored(subject, 1, "", b"", json.dumps(EPOCHS).encode())
+        log = self.logs[stream]
+        # A deposed leader may show the past.
+        upto = len(log.messages) - (self.rng.randint(0, 20) if self._fault(0.1) else 0)
+        seq = log.last(subject, max(0, upto))
+        return Stored(subject, seq, "", b"", log.messages[seq - 1][1]) if seq else None
+
+    async def commit(self, batch: Sequence[Outgoing], **_: Any) -> PubAck:
+        await self._pass_time()
+        stream = f"LOG-{batch[-1].subject.split('.')[1]}"
+        if self._fault(0.05):
+            raise Unavailable  # not stored
+        if self._fault(0.05):
+            raise Unanswered  # not stored, but who knows
+        if self._fault(0.08):
+            self.late.append((self.logs[stream], batch))
+            raise Unanswered  # still on its way
+        try:
+            seq = self.logs[stream].commit(batch)
+        except ValueError:
+            await self._pass_time()
+            raise BatchRefused(400, WRONG_LAST_SEQUENCE, "wrong last sequence") from None
+        await self._pass_time()
+        if self._fault(0.08):
+            raise Unanswered  # stored, the answer was lost
+        return PubAck(stream, seq)
+
+
+class SimClaims:
+    """Claims that are never lost."""
+
+    def __init__(self) -> None:
+        self.holders: dict[str, str] = {}
+
+    async def take(self, claims: Sequence[Any]) -> list[bool]:
+        await asyncio.sleep(0)
+        return [self.holders.setdefault(claim.event_id, claim.position) == claim.position for claim in claims]
+
+
+class World:
+    """One event partition's events, and processes that fight over it."""
+
+    def __init__(self, seed: int, *, events: int = 40) -> None:
+        self.rng = random.Random(seed)
+        self.broker = SimBroker(self.rng)
+        self.claims = SimClaims()
+        self.users = [f"user{number}" for number in range(9)]
+        self.home = next(user for user in self.users if partition_of("default", encode_token(user), PARTITIONS) == 0)
+        self.events: list[Delivered] = []
+        self.due: list[tuple[int, frozenset[str]]] = []
+        names: set[str] = set()
+        for number in range(1, events + 1):
+            again = number > 3 and self.rng.random() < 0.1
+            name = self.rng.choice(sorted(names)) if again else f"e{number}"
+            names.add(name)
+            to = [self.home] if self.rng.random() < 0.4 else self.rng.sample(self.users, self.rng.randint(1, 9))
+            encoded = encode(to=to, type="sim.n", id=name, key=self.home, data={})
+            subject = encoded.subject.replace("events.", "ev.0.", 1).encode()
+            seq = number * 2  # other partitions' events lie in between
+            self.events.append(Delivered(subject, seq, 0, b"", encoded.payload))
+            if not again:
+                self.due.append((seq, frozenset(to)))
+        self.refused = 0
+
+    def worker(self) -> DispatchWorker:
+        return DispatchWorker(self.broker, self.claims, 0, PARTITIONS)  # type: ignore[arg-type]
+
+    async def process(self, worker: DispatchWorker) -> None:
+        """What a partition's reader does, over and over: take over, read from the position, hand on in batches."""
+        while True:
+            try:
+                position = await worker.acquire()
+                left = [event for event in self.events if event.seq >= position]
+                while left:
+                    size = self.rng.randint(1, 8)
+                    await worker.handle(left[:size])
+                    left = left[size:]
+                if self.broker.calm:
+                    return
+                await asyncio.sleep(0)
+            except SeamarkError:
+                self.refused += 1
+                # It woke up, was refused, and wants to work again: sooner or later.
+                for _ in range(self.rng.randint(0, 50)):
+                    await asyncio.sleep(0)
+
+    async def run(self) -> None:
+        """Processes come, go and die at any await; in the end one is left in peace."""
+        tasks: list[asyncio.Task[None]] = []
+        for _ in range(self.rng.randint(3, 8)):
+            if tasks and self.rng.random() < 0.7:
+                tasks.pop(self.rng.randrange(len(tasks))).cancel()
+            tasks.append(asyncio.create_task(self.process(self.worker()), name="process"))
+            for _ in range(self.rng.randint(5, 300)):
+                await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.broker.calm = True
+        await self.process(self.worker())
+
+    def faults(self) -> list[str]:
+        """What is wrong with the logs."""
+        found = []
+        seen: dict[str, list[tuple[int, str]]] = {user: [] for user in self.users}
+        for name, log in self.broker.logs.items():
+            for subject, payload in log.messages:
+                if subject.startswith("log."):
+                    record = json.loads(payload)
+                    if name != f"LOG-{partition_of('default', encode_token(record['user']), PARTITIONS)}":
+                        found.append(f"{record['user']} in {name}")
+                    seen[record["user"]].append((record["event"]["seq"], record["id"]))
+        for user, records in seen.items():
+            due = [seq for seq, to in self.due if user in to]
+            if [seq for seq, _ in records] != due:
+                found.append(f"{user} has {[seq for seq, _ in records]}, not {due}")
+        return found

@@ -1,0 +1,108 @@
+"""Take-overs, lost answers, late batches and stale reads by the thousand: every record once, in the order of its events."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from engine import dispatcher, limits, logwriter, rounds
+from engine.dispatcher import DispatchWorker
+from engine.marks import Mark, Verdict
+from tests.support.marksim import World
+
+WORLDS = 400
+
+
+@pytest.fixture(autouse=True)
+def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of four messages, so that events are cut inside; and no time passes between attempts."""
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    async def at_once(seconds: float) -> None:
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    for module in (rounds, limits):
+        monkeypatch.setattr(module, "BATCH_MESSAGES_MAX", 4)
+
+
+async def violations(seeds: range) -> dict[int, list[str]]:
+    found = {}
+    for seed in seeds:
+        world = World(seed)
+        await asyncio.wait_for(world.run(), 20)
+        if faults := world.faults():
+            found[seed] = faults
+    return found
+
+
+@pytest.mark.timeout(120)
+async def test_whatever_is_lost_late_or_stale_every_record_is_appended_once_and_in_order() -> None:
+    assert await violations(range(WORLDS)) == {}
+
+
+async def test_the_simulated_worlds_are_wild_enough() -> None:
+    refused = []
+    for seed in range(20):
+        world = World(seed)
+        await world.run()
+        refused.append(world.refused)
+    assert sum(refused) > 100
+
+
+def blind(self: Mark, seq: int, user_token: str) -> bool:
+    return False
+
+
+def whole_events_only(self: Mark, seq: int, user_token: str) -> bool:
+    return seq <= self.seq
+
+
+async def home_first(self: DispatchWorker, round_: Any) -> None:
+    await self._append(self._q, [], round_.last_seq)
+    await settle_round(self, round_)
+
+
+settle_round = DispatchWorker._settle_round
+
+
+def believing(verdict: Verdict) -> Callable[..., Verdict]:
+    """A settlement that takes everything unclear for the same thing."""
+    return lambda sent, expected, found: verdict
+
+
+def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
+    if found == expected:
+        return Verdict.SEND_AGAIN
+    return Verdict.COMMITTED if found.mark == sent else Verdict.FOLLOW
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "mistake"),
+    [
+        (Mark, "covers", blind),
+        (Mark, "covers", whole_events_only),
+        (DispatchWorker, "_settle_round", home_first),
+        (logwriter, "settle", believing(Verdict.COMMITTED)),
+        (logwriter, "settle", steps_never_down),
+        (dispatcher, "not_covered", lambda entries, mark: list(entries)),
+    ],
+    ids=[
+        "marks-cover-nothing",
+        "users-inside-forgotten",
+        "home-first",
+        "believes-committed",
+        "never-steps-down",
+        "no-skip",
+    ],
+)
+@pytest.mark.timeout(120)
+async def test_every_mistake_in_the_protocol_is_noticed(
+    target: Any, name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, name, mistake)
+    for start in range(0, WORLDS, 20):
+        if await violations(range(start, start + 20)):
+            return
+    pytest.fail("no world noticed")
