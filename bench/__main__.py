@@ -11,6 +11,7 @@ import uvloop
 from bench import dispatch as dispatch_bench
 from bench import fanout as fanout_bench
 from bench import idle as idle_bench
+from bench import rebuild as rebuild_bench
 from bench import resume as resume_bench
 from bench import storm as storm_bench
 from bench import sustained as sustained_bench
@@ -142,6 +143,16 @@ def resume(
     if quick:
         resumes, missed = 40, 2_000
     measure("resume", resume_bench.run(resumes=resumes, missed=missed, data=data, sync=sync), data, quick=quick)
+
+
+@app.command()
+def rebuild(
+    records: int = 200_000, users: int = 2_000, data: Data = None, sync: Sync = None, quick: Quick = False
+) -> None:
+    """How fast projections are folded from the whole log, against a bare pull of the same streams."""
+    if quick:
+        records, users = 2_000, 100
+    measure("rebuild", rebuild_bench.run(records=records, users=users, data=data, sync=sync), data, quick=quick)
 
 
 if __name__ == "__main__":
