@@ -285,6 +285,7 @@ async def test_failures_of_the_worker_are_retried_from_its_position(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition, "RETRY_SECONDS_MIN", 0.01)
+    monkeypatch.setattr(partition, "RETRY_SECONDS_MAX", 0.02)
     async with connected(nats_server.url) as broker:
         await make_stream(broker)
         store, load = Store(), Load(broker)
