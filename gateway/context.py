@@ -20,6 +20,7 @@ from gateway.partition import Partition
 from gateway.port import FeedCounters, Snapshot
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
+from gateway.tables import Tables
 from gateway.wheel import Wheel
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Context:
     snapshots: Snapshots
     handshakes: Handshakes
     times: Times
+    tables: Tables | None = None
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False

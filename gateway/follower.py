@@ -59,7 +59,16 @@ class Follower:
     def _counted(self, count: dict[str, Any] | None) -> None:
         if not self._session.ended and self.log is not None:
             self._session.count = self.log.counted(count)
-            self._guard(self.feed.hello, self._start)
+            session, tables = self._session, self._session.context.tables
+            if self._start is None and tables is not None:
+                tables.device_cursor(session.tenant, session.user, session.device, self._begin)
+            else:
+                self._begin(self._start)
+
+    def _begin(self, start: Cursor | Literal["start"] | None) -> None:
+        """Say hello with the client's cursor, or with the one that the device is known to have acknowledged."""
+        if not self._session.ended:
+            self._guard(self.feed.hello, start)
 
     def live(self, seq: int, prev: int, message: Message) -> None:
         """A live copy."""

@@ -1,6 +1,11 @@
-"""`POST /v1/inbox/read`: the frame `read` as a request, for clients without a way up."""
+"""`POST /v1/inbox/read` and `/archive`: the frame `read` as a request, for clients without a way up, and its sibling.
+
+What is asked for becomes a record of the log, and the log changes every device and every projection.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 from aiohttp import web
@@ -10,21 +15,28 @@ from engine.errors import BrokerError, InvalidCursor
 from engine.records import state_record
 from engine.subjects import log_subject
 from gateway.admission import admit, user_of
+from gateway.auth import Claims
 from gateway.bodies import read_body
 from gateway.context import CONTEXT, Context
 from gateway.frames import BadFrame, Read, check_device, check_read
-from gateway.limits import FRAME_BYTES
+from gateway.inbox_page import queries_of
+from gateway.limits import FRAME_BYTES, READ_IDS
 from gateway.partition import Partition
 from gateway.problems import Problem, unavailable
+from projections.inbox_queries import Filter
+from projections.store import StoreUnavailable
+
+Kind = Literal["read", "archive"]
 
 
 class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
-    """As the frame, with the device named."""
+    """As the frame, with the device named; or a `filter`: what the inbox shows now, newest first, up to 500 at a time."""
 
     device: str
     ids: list[str] | None = None
     up_to: str | None = None
     all: bool = False
+    filter: Filter | None = None
 
 
 _decode = msgspec.json.Decoder(ReadBody).decode
@@ -32,23 +44,53 @@ _decode = msgspec.json.Decoder(ReadBody).decode
 
 async def read(request: web.Request) -> web.StreamResponse:
     """Append a read record; 202 with its id once it is stored. All devices of the user see it in their log."""
+    return await _mark(request, "read")
+
+
+async def archive(request: web.Request) -> web.StreamResponse:
+    """The same for `archive`."""
+    return await _mark(request, "archive")
+
+
+async def _mark(request: web.Request, kind: Kind) -> web.StreamResponse:
     context = request.app[CONTEXT]
     admit(request, context)
     claims = await user_of(request, context)
-    data = await read_body(request, FRAME_BYTES)
+    body = _body(await read_body(request, FRAME_BYTES), kind)
+    if body.filter is not None:
+        return await _mark_filtered(context, claims, kind, body, body.filter)
+    partition = context.partition(claims.tenant, claims.user)
+    up_to = await _up_to(body, partition)
+    id = await _append(context, claims, kind, body.device, body.ids or [], up_to)
+    return web.json_response({"id": id}, status=202)
+
+
+def _body(data: bytes, kind: Kind) -> ReadBody:
     try:
         body = _decode(data)
         check_device(body.device)
-        check_read(Read(ids=body.ids, up_to=body.up_to, all=body.all))
+        if body.filter is None or body.ids is not None or body.up_to is not None or body.all:
+            if body.filter is not None:
+                raise BadFrame("`filter` stands alone")
+            check_read(Read(ids=body.ids, up_to=body.up_to, all=body.all))
     except (msgspec.DecodeError, UnicodeDecodeError, BadFrame) as error:
-        raise Problem(400, "invalid_read", str(error)) from error
-    partition = context.partition(claims.tenant, claims.user)
-    up_to = await _up_to(body, partition)
-    id, record = state_record(
-        "read", tenant=claims.tenant, user=claims.user, device=body.device, ids=body.ids or [], up_to=up_to
-    )
-    await _append(context, log_subject(partition.number, claims.tenant, claims.user), record, id)
-    return web.json_response({"id": id}, status=202)
+        raise Problem(400, f"invalid_{kind}", str(error)) from error
+    return body
+
+
+async def _mark_filtered(
+    context: Context, claims: Claims, kind: Kind, body: ReadBody, which: Filter
+) -> web.StreamResponse:
+    """By ids, as the inbox holds them now: what comes later is not meant. `more`: ask again for the rest."""
+    undone = {"unread": True} if kind == "read" else {"archived": False}
+    which = msgspec.structs.replace(which, **undone)
+    try:
+        found = await queries_of(context).ids(claims.tenant, claims.user, which, READ_IDS + 1)
+    except StoreUnavailable as error:
+        raise unavailable("the inbox does not answer: try again") from error
+    ids, more = found[:READ_IDS], len(found) > READ_IDS
+    id = await _append(context, claims, kind, body.device, ids, None) if ids else None
+    return web.json_response({"id": id, "count": len(ids), "more": more}, status=202)
 
 
 async def _up_to(body: ReadBody, partition: Partition) -> int | None:
@@ -69,8 +111,13 @@ async def _up_to(body: ReadBody, partition: Partition) -> int | None:
     return cursor.seq
 
 
-async def _append(context: Context, subject: str, record: bytes, id: str) -> None:
+async def _append(context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: int | None) -> str:
+    """Store the record; its id."""
+    id, record = state_record(kind, tenant=claims.tenant, user=claims.user, device=device, ids=ids, up_to=up_to)
+    partition = context.partition(claims.tenant, claims.user)
+    subject = log_subject(partition.number, claims.tenant, claims.user)
     try:
         await context.broker.append(subject, record, msg_id=id, budget_seconds=10.0)
     except BrokerError as error:
-        raise unavailable("the read could not be stored: try again") from error
+        raise unavailable(f"the {kind} could not be stored: try again") from error
+    return id

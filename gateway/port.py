@@ -74,11 +74,12 @@ class Snapshot:
     """The projections of a user at one moment: what a device shows in place of history it cannot have.
 
     `checkpoint` is the position the rows are true at, read in the same statement as the rows; None when nothing could
-    be read. `stale` is said when rows or count may be older than the checkpoint claims.
+    be read. `inbox` holds JSON objects, encoded or not. `stale` is said when rows or count may be older than the
+    checkpoint claims.
     """
 
     checkpoint: Cursor | None
-    inbox: Sequence[Mapping[str, Any]] = ()
+    inbox: Sequence[Any] = ()
     unread: Mapping[str, Any] | None = None
     stale: bool = False
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from engine.cursor import Cursor
 from engine.errors import ApiError, InvalidSetting, TopologyError
 from engine.jetstream import Broker, StreamState, connect
 from engine.subjects import EVENTS_STREAM, encode_token, log_stream
-from gateway import cors, inbox_api, poll, sse, ws
+from gateway import cors, inbox_api, inbox_page, poll, proof_api, sse, ws
 from gateway.admission import Handshakes
 from gateway.api_keys import ApiKeys, PostgresKeys
 from gateway.auth import Verifier
@@ -36,7 +38,9 @@ from gateway.port import Snapshot
 from gateway.problems import as_problems
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
+from gateway.tables import open_tables
 from gateway.wheel import Wheel
+from projections.inbox_queries import Page
 from projections.queries import Queries
 
 _NO_SUCH_STREAM = 10059
@@ -96,7 +100,10 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
         [
             web.get("/v1/stream", sse.stream),
             web.get("/v1/records", poll.records),
+            web.get("/v1/inbox", inbox_page.page),
             web.post("/v1/inbox/read", inbox_api.read),
+            web.post("/v1/inbox/archive", inbox_api.archive),
+            web.get("/v1/notifications/{id}/trace", proof_api.trace),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
         ]
@@ -151,6 +158,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
     count = await _partitions(broker, options.partitions)
+    tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
     redis = (
         None if options.redis_url is None else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS)
     )
@@ -169,6 +177,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         snapshots=lambda tenant, user, answer: _snapshot(context, tenant, user, answer),
         handshakes=Handshakes(options.handshakes_per_minute),
         times=options.times,
+        tables=tables,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)
@@ -184,6 +193,8 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
         await asyncio.gather(*closing)
         context.wheel.close()
+        if tables is not None:
+            await tables.close()
         if queries is not None:
             await queries.close()
         if redis is not None:
@@ -243,5 +254,18 @@ def _listen(broker: Broker, context: Context) -> None:
 def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
     """What the projections hold of a user."""
     user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
-    counts = context.partition(tenant, user).counts
-    counts.ask(user_tokens, lambda count: answer(None if count is None else Snapshot(None, unread=count)))
+    tables = context.tables
+
+    def counted(count: dict[str, Any] | None) -> None:
+        if tables is None:
+            together(count, None)
+        else:
+            tables.snapshot(tenant, user, lambda page: together(count, page))
+
+    def together(count: dict[str, Any] | None, page: Page | None) -> None:
+        if page is not None and page.checkpoint is not None:
+            answer(Snapshot(Cursor(*page.checkpoint), inbox=page.rows, unread=count))
+        else:
+            answer(None if count is None else Snapshot(None, unread=count))
+
+    context.partition(tenant, user).counts.ask(user_tokens, counted)

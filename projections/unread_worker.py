@@ -16,6 +16,7 @@ from engine.errors import BrokerError
 from engine.jetstream import Broker
 from engine.partition import PartitionReader, Phase, Source, Worker
 from engine.subjects import log_stream
+from engine.tasks import end_if_cancelled
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint, StoreUnavailable
 from projections.unread import Applied, Counted, UnreadStore
@@ -84,6 +85,7 @@ class UnreadWorker(ProjectionWorker):
         self._wake.set()
         try:
             while True:
+                end_if_cancelled()
                 try:
                     async with asyncio.timeout(ATTEND_SECONDS):
                         await self._wake.wait()

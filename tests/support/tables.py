@@ -1,17 +1,22 @@
 """Tables of the projections as plain values, to hold against the pure folds, and logs drawn at random."""
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from engine.partition import Delivered
 from projections import delivery_state, inbox_fold
 from projections.delivery_state import STATES
+from projections.projector import Projector, projections
+from tests.support.logs import PIN_TIMEOUT_SECONDS, connected
 
 EPOCH = "abcdefgh"
 START = 1_800_000_000
@@ -139,3 +144,24 @@ async def stored_deliveries(connection: asyncpg.Connection) -> dict[str, Any]:
 
 
 TABLES = "inbox, deliveries, delivery_ranges, device_cursors, projection_checkpoints"
+
+
+@contextlib.asynccontextmanager
+async def projecting_tables(
+    nats_url: str, redis_url: str, postgres_url: str, partitions: int = 4
+) -> AsyncIterator[Projector]:
+    """A projector of everything at work on connections of its own; a fault of it fails the test."""
+    pool = asyncpg.create_pool(postgres_url, min_size=0, max_size=4, timeout=2, command_timeout=5)
+    await pool
+    try:
+        async with connected(nats_url) as broker, Redis.from_url(redis_url) as redis:
+            work = Projector(broker, projections(redis, pool), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+            task = asyncio.create_task(work.run(), name="projector")
+            try:
+                yield work
+            finally:
+                assert not task.done() or task.exception() is None, task.exception()
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+    finally:
+        pool.terminate()

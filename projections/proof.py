@@ -1,0 +1,252 @@
+"""What became of a notification, from stored facts alone: each with its time and place, and what is not proven said."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from engine.records import Record, decode_record
+from engine.subjects import EVENTS_STREAM, RECEIPTS_STREAM
+from projections.postgres import QUERY_SECONDS, asking
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from projections.postgres import Pool
+
+USERS_MAX: Final = 20
+"""Users of one event shown at a time; name one for more."""
+
+RANGES_MAX: Final = 200
+"""Receipts of gateways shown of one notification: more devices than a user has."""
+
+_NOTIFICATIONS: Final = """
+SELECT * FROM inbox
+WHERE version = (SELECT version FROM projection_versions WHERE projection = 'inbox')
+  AND tenant = $1 AND id = $2 AND ($3::text IS NULL OR user_id = $3)
+ORDER BY user_id LIMIT $4
+"""
+
+_RANGES: Final = """
+SELECT device, channel, state, after_seq, up_to, at, sent_at FROM delivery_ranges
+WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+  AND tenant = $1 AND user_id = $2 AND epoch = $3 AND after_seq < $4 AND up_to >= $4 ORDER BY at LIMIT $5
+"""
+
+_FACTS: Final = """
+SELECT * FROM deliveries
+WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+  AND tenant = $1 AND user_id = $2 AND id = $3 ORDER BY channel, device
+"""
+
+_FOLDED: Final = """
+SELECT c.stream, c.partition, c.epoch, c.seq, c.updated_at
+FROM projection_checkpoints c JOIN projection_versions v USING (projection, version)
+ORDER BY c.stream, c.partition
+"""
+
+
+class Fact(msgspec.Struct, omit_defaults=True):
+    """One thing that is known.
+
+    Attributes:
+        fact: emitted, stored, planned, dispatched, sent, delivered, acknowledged, read, …
+        at: when; None where the time is not known.
+        where: `<stream> <epoch>.<seq>` of what proves it, or the receipts that do.
+    """
+
+    fact: str
+    at: datetime | None = None
+    where: str | None = None
+    channel: str | None = None
+    device: str | None = None
+    detail: str | None = None
+
+
+class Proof(msgspec.Struct):
+    """All that is known of one notification of one user.
+
+    Attributes:
+        not_proven: what cannot be told from what is stored, in plain words.
+        as_of: how far receipts and logs were folded when this was asked.
+    """
+
+    id: str
+    tenant: str
+    user: str
+    type: str | None
+    trace: str | None
+    facts: list[Fact]
+    not_proven: list[str]
+    as_of: list[str]
+    carried: bool = False
+
+
+EventTime = Callable[[str, int], Awaitable[datetime | None]]
+"""`event_time(epoch, seq)`: when EVENTS stored an event; None when it no longer holds it, or cannot be asked."""
+
+
+class Proofs:
+    """Proofs from the tables in PostgreSQL."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def of(
+        self, tenant: str, id: str, user: str | None = None, *, event_time: EventTime | None = None
+    ) -> list[Proof]:
+        """What is known of the notification `id`, for one user or the first few; empty when nothing is.
+
+        Raises:
+            StoreUnavailable: PostgreSQL does not answer.
+        """
+        if any("\0" in text for text in (tenant, id, user or "")):
+            return []
+        async with asking(self._pool, QUERY_SECONDS) as connection:
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            rows = await connection.fetch(_NOTIFICATIONS, tenant, id, user, USERS_MAX)
+            found = []
+            for row in rows:
+                place = (tenant, row["user_id"], row["epoch"], row["seq"], RANGES_MAX)
+                ranges = await connection.fetch(_RANGES, *place)
+                found.append((row, ranges, await connection.fetch(_FACTS, tenant, row["user_id"], id)))
+            folded = await connection.fetch(_FOLDED)
+            await connection.execute("COMMIT")
+        proofs = [prove(row, ranges, facts, folded) for row, ranges, facts in found]
+        if event_time is not None and rows and rows[0]["event_seq"] is not None:
+            at = await event_time(rows[0]["event_epoch"], rows[0]["event_seq"])
+            for proof in proofs:
+                _say_stored(proof, at)
+        return proofs
+
+
+def _say_stored(proof: Proof, at: datetime | None) -> None:
+    if at is not None:
+        for fact in proof.facts:
+            if fact.fact == "stored":
+                fact.at = at
+        proof.not_proven = [line for line in proof.not_proven if not line.startswith("when the event was stored")]
+        proof.facts.sort(key=_order)
+
+
+def prove(
+    row: asyncpg.Record, ranges: list[asyncpg.Record], receipts: list[asyncpg.Record], folded: list[asyncpg.Record]
+) -> Proof:
+    """Put the facts of one notification in order, and name the gaps."""
+    record = decode_record(bytes(row["record"]))
+    facts = _of_the_log(row, record) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row)
+    facts.sort(key=_order)
+    as_of = [
+        f"{one['stream']} {one['epoch']}.{one['seq']} (partition {one['partition']}), folded {_text(one['updated_at'])}"
+        for one in folded
+        if one["stream"] == RECEIPTS_STREAM or one["epoch"] == row["epoch"]
+    ]
+    return Proof(
+        id=row["id"],
+        tenant=row["tenant"],
+        user=row["user_id"],
+        type=row["type"],
+        trace=record.trace.split("-")[1] if record.trace and record.trace.count("-") == 3 else None,
+        facts=facts,
+        not_proven=_gaps(row, record, facts),
+        as_of=as_of,
+        carried=row["carried"],
+    )
+
+
+def _of_the_log(row: asyncpg.Record, record: Record) -> list[Fact]:
+    place = f"{row['event_epoch']}.{row['event_seq']}" if row["event_seq"] is not None else None
+    facts = [Fact("emitted", record.at, detail="by the clock of the publisher, or when it was stored if it gave none")]
+    if place is not None:
+        facts.append(Fact("stored", None, f"{EVENTS_STREAM} {place}"))
+    facts.append(Fact("dispatched", row["stored_at"], f"LOG {row['epoch']}.{row['seq']}"))
+    for channel, plan in record.plan.items():
+        why = f"{plan.get('when', '?')}, because: {plan.get('why', '?')}"
+        facts.append(Fact("planned", row["stored_at"], channel=channel, detail=why))
+    return facts
+
+
+def _of_gateways(ranges: list[asyncpg.Record]) -> list[Fact]:
+    """The first receipt of each device and state is the fact; later ones say the same again."""
+    first: dict[tuple[str, str, str], Fact] = {}
+    for one in ranges:
+        where = f"receipt of records {one['after_seq'] + 1} to {one['up_to']}"
+        sent_at = one["at"] if one["state"] == "sent" else one["sent_at"]
+        told = [("sent", sent_at)] + ([("acknowledged", one["at"])] if one["state"] == "acknowledged" else [])
+        for state, at in told:
+            if at is not None:
+                key = (state, one["channel"], one["device"])
+                first.setdefault(key, Fact(state, at, where, one["channel"], one["device"]))
+    return list(first.values())
+
+
+def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
+    facts = []
+    for one in receipts:
+        words = [f"attempt {one['attempts']}" if one["attempts"] else "", one["provider"], one["reason"]]
+        detail = ", ".join(word for word in words if word) or None
+        where, device = "receipt", one["device"] or None
+        facts += [
+            Fact(state, one[f"{state}_at"], where, one["channel"], device)
+            for state in ("sent", "delivered", "acknowledged", "seen", "read")
+            if one[f"{state}_at"] is not None and state != one["state"]
+        ]
+        facts.append(Fact(one["state"], one["at"], where, one["channel"], device, detail))
+    return facts
+
+
+def _of_the_user(row: asyncpg.Record) -> list[Fact]:
+    facts = []
+    for name, device in (("read", row["read_device"]), ("archived", None), ("recalled", None)):
+        if row[f"{name}_seq"] is not None:
+            facts.append(Fact(name, row[f"{name}_at"], f"LOG {row['epoch']}.{row[f'{name}_seq']}", device=device))
+    if row["superseded_seq"] is not None:
+        facts.append(
+            Fact("superseded", None, f"LOG {row['epoch']}.{row['superseded_seq']}", detail=row["collapse_key"])
+        )
+    if row["expires_at"] is not None:
+        past = row["expires_at"] <= datetime.now(UTC)
+        facts.append(Fact("expired" if past else "expires", row["expires_at"]))
+    return facts
+
+
+def _gaps(row: asyncpg.Record, record: Record, facts: list[Fact]) -> list[str]:
+    """What is not proven. That there is no proof does not mean that it did not happen."""
+    known = {(fact.fact, fact.channel) for fact in facts}
+    sent = {fact.device for fact in facts if fact.fact == "sent" and fact.channel == "inapp"}
+    acknowledged = {fact.device for fact in facts if fact.fact == "acknowledged" and fact.channel == "inapp"}
+    gaps = []
+    if row["event_seq"] is None:
+        gaps.append("which event it came from: the record names none")
+    else:
+        gaps.append("when the event was stored: EVENTS was not asked, or no longer holds it")
+    for channel in record.plan:
+        states = {state for state, other in known if other == channel} - {"planned"}
+        if not states and channel == "inapp":
+            gaps.append("sent: no receipt of a gateway says that a device was sent it")
+        elif not states:
+            gaps.append(f"sent by {channel}: no receipt of that channel")
+    silent = sorted(device or "?" for device in sent - acknowledged)
+    gaps += [f"acknowledged by device {device}: it was sent, no acknowledgement is stored" for device in silent]
+    if row["read_seq"] is None:
+        gaps.append("read: no record says so")
+    if row["carried"]:
+        gaps.append("that the tables still equal the log here: the record is older than what the log holds")
+    return gaps
+
+
+_STEPS: Final = ("emitted", "stored", "dispatched", "planned", "sent", "delivered", "acknowledged", "seen", "read")
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+
+
+def _order(fact: Fact) -> tuple[int, datetime, int]:
+    """The way to the log first, in its order, whatever publishers' clocks say; then by time."""
+    step = _STEPS.index(fact.fact) if fact.fact in _STEPS else len(_STEPS)
+    return (min(step, 4), fact.at or _LAST, step)
+
+
+def _text(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,170 @@
+"""The inbox over HTTP, snapshots, known devices and proofs, on real servers with dispatcher, projector and gateway."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from engine import topology
+from engine.jetstream import Broker
+from seamark.migrate import migrate
+from tests.support.gateways import TestGateway, gateway_on, token
+from tests.support.logs import FAST, connected, dispatching, eventually, publish
+from tests.support.tables import projecting_tables
+
+PARTITIONS = 4
+PHONE = {"Authorization": f"Bearer {token()}"}
+
+
+@pytest.fixture
+async def house(nats_server, valkey, postgres) -> AsyncIterator[TestGateway]:
+    await migrate(postgres)
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
+    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url}
+    async with (
+        dispatching(nats_server.url, valkey.url),
+        projecting_tables(nats_server.url, valkey.url, postgres),
+        gateway_on(nats_server, topology_ready=True, **options) as gateway,
+    ):
+        yield gateway
+
+
+async def inbox(gateway: TestGateway, **query: Any) -> dict[str, Any]:
+    async with gateway.http.get(f"{gateway.url}/v1/inbox", params=query, headers=PHONE) as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.json()
+
+
+async def mark(gateway: TestGateway, kind: str, **body: Any) -> dict[str, Any]:
+    body = {"device": "phone", **body}
+    async with gateway.http.post(f"{gateway.url}/v1/inbox/{kind}", json=body, headers=PHONE) as answer:
+        assert answer.status == 202, await answer.text()
+        return await answer.json()
+
+
+async def publish_some(broker: Broker, count: int, **event: Any) -> None:
+    for number in range(count):
+        await publish(broker, **{"to": ["alice"], "type": "demo.hello", "id": f"e{number}", **event})
+
+
+def shows(gateway: TestGateway, ids: list[str], **query: Any):
+    async def check() -> bool:
+        return [item["id"] for item in (await inbox(gateway, **query))["items"]] == ids
+
+    return eventually(check)
+
+
+async def test_pages_are_newest_first_and_fit_together(house: TestGateway) -> None:
+    await publish_some(house.broker, 7)
+    await shows(house, [f"e{n}" for n in range(6, -1, -1)])
+    found, cursor = [], None
+    while True:
+        page = await inbox(house, limit=3, **({"cursor": cursor} if cursor else {}))
+        found += [item["id"] for item in page["items"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert found == [f"e{n}" for n in range(6, -1, -1)]
+
+
+async def test_reading_and_archiving_by_id_position_and_filter_shows_everywhere(house: TestGateway) -> None:
+    await publish_some(house.broker, 3)
+    await publish(house.broker, to=["alice"], type="order.shipped", id="o1", category="orders")
+    await shows(house, ["o1", "e2", "e1", "e0"])
+    await mark(house, "read", ids=["e1"])
+    await shows(house, ["o1", "e2", "e0"], unread="true")
+    await mark(house, "archive", ids=["e0"])
+    await shows(house, ["e0"], archived="true")
+    assert (await mark(house, "read", filter={"category": "orders"}))["count"] == 1
+    await shows(house, ["e2"], unread="true")
+    await shows(house, ["o1"], type="order.*")
+    await shows(house, ["o1"], category="orders")
+    await mark(house, "read", all=True)
+    await shows(house, [], unread="true")
+    await shows(house, ["o1", "e2", "e1", "e0"], archived="any")
+
+
+async def test_a_reset_brings_the_rows_and_goes_on_exactly_behind_them(house: TestGateway) -> None:
+    await publish_some(house.broker, 3)
+    await shows(house, ["e2", "e1", "e0"])
+    async with house.device(cursor=None, name="fresh") as device:
+        reset = await device.until("reset")
+        assert [row["id"] for row in reset["inbox"]] == ["e2", "e1", "e0"]
+        assert reset["unread"]["count"] == 3
+        await device.until("live")
+        await publish(house.broker, to=["alice"], type="demo.hello", id="later")
+        [record] = await device.records(1)
+        assert record["record"]["id"] == "later"
+        assert [frame["op"] for frame in device.frames if frame["op"] == "record"] == ["record"]
+
+
+async def test_a_known_device_without_a_cursor_goes_on_where_it_has_acknowledged(
+    house: TestGateway, postgres: str
+) -> None:
+    await publish_some(house.broker, 4)
+    async with house.device(cursor="start") as device:
+        records = await device.records(4)
+        await device.say("ack", cursor=records[1]["cursor"])
+        epoch, seq = records[1]["cursor"].split(".")
+        connection = await asyncpg.connect(postgres)
+        known = "SELECT count(*) FROM device_cursors WHERE device = 'phone' AND seq = $1 AND epoch = $2"
+        await eventually(lambda: connection.fetchval(known, int(seq), epoch))
+        await connection.close()
+    async with house.device(cursor=None) as device:
+        ready = await device.until("ready")
+        assert ready["resumed"]
+        assert ready["cursor"] == records[1]["cursor"]
+        assert [frame["record"]["id"] for frame in await device.records(2)] == ["e2", "e3"]
+
+
+async def trace(gateway: TestGateway, id: str, bearer: str, **query: str) -> tuple[int, Any]:
+    url = f"{gateway.url}/v1/notifications/{id}/trace"
+    async with gateway.http.get(url, params=query, headers={"Authorization": f"Bearer {bearer}"}) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGateway) -> None:
+    await publish(house.broker, to=["alice", "bob"], type="demo.hello", id="e1")
+    await shows(house, ["e1"])
+    async with house.device() as device:
+        [record] = await device.records(1)
+        await device.say("ack", cursor=record["cursor"])
+        await device.say("read", ids=["e1"])
+
+        async def proven() -> Any:
+            _, answer = await trace(house, "e1", token())
+            facts = [fact["fact"] for fact in answer["proofs"][0]["facts"]]
+            return facts == ["emitted", "stored", "dispatched", "planned", "sent", "acknowledged", "read"] and answer
+
+        answer = await eventually(proven)
+    proof = answer["proofs"][0]
+    assert [one["user"] for one in answer["proofs"]] == ["alice"], "a user sees nobody else"
+    assert {fact.get("device") for fact in proof["facts"] if fact["fact"] in ("sent", "acknowledged", "read")} == {
+        "phone"
+    }
+    assert [line for line in proof["not_proven"] if line.startswith(("sent", "acknowledged", "read"))] == []
+    status, answer = await trace(house, "e1", token("operator", scope="operator"))
+    assert [one["user"] for one in answer["proofs"]] == ["alice", "bob"]
+    assert any(line.startswith("sent: no receipt") for line in answer["proofs"][1]["not_proven"])
+    assert (await trace(house, "e1", token(), user="bob"))[0] == 403
+    assert (await trace(house, "e1", token(tenant="other")))[0] == 404
+
+
+async def test_without_postgres_a_device_is_served_as_if_it_were_new(nats_server, postgres_server) -> None:
+    gone = postgres_server.url.replace(str(postgres_server.port), "1")
+    async with gateway_on(nats_server, postgres_url=gone) as gateway, gateway.device(cursor=None) as device:
+        ready = await device.until("ready", timeout=3)
+        assert (ready["resumed"], ready["reason"]) == (False, "new")
+        await device.until("live")
+        assert (await gateway.http.get(f"{gateway.url}/v1/inbox", headers=PHONE)).status == 503
+
+
+@pytest.mark.parametrize(
+    "query", [{"cursor": "x"}, {"limit": "0"}, {"limit": "-1"}, {"unread": "yes"}, {"category": ""}]
+)
+async def test_a_wrong_question_names_its_field(house: TestGateway, query: dict[str, str]) -> None:
+    async with house.http.get(f"{house.url}/v1/inbox", params=query, headers=PHONE) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["field"] == next(iter(query))
