@@ -56,7 +56,7 @@ class Settings:
     nats_monitor_urls: tuple[str, ...] = ()
     """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs to disk."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
-    """Redis or Valkey, for claims; it must run `noeviction`."""
+    """Redis or Valkey, for claims and unread counts; it must run `noeviction`."""
     postgres_url: Secret | None = None
     """PostgreSQL, for API keys. Without it `POST /v1/events` is not served."""
     profile: Profile = "production"

@@ -111,10 +111,12 @@ function drawNow() {
   $("older").hidden = all.length <= SHOWN;
   $("older").textContent = `and ${all.length - SHOWN} older`;
   $("empty").hidden = all.length > 0 || seamark.state !== "live";
-  const counted = seamark.unread && !seamark.unread.stale ? seamark.unread.count : inbox.unread;
-  $("badge").hidden = counted === 0;
-  $("badge").textContent = counted > 999 ? "999+" : counted;
-  $("badge").setAttribute("aria-label", `${counted} unread`);
+  // The projections' count knows of what this page has not loaded; a stale one may know less than the page.
+  const told = seamark.unread && !seamark.unread.stale ? seamark.unread : { count: inbox.unread, more: false };
+  const counted = told.count;
+  $("badge").hidden = counted === 0 && !told.more;
+  $("badge").textContent = told.more ? `${counted}+` : counted;
+  $("badge").setAttribute("aria-label", told.more ? `more than ${counted} unread` : `${counted} unread`);
   $("read-all").disabled = inbox.unread === 0;
   document.title = `${counted ? `(${counted}) ` : ""}Inbox · Seamark`;
   $("cursor").textContent = seamark.cursor ?? "none yet";
