@@ -20,7 +20,7 @@ from gateway.bodies import read_body
 from gateway.context import CONTEXT, Context
 from gateway.frames import BadFrame, Read, check_device, check_read
 from gateway.inbox_page import queries_of
-from gateway.limits import FRAME_BYTES, READ_IDS
+from gateway.limits import FRAME_BYTES, READ_IDS, RETRY_AFTER_SECONDS
 from gateway.partition import Partition
 from gateway.problems import Problem, unavailable
 from projections.inbox_queries import Filter
@@ -112,7 +112,15 @@ async def _up_to(body: ReadBody, partition: Partition) -> int | None:
 
 
 async def _append(context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: int | None) -> str:
-    """Store the record; its id."""
+    """Store the record; its id.
+
+    Raises:
+        Problem: 429, the user has had too many appended; 503, the log does not take it now.
+    """
+    if not context.sessions.reads.take((claims.tenant, claims.user)):
+        raise Problem(
+            429, "too_many_reads", "name more records in fewer requests", retry_after_seconds=RETRY_AFTER_SECONDS
+        )
     id, record = state_record(kind, tenant=claims.tenant, user=claims.user, device=device, ids=ids, up_to=up_to)
     partition = context.partition(claims.tenant, claims.user)
     subject = log_subject(partition.number, claims.tenant, claims.user)

@@ -220,6 +220,20 @@ async def test_reads_marked_by_request_reach_every_device(nats_server: NatsServe
                 assert response.status == status
 
 
+async def test_reads_by_request_count_among_those_a_user_may_have_appended(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sessions.READS_PER_MINUTE", 2)
+    async with gateway_on(nats_server) as gateway:
+        statuses = []
+        for _ in range(3):
+            body = {"device": "tab", "ids": ["r0"]}
+            async with gateway.http.post(f"{gateway.url}/v1/inbox/read", json=body, headers=bearer()) as response:
+                statuses.append(response.status)
+        assert statuses == [202, 202, 429]
+        assert (await gateway.broker.stream(gateway.stream())).messages == 2
+
+
 # --- events ---------------------------------------------------------------------------------------------------------
 
 KEY = "sk_test_0123456789"
