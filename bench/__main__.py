@@ -49,7 +49,9 @@ def dispatch(
     """How fast a dispatcher empties EVENTS, against the broker's own limit."""
     if quick:
         events, users = 2_000, 100
-    measure("dispatch", dispatch_bench.run(events=events, users=users, data=data, sync=sync), data, quick=quick)
+    measure(
+        "dispatch", dispatch_bench.run(events=events, users=users, data=data, sync=sync, hurry=quick), data, quick=quick
+    )
 
 
 @app.command()
@@ -80,6 +82,7 @@ def sustained(
         prototype=prototype,
         data=data,
         sync=sync,
+        hurry=quick,
     )
     measure("sustained", work, data, quick=quick)
 
@@ -96,7 +99,7 @@ def fanout(
     """One event to many connected users."""
     if quick:
         users, rounds = 50, 1
-    work = fanout_bench.run(users=users, gateways=gateways, rounds=rounds, data=data, sync=sync)
+    work = fanout_bench.run(users=users, gateways=gateways, rounds=rounds, data=data, sync=sync, hurry=quick)
     measure("fanout", work, data, quick=quick)
 
 
@@ -112,7 +115,7 @@ def storm(
     """All sessions reconnect at once with their cursors, a tenth of them with missed records."""
     if quick:
         sessions, gateways, rounds = 50, 1, 1
-    work = storm_bench.run(sessions=sessions, gateways=gateways, rounds=rounds, data=data, sync=sync)
+    work = storm_bench.run(sessions=sessions, gateways=gateways, rounds=rounds, data=data, sync=sync, hurry=quick)
     measure("storm", work, data, quick=quick)
 
 
@@ -127,7 +130,7 @@ def idle(
     """Memory of sessions that have nothing to do."""
     if quick:
         sessions, settle_seconds = 50, 0.5
-    work = idle_bench.run(sessions=sessions, settle_seconds=settle_seconds, data=data, sync=sync)
+    work = idle_bench.run(sessions=sessions, settle_seconds=settle_seconds, data=data, sync=sync, hurry=quick)
     measure("idle", work, data, quick=quick)
 
 
@@ -142,7 +145,13 @@ def resume(
     """From hello to live, and a very long absence while others are served."""
     if quick:
         resumes, missed = 40, 2_000
-    measure("resume", resume_bench.run(resumes=resumes, missed=missed, data=data, sync=sync), data, quick=quick)
+    others = 1.0 if quick else 5.0
+    measure(
+        "resume",
+        resume_bench.run(resumes=resumes, missed=missed, others_seconds=others, data=data, sync=sync, hurry=quick),
+        data,
+        quick=quick,
+    )
 
 
 @app.command()

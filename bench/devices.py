@@ -131,6 +131,6 @@ async def bare_handshakes(folder: Path, count: int, processes: int) -> AsyncIter
         yield Bare(servers, swarm)
 
 
-async def settled(devices_: Devices, quiet_seconds: float = 2.0) -> None:
-    """Give the checks that follow a join (after 1 s) the time to be over, so that they do not count as work of the load."""
-    await asyncio.sleep(quiet_seconds)
+async def settled(bench: Stack) -> None:
+    """Give what follows a join the time to be over, so that it does not count as work of what comes next."""
+    await asyncio.sleep(bench.settle_seconds)

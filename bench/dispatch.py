@@ -11,9 +11,9 @@ from bench.stack import stack
 
 
 async def run(
-    *, events: int = 100_000, users: int = 2_000, data: Path | None = None, sync: str | None = None
+    *, events: int = 100_000, users: int = 2_000, data: Path | None = None, sync: str | None = None, hurry: bool = False
 ) -> dict[str, Any]:
-    async with stack(data=data, sync_interval=sync) as bench:
+    async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
         progress("the broker's own limit")
         before = await broker_limit(bench.broker, events, users)
         progress(f"publishing {events} events")

@@ -16,15 +16,21 @@ DELIVER_SECONDS = 60.0
 
 
 async def run(
-    *, users: int = 10_000, gateways: int = 1, rounds: int = 5, data: Path | None = None, sync: str | None = None
+    *,
+    users: int = 10_000,
+    gateways: int = 1,
+    rounds: int = 5,
+    data: Path | None = None,
+    sync: str | None = None,
+    hurry: bool = False,
 ) -> dict[str, Any]:
-    async with stack(data=data, sync_interval=sync) as bench:
+    async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
         await bench.start("dispatcher")
         await bench.start("gateway", gateways)
         async with devices(bench, users) as swarm:
             progress(f"connecting {users} devices")
             await swarm.connect(cursor="")
-            await settled(swarm)
+            await settled(bench)
             measured = []
             for number in range(rounds + 1):
                 limit = await broker_limit(bench.broker, users, users, tenant=f"yardstick-{number}")
@@ -48,7 +54,7 @@ async def run(
                     }
                 )
                 progress(f"last device after {measured[-1]['last_ms']} ms, broker alone {measured[-1]['broker_ms']} ms")
-                await settled(swarm, 1.0)
+                await settled(bench)
     # The first round finds cold caches everywhere: it is shown, and left out of the medians.
     kept = measured[1:]
     median = {name: statistics.median(one[name] for one in kept) for name in ("first_ms", "last_ms", "p50_ms", "ratio")}

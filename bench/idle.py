@@ -1,5 +1,6 @@
 """`idle`: what a session that has nothing to do costs in memory, beside a bare aiohttp WebSocket."""
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,20 @@ from bench.stack import stack
 
 
 async def run(
-    *, sessions: int = 10_000, settle_seconds: float = 35.0, data: Path | None = None, sync: str | None = None
+    *,
+    sessions: int = 10_000,
+    settle_seconds: float = 35.0,
+    data: Path | None = None,
+    sync: str | None = None,
+    hurry: bool = False,
 ) -> dict[str, Any]:
-    async with stack(data=data, sync_interval=sync) as bench:
+    async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
         progress(f"{sessions} bare sockets")
         async with bare_handshakes(bench.folder, sessions, 1) as bare:
             pids = [server.pid for server in bare.servers]
             before = rss_bytes(pids)
             await bare.devices.connect()
-            await settled(bare.devices)
+            await settled(bench)
             plain = (rss_bytes(pids) - before) / sessions
         progress(f"{sessions} sessions, {settle_seconds:g} s to settle")
         await bench.start("gateway")
@@ -27,11 +33,11 @@ async def run(
         async with devices(bench, sessions) as swarm:
             before, broker_before = rss_bytes(gateway), rss_bytes(bench.pids("broker"))
             await swarm.connect(cursor="")
-            await settled(swarm)
+            await settled(bench)
             fresh = (rss_bytes(gateway) - before) / sessions
             cpu, started = cpu_seconds(gateway), time.monotonic()
             # Heads of all users are compared every 30 s: what that leaves behind counts.
-            await settled(swarm, settle_seconds)
+            await asyncio.sleep(settle_seconds)
             busy = (cpu_seconds(gateway) - cpu) / (time.monotonic() - started)
             ours = (rss_bytes(gateway) - before) / sessions
             broker = (rss_bytes(bench.pids("broker")) - broker_before) / sessions

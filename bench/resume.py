@@ -17,7 +17,6 @@ from engine.jetstream import Outgoing
 from engine.subjects import encode_token, partition_of
 
 OTHERS_PER_SECOND = 500
-QUIET_SECONDS = 5.0
 
 
 async def run(
@@ -26,17 +25,19 @@ async def run(
     missed: int = 100_000,
     others: int = 200,
     at_a_time: int = 4,
+    others_seconds: float = 5.0,
     data: Path | None = None,
     sync: str | None = None,
+    hurry: bool = False,
 ) -> dict[str, Any]:
-    async with stack(data=data, sync_interval=sync) as bench:
+    async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
         await bench.start("dispatcher")
         await bench.start("gateway")
         progress(f"{resumes} warm resumes, {at_a_time} at a time")
         warm = await _warm(bench, resumes, at_a_time)
         bare = await _bare(bench, resumes, at_a_time)
         progress(f"{missed} missed records, {others} others at {OTHERS_PER_SECOND}/s")
-        long = await _long(bench, resumes, missed, others)
+        long = await _long(bench, resumes, missed, others, others_seconds)
     p99 = warm["p99_ms"]
     return {
         "result": {"warm": warm, "long": long},
@@ -52,10 +53,10 @@ async def _warm(bench: Stack, resumes: int, at_a_time: int) -> dict[str, Any]:
     """Sessions come back one after the other, with the cursor they had; half of them have missed a record."""
     async with devices(bench, resumes) as swarm:
         await swarm.connect(cursor="")
-        await settled(swarm)
+        await settled(bench)
         await swarm.drop()
         await _publish(bench, rate=resumes // 2, users=resumes // 2, seconds=1.0)
-        await settled(swarm)
+        await settled(bench)
         await swarm.forget()
         spreads = await swarm.connect(at_a_time=at_a_time)
         facts = await swarm.expect(resumes // 2, 10)
@@ -71,20 +72,20 @@ async def _bare(bench: Stack, count: int, at_a_time: int) -> dict[str, Any]:
     return Spread.of(facts, "handshakes").milliseconds()
 
 
-async def _long(bench: Stack, first: int, missed: int, others: int) -> dict[str, Any]:
+async def _long(bench: Stack, first: int, missed: int, others: int, others_seconds: float) -> dict[str, Any]:
     """One device comes back after a very long time while others are served."""
     reader, epoch = first, await _epoch_of(bench, first)
     async with devices(bench, others, first=first + 1) as swarm, devices(bench, 1, first=reader) as lone:
         await swarm.connect(cursor="")
-        await settled(swarm)
+        await settled(bench)
         await _fill(bench, reader, missed)
-        alone = await _others(bench, swarm, others, first + 1, QUIET_SECONDS, id_from=10_000_000)
+        alone = await _others(bench, swarm, others, first + 1, others_seconds, id_from=10_000_000)
         cpu, started = {role: cpu_seconds(bench.pids(role)) for role in ("gateway", "broker")}, time.monotonic()
         paging = asyncio.create_task(_page(lone, missed, f"{epoch}.0"), name="page")
-        during = await _others(bench, swarm, others, first + 1, QUIET_SECONDS, id_from=20_000_000)
+        during = await _others(bench, swarm, others, first + 1, others_seconds, id_from=20_000_000)
         seconds = await paging
         spent = {role: per_unit(cpu_seconds(bench.pids(role)) - used, missed) for role, used in cpu.items()}
-    overlap = min(1.0, seconds / QUIET_SECONDS)
+    overlap = min(1.0, seconds / others_seconds)
     return {
         "missed": missed,
         "seconds": round(seconds, 2),

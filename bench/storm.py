@@ -17,24 +17,29 @@ from bench.stack import Stack, stack
 MISSED = 3
 BEHIND = 10
 """One device in so many has missed records."""
-PAUSE_SECONDS = 2.0
 
 
 async def run(
-    *, sessions: int = 10_000, gateways: int = 2, rounds: int = 3, data: Path | None = None, sync: str | None = None
+    *,
+    sessions: int = 10_000,
+    gateways: int = 2,
+    rounds: int = 3,
+    data: Path | None = None,
+    sync: str | None = None,
+    hurry: bool = False,
 ) -> dict[str, Any]:
-    async with stack(data=data, sync_interval=sync) as bench:
+    async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
         await bench.start("dispatcher")
         await bench.start("gateway", gateways)
         async with devices(bench, sessions) as swarm, bare_handshakes(bench.folder, sessions, gateways) as bare:
             progress(f"connecting {sessions} devices")
             await swarm.connect(cursor="")
             await swarm.drop()
-            await settled(swarm, PAUSE_SECONDS)
+            await settled(bench)
             # In turn, so that both see the same minutes of this machine; the first pair warms up.
             plain, storms = [], []
             for number in range(rounds + 1):
-                plain.append(await _bare(bare, sessions))
+                plain.append(await _bare(bench, bare, sessions))
                 storms.append(await _storm(bench, swarm, sessions, number))
                 progress(f"all live after {storms[-1]['seconds']} s, bare {plain[-1]['seconds']} s")
     kept = storms[1:]
@@ -55,13 +60,13 @@ async def run(
     }
 
 
-async def _bare(bare: Bare, sessions: int) -> dict[str, Any]:
+async def _bare(bench: Stack, bare: Bare, sessions: int) -> dict[str, Any]:
     pids = [server.pid for server in bare.servers]
     before = cpu_seconds(pids)
     facts = await bare.devices.connect()
     spent = cpu_seconds(pids) - before
     await bare.devices.drop()
-    await settled(bare.devices, PAUSE_SECONDS)
+    await settled(bench)
     return {"seconds": round(facts["seconds"], 3), "server_us_per_session": per_unit(spent, sessions)}
 
 
@@ -69,7 +74,7 @@ async def _storm(bench: Stack, swarm: Devices, sessions: int, number: int) -> di
     behind = max(1, sessions // BEHIND)
     missed = behind * MISSED
     await _miss(bench, behind, missed, id_from=number * missed)
-    await settled(swarm, PAUSE_SECONDS)
+    await settled(bench)
     await swarm.forget()
     reads = Reads(bench.broker)
     await reads.ready()
@@ -85,7 +90,7 @@ async def _storm(bench: Stack, swarm: Devices, sessions: int, number: int) -> di
     if facts["delivered"] != missed:
         raise Broken(f"{facts['delivered']} of {missed} missed records were replayed")
     await swarm.drop()
-    await settled(swarm, PAUSE_SECONDS)
+    await settled(bench)
     return {
         "seconds": round(connected["seconds"], 3),
         "hello_to_live": Spread.of(connected, "joins").milliseconds(),

@@ -52,11 +52,12 @@ async def run(
     prototype: Path | None = None,
     data: Path | None = None,
     sync: str | None = None,
+    hurry: bool = False,
 ) -> dict[str, Any]:
     before = await _prototype(prototype, rates, sockets, seconds)
     runs = []
     for rate in rates:
-        async with stack(data=data, sync_interval=sync) as bench:
+        async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
             progress(f"{rate}/s to {sockets} devices for {seconds:g} s")
             runs.append(await _one(bench, rate, sockets, seconds, gateways, acks=acks))
     after = await _prototype(prototype, rates, sockets, seconds)
@@ -78,7 +79,7 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
     await bench.start("gateway", gateways)
     async with devices(bench, sockets, acks=acks) as swarm:
         await swarm.connect(cursor="")
-        await settled(swarm)
+        await settled(bench)
         await _warm(bench, swarm, sockets)
         pids = {role: bench.pids(role) for role in ROLES} | {"devices": swarm.worker.pids}
         cpu = {role: cpu_seconds(found) for role, found in pids.items()}

@@ -1,0 +1,50 @@
+"""Every benchmark runs, on tiny numbers, and prints the figures it is there for as one JSON object."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS_MAX = 50
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """What one benchmark printed; its own children die with it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments, "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [line] = done.stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+@pytest.mark.parametrize("name", ["dispatch", "sustained", "fanout", "storm", "idle", "resume"])
+def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name: str) -> None:
+    figures = run(name)
+    assert figures["benchmark"] == name
+    assert figures["quick"] is True
+    assert {"cores", "load_1m", "store"} <= figures["machine"].keys()
+    assert figures["result"]
+    assert all(value for value in figures["yardstick"].values())
+    assert isinstance(figures["ratio"], int | float | None)
+    assert any(key.startswith("cpu_us_per_") for key in figures)
+
+
+def test_sustained_load_compares_with_another_pipeline_measured_before_and_after(tmp_path: Path) -> None:
+    cpu = {"publisher": 1.0, "broker": 1.0, "dispatcher": 1.0, "gateway": 1.0, "devices": 1.0}
+    line = {"rate": 200, "held": True, "cpu_us_per_notification": cpu}
+    other = tmp_path / "other.py"
+    other.write_text(f"import json\nprint(json.dumps({line!r}))\n")
+    compared = run("sustained", "--prototype", str(other))["prototype"]
+    assert compared["before"] == compared["after"] == [line]
+    assert compared["held_ratio"] in (0.0, 1.0)  # on a busy machine even this little may come late
+    assert compared["cpu_ratios_by_rate"]["200"].keys() == {"dispatcher", "gateway", "broker"}
