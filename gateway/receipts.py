@@ -69,7 +69,8 @@ class Tally:
         self.noted = False
         due: list[Receipt] = []
         if self.acked > self.acked_told:
-            sent_at = _moment(self.sent_at) if self.acked > self.sent_told else None
+            # Something newer may have been sent since; what was acknowledged was sent before it was.
+            sent_at = _moment(min(self.sent_at, self.acked_at)) if self.acked > self.sent_told else None
             at = _moment(self.acked_at)
             due.append(Receipt(user, "inapp", device, "acknowledged", epoch, self.acked_told, self.acked, at, sent_at))
             self.acked_told = self.acked

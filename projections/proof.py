@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -239,13 +240,12 @@ def _gaps(row: asyncpg.Record, record: Record, facts: list[Fact]) -> list[str]:
 
 
 _STEPS: Final = ("emitted", "stored", "dispatched", "planned", "sent", "delivered", "acknowledged", "seen", "read")
-_LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 
-def _order(fact: Fact) -> tuple[int, datetime, int]:
-    """The way to the log first, in its order, whatever publishers' clocks say; then by time."""
+def _order(fact: Fact) -> tuple[int, float, int]:
+    """The way to the log first, in its order, whatever publishers' clocks say; then by time, as exact as receipts are."""
     step = _STEPS.index(fact.fact) if fact.fact in _STEPS else len(_STEPS)
-    return (min(step, 4), fact.at or _LAST, step)
+    return (min(step, 4), math.inf if fact.at is None else round(fact.at.timestamp(), 3), step)
 
 
 def _text(at: datetime) -> str:

@@ -145,7 +145,7 @@ async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGat
         "phone"
     }
     assert [line for line in proof["not_proven"] if line.startswith(("sent", "acknowledged", "read"))] == []
-    status, answer = await trace(house, "e1", token("operator", scope="operator"))
+    _, answer = await trace(house, "e1", token("operator", scope="operator"))
     assert [one["user"] for one in answer["proofs"]] == ["alice", "bob"]
     assert any(line.startswith("sent: no receipt") for line in answer["proofs"][1]["not_proven"])
     assert (await trace(house, "e1", token(), user="bob"))[0] == 403
