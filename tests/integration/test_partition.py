@@ -129,10 +129,11 @@ async def reading(broker: Broker, worker: Any) -> AsyncIterator[PartitionReader]
     task = asyncio.create_task(reader.run(), name="reader")
     try:
         yield reader
-        assert not task.done(), task.exception()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task  # a reader that failed says why, whatever else did not happen then
 
 
 async def done(store: Store, load: Load, *, seconds: float = 15) -> None:
@@ -209,18 +210,12 @@ async def test_a_server_that_is_killed_and_started_again_costs_no_message(nats_s
         async with reading(broker, RecordingWorker(store)):
             for _ in range(3):
                 await load.publish(700)
-                await eventually(lambda: store.applied)
+                await load.surely(1)  # then what was published before it is stored
                 publishing = asyncio.create_task(load.surely(30), name="load")
-                nats_server.restart(kill=True)
+                await asyncio.to_thread(nats_server.kill)
+                nats_server.start()
                 await publishing
-                # What was published without an answer may be lost with the server: count what is there.
-                load.count = await count(publisher)
             await done(store, load, seconds=20)
-
-
-async def count(broker: Broker) -> int:
-    info = await broker.api("STREAM.INFO.EV", {"subjects_filter": "ev.0.one"})
-    return int(info["state"]["subjects"]["ev.0.one"])
 
 
 async def test_an_operator_who_takes_the_pin_away_costs_no_message(nats_server: NatsServer) -> None:
