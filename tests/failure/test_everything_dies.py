@@ -52,7 +52,7 @@ async def test_every_acknowledged_event_is_in_one_record_and_every_device_gets_i
                 bad_network(gateway.gateway_port) as network,
                 devices(chaos.ledger, USERS, f"http://127.0.0.1:{network.port}") as found,
             ):
-                load = Load(broker, chaos.ledger, chaos.rng, USERS, shared=0.05, audience_max=6, rate=600)
+                load = Load(broker, chaos.ledger, chaos.rng, USERS, shared=0.05, audience_max=6, rate=800)
                 running = asyncio.create_task(load.run(PUBLISHES), name="load")
                 tunnels = asyncio.create_task(cut_now_and_then(network, chaos.rng, (0.01, 0.1)), name="tunnels")
                 drawn = await torment_until(running, chaos.rng, nats_server, processes, gateway)

@@ -220,6 +220,27 @@ async def test_dispatchers_on_a_bad_network_to_nats_and_redis_lose_double_and_re
             print(drawn)
 
 
+async def test_a_server_frozen_for_longer_than_pings_wait_costs_nothing_but_time(
+    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
+            first.start()
+            second.start()
+            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=200)
+            running = asyncio.create_task(load.run(), name="load")
+            await eventually(lambda: load.acknowledged > 100)
+            nats_server.suspend()
+            await eventually(lambda: first.said("disconnected") and second.said("disconnected"), seconds=15)
+            nats_server.resume()
+            before = load.acknowledged
+            await eventually(lambda: load.acknowledged > before + 200, seconds=15)
+            load.stop()
+            await running
+            await chaos.judge(broker)
+
+
 def network_faults(networks: list[BadNetwork]) -> list[Fault]:
     def for_a_while(name: str, break_it: Callable[[BadNetwork], None]) -> Fault:
         async def inject(rng: Any) -> None:
