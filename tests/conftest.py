@@ -1,8 +1,11 @@
 """What every test has at hand: servers, and a loop of the kind that production runs on."""
 
 import asyncio
+import functools
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import hypothesis
 import pytest
@@ -32,6 +35,29 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     if os.environ.get("SEAMARK_TEST_LOOP") == "asyncio":
         return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
+
+
+ASYNC_SHARE = 0.9
+"""How much of a test's time its coroutine may take before it fails by itself, so that fixtures end and the run goes on.
+pytest-timeout, behind it, can only end the whole run: on uvloop no signal reaches a test that waits."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every coroutine a deadline of its own, shorter than pytest-timeout's."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            marker = item.get_closest_marker("timeout")
+            given = (*marker.args, marker.kwargs.get("timeout"))[0] if marker else None
+            item.obj = _within(float(given or config.getini("timeout")) * ASYNC_SHARE, item.obj)
+
+
+def _within(seconds: float, test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(test)
+    async def limited(*args: Any, **kwargs: Any) -> Any:
+        async with asyncio.timeout(seconds):
+            return await test(*args, **kwargs)
+
+    return limited
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
