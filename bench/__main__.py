@@ -63,6 +63,7 @@ def sustained(
     seconds: float = 15.0,
     gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 1,
     acks: Annotated[bool, typer.Option(help="Whether devices acknowledge.")] = True,
+    batches_per_second: Annotated[int, typer.Option(help="Publisher's batches: more make a smoother load.")] = 50,
     prototype: Annotated[
         Path | None, typer.Option(help="The naive pipeline to compare with, run before and after.")
     ] = None,
@@ -79,6 +80,7 @@ def sustained(
         seconds=seconds,
         gateways=gateways,
         acks=acks,
+        batches_per_second=batches_per_second,
         prototype=prototype,
         data=data,
         sync=sync,

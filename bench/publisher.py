@@ -11,13 +11,12 @@ from bench.load import event
 from bench.processes import say
 from engine.jetstream import NatsSettings, connect
 
-TICKS_PER_SECOND = 50
 BATCHES_IN_FLIGHT = 4
 """A service that waits for each batch would measure the round trip; more would hide that the broker does not keep up."""
 
 
 class Settings(msgspec.Struct):
-    """Events per second, to so many users in turn, from `first` on, for so long. Ids start at `id_from`."""
+    """Events per second in so many batches, to users in turn, from `first` on, for so long. Ids start at `id_from`."""
 
     url: str
     rate: int
@@ -25,6 +24,7 @@ class Settings(msgspec.Struct):
     seconds: float
     first: int = 0
     id_from: int = 0
+    batches_per_second: int = 50
 
 
 async def _main() -> None:
@@ -32,7 +32,8 @@ async def _main() -> None:
     broker = await connect(NatsSettings(settings.url, name="publisher"))
     slots = asyncio.Semaphore(BATCHES_IN_FLIGHT)
     started, number = time.time(), settings.id_from
-    ticks = max(1, round(TICKS_PER_SECOND * settings.seconds))
+    pace = settings.batches_per_second
+    ticks = max(1, round(pace * settings.seconds))
 
     async def publish(first: int, last: int, due: float) -> None:
         async with slots:
@@ -42,10 +43,10 @@ async def _main() -> None:
 
     async with asyncio.TaskGroup() as tasks:
         for tick in range(ticks):
-            due = started + tick / TICKS_PER_SECOND
+            due = started + tick / pace
             await asyncio.sleep(max(0.0, due - time.time()))
             # The rate need not be a multiple of the ticks.
-            until = settings.id_from + round(settings.rate * (tick + 1) / TICKS_PER_SECOND)
+            until = settings.id_from + round(settings.rate * (tick + 1) / pace)
             if until > number:
                 tasks.create_task(publish(number, until, due), name="publish")
                 number = until

@@ -49,6 +49,7 @@ async def run(
     seconds: float = 15.0,
     gateways: int = 1,
     acks: bool = True,
+    batches_per_second: int = 50,
     prototype: Path | None = None,
     data: Path | None = None,
     sync: str | None = None,
@@ -59,7 +60,7 @@ async def run(
     for rate in rates:
         async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
             progress(f"{rate}/s to {sockets} devices for {seconds:g} s")
-            runs.append(await _one(bench, rate, sockets, seconds, gateways, acks=acks))
+            runs.append(await _one(bench, rate, sockets, seconds, gateways, batches_per_second, acks=acks))
     after = await _prototype(prototype, rates, sockets, seconds)
     held = max((run["rate"] for run in runs if run["held"]), default=0)
     figures: dict[str, Any] = {
@@ -73,7 +74,9 @@ async def run(
     return figures
 
 
-async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: int, *, acks: bool) -> dict[str, Any]:
+async def _one(
+    bench: Stack, rate: int, sockets: int, seconds: float, gateways: int, batches_per_second: int, *, acks: bool
+) -> dict[str, Any]:
     limit = await broker_limit(bench.broker, 20_000, sockets)
     await bench.start("dispatcher")
     await bench.start("gateway", gateways)
@@ -84,7 +87,14 @@ async def _one(bench: Stack, rate: int, sockets: int, seconds: float, gateways: 
         pids = {role: bench.pids(role) for role in ROLES} | {"devices": swarm.worker.pids}
         cpu = {role: cpu_seconds(found) for role, found in pids.items()}
         rounds, resets = await bench.metric("dispatcher", ROUNDS), await bench.metric("dispatcher", RESETS)
-        settings = Settings(url=bench.nats.url, rate=rate, users=sockets, seconds=seconds, id_from=sockets)
+        settings = Settings(
+            url=bench.nats.url,
+            rate=rate,
+            users=sockets,
+            seconds=seconds,
+            id_from=sockets,
+            batches_per_second=batches_per_second,
+        )
         publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
         lag = Lag()
         watch = asyncio.create_task(lag.watch(bench), name="lag")

@@ -47,6 +47,9 @@ PULL_BATCH = 500
 PULL_BYTES = 8 << 20
 """What one pull may bring: 500 events of the largest size would be 500 MiB. Typical batches are far below it."""
 
+LINGER_SECONDS = 0.01
+"""Rounds of a partition that hold little begin this far apart: on one replica a batch costs the broker about 1 ms."""
+
 BUFFERED_PULLS_MAX = 2
 """Pulled batches a partition keeps in memory before it stops pulling."""
 

@@ -22,7 +22,7 @@ from engine import metrics, wire
 from engine.errors import BrokerError, PartitionStopped, StepDown
 from engine.jetstream import Broker, StreamState
 from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
-from engine.pulls import GROUP, Pulls
+from engine.pulls import GROUP, Pace, Pulls
 from engine.tasks import end_if_cancelled
 
 _log = structlog.get_logger("seamark.partition")
@@ -113,11 +113,10 @@ class PartitionReader:
         self._buffer: list[Delivered] = []
         self._buffer_bytes = 0
         self._verified = False
-        self._start_seq = 1
-        self._last_seq = 0
-        self._next_consumer_seq = 1
+        self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
         self._doubt = False
         self._retry_seconds = RETRY_SECONDS_MIN
+        self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
         self._log = _log.bind(stream=source.stream, consumer=source.consumer)
@@ -130,7 +129,7 @@ class PartitionReader:
         """Read for ever; ends by cancellation, and then gives the pin back so that a standby need not wait for it."""
         broker, source = self._broker, self._source
         unpinned = f"$JS.EVENT.ADVISORY.CONSUMER.UNPINNED.{source.stream}.{source.consumer}"
-        subscriptions = [
+        inboxes = [
             broker.subscribe(f"{self._inbox}.*", self._on_message),
             broker.subscribe(unpinned, self._on_unpinned),
         ]
@@ -147,7 +146,7 @@ class PartitionReader:
             await asyncio.gather(watch, return_exceptions=True)
             broker.on_reconnect.remove(self._on_reconnect)
             broker.on_leader_change.remove(self._on_leader_change)
-            for subscription in subscriptions:
+            for subscription in inboxes:
                 subscription.unsubscribe()
             await self._give_back()
 
@@ -222,6 +221,9 @@ class PartitionReader:
             self._doubt = True
 
     async def _handle(self) -> None:
+        if (pause := self._pace.pause_seconds(len(self._buffer))) > 0:
+            await asyncio.sleep(pause)
+            return  # what has changed meanwhile is seen by the next turn
         batch, self._buffer, self._buffer_bytes = self._buffer, [], 0
         try:
             await self._worker.handle(batch)

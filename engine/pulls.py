@@ -10,12 +10,28 @@ import msgspec
 from engine import wire
 from engine.errors import Unavailable
 from engine.jetstream import Broker
-from engine.limits import BUFFERED_PULLS_MAX, PULL_BATCH, PULL_BYTES
+from engine.limits import BUFFERED_PULLS_MAX, LINGER_SECONDS, PULL_BATCH, PULL_BYTES
 
 GROUP = "owner"
 
 _ENDS = (b"Batch Completed", b"MaxBytes")
 """A pull with a bound in bytes says so when it is done: no reason to doubt anything."""
+
+
+class Pace:
+    """When a round may begin. A small one costs nearly as much as a large one, so one that follows soon upon another lingers."""
+
+    def __init__(self) -> None:
+        self._begun_at = 0.0
+
+    def pause_seconds(self, buffered: int) -> float:
+        """How long to wait before `buffered` messages are handled; 0: the round begins now."""
+        now = time.monotonic()
+        pause = self._begun_at + LINGER_SECONDS - now
+        if pause > 0 and buffered < PULL_BATCH // 2:
+            return pause
+        self._begun_at = now
+        return 0.0
 
 
 class Pulls:
