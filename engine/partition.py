@@ -111,10 +111,8 @@ class PartitionReader:
         self._pulls = Pulls(broker, source.stream, source.consumer, self._inbox, self._expires_seconds)
         self._pin: bytes | None = None
         self._buffer: list[Delivered] = []
-        self._buffer_bytes = 0
-        self._verified = False
+        self._buffer_bytes, self._verified, self._doubt = 0, False, False
         self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
-        self._doubt = False
         self._retry_seconds = RETRY_SECONDS_MIN
         self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
@@ -129,7 +127,7 @@ class PartitionReader:
         """Read for ever; ends by cancellation, and then gives the pin back so that a standby need not wait for it."""
         broker, source = self._broker, self._source
         unpinned = f"$JS.EVENT.ADVISORY.CONSUMER.UNPINNED.{source.stream}.{source.consumer}"
-        inboxes = [
+        subscriptions = [
             broker.subscribe(f"{self._inbox}.*", self._on_message),
             broker.subscribe(unpinned, self._on_unpinned),
         ]
@@ -146,7 +144,7 @@ class PartitionReader:
             await asyncio.gather(watch, return_exceptions=True)
             broker.on_reconnect.remove(self._on_reconnect)
             broker.on_leader_change.remove(self._on_leader_change)
-            for subscription in inboxes:
+            for subscription in subscriptions:
                 subscription.unsubscribe()
             await self._give_back()
 
