@@ -27,7 +27,7 @@ QUICK = Times(hello_seconds=0.4, ping_seconds=0.4, pong_seconds=0.4)
 
 
 def token(
-    user: str = "alice", tenant: str = "default", *, seconds: float = 600, secret: str = SECRET, **claims: Any
+    user: str = "alice", tenant: str = "default", *, seconds: float = 7200, secret: str = SECRET, **claims: Any
 ) -> str:
     """A token as the development stack would give out."""
     return jwt.encode(

@@ -47,14 +47,14 @@ class ClusterMember(NatsServer):
     def prepare(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
 
-    def spawn(self) -> None:
+    def environment(self) -> dict[str, str]:
         routes = ", ".join(f'"nats://route:{password("cluster")}@{HOST}:{port}"' for port in self.routes)
         own = {
             "SEAMARK_NATS_NAME": self.server_name,
             "SEAMARK_NATS_ROUTES": f"[{routes}]",
             "SEAMARK_NATS_STORE": str(self.data / "store"),
         }
-        self._child.spawn(self.command(), env={**os.environ, **passwords(), **own})
+        return {**passwords(), **own}
 
     def command(self) -> list[str]:
         where = ["-a", HOST, "-p", str(self.port), "-m", str(self.monitor_port)]
