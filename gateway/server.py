@@ -160,7 +160,9 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
     count = await _partitions(broker, options.partitions)
     tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
     redis = (
-        None if options.redis_url is None else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS)
+        None
+        if options.redis_url is None
+        else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
     queries = None if redis is None else Queries(redis, count)
     partitions = [Partition(broker, number, queries) for number in range(count)]

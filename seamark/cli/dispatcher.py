@@ -28,7 +28,7 @@ async def _dispatch(settings: Settings, stop: asyncio.Event, health: Health) -> 
 
     broker = await connect(settings.nats("seamark-dispatcher"))
     try:
-        async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2) as redis:
+        async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis:
             health.not_ready = lambda: [] if broker.connected else ["not connected to NATS"]
             await run(
                 broker,

@@ -39,7 +39,7 @@ async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> N
                 settings.postgres_url.reveal(), min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60
             )
             await pool
-        async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2) as redis:
+        async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis:
             health.not_ready = lambda: [] if broker.connected else ["not connected to NATS"]
             await run(broker, redis, pool, partitions=settings.partitions, stop=stop)
     finally:

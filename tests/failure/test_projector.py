@@ -3,6 +3,8 @@
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,11 @@ class Writer:
         self.written = 0
 
     async def write(self, count: int) -> None:
+        """In rounds that fit an atomic batch, wherever their users are."""
+        for start in range(0, count, 900):
+            await self._round(min(900, count - start))
+
+    async def _round(self, count: int) -> None:
         batches: dict[int, list[Outgoing]] = {}
         for _ in range(count):
             user = self._rng.choice(USERS)
@@ -118,6 +125,18 @@ class Observer:
         return found
 
 
+@asynccontextmanager
+async def observing(redis: Redis) -> AsyncIterator[Observer]:
+    observer = Observer(redis)
+    watching = asyncio.create_task(observer.run(), name="observer")
+    try:
+        yield observer
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await observer.close()
+
+
 async def everything(redis: Redis) -> dict[str, Unread]:
     """All counts; AssertionError while one is stale."""
     reader, found = UnreadReader(redis), {}
@@ -144,11 +163,15 @@ def folded(logs: dict[int, list[LogRecord]]) -> dict[str, Unread]:
 async def test_redis_emptied_at_2000_records_a_second_is_stale_then_rebuilt_and_never_wrong(
     nats_server: NatsServer, valkey: Valkey
 ) -> None:
-    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+    async with (
+        connected(nats_server.url) as broker,
+        Redis.from_url(valkey.url, socket_timeout=None) as redis,
+        AsyncExitStack() as stack,
+    ):
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
         async with projecting(nats_server.url, valkey.url):
-            observer, writer = Observer(redis), Writer(broker, random.Random(4))
-            watching = asyncio.create_task(observer.run(), name="observer")
+            observer = await stack.enter_async_context(observing(redis))
+            writer = Writer(broker, random.Random(4))
             began = time.monotonic()
             for tenth in range(100):
                 if tenth in (30, 50, 70):
@@ -167,9 +190,6 @@ async def test_redis_emptied_at_2000_records_a_second_is_stale_then_rebuilt_and_
             fresh = len(observer.seen)
             await redis.flushall()
             await eventually(equal, seconds=30, every_seconds=0.2)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            await observer.close()
     wrong = observer.wrong(logs)
     assert not wrong, wrong[:3]
     assert fresh > 100, "nothing was ever shown as fresh"
@@ -184,13 +204,16 @@ async def test_twenty_kills_of_the_active_projector_in_100000_records_count_noth
 ) -> None:
     rng = random.Random(20)
     total, kills = 100_000, 20
-    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+    async with (
+        connected(nats_server.url) as broker,
+        Redis.from_url(valkey.url, socket_timeout=None) as redis,
+        AsyncExitStack() as stack,
+    ):
         await topology.ensure(broker, "dev", PARTITIONS)  # time-outs as in production
         with projector_processes(tmp_path, nats_server.url, valkey.url) as processes:
             for process in processes:
                 process.start()
-            observer, writer = Observer(redis), Writer(broker, rng)
-            watching = asyncio.create_task(observer.run(), name="observer")
+            observer, writer = await stack.enter_async_context(observing(redis)), Writer(broker, rng)
             slowest = 0.0
             await writer.write(1000)
             for number in range(kills):
@@ -212,9 +235,6 @@ async def test_twenty_kills_of_the_active_projector_in_100000_records_count_noth
                 return await everything(redis) == expected
 
             await eventually(equal, seconds=60, every_seconds=0.2)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            await observer.close()
     assert sum(len(log) for log in logs.values()) == writer.written >= total
     wrong = observer.wrong(logs)
     assert not wrong, wrong[:3]

@@ -37,8 +37,10 @@ async def counting(nats: NatsServer, valkey: Valkey) -> AsyncIterator[TestGatewa
         async def begun() -> bool:
             return not any([(await reader.read(p, [])).stale for p in range(PARTITIONS)])
 
-        await eventually(begun)
-        await reader.close()
+        try:
+            await eventually(begun)
+        finally:
+            await reader.close()  # uvloop does not end while a connection is open
         yield gateway
 
 

@@ -21,7 +21,7 @@ PARTITIONS = 4
 @contextlib.asynccontextmanager
 async def projecting(url: str, redis_url: str, partitions: int = PARTITIONS) -> AsyncIterator[Projector]:
     """A projector at work on connections of its own; a fault of it fails the test."""
-    async with connected(url) as broker, Redis.from_url(redis_url) as redis:
+    async with connected(url) as broker, Redis.from_url(redis_url, socket_timeout=None) as redis:
         projector = Projector(broker, projections(redis, None), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
         task = asyncio.create_task(projector.run(), name="projector")
         try:
