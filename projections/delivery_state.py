@@ -152,9 +152,13 @@ class Receipts:
     skipped: int = 0
 
 
-def fold(batch: Iterable[Delivered]) -> Receipts:
-    """What a run of RECEIPTS says, in its order. Over the whole stream: the projection `deliveries`."""
-    found = Receipts({}, {}, {})
+def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
+    """What a run of RECEIPTS says, in its order. Over the whole stream: the projection `deliveries`.
+
+    Args:
+        found: what receipts before these said; it goes on there.
+    """
+    found = Receipts({}, {}, {}) if found is None else found
     for stored in batch:
         # rcpt.<p>.<tenant>.<user>
         _, _, tenant, user = stored.subject.decode().split(".", 3)

@@ -166,12 +166,13 @@ def fold(
     epoch: str,
     era: int = 1,
     known: Mapping[User, frozenset[str]] | None = None,
+    users: dict[User, UserChanges] | None = None,
 ) -> dict[User, UserChanges]:
     """What records make of inboxes in which the ids `known` stand already.
 
-    Over a whole log, and with nothing known, `rows` are the inbox.
+    Over a whole log, and with nothing known, `rows` are the inbox. `users`: what records before these gave; it goes on there.
     """
-    users: dict[User, UserChanges] = {}
+    users = {} if users is None else users
     for user, stored, entry in entries:
         changes = users.get(user)
         if changes is None:

@@ -7,7 +7,20 @@ import sys
 import typer
 
 from engine.errors import SeamarkError
-from seamark.cli import dev, dispatcher, gateway, log, projector, publish, tail, token, topology
+from seamark.cli import (
+    dev,
+    dispatcher,
+    gateway,
+    log,
+    projector,
+    prove,
+    publish,
+    rebuild,
+    tail,
+    token,
+    topology,
+    verify,
+)
 from seamark.cli.output import keep_logs_apart
 
 app = typer.Typer(
@@ -25,6 +38,9 @@ app.command("token")(token.token)
 app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
+app.command("prove")(prove.prove)
+app.command("rebuild")(rebuild.rebuild)
+app.command("verify")(verify.verify)
 app.add_typer(topology.app, name="topology")
 
 

@@ -1,0 +1,150 @@
+"""Reads a part of a stream once, in order and as fast as the broker gives it: for rebuilds, verification and benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from nats.nuid import NUID
+
+from engine import wire
+from engine.errors import ApiError, BrokerError, Unanswered
+from engine.jetstream import Broker
+from engine.partition import Delivered
+
+BATCH: Final = 2000
+"""Messages of a pull, and at most of what is handed out at a time."""
+
+BYTES: Final = 8 << 20
+"""Bytes of a pull."""
+
+SILENCE_SECONDS: Final = 10.0
+"""An election takes 4-9 s; after this long the reading head is made anew."""
+
+TRIES: Final = 5
+"""Reading heads without a single message, one after the other, before it is given up."""
+
+INACTIVE_SECONDS: Final = 60.0
+"""The broker removes a reading head that nobody pulls from."""
+
+
+class _Broken(Exception):
+    """Something was missed: go on with a new reading head."""
+
+
+async def replay(broker: Broker, stream: str, subject: str, start: int, target: int) -> AsyncIterator[list[Delivered]]:
+    """The messages of `subject` from sequence `start` on, in batches, up to the first one at or beyond `target`.
+
+    `target` is the sequence of a message that exists. What age has removed meanwhile is not there.
+
+    Raises:
+        Unanswered: the broker gave nothing for a long time.
+    """
+    tries = 0
+    while start <= target:
+        head = _Head(broker, stream, subject)
+        try:
+            await head.open(start)
+            async for batch in head.batches(target):
+                tries = 0
+                yield batch
+                start = batch[-1].seq + 1
+            return
+        except (_Broken, BrokerError, TimeoutError) as error:
+            tries += 1
+            if tries >= TRIES:
+                raise Unanswered(f"{stream} cannot be read beyond {start}: {error}") from error
+            await asyncio.sleep(0.5 * tries)
+        finally:
+            await head.close()
+
+
+class _Head:
+    """A consumer of our own, without acks, gone when we are."""
+
+    def __init__(self, broker: Broker, stream: str, subject: str) -> None:
+        self._broker = broker
+        self._stream = stream
+        self._filter = subject
+        self._name = f"replay-{NUID().next().decode()}"
+        self._inbox = f"{broker.settings.inbox_prefix}.{NUID().next().decode()}"
+        self._buffer: list[Delivered] = []
+        self._outstanding = 0
+        self._next = 1
+        self._broken = ""
+        self._wake = asyncio.Event()
+        self._subscription = broker.subscribe(self._inbox, self._on_message)
+
+    async def open(self, start: int) -> None:
+        """Make the consumer."""
+        config: dict[str, Any] = {
+            "name": self._name,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, start),
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "filter_subject": self._filter,
+            "inactive_threshold": int(INACTIVE_SECONDS * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        method = f"CONSUMER.CREATE.{self._stream}.{self._name}.{self._filter}"
+        await self._broker.api(method, {"stream_name": self._stream, "config": config})
+
+    async def batches(self, target: int) -> AsyncIterator[list[Delivered]]:
+        """What comes, until `target` was seen."""
+        while True:
+            while self._outstanding <= BATCH and len(self._buffer) < BATCH:
+                self._pull()
+            if not self._buffer:
+                self._wake.clear()
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await self._wake.wait()
+            if self._buffer:
+                batch, self._buffer = self._buffer[:BATCH], self._buffer[BATCH:]
+                if batch[-1].seq >= target:
+                    last = [one for one in batch if one.seq <= target]
+                    if last:
+                        yield last
+                    return
+                yield batch
+            elif self._broken:
+                raise _Broken(self._broken)
+
+    async def close(self) -> None:
+        """Remove the consumer."""
+        if not self._broker.connected:
+            return
+        self._subscription.unsubscribe()
+        try:
+            await self._broker.api(f"CONSUMER.DELETE.{self._stream}.{self._name}", timeout_seconds=2.0)
+        except (ApiError, BrokerError):
+            return  # it goes by itself
+
+    def _pull(self) -> None:
+        body = {"batch": BATCH, "max_bytes": BYTES, "expires": int(SILENCE_SECONDS * 1e9)}
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
+        self._broker.publish(subject, msgspec.json.encode(body), reply=self._inbox)
+        self._outstanding += BATCH
+
+    def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        self._wake.set()
+        if not reply:
+            self._on_status(headers)
+            return
+        self._outstanding -= 1
+        _, word, consumer_seq, stored_at, _ = reply.rsplit(b".", 4)
+        if self._broken or int(consumer_seq) != self._next:
+            self._broken = self._broken or "a message was missed"
+            return
+        self._next += 1
+        self._buffer.append(Delivered(subject, int(word), int(stored_at), headers, payload))
+
+    def _on_status(self, headers: bytes) -> None:
+        pending = wire.header(headers, b"Nats-Pending-Messages")
+        self._outstanding = max(0, self._outstanding - int(pending)) if pending else 0
+        code = wire.status(headers)
+        if code != 408 and not (code == 409 and (b"MaxBytes" in headers or b"Batch Completed" in headers)):
+            self._broken = self._broken or f"the broker said {code}"
