@@ -12,6 +12,7 @@ from engine.jetstream import Broker, Stored
 from engine.subjects import log_stream
 from projections.projector import Projector, projections
 from projections.unread_fold import LogRecord
+from seamark.dev.child import free_port
 from tests.support.logs import PIN_TIMEOUT_SECONDS, connected, whole_stream
 from tests.support.roles import RoleProcess
 
@@ -38,6 +39,10 @@ class ProjectorProcess(RoleProcess):
     def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str) -> None:
         super().__init__(name, folder, nats_url)
         self.redis_url = redis_url
+
+    def spawn(self, *, fail_point: str = "") -> None:
+        self.port = free_port()  # while it lay dead, somebody else may have taken the former one
+        super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
         return ["-m", "seamark", "projector"]
