@@ -215,6 +215,7 @@ async def test_a_server_that_is_killed_and_started_again_costs_no_message(nats_s
                 await asyncio.to_thread(nats_server.kill)
                 nats_server.start()
                 await publishing
+                await eventually(lambda: publisher.connected)
             await done(store, load, seconds=20)
 
 
@@ -359,7 +360,7 @@ async def test_a_standby_takes_over_from_an_owner_that_vanished_and_is_not_distu
 
                     # It vanishes with messages in hand that it never applies: the reading head is beyond the position.
                     vanishing.before = hold
-                    await load.publish(800)
+                    await load.publish(2500)
                     await eventually(lambda: vanishing.batches > 1 and first._buffer)
                     proxy.cut()
                     started = time.monotonic()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nats.protocol.parser import Parser
 
 from engine import wire
-from engine.wire import HotParser, encode_publish, header, header_lines, status
+from engine.wire import HotParser, encode_publish, header, header_lines, last_header, status
 
 
 class Recorder:
@@ -316,6 +316,10 @@ def test_a_header_is_found_by_its_whole_name_and_exact_case() -> None:
     block = b"NATS/1.0\r\n" + lines + b"\r\n"
     assert header(block, b"Nats-Sequence") == b"4"
     assert header(block, b"Sequence") is None
+    # What the server adds stands behind what a publisher may have written.
+    assert last_header(block, b"Nats-Sequence") == b"5"
+    assert last_header(block, b"Sequence") is None
+    assert last_header(b"", b"Nats-Sequence") is None
     assert header(b"", b"Nats-Sequence") is None
     assert header(b"NATS/1.0\r\nA: \r\n\r\n", b"A") == b""
 
