@@ -66,13 +66,22 @@ def suspend_one(victims: Sequence[Victim], seconds: tuple[float, float]) -> Call
 
 
 async def torment(
-    rng: random.Random, faults: Sequence[Fault], *, count: int, pause_seconds: tuple[float, float]
+    rng: random.Random,
+    faults: Sequence[Fault],
+    *,
+    pause_seconds: tuple[float, float],
+    count: int = 0,
+    until: Callable[[], bool] = lambda: True,
 ) -> dict[str, int]:
-    """Inject `count` faults with random pauses between them; how often each kind was drawn."""
+    """Inject faults with random pauses between them: every kind once, then whatever is drawn; how often each kind was.
+
+    Goes on until there were `count` faults, every kind among them, and `until()` holds.
+    """
     drawn = dict.fromkeys((fault.name for fault in faults), 0)
-    for _ in range(count):
+    due = rng.sample(faults, len(faults))
+    while due or sum(drawn.values()) < count or not until():
         await asyncio.sleep(rng.uniform(*pause_seconds))
-        [fault] = rng.choices(faults, [fault.weight for fault in faults])
+        fault = due.pop() if due else rng.choices(faults, [fault.weight for fault in faults])[0]
         drawn[fault.name] += 1
         await fault.inject(rng)
     return drawn

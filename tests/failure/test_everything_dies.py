@@ -55,7 +55,12 @@ async def test_every_acknowledged_event_is_in_one_record_and_every_device_gets_i
                 load = Load(broker, chaos.ledger, chaos.rng, USERS, shared=0.05, audience_max=6, rate=800)
                 running = asyncio.create_task(load.run(PUBLISHES), name="load")
                 tunnels = asyncio.create_task(cut_now_and_then(network, chaos.rng, (0.01, 0.1)), name="tunnels")
-                drawn = await torment_until(running, chaos.rng, nats_server, processes, gateway)
+                faults = [
+                    Fault("nats-server", 1, restart(nats_server)),
+                    Fault("dispatcher", 1, kill_one(processes, lambda process, rng: process.spawn())),
+                    Fault("gateway", 1, kill_one([gateway], lambda process, rng: process.spawn())),
+                ]
+                drawn = await torment(chaos.rng, faults, until=running.done, pause_seconds=(0.5, 2.5))
                 await running
                 tunnels.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -67,17 +72,3 @@ async def test_every_acknowledged_event_is_in_one_record_and_every_device_gets_i
                 reconnects = sum(device.connection.reconnects for device in found)
                 assert [device.resets for device in found if device.resets] == []
     print(f"{drawn}; {load.acknowledged} of {load.sent} acknowledged, {records} records, {reconnects} reconnects")
-
-
-async def torment_until(over, rng, nats_server, processes, gateway) -> dict[str, int]:
-    """Kill something every second or two, until the load is over."""
-    faults = [
-        Fault("nats-server", 1, restart(nats_server)),
-        Fault("dispatcher", 2, kill_one(processes, lambda process, rng: process.spawn())),
-        Fault("gateway", 1, kill_one([gateway], lambda process, rng: process.spawn())),
-    ]
-    drawn = {fault.name: 0 for fault in faults}
-    while not over.done():
-        for name, count in (await torment(rng, faults, count=1, pause_seconds=(0.3, 2.0))).items():
-            drawn[name] += count
-    return drawn

@@ -212,7 +212,7 @@ async def test_dispatchers_on_a_bad_network_to_nats_and_redis_lose_double_and_re
                 await eventually(lambda process=process: process.ready)
             load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=150)
             running = asyncio.create_task(load.run(), name="load")
-            count = 18 + int(chaos.seconds / 1.5)
+            count = 14 + int(chaos.seconds / 1.5)
             drawn = await torment(chaos.rng, network_faults([one, other, redis]), count=count, pause_seconds=(0.1, 1.0))
             load.stop()
             await running

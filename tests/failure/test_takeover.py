@@ -157,7 +157,7 @@ async def test_fifty_deaths_at_random_moments_leave_nothing_lost_doubled_or_reor
             load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=150)
             running = asyncio.create_task(load.run(), name="load")
             deaths = max(56, int(chaos.seconds))
-            drawn = await torment(chaos.rng, faults, count=deaths, pause_seconds=(0.2, 1.2))
+            drawn = await torment(chaos.rng, faults, count=deaths, pause_seconds=(0.1, 0.9))
             load.stop()
             await running
             for process in processes:
