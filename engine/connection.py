@@ -142,14 +142,14 @@ class Connection:
                     reconnected_cb=self._on_reconnect,
                     **options,
                 )
-        except (TimeoutError, OSError, nats.errors.Error) as error:
+                self.subscribe(self._inbox.decode() + ".*", self._on_reply)
+                await self.flush()
+        except (TimeoutError, OSError, nats.errors.Error, Unanswered) as error:
             why = self.nc.last_error or error
             await self._end()
             raise Unavailable(
                 f"no NATS server takes us in at {_shown(settings.url)}: {type(why).__name__} {why}"
             ) from error
-        self.subscribe(self._inbox.decode() + ".*", self._on_reply)
-        await self.flush()
 
     @property
     def connected(self) -> bool:
