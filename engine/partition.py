@@ -19,7 +19,7 @@ import structlog
 from nats.nuid import NUID
 
 from engine import metrics, wire
-from engine.errors import BrokerError, PartitionStopped, StepDown
+from engine.errors import BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.jetstream import Broker, StreamState
 from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
 from engine.pulls import GROUP, Pace, Pulls
@@ -215,8 +215,9 @@ class PartitionReader:
         if found is not None and found.seq == first:
             self._verified = True
         else:
-            self._log.warning("the reading head is not where it was put", wanted=found and found.seq, got=first)
+            # With a pause: a leader that shows less than its consumer has sent would be asked without end.
             self._doubt = True
+            raise Unanswered(f"the reading head is at {first}, the leader's next is {found and found.seq}")
 
     async def _handle(self) -> None:
         if (pause := self._pace.pause_seconds(len(self._buffer))) > 0:
