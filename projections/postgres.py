@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
     Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
-AWAY: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""Whatever these say, the stored checkpoint tells what has happened."""
+AWAY: Final = (
+    OSError,
+    TimeoutError,
+    RuntimeError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""Whatever these say, the stored checkpoint tells what has happened.
+
+asyncpg speaks of an internal error, and uvloop raises RuntimeError, when a connection is used that was lost a moment ago."""
 
 APPLY_SECONDS: Final = 30.0
 """One batch; a checkpoint that another transaction holds is waited for within it, such as that of a switch."""
@@ -39,30 +48,15 @@ async def transaction(pool: Pool, seconds: float = APPLY_SECONDS) -> AsyncIterat
     Raises:
         StoreUnavailable: the outcome may be unknown.
     """
-    connection: Connection | None = None
-    try:
-        async with asyncio.timeout(seconds):
-            connection = await pool.acquire()
-            await connection.execute(_BEGIN)
-            yield connection
-            await connection.execute("COMMIT")
-    except AWAY as error:
-        raise away(error) from error
-    finally:
-        if connection is not None:
-            await _let_go(pool, connection)
-
-
-async def _let_go(pool: Pool, connection: Connection) -> None:
-    with contextlib.suppress(*AWAY):
-        if not connection.is_closed() and connection.is_in_transaction():
-            connection.terminate()
-        await pool.release(connection)
+    async with asking(pool, seconds) as connection:
+        await connection.execute(_BEGIN)
+        yield connection
+        await connection.execute("COMMIT")
 
 
 @contextlib.asynccontextmanager
 async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
-    """A connection for one question, within a deadline.
+    """A connection for what the block does, within a deadline; dropped when the block fails.
 
     Raises:
         StoreUnavailable: PostgreSQL does not answer in time.
@@ -74,7 +68,8 @@ async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
             yield connection
     except BaseException as error:
         if connection is not None:
-            connection.terminate()  # a question that was given up must not be waited for
+            with contextlib.suppress(*AWAY):
+                connection.terminate()  # what was given up must not be waited for
         if isinstance(error, AWAY):
             raise away(error) from error
         raise

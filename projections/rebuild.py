@@ -235,10 +235,10 @@ class Rebuild:
             await self._carry_inbox("epoch <> ALL ($1)", epochs)
             return
         state = await self._broker.stream(RECEIPTS_STREAM)
-        epochs = await self._pool.fetch(
+        folded = await self._pool.fetch(
             "SELECT epoch FROM projection_checkpoints WHERE projection = $1 AND version = $2", DELIVERIES, self._live
         )
-        if state.first_seq <= 1 and all(row["epoch"] == state.epoch for row in epochs):
+        if state.first_seq <= 1 and all(row["epoch"] == state.epoch for row in folded):
             return  # the stream holds all there ever was
         oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
         for table, columns in _TABLES[DELIVERIES].items():

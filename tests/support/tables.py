@@ -160,7 +160,8 @@ async def projecting_tables(
             try:
                 yield work
             finally:
-                assert not task.done() or task.exception() is None, task.exception()
+                if task.done():
+                    await task
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
     finally:
