@@ -99,3 +99,10 @@ projection_skipped = Counter(
 )
 unread_frames = Counter("seamark_unread_frames", "Unread counts told to live sessions, by fate", ("fate",))
 """fate: sent, lost (the broker was away), forgotten (more users changed while catching up than are remembered)."""
+
+funnel = Gauge(
+    "seamark_funnel_notifications",
+    "Of what was dispatched in the last hour, how many came how far; the largest tenants and types by name, the rest as other",
+    ("tenant", "type", "channel", "stage"),
+)
+"""stage: emitted and stored (events), dispatched, sent, acknowledged, read (notifications)."""

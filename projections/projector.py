@@ -15,6 +15,7 @@ from engine.errors import ApiError, TopologyError
 from engine.jetstream import Broker
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.partition import PartitionReader, Source, Worker
+from projections import funnel
 from projections.deliveries import deliveries
 from projections.inbox import inbox
 from projections.unread_worker import unread
@@ -114,7 +115,14 @@ async def run(
         TopologyError: no topology, another number of partitions than configured, or a consumer is missing.
     """
     work = Projector(broker, projections(redis, pool), await read_partitions(broker, partitions))
-    folding = asyncio.create_task(work.run(), name="projector")
+
+    async def fold() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(work.run(), name="folds")
+            if pool is not None:
+                tasks.create_task(funnel.export(pool), name="funnel")
+
+    folding = asyncio.create_task(fold(), name="projector")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait((folding, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

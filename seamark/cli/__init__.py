@@ -10,6 +10,7 @@ from engine.errors import SeamarkError
 from seamark.cli import (
     dev,
     dispatcher,
+    funnel,
     gateway,
     log,
     projector,
@@ -38,6 +39,7 @@ app.command("token")(token.token)
 app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
+app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)

@@ -1,0 +1,44 @@
+"""`seamark funnel`: how far the notifications of a window have come."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seamark.cli.output import out, print_json
+from seamark.cli.target import DATA_FOLDER, Folder, Json
+
+if TYPE_CHECKING:
+    from projections.funnel import Step
+
+
+def funnel(
+    hours: Annotated[float, typer.Option("--hours", help="Of what was dispatched in the last so many hours.")] = 24.0,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")] = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Print how many were emitted, stored, dispatched, sent, acknowledged and read, by tenant, type and channel."""
+    import uvloop
+    from rich.table import Table
+
+    from projections.funnel import STAGES
+    from projections.funnel import funnel as ask
+    from seamark.cli.stores import stores
+
+    async def run() -> list[Step]:
+        async with stores(folder, "seamark-funnel") as found:
+            now = datetime.now(UTC)
+            return await ask(found.pool, now - timedelta(hours=hours), now, tenant)
+
+    steps = uvloop.run(run())
+    if as_json:
+        for step in steps:
+            print_json(step)
+        return
+    table = Table("tenant", "type", "channel", *STAGES)
+    for step in steps:
+        table.add_row(step.tenant, step.type, step.channel, *(str(getattr(step, stage)) for stage in STAGES))
+    out.print(table)

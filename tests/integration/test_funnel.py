@@ -1,0 +1,77 @@
+"""The funnel: each step is a part of the one before it, by tenant, type and channel."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+from prometheus_client import REGISTRY
+
+from projections.deliveries import DeliveriesStore
+from projections.funnel import Step, funnel, show
+from projections.inbox import InboxStore
+from projections.store import Checkpoint
+from seamark.migrate import migrate
+from tests.support.tables import EPOCH, START, as_stream
+
+PLAN = {"inapp": {}, "email": {}}
+
+
+def notification(id: str, seq: int, **more: Any) -> dict[str, Any]:
+    event = {"epoch": "e", "seq": seq}
+    return {"id": id, "kind": "notification", "type": "order.shipped", "plan": PLAN, "event": event, **more}
+
+
+async def test_every_notification_counts_once_at_every_step_it_has_reached(postgres: str) -> None:
+    await migrate(postgres)
+    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
+    alice, bob = "default.alice", "default.bob"
+    log = as_stream(
+        [
+            (alice, 1, notification("a", 1)),
+            (bob, 1, notification("a", 1)),
+            (alice, 1, notification("b", 2, plan={"inapp": {}})),
+            (alice, 1, {"id": "r", "kind": "read", "ids": ["a"]}),
+        ]
+    )
+    at = datetime.fromtimestamp(START + 5, UTC).isoformat()
+    told = {"channel": "inapp", "epoch": EPOCH, "at": at, "device": "phone"}
+    mail = {"id": "a", "channel": "email", "at": at}
+    receipts = as_stream(
+        [
+            (alice, 1, {**told, "state": "sent", "after": 0, "up_to": 3}),
+            (alice, 1, {**told, "state": "acknowledged", "after": 0, "up_to": 1, "device": "tv"}),
+            (bob, 1, {**mail, "state": "delivered"}),
+            (alice, 1, {**mail, "state": "failed", "reason": "bounced"}),
+        ],
+        "rcpt.0.",
+    )
+    assert await InboxStore(pool, 0).apply(log, None, Checkpoint(EPOCH, 4))
+    assert await DeliveriesStore(pool, 0).apply(receipts, None, Checkpoint(EPOCH, 4))
+    start = datetime.fromtimestamp(START - 1, UTC)
+    steps = await funnel(pool, start, start + timedelta(hours=1))
+    assert steps == [
+        Step("default", "order.shipped", "email", emitted=1, stored=1, dispatched=2, sent=1, acknowledged=1, read=0),
+        Step("default", "order.shipped", "inapp", emitted=2, stored=2, dispatched=3, sent=2, acknowledged=1, read=1),
+    ]
+    assert await funnel(pool, start, start + timedelta(hours=1), "other") == []
+    states = await pool.fetch("SELECT user_id, id, channel, device, state FROM delivery_states ORDER BY 1, 2, 3, 4")
+    assert [tuple(row) for row in states] == [
+        ("alice", "a", "email", "", "failed"),
+        ("alice", "a", "inapp", "phone", "read"),
+        ("alice", "a", "inapp", "tv", "read"),
+        ("alice", "b", "inapp", "phone", "sent"),
+        ("bob", "a", "email", "", "delivered"),
+        ("bob", "a", "inapp", None, "queued"),
+    ]
+    await asyncio.wait_for(pool.close(), 5)
+
+
+def test_metrics_name_the_largest_tenants_only() -> None:
+    show([Step(f"t{n}", "x", "inapp", 1, 1, n, 0, 0, 0) for n in range(1, 31)])
+    [family] = [one for one in REGISTRY.collect() if one.name == "seamark_funnel_notifications"]
+    found = {s.labels["tenant"]: s.value for s in family.samples if s.labels["stage"] == "dispatched"}
+    assert len(found) == 21
+    assert found["other"] == sum(range(1, 11))
+    assert json.dumps(found)
