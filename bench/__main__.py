@@ -11,6 +11,7 @@ import uvloop
 from bench import dispatch as dispatch_bench
 from bench import fanout as fanout_bench
 from bench import idle as idle_bench
+from bench import inbox as inbox_bench
 from bench import rebuild as rebuild_bench
 from bench import resume as resume_bench
 from bench import storm as storm_bench
@@ -164,6 +165,16 @@ def rebuild(
     if quick:
         records, users = 2_000, 100
     measure("rebuild", rebuild_bench.run(records=records, users=users, data=data, sync=sync), data, quick=quick)
+
+
+@app.command()
+def inbox(
+    records: int = 1_000_000, users: int = 10_000, pages: int = 2_000, data: Data = None, quick: Quick = False
+) -> None:
+    """The first page of an inbox when the table is large, against a bare round trip to the database."""
+    if quick:
+        records, users, pages = 4_000, 100, 20
+    measure("inbox", inbox_bench.run(records=records, users=users, pages=pages, data=data), data, quick=quick)
 
 
 if __name__ == "__main__":
