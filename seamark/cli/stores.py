@@ -51,7 +51,7 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
     pool = asyncpg.create_pool(postgres_url, min_size=0, max_size=POOL_CONNECTIONS, timeout=CONNECT_SECONDS)
     try:
         await pool
-        async with Redis.from_url(redis_url, socket_connect_timeout=2) as redis:
+        async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None) as redis:
             yield Stores(broker, pool, redis, await read_partitions(broker))
     finally:
         pool.terminate()

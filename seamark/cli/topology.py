@@ -216,5 +216,5 @@ async def _redis(folder: Path) -> AsyncIterator[Redis]:
 
     named = "SEAMARK_REDIS_URL" in os.environ or "SEAMARK_REDIS_URL_FILE" in os.environ
     url = load_settings().redis_url.reveal() if named else read_dev_file(folder).redis_url
-    async with Redis.from_url(url, socket_connect_timeout=2) as redis:
+    async with Redis.from_url(url, socket_connect_timeout=2, socket_timeout=None) as redis:
         yield redis
