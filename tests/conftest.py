@@ -25,7 +25,10 @@ __all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "postgres", "post
 IN_CI = os.environ.get("SEAMARK_CI") == "1"
 
 # A gate answers the same question each time: examples there are the same in every run. Elsewhere they are new ones.
-hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
+# How long one example takes says more about the machine than about the code; pytest's own time-out catches what hangs.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("default")
 if IN_CI:
     hypothesis.settings.load_profile("ci")
 
