@@ -26,6 +26,7 @@ from engine.partition import Delivered, PartitionReader, Source
 from engine.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.stalls import Stall
 from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream
+from engine.tasks import end_if_cancelled
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -253,6 +254,7 @@ class DispatchWorker:
                 if not patient:
                     self._claims.owe(claims)
                     return planned
+                end_if_cancelled()
                 await asyncio.sleep(CLAIMS_RETRY_SECONDS)
             else:
                 return [event for event, mine in zip(planned, ours, strict=True) if mine]

@@ -16,6 +16,7 @@ from engine import metrics
 from engine.errors import PartitionStopped, StepDown
 from engine.jetstream import Broker, StreamState
 from engine.partition import Delivered
+from engine.tasks import end_if_cancelled
 from projections.store import Checkpoint, Store, StoreUnavailable
 
 _log = structlog.get_logger("seamark.projection")
@@ -89,6 +90,7 @@ class ProjectionWorker:
                 break
             except StoreUnavailable as error:
                 self._log.warning("store_unavailable", why=str(error))
+            end_if_cancelled()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(RETRY_SECONDS_MAX, pause * 2)
             stored = await self._stored()
@@ -108,6 +110,7 @@ class ProjectionWorker:
                 return await self._store.checkpoint()
             except StoreUnavailable as error:
                 self._log.warning("store_unavailable", why=str(error))
+            end_if_cancelled()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(RETRY_SECONDS_MAX, pause * 2)
 
