@@ -1,20 +1,20 @@
 """Streams change their incarnation under running dispatchers: partitions stop, name the repair, and go on after it."""
 
 import asyncio
+import os
+import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from chaos.load import Load
-from engine import repair, topology
+from engine import topology
 from engine.jetstream import Broker
-from engine.repair_plan import parse_positions
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, Chaos
 from tests.support.logs import FAST, connected, eventually
-from tests.support.roles import DispatcherProcess, dispatcher_processes
+from tests.support.roles import ROOT, DispatcherProcess, dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -38,10 +38,18 @@ def repair_is_named(process: DispatcherProcess, why: str) -> bool:
     return any(why in line["why"] and "seamark topology repair" in line["remedy"] for line in said)
 
 
-async def repaired(broker: Broker, valkey: Valkey, *positions: str) -> None:
-    async with Redis.from_url(valkey.url) as redis:
-        plan = await repair.prepare(broker, redis, parse_positions(positions))
-        await repair.apply(broker, redis, plan)
+async def repaired(nats_server: NatsServer, valkey: Valkey, *positions: str) -> None:
+    """What the dispatchers' log told the operator to run."""
+    at = [word for position in positions for word in ("--at", position)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "seamark", "topology", "repair", "--yes", *at),
+        cwd=ROOT,
+        env={**os.environ, "SEAMARK_NATS_URL": nats_server.url, "SEAMARK_REDIS_URL": valkey.url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, said.decode()
 
 
 async def test_events_under_a_new_epoch_stop_every_partition_until_the_repair_and_nothing_is_lost_or_doubled(
@@ -59,7 +67,7 @@ async def test_events_under_a_new_epoch_stop_every_partition_until_the_repair_an
                 assert repair_is_named(first, "EVENTS") or repair_is_named(second, "EVENTS")
             first.stop()
             second.stop()
-            await repaired(broker, valkey)
+            await repaired(nats_server, valkey)
             second.start()
             async with under_load(broker, chaos, "later") as load:
                 await eventually(lambda: load.acknowledged > 50)
@@ -82,7 +90,7 @@ async def test_a_log_under_a_new_epoch_stops_who_writes_to_it_until_the_repair_a
                 assert repair_is_named(first, "LOG-2") or repair_is_named(second, "LOG-2")
             first.stop()
             second.stop()
-            await repaired(broker, valkey)
+            await repaired(nats_server, valkey)
             second.start()
             async with under_load(broker, chaos, "later") as load:
                 await eventually(lambda: load.acknowledged > 50)
@@ -122,7 +130,7 @@ async def test_recreated_events_stop_every_partition_and_none_of_the_new_ones_is
                 assert repair_is_named(first, "EVENTS") or repair_is_named(second, "EVENTS")
             first.stop()
             second.stop()
-            await repaired(broker, valkey, "first")
+            await repaired(nats_server, valkey, "first")
             first.start()
             await chaos.judge(broker)
 
@@ -146,7 +154,7 @@ async def test_a_recreated_log_stops_its_partitions_and_is_filled_again_from_whe
             assert repair_is_named(first, "LOG-1") or repair_is_named(second, "LOG-1")
             first.stop()
             second.stop()
-            await repaired(broker, valkey, "1=first")
+            await repaired(nats_server, valkey, "1=first")
             second.start()
             await Load(broker, chaos.ledger, chaos.rng, chaos.users, prefix="later").run(50)
             await chaos.judge(broker)
