@@ -1,6 +1,7 @@
 """The yardstick of connections: an aiohttp server that shakes hands over WebSocket and does nothing else."""
 
 import asyncio
+import gc
 import signal
 import sys
 
@@ -9,6 +10,7 @@ from aiohttp import web
 
 from bench.machine import raise_file_limit
 from bench.processes import say
+from seamark.process import GC_THRESHOLDS
 
 
 async def _websocket(request: web.Request) -> web.WebSocketResponse:
@@ -21,6 +23,7 @@ async def _websocket(request: web.Request) -> web.WebSocketResponse:
 
 async def _main() -> None:
     raise_file_limit()
+    gc.set_threshold(*GC_THRESHOLDS)  # as the roles do: the yardstick must not be slow for want of it
     app = web.Application()
     app.router.add_get("/v1/ws", _websocket)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
