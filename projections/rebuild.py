@@ -34,6 +34,9 @@ _log = structlog.get_logger("seamark.rebuild")
 SWITCH_SECONDS: Final = 60.0
 """For the last part, while the live projector waits."""
 
+SIDE_BY_SIDE: Final = 2
+"""Partitions folded at a time: one process and one database have not more to do."""
+
 CARRY_SECONDS: Final = 600.0
 """For one statement that copies what the log no longer holds."""
 
@@ -111,10 +114,8 @@ class Rebuild:
         try:
             await self._begin()
             await self._carry_formerly()
-            for p in self._partitions:
-                await self._fold(p, await self._head(p))
-            for p in self._partitions:  # what has come meanwhile
-                await self._fold(p, await self._head(p))
+            await self._fold_all()
+            await self._fold_all()  # what has come meanwhile
             await self._switch()
             await self._drop()
         except AWAY as error:
@@ -154,6 +155,21 @@ class Rebuild:
         return newest.seq if newest is not None else 0
 
     # --- folding -----------------------------------------------------------------------------------------------------
+
+    async def _fold_all(self) -> None:
+        """Every partition up to its end; while PostgreSQL writes for one, another is folded."""
+        slots = asyncio.Semaphore(SIDE_BY_SIDE)
+
+        async def fold(p: int) -> None:
+            async with slots:
+                await self._fold(p, await self._head(p))
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for p in self._partitions:
+                    tasks.create_task(fold(p), name=f"rebuild {self._projection} {p}")
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
 
     async def _fold(self, p: int, target: int) -> None:
         """Fold up to `target`; the first time from the oldest record there is."""
