@@ -32,7 +32,6 @@ Sync = Annotated[
     str | None, typer.Option(help="`always`: fsync before every ack. Default: the server's own, every 2 min.")
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny numbers: shows that it runs, measures nothing.")]
-Json = Annotated[bool, typer.Option("--json/--table", help="One JSON object, or a table for people.")]
 
 
 def measure(name: str, work: Any, data: Path | None, *, quick: bool) -> None:
@@ -64,6 +63,7 @@ def sustained(
     seconds: float = 15.0,
     gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 1,
     acks: Annotated[bool, typer.Option(help="Whether devices acknowledge.")] = True,
+    projections: Annotated[bool, typer.Option(help="Whether a projector folds the logs beside it.")] = False,
     batches_per_second: Annotated[int, typer.Option(help="Publisher's batches: more make a smoother load.")] = 50,
     prototype: Annotated[
         Path | None, typer.Option(help="The naive pipeline to compare with, run before and after.")
@@ -82,6 +82,7 @@ def sustained(
         gateways=gateways,
         acks=acks,
         batches_per_second=batches_per_second,
+        projections=projections,
         prototype=prototype,
         data=data,
         sync=sync,

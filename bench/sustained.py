@@ -23,7 +23,7 @@ DRAIN_SECONDS = 30.0
 LAG_EVERY_SECONDS = 1.0
 ROUNDS = "seamark_dispatcher_delay_seconds_count"
 RESETS = "seamark_partition_resets_total"
-ROLES = ("broker", "valkey", "dispatcher", "gateway")
+ROLES = ("broker", "valkey", "dispatcher", "gateway", "projector")
 
 
 class Lag:
@@ -53,6 +53,7 @@ async def run(
     gateways: int = 1,
     acks: bool = True,
     batches_per_second: int = 50,
+    projections: bool = False,
     prototype: Path | None = None,
     data: Path | None = None,
     sync: str | None = None,
@@ -63,11 +64,22 @@ async def run(
     for rate in rates:
         async with stack(data=data, sync_interval=sync, hurry=hurry) as bench:
             progress(f"{rate}/s to {sockets} devices for {seconds:g} s")
-            runs.append(await _one(bench, rate, sockets, seconds, gateways, batches_per_second, acks=acks))
+            runs.append(
+                await _one(
+                    bench, rate, sockets, seconds, gateways, batches_per_second, acks=acks, projections=projections
+                )
+            )
     after = await _prototype(prototype, rates, sockets, seconds)
     held = max((run["rate"] for run in runs if run["held"]), default=0)
     figures: dict[str, Any] = {
-        "result": {"held_per_second": held, "sockets": sockets, "seconds": seconds, "acks": acks, "runs": runs},
+        "result": {
+            "held_per_second": held,
+            "sockets": sockets,
+            "seconds": seconds,
+            "acks": acks,
+            "projections": projections,
+            "runs": runs,
+        },
         "yardstick": {"broker_records_per_second": runs[-1]["broker_records_per_second"]},
         "ratio": round(held / runs[-1]["broker_records_per_second"], 4),
         "cpu_us_per_notification": runs[-1]["cpu_us_per_notification"],
@@ -78,10 +90,20 @@ async def run(
 
 
 async def _one(
-    bench: Stack, rate: int, sockets: int, seconds: float, gateways: int, batches_per_second: int, *, acks: bool
+    bench: Stack,
+    rate: int,
+    sockets: int,
+    seconds: float,
+    gateways: int,
+    batches_per_second: int,
+    *,
+    acks: bool,
+    projections: bool,
 ) -> dict[str, Any]:
     limit = await broker_limit(bench.broker, 20_000, sockets)
     await bench.start("dispatcher")
+    if projections:
+        await bench.start("projector")
     await bench.start("gateway", gateways)
     async with devices(bench, sockets, acks=acks) as swarm:
         await swarm.connect(cursor="")
@@ -123,7 +145,7 @@ async def _one(
         "reading_resets": int(resets),
         "lag_max": lag.highest,
         "broker_records_per_second": round(limit.per_second),
-        "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items()},
+        "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items() if pids[role]},
     }
 
 
