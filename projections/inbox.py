@@ -34,7 +34,8 @@ _BY_ID: Final = """
 UPDATE inbox_{version} i SET {sets}
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::text[])
     AS o (tenant, user_id, id, seq, at, device)
-WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id AND i.{column} IS NULL
+WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id
+  AND (i.{column} IS NULL OR i.era = $7 AND i.{column} > o.seq)
 """
 
 _BY_RANGE: Final = """
@@ -43,7 +44,7 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6
     AS o (tenant, user_id, above, up_to, seq, at, device)
 WHERE i.tenant = o.tenant AND i.user_id = o.user_id
   AND (i.era = $8 AND i.seq > o.above AND i.seq <= o.up_to OR i.era < $8 AND o.above = 0)
-  AND (i.{column} IS NULL OR i.era = $8 AND i.{column} > o.seq)
+  AND i.{column} IS NULL
 """
 
 _SUPERSEDE: Final = """
@@ -124,8 +125,9 @@ class _Writer:
         for kind, (column, sets) in _MARKS.items():
             marks = [(user, mark) for user, changes in users.items() for mark in getattr(changes, kind)]
             if marks:
-                await self._by_id(marks, column, sets)
+                # Ranges first: they look only at rows without a mark (an index knows those of `read`), ids at one row each.
                 await self._by_range(marks, column, sets)
+                await self._by_id(marks, column, sets)
         await self._supersede(users)
         rows = [
             (*(getattr(row, name) for name in _FIELDS), self._version)
@@ -148,7 +150,7 @@ class _Writer:
                 *_facts(first.values()),
             ]
             statement = _BY_ID.format(version=self._version, column=column, sets=sets)
-            await self._connection.execute(statement, *columns)
+            await self._connection.execute(statement, *columns, self._era)
 
     async def _by_range(self, marks: Iterable[tuple[User, Mark]], column: str, sets: str) -> None:
         ranges = [(user, mark) for user, mark in marks if mark.up_to is not None]

@@ -145,9 +145,7 @@ BEGIN
         END LOOP;
         EXECUTE format('CREATE UNIQUE INDEX ON %I (tenant, id, user_id)', name);
         EXECUTE format('CREATE INDEX ON %I (tenant, user_id, era DESC, seq DESC)', name);
-        EXECUTE format('CREATE INDEX ON %I (tenant, user_id, era DESC, seq DESC)'
-                       ' WHERE read_seq IS NULL AND archived_seq IS NULL'
-                       ' AND recalled_seq IS NULL AND superseded_seq IS NULL AND shown', name);
+        EXECUTE format('CREATE INDEX ON %I (tenant, user_id, era DESC, seq DESC) WHERE read_seq IS NULL', name);
         EXECUTE format('CREATE INDEX ON %I (tenant, user_id, collapse_key)'
                        ' WHERE collapse_key IS NOT NULL AND superseded_seq IS NULL', name);
         EXECUTE format('CREATE INDEX ON %I USING brin (stored_at)', name);
