@@ -36,7 +36,8 @@ def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name
     assert figures["result"]
     assert all(value for value in figures["yardstick"].values())
     assert isinstance(figures["ratio"], int | float | None)
-    assert any(key.startswith("cpu_us_per_") for key in figures)
+    if name != "inbox":  # it asks PostgreSQL for pages: no notification is on its way
+        assert any(key.startswith("cpu_us_per_") for key in figures)
 
 
 def test_sustained_load_compares_with_another_pipeline_measured_before_and_after(tmp_path: Path) -> None:
