@@ -181,8 +181,8 @@ def text_header(size: int) -> bytes:
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """A close frame; the reason is cut to what a control frame holds."""
-    payload = code.to_bytes(2, "big") + reason.encode()[:123]
+    """A close frame; the reason is cut to what a control frame holds, between two characters: it must be UTF-8."""
+    payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
     return bytes((_CLOSE, len(payload))) + payload
 
 

@@ -86,6 +86,11 @@ def test_the_head_of_a_text_frame_tells_its_size(size: int) -> None:
     assert len(head) == (2 if size < 126 else 4 if size < 65_536 else 10)
 
 
+def test_a_reason_is_never_cut_inside_a_character() -> None:
+    # A browser takes broken UTF-8 in a close frame for a protocol error and shows 1002 instead of our code.
+    assert frames.close_frame(4400, "é" * 300)[4:].decode() == "é" * 61
+
+
 def test_the_reason_of_a_close_frame_fits_a_control_frame() -> None:
     frame = frames.close_frame(4400, "x" * 300)
     assert (frame[0], frame[1]) == (0x88, 125)
