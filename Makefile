@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Tests wait for servers more than they compute; each process has servers of its own.
+WORKERS ?= 2
 
 .PHONY: run test lint bench chaos setup requirements clean help
 
@@ -14,7 +16,7 @@ run: setup      ## set up, start the embedded stack, print where to look
 	@$(BIN)/seamark dev $(ARGS)
 
 test: setup     ## every test, on real servers
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: setup     ## ruff and mypy
 	$(BIN)/ruff check .
