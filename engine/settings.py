@@ -110,6 +110,19 @@ def load_settings(env: Mapping[str, str] | None = None, file: Path | None = None
     Raises:
         InvalidSetting: names the variable (or key) and the remedy.
     """
+    return Settings(**{name: _convert(name, value) for name, value in _values(env, file).items()})
+
+
+def given_settings(env: Mapping[str, str] | None = None, file: Path | None = None) -> frozenset[str]:
+    """The names of the settings that somebody gave, in whatever way; the others are at their defaults.
+
+    Raises:
+        InvalidSetting: as `load_settings`.
+    """
+    return frozenset(name for name, value in _values(env, file).items() if value != "")
+
+
+def _values(env: Mapping[str, str] | None, file: Path | None) -> dict[str, Any]:
     env = os.environ if env is None else env
     path = file or (Path(env[FILE_VARIABLE]) if env.get(FILE_VARIABLE) else None)
     values = _from_file(path) if path else {}
@@ -117,7 +130,7 @@ def load_settings(env: Mapping[str, str] | None = None, file: Path | None = None
         text = _from_environment(env, PREFIX + entry.name.upper())
         if text is not None:
             values[entry.name] = text
-    return Settings(**{name: _convert(name, value) for name, value in values.items()})
+    return values
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ in Origin and Sec-Fetch-Site.
 from __future__ import annotations
 
 import ipaddress
+import os
+import shlex
 import shutil
 import sys
 import time
@@ -141,14 +143,20 @@ def _session(page: DevPage, user: str) -> web.Response:
         "token": token,
         "api_key": page.api_key,
         "expires_at": claims["exp"],
-        "command": _command(),
+        "command": _publish_command(),
     }
     headers = {**_HEADERS, "Cache-Control": "no-store"}
     return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
 
 
-def _command() -> str:
-    """What to type for `seamark` in the folder this process runs in: an environment need not be active there."""
+def _publish_command() -> str:
+    """What to type to publish, in the folder this process runs in and with its stack's data folder, up to the options."""
+    folder = os.environ.get("SEAMARK_FOLDER")  # as `seamark dev` was told, unless commands look there anyway
+    return shlex.join([_seamark(), "publish", *(["--folder", folder] if folder else [])])
+
+
+def _seamark() -> str:
+    """What to type for `seamark`: an environment need not be active there."""
     script = Path(sys.executable).with_name("seamark")
     if not script.exists() or shutil.which("seamark") == str(script):
         return "seamark"

@@ -16,9 +16,10 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from engine.errors import BrokerError, InvalidSetting, SeamarkError, TopologyError
+from engine.errors import BrokerError, SeamarkError
 from engine.settings import Settings
 from engine.telemetry import configure_logging
+from seamark.exitcode import FAILED, MISCONFIGURED, exit_code_of
 
 _log = structlog.get_logger("seamark.process")
 
@@ -30,10 +31,6 @@ CLEAN_UP_SECONDS_MAX = 2.0
 
 GC_THRESHOLDS = (20_000, 20, 20)
 """Batches of hundreds of messages live for milliseconds; by the default (700) the collector walks them again and again."""
-
-EXIT_FAILED = 1
-EXIT_MISCONFIGURED = 78
-"""EX_CONFIG of sysexits.h: starting again will not help before somebody changes something."""
 
 
 @dataclass(slots=True)
@@ -60,7 +57,7 @@ def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: flo
         return uvloop.run(_supervise(role, settings, work, stop_seconds_max))
     except OSError as error:  # the health port: nothing of the role has run yet
         _log.error("cannot_start", why=str(error))
-        return EXIT_MISCONFIGURED
+        return MISCONFIGURED
 
 
 async def _supervise(role: str, settings: Settings, work: Work, stop_seconds_max: float) -> int:
@@ -83,7 +80,7 @@ async def _supervise(role: str, settings: Settings, work: Work, stop_seconds_max
             _log.warning("role_cut_off", seconds=stop_seconds_max)
             worker.cancel()
             await asyncio.wait((worker,), timeout=CLEAN_UP_SECONDS_MAX)
-            return EXIT_FAILED
+            return FAILED
         return _outcome(worker, asked=True)
 
 
@@ -94,15 +91,15 @@ def _outcome(worker: asyncio.Future[None], *, asked: bool) -> int:
         error = error.exceptions[0]
     if error is None:
         _log.info("role_stopped" if asked else "role_ended")
-        return 0 if asked else EXIT_FAILED
-    if isinstance(error, (TopologyError, InvalidSetting)):
+        return 0 if asked else FAILED
+    code = exit_code_of(error)
+    if code == MISCONFIGURED:
         _log.error("cannot_go_on", why=str(error))
-        return EXIT_MISCONFIGURED
-    if isinstance(error, SeamarkError) and not isinstance(error, BrokerError):
+    elif isinstance(error, SeamarkError) and not isinstance(error, BrokerError):
         _log.error("role_failed", why=str(error))
     else:
         _log.error("role_failed", why=repr(error), exc_info=error)
-    return EXIT_FAILED
+    return code
 
 
 @contextlib.asynccontextmanager

@@ -204,7 +204,7 @@ function notice(text) {
 /** The command that publishes to this user, as a shell takes it. */
 function showCommand(command) {
   const quoted = /^[\w@.+-]+$/.test(user) ? user : `'${user.replace(/'/g, "'\\''")}'`;
-  $("command").textContent = `${command} publish --to ${quoted} --type demo.hello --data '{"text":"hi"}'`;
+  $("command").textContent = `${command} --to ${quoted} --type demo.hello --data '{"text":"hi"}'`;
 }
 
 // --- the log --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from seamark.cli import (
     verify,
 )
 from seamark.cli.output import keep_logs_apart
+from seamark.exitcode import exit_code_of
 
 app = typer.Typer(
     name="seamark",
@@ -47,12 +48,12 @@ app.add_typer(topology.app, name="topology")
 
 
 def main() -> None:
-    """Run the command; errors of ours are one line on standard error and exit code 1."""
+    """Run the command; errors of ours are one line on standard error and an exit code (`seamark.exitcode`)."""
     keep_logs_apart()
     try:
         app()
     except SeamarkError as error:
         typer.secho(f"seamark: {error}", fg="red", err=True)
-        sys.exit(1)
+        sys.exit(exit_code_of(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.settings import Settings, load_settings
+from seamark.exitcode import MISCONFIGURED
 
 if TYPE_CHECKING:
     from gateway.options import GatewayOptions
@@ -78,7 +79,6 @@ def _serve_many(settings: Settings, count: int) -> int:
     import structlog
 
     from engine.telemetry import configure_logging
-    from seamark.process import EXIT_MISCONFIGURED
 
     configure_logging("gateway", settings.log_format)
     log = structlog.get_logger("seamark.gateway")
@@ -97,9 +97,9 @@ def _serve_many(settings: Settings, count: int) -> int:
         for number, child in enumerate(children):
             if child.poll() is None or stopping:
                 continue
-            if child.returncode == EXIT_MISCONFIGURED:  # the child has said what is wrong
+            if child.returncode == MISCONFIGURED:  # the child has said what is wrong
                 _end(children)
-                return EXIT_MISCONFIGURED
+                return MISCONFIGURED
             log.error("gateway_process_ended", number=number, code=child.returncode, restart_seconds=RESTART_SECONDS)
             time.sleep(RESTART_SECONDS)
             children[number] = _spawn(settings, port, number)

@@ -1,16 +1,15 @@
-"""Connections of commands that look into the projections: where the environment says, else the development stack's."""
+"""Connections of commands that look into the projections: where the settings say, else the development stack's."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
-from engine.settings import load_settings
+from engine.settings import given_settings, load_settings
 from seamark.cli.target import nats_settings, read_dev_file
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
 
 
 def _urls(folder: Path) -> tuple[str, str]:
-    if "SEAMARK_NATS_URL" not in os.environ:
+    if "nats_url" not in given_settings():
         stack = read_dev_file(folder)
         return stack.postgres_url, stack.redis_url
     settings = load_settings()

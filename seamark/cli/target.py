@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from engine.errors import InvalidSetting
 from engine.jetstream import NatsSettings
-from engine.settings import load_settings
+from engine.settings import given_settings, load_settings
 
 DATA_FOLDER = Path(".seamark")
 
@@ -53,7 +52,7 @@ def read_dev_file(data: Path) -> DevFile:
 
 
 def nats_settings(data: Path, name: str) -> NatsSettings:
-    """The broker: `SEAMARK_NATS_URL` and its like where they are set, else the development stack's."""
-    if "SEAMARK_NATS_URL" in os.environ:
+    """The broker: the settings where they give its address, else the development stack's."""
+    if "nats_url" in given_settings():
         return load_settings().nats(name)
     return NatsSettings(read_dev_file(data).nats_url, name=name)

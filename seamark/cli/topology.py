@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import TopologyError
-from engine.settings import load_settings
+from engine.settings import given_settings, load_settings
 from seamark.cli.output import err, out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json, nats_settings, read_dev_file
 
@@ -167,11 +166,10 @@ def render(
 
 
 def _monitors(folder: Path) -> list[str]:
-    """Monitoring addresses: `SEAMARK_NATS_MONITOR_URLS`, else the development stack's."""
-    if named := os.environ.get("SEAMARK_NATS_MONITOR_URLS"):
-        return [url.strip() for url in named.split(",") if url.strip()]
-    if "SEAMARK_NATS_URL" in os.environ:
-        return []
+    """Monitoring addresses: those of the settings where they give a broker, else the development stack's."""
+    given = given_settings()
+    if "nats_monitor_urls" in given or "nats_url" in given:
+        return list(load_settings().nats_monitor_urls)
     url = read_dev_file(folder).nats_monitor_url
     return [url] if url else []
 
@@ -214,7 +212,7 @@ def _run(folder: Path, work: Callable[[Broker], Awaitable[None]]) -> None:
 async def _redis(folder: Path) -> AsyncIterator[Redis]:
     from redis.asyncio import Redis
 
-    named = "SEAMARK_REDIS_URL" in os.environ or "SEAMARK_REDIS_URL_FILE" in os.environ
+    named = "redis_url" in given_settings()
     url = load_settings().redis_url.reveal() if named else read_dev_file(folder).redis_url
     async with Redis.from_url(url, socket_connect_timeout=2, socket_timeout=None) as redis:
         yield redis

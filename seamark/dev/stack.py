@@ -17,9 +17,9 @@ import asyncpg
 from engine import topology
 from engine.errors import InvalidSetting, Unavailable
 from engine.jetstream import connect
-from engine.settings import load_settings
+from engine.settings import given_settings, load_settings
 from engine.topology_files import files_folder
-from seamark.cli.target import DevFile
+from seamark.cli.target import DATA_FOLDER, DevFile
 from seamark.cli.token import sign
 from seamark.dev.child import free_port, is_free
 from seamark.dev.roles import Role, keep
@@ -76,9 +76,7 @@ class Stack:
 
     async def _start_servers(self) -> None:
         data, ports = self._options.data, self._kept.ports
-        self.nats_url = os.environ.get("SEAMARK_NATS_URL", "")
-        self.redis_url = os.environ.get("SEAMARK_REDIS_URL", "")
-        self.postgres_url = os.environ.get("SEAMARK_POSTGRES_URL", "")
+        self._take_given_servers()
         if not self.nats_url:
             nats = NatsServer(data / "nats", port=_port(ports.get("nats")), config=files_folder() / "server.conf")
             await self._start_server(nats)
@@ -91,6 +89,16 @@ class Stack:
             postgres = Postgres(data / "postgres", port=_port(ports.get("postgres")))
             await self._start_server(postgres)
             self.postgres_url, ports["postgres"] = postgres.url, postgres.port
+
+    def _take_given_servers(self) -> None:
+        """Servers that the settings name are used and left alone."""
+        given, settings = given_settings(), load_settings()
+        if "nats_url" in given:
+            self.nats_url = settings.nats_url
+        if "redis_url" in given:
+            self.redis_url = settings.redis_url.reveal()
+        if settings.postgres_url is not None:
+            self.postgres_url = settings.postgres_url.reveal()
 
     async def _start_server(self, server: Server) -> None:
         self._say(f"starting {server.name}")
@@ -143,7 +151,9 @@ class Stack:
             "SEAMARK_LOG_FORMAT": "json",
         }
         # Another way to say the same, left in a shell, must not stand against what the stack prints.
-        besides = {"SEAMARK_JWKS_URL", *(f"{name}_FILE" for name in ours)}
+        besides = {"SEAMARK_JWKS_URL", "SEAMARK_FOLDER", *(f"{name}_FILE" for name in ours)}
+        if data != DATA_FOLDER:
+            ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
         env = {name: value for name, value in os.environ.items() if name not in besides} | ours
         gateway = ["gateway", "--processes", str(self._options.processes)]
         for name, words in (("dispatcher", ["dispatcher"]), ("projector", ["projector"]), ("gateway", gateway)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seamark.dev.child import free_port
+from seamark.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT
 
 ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
@@ -58,12 +59,8 @@ def test_tail_says_when_it_is_not_connected_and_goes_on_trying(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        (("tail", "alice"), "make run"),
-        (("token", "alice"), "make run"),
-        (("topology", "check"), "make run"),
         (("publish", "--to", "alice", "--data", "{"), "--data"),
         (("publish", "--to", "alice", "--data", "@nothing"), "--data"),
-        (("topology", "render", "x", "--partitions", "0"), "Choose 1 to 64"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
 )
@@ -74,11 +71,40 @@ def test_a_mistake_is_answered_with_its_remedy(tmp_path: Path, words: tuple[str,
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("role", ["gateway", "dispatcher"])
-def test_a_role_with_a_wrong_setting_does_not_start_and_names_it(tmp_path: Path, role: str) -> None:
-    done = seamark(tmp_path, role, SEAMARK_HEALTH_PORT="many")
-    assert done.returncode == 1
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("tail", "alice"), "make run"),
+        (("token", "alice"), "make run"),
+        (("topology", "check"), "make run"),
+        (("topology", "render", "x", "--partitions", "0"), "Choose 1 to 64"),
+        (("topology", "render", "x", "--profile", "prod"), "Choose one of dev, production"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
+)
+def test_what_is_missing_or_wrong_before_anything_was_tried_has_an_exit_code_of_its_own(
+    tmp_path: Path, words: tuple[str, ...], remedy: str
+) -> None:
+    done = seamark(tmp_path, *words)
+    assert done.returncode == MISCONFIGURED
+    assert remedy in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["gateway", "gateway --processes 2", "dispatcher", "projector", "dev", "log alice"])
+def test_a_wrong_setting_starts_nothing_and_is_named(tmp_path: Path, words: str) -> None:
+    done = seamark(tmp_path, *words.split(), SEAMARK_HEALTH_PORT="many", SEAMARK_NATS_URL="nats://127.0.0.1:1")
+    assert done.returncode == MISCONFIGURED
     assert "SEAMARK_HEALTH_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["SEAMARK_NATS_URL", "SEAMARK_REDIS_URL", "SEAMARK_POSTGRES_URL"])
+def test_the_stack_reads_a_server_from_a_file_as_roles_do(tmp_path: Path, variable: str) -> None:
+    done = seamark(tmp_path, "dev", **{f"{variable}_FILE": "nowhere"})
+    assert done.returncode == MISCONFIGURED
+    assert f"{variable}_FILE" in done.stderr
+    assert not (tmp_path / ".seamark/nats").exists()
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:

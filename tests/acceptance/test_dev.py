@@ -4,10 +4,12 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import psutil
 import pytest
 
 from seamark.dev.servers import NatsServer, Valkey
+from seamark.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT, Stack
 from tests.support.logs import all_records, connected, eventually
 
@@ -122,7 +125,7 @@ def test_keys_to_the_stack_are_readable_by_its_owner_only(stack: Stack) -> None:
 def test_a_second_stack_on_the_same_data_says_so(stack: Stack) -> None:
     argv = [sys.executable, "-m", "seamark", "dev"]
     done = subprocess.run(argv, cwd=stack.folder, env=stack.env, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1
+    assert done.returncode == MISCONFIGURED
     assert "a stack already runs" in done.stderr
 
 
@@ -132,20 +135,37 @@ def test_without_a_stack_a_command_names_the_remedy(tmp_path: Path) -> None:
     done = subprocess.run(
         argv, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
     )
-    assert done.returncode == 1
+    assert done.returncode == MISCONFIGURED
     assert "make run" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+def test_the_suggested_commands_find_a_stack_in_a_folder_of_another_name(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, data="data here")
+    stack.start()
+    try:
+        described = stack.describe()
+        with urllib.request.urlopen(f"{described.gateway_url}/dev/session", timeout=10) as answer:
+            of_the_page = json.load(answer)["command"] + " --to alice --data '{}'"
+        printed = re.findall(r"seamark ((?:publish|tail) .*)$", stack.output.read_text(), re.MULTILINE)
+        assert [words.split()[0] for words in printed] == ["publish", "tail"]
+        for command in (of_the_page.partition("seamark ")[2], printed[0], f"{printed[1]} -n 2 --json"):
+            output = stack.run(*shlex.split(command))
+        assert [json.loads(line)["record"]["data"] for line in output.splitlines()] == [{}, {"text": "hi"}]
+    finally:
+        stack.stop()
+
+
+@pytest.mark.parametrize("as_files", [False, True], ids=["by value", "by file"])
 def test_servers_named_in_the_environment_are_used_and_left_running(
-    tmp_path: Path, nats_server: NatsServer, valkey: Valkey, postgres: str
+    as_files: bool, tmp_path: Path, nats_server: NatsServer, valkey: Valkey, postgres: str
 ) -> None:
     urls = {
         "SEAMARK_NATS_URL": nats_server.url,
         "SEAMARK_REDIS_URL": valkey.url,
         "SEAMARK_POSTGRES_URL": postgres,
     }
-    stack = Stack(tmp_path, **urls)
+    stack = Stack(tmp_path, **(written(tmp_path, urls) if as_files else urls))
     stack.start()
     try:
         described = stack.describe()
@@ -158,3 +178,10 @@ def test_servers_named_in_the_environment_are_used_and_left_running(
         stack.stop()
     assert nats_server.alive
     assert valkey.alive
+
+
+def written(folder: Path, settings: dict[str, str]) -> dict[str, str]:
+    """The same settings, each as a file."""
+    for name, value in settings.items():
+        (folder / name).write_text(f"{value}\n")
+    return {f"{name}_FILE": str(folder / name) for name in settings}

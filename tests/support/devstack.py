@@ -18,19 +18,25 @@ READY_SECONDS_MAX = 90
 class Stack:
     """A `seamark dev` in a folder of its own, called by the relative name that its output suggests."""
 
-    def __init__(self, folder: Path, **env: str) -> None:
+    def __init__(self, folder: Path, data: str = ".seamark", **env: str) -> None:
         self.folder = folder
+        self.data = folder / data
+        self.words = [] if data == ".seamark" else ["--folder", data]
         self.output = folder / "output.txt"
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
         self.env |= {"PYTHONPATH": str(ROOT), **env}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        dev_json = self.folder / ".seamark/dev.json"
+        dev_json = self.data / "dev.json"
         dev_json.unlink(missing_ok=True)
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "seamark", "dev"], cwd=self.folder, env=self.env, stdout=output, stderr=output
+                [sys.executable, "-m", "seamark", "dev", *self.words],
+                cwd=self.folder,
+                env=self.env,
+                stdout=output,
+                stderr=output,
             )
         deadline = time.monotonic() + READY_SECONDS_MAX
         while not (dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()):
@@ -39,7 +45,7 @@ class Stack:
             time.sleep(0.05)
 
     def describe(self) -> DevFile:
-        return read_dev_file(self.folder / ".seamark")
+        return read_dev_file(self.data)
 
     def run(self, *words: str, timeout: float = 30) -> str:
         argv = [sys.executable, "-m", "seamark", *words]

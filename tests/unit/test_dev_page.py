@@ -53,6 +53,14 @@ async def test_a_session_names_the_user_and_carries_a_token_the_gateway_accepts(
     assert claims["exp"] == session["expires_at"]
 
 
+async def test_the_suggested_command_names_the_data_folder_as_a_shell_takes_it(page, monkeypatch):
+    for folder, words in ((None, ""), ("other", " --folder other"), ("my data", " --folder 'my data'")):
+        if folder is not None:
+            monkeypatch.setenv("SEAMARK_FOLDER", folder)
+        async with page.get("/dev/session") as response:
+            assert (await response.json())["command"].endswith(f"seamark publish{words}")
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -7,7 +7,7 @@ import pytest
 
 from engine import settings
 from engine.errors import InvalidSetting
-from engine.settings import Secret, Settings, load_settings
+from engine.settings import Secret, Settings, given_settings, load_settings
 
 
 def test_without_anything_set_the_defaults_are_in_force() -> None:
@@ -40,6 +40,15 @@ def test_lists_are_separated_by_commas_in_the_environment_and_arrays_in_the_file
     expected = ("https://a.example", "https://b.example")
     assert load_settings({}, file).origins == expected
     assert load_settings({"SEAMARK_ORIGINS": "https://a.example, https://b.example,"}).origins == expected
+
+
+def test_what_is_given_is_told_from_what_is_a_default_however_it_was_given(tmp_path: Path) -> None:
+    file, url = tmp_path / "settings.toml", tmp_path / "url"
+    file.write_text("partitions = 4\n")
+    url.write_text("nats://127.0.0.1:4222\n")  # what the default says
+    env = {"SEAMARK_NATS_URL_FILE": str(url), "SEAMARK_PROFILE": "dev", "SEAMARK_POSTGRES_URL": ""}
+    assert given_settings(env, file) == {"nats_url", "profile", "partitions"}
+    assert given_settings({}) == set()
 
 
 @pytest.mark.parametrize(
