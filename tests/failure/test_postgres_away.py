@@ -1,6 +1,7 @@
 """PostgreSQL goes away, or falls silent; projectors are killed: records flow on, and the tables catch up without loss."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -40,22 +41,22 @@ async def database(tmp_path: Path) -> AsyncIterator[Postgres]:
         await migrate(server.url)
         yield server
     finally:
-        for pid in _family([server.pid]) if server.child.alive else ():
-            os.kill(pid, signal.SIGCONT)
+        if server.child.alive:
+            tell(_family([server.pid]), signal.SIGCONT)
         server.kill()
 
 
 def silence(server: Postgres) -> Callable[[], None]:
     """Every process of it stands still, connections stay open; returns what ends that."""
     pids = _family([server.pid])
+    tell(pids, signal.SIGSTOP)
+    return lambda: tell(pids, signal.SIGCONT)
+
+
+def tell(pids: list[int], what: signal.Signals) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-
-    def end() -> None:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-    return end
+        with contextlib.suppress(ProcessLookupError):  # a backend whose connection has just ended
+            os.kill(pid, what)
 
 
 def crash(server: Postgres) -> Callable[[], None]:

@@ -142,8 +142,8 @@ async def test_a_socket_that_reads_a_byte_a_second_costs_nearly_nothing_and_lose
     assert resumed == list(range(1, RECORDS + 1))
     assert slow_growth - growth < 2_000_000
     p99, slow_p99 = (sorted(values)[int(len(values) * 0.99)] for values in (delays, slow_delays))
-    # Had the others waited for the slow one it would be minutes; a busy machine may cost a fraction of a second.
-    assert slow_p99 < max(1.0, p99 * 4)
+    # Had the others waited for the slow one it would be minutes; a busy machine may cost a few seconds.
+    assert slow_p99 < max(3.0, p99 * 4)
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------

@@ -10,11 +10,10 @@ PARTITIONS = 4
 EVENTS = 4_000
 
 
-def resets() -> float:
-    return sum(
-        metrics.partition("EVENTS", dispatch_consumer(q)).resets._value.get()  # type: ignore[attr-defined]
-        for q in range(PARTITIONS)
-    )
+def count(name: str) -> float:
+    """Of all dispatchers' partitions in this process: `resets` or `claims`."""
+    found = (getattr(metrics.partition("EVENTS", dispatch_consumer(q)), name) for q in range(PARTITIONS))
+    return sum(counter._value.get() for counter in found)
 
 
 async def test_a_backlog_is_read_without_putting_the_reading_head_back(nats_server: NatsServer, valkey: Valkey) -> None:
@@ -24,12 +23,13 @@ async def test_a_backlog_is_read_without_putting_the_reading_head_back(nats_serv
         events = [Outgoing(f"events.default.user-{i % 50}.demo.n", body % (i, i % 50)) for i in range(EVENTS)]
         for start in range(0, EVENTS, 1000):
             await broker.commit(events[start : start + 1000])
-        before = resets()
+        before = count("resets") - count("claims")
         async with dispatching(nats_server.url, valkey.url):
 
             async def done() -> bool:
                 return len(await all_records(broker, PARTITIONS)) >= EVENTS
 
             await eventually(done, seconds=30)
-    # One for each partition when it is taken over: the pulls that follow end in order, with all they asked for.
-    assert resets() - before == PARTITIONS
+    # One for each take-over (a busy machine may lose a pin): the pulls that follow end in order, with all they asked for.
+    assert count("resets") - count("claims") == before
+    assert count("claims") >= PARTITIONS
