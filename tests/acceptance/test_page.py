@@ -11,8 +11,8 @@ import pytest
 from seamark import Publisher
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chromium import Chromium, Page, chromium
+from tests.support.network import BadNetwork, bad_network
 from tests.support.spine import RunningGateway, Spine, spine
-from tests.support.tcpproxy import TcpProxy, tcp_proxy
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -35,8 +35,8 @@ async def gateway(way: Spine) -> AsyncIterator[RunningGateway]:
 
 
 @pytest.fixture
-async def proxy(gateway: RunningGateway) -> AsyncIterator[TcpProxy]:
-    async with tcp_proxy(gateway.port) as running:
+async def network(gateway: RunningGateway) -> AsyncIterator[BadNetwork]:
+    async with bad_network(gateway.port) as running:
         yield running
 
 
@@ -80,16 +80,16 @@ async def test_what_the_form_publishes_appears_and_so_does_what_a_service_publis
     assert page.errors == []
 
 
-async def test_what_is_published_while_the_network_is_cut_appears_once_in_order_after_it(browser, proxy, way):
-    page = await live_page(browser, proxy.url)
+async def test_what_is_published_while_the_network_is_cut_appears_once_in_order_after_it(browser, network, way):
+    page = await live_page(browser, network.url)
     async with Publisher(nats_url=way.nats_url) as publisher:
         await publisher.publish(to="alice", type="demo.n", data={"text": "before"})
         await shown(page, 1)
-        proxy.cut()
+        network.cut()
         await page.until(f"{STATE} !== 'live'")
         for number in range(5):
             await publisher.publish(to="alice", type="demo.n", data={"text": f"missed {number}"})
-        proxy.restore()
+        network.restore()
         await page.until(f"{STATE} === 'live'", seconds=20)
         await publisher.publish(to="alice", type="demo.n", data={"text": "after"})
     expected = ["before", *(f"missed {number}" for number in range(5)), "after"]
@@ -136,9 +136,9 @@ async def test_reading_in_one_tab_clears_the_other(browser, gateway, way):
     assert one.errors + other.errors + reloaded.errors == []
 
 
-async def test_where_websockets_are_blocked_the_stream_carries_everything_and_resumes(browser, proxy, way):
-    proxy.refuse_upgrades = True
-    page = await browser.open(f"{proxy.url}/?user=alice")
+async def test_where_websockets_are_blocked_the_stream_carries_everything_and_resumes(browser, network, way):
+    network.refuse_upgrades()
+    page = await browser.open(f"{network.url}/?user=alice")
     await page.until(f"{STATE} === 'live'", seconds=20)
     assert await page.evaluate("document.querySelector('#transport').textContent") == "server-sent events"
     async with Publisher(nats_url=way.nats_url) as publisher:
@@ -146,19 +146,19 @@ async def test_where_websockets_are_blocked_the_stream_carries_everything_and_re
         await shown(page, 1)
         await page.click("#list .read")
         await page.until(f"{UNREAD} === 0")
-        proxy.cut()
+        network.cut()
         await page.until(f"{STATE} !== 'live'")
         for number in range(5):
             await publisher.publish(to="alice", type="demo.n", data={"text": f"missed {number}"})
-        proxy.restore()
+        network.restore()
         await page.until(f"{STATE} === 'live'", seconds=30)
     assert await shown(page, 6) == ["one\nline", *(f"missed {number}" for number in range(5))]
     assert page.errors == []
 
 
-async def test_a_mark_that_a_stream_could_not_send_waits_for_the_next_session(browser, proxy, way):
-    proxy.refuse_upgrades = True
-    page = await browser.open(f"{proxy.url}/?user=alice")
+async def test_a_mark_that_a_stream_could_not_send_waits_for_the_next_session(browser, network, way):
+    network.refuse_upgrades()
+    page = await browser.open(f"{network.url}/?user=alice")
     await page.until(f"{STATE} === 'live'", seconds=20)
     async with Publisher(nats_url=way.nats_url) as publisher:
         await publisher.publish(to="alice", type="demo.n", data={"text": "one"})
@@ -167,9 +167,9 @@ async def test_a_mark_that_a_stream_could_not_send_waits_for_the_next_session(br
     await page.click("#list .read")
     await page.until("seamark.waitingIds.size === 1")
     await page.block()
-    proxy.refuse_upgrades = False
-    proxy.cut()
-    proxy.restore()
+    network.refuse_upgrades(on=False)
+    network.cut()
+    network.restore()
     await page.until(f"{UNREAD} === 0", seconds=30)
     assert page.errors == []
 

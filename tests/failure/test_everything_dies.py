@@ -15,7 +15,7 @@ from seamark.dev.servers import NatsServer, Server, Valkey
 from tests.support.chaos import SECONDS, TIMEOUT, Chaos
 from tests.support.devices import cut_now_and_then, devices
 from tests.support.logs import FAST, connected
-from tests.support.proxy import bad_network
+from tests.support.network import bad_network
 from tests.support.roles import dispatcher_processes, gateway_role
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]

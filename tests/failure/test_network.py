@@ -18,7 +18,7 @@ from engine.logwriter import LogWriter, Ownership, read_mark
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
-from tests.support.proxy import BadNetwork, bad_network
+from tests.support.network import BadNetwork, bad_network
 from tests.support.roles import dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]

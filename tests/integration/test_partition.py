@@ -17,7 +17,7 @@ from engine.natsclient import outgoing
 from engine.partition import Delivered, PartitionReader, Phase, Source
 from seamark.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import connected, eventually
-from tests.support.tcpproxy import TcpProxy
+from tests.support.network import bad_network
 
 PIN_TIMEOUT_SECONDS = 1.0
 SOURCE = Source("EV", "reader", "ev.0.>")
@@ -338,44 +338,40 @@ async def test_a_stopped_partition_does_nothing_until_it_is_repaired(
 async def test_a_standby_takes_over_from_an_owner_that_vanished_and_is_not_disturbed_when_it_comes_back(
     nats_server: NatsServer,
 ) -> None:
-    proxy = TcpProxy(nats_server.port)
-    await proxy.start()
-    try:
-        async with (
-            connected(f"nats://127.0.0.1:{proxy.port}") as far,
-            connected(nats_server.url) as near,
-            connected(nats_server.url) as publisher,
-        ):
-            await make_stream(publisher)
-            store, load = Store(), Load(publisher)
-            vanishing = RecordingWorker(store)
-            held = asyncio.Event()
-            async with reading(far, vanishing) as first:
-                await load.publish(100)
+    async with (
+        bad_network(nats_server.port) as network,
+        connected(f"nats://127.0.0.1:{network.port}") as far,
+        connected(nats_server.url) as near,
+        connected(nats_server.url) as publisher,
+    ):
+        await make_stream(publisher)
+        store, load = Store(), Load(publisher)
+        vanishing = RecordingWorker(store)
+        held = asyncio.Event()
+        async with reading(far, vanishing) as first:
+            await load.publish(100)
+            await done(store, load)
+            async with reading(near, RecordingWorker(store)) as second:
+
+                async def hold(batch: list[Delivered]) -> None:
+                    await held.wait()
+
+                # It vanishes with messages in hand that it never applies: the reading head is beyond the position.
+                vanishing.before = hold
+                await load.publish(2500)
+                await eventually(lambda: vanishing.batches > 1 and first._buffer)
+                network.cut()
+                started = time.monotonic()
+                await done(store, load, seconds=10)
+                assert time.monotonic() - started < PIN_TIMEOUT_SECONDS + 1.5
+                assert second.phase is Phase.READING
+                network.restore()
+                held.set()
+                vanishing.before = None
+                await eventually(lambda: far.connected)
+                await load.publish(500)
                 await done(store, load)
-                async with reading(near, RecordingWorker(store)) as second:
-
-                    async def hold(batch: list[Delivered]) -> None:
-                        await held.wait()
-
-                    # It vanishes with messages in hand that it never applies: the reading head is beyond the position.
-                    vanishing.before = hold
-                    await load.publish(2500)
-                    await eventually(lambda: vanishing.batches > 1 and first._buffer)
-                    proxy.cut()
-                    started = time.monotonic()
-                    await done(store, load, seconds=10)
-                    assert time.monotonic() - started < PIN_TIMEOUT_SECONDS + 1.5
-                    assert second.phase is Phase.READING
-                    proxy.restore()
-                    held.set()
-                    vanishing.before = None
-                    await eventually(lambda: far.connected)
-                    await load.publish(500)
-                    await done(store, load)
-                    await eventually(lambda: first.phase is Phase.STANDBY)
-    finally:
-        await proxy.close()
+                await eventually(lambda: first.phase is Phase.STANDBY)
 
 
 async def test_a_slow_worker_loses_its_pin_with_a_bounded_buffer_and_steps_down(nats_server: NatsServer) -> None:

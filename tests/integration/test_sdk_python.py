@@ -19,8 +19,8 @@ from seamark.client import Backoff, NotAuthenticated, PublishFailed, PublishRefu
 from seamark.client.connection import Connection
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.logs import FAST, all_records, eventually
+from tests.support.network import bad_network
 from tests.support.spine import API_KEY, RunningGateway, Spine, spine, token
-from tests.support.tcpproxy import tcp_proxy
 from tests.support.topology import password, passwords, server_with_accounts, settings_for
 
 
@@ -137,18 +137,18 @@ async def test_a_service_with_the_rights_of_a_publisher_and_no_more_can_publish(
 
 
 async def test_publishing_over_http_lasts_through_a_gateway_restart_and_adds_one_record(way):
-    async with way.gateway() as gateway, tcp_proxy(gateway.port) as proxy:
-        proxy.cut()
-        async with Publisher(gateway_url=proxy.url, api_key=API_KEY) as publisher:
+    async with way.gateway() as gateway, bad_network(gateway.port) as network:
+        network.cut()
+        async with Publisher(gateway_url=network.url, api_key=API_KEY) as publisher:
             publishing = asyncio.create_task(
                 publisher.publish(to="alice", type="demo.hello", id="patient"), name="publishing"
             )
-            await eventually(lambda: proxy.refused >= 2)
-            proxy.restore()
+            await eventually(lambda: network.refused >= 2)
+            network.restore()
             async with asyncio.timeout(10):
                 assert (await publishing).event_id == "patient"
-            proxy.cut()
-        hasty = Publisher(gateway_url=proxy.url, api_key=API_KEY, budget_seconds=0.3)
+            network.cut()
+        hasty = Publisher(gateway_url=network.url, api_key=API_KEY, budget_seconds=0.3)
         async with hasty:
             with pytest.raises(PublishFailed, match="again is safe"):
                 await hasty.publish(to="alice", type="demo.hello")
@@ -166,9 +166,9 @@ async def test_publishing_over_nats_lasts_through_a_server_restart(way, nats_ser
 
 async def test_across_cut_connections_every_record_arrives_once_in_log_order(way, gateway):
     async with (
-        tcp_proxy(gateway.port) as proxy,
+        bad_network(gateway.port) as network,
         Publisher(nats_url=way.nats_url) as publisher,
-        follow(proxy.url) as records,
+        follow(network.url) as records,
     ):
         got: list[int] = []
 
@@ -180,9 +180,9 @@ async def test_across_cut_connections_every_record_arrives_once_in_log_order(way
         for number in range(200):
             await publisher.publish(to="alice", type="demo.n", data={"n": number})
             if number % 40 == 20:
-                proxy.cut()
+                network.cut()
             elif number % 40 == 30:
-                proxy.restore()
+                network.restore()
                 await eventually(lambda: len(got) > number)  # noqa: B023 - called before the next turn
         await eventually(lambda: len(got) == 200)
         receiving.cancel()
@@ -259,19 +259,19 @@ async def test_acks_become_receipts_and_the_reset_of_a_trimmed_log_is_announced(
     reasons: list[str] = []
     async with (
         Publisher(nats_url=way.nats_url) as publisher,
-        tcp_proxy(gateway.port) as proxy,
-        follow(proxy.url, on_reset=lambda reset: reasons.append(reset.reason)) as records,
+        bad_network(gateway.port) as network,
+        follow(network.url, on_reset=lambda reset: reasons.append(reset.reason)) as records,
     ):
         for number in range(5):
             await publisher.publish(to="alice", type="demo.n", id=f"n{number}")
         await take(records, 5)
         await eventually(lambda: receipts(way))
-        proxy.cut()
+        network.cut()
         for number in range(5, 9):
             await publisher.publish(to="alice", type="demo.n", id=f"n{number}")
         state = await eventually(lambda: grown(way, partition))
         await way.broker.api(f"STREAM.PURGE.{log_stream(partition)}", {"seq": state.last_seq - 1})
-        proxy.restore()
+        network.restore()
         await take(records, 1)
     assert reasons == ["trimmed"]
 

@@ -13,7 +13,7 @@ from engine.cursor import parse_cursor
 from seamark.client.backoff import Backoff
 from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
-from tests.support.proxy import BadNetwork
+from tests.support.network import BadNetwork
 from tests.support.roles import SECRET
 
 

@@ -1,4 +1,5 @@
-"""A bad network between a client and a server on loopback: delay, silence in one or both directions, resets, half-closes."""
+"""A bad network between a client and a server on loopback: delay, silence in one or both directions, resets, half-closes,
+cut for a while, closed to WebSockets."""
 
 import asyncio
 import contextlib
@@ -14,6 +15,7 @@ class Way:
     """One direction. While `silent`, bytes are swallowed by nobody and passed on by nobody: they wait."""
 
     delay_seconds: float = 0.0
+    refuse_upgrades: bool = False
     _open: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -26,13 +28,23 @@ class Way:
         self._open.set()
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # uvloop raises the latter once a transport is closed
-            while data := await reader.read(1 << 16):
-                if self.delay_seconds:
-                    await asyncio.sleep(self.delay_seconds)
-                await self._open.wait()
+        """Until the end of the stream, which is passed on, or until nobody takes what is carried.
+
+        Raises:
+            OSError: who is read from is gone, or asks for what is refused.
+        """
+        while data := await reader.read(1 << 16):
+            if self.refuse_upgrades and b"upgrade: websocket" in data.lower():
+                raise ConnectionResetError("no upgrades here")
+            if self.delay_seconds:
+                await asyncio.sleep(self.delay_seconds)
+            await self._open.wait()
+            try:
                 writer.write(data)
                 await writer.drain()
+            except (OSError, RuntimeError):  # uvloop raises the latter once a transport is closed
+                return
+        with contextlib.suppress(OSError, RuntimeError):
             writer.write_eof()
 
 
@@ -47,8 +59,26 @@ class BadNetwork:
         self.to_server = Way()
         self.to_client = Way()
         self.refusing = False
+        """New connections are reset at once."""
         self.port = 0
         self.connections = 0
+        """How many have been carried."""
+        self.refused = 0
+        """How many were reset because of `refusing`."""
+
+    @property
+    def url(self) -> str:
+        """Of an HTTP server behind it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def refuse_upgrades(self, *, on: bool = True) -> None:
+        """Drop every connection that asks for a WebSocket, as some middleboxes do; `restore` does not change that."""
+        self.to_server.refuse_upgrades = on
+
+    def cut(self) -> None:
+        """Reset every connection, and each new one, until `restore`."""
+        self.refusing = True
+        self.reset()
 
     def blackhole(self) -> None:
         """Nothing gets through any more, and nobody is told."""
@@ -80,12 +110,17 @@ class BadNetwork:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refusing:
+            self.refused += 1
             writer.transport.abort()
             return
         try:
             there_reader, there = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
+            return
+        if self.refusing:  # since then
+            self.refused += 1
+            _reset((writer, there))
             return
         self.connections += 1
         pair = (writer, there)
@@ -95,7 +130,8 @@ class BadNetwork:
             asyncio.create_task(self.to_client.carry(there_reader, writer), name="to-client"),
         ]
         try:
-            await asyncio.gather(*ways)
+            with contextlib.suppress(OSError):  # one side is gone, so the other one is told
+                await asyncio.gather(*ways)
         finally:
             for way in ways:
                 way.cancel()
