@@ -58,7 +58,7 @@ class Follower:
 
     def _counted(self, count: dict[str, Any] | None) -> None:
         if not self._session.ended and self.log is not None:
-            self._session.count = self.log.counted(count)
+            self._session.counted(self.log.counted(count))
             session, tables = self._session, self._session.context.tables
             if self._start is None and tables is not None:
                 tables.device_cursor(session.tenant, session.user, session.device, self._begin)

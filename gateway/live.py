@@ -68,14 +68,20 @@ class UserLog:
             follower.unread(frame)
 
     def counted(self, count: dict[str, Any] | None) -> dict[str, Any] | None:
-        """What a joining session is told: the count that was read, unless a newer one has come meanwhile."""
+        """What a joining session is told: the count that was read, unless a newer one has come meanwhile.
+
+        Is it another than the sessions before were told, a change was lost on its way to them: they are told as well.
+        """
         if count is None:
             return None
         if count["as_of"] < self.as_of:
             newer: dict[str, Any] = {"stale": False, **msgspec.json.decode(self.unread)}
             newer.pop("op")
             return newer
-        self.as_of, self.unread = count["as_of"], unread_frame(count)
+        frame = unread_frame(count)
+        if len(self.followers) > 1 and (not self.unread or differs(self.unread, count)):
+            self.count(frame)
+        self.as_of, self.unread = count["as_of"], frame
         return count
 
     def compare(self, count: dict[str, Any] | None) -> None:

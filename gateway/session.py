@@ -28,6 +28,7 @@ from gateway.close_codes import (
     CloseCode,
 )
 from gateway.context import Context
+from gateway.counts import as_of
 from gateway.follower import Follower
 from gateway.frames import (
     Ack,
@@ -73,8 +74,10 @@ class Session:
     __slots__ = (
         "_allowance",
         "_carrier",
+        "_count",
         "_expires_at",
         "_follower",
+        "_greeted",
         "_heard_at",
         "_opened_at",
         "_outlet",
@@ -84,7 +87,6 @@ class Session:
         "_token",
         "_unread_waiting",
         "context",
-        "count",
         "device",
         "ended",
         "id",
@@ -103,14 +105,14 @@ class Session:
         self._carrier = carrier
         self._token = token
         self._follower: Follower | None = None
-        self._ready = False
+        self._greeted = self._ready = False
         self._expires_at = 0.0
         self._opened_at = self._heard_at = context.wheel.now()
         self._pinged_at = 0.0
         self._allowance = float(FRAMES_PER_MINUTE)
         self._reads = 0
         self._unread_waiting: bytes | None = None
-        self.count: dict[str, Any] | None = None
+        self._count: dict[str, Any] | None = None
         context.sessions.open(self)
         _OPEN[carrier].inc()
         context.wheel.later(context.times.hello_seconds, self._tick)
@@ -128,6 +130,7 @@ class Session:
             frame = decode_frame(data)
             if self._follower is None:
                 if isinstance(frame, Hello):
+                    self._greeted = True
                     return self._hello(frame)
                 raise BadFrame("the first frame must be `hello`")
             return self._handle(frame, self._follower)
@@ -275,6 +278,7 @@ class Session:
         """The cursor was given up: say so, and what replaces it."""
         count = self._take_count()
         unread = dict(snapshot.unread) if snapshot.unread is not None else count
+        self._forget_older_than(unread)
         if not self._ready:
             self._ready = True
             self._outlet.send(ready_frame(self.id, None, reason.value, unread))
@@ -283,14 +287,24 @@ class Session:
         self._tell_waiting_count()
         metrics.gateway_joins.labels(reason.value).inc()
 
-    def _take_count(self) -> dict[str, Any] | None:
+    def counted(self, count: dict[str, Any] | None) -> None:
         """The count that was read when the log was joined, for the first frame."""
-        count, self.count = self.count, None
+        self._count = count
+        self._forget_older_than(count)
+
+    def _take_count(self) -> dict[str, Any] | None:
+        count, self._count = self._count, None
         return count
+
+    def _forget_older_than(self, count: dict[str, Any] | None) -> None:
+        """What waits must not be told after a count that is newer."""
+        if self._unread_waiting is not None and count is not None and as_of(self._unread_waiting) <= count["as_of"]:
+            self._unread_waiting = None
 
     def unread(self, frame: bytes) -> None:
         """A new count. It goes out when there is room, and never before `ready`."""
         if self._ready and self._outlet.room():
+            self._unread_waiting = None
             self._outlet.send(frame)
         else:
             self._unread_waiting = frame  # absolute: only the newest counts
@@ -360,6 +374,9 @@ class Session:
         if self.ended:
             return
         now = self.context.wheel.now()
+        if self._follower is None and self._greeted:
+            self.end(FAILED, "the token could not be checked in time")  # the issuer is slow: no fault of the token
+            return
         if self._follower is None:
             self.end(UNAUTHENTICATED, f"no `hello` within {self.context.times.hello_seconds:g} s")
             return
