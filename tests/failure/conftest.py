@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.chaos import Chaos
+from tests.support.dispatchers import broker, first, only, second
+
+__all__ = ["broker", "first", "only", "second"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,18 +2,15 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 import pytest
 
-from chaos.load import Load, drained
-from engine import topology
+from chaos.load import drained
 from engine.errors import ApiError
 from engine.jetstream import Broker
-from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, Chaos
-from tests.support.logs import FAST, connected, eventually, publish
-from tests.support.roles import dispatcher_processes
+from tests.support.logs import eventually, publish
+from tests.support.roles import DispatcherProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -24,78 +21,63 @@ async def resize(broker: Broker, stream: str, max_bytes: int) -> None:
 
 
 async def test_a_full_log_stalls_its_partition_with_an_alarm_and_goes_on_when_there_is_room(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
-            first.start()
-            second.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.1, rate=200)
-            await load.run(100)
-            await chaos.settled(broker)
-            before = await broker.stream("LOG-2")
-            await resize(broker, "LOG-2", 1024 * 24)
-            running = asyncio.create_task(load.run(600), name="load")
+    load = chaos.load(broker, shared=0.1, rate=200)
+    await load.run(100)
+    await chaos.settled(broker)
+    before = await broker.stream("LOG-2")
+    await resize(broker, "LOG-2", 1024 * 24)
+    running = asyncio.create_task(load.run(600), name="load")
 
-            def alarmed() -> bool:
-                stalled = [p.metric("seamark_dispatcher_append_stalled", stream="LOG-2") for p in (first, second)]
-                return sum(stalled) >= 1
+    def alarmed() -> bool:
+        stalled = [p.metric("seamark_dispatcher_append_stalled", stream="LOG-2") for p in (first, second)]
+        return sum(stalled) >= 1
 
-            await eventually(alarmed, seconds=15)
-            said = [*first.said("a stream takes nothing"), *second.said("a stream takes nothing")]
-            assert any("maximum bytes exceeded" in line["why"] for line in said)
-            await running
-            assert (await broker.stream("LOG-2")).first_seq == before.first_seq  # nothing was dropped to make room
-            assert not await drained(broker, PARTITIONS)
-            started = time.monotonic()
-            first.stop()  # an orderly end does not wait for room
-            assert first.exit_code == 0
-            assert time.monotonic() - started < 5
-            await resize(broker, "LOG-2", 1 << 30)
-            await chaos.judge(broker)
-            assert not alarmed()
+    await eventually(alarmed, seconds=15)
+    said = [*first.said("a stream takes nothing"), *second.said("a stream takes nothing")]
+    assert any("maximum bytes exceeded" in line["why"] for line in said)
+    await running
+    assert (await broker.stream("LOG-2")).first_seq == before.first_seq  # nothing was dropped to make room
+    assert not await drained(broker, PARTITIONS)
+    started = time.monotonic()
+    first.stop()  # an orderly end does not wait for room
+    assert first.exit_code == 0
+    assert time.monotonic() - started < 5
+    await resize(broker, "LOG-2", 1 << 30)
+    await chaos.judge(broker)
+    assert not alarmed()
 
 
 async def test_full_events_refuse_with_a_clear_error_and_go_on_when_there_is_room(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, only: DispatcherProcess, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users)
-            await load.run(100)
-            await resize(broker, "EVENTS", 1024 * 32)
-            full = Load(broker, chaos.ledger, chaos.rng, chaos.users, prefix="full")
-            await full.run(300)
-            assert 0 < full.acknowledged < 300
-            with pytest.raises(ApiError, match="maximum bytes exceeded"):
-                await publish(broker, to=["user1"], type="chaos.n", id="x", data={"fill": "x" * 1024})
-            assert (await broker.stream("EVENTS")).first_seq == 1
-            await resize(broker, "EVENTS", 1 << 30)
-            await load.run(100)
-            await chaos.judge(broker)
+    load = chaos.load(broker)
+    await load.run(100)
+    await resize(broker, "EVENTS", 1024 * 32)
+    full = chaos.load(broker, prefix="full")
+    await full.run(300)
+    assert 0 < full.acknowledged < 300
+    with pytest.raises(ApiError, match="maximum bytes exceeded"):
+        await publish(broker, to=["user1"], type="chaos.n", id="x", data={"fill": "x" * 1024})
+    assert (await broker.stream("EVENTS")).first_seq == 1
+    await resize(broker, "EVENTS", 1 << 30)
+    await load.run(100)
+    await chaos.judge(broker)
 
 
 async def test_a_full_store_of_dead_letters_holds_invalid_events_back_with_an_alarm_and_loses_none(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, only: DispatcherProcess, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            await resize(broker, "DEAD-LETTERS", 2048)
-            for number in range(20):
-                await broker.append("events.default.user1.demo.bad", b"{no json %d" % number)
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users)
-            await load.run(100)
-            await eventually(
-                lambda: only.metric("seamark_dispatcher_append_stalled", stream="DEAD-LETTERS"), seconds=15
-            )
-            assert not await drained(broker, PARTITIONS)
-            marks = (await broker.stream("LOG-0")).last_seq
-            await resize(broker, "DEAD-LETTERS", 1 << 20)
-            await chaos.judge(broker)
-            assert (await broker.stream("DEAD-LETTERS")).messages == 20
-            assert marks < 500
+    await resize(broker, "DEAD-LETTERS", 2048)
+    for number in range(20):
+        await broker.append("events.default.user1.demo.bad", b"{no json %d" % number)
+    load = chaos.load(broker)
+    await load.run(100)
+    await eventually(lambda: only.metric("seamark_dispatcher_append_stalled", stream="DEAD-LETTERS"), seconds=15)
+    assert not await drained(broker, PARTITIONS)
+    marks = (await broker.stream("LOG-0")).last_seq
+    await resize(broker, "DEAD-LETTERS", 1 << 20)
+    await chaos.judge(broker)
+    assert (await broker.stream("DEAD-LETTERS")).messages == 20
+    assert marks < 500

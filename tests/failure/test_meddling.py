@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chaos.faults import Fault, torment
+from chaos.ledger import Ledger
 from chaos.load import Load
 from engine import topology
 from engine.errors import BrokerError
@@ -15,31 +16,23 @@ from engine.partition import GROUP
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
-from tests.support.roles import dispatcher_processes
+from tests.support.roles import DispatcherProcess, dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
 
 async def test_consumers_deleted_reset_and_unpinned_under_load_cost_nothing_but_time(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
-            first.start()
-            second.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.3, rate=200)
-            running = asyncio.create_task(load.run(), name="load")
-            faults = [
-                Fault("delete", 1, lambda rng: deleted(broker, rng)),
-                Fault("reset", 2, lambda rng: reset(broker, rng)),
-                Fault("unpin", 2, lambda rng: unpinned(broker, rng)),
-            ]
-            drawn = await torment(chaos.rng, faults, count=20 + int(chaos.seconds), pause_seconds=(0.05, 0.6))
-            load.stop()
-            await running
-            await chaos.judge(broker)
-            print(drawn)
+    faults = [
+        Fault("delete", 1, lambda rng: deleted(broker, rng)),
+        Fault("reset", 2, lambda rng: reset(broker, rng)),
+        Fault("unpin", 2, lambda rng: unpinned(broker, rng)),
+    ]
+    async with chaos.under_load(broker, shared=0.3, rate=200):
+        drawn = await torment(chaos.rng, faults, count=20 + int(chaos.seconds), pause_seconds=(0.05, 0.6))
+    await chaos.judge(broker)
+    print(drawn)
 
 
 async def deleted(broker: Broker, rng: random.Random) -> None:
@@ -64,35 +57,27 @@ async def unpinned(broker: Broker, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("header", ["Nats-Pin-Id", "Nats-Sequence", "Nats-Last-Sequence", "Status", "Nats-Subject"])
 async def test_headers_that_a_publisher_forges_confuse_nobody(
-    header: str, nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    header: str, broker: Broker, only: DispatcherProcess, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, headers={header: "17"})
-            await load.run(100)
-            await chaos.judge(broker, seconds=10)
-            assert only.metric("seamark_partition_claims_total") == PARTITIONS
+    load = chaos.load(broker, headers={header: "17"})
+    await load.run(100)
+    await chaos.judge(broker, seconds=10)
+    assert only.metric("seamark_partition_claims_total") == PARTITIONS
 
 
 async def test_events_trimmed_before_anybody_read_them_are_counted_and_the_rest_is_dispatched(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, only: DispatcherProcess, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            await Load(broker, chaos.ledger, chaos.rng, chaos.users).run(50)
-            await chaos.settled(broker)
-            only.stop()
-            await Load(broker, type(chaos.ledger)(), chaos.rng, chaos.users, prefix="gone").run(50)
-            await broker.api("STREAM.PURGE.EVENTS")
-            await Load(broker, chaos.ledger, chaos.rng, chaos.users, prefix="later").run(50)
-            only.start()
-            await chaos.judge(broker)
-            await eventually(lambda: only.metric("seamark_partition_possibly_trimmed_total") >= 1)
-            assert only.said("messages may have been trimmed unread")
+    await chaos.load(broker).run(50)
+    await chaos.settled(broker)
+    only.stop()
+    await Load(broker, Ledger(), chaos.rng, chaos.users, prefix="gone").run(50)
+    await broker.api("STREAM.PURGE.EVENTS")
+    await chaos.load(broker, prefix="later").run(50)
+    only.start()
+    await chaos.judge(broker)
+    await eventually(lambda: only.metric("seamark_partition_possibly_trimmed_total") >= 1)
+    assert only.said("messages may have been trimmed unread")
 
 
 @pytest.mark.parametrize("commits", [2, 3, 5, 8, 11])
@@ -103,7 +88,7 @@ async def test_an_owner_killed_inside_an_event_for_ten_thousand_users_leaves_one
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users)
+            load = chaos.load(broker)
             await load.publish("room", chaos.users)
             await load.publish("room", chaos.users[:20])
             # Of some twenty commits: claims of marks, batches inside the event, the last ones.

@@ -65,9 +65,9 @@ async def test_whatever_is_in_flight_ends_by_its_deadline_and_the_connection_com
     breakage: str, nats_server: NatsServer
 ) -> None:
     async with lab(nats_server) as (network, far, _):
-        network.to_client.delay_seconds = 0.3  # everything is in flight when it happens
+        network.to_client.delay_seconds = 0.5  # everything is in flight when it happens
         calls = {name: asyncio.create_task(call(far), name=name) for name, call in REQUESTS.items()}
-        await asyncio.sleep(0.05)
+        await eventually(lambda: network.to_client.held)
         started = time.monotonic()
         BREAKAGES[breakage](network)
         done, pending = await asyncio.wait(calls.values(), timeout=3)
@@ -174,7 +174,7 @@ async def test_a_batch_held_back_by_the_network_is_refused_when_it_arrives_after
         old = await LogWriter.claim(far, 0, 0, Ownership(1, "old", "e"), found=await read_mark(far, 0, 0), **facts)
         network.to_server.silence()
         late = asyncio.create_task(old.append([Outgoing("log.0.t.u", b"late")], 1), name="late")
-        await asyncio.sleep(0.1)
+        await eventually(lambda: any(b"late" in data for data in network.to_server.held))
         new = await LogWriter.claim(near, 0, 0, Ownership(2, "new", "e"), found=await read_mark(near, 0, 0), **facts)
         await new.append([Outgoing("log.0.t.u", b"in time")], 1)
         network.restore()

@@ -1,18 +1,16 @@
 """Redis killed, emptied or frozen under load: what may go on goes on, what must not repeat waits, and it is said."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from chaos.load import Load
-from engine import topology
 from engine.claims import claim_key
-from seamark.dev.servers import NatsServer, Valkey
+from engine.jetstream import Broker
+from seamark.dev.servers import Valkey
 from tests.support.chaos import Chaos
-from tests.support.logs import FAST, connected, eventually, publish
-from tests.support.roles import dispatcher_processes
+from tests.support.logs import eventually, publish
+from tests.support.roles import DispatcherProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -27,118 +25,97 @@ async def restart_empty(valkey: Valkey) -> None:
 
 
 async def test_at_least_once_goes_on_without_redis_and_the_claims_are_written_when_it_is_back(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, only: DispatcherProcess, valkey: Valkey, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.2, rate=200)
-            await load.run(100)
-            await eventually(lambda: only.metric(HORIZON_RESTARTS) == 1)
-            valkey.kill()
-            before = len(chaos.ledger.lines)
-            await load.run(300)
-            await chaos.settled(broker)
-            assert only.metric(MISSED, fate="owed") > 0
-            assert only.metric(MISSED, fate="lost") == 0
-            without = [line.facts for line in chaos.ledger.lines[before:] if line.phase == "ok"]
+    load = chaos.load(broker, shared=0.2, rate=200)
+    await load.run(100)
+    await eventually(lambda: only.metric(HORIZON_RESTARTS) == 1)
+    valkey.kill()
+    before = len(chaos.ledger.lines)
+    await load.run(300)
+    await chaos.settled(broker)
+    assert only.metric(MISSED, fate="owed") > 0
+    assert only.metric(MISSED, fate="lost") == 0
+    without = [line.facts for line in chaos.ledger.lines[before:] if line.phase == "ok"]
 
-            await restart_empty(valkey)
-            async with Redis.from_url(valkey.url) as redis:
-                keys = [claim_key("default", facts["event"]) for facts in without]
-                await eventually(lambda: all_there(redis, keys), seconds=15)
-            await eventually(lambda: only.metric(HORIZON_RESTARTS) == 2, seconds=15)
-            # Published again, past the broker's own window: nothing is added.
-            for facts in without[:50]:
-                key = facts["event"].split(":")[1]
-                await publish(broker, deduplicated=False, to=["user1"], type="chaos.n", id=facts["event"], key=key)
-            await chaos.judge(broker)
-            assert only.metric("seamark_dispatcher_events_total", outcome="duplicate") >= 50
+    await restart_empty(valkey)
+    async with Redis.from_url(valkey.url) as redis:
+        keys = [claim_key("default", facts["event"]) for facts in without]
+        await eventually(lambda: all_there(redis, keys), seconds=15)
+    await eventually(lambda: only.metric(HORIZON_RESTARTS) == 2, seconds=15)
+    # Published again, past the broker's own window: nothing is added.
+    for facts in without[:50]:
+        key = facts["event"].split(":")[1]
+        await publish(broker, deduplicated=False, to=["user1"], type="chaos.n", id=facts["event"], key=key)
+    await chaos.judge(broker)
+    assert only.metric("seamark_dispatcher_events_total", outcome="duplicate") >= 50
 
 
 async def test_effectively_once_waits_for_redis_and_is_appended_once_when_it_is_back(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, only: DispatcherProcess, valkey: Valkey, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            fields = {"semantics": "effectively_once"}
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.2, fields=fields)
-            await load.run(100)
-            await chaos.settled(broker)
-            valkey.kill()
-            before = only.metric("seamark_dispatcher_records_total")
-            await load.run(100)
-            await eventually(lambda: only.said("Redis does not answer"))
-            assert only.metric("seamark_dispatcher_records_total") == before
-            assert only.metric(MISSED) == 0
-            await restart_empty(valkey)
-            await chaos.judge(broker)
-            assert only.metric("seamark_dispatcher_records_total") > before
+    fields = {"semantics": "effectively_once"}
+    load = chaos.load(broker, shared=0.2, fields=fields)
+    await load.run(100)
+    await chaos.settled(broker)
+    valkey.kill()
+    before = only.metric("seamark_dispatcher_records_total")
+    await load.run(100)
+    await eventually(lambda: only.said("Redis does not answer"))
+    assert only.metric("seamark_dispatcher_records_total") == before
+    assert only.metric(MISSED) == 0
+    await restart_empty(valkey)
+    await chaos.judge(broker)
+    assert only.metric("seamark_dispatcher_records_total") > before
 
 
 async def test_a_frozen_redis_slows_at_least_once_down_and_stops_nothing(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, valkey: Valkey, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
-            first.start()
-            second.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.2, rate=100)
-            await load.run(50)
-            valkey.suspend()
-            await load.run(500)
-            await chaos.settled(broker, seconds=20)
-            valkey.resume()
-            await load.run(50)
-            await chaos.judge(broker)
-            assert first.metric("seamark_partition_step_downs_total") == 0
+    load = chaos.load(broker, shared=0.2, rate=100)
+    await load.run(50)
+    valkey.suspend()
+    await load.run(500)
+    await chaos.settled(broker, seconds=20)
+    valkey.resume()
+    await load.run(50)
+    await chaos.judge(broker)
+    assert first.metric("seamark_partition_step_downs_total") == 0
 
 
 async def test_a_dispatcher_killed_while_redis_is_away_leaves_nothing_lost_doubled_or_reordered(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, valkey: Valkey, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
-            first.start()
-            second.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=150)
-            running = asyncio.create_task(load.run(600), name="load")
-            await eventually(lambda: load.acknowledged > 100)
-            valkey.kill()
-            await eventually(lambda: load.acknowledged > 250)
-            first.kill()
-            await eventually(lambda: load.acknowledged > 400)
-            await restart_empty(valkey)
-            second.kill()
-            first.start()
-            await running
-            await chaos.judge(broker)
+    load = chaos.load(broker, shared=0.4, rate=150)
+    running = asyncio.create_task(load.run(600), name="load")
+    await eventually(lambda: load.acknowledged > 100)
+    valkey.kill()
+    await eventually(lambda: load.acknowledged > 250)
+    first.kill()
+    await eventually(lambda: load.acknowledged > 400)
+    await restart_empty(valkey)
+    second.kill()
+    first.start()
+    await running
+    await chaos.judge(broker)
 
 
 async def test_a_redis_without_memory_misses_claims_and_says_so_and_stops_nothing(
-    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
+    broker: Broker, only: DispatcherProcess, valkey: Valkey, chaos: Chaos
 ) -> None:
-    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
-            only.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.2, rate=200)
-            await load.run(50)
-            await chaos.settled(broker)
-            await redis.config_set("maxmemory", "1")
-            await load.run(100)
-            await chaos.settled(broker)
-            assert only.metric(MISSED, fate="owed") > 0
-            assert only.said("Redis does not answer")
-            await redis.config_set("maxmemory", "0")
-            keys = [claim_key("default", line.facts["event"]) for line in chaos.ledger.lines if line.phase == "ok"]
-            await eventually(lambda: all_there(redis, keys), seconds=15)
-            await chaos.judge(broker)
+    async with Redis.from_url(valkey.url) as redis:
+        load = chaos.load(broker, shared=0.2, rate=200)
+        await load.run(50)
+        await chaos.settled(broker)
+        await redis.config_set("maxmemory", "1")
+        await load.run(100)
+        await chaos.settled(broker)
+        assert only.metric(MISSED, fate="owed") > 0
+        assert only.said("Redis does not answer")
+        await redis.config_set("maxmemory", "0")
+        keys = [claim_key("default", line.facts["event"]) for line in chaos.ledger.lines if line.phase == "ok"]
+        await eventually(lambda: all_there(redis, keys), seconds=15)
+        await chaos.judge(broker)
 
 
 async def all_there(redis: Redis, keys: list[str]) -> bool:

@@ -1,14 +1,17 @@
 """A failure scenario: its seed, its ledger, and the judgement at the end."""
 
+import asyncio
+import contextlib
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chaos.checker import Violation, check
 from chaos.ledger import Ledger
-from chaos.load import drained, look
+from chaos.load import Load, drained, look
 from engine.errors import BrokerError
 from engine.jetstream import Broker
 from tests.support.devices import Device, caught_up
@@ -35,6 +38,21 @@ class Chaos:
         self.rng = random.Random(self.seed)
         self.ledger = Ledger()
         print(f"SEAMARK_CHAOS_SEED={self.seed}")
+
+    def load(self, broker: Broker, **options: Any) -> Load:
+        """Publishers for this scenario's users that write into its ledger; `options` as for `Load`."""
+        return Load(broker, self.ledger, self.rng, self.users, **options)
+
+    @contextlib.asynccontextmanager
+    async def under_load(self, broker: Broker, **options: Any) -> AsyncIterator[Load]:
+        """Such publishers at work; at the end all their answers are in the ledger."""
+        load = self.load(broker, **options)
+        running = asyncio.create_task(load.run(), name="load")
+        try:
+            yield load
+        finally:
+            load.stop()
+            await running
 
     async def settled(self, broker: Broker, *, seconds: float = 40.0) -> None:
         """Wait until every event is applied."""

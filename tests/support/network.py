@@ -16,6 +16,8 @@ class Way:
 
     delay_seconds: float = 0.0
     refuse_upgrades: bool = False
+    held: list[bytes] = field(default_factory=list)
+    """What is on its way now: read here, not yet passed on."""
     _open: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -36,9 +38,13 @@ class Way:
         while data := await reader.read(1 << 16):
             if self.refuse_upgrades and b"upgrade: websocket" in data.lower():
                 raise ConnectionResetError("no upgrades here")
-            if self.delay_seconds:
-                await asyncio.sleep(self.delay_seconds)
-            await self._open.wait()
+            self.held.append(data)
+            try:
+                if self.delay_seconds:
+                    await asyncio.sleep(self.delay_seconds)
+                await self._open.wait()
+            finally:
+                self.held.remove(data)
             try:
                 writer.write(data)
                 await writer.drain()
