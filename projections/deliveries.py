@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 DELIVERIES: Final = "deliveries"
 
+EARLIEST: Final = {
+    "deliveries": "least(at, sent_at, delivered_at, acknowledged_at, seen_at, read_at)",
+    "delivery_ranges": "at",
+    "device_cursors": "at",
+}
+"""The time of the first receipt that a row of a table is known to hold: older than the stream, it cannot be folded again."""
+
 _DELIVERIES: Final = """
 INSERT INTO deliveries_{v} AS d (tenant, user_id, id, channel, device, rank, state, reason, provider, trace, at, attempts,
     sent_at, delivered_at, acknowledged_at, seen_at, read_at, version)

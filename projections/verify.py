@@ -18,7 +18,7 @@ from engine.errors import TopologyError
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import RECEIPTS_STREAM, log_stream
-from projections.deliveries import DELIVERIES
+from projections.deliveries import DELIVERIES, EARLIEST
 from projections.delivery_state import Delivery, Receipts
 from projections.delivery_state import fold as fold_receipts
 from projections.inbox import INBOX
@@ -173,10 +173,11 @@ class Verification:
             async for batch in replay(self._broker, RECEIPTS_STREAM, f"rcpt.{p}.>", 1, target):
                 fold_receipts(batch, folded)
         oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
-        horizon = "false" if oldest is None else f"at >= '{oldest.time}'::timestamptz + interval '5 minutes'"
+        horizon = "false" if oldest is None else f"{{0}} >= '{oldest.time}'::timestamptz + interval '5 minutes'"
         trimmed = oldest is None or oldest.seq > 1
         for table, columns, expected in self._tables(folded):
-            async for difference in self._compare(connection, table, columns, expected, horizon if trimmed else "true"):
+            verifiable = horizon.format(EARLIEST[table]) if trimmed else "true"
+            async for difference in self._compare(connection, table, columns, expected, verifiable):
                 yield difference
 
     def _tables(self, folded: Receipts) -> Iterable[tuple[str, list[str], dict[tuple[Any, ...], dict[str, Any]]]]:
