@@ -1,145 +1,27 @@
 """The partition reader on a real server: whatever happens, its worker sees every message once, in order, by its position."""
 
 import asyncio
-import contextlib
 import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
 
 from engine import partition
-from engine.errors import ApiError, PartitionStopped, StepDown, Unavailable
-from engine.jetstream import Broker, StreamState
-from engine.limits import BUFFERED_PULLS_MAX, PULL_BATCH, PULL_BYTES
+from engine.errors import ApiError, PartitionStopped, Unavailable
+from engine.limits import BUFFERED_PULLS_MAX, PULL_BYTES
 from engine.natsclient import outgoing
-from engine.partition import Delivered, PartitionReader, Phase, Source
+from engine.partition import Delivered, Phase
 from seamark.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import connected, eventually
-from tests.support.network import bad_network
-
-PIN_TIMEOUT_SECONDS = 1.0
-SOURCE = Source("EV", "reader", "ev.0.>")
-
-
-class Store:
-    """Where the effect and the position of the partition live. It refuses whoever is not the last to have acquired it."""
-
-    def __init__(self) -> None:
-        self.next_seq = 1
-        self.owner: object = None
-        self.applied: list[int] = []
-        self.changed = asyncio.Event()
-
-    def apply(self, owner: object, batch: list[Delivered]) -> None:
-        if owner is not self.owner:
-            raise StepDown("another owner")
-        for message in batch:
-            assert message.seq >= self.next_seq, "a message came again, or out of order"
-            assert message.payload == b"%d" % len(self.applied), "a message was passed over"
-            self.applied.append(message.seq)
-            self.next_seq = message.seq + 1
-
-
-class RecordingWorker:
-    """Applies to a store; `before` may stop, delay or fail a batch, `after` the answer to it."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.acquired = 0
-        self.batches = 0
-        self.before: Callable[[list[Delivered]], Awaitable[None]] | None = None
-        self.after: Callable[[], None] | None = None
-        self.refusal: PartitionStopped | None = None
-        self.token = object()
-
-    async def acquire(self) -> int:
-        if self.refusal:
-            raise self.refusal
-        self.acquired += 1
-        self.token = self._store.owner = object()
-        return self._store.next_seq
-
-    async def position(self) -> int:
-        if self.refusal:
-            raise self.refusal
-        return self._store.next_seq
-
-    def check(self, state: StreamState) -> None:
-        """Nothing is ever wrong with the stream."""
-
-    async def handle(self, batch: list[Delivered]) -> None:
-        self.batches += 1
-        if self.before:
-            await self.before(batch)
-        self._store.apply(self.token, batch)
-        if self.after:
-            self.after()
-
-
-async def make_stream(broker: Broker, replicas: int = 1) -> None:
-    await broker.api(
-        "STREAM.CREATE.EV",
-        {"name": "EV", "subjects": ["ev.>"], "storage": "file", "num_replicas": replicas, "allow_direct": True},
-    )
-    await make_consumer(broker, replicas)
-
-
-async def make_consumer(broker: Broker, replicas: int = 1) -> None:
-    config = {
-        "durable_name": "reader",
-        "filter_subject": "ev.0.>",
-        "ack_policy": "none",
-        "deliver_policy": "all",
-        "priority_policy": "pinned_client",
-        "priority_groups": ["owner"],
-        "priority_timeout": int(PIN_TIMEOUT_SECONDS * 1e9),
-        "num_replicas": replicas,
-    }
-    body = {"stream_name": "EV", "config": config}
-    await broker.api("CONSUMER.CREATE.EV.reader.ev.0.>", body)
-
-
-class Load:
-    """Publishes numbered messages of the partition, with others between them."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self.count = 0
-
-    async def publish(self, count: int) -> None:
-        for _ in range(count):
-            if random.random() < 0.3:
-                self._broker.publish("ev.1.other", b"x")
-            self._broker.publish("ev.0.one", b"%d" % self.count)
-            self.count += 1
-        await self._broker.flush()
-
-    async def surely(self, count: int) -> None:
-        """One by one, through whatever happens to the server."""
-        for _ in range(count):
-            await self._broker.append("ev.0.one", b"%d" % self.count, msg_id=f"m{self.count}")
-            self.count += 1
-
-
-@contextlib.asynccontextmanager
-async def reading(broker: Broker, worker: Any) -> AsyncIterator[PartitionReader]:
-    reader = PartitionReader(broker, SOURCE, worker, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
-    task = asyncio.create_task(reader.run(), name="reader")
-    try:
-        yield reader
-    finally:
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task  # a reader that failed says why, whatever else did not happen then
-
-
-async def done(store: Store, load: Load, *, seconds: float = 15) -> None:
-    await eventually(lambda: len(store.applied) >= load.count, seconds=seconds)
-    assert len(store.applied) == load.count
-
+from tests.support.partitions import (
+    PIN_TIMEOUT_SECONDS,
+    Load,
+    RecordingWorker,
+    Store,
+    done,
+    make_consumer,
+    make_stream,
+    reading,
+)
 
 # --- the straight way ------------------------------------------------------------------------------------------------------
 
@@ -330,128 +212,6 @@ async def test_a_stopped_partition_does_nothing_until_it_is_repaired(
                 assert reader._buffer == []
                 worker.refusal = None
                 await done(store, load, seconds=PIN_TIMEOUT_SECONDS * 4)
-
-
-# --- two readers --------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_standby_takes_over_from_an_owner_that_vanished_and_is_not_disturbed_when_it_comes_back(
-    nats_server: NatsServer,
-) -> None:
-    async with (
-        bad_network(nats_server.port) as network,
-        connected(f"nats://127.0.0.1:{network.port}") as far,
-        connected(nats_server.url) as near,
-        connected(nats_server.url) as publisher,
-    ):
-        await make_stream(publisher)
-        store, load = Store(), Load(publisher)
-        vanishing = RecordingWorker(store)
-        held = asyncio.Event()
-        async with reading(far, vanishing) as first:
-            await load.publish(100)
-            await done(store, load)
-            async with reading(near, RecordingWorker(store)) as second:
-
-                async def hold(batch: list[Delivered]) -> None:
-                    await held.wait()
-
-                # It vanishes with messages in hand that it never applies: the reading head is beyond the position.
-                vanishing.before = hold
-                await load.publish(2500)
-                await eventually(lambda: vanishing.batches > 1 and first._buffer)
-                network.cut()
-                started = time.monotonic()
-                await done(store, load, seconds=10)
-                assert time.monotonic() - started < PIN_TIMEOUT_SECONDS + 1.5
-                assert second.phase is Phase.READING
-                network.restore()
-                held.set()
-                vanishing.before = None
-                await eventually(lambda: far.connected)
-                await load.publish(500)
-                await done(store, load)
-                await eventually(lambda: first.phase is Phase.STANDBY)
-
-
-async def test_a_slow_worker_loses_its_pin_with_a_bounded_buffer_and_steps_down(nats_server: NatsServer) -> None:
-    async with connected(nats_server.url) as one, connected(nats_server.url) as other:
-        await make_stream(one)
-        store, load = Store(), Load(other)
-        slow = RecordingWorker(store)
-        go_on = asyncio.Event()
-
-        async def wait(batch: list[Delivered]) -> None:
-            await go_on.wait()
-
-        slow.before = wait
-        async with reading(one, slow) as first:
-            await load.publish(1)
-            await eventually(lambda: slow.batches == 1)
-            await load.publish(5000)
-            await eventually(lambda: len(first._buffer) > PULL_BATCH)
-            async with reading(other, RecordingWorker(store)):
-                await done(store, load)
-                assert len(first._buffer) <= PULL_BATCH * BUFFERED_PULLS_MAX
-                go_on.set()
-                await eventually(lambda: first.phase is Phase.STANDBY)
-                await load.publish(100)
-                await done(store, load)
-
-
-async def test_alone_a_slow_worker_goes_on_after_losing_its_pin(nats_server: NatsServer) -> None:
-    async with connected(nats_server.url) as broker:
-        await make_stream(broker)
-        store, load = Store(), Load(broker)
-        slow = RecordingWorker(store)
-
-        async def wait(batch: list[Delivered]) -> None:
-            if slow.batches in (1, 2):
-                await asyncio.sleep(PIN_TIMEOUT_SECONDS * 1.3)
-
-        slow.before = wait
-        async with reading(broker, slow):
-            await load.publish(4000)
-            await done(store, load)
-
-
-async def test_two_readers_thrown_about_at_random_apply_everything_once(nats_server: NatsServer) -> None:
-    dice = random.Random(7)
-    async with (
-        connected(nats_server.url) as one,
-        connected(nats_server.url) as other,
-        connected(nats_server.url) as publisher,
-    ):
-        await make_stream(publisher)
-        store, load = Store(), Load(publisher)
-        workers = [RecordingWorker(store), RecordingWorker(store)]
-
-        async def sometimes(batch: list[Delivered]) -> None:
-            roll = dice.random()
-            if roll < 0.1:
-                raise Unavailable("for a moment")
-            if roll < 0.3:
-                await asyncio.sleep(dice.random() * 0.2)
-
-        for worker in workers:
-            worker.before = sometimes
-        async with reading(one, workers[0]), reading(other, workers[1]):
-            for _ in range(60):
-                await load.publish(dice.randint(0, 150))
-                match dice.randint(0, 5):
-                    case 0:
-                        await publisher.api("CONSUMER.UNPIN.EV.reader", {"group": "owner"})
-                    case 1:
-                        await publisher.api("CONSUMER.RESET.EV.reader", {"seq": dice.randint(1, load.count + 20)})
-                    case 2:
-                        transport = outgoing(dice.choice([one, other]).nc)
-                        assert transport is not None
-                        transport.abort()
-                    case 3:
-                        await asyncio.sleep(dice.random() * 0.3)
-            for worker in workers:
-                worker.before = None
-            await done(store, load)
 
 
 @pytest.mark.timeout(120)

@@ -1,0 +1,27 @@
+"""What a test sees of a connection to the broker: what a subject carried, and whether there is a connection at all."""
+
+from engine.jetstream import Broker
+from tests.support.logs import eventually
+
+
+class Inbox:
+    """Collects the payloads of a subject."""
+
+    def __init__(self, broker: Broker, subject: str) -> None:
+        self.payloads: list[bytes] = []
+        self.subscription = broker.subscribe(subject, self._take)
+
+    def _take(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        self.payloads.append(payload)
+
+    async def got(self, payload: bytes) -> None:
+        await eventually(lambda: payload in self.payloads)
+
+
+async def lost(broker: Broker) -> None:
+    await eventually(lambda: not broker.connected)
+
+
+async def back(broker: Broker) -> None:
+    await eventually(lambda: broker.connected)
+    await broker.flush()

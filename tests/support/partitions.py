@@ -1,0 +1,133 @@
+"""A partition to read: its stream and consumer, publishers of numbered messages, and a worker whose store tells every mistake."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from engine.errors import PartitionStopped, StepDown
+from engine.jetstream import Broker, StreamState
+from engine.partition import Delivered, PartitionReader, Source
+from tests.support.logs import eventually
+
+PIN_TIMEOUT_SECONDS = 1.0
+SOURCE = Source("EV", "reader", "ev.0.>")
+
+
+class Store:
+    """Where the effect and the position of the partition live. It refuses whoever is not the last to have acquired it."""
+
+    def __init__(self) -> None:
+        self.next_seq = 1
+        self.owner: object = None
+        self.applied: list[int] = []
+        self.changed = asyncio.Event()
+
+    def apply(self, owner: object, batch: list[Delivered]) -> None:
+        if owner is not self.owner:
+            raise StepDown("another owner")
+        for message in batch:
+            assert message.seq >= self.next_seq, "a message came again, or out of order"
+            assert message.payload == b"%d" % len(self.applied), "a message was passed over"
+            self.applied.append(message.seq)
+            self.next_seq = message.seq + 1
+
+
+class RecordingWorker:
+    """Applies to a store; `before` may stop, delay or fail a batch, `after` the answer to it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.acquired = 0
+        self.batches = 0
+        self.before: Callable[[list[Delivered]], Awaitable[None]] | None = None
+        self.after: Callable[[], None] | None = None
+        self.refusal: PartitionStopped | None = None
+        self.token = object()
+
+    async def acquire(self) -> int:
+        if self.refusal:
+            raise self.refusal
+        self.acquired += 1
+        self.token = self._store.owner = object()
+        return self._store.next_seq
+
+    async def position(self) -> int:
+        if self.refusal:
+            raise self.refusal
+        return self._store.next_seq
+
+    def check(self, state: StreamState) -> None:
+        """Nothing is ever wrong with the stream."""
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        self.batches += 1
+        if self.before:
+            await self.before(batch)
+        self._store.apply(self.token, batch)
+        if self.after:
+            self.after()
+
+
+async def make_stream(broker: Broker, replicas: int = 1) -> None:
+    await broker.api(
+        "STREAM.CREATE.EV",
+        {"name": "EV", "subjects": ["ev.>"], "storage": "file", "num_replicas": replicas, "allow_direct": True},
+    )
+    await make_consumer(broker, replicas)
+
+
+async def make_consumer(broker: Broker, replicas: int = 1) -> None:
+    config = {
+        "durable_name": "reader",
+        "filter_subject": "ev.0.>",
+        "ack_policy": "none",
+        "deliver_policy": "all",
+        "priority_policy": "pinned_client",
+        "priority_groups": ["owner"],
+        "priority_timeout": int(PIN_TIMEOUT_SECONDS * 1e9),
+        "num_replicas": replicas,
+    }
+    body = {"stream_name": "EV", "config": config}
+    await broker.api("CONSUMER.CREATE.EV.reader.ev.0.>", body)
+
+
+class Load:
+    """Publishes numbered messages of the partition, with others between them."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.count = 0
+
+    async def publish(self, count: int) -> None:
+        for _ in range(count):
+            if random.random() < 0.3:
+                self._broker.publish("ev.1.other", b"x")
+            self._broker.publish("ev.0.one", b"%d" % self.count)
+            self.count += 1
+        await self._broker.flush()
+
+    async def surely(self, count: int) -> None:
+        """One by one, through whatever happens to the server."""
+        for _ in range(count):
+            await self._broker.append("ev.0.one", b"%d" % self.count, msg_id=f"m{self.count}")
+            self.count += 1
+
+
+@contextlib.asynccontextmanager
+async def reading(broker: Broker, worker: Any) -> AsyncIterator[PartitionReader]:
+    reader = PartitionReader(broker, SOURCE, worker, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+    task = asyncio.create_task(reader.run(), name="reader")
+    try:
+        yield reader
+    finally:
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task  # a reader that failed says why, whatever else did not happen then
+
+
+async def done(store: Store, load: Load, *, seconds: float = 15) -> None:
+    await eventually(lambda: len(store.applied) >= load.count, seconds=seconds)
+    assert len(store.applied) == load.count
