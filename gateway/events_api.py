@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -11,9 +11,10 @@ import structlog
 from aiohttp import web
 
 from engine import metrics
-from engine.errors import ApiError, BrokerError, InvalidEvent, Unanswered
+from engine.errors import ApiError, BrokerError, InvalidEvent, InvalidToken, Unanswered, Unavailable
 from engine.events import Encoded, encode, new_event_id
 from engine.jetstream import Broker, PubAck
+from engine.subjects import check_type, encode_token
 from gateway.api_keys import ApiKey, ApiKeys, KeysAway
 from gateway.auth import bearer
 from gateway.bodies import read_body
@@ -35,6 +36,8 @@ SCOPE: Final = "events:write"
 
 _STORE_FULL: Final = frozenset({10047, 10077, 10023, 10054})
 """The server's words for a store that takes no more: the event was not stored and may be sent again later."""
+
+_NOT_TRIED: Final = "not tried, as one before it was not stored: send it again after that one"
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -94,8 +97,9 @@ class EventsApi:
         body = await read_body(request, BULK_BODY_BYTES)
         try:
             bodies = _decode_bulk(body).events
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Problem(400, "invalid_bulk", 'the body must be {"events": […]}', field="events") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            said = 'the body must be {"events": […]}, not nested too deeply'
+            raise Problem(400, "invalid_bulk", said, field="events") from error
         if not 1 <= len(bodies) <= BULK_EVENTS:
             raise Problem(400, "invalid_bulk", f"1 to {BULK_EVENTS} events, not {len(bodies)}")
         self._reserve(min(len(bodies), BULK_IN_FLIGHT))
@@ -140,7 +144,11 @@ class EventsApi:
         return ack
 
     async def _store_all(self, bodies: list[bytes], key: ApiKey, trace: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Events with one subject (so one ordering key) one after the other, the others side by side."""
+        """Events with one ordering key one after the other, the others side by side.
+
+        After one that was not stored none with its key is: sent again, it would come behind them. Once the store has not
+        taken one within its budget it is away, and no other is tried: a thousand budgets would take hours.
+        """
         results: list[dict[str, Any]] = [{} for _ in bodies]
         lines: dict[str, list[tuple[int, Encoded, str]]] = {}
         for index, body in enumerate(bodies):
@@ -153,14 +161,23 @@ class EventsApi:
                 # events.<tenant>.<key>.<type>: the key decides about order, whatever the type.
                 lines.setdefault(".".join(event.subject.split(".")[:3]), []).append((index, event, id))
         slots = asyncio.Semaphore(BULK_IN_FLIGHT)
+        away = False
 
         async def store(line: list[tuple[int, Encoded, str]]) -> None:
+            nonlocal away
+            stopped = False
             for index, event, id in line:
                 async with slots:
+                    if stopped or away:
+                        results[index] = {"event_id": id, "error": _said(unavailable(_NOT_TRIED))}
+                        continue
                     try:
                         ack = await self._store(event, trace)
                         results[index] = {"event_id": id, "seq": ack.seq, "duplicate": ack.duplicate}
                     except BrokerError as error:
+                        stopped = True
+                        if isinstance(error, Unavailable | Unanswered):
+                            away = True
                         results[index] = {"event_id": id, "error": _said(_problem_of_broker(error))}
 
         async with asyncio.TaskGroup() as group:
@@ -177,8 +194,8 @@ def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encod
     """
     try:
         fields = dict(_decode_object(body))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidEvent("json", "an event is a JSON object") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent("json", "an event is a JSON object, not nested too deeply") from error
     type = _text(fields, "type")
     if type is None:
         raise InvalidEvent("type", "`type` is missing: say what happened, such as order.shipped")
@@ -191,9 +208,22 @@ def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encod
     except msgspec.DecodeError as error:
         raise InvalidEvent("to", "`to` must be a list of users") from error
     key = _text(fields, "ordering_key")
+    _check_names(
+        ("type", check_type, type), ("ordering_key", encode_token, key), ("to", encode_token, to[0] if to else None)
+    )
     data = fields.pop("data", None)
     others = {f"{name}": raw for name, raw in fields.items() if name not in ("key", "payload")}
     return encode(to=to, type=type, tenant=tenant, data=data, id=id, key=key, **others), id
+
+
+def _check_names(*names: tuple[str, Callable[[str], str], str | None]) -> None:
+    """Say which member cannot be part of a subject: `encode` can only say that one of them cannot."""
+    for field, check, text in names:
+        try:
+            if text is not None:
+                check(text)
+        except InvalidToken as error:
+            raise InvalidEvent(field, f"`{field}`: {error}") from error
 
 
 def _text(fields: dict[str, msgspec.Raw], name: str) -> str | None:
@@ -207,10 +237,9 @@ def _text(fields: dict[str, msgspec.Raw], name: str) -> str | None:
 
 def _trace(request: web.Request) -> dict[str, str]:
     """The caller's trace context, to travel with the event."""
-    names = ("traceparent", "tracestate")
-    return {
-        name: request.headers[name] for name in names if name in request.headers and len(request.headers[name]) <= 512
-    }
+    given = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
+    # Bytes beyond ASCII stand in no valid one, and cannot be written into a header of the event.
+    return {name: value for name, value in given.items() if 1 <= len(value) <= 512 and value.isascii()}
 
 
 def _problem_of(error: InvalidEvent) -> Problem:

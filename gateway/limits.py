@@ -128,6 +128,11 @@ POLL_WAIT_SECONDS: Final = 30.0
 POLL_LIMIT: Final = 256
 """Largest `limit` of a long poll: one page of the log."""
 
+POLL_BYTES: Final = 1_048_576
+"""Bytes of records in one answer; one record goes whatever its size, the others are left for the next request.
+
+256 records may have 64 MiB, which a gateway would hold for as long as a slow client reads."""
+
 POLL_JOIN_SECONDS: Final = 10.0
 """For a poll to join the log (however short its `wait`); then 503."""
 

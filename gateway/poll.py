@@ -13,8 +13,9 @@ from aiohttp import web
 
 from gateway.admission import admit, user_of
 from gateway.close_codes import CloseCode
+from gateway.connection import connection_of
 from gateway.context import CONTEXT
-from gateway.limits import POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS, RETRY_AFTER_SECONDS
+from gateway.limits import POLL_BYTES, POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS, RETRY_AFTER_SECONDS
 from gateway.problems import Problem
 from gateway.session import Session
 from gateway.sse import device_of
@@ -24,7 +25,7 @@ class PollOutlet:
     """Gathers frames until there is something to answer with."""
 
     __slots__ = (
-        "_again",
+        "_bytes",
         "_limit",
         "_loop",
         "answered",
@@ -39,7 +40,7 @@ class PollOutlet:
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self._again = False
+        self._bytes = 0
         self.answered: asyncio.Future[None] = self._loop.create_future()
         self.exhausted: asyncio.Future[None] = self._loop.create_future()
         self.closed: tuple[CloseCode, str] | None = None
@@ -49,7 +50,7 @@ class PollOutlet:
 
     def room(self) -> bool:
         """Fewer records than asked for are gathered. What is refused is left for the next request."""
-        return len(self.records) < self._limit
+        return len(self.records) < self._limit and self._bytes < POLL_BYTES
 
     def send(self, frame: bytes, epoch: bytes = b"", seq: int = 0) -> None:
         """Gather what belongs into the answer."""
@@ -58,7 +59,8 @@ class PollOutlet:
         op = frame[7:10]
         if op in (b"rec", b"ski"):
             self.records.append(frame)
-            if len(self.records) >= self._limit or self.exhausted.done():
+            self._bytes += len(frame)
+            if not self.room() or self.exhausted.done():
                 # What arrives in the same turn of the loop goes into the same answer.
                 self._loop.call_soon(_done, self.answered)
         elif op == b"res":
@@ -79,6 +81,11 @@ class PollOutlet:
     def close(self, code: CloseCode, detail: str) -> None:
         """The session was ended: answer so."""
         self.closed = (code, detail)
+        _done(self.exhausted)
+        _done(self.answered)
+
+    def gone(self) -> None:
+        """The client has left: nobody waits for the answer."""
         _done(self.exhausted)
         _done(self.answered)
 
@@ -109,11 +116,17 @@ async def records(request: web.Request) -> web.StreamResponse:
     wait_seconds = _number(request, "wait", 0, 0, POLL_WAIT_SECONDS)
     outlet = PollOutlet(limit)
     session = Session(context, outlet, "poll")
+    # A client that gives up and asks again must not be one session more for as long as it would have waited.
+    connection = connection_of(request)
+    connection.on_lost = outlet.gone
+    if connection.transport is None:
+        outlet.gone()
     try:
         session.start(claims, device, request.query.get("cursor"))
         await _wait(outlet, wait_seconds)
     finally:
         session.gone()
+        connection.on_lost = None
     if outlet.closed is not None:
         code, detail = outlet.closed
         status = {4401: 401, 4403: 403, 4409: 409}.get(code.code, 503)

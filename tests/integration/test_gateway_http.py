@@ -13,6 +13,7 @@ import aiohttp
 import asyncpg
 import pytest
 
+from engine.errors import ApiError
 from seamark.dev.servers import NatsServer
 from seamark.migrate import migrate
 from tests.support.gateways import QUICK, TestGateway, eventually, gateway_on, token
@@ -185,6 +186,33 @@ async def test_a_poll_waits_for_the_next_record_as_long_as_it_was_told(nats_serv
         assert len((await waiting)["records"]) == 1
 
 
+async def test_a_client_that_gives_a_poll_up_leaves_no_session_behind(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        cursor = (await poll(gateway))["cursor"]
+        polls = [asyncio.create_task(poll(gateway, cursor, wait=20), name="poll") for _ in range(3)]
+        await eventually(lambda: len(gateway.context.sessions) == 4)
+        for given_up in polls:
+            given_up.cancel()
+        await eventually(lambda: len(gateway.context.sessions) == 1)
+
+
+async def test_a_poll_brings_a_bounded_number_of_bytes_and_leaves_the_rest_for_the_next(
+    nats_server: NatsServer,
+) -> None:
+    body = b'{"id":"r","kind":"notification","data":"%b"}' % (b"x" * 250_000)
+    async with gateway_on(nats_server) as gateway:
+        seqs = await gateway.append(count=12, body=body)
+        got, cursor, answers = [], "start", []
+        while not answers or not answers[-1]["live"]:
+            answers.append(await poll(gateway, cursor))
+            got += [frame["seq"] for frame in answers[-1]["records"]]
+            cursor = answers[-1]["cursor"]
+        assert got == seqs
+        assert max(len(answer["records"]) for answer in answers) <= 5
+        assert len(answers) <= 4
+
+
 async def test_a_poll_without_a_cursor_gets_the_reset_and_where_to_go_on(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway:
         await gateway.append(count=2)
@@ -304,6 +332,24 @@ async def test_the_idempotency_key_names_an_event_without_an_id(nats_server: Nat
         assert len(ids) == 2
 
 
+async def test_a_trace_that_is_none_does_not_keep_an_event_from_being_stored(
+    nats_server: NatsServer, postgres: str
+) -> None:
+    async with with_keys(nats_server, postgres) as gateway:
+        body = json.dumps(EVENT).encode()
+        head = (
+            b"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n"
+            b"traceparent: \xff\xe4\r\ntracestate: \xc3\xa4=1\r\n\r\n" % (KEY.encode(), len(body))
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head + body)
+        async with asyncio.timeout(5):
+            assert b" 202 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        assert "traceparent" not in (await stored_event(gateway, 1))[2]
+
+
 async def test_the_ordering_key_decides_the_subject(nats_server: NatsServer, postgres: str) -> None:
     async with with_keys(nats_server, postgres) as gateway:
         await post(gateway, {**EVENT, "to": ["alice", "bob"], "ordering_key": "order/17"})
@@ -314,10 +360,15 @@ INVALID: dict[str, tuple[Any, str | None]] = {
     "not json": (b"{", None),
     "not an object": ([EVENT], None),
     "no type": ({"to": ["alice"]}, "type"),
-    "a type that is none": ({**EVENT, "type": "a b"}, None),
+    "a type that is none": ({**EVENT, "type": "a b"}, "type"),
+    "an impossible ordering key": ({**EVENT, "ordering_key": "k" * 129}, "ordering_key"),
+    "nested too deeply to be read": (
+        b'{"type":"x","to":["alice"],"data":%b' % (b"[" * 50_000 + b"]" * 50_000 + b"}"),
+        None,
+    ),
     "nobody": ({**EVENT, "to": []}, "to"),
     "recipients of another type": ({**EVENT, "to": "alice"}, "to"),
-    "an impossible user": ({**EVENT, "to": [""]}, None),
+    "an impossible user": ({**EVENT, "to": [""]}, "to"),
     "an id with blanks": ({**EVENT, "id": "a b"}, "id"),
     "another tenant": ({**EVENT, "tenant": "other"}, "tenant"),
     "too much data": ({**EVENT, "data": "x" * 300_000}, "data"),
@@ -435,9 +486,46 @@ async def test_a_bulk_tells_of_each_event_and_keeps_the_order_of_a_key(nats_serv
             (b"{}", 400),
             ([EVENT], 400),
             ({"events": [EVENT] * 1_001}, 400),
+            (b'{"events":[%b]}' % (b"[" * 50_000 + b"]" * 50_000), 400),
             (b"x" * (4 << 20) + b"x", 413),
         ):
             assert (await post(gateway, body, path="/v1/events/bulk"))[0] == expected
+
+
+async def test_after_an_event_that_was_not_stored_a_bulk_stores_none_of_its_key(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = [{**EVENT, "id": f"e{number}", "to": [f"user{number % 2}"]} for number in range(8)]
+    async with with_keys(nats_server, postgres) as gateway:
+        append = gateway.context.broker.append
+
+        async def full_for_one(subject: str, payload: bytes, *rest: Any, **options: Any) -> Any:
+            if options.get("msg_id") == "acme:e2":
+                raise ApiError(503, 10077, "maximum bytes exceeded")
+            return await append(subject, payload, *rest, **options)
+
+        monkeypatch.setattr(gateway.context.broker, "append", full_for_one)
+        status, answer = await post(gateway, {"events": bodies}, path="/v1/events/bulk")
+        assert status == 202
+        failed = {result["event_id"]: result["error"]["status"] for result in answer["results"] if "error" in result}
+        assert failed == {"e2": 503, "e4": 503, "e6": 503}
+        assert (await gateway.broker.stream("EVENTS")).messages == 5
+
+
+async def test_without_a_broker_a_bulk_is_answered_after_one_budget_and_not_one_for_each_event(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.events_api.EVENT_BUDGET_SECONDS", 0.5)
+    bodies = [{**EVENT, "id": f"e{number}", "to": [f"user{number % 2}"]} for number in range(40)]
+    async with with_keys(nats_server, postgres) as gateway:
+        assert (await post(gateway, EVENT))[0] == 202
+        nats_server.kill()
+        await eventually(lambda: not gateway.context.broker.connected)
+        async with asyncio.timeout(2):
+            status, answer = await post(gateway, {"events": bodies}, path="/v1/events/bulk")
+        assert status == 202
+        assert [result["event_id"] for result in answer["results"]] == [body["id"] for body in bodies]
+        assert {result["error"]["status"] for result in answer["results"]} == {503}
 
 
 async def test_a_body_that_never_ends_is_given_up(
