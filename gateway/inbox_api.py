@@ -12,6 +12,7 @@ from aiohttp import web
 
 from engine.cursor import parse_cursor
 from engine.errors import BrokerError, InvalidCursor
+from engine.limits import LABEL_CHARS_MAX
 from engine.records import state_record
 from engine.subjects import log_subject
 from gateway.admission import admit, user_of
@@ -60,7 +61,7 @@ async def _mark(request: web.Request, kind: Kind) -> web.StreamResponse:
     if body.filter is not None:
         return await _mark_filtered(context, claims, kind, body, body.filter)
     partition = context.partition(claims.tenant, claims.user)
-    up_to = await _up_to(body, partition)
+    up_to = await _up_to(body, partition, kind)
     id = await _append(context, claims, kind, body.device, body.ids or [], up_to)
     return web.json_response({"id": id}, status=202)
 
@@ -69,6 +70,7 @@ def _body(data: bytes, kind: Kind) -> ReadBody:
     try:
         body = _decode(data)
         check_device(body.device)
+        _check_labels(body.filter)
         if body.filter is None or body.ids is not None or body.up_to is not None or body.all:
             if body.filter is not None:
                 raise BadFrame("`filter` stands alone")
@@ -76,6 +78,12 @@ def _body(data: bytes, kind: Kind) -> ReadBody:
     except (msgspec.DecodeError, UnicodeDecodeError, BadFrame) as error:
         raise Problem(400, f"invalid_{kind}", str(error)) from error
     return body
+
+
+def _check_labels(which: Filter | None) -> None:
+    for name, text in (("category", which.category), ("type", which.type)) if which is not None else ():
+        if text is not None and (not 0 < len(text) <= LABEL_CHARS_MAX or "\0" in text):
+            raise BadFrame(f"`filter.{name}` has 1 to {LABEL_CHARS_MAX} characters")
 
 
 async def _mark_filtered(
@@ -93,7 +101,7 @@ async def _mark_filtered(
     return web.json_response({"id": id, "count": len(ids), "more": more}, status=202)
 
 
-async def _up_to(body: ReadBody, partition: Partition) -> int | None:
+async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> int | None:
     """The sequence read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
@@ -105,7 +113,7 @@ async def _up_to(body: ReadBody, partition: Partition) -> int | None:
     try:
         cursor = parse_cursor(body.up_to)
     except InvalidCursor as error:
-        raise Problem(400, "invalid_read", str(error), field="up_to") from error
+        raise Problem(400, f"invalid_{kind}", str(error), field="up_to") from error
     if cursor.epoch != state.epoch or cursor.seq > state.last_seq:
         raise Problem(409, "stale_cursor", "`up_to` does not belong to this incarnation of the log", field="up_to")
     return cursor.seq

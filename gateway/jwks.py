@@ -138,7 +138,7 @@ class KeySet:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             _log.warning("jwks_fetch_failed", error=f"{type(error).__name__}: {error}")
         else:
-            if keys.keys() != self._keys.keys():
+            if keys != self._keys:  # not their names: an issuer may replace a key under the same `kid`
                 self.generation += 1
             self._keys = keys
             self._fetched_at = self._now()

@@ -168,3 +168,22 @@ async def test_a_wrong_question_names_its_field(house: TestGateway, query: dict[
     async with house.http.get(f"{house.url}/v1/inbox", params=query, headers=PHONE) as answer:
         assert answer.status == 400
         assert (await answer.json())["field"] == next(iter(query))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "named"),
+    [
+        ("read", {"filter": {"category": "a\0b"}}, "filter.category"),
+        ("read", {"filter": {"type": ""}}, "filter.type"),
+        ("archive", {"filter": {"type": "x" * 129}}, "filter.type"),
+        ("archive", {"up_to": "nonsense"}, "cursor"),
+    ],
+)
+async def test_a_mark_that_cannot_be_made_is_refused_and_not_to_be_tried_again(
+    house: TestGateway, kind: str, body: dict[str, Any], named: str
+) -> None:
+    body = {"device": "phone", **body}
+    async with house.http.post(f"{house.url}/v1/inbox/{kind}", json=body, headers=PHONE) as answer:
+        problem = await answer.json()
+        assert (answer.status, problem["type"]) == (400, f"urn:seamark:problem:invalid_{kind}")
+        assert named in problem["detail"]

@@ -215,6 +215,28 @@ async def test_keys_rotate_without_a_restart_and_the_old_one_works_while_it_is_l
         await keys.close()
 
 
+@pytest.mark.parametrize("kid", ["k", ""])
+async def test_a_token_of_a_key_that_was_replaced_under_its_name_is_forgotten_with_it(
+    rsa_keys: Sequence[rsa.RSAPrivateKey], kid: str
+) -> None:
+    old, new = rsa_keys
+    now = [1_000.0]
+    head = {"kid": kid} if kid else {}
+    async with Issuer() as issuer:
+        issuer.keys = [public(old, kid)]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        verifier = Verifier(keys)
+        by_old = signed(old, "RS256", head)
+        for _ in range(3):  # remembered, under the keys as they were fetched
+            await verifier.verify(by_old)
+        issuer.keys = [public(new, kid)]
+        now[0] += jwks.JWKS_FRESH_SECONDS + 1
+        await verifier.verify(signed(new, "RS256", head))
+        with pytest.raises(Refused):
+            await verifier.verify(by_old)
+        await keys.close()
+
+
 async def test_a_flood_of_unknown_key_ids_costs_one_fetch(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
     async with Issuer() as issuer:
         issuer.keys = [public(rsa_keys[0], "known")]
