@@ -110,7 +110,8 @@ class Claims:
 
     def owe(self, claims: Sequence[Claim]) -> None:
         """These went on unclaimed; they are written when Redis answers again, the list permitting."""
-        room = CLAIMS_OWED_MAX - len(self._owed)
+        # What could not be written after all is put back into a list that others have filled meanwhile.
+        room = max(0, CLAIMS_OWED_MAX - len(self._owed))
         self._owed.extend(claims[:room])
         metrics.claims_missed.labels("owed").inc(min(room, len(claims)))
         metrics.claims_missed.labels("lost").inc(max(0, len(claims) - room))
