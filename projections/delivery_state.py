@@ -21,7 +21,7 @@ import msgspec
 from engine.errors import InvalidToken
 from engine.partition import Delivered
 from engine.subjects import decode_token
-from projections.inbox_fold import SEQ_MAX, clean, zoned
+from projections.inbox_fold import SEQ_MAX, Id, Label, clean, zoned
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
@@ -46,16 +46,16 @@ class Receipt(msgspec.Struct, gc=False):
     """A receipt as RECEIPTS keeps it: of one notification (`id`), or of a range of the log (`epoch`, `after`, `up_to`)."""
 
     user: str
-    channel: str
+    channel: Label
     state: str
     at: datetime
-    device: str = ""
-    id: str | None = None
+    device: Label = ""
+    id: Id | None = None
     reason: str | None = None
     attempt: int = 0
     provider: str | None = None
     trace: str | None = None
-    epoch: str | None = None
+    epoch: Label | None = None
     after: int = 0
     up_to: int = 0
     sent_at: datetime | None = None
@@ -160,9 +160,9 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
     """
     found = Receipts({}, {}, {}) if found is None else found
     for stored in batch:
-        # rcpt.<p>.<tenant>.<user>
-        _, _, tenant, user = stored.subject.decode().split(".", 3)
         try:
+            # rcpt.<p>.<tenant>.<user>; the broker takes any bytes for a token
+            _, _, tenant, user = stored.subject.decode().split(".", 3)
             receipt = decode_receipt(stored.payload)
             if receipt.state in STATES:
                 _add(found, decode_token(tenant), decode_token(user), receipt)

@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from engine import metrics
 from engine.errors import InvalidToken
+from engine.limits import EVENT_ID_BYTES_MAX, LABEL_CHARS_MAX
 from engine.partition import Delivered
 from engine.records import EventPosition
 from engine.subjects import decode_token
@@ -29,18 +30,22 @@ from projections.unread_fold import NEVER_SHOWN
 
 SEQ_MAX: Final = (1 << 63) - 1
 
+Id = Annotated[str, msgspec.Meta(max_length=EVENT_ID_BYTES_MAX)]
+Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
+"""What a table has an index on: one entry too long for it would stop the whole partition."""
+
 
 class Entry(msgspec.Struct, gc=False):
     """What of a record concerns the inbox; its bytes are kept whole beside it."""
 
-    id: str
+    id: Id
     kind: str
     at: datetime | None = None
     type: str | None = None
     category: str | None = None
     event: EventPosition | None = None
     plan: dict[str, Any] = {}
-    collapse_key: str | None = None
+    collapse_key: Label | None = None
     expires_at: datetime | None = None
     ids: list[str] = []
     up_to: int | None = None
@@ -152,9 +157,9 @@ def decoded(batch: Iterable[Delivered]) -> list[tuple[User, Delivered, Entry]]:
     """The records of a batch; what is none is passed over and counted."""
     found = []
     for record in batch:
-        # log.<p>.<tenant>.<user>
-        _, _, tenant, user = record.subject.decode().split(".", 3)
         try:
+            # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
+            _, _, tenant, user = record.subject.decode().split(".", 3)
             found.append(((decode_token(tenant), decode_token(user)), record, decode_entry(record.payload)))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):
             metrics.projection_skipped.labels("inbox").inc()
@@ -222,14 +227,17 @@ def clean(text: str) -> str:
     return text.replace("\0", "�") if "\0" in text else text
 
 
-def zoned(at: datetime | None) -> datetime | None:
-    """A time without zone is one of UTC."""
-    if at is None or at.tzinfo is not None:
-        return at
-    return at.replace(tzinfo=UTC)
-
-
 _UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+"""Days that every zone knows; asyncpg takes `datetime.min` and `datetime.max` for infinity."""
+
+
+def zoned(at: datetime | None) -> datetime | None:
+    """A time as UTC, in which one without zone is; within what both Python and PostgreSQL can say."""
+    if at is None:
+        return None
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return at if at.tzinfo is UTC and _FIRST < at < _LAST else max(_FIRST, min(_LAST, at)).astimezone(UTC)
 
 
 def moment(nanoseconds: int) -> datetime:

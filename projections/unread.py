@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -91,12 +91,24 @@ async def drop_version(redis: Redis, partition: int, version: int) -> None:
     Raises:
         StoreUnavailable: some are left; call it again.
     """
-    prefix = meta_key(partition, version).removesuffix("meta")
+    # The checkpoint goes first: without it nobody who still believes in this version takes half of it for counts, or writes.
+    meta = meta_key(partition, version)
+    await asked(redis.unlink(meta))
+    async for keys in scanned(redis, f"{meta.removesuffix('meta')}*"):
+        await asked(redis.unlink(*keys))
+
+
+async def scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
+    """The keys that match, a few hundred at a time.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
     cursor = 0
     while True:
-        cursor, keys = await asked(redis.scan(cursor, match=f"{prefix}*", count=500))
+        cursor, keys = await asked(redis.scan(cursor, match=pattern, count=500))
         if keys:
-            await asked(redis.unlink(*keys))
+            yield keys
         if not cursor:
             return
 
@@ -221,7 +233,20 @@ class UnreadStore:
 
     async def begin(self, checkpoint: Checkpoint) -> bool:
         """Store the first checkpoint of a log that holds no record. False: there is one already."""
-        args: list[Argument] = [_text(None), _text(checkpoint), checkpoint.seq, 0, 0, 0, self._bound, _NOTHING]
+        return await self.carry({}, None, checkpoint)
+
+    async def carry(self, users: dict[str, list[Any]], expected: Checkpoint | None, checkpoint: Checkpoint) -> bool:
+        """Take operations over as they are, and store where the log begins behind them. False: as of `apply`."""
+        args: list[Argument] = [
+            _text(expected),
+            _text(checkpoint),
+            checkpoint.seq,
+            0,
+            0,
+            0,
+            self._bound,
+            _packed(users),
+        ]
         if await asked(self._apply([self._meta], args)) is None:
             return False
         self.reached = checkpoint
@@ -234,9 +259,9 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
     weight = 0
     for index in range(start, len(batch)):
         record = batch[index]
-        # log.<p>.<tenant>.<user>
-        user = record.subject.split(b".", 2)[2].decode()
         try:
+            # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
+            user = record.subject.split(b".", 2)[2].decode()
             change = decode_change(record.payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             metrics.projection_skipped.labels("unread").inc()

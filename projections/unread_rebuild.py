@@ -137,7 +137,10 @@ class UnreadVerification:
 
 def _apply(users: dict[str, UserFold], batch: Iterable[Delivered]) -> None:
     for record in batch:
-        user = record.subject.split(b".", 2)[2].decode()
+        try:
+            user = record.subject.split(b".", 2)[2].decode()
+        except UnicodeDecodeError:
+            continue
         fold = users.get(user)
         if fold is None:
             fold = users[user] = UserFold()
