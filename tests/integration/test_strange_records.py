@@ -84,9 +84,8 @@ async def test_a_strange_receipt_does_not_stop_the_deliveries(pool: asyncpg.Pool
 
 async def test_a_subject_that_is_no_text_stops_no_projection(pool: asyncpg.Pool, valkey) -> None:
     """The broker takes any bytes but blanks for a token."""
-    log = stream(b"log.0.default.al\xffice", NOTIFICATION) + [
-        Delivered(b"log.0.default.alice", 2, 1_800_000_000_000_000_000, b"", json.dumps(NOTIFICATION).encode())
-    ]
+    sound = Delivered(b"log.0.default.alice", 2, 1_800_000_000_000_000_000, b"", json.dumps(NOTIFICATION).encode())
+    log = [*stream(b"log.0.default.al\xffice", NOTIFICATION), sound]
     await fold_in(InboxStore(pool, 0), log)
     assert len(inbox_fold.decoded(log)) == 1
     await fold_in(DeliveriesStore(pool, 0), stream(b"rcpt.0.default.al\xffice", RECEIPT))

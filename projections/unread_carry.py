@@ -1,0 +1,79 @@
+"""What a version of the unread counts remembers of records that the log has lost: read for the version that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from redis.asyncio import Redis
+
+from projections.unread import WEIGHT_MAX, asked, meta_key, scanned
+
+USERS_AT_A_TIME: Final = 20
+"""Each may have a thousand ids."""
+
+_details = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
+
+Operations = dict[str, list[Any]]
+"""By user, as `projections.unread.gather` gives them."""
+
+
+async def carried(redis: Redis, partition: int, version: int, oldest: int) -> AsyncIterator[tuple[Operations, int]]:
+    """What counts of records before `oldest`, as operations for scripts that make it count again, and how many ids those are.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    base = meta_key(partition, version).removesuffix("meta")
+    users: Operations = {}
+    weight = 0
+    async for keys in scanned(redis, f"{base}s:*"):
+        names = [key.decode().removeprefix(f"{base}s:") for key in keys]
+        for start in range(0, len(names), USERS_AT_A_TIME):
+            async for user, ids, ops in _older(redis, base, names[start : start + USERS_AT_A_TIME], oldest):
+                users[user] = ops
+                weight += ids
+                if weight >= WEIGHT_MAX:
+                    yield users, weight
+                    users, weight = {}, 0
+    if users:
+        yield users, weight
+
+
+async def _older(redis: Redis, base: str, users: list[str], oldest: int) -> AsyncIterator[tuple[str, int, list[Any]]]:
+    pipeline = redis.pipeline(transaction=False)
+    for user in users:
+        pipeline.zrangebyscore(f"{base}s:{user}", "-inf", f"({oldest}", withscores=True)
+        pipeline.hgetall(f"{base}d:{user}")
+    answers = iter(await asked(pipeline.execute()))
+    for user, ids, details in zip(users, answers, answers, strict=True):
+        ops: list[Any] = []
+        for id, seq in ids:
+            ops += _operation(id.decode(), int(seq), details.get(b"i" + id))
+        if ops:
+            yield user, len(ids), ops
+
+
+def _operation(id: str, seq: int, details: bytes | None) -> tuple[Any, ...]:
+    if details is None:
+        return (1, 0, seq, id)
+    if details.startswith(b"c"):
+        return (2, 0, seq, id, details[1:].decode())
+    return (3, 0, seq, id, *_details(details[1:]))
+
+
+async def carry_given_up(redis: Redis, partition: int, version: int, following: int) -> None:
+    """That some were given up above the bound, or a count that is a lower bound would be taken for an exact one.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    base, new = (meta_key(partition, number).removesuffix("meta") for number in (version, following))
+    async for keys in scanned(redis, f"{base}d:*"):
+        pipeline = redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hget(key, "m")
+        for key, given_up in zip(keys, await asked(pipeline.execute()), strict=True):
+            if given_up is not None:
+                await asked(redis.hset(new + key.decode().removeprefix(base), "m", given_up))
