@@ -16,7 +16,7 @@ from seamark.client.backoff import Backoff
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import CursorStore, MemoryCursor
 from seamark.client.errors import ConnectionClosed, NotAuthenticated
-from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadFrame
+from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadCount, UnreadFrame
 from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
 from seamark.client.mailbox import Mailbox
 from seamark.client.progress import Progress
@@ -150,8 +150,12 @@ class Connection:
         if self._started:
             return
         self._started = True
-        stored = await self._store.load()
-        self._receiver = Receiver(self._given_cursor if stored is None else stored)
+        try:
+            stored = await self._store.load()
+            self._receiver = Receiver(self._given_cursor if stored is None else stored)
+        except BaseException:
+            self._started = False  # who asks again must not wait for what nobody brings
+            raise
         if self._http is None:
             self._http = aiohttp.ClientSession()
         self._tasks = [
@@ -166,8 +170,10 @@ class Connection:
         self._closed = True
         self._set_state(State.CLOSED)
         await self._uplink.flush_ack()
-        for task in self._tasks:
+        for task in self._tasks[:1]:
             task.cancel()
+        # The one that stores ends by itself: a save cut off goes on in its thread, and could overtake the last one.
+        self._save_due.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mailbox.end()
         try:
@@ -295,9 +301,9 @@ class Connection:
                 self._set_state(State.WAITING)
                 await asyncio.sleep(delay)
         except Exception as error:
-            # The app learns it where it waits: in its loop.
-            self._set_state(State.CLOSED)
+            # The app learns it where it waits: in its loop. First, as its own `on_state` may be what failed.
             self._mailbox.end(error)
+            self._set_state(State.CLOSED)
 
     async def _one_session(self) -> End:
         assert self._http is not None
@@ -346,11 +352,12 @@ class Connection:
             case Restore(frame):
                 self._uplink.reset()
                 await self._uplink.stands()
-                count = frame.unread.count if frame.unread else None
+                self.unread = None if frame.unread is None else _unread(frame.unread)
+                count = None if frame.unread is None else frame.unread.count
                 reset = Reset(frame.reason, frame.cursor, count, frame.inbox, frame.stale)
                 await self._mailbox.put(_Arrival(reset, self._uplink.generation))
             case Notice(UnreadFrame() as frame):
-                self.unread = Unread(frame.count, frame.as_of, frame.stale)
+                self.unread = _unread(frame)
                 await self._mailbox.put(self.unread)
             case Notice(NowFrame() as frame):
                 await self._mailbox.put(Now(frame.type, frame.data))
@@ -364,20 +371,22 @@ class Connection:
         self.session_id = frame.session
         self._set_state(State.CATCHING_UP)
         if frame.unread is not None:
-            self.unread = Unread(frame.unread.count, frame.unread.as_of, frame.unread.stale)
+            self.unread = _unread(frame.unread)
             await self._mailbox.put(self.unread)
         if frame.resumed:
             await self._uplink.stands()
 
     async def _keep_stored(self) -> None:
         try:
-            while True:
+            while not self._closed:
                 await self._save_due.wait()
                 self._save_due.clear()
                 await self._save()
         except Exception as error:
             # An app that believes its cursor is stored when it is not would lose its place: tell it in its loop.
             self._mailbox.end(error)
+            self._tasks[0].cancel()
+            self._set_state(State.CLOSED)
 
     async def _save(self) -> None:
         cursor = self._progress.cursor
@@ -390,6 +399,10 @@ class Connection:
             self.state = state
             if self._on_state is not None:
                 self._on_state(state)
+
+
+def _unread(said: UnreadCount | UnreadFrame) -> Unread:
+    return Unread(said.count, said.as_of, said.stale, said.more, said.categories)
 
 
 connect: Final = Connection

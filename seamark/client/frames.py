@@ -15,6 +15,8 @@ class UnreadCount(msgspec.Struct, frozen=True):
     count: int
     as_of: str | int | None = None
     stale: bool = False
+    more: bool = False
+    categories: dict[str, int] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="op"):
@@ -62,6 +64,8 @@ class UnreadFrame(msgspec.Struct, frozen=True, tag="unread", tag_field="op"):
     count: int
     as_of: str | int | None = None
     stale: bool = False
+    more: bool = False
+    categories: dict[str, int] = {}
 
 
 class ResetFrame(msgspec.Struct, frozen=True, tag="reset", tag_field="op"):

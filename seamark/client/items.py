@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -104,11 +104,20 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """The unread count, absolute; `stale` when it may be old."""
+    """The unread count, absolute.
+
+    Attributes:
+        as_of: the position it is true at.
+        stale: it may be old.
+        more: there are at least `count`; show `1000+`.
+        categories: the counts of those that have a category, of the largest ones.
+    """
 
     count: int
     as_of: str | int | None
     stale: bool = False
+    more: bool = False
+    categories: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

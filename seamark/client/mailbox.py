@@ -38,10 +38,12 @@ class Mailbox(Generic[T]):
         return len(self._items) >= self._items_max or self._bytes + size > self._bytes_max
 
     async def put(self, item: T, size: int = 0) -> None:
-        """Add `item` of `size` bytes; waits for room."""
-        while self._full(size):
+        """Add `item` of `size` bytes; waits for room. After the end it is dropped: else the error would never be reached."""
+        while self._full(size) and not self._ended:
             self._changed.clear()
             await self._changed.wait()
+        if self._ended:
+            return
         self._items.append((item, size))
         self._bytes += size
         self._changed.set()

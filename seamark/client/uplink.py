@@ -61,7 +61,7 @@ class Uplink:
         if up_to is not None:
             await self.read_up_to(up_to)
         if ids:
-            await self.read_ids(ids)
+            await self._say_ids(ids)  # they were within the bound when they were given
 
     def ended(self) -> None:
         """The session is over; what comes now waits for the next."""
@@ -80,6 +80,9 @@ class Uplink:
         """
         if len(ids) + len(self._waiting_ids) > READ_IDS_WAITING_MAX:
             raise ClientError(f"at most {READ_IDS_WAITING_MAX} ids can be marked at a time; use up_to or all=True")
+        await self._say_ids(ids)
+
+    async def _say_ids(self, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), READ_IDS_MAX):
             chunk = ids[start : start + READ_IDS_MAX]
             if self._session is None or not await self._session.send(encode("read", ids=list(chunk))):
