@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from seamark.dev import child
 from tests.support.servers import (
     fresh_nats_server,
     nats_cluster,
@@ -21,6 +22,9 @@ from tests.support.servers import (
 )
 
 __all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "postgres", "postgres_server", "valkey"]
+
+WORKER = (("", "gw0"), ("_COUNT", "1"))
+"""What pytest-xdist says in PYTEST_XDIST_WORKER…, and what holds without it."""
 
 IN_CI = os.environ.get("SEAMARK_CI") == "1"
 
@@ -38,6 +42,13 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     if os.environ.get("SEAMARK_TEST_LOOP") == "asyncio":
         return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure() -> None:
+    """Processes of one run take ports from parts of their own."""
+    worker, workers = (int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", n).removeprefix("gw")) for what, n in WORKER)
+    part = len(child.PORTS) // workers
+    child.PORTS = child.PORTS[worker * part : (worker + 1) * part]
 
 
 ASYNC_SHARE = 0.9

@@ -31,9 +31,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     Ports are taken below the range the system gives to outgoing connections: a client that reconnects for ever to a port
     inside that range while its server is down may otherwise be given that very port, connect to itself and block the restart.
     """
-    first, last = 20_000, _first_ephemeral_port() - 1
     for _ in range(64):
-        port = random.randint(first, last)
+        port = _dice.choice(PORTS)
         if is_free(port, host):
             return port
     with socket.socket() as probe:
@@ -58,6 +57,13 @@ def _first_ephemeral_port() -> int:
     except (OSError, ValueError, IndexError):
         first = 32_768
     return max(first, 22_000)
+
+
+PORTS: Sequence[int] = range(20_000, _first_ephemeral_port())
+"""What `free_port` chooses from. A port is free until somebody listens on it: processes that choose at the same time, as
+parallel tests do, choose from parts of their own."""
+
+_dice = random.SystemRandom()  # tests seed the common one, each process with the same number
 
 
 def death_signal_setter(signum: int) -> Callable[[], None] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from seamark.cli.target import DevFile, read_dev_file
+from seamark.dev.child import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS_MAX = 90
@@ -21,7 +22,8 @@ class Stack:
     def __init__(self, folder: Path, data: str = ".seamark", **env: str) -> None:
         self.folder = folder
         self.data = folder / data
-        self.words = [] if data == ".seamark" else ["--folder", data]
+        # Two stacks that look at the same moment would both find the usual port free, and share it.
+        self.words = ["--port", str(free_port()), *([] if data == ".seamark" else ["--folder", data])]
         self.output = folder / "output.txt"
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
         self.env |= {"PYTHONPATH": str(ROOT), **env}
