@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECONDS_MAX = 50
+SECONDS_MAX = 150
+
+pytestmark = pytest.mark.timeout(SECONDS_MAX + 30)
 
 
 def run(*arguments: str) -> dict[str, Any]:

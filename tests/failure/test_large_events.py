@@ -8,7 +8,7 @@ from chaos.load import Load
 from engine import topology
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import Chaos
-from tests.support.logs import FAST, connected
+from tests.support.logs import connected
 from tests.support.roles import DispatcherProcess, dispatcher_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
@@ -24,7 +24,7 @@ async def test_a_backlog_of_the_largest_events_is_read_within_bounded_memory_and
     nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:
     async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
+        await topology.ensure(broker, "dev")  # with the pin's real time-out: a slow machine must not lose it meanwhile
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
             load = Load(broker, chaos.ledger, chaos.rng, chaos.users, fill=250_000)
             for _ in range(600):

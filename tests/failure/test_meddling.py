@@ -92,7 +92,7 @@ async def test_an_owner_killed_inside_an_event_for_ten_thousand_users_leaves_one
             await load.publish("room", chaos.users)
             await load.publish("room", chaos.users[:20])
             # Of some twenty commits: claims of marks, batches inside the event, the last ones.
-            first.start(fail_point=f"after-commit-before-answer:{commits}")
-            await eventually(lambda: first.exit_code == -9, seconds=20)
+            first.spawn(fail_point=f"after-commit-before-answer:{commits}")
+            await eventually(lambda: first.exit_code == -9, seconds=60)
             second.start()
             assert await chaos.judge(broker) == 10_020

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chaos.faults import Fault, kill_one, stop_one, suspend_one, torment
-from chaos.load import Load, drained
+from chaos.load import drained
 from engine import topology
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
@@ -26,12 +26,13 @@ async def test_a_suspended_owner_that_wakes_up_is_refused_and_nothing_is_lost_do
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
             # It freezes with a batch planned and claimed, the moment before it is written to the LOG.
             first.start(fail_point="before-append:120:stop")
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=300)
+            load = chaos.load(broker, shared=0.4, rate=300)
             await load.run(20)  # at most 20 rounds of four appends: it does not freeze yet
             await chaos.settled(broker)
             second.start()
-            await load.run(600)
-            await eventually(lambda: first.suspended)
+            # A slow machine makes fewer rounds of more events: how many events it takes to freeze is for it to say.
+            async with chaos.under_load(broker, shared=0.4, rate=300) as more:
+                await eventually(lambda: first.suspended and more.acknowledged >= 600, seconds=60)
             await eventually(lambda: second.metric("seamark_partition_owned") == PARTITIONS, seconds=20)
             await eventually(lambda: drained(broker, PARTITIONS), seconds=20)
             assert not first.said("stepping down")
@@ -60,10 +61,9 @@ async def test_an_owner_killed_at_a_fail_point_leaves_nothing_lost_doubled_or_re
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
-            first.start(fail_point=fail_point)
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=300)
-            await load.run(150)
-            await eventually(lambda: first.exit_code == -9, seconds=20)
+            first.spawn(fail_point=fail_point)
+            async with chaos.under_load(broker, shared=0.4, rate=300) as load:
+                await eventually(lambda: first.exit_code == -9 and load.acknowledged >= 150, seconds=60)
             second.start()
             await load.run(150)
             await chaos.judge(broker)
@@ -78,7 +78,7 @@ async def test_an_owner_killed_after_a_dead_letter_leaves_one_dead_letter_for_ea
             first.start(fail_point="after-dead-letter:5")
             for number in range(20):
                 await broker.append(f"events.default.user{number}.demo.bad", b"{no json")
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users)
+            load = chaos.load(broker)
             await load.run(50)
             await eventually(lambda: first.exit_code == -9, seconds=20)
             second.start()
@@ -94,7 +94,7 @@ async def test_an_orderly_end_hands_over_at_once_and_a_death_within_the_pins_tim
         await topology.ensure(broker, "dev")  # with the pin's real time-out, 5 s
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
             first.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=200)
+            load = chaos.load(broker, shared=0.4, rate=200)
             await load.run(50)
             await chaos.settled(broker)
             second.start()
@@ -130,13 +130,13 @@ async def test_a_dispatcher_without_one_of_its_safeguards_is_convicted(
             for process in (first, second):
                 process.lie = lie
             first.start(fail_point=point)
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.9, rate=300)
+            load = chaos.load(broker, shared=0.9, rate=300)
             await load.run(30)
             # A quick machine makes so many rounds of them that the first is at its fail point already.
             await eventually(lambda: broken(first) or drained(broker, PARTITIONS), seconds=20)
             second.start()
-            await load.run(300)
-            await eventually(lambda: broken(first), seconds=20)
+            async with chaos.under_load(broker, shared=0.9, rate=300) as more:
+                await eventually(lambda: broken(first) and more.acknowledged >= 300, seconds=60)
             await eventually(lambda: drained(broker, PARTITIONS), seconds=20)
             first.resume()
             await eventually(lambda: chaos.violations(broker), seconds=10, every_seconds=0.2)
@@ -160,12 +160,9 @@ async def test_fifty_deaths_at_random_moments_leave_nothing_lost_doubled_or_reor
                 Fault("stop", 3, stop_one(processes, start_somehow)),
                 Fault("suspend", 3, suspend_one(processes, (0.5, 2.5))),
             ]
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=150)
-            running = asyncio.create_task(load.run(), name="load")
-            deaths = max(56, int(chaos.seconds))
-            drawn = await torment(chaos.rng, faults, count=deaths, pause_seconds=(0.1, 0.9))
-            load.stop()
-            await running
+            async with chaos.under_load(broker, shared=0.4, rate=150) as load:
+                deaths = max(56, int(chaos.seconds))
+                drawn = await torment(chaos.rng, faults, count=deaths, pause_seconds=(0.1, 0.9))
             for process in processes:
                 if not process.alive:
                     process.spawn()

@@ -125,11 +125,10 @@ async def test_a_redis_that_does_not_answer_costs_its_deadline_once_and_then_not
     started = time.monotonic()
     with pytest.raises(ClaimsUnavailable):
         await claims.take([claim("e2", 6)])
-    assert time.monotonic() - started < 1
     for _ in range(100):
         with pytest.raises(ClaimsUnavailable):
             await claims.take([claim("e3", 7)])
-    assert time.monotonic() - started < 1.2
+    assert time.monotonic() - started < 3  # were each to wait for its deadline, it would be half a minute
     valkey.resume()
     assert await eventually(lambda: taken(claims, claim("e3", 7))) == [True]
     # What timed out may have been stored or not: either way it is ours.

@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.options import Times
 from seamark.dev.servers import NatsServer
 from tests.support.gateways import QUICK, Device, TestGateway, eventually, gateway_on, token
 
@@ -142,8 +143,8 @@ async def test_a_pong_carries_the_position_verified_and_moves_the_cursor(nats_se
 
 async def test_a_refreshed_token_keeps_the_session_beyond_the_first_ones_expiry(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway, gateway.socket() as device:
-        expiry = time.monotonic() + 0.6
-        await device.say("hello", token=token(seconds=0.6), device="d", cursor="start")
+        expiry = time.monotonic() + 1.5
+        await device.say("hello", token=token(seconds=1.5), device="d", cursor="start")
         await device.until("live")
         await device.say("refresh", token=token(seconds=60))
         await eventually(lambda: time.monotonic() > expiry + 0.2)
@@ -338,10 +339,11 @@ async def test_a_client_that_answers_no_ping_ends_with_4408(nats_server: NatsSer
 
 
 async def test_a_client_that_answers_pings_stays(nats_server: NatsServer) -> None:
-    async with gateway_on(nats_server, times=QUICK) as gateway, gateway.device() as device:
+    times = Times(ping_seconds=0.3, pong_seconds=1.5)
+    async with gateway_on(nats_server, times=times) as gateway, gateway.device() as device:
         await device.until("live")
         pings = asyncio.create_task(device.socket.receive(), name="answers pings")
-        await asyncio.wait((pings,), timeout=2.0)
+        await asyncio.wait((pings,), timeout=2.5)
         assert not pings.done()
         await gateway.append()
         assert "record" in (await pings).data

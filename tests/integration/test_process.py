@@ -92,7 +92,7 @@ def test_a_role_is_alive_at_once_and_ready_when_it_says_so() -> None:
         assert "process_resident_memory_bytes" in running.get("/metrics")[1]
     with role(SERVES) as running:
         running.said("role_starting")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while running.get("/readyz")[0] != 200:
             assert time.monotonic() < deadline
 
