@@ -113,10 +113,10 @@ function drawNow() {
   $("empty").hidden = all.length > 0 || seamark.state !== "live";
   // The projections' count knows of what this page has not loaded; a stale one may know less than the page.
   const told = seamark.unread && !seamark.unread.stale ? seamark.unread : { count: inbox.unread, more: false };
-  const counted = told.count;
-  $("badge").hidden = counted === 0 && !told.more;
-  $("badge").textContent = told.more ? `${counted}+` : counted;
-  $("badge").setAttribute("aria-label", told.more ? `more than ${counted} unread` : `${counted} unread`);
+  const counted = told.more ? `${told.count}+` : told.count;
+  $("badge").hidden = !counted;
+  $("badge").textContent = counted;
+  $("badge").setAttribute("aria-label", told.more ? `more than ${told.count} unread` : `${counted} unread`);
   $("read-all").disabled = inbox.unread === 0;
   document.title = `${counted ? `(${counted}) ` : ""}Inbox · Seamark`;
   $("cursor").textContent = seamark.cursor ?? "none yet";

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.subjects import encode_token, partition_of
 from seamark import Publisher
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chromium import Chromium, Page, chromium
@@ -134,6 +135,19 @@ async def test_reading_in_one_tab_clears_the_other(browser, gateway, way):
     assert await shown(reloaded, 3) == ["n0", "n1", "n2"]
     assert await reloaded.evaluate(UNREAD) == 0
     assert one.errors + other.errors + reloaded.errors == []
+
+
+async def test_a_count_with_a_bound_is_shown_as_one_with_more_behind_it(browser, gateway, way):
+    page = await live_page(browser, gateway.url)
+    partition = partition_of(encode_token("default"), encode_token("alice"), 4)
+    for count, more, shows, says in ((500, True, "500+", "more than 500 unread"), (3, False, "3", "3 unread")):
+        told = {"op": "unread", "count": count, "more": more, "stale": False, "categories": {}, "as_of": 1}
+        way.broker.publish(f"live.{partition}.default.alice", json.dumps(told, separators=(",", ":")).encode())
+        await page.until(f"document.querySelector('#badge').textContent === '{shows}'")
+        assert await page.evaluate("document.querySelector('#badge').hidden") is False
+        assert await page.evaluate("document.querySelector('#badge').getAttribute('aria-label')") == says
+        assert await page.evaluate("document.title") == f"({shows}) Inbox · Seamark"
+    assert page.errors == []
 
 
 async def test_where_websockets_are_blocked_the_stream_carries_everything_and_resumes(browser, network, way):
