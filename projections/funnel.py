@@ -7,6 +7,7 @@ of the one before it. As a query for whoever asks, and as gauges of the last hou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -15,11 +16,10 @@ import msgspec
 import structlog
 
 from engine import metrics
-from projections.postgres import asking
-from projections.store import StoreUnavailable
+from projections.postgres import AWAY, asking, away
 
 if TYPE_CHECKING:
-    from projections.postgres import Pool
+    from projections.postgres import Connection, Pool
 
 _log = structlog.get_logger("seamark.funnel")
 
@@ -27,6 +27,9 @@ FUNNEL_SECONDS: Final = 20.0
 """One funnel: it looks at every notification of the window."""
 
 EVERY_SECONDS: Final = 60.0
+EXPORT_LOCK: Final = 7345253
+"""Each standby would ask the same costly question every minute: who holds this lock asks it."""
+
 WINDOW: Final = timedelta(hours=1)
 TENANTS_MAX: Final = 20
 TYPES_MAX: Final = 50
@@ -97,19 +100,43 @@ async def funnel(pool: Pool, since: datetime, until: datetime, tenant: str | Non
         StoreUnavailable: no answer in time.
     """
     async with asking(pool, FUNNEL_SECONDS) as connection:
-        rows = await connection.fetch(_FUNNEL, since, until, tenant)
+        return await _steps(connection, since, until, tenant)
+
+
+async def _steps(connection: Connection, since: datetime, until: datetime, tenant: str | None = None) -> list[Step]:
+    rows = await connection.fetch(_FUNNEL, since, until, tenant)
     return [Step(**{**dict(row), "stored": row["emitted"]}) for row in rows]
 
 
 async def export(pool: Pool) -> None:
-    """Keep the gauges of the last hour; ends by cancellation."""
+    """Keep the gauges of the last hour in one of all processes; ends by cancellation."""
     while True:
         try:
-            now = datetime.now(UTC)
-            show(await funnel(pool, now - WINDOW, now))
-        except StoreUnavailable as error:
-            _log.warning("funnel_not_read", why=str(error))
+            await _export_alone(pool)
+        except AWAY as error:
+            _log.warning("funnel_not_read", why=str(away(error)))
+            show([])  # another process may tell them now
         await asyncio.sleep(EVERY_SECONDS)
+
+
+async def _export_alone(pool: Pool) -> None:
+    """Returns when another process does it. The lock belongs to the connection: whoever loses that, or dies, is followed."""
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(FUNNEL_SECONDS):
+            connection = await pool.acquire()
+            mine = await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXPORT_LOCK)
+        while mine:
+            async with asyncio.timeout(FUNNEL_SECONDS):
+                now = datetime.now(UTC)
+                show(await _steps(connection, now - WINDOW, now))
+            await asyncio.sleep(EVERY_SECONDS)
+    finally:
+        if connection is not None:
+            with contextlib.suppress(*AWAY):
+                connection.terminate()
+            with contextlib.suppress(*AWAY):
+                await pool.release(connection)
 
 
 def show(steps: list[Step]) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import asyncpg
 from prometheus_client import REGISTRY
 
+from projections import funnel as funnel_module
 from projections.deliveries import DeliveriesStore
 from projections.funnel import Step, funnel, show
 from projections.inbox import InboxStore
 from projections.store import Checkpoint
 from seamark.migrate import migrate
+from tests.support.logs import eventually
 from tests.support.tables import EPOCH, START, as_stream
 
 PLAN = {"inapp": {}, "email": {}}
@@ -66,6 +68,30 @@ async def test_every_notification_counts_once_at_every_step_it_has_reached(postg
         ("bob", "a", "inapp", None, "queued"),
     ]
     await asyncio.wait_for(pool.close(), 5)
+
+
+async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgres: str, monkeypatch) -> None:
+    await migrate(postgres)
+    pools = [await asyncpg.create_pool(postgres, min_size=1, max_size=2) for _ in range(3)]
+    asked: list[int] = []
+    steps = funnel_module._steps
+
+    async def counted(connection: asyncpg.Connection, *window: Any) -> list[Step]:
+        asked.append(connection.get_server_pid())
+        return await steps(connection, *window)
+
+    monkeypatch.setattr(funnel_module, "_steps", counted)
+    monkeypatch.setattr(funnel_module, "EVERY_SECONDS", 0.02)
+    exports = [asyncio.create_task(funnel_module.export(pool)) for pool in pools]
+    await eventually(lambda: len(asked) > 20)
+    assert len(set(asked)) == 1
+    await pools[0].execute("SELECT pg_terminate_backend($1)", asked[0])
+    await eventually(lambda: len(set(asked)) == 2)
+    for task in exports:
+        task.cancel()
+    await asyncio.gather(*exports, return_exceptions=True)
+    for pool in pools:
+        pool.terminate()
 
 
 def test_metrics_name_the_largest_tenants_only() -> None:
