@@ -241,7 +241,7 @@ export class Seamark extends EventTarget {
     this.storage = storage;
     this.source = token;
     this.receiver = new Receiver(cursor);
-    this.failures = this.unopened = this.refusals = 0;
+    this.failures = this.unopened = this.refusals = this.notBefore = 0;
     this.waitingIds = new Set();
     this.waitingUpTo = this.pendingAck = this.transport = this.refused = null;
     this.running = false;
@@ -293,6 +293,8 @@ export class Seamark extends EventTarget {
     this.#setState("connecting");
     const session = { ready: false };
     this.session = session; // whatever an older session still says is not listened to
+    // A request for a token may hang for as long as a dead network lets it.
+    this.timers.token = setTimeout(() => this.#ended(1006, "no token came"), this.times.connect);
     try {
       this.token = typeof this.source === "function" ? await this.source() : this.source;
     } catch (error) {
@@ -300,6 +302,7 @@ export class Seamark extends EventTarget {
       return;
     }
     if (this.session !== session || !this.running) return;
+    clearTimeout(this.timers.token);
     if (this.token === this.refused) return this.#stop(4401, "the only token to be had was refused");
     this.receiver.position ??= this.#storedCursor();
     this.receiver.connected();
@@ -354,6 +357,7 @@ export class Seamark extends EventTarget {
     const asked = retryMs ?? (code === 4429 ? this.times.tooMany : null);
     // What the gateway asks for is spread already: a little of ours on top, never less.
     const wait = asked === null ? jitter : asked + Math.min(jitter, 1000);
+    this.notBefore = Date.now() + (asked ?? 0);
     this.timers.retry = setTimeout(() => this.#attempt(), wait);
     this.#setState("waiting", reason || `connection lost (${code})`, Math.round(wait));
   }
@@ -419,6 +423,7 @@ export class Seamark extends EventTarget {
     // Cursors from before mean nothing to the gateway any more.
     this.pendingAck = this.waitingUpTo = null;
     this.#stands();
+    this.unread = frame.unread ?? null;
     this.#emit("reset", frame);
   }
 
@@ -508,7 +513,8 @@ export class Seamark extends EventTarget {
       if (this.session?.ready) return this.#probe();
       if (this.state !== "waiting" || !this.timers.retry) return;
       clearTimeout(this.timers.retry);
-      this.timers.retry = setTimeout(() => this.#attempt(), this.random() * this.times.backoffFirst);
+      const asked = Math.max(0, this.notBefore - Date.now()); // a page in front is no reason to come before
+      this.timers.retry = setTimeout(() => this.#attempt(), asked + this.random() * this.times.backoffFirst);
     };
     globalThis.addEventListener?.("online", hurry);
     globalThis.addEventListener?.("pagehide", () => this.#store());

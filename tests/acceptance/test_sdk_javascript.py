@@ -270,6 +270,35 @@ async def test_a_waiting_page_tries_again_as_soon_as_the_network_returns(browser
     await page.until("s.state === 'live'", seconds=5)
 
 
+async def test_a_page_that_comes_back_does_not_come_before_the_time_the_gateway_asked_for(browser, gateway):
+    page = await client(browser, gateway, "times: { tooMany: 1500, backoffFirst: 20, backoffMax: 100 }")
+    await page.until("s.state === 'live'")
+    began = time.monotonic()
+    await gateway.cut(4429)
+    await page.until("s.state === 'waiting'")
+    await page.evaluate("dispatchEvent(new Event('online'))")
+    await gateway.until(lambda: len(gateway.hellos) == 2)
+    assert time.monotonic() - began >= 1.5
+
+
+async def test_a_token_that_never_comes_is_asked_for_again(browser, gateway):
+    token = "token: (() => { let n = 0; return () => ++n < 2 ? new Promise(() => {}) : 't'; })()"
+    page = await client(browser, gateway, f"{token}, times: {{ connect: 200, backoffFirst: 20, backoffMax: 100 }}")
+    await page.until("s.state === 'live'", seconds=5)
+
+
+async def test_a_reset_replaces_the_count_too(browser, gateway):
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    await gateway.sessions[0].send({"op": "unread", "count": 9, "as_of": 1})
+    await page.until("s.unread?.count === 9")
+    gateway.fault = lambda frame: [{**frame, "unread": {"count": 4}} if frame["op"] == "reset" else frame]
+    gateway.epoch, gateway.log = "e2", []
+    await gateway.cut()
+    await page.until("got.resets.length === 1")
+    assert await page.evaluate("s.unread.count") == 4
+
+
 async def test_storage_is_read_only_to_begin_with_and_belongs_to_one_user(browser, gateway):
     await gateway.publish({}, {}, {})
     quick = "cursor: undefined, storage: true, times: { store: 10, backoffFirst: 20 }"
