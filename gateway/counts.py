@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from gateway.limits import COUNT_SECONDS, COUNTS_EVERY_SECONDS
+from engine.tasks import end_if_cancelled
+from gateway.limits import COUNT_SECONDS, COUNTS_EVERY_SECONDS, shared_pause_seconds
 from gateway.watch import Watch
 from projections.queries import Queries, UnreadCount, shown
 from projections.store import StoreUnavailable
@@ -95,11 +96,13 @@ class Counts:
         wave: list[tuple[str, Answer]] = []
         try:
             while self._waiting:
+                end_if_cancelled()
                 wave, self._waiting = self._waiting[:USERS_MAX], self._waiting[USERS_MAX:]
                 found = await self._read([user for user, _ in wave])
                 told, wave = wave, []
                 for index, (_, answer) in enumerate(told):
                     answer(self._shown(found[index]) if found else None)
+                await asyncio.sleep(shared_pause_seconds(len(told)))
         finally:
             self._asking = None
             for _, answer in wave:
@@ -129,6 +132,7 @@ class Counts:
             except TimeoutError:
                 pass  # the ordinary round
             self._suspicion.clear()
+            end_if_cancelled()
             try:
                 await self._compare_all()
             except Exception:

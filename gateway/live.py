@@ -16,6 +16,7 @@ from engine.errors import BrokerError
 from engine.jetstream import Broker, Subscription
 from engine.subjects import live_subject, log_subject
 from gateway.counts import as_of, differs, marked_stale, unread_frame
+from gateway.limits import shared_pause_seconds
 from gateway.message import Message, live_position
 
 if TYPE_CHECKING:
@@ -169,5 +170,6 @@ class Live:
                     waiting, log.waiting = log.waiting, []
                     for follower in waiting:
                         follower.joined()
+                await asyncio.sleep(shared_pause_seconds(len(logs)))
         finally:
             self._confirming = None

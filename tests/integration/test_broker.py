@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -41,13 +42,28 @@ async def test_all_who_confirm_at_the_same_time_share_a_ping(
 ) -> None:
     async with connected(nats_server.url) as broker:
         written: list[bytes] = []
-        control = broker._control
-        monkeypatch.setattr(broker, "_control", lambda line: (written.append(line), control(line)))
+        gather = broker._gather
+        monkeypatch.setattr(broker, "_gather", lambda line: (written.append(line), gather(line)))
         inboxes = [Inbox(broker, f"a.{i}") for i in range(100)]
         await asyncio.gather(*(inbox.subscription.confirmed() for inbox in inboxes))
         assert written.count(b"PING\r\n") == 1
         await inboxes[0].subscription.confirmed()
         assert written.count(b"PING\r\n") == 2
+
+
+async def test_what_is_written_in_one_turn_of_the_loop_leaves_in_one_write(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(nats_server.url) as broker:
+        transport = Mock(wraps=connection.outgoing(broker.nc))
+        monkeypatch.setattr(connection, "outgoing", lambda client: transport)
+        inbox = Inbox(broker, "a.*")
+        for number in range(3):
+            broker.publish(f"a.{number}", b"%d" % number)
+        await broker.flush()
+        # The second is the ping of the flush, which goes out by itself.
+        assert [call.args[0].count(b"PUB") for call in transport.write.call_args_list] == [3, 0]
+        assert inbox.payloads == [b"0", b"1", b"2"]
 
 
 async def test_a_waiter_that_gives_up_takes_the_ping_from_nobody_else(nats_server: NatsServer) -> None:
