@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -85,7 +87,10 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """What a stream's leader says of it. `epoch` and `partitions` are None when its metadata has none."""
+    """What a stream's leader says of it. `epoch` and `partitions` are None when its metadata has none.
+
+    `oldest_at`: when it stored its first message, or the last one it had, as Unix time; what was trimmed is older.
+    """
 
     name: str
     epoch: str | None
@@ -94,6 +99,7 @@ class StreamState:
     last_seq: int
     messages: int
     config: dict[str, Any] = field(repr=False)
+    oldest_at: float = math.inf
 
 
 class _PubAckReply(msgspec.Struct):
@@ -254,6 +260,7 @@ class Broker(Connection):
             last_seq=state["last_seq"],
             messages=state["messages"],
             config=config,
+            oldest_at=datetime.fromisoformat(state["first_ts" if state["messages"] else "last_ts"]).timestamp(),
         )
 
     async def next_by_subject(

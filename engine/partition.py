@@ -31,6 +31,7 @@ PULL_GRACE_SECONDS = 1.0
 RETRY_SECONDS_MIN = 0.25
 RETRY_SECONDS_MAX = 2.0  # trying again may begin with a claim, which is stored: hours of it must not fill the log
 STOPPED_RETRY_SECONDS = 10.0
+CLOCKS_SECONDS = 60.0  # how far the broker's clock may be from ours
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
@@ -113,7 +114,7 @@ class PartitionReader:
         self._buffer: list[Delivered] = []
         self._buffer_bytes, self._verified, self._doubt = 0, False, False
         self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
-        self._retry_seconds = RETRY_SECONDS_MIN
+        self._retry_seconds, self._clear_at = RETRY_SECONDS_MIN, 0.0
         self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -179,6 +180,7 @@ class PartitionReader:
         next_seq = await self._worker.acquire()
         if self.phase is Phase.CLAIMING and self._pin == pin:
             self._metrics.owned.set(1)
+            self._clear_at = 0.0
             self._log.info("took over", next_seq=next_seq)
             await self._reset(next_seq)
 
@@ -193,7 +195,8 @@ class PartitionReader:
         source = self._source
         state = await self._broker.stream(source.stream)
         self._worker.check(state)
-        if state.messages and state.first_seq > next_seq:
+        # Not where nothing of this partition waited when what is left was stored already: others' messages were trimmed.
+        if state.first_seq > next_seq and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
             self._metrics.possibly_trimmed.inc()
             self._log.error("messages may have been trimmed unread", next_seq=next_seq, first_seq=state.first_seq)
         # Before the answer comes, a message with consumer sequence 1 may be there already.
@@ -374,9 +377,11 @@ class PartitionReader:
     async def _ask_leader(self) -> None:
         """Is there a message that should have come? Then the reading head is wrong."""
         if self.phase is Phase.READING and not self._buffer and not self._doubt:
-            last = self._last_seq
+            last, asked_at = self._last_seq, time.time()
             found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
-            if found is not None and self._last_seq == last:
+            if found is None:
+                self._clear_at = asked_at
+            elif self._last_seq == last:
                 self.suspect()
         elif self.phase is Phase.STANDBY and not await self._is_pinned():
             next_seq = await self._worker.position()

@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+from prometheus_client import REGISTRY
 
 from engine import partition
 from engine.errors import ApiError, PartitionStopped, Unavailable
@@ -14,6 +15,7 @@ from seamark.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import connected, eventually
 from tests.support.partitions import (
     PIN_TIMEOUT_SECONDS,
+    SOURCE,
     Load,
     RecordingWorker,
     Store,
@@ -263,3 +265,42 @@ async def test_large_messages_are_buffered_by_bytes_not_by_number(nats_server: N
             await eventually(lambda: len(handled) >= 80)
         assert handled == list(range(1, 81))
         assert max(buffered) <= 2 * BUFFERED_PULLS_MAX * PULL_BYTES
+
+
+# --- what was trimmed ------------------------------------------------------------------------------------------------------
+
+
+def possibly_trimmed() -> float:
+    value = REGISTRY.get_sample_value(
+        "seamark_partition_possibly_trimmed_total", {"stream": SOURCE.stream, "consumer": SOURCE.consumer}
+    )
+    return value or 0.0
+
+
+async def test_messages_of_others_that_age_has_trimmed_are_no_alarm_and_own_ones_are(
+    nats_server: NatsServer, monkeypatch
+) -> None:
+    monkeypatch.setattr(partition, "CLOCKS_SECONDS", 0.0)
+    async with connected(nats_server.url) as broker:
+        await make_stream(broker)
+        store, load, before = Store(), Load(broker), possibly_trimmed()
+        async with reading(broker, RecordingWorker(store)) as reader:
+            await load.publish(1)
+            await done(store, load)
+            for _ in range(20):
+                broker.publish("ev.1.other", b"x")
+            await eventually(lambda: reader._clear_at > 0)  # it has seen that nothing of its own waits
+            at = (await broker.stream("EV")).last_seq
+            assert at > 20
+            await broker.api("STREAM.PURGE.EV", {"seq": at})
+            reader.suspect()
+            await eventually(lambda: not reader._doubt)
+            assert possibly_trimmed() == before, "nothing of this partition was trimmed"
+        # While nobody reads, everything goes: it cannot be known whose it was, so it is said.
+        broker.publish("ev.0.one", b"lost")
+        await broker.flush()
+        await broker.api("STREAM.PURGE.EV")
+        async with reading(broker, RecordingWorker(store)):
+            await load.publish(1)
+            await done(store, load)
+            assert possibly_trimmed() == before + 1
