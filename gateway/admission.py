@@ -44,7 +44,12 @@ def admit(request: web.BaseRequest, context: Context) -> None:
 
 def _refused(request: web.BaseRequest, reason: str, **facts: str) -> None:
     metrics.gateway_refused_handshakes.labels(reason).inc()
-    _log.info("handshake_refused", reason=reason, path=request.path, **facts)
+    _log.info("handshake_refused", reason=reason, path=_place(request), **facts)
+
+
+def _place(request: web.BaseRequest) -> str:
+    """The first words of the path: what follows may name a notification, and a notification a person."""
+    return "/".join(request.path.split("/")[:3])
 
 
 async def user_of(request: web.Request, context: Context) -> Claims:
@@ -60,7 +65,7 @@ async def user_of(request: web.Request, context: Context) -> Claims:
         return await context.verifier.verify(token)
     except Refused as refused:
         metrics.gateway_refused_tokens.labels(refused.reason).inc()
-        _log.info("token_refused", reason=refused.reason, path=request.path)
+        _log.info("token_refused", reason=refused.reason, path=_place(request))
         if refused.reason == "keys_unavailable":
             raise Problem(503, "keys_unavailable", str(refused), retry_after_seconds=RETRY_AFTER_SECONDS) from refused
         raise Problem(401, "unauthenticated", str(refused)) from refused

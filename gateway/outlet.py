@@ -189,10 +189,11 @@ _COMMENT: Final = b":\n\n"
 class EventStreamOutlet(SocketOutlet):
     """Server-sent events as chunks of one HTTP response. The event's id is the cursor, its data the frame."""
 
-    __slots__ = ("on_closed",)
+    __slots__ = ("_chunked", "on_closed")
 
-    def __init__(self, transport: asyncio.Transport, flusher: Flusher, wheel: Wheel) -> None:
+    def __init__(self, transport: asyncio.Transport, flusher: Flusher, wheel: Wheel, *, chunked: bool = True) -> None:
         super().__init__(transport, flusher, wheel)
+        self._chunked = chunked
         self.on_closed: Callable[[], None] | None = None
 
     def send(self, frame: bytes, epoch: bytes = b"", seq: int = 0) -> None:
@@ -210,7 +211,7 @@ class EventStreamOutlet(SocketOutlet):
         return False
 
     def _wrap(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data)
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
     def close(self, code: CloseCode, detail: str) -> None:
         """A last event `close` with the code; the handler then ends the response."""

@@ -98,8 +98,9 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
     app[CONTEXT] = context
     app.add_routes(
         [
-            web.get("/v1/stream", sse.stream),
-            web.get("/v1/records", poll.records),
+            # No HEAD: its answer has no body, and these are nothing else.
+            web.get("/v1/stream", sse.stream, allow_head=False),
+            web.get("/v1/records", poll.records, allow_head=False),
             web.get("/v1/inbox", inbox_page.page),
             web.post("/v1/inbox/read", inbox_api.read),
             web.post("/v1/inbox/archive", inbox_api.archive),

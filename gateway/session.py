@@ -208,7 +208,7 @@ class Session:
     def _live_until(self, expires_at: float) -> None:
         self._expires_at = expires_at
         left = expires_at - time()
-        if left < self.context.times.ping_seconds:  # the ordinary tick, at most that far away, would be late
+        if left < self.context.times.ping_seconds:  # the next tick, at most that far away, would be late
             self.context.wheel.later(max(0.0, left), self._check_expiry)
 
     def _check_expiry(self) -> None:
@@ -385,7 +385,7 @@ class Session:
         elif self._unanswered(now):
             self.end(NO_PONG, "a ping was not answered in time")
         else:
-            self.context.wheel.later(self._next_ping(now), self._tick)
+            self.context.wheel.later(min(self._next_ping(now), max(0.0, self._expires_at - time())), self._tick)
 
     def _unanswered(self, now: float) -> bool:
         if self._pinged_at > self._heard_at:

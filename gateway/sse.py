@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from gateway.admission import admit, user_of
 from gateway.connection import connection_of
@@ -37,7 +37,8 @@ async def stream(request: web.Request) -> web.StreamResponse:
     if transport is None:
         return response
     bound_unsent(transport)
-    outlet = EventStreamOutlet(transport, context.flusher, context.wheel)
+    # A proxy that speaks HTTP/1.0 (nginx, unless told otherwise) knows no chunks: for it the end is that of the connection.
+    outlet = EventStreamOutlet(transport, context.flusher, context.wheel, chunked=request.version >= HttpVersion11)
     session = Session(context, outlet, "sse")
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

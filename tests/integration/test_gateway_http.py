@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from engine.errors import ApiError
 from seamark.dev.servers import NatsServer
@@ -97,6 +98,51 @@ async def test_a_stream_shows_life_and_says_why_it_ends(nats_server: NatsServer)
             assert events.comments >= 2
             assert await events.response.content.read() == b""
         await eventually(lambda: not len(gateway.context.sessions))
+
+
+async def raw(gateway: TestGateway, request: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request written by hand."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    head = f"{request}\r\nHost: x\r\nAuthorization: Bearer {token()}\r\n\r\n"
+    writer.write(head.encode())
+    return reader, writer
+
+
+async def test_a_stream_through_a_proxy_of_http_1_0_holds_nothing_but_events(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=2)
+        reader, writer = await raw(gateway, "GET /v1/stream?device=tab&cursor=start HTTP/1.0")
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+            text = await reader.readuntil(b'"op":"live"')
+        assert b"chunked" not in head.lower()
+        assert {line.partition(b":")[0] for line in text.split(b"\n") if line} == {b"id", b"data"}
+        writer.close()
+        await writer.wait_closed()
+        await eventually(lambda: not len(gateway.context.sessions))
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/records"])
+async def test_a_head_request_opens_no_session(nats_server: NatsServer, path: str) -> None:
+    async with gateway_on(nats_server) as gateway:
+        reader, writer = await raw(gateway, f"HEAD {path}?device=tab&cursor=start HTTP/1.1")
+        async with asyncio.timeout(5):
+            assert b" 405 " in await reader.readline()
+        assert not len(gateway.context.sessions)
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_refusal_in_the_log_names_no_notification(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        url = f"{gateway.url}/v1/notifications/reset-of-alice@example.com/trace"
+        with capture_logs() as lines:
+            async with gateway.http.get(url, headers={"Authorization": "Bearer x"}) as response:
+                assert response.status == 401
+            async with gateway.http.get(url, headers={"Origin": "https://evil.example"}) as response:
+                assert response.status == 403
+    assert [line["event"] for line in lines] == ["token_refused", "handshake_refused"]
+    assert "alice" not in str(lines)
 
 
 @pytest.mark.parametrize(("path", "headers", "status"), [

@@ -325,6 +325,15 @@ async def test_a_token_that_expires_in_mid_session_ends_it_with_4401(nats_server
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
 
 
+async def test_a_token_that_expires_between_two_pings_ends_the_session_no_later(nats_server: NatsServer) -> None:
+    times = Times(hello_seconds=0.9, ping_seconds=1.0, pong_seconds=1.0)
+    async with gateway_on(nats_server, times=times) as gateway, gateway.socket() as device:
+        began = time.time()
+        await device.say("hello", token=token(seconds=1.3), device="d", cursor="start")
+        assert (await device.closed())[0] == 4401
+        assert 1.2 < time.time() - began < 1.7
+
+
 async def test_a_refresh_for_another_user_ends_the_session_with_4403(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway, gateway.device() as device:
         await device.until("live")
