@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.limits import REQUEST_HEAD_SECONDS
+from gateway.limits import ANSWER_STUCK_SECONDS, REQUEST_HEAD_SECONDS
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -26,6 +26,20 @@ class Connection(web.RequestHandler):
         super().__init__(manager, **options)
         self.on_writable: Callable[[], None] | None = None
         self.on_lost: Callable[[], None] | None = None
+
+    def pause_writing(self) -> None:
+        """The client reads slowly. A session sees to that by itself; any other answer must move on."""
+        super().pause_writing()
+        self._must_move(-1)
+
+    def _must_move(self, unsent_before: int) -> None:
+        if self.transport is None or self.on_writable is not None or not self._paused:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == unsent_before:
+            self.transport.abort()
+        else:
+            asyncio.get_running_loop().call_later(ANSWER_STUCK_SECONDS, self._must_move, unsent)
 
     def resume_writing(self) -> None:
         """The write buffer is below its low-water mark."""
