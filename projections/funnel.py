@@ -52,7 +52,7 @@ WITH ranges AS (
       AND i.stored_at >= $1 AND i.stored_at < $2 AND ($3::text IS NULL OR i.tenant = $3)
 )
 SELECT p.tenant, coalesce(p.type, '') AS type, p.channel,
-       count(DISTINCT (p.event_epoch, p.event_seq)) AS emitted,
+       count(DISTINCT (p.event_epoch, p.event_seq)) FILTER (WHERE p.event_seq IS NOT NULL) AS emitted,
        count(*) AS dispatched,
        count(*) FILTER (WHERE CASE p.channel WHEN 'inapp' THEN r.sent @> p.seq ELSE d.sent END) AS sent,
        count(*) FILTER (WHERE CASE p.channel WHEN 'inapp' THEN r.acknowledged @> p.seq ELSE d.arrived END) AS acknowledged,

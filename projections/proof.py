@@ -137,8 +137,9 @@ def prove(
     row: asyncpg.Record, ranges: list[asyncpg.Record], receipts: list[asyncpg.Record], folded: list[asyncpg.Record]
 ) -> Proof:
     """Put the facts of one notification in order, and name the gaps."""
-    record = decode_record(bytes(row["record"]))
-    facts = _of_the_log(row, record) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row)
+    record = _record(row)
+    present = any(one["epoch"] == row["epoch"] for one in folded)
+    facts = _of_the_log(row, record) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row, present)
     facts.sort(key=_order)
     as_of = [
         f"{one['stream']} {one['epoch']}.{one['seq']} (partition {one['partition']}), folded {_text(one['updated_at'])}"
@@ -150,7 +151,7 @@ def prove(
         tenant=row["tenant"],
         user=row["user_id"],
         type=row["type"],
-        trace=record.trace.split("-")[1] if record.trace and record.trace.count("-") == 3 else None,
+        trace=record.trace.split("-")[1] if record and record.trace and record.trace.count("-") == 3 else None,
         facts=facts,
         not_proven=_gaps(row, record, facts),
         as_of=as_of,
@@ -158,13 +159,22 @@ def prove(
     )
 
 
-def _of_the_log(row: asyncpg.Record, record: Record) -> list[Fact]:
+def _record(row: asyncpg.Record) -> Record | None:
+    """None: somebody else than a dispatcher wrote it."""
+    try:
+        return decode_record(bytes(row["record"]))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _of_the_log(row: asyncpg.Record, record: Record | None) -> list[Fact]:
     place = f"{row['event_epoch']}.{row['event_seq']}" if row["event_seq"] is not None else None
-    facts = [Fact("emitted", record.at, detail="by the clock of the publisher, or when it was stored if it gave none")]
+    by = "by the clock of the publisher, or when it was stored if it gave none"
+    facts = [Fact("emitted", record.at, detail=by)] if record is not None else []
     if place is not None:
         facts.append(Fact("stored", None, f"{EVENTS_STREAM} {place}"))
     facts.append(Fact("dispatched", row["stored_at"], f"LOG {row['epoch']}.{row['seq']}"))
-    for channel, plan in record.plan.items():
+    for channel, plan in record.plan.items() if record is not None else ():
         why = f"{plan.get('when', '?')}, because: {plan.get('why', '?')}"
         facts.append(Fact("planned", row["stored_at"], channel=channel, detail=why))
     return facts
@@ -199,32 +209,35 @@ def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
     return facts
 
 
-def _of_the_user(row: asyncpg.Record) -> list[Fact]:
+def _of_the_user(row: asyncpg.Record, present: bool) -> list[Fact]:
+    """`present`: the record's log is the one of today. Else the one that followed may have said it, and none is named."""
+
+    def where(seq: int) -> str | None:
+        return f"LOG {row['epoch']}.{seq}" if present else None
+
     facts = []
     for name, device in (("read", row["read_device"]), ("archived", None), ("recalled", None)):
         if row[f"{name}_seq"] is not None:
-            facts.append(Fact(name, row[f"{name}_at"], f"LOG {row['epoch']}.{row[f'{name}_seq']}", device=device))
+            facts.append(Fact(name, row[f"{name}_at"], where(row[f"{name}_seq"]), device=device))
     if row["superseded_seq"] is not None:
-        facts.append(
-            Fact("superseded", None, f"LOG {row['epoch']}.{row['superseded_seq']}", detail=row["collapse_key"])
-        )
+        facts.append(Fact("superseded", None, where(row["superseded_seq"]), detail=row["collapse_key"]))
     if row["expires_at"] is not None:
         past = row["expires_at"] <= datetime.now(UTC)
         facts.append(Fact("expired" if past else "expires", row["expires_at"]))
     return facts
 
 
-def _gaps(row: asyncpg.Record, record: Record, facts: list[Fact]) -> list[str]:
+def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list[str]:
     """What is not proven. That there is no proof does not mean that it did not happen."""
     known = {(fact.fact, fact.channel) for fact in facts}
     sent = {fact.device for fact in facts if fact.fact == "sent" and fact.channel == "inapp"}
     acknowledged = {fact.device for fact in facts if fact.fact == "acknowledged" and fact.channel == "inapp"}
-    gaps = []
+    gaps = [] if record is not None else ["when it was emitted, and its plan: its bytes are no whole record"]
     if row["event_seq"] is None:
         gaps.append("which event it came from: the record names none")
     else:
         gaps.append("when the event was stored: EVENTS was not asked, or no longer holds it")
-    for channel in record.plan:
+    for channel in record.plan if record is not None else ():
         states = {state for state, other in known if other == channel} - {"planned"}
         if not states and channel == "inapp":
             gaps.append("sent: no receipt of a gateway says that a device was sent it")

@@ -30,9 +30,7 @@ from projections.replay import replay
 if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
 
-_FIELDS: Final = tuple(
-    field.name for field in fields(Row) if field.name not in ("record", "tenant", "user_id", "id", "era")
-)
+_FIELDS: Final = tuple(field.name for field in fields(Row) if field.name not in ("record", "tenant", "user_id", "id"))
 _LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = '{0}')"
 _FETCHED: Final = 1000
 
@@ -88,9 +86,10 @@ class Verification:
         except AWAY as error:
             raise away(error) from error
 
-    async def _checkpoint(self, connection: Connection, stream: str, partition: int) -> tuple[str, int] | None:
+    async def _checkpoint(self, connection: Connection, stream: str, partition: int) -> tuple[str, int, int] | None:
+        """Epoch, sequence and era."""
         row = await connection.fetchrow(
-            "SELECT epoch, seq FROM projection_checkpoints WHERE projection = $1 AND stream = $2 AND partition = $3"
+            "SELECT epoch, seq, era FROM projection_checkpoints WHERE projection = $1 AND stream = $2 AND partition = $3"
             f" AND version = {_LIVE.format(self.result.projection)}",
             self.result.projection,
             stream,
@@ -104,7 +103,7 @@ class Verification:
                 f"{self.result.projection} was folded from another incarnation of {stream}",
                 f"Run `seamark rebuild {self.result.projection}`.",
             )
-        return row["epoch"], row["seq"]
+        return row["epoch"], row["seq"], row["era"]
 
     async def _target(self, stream: str, subject: str, seq: int) -> int:
         newest = await self._broker.leader_last(stream, subject)
@@ -118,18 +117,18 @@ class Verification:
             at = await self._checkpoint(connection, stream, p)
             if at is None:
                 continue
-            epoch, seq = at
+            epoch, seq, era = at
             users: dict[User, UserChanges] = {}
             oldest = seq + 1
             async for batch in replay(self._broker, stream, subject, 1, await self._target(stream, subject, seq)):
                 oldest = min(oldest, batch[0].seq)
                 entries = [(user, _light(stored), entry) for user, stored, entry in decoded(batch)]
-                fold_inbox(entries, epoch, users=users)
-            async for difference in self._compare_inbox(connection, epoch, oldest, users):
+                fold_inbox(entries, epoch, era, users=users)
+            async for difference in self._compare_inbox(connection, epoch, era, oldest, users):
                 yield difference
 
     async def _compare_inbox(
-        self, connection: Connection, epoch: str, oldest: int, users: dict[User, UserChanges]
+        self, connection: Connection, epoch: str, era: int, oldest: int, users: dict[User, UserChanges]
     ) -> AsyncIterator[Difference]:
         live = _LIVE.format(INBOX)
         async for stored in connection.cursor(
@@ -153,10 +152,13 @@ class Verification:
         for (tenant, user), changes in users.items():
             for id, row in changes.rows.items():
                 older = await connection.fetchval(
-                    f"SELECT seq FROM inbox WHERE version = {live} AND tenant = $1 AND user_id = $2 AND id = $3",
+                    f"SELECT seq FROM inbox WHERE version = {live} AND tenant = $1 AND user_id = $2 AND id = $3"
+                    " AND (era < $4 OR seq < $5)",
                     tenant,
                     user,
                     id,
+                    era,
+                    oldest,
                 )
                 if older is None:
                     yield Difference("inbox row is missing", [tenant, user, id], expected=row.seq)

@@ -164,6 +164,14 @@ async def test_a_tenant_rebuilt_while_its_projector_is_behind_is_what_the_fold_g
     }
 
 
+@pytest.mark.parametrize("wrong", ["epoch = 'zzzzzzzz'", "era = 7"])
+async def test_a_row_with_another_place_than_its_record_has_is_a_difference(house: House, wrong: str) -> None:
+    await house.append("e1")
+    await house.fold()
+    await house.pool.execute(f"UPDATE inbox SET {wrong}")
+    assert len(await house.differences()) == 1
+
+
 async def test_what_trimmed_receipts_said_of_a_delivery_outlives_a_rebuild(house: House) -> None:
     await house.receipt(state="sent", at="2026-01-01T12:00:00Z", attempt=1)
     kept = await house.receipt(state="read", at="2036-02-20T12:00:00Z")
