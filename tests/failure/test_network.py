@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from chaos.faults import Fault, torment
-from chaos.load import Load, whole
+from chaos.load import whole
 from engine import topology
 from engine.errors import BrokerError, StepDown, Unanswered, Unavailable
 from engine.jetstream import Broker, Outgoing
@@ -210,12 +210,9 @@ async def test_dispatchers_on_a_bad_network_to_nats_and_redis_lose_double_and_re
                 process.nats_url = f"nats://127.0.0.1:{network.port}"
                 process.spawn()
                 await eventually(lambda process=process: process.ready)
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=150)
-            running = asyncio.create_task(load.run(), name="load")
-            count = 14 + int(chaos.seconds / 1.5)
-            drawn = await torment(chaos.rng, network_faults([one, other, redis]), count=count, pause_seconds=(0.1, 1.0))
-            load.stop()
-            await running
+            faults, count = network_faults([one, other, redis]), 14 + int(chaos.seconds / 1.5)
+            async with chaos.under_load(broker, shared=0.4, rate=150):
+                drawn = await torment(chaos.rng, faults, count=count, pause_seconds=(0.1, 1.0))
             await chaos.judge(broker)
             print(drawn)
 
@@ -228,16 +225,13 @@ async def test_a_server_frozen_for_longer_than_pings_wait_costs_nothing_but_time
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
             first.start()
             second.start()
-            load = Load(broker, chaos.ledger, chaos.rng, chaos.users, shared=0.4, rate=200)
-            running = asyncio.create_task(load.run(), name="load")
-            await eventually(lambda: load.acknowledged > 100)
-            nats_server.suspend()
-            await eventually(lambda: first.said("disconnected") and second.said("disconnected"), seconds=15)
-            nats_server.resume()
-            before = load.acknowledged
-            await eventually(lambda: load.acknowledged > before + 200, seconds=15)
-            load.stop()
-            await running
+            async with chaos.under_load(broker, shared=0.4, rate=200) as load:
+                await eventually(lambda: load.acknowledged > 100)
+                nats_server.suspend()
+                await eventually(lambda: first.said("disconnected") and second.said("disconnected"), seconds=15)
+                nats_server.resume()
+                before = load.acknowledged
+                await eventually(lambda: load.acknowledged > before + 200, seconds=15)
             await chaos.judge(broker)
 
 
