@@ -20,8 +20,7 @@ import msgspec
 
 from engine.errors import InvalidToken
 from engine.partition import Delivered
-from engine.subjects import decode_token
-from projections.inbox_fold import SEQ_MAX, Id, Label, clean, zoned
+from projections.inbox_fold import SEQ_MAX, Id, Label, clean, user_of, zoned
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
@@ -161,11 +160,10 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
     found = Receipts({}, {}, {}) if found is None else found
     for stored in batch:
         try:
-            # rcpt.<p>.<tenant>.<user>; the broker takes any bytes for a token
-            _, _, tenant, user = stored.subject.decode().split(".", 3)
+            tenant, user = user_of(stored.subject)
             receipt = decode_receipt(stored.payload)
             if receipt.state in STATES:
-                _add(found, decode_token(tenant), decode_token(user), receipt)
+                _add(found, tenant, user, receipt)
             else:
                 found.skipped += 1
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):

@@ -158,12 +158,22 @@ def decoded(batch: Iterable[Delivered]) -> list[tuple[User, Delivered, Entry]]:
     found = []
     for record in batch:
         try:
-            # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
-            _, _, tenant, user = record.subject.decode().split(".", 3)
-            found.append(((decode_token(tenant), decode_token(user)), record, decode_entry(record.payload)))
+            found.append((user_of(record.subject), record, decode_entry(record.payload)))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):
             metrics.projection_skipped.labels("inbox").inc()
     return found
+
+
+def user_of(subject: bytes) -> User:
+    """Whose log (or receipts) `log.<p>.<tenant>.<user>` is.
+
+    Raises:
+        UnicodeDecodeError, InvalidToken: the broker takes any bytes for a token; PostgreSQL knows no NUL, which a name may hold.
+    """
+    _, _, tenant, user = subject.decode().split(".", 3)
+    if "=00" in tenant or "=00" in user:
+        raise InvalidToken("a name with a NUL cannot be stored")
+    return decode_token(tenant), decode_token(user)
 
 
 def fold(

@@ -134,7 +134,7 @@ class InboxQueries:
         partition = partition_of(encode_token(tenant), encode_token(user), self._partitions)
         args: list[Any] = [tenant, user, log_stream(partition), partition]
         where = _conditions(which, after, args)
-        if "\0" in "".join(arg for arg in args if isinstance(arg, str)):
+        if _unknowable(*args):
             return Page([], None, None)
         statement = _PAGE.format(where=where, limit=int(limit) + 1)
         async with asking(self._pool, seconds) as connection:
@@ -151,6 +151,8 @@ class InboxQueries:
 
     async def device_cursor(self, tenant: str, user: str, device: str) -> Cursor | None:
         """How far a device has acknowledged its user's log; None when nothing is known of it."""
+        if _unknowable(tenant, user, device):
+            return None
         async with asking(self._pool, DEVICE_SECONDS) as connection:
             row = await connection.fetchrow(_DEVICE, tenant, user, device)
         return None if row is None else Cursor(row["epoch"], row["seq"])
@@ -159,12 +161,19 @@ class InboxQueries:
         """The ids of the newest rows that `which` names."""
         args: list[Any] = [tenant, user]
         where = _conditions(which, None, args)
+        if _unknowable(*args):
+            return []
         statement = (
             f"SELECT id FROM inbox WHERE version = {_LIVE} AND tenant = $1 AND user_id = $2 AND {_SHOWN} {where}"
             f" ORDER BY era DESC, seq DESC LIMIT {int(limit)}"
         )
         async with asking(self._pool, QUERY_SECONDS) as connection:
             return [row["id"] for row in await connection.fetch(statement, *args)]
+
+
+def _unknowable(*args: Any) -> bool:
+    """PostgreSQL knows no NUL: no row can have such a name."""
+    return any(isinstance(arg, str) and "\0" in arg for arg in args)
 
 
 def _conditions(which: Filter, after: PageCursor | None, args: list[Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -13,6 +14,7 @@ from engine.partition import Delivered
 from projections import inbox_fold
 from projections.deliveries import DeliveriesStore
 from projections.inbox import InboxStore
+from projections.inbox_queries import Filter, InboxQueries
 from projections.store import Checkpoint, Store
 from projections.unread import UnreadStore
 from seamark.migrate import migrate
@@ -80,6 +82,22 @@ async def test_a_strange_receipt_does_not_stop_the_deliveries(pool: asyncpg.Pool
     stored = await stored_deliveries(pool)
     assert stored == expected_deliveries(receipts)
     assert ("default", "alice", "sound", "email", "") in stored["deliveries"]
+
+
+async def test_a_name_that_postgres_cannot_hold_stops_no_table(pool: asyncpg.Pool) -> None:
+    """A NUL is a letter like others in names, and none in PostgreSQL: whoever publishes to such a user stops nobody else."""
+    sound = stream(b"log.0.default.alice", NOTIFICATION)
+    strange = [msgspec.structs.replace(sound[0], subject=b"log.0.%b" % name) for name in (b"default.a=00", b"=00.a")]
+    log = [msgspec.structs.replace(one, seq=seq) for seq, one in enumerate([*strange, *sound], 1)]
+    await fold_in(InboxStore(pool, 0), log)
+    assert [row["user_id"] for row in await stored_inbox(pool)] == ["alice"]
+    await fold_in(DeliveriesStore(pool, 0), stream(b"rcpt.0.default.a=00", {**RECEIPT, "id": "e1"}))
+    assert (await stored_deliveries(pool))["deliveries"] == {}
+    queries = InboxQueries(pool, 1)
+    assert (await queries.page("default", "a\0", Filter())).rows == []
+    assert await queries.ids("default", "alice", Filter(category="a\0"), 10) == []
+    assert await queries.ids("default", "a\0", Filter(), 10) == []
+    assert await queries.device_cursor("default", "a\0", "phone") is None
 
 
 async def test_a_subject_that_is_no_text_stops_no_projection(pool: asyncpg.Pool, valkey) -> None:
