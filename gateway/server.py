@@ -104,7 +104,7 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
             web.get("/v1/inbox", inbox_page.page),
             web.post("/v1/inbox/read", inbox_api.read),
             web.post("/v1/inbox/archive", inbox_api.archive),
-            web.get("/v1/notifications/{id}/trace", proof_api.trace),
+            web.get("/v1/notifications/{id:[^/]+}/trace", proof_api.trace),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
         ]

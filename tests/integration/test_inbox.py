@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import pytest
+from yarl import URL
 
 from engine import topology
 from engine.jetstream import Broker
@@ -187,3 +189,13 @@ async def test_a_mark_that_cannot_be_made_is_refused_and_not_to_be_tried_again(
         problem = await answer.json()
         assert (answer.status, problem["type"]) == (400, f"urn:seamark:problem:invalid_{kind}")
         assert named in problem["detail"]
+
+
+@pytest.mark.parametrize("id", ["{3F2504E0-4F89-11D3}", "a/b%2Fc?d#e"])
+async def test_whatever_id_an_event_may_have_its_notification_can_be_traced(house: TestGateway, id: str) -> None:
+    await publish(house.broker, to=["alice"], type="demo.hello", id=id)
+    await shows(house, [id])
+    url = URL(f"{house.url}/v1/notifications/{quote(id, safe='')}/trace", encoded=True)
+    async with house.http.get(url, headers=PHONE) as answer:
+        assert answer.status == 200, await answer.text()
+        assert [proof["id"] for proof in (await answer.json())["proofs"]] == [id]
