@@ -115,9 +115,9 @@ class _Head:
 
     async def close(self) -> None:
         """Remove the consumer."""
+        self._subscription.unsubscribe()
         if not self._broker.connected:
             return
-        self._subscription.unsubscribe()
         try:
             await self._broker.api(f"CONSUMER.DELETE.{self._stream}.{self._name}", timeout_seconds=2.0)
         except (ApiError, BrokerError):
