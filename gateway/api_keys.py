@@ -96,6 +96,8 @@ class ApiKeys:
         self._now = now
         self._cache_size = cache_size
         self._cache: dict[bytes, tuple[ApiKey | None, float]] = {}
+        # Apart: whoever tries thousands of keys must not push those out that services use.
+        self._unknown: dict[bytes, tuple[ApiKey | None, float]] = {}
         self._asking: dict[bytes, asyncio.Task[ApiKey | None]] = {}
 
     async def find(self, key: str) -> ApiKey | None:
@@ -107,7 +109,7 @@ class ApiKeys:
         if not 1 <= len(key) <= TOKEN_BYTES:
             return None
         key_hash = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-        remembered = self._cache.get(key_hash)
+        remembered = self._remembered(key_hash)
         if remembered is not None and self._now() < remembered[1]:
             metrics.gateway_api_keys.labels("cached").inc()
             return remembered[0]
@@ -133,7 +135,7 @@ class ApiKeys:
             async with asyncio.timeout(API_KEY_QUERY_SECONDS):
                 found = await self._store.find(key_hash)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            remembered = self._cache.get(key_hash)
+            remembered = self._remembered(key_hash)
             _log.warning("api_keys_away", error=type(error).__name__, outlived=remembered is not None)
             if remembered is None:
                 metrics.gateway_api_keys.labels("failed").inc()
@@ -145,8 +147,13 @@ class ApiKeys:
         self._remember(key_hash, found)
         return found
 
+    def _remembered(self, key_hash: bytes) -> tuple[ApiKey | None, float] | None:
+        return self._cache.get(key_hash) or self._unknown.get(key_hash)
+
     def _remember(self, key_hash: bytes, found: ApiKey | None) -> None:
         self._cache.pop(key_hash, None)
-        if len(self._cache) >= self._cache_size:
-            del self._cache[next(iter(self._cache))]
-        self._cache[key_hash] = (found, self._now() + API_KEY_SECONDS)
+        self._unknown.pop(key_hash, None)
+        memory = self._cache if found is not None else self._unknown
+        if len(memory) >= self._cache_size:
+            del memory[next(iter(memory))]
+        memory[key_hash] = (found, self._now() + API_KEY_SECONDS)

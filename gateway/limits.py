@@ -98,7 +98,7 @@ API_KEY_SECONDS: Final = 60.0
 """An API key looked up is believed this long, known or unknown; a revocation takes effect within it."""
 
 API_KEY_CACHE: Final = 10_000
-"""API keys remembered; then the oldest entry goes."""
+"""API keys remembered, and as many that are none; then the oldest entry of its kind goes."""
 
 API_KEY_QUERY_SECONDS: Final = 2.0
 """Deadline of one look-up in PostgreSQL; then a key in the cache goes on, another gets 503."""

@@ -356,11 +356,36 @@ async def test_while_the_store_is_away_keys_seen_before_go_on_and_others_do_not(
     assert await keys.find("other") is None
 
 
-async def test_the_memory_of_api_keys_is_bounded() -> None:
-    keys = ApiKeys(Table(), cache_size=3)
+async def test_a_flood_of_unknown_api_keys_pushes_out_none_that_is_used() -> None:
+    table = Table()
+    keys = ApiKeys(table, cache_size=3)
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    assert await keys.find("k") is not None
     for number in range(10):
+        assert await keys.find(f"guess{number}") is None
+    table.away = True
+    assert await keys.find("k") is not None
+
+
+async def test_a_revoked_api_key_is_not_remembered_as_a_known_one() -> None:
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    assert await keys.find("k") is not None
+    table.rows.clear()
+    for at in (100, 101):
+        now[0] = at
+        assert await keys.find("k") is None
+
+
+async def test_the_memory_of_api_keys_is_bounded() -> None:
+    table = Table()
+    keys = ApiKeys(table, cache_size=3)
+    for number in range(10):
+        table.rows[hashlib.sha256(b"k%d" % number).digest()] = ApiKey("acme", frozenset())
         await keys.find(f"k{number}")
-    assert len(keys._cache) == 3
+        await keys.find(f"unknown{number}")
+    assert (len(keys._cache), len(keys._unknown)) == (3, 3)
     assert await keys.find("x" * 10_000) is None
 
 
