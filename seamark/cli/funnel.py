@@ -22,9 +22,7 @@ def funnel(
 ) -> None:
     """Print how many were emitted, stored, dispatched, sent, acknowledged and read, by tenant, type and channel."""
     import uvloop
-    from rich.table import Table
 
-    from projections.funnel import STAGES
     from projections.funnel import funnel as ask
     from seamark.cli.stores import stores
 
@@ -38,7 +36,22 @@ def funnel(
         for step in steps:
             print_json(step)
         return
-    table = Table("tenant", "type", "channel", *STAGES)
+    if not steps:
+        out.print(f"Nothing was dispatched in the last {hours:g} hours.")
     for step in steps:
-        table.add_row(step.tenant, step.type, step.channel, *(str(getattr(step, stage)) for stage in STAGES))
-    out.print(table)
+        out.print("\n".join(drawn(step)), markup=False)
+
+
+def drawn(step: Step, width: int = 40) -> list[str]:
+    """A funnel as bars. `emitted` and `stored` count events, all below it notifications, one for each user of an event."""
+    from projections.funnel import STAGES
+
+    counts = {stage: int(getattr(step, stage)) for stage in STAGES}
+    widest = max(*counts.values(), 1)
+    digits = len(str(widest))
+    lines = [f"{step.tenant} · {step.type} · {step.channel}"]
+    for stage, count in counts.items():
+        # What there is shows, be it one in a million.
+        bar = "█" * max(round(width * count / widest), 1 if count else 0)
+        lines.append(f"  {stage:<12}  {count:>{digits}}  {bar}")
+    return lines
