@@ -1,0 +1,17 @@
+"""The funnel as an operator sees it."""
+
+from projections.funnel import Step
+from seamark.cli.funnel import drawn
+
+
+def test_a_funnel_shows_every_stage_and_the_smallest_number_above_none() -> None:
+    step = Step("default", "demo.hello", "inapp", 500, 500, 1000, 500, 1, 0)
+    assert drawn(step, width=10) == [
+        "default · demo.hello · inapp",
+        "  emitted        500  █████",
+        "  stored         500  █████",
+        "  dispatched    1000  ██████████",
+        "  sent           500  █████",
+        "  acknowledged     1  █",
+        "  read             0  ",
+    ]
