@@ -394,4 +394,5 @@ def _stored(message: Delivery) -> Stored:
     subject, seq, at = (
         wire.header(message.headers, name) or b"" for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")
     )
-    return Stored(subject.decode(), int(seq), at.decode(), message.headers, message.payload)
+    # The broker takes any bytes for a token.
+    return Stored(subject.decode("utf-8", "replace"), int(seq), at.decode(), message.headers, message.payload)

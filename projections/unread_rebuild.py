@@ -48,6 +48,8 @@ async def rebuild_unread(broker: Broker, redis: Redis, partitions: int, *, progr
     stores = [UnreadStore(redis, p, version=version) for p in range(partitions)]
     try:
         for p in range(partitions):
+            if await read_version(redis) != live:
+                raise _another()  # it has switched to the version that was to be made here
             await drop_version(redis, p, version)
             if live > FIRST_VERSION:
                 await drop_version(redis, p, live - 1)  # a rebuild that was killed after its switch has left it

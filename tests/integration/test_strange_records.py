@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from engine import topology
 from engine.partition import Delivered
+from engine.subjects import EVENTS_STREAM
 from projections import inbox_fold
 from projections.deliveries import DeliveriesStore
 from projections.inbox import InboxStore
@@ -18,6 +20,7 @@ from projections.inbox_queries import Filter, InboxQueries
 from projections.store import Checkpoint, Store
 from projections.unread import UnreadStore
 from seamark.migrate import migrate
+from tests.support.logs import FAST, connected
 from tests.support.tables import EPOCH, expected_deliveries, expected_inbox, stored_deliveries, stored_inbox
 
 LONG = "".join(random.Random(7).choices("abcdefghijklmnopqrstuvwxyz0123456789äöü", k=9000))
@@ -112,3 +115,13 @@ async def test_a_subject_that_is_no_text_stops_no_projection(pool: asyncpg.Pool,
         await fold_in(store, log)
         await store.close()
         assert await redis.keys("unread:{0:1}:s:*") == [b"unread:{0:1}:s:default.alice"]
+
+
+async def test_a_subject_that_is_no_text_can_be_read_over(nats_server) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", 1, overrides=FAST)
+        broker.publish(b"events.default.al\xffice.demo", b"{}")
+        await broker.append("events.default.alice.demo", b"{}")
+        page = await broker.next_by_subject(EVENTS_STREAM, "ev.0.>", 1)
+        assert [stored.seq for stored in page.records] == [1, 2]
+        assert (await broker.leader_next(EVENTS_STREAM, "ev.0.>", 1)) is not None

@@ -8,9 +8,11 @@ import pytest
 from redis.asyncio import Redis
 
 from engine import topology
+from engine.errors import TopologyError
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.records import state_record
+from projections import unread_rebuild
 from projections.replay import replay
 from projections.store import Checkpoint
 from projections.unread import UnreadStore, drop_version, read_version, write_version
@@ -165,3 +167,22 @@ async def test_what_a_rebuild_that_was_killed_after_its_switch_has_left_is_clear
     left = {key.split(b"}")[0] for key in await house.redis.keys("unread:{*")}
     assert left == {b"unread:{0:3"}
     assert (await house.counts("alice"))[0] == Unread(1, {})
+
+
+async def test_a_rebuild_that_another_one_overtakes_gives_up_and_leaves_its_counts_alone(
+    house: House, monkeypatch
+) -> None:
+    await house.append("alice", "a")
+    await house.fold()
+
+    async def while_another_runs(redis: Redis) -> int:
+        monkeypatch.setattr(unread_rebuild, "read_version", read_version)
+        live = await read_version(redis)
+        await rebuild_unread(house.broker, house.redis, 1)
+        return live
+
+    monkeypatch.setattr(unread_rebuild, "read_version", while_another_runs)
+    with pytest.raises(TopologyError, match="another rebuild"):
+        await rebuild_unread(house.broker, house.redis, 1)
+    assert await read_version(house.redis) == 2
+    assert (await house.counts("alice")) == [Unread(1, {})]
