@@ -125,6 +125,12 @@ class _Writer:
         for kind, (column, sets) in _MARKS.items():
             marks = [(user, mark) for user, changes in users.items() for mark in getattr(changes, kind)]
             if marks:
+                if self._era > 1:
+                    # Of rows of a former era it is not known which log a mark is from, so what comes first is written first.
+                    before = [
+                        (user, mark) for user, changes in users.items() for mark in _early(getattr(changes, kind))
+                    ]
+                    await self._by_id(before, column, sets)
                 # Ranges first: they look only at rows without a mark (an index knows those of `read`), ids at one row each.
                 await self._by_range(marks, column, sets)
                 await self._by_id(marks, column, sets)
@@ -175,6 +181,12 @@ class _Writer:
                 [seq for _, _, seq in keys],
             ]
             await self._connection.execute(_SUPERSEDE.format(version=self._version), *columns)
+
+
+def _early(marks: list[Mark]) -> list[Mark]:
+    """The marks before the first that names a range."""
+    ranges = [number for number, mark in enumerate(marks) if mark.up_to is not None]
+    return marks[: ranges[0]] if ranges else []
 
 
 def _facts(marks: Iterable[Mark]) -> list[list[Any]]:
