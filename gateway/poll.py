@@ -32,6 +32,7 @@ class PollOutlet:
         "closed",
         "cursor",
         "exhausted",
+        "live",
         "on_writable",
         "records",
         "reset",
@@ -47,6 +48,7 @@ class PollOutlet:
         self.cursor: bytes | None = None
         self.records: list[bytes] = []
         self.reset = b"null"
+        self.live = False
 
     def room(self) -> bool:
         """Fewer records than asked for are gathered. What is refused is left for the next request."""
@@ -91,7 +93,8 @@ class PollOutlet:
 
     def body(self) -> bytes:
         """The answer."""
-        live = b"true" if self.exhausted.done() and self.room() else b"false"
+        # It may have been exhausted, and then have heard of more than it could gather.
+        live = b"true" if self.live and self.exhausted.done() and self.room() else b"false"
         cursor = b'"%b"' % self.cursor if self.cursor is not None else b"null"
         return b'{"cursor":%b,"live":%b,"reset":%b,"records":[%b]}' % (
             cursor,
@@ -124,6 +127,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     try:
         session.start(claims, device, request.query.get("cursor"))
         await _wait(outlet, wait_seconds)
+        outlet.live = session.live
     finally:
         session.gone()
         connection.on_lost = None

@@ -47,7 +47,7 @@ from gateway.frames import (
 from gateway.identity import user_hash
 from gateway.limits import FRAMES_PER_MINUTE, READS_IN_FLIGHT
 from gateway.outlet import Outlet
-from gateway.port import ResetReason, Snapshot
+from gateway.port import ResetReason, Snapshot, State
 from gateway.positions import StaleCursor, acknowledged, read_up_to
 
 _log = structlog.get_logger("seamark.session")
@@ -150,6 +150,11 @@ class Session:
         if self._ready:
             self._tell_waiting_count()
         self._follower.writable()
+
+    @property
+    def live(self) -> bool:
+        """Everything heard of has been sent."""
+        return self._follower is not None and self._follower.feed.state is State.LIVE
 
     def start(self, claims: Claims, device: str, cursor: str | None) -> None:
         """Who it is for is known: join the log."""

@@ -51,7 +51,10 @@ class Tables:
 
     def device_cursor(self, tenant: str, user: str, device: str, answer: Callable[[Cursor | None], None]) -> None:
         """How far a device has acknowledged its user's log; `answer` is called once, never inside this call."""
-        self._ask(lambda: self.inbox.device_cursor(tenant, user, device), answer)
+        if "\0" in tenant + user:  # text that PostgreSQL cannot hold: its refusal must not pass for its absence
+            asyncio.get_running_loop().call_soon(answer, None)
+        else:
+            self._ask(lambda: self.inbox.device_cursor(tenant, user, device), answer)
 
     def _ask(self, question: Callable[[], Coroutine[Any, Any, Found]], answer: Callable[[Found | None], None]) -> None:
         if time.monotonic() < self._away_until or len(self._asking) >= WAITING_MAX:

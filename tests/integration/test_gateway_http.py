@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.errors import ApiError
+from gateway.port import State
 from seamark.dev.servers import NatsServer
 from seamark.migrate import migrate
 from tests.support.gateways import QUICK, TestGateway, eventually, gateway_on, token
@@ -230,6 +231,26 @@ async def test_a_poll_waits_for_the_next_record_as_long_as_it_was_told(nats_serv
         await eventually(lambda: len(gateway.context.sessions) == 1)
         await gateway.append()
         assert len((await waiting)["records"]) == 1
+
+
+async def test_a_poll_that_has_heard_of_more_than_it_brings_does_not_say_live(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append()
+        cursor = (await poll(gateway))["cursor"]
+        waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
+        await eventually(lambda: len(gateway.context.sessions) == 1)
+        [log] = gateway.context.live._logs.values()
+        await eventually(lambda: log.confirmed and log.followers[0].feed.state is State.LIVE)
+        followers, log.followers = log.followers, []
+        seqs = await gateway.append(count=300)  # their live copies are lost
+        log.followers = followers
+        seqs += await gateway.append()
+        answer = await waiting
+        assert [frame["seq"] for frame in answer["records"]] == seqs[: len(answer["records"])]
+        assert answer["live"] is (len(answer["records"]) == len(seqs))
+        rest = await poll(gateway, answer["cursor"])
+        assert [frame["seq"] for frame in answer["records"] + rest["records"]] == seqs
+        assert rest["live"] is True
 
 
 async def test_a_client_that_gives_a_poll_up_leaves_no_session_behind(nats_server: NatsServer) -> None:

@@ -127,6 +127,13 @@ async def trace(gateway: TestGateway, id: str, bearer: str, **query: str) -> tup
         return answer.status, await answer.json()
 
 
+async def test_a_user_whose_name_no_table_can_hold_costs_the_others_nothing(house: TestGateway) -> None:
+    async with house.device(user="nul\0", cursor=None) as device:
+        assert (await device.until("ready"))["reason"] == "new"
+    assert house.context.tables is not None
+    assert house.context.tables._away_until == 0.0
+
+
 async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGateway) -> None:
     await publish(house.broker, to=["alice", "bob"], type="demo.hello", id="e1")
     await shows(house, ["e1"])
