@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _FIELDS: Final = tuple(field.name for field in fields(Row) if field.name not in ("record", "tenant", "user_id", "id"))
 _LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = '{0}')"
 _FETCHED: Final = 1000
+LOCK_SECONDS: Final = 10.0
 
 
 class Difference(msgspec.Struct, omit_defaults=True):
@@ -81,6 +82,9 @@ class Verification:
         try:
             async with self._pool.acquire() as connection:
                 await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                # A version that a rebuild drops is gone from every view of the database that does not hold it.
+                tables = "inbox" if self.result.projection == INBOX else "deliveries, delivery_ranges"
+                await connection.execute(f"LOCK TABLE {tables} IN ACCESS SHARE MODE", timeout=LOCK_SECONDS)
                 yield connection
                 await connection.execute("COMMIT")
         except AWAY as error:

@@ -181,3 +181,24 @@ async def test_what_trimmed_receipts_said_of_a_delivery_outlives_a_rebuild(house
     assert await house.differences("deliveries") == []
     await house.rebuild("deliveries").run()
     assert await stored_deliveries(house.pool) == before
+
+
+@pytest.mark.parametrize("projection", ["inbox", "deliveries"])
+async def test_a_verification_in_whose_midst_a_rebuild_switches_finds_no_difference(
+    house: House, projection: str
+) -> None:
+    await house.append("e1")
+    await house.fold()
+    await house.receipt(state="sent", at=AT)
+    await house.fold("RECEIPTS")
+    work = Verification(house.broker, house.pool, projection, PARTITIONS)
+    target = work._target
+
+    async def after_a_rebuild(stream: str, subject: str, seq: int) -> int:
+        await house.rebuild(projection).run()
+        return await target(stream, subject, seq)
+
+    work._target = after_a_rebuild  # type: ignore[method-assign]
+    assert [one async for one in work.differences()] == []
+    assert work.result.compared == 1
+    assert await house.differences(projection) == []
