@@ -11,9 +11,9 @@ import structlog
 from aiohttp import web
 
 from engine import metrics
-from engine.errors import ApiError, BrokerError, InvalidEvent, InvalidToken, Unanswered, Unavailable
+from engine.errors import ApiError, BrokerError, InvalidEvent, InvalidToken, Unanswered
 from engine.events import Encoded, encode, new_event_id
-from engine.jetstream import Broker, PubAck
+from engine.jetstream import RETRIED_ERR_CODES, Broker, PubAck
 from engine.subjects import check_type, encode_token
 from gateway.api_keys import ApiKey, ApiKeys, KeysAway
 from gateway.auth import bearer
@@ -176,7 +176,7 @@ class EventsApi:
                         results[index] = {"event_id": id, "seq": ack.seq, "duplicate": ack.duplicate}
                     except BrokerError as error:
                         stopped = True
-                        if isinstance(error, Unavailable | Unanswered):
+                        if not isinstance(error, ApiError) or error.err_code in RETRIED_ERR_CODES:
                             away = True
                         results[index] = {"event_id": id, "error": _said(_problem_of_broker(error))}
 

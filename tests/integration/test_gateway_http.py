@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.errors import ApiError
+from gateway.limits import BULK_IN_FLIGHT
 from gateway.port import State
 from seamark.dev.servers import NatsServer
 from seamark.migrate import migrate
@@ -577,6 +578,25 @@ async def test_after_an_event_that_was_not_stored_a_bulk_stores_none_of_its_key(
         failed = {result["event_id"]: result["error"]["status"] for result in answer["results"] if "error" in result}
         assert failed == {"e2": 503, "e4": 503, "e6": 503}
         assert (await gateway.broker.stream("EVENTS")).messages == 5
+
+
+async def test_a_bulk_waits_for_one_election_and_not_once_for_each_key(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    async def no_leader(*rest: Any, **options: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        await asyncio.sleep(0.05)
+        raise ApiError(503, 10008, "JetStream system temporarily unavailable")
+
+    bodies = [{**EVENT, "id": f"e{number}", "to": [f"user{number}"]} for number in range(300)]
+    async with with_keys(nats_server, postgres) as gateway:
+        monkeypatch.setattr(gateway.context.broker, "append", no_leader)
+        _, answer = await post(gateway, {"events": bodies}, path="/v1/events/bulk")
+        assert {result["error"]["status"] for result in answer["results"]} == {503}
+        assert tried == BULK_IN_FLIGHT
 
 
 async def test_without_a_broker_a_bulk_is_answered_after_one_budget_and_not_one_for_each_event(
