@@ -329,7 +329,8 @@ class Connection:
         for each in waiting.values():
             each.callback(Unanswered("the connection to NATS was lost before the answer"))
         for ping in list(self._pings):
-            ping.set_result(False)
+            if not ping.done():  # one answered in this very turn is still here
+                ping.set_result(False)
 
     def _on_refusal(self, words: str) -> None:
         """A permission violation: it names the subject, not who asked, so everyone who asked for that subject fails."""

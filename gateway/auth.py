@@ -8,14 +8,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jwt
 import msgspec
 
 from engine.errors import InvalidToken
 from engine.subjects import encode_token
-from gateway.jwks import Keys, KeysUnavailable
+from gateway.jwks import Key, Keys, KeysUnavailable
 from gateway.limits import TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
 
 _MAX_CLAIM: Final = 4_096
@@ -46,6 +46,13 @@ class Claims(msgspec.Struct, frozen=True):
     scopes: frozenset[str] = frozenset()
 
 
+class _Verified(NamedTuple):
+    """What is remembered of a token: its claims, and the key that has signed it."""
+
+    kid: str | None
+    claims: Claims
+
+
 class Verifier:
     """Checks tokens against `keys`; algorithms are fixed by the key, never taken from the token's header.
 
@@ -72,7 +79,7 @@ class Verifier:
         self._issuer = issuer
         self._audience = audience
         self._wall = wall
-        self._cache: dict[bytes, Claims] = {}
+        self._cache: dict[bytes, _Verified] = {}
         self._cache_size = cache_size
         self._generation = keys.generation
         self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
@@ -85,25 +92,34 @@ class Verifier:
         """
         if len(token) > TOKEN_BYTES:
             raise Refused("too_long", "the token is too long")
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._cache.get(digest)
+        if known is not None:
+            await self._key(known.kid)  # keys renewed, or too old to be believed, are noticed by remembered tokens, too
         if self._generation != self._keys.generation:
             self._cache.clear()
             self._generation = self._keys.generation
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        claims = self._cache.get(digest)
-        if claims is None:
-            claims = await self._verify(token)
-            self._remember(digest, claims)
-        if claims.expires_at <= self._wall():
+            known = None
+        if known is None:
+            known = await self._verify(token)
+            self._remember(digest, known)
+        if known.claims.expires_at <= self._wall():
             self._cache.pop(digest, None)
             raise Refused("expired", "the token has expired")
-        return claims
+        return known.claims
 
-    def _remember(self, digest: bytes, claims: Claims) -> None:
+    def _remember(self, digest: bytes, verified: _Verified) -> None:
         if len(self._cache) >= self._cache_size:
             del self._cache[next(iter(self._cache))]
-        self._cache[digest] = claims
+        self._cache[digest] = verified
 
-    async def _verify(self, token: str) -> Claims:
+    async def _key(self, kid: str | None) -> Key | None:
+        try:
+            return await self._keys.find(kid)
+        except KeysUnavailable as error:
+            raise Refused("keys_unavailable", "tokens cannot be checked at the moment") from error
+
+    async def _verify(self, token: str) -> _Verified:
         try:
             head = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError) as error:
@@ -111,10 +127,7 @@ class Verifier:
         kid = head.get("kid")
         if head.get("crit") or (kid is not None and not isinstance(kid, str)):
             raise Refused("malformed", "the token's header is not supported")
-        try:
-            key = await self._keys.find(kid)
-        except KeysUnavailable as error:
-            raise Refused("keys_unavailable", "tokens cannot be checked at the moment") from error
+        key = await self._key(kid)
         if key is None:
             raise Refused("unknown_key", "the token is signed with an unknown key")
         try:
@@ -139,7 +152,7 @@ class Verifier:
         except (jwt.PyJWTError, ValueError) as error:
             raise Refused("invalid", f"the token is not acceptable ({type(error).__name__})") from error
         _refuse_duplicates(token)
-        return _claims(payload)
+        return _Verified(kid, _claims(payload))
 
 
 def _claims(payload: dict[str, Any]) -> Claims:

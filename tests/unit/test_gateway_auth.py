@@ -285,7 +285,8 @@ async def test_a_key_set_that_cannot_be_renewed_is_used_for_an_hour_and_then_not
     async with Issuer() as issuer:
         issuer.keys = [public(rsa_keys[0], "k")]
         keys = KeySet(issuer.url, now=lambda: now[0])
-        assert await keys.find("k") is not None
+        remembering, token = Verifier(keys), signed(rsa_keys[0], "RS256", {"kid": "k"})
+        assert (await remembering.verify(token)).user == "alice"
         for status, body in ((500, None), (200, b"not json"), (200, b'{"keys":[]}'), (200, b"x" * 300_000)):
             issuer.status, issuer.body = status, body
             now[0] += jwks.JWKS_FRESH_SECONDS + 1
@@ -294,9 +295,27 @@ async def test_a_key_set_that_cannot_be_renewed_is_used_for_an_hour_and_then_not
         now[0] += jwks.JWKS_STALE_SECONDS
         with pytest.raises(KeysUnavailable):
             await keys.find("k")
+        for verifier in (remembering, Verifier(keys)):
+            with pytest.raises(Refused) as refused:
+                await verifier.verify(token)
+            assert refused.value.reason == "keys_unavailable"
+        await keys.close()
+
+
+async def test_a_remembered_token_is_refused_once_its_key_has_left_the_set(
+    rsa_keys: Sequence[rsa.RSAPrivateKey],
+) -> None:
+    now = [1_000.0]
+    async with Issuer() as issuer:
+        issuer.keys = [public(rsa_keys[0], "k")]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        verifier, token = Verifier(keys), signed(rsa_keys[0], "RS256", {"kid": "k"})
+        assert (await verifier.verify(token)).user == "alice"
+        issuer.keys = [public(rsa_keys[1], "other")]
+        now[0] += jwks.JWKS_FRESH_SECONDS + 1
         with pytest.raises(Refused) as refused:
-            await Verifier(keys).verify(signed(rsa_keys[0], "RS256", {"kid": "k"}))
-        assert refused.value.reason == "keys_unavailable"
+            await verifier.verify(token)  # nobody else comes with a token that makes the set be fetched
+        assert refused.value.reason == "unknown_key"
         await keys.close()
 
 
