@@ -112,6 +112,8 @@ def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
         return Planned(delivered.seq, accepted, template)
     except InvalidEvent as error:
         return Dead(delivered, error.reason, error.detail)
+    except UnicodeDecodeError:
+        return Dead(delivered, "subject", "the subject is not UTF-8")
     except Exception as error:
         # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
         _log.exception("an event could not be planned", seq=delivered.seq)

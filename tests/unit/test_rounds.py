@@ -133,7 +133,7 @@ def test_large_records_are_cut_by_bytes() -> None:
         ("json", delivered(1, b"{")),
         ("schema", delivered(1, b'{"id":1,"to":["a"]}')),
         ("subject", delivered(1, b'{"id":"e","to":["a"]}', subject=b"ev.0.default.=61.demo")),
-        ("internal", delivered(1, b'{"id":"e","to":["a"]}', subject=b"ev.0.default.k.\xff")),
+        ("subject", delivered(1, b'{"id":"e","to":["a"]}', subject=b"ev.0.default.k.\xff")),
         ("internal", Delivered(b"ev.0.default.k.demo", 1, 10**30, b"", b'{"id":"e","to":["a"]}')),
     ],
 )
