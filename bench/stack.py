@@ -17,7 +17,8 @@ from engine import topology
 from engine.jetstream import Broker, NatsSettings, connect
 from engine.subjects import log_stream
 from seamark.dev.child import free_port
-from seamark.dev.servers import NatsServer, Valkey
+from seamark.dev.servers import NatsServer, Postgres, Valkey
+from seamark.migrate import migrate
 
 PARTITIONS = 4
 TENANT = "default"
@@ -38,15 +39,25 @@ class Stack:
     gateway_port: int
     secret: str
     settle_seconds: float
+    postgres: Postgres | None = None
     roles: dict[str, list[Worker]] = field(default_factory=dict)
     _health: dict[str, list[int]] = field(default_factory=dict)
     _exits: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     def pids(self, role: str) -> list[int]:
-        """Processes of a role, or of a server (`broker`, `valkey`)."""
-        if role in ("broker", "valkey"):
-            return [(self.nats if role == "broker" else self.valkey).pid]
+        """Processes of a role, or of a server (`broker`, `valkey`, `postgres`)."""
+        servers = {"broker": self.nats, "valkey": self.valkey, "postgres": self.postgres}
+        if role in servers:
+            server = servers[role]
+            return [server.pid] if server is not None else []
         return [worker.pid for worker in self.roles.get(role, [])]
+
+    async def start_postgres(self) -> None:
+        """PostgreSQL with the schema; roles started afterwards use it."""
+        self.postgres = server = Postgres(self.folder / "postgres")
+        self._exits.callback(server.stop)
+        await asyncio.to_thread(server.start)
+        await migrate(server.url)
 
     async def start(self, role: str, count: int = 1) -> None:
         """Processes of a role, ready to work when this returns."""
@@ -60,6 +71,8 @@ class Stack:
                 "SEAMARK_HEALTH_PORT": str(health),
                 "SEAMARK_JWT_SECRET": self.secret,
             }
+            if self.postgres is not None:
+                env["SEAMARK_POSTGRES_URL"] = self.postgres.url
             log = self.folder / f"{role}-{number}.log"
             arguments = ["-m", "seamark", role, *(["--processes", "1"] if role == "gateway" else [])]
             worker = await self._exits.enter_async_context(running(role, arguments, log, env=env, speaks=False))

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from bench.behind import Behind
 from bench.devices import Broken, Devices, Spread, devices, settled
 from bench.load import broker_limit
 from bench.machine import cpu_seconds
@@ -21,9 +22,12 @@ HELD_P99_SECONDS = 0.5
 LAG_MAX = 1000
 DRAIN_SECONDS = 30.0
 LAG_EVERY_SECONDS = 1.0
+PROJECTIONS_SECONDS = 60.0
+"""To fold what was stored, once the load is over."""
+
 ROUNDS = "seamark_dispatcher_delay_seconds_count"
 RESETS = "seamark_partition_resets_total"
-ROLES = ("broker", "valkey", "dispatcher", "gateway", "projector")
+ROLES = ("broker", "valkey", "postgres", "dispatcher", "gateway", "projector")
 
 
 class Lag:
@@ -32,12 +36,15 @@ class Lag:
     Positions are sequences of the whole stream; users, and so events, are spread evenly over the partitions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, behind: Behind | None) -> None:
         self.highest = 0
+        self._behind = behind
 
     async def watch(self, bench: Stack) -> None:
-        """Look every second."""
+        """Look every second, at the projections, too."""
         while True:
+            if self._behind is not None:
+                await self._behind.look()
             last = (await bench.broker.stream(EVENTS_STREAM)).last_seq
             for partition in range(PARTITIONS):
                 found = await read_mark(bench.broker, partition, partition)
@@ -103,7 +110,9 @@ async def _one(
     limit = await broker_limit(bench.broker, 20_000, sockets)
     await bench.start("dispatcher")
     if projections:
+        await bench.start_postgres()
         await bench.start("projector")
+    behind = Behind(bench) if projections else None
     await bench.start("gateway", gateways)
     async with devices(bench, sockets, acks=acks) as swarm:
         await swarm.connect(cursor="")
@@ -121,7 +130,7 @@ async def _one(
             batches_per_second=batches_per_second,
         )
         publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
-        lag = Lag()
+        lag = Lag(behind)
         watch = asyncio.create_task(lag.watch(bench), name="lag")
         published = await publisher.fact("published", seconds + 60)
         facts = await swarm.expect(published["events"], DRAIN_SECONDS)
@@ -129,21 +138,26 @@ async def _one(
         resets = await bench.metric("dispatcher", RESETS) - resets
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
+        caught_up = await behind.over(PROJECTIONS_SECONDS) if behind is not None else None
         spent = {role: cpu_seconds(found) - cpu[role] for role, found in pids.items()}
     spread, delivered = Spread.of(facts), facts["delivered"]
     p99 = spread.at(0.99)
     on_time = published["seconds"] < seconds * 1.05 + 0.5
     whole = delivered == published["events"]
+    lags = {"dispatcher": lag.highest, **(behind.highest if behind is not None else {})}
     return {
         "rate": rate,
-        "held": bool(whole and on_time and p99 is not None and p99 <= HELD_P99_SECONDS and lag.highest < LAG_MAX),
+        "held": bool(
+            whole and on_time and p99 is not None and p99 <= HELD_P99_SECONDS and max(lags.values()) < LAG_MAX
+        ),
         "published": published["events"],
         "publish_seconds": round(published["seconds"], 2),
         "delivered": delivered,
         **spread.milliseconds(),
         "events_per_round": round(delivered / max(rounds, 1), 1),
         "reading_resets": int(resets),
-        "lag_max": lag.highest,
+        "lag_max": lags,
+        **({"projections_caught_up_after_seconds": caught_up} if projections else {}),
         "broker_records_per_second": round(limit.per_second),
         "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items() if pids[role]},
     }
