@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         self.brokers = [SimBroker(self, i) for i in range(2)]
         self.tasks: list[asyncio.Task[None]] = []
         self.readers: list[PartitionReader] = []
-        clock = SimpleNamespace(monotonic=lambda: self.now)
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
         simulated = SimpleNamespace(**{name: getattr(asyncio, name) for name in ("Event", "create_task", "gather")})
         simulated.sleep = self.sleep
         self.patches = [
