@@ -65,6 +65,7 @@ def sustained(
     acks: Annotated[bool, typer.Option(help="Whether devices acknowledge.")] = True,
     projections: Annotated[bool, typer.Option(help="Whether a projector folds the logs beside it.")] = False,
     batches_per_second: Annotated[int, typer.Option(help="Publisher's batches: more make a smoother load.")] = 50,
+    stretch_seconds: Annotated[float, typer.Option(help="Of a longer run each stretch is shown for itself.")] = 60.0,
     prototype: Annotated[
         Path | None, typer.Option(help="The naive pipeline to compare with, run before and after.")
     ] = None,
@@ -83,6 +84,7 @@ def sustained(
         acks=acks,
         batches_per_second=batches_per_second,
         projections=projections,
+        stretch_seconds=stretch_seconds,
         prototype=prototype,
         data=data,
         sync=sync,

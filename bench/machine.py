@@ -72,12 +72,12 @@ def describe(folder: Path) -> dict[str, Any]:
         "load_1m": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
-        "interpreter_loop_ms": round(_loop_ms(), 1),
+        "interpreter_loop_ms": round(loop_ms(), 1),
         "store": {"folder": str(folder), "filesystem": _filesystem(folder), "fsync_ms": round(_fsync_ms(folder), 2)},
     }
 
 
-def _loop_ms() -> float:
+def loop_ms() -> float:
     """A million turns of an empty loop: how quick this core is for an interpreter, right now."""
     started = time.perf_counter()
     for _ in range(1_000_000):

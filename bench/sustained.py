@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from bench.behind import Behind
+from bench.course import Course
 from bench.devices import Broken, Devices, Spread, devices, settled
 from bench.load import broker_limit
 from bench.machine import cpu_seconds
@@ -38,7 +39,13 @@ class Lag:
 
     def __init__(self, behind: Behind | None) -> None:
         self.highest = 0
+        self._recent = 0
         self._behind = behind
+
+    def recent(self) -> int:
+        """The worst since this was last asked."""
+        found, self._recent = self._recent, 0
+        return found
 
     async def watch(self, bench: Stack) -> None:
         """Look every second, at the projections, too."""
@@ -48,7 +55,8 @@ class Lag:
             last = (await bench.broker.stream(EVENTS_STREAM)).last_seq
             for partition in range(PARTITIONS):
                 found = await read_mark(bench.broker, partition, partition)
-                self.highest = max(self.highest, (last - (found.mark.seq if found.mark else 0)) // PARTITIONS)
+                self._recent = max(self._recent, (last - (found.mark.seq if found.mark else 0)) // PARTITIONS)
+            self.highest = max(self.highest, self._recent)
             await asyncio.sleep(LAG_EVERY_SECONDS)
 
 
@@ -61,11 +69,17 @@ async def run(
     acks: bool = True,
     batches_per_second: int = 50,
     projections: bool = False,
+    stretch_seconds: float = 60.0,
     prototype: Path | None = None,
     data: Path | None = None,
     sync: str | None = None,
     hurry: bool = False,
 ) -> dict[str, Any]:
+    """One run for each rate.
+
+    Args:
+        stretch_seconds: of a run that is longer each stretch of this length is shown for itself, too.
+    """
     before = await _prototype(prototype, rates, sockets, seconds)
     runs = []
     for rate in rates:
@@ -73,7 +87,15 @@ async def run(
             progress(f"{rate}/s to {sockets} devices for {seconds:g} s")
             runs.append(
                 await _one(
-                    bench, rate, sockets, seconds, gateways, batches_per_second, acks=acks, projections=projections
+                    bench,
+                    rate,
+                    sockets,
+                    seconds,
+                    gateways,
+                    batches_per_second,
+                    stretch_seconds,
+                    acks=acks,
+                    projections=projections,
                 )
             )
     after = await _prototype(prototype, rates, sockets, seconds)
@@ -103,6 +125,7 @@ async def _one(
     seconds: float,
     gateways: int,
     batches_per_second: int,
+    stretch_seconds: float,
     *,
     acks: bool,
     projections: bool,
@@ -132,7 +155,10 @@ async def _one(
         publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
         lag = Lag(behind)
         watch = asyncio.create_task(lag.watch(bench), name="lag")
-        published = await publisher.fact("published", seconds + 60)
+        publishing = asyncio.create_task(publisher.fact("published", seconds + 60), name="published")
+        course = Course(swarm, pids, lag.recent)
+        await course.follow(publishing, stretch_seconds)
+        published = publishing.result()
         facts = await swarm.expect(published["events"], DRAIN_SECONDS)
         rounds = await bench.metric("dispatcher", ROUNDS) - rounds
         resets = await bench.metric("dispatcher", RESETS) - resets
@@ -160,6 +186,7 @@ async def _one(
         **({"projections_caught_up_after_seconds": caught_up} if projections else {}),
         "broker_records_per_second": round(limit.per_second),
         "cpu_us_per_notification": {role: per_unit(used, delivered) for role, used in spent.items() if pids[role]},
+        **({"course": course.stretches} if course.stretches else {}),
     }
 
 

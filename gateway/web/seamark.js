@@ -7,7 +7,7 @@
  *   inbox.connect();
  *
  * Events (all `CustomEvent`): `record` {seq, prev, cursor, record} · `reset` {reason, cursor, unread, inbox} ·
- * `live` {cursor} · `unread` {count, as_of, stale} · `now` {type, data} · `state` {state, transport, reason, retryMs} ·
+ * `live` {cursor} · `unread` {count, as_of, stale} · `state` {state, transport, reason, retryMs} ·
  * `error` {code, message, fatal}.
  *
  * Records come in log order, each once per page. The position lives in memory, so that two tabs never disturb each
@@ -168,7 +168,7 @@ class StreamTransport {
     if (cursor) headers["Last-Event-ID"] = cursor;
     const response = await fetch(url, { headers, cache: "no-store", signal: this.abort.signal });
     if (!response.ok) {
-      const codes = { 400: 4400, 401: 4401, 403: 4403, 429: 4429 };
+      const codes = { 400: 4400, 401: 4401, 403: 4403, 404: 4400, 413: 4413, 426: 4400, 429: 4429 };
       const retry = Number(response.headers.get("Retry-After")) * 1000 || undefined;
       return this.end(codes[response.status] ?? 1006, `answered with ${response.status}`, retry);
     }

@@ -51,3 +51,11 @@ def test_sustained_load_compares_with_another_pipeline_measured_before_and_after
     assert compared["before"] == compared["after"] == [line]
     assert compared["held_ratio"] in (0.0, 1.0)  # on a busy machine even this little may come late
     assert compared["cpu_ratios_by_rate"]["200"].keys() == {"dispatcher", "gateway", "broker"}
+
+
+def test_a_long_run_shows_each_stretch_for_itself() -> None:
+    figures = run("sustained", "--stretch-seconds", "0.4")["result"]["runs"][0]
+    stretches = figures["course"]
+    assert len(stretches) == 2  # of a second; the rest of it is no whole stretch
+    assert 0 < sum(one["delivered"] for one in stretches) <= figures["delivered"]
+    assert all({"p99_ms", "lag_max", "cpu_us_per_notification"} <= one.keys() for one in stretches)
