@@ -24,7 +24,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(asyncio, "sleep", at_once)
     for module in (rounds, limits):
-        monkeypatch.setattr(module, "BATCH_MESSAGES_MAX", 4)
+        monkeypatch.setattr(module, "APPEND_MESSAGES_MAX", 4)
 
 
 async def violations(seeds: range) -> dict[int, list[str]]:

@@ -72,7 +72,7 @@ def test_batches_hold_every_entry_once_within_the_limits_and_each_can_be_resumed
     events = [planned(event(seq, to, "x" * sizes[seq - 1])) for seq, to in enumerate(audiences, 1)]
     last_seq = len(audiences) + 3  # dead or duplicate events may follow the last record
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "BATCH_MESSAGES_MAX", messages_max)
+        patch.setattr(rounds, "APPEND_MESSAGES_MAX", messages_max)
         patch.setattr(rounds, "BATCH_BYTES_MAX", bytes_max)
         for partition, entries in (fan_out(events, PARTITIONS) | {99: []}).items():
             cut = list(batches(entries, partition, last_seq))
@@ -106,7 +106,7 @@ def test_rounds_hold_every_event_once_and_in_order(sizes: list[int], first: int)
         assert each.last_seq == numbers[-1]
         assert each.oldest_nanoseconds == STORED_AT + numbers[0]
         records = sum(len(one.accepted.recipients) for one in each.planned)
-        assert records < limits.BATCH_MESSAGES_MAX or len(numbers) == 1
+        assert records < limits.APPEND_MESSAGES_MAX or len(numbers) == 1
     assert list(rounds.rounds([], EPOCH)) == []
 
 
@@ -114,7 +114,7 @@ def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
     one = planned(event(7, [f"user-{i}" for i in range(limits.RECIPIENTS_MAX)], {"text": "hi"}))
     for partition, entries in fan_out([one], PARTITIONS).items():
         cut = list(batches(entries, partition, 7))
-        assert {len(batch.messages) for batch in cut[:-1]} == {limits.BATCH_MESSAGES_MAX - 1}
+        assert {len(batch.messages) for batch in cut[:-1]} == {limits.APPEND_MESSAGES_MAX - 1}
         assert {batch.seq for batch in cut} == {7}
         assert [batch.user is None for batch in cut] == [False] * (len(cut) - 1) + [True]
 
