@@ -16,6 +16,7 @@ from bench import rebuild as rebuild_bench
 from bench import resume as resume_bench
 from bench import storm as storm_bench
 from bench import sustained as sustained_bench
+from bench import users as users_bench
 from bench.machine import describe, raise_file_limit
 
 app = typer.Typer(
@@ -51,6 +52,26 @@ def dispatch(
         events, users = 2_000, 100
     measure(
         "dispatch", dispatch_bench.run(events=events, users=users, data=data, sync=sync, hurry=quick), data, quick=quick
+    )
+
+
+@app.command()
+def users(
+    events: int = 200_000,
+    few: int = 10_000,
+    many: int = 1_000_000,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """What a notification costs where there are many users, against the same with few."""
+    if quick:
+        events, few, many = 1_000, 50, 500
+    measure(
+        "users",
+        users_bench.run(events=events, few=few, many=many, data=data, sync=sync, hurry=quick),
+        data,
+        quick=quick,
     )
 
 

@@ -37,10 +37,10 @@ def fan_out_event(id: str, users: int, due: float) -> tuple[str, bytes]:
     return f"events.{TENANT}.{id}.{TYPE}", msgspec.json.encode(body)
 
 
-def bare_records(count: int, users: int, tenant: str) -> dict[int, list[Outgoing]]:
-    """Records of the size the dispatcher writes, by partition, under a tenant nobody follows."""
+def bare_records(count: int, users: int, tenant: str, *, first: int = 0) -> dict[int, list[Outgoing]]:
+    """Records of the size the dispatcher writes, by partition, for users in turn from `first` on."""
     records: dict[int, list[Outgoing]] = {}
-    for number in range(count):
+    for number in range(first, first + count):
         name = user_name(number % users)
         partition = partition_of(tenant, encode_token(name), PARTITIONS)
         body = (
