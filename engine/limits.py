@@ -38,9 +38,10 @@ FANOUT_BYTES_MAX = 64 << 20
 BATCH_MESSAGES_MAX = 1000
 """The server's limit for one atomic batch (10199 above it), the mark included."""
 
-APPEND_MESSAGES_MAX = 250
-"""Messages of one batch of records. Where a stream has a byte bound the server weighs each message against all before it in its
-batch: a thousand cost it half a million steps. And an event for 10 000 users reaches its first device in 40 ms, not in 90."""
+FAN_OUT_MESSAGES_MAX = 250
+"""One batch of an event for many users, the mark included: of 10 000 devices the first has its record after 40 ms, not after 90.
+Larger ones are no cheaper: where a stream has a byte bound the server weighs each message against all before it in its batch.
+A backlog of small events is taken by the largest batches: where an fsync is slow, their number is what counts."""
 
 BATCH_BYTES_MAX = 8 << 20
 """One atomic batch: it is held in memory by broker and dispatcher until it commits."""
@@ -89,6 +90,6 @@ OUTBOUND_BYTES_MAX = 64 << 20
 
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
 assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
-assert APPEND_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "what is appended must be a batch the server takes"
+assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many users must be one the server takes"
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
 assert PULL_BYTES > EVENT_BYTES_MAX + (64 << 10), "a pull must be able to bring the largest event with its headers"

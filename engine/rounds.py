@@ -14,7 +14,7 @@ from engine import events, wire
 from engine.errors import InvalidEvent
 from engine.events import Accepted, Recipient
 from engine.jetstream import Outgoing
-from engine.limits import APPEND_MESSAGES_MAX, BATCH_BYTES_MAX, RECORD_BYTES_MAX
+from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, FAN_OUT_MESSAGES_MAX, RECORD_BYTES_MAX
 from engine.marks import Mark
 from engine.partition import Delivered
 from engine.records import NotificationTemplate
@@ -80,7 +80,7 @@ def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
     for delivered in batch:
         outcome = plan(delivered, epoch)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
-        if records and records + size >= APPEND_MESSAGES_MAX:
+        if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
             current, records = Round(), 0
         records += size
@@ -151,9 +151,10 @@ def batches(entries: Sequence[Entry], partition: int, last_seq: int) -> Iterator
     for index, entry in enumerate(entries):
         message = entry.message(partition)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
-        if messages and (len(messages) >= APPEND_MESSAGES_MAX - 1 or size + cost > BATCH_BYTES_MAX):
-            before = entries[index - 1]
-            inside = before.seq == entry.seq
+        before = entries[index - 1] if index else entry
+        inside = before.seq == entry.seq
+        most = FAN_OUT_MESSAGES_MAX if inside else BATCH_MESSAGES_MAX
+        if messages and (len(messages) >= most - 1 or size + cost > BATCH_BYTES_MAX):
             yield Batch(messages, before.seq, before.recipient.token if inside else None)
             messages, size = [], 0
         messages.append(message)

@@ -201,7 +201,7 @@ class Machine(RuleBasedStateMachine):
             await sleep(0)
 
         self.patches = [
-            mock.patch.object(rounds, "APPEND_MESSAGES_MAX", 4),
+            mock.patch.object(rounds, "BATCH_MESSAGES_MAX", 4),
             mock.patch.object(logwriter.asyncio, "sleep", at_once),
         ]
         for patch in self.patches:

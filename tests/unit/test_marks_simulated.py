@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import dispatcher, limits, logwriter, rounds
+from engine import dispatcher, logwriter, rounds
 from engine.dispatcher import DispatchWorker
 from engine.marks import Mark, Verdict
 from tests.support.marksim import World
@@ -16,15 +16,15 @@ WORLDS = 400
 
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of four messages, so that events are cut inside; and no time passes between attempts."""
+    """Batches of three or four messages, so that events are cut inside; and no time passes between attempts."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def at_once(seconds: float) -> None:
         await sleep(0)
 
     monkeypatch.setattr(asyncio, "sleep", at_once)
-    for module in (rounds, limits):
-        monkeypatch.setattr(module, "APPEND_MESSAGES_MAX", 4)
+    monkeypatch.setattr(rounds, "BATCH_MESSAGES_MAX", 4)
+    monkeypatch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", 3)
 
 
 async def violations(seeds: range) -> dict[int, list[str]]:

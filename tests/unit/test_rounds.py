@@ -64,15 +64,17 @@ def test_each_recipient_gets_one_entry_in_his_partition_in_the_order_marks_count
     audiences=st.lists(USERS, min_size=1, max_size=10),
     sizes=st.lists(st.integers(0, 3000), min_size=10, max_size=10),
     messages_max=st.integers(2, 9),
+    fan_out_max=st.integers(2, 9),
     bytes_max=st.integers(1500, 12_000),
 )
 def test_batches_hold_every_entry_once_within_the_limits_and_each_can_be_resumed_from(
-    audiences: list[list[str]], sizes: list[int], messages_max: int, bytes_max: int
+    audiences: list[list[str]], sizes: list[int], messages_max: int, fan_out_max: int, bytes_max: int
 ) -> None:
     events = [planned(event(seq, to, "x" * sizes[seq - 1])) for seq, to in enumerate(audiences, 1)]
     last_seq = len(audiences) + 3  # dead or duplicate events may follow the last record
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "APPEND_MESSAGES_MAX", messages_max)
+        patch.setattr(rounds, "BATCH_MESSAGES_MAX", messages_max)
+        patch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", min(fan_out_max, messages_max))
         patch.setattr(rounds, "BATCH_BYTES_MAX", bytes_max)
         for partition, entries in (fan_out(events, PARTITIONS) | {99: []}).items():
             cut = list(batches(entries, partition, last_seq))
@@ -106,15 +108,23 @@ def test_rounds_hold_every_event_once_and_in_order(sizes: list[int], first: int)
         assert each.last_seq == numbers[-1]
         assert each.oldest_nanoseconds == STORED_AT + numbers[0]
         records = sum(len(one.accepted.recipients) for one in each.planned)
-        assert records < limits.APPEND_MESSAGES_MAX or len(numbers) == 1
+        assert records < limits.BATCH_MESSAGES_MAX or len(numbers) == 1
     assert list(rounds.rounds([], EPOCH)) == []
+
+
+def test_small_events_fill_the_largest_batch_and_a_large_one_is_cut_so_that_its_first_records_come_soon() -> None:
+    small = [planned(event(seq, [f"user-{seq % 7}"])) for seq in range(1, 1001)]
+    large = planned(event(1001, [f"user-{i}" for i in range(600)]))
+    entries = fan_out([*small, large], 1)[0]
+    sizes = [len(batch.messages) for batch in batches(entries, 0, 1001)]
+    assert sizes == [limits.BATCH_MESSAGES_MAX - 1, *[limits.FAN_OUT_MESSAGES_MAX - 1] * 2, 1600 - 999 - 2 * 249]
 
 
 def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
     one = planned(event(7, [f"user-{i}" for i in range(limits.RECIPIENTS_MAX)], {"text": "hi"}))
     for partition, entries in fan_out([one], PARTITIONS).items():
         cut = list(batches(entries, partition, 7))
-        assert {len(batch.messages) for batch in cut[:-1]} == {limits.APPEND_MESSAGES_MAX - 1}
+        assert {len(batch.messages) for batch in cut[:-1]} == {limits.FAN_OUT_MESSAGES_MAX - 1}
         assert {batch.seq for batch in cut} == {7}
         assert [batch.user is None for batch in cut] == [False] * (len(cut) - 1) + [True]
 
