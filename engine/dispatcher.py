@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from engine import deadletters, failpoints, metrics, topology
 from engine.claims import Claim, Claims, ClaimsUnavailable
 from engine.errors import ApiError, BrokerError, PartitionStopped, TopologyError
+from engine.incarnations import check_reach, missing, stream_of
 from engine.jetstream import Broker, StreamState
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
@@ -37,6 +38,8 @@ _DEAD = metrics.dispatched_events.labels("dead")
 CLAIMS_RETRY_SECONDS = 1.0
 BURY_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
+GONE = ""
+"""In place of the epoch of a stream that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +86,18 @@ class Dispatcher:
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
+        names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
-            try:
-                names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
-                actual = {name: (await self._broker.stream(name)).epoch for name in names}
-            except BrokerError as error:
-                _log.debug("epochs could not be read", error=type(error).__name__)
-                continue
+            # One that is missing or has no leader says nothing about the others.
+            actual: dict[str, str | None] = {}
+            for name in names:
+                try:
+                    actual[name] = (await stream_of(self._broker, name)).epoch
+                except PartitionStopped:
+                    actual[name] = GONE
+                except BrokerError as error:
+                    _log.debug("an epoch could not be read", stream=name, error=type(error).__name__)
             for worker, reader in zip(self._workers, self.readers, strict=True):
                 if worker.changed(actual):
                     reader.suspect()
@@ -107,7 +114,7 @@ class DispatchWorker:
         self._ownership = Ownership(0, "", "")
         self._epochs = Epochs({}, {})
         self._writers: dict[int, LogWriter] = {}
-        self._changed: str | None = None
+        self._changed: PartitionStopped | None = None
 
     # --- ownership ---------------------------------------------------------------------------------------------------
 
@@ -117,6 +124,7 @@ class DispatchWorker:
         self._changed = None
         self._writers = {}
         found = await read_mark(self._broker, self._q, self._q)
+        await check_reach(self._broker, self._q, events, found.mark)
         term = (found.mark.term if found.mark else 0) + 1
         self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
         home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
@@ -135,12 +143,16 @@ class DispatchWorker:
             log_epoch=self._epochs.actual[stream] or "",
             recorded_log_epoch=self._epochs.recorded.get(stream),
         )
+        await check_reach(self._broker, self._q, events, found.mark)
         return found.mark.next_seq if found.mark else max(1, events.first_seq)
 
     async def _read_epochs(self) -> StreamState:
-        events = await self._broker.stream(EVENTS_STREAM)
-        home = await self._broker.stream(log_stream(self._q))
-        recorded, _ = await topology.read_epochs(self._broker)
+        events = await stream_of(self._broker, EVENTS_STREAM)
+        home = await stream_of(self._broker, log_stream(self._q))
+        try:
+            recorded, _ = await topology.read_epochs(self._broker)
+        except TopologyError as error:
+            raise PartitionStopped(error.detail, error.remedy) from error
         self._epochs = Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded or {})
         if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
             raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
@@ -149,7 +161,7 @@ class DispatchWorker:
     async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
         stream = log_stream(partition)
         if stream not in self._epochs.actual:
-            self._epochs.actual[stream] = _epoch(await self._broker.stream(stream))
+            self._epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
         writer = await LogWriter.claim(
             self._broker,
             partition,
@@ -164,10 +176,16 @@ class DispatchWorker:
         return writer
 
     def changed(self, actual: dict[str, str | None]) -> bool:
-        """Is one of these incarnations not the one this worker began with? Then it stops at its next round."""
+        """Is one of these incarnations not the one this worker began with? Then it stops at its next round.
+
+        Args:
+            actual: epochs by stream, as far as they could be read; `GONE` for a stream that is missing.
+        """
         for name, epoch in self._epochs.actual.items():
-            if actual.get(name) != epoch:
-                self._changed = name
+            if (now := actual.get(name, epoch)) != epoch:
+                self._changed = (
+                    missing(name) if now == GONE else PartitionStopped(f"{name} changed its incarnation", REPAIR)
+                )
         return self._changed is not None
 
     def check(self, state: StreamState) -> None:
@@ -177,7 +195,7 @@ class DispatchWorker:
 
     def _check_changed(self) -> None:
         if self._changed:
-            raise PartitionStopped(f"{self._changed} changed its incarnation", REPAIR)
+            raise self._changed
 
     # --- work --------------------------------------------------------------------------------------------------------
 
@@ -278,8 +296,9 @@ async def read_partitions(broker: Broker, configured: int | None = None) -> int:
 
     Raises:
         TopologyError: no topology yet, or this process is configured for another number.
+        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
     """
-    state = await broker.stream(EVENTS_STREAM)
+    state = await stream_of(broker, EVENTS_STREAM)
     if state.partitions is None or state.epoch is None:
         raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
     if configured is not None and configured != state.partitions:

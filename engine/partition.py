@@ -11,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from dataclasses import dataclass
-from typing import Protocol
 
-import msgspec
 import structlog
 from nats.nuid import NUID
 
 from engine import metrics, wire
 from engine.errors import BrokerError, PartitionStopped, StepDown, Unanswered
-from engine.jetstream import Broker, StreamState
+from engine.incarnations import is_missing, missing
+from engine.jetstream import Broker
 from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
 from engine.pulls import GROUP, Pace, Pulls
 from engine.tasks import end_if_cancelled
+from engine.worker import Delivered, Source, Worker
+
+__all__ = ["Delivered", "PartitionReader", "Phase", "Source", "Worker"]
 
 _log = structlog.get_logger("seamark.partition")
 
@@ -34,44 +35,6 @@ STOPPED_RETRY_SECONDS = 10.0
 CLOCKS_SECONDS = 60.0  # how far the broker's clock may be from ours
 
 
-class Delivered(msgspec.Struct, frozen=True, gc=False):
-    """A message of the partition, in stream order. `time_nanoseconds` is when the stream stored it (Unix time)."""
-
-    subject: bytes
-    seq: int
-    time_nanoseconds: int
-    headers: bytes
-    payload: bytes
-
-
-class Worker(Protocol):
-    """What is done with a partition. It owns the position; the reader only obeys it."""
-
-    async def acquire(self) -> int:
-        """Take the partition over and say the sequence to read next.
-
-        Raises:
-            PartitionStopped: an operator has to decide. BrokerError or OSError: try again.
-        """
-
-    async def position(self) -> int:
-        """The sequence to read next, without taking over."""
-
-    def check(self, state: StreamState) -> None:
-        """Is the stream, as its leader describes it now, the one the position counts in?
-
-        Raises:
-            PartitionStopped: it is another incarnation, or another stream of the worker's is.
-        """
-
-    async def handle(self, batch: list[Delivered]) -> None:
-        """Apply a batch; returns when its effect and position are stored. Retries passing failures in place.
-
-        Raises:
-            StepDown: another owner has the partition. PartitionStopped: an operator has to decide.
-        """
-
-
 class Phase(enum.Enum):
     """Where a reader stands."""
 
@@ -79,15 +42,6 @@ class Phase(enum.Enum):
     CLAIMING = "claiming"
     READING = "reading"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A partition of a stream and the durable consumer that reads it."""
-
-    stream: str
-    consumer: str
-    subject: str
 
 
 class PartitionReader:
@@ -170,6 +124,8 @@ class PartitionReader:
         except PartitionStopped as error:
             self._stop(error)
         except (BrokerError, OSError, TimeoutError) as error:
+            if is_missing(error):
+                return self._stop(missing(self._source.stream))
             self._log.warning("interrupted, trying again", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(self._retry_seconds)
             self._retry_seconds = min(RETRY_SECONDS_MAX, self._retry_seconds * 2)
@@ -195,6 +151,10 @@ class PartitionReader:
         source = self._source
         state = await self._broker.stream(source.stream)
         self._worker.check(state)
+        if next_seq > state.last_seq + 1:
+            # A new leader that has not caught up, or a stream put back to a backup: the stored position knows.
+            self.phase = Phase.CLAIMING
+            raise Unanswered(f"{source.stream} ends at {state.last_seq}, and {next_seq} was to come next")
         # Not where nothing of this partition waited when what is left was stored already: others' messages were trimmed.
         if state.first_seq > next_seq and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
             self._metrics.possibly_trimmed.inc()
@@ -369,6 +329,8 @@ class PartitionReader:
             except PartitionStopped as error:
                 self._stop(error)
             except (BrokerError, OSError, TimeoutError) as error:
+                if is_missing(error):
+                    self._stop(missing(self._source.stream))
                 self._log.debug("could not ask the leader", error=type(error).__name__)
             except Exception:
                 # Without the watch a lost message is never missed; what we did not foresee must not end it.

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from engine import repair_plan, topology
 from engine.claims import claim_key
 from engine.errors import ApiError, InvalidToken, TopologyError, Unanswered
+from engine.incarnations import younger_than_mark
 from engine.jetstream import Broker
 from engine.logwriter import read_mark
 from engine.marks import encode_mark
@@ -80,7 +81,7 @@ async def examine(broker: Broker) -> Found:
         TopologyError: EVENTS or a LOG is missing, or does not say how many partitions there are.
         Unavailable, Unanswered: a leader does not answer.
     """
-    events = await _stream(broker, EVENTS_STREAM)
+    await _stream(broker, EVENTS_STREAM)
     partitions = (await broker.stream(EVENTS_STREAM)).partitions
     if partitions is None:
         raise TopologyError("EVENTS does not say how many partitions it has", "Run seamark topology apply first.")
@@ -88,7 +89,10 @@ async def examine(broker: Broker) -> Found:
     pairs = [(p, q) for p in range(partitions) for q in range(partitions)]
     marks = dict(zip(pairs, [await read_mark(broker, p, q) for p, q in pairs], strict=True))
     recorded, revision = await topology.read_epochs(broker)
-    return Found(partitions, events, logs, marks, recorded or {}, revision)
+    # EVENTS after the marks: a dispatcher at work would be ahead of what was read before.
+    found = Found(partitions, await _stream(broker, EVENTS_STREAM), logs, marks, recorded or {}, revision)
+    late = [pair for pair in pairs if (seq := found.covered(*pair)) and await younger_than_mark(broker, *pair, seq)]
+    return replace(found, late=frozenset(late))
 
 
 async def prepare(

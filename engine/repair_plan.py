@@ -64,7 +64,11 @@ def parse_positions(texts: Sequence[str]) -> Positions:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the server holds. `marks` by (LOG partition, event partition); `recorded` are the epochs dispatchers expect."""
+    """What the server holds. `marks` by (LOG partition, event partition); `recorded` are the epochs dispatchers expect.
+
+    `late` are the marks whose last event in the present EVENTS (`covered`) was stored after they were written: another
+    event than they mean.
+    """
 
     partitions: int
     events: ObservedStream
@@ -72,6 +76,15 @@ class Found:
     marks: Mapping[tuple[int, int], PlacedMark]
     recorded: Mapping[str, str]
     revision: int = 0
+    late: frozenset[tuple[int, int]] = frozenset()
+
+    def covered(self, partition: int, event_partition: int) -> int:
+        """The last event of the present EVENTS that a mark tells to be dispatched; 0: it tells of none."""
+        mark = self.mark(partition, event_partition).mark
+        if mark is None:
+            return 0
+        last = self.events.last_seq if mark.epoch == self.events.epoch else self.events.inherited.get(mark.epoch, 0)
+        return min(mark.seq, last)
 
     def mark(self, partition: int, event_partition: int) -> PlacedMark:
         """A mark, or none."""
@@ -184,7 +197,7 @@ def decide(found: Found, positions: Positions, owner: str) -> RepairPlan:
     notes: list[str] = list(_log_notes(found))
     next_seqs: dict[int, int] = {}
     for q in range(found.partitions):
-        home = _home(found, q, positions.of(q))
+        home = _set_back(found, q) or _home(found, q, positions.of(q))
         if isinstance(home, Refusal):
             refusals.append(home)
             continue
@@ -223,6 +236,25 @@ def _names(found: Found) -> Iterator[str]:
     yield from (log_stream(p) for p in range(found.partitions))
 
 
+def _set_back(found: Found, q: int) -> Refusal | None:
+    """EVENTS was put back to a backup and still has the epoch of before: no position would make its marks mean anything."""
+    for p in range(found.partitions):
+        mark = found.mark(p, q).mark
+        if mark is None or mark.epoch != found.events.epoch:
+            continue
+        if mark.seq > found.events.last_seq:
+            detail = f"{mark_subject(p, q)} is at event {mark.seq}, and EVENTS ends at {found.events.last_seq}"
+        elif (p, q) in found.late:
+            detail = f"event {mark.seq} of EVENTS is younger than {mark_subject(p, q)}, which tells it to be dispatched"
+        else:
+            continue
+        remedy = (
+            "EVENTS was restored from a backup: run seamark topology restore EVENTS=<its last sequence there> first."
+        )
+        return Refusal(f"partition {q}", detail, remedy)
+    return None
+
+
 def _home(found: Found, q: int, position: Position) -> _Point | Refusal | None:
     """Where event partition `q` goes on; None when it has never been dispatched and needs no mark."""
     events = found.events
@@ -237,6 +269,12 @@ def _home(found: Found, q: int, position: Position) -> _Point | Refusal | None:
             )
         return _Point(position)
     mark, log = found.mark(q, q).mark, log_stream(q)
+    if (q, q) in found.late:
+        return Refusal(
+            f"partition {q}",
+            f"event {found.covered(q, q)} of the restored EVENTS is younger than the mark of before: the backup ended earlier",
+            f"Name the last event of the backup: {q}=<sequence>. Events behind it that were accepted since are dispatched then.",
+        )
     if mark is not None:
         if (point := _renumbered(found, mark)) is not None:
             return point
@@ -281,7 +319,8 @@ def _steps(found: Found, q: int, home: _Point | None, named: bool, owner: str) -
     for p, foreign in _foreign_marks(found, q):
         if home is not None and not _sound(found, p, foreign):
             # Of events beyond `home` it may tell which are applied; one that cannot be read tells nothing.
-            point = _renumbered(found, foreign) or _Point(home.next_seq - 1)
+            known = None if (p, q) in found.late else _renumbered(found, foreign)
+            point = known or _Point(home.next_seq - 1)
             yield _step(found, p, q, point, term, owner)
     mark = found.mark(q, q).mark
     # Every owner begins with the home mark's term plus one: were it below a foreign mark's, it would step down for ever.
@@ -319,6 +358,7 @@ def _partition_notes(found: Found, q: int, home: _Point | None) -> Iterator[str]
     if (
         mark is not None
         and mark.epoch != found.events.epoch
+        and (q, q) not in found.late
         and (point := _renumbered(found, mark))
         and point.seq < mark.seq
     ):

@@ -1,14 +1,16 @@
 """Streams and consumers on the server: look, apply a plan, rotate the epoch of what was restored from a backup.
 
-Every call is safe to repeat and to run beside itself: a stream is created together with its epoch, an update happens
-only to the configuration the plan has seen, and the recorded epochs are written by compare-and-set.
+Every call is safe to repeat, and two at once are noticed where they would do harm: a stream is created together with its
+epoch, by one of them, and the recorded epochs are written by compare-and-set. An update is none: the server has no such
+call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
+epoch than it has written says so; between these two looks the later one wins. So run one provisioner at a time.
 """
 
 from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,10 +18,13 @@ import msgspec
 
 from engine import topology_plan
 from engine.errors import ApiError, TopologyError
+from engine.incarnations import is_missing
 from engine.jetstream import Broker
-from engine.subjects import CONTROL_BUCKET
+from engine.subjects import CONTROL_BUCKET, EVENTS_STREAM
+from engine.topology_diff import changes_between
 from engine.topology_files import Overrides, Profile, is_log, render
 from engine.topology_plan import (
+    EPOCH_KEY,
     Observed,
     ObservedStream,
     Plan,
@@ -41,6 +46,8 @@ _RACES_MAX: Final = 10
 """Attempts at a compare-and-set that other provisioners keep winning."""
 
 _NAME_IN_USE: Final = 10058
+_NO_CLUSTER: Final = 10074
+_NO_PEERS: Final = 10005
 _NO_STORAGE: Final = frozenset({10047, 10028})
 _NOT_FOUND: Final = frozenset({10059, 10014})
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
@@ -52,18 +59,27 @@ def new_epoch() -> str:
 
 
 async def plan(
-    broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Overrides | None = None
+    broker: Broker,
+    profile: Profile,
+    partitions: int | None = None,
+    *,
+    overrides: Overrides | None = None,
+    recreate: bool = False,
 ) -> Plan:
     """What would have to change on the server so that it agrees with the files of `profile`; changes nothing.
 
-    Without `partitions` the number the server's streams were made for counts, on an empty server the profile's own.
+    Args:
+        profile: whose files.
+        partitions: default: the number the server's streams were made for, on an empty server the profile's own.
+        recreate: make a stream anew that existed once and is gone, instead of refusing to.
 
     Raises:
-        TopologyError: unknown profile or files missing. Unavailable, Unanswered, ApiError: the server cannot be read.
+        TopologyError: unknown profile, impossible number, files missing, or the recorded epochs are unreadable.
+        Unavailable, Unanswered, ApiError: the server cannot be read.
     """
     observed = await observe(broker, profile)
-    topology = render(profile, partitions or remembered_partitions(observed), overrides=overrides)
-    return topology_plan.decide(topology, observed, new_epoch)
+    count = remembered_partitions(observed) if partitions is None else partitions
+    return topology_plan.decide(render(profile, count, overrides=overrides), observed, new_epoch, recreate=recreate)
 
 
 async def apply(broker: Broker, plan: Plan) -> list[str]:
@@ -86,8 +102,8 @@ async def apply(broker: Broker, plan: Plan) -> list[str]:
 async def ensure(
     broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Overrides | None = None
 ) -> list[str]:
-    """Plan and apply in one call, for embedded stacks and tests; returns what was done."""
-    return await apply(broker, await plan(broker, profile, partitions, overrides=overrides))
+    """Plan and apply in one call, for embedded stacks and tests; what is gone is made anew. Returns what was done."""
+    return await apply(broker, await plan(broker, profile, partitions, overrides=overrides, recreate=True))
 
 
 async def observe(broker: Broker, profile: Profile) -> Observed:
@@ -133,11 +149,26 @@ def parse_time(text: str | None) -> datetime | None:
 
 
 async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
-    """The epochs recorded in the control bucket and the sequence of that entry; (None, 0) when there is none."""
-    entry = await broker.leader_last(CONTROL_STREAM, EPOCHS_SUBJECT)
+    """The epochs recorded in the control bucket and the sequence of that entry; (None, 0) when there is none.
+
+    Raises:
+        TopologyError: there is no control bucket, or somebody wrote something else there.
+        ApiError, Unavailable, Unanswered: its leader cannot be asked.
+    """
+    try:
+        entry = await broker.leader_last(CONTROL_STREAM, EPOCHS_SUBJECT)
+    except ApiError as error:
+        if is_missing(error):
+            remedy = "Run `seamark topology apply`: it makes it, and records the epochs as it finds them"
+            raise TopologyError(f"there is no stream {CONTROL_STREAM}, which records the epochs", remedy) from error
+        raise
     if entry is None or not entry.payload:
         return None, entry.seq if entry else 0
-    return msgspec.json.decode(entry.payload, type=dict[str, str]), entry.seq
+    try:
+        return msgspec.json.decode(entry.payload, type=dict[str, str]), entry.seq
+    except msgspec.DecodeError as error:
+        remedy = f"Delete it (nats kv del {CONTROL_BUCKET} epochs), then run `seamark topology plan` and `apply`"
+        raise TopologyError(f"what {EPOCHS_SUBJECT} holds is no list of epochs ({error})", remedy) from error
 
 
 async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int) -> int:
@@ -150,26 +181,65 @@ async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int)
     return (await broker.append(EPOCHS_SUBJECT, body, expected_last_subject_seq=revision)).seq
 
 
-async def restore(broker: Broker, streams: Sequence[str]) -> dict[str, tuple[str | None, str]]:
+def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
+    """Restored streams as written on a command line: `LOG-2`, or `EVENTS=1000` with the last sequence of its backup.
+
+    EVENTS must have it: services publish as soon as the stream is there again, and what they stored since would pass for
+    dispatched.
+
+    Raises:
+        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number.
+    """
+    backups: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not name or (equals and not number.isdecimal()):
+            raise TopologyError(f"not a restored stream: {text!r}", "Write LOG-2, or EVENTS=<its last sequence>.")
+        if name in backups:
+            raise TopologyError(f"{name} is named twice", "Name each stream once.")
+        backups[name] = int(number) if equals else None
+    if backups.get(EVENTS_STREAM, 0) is None:
+        raise TopologyError(
+            "it is not said where the backup of EVENTS ends",
+            "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json.",
+        )
+    return backups
+
+
+async def restore(
+    broker: Broker, streams: Iterable[str], ends: Mapping[str, int | None] | None = None
+) -> dict[str, tuple[str | None, str]]:
     """Give streams that an operator has restored from a backup a new epoch; returns the old and new one of each.
 
     Every cursor into them gets a `reset` from now on, and dispatchers refuse to start until `seamark topology repair`
     has set their positions: the recorded epochs stay as they are until then.
 
+    Args:
+        streams: their names.
+        ends: the last sequence that a stream's backup held; without one the last that it holds now, which is right only
+            while nothing has been stored in it since.
+
     Raises:
-        TopologyError: a stream does not exist (nothing is changed then), or it was changed at the same time.
+        TopologyError: a stream does not exist or ends before its backup (nothing is changed then), or a stream was
+            changed at the same time.
     """
-    found = {}
+    last_seqs, found = ends or {}, {}
     for name in streams:
         seen = await _stream_or_none(broker, name)
         if seen is None:
-            raise TopologyError(f"there is no stream {name}", f"Restore it first: nats stream restore {name} <folder>.")
+            raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
+        if (last_seq := last_seqs.get(name)) is not None and last_seq > seen.last_seq:
+            raise TopologyError(
+                f"{name} ends at {seen.last_seq}: its backup cannot have ended at {last_seq}",
+                "Read state.last_seq in the backup's backup.json again.",
+            )
         found[name] = seen
     rotated = {}
     for name, seen in found.items():
         old, fresh = seen.epoch, new_epoch()
         # Its messages keep the numbers they had: written down, so that marks and claims can be carried over.
-        await _update_stream(broker, name, seen.config, seen.config | {"metadata": seen.restored(fresh)})
+        metadata = seen.restored(fresh, last_seqs.get(name))
+        await _update_stream(broker, name, seen.config, seen.config | {"metadata": metadata})
         rotated[name] = (old, fresh)
     return rotated
 
@@ -209,9 +279,25 @@ async def _create_stream(broker: Broker, step: Step) -> None:
                 f"the server has no room left to reserve {size} MiB for {step.target}",
                 "Raise max_file_store in its configuration or lower max_bytes in the file.",
             ) from error
-        # Another provisioner was quicker; its epoch stands, and so does ours if it was our own unanswered request.
+        if error.err_code in (_NO_CLUSTER, _NO_PEERS):
+            copies = step.config.get("num_replicas", 1)
+            raise TopologyError(
+                f"{step.target} is to have {copies} copies, and there are not so many servers ({error.description})",
+                f"Start {copies} servers with nats/cluster.conf, or take --profile dev, which keeps one copy.",
+            ) from error
         if error.err_code != _NAME_IN_USE:
             raise
+        await _check_same(broker, step)
+
+
+async def _check_same(broker: Broker, step: Step) -> None:
+    """Another provisioner was quicker: its epoch stands if all else is as we would have made it."""
+    seen = await _stream_or_none(broker, step.target)
+    metadata = {key: value for key, value in step.config["metadata"].items() if key != EPOCH_KEY}
+    other = [] if seen is None else [*changes_between("stream", step.config | {"metadata": metadata}, seen.config)]
+    if seen is None or other:
+        what = "; ".join(map(str, other)) or "it is gone again"
+        raise TopologyError(f"{step.target} was made otherwise by another provisioner: {what}", "Plan again.")
 
 
 async def _change_stream(broker: Broker, step: Step) -> None:
@@ -224,6 +310,13 @@ async def _update_stream(broker: Broker, name: str, seen: Mapping[str, Any], con
         raise TopologyError(f"{name} was changed while this was planned", "Plan again.")
     metadata = {key: value for key, value in config["metadata"].items() if not key.startswith("_nats.")}
     await broker.api(f"STREAM.UPDATE.{name}", {**config, "metadata": metadata}, timeout_seconds=API_SECONDS)
+    after = await _stream_or_none(broker, name)
+    if after is None or after.epoch != metadata.get(EPOCH_KEY):
+        is_now = "is gone" if after is None else f"has epoch {after.epoch}"
+        raise TopologyError(
+            f"{name} was changed at the same time: it {is_now}, not {metadata.get(EPOCH_KEY)}",
+            "Run one provisioner at a time; look with `seamark topology plan`, then do it again.",
+        )
 
 
 def _essence(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,22 @@ everywhere. What cannot be found out is called unknown, not assumed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import aiohttp
+import structlog
 
 from engine import topology
-from engine.errors import TopologyError
+from engine.errors import BrokerError, TopologyError
+from engine.incarnations import EVENTS_RESTORED
 from engine.jetstream import Broker
 from engine.logwriter import read_mark
 from engine.marks import PlacedMark
+from engine.subjects import EVENTS_STREAM, log_stream
 from engine.topology_files import Profile, log_partition, render
 from engine.topology_plan import PARTITIONS_KEY, Observed, decide, remembered_partitions
 
@@ -35,6 +39,8 @@ FULL_SHARE: Final = 0.8
 """A stream that is this full is named: at its bound it refuses what services publish."""
 
 MONITOR_SECONDS: Final = 3.0
+
+_log = structlog.get_logger("seamark.server")
 
 Level = Literal["ok", "unknown", "warn", "refuse"]
 
@@ -126,15 +132,47 @@ async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = (
     streams = {name: topology.observed_stream(info) for name, info in infos.items()}
     clusters = {name: info.get("cluster") or {} for name, info in infos.items()}
     monitors = dict(zip(monitor_urls, await asyncio.gather(*map(_varz, monitor_urls)), strict=True))
-    version = broker.nc.connected_server_version
     return Seen(
-        f"{version.major}.{version.minor}.{version.patch}",
+        _version_of(broker),
         broker.nc.max_payload,
         monitors,
         replace(observed, streams=streams),
         clusters,
         marks,
     )
+
+
+async def report_start(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = ()) -> None:
+    """Log what the server does otherwise than `profile` needs, as far as any role may look; a start is never refused.
+
+    Version and largest message always, what is synced to disk where `monitor_urls` tell it, copies in `production`.
+    """
+    with contextlib.suppress(BrokerError):
+        for finding in judge_start(await _look_at_start(broker, monitor_urls), profile):
+            _log.warning("server_differs", what=finding.name, detail=finding.detail, remedy=finding.remedy)
+
+
+async def _look_at_start(broker: Broker, monitor_urls: Sequence[str]) -> Seen:
+    partitions = (await broker.stream(EVENTS_STREAM)).partitions or 0
+    names = [EVENTS_STREAM, *(log_stream(p) for p in range(partitions))]
+    infos = await asyncio.gather(*(broker.api(f"STREAM.INFO.{name}") for name in names))
+    streams = {info["config"]["name"]: topology.observed_stream(info) for info in infos}
+    varz = await asyncio.gather(*map(_varz, monitor_urls))
+    monitors = dict(zip(monitor_urls, varz, strict=True))
+    return Seen(_version_of(broker), broker.nc.max_payload, monitors, Observed(streams), {}, {})
+
+
+def judge_start(seen: Seen, profile: Profile) -> Iterator[Finding]:
+    """What is wrong with what any role may read when it starts."""
+    found = [*_version(seen, "warn"), *_payload(seen, "warn"), *(_sync(seen, "warn") if seen.monitors else ())]
+    if profile == "production":
+        found += _copies(seen, "warn")
+    return (finding for finding in found if finding.level == "warn")
+
+
+def _version_of(broker: Broker) -> str:
+    version = broker.nc.connected_server_version
+    return f"{version.major}.{version.minor}.{version.patch}"
 
 
 async def _varz(url: str) -> dict[str, Any] | None:
@@ -202,11 +240,12 @@ def _files(seen: Seen, profile: Profile, partitions: int | None) -> Iterator[Fin
     """Streams that are missing, without epoch or partitioned otherwise stop every process; the rest is drift."""
     has = remembered_partitions(seen.observed)
     try:
-        files = render(profile, partitions or has)
+        files = render(profile, has if partitions is None else partitions)
     except TopologyError as error:
         yield Finding("refuse", "files", error.detail, error.remedy)
         return
-    plan = decide(files, seen.observed, lambda: "new")
+    # What existed once is missing here like what never was; the plan tells them apart.
+    plan = decide(files, seen.observed, lambda: "new", recreate=True)
     for refusal in plan.refusals:
         level: Level = "refuse" if refusal.target == "partitions" else "warn"
         yield Finding(level, "files", f"{refusal.target}: {refusal.detail}", refusal.remedy)
@@ -287,5 +326,5 @@ def _positions(seen: Seen) -> Iterator[Finding]:
                 "refuse",
                 "positions",
                 f"partition {q} has dispatched event {placed.mark.seq}, EVENTS ends at {events.last_seq}",
-                "It was restored from a backup: run seamark topology restore EVENTS, then seamark topology repair.",
+                f"{EVENTS_RESTORED}.",
             )

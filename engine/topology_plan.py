@@ -18,7 +18,7 @@ from engine.topology_files import ConsumerFile, StreamFile, Topology, log_partit
 EPOCH_KEY: Final = "seamark.epoch"
 PARTITIONS_KEY: Final = "seamark.partitions"
 RESTORED_KEY: Final = "seamark.restored"
-"""`<epoch>.<last seq>` of a stream each time it was restored from a backup, newest first, separated by blanks."""
+"""`<epoch>.<last seq of the backup>` for each time a stream was restored from one, newest first, separated by blanks."""
 
 _RESTORES_REMEMBERED: Final = 16
 """Positions older than this many restores have to be named by the operator."""
@@ -60,9 +60,10 @@ class ObservedStream:
             shared.setdefault(epoch, last)
         return shared
 
-    def restored(self, epoch: str) -> dict[str, str]:
-        """Its metadata once it is known to come from a backup and has the new `epoch`."""
-        before = [] if self.epoch is None else [f"{self.epoch}.{self.last_seq}"]
+    def restored(self, epoch: str, backup_last_seq: int | None = None) -> dict[str, str]:
+        """Its metadata once it is known to come from a backup, which ended there, and has the new `epoch`."""
+        shared = self.last_seq if backup_last_seq is None else min(self.last_seq, backup_last_seq)
+        before = [] if self.epoch is None else [f"{self.epoch}.{shared}"]
         lineage = [*before, *self.metadata.get(RESTORED_KEY, "").split()][:_RESTORES_REMEMBERED]
         return self.metadata | ({RESTORED_KEY: " ".join(lineage)} if lineage else {}) | {EPOCH_KEY: epoch}
 
@@ -167,8 +168,16 @@ def remembered_partitions(observed: Observed) -> int | None:
     return max(known) + 1 if known else None
 
 
-def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str]) -> Plan:
-    """The plan that makes the server what the files say. `new_epoch` is called for each stream that needs a tag."""
+def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str], *, recreate: bool = False) -> Plan:
+    """The plan that makes the server what the files say.
+
+    Args:
+        topology: the files.
+        observed: the server.
+        new_epoch: called for each stream that needs a tag.
+        recreate: whether a stream that existed once is made anew. It is refused otherwise: a stream of that name in
+            its place, and no backup can be restored any more.
+    """
     has = remembered_partitions(observed)
     if has is not None and has != topology.partitions:
         return Plan(topology.profile, topology.partitions, refusals=(_partitions_refused(has, topology.partitions),))
@@ -176,8 +185,12 @@ def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str])
     refusals: list[Refusal] = []
     for file in topology.streams:
         seen = observed.streams.get(file.name)
-        outcome = _create(file, new_epoch()) if seen is None else _change_stream(file, seen, new_epoch)
-        _sort(outcome, steps, refusals)
+        if seen is not None:
+            _sort(_change_stream(file, seen, new_epoch), steps, refusals)
+        elif (lost := (observed.epochs or {}).get(file.name)) is not None and not recreate:
+            refusals.append(_lost(file.name, lost))
+        else:
+            _sort(_create(file, new_epoch(), lost), steps, refusals)
     for consumer in topology.consumers:
         config = observed.consumers.get((consumer.stream, consumer.name))
         _sort(_create_consumer(consumer) if config is None else _change_consumer(consumer, config), steps, refusals)
@@ -201,12 +214,23 @@ def _partitions_refused(has: int, asked: int) -> Refusal:
     return Refusal("partitions", detail, remedy)
 
 
-def _create(file: StreamFile, epoch: str) -> Step:
+def _lost(name: str, epoch: str) -> Refusal:
+    return Refusal(
+        name,
+        f"it existed once (epoch {epoch}) and is gone",
+        f"Restore its backup if there is one: nats stream restore <folder>, then seamark topology restore {name}. "
+        "Only if there is none: seamark topology apply --recreate makes an empty one, and after that none can be restored.",
+    )
+
+
+def _create(file: StreamFile, epoch: str, lost_epoch: str | None) -> Step:
     # The epoch is created together with the stream: there is no moment in which the stream exists without one.
     metadata = (file.config.get("metadata") or {}) | {EPOCH_KEY: epoch}
     config = file.config | {"metadata": metadata}
-    why = (f"{file.config.get('num_replicas', 1)} replica(s), file {file.filename}",)
-    return Step("create_stream", file.name, why, config)
+    why = [f"{file.config.get('num_replicas', 1)} replica(s), file {file.filename}"]
+    if lost_epoch is not None:
+        why.append(f"empty, though it existed once (epoch {lost_epoch})")
+    return Step("create_stream", file.name, tuple(why), config)
 
 
 def _change_stream(file: StreamFile, seen: ObservedStream, new_epoch: Callable[[], str]) -> Step | list[Refusal] | None:
@@ -278,8 +302,6 @@ def _notes(topology: Topology, observed: Observed) -> Iterator[str]:
         yield "no epochs were recorded though EVENTS holds events: they are taken as found"
     for name, epoch in (observed.epochs or {}).items():
         stream = observed.streams.get(name)
-        if stream is None:
-            yield f"{name} existed once (epoch {epoch}) and is gone: restore a backup first if there is one"
         if stream is None or stream.epoch != epoch:
             yield f"{name} is not the stream recorded with epoch {epoch}: dispatchers wait for seamark topology repair"
     named = {(file.stream, file.name) for file in topology.consumers}

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from datetime import UTC, datetime
 
 import structlog
 
 from engine import metrics
 from engine.errors import PartitionStopped, StepDown
+from engine.incarnations import CLOCKS, reaching, stream_of
 from engine.jetstream import Broker, StreamState
 from engine.partition import Delivered
 from engine.tasks import end_if_cancelled
@@ -40,6 +42,7 @@ class ProjectionWorker:
         self._stream = stream
         self._store = store
         self._expected: Checkpoint | None = None
+        self._short: tuple[Checkpoint, datetime] | None = None
         self._epoch = ""
         self._log = _log.bind(projection=name, stream=stream)
         self._lag = metrics.projection_lag.labels(name, stream)
@@ -56,13 +59,36 @@ class ProjectionWorker:
 
     async def _look(self) -> tuple[int, Checkpoint | None, str]:
         checkpoint = await self._stored()
-        state = await self._broker.stream(self._stream)
+        state = await stream_of(self._broker, self._stream)
         epoch = _epoch(state)
         if checkpoint is None:
             return max(1, state.first_seq), None, epoch
         if checkpoint.epoch != epoch:
             raise self._stopped()
+        await self._check_reach(await reaching(self._broker, state, checkpoint.seq), checkpoint)
         return checkpoint.seq + 1, checkpoint, epoch
+
+    async def _check_reach(self, state: StreamState, checkpoint: Checkpoint) -> None:
+        """Is the stream as long as it was when it was folded? Else it was put back to a backup, and nobody has said so."""
+        if checkpoint.seq > state.last_seq:
+            # Remembered: other records are given these numbers soon, and then it would look as if they had been folded.
+            if self._short is None or self._short[0] != checkpoint:
+                self._short = checkpoint, datetime.now(UTC)
+        elif (
+            self._short is None or self._short[0] != checkpoint or await self._is_older(checkpoint.seq, self._short[1])
+        ):
+            self._short = None
+            return
+        raise PartitionStopped(
+            f"{self._name} was folded up to record {checkpoint.seq} of {self._stream}, which has gone back since",
+            f"It was restored from a backup: run `seamark topology restore {self._stream}`, "
+            f"then `seamark rebuild {self._name}`.",
+        )
+
+    async def _is_older(self, seq: int, at: datetime) -> bool:
+        """Was this record there then, whatever a leader that was being replaced has shown?"""
+        stored = await self._broker.leader_next(self._stream, ">", seq)
+        return stored is not None and stored.seq == seq and datetime.fromisoformat(stored.time) < at - CLOCKS
 
     def check(self, state: StreamState) -> None:
         """Is it still the stream the checkpoint counts in?"""

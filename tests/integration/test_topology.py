@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,10 @@ from engine.errors import ApiError, TopologyError, Unavailable
 from engine.jetstream import Broker, NatsSettings, connect
 from engine.subjects import event_subject, log_subject, partition_of
 from engine.topology_check import check
-from engine.topology_files import Overrides, render
+from engine.topology_files import Overrides, Profile, render
 from engine.wire import header
-from seamark.dev.servers import NatsServer
+from seamark.dev.servers import NatsCluster, NatsServer
+from tests.support.logs import connected
 from tests.support.topology import send_as_they_are
 
 
@@ -196,6 +198,77 @@ async def test_restore_of_a_stream_that_is_not_there_changes_nothing(broker: Bro
     assert await topology.actual_epochs(broker) == before
 
 
+@pytest.mark.parametrize(
+    "texts", [["EVENTS="], ["=5"], ["EVENTS=-1"], ["EVENTS=end"], ["LOG-1", "LOG-1=4"], ["LOG-1", "EVENTS"]]
+)
+def test_other_texts_are_no_restored_streams(texts: list[str]):
+    assert topology.parse_backups(["EVENTS=1000", "LOG-2"]) == {"EVENTS": 1000, "LOG-2": None}
+    with pytest.raises(TopologyError):
+        topology.parse_backups(texts)
+
+
+@pytest.mark.parametrize("second", [("dev", 8), ("production", 4)])
+async def test_two_provisioners_that_want_different_things_do_not_both_report_success(
+    nats_cluster: NatsCluster, second: tuple[Profile, int]
+):
+    async with connected(nats_cluster.url) as one, connected(nats_cluster.url) as other:
+        small = dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24)
+        plans = [
+            await topology.plan(one, "dev", 4, overrides=Overrides(stream_bytes=small)),
+            await topology.plan(other, *second, overrides=Overrides(stream_bytes=small)),
+        ]
+        await topology.apply(one, plans[0])
+        with pytest.raises(TopologyError, match=r"was made otherwise by another provisioner.*Plan again"):
+            await topology.apply(other, plans[1])
+        found = await topology.observe(one, "dev")
+        assert {name for name in found.streams if name.startswith("LOG-")} == {f"LOG-{p}" for p in range(4)}
+
+
+async def test_of_two_restores_at_once_the_one_whose_epoch_did_not_stay_says_so(nats_server: NatsServer):
+    async with connected(nats_server.url) as one, connected(nats_server.url) as other:
+        await topology.ensure(one, "dev")
+        turn = Together(2)
+        for broker in (one, other):
+            turn.hold(broker, "STREAM.UPDATE.LOG-2")
+        outcomes = await asyncio.gather(
+            *(topology.restore(broker, ["LOG-2"]) for broker in (one, other)), return_exceptions=True
+        )
+        epoch = (await one.stream("LOG-2")).epoch
+        for outcome in outcomes:
+            if isinstance(outcome, TopologyError):
+                assert "changed at the same time" in str(outcome)
+            else:
+                assert isinstance(outcome, dict), outcome
+                assert outcome["LOG-2"][1] == epoch
+        assert sum(isinstance(outcome, TopologyError) for outcome in outcomes) == 1
+
+
+class Together:
+    """Holds a call of several connections before it is sent, and again after its answer, until all have come so far."""
+
+    def __init__(self, count: int) -> None:
+        self._before, self._after = asyncio.Barrier(count), asyncio.Barrier(count)
+
+    def hold(self, broker: Broker, held: str) -> None:
+        send = broker.api
+
+        async def api(method: str, *args: Any, **given: Any) -> dict[str, Any]:
+            if method != held:
+                return await send(method, *args, **given)
+            await self._before.wait()
+            answer = await send(method, *args, **given)
+            await self._after.wait()
+            return answer
+
+        broker.api = api  # type: ignore[method-assign]
+
+
+async def test_one_server_is_told_that_production_wants_three(broker: Broker):
+    with pytest.raises(TopologyError, match=r"is to have 3 copies.*--profile dev"):
+        await topology.ensure(broker, "production")
+    assert (await topology.observe(broker, "production")).streams == {}
+
+
 async def test_a_server_without_room_is_told_by_name_and_apply_continues_later(broker: Broker):
     plan = await topology.plan(broker, "dev", overrides=Overrides(stream_bytes={"RECEIPTS": 1 << 60}))
     with pytest.raises(TopologyError, match="max_file_store"):
@@ -260,7 +333,7 @@ async def test_a_full_log_refuses_and_keeps_what_it_has(broker: Broker):
 async def test_steps_are_carried_out_in_the_order_of_the_plan(broker: Broker):
     plan = await topology.plan(broker, "dev", 1)
     assert plan.steps[-1].action == "record_epochs", "recorded only once everything exists"
-    with pytest.raises(ApiError):
+    with pytest.raises(TopologyError, match="no stream KV_control"):
         await topology.apply(broker, replace(plan, steps=plan.steps[::-1]))
 
 

@@ -175,7 +175,7 @@ async def test_events_restored_from_a_backup_go_on_where_it_ended_and_nothing_co
     server.start()
 
     async with connected(server.url) as broker:
-        await topology.restore(broker, ["EVENTS"])
+        await topology.restore(broker, ["EVENTS"], {"EVENTS": len(USERS) + 1})
         await publish_to_everybody(broker, "c")  # takes the numbers that round b had
         await publish(broker, to=[USERS[0]], type="demo.personal", id=f"b-{USERS[0]}")  # a service that is not sure
         async with dispatching(server.url, valkey.url) as dispatcher:
@@ -196,7 +196,7 @@ async def test_events_dispatched_again_after_a_restore_do_not_take_themselves_fo
         await publish_to_everybody(broker, "a")
         await dispatched(nats_server, valkey, broker, "a")
         # Everything comes from a backup in which EVENTS was newer than the logs.
-        await topology.restore(broker, ["EVENTS"])
+        await topology.restore(broker, ["EVENTS"], {"EVENTS": len(USERS) + 1})
         for p in range(PARTITIONS):
             await broker.api(f"STREAM.DELETE.LOG-{p}")
         await topology.ensure(broker, "dev", overrides=FAST)

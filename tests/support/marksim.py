@@ -82,6 +82,10 @@ class SimBroker:
         seq = log.last(subject, max(0, upto))
         return Stored(subject, seq, "", b"", log.messages[seq - 1][1]) if seq else None
 
+    async def leader_next(self, *_: Any, **__: Any) -> None:
+        """EVENTS has trimmed everything: nobody can tell from it how old a mark is."""
+        return
+
     async def commit(self, batch: Sequence[Outgoing], **_: Any) -> PubAck:
         await self._pass_time()
         stream = f"LOG-{batch[-1].subject.split('.')[1]}"

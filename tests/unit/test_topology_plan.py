@@ -159,9 +159,22 @@ def test_a_recreated_log_keeps_its_old_entry_so_that_dispatchers_refuse_it():
     topology = render("dev")
     observed = server_with(topology)
     del observed.streams["LOG-2"]
-    plan = decide(topology, observed, tags())
+    plan = decide(topology, observed, tags(), recreate=True)
     assert [step.action for step in plan.steps] == ["create_stream"], "the recorded epoch must not be replaced"
+    assert "it existed once (epoch aaaaaaaa)" in plan.steps[0].line()
     assert any("seamark topology repair" in note for note in plan.notes)
+
+
+def test_a_stream_that_is_gone_is_not_made_anew_unasked_for_then_no_backup_could_be_restored():
+    topology = render("dev")
+    observed = server_with(topology)
+    del observed.streams["LOG-2"]
+    plan = decide(topology, observed, tags())
+    assert plan.steps == ()
+    (refusal,) = plan.refusals
+    assert (refusal.target, "existed once" in refusal.detail) == ("LOG-2", True)
+    assert "--recreate" in refusal.remedy
+    assert not plan.empty
 
 
 def test_streams_and_consumers_of_others_are_left_alone():

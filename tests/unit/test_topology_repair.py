@@ -1,5 +1,6 @@
 """Where dispatchers go on after a restore or a loss."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -130,6 +131,33 @@ def test_numbers_hold_through_several_restores_up_to_the_shortest_backup():
 def test_a_restore_adds_to_the_lineage_and_keeps_other_notes():
     metadata = stream("second00", last=80, restored="first000.50").restored("third000")
     assert metadata == {"seamark.epoch": "third000", "seamark.restored": "second00.80 first000.50"}
+
+
+def test_a_restore_shares_no_more_than_its_backup_held():
+    assert stream("first000", last=80).restored("second00", 60)["seamark.restored"] == "first000.60"
+
+
+def test_a_mark_whose_event_is_younger_than_itself_tells_nothing_and_the_end_of_the_backup_is_asked_for():
+    events = stream("eventnew", last=70, restored=f"{EVENTS}.70")
+    marks = {(0, 0): mark(40), (1, 1): mark(90, p=1), (0, 1): mark(85)}
+    seen = replace(found(events=events, marks=marks), late=frozenset({(1, 1), (0, 1)}))
+    assert [seen.covered(0, 0), seen.covered(1, 1), seen.covered(1, 0)] == [40, 70, 0]
+    plan = decide(seen, Positions(), "repair")
+    (refusal,) = plan.refusals
+    assert (refusal.target, "event 70" in refusal.detail) == ("partition 1", True)
+    assert "1=<sequence>" in refusal.remedy
+    plan = decide(seen, Positions(single={1: 55}), "repair")
+    assert after(plan) == {"mark.0.0": (40, None), "mark.0.1": (55, None), "mark.1.1": (55, None)}
+
+
+@pytest.mark.parametrize("position", ["mark", "first", "last", 42])
+@pytest.mark.parametrize("late", [False, True])
+def test_events_that_went_back_without_a_restore_are_not_repaired_before_one(position, late):
+    seen = found(events=stream(EVENTS, last=100 if late else 55))
+    seen = replace(seen, late=frozenset({(1, 1)}) if late else frozenset())
+    (refusal,) = decide(seen, Positions(position), "repair").refusals
+    assert refusal.target == "partition 1"
+    assert "seamark topology restore EVENTS=" in refusal.remedy
 
 
 def test_recreated_events_have_another_numbering_so_positions_must_be_named():

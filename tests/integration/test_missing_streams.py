@@ -1,0 +1,129 @@
+"""A stream is gone, or what is recorded of the streams is unreadable: it is named with the remedy, and nobody tries for ever."""
+
+from collections.abc import Callable
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from engine import dispatcher, partition, topology
+from engine.dispatcher import Dispatcher, read_partitions
+from engine.errors import PartitionStopped, TopologyError
+from engine.jetstream import Broker
+from engine.partition import Phase
+from engine.topology_check import report_start
+from projections.runner import ProjectionWorker
+from seamark.dev.servers import NatsServer, Valkey
+from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+
+PARTITIONS = 4
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "EPOCH_WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(partition, "STOPPED_RETRY_SECONDS", 0.5)
+
+
+def stopped(working: Dispatcher, *partitions: int) -> Callable[[], bool]:
+    return lambda: all(working.readers[q].phase is Phase.STOPPED for q in partitions or range(PARTITIONS))
+
+
+async def test_without_events_a_role_is_told_what_to_run(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        with pytest.raises(TopologyError, match=r"no stream EVENTS.*seamark topology apply"):
+            await read_partitions(broker)
+
+
+async def test_events_deleted_under_a_dispatcher_stop_it_and_are_named(nats_server: NatsServer, valkey: Valkey) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        async with dispatching(nats_server.url, valkey.url) as working:
+            await worked(broker, "e1")
+            with capture_logs() as logs:
+                await broker.api("STREAM.DELETE.EVENTS")
+                await eventually(stopped(working))
+            assert {line["why"] for line in logs if line["log_level"] == "error"} == {"there is no stream EVENTS"}
+            with pytest.raises(PartitionStopped, match="Restore it from a backup"):
+                await working.readers[0]._worker.position()
+
+
+async def worked(broker: Broker, event_id: str) -> None:
+    """Everybody's partition has dispatched something."""
+    for user in range(12):
+        await publish(broker, to=[f"user{user}"], type="demo", id=f"{event_id}-{user}")
+    await eventually(lambda: holds(broker, 12, event_id))
+
+
+async def holds(broker: Broker, count: int, event_id: str) -> bool:
+    return sum(entry.id.startswith(event_id) for entry in await all_records(broker, PARTITIONS)) == count
+
+
+async def test_while_one_log_is_missing_the_others_are_still_watched(nats_server: NatsServer, valkey: Valkey) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        async with dispatching(nats_server.url, valkey.url) as working:
+            await worked(broker, "e1")
+            await broker.api("STREAM.DELETE.LOG-3")
+            await eventually(stopped(working, 3))
+            assert all(working.readers[q].phase is Phase.READING for q in (0, 1, 2))
+            await topology.restore(broker, ["LOG-1"])
+            await eventually(stopped(working, 1, 3))
+            assert all(working.readers[q].phase is Phase.READING for q in (0, 2))
+
+
+async def test_without_the_control_bucket_a_partition_stops_and_goes_on_once_it_is_made_again(
+    nats_server: NatsServer, valkey: Valkey
+) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        await broker.api("STREAM.DELETE.KV_control")
+        with pytest.raises(TopologyError, match=r"no stream KV_control.*seamark topology apply"):
+            await topology.read_epochs(broker)
+        async with dispatching(nats_server.url, valkey.url) as working:
+            await eventually(stopped(working))
+            await topology.ensure(broker, "dev", overrides=FAST)
+            await worked(broker, "e1")
+
+
+async def test_epochs_edited_by_hand_stop_dispatchers_and_commands_with_the_way_out(
+    nats_server: NatsServer, valkey: Valkey
+) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        await broker.append(topology.EPOCHS_SUBJECT, b"EVENTS=abc")
+        with pytest.raises(TopologyError, match="nats kv del control epochs"):
+            await topology.plan(broker, "dev")
+        async with dispatching(nats_server.url, valkey.url) as working:
+            await eventually(stopped(working))
+            await broker.append(topology.EPOCHS_SUBJECT, b"", {"KV-Operation": "DEL"})  # what `nats kv del` does
+            await topology.ensure(broker, "dev", overrides=FAST)
+            await worked(broker, "e1")
+
+
+async def test_a_projection_of_a_missing_log_stops_and_names_it(nats_server: NatsServer) -> None:
+    class Nothing:
+        async def checkpoint(self) -> None:
+            return None
+
+    async with connected(nats_server.url) as broker:
+        worker = ProjectionWorker(broker, "inbox", "LOG-1", Nothing())  # type: ignore[arg-type]
+        with pytest.raises(PartitionStopped, match="no stream LOG-1"):
+            await worker.acquire()
+
+
+@pytest.mark.parametrize(("profile", "told"), [("dev", []), ("production", ["replicas"])])
+async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_needs(
+    nats_server: NatsServer, profile: str, told: list[str]
+) -> None:
+    structlog.reset_defaults()
+    async with connected(nats_server.url) as broker:
+        await report_start(broker, profile)  # type: ignore[arg-type]
+        await topology.ensure(broker, "dev", overrides=FAST)
+        with capture_logs() as logs:
+            await report_start(broker, profile)  # type: ignore[arg-type]
+            assert [line["what"] for line in logs] == told
+            assert all("EVENTS has 1" in line["detail"] for line in logs)
+        with capture_logs() as logs:
+            await report_start(broker, profile, [nats_server.monitor_url])  # type: ignore[arg-type]
+            assert [line["what"] for line in logs] == ["sync_always", *told]
