@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.errors import TopologyError
+from engine.errors import SeamarkError, TopologyError
 from engine.settings import given_settings, load_settings
 from seamark.cli.output import err, out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json, nats_settings, read_dev_file
@@ -18,25 +18,42 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engine.jetstream import Broker
+    from engine.repair_plan import RepairPlan
     from engine.topology_files import Profile
 
 app = typer.Typer(help="Streams and consumers: plan, apply, check, restore, repair, render.", no_args_is_help=True)
 
-ProfileOption = Annotated[str, typer.Option("--profile", help="dev or production.", envvar="SEAMARK_PROFILE")]
-Partitions = Annotated[int | None, typer.Option("--partitions", help="Fixed for life when the topology is made.")]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        help="dev or production; default: as the roles have it, dev for the development stack of this folder.",
+    ),
+]
+Partitions = Annotated[
+    int | None,
+    typer.Option("--partitions", help="Fixed for life when the topology is made; default: SEAMARK_PARTITIONS."),
+]
+Recreate = Annotated[
+    bool, typer.Option("--recreate", help="Make streams anew, empty, that existed once and have no backup.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 
 
 @app.command()
 def plan(
-    profile: ProfileOption = "dev", partitions: Partitions = None, folder: Folder = DATA_FOLDER, as_json: Json = False
+    profile: ProfileOption = None,
+    partitions: Partitions = None,
+    recreate: Recreate = False,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
 ) -> None:
     """Show what would have to change on the server; exit code 2 when something is refused."""
 
     async def work(broker: Broker) -> None:
         from engine import topology
 
-        found = await topology.plan(broker, _profile(profile), partitions)
+        found = await topology.plan(broker, _profile(profile), _partitions(partitions), recreate=recreate)
         _show(found, as_json=as_json)
         if found.refusals:
             raise typer.Exit(2)
@@ -46,16 +63,23 @@ def plan(
 
 @app.command()
 def apply(
-    profile: ProfileOption = "dev", partitions: Partitions = None, folder: Folder = DATA_FOLDER, as_json: Json = False
+    profile: ProfileOption = None,
+    partitions: Partitions = None,
+    recreate: Recreate = False,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
 ) -> None:
     """Bring the server in line with the files; loses no data, refuses what would."""
 
     async def work(broker: Broker) -> None:
         from engine import topology
 
-        done = await topology.ensure(broker, _profile(profile), partitions)
+        found = await topology.plan(broker, _profile(profile), _partitions(partitions), recreate=recreate)
+        for note in found.notes:
+            err.print(f"# {note}", markup=False)
+        done = await topology.apply(broker, found)
         if as_json:
-            print_json({"done": done})
+            print_json({"done": done, "notes": list(found.notes)})
             return
         for line in done or ["nothing to do"]:
             out.print(line, markup=False)
@@ -65,7 +89,7 @@ def apply(
 
 @app.command()
 def check(
-    profile: ProfileOption = "dev",
+    profile: ProfileOption = None,
     partitions: Partitions = None,
     monitor: Annotated[
         list[str] | None, typer.Option("--monitor", help="Monitoring address of a server; repeat for all.")
@@ -79,7 +103,7 @@ def check(
         from engine import topology_check
 
         found = await topology_check.check(
-            broker, _profile(profile), partitions, monitor_urls=monitor or _monitors(folder)
+            broker, _profile(profile), _partitions(partitions), monitor_urls=monitor or _monitors(folder)
         )
         _show(found, as_json=as_json)
         if found.refused:
@@ -90,16 +114,23 @@ def check(
 
 @app.command()
 def restore(
-    streams: Annotated[list[str], typer.Argument(help="Streams that were restored from a backup.")],
+    streams: Annotated[
+        list[str],
+        typer.Argument(
+            help="Streams that were restored from a backup: LOG-2, or EVENTS=1000 with the last sequence of its backup "
+            "(state.last_seq in backup.json)."
+        ),
+    ],
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """Give restored streams a new epoch, so that no cursor or mark of before is believed."""
+    from engine import topology
+
+    backups = topology.parse_backups(streams)
 
     async def work(broker: Broker) -> None:
-        from engine import topology
-
-        rotated = await topology.restore(broker, streams)
+        rotated = await topology.restore(broker, backups, backups)
         if as_json:
             print_json({name: {"before": old, "after": new} for name, (old, new) in rotated.items()})
             return
@@ -128,36 +159,47 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Rewrite the dispatchers' positions for the streams as they are now. Shows what it will do first."""
+    from engine import repair as repairs
+    from engine.repair_plan import parse_positions
 
-    async def work(broker: Broker) -> None:
-        from engine import repair as repairs
-        from engine.repair_plan import parse_positions
+    rule, positions = repairs.claims_rule(claims), parse_positions(at or [])
+    found: list[RepairPlan] = []
 
+    async def prepare(broker: Broker) -> None:
         async with _redis(folder) as redis:
-            rule = repairs.claims_rule(claims)
-            found = await repairs.prepare(broker, redis, parse_positions(at or []), claims=rule)
-            _show(found, as_json=as_json)
-            if found.refusals:
-                raise typer.Exit(2)
-            if found.empty or not (yes or typer.confirm("Do this?", err=True)):
-                return
-            for line in await repairs.apply(broker, redis, found):
-                err.print(line, markup=False)
+            found.append(await repairs.prepare(broker, redis, positions, claims=rule))
 
-    _run(folder, work)
+    async def carry_out(broker: Broker) -> None:
+        async with _redis(folder) as redis:
+            done = await repairs.apply(broker, redis, found[0])
+        if as_json:
+            print_json({"done": done})
+        for line in [] if as_json else done:
+            err.print(line, markup=False)
+
+    # Not connected while a person reads and thinks: the server would drop a client that answers no pings. What moves
+    # meanwhile is noticed: every mark is written only over the one that the plan has seen.
+    _run(folder, prepare)
+    _show(found[0], as_json=as_json)
+    if found[0].refusals:
+        raise typer.Exit(2)
+    if not found[0].empty:
+        if not yes:
+            typer.confirm("Do this?", abort=True, err=True)
+        _run(folder, carry_out)
 
 
 @app.command()
 def render(
     target: Annotated[Path, typer.Argument(help="Folder to write the files to.")],
-    profile: ProfileOption = "dev",
+    profile: ProfileOption = None,
     partitions: Partitions = None,
     as_json: Json = False,
 ) -> None:
     """Write the stream and consumer files with all numbers filled in, for `nats stream add --config`."""
     from engine import topology_files
 
-    written = topology_files.render(_profile(profile), partitions).write(target)
+    written = topology_files.render(_profile(profile), _partitions(partitions)).write(target)
     if as_json:
         print_json([str(path) for path in written])
         return
@@ -184,13 +226,20 @@ def _show(found: Any, *, as_json: bool) -> None:
         out.print(line, markup=False)
 
 
-def _profile(name: str) -> Profile:
+def _profile(name: str | None) -> Profile:
+    """What was asked for, else what the roles run with: the settings' where they give a broker or the profile itself."""
     from engine.topology_files import PROFILES
 
+    if name is None:
+        name = load_settings().profile if {"nats_url", "profile"} & given_settings() else "dev"
     for profile in PROFILES:
         if profile == name:
             return profile
     raise TopologyError(f"unknown profile {name!r}", f"Choose one of {', '.join(PROFILES)}.")
+
+
+def _partitions(number: int | None) -> int | None:
+    return load_settings().partitions if number is None else number
 
 
 def _run(folder: Path, work: Callable[[Broker], Awaitable[None]]) -> None:
@@ -210,9 +259,20 @@ def _run(folder: Path, work: Callable[[Broker], Awaitable[None]]) -> None:
 
 @contextlib.asynccontextmanager
 async def _redis(folder: Path) -> AsyncIterator[Redis]:
-    from redis.asyncio import Redis
+    """The store of the claims of that broker: the settings' where they give either of them, else the stack's.
 
-    named = "redis_url" in given_settings()
+    Raises:
+        SeamarkError: in the body, for a Redis that does not answer.
+    """
+    from redis.asyncio import Redis
+    from redis.exceptions import RedisError
+
+    named = {"redis_url", "nats_url"} & given_settings()
     url = load_settings().redis_url.reveal() if named else read_dev_file(folder).redis_url
-    async with Redis.from_url(url, socket_connect_timeout=2, socket_timeout=None) as redis:
-        yield redis
+    try:
+        async with Redis.from_url(url, socket_connect_timeout=2, socket_timeout=None) as redis:
+            yield redis
+    except (RedisError, TimeoutError, OSError) as error:
+        why = str(error) or type(error).__name__
+        remedy = "Start it or set SEAMARK_REDIS_URL, then run the repair again; --claims none leaves Redis alone"
+        raise SeamarkError(f"Redis, which keeps the claims, does not do what is asked: {why}. {remedy}") from error
