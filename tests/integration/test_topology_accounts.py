@@ -237,6 +237,19 @@ async def test_a_provisioner_cannot_delete_or_purge_a_stream_nor_publish(connect
         assert await denied(provisioner, subject), subject
 
 
+async def test_a_provisioner_removes_a_consumer_as_its_refusals_advise_and_makes_it_again(connected: Connect):
+    provisioner = await connected("provisioner")
+    for consumer in ("EVENTS.dispatch-0", "LOG-0.inbox-0", "LOG-3.unread-3", "RECEIPTS.deliveries-1"):
+        await provisioner.api(f"CONSUMER.DELETE.{consumer}")
+    plan = await topology.plan(provisioner, "dev")
+    assert {step.target for step in plan.steps if step.action == "create_consumer"} == {
+        "EVENTS/dispatch-0",
+        "LOG-0/inbox-0",
+        "LOG-3/unread-3",
+        "RECEIPTS/deliveries-1",
+    }
+
+
 async def test_a_backup_reads_a_whole_stream_and_changes_none(connected: Connect):
     backup = await connected("backup")
     inbox, arrived = backup.nc.new_inbox(), asyncio.Event()
