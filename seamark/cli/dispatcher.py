@@ -25,11 +25,13 @@ async def _dispatch(settings: Settings, stop: asyncio.Event, health: Health) -> 
 
     from engine.dispatcher import run
     from engine.jetstream import connect
+    from engine.topology_check import report_start
 
     broker = await connect(settings.nats("seamark-dispatcher"))
     try:
         async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis:
             health.not_ready = lambda: [] if broker.connected else ["not connected to NATS"]
+            await report_start(broker, settings.profile, settings.nats_monitor_urls)
             await run(
                 broker,
                 redis,

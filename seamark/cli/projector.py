@@ -28,6 +28,7 @@ async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> N
     from redis.asyncio import Redis
 
     from engine.jetstream import connect
+    from engine.topology_check import report_start
     from projections.projector import run
 
     broker = await connect(settings.nats("seamark-projector"))
@@ -41,6 +42,7 @@ async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> N
             await pool
         async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis:
             health.not_ready = lambda: [] if broker.connected else ["not connected to NATS"]
+            await report_start(broker, settings.profile, settings.nats_monitor_urls)
             await run(broker, redis, pool, partitions=settings.partitions, stop=stop)
     finally:
         if pool is not None:
