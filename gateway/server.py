@@ -16,6 +16,7 @@ from engine.cursor import Cursor
 from engine.errors import ApiError, InvalidSetting, TopologyError
 from engine.jetstream import Broker, StreamState, connect
 from engine.subjects import EVENTS_STREAM, encode_token, log_stream
+from engine.topology_check import report_start
 from gateway import cors, inbox_api, inbox_page, poll, proof_api, sse, ws
 from gateway.admission import Handshakes
 from gateway.api_keys import ApiKeys, PostgresKeys
@@ -159,6 +160,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
     count = await _partitions(broker, options.partitions)
+    await report_start(broker, "dev" if options.dev else "production")
     tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
     redis = (
         None
