@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import asyncpg
 import msgspec
 import structlog
 
 from engine import metrics
+from gateway.key_table import hash_of
 from gateway.limits import API_KEY_CACHE, API_KEY_QUERY_SECONDS, API_KEY_SECONDS, TOKEN_BYTES
 
 _log = structlog.get_logger("seamark.api_keys")
+
+EVENTS_WRITE: Final = "events:write"
+"""The scope of a key that may publish events."""
+
+SCOPES: Final = (EVENTS_WRITE,)
+"""All there are."""
 
 POOL_CONNECTIONS = 4
 """A process asks for each key once a minute: few are enough."""
@@ -108,7 +114,7 @@ class ApiKeys:
         """
         if not 1 <= len(key) <= TOKEN_BYTES:
             return None
-        key_hash = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        key_hash = hash_of(key)
         remembered = self._remembered(key_hash)
         if remembered is not None and self._now() < remembered[1]:
             metrics.gateway_api_keys.labels("cached").inc()

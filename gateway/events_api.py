@@ -15,7 +15,7 @@ from engine.errors import ApiError, BrokerError, InvalidEvent, InvalidToken, Una
 from engine.events import Encoded, encode, new_event_id
 from engine.jetstream import RETRIED_ERR_CODES, Broker, PubAck
 from engine.subjects import check_type, encode_token
-from gateway.api_keys import ApiKey, ApiKeys, KeysAway
+from gateway.api_keys import EVENTS_WRITE, ApiKey, ApiKeys, KeysAway
 from gateway.auth import bearer
 from gateway.bodies import read_body
 from gateway.limits import (
@@ -30,9 +30,6 @@ from gateway.limits import (
 from gateway.problems import Problem, unavailable
 
 _log = structlog.get_logger("seamark.events_api")
-
-SCOPE: Final = "events:write"
-"""What a key must allow."""
 
 _STORE_FULL: Final = frozenset({10047, 10077, 10023, 10054})
 """The server's words for a store that takes no more: the event was not stored and may be sent again later."""
@@ -119,8 +116,8 @@ class EventsApi:
             raise unavailable(str(error)) from error
         if key is None:
             raise Problem(401, "unauthenticated", "the API key is not known")
-        if SCOPE not in key.scopes:
-            raise Problem(403, "forbidden", f"the API key lacks the scope {SCOPE}")
+        if EVENTS_WRITE not in key.scopes:
+            raise Problem(403, "forbidden", f"the API key lacks the scope {EVENTS_WRITE}")
         return key
 
     def _reserve(self, count: int) -> None:
