@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 import structlog
 
@@ -13,41 +15,66 @@ REDACTED_KEYS = frozenset({"token", "password", "secret", "authorization", "payl
 """Keys that never reach a log, whoever passes them."""
 
 
+class Output:
+    """A file that never fails its writer: where a disk is full or a reader has gone, lines are lost and nothing else.
+
+    It writes past Python's own buffer: what waits in there would be tried again at the end of the process, and fail it.
+
+    Args:
+        file: what is behind it; None, as `sys.stdout` is for a process that was started without: every line is lost.
+    """
+
+    def __init__(self, file: IO[str] | None) -> None:
+        self._descriptor = None if file is None else file.fileno()
+
+    def write(self, text: str) -> int:
+        """Write at once, or lose it."""
+        left = text.encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError):
+            while left and self._descriptor is not None:
+                left = left[os.write(self._descriptor, left) :]
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
 def configure_logging(role: str, format: Literal["json", "console"] = "json", level: str = "INFO") -> None:
-    """Send logs of this process to standard output, as JSON lines or for people; standard `logging` goes the same way."""
+    """Send logs of this process to standard output, as JSON lines or for people; standard `logging` goes the same way.
+
+    A line that cannot be written is lost: a full disk must not end a role that could do without it.
+    """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _redact,
     ]
-    renderer = structlog.dev.ConsoleRenderer() if format == "console" else structlog.processors.JSONRenderer()
+    drawn = _rendering(format)
+    output = cast("Any", Output(sys.stdout))
     structlog.configure(
-        processors=[*shared, structlog.processors.StackInfoRenderer(), _exceptions(format), renderer],
+        processors=[*shared, structlog.processors.StackInfoRenderer(), *drawn],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(file=output),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *drawn], foreign_pre_chain=shared
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
-def _exceptions(format: str) -> Any:
-    """Tracebacks as data for machines; the console renderer draws its own."""
+def _rendering(format: str) -> list[Any]:
+    """The last steps of a line: tracebacks as data for machines; the console renderer draws its own."""
+    # Both without local variables: they hold payloads and tokens.
     if format == "console":
-        return _unchanged
-    # Local variables hold payloads and tokens.
-    return structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
-
-
-def _unchanged(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return event
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
 
 
 def _redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
