@@ -1,7 +1,7 @@
 """Settings: one frozen object, from environment variables, `*_FILE` secrets and an optional TOML file.
 
-Precedence: environment, then file, then default. A secret is best given as a file (`SEAMARK_JWT_SECRET_FILE`): its content
-shows neither in a process list nor in an environment dump.
+Precedence: environment, then file, then default; what is empty is not set. A secret is best given as a file
+(`SEAMARK_JWT_SECRET_FILE`): its content shows neither in a process list nor in an environment dump.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
 from engine.errors import InvalidSetting
 from engine.jetstream import NatsSettings
+from engine.topology_files import PARTITIONS_MAX
 
 Profile = Literal["dev", "production"]
 LogFormat = Literal["json", "console"]
 
 PREFIX: Final = "SEAMARK_"
 FILE_VARIABLE: Final = "SEAMARK_SETTINGS"
+PORT_MAX: Final = 65_535
 
 
 class Secret:
@@ -43,8 +46,8 @@ class Secret:
 class Settings:
     """Every setting of every role. The variable of a field is `SEAMARK_` and its name in capitals."""
 
-    nats_url: str = "nats://127.0.0.1:4222"
-    """The broker; several servers are separated by commas."""
+    nats_url: Secret = field(default_factory=lambda: Secret("nats://127.0.0.1:4222"))
+    """The broker; several servers are separated by commas. A secret, as user and password may stand in it."""
     nats_user: str | None = None
     """User of this role in the broker's accounts (`nats/accounts.conf`)."""
     nats_password: Secret | None = None
@@ -52,7 +55,7 @@ class Settings:
     nats_credentials: str | None = None
     """Path of a credentials file, instead of user and password."""
     nats_inbox_prefix: str | None = None
-    """Prefix of reply subjects; unset: `_INBOX_<user>` where there is a user (as `nats/accounts.conf` has it), else `_INBOX`."""
+    """Prefix of reply subjects; unset: as `inbox_prefix_of` says."""
     nats_monitor_urls: tuple[str, ...] = ()
     """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs to disk."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
@@ -91,13 +94,33 @@ class Settings:
     def nats(self, name: str) -> NatsSettings:
         """How this process connects to the broker, as `name` in the server's list of connections."""
         return NatsSettings(
-            self.nats_url,
+            self.nats_url.reveal(),
             user=self.nats_user,
             password=self.nats_password.reveal() if self.nats_password else None,
             credentials_file=self.nats_credentials,
             name=name,
-            inbox_prefix=self.nats_inbox_prefix or (f"_INBOX_{self.nats_user}" if self.nats_user else "_INBOX"),
+            inbox_prefix=self.nats_inbox_prefix or inbox_prefix_of(self.nats_url.reveal(), self.nats_user),
         )
+
+
+def inbox_prefix_of(urls: str, user: str | None = None) -> str:
+    """The prefix under which `nats/accounts.conf` lets a user read replies: `_INBOX_<user>`, and `_INBOX` for nobody.
+
+    Args:
+        urls: servers separated by commas; the user may stand in an address.
+        user: the user, where it is given apart.
+    """
+    named = user or next(filter(None, map(_user_of, urls.split(","))), None)
+    return f"_INBOX_{named}" if named else "_INBOX"
+
+
+def _user_of(url: str) -> str | None:
+    """Who an address names. Without a password it names nobody: nats-py takes what stands there for a token."""
+    try:
+        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+    except ValueError:
+        return None  # whoever connects there says what is wrong with it
+    return parts.username if parts.password is not None else None
 
 
 def load_settings(env: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
@@ -119,16 +142,44 @@ def given_settings(env: Mapping[str, str] | None = None, file: Path | None = Non
     Raises:
         InvalidSetting: as `load_settings`.
     """
-    return frozenset(name for name, value in _values(env, file).items() if value != "")
+    return frozenset(_values(env, file))
+
+
+def given_variables(env: Mapping[str, str] | None = None, file: Path | None = None) -> dict[str, str]:
+    """What somebody gave, in whatever way, as variables that hold the values themselves: for a process of ours.
+
+    Raises:
+        InvalidSetting: as `load_settings`.
+    """
+    return {variable_of(name): _text(value) for name, value in _values(env, file).items()}
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def cannot_listen(role: Literal["gateway", "health"], host: str, port: int, error: OSError) -> InvalidSetting:
+    """What to raise where an address of `SEAMARK_<ROLE>_HOST` and `_PORT` cannot be had."""
+    host_variable, port_variable = variable_of(f"{role}_host"), variable_of(f"{role}_port")
+    why = error.strerror or str(error)
+    return InvalidSetting(
+        f"{host_variable}, {port_variable}: cannot listen on port {port} of {host} ({why}):"
+        " end what listens there, or choose another"
+    )
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _values(env: Mapping[str, str] | None, file: Path | None) -> dict[str, Any]:
     env = os.environ if env is None else env
     path = file or (Path(env[FILE_VARIABLE]) if env.get(FILE_VARIABLE) else None)
-    values = _from_file(path) if path else {}
+    # Empty is not set: that is how a compose file or a chart leaves a variable out.
+    values = {name: value for name, value in _from_file(path).items() if value != ""} if path else {}
     for entry in fields(Settings):
-        text = _from_environment(env, PREFIX + entry.name.upper())
-        if text is not None:
+        if text := _from_environment(env, variable_of(entry.name)):
             values[entry.name] = text
     return values
 
@@ -138,7 +189,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise InvalidSetting(f"{FILE_VARIABLE}: {path} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"{FILE_VARIABLE}: {path} is not TOML: {error}") from error
     known = {entry.name for entry in fields(Settings)}
     if unknown := sorted(values.keys() - known):
@@ -149,36 +200,64 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment(env: Mapping[str, str], variable: str) -> str | None:
     """The variable's value, or the content of the file that `<variable>_FILE` names."""
     path = env.get(f"{variable}_FILE")
-    if path is None:
+    if not path:
         return env.get(variable)
-    if variable in env:
+    if env.get(variable):
         raise InvalidSetting(f"{variable} and {variable}_FILE are both set: unset one of them")
     try:
-        return Path(path).read_text().strip()
+        text = Path(path).read_text().strip()
     except OSError as error:
         raise InvalidSetting(f"{variable}_FILE: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidSetting(
+            f"{variable}_FILE: {path} is not text in UTF-8: write the value into it as text"
+        ) from error
+    if not text:
+        # Who names a file means what is in it: a secret that was never written must not become a default.
+        raise InvalidSetting(f"{variable}_FILE: {path} is empty: write the value into it, or unset the variable")
+    return text
 
 
 _TYPES: Final = {entry.name: str(entry.type) for entry in fields(Settings)}
 _CHOICES: Final = {"profile": get_args(Profile), "log_format": get_args(LogFormat)}
+_RANGES: Final = {
+    "partitions": (1, PARTITIONS_MAX),
+    "gateway_port": (0, PORT_MAX),
+    "health_port": (0, PORT_MAX),
+    "handshakes_per_minute": (0, 1_000_000_000),
+}
 
 
 def _convert(name: str, value: Any) -> Any:
-    kind, variable = _TYPES[name], PREFIX + name.upper()
+    kind, variable = _TYPES[name], variable_of(name)
     if name in _CHOICES:
         if value not in _CHOICES[name]:
             raise InvalidSetting(f"{variable} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
         return value
-    try:
-        if kind.startswith("int"):
-            return int(value)
-        if kind.startswith("float"):
-            return float(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidSetting(f"{variable} must be a number, not {value!r}") from error
+    if kind.startswith("int"):
+        return _number(variable, value, *_RANGES[name])
     if kind.startswith("tuple"):
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(part.strip() for part in parts if part.strip())
+        return _list(variable, value)
     if not isinstance(value, str):
         raise InvalidSetting(f"{variable} must be a string, not a {type(value).__name__}")
     return Secret(value) if kind.startswith("Secret") else value
+
+
+def _number(variable: str, value: Any, lowest: int, highest: int) -> int:
+    # A file can say `true`, which is a number to Python, and 80.5, which would be cut.
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise InvalidSetting(f"{variable} must be a whole number, not {value!r}")
+    try:
+        number = int(value)
+    except ValueError as error:
+        raise InvalidSetting(f"{variable} must be a whole number, not {value!r}") from error
+    if not lowest <= number <= highest:
+        raise InvalidSetting(f"{variable} must be {lowest} to {highest}, not {number}")
+    return number
+
+
+def _list(variable: str, value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise InvalidSetting(f"{variable} must be a list of strings, or one string with commas between them")
+    return tuple(part.strip() for part in parts if part.strip())

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from engine.cursor import Cursor
 from engine.errors import ApiError, InvalidSetting, TopologyError
 from engine.jetstream import Broker, StreamState, connect
+from engine.settings import cannot_listen
 from engine.subjects import EVENTS_STREAM, encode_token, log_stream
 from engine.topology_check import report_start
 from gateway import cors, inbox_api, inbox_page, poll, proof_api, sse, ws
@@ -67,8 +68,7 @@ async def run(
         started: called with the port once clients are taken.
 
     Raises:
-        Unavailable: no broker. TopologyError, InvalidSetting: with the remedy.
-        OSError: the port cannot be had.
+        Unavailable: no broker. TopologyError, InvalidSetting: with the remedy; the latter also where the port is taken.
     """
     keys = _keys(options)
     broker = await connect(options.nats)
@@ -79,7 +79,7 @@ async def run(
             await runner.setup()
             site = web.TCPSite(runner, options.host, port, backlog=ACCEPT_BACKLOG, reuse_port=reuse_port or None)
             try:
-                await site.start()
+                await _open(site, options.host, port)
                 _log.info("gateway_started", host=options.host, port=site.port, partitions=len(context.partitions))
                 if started is not None:
                     started(site.port, context)
@@ -91,6 +91,13 @@ async def run(
     finally:
         await keys.close()
         await broker.close()
+
+
+async def _open(site: web.TCPSite, host: str, port: int) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise cannot_listen("gateway", host, port, error) from error
 
 
 def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | None) -> web.Application:

@@ -16,8 +16,8 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from engine.errors import BrokerError, SeamarkError
-from engine.settings import Settings
+from engine.errors import BrokerError, InvalidSetting, SeamarkError
+from engine.settings import Settings, cannot_listen
 from engine.telemetry import configure_logging
 from seamark.exitcode import FAILED, MISCONFIGURED, exit_code_of
 
@@ -55,7 +55,7 @@ def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: flo
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         return uvloop.run(_supervise(role, settings, work, stop_seconds_max))
-    except OSError as error:  # the health port: nothing of the role has run yet
+    except InvalidSetting as error:  # the health port: nothing of the role has run yet
         _log.error("cannot_start", why=str(error))
         return MISCONFIGURED
 
@@ -121,7 +121,14 @@ async def _health_port(settings: Settings, health: Health) -> AsyncIterator[int]
     await runner.setup()
     site = web.TCPSite(runner, settings.health_host, settings.health_port)
     try:
-        await site.start()
+        await _listen(site, settings)
         yield site.port
     finally:
         await runner.cleanup()
+
+
+async def _listen(site: web.TCPSite, settings: Settings) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise cannot_listen("health", settings.health_host, settings.health_port, error) from error

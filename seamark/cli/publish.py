@@ -37,6 +37,7 @@ def publish(
             user=settings.user,
             password=settings.password,
             credentials_file=settings.credentials_file,
+            inbox_prefix=settings.inbox_prefix,
             tenant=tenant or "default",
         ) as publisher:
             return await publisher.publish(to=to, type=type, data=body, id=id, key=key)

@@ -10,7 +10,7 @@ import typer
 
 from engine.errors import InvalidSetting
 from engine.jetstream import NatsSettings
-from engine.settings import given_settings, load_settings
+from engine.settings import given_settings, inbox_prefix_of, load_settings
 
 DATA_FOLDER = Path(".seamark")
 
@@ -55,4 +55,24 @@ def nats_settings(data: Path, name: str) -> NatsSettings:
     """The broker: the settings where they give its address, else the development stack's."""
     if "nats_url" in given_settings():
         return load_settings().nats(name)
-    return NatsSettings(read_dev_file(data).nats_url, name=name)
+    url = read_dev_file(data).nats_url
+    return NatsSettings(url, name=name, inbox_prefix=inbox_prefix_of(url))
+
+
+def postgres_url(data: Path) -> str:
+    """The database: the settings where they give its address, else the development stack's.
+
+    Raises:
+        InvalidSetting: the settings give another broker but no database, or there is no stack.
+    """
+    given = load_settings().postgres_url
+    if given is not None:
+        return given.reveal()
+    if "nats_url" in given_settings():
+        raise InvalidSetting("SEAMARK_POSTGRES_URL is not set")
+    return read_dev_file(data).postgres_url
+
+
+def shown(urls: str) -> str:
+    """Addresses as they may be shown: without user and password, and without options, which may hold them too."""
+    return "://".join(part.rpartition("@")[2].partition("?")[0] for part in urls.split("://"))

@@ -17,6 +17,7 @@ from engine.events import Encoded, encode
 from engine.jetstream import Broker, NatsSettings
 from engine.jetstream import connect as connect_broker
 from engine.limits import APPEND_BUDGET_SECONDS
+from engine.settings import inbox_prefix_of
 from engine.subjects import parse_stored_event
 from seamark.client.backoff import Backoff
 from seamark.client.errors import ConnectionClosed, PublishFailed, PublishRefused
@@ -96,7 +97,6 @@ class Publisher:
         self._tenant = tenant
         self._way: _Way
         if nats_url is not None and gateway_url is None:
-            account = user or URL(nats_url.split(",")[0]).user
             settings = NatsSettings(
                 url=nats_url,
                 user=user,
@@ -104,7 +104,7 @@ class Publisher:
                 credentials_file=credentials_file,
                 name="seamark-publisher",
                 # As in `nats/accounts.conf`: a user reads answers under a prefix of its own.
-                inbox_prefix=inbox_prefix or (f"_INBOX_{account}" if account else "_INBOX"),
+                inbox_prefix=inbox_prefix or inbox_prefix_of(nats_url, user),
             )
             self._way = _OverNats(settings, budget_seconds)
         elif gateway_url is not None and nats_url is None and api_key:

@@ -33,7 +33,6 @@ SERVES = """
     async def work(stop, health):
         health.not_ready = lambda: []
         await stop.wait()
-        print("last words", flush=True)
 """
 
 
@@ -160,5 +159,79 @@ def test_a_health_port_that_is_taken_is_said() -> None:
     with role(SERVES, SEAMARK_HEALTH_PORT=port) as first:
         first.said("role_starting")
         with role(SERVES, SEAMARK_HEALTH_PORT=port) as second:
-            assert port in str(second.said("cannot_start")["why"])
+            why = str(second.said("cannot_start")["why"])
+            assert port in why
+            assert "SEAMARK_HEALTH_PORT" in why
             assert second.process.wait(10) == 78
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_ends_no_role() -> None:
+    port = free_port()
+    program = PROGRAM.format(work=textwrap.dedent(SERVES))
+    env = {"PYTHONPATH": str(ROOT), "SEAMARK_HEALTH_PORT": str(port)}
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen([sys.executable, "-c", program], env=env, stdout=full, stderr=subprocess.PIPE)
+    with process:
+        try:
+            until_ready(port)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_a_log_whose_reader_has_gone_ends_no_role() -> None:
+    port = free_port()
+    with role(SERVES, SEAMARK_HEALTH_PORT=str(port)) as running:
+        assert running.process.stdout is not None
+        running.process.stdout.close()
+        until_ready(port)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
+
+
+def until_ready(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                assert answer.status == 200
+                return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_tracebacks_of_libraries_reach_the_log_as_data_and_show_no_values() -> None:
+    work = """
+        import logging
+
+        async def work(stop, health):
+            try:
+                payload = "hidden"
+                raise RuntimeError("broken")
+            except RuntimeError:
+                logging.getLogger("a.library").exception("it failed")
+            await stop.wait()
+    """
+    with role(work) as running:
+        line = running.said("it failed")
+        assert line["exception"][0]["exc_value"] == "broken"
+        assert line["exception"][0]["frames"][-1]["name"] == "work"
+        assert "exc_info" not in line
+        assert "hidden" not in json.dumps(line)
+
+
+def test_people_see_tracebacks_without_the_values_of_variables() -> None:
+    work = """
+        import structlog
+
+        async def work(stop, health):
+            payload = "hid" + "den"
+            raise RuntimeError("broken")
+    """
+    with role(work, SEAMARK_LOG_FORMAT="console") as running:
+        shown, _ = running.process.communicate(timeout=30)
+    assert "RuntimeError: broken" in shown
+    assert "hidden" not in shown

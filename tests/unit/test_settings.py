@@ -1,5 +1,6 @@
 """Settings: where they come from, what wins, and what is said when one is wrong."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -7,12 +8,12 @@ import pytest
 
 from engine import settings
 from engine.errors import InvalidSetting
-from engine.settings import Secret, Settings, given_settings, load_settings
+from engine.settings import Secret, Settings, given_settings, inbox_prefix_of, load_settings
 
 
 def test_without_anything_set_the_defaults_are_in_force() -> None:
     found = load_settings({})
-    assert found.nats_url == "nats://127.0.0.1:4222"
+    assert found.nats_url.reveal() == "nats://127.0.0.1:4222"
     assert found.profile == "production"
 
 
@@ -42,6 +43,20 @@ def test_lists_are_separated_by_commas_in_the_environment_and_arrays_in_the_file
     assert load_settings({"SEAMARK_ORIGINS": "https://a.example, https://b.example,"}).origins == expected
 
 
+def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('jwt_issuer = ""\nhealth_port = 9001\norigins = ""\n')
+    empty = {f"SEAMARK_{entry.name.upper()}": "" for entry in fields(Settings)}
+    files = {f"{variable}_FILE": "" for variable in empty}
+    found = load_settings(empty | files | {"SEAMARK_SETTINGS": str(file)})
+    assert (found.postgres_url, found.jwt_issuer, found.origins, found.health_port) == (None, None, (), 9001)
+    assert found.redis_url.reveal() == "redis://127.0.0.1:6379/0"
+    assert given_settings(empty | files) == set()
+    secret = tmp_path / "secret"
+    secret.write_text("hidden")
+    assert load_settings(empty | {"SEAMARK_JWT_SECRET_FILE": str(secret)}).jwt_secret is not None
+
+
 def test_what_is_given_is_told_from_what_is_a_default_however_it_was_given(tmp_path: Path) -> None:
     file, url = tmp_path / "settings.toml", tmp_path / "url"
     file.write_text("partitions = 4\n")
@@ -60,6 +75,12 @@ def test_what_is_given_is_told_from_what_is_a_default_however_it_was_given(tmp_p
         ({"SEAMARK_JWT_SECRET_FILE": "/nowhere"}, "SEAMARK_JWT_SECRET_FILE"),
         ({"SEAMARK_JWT_SECRET_FILE": "/nowhere", "SEAMARK_JWT_SECRET": "x"}, "unset one"),
         ({"SEAMARK_SETTINGS": "/nowhere"}, "SEAMARK_SETTINGS"),
+        ({"SEAMARK_JWT_SECRET_FILE": "/dev/null"}, "SEAMARK_JWT_SECRET_FILE: /dev/null is empty"),
+        ({"SEAMARK_GATEWAY_PORT": "70000"}, "SEAMARK_GATEWAY_PORT must be 0 to 65535"),
+        ({"SEAMARK_HEALTH_PORT": "99999"}, "SEAMARK_HEALTH_PORT must be 0 to 65535"),
+        ({"SEAMARK_HEALTH_PORT": "-1"}, "SEAMARK_HEALTH_PORT must be 0 to 65535"),
+        ({"SEAMARK_PARTITIONS": "0"}, "SEAMARK_PARTITIONS must be 1 to 64"),
+        ({"SEAMARK_HANDSHAKES_PER_MINUTE": "-1"}, "SEAMARK_HANDSHAKES_PER_MINUTE"),
     ],
 )
 def test_a_wrong_setting_is_named_with_the_remedy(env: dict[str, str], named: str) -> None:
@@ -69,7 +90,15 @@ def test_a_wrong_setting_is_named_with_the_remedy(env: dict[str, str], named: st
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("gateway_port = ", "not TOML"), ("gateway_prot = 1", "gateway_prot"), ("nats_url = 4222", "SEAMARK_NATS_URL")],
+    [
+        ("gateway_port = ", "not TOML"),
+        ("gateway_prot = 1", "gateway_prot"),
+        ("nats_url = 4222", "SEAMARK_NATS_URL"),
+        ("gateway_port = true", "SEAMARK_GATEWAY_PORT"),
+        ("gateway_port = 80.5", "SEAMARK_GATEWAY_PORT"),
+        ("origins = 5", "SEAMARK_ORIGINS"),
+        ("origins = [5]", "SEAMARK_ORIGINS"),
+    ],
 )
 def test_a_wrong_line_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "settings.toml"
@@ -94,5 +123,39 @@ def test_every_setting_says_what_it_is() -> None:
 
 
 def test_what_may_hold_a_password_is_a_secret() -> None:
-    for name in ("nats_password", "redis_url", "postgres_url", "jwt_secret", "dev_api_key"):
+    for name in ("nats_url", "nats_password", "redis_url", "postgres_url", "jwt_secret", "dev_api_key"):
         assert isinstance(getattr(load_settings({f"SEAMARK_{name.upper()}": "x"}), name), Secret), name
+
+
+def test_no_setting_that_holds_a_password_shows_it() -> None:
+    found = load_settings({"SEAMARK_NATS_URL": "nats://dispatcher:hidden@n1", "SEAMARK_REDIS_URL": "redis://:hidden@r"})
+    assert "hidden" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("env", "prefix"),
+    [
+        ({}, "_INBOX"),
+        ({"SEAMARK_NATS_USER": "dispatcher"}, "_INBOX_dispatcher"),
+        ({"SEAMARK_NATS_URL": "nats://dispatcher:pw@n1"}, "_INBOX_dispatcher"),
+        ({"SEAMARK_NATS_URL": "nats://n1:4222,nats://dispatcher:pw@n2:4222"}, "_INBOX_dispatcher"),
+        ({"SEAMARK_NATS_URL": "dispatcher:pw@n1:4222"}, "_INBOX_dispatcher"),
+        ({"SEAMARK_NATS_URL": "nats://gateway:pw@n1", "SEAMARK_NATS_USER": "dispatcher"}, "_INBOX_dispatcher"),
+        ({"SEAMARK_NATS_URL": "nats://dispatcher:pw@n1", "SEAMARK_NATS_INBOX_PREFIX": "_MINE"}, "_MINE"),
+        # A token, as nats-py takes it: it names nobody, and must not be seen in a subject.
+        ({"SEAMARK_NATS_URL": "nats://s3cr3t@n1"}, "_INBOX"),
+    ],
+)
+def test_replies_are_read_where_the_accounts_let_the_user_read(env: dict[str, str], prefix: str) -> None:
+    assert load_settings(env).nats("seamark-test").inbox_prefix == prefix
+
+
+def test_an_address_that_is_none_names_nobody() -> None:
+    assert inbox_prefix_of("nats://[") == "_INBOX"
+
+
+def test_the_manual_has_every_setting() -> None:
+    manual = (Path(settings.__file__).parents[1] / "docs/operations.md").read_text()
+    table = manual[manual.index("## Settings") : manual.index("## Exit codes")]
+    named = set(re.findall(r"`(?:SEAMARK)?_([A-Z_]+)`", table))
+    assert {entry.name.upper() for entry in fields(Settings)} <= named

@@ -1,0 +1,76 @@
+"""Commands against a broker with accounts: whoever is named, in the address or apart, gets the answers meant for it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import topology
+from engine.jetstream import connect
+from engine.topology_files import Overrides
+from seamark import Publisher
+from seamark.dev.servers import NatsServer
+from tests.support.devstack import ROOT
+from tests.support.topology import password, passwords, server_with_accounts, settings_for
+
+ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
+SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    started = server_with_accounts(tmp_path / "nats")
+    try:
+        started.start()
+        asyncio.run(make_topology(started))
+        yield started
+    finally:
+        started.kill()
+
+
+async def make_topology(server: NatsServer) -> None:
+    broker = await connect(settings_for(server.url, "provisioner"))
+    try:
+        await topology.ensure(broker, "dev", overrides=SMALL)
+    finally:
+        await broker.close()
+
+
+def with_login(url: str, user: str) -> str:
+    return url.replace("nats://", f"nats://{user}:{password(user)}@")
+
+
+def seamark(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "seamark", *words, "--json"]
+    return subprocess.run(argv, cwd=folder, env=ENV | env, capture_output=True, text=True, timeout=50)
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["variables", "address"])
+def test_who_the_settings_name_publishes_and_looks(server: NatsServer, tmp_path: Path, apart: bool) -> None:
+    def login(user: str) -> dict[str, str]:
+        if apart:
+            return {"SEAMARK_NATS_USER": user, "SEAMARK_NATS_PASSWORD": password(user), "SEAMARK_NATS_URL": server.url}
+        return {"SEAMARK_NATS_URL": with_login(server.url, user)}
+
+    stored = seamark(tmp_path, "publish", "--to", "alice", **login("publisher"))
+    assert stored.returncode == 0, stored.stderr
+    looked = seamark(tmp_path, "log", "alice", **login("operator"))
+    assert looked.returncode == 0, looked.stderr
+
+
+def test_an_inbox_prefix_that_is_set_is_the_publishing_commands_too(server: NatsServer, tmp_path: Path) -> None:
+    env = {"SEAMARK_NATS_URL": with_login(server.url, "publisher")}
+    assert seamark(tmp_path, "publish", "--to", "alice", **env).returncode == 0
+    elsewhere = seamark(tmp_path, "publish", "--to", "alice", **env, SEAMARK_NATS_INBOX_PREFIX="_INBOX_gateway")
+    assert elsewhere.returncode == 1
+
+
+async def test_a_publisher_of_the_sdk_may_be_named_in_the_address(server: NatsServer) -> None:
+    async with Publisher(nats_url=with_login(server.url, "publisher")) as publisher:
+        assert not (await publisher.publish(to="alice", type="demo.hello", data={})).duplicate
