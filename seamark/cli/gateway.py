@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.settings import Settings, load_settings
-from seamark.exitcode import MISCONFIGURED
+from engine.errors import InvalidSetting
+from engine.settings import PORT_MAX, Settings, cannot_listen, load_settings
 
 if TYPE_CHECKING:
     from gateway.options import GatewayOptions
     from seamark.process import Health
 
-RESTART_SECONDS = 1.0
-POLL_SECONDS = 0.2
-STOP_SECONDS_MAX = 25.0
+SHARED_VARIABLE = "SEAMARK_GATEWAY_PORT_SHARED"
+"""Set for processes that share their port with others. Nobody else may: the kernel would give half of the connections to
+whatever else listens there, such as another stack, and nobody would be told."""
 
 
 def gateway(
@@ -44,12 +41,15 @@ def _serve(settings: Settings) -> int:
         from gateway.context import Context
         from gateway.health import not_ready
         from gateway.server import run
+        from seamark.siblings import say_up
 
         def started(port: int, context: Context) -> None:
             health.not_ready = lambda: not_ready(context)
+            say_up()
 
         collector.tune()
-        await run(_options(settings), stop=stop, port=settings.gateway_port, reuse_port=True, started=started)
+        shared = bool(os.environ.get(SHARED_VARIABLE))
+        await run(_options(settings), stop=stop, port=settings.gateway_port, reuse_port=shared, started=started)
 
     return run_role("gateway", settings, work)
 
@@ -75,62 +75,45 @@ def _options(settings: Settings) -> GatewayOptions:
 
 
 def _serve_many(settings: Settings, count: int) -> int:
-    """Parent of `count` processes: a dead one is replaced and that is said, signals are passed on. It serves nothing."""
-    import structlog
-
+    """Parent of `count` processes on one port; it serves nothing."""
     from engine.telemetry import configure_logging
+    from seamark.siblings import run_siblings
 
     configure_logging("gateway", settings.log_format)
-    log = structlog.get_logger("seamark.gateway")
-    port = settings.gateway_port or _reserve_port(settings.gateway_host)
-    stopping = False
-
-    def stop(signum: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, stop)
-    children = [_spawn(settings, port, number) for number in range(count)]
-    while not stopping:
-        time.sleep(POLL_SECONDS)
-        for number, child in enumerate(children):
-            if child.poll() is None or stopping:
-                continue
-            if child.returncode == MISCONFIGURED:  # the child has said what is wrong
-                _end(children)
-                return MISCONFIGURED
-            log.error("gateway_process_ended", number=number, code=child.returncode, restart_seconds=RESTART_SECONDS)
-            time.sleep(RESTART_SECONDS)
-            children[number] = _spawn(settings, port, number)
-    return _end(children)
+    port = _free_port(settings.gateway_host, settings.gateway_port)
+    environments = [_environment(port, health_port) for health_port in _health_ports(settings.health_port, count)]
+    return run_siblings("gateway", [sys.executable, "-m", "seamark", "gateway", "--processes", "1"], environments)
 
 
-def _spawn(settings: Settings, port: int, number: int) -> subprocess.Popen[bytes]:
-    from seamark.dev.child import death_signal_setter
-
-    # Ports of their own: the one that is set for the first process, the following ones for the others.
-    health_port = settings.health_port + number if settings.health_port else 0
-    env = {**os.environ, "SEAMARK_GATEWAY_PORT": str(port), "SEAMARK_HEALTH_PORT": str(health_port)}
-    argv = [sys.executable, "-m", "seamark", "gateway", "--processes", "1"]
-    return subprocess.Popen(argv, env=env, preexec_fn=death_signal_setter(signal.SIGTERM))  # noqa: PLW1509
+def _environment(port: int, health_port: int) -> dict[str, str]:
+    """Ours, with the ports of one process in it."""
+    ports = {"SEAMARK_GATEWAY_PORT": str(port), "SEAMARK_HEALTH_PORT": str(health_port)}
+    # The same said by a file would stand against it.
+    rest = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ports}
+    return {**rest, **ports, SHARED_VARIABLE: "1"}
 
 
-def _end(children: list[subprocess.Popen[bytes]]) -> int:
-    for child in children:
-        child.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS_MAX
-    for child in children:
-        try:
-            child.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    return 0
+def _health_ports(first: int, count: int) -> list[int]:
+    """The one that is set for the first process, the following ones for the others; 0: chosen by the system for each."""
+    if first + count - 1 > PORT_MAX:
+        raise InvalidSetting(f"SEAMARK_HEALTH_PORT: {count} processes take {count} ports in a row: choose a lower one")
+    return [first + number if first else 0 for number in range(count)]
 
 
-def _reserve_port(host: str) -> int:
-    """A port all children can bind; taken free a moment before they do."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def _free_port(host: str, port: int) -> int:
+    """A port that nobody listens on: the one that is set, or one for 0. Taken free a moment before the children bind it.
+
+    Raises:
+        InvalidSetting: somebody listens there. The children, who share the port, would not notice.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+                port = port or int(probe.getsockname()[1])
+    except OSError as error:
+        raise cannot_listen("gateway", host, port, error) from error
+    return port

@@ -17,13 +17,16 @@ from engine import topology
 from engine.jetstream import NatsSettings, connect
 from seamark.dev.child import free_port
 from seamark.dev.servers import NatsServer
+from seamark.exitcode import MISCONFIGURED
 
 ROOT = Path(__file__).parents[2]
 
 
 class Gateway:
-    def __init__(self, nats: NatsServer, folder: Path) -> None:
-        self.port, self.health = free_port(), free_port()
+    def __init__(
+        self, nats: NatsServer, folder: Path, processes: int = 2, port: int | None = None, **more: str
+    ) -> None:
+        self.port, self.health = port or free_port(), free_port()
         self.log = folder / "gateway.log"
         env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {
             "PYTHONPATH": str(ROOT),
@@ -32,8 +35,10 @@ class Gateway:
             "SEAMARK_JWT_SECRET": "a secret for tests that is long enough for HS256",
             "SEAMARK_GATEWAY_PORT": str(self.port),
             "SEAMARK_HEALTH_PORT": str(self.health),
+            **more,
         }
-        argv = [sys.executable, "-m", "seamark", "gateway", "--processes", "2"]
+        env = {name: value for name, value in env.items() if f"{name}_FILE" not in more}
+        argv = [sys.executable, "-m", "seamark", "gateway", "--processes", str(processes)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log)
 
@@ -60,10 +65,14 @@ def ok(url: str) -> bool:
 
 
 @pytest.fixture
-async def gateway(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Gateway]:
+async def topology_made(nats_server: NatsServer) -> None:
     broker = await connect(NatsSettings(nats_server.url))
     await topology.ensure(broker, "dev", None)
     await broker.close()
+
+
+@pytest.fixture
+async def gateway(topology_made: None, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Gateway]:
     gateway = Gateway(nats_server, tmp_path)
     try:
         gateway.eventually(gateway.ready)
@@ -96,3 +105,44 @@ def test_no_process_outlives_its_parent(gateway: Gateway) -> None:
     gateway.process.kill()
     gateway.process.wait()
     assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_port_that_is_taken_is_named_and_shared_with_nobody(
+    gateway: Gateway, nats_server: NatsServer, tmp_path: Path, processes: int
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = Gateway(nats_server, tmp_path / "second", processes, port=gateway.port)
+    try:
+        assert second.process.wait(30) == MISCONFIGURED
+    finally:
+        second.process.kill()
+        second.process.wait()
+    said = second.log.read_text()
+    assert "SEAMARK_GATEWAY_PORT" in said
+    assert str(gateway.port) in said
+    assert "Traceback" not in said
+    assert gateway.ready()
+
+
+def test_a_health_port_without_room_for_all_processes_is_named(nats_server: NatsServer, tmp_path: Path) -> None:
+    gateway = Gateway(nats_server, tmp_path, SEAMARK_HEALTH_PORT="65535")
+    assert gateway.process.wait(30) == MISCONFIGURED
+    assert "SEAMARK_HEALTH_PORT: 2 processes take 2 ports in a row" in gateway.log.read_text()
+
+
+@pytest.mark.usefixtures("topology_made")
+def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) -> None:
+    ports = {"SEAMARK_GATEWAY_PORT": free_port(), "SEAMARK_HEALTH_PORT": free_port()}
+    for name, port in ports.items():
+        (tmp_path / name).write_text(f"{port}\n")
+    gateway = Gateway(nats_server, tmp_path, **{f"{name}_FILE": str(tmp_path / name) for name in ports})
+    gateway.port, gateway.health = ports.values()
+    try:
+        gateway.eventually(gateway.ready)
+        assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(30) == 0
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
