@@ -16,8 +16,10 @@ import typer
 from rich.markup import escape
 
 from engine.errors import SeamarkError
+from engine.settings import PORT_MAX
+from engine.topology_files import PARTITIONS_MAX
 from seamark.cli.output import err, out, print_json
-from seamark.cli.target import DATA_FOLDER, DevFile, Folder, Json
+from seamark.cli.target import DATA_FOLDER, DevFile, Folder, Json, shown
 
 if TYPE_CHECKING:
     from seamark.dev.stack import Options, Stack
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
 
 def dev(
     folder: Folder = DATA_FOLDER,
-    port: Annotated[int | None, typer.Option("--port", help="Port of the gateway; 8080 if it is free.")] = None,
-    partitions: Annotated[int | None, typer.Option("--partitions", help="Fixed with the first run; 4.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port of the gateway; 8080 if it is free.", min=1, max=PORT_MAX)
+    ] = None,
+    partitions: Annotated[
+        int | None, typer.Option("--partitions", help="Fixed with the first run; 4.", min=1, max=PARTITIONS_MAX)
+    ] = None,
     processes: Annotated[int, typer.Option("--processes", help="Gateway processes; 0: one per core.", min=0)] = 1,
     as_json: Json = False,
 ) -> None:
@@ -84,9 +90,9 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     for name, value in (
         ("inbox page", f"[link={stack.gateway_url}]{stack.gateway_url}/[/link]"),
         ("gateway", f"{stack.gateway_url}  (WebSocket /v1/ws, events POST /v1/events)"),
-        ("NATS", stack.nats_url + (f"  (monitoring {monitor_url})" if monitor_url else "")),
-        ("Valkey", stack.redis_url),
-        ("PostgreSQL", stack.postgres_url.split("@")[-1]),
+        ("NATS", shown(stack.nats_url) + (f"  (monitoring {monitor_url})" if monitor_url else "")),
+        ("Valkey", shown(stack.redis_url)),
+        ("PostgreSQL", shown(stack.postgres_url)),
     ):
         out.print(f"  {name:<12}{value}")
     out.print()
@@ -95,9 +101,9 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     out.print(f"  [bold cyan]{seamark} publish{where} --to {stack.user} --type demo.hello --data {body}[/]")
     out.print(f"  {seamark} tail{where} {stack.user}")
     out.print()
-    out.print("Look inside with the nats CLI (no credentials needed here):")
-    out.print(f"  nats --server {stack.nats_url} stream report")
-    out.print(f"  nats --server {stack.nats_url} sub 'live.>'")
+    out.print("Look inside with the nats CLI (the stack's own broker asks for no credentials):")
+    out.print(f"  nats --server {shown(stack.nats_url)} stream report")
+    out.print(f"  nats --server {shown(stack.nats_url)} sub 'live.>'")
     out.print()
     out.print(f"A token for {stack.user}, should you need one:")
     out.print(f"  {stack.token}", style="dim")

@@ -46,7 +46,7 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except (OSError, OverflowError):  # taken, not ours to bind, or no port at all
             return False
     return True
 
@@ -91,12 +91,16 @@ class Child:
         name: how messages call it.
         log_path: its stdout and stderr are appended here.
         death_signal: what the child gets when the parent dies, even by SIGKILL.
+
+    Attributes:
+        holds: descriptors that the child inherits and keeps open as long as it lives, such as that of a lock.
     """
 
     def __init__(self, name: str, log_path: Path, *, death_signal: signal.Signals = signal.SIGTERM) -> None:
         self.name = name
         self.log_path = log_path
         self.death_signal = death_signal
+        self.holds: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -128,6 +132,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
+                pass_fds=self.holds,
                 # Own group: Ctrl-C in a terminal must reach the parent alone, which stops children in its order.
                 start_new_session=True,
                 preexec_fn=death_signal_setter(self.death_signal),  # noqa: PLW1509 - it makes one system call

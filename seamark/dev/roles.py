@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from seamark.dev.child import Child
+from seamark.dev.child import Child, ServerFailed
 
 BACKOFF_SECONDS_MIN = 0.5
 BACKOFF_SECONDS_MAX = 10.0
@@ -60,7 +60,10 @@ async def keep(child: Child, spawn: Callable[[], None], say: Callable[[str], Non
         say(f"{child.name} ended ({_why(child.exit_code)}), restarting in {backoff:g} s; log: {child.log_path}")
         await asyncio.sleep(backoff)
         backoff = min(BACKOFF_SECONDS_MAX, backoff * 2)
-        spawn()
+        try:
+            spawn()
+        except (OSError, ServerFailed) as error:  # no process or no program to be had now: the next round tries again
+            say(f"{child.name} cannot be started: {error}")
 
 
 def _why(code: int | None) -> str:

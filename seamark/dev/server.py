@@ -18,6 +18,8 @@ class Server:
 
     stop_signal = signal.SIGTERM
     death_signal = signal.SIGTERM
+    stop_seconds_max = STOP_SECONDS
+    """From the signal to the SIGKILL."""
 
     def __init__(self, name: str, data: Path, port: int | None) -> None:
         self.name = name
@@ -75,9 +77,9 @@ class Server:
         self.spawn()
         self.wait_ready(timeout_seconds)
 
-    def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
-        """End it in good order (killed at the deadline)."""
-        self.child.stop(self.stop_signal, timeout_seconds)
+    def stop(self) -> None:
+        """End it in good order; killed after `stop_seconds_max`."""
+        self.child.stop(self.stop_signal, self.stop_seconds_max)
 
     def kill(self) -> None:
         """SIGKILL, at once; data and port stay for the next `start`."""

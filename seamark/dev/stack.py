@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
-import asyncpg
 
 from engine import topology
 from engine.errors import InvalidSetting, Unavailable
 from engine.jetstream import connect
 from engine.settings import given_settings, load_settings
 from engine.topology_files import files_folder
+from gateway.api_keys import SCOPES
+from gateway.key_table import KeyTable
+from seamark import postgres
 from seamark.cli.target import DATA_FOLDER, DevFile
 from seamark.cli.token import sign
 from seamark.dev.child import free_port, is_free
+from seamark.dev.environment import roles_environment
+from seamark.dev.lock import locked
 from seamark.dev.roles import Role, keep
 from seamark.dev.secretsfile import Kept, read_kept, write_private_json
 from seamark.dev.servers import HOST, NatsServer, Postgres, Server, Valkey
@@ -49,10 +51,11 @@ class Options:
 class Stack:
     """A running development stack; made by `started`."""
 
-    def __init__(self, options: Options, kept: Kept, say: Say) -> None:
+    def __init__(self, options: Options, kept: Kept, say: Say, lock: int) -> None:
         self._options = options
         self._kept = kept
         self._say = say
+        self._lock = lock
         self._servers: list[Server] = []
         self._roles: list[Role] = []
         self.nats_url = self.redis_url = self.postgres_url = self.gateway_url = ""
@@ -65,10 +68,10 @@ class Stack:
 
     async def start(self) -> None:
         """Servers, topology, schema, roles; returns when the gateway can serve."""
+        port = self._gateway_port()
         await self._start_servers()
         self._say("applying topology and schema")
         await self._prepare_stores()
-        port = self._gateway_port()
         self.gateway_url = f"http://{HOST}:{port}"
         write_private_json(self._options.data / "kept.json", self._kept)
         self._start_roles(port)
@@ -86,15 +89,15 @@ class Stack:
             await self._start_server(valkey)
             self.redis_url, ports["valkey"] = valkey.url, valkey.port
         if not self.postgres_url:
-            postgres = Postgres(data / "postgres", port=_port(ports.get("postgres")))
-            await self._start_server(postgres)
-            self.postgres_url, ports["postgres"] = postgres.url, postgres.port
+            database = Postgres(data / "postgres", port=_port(ports.get("postgres")))
+            await self._start_server(database)
+            self.postgres_url, ports["postgres"] = database.url, database.port
 
     def _take_given_servers(self) -> None:
         """Servers that the settings name are used and left alone."""
         given, settings = given_settings(), load_settings()
         if "nats_url" in given:
-            self.nats_url = settings.nats_url
+            self.nats_url = settings.nats_url.reveal()
         if "redis_url" in given:
             self.redis_url = settings.redis_url.reveal()
         if settings.postgres_url is not None:
@@ -103,7 +106,8 @@ class Stack:
     async def _start_server(self, server: Server) -> None:
         self._say(f"starting {server.name}")
         self._servers.append(server)
-        await asyncio.to_thread(server.prepare)
+        server.child.holds = (self._lock,)
+        await _to_the_end(server.prepare)
         server.spawn()
         await asyncio.to_thread(server.wait_ready)
 
@@ -114,16 +118,11 @@ class Stack:
         finally:
             await broker.close()
         await migrate(self.postgres_url)
-        connection = await asyncpg.connect(self.postgres_url, timeout=10)
+        connection = await postgres.connect(self.postgres_url)
         try:
-            await connection.execute(
-                "INSERT INTO api_keys (tenant, name, key_hash, scopes) VALUES ($1, 'dev', $2, $3)"
-                " ON CONFLICT (key_hash) DO NOTHING",
-                TENANT,
-                hashlib.sha256(self._kept.api_key.encode()).digest(),
-                ["events:write"],
-                timeout=10,
-            )
+            await KeyTable(connection).keep(self._kept.api_key, TENANT, SCOPES, name="dev")
+        except postgres.FAILURES as error:
+            raise postgres.explained(error) from error
         finally:
             await connection.close(timeout=10)
 
@@ -150,15 +149,14 @@ class Stack:
             "SEAMARK_GATEWAY_PORT": str(port),
             "SEAMARK_LOG_FORMAT": "json",
         }
-        # Another way to say the same, left in a shell, must not stand against what the stack prints.
-        besides = {"SEAMARK_JWKS_URL", "SEAMARK_FOLDER", *(f"{name}_FILE" for name in ours)}
         if data != DATA_FOLDER:
             ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
-        env = {name: value for name, value in os.environ.items() if name not in besides} | ours
+        env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
         for name, words in (("dispatcher", ["dispatcher"]), ("projector", ["projector"]), ("gateway", gateway)):
             self._say(f"starting {name}")
             role = Role(name, words, env, data / f"{name}.log", self._say)
+            role.child.holds = (self._lock,)
             role.spawn()
             self._roles.append(role)
 
@@ -193,11 +191,14 @@ class Stack:
 
     async def keep(self) -> None:
         """Restart what dies; ends by cancellation."""
-        async with asyncio.TaskGroup() as tasks:
-            for role in self._roles:
-                tasks.create_task(role.keep(), name=f"keep {role.name}")
-            for server in self._servers:
-                tasks.create_task(keep(server.child, server.spawn, self._say), name=f"keep {server.name}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for role in self._roles:
+                    tasks.create_task(role.keep(), name=f"keep {role.name}")
+                for server in self._servers:
+                    tasks.create_task(keep(server.child, server.spawn, self._say), name=f"keep {server.name}")
+        except BaseExceptionGroup as failed:  # the first failure has stopped the others
+            raise failed.exceptions[0] from None
 
     def stop(self) -> None:
         """Everything in order: who takes work first, then who does it, then the stores."""
@@ -217,8 +218,8 @@ async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
         InvalidSetting: another stack runs on this data, or a port is taken. ServerFailed, Unavailable: see the message.
     """
     options.data.mkdir(parents=True, exist_ok=True)
-    with _locked(options.data):
-        stack = Stack(options, read_kept(options.data), say)
+    async with locked(options.data, say) as lock:
+        stack = Stack(options, read_kept(options.data), say, lock)
         try:
             await stack.start()
             write_private_json(options.data / "dev.json", stack.describe())
@@ -229,26 +230,19 @@ async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
             stack.stop()
 
 
-@contextlib.contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    """One stack per data folder; the lock goes with the process, however it ends."""
-    with (data / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise InvalidSetting(
-                f"a stack already runs on {data} (pid {file.read().strip() or 'unknown'}): stop it, or name another --folder"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def _port(kept: int | None) -> int | None:
     """The port of the last run if it is still free: URLs in an operator's history go on to work."""
     return kept if kept and is_free(kept, HOST) else None
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """Run `work` in a thread. A cancellation waits for its end: what works on the folder must not outlast the lock."""
+    task = asyncio.create_task(asyncio.to_thread(work), name="prepare")
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait((task,))
+        task.exception()  # told to whoever still listens
 
 
 async def _ready(http: aiohttp.ClientSession, url: str) -> bool:

@@ -75,6 +75,7 @@ class Postgres(Server):
     """
 
     stop_signal = signal.SIGINT  # "fast": roll back and close open connections, do not wait for them
+    stop_seconds_max = 60.0  # its last checkpoint writes everything, and killed it would leave shared memory behind
     death_signal = signal.SIGQUIT  # "immediate": the parent is gone, recovery at the next start does the rest
 
     def __init__(self, data: Path, *, port: int | None = None, durable: bool = True) -> None:
@@ -113,16 +114,24 @@ class Postgres(Server):
             shutil.chown(fresh, NOBODY)
         initdb = [str(postgres_bin() / "initdb"), "--username=postgres", f"--pwfile={self._password_path}", "--no-sync"]
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=builtin"]
-        done = subprocess.run(
-            [*self._as_user(), *initdb, *options, f"--pgdata={fresh}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=READY_SECONDS_MAX,
-            check=False,
-        )
+        self._initdb([*self._as_user(), *initdb, *options, f"--pgdata={fresh}"])
+        fresh.rename(self.cluster)
+
+    def _initdb(self, argv: Sequence[str]) -> None:
+        try:
+            done = subprocess.run(
+                argv,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=READY_SECONDS_MAX,
+                pass_fds=self.child.holds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = (error.stdout or b"").decode(errors="replace")
+            raise ServerFailed(f"initdb did not end within {READY_SECONDS_MAX:g} s\n{said}") from error
         if done.returncode:
             raise ServerFailed(f"initdb failed\n{done.stdout.decode(errors='replace')}")
-        fresh.rename(self.cluster)
 
     def command(self) -> list[str]:
         """`postgres` itself (no pg_ctl), as another user when we are root."""
@@ -133,6 +142,9 @@ class Postgres(Server):
             "fsync": "on" if self.durable else "off",
             "synchronous_commit": "on" if self.durable else "off",
             "max_connections": "200",
+            # In files of the cluster, which its next start removes: segments of the system outlive a SIGKILL for ever.
+            "shared_memory_type": "mmap",
+            "dynamic_shared_memory_type": "mmap",
         }
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         return [*self._as_user(), str(postgres_bin() / "postgres"), "-D", str(self.cluster), *settings]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.subjects import log_subject, partition_of
 from seamark.dev.servers import NatsServer, Valkey
 from seamark.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT, Stack
@@ -185,3 +187,83 @@ def written(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     for name, value in settings.items():
         (folder / name).write_text(f"{value}\n")
     return {f"{name}_FILE": str(folder / name) for name in settings}
+
+
+def test_what_was_left_in_the_shell_does_not_stand_against_what_the_stack_prints(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('jwt_issuer = "https://issuer"\npartitions = 8\n')
+    left = {
+        "SEAMARK_SETTINGS": str(tmp_path / "settings.toml"),
+        "SEAMARK_HEALTH_PORT": "9100",
+        "SEAMARK_JWT_AUDIENCE": "audience",
+        "SEAMARK_POSTGRES_URL": "",
+    }
+    stack = Stack(tmp_path, **left)
+    stack.start()
+    try:
+        stack.run("publish", "--to", "alice", "--id", "first")
+        [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
+        assert json.loads(line)["record"]["id"] == "first"
+        assert "restarting" not in stack.output.read_text()
+    finally:
+        stack.stop()
+
+
+def test_a_port_that_is_taken_starts_nothing_and_is_named(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        stack.words = ["--port", str(taken.getsockname()[1])]
+        argv = [sys.executable, "-m", "seamark", "dev", *stack.words]
+        done = subprocess.run(argv, cwd=tmp_path, env=stack.env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == MISCONFIGURED
+    assert "--port" in done.stderr
+    assert not (tmp_path / ".seamark/nats").exists()
+
+
+def test_a_killed_stack_can_be_started_again_at_once_on_its_data(stack: Stack) -> None:
+    stack.run("publish", "--to", "alice", "--id", "before")
+    family = stack.children()
+    assert stack.process is not None
+    stack.process.kill()
+    stack.process.wait()
+    stack.start()
+    lines = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
+    assert [json.loads(line)["record"]["id"] for line in lines] == ["before"]
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_stack_that_is_ended_while_it_makes_its_database_leaves_nothing_behind(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    with stack.output.open("wb") as output:
+        argv = [sys.executable, "-m", "seamark", "dev", *stack.words]
+        stack.process = subprocess.Popen(argv, cwd=tmp_path, env=stack.env, stdout=output, stderr=output)
+    deadline = time.monotonic() + 60
+    while not any("initdb" in Path(child.name()).name for child in stack.children()):
+        assert time.monotonic() < deadline, stack.output.read_text()
+        time.sleep(0.005)
+    family = stack.stop()
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    stack.start()
+    stack.stop()
+
+
+async def test_a_message_that_is_no_record_does_not_hide_the_log(stack: Stack) -> None:
+    async def logged(count: int) -> bool:
+        return len((await asyncio.to_thread(stack.run, "log", "alice", "--json")).splitlines()) == count
+
+    await asyncio.to_thread(stack.run, "publish", "--to", "alice", "--id", "first")
+    async with connected(stack.describe().nats_url) as broker:
+        await eventually(lambda: _has(broker, "first"))
+        subject = log_subject(partition_of("default", "alice", 4), "default", "alice")
+        for payload in (b"not json [bold]", b"[1]", b"\xff"):
+            await broker.append(subject, payload)
+    await asyncio.to_thread(stack.run, "publish", "--to", "alice", "--id", "last")
+    await eventually(lambda: logged(5), seconds=30)
+    lines = stack.run("log", "alice", "--json").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [line["record"] and line["record"]["id"] for line in records] == ["first", None, None, None, "last"]
+    assert [line["raw"] for line in records[1:4]] == ["not json [bold]", "[1]", "\ufffd"]
+    shown = await asyncio.to_thread(stack.run, "log", "alice")
+    assert "not json [bold]" in shown
+    assert "id last" in shown

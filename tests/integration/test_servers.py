@@ -17,6 +17,7 @@ import redis.asyncio
 
 from seamark.dev.child import ServerFailed, free_port, is_free
 from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
+from tests.support.servers import end
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +104,7 @@ async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path)
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(f"postgresql://postgres:wrong@127.0.0.1:{server.port}/postgres")
     finally:
-        server.kill()
+        end(server)
 
 
 async def test_each_test_gets_a_database_of_its_own(postgres: str) -> None:
@@ -162,3 +163,28 @@ def wait_for(look, seconds: float = 20.0):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
     return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks where Linux keeps shared memory")
+async def test_a_postgres_that_is_killed_leaves_no_shared_memory_of_the_system_but_one_segment_for_its_lock(
+    tmp_path: Path,
+) -> None:
+    server = Postgres(tmp_path / "postgres", durable=False)
+    try:
+        server.start()
+        connection = await asyncpg.connect(server.url)
+        kinds = await connection.fetch("SELECT name, setting FROM pg_settings WHERE name LIKE '%shared_memory_type'")
+        assert dict(kinds) == {"shared_memory_type": "mmap", "dynamic_shared_memory_type": "mmap"}
+        maps = Path(f"/proc/{server.pid}/maps").read_text()
+        await connection.close()
+        assert "/dev/shm" not in maps
+    finally:
+        server.kill()
+
+
+def test_a_postgres_that_is_stopped_is_given_the_time_for_its_last_checkpoint(tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "postgres", durable=False)
+    server.start()
+    server.stop()
+    assert server.child.exit_code == 0
+    assert server.stop_seconds_max >= 60
