@@ -8,11 +8,13 @@ import typer
 
 from engine.errors import SeamarkError
 from seamark.cli import (
+    apikey,
     dev,
     dispatcher,
     funnel,
     gateway,
     log,
+    migrate,
     projector,
     prove,
     publish,
@@ -44,6 +46,8 @@ app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
+app.command("migrate")(migrate.migrate)
+app.add_typer(apikey.app, name="api-key")
 app.add_typer(topology.app, name="topology")
 
 

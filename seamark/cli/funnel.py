@@ -13,9 +13,14 @@ from seamark.cli.target import DATA_FOLDER, Folder, Json
 if TYPE_CHECKING:
     from projections.funnel import Step
 
+HOURS_MAX = 87_600
+"""Ten years: more than any log is kept."""
+
 
 def funnel(
-    hours: Annotated[float, typer.Option("--hours", help="Of what was dispatched in the last so many hours.")] = 24.0,
+    hours: Annotated[
+        float, typer.Option("--hours", help="Of what was dispatched in the last so many hours.", min=0, max=HOURS_MAX)
+    ] = 24.0,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")] = None,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,

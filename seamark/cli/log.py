@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from seamark.cli.output import err, out, print_json
+from seamark.cli.output import err, out, print_json, readable
 from seamark.cli.target import DATA_FOLDER, Folder, Json, Tenant, nats_settings
 
 
 def log(
     user: Annotated[str, typer.Argument(help="Whose log.")],
-    limit: Annotated[int, typer.Option("--limit", help="Newest records to show; 0: all.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", help="Newest records to show; 0: all.", min=0)] = 50,
     tenant: Tenant = None,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
@@ -52,15 +52,16 @@ async def _read(broker: Any, stream: str, subject: str, limit: int) -> list[Any]
 
 
 def _print(found: list[Any], subject: str, where: str, *, as_json: bool) -> None:
-    import msgspec
     from rich.markup import escape
 
     if not as_json:
         err.print(f"[dim]{subject} in {where}: {len(found)} record{'s' if len(found) != 1 else ''}[/]")
     for stored in found:
-        record = msgspec.json.decode(stored.payload)
+        content, record = readable(stored.payload)
         if as_json:
-            print_json({"seq": stored.seq, "stored_at": stored.time, "record": record})
+            print_json({"seq": stored.seq, "stored_at": stored.time, **content})
+        elif record is None:
+            out.print(f"[bold]{stored.seq:>8}[/]  no record: {escape(repr(stored.payload[:200]))}")
         else:
             what = record.get("type") or record.get("kind")
             text = f"{record.get('at')}  {what}  id {record.get('id')}  {record.get('data', '')}"

@@ -27,3 +27,15 @@ def keep_logs_apart() -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     logging.basicConfig(level=logging.ERROR)
+
+
+def readable(stored: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A stored record: what to print of it as JSON, and the record itself, None where it is no object of JSON.
+
+    Anybody with the broker's credentials can write into a log, and one message that is none must not hide the others.
+    """
+    try:
+        record = msgspec.json.decode(stored, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {"record": None, "raw": stored.decode(errors="replace")}, None
+    return {"record": record}, record

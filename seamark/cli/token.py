@@ -13,7 +13,7 @@ from seamark.cli.target import DATA_FOLDER, Folder, Json, Tenant, read_dev_file
 
 def token(
     user: Annotated[str, typer.Argument(help="Whose token.")],
-    seconds: Annotated[int, typer.Option("--seconds", help="How long it is valid.")] = 86_400,
+    seconds: Annotated[int, typer.Option("--seconds", help="How long it is valid.", min=1)] = 86_400,
     tenant: Tenant = None,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,

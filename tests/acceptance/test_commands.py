@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from seamark.cli.target import shown
+from seamark.cli.token import sign
 from seamark.dev.child import free_port
 from seamark.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT
@@ -78,6 +80,14 @@ def test_a_mistake_is_answered_with_its_remedy(tmp_path: Path, words: tuple[str,
         (("token", "alice"), "make run"),
         (("topology", "check"), "make run"),
         (("topology", "render", "x", "--partitions", "0"), "Choose 1 to 64"),
+        (("migrate",), "make run"),
+        (("api-key", "list"), "make run"),
+        (("api-key", "create", "--tenant", "acme", "--scope", "all"), "choose of events:write"),
+        (("api-key", "create", "--tenant", ""), "--tenant"),
+        (("tail", "alice", "--token-file", "x"), "--token-file needs --url"),
+        (("tail", "alice", "--url", "http://127.0.0.1:1"), "--url needs --token-file"),
+        (("tail", "alice", "--url", "http://127.0.0.1:1", "--token-file", "missing"), "missing cannot be read"),
+        (("tail", "alice", "--url", "http://127.0.0.1:1", "--token-file", "/dev/null"), "is empty"),
         (("topology", "render", "x", "--profile", "prod"), "Choose one of dev, production"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
@@ -112,3 +122,75 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     assert done.returncode == 0
     for name in ("dev", "gateway", "dispatcher", "topology", "publish", "tail", "token", "log"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("bob",), "a token of 'alice'"), (("alice", "--tenant", "other"), "a token of tenant 'default'")],
+)
+def test_tail_does_not_show_one_users_log_as_that_of_another(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    (tmp_path / "token").write_text(sign("a secret for tests that is long enough for HS256", "default", "alice", 60))
+    done = seamark(tmp_path, "tail", *words, "--url", "http://127.0.0.1:1", "--token-file", "token")
+    assert done.returncode == MISCONFIGURED
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "dev --port 0",
+        "dev --port 70000",
+        "dev --partitions 65",
+        "tail alice --count -1",
+        "log alice --limit -1",
+        "token alice --seconds 0",
+        "funnel --hours 1e300",
+        "api-key create --tenant t --days 0",
+        "api-key revoke 99999999999999999999",
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_starts(tmp_path: Path, words: str) -> None:
+    done = seamark(tmp_path, *words.split())
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_was_not_named_is_not_taken_from_another_stack(tmp_path: Path) -> None:
+    done = seamark(tmp_path, "migrate", SEAMARK_NATS_URL="nats://127.0.0.1:1")
+    assert done.returncode == MISCONFIGURED
+    assert "SEAMARK_POSTGRES_URL is not set" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["migrate", "api-key list"])
+@pytest.mark.parametrize(
+    ("url", "code", "says"),
+    [
+        ("postgresql://seamark:hidden/word@db/seamark", MISCONFIGURED, "%XX"),
+        ("mysql://seamark:hidden@db/seamark", MISCONFIGURED, "not an address of PostgreSQL"),
+        ("postgresql://seamark:hidden@127.0.0.1:1/seamark", 1, "PostgreSQL"),
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(
+    tmp_path: Path, words: str, url: str, code: int, says: str
+) -> None:
+    done = seamark(tmp_path, *words.split(), SEAMARK_POSTGRES_URL=url)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hidden" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("nats://user:hidden@n1:4222,nats://user:hid@den@n2", "nats://n1:4222,nats://n2"),
+        ("redis://:hid,den@r:6379/0", "redis://r:6379/0"),
+        ("redis://r:6379/0?password=hidden", "redis://r:6379/0"),
+        ("postgresql://u:hidden?x@db:5432,other/seamark?sslmode=require", "postgresql://db:5432,other/seamark"),
+        ("user:hidden@n1:4222", "n1:4222"),
+    ],
+)
+def test_addresses_are_shown_without_what_lets_in(urls: str, expected: str) -> None:
+    assert shown(urls) == expected

@@ -1,0 +1,122 @@
+"""`seamark migrate` and `seamark api-key`, as an operator types them against a database of one's own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from gateway.api_keys import PostgresKeys
+from gateway.key_table import hash_of
+from seamark.exitcode import MISCONFIGURED
+from tests.support.devstack import ROOT
+
+ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
+
+
+def seamark(*words: str, url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "seamark", *words],
+        env=ENV | {"SEAMARK_POSTGRES_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_database_is_migrated_once_and_then_left_as_it_is(postgres: str) -> None:
+    [first] = lines(seamark("migrate", "--json", url=postgres))
+    [again] = lines(seamark("migrate", "--json", url=postgres))
+    assert (first["before"], again["before"], again["after"]) == (None, first["after"], first["after"])
+    assert "nothing to do" in seamark("migrate", url=postgres).stdout
+    password = postgres.split(":")[2].partition("@")[0]
+    assert password not in json.dumps([first, again])
+
+
+def test_options_of_the_address_reach_the_driver(postgres: str) -> None:
+    assert seamark("migrate", url=f"{postgres}?sslmode=prefer").returncode == 0
+    done = seamark("migrate", url=f"{postgres}?sslmode=require")  # the server of the tests has no certificate
+    assert done.returncode == 1
+    assert "SSL" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> None:
+    lines(seamark("migrate", "--json", url=postgres))
+    made = seamark("api-key", "create", "--tenant", "acme", "--name", "orders", url=postgres)
+    key = made.stdout.strip()
+    assert made.returncode == 0
+    assert made.stdout == f"{key}\n"
+    keys = PostgresKeys(postgres)
+    try:
+        found = await keys.find(hash_of(key))
+        assert found is not None
+        assert (found.tenant, found.scopes) == ("acme", {"events:write"})
+        lines(seamark("api-key", "create", "--tenant", "other", "--days", "1", "--json", url=postgres))
+        [stored] = lines(seamark("api-key", "list", "--tenant", "acme", "--json", url=postgres))
+        assert (stored["name"], stored["revoked_at"]) == ("orders", None)
+        shown = seamark("api-key", "list", url=postgres).stdout
+        assert len(shown.splitlines()) == 2
+        assert key not in shown + json.dumps(stored)
+        for _ in range(2):
+            [revoked] = lines(seamark("api-key", "revoke", str(stored["id"]), "--json", url=postgres))
+            assert revoked["revoked_at"] is not None
+        assert await keys.find(hash_of(key)) is None
+        unknown = seamark("api-key", "revoke", "4711", url=postgres)
+        assert (unknown.returncode, unknown.stdout) == (2, "")
+        assert "4711" in unknown.stderr
+    finally:
+        await keys.close()
+
+
+async def test_what_has_to_be_changed_first_is_one_line_with_the_remedy(postgres: str) -> None:
+    done = seamark("api-key", "list", url=postgres)
+    assert (done.returncode, "run `seamark migrate`" in done.stderr) == (MISCONFIGURED, True)
+    lines(seamark("migrate", "--json", url=postgres))
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        newer = seamark("migrate", url=postgres)
+        assert (newer.returncode, "9999" in newer.stderr, "newer version" in newer.stderr) == (
+            MISCONFIGURED,
+            True,
+            True,
+        )
+        await connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        done = seamark("migrate", url=postgres)  # tables of 0002 are there already
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("words", ["migrate", "api-key list"])
+def test_a_wrong_password_is_said_in_one_line(postgres: str, words: str) -> None:
+    user, _, rest = postgres.partition("@")
+    wrong = f"{user.rpartition(':')[0]}:wrong@{rest}"
+    done = seamark(*words.split(), url=wrong)
+    assert done.returncode == MISCONFIGURED
+    assert "SEAMARK_POSTGRES_URL" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_package_that_only_migrations_need_is_named(postgres: str, tmp_path: Path) -> None:
+    (tmp_path / "alembic").mkdir()
+    (tmp_path / "alembic/__init__.py").write_text("raise ModuleNotFoundError(name='alembic')")
+    done = subprocess.run(
+        [sys.executable, "-m", "seamark", "migrate"],
+        env=ENV | {"SEAMARK_POSTGRES_URL": postgres, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == MISCONFIGURED
+    assert "seamark[migrate]" in done.stderr
