@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from engine.errors import InvalidSetting, TopologyError
+from engine.incarnations import stream_of
 from engine.jetstream import Broker
 from engine.subjects import RECEIPTS_STREAM, encode_token, log_stream
 from projections.deliveries import DELIVERIES, EARLIEST, DeliveriesStore
@@ -226,7 +227,7 @@ class Rebuild:
 
     async def _settle_empty(self, p: int) -> None:
         """The log holds nothing: all rows are carried over, and the position is the end of the stream."""
-        state = await self._broker.stream(self._stream(p))
+        state = await stream_of(self._broker, self._stream(p))
         if await self._head(p):
             return  # something has come: the next round folds it
         epoch = await self._epoch(p)
@@ -235,7 +236,7 @@ class Rebuild:
         await self._store_first(p, Checkpoint(epoch, state.last_seq))
 
     async def _epoch(self, p: int) -> str:
-        state = await self._broker.stream(self._stream(p))
+        state = await stream_of(self._broker, self._stream(p))
         if state.epoch is None:
             raise TopologyError(f"{state.name} has no epoch", "Run `seamark topology apply`.")
         return state.epoch
@@ -277,7 +278,7 @@ class Rebuild:
             epochs = [await self._epoch(p) for p in self._partitions]
             await self._carry_inbox("epoch <> ALL ($1)", epochs)
             return
-        state = await self._broker.stream(RECEIPTS_STREAM)
+        state = await stream_of(self._broker, RECEIPTS_STREAM)
         folded = await self._pool.fetch(
             "SELECT epoch FROM projection_checkpoints WHERE projection = $1 AND version = $2",
             DELIVERIES,

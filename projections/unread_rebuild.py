@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from redis.asyncio import Redis
 
 from engine.errors import TopologyError
+from engine.incarnations import stream_of
 from engine.jetstream import Broker, StreamState
 from engine.partition import Delivered
 from engine.subjects import log_stream
@@ -40,7 +41,7 @@ async def rebuild_unread(broker: Broker, redis: Redis, partitions: int, *, progr
     """Fold all logs into the next version, switch, forget the former one.
 
     Raises:
-        StoreUnavailable, BrokerError: nothing has changed for readers.
+        StoreUnavailable, BrokerError: nothing has changed for readers. TopologyError: a log is missing or has no epoch.
     """
     live = await read_version(redis)
     version = live + 1
@@ -83,7 +84,7 @@ class _Rebuild:
     async def fold(self, store: UnreadStore, partition: int) -> None:
         """Fold up to the end of the log; the first time from the oldest record there is."""
         stream, subject = log_stream(partition), f"log.{partition}.>"
-        state = await self._broker.stream(stream)
+        state = await stream_of(self._broker, stream)
         newest = await self._broker.leader_last(stream, subject)
         at = await store.checkpoint()
         if state.epoch is None:
@@ -151,7 +152,7 @@ class UnreadVerification:
         checkpoint = (await reader.read(p, [])).checkpoint
         if checkpoint is None:
             return
-        state = await self._broker.stream(stream)
+        state = await stream_of(self._broker, stream)
         if state.epoch != checkpoint.epoch:
             raise TopologyError(
                 f"unread was folded from another incarnation of {stream}", "Run `seamark rebuild unread`."

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from engine.errors import TopologyError
+from engine.incarnations import stream_of
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import RECEIPTS_STREAM, log_stream
@@ -101,7 +102,7 @@ class Verification:
         )
         if row is None:
             return None
-        state = await self._broker.stream(stream)
+        state = await stream_of(self._broker, stream)
         if state.epoch != row["epoch"]:
             raise TopologyError(
                 f"{self.result.projection} was folded from another incarnation of {stream}",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import structlog
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from engine import dispatcher, partition, topology
@@ -13,6 +14,7 @@ from engine.jetstream import Broker
 from engine.partition import Phase
 from engine.topology_check import report_start
 from projections.runner import ProjectionWorker
+from projections.unread_rebuild import rebuild_unread
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 
@@ -127,3 +129,11 @@ async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_need
         with capture_logs() as logs:
             await report_start(broker, profile, [nats_server.monitor_url])  # type: ignore[arg-type]
             assert [line["what"] for line in logs] == ["sync_always", *told]
+
+
+async def test_a_rebuild_without_one_of_its_logs_names_it(nats_server: NatsServer, valkey: Valkey) -> None:
+    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        await broker.api("STREAM.DELETE.LOG-1")
+        with pytest.raises(TopologyError, match=r"no stream LOG-1.*seamark topology apply"):
+            await rebuild_unread(broker, redis, PARTITIONS)
