@@ -86,12 +86,6 @@ class Findings:
             ],
         }
 
-    def raise_if_refused(self) -> None:
-        """TopologyError with the first refusal, if there is one."""
-        for finding in self.findings:
-            if finding.level == "refuse":
-                raise TopologyError(f"{finding.name}: {finding.detail}", finding.remedy)
-
 
 @dataclass(frozen=True, slots=True)
 class Seen:
