@@ -18,7 +18,7 @@ from projections import runner
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 from seamark.dev.servers import NatsServer, Valkey
-from tests.support.backups import put_back, take
+from tests.support.backups import put_back, restore, snapshot, take
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 
 PARTITIONS = 4
@@ -87,6 +87,30 @@ async def test_events_accepted_before_the_restore_was_said_are_dispatched(set_ba
         await topology.restore(broker, ["EVENTS"], {"EVENTS": ROUND})
         await repair.apply(broker, None, await repair.prepare(broker, None, parse_positions([])))
         await dispatched(set_back, valkey, broker, "a", "b", "c")
+
+
+async def test_the_whole_way_of_a_restore_as_the_manual_tells_it(nats_server: NatsServer, valkey: Valkey) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        await publish_round(broker, "a")
+        await dispatched(nats_server, valkey, broker, "a")
+        backup, chunks = await snapshot(broker, "EVENTS")
+        await publish_round(broker, "b")
+        await dispatched(nats_server, valkey, broker, "a", "b")
+        lost = await broker.stream("EVENTS")
+        await broker.api("STREAM.DELETE.EVENTS")
+        with pytest.raises(TopologyError, match="existed once"):
+            await topology.apply(broker, await topology.plan(broker, "dev", overrides=FAST))
+        await restore(broker, backup, chunks)
+        await publish_round(broker, "c")
+        found = await broker.stream("EVENTS")
+        assert (found.epoch, found.last_seq) == (lost.epoch, lost.last_seq), (
+            "nothing tells it from the one that was lost"
+        )
+        await topology.apply(broker, await topology.plan(broker, "dev", overrides=FAST))
+        await topology.restore(broker, ["EVENTS"], {"EVENTS": backup["state"]["last_seq"]})
+        await repair.apply(broker, None, await repair.prepare(broker, None, parse_positions([])))
+        await dispatched(nats_server, valkey, broker, "a", "b", "c")
 
 
 async def test_the_end_of_the_backup_of_events_has_to_be_said_and_can_be_no_later_than_the_stream(

@@ -1,8 +1,11 @@
-"""A stream's backup as its store on disk: taken and put back while the server is down, epoch and consumers included."""
+"""A stream's backup: its store on disk while the server is down (quick, with consumers), or as the `nats` command makes it."""
 
+import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
+from engine.jetstream import Broker
 from seamark.dev.servers import NatsServer
 
 
@@ -24,3 +27,32 @@ def put_back(server: NatsServer, stream: str, backup: Path) -> None:
     shutil.rmtree(folder_of(server, stream))
     shutil.copytree(backup, folder_of(server, stream))
     server.start()
+
+
+async def snapshot(broker: Broker, stream: str) -> tuple[dict[str, Any], list[bytes]]:
+    """What `nats stream backup` writes: `backup.json`, and the chunks of the archive. Without consumers, as by default."""
+    inbox, chunks, whole = broker.nc.new_inbox(), [], asyncio.Event()
+
+    def on_chunk(_subject: bytes, reply: bytes, _headers: bytes, payload: bytes) -> None:
+        if not payload:
+            whole.set()
+            return
+        chunks.append(payload)
+        if reply:
+            broker.publish(reply)
+
+    subscription = broker.subscribe(inbox, on_chunk)
+    try:
+        described = await broker.api(f"STREAM.SNAPSHOT.{stream}", {"deliver_subject": inbox, "no_consumers": True})
+        async with asyncio.timeout(10):
+            await whole.wait()
+    finally:
+        subscription.unsubscribe()
+    return {"config": described["config"], "state": described["state"]}, chunks
+
+
+async def restore(broker: Broker, backup: dict[str, Any], chunks: list[bytes]) -> None:
+    """What `nats stream restore` does; a stream of that name must be gone."""
+    answer = await broker.api(f"STREAM.RESTORE.{backup['config']['name']}", backup)
+    for chunk in (*chunks, b""):
+        await broker.request(answer["deliver_subject"], chunk, timeout_seconds=10)
