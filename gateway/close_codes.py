@@ -26,7 +26,7 @@ RESTARTING: Final = CloseCode(
     1012, "restarting", True, "the gateway restarts: reconnect after `retry_after_ms` of `bye`"
 )
 FAILED: Final = CloseCode(1011, "failed", True, "the gateway could not go on with this session")
-NORMAL: Final = CloseCode(1000, "normal", False, "the client closed")
+NORMAL: Final = CloseCode(1000, "normal", True, "the end of a session in good order; a client that closed stays away")
 
 TABLE: Final[tuple[CloseCode, ...]] = (
     BAD_FRAME,

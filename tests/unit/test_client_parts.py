@@ -165,7 +165,7 @@ async def test_a_callable_gets_three_tries_and_a_token_refused_before_is_not_pre
 
 def test_the_client_obeys_the_gateways_own_table():
     for row in close_codes.TABLE:
-        if row.code in (1000, 4401):  # the client's own close; a token problem is asked about first
+        if row.code == 4401:  # a token problem is asked about first
             continue
         assert (verdict(row.code) is Verdict.RECONNECT) == row.reconnect, row
     assert verdict(4401) is Verdict.RENEW
