@@ -49,6 +49,7 @@ from gateway.limits import FRAMES_PER_MINUTE, READS_IN_FLIGHT
 from gateway.outlet import Outlet
 from gateway.port import ResetReason, Snapshot, State
 from gateway.positions import StaleCursor, acknowledged, read_up_to
+from gateway.pulse import Pulse
 
 _log = structlog.get_logger("seamark.session")
 
@@ -72,16 +73,13 @@ class Session:
     """
 
     __slots__ = (
-        "_allowance",
         "_carrier",
         "_count",
         "_expires_at",
         "_follower",
         "_greeted",
-        "_heard_at",
-        "_opened_at",
         "_outlet",
-        "_pinged_at",
+        "_pulse",
         "_reads",
         "_ready",
         "_token",
@@ -107,9 +105,7 @@ class Session:
         self._follower: Follower | None = None
         self._greeted = self._ready = False
         self._expires_at = 0.0
-        self._opened_at = self._heard_at = context.wheel.now()
-        self._pinged_at = 0.0
-        self._allowance = float(FRAMES_PER_MINUTE)
+        self._pulse = Pulse(context.wheel.now(), context.times, outlet)
         self._reads = 0
         self._unread_waiting: bytes | None = None
         self._count: dict[str, Any] | None = None
@@ -123,7 +119,7 @@ class Session:
         """Handle one frame; what needs to wait for something is returned and must be awaited before the next frame."""
         if self.ended:
             return None
-        if not self._allow():
+        if not self._pulse.heard(self.context.wheel.now()):
             self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
             return None
         try:
@@ -140,7 +136,7 @@ class Session:
 
     def heard(self) -> None:
         """The client has shown life by a frame of the WebSocket itself, a ping or pong."""
-        if not self.ended and not self._allow():
+        if not self.ended and not self._pulse.heard(self.context.wheel.now()):
             self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
 
     def writable(self) -> None:
@@ -167,14 +163,6 @@ class Session:
         context.sessions.admit(self)
         if not self.ended:
             self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
-
-    def _allow(self) -> bool:
-        """Token bucket over the frames of a minute."""
-        now = self.context.wheel.now()
-        refilled = self._allowance + (now - self._heard_at) * FRAMES_PER_MINUTE / 60
-        self._allowance = min(float(FRAMES_PER_MINUTE), refilled) - 1
-        self._heard_at = now
-        return self._allowance >= 0
 
     def _handle(
         self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower
@@ -387,26 +375,8 @@ class Session:
             return
         if self._expires_at <= time():
             self.end(UNAUTHENTICATED, "expired: the token has expired")
-        elif self._unanswered(now):
+        elif self._pulse.lost(now):
             self.end(NO_PONG, "a ping was not answered in time")
         else:
-            self.context.wheel.later(min(self._next_ping(now), max(0.0, self._expires_at - time())), self._tick)
-
-    def _unanswered(self, now: float) -> bool:
-        if self._pinged_at > self._heard_at:
-            return now - self._pinged_at >= self.context.times.pong_seconds
-        return self._outlet.stuck_seconds() >= self.context.times.ping_seconds + self.context.times.pong_seconds
-
-    def _next_ping(self, now: float) -> float:
-        """Ping a client that was silent for long; returns when to look again."""
-        times = self.context.times
-        if self._pinged_at > self._heard_at:
-            return self._pinged_at + times.pong_seconds - now
-        silent = now - self._heard_at
-        if silent < times.ping_seconds:
-            return times.ping_seconds - silent
-        if self._outlet.ping():
-            self._pinged_at = now
-            return times.pong_seconds
-        self._heard_at = now
-        return times.ping_seconds
+            wait = self._pulse.ping_if_silent(now)
+            self.context.wheel.later(min(wait, max(0.0, self._expires_at - time())), self._tick)

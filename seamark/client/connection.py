@@ -13,13 +13,13 @@ from typing import Final, Self
 import aiohttp
 
 from seamark.client.backoff import Backoff
+from seamark.client.bookmark import Bookmark
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import CursorStore, MemoryCursor
 from seamark.client.errors import ConnectionClosed, NotAuthenticated
 from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadCount, UnreadFrame
 from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
 from seamark.client.mailbox import Mailbox
-from seamark.client.progress import Progress
 from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Receiver, Restore
 from seamark.client.session import End, Session, Timing, endpoint
 from seamark.client.token import TokenCallable, TokenSource
@@ -117,7 +117,7 @@ class Connection:
         self.last_end: End | None = None
         self._url = endpoint(url)
         self._given_cursor = cursor
-        self._store = store or MemoryCursor()
+        self._bookmark = Bookmark(store or MemoryCursor())
         self._token = TokenSource(token)
         self._auto_ack = auto_ack
         self._on_reset, self._on_state = on_reset, on_state
@@ -127,12 +127,9 @@ class Connection:
         self._mailbox: Mailbox[_Arrival | _Position | Unread | Now | Problem] = Mailbox(
             WAITING_RECORDS_MAX, WAITING_BYTES_MAX
         )
-        self._progress = Progress()
         self._receiver = Receiver()
         self._uplink = Uplink(self._token, self._timing)
         self._taken: _Taken | None = None
-        self._save_due = asyncio.Event()
-        self._saved: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._closed = False
@@ -151,7 +148,7 @@ class Connection:
             return
         self._started = True
         try:
-            stored = await self._store.load()
+            stored = await self._bookmark.load()
             self._receiver = Receiver(self._given_cursor if stored is None else stored)
         except BaseException:
             self._started = False  # who asks again must not wait for what nobody brings
@@ -172,13 +169,12 @@ class Connection:
         await self._uplink.flush_ack()
         for task in self._tasks[:1]:
             task.cancel()
-        # The one that stores ends by itself: a save cut off goes on in its thread, and could overtake the last one.
-        self._save_due.set()
+        self._bookmark.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mailbox.end()
         try:
             if self._started:
-                await self._save()
+                await self._bookmark.save()
         finally:
             if self._own_http and self._http is not None:
                 await self._http.close()
@@ -195,7 +191,7 @@ class Connection:
     @property
     def cursor(self) -> str | None:
         """The cursor that is (or is about to be) stored: everything up to it is done."""
-        return self._progress.cursor
+        return self._bookmark.cursor
 
     @property
     def position(self) -> str | None:
@@ -230,8 +226,7 @@ class Connection:
             if isinstance(item, _Arrival):
                 return await self._take(item)
             if isinstance(item, _Position):
-                self._progress.passed(item.cursor)
-                self._save_due.set()
+                self._bookmark.passed(item.cursor)
                 if not item.live:
                     continue
                 return Live(item.cursor)
@@ -241,7 +236,7 @@ class Connection:
         item = arrival.item
         # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
         automatic = self._auto_ack or isinstance(item, Reset)
-        taken = _Taken(self._progress.taken(item.cursor), item.cursor, arrival.generation, automatic)
+        taken = _Taken(self._bookmark.taken(item.cursor), item.cursor, arrival.generation, automatic)
         self._taken = taken
         if isinstance(item, Record):
             item.bind(lambda: self._done(taken))
@@ -252,8 +247,7 @@ class Connection:
         return item
 
     def _done(self, taken: _Taken) -> None:
-        if self._progress.done(taken.ticket, taken.cursor):
-            self._save_due.set()
+        if self._bookmark.done(taken.ticket, taken.cursor):
             self._uplink.ack(taken.generation, taken.cursor)
 
     # -- what the app says ---------------------------------------------------------------------------------------------
@@ -378,21 +372,12 @@ class Connection:
 
     async def _keep_stored(self) -> None:
         try:
-            while not self._closed:
-                await self._save_due.wait()
-                self._save_due.clear()
-                await self._save()
+            await self._bookmark.keep_stored()
         except Exception as error:
             # An app that believes its cursor is stored when it is not would lose its place: tell it in its loop.
             self._mailbox.end(error)
             self._tasks[0].cancel()
             self._set_state(State.CLOSED)
-
-    async def _save(self) -> None:
-        cursor = self._progress.cursor
-        if cursor is not None and cursor != self._saved:
-            await self._store.save(cursor)
-            self._saved = cursor
 
     def _set_state(self, state: State) -> None:
         if state is not self.state and (not self._closed or state is State.CLOSED):
