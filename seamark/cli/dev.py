@@ -78,7 +78,8 @@ async def _keep_running(stack_context: AbstractAsyncContextManager[Stack], data:
 
 
 def _say(line: str) -> None:
-    err.print(f"[dim]·[/] {escape(line)}")  # a log's tail may hold brackets
+    with contextlib.suppress(OSError):  # the stack serves on where nobody can be told
+        err.print(f"[dim]·[/] {escape(line)}")  # a log's tail may hold brackets
 
 
 def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
