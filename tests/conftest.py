@@ -16,12 +16,13 @@ from tests.support.servers import (
     fresh_nats_server,
     nats_cluster,
     nats_server,
+    pool,
     postgres,
     postgres_server,
     valkey,
 )
 
-__all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "postgres", "postgres_server", "valkey"]
+__all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "pool", "postgres", "postgres_server", "valkey"]
 
 WORKER = (("", "gw0"), ("_COUNT", "1"))
 """What pytest-xdist says in PYTEST_XDIST_WORKER…, and what holds without it."""
@@ -57,12 +58,23 @@ pytest-timeout, behind it, can only end the whole run: on uvloop no signal reach
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every coroutine a deadline of its own, shorter than pytest-timeout's."""
+    """Give every coroutine a deadline of its own, shorter than pytest-timeout's; what takes long goes first.
+
+    A run in several processes ends with its last test: one that takes minutes must not begin there.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_seconds, reverse=True)
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             marker = item.get_closest_marker("timeout")
             given = (*marker.args, marker.kwargs.get("timeout"))[0] if marker else None
             item.obj = _within(float(given or config.getini("timeout")) * ASYNC_SHARE, item.obj)
+
+
+def _seconds(item: pytest.Item) -> float:
+    """How long a failure scenario takes, roughly, as its mark says; 0 for everything else."""
+    marker = item.get_closest_marker("chaos")
+    return 0.0 if marker is None else float(marker.kwargs.get("takes_seconds", 10.0))
 
 
 def _within(seconds: float, test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

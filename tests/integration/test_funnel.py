@@ -1,7 +1,6 @@
 """The funnel: each step is a part of the one before it, by tenant, type and channel."""
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,9 +24,7 @@ def notification(id: str, seq: int, **more: Any) -> dict[str, Any]:
     return {"id": id, "kind": "notification", "type": "order.shipped", "plan": PLAN, "event": event, **more}
 
 
-async def test_every_notification_counts_once_at_every_step_it_has_reached(postgres: str) -> None:
-    await migrate(postgres)
-    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
+async def test_every_notification_counts_once_at_every_step_it_has_reached(pool: asyncpg.Pool) -> None:
     alice, bob = "default.alice", "default.bob"
     log = as_stream(
         [
@@ -67,7 +64,6 @@ async def test_every_notification_counts_once_at_every_step_it_has_reached(postg
         ("bob", "a", "email", "", "delivered"),
         ("bob", "a", "inapp", None, "queued"),
     ]
-    await asyncio.wait_for(pool.close(), 5)
 
 
 async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgres: str, monkeypatch) -> None:
@@ -83,21 +79,22 @@ async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgr
     monkeypatch.setattr(funnel_module, "_steps", counted)
     monkeypatch.setattr(funnel_module, "EVERY_SECONDS", 0.02)
     exports = [asyncio.create_task(funnel_module.export(pool)) for pool in pools]
-    await eventually(lambda: len(asked) > 20)
-    assert len(set(asked)) == 1
-    await pools[0].execute("SELECT pg_terminate_backend($1)", asked[0])
-    await eventually(lambda: len(set(asked)) == 2)
-    for task in exports:
-        task.cancel()
-    await asyncio.gather(*exports, return_exceptions=True)
-    for pool in pools:
-        pool.terminate()
+    try:
+        await eventually(lambda: len(asked) > 20)
+        assert len(set(asked)) == 1
+        await pools[0].execute("SELECT pg_terminate_backend($1)", asked[0])
+        await eventually(lambda: len(set(asked)) == 2)
+    finally:
+        for task in exports:
+            task.cancel()
+        await asyncio.gather(*exports, return_exceptions=True)
+        for pool in pools:
+            pool.terminate()
 
 
 def test_metrics_name_the_largest_tenants_only() -> None:
     show([Step(f"t{n}", "x", "inapp", 1, 1, n, 0, 0, 0) for n in range(1, 31)])
     [family] = [one for one in REGISTRY.collect() if one.name == "seamark_funnel_notifications"]
     found = {s.labels["tenant"]: s.value for s in family.samples if s.labels["stage"] == "dispatched"}
-    assert len(found) == 21
+    assert found.keys() == {"other", *(f"t{n}" for n in range(11, 31))}
     assert found["other"] == sum(range(1, 11))
-    assert json.dumps(found)

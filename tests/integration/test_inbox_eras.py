@@ -1,7 +1,6 @@
 """Rows of a log that was made anew: what the log that followed says of them does not depend on how it is cut into batches."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -10,16 +9,7 @@ import pytest
 from engine.partition import Delivered
 from projections.inbox import InboxStore
 from projections.store import Checkpoint
-from seamark.migrate import migrate
 from tests.support.tables import stored_inbox
-
-
-@pytest.fixture
-async def pool(postgres) -> AsyncIterator[asyncpg.Pool]:
-    await migrate(postgres)
-    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
-    yield pool
-    pool.terminate()
 
 
 def record(seq: int, body: dict[str, Any]) -> Delivered:

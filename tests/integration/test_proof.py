@@ -1,30 +1,19 @@
 """A proof and a funnel say what is stored, and nothing else."""
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-import pytest
 
 from engine.partition import Delivered
 from projections.funnel import funnel
 from projections.inbox import InboxStore
 from projections.proof import Proof, Proofs
 from projections.store import Checkpoint
-from seamark.migrate import migrate
 
 AT = "2027-01-15T08:00:00Z"
 START = 1_800_000_000
-
-
-@pytest.fixture
-async def pool(postgres) -> AsyncIterator[asyncpg.Pool]:
-    await migrate(postgres)
-    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
-    yield pool
-    pool.terminate()
 
 
 async def fold_in(pool: asyncpg.Pool, epoch: str, *bodies: Any, expected: Checkpoint | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -19,7 +18,6 @@ from projections.inbox import InboxStore
 from projections.inbox_queries import Filter, InboxQueries
 from projections.store import Checkpoint, Store
 from projections.unread import UnreadStore
-from seamark.migrate import migrate
 from tests.support.logs import FAST, connected
 from tests.support.tables import EPOCH, expected_deliveries, expected_inbox, stored_deliveries, stored_inbox
 
@@ -28,14 +26,6 @@ FIRST, LAST = "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"
 NOTIFICATION = {"id": "e1", "kind": "notification"}
 RECEIPT = {"user": "u", "channel": "email", "state": "sent", "at": "2026-01-31T12:00:00Z"}
 RANGE = {**RECEIPT, "channel": "inapp", "epoch": EPOCH, "after": 0, "up_to": 3}
-
-
-@pytest.fixture
-async def pool(postgres) -> AsyncIterator[asyncpg.Pool]:
-    await migrate(postgres)
-    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
-    yield pool
-    pool.terminate()
 
 
 def stream(subject: bytes, *bodies: Any) -> list[Delivered]:

@@ -1,10 +1,13 @@
 """Fixtures over real servers. Every test gets servers of its own, except PostgreSQL, where it gets a database of its own.
 
 A nats-server starts in some 30 ms and Valkey in 50 ms, so nothing is gained by sharing them, and a test may kill, suspend
-and restart what it was given. They are killed at the end of the test: none of their data is needed any more.
+and restart what it was given. They are killed at the end of the test: none of their data is needed any more. PostgreSQL is
+ended in good order, as it holds shared memory of the system.
 """
 
+import asyncio
 import secrets
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import asyncpg
 import pytest
 
 from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
+from seamark.migrate import migrate
 
 
 @pytest.fixture
@@ -54,6 +58,13 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
         server.kill()
 
 
+def end(server: Postgres) -> None:
+    """End it in good order. One that was killed starts once more for it: the system's shared memory outlives a SIGKILL."""
+    if server.child.exit_code == -signal.SIGKILL:
+        server.start()
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     """The PostgreSQL all tests of a session share (no fsync). Most tests want `postgres` instead."""
@@ -63,7 +74,7 @@ def postgres_server() -> Iterator[Postgres]:
             server.start()
             yield server
         finally:
-            server.kill()
+            end(server)
 
 
 @pytest.fixture
@@ -77,3 +88,16 @@ async def postgres(postgres_server: Postgres) -> AsyncIterator[str]:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await admin.close(timeout=10)
+
+
+@pytest.fixture
+async def pool(postgres: str) -> AsyncIterator[asyncpg.Pool]:
+    """Connections to `postgres`, with the schema; one that is still in use at the end fails the test."""
+    await migrate(postgres)
+    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
+    try:
+        yield pool
+        async with asyncio.timeout(5):
+            await pool.close()
+    finally:
+        pool.terminate()
