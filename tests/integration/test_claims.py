@@ -14,6 +14,7 @@ from engine import claims as module
 from engine.claims import Claim, Claims, ClaimsUnavailable, claim_key
 from seamark.dev.servers import Valkey
 from tests.support.logs import eventually
+from tests.support.network import bad_network
 
 
 @pytest.fixture
@@ -100,19 +101,19 @@ async def test_claims_go_on_when_the_server_has_forgotten_the_script_or_closed_t
     assert await claims.take([claim("e1", 3), claim("e3", 4)]) == [False, True]
 
 
-async def test_a_take_that_was_cut_off_does_not_give_its_answer_to_the_next(
-    valkey: Valkey, make: Callable[..., Claims]
-) -> None:
-    claims = make()
-    await claims.take([claim("warm", 0)])
-    valkey.suspend()
-    late = asyncio.create_task(claims.take([claim("e1", 1)]), name="late")
-    await asyncio.sleep(0.05)  # the command is on its way, its answer cannot be
-    late.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await late
-    valkey.resume()
-    assert await claims.take([claim("e2", 2), claim("warm", 9)]) == [True, False]
+async def test_a_take_that_was_cut_off_does_not_give_its_answer_to_the_next(valkey: Valkey) -> None:
+    async with bad_network(valkey.port) as network, Redis.from_url(f"redis://127.0.0.1:{network.port}/0") as far:
+        claims = Claims(far)
+        await claims.take([claim("warm", 0)])
+        network.to_client.silence()
+        late = asyncio.create_task(claims.take([claim("e1", 1)]), name="late")
+        await eventually(lambda: network.to_client.held)  # its answer is on the way
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        network.restore()
+        assert await claims.take([claim("e2", 2), claim("warm", 9)]) == [True, False]
+        await claims.close()
 
 
 async def test_a_redis_that_does_not_answer_costs_its_deadline_once_and_then_nothing(

@@ -21,10 +21,11 @@ from projections.replay import replay
 from projections.store import Checkpoint, Store
 from projections.verify import Verification
 from seamark.migrate import migrate
-from tests.support.logs import FAST, connected
+from tests.support.logs import FAST, connected, eventually
 from tests.support.tables import stored_deliveries, stored_inbox
 
 PARTITIONS = 1
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 AT = "2026-01-31T12:00:00Z"
 
 
@@ -135,7 +136,7 @@ async def test_a_batch_that_waited_for_the_switch_changes_nothing_and_the_old_ve
 
     async def while_a_projector_waits(p: int, live: Checkpoint) -> None:
         waiting.append(asyncio.create_task(store.apply(batch, at, Checkpoint(at.epoch, late))))
-        await asyncio.sleep(0.3)
+        await eventually(lambda: house.pool.fetchval(WAITING))
         await catch_up(p, live)
 
     rebuild._catch_up = while_a_projector_waits  # type: ignore[method-assign]

@@ -90,12 +90,11 @@ async def test_reading_on_one_device_clears_the_other_within_one_frame(nats_serv
     async with counting(nats_server, valkey) as gateway:
         await gateway.append(body=body("a", category="mail"))
         await gateway.append(body=body("b"))
+        await eventually(lambda: _stored_count(valkey, gateway, 2))
         async with gateway.device(name="phone") as phone, gateway.device(name="laptop") as laptop:
             for device in (phone, laptop):
+                assert (await device.until("ready"))["unread"]["count"] == 2
                 await device.until("live")
-            if phone.frames[0]["unread"]["count"] != 2:
-                await counted(phone, 2)
-                await counted(laptop, 2)
             before = len(laptop.frames)
             await phone.say("read", ids=["a"])
             assert (await counted(phone, 1))["categories"] == {}
