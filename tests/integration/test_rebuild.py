@@ -129,7 +129,7 @@ async def test_while_readers_read_and_records_come_a_rebuild_shows_every_row_at_
 
         async def look() -> None:
             while not over.is_set():
-                page = await queries.page("default", "user-1", Filter(archived=None))
+                page = await queries.page("default", "user-1", Filter(archived=None), limit=100_000)
                 seen.append((len(page.rows), page.checkpoint.seq))
 
         async def write() -> None:
@@ -144,6 +144,7 @@ async def test_while_readers_read_and_records_come_a_rebuild_shows_every_row_at_
         over.set()
         await asyncio.gather(*tasks)
         await eventually(lambda: folded(house), seconds=30)
+    assert len(seen) > 20
     assert [count for count, _ in seen] == sorted(count for count, _ in seen), "rows were away for a moment"
     assert [seq for _, seq in seen] == sorted(seq for _, seq in seen), "readers were taken back"
     assert await differences(house, "inbox") == []
