@@ -199,8 +199,8 @@ authorization { users: [
 @pytest.fixture
 def guarded_server(tmp_path: Path) -> Iterator[NatsServer]:
     server = NatsServer(tmp_path / "guarded", extra_config=USERS)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()

@@ -39,8 +39,8 @@ async def test_a_silent_server_is_noticed_within_ten_seconds_and_another_one_is_
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     other = NatsServer(tmp_path / "other")
-    other.start()
     try:
+        other.start()
         async with connected(f"{nats_server.url},{other.url}") as broker:
             inbox = Inbox(broker, "a")
             await broker.flush()

@@ -40,6 +40,14 @@ class Stack:
                 stdout=output,
                 stderr=output,
             )
+        try:
+            self._wait_until_ready(dev_json)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_until_ready(self, dev_json: Path) -> None:
+        assert self.process is not None
         deadline = time.monotonic() + READY_SECONDS_MAX
         while not (dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()):
             assert self.process.poll() is None, self.output.read_text()
@@ -68,5 +76,19 @@ class Stack:
         assert self.process is not None
         family = self.children()
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0, self.output.read_text()
+        try:
+            assert self.process.wait(60) == 0, self.output.read_text()
+        finally:
+            self.close()
         return family
+
+    def close(self) -> None:
+        """End it if it still runs, whatever happened: in good order if it can, and its servers with it."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
