@@ -98,11 +98,12 @@ class Load:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._dice = random.Random(7)
         self.count = 0
 
     async def publish(self, count: int) -> None:
         for _ in range(count):
-            if random.random() < 0.3:
+            if self._dice.random() < 0.3:
                 self._broker.publish("ev.1.other", b"x")
             self._broker.publish("ev.0.one", b"%d" % self.count)
             self.count += 1

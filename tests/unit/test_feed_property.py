@@ -29,7 +29,7 @@ SCENARIOS = st.builds(
 
 
 @given(SCENARIOS)
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, suppress_health_check=list(HealthCheck))
 def test_whatever_the_network_does_nothing_is_lost_doubled_reordered_or_skipped_in_silence(world: Scenario):
     run(world)
 
