@@ -1,10 +1,12 @@
 """`seamark dev` and the commands around it, as a newcomer runs them: real processes, real servers."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
 import shlex
+import signal
 import socket
 import stat
 import subprocess
@@ -13,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
@@ -230,22 +233,39 @@ def test_a_killed_stack_can_be_started_again_at_once_on_its_data(stack: Stack) -
     stack.start()
     lines = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
     assert [json.loads(line)["record"]["id"] for line in lines] == ["before"]
-    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not any(runs(process) for process in family)
 
 
-def test_a_stack_that_is_ended_while_it_makes_its_database_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_stack_that_is_ended_while_it_makes_its_database_holds_the_folder_until_that_is_done(tmp_path: Path) -> None:
     stack = Stack(tmp_path)
     with stack.output.open("wb") as output:
         argv = [sys.executable, "-m", "seamark", "dev", *stack.words]
         stack.process = subprocess.Popen(argv, cwd=tmp_path, env=stack.env, stdout=output, stderr=output)
     deadline = time.monotonic() + 60
-    while not any("initdb" in Path(child.name()).name for child in stack.children()):
+    while not (making := [child for child in stack.children() if "initdb" in child.name()]):
         assert time.monotonic() < deadline, stack.output.read_text()
         time.sleep(0.005)
-    family = stack.stop()
-    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    stack.process.send_signal(signal.SIGINT)
+    with (stack.data / "lock").open() as lock:
+        while not locks(lock):
+            assert time.monotonic() < deadline, stack.output.read_text()
+            time.sleep(0.005)
+        assert not any(runs(process) for process in making)
+    assert stack.process.wait(60) == 0, stack.output.read_text()
     stack.start()
     stack.stop()
+
+
+def locks(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 async def test_a_message_that_is_no_record_does_not_hide_the_log(stack: Stack) -> None:
