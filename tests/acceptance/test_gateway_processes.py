@@ -146,3 +146,34 @@ def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) ->
     finally:
         gateway.process.kill()
         gateway.process.wait()
+
+
+@pytest.mark.usefixtures("topology_made")
+def test_a_process_that_cannot_be_replaced_leaves_the_others_serving_and_is_tried_again(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret for tests that is long enough for HS256")
+    gateway = Gateway(nats_server, tmp_path, SEAMARK_JWT_SECRET_FILE=str(secret))
+    try:
+        gateway.eventually(gateway.ready)
+        victim, untouched = gateway.children()
+        secret.write_text("short")  # somebody is changing it
+        victim.kill()
+        gateway.eventually(lambda: '"code": 78' in gateway.log.read_text())
+        assert untouched.is_running()
+        assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
+        secret.write_text("another secret for tests that is long enough for HS256")
+        gateway.eventually(gateway.ready)
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(30) == 0
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
+
+
+@pytest.mark.timeout(120)  # a process is given half a minute to end
+def test_a_process_that_had_to_be_killed_is_seen_in_the_exit_code(gateway: Gateway) -> None:
+    gateway.children()[0].suspend()
+    gateway.process.send_signal(signal.SIGTERM)
+    assert gateway.process.wait(50) == 1
