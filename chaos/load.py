@@ -92,8 +92,8 @@ class Load:
                 user = self._rng.choice(own)
                 await self.publish(user, [user])
 
-    async def publish(self, key: str, to: list[str]) -> None:
-        """One event; its outcome goes into the ledger."""
+    async def publish(self, key: str, to: list[str]) -> str:
+        """One event; its outcome goes into the ledger. Returns its id."""
         process, number = f"publisher-{self._prefix}", self._ledger.next_number(key)
         event = f"{self._prefix}:{key}:{number}"
         encoded = events.encode(
@@ -115,6 +115,7 @@ class Load:
         else:
             self.acknowledged += 1
             self._ledger.end(call, process, "publish", "ok", event=event, seq=ack.seq)
+        return event
 
 
 async def look(
@@ -134,14 +135,28 @@ async def look(
     count = 0
     for partition in range(partitions):
         stream = log_stream(partition)
-        state = states[stream] if states else await broker.stream(stream)
+        state = await look_at_head(broker, ledger, partition, replica=replica, states=states)
         place = {"replica": replica, "stream": stream, "epoch": state.epoch}
-        ledger.note("look", "stream", name=stream, epoch=state.epoch, first=1, last=state.last_seq, replica=replica)
-        read = _from_the_only_one_awake if states else whole
+        read = _from_the_only_one_awake if states else whole_stream
         for stored in await read(broker, stream, f"log.{partition}.>"):
             count += 1
             ledger.note("look", "record", **place, **_facts(stored))
     return count
+
+
+async def look_at_head(
+    broker: Broker,
+    ledger: Ledger,
+    partition: int,
+    *,
+    replica: str = "any",
+    states: Mapping[str, StreamState] | None = None,
+) -> StreamState:
+    """Write into the ledger how far a LOG goes, and nothing of what it holds; arguments as for `look`."""
+    stream = log_stream(partition)
+    state = states[stream] if states else await broker.stream(stream)
+    ledger.note("look", "stream", name=stream, epoch=state.epoch, first=1, last=state.last_seq, replica=replica)
+    return state
 
 
 def _facts(stored: Stored) -> dict[str, Any]:
@@ -156,7 +171,7 @@ def _facts(stored: Stored) -> dict[str, Any]:
     }
 
 
-async def whole(broker: Broker, stream: str, subject: str) -> list[Stored]:
+async def whole_stream(broker: Broker, stream: str, subject: str) -> list[Stored]:
     """Every message of `subject` (wildcards allowed) in order."""
     found: list[Stored] = []
     while True:

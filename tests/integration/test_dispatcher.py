@@ -1,10 +1,11 @@
 """The dispatcher on a real nats-server and Valkey."""
 
+from chaos.load import whole_stream
 from engine import topology
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from seamark.dev.servers import NatsServer, Valkey
-from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish, whole_stream
+from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 
 PARTITIONS = 4
 
@@ -66,6 +67,7 @@ async def test_invalid_events_become_dead_letters_with_the_reason_and_do_not_sto
             await broker.append("events.default.alice.demo.hello", b'{"id":"deep","to":["alice"],"data":%b}' % nested)
             await publish(broker, to=["alice"], type="demo.hello", id="good")
             await eventually(lambda: at_least(broker, 1))
+            await eventually(lambda: dead_letters(broker, len(bodies) + 3))
             entries = await all_records(broker, PARTITIONS)
             dead = await whole_stream(broker, "DEAD-LETTERS", "dlq.>")
     assert [entry.id for entry in entries] == ["good"]
@@ -127,6 +129,10 @@ async def test_ten_thousand_recipients_get_one_record_each(nats_server: NatsServ
 
 async def at_least(broker: Broker, records: int) -> bool:
     return await count_records(broker) >= records
+
+
+async def dead_letters(broker: Broker, count: int) -> bool:
+    return (await broker.stream("DEAD-LETTERS")).messages >= count
 
 
 def home(user: str) -> int:

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from chaos.load import whole_stream
 from engine import events
 from engine.claims import Claims
 from engine.dispatcher import Dispatcher, read_partitions
@@ -46,19 +47,28 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Broker]:
 
 
 @contextlib.asynccontextmanager
+async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Goes on beside the body and must outlast it. Its own fault is what fails the test, not what followed from that."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+        assert not task.done(), f"{name} ended by itself"
+    finally:
+        if task.done():
+            task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
 async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
     async with connected(url) as broker, Redis.from_url(redis_url) as redis:
         dispatcher = Dispatcher(
             broker, Claims(redis), await read_partitions(broker), pin_timeout_seconds=PIN_TIMEOUT_SECONDS
         )
-        task = asyncio.create_task(dispatcher.run(), name="dispatcher")
-        try:
+        async with at_work(dispatcher.run(), "dispatcher"):
             yield dispatcher
-        finally:
-            assert not task.done() or task.exception() is None, task.exception()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def publish(broker: Broker, *, deduplicated: bool = True, **event: Any) -> PubAck:
@@ -75,18 +85,6 @@ class Entry(NamedTuple):
     id: str
     record: dict[str, Any]
     stored: Stored
-
-
-async def whole_stream(broker: Broker, stream: str, subject: str) -> list[Stored]:
-    """Every message of `subject` (wildcards allowed) in order."""
-    found: list[Stored] = []
-    while True:
-        page = await broker.next_by_subject(
-            stream, subject, found[-1].seq + 1 if found else 1, batch=1000, max_bytes=8 << 20
-        )
-        found += page.records
-        if not page.more:
-            return found
 
 
 async def all_records(broker: Broker, partitions: int) -> list[Entry]:

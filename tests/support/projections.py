@@ -1,6 +1,5 @@
 """Projectors for tests, in the test's own loop or as processes, and the fold of a whole log to hold them against."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
@@ -8,12 +7,13 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from chaos.load import whole_stream
 from engine.jetstream import Broker, Stored
 from engine.subjects import log_stream
 from projections.projector import Projector, projections
 from projections.unread_fold import LogRecord
 from seamark.dev.child import free_port
-from tests.support.logs import PIN_TIMEOUT_SECONDS, connected, whole_stream
+from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
 from tests.support.roles import RoleProcess
 
 PARTITIONS = 4
@@ -24,13 +24,8 @@ async def projecting(url: str, redis_url: str, partitions: int = PARTITIONS) -> 
     """A projector at work on connections of its own; a fault of it fails the test."""
     async with connected(url) as broker, Redis.from_url(redis_url, socket_timeout=None) as redis:
         projector = Projector(broker, projections(redis, None), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
-        task = asyncio.create_task(projector.run(), name="projector")
-        try:
+        async with at_work(projector.run(), "projector"):
             yield projector
-        finally:
-            assert not task.done() or task.exception() is None, task.exception()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 class ProjectorProcess(RoleProcess):

@@ -1,6 +1,5 @@
 """Tables of the projections as plain values, to hold against the pure folds, and logs drawn at random."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -16,7 +15,7 @@ from engine.partition import Delivered
 from projections import delivery_state, inbox_fold
 from projections.delivery_state import STATES
 from projections.projector import Projector, projections
-from tests.support.logs import PIN_TIMEOUT_SECONDS, connected
+from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
 
 EPOCH = "abcdefgh"
 START = 1_800_000_000
@@ -156,13 +155,7 @@ async def projecting_tables(
     try:
         async with connected(nats_url) as broker, Redis.from_url(redis_url) as redis:
             work = Projector(broker, projections(redis, pool), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
-            task = asyncio.create_task(work.run(), name="projector")
-            try:
+            async with at_work(work.run(), "projector"):
                 yield work
-            finally:
-                if task.done():
-                    await task
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
     finally:
         pool.terminate()
