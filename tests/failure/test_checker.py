@@ -9,6 +9,7 @@ import pytest
 
 from chaos.checker import check
 from chaos.ledger import Ledger, Line
+from tests.support.chaos import Chaos
 
 USERS = [f"user{i}" for i in range(6)]
 Mutant = Callable[[list[Line], random.Random], None]
@@ -242,6 +243,14 @@ def test_every_lie_is_caught_by_the_invariant_made_for_it(mutant: Mutant) -> Non
         lines = good_history(seed)
         mutant(lines, random.Random(seed))
         assert MUTANTS[mutant] in {violation.invariant for violation in check(lines)}, f"seed {seed}"
+
+
+@pytest.mark.parametrize("missing", ["publish", "record"])
+def test_a_history_without_acknowledged_events_or_without_records_proves_nothing(missing: str) -> None:
+    chaos = Chaos()
+    chaos.ledger = Ledger(line for line in good_history(1) if (line.op, line.phase) != (missing, "ok"))
+    with pytest.raises(AssertionError, match="acknowledged" if missing == "publish" else "no log holds"):
+        chaos.verdict()
 
 
 def test_a_ledger_survives_its_file(tmp_path: Path) -> None:

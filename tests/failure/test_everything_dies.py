@@ -72,3 +72,5 @@ async def test_every_acknowledged_event_is_in_one_record_and_every_device_gets_i
                 reconnects = sum(device.connection.reconnects for device in found)
                 assert [device.resets for device in found if device.resets] == []
     print(f"{drawn}; {load.acknowledged} of {load.sent} acknowledged, {records} records, {reconnects} reconnects")
+    assert load.acknowledged > 0.5 * load.sent
+    assert reconnects > len(found), "the tunnels hit nobody"

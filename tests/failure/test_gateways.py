@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos.load import whole_stream
 from engine import topology
 from engine.errors import BrokerError
 from engine.jetstream import Broker
@@ -20,21 +20,14 @@ from seamark.dev.child import free_port
 from seamark.dev.servers import NatsCluster, NatsServer
 from tests.support.fleet import FleetDevice, fleet
 from tests.support.gatewayprocess import GatewayProcess, gateway_process
-from tests.support.gateways import PARTITIONS, SECRET
-from tests.support.logs import connected, eventually, whole_stream
+from tests.support.gateways import PARTITIONS
+from tests.support.logs import connected, eventually
+from tests.support.tokens import SECRET
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 USERS = [f"user{number}" for number in range(60)]
 FAST_TIMES = {"ping_seconds": 5.0, "pong_seconds": 5.0}
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    """Printed, and repeatable by SEAMARK_CHAOS_SEED."""
-    seed = int(os.environ.get("SEAMARK_CHAOS_SEED") or random.randrange(1 << 32))
-    print(f"SEAMARK_CHAOS_SEED={seed}")
-    return random.Random(seed)
 
 
 def place(user: str) -> tuple[str, str]:

@@ -22,7 +22,9 @@ from gateway.receipts import Tally
 from gateway.session import Session
 from seamark.dev.servers import NatsServer
 from tests.support.gatewayprocess import gateway_process
-from tests.support.gateways import SECRET, TestGateway, eventually, gateway_on, token
+from tests.support.gateways import TestGateway, gateway_on
+from tests.support.logs import eventually
+from tests.support.tokens import SECRET, token
 
 OURS = (Session, Follower, Feed, UserLog, WebSocketOutlet, Tally, Connection, web.WebSocketResponse, web.Request)
 
@@ -52,7 +54,7 @@ async def test_a_session_that_is_over_is_released_without_the_garbage_collector(
                 return Counter(type(thing).__name__ for thing in ours)
 
             # Timers refer to a session until they are due: the longest is that of the next ping.
-            await eventually(lambda: not left(), timeout=30)
+            await eventually(lambda: not left(), seconds=30)
         finally:
             gc.enable()
 

@@ -17,7 +17,9 @@ from engine.subjects import encode_token, log_subject, partition_of
 from gateway.connection import Runner
 from seamark.dev.servers import NatsServer
 from tests.support.gatewayprocess import GatewayProcess, gateway_process
-from tests.support.gateways import PARTITIONS, SECRET, eventually, gateway_on, token
+from tests.support.gateways import PARTITIONS, gateway_on
+from tests.support.logs import eventually
+from tests.support.tokens import SECRET, token
 
 RECORDS = 50_000
 BATCH = 1_000
@@ -81,8 +83,10 @@ async def publish(broker: Broker, user: str) -> None:
         await asyncio.sleep(0.02)
 
 
-async def receive_all(gateway: GatewayProcess, cursor: str, count: int = RECORDS) -> tuple[list[int], list[float]]:
-    """Sequences and delays of a healthy session that is there all the time."""
+async def receive_all(
+    gateway: GatewayProcess, cursor: str, count: int = RECORDS, live: asyncio.Event | None = None
+) -> tuple[list[int], list[float]]:
+    """Sequences and delays of a healthy session that is there all the time; `live` is set once it is caught up."""
     seqs, delays = [], []
     async with (
         aiohttp.ClientSession() as http,
@@ -94,6 +98,8 @@ async def receive_all(gateway: GatewayProcess, cursor: str, count: int = RECORDS
             if frame["op"] == "record":
                 seqs.append(frame["seq"])
                 delays.append(time.time() - frame["record"]["at"])
+            elif frame["op"] == "live" and live is not None:
+                live.set()
     return seqs, delays
 
 
@@ -104,11 +110,15 @@ async def scenario(nats: NatsServer, log: Path, *, slow: bool) -> tuple[int, lis
         await topology.ensure(broker, "dev")
         with gateway_process(nats.url, log, times=TIMES, options={"jwt_secret": SECRET}) as gateway:
             hello = {"op": "hello", "token": token(), "device": "slow", "cursor": "start"}
-            healthy = asyncio.create_task(receive_all(gateway, "start"), name="healthy")
+            live = asyncio.Event()
+            healthy = asyncio.create_task(receive_all(gateway, "start", live=live), name="healthy")
             slow_socket = SlowSocket(gateway.port, hello) if slow else None
             given_up = asyncio.Event()
             reading = asyncio.create_task(slow_socket.read(given_up), name="slow") if slow_socket is not None else None
-            await asyncio.sleep(1)
+            async with asyncio.timeout(10):
+                await live.wait()
+            if slow_socket is not None:
+                await eventually(lambda: slow_socket.received)  # its session stands
             before = gateway.rss_bytes()
             await publish(broker, "alice")
             seqs, delays = await healthy
@@ -116,7 +126,7 @@ async def scenario(nats: NatsServer, log: Path, *, slow: bool) -> tuple[int, lis
             assert seqs == list(range(1, RECORDS + 1))
             resumed: list[int] = []
             if slow_socket is not None and reading is not None:
-                await eventually(lambda: "4408" in log.read_text(), timeout=30)
+                await eventually(lambda: "4408" in log.read_text(), seconds=30)
                 given_up.set()
                 async with asyncio.timeout(10):
                     await reading
@@ -133,8 +143,8 @@ async def test_a_socket_that_reads_a_byte_a_second_costs_nearly_nothing_and_lose
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     second = NatsServer(tmp_path / "second")
-    second.start()
     try:
+        second.start()
         growth, delays, _ = await scenario(second, tmp_path / "without.log", slow=False)
     finally:
         second.kill()

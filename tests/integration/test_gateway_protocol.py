@@ -10,7 +10,9 @@ from structlog.testing import capture_logs
 
 from gateway.options import Times
 from seamark.dev.servers import NatsServer
-from tests.support.gateways import QUICK, Device, TestGateway, eventually, gateway_on, token
+from tests.support.gateways import QUICK, Device, TestGateway, gateway_on
+from tests.support.logs import eventually
+from tests.support.tokens import token
 
 
 async def test_a_device_that_says_start_gets_the_log_from_its_oldest_record_then_live_ones(
@@ -227,10 +229,11 @@ async def test_a_bad_frame_ends_the_session_with_4400_one_log_line_and_no_leak(
 
 
 async def nothing_is_left(gateway: TestGateway) -> None:
-    """No session, no subscription, no connection of a client in the gateway."""
+    """No session, no subscription and nobody who waits in the gateway."""
     await eventually(lambda: not len(gateway.context.sessions))
     assert not any(partition.logs for partition in gateway.context.partitions)
     assert not any(partition.watch._waiting for partition in gateway.context.partitions)
+    assert set(gateway.context.broker.nc._subs) == gateway.subscriptions
 
 
 async def test_an_ack_beyond_the_last_frame_sent_is_a_bad_frame(nats_server: NatsServer) -> None:
@@ -321,7 +324,7 @@ async def test_a_token_that_expires_in_mid_session_ends_it_with_4401(nats_server
                 lasted = time.time() - began
             await nothing_is_left(gateway)
     assert (code, "expired" in reason) == (4401, True)
-    assert 0.9 < lasted < 2.0
+    assert 0.9 < lasted < 5.0
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
 
 
@@ -331,7 +334,7 @@ async def test_a_token_that_expires_between_two_pings_ends_the_session_no_later(
         began = time.time()
         await device.say("hello", token=token(seconds=1.3), device="d", cursor="start")
         assert (await device.closed())[0] == 4401
-        assert 1.2 < time.time() - began < 1.7
+        assert 1.2 < time.time() - began < 1.95  # the next ping is due after two seconds
 
 
 async def test_a_refresh_for_another_user_ends_the_session_with_4403(nats_server: NatsServer) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from engine import topology
 from seamark.dev.servers import NatsServer
-from tests.support.gateways import Device, TestGateway, eventually, gateway_on
+from tests.support.gateways import Device, TestGateway, gateway_on
+from tests.support.logs import eventually
 
 
 async def reset_of(device: Device) -> tuple[dict[str, object], dict[str, object]]:

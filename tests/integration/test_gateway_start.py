@@ -16,7 +16,8 @@ from engine.jetstream import NatsSettings
 from gateway.options import GatewayOptions
 from gateway.server import run
 from seamark.dev.servers import NatsServer
-from tests.support.gateways import SECRET, gateway_on, token
+from tests.support.gateways import gateway_on
+from tests.support.tokens import SECRET, token
 
 
 async def refused(nats: NatsServer, **options: Any) -> None:

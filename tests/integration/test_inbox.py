@@ -11,12 +11,13 @@ from yarl import URL
 from engine import topology
 from engine.jetstream import Broker
 from seamark.migrate import migrate
-from tests.support.gateways import TestGateway, gateway_on, token
+from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
 from tests.support.tables import projecting_tables
+from tests.support.tokens import bearer, token
 
 PARTITIONS = 4
-PHONE = {"Authorization": f"Bearer {token()}"}
+PHONE = bearer()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +18,12 @@ from engine.subjects import encode_token, log_stream, partition_of
 from seamark import FileCursor, Live, Published, Publisher, Record, Reset, connect
 from seamark.client import Backoff, NotAuthenticated, PublishFailed, PublishRefused, Timing
 from seamark.client.connection import Connection
+from seamark.client.items import State
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.logs import FAST, all_records, eventually
 from tests.support.network import bad_network
-from tests.support.spine import API_KEY, RunningGateway, Spine, spine, token
+from tests.support.spine import API_KEY, RunningGateway, Spine, spine
+from tests.support.tokens import token
 from tests.support.topology import password, passwords, server_with_accounts, settings_for
 
 
@@ -245,13 +248,21 @@ async def test_a_leaving_gateway_sends_its_sessions_away_and_the_next_one_contin
 
 
 async def test_a_token_is_refreshed_before_it_expires_and_a_static_one_ends_with_it(gateway):
-    timing = Timing(ack_seconds=0.05)
-    async with follow(gateway.url, token=lambda: token(seconds=2), timing=timing) as lasting:
+    timing, expiries = Timing(ack_seconds=0.05), []
+
+    def fresh() -> str:
+        expiries.append(time.time() + 3)
+        return token(seconds=3)
+
+    async with follow(gateway.url, token=fresh, timing=timing) as lasting:
         async with follow(gateway.url, token=token(seconds=2), timing=timing, device="static") as ending:
             with pytest.raises(NotAuthenticated, match="4401"):
                 async with asyncio.timeout(10):
                     await anext(ending)
-        assert lasting.reconnects == 0
+        await eventually(lambda: time.time() > expiries[0] + 1)
+        assert lasting.state is State.LIVE
+        assert (lasting.reconnects, lasting.last_end) == (0, None)
+        assert len(expiries) > 1
 
 
 async def test_acks_become_receipts_and_the_reset_of_a_trimmed_log_is_announced(way, gateway):

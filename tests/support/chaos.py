@@ -6,12 +6,11 @@ import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from chaos.checker import Violation, check
 from chaos.ledger import Ledger
-from chaos.load import Load, drained, look
+from chaos.load import Load, drained, look, look_at_head
 from engine.errors import BrokerError
 from engine.jetstream import Broker
 from tests.support.devices import Device, caught_up
@@ -29,7 +28,6 @@ TIMEOUT = 300 + 5 * SECONDS
 class Chaos:
     """One scenario: its seed, its ledger, and the judgement at the end."""
 
-    folder: Path
     seed: int = field(default_factory=lambda: int(os.environ.get("SEAMARK_CHAOS_SEED") or random.randrange(1 << 32)))
     seconds: float = SECONDS
     users: list[str] = field(default_factory=lambda: [f"user{i}" for i in range(40)])
@@ -83,6 +81,9 @@ class Chaos:
         await eventually(lambda: caught_up(found, lasts), seconds=seconds)
         for device in found:
             device.settle()
+        for partition in range(PARTITIONS):  # positions that devices were told since then lie beyond what was read
+            await look_at_head(broker, self.ledger, partition)
+        assert self._seen("ack") > len(found), "devices acknowledged nothing"
         self.verdict()
         return records
 
@@ -93,7 +94,11 @@ class Chaos:
         return check(seen.lines)
 
     def verdict(self) -> None:
-        """No promise was broken."""
+        """Something was promised, and no promise was broken."""
+        assert self._seen("publish"), f"seed {self.seed}: no publication was acknowledged"
+        assert self._seen("record"), f"seed {self.seed}: no log holds a record"
         violations = check(self.ledger.lines)
-        self.ledger.dump(self.folder / "ledger.jsonl")
         assert violations == [], f"seed {self.seed}: {len(violations)} violations, the first: {violations[:5]}"
+
+    def _seen(self, op: str) -> int:
+        return sum((line.op, line.phase) == (op, "ok") for line in self.ledger.lines)

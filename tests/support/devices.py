@@ -1,42 +1,134 @@
-"""Devices on the Python SDK that write what they are given into a ledger."""
+"""Devices on the Python SDK that write into a ledger what goes over the wire, and what their app is given."""
 
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-import jwt
+import msgspec
 
 from chaos.ledger import Ledger
-from engine.cursor import parse_cursor
+from engine.cursor import START, parse_cursor
 from seamark.client.backoff import Backoff
 from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
+from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore
+from seamark.client.session import End
+from seamark.client.uplink import Uplink
 from tests.support.network import BadNetwork
-from tests.support.roles import SECRET
+from tests.support.tokens import token
+
+
+class Sessions:
+    """Writes the sessions of one device into a ledger, one after the other."""
+
+    def __init__(self, ledger: Ledger, user: str, device: str) -> None:
+        self._ledger = ledger
+        self._user = user
+        self._device = device
+        self._number = 0
+        self._call = 0
+        self.name = ""
+        """Of the newest session."""
+        self.begun = False
+        """Whether that one has a position."""
+
+    def ask(self, cursor: str | None) -> None:
+        """Another session is asked for."""
+        self._number += 1
+        self.name, self.begun = f"{self._user}/{self._device}/{self._number}", False
+        asked = None if cursor in (None, START) else _place(cursor)
+        facts = {"session": self.name, "user": self._user, "device": self._device, "cursor": asked}
+        self._call = self._ledger.invoke(self._user, "open", **facts)
+
+    def begin(self, cursor: str, reason: str | None = None) -> None:
+        """It stands: resumed at `cursor`, or put there for a reason."""
+        if self.begun:
+            self.ask(None)
+        self.begun = True
+        how = {"resumed": reason is None, "reason": reason, "start": _place(cursor)}
+        self._ledger.end(self._call, self._user, "open", "ok", session=self.name, **how)
+
+    def deliver(self, cursor: str, event: str | None = None, prev: int | None = None) -> None:
+        """It was given an event, or only a position."""
+        epoch, seq = _place(cursor)
+        self._ledger.note(self._user, "deliver", session=self.name, epoch=epoch, seq=seq, prev=prev, event=event)
+
+    def acknowledge(self, session: str, cursor: str) -> None:
+        """It has said that it is done with everything up to there."""
+        epoch, seq = _place(cursor)
+        self._ledger.note(self._user, "ack", session=session, epoch=epoch, seq=seq)
+
+    def settle(self) -> None:
+        """It has been given the time to get everything."""
+        if self.begun:
+            self._ledger.note(self._user, "settle", session=self.name)
+
+
+def _place(cursor: str) -> list[Any]:
+    at = parse_cursor(cursor)
+    return [at.epoch, at.seq]
+
+
+class WatchedUplink(Uplink):
+    """Writes down each ack that goes out."""
+
+    sessions: Sessions
+
+    async def flush_ack(self) -> bool:
+        due, session = self._ack, self.sessions.name
+        sent = await super().flush_ack()
+        if sent and due is not None:
+            self.sessions.acknowledge(session, due[1])
+        return sent
+
+
+class WatchedConnection(Connection):
+    """A connection that writes down what goes over the wire: where it asks to resume, what it is given and acknowledges."""
+
+    def __init__(self, url: str, sessions: Sessions, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.sessions = sessions
+        self._uplink = WatchedUplink(self._token, self._timing)
+        self._uplink.sessions = sessions
+
+    async def _one_session(self) -> End:
+        self.sessions.ask(self._receiver.resume_cursor)
+        return await super()._one_session()
+
+    async def _handle(self, outcome: Outcome) -> None:
+        match outcome:
+            case Joined(frame) if frame.resumed:
+                self.sessions.begin(str(frame.cursor))
+            case Restore(frame):
+                self.sessions.begin(frame.cursor, frame.reason)
+            case Deliver(frame):
+                self.sessions.deliver(frame.cursor, msgspec.json.decode(frame.record)["id"], frame.prev)
+            case Advance(cursor):
+                self.sessions.deliver(cursor)
+        await super()._handle(outcome)
 
 
 class Device:
-    """A user's device: reads its log from the start, for ever. A `Reset` begins another session in the ledger."""
+    """A user's device: reads its log from the start, for ever.
+
+    In the ledger it is two devices: `wire`, with a session for each connection, and `app`, which reads one sequence over
+    all of them; only a `Reset` begins another one.
+    """
 
     def __init__(self, ledger: Ledger, user: str, url: str) -> None:
         self.user = user
-        self.records = 0
         self.last_seq = 0
+        self.last_event = ""
         self.resets: list[str] = []
-        self._ledger = ledger
-        self._sessions = 0
-        self._name = ""
-        self.connection = Connection(
-            url,
-            token=lambda: jwt.encode({"sub": user, "tenant": "default", "exp": time.time() + 3600}, SECRET, "HS256"),
-            device="d",
-            cursor="start",
-            backoff=Backoff(0.05, 1.0),
+        self._wire, self._app = Sessions(ledger, user, "wire"), Sessions(ledger, user, "app")
+        self.connection = WatchedConnection(
+            url, self._wire, token=lambda: token(user), device="d", cursor=START, backoff=Backoff(0.05, 1.0)
         )
 
     async def run(self) -> None:
+        self._app.ask(START)
         async with self.connection as connection:
             async for item in connection.events():
                 match item:
@@ -44,33 +136,25 @@ class Device:
                         self._deliver(item)
                     case Reset():
                         self.resets.append(item.reason)
-                        self._open(item.cursor, item.reason)
-                    case Live() if not self._name:
-                        self._open(item.cursor, None)
+                        self._app.begin(item.cursor, item.reason)
+                    case Live():
+                        self._stand(item.cursor)
 
-    def _open(self, cursor: str, reason: str | None) -> None:
-        """`cursor` tells the epoch; without a reason the log is read from its start."""
-        self._sessions += 1
-        self._name = f"{self.user}/{self._sessions}"
-        at = parse_cursor(cursor)
-        facts = {"session": self._name, "user": self.user}
-        call = self._ledger.invoke(self.user, "open", **facts, device="d", cursor=None)
-        start = [at.epoch, at.seq if reason else 0]
-        self._ledger.end(call, self.user, "open", "ok", **facts, resumed=reason is None, reason=reason, start=start)
+    def _stand(self, cursor: str) -> None:
+        """The log is read from its start; `cursor` tells the epoch."""
+        if not self._app.begun:
+            self._app.begin(f"{parse_cursor(cursor).epoch}.0")
 
     def _deliver(self, record: Record) -> None:
-        if not self._name:
-            self._open(record.cursor, None)
-        at = parse_cursor(record.cursor)
-        place = {"session": self._name, "epoch": at.epoch, "seq": record.seq}
-        self._ledger.note(self.user, "deliver", **place, prev=None, event=record.id)
-        self.records += 1
+        self._stand(record.cursor)
+        self._app.deliver(record.cursor, record.id)
         self.last_seq = record.seq
+        self.last_event = record.id
 
     def settle(self) -> None:
         """It has been given the time to get everything."""
-        if self._name:
-            self._ledger.note(self.user, "settle", session=self._name)
+        for sessions in (self._wire, self._app):
+            sessions.settle()
 
 
 async def caught_up(found: Sequence[Device], lasts: dict[str, int]) -> bool:

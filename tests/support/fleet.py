@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.gateways import token
+from tests.support.tokens import token
 
 
 @dataclass

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.jetstream import NatsSettings
 from gateway import collector
 from gateway.options import GatewayOptions, Times
 from gateway.server import run
+from seamark.dev.child import READY_SECONDS_MAX
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,11 +49,14 @@ class GatewayProcess:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                self.port: int = json.loads(line)["port"]
-                return
-        raise AssertionError(f"the gateway did not start: {process.wait()}")
+        given_up = threading.Timer(READY_SECONDS_MAX, process.kill)
+        given_up.start()
+        try:
+            line = next((line for line in process.stdout if line.startswith("{")), None)
+        finally:
+            given_up.cancel()
+        assert line is not None, f"the gateway did not start: {process.wait()}"
+        self.port: int = json.loads(line)["port"]
 
     def rss_bytes(self) -> int:
         """Resident memory now."""

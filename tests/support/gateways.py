@@ -3,14 +3,12 @@
 import asyncio
 import base64
 import json
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import jwt
 
 from engine import topology
 from engine.jetstream import Broker, NatsSettings, connect
@@ -19,20 +17,11 @@ from gateway.context import Context
 from gateway.options import GatewayOptions, Times
 from gateway.server import run
 from seamark.dev.servers import NatsServer
+from tests.support.tokens import SECRET, token
 
-SECRET = "a secret for tests that is long enough for HS256"
 PARTITIONS = 4
 QUICK = Times(hello_seconds=0.4, ping_seconds=0.4, pong_seconds=0.4)
 """Deadlines for tests that wait for them."""
-
-
-def token(
-    user: str = "alice", tenant: str = "default", *, seconds: float = 7200, secret: str = SECRET, **claims: Any
-) -> str:
-    """A token as the development stack would give out."""
-    return jwt.encode(
-        {"sub": user, "tenant": tenant, "exp": time.time() + seconds, **claims}, secret, algorithm="HS256"
-    )
 
 
 @dataclass
@@ -97,6 +86,8 @@ class TestGateway:
     stop: asyncio.Event
     task: asyncio.Task[None]
     nats: NatsServer
+    subscriptions: frozenset[int]
+    """What its connection to the broker had before there was any client."""
 
     @property
     def url(self) -> str:
@@ -169,7 +160,8 @@ async def gateway_on(nats: NatsServer, *, topology_ready: bool = False, **option
             await task
         port, context = started.result()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-            yield TestGateway(port, context, broker, http, stop, task, nats)
+            subscriptions = frozenset(context.broker.nc._subs)
+            yield TestGateway(port, context, broker, http, stop, task, nats, subscriptions)
         stop.set()
         async with asyncio.timeout(20):
             await task
@@ -177,15 +169,3 @@ async def gateway_on(nats: NatsServer, *, topology_ready: bool = False, **option
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await broker.close()
-
-
-async def eventually(holds: Callable[[], Any], timeout: float = 5.0) -> None:
-    """Returns once `holds()` (plain or awaitable) is true; polls, so use it for what has no event."""
-    async with asyncio.timeout(timeout):
-        while True:
-            value = holds()
-            if asyncio.iscoroutine(value):
-                value = await value
-            if value:
-                return
-            await asyncio.sleep(0.02)

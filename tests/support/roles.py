@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from seamark.dev.child import Child, free_port
+from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
-SECRET = "a secret for tests that is long enough for HS256"
 
 
 class RoleProcess:
@@ -102,9 +103,13 @@ class RoleProcess:
             return None
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that carry these labels; 0 when it does not answer."""
+        """The sum of a metric's samples that carry these labels; NaN, which equals nothing, when it does not answer."""
+        said = self._get("/metrics")
+        if said is None:
+            return math.nan
+        assert f"# TYPE {name} " in said, f"{self.name} has no metric {name}"
         total = 0.0
-        for line in (self._get("/metrics") or "").splitlines():
+        for line in said.splitlines():
             found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
             if found and all(f'{label}="{value}"' in (found[1] or "") for label, value in labels.items()):
                 total += float(found[2])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
-import jwt
 
 from engine import topology
 from engine.jetstream import Broker, NatsSettings
@@ -19,8 +17,8 @@ from gateway.options import GatewayOptions
 from gateway.server import run
 from seamark.migrate import migrate
 from tests.support.logs import FAST, connected, dispatching
+from tests.support.tokens import SECRET
 
-SECRET = "a secret for tests that is long enough for HS256"
 API_KEY = "a key for tests"
 STOP_SECONDS = 20.0
 
@@ -75,11 +73,6 @@ class Spine:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-def token(user: str = "alice", *, tenant: str = "default", seconds: float = 600) -> str:
-    """A token these gateways accept."""
-    return jwt.encode({"sub": user, "tenant": tenant, "exp": time.time() + seconds}, SECRET, algorithm="HS256")
 
 
 @asynccontextmanager

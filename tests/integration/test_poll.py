@@ -1,0 +1,149 @@
+"""Polling, and reads marked by request, on a real nats-server."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.port import State
+from seamark.dev.servers import NatsServer
+from tests.support.gateways import TestGateway, gateway_on
+from tests.support.logs import eventually
+from tests.support.tokens import bearer
+
+
+async def poll(gateway: TestGateway, cursor: str | None = "start", **query: Any) -> dict[str, Any]:
+    params = {"device": "watch", **{name: str(value) for name, value in query.items()}}
+    if cursor is not None:
+        params["cursor"] = cursor
+    async with gateway.http.get(f"{gateway.url}/v1/records", params=params, headers=bearer()) as response:
+        assert response.status == 200, await response.text()
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def test_polls_page_through_the_log_and_say_when_it_is_exhausted(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        seqs = await gateway.append(count=7)
+        got, cursor, answers = [], "start", []
+        while True:
+            answer = await poll(gateway, cursor, limit=3)
+            got += [frame["seq"] for frame in answer["records"]]
+            cursor = answer["cursor"]
+            answers.append(answer["live"])
+            if answer["live"]:
+                break
+        assert got == seqs
+        assert answers[0] is False
+        assert len(answers) <= 4
+        assert await poll(gateway, cursor) == {"cursor": cursor, "live": True, "reset": None, "records": []}
+        assert not len(gateway.context.sessions)
+
+
+async def test_a_poll_waits_for_the_next_record_as_long_as_it_was_told(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        cursor = (await poll(gateway))["cursor"]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert (await poll(gateway, cursor, wait=0.5))["records"] == []
+        assert 0.4 < loop.time() - began < 2
+        waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
+        await eventually(lambda: len(gateway.context.sessions) == 1)
+        await gateway.append()
+        assert len((await waiting)["records"]) == 1
+
+
+async def test_a_poll_that_has_heard_of_more_than_it_brings_does_not_say_live(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append()
+        cursor = (await poll(gateway))["cursor"]
+        waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
+        await eventually(lambda: len(gateway.context.sessions) == 1)
+        [log] = gateway.context.live._logs.values()
+        await eventually(lambda: log.confirmed and log.followers[0].feed.state is State.LIVE)
+        followers, log.followers = log.followers, []
+        seqs = await gateway.append(count=300)  # their live copies are lost
+        log.followers = followers
+        seqs += await gateway.append()
+        answer = await waiting
+        assert [frame["seq"] for frame in answer["records"]] == seqs[: len(answer["records"])]
+        assert answer["live"] is (len(answer["records"]) == len(seqs))
+        rest = await poll(gateway, answer["cursor"])
+        assert [frame["seq"] for frame in answer["records"] + rest["records"]] == seqs
+        assert rest["live"] is True
+
+
+async def test_a_client_that_gives_a_poll_up_leaves_no_session_behind(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        cursor = (await poll(gateway))["cursor"]
+        polls = [asyncio.create_task(poll(gateway, cursor, wait=20), name="poll") for _ in range(3)]
+        await eventually(lambda: len(gateway.context.sessions) == 4)
+        for given_up in polls:
+            given_up.cancel()
+        await eventually(lambda: len(gateway.context.sessions) == 1)
+
+
+async def test_a_poll_brings_a_bounded_number_of_bytes_and_leaves_the_rest_for_the_next(
+    nats_server: NatsServer,
+) -> None:
+    body = b'{"id":"r","kind":"notification","data":"%b"}' % (b"x" * 250_000)
+    async with gateway_on(nats_server) as gateway:
+        seqs = await gateway.append(count=12, body=body)
+        got, cursor, answers = [], "start", []
+        while not answers or not answers[-1]["live"]:
+            answers.append(await poll(gateway, cursor))
+            got += [frame["seq"] for frame in answers[-1]["records"]]
+            cursor = answers[-1]["cursor"]
+        assert got == seqs
+        assert max(len(answer["records"]) for answer in answers) <= 5
+        assert len(answers) <= 4
+
+
+async def test_a_poll_without_a_cursor_gets_the_reset_and_where_to_go_on(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=2)
+        answer = await poll(gateway, None)
+        assert (answer["reset"]["reason"], answer["reset"]["inbox"], answer["records"]) == ("new", [], [])
+        seqs = await gateway.append(count=2)
+        assert [frame["seq"] for frame in (await poll(gateway, answer["cursor"]))["records"]] == seqs
+
+
+async def test_reads_marked_by_request_reach_every_device(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        await gateway.append(count=2)
+        cursor = (await device.records(2))[-1]["cursor"]
+        for body, expected in (
+            ({"ids": ["r0"]}, {"ids": ["r0"]}),
+            ({"up_to": cursor}, {"up_to": 2}),
+            ({"all": True}, {"up_to": 4}),
+        ):
+            async with gateway.http.post(
+                f"{gateway.url}/v1/inbox/read", json={"device": "tab", **body}, headers=bearer()
+            ) as response:
+                assert response.status == 202, await response.text()
+            record = (await device.records(1))[0]["record"]
+            assert record["device"] == "tab"
+            assert expected.items() <= record.items()
+        for body, status in (
+            ({}, 400), ({"ids": []}, 400), ({"up_to": "x"}, 400), ({"up_to": "zzzzzzzz.1"}, 409), ({"oops": 1}, 400),
+        ):  # fmt: skip
+            async with gateway.http.post(
+                f"{gateway.url}/v1/inbox/read", json={"device": "tab", **body}, headers=bearer()
+            ) as response:
+                assert response.status == status
+
+
+async def test_reads_by_request_count_among_those_a_user_may_have_appended(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sessions.READS_PER_MINUTE", 2)
+    async with gateway_on(nats_server) as gateway:
+        statuses = []
+        for _ in range(3):
+            body = {"device": "tab", "ids": ["r0"]}
+            async with gateway.http.post(f"{gateway.url}/v1/inbox/read", json=body, headers=bearer()) as response:
+                statuses.append(response.status)
+        assert statuses == [202, 202, 429]
+        assert (await gateway.broker.stream(gateway.stream())).messages == 2
