@@ -17,6 +17,11 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 STOPPED = "seamark_partition_stopped"
 
 
+def stopped(*processes: DispatcherProcess) -> float:
+    """How many partitions wait for an operator."""
+    return sum(process.metric(STOPPED) for process in processes)
+
+
 def repair_is_named(process: DispatcherProcess, why: str) -> bool:
     said = process.said("partition stopped until it is repaired")
     return any(why in line["why"] and "seamark topology repair" in line["remedy"] for line in said)
@@ -36,32 +41,16 @@ async def repaired(dispatcher: DispatcherProcess, *positions: str) -> None:
     assert process.returncode == 0, said.decode()
 
 
-async def test_events_under_a_new_epoch_stop_every_partition_until_the_repair_and_nothing_is_lost_or_doubled(
-    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, chaos: Chaos
+@pytest.mark.parametrize("stream", ["EVENTS", "LOG-2"])
+async def test_a_stream_under_a_new_epoch_stops_every_partition_until_the_repair_and_nothing_is_lost_or_doubled(
+    stream: str, broker: Broker, first: DispatcherProcess, second: DispatcherProcess, chaos: Chaos
 ) -> None:
+    """Of a LOG its own partition stops at once, and the others as they have events for users in it."""
     async with chaos.under_load(broker, shared=0.4, rate=150) as load:
         await eventually(lambda: load.acknowledged > 150)
-        await topology.restore(broker, ["EVENTS"])
-        await eventually(lambda: first.metric(STOPPED) + second.metric(STOPPED) >= PARTITIONS, seconds=20)
-        assert repair_is_named(first, "EVENTS") or repair_is_named(second, "EVENTS")
-    first.stop()
-    second.stop()
-    await repaired(first)
-    second.start()
-    async with chaos.under_load(broker, prefix="later", shared=0.4, rate=150) as load:
-        await eventually(lambda: load.acknowledged > 50)
-    await chaos.judge(broker)
-
-
-async def test_a_log_under_a_new_epoch_stops_who_writes_to_it_until_the_repair_and_nothing_is_lost_or_doubled(
-    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, chaos: Chaos
-) -> None:
-    async with chaos.under_load(broker, shared=0.4, rate=150) as load:
-        await eventually(lambda: load.acknowledged > 150)
-        await topology.restore(broker, ["LOG-2"])
-        # Its own partition at once; the others have events for users in it.
-        await eventually(lambda: first.metric(STOPPED) + second.metric(STOPPED) >= PARTITIONS, seconds=20)
-        assert repair_is_named(first, "LOG-2") or repair_is_named(second, "LOG-2")
+        await topology.restore(broker, [stream])
+        await eventually(lambda: stopped(first, second) >= PARTITIONS, seconds=20)
+        assert repair_is_named(first, stream) or repair_is_named(second, stream)
     first.stop()
     second.stop()
     await repaired(first)
@@ -90,7 +79,7 @@ async def test_recreated_events_stop_every_partition_and_none_of_the_new_ones_is
     # The new stream outgrows the old one at once, so that the old positions lie inside it.
     async with chaos.under_load(broker, prefix="new", shared=0.4) as load:
         await eventually(lambda: load.acknowledged > 600, seconds=30)
-        await eventually(lambda: first.metric(STOPPED) + second.metric(STOPPED) >= PARTITIONS, seconds=20)
+        await eventually(lambda: stopped(first, second) >= PARTITIONS, seconds=20)
         assert repair_is_named(first, "EVENTS") or repair_is_named(second, "EVENTS")
     first.stop()
     second.stop()
@@ -109,7 +98,7 @@ async def test_a_recreated_log_stops_its_partitions_and_is_filled_again_from_whe
     await broker.api("STREAM.DELETE.LOG-1")
     await topology.ensure(broker, "dev", overrides=FAST)
     await load.run(200)
-    await eventually(lambda: first.metric(STOPPED) + second.metric(STOPPED) >= 1, seconds=20)
+    await eventually(lambda: stopped(first, second) >= 1, seconds=20)
     assert repair_is_named(first, "LOG-1") or repair_is_named(second, "LOG-1")
     first.stop()
     second.stop()
