@@ -220,6 +220,10 @@ def _from_environment(env: Mapping[str, str], variable: str) -> str | None:
 
 _TYPES: Final = {entry.name: str(entry.type) for entry in fields(Settings)}
 _CHOICES: Final = {"profile": get_args(Profile), "log_format": get_args(LogFormat)}
+_SCHEMES: Final = {
+    "redis_url": ("redis://", "rediss://", "unix://"),
+    "postgres_url": ("postgresql://", "postgres://"),
+}
 _RANGES: Final = {
     "partitions": (1, PARTITIONS_MAX),
     "gateway_port": (0, PORT_MAX),
@@ -240,7 +244,15 @@ def _convert(name: str, value: Any) -> Any:
         return _list(variable, value)
     if not isinstance(value, str):
         raise InvalidSetting(f"{variable} must be a string, not a {type(value).__name__}")
+    _check_scheme(name, variable, value)
     return Secret(value) if kind.startswith("Secret") else value
+
+
+def _check_scheme(name: str, variable: str, value: str) -> None:
+    """What a driver would refuse only once a role has begun to work. The value is not repeated: it may hold a password."""
+    schemes = _SCHEMES.get(name)
+    if schemes and not value.startswith(schemes):
+        raise InvalidSetting(f"{variable} must begin with {' or '.join(schemes)}")
 
 
 def _number(variable: str, value: Any, lowest: int, highest: int) -> int:

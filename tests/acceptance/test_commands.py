@@ -167,7 +167,7 @@ def test_a_database_that_was_not_named_is_not_taken_from_another_stack(tmp_path:
     ("url", "code", "says"),
     [
         ("postgresql://seamark:hidden/word@db/seamark", MISCONFIGURED, "%XX"),
-        ("mysql://seamark:hidden@db/seamark", MISCONFIGURED, "not an address of PostgreSQL"),
+        ("mysql://seamark:hidden@db/seamark", MISCONFIGURED, "must begin with postgresql:"),
         ("postgresql://seamark:hidden@127.0.0.1:1/seamark", 1, "PostgreSQL"),
     ],
 )

@@ -51,3 +51,9 @@ async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, colum
     finally:
         await keys.close()
         await connection.close()
+
+
+async def test_options_of_the_address_reach_the_driver(postgres: str) -> None:
+    first = await migrate(f"{postgres}?sslmode=prefer&application_name=provisioner")
+    assert first == (None, NEWEST)
+    assert await migrate(postgres) == (NEWEST, NEWEST)

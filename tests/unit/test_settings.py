@@ -76,6 +76,8 @@ def test_what_is_given_is_told_from_what_is_a_default_however_it_was_given(tmp_p
         ({"SEAMARK_JWT_SECRET_FILE": "/nowhere", "SEAMARK_JWT_SECRET": "x"}, "unset one"),
         ({"SEAMARK_SETTINGS": "/nowhere"}, "SEAMARK_SETTINGS"),
         ({"SEAMARK_JWT_SECRET_FILE": "/dev/null"}, "SEAMARK_JWT_SECRET_FILE: /dev/null is empty"),
+        ({"SEAMARK_REDIS_URL": "localhost:6379"}, "SEAMARK_REDIS_URL must begin with redis://"),
+        ({"SEAMARK_POSTGRES_URL": "postgresql+asyncpg://p"}, "SEAMARK_POSTGRES_URL must begin with postgresql://"),
         ({"SEAMARK_GATEWAY_PORT": "70000"}, "SEAMARK_GATEWAY_PORT must be 0 to 65535"),
         ({"SEAMARK_HEALTH_PORT": "99999"}, "SEAMARK_HEALTH_PORT must be 0 to 65535"),
         ({"SEAMARK_HEALTH_PORT": "-1"}, "SEAMARK_HEALTH_PORT must be 0 to 65535"),
@@ -123,8 +125,10 @@ def test_every_setting_says_what_it_is() -> None:
 
 
 def test_what_may_hold_a_password_is_a_secret() -> None:
+    given = {"redis_url": "redis://r", "postgres_url": "postgresql://p"}
     for name in ("nats_url", "nats_password", "redis_url", "postgres_url", "jwt_secret", "dev_api_key"):
-        assert isinstance(getattr(load_settings({f"SEAMARK_{name.upper()}": "x"}), name), Secret), name
+        env = {f"SEAMARK_{name.upper()}": given.get(name, "x")}
+        assert isinstance(getattr(load_settings(env), name), Secret), name
 
 
 def test_no_setting_that_holds_a_password_shows_it() -> None:
