@@ -24,6 +24,7 @@ from tests.support.chaos import SECONDS
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
 from tests.support.projections import ProjectorProcess
+from tests.support.servers import end
 from tests.support.tables import projecting_tables
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 5 * SECONDS)]
@@ -44,7 +45,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Postgres]:
     finally:
         if server.child.alive:
             tell(_family([server.pid]), signal.SIGCONT)
-        server.kill()
+        end(server)
 
 
 def silence(server: Postgres) -> Callable[[], None]:
@@ -159,9 +160,9 @@ async def write(broker: Broker, rng: random.Random, count: int) -> None:
 
 
 async def test_projectors_killed_in_the_midst_of_batches_lose_nothing_and_count_nothing_twice(
-    nats_server, valkey, database: Postgres, tmp_path: Path
+    nats_server, valkey, database: Postgres, tmp_path: Path, rng: random.Random
 ) -> None:
-    kills, rng = (20 if SECONDS else 5), random.Random(7)
+    kills = 20 if SECONDS else 5
     processes = [Projector(f"projector-{i}", tmp_path, nats_server.url, valkey.url) for i in range(2)]
     try:
         async with connected(nats_server.url) as broker:
