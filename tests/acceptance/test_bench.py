@@ -29,14 +29,15 @@ def run(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["dispatch", "sustained", "fanout", "storm", "idle", "resume", "inbox"])
+@pytest.mark.parametrize("name", ["dispatch", "users", "sustained", "fanout", "storm", "idle", "resume", "inbox"])
 def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name: str) -> None:
     figures = run(name)
     assert figures["benchmark"] == name
     assert figures["quick"] is True
     assert {"cores", "load_1m", "store"} <= figures["machine"].keys()
     assert figures["result"]
-    assert all(value for value in figures["yardstick"].values())
+    assert figures["yardstick"]
+    assert all(figures["yardstick"].values())
     assert isinstance(figures["ratio"], int | float | None)
     if name != "inbox":  # it asks PostgreSQL for pages: no notification is on its way
         assert any(key.startswith("cpu_us_per_") for key in figures)
@@ -51,6 +52,21 @@ def test_sustained_load_compares_with_another_pipeline_measured_before_and_after
     assert compared["before"] == compared["after"] == [line]
     assert compared["held_ratio"] in (0.0, 1.0)  # on a busy machine even this little may come late
     assert compared["cpu_ratios_by_rate"]["200"].keys() == {"dispatcher", "gateway", "broker"}
+
+
+def test_rebuilding_is_measured_for_every_projection_beside_a_bare_pull() -> None:
+    figures = run("rebuild")
+    assert figures["yardstick"]["pulled_records_per_second"] > 0
+    assert figures["result"].keys() == figures["ratio"].keys() == {"unread", "inbox", "deliveries"}
+    assert all(one["records_per_second"] > 0 and one["cpu_us_per_record"] for one in figures["result"].values())
+    assert all(ratio > 0 for ratio in figures["ratio"].values())
+
+
+def test_sustained_load_with_projections_says_how_far_they_were_behind_and_when_they_had_caught_up() -> None:
+    [measured] = run("sustained", "--projections")["result"]["runs"]
+    assert measured["projections_caught_up_after_seconds"] is not None
+    assert measured["lag_max"].keys() == {"dispatcher", "unread", "inbox", "deliveries"}
+    assert measured["cpu_us_per_notification"]["projector"] > 0
 
 
 def test_a_long_run_shows_each_stretch_for_itself() -> None:
