@@ -110,6 +110,7 @@ async def look_at_each_replica(cluster: NatsCluster, broker: Broker, chaos: Chao
                 other.resume()
 
 
+@pytest.mark.chaos(takes_seconds=45)
 async def test_a_cluster_that_loses_leaders_and_followers_loses_doubles_and_reorders_nothing_and_resets_nobody(
     nats_cluster: NatsCluster, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:

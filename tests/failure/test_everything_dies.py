@@ -37,6 +37,7 @@ def restart(server: Server) -> Callable[[random.Random], Awaitable[None]]:
     return inject
 
 
+@pytest.mark.chaos(takes_seconds=35)
 async def test_every_acknowledged_event_is_in_one_record_and_every_device_gets_its_log(
     nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:

@@ -148,6 +148,7 @@ async def test_a_killed_broker_costs_no_record_none_twice_and_none_out_of_order(
                 await judge(broker, devices)
 
 
+@pytest.mark.chaos(takes_seconds=35)
 async def test_on_a_cluster_lagging_followers_and_lost_leaders_cause_no_false_reset_and_the_tail_arrives(
     nats_cluster: NatsCluster, tmp_path: Path, rng: random.Random
 ) -> None:

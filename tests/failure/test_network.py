@@ -207,6 +207,7 @@ async def test_publishing_while_disconnected_fails_at_once(nats_server: NatsServ
             await far.commit([Outgoing("log.0.t.u", b"{}")])
 
 
+@pytest.mark.chaos(takes_seconds=25)
 async def test_dispatchers_on_a_bad_network_to_nats_and_redis_lose_double_and_reorder_nothing(
     nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:

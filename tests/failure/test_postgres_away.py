@@ -159,6 +159,7 @@ async def write(broker: Broker, rng: random.Random, count: int) -> None:
         await broker.commit(messages, timeout_seconds=30)
 
 
+@pytest.mark.chaos(takes_seconds=30)
 async def test_projectors_killed_in_the_midst_of_batches_lose_nothing_and_count_nothing_twice(
     nats_server, valkey, database: Postgres, tmp_path: Path, rng: random.Random
 ) -> None:

@@ -167,6 +167,7 @@ def broken(process: DispatcherProcess) -> bool:
     return process.suspended or not process.alive
 
 
+@pytest.mark.chaos(takes_seconds=45)
 async def test_fifty_deaths_at_random_moments_leave_nothing_lost_doubled_or_reordered(
     nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:
