@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,10 +56,25 @@ def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: flo
     configure_logging(role, settings.log_format)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        return uvloop.run(_supervise(role, settings, work, stop_seconds_max))
+        return uvloop.run(_to_the_end(_supervise(role, settings, work, stop_seconds_max)))
     except InvalidSetting as error:  # the health port: nothing of the role has run yet
         _log.error("cannot_start", why=str(error))
         return MISCONFIGURED
+
+
+async def _to_the_end(supervised: Coroutine[Any, Any, int]) -> int:
+    """The exit code; the process ends with it soon, even if a task that was left over does not."""
+    code = await supervised
+    # The loop waits for every task it cancels, and libraries may lose a cancellation: nats-py, as it reconnects.
+    last_resort = threading.Timer(CLEAN_UP_SECONDS_MAX, _leave, (code,))
+    last_resort.daemon = True
+    last_resort.start()
+    return code
+
+
+def _leave(code: int) -> None:
+    _log.warning("role_left_tasks_behind", seconds=CLEAN_UP_SECONDS_MAX)
+    os._exit(code)
 
 
 async def _supervise(role: str, settings: Settings, work: Work, stop_seconds_max: float) -> int:

@@ -235,3 +235,23 @@ def test_people_see_tracebacks_without_the_values_of_variables() -> None:
         shown, _ = running.process.communicate(timeout=30)
     assert "RuntimeError: broken" in shown
     assert "hidden" not in shown
+
+
+def test_a_task_that_does_not_end_does_not_keep_the_process() -> None:
+    work = """
+        async def stubborn():
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    pass
+
+        async def work(stop, health):
+            left = asyncio.create_task(stubborn())
+            await stop.wait()
+    """
+    with role(work) as running:
+        running.said("role_starting")
+        running.process.send_signal(signal.SIGTERM)
+        running.said("role_stopped")
+        assert running.process.wait(10) == 0
