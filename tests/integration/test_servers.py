@@ -179,12 +179,15 @@ async def test_a_postgres_that_is_killed_leaves_no_shared_memory_of_the_system_b
         await connection.close()
         assert "/dev/shm" not in maps
     finally:
-        server.kill()
+        end(server)
 
 
 def test_a_postgres_that_is_stopped_is_given_the_time_for_its_last_checkpoint(tmp_path: Path) -> None:
     server = Postgres(tmp_path / "postgres", durable=False)
-    server.start()
-    server.stop()
-    assert server.child.exit_code == 0
-    assert server.stop_seconds_max >= 60
+    try:
+        server.start()
+        server.stop()
+        assert server.child.exit_code == 0
+        assert server.stop_seconds_max >= 60
+    finally:
+        end(server)
