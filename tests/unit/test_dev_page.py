@@ -13,8 +13,8 @@ from aiohttp import web
 import gateway
 from gateway.dev_page import FILES, DevPage, dev_routes, is_loopback_host
 from gateway.problems import as_problems
+from tests.support.tokens import SECRET
 
-SECRET = "a secret for tests that is long enough for HS256"
 WEB = Path(gateway.__file__).parent / "web"
 
 

@@ -20,8 +20,8 @@ from gateway.api_keys import ApiKey, ApiKeys, KeysAway
 from gateway.auth import Refused, Verifier, bearer
 from gateway.jwks import KeySet, KeysUnavailable, SharedSecret
 from gateway.origins import Origins
+from tests.support.tokens import SECRET
 
-SECRET = "a secret for tests that is long enough for HS256"
 CLAIMS = {"sub": "alice", "tenant": "acme"}
 
 
