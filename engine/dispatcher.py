@@ -89,6 +89,7 @@ class Dispatcher:
         names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
+            noted = [worker.epochs for worker in self._workers]
             # One that is missing or has no leader says nothing about the others.
             actual: dict[str, str | None] = {}
             for name in names:
@@ -98,8 +99,9 @@ class Dispatcher:
                     actual[name] = GONE
                 except BrokerError as error:
                     _log.debug("an epoch could not be read", stream=name, error=type(error).__name__)
-            for worker, reader in zip(self._workers, self.readers, strict=True):
-                if worker.changed(actual):
+            for worker, reader, epochs in zip(self._workers, self.readers, noted, strict=True):
+                # Who has begun anew meanwhile may know more than was read here.
+                if worker.epochs is epochs and worker.changed(actual):
                     reader.suspect()
 
 
@@ -112,7 +114,7 @@ class DispatchWorker:
         self._q = event_partition
         self._partitions = partitions
         self._ownership = Ownership(0, "", "")
-        self._epochs = Epochs({}, {})
+        self.epochs = Epochs({}, {})
         self._writers: dict[int, LogWriter] = {}
         self._changed: PartitionStopped | None = None
 
@@ -140,8 +142,8 @@ class DispatchWorker:
             self._q,
             found,
             events_epoch=_epoch(events),
-            log_epoch=self._epochs.actual[stream] or "",
-            recorded_log_epoch=self._epochs.recorded.get(stream),
+            log_epoch=self.epochs.actual[stream] or "",
+            recorded_log_epoch=self.epochs.recorded.get(stream),
         )
         await check_reach(self._broker, self._q, events, found.mark)
         return found.mark.next_seq if found.mark else max(1, events.first_seq)
@@ -153,22 +155,22 @@ class DispatchWorker:
             recorded, _ = await topology.read_epochs(self._broker)
         except TopologyError as error:
             raise PartitionStopped(error.detail, error.remedy) from error
-        self._epochs = Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded or {})
+        self.epochs = Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded or {})
         if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
             raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
         return events
 
     async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
         stream = log_stream(partition)
-        if stream not in self._epochs.actual:
-            self._epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
+        if stream not in self.epochs.actual:
+            self.epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
         writer = await LogWriter.claim(
             self._broker,
             partition,
             self._q,
             self._ownership,
-            log_epoch=self._epochs.actual[stream] or "",
-            recorded_log_epoch=self._epochs.recorded.get(stream),
+            log_epoch=self.epochs.actual[stream] or "",
+            recorded_log_epoch=self.epochs.recorded.get(stream),
             found=await read_mark(self._broker, partition, self._q),
             start_seq=start_seq,
         )
@@ -181,7 +183,7 @@ class DispatchWorker:
         Args:
             actual: epochs by stream, as far as they could be read; `GONE` for a stream that is missing.
         """
-        for name, epoch in self._epochs.actual.items():
+        for name, epoch in self.epochs.actual.items():
             if (now := actual.get(name, epoch)) != epoch:
                 self._changed = (
                     missing(name) if now == GONE else PartitionStopped(f"{name} changed its incarnation", REPAIR)
@@ -190,7 +192,7 @@ class DispatchWorker:
 
     def check(self, state: StreamState) -> None:
         """A stream re-created in between has the same names and numbers, for other events."""
-        self.changed({**self._epochs.actual, state.name: state.epoch})
+        self.changed({**self.epochs.actual, state.name: state.epoch})
         self._check_changed()
 
     def _check_changed(self) -> None:

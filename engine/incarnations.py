@@ -85,7 +85,9 @@ async def check_reach(broker: Broker, event_partition: int, events: StreamState,
         raise PartitionStopped(detail, EVENTS_RESTORED)
     if await younger_than_mark(broker, event_partition, event_partition, home.seq):
         detail = f"event {home.seq} of EVENTS is younger than the mark that tells it to be dispatched"
-        raise PartitionStopped(detail, EVENTS_RESTORED)
+        raise PartitionStopped(
+            detail, f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagree: mend them, then repair"
+        )
 
 
 async def younger_than_mark(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:

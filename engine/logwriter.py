@@ -10,6 +10,7 @@ import msgspec
 
 from engine import failpoints, metrics
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
+from engine.incarnations import is_missing, missing, reaching, stream_of
 from engine.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
 from engine.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.stalls import Stall
@@ -37,10 +38,15 @@ async def read_mark(broker: Broker, partition: int, event_partition: int) -> Pla
     """The mark of an event partition as the LOG's leader shows it.
 
     Raises:
-        PartitionStopped: somebody wrote something else there.
+        PartitionStopped: somebody wrote something else there, or there is no such stream.
     """
     stream, subject = log_stream(partition), mark_subject(partition, event_partition)
-    stored = await broker.leader_last(stream, subject)
+    try:
+        stored = await broker.leader_last(stream, subject)
+    except ApiError as error:
+        if is_missing(error):
+            raise missing(stream) from error
+        raise
     if stored is None:
         return NO_MARK
     try:
@@ -201,9 +207,14 @@ class LogWriter:
 
     async def _check_epoch(self) -> None:
         """No mark, or an older one, where mine stood: aged out or a stale answer if the LOG is the one I know."""
-        state = await self._broker.stream(self._stream)
+        state = await reaching(self._broker, await stream_of(self._broker, self._stream), self._placed.log_seq)
         if state.epoch != self._log_epoch:
             raise PartitionStopped(f"{self._stream} changed its incarnation", REPAIR)
+        if state.last_seq < self._placed.log_seq:
+            raise PartitionStopped(
+                f"{self._stream} ends at {state.last_seq}, before my mark at {self._placed.log_seq}",
+                f"It was restored from a backup: run `seamark topology restore {self._stream}`, then repair",
+            )
 
 
 def _reason(error: BrokerError) -> str:

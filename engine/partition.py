@@ -74,6 +74,7 @@ class PartitionReader:
         self._wake = asyncio.Event()
         self._log = _log.bind(stream=source.stream, consumer=source.consumer)
         self._metrics = metrics.partition(source.stream, source.consumer)
+        self._remedy = ""
         self.phase = Phase.STANDBY
 
     # --- deciding and doing ------------------------------------------------------------------------------------------
@@ -153,7 +154,8 @@ class PartitionReader:
         self._worker.check(state)
         if next_seq > state.last_seq + 1:
             # A new leader that has not caught up, or a stream put back to a backup: the stored position knows.
-            self.phase = Phase.CLAIMING
+            if self.phase is Phase.READING:
+                self.phase = Phase.CLAIMING
             raise Unanswered(f"{source.stream} ends at {state.last_seq}, and {next_seq} was to come next")
         # Not where nothing of this partition waited when what is left was stored already: others' messages were trimmed.
         if state.first_seq > next_seq and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
@@ -206,8 +208,10 @@ class PartitionReader:
         self._pull()
 
     def _stop(self, error: PartitionStopped) -> None:
-        if self.phase is not Phase.STOPPED:
+        # A remedy that was followed may show the next one; the details hold numbers that move.
+        if self.phase is not Phase.STOPPED or error.remedy != self._remedy:
             self._log.error("partition stopped until it is repaired", why=error.detail, remedy=error.remedy)
+        self._remedy = error.remedy
         self.phase, self._pin = Phase.STOPPED, None
         self._empty_buffer()
         self._metrics.stopped.set(1)

@@ -197,7 +197,7 @@ def decide(found: Found, positions: Positions, owner: str) -> RepairPlan:
     notes: list[str] = list(_log_notes(found))
     next_seqs: dict[int, int] = {}
     for q in range(found.partitions):
-        home = _set_back(found, q) or _home(found, q, positions.of(q))
+        home = _set_back(found, q, named=positions.named(q)) or _home(found, q, positions.of(q))
         if isinstance(home, Refusal):
             refusals.append(home)
             continue
@@ -236,21 +236,26 @@ def _names(found: Found) -> Iterator[str]:
     yield from (log_stream(p) for p in range(found.partitions))
 
 
-def _set_back(found: Found, q: int) -> Refusal | None:
-    """EVENTS was put back to a backup and still has the epoch of before: no position would make its marks mean anything."""
+def _set_back(found: Found, q: int, *, named: bool) -> Refusal | None:
+    """EVENTS was put back to a backup and still has the epoch of before: no position would make its marks mean anything.
+
+    That an event is younger than its mark may also come from clocks that disagree: whoever knows so names a position.
+    """
     for p in range(found.partitions):
         mark = found.mark(p, q).mark
         if mark is None or mark.epoch != found.events.epoch:
             continue
         if mark.seq > found.events.last_seq:
             detail = f"{mark_subject(p, q)} is at event {mark.seq}, and EVENTS ends at {found.events.last_seq}"
-        elif (p, q) in found.late:
+        elif (p, q) in found.late and not named:
             detail = f"event {mark.seq} of EVENTS is younger than {mark_subject(p, q)}, which tells it to be dispatched"
         else:
             continue
         remedy = (
             "EVENTS was restored from a backup: run seamark topology restore EVENTS=<its last sequence there> first."
         )
+        if mark.seq <= found.events.last_seq:
+            remedy += f" If it was not, the servers' clocks disagreed: name the position, --at {q}={mark.seq}."
         return Refusal(f"partition {q}", detail, remedy)
     return None
 

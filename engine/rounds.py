@@ -49,6 +49,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     recipient: Recipient
     planned: Planned
 
+    @property
+    def is_of_many(self) -> bool:
+        """Whether its event is for so many users that the first should not wait for a full batch."""
+        return len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
+
     def message(self, partition: int) -> Outgoing:
         token = self.recipient.token
         subject = f"log.{partition}.{self.planned.accepted.at.tenant_token}.{token}"
@@ -153,7 +158,7 @@ def batches(entries: Sequence[Entry], partition: int, last_seq: int) -> Iterator
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
         before = entries[index - 1] if index else entry
         inside = before.seq == entry.seq
-        most = FAN_OUT_MESSAGES_MAX if inside else BATCH_MESSAGES_MAX
+        most = FAN_OUT_MESSAGES_MAX if inside and entry.is_of_many else BATCH_MESSAGES_MAX
         if messages and (len(messages) >= most - 1 or size + cost > BATCH_BYTES_MAX):
             yield Batch(messages, before.seq, before.recipient.token if inside else None)
             messages, size = [], 0

@@ -7,7 +7,6 @@ everywhere. What cannot be found out is called unknown, not assumed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from engine.logwriter import read_mark
 from engine.marks import PlacedMark
 from engine.subjects import EVENTS_STREAM, log_stream
 from engine.topology_files import Profile, log_partition, render
-from engine.topology_plan import PARTITIONS_KEY, Observed, decide, remembered_partitions
+from engine.topology_plan import PARTITIONS_KEY, Observed, ObservedStream, decide, remembered_partitions
 
 VERSION_MIN: Final = (2, 14)
 """CONSUMER.RESET, the reading head's way back to a position, is in 2.14 and later."""
@@ -141,19 +140,23 @@ async def report_start(broker: Broker, profile: Profile, monitor_urls: Sequence[
 
     Version and largest message always, what is synced to disk where `monitor_urls` tell it, copies in `production`.
     """
-    with contextlib.suppress(BrokerError):
-        for finding in judge_start(await _look_at_start(broker, monitor_urls), profile):
-            _log.warning("server_differs", what=finding.name, detail=finding.detail, remedy=finding.remedy)
+    try:
+        streams = await _streams_at_start(broker)
+    except BrokerError as error:
+        _log.info("copies could not be read", error=str(error))
+        streams = {}
+    varz = await asyncio.gather(*map(_varz, monitor_urls))
+    monitors = dict(zip(monitor_urls, varz, strict=True))
+    seen = Seen(_version_of(broker), broker.nc.max_payload, monitors, Observed(streams), {}, {})
+    for finding in judge_start(seen, profile):
+        _log.warning("server_differs", what=finding.name, detail=finding.detail, remedy=finding.remedy)
 
 
-async def _look_at_start(broker: Broker, monitor_urls: Sequence[str]) -> Seen:
+async def _streams_at_start(broker: Broker) -> dict[str, ObservedStream]:
     partitions = (await broker.stream(EVENTS_STREAM)).partitions or 0
     names = [EVENTS_STREAM, *(log_stream(p) for p in range(partitions))]
     infos = await asyncio.gather(*(broker.api(f"STREAM.INFO.{name}") for name in names))
-    streams = {info["config"]["name"]: topology.observed_stream(info) for info in infos}
-    varz = await asyncio.gather(*map(_varz, monitor_urls))
-    monitors = dict(zip(monitor_urls, varz, strict=True))
-    return Seen(_version_of(broker), broker.nc.max_payload, monitors, Observed(streams), {}, {})
+    return {info["config"]["name"]: topology.observed_stream(info) for info in infos}
 
 
 def judge_start(seen: Seen, profile: Profile) -> Iterator[Finding]:
@@ -174,7 +177,8 @@ async def _varz(url: str) -> dict[str, Any] | None:
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url.rstrip('/')}/varz") as reply:
             answer = await reply.json()
-            return answer if reply.status == 200 and isinstance(answer, dict) else None
+            # What else listens there, a proxy for one, says nothing of a server.
+            return answer if reply.status == 200 and isinstance(answer, dict) and "version" in answer else None
     except (aiohttp.ClientError, TimeoutError, ValueError):
         return None
 
@@ -219,7 +223,7 @@ def _sync(seen: Seen, bad: Level) -> Iterator[Finding]:
     if not seen.monitors:
         yield Finding("unknown", "sync_always", "no monitoring address is known, so neither is what is synced", remedy)
     for url, varz in seen.monitors.items():
-        config = ((varz or {}).get("jetstream") or {}).get("config") or {}
+        config = _dict(_dict((varz or {}).get("jetstream")).get("config"))
         if varz is None:
             yield Finding("unknown", "sync_always", f"{url} does not answer", remedy)
         elif config.get("sync_always"):
@@ -228,6 +232,10 @@ def _sync(seen: Seen, bad: Level) -> Iterator[Finding]:
             every = config.get("sync_interval", 0) / 1e9
             detail = f"{url} syncs to disk every {every:.0f} s: a power cut may lose what was accepted"
             yield Finding(bad, "sync_always", detail, "Set jetstream { sync_interval: always }.")
+
+
+def _dict(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def _files(seen: Seen, profile: Profile, partitions: int | None) -> Iterator[Finding]:

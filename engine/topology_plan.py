@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 from engine.cursor import parse_cursor
+from engine.subjects import EVENTS_STREAM
 from engine.topology_diff import Change, changes_between, lost_by, unchangeable
 from engine.topology_files import ConsumerFile, StreamFile, Topology, log_partition
 
@@ -187,7 +188,7 @@ def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str],
         seen = observed.streams.get(file.name)
         if seen is not None:
             _sort(_change_stream(file, seen, new_epoch), steps, refusals)
-        elif (lost := (observed.epochs or {}).get(file.name)) is not None and not recreate:
+        elif (lost := _existed(observed, file.name)) is not None and not recreate:
             refusals.append(_lost(file.name, lost))
         else:
             _sort(_create(file, new_epoch(), lost), steps, refusals)
@@ -212,6 +213,15 @@ def _partitions_refused(has: int, asked: int) -> Refusal:
         "For another number set up a second deployment and move services over to it."
     )
     return Refusal("partitions", detail, remedy)
+
+
+def _existed(observed: Observed, name: str) -> str | None:
+    """The epoch of a stream that is gone; "unknown" where its record is gone, too, and others say that there was one."""
+    if observed.epochs is not None:
+        return observed.epochs.get(name)
+    keeps = name == EVENTS_STREAM or log_partition(name) is not None
+    at_work = any(seen.last_seq > 0 for other, seen in observed.streams.items() if log_partition(other) is not None)
+    return "unknown" if keeps and at_work else None
 
 
 def _lost(name: str, epoch: str) -> Refusal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -27,6 +28,15 @@ RETRY_SECONDS_MIN = 0.05
 RETRY_SECONDS_MAX = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Short:
+    """A log was seen to end before a checkpoint: when for the first time, and whether a later look has seen it, too."""
+
+    checkpoint: Checkpoint
+    at: datetime
+    confirmed: bool
+
+
 class ProjectionWorker:
     """One projection of one stream partition. A `partition.Worker`.
 
@@ -42,7 +52,7 @@ class ProjectionWorker:
         self._stream = stream
         self._store = store
         self._expected: Checkpoint | None = None
-        self._short: tuple[Checkpoint, datetime] | None = None
+        self._short: _Short | None = None
         self._epoch = ""
         self._log = _log.bind(projection=name, stream=stream)
         self._lag = metrics.projection_lag.labels(name, stream)
@@ -72,11 +82,10 @@ class ProjectionWorker:
         """Is the stream as long as it was when it was folded? Else it was put back to a backup, and nobody has said so."""
         if checkpoint.seq > state.last_seq:
             # Remembered: other records are given these numbers soon, and then it would look as if they had been folded.
-            if self._short is None or self._short[0] != checkpoint:
-                self._short = checkpoint, datetime.now(UTC)
-        elif (
-            self._short is None or self._short[0] != checkpoint or await self._is_older(checkpoint.seq, self._short[1])
-        ):
+            again = self._short is not None and self._short.checkpoint == checkpoint
+            at = self._short.at if self._short is not None and again else datetime.now(UTC)
+            self._short = _Short(checkpoint, at, confirmed=again)
+        elif self._short is None or self._short.checkpoint != checkpoint or await self._was_there(state, self._short):
             self._short = None
             return
         raise PartitionStopped(
@@ -85,10 +94,15 @@ class ProjectionWorker:
             f"then `seamark rebuild {self._name}`.",
         )
 
-    async def _is_older(self, seq: int, at: datetime) -> bool:
-        """Was this record there then, whatever a leader that was being replaced has shown?"""
+    async def _was_there(self, state: StreamState, short: _Short) -> bool:
+        """Was the record there when the log seemed to end before it, whatever a leader that was being replaced has shown?"""
+        seq = short.checkpoint.seq
+        if state.first_seq > seq:
+            return True  # trimmed since: nothing is left of what could have been passed over
         stored = await self._broker.leader_next(self._stream, ">", seq)
-        return stored is not None and stored.seq == seq and datetime.fromisoformat(stored.time) < at - CLOCKS
+        # One look alone is most likely such a leader, and in a busy log the record is but a moment older.
+        before = short.at - CLOCKS if short.confirmed else short.at
+        return stored is not None and stored.seq == seq and datetime.fromisoformat(stored.time) < before
 
     def check(self, state: StreamState) -> None:
         """Is it still the stream the checkpoint counts in?"""

@@ -213,7 +213,6 @@ async def test_a_projection_stops_on_a_log_that_went_back_and_is_not_fooled_when
         assert await worker.acquire() == 8
 
 
-@pytest.mark.usefixtures("clocks_agree")
 async def test_a_leader_that_has_shown_the_past_stops_a_projection_only_until_the_truth_is_known(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,21 @@
 """A stream is gone, or what is recorded of the streams is unreadable: it is named with the remedy, and nobody tries for ever."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 import structlog
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from engine import dispatcher, partition, topology
 from engine.dispatcher import Dispatcher, read_partitions
 from engine.errors import PartitionStopped, TopologyError
-from engine.jetstream import Broker
+from engine.jetstream import Broker, Outgoing
+from engine.logwriter import LogWriter, Ownership
+from engine.marks import NO_MARK
 from engine.partition import Phase
 from engine.topology_check import report_start
 from projections.runner import ProjectionWorker
@@ -59,6 +64,36 @@ async def worked(broker: Broker, event_id: str) -> None:
 
 async def holds(broker: Broker, count: int, event_id: str) -> bool:
     return sum(entry.id.startswith(event_id) for entry in await all_records(broker, PARTITIONS)) == count
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_log_that_is_deleted_under_a_batch_stops_its_partition(nats_server: NatsServer, again: bool) -> None:
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        state = await broker.stream("LOG-1")
+        ownership = Ownership(1, "owner", "eeeeeeee")
+        writer = await LogWriter.claim(
+            broker,
+            1,
+            1,
+            ownership,
+            log_epoch=state.epoch or "",
+            recorded_log_epoch=state.epoch,
+            found=NO_MARK,
+            start_seq=0,
+        )
+        config = (await broker.api("STREAM.INFO.LOG-1"))["config"]
+        older = await broker.leader_last("LOG-1", "mark.1.1")
+        assert older is not None
+        for seq in (1, 2):
+            await writer.append([Outgoing("log.1.default.alice", b"{}")], seq)
+        await broker.api("STREAM.DELETE.LOG-1")
+        if again:  # as a restored backup has it: the same epoch, and the mark of that time
+            await broker.api("STREAM.CREATE.LOG-1", config)
+            await broker.append("mark.1.1", older.payload)
+        stopping = pytest.raises(PartitionStopped, match="LOG-1 ends at 1" if again else "no stream LOG-1")
+        with stopping:
+            await asyncio.wait_for(writer.append([Outgoing("log.1.default.alice", b"{}")], 3), 20)
 
 
 async def test_while_one_log_is_missing_the_others_are_still_watched(nats_server: NatsServer, valkey: Valkey) -> None:
@@ -120,7 +155,9 @@ async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_need
 ) -> None:
     structlog.reset_defaults()
     async with connected(nats_server.url) as broker:
-        await report_start(broker, profile)  # type: ignore[arg-type]
+        with capture_logs() as logs:
+            await report_start(broker, profile)  # type: ignore[arg-type]
+            assert [line["event"] for line in logs] == ["copies could not be read"]
         await topology.ensure(broker, "dev", overrides=FAST)
         with capture_logs() as logs:
             await report_start(broker, profile)  # type: ignore[arg-type]
@@ -129,6 +166,20 @@ async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_need
         with capture_logs() as logs:
             await report_start(broker, profile, [nats_server.monitor_url])  # type: ignore[arg-type]
             assert [line["what"] for line in logs] == ["sync_always", *told]
+
+
+async def test_what_else_answers_at_a_monitoring_address_ends_no_start(nats_server: NatsServer) -> None:
+    async def no_server(_: web.Request) -> web.Response:
+        return web.json_response({"jetstream": "yes"})
+
+    application = web.Application()
+    application.router.add_get("/varz", no_server)
+    structlog.reset_defaults()
+    async with connected(nats_server.url) as broker, TestServer(application) as other:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        with capture_logs() as logs:
+            await report_start(broker, "dev", [str(other.make_url("/"))])
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == []
 
 
 async def test_a_rebuild_without_one_of_its_logs_names_it(nats_server: NatsServer, valkey: Valkey) -> None:

@@ -102,6 +102,7 @@ class SimEntry(NamedTuple):
 
     seq: int
     recipient: Any
+    is_of_many: bool = False
 
     def message(self, partition: int) -> Outgoing:
         return Outgoing("log", f"{self.seq}:{self.recipient.token}".encode())
@@ -180,7 +181,7 @@ class SimBroker:
         return await self.ask("leader_last")
 
     async def stream(self, stream: str) -> StreamState:
-        return StreamState(stream, "log", 1, 1, 0, 0, {})
+        return StreamState(stream, "log", 1, 1, 1 << 40, 0, {})
 
 
 class Machine(RuleBasedStateMachine):

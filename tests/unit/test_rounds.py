@@ -118,6 +118,9 @@ def test_small_events_fill_the_largest_batch_and_a_large_one_is_cut_so_that_its_
     entries = fan_out([*small, large], 1)[0]
     sizes = [len(batch.messages) for batch in batches(entries, 0, 1001)]
     assert sizes == [limits.BATCH_MESSAGES_MAX - 1, *[limits.FAN_OUT_MESSAGES_MAX - 1] * 2, 1600 - 999 - 2 * 249]
+    few = [planned(event(seq, ["ann", "bob", "cid"])) for seq in range(1, 401)]
+    sizes = [len(batch.messages) for batch in batches(fan_out(few, 1)[0], 0, 400)]
+    assert sizes == [limits.BATCH_MESSAGES_MAX - 1, 1200 - 999]
 
 
 def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:

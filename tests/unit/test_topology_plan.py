@@ -1,5 +1,6 @@
 """What is planned for which difference between files and server."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -175,6 +176,18 @@ def test_a_stream_that_is_gone_is_not_made_anew_unasked_for_then_no_backup_could
     assert (refusal.target, "existed once" in refusal.detail) == ("LOG-2", True)
     assert "--recreate" in refusal.remedy
     assert not plan.empty
+
+
+def test_a_log_that_is_lost_together_with_the_record_of_epochs_is_not_made_anew_unasked():
+    topology = render("dev")
+    observed = server_with(topology, last_seq=7)
+    del observed.streams["LOG-2"]
+    (refusal,) = decide(topology, replace(observed, epochs=None), tags()).refusals
+    assert refusal.target == "LOG-2"
+    # An interrupted first apply has recorded nothing either, but no log holds anything.
+    begun = server_with(topology)
+    del begun.streams["LOG-2"]
+    assert decide(topology, replace(begun, epochs=None), tags()).refusals == ()
 
 
 def test_streams_and_consumers_of_others_are_left_alone():

@@ -151,13 +151,21 @@ def test_a_mark_whose_event_is_younger_than_itself_tells_nothing_and_the_end_of_
 
 
 @pytest.mark.parametrize("position", ["mark", "first", "last", 42])
-@pytest.mark.parametrize("late", [False, True])
-def test_events_that_went_back_without_a_restore_are_not_repaired_before_one(position, late):
-    seen = found(events=stream(EVENTS, last=100 if late else 55))
-    seen = replace(seen, late=frozenset({(1, 1)}) if late else frozenset())
-    (refusal,) = decide(seen, Positions(position), "repair").refusals
+def test_events_that_went_back_without_a_restore_are_not_repaired_before_one(position):
+    (refusal,) = decide(found(events=stream(EVENTS, last=55)), Positions(position), "repair").refusals
     assert refusal.target == "partition 1"
     assert "seamark topology restore EVENTS=" in refusal.remedy
+    assert "--at" not in refusal.remedy
+
+
+def test_an_event_younger_than_its_mark_is_no_matter_of_clocks_unless_the_operator_says_so():
+    seen = replace(found(events=stream(EVENTS, last=100)), late=frozenset({(1, 1)}))
+    (refusal,) = decide(seen, Positions(), "repair").refusals
+    assert "seamark topology restore EVENTS=" in refusal.remedy
+    named = refusal.remedy.split("--at 1=")[1].rstrip(".")
+    plan = decide(seen, Positions(single={1: int(named)}), "repair")
+    assert plan.refusals == ()
+    assert after(plan)["mark.1.1"] == (int(named), None)
 
 
 def test_recreated_events_have_another_numbering_so_positions_must_be_named():
