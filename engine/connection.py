@@ -20,6 +20,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.nuid import NUID
 
 from engine import wire
+from engine.addresses import login_of
 from engine.errors import ApiError, BrokerError, Forbidden, Unanswered, Unavailable
 from engine.limits import OUTBOUND_BYTES_MAX
 from engine.natsclient import EngineClient, outgoing
@@ -124,9 +125,7 @@ class Connection:
             Unavailable: no server answered within 10 s.
         """
         settings = self.settings
-        options: dict[str, Any] = {"user": settings.user, "password": settings.password} if settings.user else {}
-        if settings.credentials_file:
-            options["user_credentials"] = settings.credentials_file
+        login = login_of(settings.url, settings.user, settings.password, settings.credentials_file)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 await self.nc.connect(
@@ -141,7 +140,7 @@ class Connection:
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnect,
                     reconnected_cb=self._on_reconnect,
-                    **options,
+                    **login,
                 )
                 self.subscribe(self._inbox.decode() + ".*", self._on_reply)
                 await self.flush()

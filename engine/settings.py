@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
-from urllib.parse import urlsplit
 
+from engine.addresses import inbox_prefix_of
 from engine.errors import InvalidSetting
 from engine.jetstream import NatsSettings
 from engine.topology_files import PARTITIONS_MAX
@@ -101,26 +101,6 @@ class Settings:
             name=name,
             inbox_prefix=self.nats_inbox_prefix or inbox_prefix_of(self.nats_url.reveal(), self.nats_user),
         )
-
-
-def inbox_prefix_of(urls: str, user: str | None = None) -> str:
-    """The prefix under which `nats/accounts.conf` lets a user read replies: `_INBOX_<user>`, and `_INBOX` for nobody.
-
-    Args:
-        urls: servers separated by commas; the user may stand in an address.
-        user: the user, where it is given apart.
-    """
-    named = user or next(filter(None, map(_user_of, urls.split(","))), None)
-    return f"_INBOX_{named}" if named else "_INBOX"
-
-
-def _user_of(url: str) -> str | None:
-    """Who an address names. Without a password it names nobody: nats-py takes what stands there for a token."""
-    try:
-        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
-    except ValueError:
-        return None  # whoever connects there says what is wrong with it
-    return parts.username if parts.password is not None else None
 
 
 def load_settings(env: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
@@ -253,6 +233,20 @@ def _check_scheme(name: str, variable: str, value: str) -> None:
     schemes = _SCHEMES.get(name)
     if schemes and not value.startswith(schemes):
         raise InvalidSetting(f"{variable} must begin with {' or '.join(schemes)}")
+    if name in ("postgres_url", "redis_url") and not all(map(_has_port_or_none, _hosts(value))):
+        # Drivers repeat what they take for the port: behind a / in the password it is a piece of that.
+        raise InvalidSetting(
+            f"{variable} is not an address: write %XX for what is special in the password, %2F for a /"
+        )
+
+
+def _hosts(url: str) -> list[str]:
+    return url.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2].split(",")
+
+
+def _has_port_or_none(host: str) -> bool:
+    port = host.rpartition("]")[2].partition(":")[2]
+    return not port or port.isdecimal()
 
 
 def _number(variable: str, value: Any, lowest: int, highest: int) -> int:

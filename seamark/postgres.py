@@ -40,7 +40,9 @@ def explained(error: BaseException) -> SeamarkError:
     while not isinstance(cause, FAILURES) and cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, asyncpg.exceptions.ClientConfigurationError):
-        return _not_an_address()
+        # Of an address that cannot be read the driver repeats pieces; of an option it says what is wrong with it.
+        unreadable = str(cause).startswith(("invalid DSN", "invalid IPv6"))
+        return _not_an_address() if unreadable else InvalidSetting(f"SEAMARK_POSTGRES_URL: {cause}")
     said = " ".join(str(cause).split()) or type(cause).__name__
     state = getattr(cause, "sqlstate", None) or ""
     if state == _UNDEFINED_TABLE:

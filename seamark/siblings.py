@@ -26,8 +26,8 @@ RESTART_SECONDS_MAX: Final = 30.0
 
 POLL_SECONDS: Final = 0.2
 
-STOP_SECONDS_MAX: Final = 25.0
-"""For all together, from the signal on: a little more than a role itself takes, less than orchestrators give."""
+STOP_SECONDS_MAX: Final = 23.0
+"""For all together, from the signal on: a little more than a role itself takes, less than whoever ends this parent gives."""
 
 
 def say_up() -> None:
@@ -147,6 +147,6 @@ def _ended(process: subprocess.Popen[bytes], deadline: float) -> int:
         process.kill()
         process.wait()
         return FAILED
-    if code == -signal.SIGTERM:  # asked before it could listen to signals
+    if code in (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT):  # asked before it could listen to signals
         return 0
     return code if code >= 0 else FAILED

@@ -11,8 +11,16 @@ import structlog
 import typer
 from rich.console import Console
 
+
+class _Remarks(Console):
+    """A console on standard error: what it says is for people, and nothing ends because nobody reads it any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = _Remarks(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
+from engine.addresses import inbox_prefix_of
 from engine.errors import InvalidSetting
 from engine.jetstream import NatsSettings
-from engine.settings import given_settings, inbox_prefix_of, load_settings
+from engine.settings import given_settings, load_settings
+
+_OPTIONS = re.compile(r"\?(?=\w+=)")  # not the ? that a password may hold
 
 DATA_FOLDER = Path(".seamark")
 
@@ -75,4 +79,4 @@ def postgres_url(data: Path) -> str:
 
 def shown(urls: str) -> str:
     """Addresses as they may be shown: without user and password, and without options, which may hold them too."""
-    return "://".join(part.rpartition("@")[2].partition("?")[0] for part in urls.split("://"))
+    return "://".join(_OPTIONS.split(part)[0].rpartition("@")[2].partition("?")[0] for part in urls.split("://"))

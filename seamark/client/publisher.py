@@ -13,11 +13,11 @@ import msgspec
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from yarl import URL
 
+from engine.addresses import inbox_prefix_of
 from engine.events import Encoded, encode
 from engine.jetstream import Broker, NatsSettings
 from engine.jetstream import connect as connect_broker
 from engine.limits import APPEND_BUDGET_SECONDS
-from engine.settings import inbox_prefix_of
 from engine.subjects import parse_stored_event
 from seamark.client.backoff import Backoff
 from seamark.client.errors import ConnectionClosed, PublishFailed, PublishRefused

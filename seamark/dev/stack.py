@@ -68,10 +68,12 @@ class Stack:
 
     async def start(self) -> None:
         """Servers, topology, schema, roles; returns when the gateway can serve."""
-        port = self._gateway_port()
+        if self._options.port:
+            self._gateway_port()  # refused before anything is started
         await self._start_servers()
         self._say("applying topology and schema")
         await self._prepare_stores()
+        port = self._gateway_port()  # only now: others may have taken a free one while the servers started
         self.gateway_url = f"http://{HOST}:{port}"
         write_private_json(self._options.data / "kept.json", self._kept)
         self._start_roles(port)

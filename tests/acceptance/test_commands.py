@@ -190,6 +190,7 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(
         ("redis://r:6379/0?password=hidden", "redis://r:6379/0"),
         ("postgresql://u:hidden?x@db:5432,other/seamark?sslmode=require", "postgresql://db:5432,other/seamark"),
         ("user:hidden@n1:4222", "n1:4222"),
+        ("postgresql://db/seamark?user=u&password=hid@den", "postgresql://db/seamark"),
     ],
 )
 def test_addresses_are_shown_without_what_lets_in(urls: str, expected: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine import settings
+from engine.addresses import inbox_prefix_of, login_of
 from engine.errors import InvalidSetting
-from engine.settings import Secret, Settings, given_settings, inbox_prefix_of, load_settings
+from engine.settings import Secret, Settings, given_settings, load_settings
 
 
 def test_without_anything_set_the_defaults_are_in_force() -> None:
@@ -156,6 +157,23 @@ def test_replies_are_read_where_the_accounts_let_the_user_read(env: dict[str, st
 
 def test_an_address_that_is_none_names_nobody() -> None:
     assert inbox_prefix_of("nats://[") == "_INBOX"
+
+
+def test_who_an_address_names_is_told_to_servers_that_are_found_later_too() -> None:
+    assert login_of("nats://n1,nats://me:pw@n2", None, None, None) == {"user": "me", "password": "pw"}
+    assert login_of("nats://other:pw@n1", "me", "mine", None) == {"user": "me", "password": "mine"}
+    assert login_of("nats://token@n1", None, None, "file.creds") == {"user_credentials": "file.creds"}
+
+
+@pytest.mark.parametrize("name", ["POSTGRES", "REDIS"])
+def test_a_password_that_breaks_its_address_is_refused_and_not_repeated(name: str) -> None:
+    scheme = {"POSTGRES": "postgresql", "REDIS": "redis"}[name]
+    with pytest.raises(InvalidSetting, match=r"_URL is not an address.*%2F") as refused:
+        load_settings({f"SEAMARK_{name}_URL": f"{scheme}://user:se/cret@host/db"})
+    assert "se/" not in str(refused.value)
+    for address in ("host", "host:1", "user:se%2Fcret@host:1/db", "[::1]:1/db", "user@[::1]", "/db?host=/run"):
+        assert load_settings({f"SEAMARK_{name}_URL": f"{scheme}://{address}"})
+    assert load_settings({"SEAMARK_POSTGRES_URL": "postgresql://u:p@h1:5432,h2:5433/db"})
 
 
 def test_the_manual_has_every_setting() -> None:
