@@ -68,6 +68,7 @@ class Stack:
                 "SEAMARK_NATS_URL": self.nats.url,
                 "SEAMARK_REDIS_URL": self.valkey.url,
                 "SEAMARK_GATEWAY_PORT": str(self.gateway_port),
+                "SEAMARK_GATEWAY_PORT_SHARED": "1",  # by as many processes as are started
                 "SEAMARK_HEALTH_PORT": str(health),
                 "SEAMARK_JWT_SECRET": self.secret,
             }

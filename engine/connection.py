@@ -11,7 +11,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -52,7 +52,7 @@ class NatsSettings:
 
     url: str
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     credentials_file: str | None = None
     name: str = "seamark"
     inbox_prefix: str = "_INBOX"

@@ -14,6 +14,9 @@ from nats.aio.client import Client
 
 from engine import wire
 
+RECONNECT_END_SECONDS = 0.5
+"""After a cancellation that was lost the next one follows."""
+
 
 class EngineClient(Client):
     """nats-py's client with its parser replaced, and with what would end it, or hang it, without a reconnect put right.
@@ -46,6 +49,15 @@ class EngineClient(Client):
             raise ConnectionResetError("the connection was lost while it was made")
         # The old connection may have left half a message after nats-py's own reset.
         self.parser.reset()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        await super()._close(status, do_cbs)
+        # nats-py cancels its reconnecting once and looks away. An attempt that fails in that very moment takes the
+        # cancellation for its own end, and the next one follows: the process would never end.
+        task = self._reconnection_task
+        while task is not None and task is not asyncio.current_task() and not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=RECONNECT_END_SECONDS)
 
     async def _process_op_err(self, e: Exception) -> None:
         # The reconnect first closes the old transport gracefully, which waits for a peer that may never read again.

@@ -11,6 +11,7 @@ import pytest
 from engine import connection
 from engine.errors import Unanswered, Unavailable
 from engine.jetstream import NatsSettings, connect
+from engine.natsclient import EngineClient
 from seamark.dev.servers import HOST, NatsServer
 from tests.support.hangingup import HangingUp
 from tests.support.inbox import Inbox, back
@@ -164,3 +165,28 @@ async def test_where_no_server_is_connecting_says_so_without_the_password(monkey
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1:") as refused:
             await connect(NatsSettings("nats://user:secret@127.0.0.1:1"))
     assert "secret" not in str(refused.value)
+
+
+async def test_closing_while_an_attempt_to_reconnect_fails_leaves_nobody_trying(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trying = asyncio.Event()
+
+    async def refused_when_cancelled(self: EngineClient, server: object) -> None:
+        trying.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if lost.pop():  # the cancellation is taken for the end of the attempt, as `wait_for` of Python 3.11 may
+                raise ConnectionRefusedError from None
+            raise
+
+    lost = [False, True, True]
+    broker = await connect(NatsSettings(nats_server.url))
+    monkeypatch.setattr(EngineClient, "_connect_to_server", refused_when_cancelled)
+    nats_server.kill()
+    await asyncio.wait_for(trying.wait(), 5)
+    task = broker.nc._reconnection_task
+    await broker.close()
+    assert task is not None
+    assert task.done()
