@@ -72,6 +72,6 @@ def test_sustained_load_with_projections_says_how_far_they_were_behind_and_when_
 def test_a_long_run_shows_each_stretch_for_itself() -> None:
     figures = run("sustained", "--stretch-seconds", "0.4")["result"]["runs"][0]
     stretches = figures["course"]
-    assert len(stretches) == 2  # of a second; the rest of it is no whole stretch
+    assert len(stretches) >= 2  # of a second and what the publisher takes to start
     assert 0 < sum(one["delivered"] for one in stretches) <= figures["delivered"]
     assert all({"p99_ms", "lag_max", "cpu_us_per_notification"} <= one.keys() for one in stretches)
