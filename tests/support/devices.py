@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from seamark.client.backoff import Backoff
 from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
 from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore
-from seamark.client.session import End
+from seamark.client.session import Session, Timing
+from seamark.client.token import TokenSource
 from seamark.client.uplink import Uplink
 from tests.support.network import BadNetwork
 from tests.support.tokens import token
@@ -72,16 +74,27 @@ def _place(cursor: str) -> list[Any]:
 
 
 class WatchedUplink(Uplink):
-    """Writes down each ack that goes out."""
+    """Writes down where each session asks to resume, and each ack that goes out."""
 
-    sessions: Sessions
+    def __init__(self, token: TokenSource, timing: Timing, sessions: Sessions) -> None:
+        super().__init__(token, timing)
+        self._sessions = sessions
 
-    async def flush_ack(self) -> bool:
-        due, session = self._ack, self.sessions.name
-        sent = await super().flush_ack()
-        if sent and due is not None:
-            self.sessions.acknowledge(session, due[1])
-        return sent
+    def begins(self, session: Session) -> None:
+        send = session.send
+
+        async def watched(text: str) -> bool:
+            frame = json.loads(text)
+            if frame["op"] == "hello":
+                self._sessions.ask(frame.get("cursor"))
+            name = self._sessions.name
+            sent = await send(text)
+            if sent and frame["op"] == "ack":
+                self._sessions.acknowledge(name, frame["cursor"])
+            return sent
+
+        session.send = watched  # type: ignore[method-assign]
+        super().begins(session)
 
 
 class WatchedConnection(Connection):
@@ -89,24 +102,19 @@ class WatchedConnection(Connection):
 
     def __init__(self, url: str, sessions: Sessions, **options: Any) -> None:
         super().__init__(url, **options)
-        self.sessions = sessions
-        self._uplink = WatchedUplink(self._token, self._timing)
-        self._uplink.sessions = sessions
-
-    async def _one_session(self) -> End:
-        self.sessions.ask(self._receiver.resume_cursor)
-        return await super()._one_session()
+        self._sessions = sessions
+        self._uplink = WatchedUplink(self._token, self._timing, sessions)
 
     async def _handle(self, outcome: Outcome) -> None:
         match outcome:
             case Joined(frame) if frame.resumed:
-                self.sessions.begin(str(frame.cursor))
+                self._sessions.begin(str(frame.cursor))
             case Restore(frame):
-                self.sessions.begin(frame.cursor, frame.reason)
+                self._sessions.begin(frame.cursor, frame.reason)
             case Deliver(frame):
-                self.sessions.deliver(frame.cursor, msgspec.json.decode(frame.record)["id"], frame.prev)
+                self._sessions.deliver(frame.cursor, msgspec.json.decode(frame.record)["id"], frame.prev)
             case Advance(cursor):
-                self.sessions.deliver(cursor)
+                self._sessions.deliver(cursor)
         await super()._handle(outcome)
 
 
