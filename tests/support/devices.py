@@ -35,6 +35,8 @@ class Sessions:
         """Of the newest session."""
         self.begun = False
         """Whether that one has a position."""
+        self.acknowledged = 0
+        """The highest sequence that was."""
 
     def ask(self, cursor: str | None) -> None:
         """Another session is asked for."""
@@ -61,6 +63,7 @@ class Sessions:
         """It has said that it is done with everything up to there."""
         epoch, seq = _place(cursor)
         self._ledger.note(self._user, "ack", session=session, epoch=epoch, seq=seq)
+        self.acknowledged = max(self.acknowledged, seq)
 
     def settle(self) -> None:
         """It has been given the time to get everything."""
@@ -135,6 +138,11 @@ class Device:
             url, self._wire, token=lambda: token(user), device="d", cursor=START, backoff=Backoff(0.05, 1.0)
         )
 
+    @property
+    def acknowledged(self) -> int:
+        """How far it has told the gateway."""
+        return self._wire.acknowledged
+
     async def run(self) -> None:
         self._app.ask(START)
         async with self.connection as connection:
@@ -166,8 +174,8 @@ class Device:
 
 
 async def caught_up(found: Sequence[Device], lasts: dict[str, int]) -> bool:
-    """Has every device got the last record of its user's log?"""
-    return all(device.last_seq >= lasts.get(device.user, 0) for device in found)
+    """Has every device got and acknowledged the last record of its user's log?"""
+    return all(min(device.last_seq, device.acknowledged) >= lasts.get(device.user, 0) for device in found)
 
 
 @contextlib.asynccontextmanager
