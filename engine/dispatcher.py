@@ -7,7 +7,6 @@ the home partition `p = q` last, so that the home mark is the position of `q`: e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from engine.partition import Delivered, PartitionReader, Source
 from engine.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.stalls import Stall
 from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream
-from engine.tasks import end_if_cancelled
+from engine.tasks import end_if_cancelled, run_until
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -334,13 +333,4 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
     """
     count = await read_partitions(broker, partitions)
     work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=await read_pin_timeout(broker))
-    dispatcher = asyncio.create_task(work.run(), name="dispatcher")
-    stopped = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait((dispatcher, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not dispatcher.done():
-        dispatcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await dispatcher
-        return
-    await dispatcher
+    await run_until(stop, work.run(), name="dispatcher")

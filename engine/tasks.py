@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 
 def end_if_cancelled() -> None:
@@ -13,3 +15,22 @@ def end_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def run_until(stop: asyncio.Event, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Run `work` until it ends, `stop` is set or the caller is cancelled; it has ended when this returns.
+
+    Raises:
+        whatever `work` raises, be it while it is being ended.
+    """
+    working = asyncio.create_task(work, name=name)
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    if not working.cancelled():
+        working.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +14,7 @@ from engine.errors import ApiError, TopologyError
 from engine.jetstream import Broker
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.partition import PartitionReader, Source, Worker
+from engine.tasks import run_until
 from projections import funnel
 from projections.deliveries import deliveries
 from projections.inbox import inbox
@@ -122,13 +122,4 @@ async def run(
             if pool is not None:
                 tasks.create_task(funnel.export(pool), name="funnel")
 
-    folding = asyncio.create_task(fold(), name="projector")
-    stopped = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait((folding, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not folding.done():
-        folding.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await folding
-        return
-    await folding
+    await run_until(stop, fold(), name="projector")

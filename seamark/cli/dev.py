@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from engine.errors import SeamarkError
 from engine.settings import PORT_MAX
+from engine.tasks import run_until
 from engine.topology_files import PARTITIONS_MAX
 from seamark.cli.output import err, out, print_json
 from seamark.cli.target import DATA_FOLDER, DevFile, Folder, Json, shown
@@ -55,16 +56,7 @@ async def _serve(options: Options, *, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    serving = asyncio.create_task(_keep_running(started(options, _say), options.data, as_json=as_json), name="stack")
-    stopped = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not serving.done():
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        return
-    await serving
+    await run_until(stop, _keep_running(started(options, _say), options.data, as_json=as_json), name="stack")
 
 
 async def _keep_running(stack_context: AbstractAsyncContextManager[Stack], data: Path, *, as_json: bool) -> None:

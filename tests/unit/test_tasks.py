@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from engine.tasks import end_if_cancelled
+from engine.tasks import end_if_cancelled, run_until
 
 
 async def test_a_swallowed_cancellation_ends_the_task_at_its_next_turn() -> None:
@@ -33,3 +33,44 @@ async def test_a_deadline_that_has_passed_is_no_cancellation() -> None:
             async with asyncio.timeout(0):
                 await asyncio.sleep(1)
         end_if_cancelled()
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_work_has_ended_in_good_order_when_it_was_stopped_or_its_caller_was_cancelled(how: str) -> None:
+    stop, begun, ended = asyncio.Event(), asyncio.Event(), False
+
+    async def work() -> None:
+        nonlocal ended
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            ended = True
+
+    caller = asyncio.create_task(run_until(stop, work(), name="work"), name="caller")
+    await begun.wait()
+    if how == "stop":
+        stop.set()
+        await asyncio.wait_for(caller, 1)
+    else:
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(caller, 1)
+    assert ended
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() in ("work", "stop")] == []
+
+
+async def test_what_work_raises_reaches_the_caller_even_while_it_is_being_ended() -> None:
+    async def fails(at_once: bool) -> None:
+        try:
+            await asyncio.sleep(0 if at_once else 3600)
+        finally:
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await run_until(asyncio.Event(), fails(at_once=True), name="work")
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.01, stop.set)
+    with pytest.raises(ValueError, match="broken"):
+        await run_until(stop, fails(at_once=False), name="work")
