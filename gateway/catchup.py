@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,7 +25,7 @@ _CATCH: Final = State.CATCH
 _LIVE: Final = State.LIVE
 
 
-class CatchUp:
+class CatchUp(ABC):
     """Sends records in log order, each once, and reads what live copies leave out.
 
     Attributes:
@@ -60,9 +61,9 @@ class CatchUp:
         self._failures = 0  # questions without an answer since the last answer
         self._said = 0  # what the last frame that was not a record told the device
 
+    @abstractmethod
     def _reset(self, reason: ResetReason) -> None:
         """Give the position up, by the leader's word."""
-        raise NotImplementedError
 
     # --- live copies
 

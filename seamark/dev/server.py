@@ -2,6 +2,7 @@
 
 import os
 import signal
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from seamark.dev.child import READY_SECONDS_MAX, Child, free_port
@@ -13,7 +14,7 @@ STOP_SECONDS = 10.0
 """How long a server may take to end by itself before it is killed."""
 
 
-class Server:
+class Server(ABC):
     """What all servers have in common. `data` is created; `port` is chosen freely when not given and then kept."""
 
     stop_signal = signal.SIGTERM
@@ -28,9 +29,9 @@ class Server:
         self.child = Child(name, self.data / f"{name}.log", death_signal=self.death_signal)
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """Where clients connect."""
-        raise NotImplementedError
 
     @property
     def pid(self) -> int:
@@ -51,17 +52,17 @@ class Server:
         """Write what the server needs before it starts. Blocks; may run in any thread."""
         self.data.mkdir(parents=True, exist_ok=True)
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Program and arguments."""
-        raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
         """What the server finds in its environment, beside our own."""
         return {}
 
+    @abstractmethod
     def answers(self) -> bool:
         """One look whether the server serves requests now."""
-        raise NotImplementedError
 
     def spawn(self) -> None:
         """Fork the process and return. It dies with the calling thread."""

@@ -15,7 +15,7 @@ from engine.topology_files import Overrides
 from seamark import Publisher
 from seamark.dev.servers import NatsServer
 from tests.support.devstack import ROOT
-from tests.support.topology import password, passwords, server_with_accounts, settings_for
+from tests.support.topology import password, running_with_accounts, settings_for
 
 ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
@@ -23,15 +23,9 @@ SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
-    started = server_with_accounts(tmp_path / "nats")
-    try:
-        started.start()
+    with running_with_accounts(tmp_path / "nats", monkeypatch) as started:
         asyncio.run(make_topology(started))
         yield started
-    finally:
-        started.kill()
 
 
 async def make_topology(server: NatsServer) -> None:

@@ -128,16 +128,28 @@ async def test_an_append_without_an_id_whose_answer_was_lost_is_not_repeated(nat
 
 
 async def test_an_append_that_never_got_through_says_that_its_outcome_is_unknown_and_not_that_it_failed(
-    nats_server: NatsServer,
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with lab(nats_server) as (network, far, _):
+        attempts, request = [], far.request
+
+        async def noted(*arguments: Any, **options: Any) -> Any:
+            try:
+                return await request(*arguments, **options)
+            except BrokerError as error:
+                attempts.append(type(error))
+                raise
+
+        monkeypatch.setattr(far, "request", noted)
         network.blackhole()
         append = asyncio.create_task(far.append("events.t.k.x", b"{}", msg_id="t:1", budget_seconds=6.5), name="append")
-        await asyncio.sleep(5.5)
+        await eventually(lambda: attempts, seconds=10)
         network.refusing = True
         network.reset()  # the last attempts find no connection at all
         with pytest.raises(Unanswered):
             await append
+        assert attempts[0] is Unanswered
+        assert len(attempts) > 1
 
 
 async def stored(broker: Broker, stream: str, messages: int) -> bool:

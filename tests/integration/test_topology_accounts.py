@@ -14,7 +14,7 @@ from engine.jetstream import Broker, Outgoing, connect
 from engine.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
 from engine.topology_files import Overrides
 from seamark.dev.servers import NatsServer
-from tests.support.topology import ROLES, password, passwords, server_with_accounts, settings_for
+from tests.support.topology import ROLES, password, running_with_accounts, settings_for
 
 PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
 
@@ -23,14 +23,8 @@ Connect = Callable[[str], Awaitable[Broker]]
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
-    started = server_with_accounts(tmp_path / "nats")
-    try:
-        started.start()
+    with running_with_accounts(tmp_path / "nats", monkeypatch) as started:
         yield started
-    finally:
-        started.kill()
 
 
 @pytest.fixture

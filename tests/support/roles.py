@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.support.tokens import SECRET
 ROOT = Path(__file__).parents[2]
 
 
-class RoleProcess:
+class RoleProcess(ABC):
     """One role's process, started again under the same name as often as a test likes."""
 
     def __init__(self, name: str, folder: Path, nats_url: str) -> None:
@@ -28,13 +29,13 @@ class RoleProcess:
         """Of health and metrics."""
         self._child = Child(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Arguments of python."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self) -> dict[str, str]:
         """The role's own environment."""
-        raise NotImplementedError
 
     def spawn(self, *, fail_point: str = "") -> None:
         """Start it and return at once."""

@@ -2,8 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from engine.jetstream import Broker, NatsSettings
 from engine.topology_files import files_folder
@@ -26,6 +29,19 @@ def passwords() -> dict[str, str]:
 def settings_for(url: str, user: str) -> NatsSettings:
     """How a role connects: its own user, its own inboxes."""
     return NatsSettings(url, user=user, password=password(user), name=user, inbox_prefix=f"_INBOX_{user}")
+
+
+@contextmanager
+def running_with_accounts(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
+    """A server with accounts, for which the environment holds the passwords."""
+    for name, value in passwords().items():
+        patch.setenv(name, value)
+    server = server_with_accounts(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 def server_with_accounts(data: Path) -> NatsServer:
