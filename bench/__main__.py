@@ -29,9 +29,7 @@ app = typer.Typer(
 Data = Annotated[
     Path | None, typer.Option(help="Folder for the stores; default: the one for temporary files ($TMPDIR).")
 ]
-Sync = Annotated[
-    str | None, typer.Option(help="`always`: fsync before every ack. Default: the server's own, every 2 min.")
-]
+Sync = Annotated[str | None, typer.Option(help="`always`: fsync before every ack. Default: every 2 min.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny numbers: shows that it runs, measures nothing.")]
 
 

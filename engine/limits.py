@@ -46,6 +46,9 @@ A backlog of small events is taken by the largest batches: where an fsync is slo
 BATCH_BYTES_MAX = 8 << 20
 """One atomic batch: it is held in memory by broker and dispatcher until it commits."""
 
+PULL_MESSAGES_MAX = 1000
+"""The largest number of messages one pull may ask for: `max_request_batch` of `nats/server.conf`, which refuses more (409)."""
+
 PULL_BATCH = 500
 """Messages asked for at a time by a raw pull: below it requests cost, above it a standby waits longer for the pin."""
 
@@ -92,4 +95,5 @@ assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit
 assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
 assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many users must be one the server takes"
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
+assert PULL_BATCH <= PULL_MESSAGES_MAX, "a pull must be one the server takes"
 assert PULL_BYTES > EVENT_BYTES_MAX + (64 << 10), "a pull must be able to bring the largest event with its headers"

@@ -12,10 +12,11 @@ from nats.nuid import NUID
 from engine import wire
 from engine.errors import ApiError, BrokerError, Unanswered
 from engine.jetstream import Broker
+from engine.limits import PULL_MESSAGES_MAX
 from engine.partition import Delivered
 
 BATCH: Final = 2000
-"""Messages of a pull, and at most of what is handed out at a time."""
+"""Messages handed out at most at a time. More than that is kept on order, by pulls of `PULL_MESSAGES_MAX` at most."""
 
 BYTES: Final = 8 << 20
 """Bytes of a pull."""
@@ -124,10 +125,11 @@ class _Head:
             return  # it goes by itself
 
     def _pull(self) -> None:
-        body = {"batch": BATCH, "max_bytes": BYTES, "expires": int(SILENCE_SECONDS * 1e9)}
+        number = min(BATCH, PULL_MESSAGES_MAX)
+        body = {"batch": number, "max_bytes": BYTES, "expires": int(SILENCE_SECONDS * 1e9)}
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
         self._broker.publish(subject, msgspec.json.encode(body), reply=self._inbox)
-        self._outstanding += BATCH
+        self._outstanding += number
 
     def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         self._wake.set()

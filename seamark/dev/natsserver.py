@@ -1,60 +1,39 @@
-"""Real nats-servers with JetStream on file storage: one alone, or several that form a cluster."""
+"""Real nats-servers that run the shipped configuration: one alone, or several that form a cluster."""
 
 import json
-import os
+import re
+import secrets
 import signal
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.topology_files import files_folder
 from seamark.dev.binaries import nats_server_binary
 from seamark.dev.child import READY_SECONDS_MAX, free_port
+from seamark.dev.overlay import Change, Overlay, overlaid_file, with_includes
 from seamark.dev.server import HOST, PROBE_SECONDS, Server
 
-MAX_PAYLOAD_BYTES = 2 << 20
-"""An event may be 1 MiB; an atomic batch and a bulk answer need head-room above it."""
+ACCOUNT = "SEAMARK"
+"""The account of all roles in `accounts.conf`."""
 
-NATS_CONFIG = """\
-server_name: {name}
-listen: "{host}:{port}"
-http: "{host}:{monitor_port}"
-max_payload: {max_payload}
-write_deadline: "10s"
-jetstream {{
-  store_dir: "{store}"
-  max_file_store: 64GB
-{sync}}}
-"""
+ADMINISTRATOR = "admin"
 
-NATS_OVER_CONFIG = """\
-include "{base}"
-listen: "{host}:{port}"
-http: "{host}:{monitor_port}"
-"""
-
-NATS_CLUSTER_CONFIG = """\
-cluster {{
-  name: {cluster}
-  listen: "{host}:{port}"
-  routes: [{routes}]
-}}
-"""
+_PASSWORD = re.compile(r"\$SEAMARK_NATS_(\w+)_PASSWORD")
 
 
 class NatsServer(Server):
-    """One nats-server with JetStream on file storage.
+    """One nats-server with JetStream that runs files of `nats/`, with an overlay of what must differ here.
 
     Args:
         data: folder for store, configuration and log.
         port: client port, free one when None.
-        name: server name, also the peer name in a cluster.
-        config: a configuration file to run, such as `nats/server.conf`; only its addresses are replaced, its store is
-            what SEAMARK_NATS_STORE names. None: a small one of our own, which `sync_interval` and `max_payload_bytes` shape.
-        sync_interval: JetStream's fsync interval ("always", "2m", …); None leaves the server's default.
-        extra_config: appended to the configuration file; a key given here wins over ours.
-        cluster: cluster block of the configuration (made by `NatsCluster`).
+        files: the shipped files it runs, later ones over earlier ones.
+        variables: what these files take from the environment, beside the store's folder.
+        overlay: what else it has otherwise than shipped; its addresses always are its own.
     """
 
     # It keeps everything through SIGKILL, and a suspended orphan would never see SIGTERM.
@@ -65,21 +44,15 @@ class NatsServer(Server):
         data: Path,
         *,
         port: int | None = None,
-        name: str = "seamark",
-        config: Path | None = None,
-        sync_interval: str | None = None,
-        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
-        extra_config: str = "",
-        cluster: str = "",
+        files: Sequence[str] = ("server.conf",),
+        variables: Mapping[str, str] | None = None,
+        overlay: Overlay = (),
     ) -> None:
         super().__init__("nats-server", data, port)
-        self.server_name = name
-        self.config = config
         self.monitor_port = free_port(HOST)
-        self.sync_interval = sync_interval
-        self.max_payload_bytes = max_payload_bytes
-        self.extra_config = extra_config
-        self._cluster = cluster
+        self._files = files
+        self._variables = dict(variables or {})
+        self._overlay = overlay
 
     @property
     def url(self) -> str:
@@ -91,40 +64,34 @@ class NatsServer(Server):
         """Base of the monitoring endpoints (`/healthz`, `/jsz`, `/varz`)."""
         return f"http://{HOST}:{self.monitor_port}"
 
-    def prepare(self) -> None:
-        """Write `nats-server.conf`."""
-        super().prepare()
-        path = self.data / "nats-server.conf"
-        path.write_text(self._base() + self._cluster + self.extra_config)
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest message it takes, as it says itself."""
+        return int(nats_greeting(HOST, self.port)["max_payload"])
 
-    def _base(self) -> str:
-        if self.config is not None:
-            base = os.path.relpath(self.config, self.data)  # the server takes it as relative whatever it is
-            return NATS_OVER_CONFIG.format(base=base, host=HOST, port=self.port, monitor_port=self.monitor_port)
-        return NATS_CONFIG.format(
-            name=self.server_name,
-            host=HOST,
-            port=self.port,
-            monitor_port=self.monitor_port,
-            max_payload=self.max_payload_bytes,
-            store=self.data / "store",
-            sync=f'  sync_interval: "{self.sync_interval}"\n' if self.sync_interval else "",
+    def prepare(self) -> None:
+        """Write `nats-server.conf`: the shipped files as they are now, and the overlay."""
+        super().prepare()
+        shipped = "".join(with_includes(files_folder() / name) for name in self._files)
+        (self.data / "nats-server.conf").write_text(overlaid_file(shipped, (*self._addresses(), *self._overlay)))
+
+    def _addresses(self) -> Overlay:
+        return (
+            Change("listen", f'"{HOST}:{self.port}"', "other servers run on this machine, too"),
+            Change("http", f'"{HOST}:{self.monitor_port}"', "other servers run on this machine, too"),
         )
 
     def environment(self) -> dict[str, str]:
-        """Where the store of `config` is, quoted: the server reads the value as a piece of configuration."""
-        return {"SEAMARK_NATS_STORE": f'"{self.data / "store"}"'}
+        """What the files take from it. The store is quoted: the server reads the value as a piece of configuration."""
+        return {"SEAMARK_NATS_STORE": f'"{self.data / "store"}"', **self._variables}
 
     def command(self) -> list[str]:
         """`nats-server -c <data>/nats-server.conf`."""
         return [str(nats_server_binary()), "-c", str(self.data / "nats-server.conf")]
 
     def answers(self) -> bool:
-        """Whether a client is greeted by a server that has JetStream; in a cluster also a healthy one with a leader."""
-        info = nats_greeting(HOST, self.port)
-        if not info.get("jetstream"):
-            return False
-        return not self._cluster or self._has_meta_leader()
+        """Whether a client is greeted by a server that has JetStream."""
+        return bool(nats_greeting(HOST, self.port).get("jetstream"))
 
     def monitor(self, path: str) -> dict[str, Any]:
         """JSON of a monitoring endpoint, `{}` when it does not answer (with 200)."""
@@ -135,43 +102,87 @@ class NatsServer(Server):
             return {}
         return answer if isinstance(answer, dict) else {}
 
-    def _has_meta_leader(self) -> bool:
-        if self.monitor("/healthz").get("status") != "ok":
+
+class ClusterMember(NatsServer):
+    """One node of a cluster: it runs `cluster.conf`, and with it `accounts.conf`.
+
+    Args:
+        data: folder for store, configuration and log.
+        name: of this node, unique in the cluster.
+        route_port: where the other nodes connect.
+        routes: all nodes' route ports.
+        passwords: by user, of everybody in `accounts.conf`, of `cluster` (the routes) and of the administrator.
+        overlay: what else it has otherwise than shipped.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        name: str,
+        route_port: int,
+        routes: Sequence[int],
+        passwords: Mapping[str, str],
+        overlay: Overlay = (),
+    ) -> None:
+        peers = ", ".join(f'"nats://route:{passwords["cluster"]}@{HOST}:{port}"' for port in routes)
+        variables = {f"SEAMARK_NATS_{user.upper()}_PASSWORD": password for user, password in passwords.items()}
+        variables |= {"SEAMARK_NATS_NAME": name, "SEAMARK_NATS_ROUTES": f"[{peers}]"}
+        administrator = f"{{ user: {ADMINISTRATOR}, password: {passwords[ADMINISTRATOR]} }}"
+        own = (
+            Change("cluster.listen", f'"{HOST}:{route_port}"', "the other nodes run on this machine, too"),
+            Change(
+                f"accounts.{ACCOUNT}.users[]", administrator, "who looks after it makes streams and deposes leaders"
+            ),
+        )
+        super().__init__(data, files=("cluster.conf",), variables=variables, overlay=(*own, *overlay))
+        self.server_name = name
+        self._passwords = passwords
+
+    @property
+    def url(self) -> str:
+        """Its address with the administrator's name and password: whoever uses it may do everything."""
+        return self.url_of(ADMINISTRATOR)
+
+    def url_of(self, user: str) -> str:
+        """Its address for a user of `accounts.conf`, with the password."""
+        return f"nats://{user}:{self._passwords[user]}@{HOST}:{self.port}"
+
+    def answers(self) -> bool:
+        """Whether it greets clients, is healthy and knows a leader of the cluster."""
+        if not super().answers() or self.monitor("/healthz").get("status") != "ok":
             return False
         return bool(self.monitor("/jsz").get("meta_cluster", {}).get("leader"))
 
+    def streams(self) -> list[dict[str, Any]]:
+        """What it says about its streams; none when it does not answer."""
+        accounts = self.monitor(f"/jsz?acc={ACCOUNT}&streams=true").get("account_details") or []
+        return [detail for account in accounts for detail in account.get("stream_detail") or []]
+
 
 class NatsCluster:
-    """Nats-servers on loopback that form one cluster; members are restarted one by one through `servers`.
+    """Nodes on loopback that form one cluster, with accounts; they are restarted one by one through `servers`.
 
     Args:
         data: folder; every member gets a folder of its own below it.
         size: members.
-        sync_interval, extra_config: as for `NatsServer`.
+        overlay: as for `NatsServer`, of every member.
     """
 
-    def __init__(self, data: Path, *, size: int = 3, sync_interval: str | None = None, extra_config: str = "") -> None:
+    def __init__(self, data: Path, *, size: int = 3, overlay: Overlay = ()) -> None:
         routes = [free_port(HOST) for _ in range(size)]
+        passwords = {user: f"p{secrets.token_hex(16)}" for user in (*account_users(), "cluster", ADMINISTRATOR)}
         self.servers = [
-            NatsServer(
-                data / f"n{i}",
-                name=f"n{i}",
-                sync_interval=sync_interval,
-                extra_config=extra_config,
-                cluster=NATS_CLUSTER_CONFIG.format(
-                    cluster="seamark",
-                    host=HOST,
-                    port=routes[i],
-                    routes=", ".join(f'"nats://{HOST}:{port}"' for port in routes),
-                ),
-            )
-            for i in range(size)
+            ClusterMember(data / f"n{i}", f"n{i}", routes[i], routes, passwords, overlay) for i in range(size)
         ]
 
     @property
     def url(self) -> str:
-        """All members' URLs, separated by commas."""
-        return ",".join(server.url for server in self.servers)
+        """All members' URLs, separated by commas; whoever uses them may do everything."""
+        return self.url_of(ADMINISTRATOR)
+
+    def url_of(self, user: str) -> str:
+        """All members' URLs for a user of `accounts.conf`, separated by commas."""
+        return ",".join(server.url_of(user) for server in self.servers)
 
     @property
     def urls(self) -> list[str]:
@@ -196,16 +207,21 @@ class NatsCluster:
         for server in self.servers:
             server.kill()
 
-    def leader_of(self, stream: str) -> NatsServer | None:
+    def leader_of(self, stream: str) -> ClusterMember | None:
         """The member that leads this stream now, None while there is none (or nobody answers)."""
         for server in self.servers:
             if not server.alive:
                 continue
-            for account in server.monitor("/jsz?acc=$G&streams=true").get("account_details") or []:
-                for detail in account.get("stream_detail") or []:
-                    if detail.get("name") == stream and (leader := detail.get("cluster", {}).get("leader")):
-                        return next(member for member in self.servers if member.server_name == leader)
+            for detail in server.streams():
+                if detail.get("name") == stream and (leader := detail.get("cluster", {}).get("leader")):
+                    return next(member for member in self.servers if member.server_name == leader)
         return None
+
+
+def account_users() -> list[str]:
+    """The users whose passwords `accounts.conf` takes from the environment."""
+    text = (files_folder() / "accounts.conf").read_text(encoding="utf-8")
+    return [name.lower() for name in dict.fromkeys(_PASSWORD.findall(text))]
 
 
 def nats_greeting(host: str, port: int) -> dict[str, Any]:

@@ -6,8 +6,20 @@ the same data under the same URL. `start` blocks until the server answers; in a 
 """
 
 from seamark.dev.binaries import nats_server_binary
-from seamark.dev.natsserver import NatsCluster, NatsServer
+from seamark.dev.natsserver import ClusterMember, NatsCluster, NatsServer
+from seamark.dev.overlay import Change, Overlay
 from seamark.dev.server import HOST, Server
 from seamark.dev.stores import Postgres, Valkey
 
-__all__ = ["HOST", "NatsCluster", "NatsServer", "Postgres", "Server", "Valkey", "nats_server_binary"]
+__all__ = [
+    "HOST",
+    "Change",
+    "ClusterMember",
+    "NatsCluster",
+    "NatsServer",
+    "Overlay",
+    "Postgres",
+    "Server",
+    "Valkey",
+    "nats_server_binary",
+]

@@ -15,7 +15,6 @@ from engine import topology
 from engine.errors import InvalidSetting, Unavailable
 from engine.jetstream import connect
 from engine.settings import given_settings, load_settings
-from engine.topology_files import files_folder
 from gateway.api_keys import SCOPES
 from gateway.key_table import KeyTable
 from seamark import postgres
@@ -83,11 +82,11 @@ class Stack:
         data, ports = self._options.data, self._kept.ports
         self._take_given_servers()
         if not self.nats_url:
-            nats = NatsServer(data / "nats", port=_port(ports.get("nats")), config=files_folder() / "server.conf")
+            nats = NatsServer(data / "nats", port=_port(ports.get("nats")))
             await self._start_server(nats)
             self.nats_url, self.monitor_url, ports["nats"] = nats.url, nats.monitor_url, nats.port
         if not self.redis_url:
-            valkey = Valkey(data / "valkey", port=_port(ports.get("valkey")), persistent=True)
+            valkey = Valkey(data / "valkey", port=_port(ports.get("valkey")))
             await self._start_server(valkey)
             self.redis_url, ports["valkey"] = valkey.url, valkey.port
         if not self.postgres_url:

@@ -9,10 +9,12 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 from seamark.dev.binaries import postgres_bin, valkey_binary
 from seamark.dev.child import READY_SECONDS_MAX, ServerFailed
+from seamark.dev.overlay import Overlay, overlaid_settings
 from seamark.dev.secretsfile import write_private
 from seamark.dev.server import HOST, PROBE_SECONDS, Server
 
@@ -20,18 +22,36 @@ NOBODY = "nobody"
 """The user PostgreSQL runs as when we are root: it exists everywhere and owns nothing."""
 
 
+VALKEY_SETTINGS: Final = {
+    # Claims and counters are state, not cache: full must be an error, not a silent loss.
+    "maxmemory-policy": "noeviction",
+    # One way to keep data is enough: the append-only file loses a second at most, a snapshot minutes.
+    "save": "",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+}
+"""What Seamark wants of its Valkey or Redis."""
+
+POSTGRES_SETTINGS: Final = {
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "max_connections": "200",
+}
+"""What Seamark wants of its PostgreSQL: a checkpoint that was committed is there after a crash."""
+
+
 class Valkey(Server):
-    """One Valkey that never evicts.
+    """One Valkey with `VALKEY_SETTINGS`.
 
     Args:
         data: folder for the append-only file and the log.
         port: free one when None.
-        persistent: keep data over restarts (append-only file, fsync every second); tests mostly do without.
+        overlay: what it has otherwise.
     """
 
-    def __init__(self, data: Path, *, port: int | None = None, persistent: bool = False) -> None:
+    def __init__(self, data: Path, *, port: int | None = None, overlay: Overlay = ()) -> None:
         super().__init__("valkey", data, port)
-        self.persistent = persistent
+        self.overlay = overlay
 
     @property
     def url(self) -> str:
@@ -40,16 +60,8 @@ class Valkey(Server):
 
     def command(self) -> list[str]:
         """`valkey-server` with everything on the command line."""
-        options = {
-            "bind": HOST,
-            "port": str(self.port),
-            "dir": str(self.data),
-            # Claims and counters are state, not cache: full must be an error, not a silent loss.
-            "maxmemory-policy": "noeviction",
-            "save": "",
-            "appendonly": "yes" if self.persistent else "no",
-            "appendfsync": "everysec",
-        }
+        place = {"bind": HOST, "port": str(self.port), "dir": str(self.data)}
+        options = {**place, **overlaid_settings(VALKEY_SETTINGS, self.overlay)}
         return [str(valkey_binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def answers(self) -> bool:
@@ -63,7 +75,7 @@ class Valkey(Server):
 
 
 class Postgres(Server):
-    """One PostgreSQL with a password, reachable over loopback TCP only.
+    """One PostgreSQL with `POSTGRES_SETTINGS` and a password, reachable over loopback TCP only.
 
     PostgreSQL refuses to run as root. Started by root, it runs as `nobody` with the one capability to pass folders that
     belong to root, so that neither the installation nor the folders above the data need other permissions.
@@ -71,16 +83,16 @@ class Postgres(Server):
     Args:
         data: folder; the cluster is made in `<data>/cluster` at the first start.
         port: free one when None.
-        durable: False turns fsync off, for tests.
+        overlay: what it has otherwise.
     """
 
     stop_signal = signal.SIGINT  # "fast": roll back and close open connections, do not wait for them
     stop_seconds_max = 60.0  # its last checkpoint writes everything, and killed it would leave shared memory behind
     death_signal = signal.SIGQUIT  # "immediate": the parent is gone, recovery at the next start does the rest
 
-    def __init__(self, data: Path, *, port: int | None = None, durable: bool = True) -> None:
+    def __init__(self, data: Path, *, port: int | None = None, overlay: Overlay = ()) -> None:
         super().__init__("postgres", data, port)
-        self.durable = durable
+        self.overlay = overlay
         self.cluster = data / "cluster"
 
     @property
@@ -135,17 +147,15 @@ class Postgres(Server):
 
     def command(self) -> list[str]:
         """`postgres` itself (no pg_ctl), as another user when we are root."""
-        options = {
+        place = {
             "listen_addresses": HOST,
             "port": str(self.port),
             "unix_socket_directories": "",
-            "fsync": "on" if self.durable else "off",
-            "synchronous_commit": "on" if self.durable else "off",
-            "max_connections": "200",
             # In files of the cluster, which its next start removes: segments of the system outlive a SIGKILL for ever.
             "shared_memory_type": "mmap",
             "dynamic_shared_memory_type": "mmap",
         }
+        options = {**place, **overlaid_settings(POSTGRES_SETTINGS, self.overlay)}
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         return [*self._as_user(), str(postgres_bin() / "postgres"), "-D", str(self.cluster), *settings]
 

@@ -90,8 +90,7 @@ async def replicas_agree(cluster: NatsCluster) -> bool:
     """Does every node hold all of every LOG?"""
     heads = []
     for node in cluster.servers:
-        details = node.monitor("/jsz?acc=$G&streams=true").get("account_details") or [{}]
-        streams = {d["name"]: d["state"]["last_seq"] for d in details[0].get("stream_detail") or []}
+        streams = {stream["name"]: stream["state"]["last_seq"] for stream in node.streams()}
         heads.append({name: last for name, last in streams.items() if name.startswith("LOG-")})
     return bool(heads[0]) and heads[0] == heads[1] == heads[2]
 
@@ -118,8 +117,8 @@ async def test_a_cluster_that_loses_leaders_and_followers_loses_doubles_and_reor
     async with connected(cluster.url) as broker:
         await topology.ensure(broker, "dev", overrides=R3)
         with (
-            dispatcher_processes(tmp_path, cluster.url, valkey.url) as processes,
-            gateway_role(tmp_path, cluster.url) as gateway,
+            dispatcher_processes(tmp_path, cluster.url_of("dispatcher"), valkey.url) as processes,
+            gateway_role(tmp_path, cluster.url_of("gateway")) as gateway,
         ):
             for process in [*processes, gateway]:
                 process.start()

@@ -155,7 +155,7 @@ async def test_on_a_cluster_lagging_followers_and_lost_leaders_cause_no_false_re
     async with connected(nats_cluster.url) as broker:
         await topology.ensure(broker, "dev", overrides=Overrides(replicas=3))
         with ExitStack() as stack:
-            gateways = await asyncio.to_thread(Gateways, stack, nats_cluster.url, tmp_path / "log", 1)
+            gateways = await asyncio.to_thread(Gateways, stack, nats_cluster.url_of("gateway"), tmp_path / "log", 1)
             async with fleet(USERS, gateways.url, rng) as devices:
 
                 async def faults() -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ import structlog
 from engine import connection
 from engine.errors import ApiError, Forbidden, Unanswered, Unavailable
 from engine.jetstream import Broker, NatsSettings, Outgoing, connect
-from seamark.dev.servers import NatsServer
+from seamark.dev.servers import Change, NatsServer
 from tests.support.inbox import Inbox, back, lost
 from tests.support.logs import connected, eventually
 
@@ -187,18 +187,20 @@ async def test_a_message_above_the_servers_limit_is_refused_here_and_nothing_els
 
 # --- permissions -----------------------------------------------------------------------------------------------------------
 
-USERS = """
-authorization { users: [
+USERS = Change(
+    "authorization",
+    """{ users: [
   {user: all, password: secret}
   {user: few, password: secret, permissions: {
     publish: ["allowed.>", "s.allowed", "$JS.API.STREAM.INFO.S"], subscribe: ["_INBOX.>", "allowed.>"]}}
-] }
-"""
+] }""",
+    "a user who may little of what these tests ask for",
+)
 
 
 @pytest.fixture
 def guarded_server(tmp_path: Path) -> Iterator[NatsServer]:
-    server = NatsServer(tmp_path / "guarded", extra_config=USERS)
+    server = NatsServer(tmp_path / "guarded", overlay=(USERS,))
     try:
         server.start()
         yield server

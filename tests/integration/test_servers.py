@@ -15,11 +15,11 @@ import nats
 import pytest
 import redis.asyncio
 
+from engine.limits import BATCH_MESSAGES_MAX, PULL_MESSAGES_MAX, RECORD_BYTES_MAX
 from seamark.dev.child import ServerFailed, free_port, is_free
-from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
+from seamark.dev.servers import Change, NatsCluster, NatsServer, Postgres, Valkey
+from tests.support.overlays import UNSYNCED
 from tests.support.servers import end
-
-ROOT = Path(__file__).parents[2]
 
 
 async def test_nats_keeps_stored_messages_and_its_port_when_killed_and_started_again(nats_server: NatsServer) -> None:
@@ -56,7 +56,7 @@ def test_a_suspended_nats_server_answers_nothing_until_it_is_resumed(nats_server
 
 
 async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_store_asked_for(tmp_path: Path) -> None:
-    server = NatsServer(tmp_path / "a folder" / "nats", config=ROOT / "nats/server.conf")
+    server = NatsServer(tmp_path / "a folder" / "nats")
     try:
         server.start()
         stored = server.monitor("/varz")["jetstream"]["config"]
@@ -64,6 +64,15 @@ async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_
         assert stored["sync_always"] is True
     finally:
         server.kill()
+
+
+def test_the_shipped_configuration_takes_the_largest_pull_and_batch_that_the_engine_asks_for(
+    nats_server: NatsServer,
+) -> None:
+    limits = nats_server.monitor("/varz")["jetstream"]["limits"]
+    assert limits["max_request_batch"] == PULL_MESSAGES_MAX
+    assert limits["max_batch_size"] == BATCH_MESSAGES_MAX
+    assert nats_server.max_payload_bytes > RECORD_BYTES_MAX
 
 
 async def test_a_cluster_has_a_leader_for_a_replicated_stream_and_survives_its_death(nats_cluster: NatsCluster) -> None:
@@ -76,8 +85,8 @@ async def test_a_cluster_has_a_leader_for_a_replicated_stream_and_survives_its_d
     await client.close()
 
 
-async def test_valkey_never_evicts_and_keeps_what_it_was_told_when_persistent(tmp_path: Path) -> None:
-    server = Valkey(tmp_path / "valkey", persistent=True)
+async def test_valkey_never_evicts_and_keeps_what_it_was_told(tmp_path: Path) -> None:
+    server = Valkey(tmp_path / "valkey")
     try:
         server.start()
         async with redis.asyncio.from_url(server.url) as client:
@@ -91,7 +100,7 @@ async def test_valkey_never_evicts_and_keeps_what_it_was_told_when_persistent(tm
 
 
 async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / "postgres", durable=False)
+    server = Postgres(tmp_path / "postgres", overlay=UNSYNCED)
     try:
         server.start()
         connection = await asyncpg.connect(server.url)
@@ -114,7 +123,7 @@ async def test_each_test_gets_a_database_of_its_own(postgres: str) -> None:
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    server = NatsServer(tmp_path / "nats", extra_config="no_such_option: 1\n")
+    server = NatsServer(tmp_path / "nats", overlay=(Change("no_such_option", "1", "to be refused"),))
     with pytest.raises(ServerFailed, match="no_such_option"):
         server.start()
 
@@ -132,7 +141,7 @@ def test_no_server_survives_the_sigkill_of_the_process_that_started_it(tmp_path:
         from pathlib import Path
         from seamark.dev.servers import NatsServer, Postgres, Valkey
         data = Path(sys.argv[1])
-        servers = [NatsServer(data / "n"), Valkey(data / "v"), Postgres(data / "p", durable=False)]
+        servers = [NatsServer(data / "n"), Valkey(data / "v"), Postgres(data / "p")]
         for server in servers:
             server.start()
         print(*(server.pid for server in servers), flush=True)
@@ -169,7 +178,7 @@ def wait_for(look, seconds: float = 20.0):
 async def test_a_postgres_that_is_killed_leaves_no_shared_memory_of_the_system_but_one_segment_for_its_lock(
     tmp_path: Path,
 ) -> None:
-    server = Postgres(tmp_path / "postgres", durable=False)
+    server = Postgres(tmp_path / "postgres", overlay=UNSYNCED)
     try:
         server.start()
         connection = await asyncpg.connect(server.url)
@@ -183,7 +192,7 @@ async def test_a_postgres_that_is_killed_leaves_no_shared_memory_of_the_system_b
 
 
 def test_a_postgres_that_is_stopped_is_given_the_time_for_its_last_checkpoint(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / "postgres", durable=False)
+    server = Postgres(tmp_path / "postgres", overlay=UNSYNCED)
     try:
         server.start()
         server.stop()

@@ -1,39 +1,25 @@
 """Three nodes that run `cluster.conf` with accounts, and the production files on them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from engine import topology
 from engine.errors import BrokerError, TopologyError
-from engine.jetstream import Broker, connect
+from engine.jetstream import Broker, NatsSettings, connect
 from engine.subjects import log_subject
 from engine.topology_check import check
 from engine.topology_files import render
+from seamark.dev.servers import NatsCluster
 from tests.support.logs import eventually
-from tests.support.topology import ClusterMember, cluster_of_three, send_as_they_are, settings_for
+from tests.support.topology import send_as_they_are
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[list[ClusterMember]]:
-    members = cluster_of_three(tmp_path / "nodes")
-    try:
-        for member in members:
-            member.prepare()
-            member.spawn()
-        for member in members:
-            member.wait_ready()
-        yield members
-    finally:
-        for member in members:
-            member.kill()
-
-
-@pytest.fixture
-async def provisioner(cluster: list[ClusterMember]) -> AsyncIterator[Broker]:
-    broker = await connect(settings_for(",".join(member.url for member in cluster), "provisioner"))
+async def provisioner(nats_cluster: NatsCluster) -> AsyncIterator[Broker]:
+    broker = await connect(NatsSettings(nats_cluster.url_of("provisioner"), inbox_prefix="_INBOX_provisioner"))
     yield broker
     await broker.close()
 
@@ -49,13 +35,13 @@ async def test_every_file_of_production_is_taken_byte_for_byte(provisioner: Brok
 
 
 async def test_production_is_applied_with_three_copies_and_synced_to_disk(
-    provisioner: Broker, cluster: list[ClusterMember]
+    provisioner: Broker, nats_cluster: NatsCluster
 ):
     await topology.ensure(provisioner, "production", 2)
     assert (await topology.plan(provisioner, "production")).empty
     info = await provisioner.api("STREAM.INFO.LOG-1")
     assert len(info["cluster"]["replicas"]) == 2
-    addresses = [member.monitor_url for member in cluster]
+    addresses = [member.monitor_url for member in nats_cluster.servers]
     await eventually(lambda: all_ok(provisioner, addresses))  # a fresh copy may be a moment behind
 
 
@@ -73,17 +59,17 @@ async def test_copies_are_not_taken_away_from_what_was_accepted(provisioner: Bro
 
 
 async def test_applying_goes_through_once_two_of_three_nodes_have_a_leader_again(
-    provisioner: Broker, cluster: list[ClusterMember]
+    provisioner: Broker, nats_cluster: NatsCluster
 ):
     await topology.ensure(provisioner, "production", 1)
-    gateway = await connect(settings_for(cluster[0].url, "gateway"))
+    gateway = await connect(NatsSettings(nats_cluster.servers[0].url_of("gateway"), inbox_prefix="_INBOX_gateway"))
     try:
         ack = await gateway.append(log_subject(0, "default", "alice"), b"{}")
     finally:
         await gateway.close()
     before = await provisioner.stream("LOG-0")
     await provisioner.api("STREAM.UPDATE.LOG-0", before.config | {"max_consumers": 5})
-    cluster[2].kill()
+    nats_cluster.servers[2].kill()
     async with asyncio.timeout(40):
         while not await applied(provisioner):
             await asyncio.sleep(0.25)

@@ -17,11 +17,12 @@ import pytest
 
 from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
 from seamark.migrate import migrate
+from tests.support.overlays import FORGETFUL, UNSYNCED
 
 
 @pytest.fixture
 def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """An empty nats-server with JetStream on file storage."""
+    """An empty nats-server as shipped."""
     server = NatsServer(tmp_path / "nats")
     try:
         server.start()
@@ -38,7 +39,7 @@ def fresh_nats_server(nats_server: NatsServer) -> NatsServer:
 
 @pytest.fixture
 def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
-    """Three empty nats-servers that have formed a cluster."""
+    """Three empty nats-servers as shipped that have formed a cluster; its `url` is the administrator's."""
     cluster = NatsCluster(tmp_path / "cluster")
     try:
         cluster.start()
@@ -49,8 +50,8 @@ def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """An empty Valkey without persistence; `valkey.url`."""
-    server = Valkey(tmp_path / "valkey")
+    """An empty Valkey that forgets everything when it ends; `valkey.url`."""
+    server = Valkey(tmp_path / "valkey", overlay=FORGETFUL)
     try:
         server.start()
         yield server
@@ -69,7 +70,7 @@ def end(server: Postgres) -> None:
 def postgres_server() -> Iterator[Postgres]:
     """The PostgreSQL all tests of a session share (no fsync). Most tests want `postgres` instead."""
     with tempfile.TemporaryDirectory(prefix="seamark-postgres-") as folder:
-        server = Postgres(Path(folder), durable=False)
+        server = Postgres(Path(folder), overlay=UNSYNCED)
         try:
             server.start()
             yield server

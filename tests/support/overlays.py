@@ -1,0 +1,18 @@
+"""What servers of tests have otherwise than shipped. Everything that is not named here, they have as an operator has it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from seamark.dev.servers import Change
+
+FORGETFUL: Final = (
+    Change("appendonly", "no", "a Valkey that comes back must be empty: what is lost with it is what tests look at"),
+)
+"""For `Valkey`."""
+
+UNSYNCED: Final = (
+    Change("fsync", "off", "no test cuts the power, and each makes a database of its own"),
+    Change("synchronous_commit", "off", "no test cuts the power, and each makes a database of its own"),
+)
+"""For `Postgres`."""
