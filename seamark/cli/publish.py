@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from engine.errors import InvalidEvent
+from seamark.cli.event_fields import event_of_options, read_event
 from seamark.cli.output import out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json, Tenant, nats_settings
 
+TYPE = "demo.hello"
+"""Of an event that is given by options alone."""
+
+KNOWN = (
+    "to", "type", "data", "id", "source", "subject", "transaction_id", "time", "priority", "category",
+    "semantics", "collapse_key", "expires_at", "send_at", "channels",
+)  # fmt: skip
+"""Fields that a publisher takes by their own name."""
+
+Text = str | None
+
 
 def publish(
-    to: Annotated[list[str], typer.Option("--to", help="User; repeat for several.")],
-    type: Annotated[str, typer.Option("--type", help="Dot-separated words, such as order.shipped.")] = "demo.hello",
-    data: Annotated[str, typer.Option("--data", help="JSON shown to the user, or @file.")] = "{}",
-    id: Annotated[str | None, typer.Option("--id", help="Event id; publishing it again adds nothing.")] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Ordering key; the user by default.")] = None,
+    to: Annotated[list[str] | None, typer.Option("--to", help="User; repeat for several.")] = None,
+    type: Annotated[Text, typer.Option("--type", help=f"Dot-separated words, such as order.shipped; {TYPE}.")] = None,
+    data: Annotated[Text, typer.Option("--data", help="JSON shown to the user, or @file; {}.")] = None,
+    file: Annotated[
+        Text, typer.Option("--file", help="JSON object with the fields of an event, - for standard input; options win.")
+    ] = None,
+    id: Annotated[Text, typer.Option("--id", help="Event id; publishing it again adds nothing.")] = None,
+    key: Annotated[Text, typer.Option("--key", help="Ordering key; the user by default.")] = None,
     tenant: Tenant = None,
+    source: Annotated[Text, typer.Option("--source", help="Service it comes from; kept with the event.")] = None,
+    subject: Annotated[Text, typer.Option("--subject", help="What it is about; kept with the event.")] = None,
+    transaction_id: Annotated[
+        Text, typer.Option("--transaction-id", help="What it belongs to; kept with the event.")
+    ] = None,
+    time: Annotated[Text, typer.Option("--time", help="When it happened, RFC 3339 with an offset.")] = None,
+    priority: Annotated[Text, typer.Option("--priority", help="critical, high, normal or low.")] = None,
+    category: Annotated[Text, typer.Option("--category", help="What users filter by.")] = None,
+    semantics: Annotated[Text, typer.Option("--semantics", help="at_least_once or effectively_once.")] = None,
+    collapse_key: Annotated[
+        Text, typer.Option("--collapse-key", help="Only the newest record of a key is shown and counts as unread.")
+    ] = None,
+    expires_at: Annotated[
+        Text, typer.Option("--expires-at", help="After it, it does not count. RFC 3339 with an offset.")
+    ] = None,
+    send_at: Annotated[
+        Text, typer.Option("--send-at", help="When it is due. Not supported yet: such an event is refused.")
+    ] = None,
+    channel: Annotated[
+        list[str] | None, typer.Option("--channel", help="Only this channel, such as inapp; repeat for several.")
+    ] = None,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """Publish an event and wait until it is stored."""
     import uvloop
 
-    from seamark import Publisher
-
-    body = _data(data)
-    settings = nats_settings(folder, "seamark-publish")
-
-    async def run() -> Any:
-        async with Publisher(
-            nats_url=settings.url,
-            user=settings.user,
-            password=settings.password,
-            credentials_file=settings.credentials_file,
-            inbox_prefix=settings.inbox_prefix,
-            tenant=tenant or "default",
-        ) as publisher:
-            return await publisher.publish(to=to, type=type, data=body, id=id, key=key)
-
-    published = uvloop.run(run())
+    options = {
+        "to": to or None,
+        "type": type,
+        "data": data,
+        "id": id,
+        "ordering_key": key,
+        "tenant": tenant,
+        "source": source,
+        "subject": subject,
+        "transaction_id": transaction_id,
+        "time": time,
+        "priority": priority,
+        "category": category,
+        "semantics": semantics,
+        "collapse_key": collapse_key,
+        "expires_at": expires_at,
+        "send_at": send_at,
+        "channels": channel or None,
+    }
+    event = read_event(file, options) if file is not None else event_of_options({**options, "type": type or TYPE})
+    published = uvloop.run(_publish(nats_settings(folder, "seamark-publish"), event))
     if as_json:
         print_json({"event_id": published.event_id, "seq": published.seq, "duplicate": published.duplicate})
     elif published.duplicate:
@@ -51,13 +88,16 @@ def publish(
         out.print(f"[green]stored[/] event {published.event_id} at {published.seq}")
 
 
-def _data(text: str) -> Any:
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InvalidEvent("data", f"--data: {error}") from error
-    try:
-        return msgspec.json.decode(text.encode())
-    except msgspec.DecodeError as error:
-        raise InvalidEvent("data", f"""--data is not JSON ({error}); try --data '{{"text":"hi"}}'""") from error
+async def _publish(settings: Any, event: dict[str, Any]) -> Any:
+    from seamark import Publisher
+
+    known = {name: event.pop(name) for name in KNOWN if name in event}
+    async with Publisher(
+        nats_url=settings.url,
+        user=settings.user,
+        password=settings.password,
+        credentials_file=settings.credentials_file,
+        inbox_prefix=settings.inbox_prefix,
+        tenant=event.pop("tenant", None) or "default",
+    ) as publisher:
+        return await publisher.publish(key=event.pop("ordering_key", None), **known, extra=event)

@@ -146,6 +146,8 @@ class Publisher:
         send_at: datetime | None = None,
         channels: Sequence[str] | None = None,
         transaction_id: str | None = None,
+        subject: str | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Published:
         """Publish one event and wait until it is stored.
 
@@ -168,6 +170,8 @@ class Publisher:
             send_at: when it is due.
             channels: only these channels.
             transaction_id: names what the event belongs to.
+            subject: what the event is about, as CloudEvents has it.
+            extra: fields that Seamark does not know; they are kept with the event.
 
         Raises:
             InvalidEvent: the event cannot be accepted; the message names the field and the remedy.
@@ -191,6 +195,8 @@ class Publisher:
             send_at=send_at,
             channels=list(channels) if channels is not None else None,
             transaction_id=transaction_id,
+            subject=subject,
+            **(extra or {}),
         )
         trace: dict[str, str] = {}
         _propagator.inject(trace)
