@@ -1,0 +1,141 @@
+"""What the documentation shows works, on a stack that runs as `make run` starts it, while events are published."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from seamark.cli import app
+from tests.support.chromium import Chromium, Page, chromium
+from tests.support.devstack import ROOT
+from tests.support.documents import NOT_RUN, Block, blocks, named_commands
+from tests.support.logs import all_records, connected
+from tests.support.manual import FIRST_EVENT, Manual
+from tests.support.natscli import PARTITIONS, ask
+
+pytestmark = pytest.mark.timeout(240)
+
+ALL = blocks()
+ENDLESS = ("tail",)
+"""Commands that go on until Ctrl-C."""
+
+
+def of_kind(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("block", [block for block in ALL if block.kind == kind], ids=str)
+
+
+def test_every_block_is_run_by_a_test_or_has_a_reason_why_not() -> None:
+    unknown = [f"{block}\n{block.text}" for block in ALL if block.kind == "unknown"]
+    assert unknown == [], "say in tests/support/documents.py what these blocks are"
+    first_lines = {(block.document, block.text.strip().partition("\n")[0].strip()) for block in ALL}
+    assert first_lines >= NOT_RUN.keys(), "a reason is left for a block that is gone"
+
+
+@of_kind("commands")
+def test_a_block_of_commands_does_what_it_shows(reader: Manual, block: Block) -> None:
+    env: dict[str, str] = {}
+    for program, *shown in block.commands:
+        if program == "export":
+            env |= {name: reader.stood_in(value) for name, _, value in (word.partition("=") for word in shown)}
+            continue
+        words = [reader.stood_in(word) for word in shown]
+        if program == "seamark":
+            output = reader.seamark(*words, env=env, ends=words[0] not in ENDLESS or "-n" in words)
+            assert output.strip(), f"{words} printed nothing"
+        elif program == "nats":
+            asyncio.run(asked(reader, words))
+        else:
+            makes(words)
+
+
+async def asked(reader: Manual, words: list[str]) -> None:
+    async with connected(reader.described.nats_url) as broker:
+        await ask(broker, words)
+
+
+def makes(words: list[str]) -> None:
+    """`make` would make another environment, or run all tests from inside one: what it would run is looked at instead."""
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    if words == ["run"]:
+        assert "/seamark dev" in done.stdout, "then the stack here was not started as `make run` does"
+
+
+@of_kind("python")
+def test_a_block_of_python_runs_as_it_stands(reader: Manual, block: Block) -> None:
+    done = reader.python(block.text)
+    assert done.returncode == 0, done.stdout
+    if "publish(" in block.text:
+        assert "order-17-shipped" in reader.seamark("log", "alice", "--limit", "0")
+    if "async for" in block.text:
+        assert "demo." in done.stdout, "no record came"
+
+
+@of_kind("json")
+def test_a_block_of_json_looks_like_what_is_stored(reader: Manual, block: Block) -> None:
+    shown = json.loads(block.text)
+
+    async def stored() -> dict[str, object]:
+        async with connected(reader.described.nats_url) as broker:
+            return next(one.record for one in await all_records(broker, PARTITIONS) if one.id == FIRST_EVENT)
+
+    record = asyncio.run(stored())
+    assert shown.keys() - {"trace"} == record.keys() - {"trace"}
+    assert {name: type(value) for name, value in shown["event"].items()} == {"epoch": str, "seq": int}
+
+
+# --- JavaScript, in the browser it is for ---------------------------------------------------------------------------
+
+STAND_INS = """
+  window.got = [];
+  window.note = (value) => got.push(value);
+  window.fetchToken = () => TOKEN;
+  window.show = window.apply = window.replaceAll = window.showState = note;
+  const real = window.fetch;
+  window.fetch = (url, ...rest) => url === "/my/token" ? Promise.resolve(new Response(TOKEN)) : real(url, ...rest);
+"""
+
+
+@of_kind("js")
+async def test_a_block_of_javascript_follows_a_log_in_a_browser(reader: Manual, block: Block, tmp_path: Path) -> None:
+    async with chromium(tmp_path) as browser:
+        page = await stood_in(browser, reader)
+        imports = block.text.replace('import { Seamark } from "./seamark.js"', "", 1)
+        imports = imports.replace('import { Seamark } from "/seamark.js"', "", 1)
+        assert imports != block.text, "the block imports the SDK from somewhere else"
+        await page.evaluate(f'import("/seamark.js").then(({{ Seamark }}) => {{ {imports} }})')
+        await page.until("got.some((value) => value?.type?.startsWith('demo.'))")
+
+
+async def stood_in(browser: Chromium, reader: Manual) -> Page:
+    """A page of the gateway where the functions that the blocks leave to the application are there."""
+    page = await browser.open(f"{reader.described.gateway_url}/seamark.js")
+    await page.evaluate(STAND_INS.replace("TOKEN", json.dumps(reader.described.token)))
+    return page
+
+
+# --- commands named in sentences and tables -------------------------------------------------------------------------
+
+
+def test_commands_that_sentences_name_exist_with_the_options_named() -> None:
+    assert [fault for where, words in named_commands() if (fault := missing(where, words))] == []
+
+
+def missing(where: str, words: list[str]) -> str:
+    """What of this command there is not."""
+    command: Any = typer.main.get_command(app)
+    left = words[1:]
+    while left and hasattr(command, "commands"):
+        name = left.pop(0)
+        if name not in command.commands:
+            return f"{where}: there is no `{' '.join(words)}`"
+        command = command.commands[name]
+    options = {option for parameter in command.params for option in parameter.opts}
+    named = {word.strip("[]") for word in left if word.strip("[]").startswith("--")}
+    return f"{where}: `{' '.join(words)}` has no {', '.join(sorted(named - options))}" if named - options else ""
