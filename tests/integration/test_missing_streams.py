@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import structlog
@@ -22,6 +23,7 @@ from projections.runner import ProjectionWorker
 from projections.unread_rebuild import rebuild_unread
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+from tests.support.overlays import SYNCED_LATE
 
 PARTITIONS = 4
 
@@ -151,7 +153,7 @@ async def test_a_projection_of_a_missing_log_stops_and_names_it(nats_server: Nat
 
 @pytest.mark.parametrize(("profile", "told"), [("dev", []), ("production", ["replicas"])])
 async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_needs(
-    nats_server: NatsServer, profile: str, told: list[str]
+    nats_server: NatsServer, tmp_path: Path, profile: str, told: list[str]
 ) -> None:
     structlog.reset_defaults()
     async with connected(nats_server.url) as broker:
@@ -165,7 +167,15 @@ async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_need
             assert all("EVENTS has 1" in line["detail"] for line in logs)
         with capture_logs() as logs:
             await report_start(broker, profile, [nats_server.monitor_url])  # type: ignore[arg-type]
-            assert [line["what"] for line in logs] == ["sync_always", *told]
+            assert [line["what"] for line in logs] == told
+        late = NatsServer(tmp_path / "late", overlay=SYNCED_LATE)
+        late.start()
+        try:
+            with capture_logs() as logs:
+                await report_start(broker, profile, [late.monitor_url])  # type: ignore[arg-type]
+                assert [line["what"] for line in logs] == ["sync_always", *told]
+        finally:
+            late.kill()
 
 
 async def test_what_else_answers_at_a_monitoring_address_ends_no_start(nats_server: NatsServer) -> None:

@@ -19,6 +19,7 @@ from engine.topology_files import Overrides, Profile, render
 from engine.wire import header
 from seamark.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import connected
+from tests.support.overlays import SYNCED_LATE
 from tests.support.topology import send_as_they_are
 
 
@@ -341,8 +342,21 @@ async def test_check_reads_back_what_the_server_does(nats_server: NatsServer, br
     await topology.ensure(broker, "dev")
     findings = await check(broker, "dev", monitor_urls=[nats_server.monitor_url])
     told = {finding.name: finding.level for finding in findings.findings}
-    assert told == {"version": "ok", "max_payload": "ok", "sync_always": "warn", "files": "ok", "replicas": "warn"}
+    assert told == {"version": "ok", "max_payload": "ok", "sync_always": "ok", "files": "ok", "replicas": "warn"}
     assert (await check(broker, "production", monitor_urls=[nats_server.monitor_url])).refused
+
+
+async def test_check_says_that_a_server_acknowledges_before_it_writes_to_disk(tmp_path: Path):
+    server = NatsServer(tmp_path / "late", overlay=SYNCED_LATE)
+    server.start()
+    try:
+        async with connected(server.url) as broker:
+            await topology.ensure(broker, "dev")
+            for profile, level in (("dev", "warn"), ("production", "refuse")):
+                findings = (await check(broker, profile, monitor_urls=[server.monitor_url])).findings  # type: ignore[arg-type]
+                assert {finding.level for finding in findings if finding.name == "sync_always"} == {level}
+    finally:
+        server.kill()
 
 
 async def test_check_says_unknown_when_nobody_tells_what_is_synced(broker: Broker):

@@ -16,3 +16,10 @@ UNSYNCED: Final = (
     Change("synchronous_commit", "off", "no test cuts the power, and each makes a database of its own"),
 )
 """For `Postgres`."""
+
+SYNCED_LATE: Final = (
+    Change(
+        "jetstream.sync_interval", '"2m"', "a server that acknowledges before it has written to disk, to be noticed"
+    ),
+)
+"""For `NatsServer`."""
