@@ -1,5 +1,6 @@
 """Real nats-servers with JetStream on file storage: one alone, or several that form a cluster."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from engine.brokerhealth import write_error
 from seamark.dev.binaries import nats_server_binary
 from seamark.dev.child import READY_SECONDS_MAX, free_port
 from seamark.dev.server import HOST, PROBE_SECONDS, Server
@@ -128,17 +130,33 @@ class NatsServer(Server):
 
     def monitor(self, path: str) -> dict[str, Any]:
         """JSON of a monitoring endpoint, `{}` when it does not answer (with 200)."""
+        status, answer = self._monitored(path)
+        return answer if status == 200 else {}
+
+    def write_error(self) -> str | None:
+        """What the server says it cannot write, since its disk was full for one; None when it can, or says nothing."""
+        return write_error(self._monitored("/healthz")[1])
+
+    def _monitored(self, path: str) -> tuple[int, dict[str, Any]]:
         try:
             with urllib.request.urlopen(self.monitor_url + path, timeout=PROBE_SECONDS) as reply:  # noqa: S310 - our own
-                answer = json.load(reply)
+                status, answer = reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            with contextlib.suppress(OSError, ValueError), error:
+                return error.code, _object(json.load(error))
+            return error.code, {}
         except (urllib.error.URLError, OSError, ValueError):
-            return {}
-        return answer if isinstance(answer, dict) else {}
+            return 0, {}
+        return status, _object(answer)
 
     def _has_meta_leader(self) -> bool:
         if self.monitor("/healthz").get("status") != "ok":
             return False
         return bool(self.monitor("/jsz").get("meta_cluster", {}).get("leader"))
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {}
 
 
 class NatsCluster:

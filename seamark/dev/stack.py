@@ -22,6 +22,7 @@ from seamark import postgres
 from seamark.cli.target import DATA_FOLDER, DevFile
 from seamark.cli.token import sign
 from seamark.dev.environment import roles_environment
+from seamark.dev.fulldisk import keep_writable
 from seamark.dev.lock import locked
 from seamark.dev.reservations import Reservations
 from seamark.dev.roles import Role, keep
@@ -157,6 +158,8 @@ class Stack:
             "SEAMARK_GATEWAY_PORT": str(port),
             "SEAMARK_LOG_FORMAT": "json",
         }
+        if self.monitor_url is not None:
+            ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url
         if data != DATA_FOLDER:
             ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
         env = roles_environment(ours, os.environ)
@@ -205,6 +208,8 @@ class Stack:
                     tasks.create_task(role.keep(), name=f"keep {role.name}")
                 for server in self._servers:
                     tasks.create_task(keep(server.child, server.spawn, self._say), name=f"keep {server.name}")
+                    if isinstance(server, NatsServer):
+                        tasks.create_task(keep_writable(server, self._say), name="keep nats-server writable")
         except BaseExceptionGroup as failed:  # the first failure has stopped the others
             raise failed.exceptions[0] from None
 
