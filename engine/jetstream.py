@@ -22,6 +22,7 @@ from engine import wire
 from engine.connection import Connection, Delivery, NatsSettings, Subscription, settle
 from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
+from engine.writes import Writes
 
 __all__ = [
     "Broker",
@@ -40,6 +41,9 @@ __all__ = [
 WRONG_LAST_SEQUENCE = 10071
 RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
 """Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
+
+BATCH_INCOMPLETE = 10176
+"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
 
 EPOCH_KEY = "seamark.epoch"
 PARTITIONS_KEY = "seamark.partitions"
@@ -130,6 +134,8 @@ class Broker(Connection):
     def __init__(self, settings: NatsSettings) -> None:
         super().__init__(settings)
         self.on_leader_change: list[Callable[[str, str], None]] = []
+        self.writes = Writes()
+        self.on_reconnect.append(self.writes.forget)
 
     async def open(self) -> None:
         await super().open()
@@ -138,6 +144,8 @@ class Broker(Connection):
 
     def _on_leader_elected(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         tokens = subject.decode().split(".")
+        if tokens[3] == "STREAM":
+            self.writes.forget(tokens[5])
         for callback in self.on_leader_change:
             callback(tokens[5], tokens[6] if len(tokens) > 6 else "")
 
@@ -197,8 +205,12 @@ class Broker(Connection):
             left = deadline - time.monotonic()
             try:
                 delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
-                return _ack(delivery.payload, ApiError)
+                ack = _ack(delivery.payload, ApiError)
+                self.writes.stored(ack.stream)
+                return ack
             except (Unanswered, Unavailable, ApiError) as error:
+                if isinstance(error, Unanswered) and self.connected:
+                    self.writes.not_stored(subject)
                 if isinstance(error, Unanswered) and not repeatable:
                     raise
                 if isinstance(error, ApiError) and error.err_code not in RETRIED_ERR_CODES:
@@ -233,12 +245,21 @@ class Broker(Connection):
             async with asyncio.timeout(timeout_seconds):
                 delivery = await answer
         except TimeoutError as error:
+            if self.connected:
+                self.writes.not_stored(messages[0].subject)
             raise Unanswered(f"a batch was not answered within {timeout_seconds} s") from error
         finally:
             self.forget(reply)
         if wire.status(delivery.headers) == 503:
             raise Unavailable("no leader takes this batch")
-        return _ack(delivery.payload, BatchRefused)
+        try:
+            ack = _ack(delivery.payload, BatchRefused)
+        except BatchRefused as error:
+            if error.err_code == BATCH_INCOMPLETE:
+                self.writes.not_stored(messages[0].subject)
+            raise
+        self.writes.stored(ack.stream)
+        return ack
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,15 @@ APPEND_BUDGET_SECONDS = 30.0
 STALL_SECONDS = 30.0
 """A partition that could not append for this long reports itself stalled; it goes on trying."""
 
+UNSTORED_SECONDS = 10.0
+"""A stream whose writes come to nothing for this long is said to store nothing: an election takes 4-9 s."""
+
+UNSTORED_DOUBT_SECONDS = 30.0
+"""How long after the last such write that is believed: a role that gets no traffic any more would never learn better."""
+
+MONITOR_SECONDS = 3.0
+"""How often, and at most for how long, a server is asked at its monitoring address whether it can write."""
+
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""
 

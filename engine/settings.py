@@ -57,7 +57,8 @@ class Settings:
     nats_inbox_prefix: str | None = None
     """Prefix of reply subjects; unset: as `inbox_prefix_of` says."""
     nats_monitor_urls: tuple[str, ...] = ()
-    """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs to disk."""
+    """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs
+    to disk, and to a role that writes nothing whether it can write."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
     """Redis or Valkey, for claims and unread counts; it must run `noeviction`."""
     postgres_url: Secret | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from engine.brokerhealth import BrokerHealth
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from gateway.auth import Verifier
@@ -35,6 +36,7 @@ class Context:
     """The collaborators of a session."""
 
     broker: Broker
+    broker_health: BrokerHealth
     verifier: Verifier
     origins: Origins
     sessions: Sessions

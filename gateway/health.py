@@ -12,8 +12,7 @@ def not_ready(context: Context) -> list[str]:
     reasons = []
     if context.draining:
         reasons.append("draining")
-    if not context.broker.connected:
-        reasons.append("not connected to NATS")
+    reasons += context.broker_health.not_ready()
     unknown = [partition.stream for partition in context.partitions if partition.watch.last is None]
     if unknown:
         reasons.append(f"no answer yet from the leader of {', '.join(unknown)}")

@@ -23,6 +23,7 @@ class GatewayOptions:
 
     Attributes:
         nats: the broker.
+        nats_monitor_urls: monitoring addresses of all its servers, which say whether they can write.
         partitions: how many there must be; None: as the topology was made.
         postgres_url: the table of API keys; None: `POST /v1/events` is not served.
         redis_url: unread counts; None: no frame has one.
@@ -40,6 +41,7 @@ class GatewayOptions:
     """
 
     nats: NatsSettings
+    nats_monitor_urls: tuple[str, ...] = ()
     partitions: int | None = None
     postgres_url: str | None = None
     redis_url: str | None = None

@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from engine.brokerhealth import BrokerHealth, watched
 from engine.cursor import Cursor
 from engine.errors import ApiError, InvalidSetting, TopologyError
 from engine.jetstream import Broker, StreamState, connect
@@ -73,7 +74,11 @@ async def run(
     keys = _keys(options)
     broker = await connect(options.nats)
     try:
-        async with _context(options, broker, keys) as context, _api_keys(options) as api_keys:
+        async with (
+            watched(broker, options.nats_monitor_urls) as broker_health,
+            _context(options, broker, broker_health, keys) as context,
+            _api_keys(options) as api_keys,
+        ):
             direct = {"/v1/ws": ws.handler(context)}
             runner = Runner(create_app(context, options, api_keys), direct=direct, shutdown_timeout=CLOSE_SECONDS)
             await runner.setup()
@@ -160,7 +165,9 @@ async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
 
 
 @asynccontextmanager
-async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> AsyncIterator[Context]:
+async def _context(
+    options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys
+) -> AsyncIterator[Context]:
     """Everything sessions share, started; stopped again at the end."""
     try:
         origins = Origins(options.origins, same_origin=options.dev)
@@ -178,6 +185,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
     partitions = [Partition(broker, number, queries) for number in range(count)]
     context = Context(
         broker=broker,
+        broker_health=broker_health,
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
         origins=origins,
         sessions=Sessions(per_user=options.sessions_per_user, at_most=options.sessions_at_most),

@@ -23,14 +23,18 @@ def dispatcher() -> None:
 async def _dispatch(settings: Settings, stop: asyncio.Event, health: Health) -> None:
     from redis.asyncio import Redis
 
+    from engine.brokerhealth import watched
     from engine.dispatcher import run
     from engine.jetstream import connect
     from engine.topology_check import report_start
 
     broker = await connect(settings.nats("seamark-dispatcher"))
     try:
-        async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis:
-            health.not_ready = lambda: [] if broker.connected else ["not connected to NATS"]
+        async with (
+            Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis,
+            watched(broker, settings.nats_monitor_urls) as stores,
+        ):
+            health.not_ready = stores.not_ready
             await report_start(broker, settings.profile, settings.nats_monitor_urls)
             await run(
                 broker,

@@ -59,6 +59,7 @@ def _options(settings: Settings) -> GatewayOptions:
 
     return GatewayOptions(
         nats=settings.nats("seamark-gateway"),
+        nats_monitor_urls=settings.nats_monitor_urls,
         partitions=settings.partitions,
         postgres_url=settings.postgres_url.reveal() if settings.postgres_url else None,
         redis_url=settings.redis_url.reveal(),

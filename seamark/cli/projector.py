@@ -27,6 +27,7 @@ async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> N
     import asyncpg
     from redis.asyncio import Redis
 
+    from engine.brokerhealth import watched
     from engine.jetstream import connect
     from engine.topology_check import report_start
     from projections.projector import run
@@ -40,8 +41,11 @@ async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> N
                 settings.postgres_url.reveal(), min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60
             )
             await pool
-        async with Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis:
-            health.not_ready = lambda: [] if broker.connected else ["not connected to NATS"]
+        async with (
+            Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis,
+            watched(broker, settings.nats_monitor_urls) as stores,
+        ):
+            health.not_ready = stores.not_ready
             await report_start(broker, settings.profile, settings.nats_monitor_urls)
             await run(broker, redis, pool, partitions=settings.partitions, stop=stop)
     finally:

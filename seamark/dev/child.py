@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final, TypedDict
 
 READY_SECONDS_MAX = 60.0
 """How long a server may take until it answers. Generous: a loaded machine recovers a big store slowly, and a server that
@@ -19,6 +20,18 @@ POLL_SECONDS = 0.02
 """Pause between two looks at a server that is not ready yet."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+class Rights(TypedDict, total=False):
+    """Whose rights a process has and where it stands: arguments of `subprocess.Popen`."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+    cwd: str
+
+
+OURS: Final = Rights()
 
 
 class ServerFailed(RuntimeError):
@@ -120,8 +133,22 @@ class Child:
         """Exit code, negative for a signal, None while it runs or before it was spawned."""
         return None if self._process is None else self._process.poll()
 
-    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
-        """Fork and exec; returns at once, ready or not."""
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        inherits: Sequence[int] = (),
+        rights: Rights = OURS,
+    ) -> None:
+        """Fork and exec; returns at once, ready or not.
+
+        Args:
+            argv: program and arguments.
+            env: the whole environment; None: ours.
+            inherits: descriptors for this incarnation alone, beside those of `holds`.
+            rights: whose rights it has; the kernel signals it at our death even if they are another user's.
+        """
         if self.alive:
             raise ServerFailed(f"{self.name} is running already (pid {self.pid})")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +159,8 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
-                pass_fds=self.holds,
+                pass_fds=(*self.holds, *inherits),
+                **rights,
                 # Own group: Ctrl-C in a terminal must reach the parent alone, which stops children in its order.
                 start_new_session=True,
                 preexec_fn=death_signal_setter(self.death_signal),  # noqa: PLW1509 - it makes one system call

@@ -1,5 +1,6 @@
 """Real nats-servers that run the shipped configuration: one alone, or several that form a cluster."""
 
+import contextlib
 import json
 import re
 import secrets
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.brokerhealth import write_error
 from engine.topology_files import files_folder
 from seamark.dev.binaries import nats_server_binary
 from seamark.dev.child import READY_SECONDS_MAX, free_port
@@ -95,12 +97,24 @@ class NatsServer(Server):
 
     def monitor(self, path: str) -> dict[str, Any]:
         """JSON of a monitoring endpoint, `{}` when it does not answer (with 200)."""
+        status, answer = self._monitored(path)
+        return answer if status == 200 else {}
+
+    def write_error(self) -> str | None:
+        """What the server says it cannot write, since its disk was full for one; None when it can, or says nothing."""
+        return write_error(self._monitored("/healthz")[1])
+
+    def _monitored(self, path: str) -> tuple[int, dict[str, Any]]:
         try:
             with urllib.request.urlopen(self.monitor_url + path, timeout=PROBE_SECONDS) as reply:  # noqa: S310 - our own
-                answer = json.load(reply)
+                status, answer = reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            with contextlib.suppress(OSError, ValueError), error:
+                return error.code, _object(json.load(error))
+            return error.code, {}
         except (urllib.error.URLError, OSError, ValueError):
-            return {}
-        return answer if isinstance(answer, dict) else {}
+            return 0, {}
+        return status, _object(answer)
 
 
 class ClusterMember(NatsServer):
@@ -157,6 +171,10 @@ class ClusterMember(NatsServer):
         """What it says about its streams; none when it does not answer."""
         accounts = self.monitor(f"/jsz?acc={ACCOUNT}&streams=true").get("account_details") or []
         return [detail for account in accounts for detail in account.get("stream_detail") or []]
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {}
 
 
 class NatsCluster:

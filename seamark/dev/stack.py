@@ -20,9 +20,10 @@ from gateway.key_table import KeyTable
 from seamark import postgres
 from seamark.cli.target import DATA_FOLDER, DevFile
 from seamark.cli.token import sign
-from seamark.dev.child import free_port, is_free
 from seamark.dev.environment import roles_environment
+from seamark.dev.fulldisk import keep_writable
 from seamark.dev.lock import locked
+from seamark.dev.reservations import Reservations
 from seamark.dev.roles import Role, keep
 from seamark.dev.secretsfile import Kept, read_kept, write_private_json
 from seamark.dev.servers import HOST, NatsServer, Postgres, Server, Valkey
@@ -57,6 +58,7 @@ class Stack:
         self._lock = lock
         self._servers: list[Server] = []
         self._roles: list[Role] = []
+        self._reserved = Reservations()
         self.nats_url = self.redis_url = self.postgres_url = self.gateway_url = ""
         self.monitor_url: str | None = None
 
@@ -82,15 +84,15 @@ class Stack:
         data, ports = self._options.data, self._kept.ports
         self._take_given_servers()
         if not self.nats_url:
-            nats = NatsServer(data / "nats", port=_port(ports.get("nats")))
+            nats = NatsServer(data / "nats", port=self._port("nats"))
             await self._start_server(nats)
             self.nats_url, self.monitor_url, ports["nats"] = nats.url, nats.monitor_url, nats.port
         if not self.redis_url:
-            valkey = Valkey(data / "valkey", port=_port(ports.get("valkey")))
+            valkey = Valkey(data / "valkey", port=self._port("valkey"))
             await self._start_server(valkey)
             self.redis_url, ports["valkey"] = valkey.url, valkey.port
         if not self.postgres_url:
-            database = Postgres(data / "postgres", port=_port(ports.get("postgres")))
+            database = Postgres(data / "postgres", port=self._port("postgres"))
             await self._start_server(database)
             self.postgres_url, ports["postgres"] = database.url, database.port
 
@@ -130,12 +132,17 @@ class Stack:
     def _gateway_port(self) -> int:
         asked, ports = self._options.port, self._kept.ports
         if asked:
-            if not is_free(asked, HOST):
+            if not self._reserved.take(asked):
                 raise InvalidSetting(f"--port: port {asked} is in use")
             ports["gateway"] = asked
-        elif not is_free(ports.setdefault("gateway", GATEWAY_PORT), HOST):
-            ports["gateway"] = free_port(HOST)
+        elif not self._reserved.take(ports.setdefault("gateway", GATEWAY_PORT)):
+            ports["gateway"] = self._reserved.take_any()
         return ports["gateway"]
+
+    def _port(self, server: str) -> int:
+        """The port of the last run if it is still free: URLs in an operator's history go on to work."""
+        kept = self._kept.ports.get(server)
+        return kept if kept and self._reserved.take(kept) else self._reserved.take_any()
 
     def _start_roles(self, port: int) -> None:
         data = self._options.data
@@ -150,6 +157,8 @@ class Stack:
             "SEAMARK_GATEWAY_PORT": str(port),
             "SEAMARK_LOG_FORMAT": "json",
         }
+        if self.monitor_url is not None:
+            ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url
         if data != DATA_FOLDER:
             ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
         env = roles_environment(ours, os.environ)
@@ -198,6 +207,8 @@ class Stack:
                     tasks.create_task(role.keep(), name=f"keep {role.name}")
                 for server in self._servers:
                     tasks.create_task(keep(server.child, server.spawn, self._say), name=f"keep {server.name}")
+                    if isinstance(server, NatsServer):
+                        tasks.create_task(keep_writable(server, self._say), name="keep nats-server writable")
         except BaseExceptionGroup as failed:  # the first failure has stopped the others
             raise failed.exceptions[0] from None
 
@@ -209,6 +220,7 @@ class Stack:
         for server in reversed(self._servers):
             self._say(f"stopping {server.name}")
             server.stop()
+        self._reserved.close()
 
 
 @contextlib.asynccontextmanager
@@ -229,11 +241,6 @@ async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
             # Commands find the stack by this file: without it they say at once that nothing runs here.
             (options.data / "dev.json").unlink(missing_ok=True)
             stack.stop()
-
-
-def _port(kept: int | None) -> int | None:
-    """The port of the last run if it is still free: URLs in an operator's history go on to work."""
-    return kept if kept and is_free(kept, HOST) else None
 
 
 async def _to_the_end(work: Callable[[], None]) -> None:

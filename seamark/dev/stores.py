@@ -1,25 +1,23 @@
 """Real stores beside the broker: Valkey and PostgreSQL."""
 
+import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from seamark.dev.binaries import postgres_bin, valkey_binary
-from seamark.dev.child import READY_SECONDS_MAX, ServerFailed
+from seamark.dev.binaries import PostgresInstallation, postgres_installation, valkey_binary
+from seamark.dev.child import OURS, READY_SECONDS_MAX, Rights, ServerFailed
+from seamark.dev.nobody import nobody_rights, reachable, remove_copy
 from seamark.dev.overlay import Overlay, overlaid_settings
 from seamark.dev.secretsfile import write_private
 from seamark.dev.server import HOST, PROBE_SECONDS, Server
-
-NOBODY = "nobody"
-"""The user PostgreSQL runs as when we are root: it exists everywhere and owns nothing."""
 
 
 VALKEY_SETTINGS: Final = {
@@ -77,8 +75,9 @@ class Valkey(Server):
 class Postgres(Server):
     """One PostgreSQL with `POSTGRES_SETTINGS` and a password, reachable over loopback TCP only.
 
-    PostgreSQL refuses to run as root. Started by root, it runs as `nobody` with the one capability to pass folders that
-    belong to root, so that neither the installation nor the folders above the data need other permissions.
+    PostgreSQL refuses to run as root. Started by root, it runs as `nobody` without any capability: its programs lie where
+    nobody can reach them (`seamark.dev.nobody`), and it is given its folder as an open descriptor, so that nothing else
+    needs other permissions (ADR-0012).
 
     Args:
         data: folder; the cluster is made in `<data>/cluster` at the first start.
@@ -93,7 +92,9 @@ class Postgres(Server):
     def __init__(self, data: Path, *, port: int | None = None, overlay: Overlay = ()) -> None:
         super().__init__("postgres", data, port)
         self.overlay = overlay
-        self.cluster = data / "cluster"
+        self.cluster = self.data / "cluster"
+        self._as_root = os.geteuid() == 0
+        self._installation: PostgresInstallation | None = None
 
     @property
     def url(self) -> str:
@@ -112,32 +113,69 @@ class Postgres(Server):
     def _password_path(self) -> Path:
         return self.data / "password"
 
+    @property
+    def _rights(self) -> Rights:
+        return nobody_rights() if self._as_root else OURS
+
     def prepare(self) -> None:
-        """Make the cluster if there is none; ServerFailed with initdb's output when that fails."""
+        """Find the programs and make the cluster if there is none; ServerFailed with initdb's output when that fails."""
         super().prepare()
-        if self.cluster.exists():
-            return
-        write_private(self._password_path, secrets.token_urlsafe(24))
+        self._installation = postgres_installation()
+        if self._as_root:
+            if not Path("/proc/self/fd").is_dir():
+                raise ServerFailed("PostgreSQL does not run as root, and without /proc not for root: be another user")
+            self._installation = reachable(self._installation, self._copy_link)
+        if not self.cluster.exists():
+            self._make_cluster(self._installation)
+
+    @property
+    def _copy_link(self) -> Path:
+        """Leads to the copy of the programs, where one is needed; gone after an orderly end."""
+        return self.data / "programs"
+
+    def _make_cluster(self, installation: PostgresInstallation) -> None:
         # Made beside its place: one that was interrupted half-way is thrown away, not taken for a whole one.
-        fresh = self.cluster.with_name("cluster.new")
+        fresh = self.data / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            shutil.chown(fresh, NOBODY)
-        initdb = [str(postgres_bin() / "initdb"), "--username=postgres", f"--pwfile={self._password_path}", "--no-sync"]
-        options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=builtin"]
-        self._initdb([*self._as_user(), *initdb, *options, f"--pgdata={fresh}"])
-        fresh.rename(self.cluster)
+        (fresh / "cluster").mkdir(mode=0o700)
+        write_private(self._password_path, secrets.token_urlsafe(24))
+        write_private(fresh / "password", self._password_path.read_text())
+        if self._as_root:
+            for path in (fresh, fresh / "cluster", fresh / "password"):
+                os.chown(path, self._rights["user"], self._rights["group"])
+        with self._given(fresh) as (folder, descriptors):
+            initdb = [installation.program("initdb"), "--username=postgres", f"--pwfile={folder}/password", "--no-sync"]
+            options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=builtin"]
+            self._initdb([*initdb, *options, f"--pgdata={folder}/cluster"], descriptors)
+        (fresh / "cluster").rename(self.cluster)
+        shutil.rmtree(fresh)
 
-    def _initdb(self, argv: Sequence[str]) -> None:
+    @contextlib.contextmanager
+    def _given(self, folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """How the server names a folder, and the descriptors it needs for that.
+
+        Whoever holds a folder open gets into it by /proc/self/fd, whether or not he may pass the folders above.
+        """
+        if not self._as_root:
+            yield str(folder), ()
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield f"/proc/self/fd/{descriptor}", (descriptor,)
+        finally:
+            os.close(descriptor)
+
+    def _initdb(self, argv: Sequence[str], descriptors: Sequence[int] = ()) -> None:
         try:
             done = subprocess.run(
                 argv,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=READY_SECONDS_MAX,
-                pass_fds=self.child.holds,
+                pass_fds=(*self.child.holds, *descriptors),
                 check=False,
+                **self._rights,
             )
         except subprocess.TimeoutExpired as error:
             said = (error.stdout or b"").decode(errors="replace")
@@ -145,8 +183,18 @@ class Postgres(Server):
         if done.returncode:
             raise ServerFailed(f"initdb failed\n{done.stdout.decode(errors='replace')}")
 
+    def spawn(self) -> None:
+        """Fork the process and return. It dies with the calling thread."""
+        with self._given(self.cluster) as (folder, descriptors):
+            self.child.spawn(self._command(folder), inherits=descriptors, rights=self._rights)
+
     def command(self) -> list[str]:
-        """`postgres` itself (no pg_ctl), as another user when we are root."""
+        """`postgres` itself (no pg_ctl)."""
+        return self._command(str(self.cluster))
+
+    def _command(self, folder: str) -> list[str]:
+        if self._installation is None:
+            raise ServerFailed(f"postgres in {self.data} was not prepared")
         place = {
             "listen_addresses": HOST,
             "port": str(self.port),
@@ -157,7 +205,7 @@ class Postgres(Server):
         }
         options = {**place, **overlaid_settings(POSTGRES_SETTINGS, self.overlay)}
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        return [*self._as_user(), str(postgres_bin() / "postgres"), "-D", str(self.cluster), *settings]
+        return [self._installation.program("postgres"), "-D", folder, *settings]
 
     def answers(self) -> bool:
         """Whether the postmaster of *this* incarnation calls itself ready."""
@@ -167,18 +215,7 @@ class Postgres(Server):
             return False
         return len(lines) >= 8 and lines[0].strip() == str(self.pid) and lines[7].strip() == "ready"
 
-    def _as_user(self) -> Sequence[str]:
-        if os.geteuid() != 0:
-            return ()
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
-            raise ServerFailed("PostgreSQL does not run as root: install util-linux (setpriv) or run as another user")
-        capability = "+dac_override"
-        user = (f"--reuid={NOBODY}", f"--regid={pwd.getpwnam(NOBODY).pw_gid}", "--clear-groups")
-        # The kernel forgets the death signal when the user changes, so it is given again behind the change.
-        rights = (
-            f"--inh-caps={capability}",
-            f"--ambient-caps={capability}",
-            f"--pdeathsig={self.death_signal.name[3:]}",
-        )
-        return (setpriv, *user, *rights, "--")
+    def stop(self) -> None:
+        """End it in good order; what was copied for it goes with it."""
+        super().stop()
+        remove_copy(self._copy_link)

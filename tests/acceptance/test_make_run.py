@@ -1,0 +1,114 @@
+"""`make run` in a fresh clone, wherever it lies, whatever else runs on the machine."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from seamark.cli.target import DevFile, read_dev_file
+from seamark.dev.child import is_free
+from tests.support.clones import clone
+
+pytestmark = pytest.mark.timeout(240)
+
+READY_SECONDS_MAX = 90.0
+USUAL_PORT = 8080
+
+
+class Run:
+    """A `make run` in a clone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output.txt"
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SEAMARK_", "PYTHON", "VIRTUAL_ENV", "MAKE"))
+        }
+        with self.output.open("wb") as output:
+            self.make = subprocess.Popen(
+                ["make", "run"], cwd=folder, env=self.env, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def described(self) -> DevFile:
+        """Where everything is, once it runs."""
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not (self.folder / ".seamark/dev.json").exists():
+            assert self.make.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+        return read_dev_file(self.folder / ".seamark")
+
+    def seamark(self, *words: str) -> str:
+        argv = [".venv/bin/seamark", *words]
+        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def delivers(self, event: str) -> bool:
+        self.seamark("publish", "--to", "alice", "--id", event)
+        [line] = self.seamark("tail", "alice", "-n", "1", "--json").splitlines()
+        return bool(json.loads(line)["record"]["id"] == event)
+
+    def stop(self) -> None:
+        """Ctrl-C, as a terminal sends it: to make and what it runs."""
+        if self.make.poll() is None:
+            os.killpg(self.make.pid, signal.SIGINT)
+            self.make.wait(90)
+
+
+@contextlib.contextmanager
+def running(*folders: Path) -> Iterator[list[Run]]:
+    runs: list[Run] = []
+    try:
+        runs += map(Run, folders)  # at the same moment: none waits for another
+        yield runs
+    finally:
+        for run in runs:
+            run.stop()
+
+
+@contextlib.contextmanager
+def usual_port_taken() -> Iterator[None]:
+    """By us, unless somebody has it anyway."""
+    with socket.socket() as taken:
+        if is_free(USUAL_PORT):
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(("127.0.0.1", USUAL_PORT))
+            taken.listen()
+        yield
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Path:
+    """A folder that nobody but us may enter, such as root's home."""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def test_make_run_works_in_a_clone_below_a_folder_that_others_may_not_enter_while_the_usual_port_is_taken(
+    locked: Path,
+) -> None:
+    with usual_port_taken(), running(clone(locked / "seamark")) as [run]:
+        assert not run.described().gateway_url.endswith(f":{USUAL_PORT}")
+        assert run.delivers("first")
+    copies = [path for path in (locked / "seamark/.seamark/postgres").iterdir() if path.is_symlink()]
+    assert copies == []  # what was copied for PostgreSQL's user went with it
+
+
+def test_two_clones_run_side_by_side_and_deliver_each_its_own(locked: Path) -> None:
+    with running(clone(locked / "one"), clone(locked / "two")) as [one, two]:
+        described = [one.described(), two.described()]
+        for kind in ("gateway_url", "nats_url", "redis_url", "postgres_url"):
+            assert getattr(described[0], kind).rpartition(":")[2] != getattr(described[1], kind).rpartition(":")[2]
+        assert one.delivers("of-one")
+        assert two.delivers("of-two")

@@ -1,0 +1,126 @@
+"""A full disk is told by every role, and heals once there is room: nothing that was accepted is lost."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.errors import BrokerError
+from engine.jetstream import Broker
+from engine.topology import ensure
+from engine.topology_files import files_folder
+from seamark.dev.servers import NatsServer, Valkey
+from tests.support.devstack import Stack
+from tests.support.logs import all_records, connected, eventually
+from tests.support.smalldisk import fill, small_disk
+
+pytestmark = [pytest.mark.chaos(takes_seconds=60), pytest.mark.timeout(240)]
+
+PARTITIONS = 4
+LEFT_BYTES = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 96) as folder:
+        yield folder
+
+
+async def stored_until_full(broker: Broker) -> list[str]:
+    """Publish until the disk takes no more; the ids of what was accepted."""
+    accepted: list[str] = []
+    padding = "x" * 20_000
+    for number in range(1000):
+        id = f"before-{number}"
+        body = json.dumps({"id": id, "to": ["alice"], "data": {"padding": padding}}).encode()
+        try:
+            await broker.append("events.default.alice.demo.full", body, msg_id=f"default:{id}", budget_seconds=1.0)
+        except BrokerError:
+            return accepted
+        accepted.append(id)
+    raise AssertionError("the disk did not fill")
+
+
+def reasons_at(url: str) -> list[str]:
+    """Why it is not ready; none when it is."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            return list(json.load(answer)["reasons"])
+    except urllib.error.HTTPError as error:
+        with error:
+            return list(json.load(error)["reasons"])
+
+
+def health_urls(stack: Stack) -> dict[str, str]:
+    """Where each role says whether it is ready."""
+    urls = {}
+    for role in ("dispatcher", "projector", "gateway"):
+        lines = (stack.data / f"{role}.log").read_text().splitlines()
+        starts = [line for line in map(json.loads, lines) if line.get("event") == "role_starting"]
+        urls[role] = f"http://127.0.0.1:{starts[-1]['health_port']}"
+    return urls
+
+
+async def test_a_full_disk_makes_every_role_unready_until_room_is_made_and_the_stack_has_restarted_the_broker(
+    disk: Path, valkey: Valkey, postgres: str
+) -> None:
+    stack = Stack(disk, SEAMARK_REDIS_URL=valkey.url, SEAMARK_POSTGRES_URL=postgres)
+    await asyncio.to_thread(stack.start)
+    try:
+        roles = health_urls(stack)
+        assert {role: reasons_at(url) for role, url in roles.items()} == {key: [] for key in roles}
+        hog = fill(disk, LEFT_BYTES)
+        async with connected(stack.describe().nats_url) as broker:
+            accepted = await stored_until_full(broker)
+            assert accepted
+            for role, url in roles.items():
+                await eventually(lambda url=url: any("no space left" in why for why in reasons_at(url)), seconds=30)
+                assert "restart nats-server" in " ".join(reasons_at(url)), role
+            await eventually(lambda: "make room where" in stack.output.read_text(), seconds=30)
+            hog.unlink()
+            await eventually(lambda: "there is room again: restarting it" in stack.output.read_text(), seconds=30)
+            for url in roles.values():
+                await eventually(lambda url=url: not reasons_at(url), seconds=60)
+            await eventually(lambda: broker.connected, seconds=30)
+            await asyncio.to_thread(stack.run, "publish", "--to", "alice", "--id", "after")
+
+            async def delivered() -> bool:
+                ids = [entry.id for entry in await all_records(broker, PARTITIONS)]
+                assert len(ids) == len(set(ids))
+                return {*accepted, "after"} <= set(ids)
+
+            await eventually(delivered, seconds=60)
+    finally:
+        stack.stop()
+
+
+async def test_writes_that_come_to_nothing_tell_without_a_monitoring_address_until_the_broker_was_restarted(
+    disk: Path,
+) -> None:
+    server = NatsServer(disk / "nats", config=files_folder() / "server.conf")
+    server.start()
+    try:
+        async with connected(server.url) as broker:
+            await ensure(broker, "dev", PARTITIONS)
+            hog = fill(disk, LEFT_BYTES)
+            await stored_until_full(broker)
+
+            async def told() -> bool:
+                with pytest.raises(BrokerError):
+                    await broker.append("events.default.alice.demo.full", b"{}", budget_seconds=1.0)
+                return set(broker.writes.stopped()) == {"EVENTS"}
+
+            await eventually(told, seconds=60)
+            hog.unlink()
+            assert await told()  # room alone does not help
+            await asyncio.to_thread(server.stop)
+            server.start()
+            await eventually(lambda: broker.connected, seconds=30)
+            assert not broker.writes.stopped()
+            await broker.append("events.default.alice.demo.full", b"{}")
+    finally:
+        server.kill()
