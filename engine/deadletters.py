@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine import wire
 from engine.errors import ApiError
-from engine.jetstream import WRONG_LAST_SEQUENCE, Broker
+from engine.jetstream import WRONG_LAST_SEQUENCE, After, Broker
 from engine.rounds import Dead
-from engine.subjects import dead_letter_subject
+from engine.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 DETAIL_CHARS_MAX = 512
 
@@ -29,7 +29,7 @@ async def bury(broker: Broker, dead: Dead, event_partition: int, epoch: str) -> 
             headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
     subject = dead_letter_subject(event_partition, epoch, delivered.seq)
     try:
-        await broker.append(subject, delivered.payload, headers, expected_last_subject_seq=0)
+        await broker.append(subject, delivered.payload, headers, after=After(DEAD_LETTERS_STREAM, 0))
     except ApiError as error:
         if error.err_code != WRONG_LAST_SEQUENCE:
             raise

@@ -22,9 +22,10 @@ from engine.incarnations import check_reach, missing, stream_of
 from engine.jetstream import Broker, StreamState
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
+from engine.marks import PlacedMark
 from engine.partition import Delivered, PartitionReader, Source
 from engine.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds
-from engine.stalls import Stall
+from engine.stalls import CLAIMS, Stall
 from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream
 from engine.tasks import end_if_cancelled, run_until
 
@@ -116,12 +117,14 @@ class DispatchWorker:
         self.epochs = Epochs({}, {})
         self._writers: dict[int, LogWriter] = {}
         self._changed: PartitionStopped | None = None
+        # Logs of other partitions that have stopped this one: it does not go on before they are mended.
+        self._faulty: set[int] = set()
 
     # --- ownership ---------------------------------------------------------------------------------------------------
 
     async def acquire(self) -> int:
         """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
-        events = await self._read_epochs()
+        events, self.epochs = await self._read_epochs()
         self._changed = None
         self._writers = {}
         found = await read_mark(self._broker, self._q, self._q)
@@ -133,31 +136,38 @@ class DispatchWorker:
         return home.mark.next_seq
 
     async def position(self) -> int:
-        """Where the home mark stands, checked but not claimed."""
-        events = await self._read_epochs()
-        found = await read_mark(self._broker, self._q, self._q)
-        stream = log_stream(self._q)
-        check_mark(
-            self._q,
-            found,
-            events_epoch=_epoch(events),
-            log_epoch=self.epochs.actual[stream] or "",
-            recorded_log_epoch=self.epochs.recorded.get(stream),
-        )
+        """Where the home mark stands, checked but not claimed, and with it the marks that have stopped this partition."""
+        events, epochs = await self._read_epochs()
+        found = await self._checked_mark(self._q, epochs)
         await check_reach(self._broker, self._q, events, found.mark)
+        for partition in sorted(self._faulty):
+            stream = log_stream(partition)
+            epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
+            await self._checked_mark(partition, epochs)
+            self._faulty.discard(partition)
         return found.mark.next_seq if found.mark else max(1, events.first_seq)
 
-    async def _read_epochs(self) -> StreamState:
+    async def _checked_mark(self, partition: int, epochs: Epochs) -> PlacedMark:
+        found, stream = await read_mark(self._broker, partition, self._q), log_stream(partition)
+        check_mark(
+            partition,
+            found,
+            events_epoch=epochs.actual[EVENTS_STREAM] or "",
+            log_epoch=epochs.actual[stream] or "",
+            recorded_log_epoch=epochs.recorded.get(stream),
+        )
+        return found
+
+    async def _read_epochs(self) -> tuple[StreamState, Epochs]:
         events = await stream_of(self._broker, EVENTS_STREAM)
         home = await stream_of(self._broker, log_stream(self._q))
         try:
             recorded, _ = await topology.read_epochs(self._broker)
         except TopologyError as error:
             raise PartitionStopped(error.detail, error.remedy) from error
-        self.epochs = Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded or {})
         if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
             raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
-        return events
+        return events, Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded)
 
     async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
         stream = log_stream(partition)
@@ -184,6 +194,7 @@ class DispatchWorker:
         """
         for name, epoch in self.epochs.actual.items():
             if (now := actual.get(name, epoch)) != epoch:
+                self._faulty.update(p for p in range(self._partitions) if log_stream(p) == name)
                 self._changed = (
                     missing(name) if now == GONE else PartitionStopped(f"{name} changed its incarnation", REPAIR)
                 )
@@ -238,7 +249,7 @@ class DispatchWorker:
         """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
         # No TaskGroup: one that is cancelled while a task of it fails raises the failure alone, and the end would be missed.
         tasks = [
-            asyncio.create_task(self._append(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
+            asyncio.create_task(self._append_to(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
             for partition, foreign in entries.items()
         ]
         try:
@@ -249,6 +260,13 @@ class DispatchWorker:
             await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             await task
+
+    async def _append_to(self, partition: int, entries: list[Entry], last_seq: int) -> None:
+        try:
+            await self._append(partition, entries, last_seq)
+        except PartitionStopped:
+            self._faulty.add(partition)
+            raise
 
     async def _append(self, partition: int, entries: Sequence[Entry], last_seq: int) -> None:
         writer = self._writers.get(partition)
@@ -266,17 +284,22 @@ class DispatchWorker:
         epoch = self._ownership.events_epoch
         claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
-        while True:
-            try:
-                ours = await self._claims.take(claims)
-            except ClaimsUnavailable:
-                if not patient:
-                    self._claims.owe(claims)
-                    return planned
-                end_if_cancelled()
-                await asyncio.sleep(CLAIMS_RETRY_SECONDS)
-            else:
-                return [event for event, mine in zip(planned, ours, strict=True) if mine]
+        stall = Stall(CLAIMS, "Redis takes no claims, a partition with `effectively_once` events waits")
+        try:
+            while True:
+                try:
+                    ours = await self._claims.take(claims)
+                except ClaimsUnavailable as error:
+                    if not patient:
+                        self._claims.owe(claims)
+                        return planned
+                    stall.report(error)
+                    end_if_cancelled()
+                    await asyncio.sleep(CLAIMS_RETRY_SECONDS)
+                else:
+                    return [event for event, mine in zip(planned, ours, strict=True) if mine]
+        finally:
+            stall.over()
 
     def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
         _APPENDED.inc(len(planned))

@@ -19,12 +19,14 @@ import msgspec
 from nats.nuid import NUID
 
 from engine import wire
+from engine.batch import Outgoing, encode_batch
 from engine.connection import Connection, Delivery, NatsSettings, Subscription, settle
 from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 from engine.writes import Writes
 
 __all__ = [
+    "After",
     "Broker",
     "Delivery",
     "Heads",
@@ -57,12 +59,11 @@ class PubAck(NamedTuple):
     duplicate: bool = False
 
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message of an atomic batch. `headers` are raw lines, each ended by CRLF."""
+class After(NamedTuple):
+    """The last message of a subject, which an append demands to follow: its stream and sequence, 0 for none."""
 
-    subject: str
-    payload: bytes
-    headers: bytes = b""
+    stream: str
+    seq: int
 
 
 class Stored(NamedTuple):
@@ -113,7 +114,8 @@ class _PubAckReply(msgspec.Struct):
     error: dict[str, Any] | None = None
 
 
-_batch_ids = NUID()
+_SEQUENCE = b"\r\nNats-Sequence:"
+_ids = NUID()
 _decode_ack = msgspec.json.Decoder(_PubAckReply).decode
 
 
@@ -176,17 +178,17 @@ class Broker(Connection):
         headers: Mapping[str, str] | None = None,
         *,
         msg_id: str | None = None,
-        expected_last_subject_seq: int | None = None,
+        after: After | None = None,
         budget_seconds: float = APPEND_BUDGET_SECONDS,
     ) -> PubAck:
         """Store one message; returns only once it is stored.
 
         An attempt without an answer is repeated only where that cannot store twice: with a `msg_id` (the server's
-        duplicate window) or an expected sequence.
+        duplicate window) or `after`. What became of it is read, where that can be told (`after`), else it stays unknown.
 
         Args:
-            msg_id: `Nats-Msg-Id`.
-            expected_last_subject_seq: refuse (10071) unless the subject's last message has this sequence; 0: none.
+            msg_id: `Nats-Msg-Id`; with `after` a random one by default, by which the message is known again.
+            after: what the subject's last message must be, else it is refused (10071).
             budget_seconds: how long passing failures are retried; a leader election takes 4-9 s.
 
         Raises:
@@ -194,11 +196,11 @@ class Broker(Connection):
             Unavailable: not stored, budget spent. Unanswered: outcome unknown, also when only an earlier attempt's is.
         """
         lines = dict(headers or {})
+        if after is not None:
+            msg_id = msg_id or _ids.next().decode()
+            lines["Nats-Expected-Last-Subject-Sequence"] = str(after.seq)
         if msg_id is not None:
             lines["Nats-Msg-Id"] = msg_id
-        if expected_last_subject_seq is not None:
-            lines["Nats-Expected-Last-Subject-Sequence"] = str(expected_last_subject_seq)
-        repeatable = msg_id is not None or expected_last_subject_seq is not None
         deadline, pause = time.monotonic() + budget_seconds, 0.05
         doubt: Unanswered | None = None
         while True:
@@ -211,16 +213,35 @@ class Broker(Connection):
             except (Unanswered, Unavailable, ApiError) as error:
                 if isinstance(error, Unanswered) and self.connected:
                     self.writes.not_stored(subject)
-                if isinstance(error, Unanswered) and not repeatable:
-                    raise
-                if isinstance(error, ApiError) and error.err_code not in RETRIED_ERR_CODES:
+                if isinstance(error, Unanswered) and msg_id is None:
                     raise
                 doubt = error if isinstance(error, Unanswered) else doubt
+                if isinstance(error, ApiError) and error.err_code not in RETRIED_ERR_CODES:
+                    if doubt is None:
+                        raise
+                    # An earlier attempt may be what this one was refused for.
+                    if after is None or error.err_code != WRONG_LAST_SEQUENCE:
+                        raise doubt from error
+                    return await self._own(after.stream, subject, msg_id or "", error)
                 if deadline - time.monotonic() <= pause:
                     # What an earlier attempt has done stays unknown, however surely this one did nothing.
                     raise doubt or error from None
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 2)
+
+    async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
+        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
+
+        Raises:
+            ApiError: `refusal`, somebody else's message does. Unavailable, Unanswered: the leader cannot be asked.
+        """
+        try:
+            stored = await self.leader_last(stream, subject)
+        except ApiError as error:
+            raise Unanswered(f"whether an attempt was stored cannot be read: {error}") from refusal
+        if stored is None or wire.header(stored.headers, b"Nats-Msg-Id") != msg_id.encode():
+            raise refusal
+        return PubAck(stream, stored.seq)
 
     async def commit(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 5.0) -> PubAck:
         """Store all messages or none: one atomic batch, one write, one attempt.
@@ -238,7 +259,7 @@ class Broker(Connection):
             lambda subject: any(message.subject == subject for message in messages),
         )
         try:
-            data = _encode_batch(messages, reply)
+            data = encode_batch(messages, reply)
             if len(data) > self.nc.max_payload:
                 self._check_size(max(len(message.headers) + len(message.payload) for message in messages))
             self.write(data)
@@ -301,7 +322,7 @@ class Broker(Connection):
         """
         body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
-        pending = int(wire.header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
+        pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
         return Page([_stored(message) for message in messages], pending > 0)
 
     async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
@@ -317,9 +338,9 @@ class Broker(Connection):
         )
         seqs = {}
         for message in messages:
-            subject, seq = wire.header(message.headers, b"Nats-Subject"), wire.header(message.headers, b"Nats-Sequence")
-            seqs[(subject or b"").decode()] = int(seq or b"0")
-        return Heads(seqs, int(wire.header(end, b"Nats-UpTo-Sequence") or b"0"))
+            subject = wire.last_header(message.headers, b"Nats-Subject") or b""
+            seqs[subject.decode()] = int(wire.last_header(message.headers, b"Nats-Sequence") or b"0")
+        return Heads(seqs, int(wire.last_header(end, b"Nats-UpTo-Sequence") or b"0"))
 
     async def leader_next(self, stream: str, subject: str, seq: int, *, timeout_seconds: float = 5.0) -> Stored | None:
         """The first message of `subject` at or after `seq` as the leader sees it, or None."""
@@ -351,7 +372,8 @@ class Broker(Connection):
         messages: list[Delivery] = []
 
         def on_part(outcome: Delivery | BrokerError) -> None:
-            if isinstance(outcome, BrokerError) or wire.status(outcome.headers):
+            # A publisher may have written a status into a message; only a message has a sequence.
+            if isinstance(outcome, BrokerError) or (wire.status(outcome.headers) and _SEQUENCE not in outcome.headers):
                 settle(done, outcome)
             else:
                 messages.append(outcome)
@@ -372,21 +394,6 @@ class Broker(Connection):
         if code not in (204, 404):
             raise ApiError(code, 0, wire.description(end))
         return messages, end
-
-
-def _encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
-    opening = b"NATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: " % bytes(_batch_ids.next())
-    last, answered, parts = len(messages), reply + b" ", []
-    for number, message in enumerate(messages, 1):
-        lines, payload = message.headers, message.payload
-        # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
-        answer = answered if number in (1, last) else b""
-        if number == last:
-            lines = b"Nats-Batch-Commit: 1\r\n" + lines
-        head = b"%b%d\r\n%b\r\n" % (opening, number, lines)
-        sizes = len(head), len(head) + len(payload)
-        parts.append(b"HPUB %b %b%d %d\r\n%b%b\r\n" % (message.subject.encode(), answer, *sizes, head, payload))
-    return b"".join(parts)
 
 
 def _settle_batch(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:
@@ -413,7 +420,8 @@ def _error_facts(error: Mapping[str, Any]) -> tuple[int, int, str]:
 
 def _stored(message: Delivery) -> Stored:
     subject, seq, at = (
-        wire.header(message.headers, name) or b"" for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")
+        wire.last_header(message.headers, name) or b""
+        for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")
     )
     # The broker takes any bytes for a token.
     return Stored(subject.decode("utf-8", "replace"), int(seq), at.decode(), message.headers, message.payload)

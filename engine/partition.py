@@ -149,8 +149,10 @@ class PartitionReader:
         self._metrics.resets.inc()
         # Raised first: if this fails half-way, the next turn comes back here.
         self._doubt = True
-        source = self._source
+        source, pin = self._source, self._pin
         state = await self._broker.stream(source.stream)
+        if not self._still_reads(pin):
+            return  # a RESET now would only disturb whoever was chosen meanwhile
         self._worker.check(state)
         if next_seq > state.last_seq + 1:
             # A new leader that has not caught up, or a stream put back to a backup: the stored position knows.
@@ -170,6 +172,9 @@ class PartitionReader:
             raise
         self._message_at = time.monotonic()
         self._pull()
+
+    def _still_reads(self, pin: bytes | None) -> bool:
+        return self.phase is Phase.READING and self._pin == pin
 
     async def _verify_first(self) -> None:
         """The first message after a RESET must be the one the leader names: an old message may wear sequence 1, too."""
@@ -205,6 +210,7 @@ class PartitionReader:
         self._empty_buffer()
         self._message_at = time.monotonic()
         self._metrics.owned.set(0)
+        self._metrics.stopped.set(0)
         self._pull()
 
     def _stop(self, error: PartitionStopped) -> None:
@@ -222,7 +228,6 @@ class PartitionReader:
         await asyncio.sleep(STOPPED_RETRY_SECONDS)
         await self._worker.position()
         self._log.info("partition goes on after a repair")
-        self._metrics.stopped.set(0)
         self._pulls.give_up()
         self._to_standby()
 
@@ -233,7 +238,6 @@ class PartitionReader:
         if not reply:
             self._on_status(headers)
             return
-        self._message_at = self._heard_at
         wanted = self._pulls.arrived()
         if self._pin is None or headers.find(self._pin) < 0:
             self._on_new_pin(headers)
@@ -250,6 +254,8 @@ class PartitionReader:
                 self._metrics.gaps.inc()
                 self.suspect()
             return
+        # Only what is accepted ends the silence: after a RESET of somebody else's, what is ignored may come for ever.
+        self._message_at = self._heard_at
         self._next_consumer_seq += 1
         self._last_seq = seq
         self._buffer.append(Delivered(subject, seq, int(stored_at), headers, payload))
@@ -349,16 +355,21 @@ class PartitionReader:
                 self._clear_at = asked_at
             elif self._last_seq == last:
                 self.suspect()
-        elif self.phase is Phase.STANDBY and not await self._is_pinned():
+        elif self.phase is Phase.STANDBY and await self._is_neglected():
             next_seq = await self._worker.position()
-            if await self._broker.leader_next(self._source.stream, self._source.subject, next_seq) is not None:
+            if await self._broker.leader_next(self._source.stream, self._source.subject, next_seq) is None:
+                return
+            # Asked again: somebody chosen meanwhile has put the reading head where it belongs.
+            if await self._is_neglected():
                 self._log.info("nobody reads what waits: putting the reading head back", next_seq=next_seq)
                 reset = f"CONSUMER.RESET.{self._source.stream}.{self._source.consumer}"
                 await self._broker.api(reset, {"seq": max(1, next_seq)})
 
-    async def _is_pinned(self) -> bool:
+    async def _is_neglected(self) -> bool:
+        """Has no reader been chosen, nor this one while that was asked?"""
         info = await self._broker.api(f"CONSUMER.INFO.{self._source.stream}.{self._source.consumer}")
-        return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
+        pinned = any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
+        return not pinned and self.phase is Phase.STANDBY
 
     async def _give_back(self) -> None:
         """Let a standby go on at once; whoever is killed instead costs it the pin's time-out."""

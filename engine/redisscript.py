@@ -20,7 +20,11 @@ Argument = str | bytes | int
 
 
 class RedisScript:
-    """A script that may be run twice: a call whose connection was lost is made once more."""
+    """A script that may be run twice: a call whose connection was lost is made once more.
+
+    The first run may have been done, and only its answer lost. A script that changes something only once therefore answers the
+    second run as if somebody else had been quicker, and its caller must look at what is stored before it believes that.
+    """
 
     def __init__(self, redis: Redis, script: str) -> None:
         self._pool = redis.connection_pool

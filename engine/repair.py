@@ -19,7 +19,7 @@ from engine import repair_plan, topology
 from engine.claims import claim_key
 from engine.errors import ApiError, InvalidToken, TopologyError, Unanswered
 from engine.incarnations import younger_than_mark
-from engine.jetstream import Broker
+from engine.jetstream import After, Broker
 from engine.logwriter import read_mark
 from engine.marks import encode_mark
 from engine.repair_plan import Found, Positions, RepairPlan
@@ -149,7 +149,8 @@ async def apply(
         done.append(f"- {removed} claim(s) removed")
     for step in plan.marks:
         try:
-            await broker.append(step.subject, encode_mark(step.after), expected_last_subject_seq=step.before.log_seq)
+            after = After(log_stream(step.partition), step.before.log_seq)
+            await broker.append(step.subject, encode_mark(step.after), after=after)
         except ApiError as error:
             raise _moved(step.subject, error) from error
         done.append(step.line())

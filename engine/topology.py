@@ -19,7 +19,7 @@ import msgspec
 from engine import topology_plan
 from engine.errors import ApiError, TopologyError
 from engine.incarnations import is_missing
-from engine.jetstream import Broker
+from engine.jetstream import After, Broker
 from engine.subjects import CONTROL_BUCKET, EVENTS_STREAM
 from engine.topology_diff import changes_between
 from engine.topology_files import Overrides, Profile, is_log, render
@@ -178,7 +178,7 @@ async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int)
         ApiError: 10071 or 10164 when another provisioner was quicker.
     """
     body = msgspec.json.encode(dict(sorted(epochs.items())))
-    return (await broker.append(EPOCHS_SUBJECT, body, expected_last_subject_seq=revision)).seq
+    return (await broker.append(EPOCHS_SUBJECT, body, after=After(CONTROL_STREAM, revision))).seq
 
 
 def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:

@@ -155,7 +155,10 @@ class HotParser:
 
 
 def header(headers: bytes, name: bytes) -> bytes | None:
-    """The first value of `name` (exact case) in a raw header block, or None. No dict is built."""
+    """The first value of `name` (exact case) in a raw header block, or None. No dict is built.
+
+    Of what the server adds to a message ask `last_header`: the publisher may have written a line of the same name.
+    """
     start = headers.find(b"\r\n" + name + b":")
     if start < 0:
         return None
@@ -164,7 +167,7 @@ def header(headers: bytes, name: bytes) -> bytes | None:
 
 
 def last_header(headers: bytes, name: bytes) -> bytes | None:
-    """The last value of `name`: the server adds its own behind those of the publisher, who may have forged one."""
+    """The last value of `name`, or None: the server adds its own behind those of the publisher, who may have forged one."""
     start = headers.rfind(b"\r\n" + name + b":")
     if start < 0:
         return None

@@ -42,8 +42,11 @@ def of_stored(stored: Stored) -> Message:
 
 
 def number(headers: bytes, line: bytes) -> int:
-    """The number in the header line that begins with `line`; -1 when there is none. No copy of the block is made."""
-    start = headers.find(line)
+    """The number in the last header line that begins with `line`; -1 when there is none. No copy of the block is made.
+
+    The last one is the server's: whoever wrote the record may have put a line of the same name before it.
+    """
+    start = headers.rfind(line)
     if start < 0:
         return -1
     start += len(line)

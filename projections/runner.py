@@ -122,22 +122,24 @@ class ProjectionWorker:
             StepDown: another projector was here.
         """
         reached = Checkpoint(self._epoch, batch[-1].seq)
-        pause = RETRY_SECONDS_MIN
-        while True:
+        left, pause = batch, RETRY_SECONDS_MIN
+        while left:
+            refused = False
             try:
-                if not await self._store.apply(batch, self._expected, reached):
-                    raise StepDown(f"{self._name} of {self._stream} has another checkpoint than expected")
-                break
+                if await self._store.apply(left, self._expected, reached):
+                    break
+                refused = True
             except StoreUnavailable as error:
                 self._log.warning("store_unavailable", why=str(error))
-            end_if_cancelled()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(RETRY_SECONDS_MAX, pause * 2)
+                end_if_cancelled()
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(RETRY_SECONDS_MAX, pause * 2)
+            # Also when it was refused: a script whose answer was lost has run twice, and was refused for its own success.
             stored = await self._stored()
-            if stored == reached:
-                break
-            if stored != self._expected:
+            rest = still_due(left, self._expected, stored, reached)
+            if rest is None or (refused and stored == self._expected):
                 raise StepDown(f"{self._name} of {self._stream} was moved to {stored} by another projector")
+            self._expected, left = stored, rest
         self._expected = reached
         self._applied.inc(len(batch))
         self._lag.set(max(0.0, time.time() - batch[-1].time_nanoseconds / 1e9))
@@ -153,6 +155,29 @@ class ProjectionWorker:
             end_if_cancelled()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+
+def still_due(
+    batch: list[Delivered], expected: Checkpoint | None, stored: Checkpoint | None, reached: Checkpoint
+) -> list[Delivered] | None:
+    """What of a batch whose outcome is unknown is still to be applied, by the checkpoint that is stored now.
+
+    A part of it may be in: where a batch takes several scripts, each stores a checkpoint of its own. Whoever put it there,
+    the rest follows from there.
+
+    Args:
+        expected: the checkpoint the batch follows.
+        reached: the checkpoint of all of it.
+
+    Returns:
+        None: the stored checkpoint is not on the way from `expected` to `reached`.
+    """
+    if stored == expected:
+        return batch
+    start = 0 if expected is None else expected.seq
+    if stored is None or stored.epoch != reached.epoch or not start <= stored.seq <= reached.seq:
+        return None
+    return [message for message in batch if message.seq > stored.seq]
 
 
 def _epoch(state: StreamState) -> str:

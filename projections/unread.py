@@ -47,7 +47,7 @@ class Counted(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What a batch has changed. `users` is empty when the projector is catching up: who was touched is in `touched`."""
+    """What a batch has changed: who was `touched`. `users` is empty while catching up, and where the answer was lost."""
 
     seq: int
     users: list[Counted]
@@ -142,6 +142,7 @@ class UnreadStore:
         self._attend = RedisScript(redis, ATTEND)
         self.until = 0
         self.reached: Checkpoint | None = None
+        self._unanswered: Applied | None = None
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint of the live version."""
@@ -149,6 +150,9 @@ class UnreadStore:
             self._version, self._version_at = await read_version(self._redis), time.monotonic()
         value = await asked(self._redis.hget(self._meta, "checkpoint"))
         self.reached = None if value is None else Checkpoint(*parse_cursor(value.decode()))
+        unanswered, self._unanswered = self._unanswered, None
+        if unanswered and self._applied and self.reached is not None and self.reached.seq == unanswered.seq:
+            self._applied(unanswered)
         return self.reached
 
     async def superseded(self) -> bool:
@@ -195,10 +199,12 @@ class UnreadStore:
             self._bound,
             _packed(users),
         ]
+        # Until it is answered: its effect may show, but the counts it gives are lost then.
+        self._unanswered = Applied(to.seq, [], list(users))
         answer = await asked(self._apply([self._meta], args))
         if answer is None:
             return False
-        self.reached = to
+        self.reached, self._unanswered = to, None
         if self._applied is not None:
             self._applied(Applied(to.seq, _counts(answer), list(users)))
         return True

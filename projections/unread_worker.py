@@ -63,14 +63,14 @@ class UnreadWorker(ProjectionWorker):
         return next_seq
 
     def _changed(self, applied: Applied) -> None:
-        if self._unread.catching_up:
+        if self._unread.catching_up or not applied.users:
             for user in applied.touched:
                 self._touched.pop(user, None)
                 self._touched[user] = None
             self._forget_most_distant()
-            return
-        self._frames.tell(applied.users, applied.seq)
-        if self._touched or not applied.users:
+        else:
+            self._frames.tell(applied.users, applied.seq)
+        if not self._unread.catching_up and (self._touched or not applied.users):
             self._wake.set()
 
     def _forget_most_distant(self) -> None:

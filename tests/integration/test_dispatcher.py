@@ -1,7 +1,10 @@
 """The dispatcher on a real nats-server and Valkey."""
 
+import pytest
+from prometheus_client import REGISTRY
+
 from chaos.load import whole_stream
-from engine import topology
+from engine import stalls, topology
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from seamark.dev.servers import NatsServer, Valkey
@@ -43,6 +46,27 @@ async def test_publishing_an_event_again_adds_nothing_even_without_a_message_id(
             await eventually(lambda: at_least(broker, 3))
             entries = await all_records(broker, PARTITIONS)
     assert sorted(entry.id for entry in entries) == ["e1", "e2", "e3"]
+
+
+async def test_what_waits_for_redis_because_it_must_not_repeat_raises_the_alarm_of_a_stall(
+    nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalls, "STALL_SECONDS", 0.5)
+
+    def stalled() -> float:
+        return REGISTRY.get_sample_value("seamark_dispatcher_append_stalled", {"stream": "claims"}) or 0.0
+
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        async with dispatching(nats_server.url, valkey.url):
+            await publish(broker, to=["alice"], type="demo.hello", id="e1")
+            await eventually(lambda: at_least(broker, 1))
+            valkey.kill()
+            await publish(broker, to=["alice"], type="demo.hello", id="e2", semantics="effectively_once")
+            await eventually(lambda: stalled() == 1)
+            valkey.start()
+            await eventually(lambda: at_least(broker, 2))
+            await eventually(lambda: stalled() == 0)
 
 
 async def test_invalid_events_become_dead_letters_with_the_reason_and_do_not_stop_the_others(

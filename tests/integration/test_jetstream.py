@@ -10,10 +10,11 @@ import pytest
 
 from engine import wire
 from engine.errors import ApiError, BatchRefused, Unanswered, Unavailable
-from engine.jetstream import Broker, Outgoing
+from engine.jetstream import After, Broker, Outgoing
 from engine.limits import BATCH_MESSAGES_MAX
 from seamark.dev.servers import NatsServer
 from tests.support.logs import connected, eventually
+from tests.support.network import bad_network
 
 
 @pytest.fixture
@@ -67,14 +68,14 @@ async def test_the_same_message_id_is_stored_once(broker: Broker) -> None:
 
 
 async def test_an_expected_sequence_that_is_wrong_is_refused_at_once(broker: Broker) -> None:
-    await broker.append("s.a", b"1", expected_last_subject_seq=0)
+    await broker.append("s.a", b"1", after=After("S", 0))
     started = time.monotonic()
     for wrong in (0, 7):
         with pytest.raises(ApiError) as refused:
-            await broker.append("s.a", b"2", expected_last_subject_seq=wrong)
+            await broker.append("s.a", b"2", after=After("S", wrong))
         assert refused.value.err_code == 10071
     assert time.monotonic() - started < 1
-    assert (await broker.append("s.a", b"2", expected_last_subject_seq=1)).seq == 2
+    assert (await broker.append("s.a", b"2", after=After("S", 1))).seq == 2
 
 
 async def test_a_full_stream_refuses_at_once(broker: Broker) -> None:
@@ -128,13 +129,54 @@ async def test_an_unanswered_append_is_repeated_only_where_that_cannot_store_twi
             await broker.append("s.a", b"x", budget_seconds=0.3)
         assert time.monotonic() - started < 1
         # Both may be repeated; what they did stays unknown until the server answers.
-        for options in ({"msg_id": "m1"}, {"expected_last_subject_seq": 1}):
+        for options in ({"msg_id": "m1"}, {"after": After("S", 1)}):
             with pytest.raises(Unanswered):
                 await broker.append("s.a", b"x", budget_seconds=0.3, **options)  # type: ignore[arg-type]
     # The server reads what was written meanwhile: one without an id, one with, and one that expects another sequence.
     await eventually(lambda: has(broker, "s.a", 2))
     assert (await broker.append("s.a", b"x", msg_id="m1")).duplicate
     assert await last_seq(broker) == 2
+
+
+async def test_an_append_whose_answer_was_lost_is_known_again_by_what_stands_there(
+    broker: Broker, nats_server: NatsServer
+) -> None:
+    async with bad_network(nats_server.port) as network, connected(f"nats://127.0.0.1:{network.port}") as far:
+        for number, stranger in enumerate((False, True)):
+            subject = f"s.{number}"
+            network.to_client.silence()
+            late = asyncio.create_task(far.append(subject, b"x", after=After("S", 0)), name="append")
+            seq = await eventually(lambda subject=subject: seq_of(broker, subject))
+            if stranger:
+                await broker.append(subject, b"x", after=After("S", seq))
+            network.restore()
+            network.reset()  # the answer is lost, and with it the connection
+            if stranger:
+                with pytest.raises(ApiError, match="10071"):
+                    await late
+            else:
+                assert (await late).seq == seq
+            assert await last_seq(broker) == seq + stranger
+
+
+async def seq_of(broker: Broker, subject: str) -> int:
+    stored = await broker.leader_last("S", subject)
+    return 0 if stored is None else stored.seq
+
+
+async def test_an_append_that_is_refused_after_an_answer_was_lost_says_that_its_outcome_is_unknown(
+    broker: Broker, nats_server: NatsServer
+) -> None:
+    async with bad_network(nats_server.port) as network, connected(f"nats://127.0.0.1:{network.port}") as far:
+        network.to_client.silence()
+        late = asyncio.create_task(far.append("s.a", b"x" * 100, msg_id="m1"), name="append")
+        await eventually(lambda: seq_of(broker, "s.a"))
+        config = (await broker.stream("S")).config
+        await broker.api("STREAM.UPDATE.S", config | {"max_msg_size": 10})
+        network.restore()
+        network.reset()
+        with pytest.raises(Unanswered):
+            await late
 
 
 async def has(broker: Broker, subject: str, seq: int) -> bool:
@@ -370,3 +412,20 @@ async def test_a_method_the_server_finds_fault_with_says_so(broker: Broker) -> N
     with pytest.raises(ApiError) as refused:
         await broker.api("STREAM.MSG.GET.S", {"unknown": 1})
     assert refused.value.err_code == 10025
+
+
+async def test_what_the_server_says_of_a_message_counts_not_what_its_publisher_wrote(broker: Broker) -> None:
+    forged = dict.fromkeys(("Nats-Sequence", "Nats-Subject", "Nats-Time-Stamp", "Nats-Num-Pending"), "7")
+    await broker.append("s.forged", b"1", forged)
+    lines = b"NATS/1.0 503 away\r\nNats-Sequence: 7\r\n\r\n"
+    broker.write(b"HPUB s.status %d %d\r\n%b\r\n" % (len(lines), len(lines), lines))
+    await broker.append("s.last", b"3")
+    page = await broker.next_by_subject("S", "s.>", 1)
+    assert [(stored.subject, stored.seq) for stored in page.records] == [
+        ("s.forged", 1),
+        ("s.status", 2),
+        ("s.last", 3),
+    ]
+    assert all(stored.time.startswith("20") for stored in page.records)
+    heads = await broker.last_by_subjects("S", ["s.forged", "s.status", "s.last"])
+    assert heads.seqs == {"s.forged": 1, "s.status": 2, "s.last": 3}

@@ -12,12 +12,13 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from engine import dispatcher, partition, topology
-from engine.dispatcher import Dispatcher, read_partitions
+from engine.dispatcher import Dispatcher, DispatchWorker, read_partitions
 from engine.errors import PartitionStopped, TopologyError
 from engine.jetstream import Broker, Outgoing
 from engine.logwriter import LogWriter, Ownership
 from engine.marks import NO_MARK
 from engine.partition import Phase
+from engine.subjects import partition_of
 from engine.topology_check import report_start
 from projections.runner import ProjectionWorker
 from projections.unread_rebuild import rebuild_unread
@@ -26,6 +27,7 @@ from tests.support.logs import FAST, all_records, connected, dispatching, eventu
 from tests.support.overlays import SYNCED_LATE
 
 PARTITIONS = 4
+HOME, FOREIGN = 0, 1
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +111,37 @@ async def test_while_one_log_is_missing_the_others_are_still_watched(nats_server
             await topology.restore(broker, ["LOG-1"])
             await eventually(stopped(working, 1, 3))
             assert all(working.readers[q].phase is Phase.READING for q in (0, 2))
+
+
+async def test_a_partition_stopped_for_another_ones_log_stays_so_until_that_is_mended_and_stores_nothing_meanwhile(
+    nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    position = DispatchWorker.position
+
+    async def counted(worker: DispatchWorker) -> int:
+        nonlocal looks
+        looks += worker._q == HOME
+        return await position(worker)
+
+    monkeypatch.setattr(DispatchWorker, "position", counted)
+    user = next(f"user{n}" for n in range(99) if partition_of("default", f"user{n}", PARTITIONS) == FOREIGN)
+    key = next(f"key{n}" for n in range(99) if partition_of("default", f"key{n}", PARTITIONS) == HOME)
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev", overrides=FAST)
+        broken = await broker.append(f"mark.{FOREIGN}.{HOME}", b"no mark")
+        async with dispatching(nats_server.url, valkey.url) as working:
+            await publish(broker, to=[user], type="demo", id="e1", key=key)
+            await eventually(stopped(working, HOME))
+            stored = (await broker.stream(f"LOG-{HOME}")).last_seq
+            looks = 0
+            with capture_logs() as logs:
+                await eventually(lambda: looks >= 4)
+            assert stopped(working, HOME)()
+            assert (await broker.stream(f"LOG-{HOME}")).last_seq == stored
+            assert [line["event"] for line in logs if line["log_level"] == "error"] == []
+            await broker.api(f"STREAM.MSG.DELETE.LOG-{FOREIGN}", {"seq": broken.seq})
+            await eventually(lambda: holds(broker, 1, "e1"))
 
 
 async def test_without_the_control_bucket_a_partition_stops_and_goes_on_once_it_is_made_again(

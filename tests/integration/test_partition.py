@@ -132,6 +132,31 @@ async def test_a_stranger_who_resets_the_consumer_costs_no_message(nats_server: 
             await done(store, load, seconds=PIN_TIMEOUT_SECONDS * 3)
 
 
+async def test_a_late_reset_after_an_idle_take_over_stalls_nothing_though_messages_keep_coming(
+    nats_server: NatsServer,
+) -> None:
+    async with connected(nats_server.url) as broker, connected(nats_server.url) as other:
+        await make_stream(broker)
+        store, load = Store(), Load(other)
+        async with reading(broker, RecordingWorker(store)):
+            await load.publish(100)
+            await done(store, load)
+        await other.api("CONSUMER.RESET.EV.reader", {"seq": 1})  # has a reader chosen: there is something to read
+        worker = RecordingWorker(store)
+        async with reading(broker, worker) as reader:
+            await eventually(lambda: reader.phase is Phase.READING and not reader._doubt)
+            # It waits for the first message behind its position, and somebody's RESET from before arrives.
+            await other.api("CONSUMER.RESET.EV.reader", {"seq": 5})
+
+            async def arrived() -> bool:
+                await load.publish(1)
+                return len(store.applied) > 110
+
+            await eventually(arrived, seconds=PIN_TIMEOUT_SECONDS * 8, every_seconds=0.05)
+            await done(store, load)
+        assert worker.acquired == 1
+
+
 async def test_connections_cut_under_load_cost_no_message(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker, connected(nats_server.url) as publisher:
         await make_stream(publisher)

@@ -10,7 +10,7 @@ import pytest
 
 from engine import topology
 from engine.errors import ApiError, BrokerError, Forbidden
-from engine.jetstream import Broker, Outgoing, connect
+from engine.jetstream import After, Broker, Outgoing, connect
 from engine.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
 from engine.topology_files import Overrides
 from seamark.dev.servers import NatsServer
@@ -103,7 +103,7 @@ async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(c
     mark = Outgoing(mark_subject(0, 0), b"{}", b"Nats-Expected-Last-Subject-Sequence: 0\r\n")
     assert (await dispatcher.commit([Outgoing(log_subject(0, "default", "alice"), b"{}"), mark])).seq == 2
     assert (await dispatcher.leader_last("LOG-0", mark_subject(0, 0))) is not None
-    await dispatcher.append(dead_letter_subject(0, "abcdefgh", 1), b"{}", expected_last_subject_seq=0)
+    await dispatcher.append(dead_letter_subject(0, "abcdefgh", 1), b"{}", after=After("DEAD-LETTERS", 0))
 
 
 async def test_a_dispatcher_changes_no_stream_and_publishes_no_events(connected: Connect):

@@ -124,6 +124,9 @@ def test_a_live_copy_tells_its_sequence_and_the_one_before() -> None:
     assert live_position(HEADERS.replace(b" 12", b" 0")) == (17, 0)
     assert live_position(b"") == (-1, -1)
     assert live_position(b"NATS/1.0\r\nNats-Last-Sequence: 12\r\n\r\n") == (-1, -1)
+    # Whoever writes a record may write such lines, too; the server's own are the last.
+    forged = b"NATS/1.0\r\nNats-Sequence: 3\r\nNats-Last-Sequence: 2"
+    assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12)
 
 
 def test_the_frame_of_a_record_is_built_once_for_all_who_hold_the_same_cursor() -> None:

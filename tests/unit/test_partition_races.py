@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,8 +24,12 @@ from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailab
 from engine.jetstream import Stored, StreamState
 from engine.partition import Delivered, PartitionReader, Phase, Source
 
+pytestmark = pytest.mark.timeout(180)
+
 SOURCE = Source("EV", "reader", "ev.0.>")
 PIN_TIMEOUT_SECONDS = 4.0
+TRAFFIC_SECONDS = 60.0
+"""How long messages may go on while one is missing: some pin time-outs, silences and growing pauses after failures."""
 
 
 class Pull(NamedTuple):
@@ -387,10 +392,24 @@ class Machine(RuleBasedStateMachine):
     def buffers_are_bounded(self) -> None:
         assert all(len(reader._buffer) <= 6 for reader in self.readers)
 
+    def all_comes_though_more_follows(self) -> None:
+        """Silence is no help where there is none: messages that follow must not hide that one is missing."""
+        if not self.readers:
+            return
+        self.consumer.publish(1)
+        newest, until = self.consumer.messages[-1], self.now + TRAFFIC_SECONDS
+        while self.now < until and self.applied[-1:] < [newest]:
+            self.go_well(deliveries=100)
+            if not self.calls:
+                self.consumer.publish(1)
+                self.advance(0.25)
+        assert self.applied[-1:] >= [newest], f"stalled under traffic: {[reader.phase for reader in self.readers]}"
+
     def teardown(self) -> None:
         try:
             for reader in range(2 if self.readers else 0):
                 self.a_connection_is_back(reader, pulls_survive=True)
+            self.all_comes_though_more_follows()
             for _ in range(400 if self.readers else 0):
                 if self.applied == self.consumer.messages:
                     break
@@ -414,3 +433,66 @@ class Machine(RuleBasedStateMachine):
 
 TestReaders = Machine.TestCase
 TestReaders.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+# --- single interleavings ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """Two readers of which one has applied all there is; at the end everything must come, though more follows."""
+    one = Machine()
+    try:
+        one.start()
+        while one.applied != one.consumer.messages:
+            one.go_well(deliveries=10)
+            one.advance(0.1)
+        yield one
+    finally:
+        one.teardown()
+
+
+def take_over_idle(machine: Machine) -> None:
+    """Have a reader chosen by messages that were applied long ago: behind its position there is nothing."""
+    claims = machine.owner
+    machine.an_operator_takes_the_pin_away()
+    machine.a_stranger_resets_the_consumer(1)
+    for _ in range(40):
+        machine.consumer.deliver(machine.now)
+        machine.go_well(deliveries=0)
+        machine.advance(0.1)
+        waiting = [r for r in machine.readers if r.phase is Phase.READING and r._next_consumer_seq == 1]
+        if machine.owner is not claims and waiting and not waiting[0]._doubt and machine.consumer.head > 8:
+            return
+    raise AssertionError("nobody took over")
+
+
+@pytest.mark.parametrize("seq", [1, 3, 8])
+def test_a_strangers_reset_while_the_first_message_is_still_to_come_hides_no_message(
+    machine: Machine, seq: int
+) -> None:
+    take_over_idle(machine)
+    machine.a_stranger_resets_the_consumer(seq)
+
+
+def test_a_standby_does_not_put_the_reading_head_back_once_somebody_was_chosen(machine: Machine) -> None:
+    machine.an_operator_takes_the_pin_away()
+    machine.consumer.pulls.clear()
+    machine.consumer.publish(1)
+    for reader in machine.readers:
+        reader._to_standby()
+    machine.consumer.pulls.clear()
+    for asked in ("info", "position", "next"):
+        for _ in range(60):
+            if any(call.kind == asked for call in machine.calls):
+                break
+            machine.advance(0.1)
+        # The other reader's watch asks the same; this one's answers are enough.
+        call = next(call for call in machine.calls if call.kind == asked)
+        machine.calls = [other for other in machine.calls if other is call]
+        machine.settle(call)
+    machine.consumer.pin, machine.consumer.pinned_at = "somebody's", machine.now
+    for call in [call for call in machine.calls if call.kind == "info"]:
+        machine.settle(call)
+    assert not any(call.kind == "reset" for call in machine.calls)
+    machine.consumer.pin = ""
