@@ -223,6 +223,6 @@ def inbox(
         return Source(log_stream(p), f"inbox-{p}", f"log.{p}.>")
 
     def worker(broker: Broker, p: int) -> Worker:
-        return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied))
+        return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied), f"log.{p}.>")
 
     return source, worker

@@ -16,8 +16,9 @@ from engine.cursor import parse_cursor
 from engine.partition import Delivered
 from engine.redisscript import Argument, RedisScript
 from projections.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.outages import redis_failure
 from projections.repeats import REMEMBERED_MAX, fingerprint
-from projections.store import Checkpoint, StoreUnavailable
+from projections.store import Checkpoint
 from projections.unread_fold import FOR_EVER, UNREAD_MAX, Unread, milliseconds
 from projections.unread_script import APPLY, ATTEND
 
@@ -339,9 +340,13 @@ def _text(checkpoint: Checkpoint | None) -> str:
 
 
 async def asked(question: Any) -> Any:
-    """The answer, within a deadline."""
+    """The answer, within a deadline.
+
+    Raises:
+        StoreUnavailable: Redis does not answer. StoreBroken: it refuses, and asking again would not help.
+    """
     try:
         async with asyncio.timeout(REDIS_SECONDS):
             return await question
     except AWAY as error:
-        raise StoreUnavailable(f"Redis: {type(error).__name__} {error}"[:200]) from error
+        raise redis_failure(error) from error

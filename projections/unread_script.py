@@ -57,11 +57,12 @@ APPLY: Final = (
     _COUNT
     + """
 -- ARGV: expected checkpoint, checkpoint reached, its seq, until, age in ms of the newest record, now in ms (0: no counts),
--- bound, packed users: [user, number of values, values of its operations ...] ..., how many notifications are remembered
+-- bound, packed users: [user, number of values, values of its operations ...] ..., how many
+-- notifications are remembered (where operations name some)
 if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return false end
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
-local remembered_bytes = tonumber(ARGV[9]) * 16
+local remembered_bytes = tonumber(ARGV[9] or 0) * 16
 local user, s, c, x, d, r, n, cats, past, past_before
 
 -- whether it is one of the last notifications; from now on it is
