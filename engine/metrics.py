@@ -91,7 +91,9 @@ gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how
 """how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed."""
 
 projection_lag = Gauge(
-    "seamark_projection_lag_seconds", "Age of the newest record folded, when it was", ("projection", "stream")
+    "seamark_projection_lag_seconds",
+    "How long ago the oldest record was stored that waits to be folded; 0 when none waits",
+    ("projection", "stream", "subject"),
 )
 projection_applied = Counter("seamark_projection_records", "Records folded", ("projection", "stream"))
 projection_skipped = Counter(

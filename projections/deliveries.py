@@ -125,6 +125,6 @@ def deliveries(pool: Pool) -> tuple[Callable[[int], Source], Callable[[Broker, i
         return Source(RECEIPTS_STREAM, f"deliveries-{p}", f"rcpt.{p}.>")
 
     def worker(broker: Broker, p: int) -> Worker:
-        return ProjectionWorker(broker, DELIVERIES, RECEIPTS_STREAM, DeliveriesStore(pool, p))
+        return ProjectionWorker(broker, DELIVERIES, RECEIPTS_STREAM, DeliveriesStore(pool, p), f"rcpt.{p}.>")
 
     return source, worker

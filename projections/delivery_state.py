@@ -20,7 +20,8 @@ import msgspec
 
 from engine.errors import InvalidToken
 from engine.partition import Delivered
-from projections.inbox_fold import SEQ_MAX, Id, Label, clean, user_of, zoned
+from projections.changes import Id, Label, clean
+from projections.inbox_fold import SEQ_MAX, user_of, zoned
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")

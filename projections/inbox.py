@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.jetstream import Broker
 from engine.partition import Delivered, Source, Worker
 from engine.subjects import log_stream
-from projections.inbox_fold import Mark, Row, User, UserChanges, clean, decoded, fold
+from projections.changes import clean
+from projections.inbox_fold import Mark, Row, User, UserChanges, decoded, fold
 from projections.postgres import Book, asking, transaction
+from projections.repeats import REMEMBERED_MAX
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 
@@ -25,7 +27,12 @@ _COLUMNS: Final = (*Row.__dataclass_fields__, "version")
 _FIELDS: Final = tuple(Row.__dataclass_fields__)
 
 _KNOWN: Final = """
-SELECT i.tenant, i.user_id, i.id
+SELECT i.tenant, i.user_id, i.id, (
+    SELECT count(*) FROM (
+        SELECT FROM inbox_{version} n
+        WHERE n.tenant = i.tenant AND n.user_id = i.user_id AND (n.era, n.seq) > (i.era, i.seq) LIMIT {remembered}
+    ) newer
+) AS since
 FROM unnest($1::text[], $2::text[], $3::text[]) AS o (tenant, user_id, id)
 JOIN inbox_{version} i ON i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id
 """
@@ -47,6 +54,11 @@ WHERE i.tenant = o.tenant AND i.user_id = o.user_id
   AND i.{column} IS NULL
 """
 
+_REPLACE: Final = """
+DELETE FROM inbox_{version} i USING unnest($1::text[], $2::text[], $3::text[]) AS o (tenant, user_id, id)
+WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id
+"""
+
 _SUPERSEDE: Final = """
 UPDATE inbox_{version} i SET superseded_seq = o.seq
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS o (tenant, user_id, collapse_key, seq)
@@ -66,6 +78,7 @@ class InboxStore:
     Args:
         version: a fixed version, for a rebuild; None: whichever is live.
         applied: told the rows a batch has added, once they are stored.
+        remembered: newest notifications of a user of which one that comes again changes nothing.
     """
 
     def __init__(
@@ -75,10 +88,12 @@ class InboxStore:
         *,
         version: int | None = None,
         applied: Callable[[list[Row]], None] | None = None,
+        remembered: int = REMEMBERED_MAX,
     ) -> None:
         self._pool = pool
         self._book = Book(INBOX, log_stream(partition), partition, version)
         self._applied = applied
+        self._remembered = remembered
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint."""
@@ -93,8 +108,9 @@ class InboxStore:
             if era is None:
                 return False
             writer = _Writer(connection, self._book.version, era)
-            known = await writer.known({(user, clean(e.id)) for user, _, e in entries if e.kind == "notification"})
-            users = fold(entries, reached.epoch, era, known)
+            ids = {(user, clean(e.id)) for user, _, e in entries if e.kind == "notification"}
+            known = await writer.known(ids, self._remembered)
+            users = fold(entries, reached.epoch, era, known, remembered=self._remembered)
             await writer.write(users)
         if self._applied is not None:
             self._applied([row for changes in users.values() for row in changes.rows.values()])
@@ -109,19 +125,23 @@ class _Writer:
         self._version = version
         self._era = era
 
-    async def known(self, ids: set[tuple[User, str]]) -> dict[User, frozenset[str]]:
-        """Which of these ids stand in the table already."""
+    async def known(self, ids: set[tuple[User, str]], remembered: int) -> dict[User, dict[str, int]]:
+        """Which of these ids stand in the table already, and how many newer rows the user has, up to `remembered`."""
         if not ids:
             return {}
         columns = [[user[0] for user, _ in ids], [user[1] for user, _ in ids], [id for _, id in ids]]
-        rows = await self._connection.fetch(_KNOWN.format(version=self._version), *columns)
-        found: dict[User, set[str]] = {}
-        for row in rows:
-            found.setdefault((row["tenant"], row["user_id"]), set()).add(row["id"])
-        return {user: frozenset(some) for user, some in found.items()}
+        statement = _KNOWN.format(version=self._version, remembered=int(remembered))
+        found: dict[User, dict[str, int]] = {}
+        for row in await self._connection.fetch(statement, *columns):
+            found.setdefault((row["tenant"], row["user_id"]), {})[row["id"]] = row["since"]
+        return found
 
     async def write(self, users: dict[User, UserChanges]) -> None:
-        """Marks on the rows that stand, then the new rows."""
+        """Marks on the rows that stand and stay, then the new rows."""
+        replaced = [(*user, id) for user, changes in users.items() for id in changes.replaced]
+        if replaced:
+            columns = [list(column) for column in zip(*replaced, strict=True)]
+            await self._connection.execute(_REPLACE.format(version=self._version), *columns)
         for kind, (column, sets) in _MARKS.items():
             marks = [(user, mark) for user, changes in users.items() for mark in getattr(changes, kind)]
             if marks:
@@ -203,6 +223,6 @@ def inbox(
         return Source(log_stream(p), f"inbox-{p}", f"log.{p}.>")
 
     def worker(broker: Broker, p: int) -> Worker:
-        return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied))
+        return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied), f"log.{p}.>")
 
     return source, worker

@@ -2,13 +2,13 @@
 
 Records take effect in the order of the log, and only on what stands before them:
 
-- A `notification` is a row, for ever; one whose id the user's inbox holds already changes nothing. One with the header
-  `Seamark-Skip` is a row that is not shown: its way on other channels is told by it.
+- A `notification` is a row. One whose id came before changes nothing, or, if that was long ago, takes the place of the row
+  (`projections.repeats`). One with the header `Seamark-Skip` is a row that is not shown: its way on other channels is told by it.
 - `read` and `archive` name ids, or everything up to a sequence; `recall` names ids. The first record that says so counts.
 - With a `collapse_key`, a notification that is shown supersedes all rows before it with the same key.
 - Expiry is no change: whoever reads the inbox leaves out what has expired by then.
 
-All changes only ever add a mark to a row, so rows that the log no longer holds can be carried over by a rebuild.
+All other changes only ever add a mark to a row, so rows that the log no longer holds can be carried over by a rebuild.
 """
 
 from __future__ import annotations
@@ -16,43 +16,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from engine import metrics
 from engine.errors import InvalidToken
-from engine.limits import EVENT_ID_BYTES_MAX, LABEL_CHARS_MAX
 from engine.partition import Delivered
 from engine.records import EventPosition
 from engine.subjects import decode_token
-from projections.unread_fold import NEVER_SHOWN
+from projections.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.repeats import REMEMBERED_MAX, Remembered
 
 SEQ_MAX: Final = (1 << 63) - 1
 
-Id = Annotated[str, msgspec.Meta(max_length=EVENT_ID_BYTES_MAX)]
-Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
-"""What a table has an index on: one entry too long for it would stop the whole partition."""
 
-
-class Entry(msgspec.Struct, gc=False):
+class Entry(Change, gc=False):
     """What of a record concerns the inbox; its bytes are kept whole beside it."""
 
-    id: Id
-    kind: str
     at: datetime | None = None
     type: str | None = None
-    category: str | None = None
     event: EventPosition | None = None
-    plan: dict[str, Any] = {}
-    collapse_key: Label | None = None
-    expires_at: datetime | None = None
-    ids: list[str] = []
-    up_to: int | None = None
+    plan: dict[str, Any] = msgspec.field(default_factory=dict)
     device: str | None = None
 
 
-decode_entry = msgspec.json.Decoder(Entry).decode
+_decode_whole = msgspec.json.Decoder(Entry).decode
+
+
+def decode_entry(payload: bytes) -> Entry:
+    """What `payload` says. Where only what the inbox alone reads is not as it should be, that is left out: it counts elsewhere.
+
+    Raises:
+        MsgspecError, UnicodeDecodeError, RecursionError: it is no record.
+    """
+    try:
+        return _decode_whole(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        change = decode_change(payload)
+        return Entry(**{name: getattr(change, name) for name in Change.__struct_fields__})
+
 
 User = tuple[str, str]
 """Tenant and user, as text."""
@@ -104,20 +107,30 @@ class Mark:
 class UserChanges:
     """What a run of records makes of one user's inbox: new rows, and marks for rows that stood before.
 
-    `known`: ids that stood before. `superseding`: the first new row of each collapse key.
+    `known`: ids that stood before, each with how many rows are newer. `replaced`: those whose row goes, for a new one with that
+    id is here. `superseding`: the first new row of each collapse key.
     """
 
-    known: frozenset[str] = frozenset()
+    known: Mapping[str, int] = field(default_factory=dict)
+    bound: int = REMEMBERED_MAX
+    replaced: set[str] = field(default_factory=set)
     rows: dict[str, Row] = field(default_factory=dict)
     read: list[Mark] = field(default_factory=list)
     archive: list[Mark] = field(default_factory=list)
     recall: list[Mark] = field(default_factory=list)
     superseding: dict[str, int] = field(default_factory=dict)
+    remembered: Remembered = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.remembered = Remembered(self.known, self.bound)
 
     def add(self, row: Row) -> None:
         """A notification."""
-        if row.id in self.known or row.id in self.rows:
+        if not self.remembered.add(row.id):
             return
+        if row.id in self.known:
+            self.replaced.add(row.id)
+        self.rows.pop(row.id, None)
         key = row.collapse_key
         if key is not None and row.shown:
             self.superseding.setdefault(key, row.seq)
@@ -180,8 +193,9 @@ def fold(
     entries: Iterable[tuple[User, Delivered, Entry]],
     epoch: str,
     era: int = 1,
-    known: Mapping[User, frozenset[str]] | None = None,
+    known: Mapping[User, Mapping[str, int]] | None = None,
     users: dict[User, UserChanges] | None = None,
+    remembered: int = REMEMBERED_MAX,
 ) -> dict[User, UserChanges]:
     """What records make of inboxes in which the ids `known` stand already.
 
@@ -191,7 +205,7 @@ def fold(
     for user, stored, entry in entries:
         changes = users.get(user)
         if changes is None:
-            changes = users[user] = UserChanges(known.get(user, frozenset()) if known else frozenset())
+            changes = users[user] = UserChanges(known.get(user, {}) if known else {}, remembered)
         if entry.kind == "notification":
             changes.add(_row(user, stored, entry, epoch, era))
         elif entry.kind in ("read", "archive", "recall"):
@@ -230,11 +244,6 @@ def _as_mark(stored: Delivered, entry: Entry) -> Mark:
         ids=list(dict.fromkeys(map(clean, entry.ids))),
         up_to=min(up_to, SEQ_MAX) if up_to is not None else None,
     )
-
-
-def clean(text: str) -> str:
-    """Text as PostgreSQL takes it: it knows no NUL."""
-    return text.replace("\0", "�") if "\0" in text else text
 
 
 _UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from projections.store import Checkpoint, StoreUnavailable
+from projections.outages import postgres_failure
+from projections.store import Checkpoint, StoreBroken, StoreUnavailable
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -23,9 +24,7 @@ AWAY: Final = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""Whatever these say, the stored checkpoint tells what has happened.
-
-asyncpg speaks of an internal error, and uvloop raises RuntimeError, when a connection is used that was lost a moment ago."""
+"""What the driver may raise: an outage, or a fault that `away` tells from one. The stored checkpoint tells what has happened."""
 
 APPLY_SECONDS: Final = 30.0
 """One batch; a checkpoint that another transaction holds is waited for within it, such as that of a switch."""
@@ -59,7 +58,7 @@ async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
     """A connection for what the block does, within a deadline; dropped when the block fails.
 
     Raises:
-        StoreUnavailable: PostgreSQL does not answer in time.
+        StoreUnavailable: PostgreSQL does not answer in time. StoreBroken: it refuses, and asking again would not help.
     """
     connection: Connection | None = None
     try:
@@ -80,15 +79,15 @@ async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
 
 
 def away(error: BaseException) -> StoreUnavailable:
-    """What went wrong, in a line."""
-    return StoreUnavailable(f"PostgreSQL: {type(error).__name__} {error}"[:300])
+    """What to raise instead: `StoreUnavailable` where it passes by itself, else `StoreBroken`."""
+    return postgres_failure(error)
 
 
 async def live_version(connection: Connection, projection: str) -> int:
     """The version readers read."""
     version = await connection.fetchval("SELECT version FROM projection_versions WHERE projection = $1", projection)
     if version is None:
-        raise StoreUnavailable(f"PostgreSQL: there is no projection {projection}; run the migrations")
+        raise StoreBroken(f"PostgreSQL: there is no projection {projection}", "Run `seamark migrate`.")
     return int(version)
 
 

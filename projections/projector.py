@@ -86,6 +86,9 @@ class Projector:
                     reader = PartitionReader(self._broker, source, worker, pin_timeout_seconds=timeout)
                     self.readers.append(reader)
                     tasks.create_task(reader.run(), name=f"read {source.consumer}")
+                    watch_lag = getattr(worker, "watch_lag", None)
+                    if watch_lag is not None:
+                        tasks.create_task(watch_lag(reader), name=f"watch the lag of {source.consumer}")
                     tend = getattr(worker, "tend", None)
                     if tend is not None:
                         tasks.create_task(tend(reader), name=f"tend {source.consumer}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import msgspec
 from nats.nuid import NUID
 
 from engine import wire
-from engine.errors import ApiError, BrokerError, Unanswered
+from engine.errors import ApiError, BrokerError, TopologyError, Unanswered
 from engine.jetstream import Broker
 from engine.limits import PULL_MESSAGES_MAX
 from engine.partition import Delivered
@@ -24,8 +25,14 @@ BYTES: Final = 8 << 20
 SILENCE_SECONDS: Final = 10.0
 """An election takes 4-9 s; after this long the reading head is made anew."""
 
-TRIES: Final = 5
-"""Reading heads without a single message, one after the other, before it is given up."""
+PATIENCE_SECONDS: Final = 900.0
+"""Without a single message, before it is given up: a broker that is restarted, upgraded or moved is back by then."""
+
+PAUSE_SECONDS_MAX: Final = 2.0
+"""Between two reading heads."""
+
+SERVER_TROUBLE: Final = 500
+"""From this code on the broker speaks of its own state, below of what was asked."""
 
 INACTIVE_SECONDS: Final = 60.0
 """The broker removes a reading head that nobody pulls from."""
@@ -38,28 +45,62 @@ class _Broken(Exception):
 async def replay(broker: Broker, stream: str, subject: str, start: int, target: int) -> AsyncIterator[list[Delivered]]:
     """The messages of `subject` from sequence `start` on, in batches, up to the first one at or beyond `target`.
 
-    `target` is the sequence of a message that exists. What age has removed meanwhile is not there.
+    Whatever interrupts it, it goes on behind the last message it gave. `target` is the sequence of a message that existed;
+    what age has removed meanwhile is not there.
 
     Raises:
-        Unanswered: the broker gave nothing for a long time.
+        Unanswered: the broker gave nothing for a quarter of an hour. ApiError: it refuses, and asking again would not help.
+        TopologyError: while it was away the stream was put back, or made anew.
     """
-    tries = 0
+    heard_at, pause, epoch = time.monotonic(), 0.0, await _patiently_epoch(broker, stream)
     while start <= target:
         head = _Head(broker, stream, subject)
         try:
+            if pause and not await _is_left(broker, stream, subject, epoch, start, target):
+                return
             await head.open(start)
             async for batch in head.batches(target):
-                tries = 0
                 yield batch
-                start = batch[-1].seq + 1
+                heard_at, pause, start = time.monotonic(), 0.0, batch[-1].seq + 1
             return
         except (_Broken, BrokerError, TimeoutError) as error:
-            tries += 1
-            if tries >= TRIES:
-                raise Unanswered(f"{stream} cannot be read beyond {start}: {error}") from error
-            await asyncio.sleep(0.5 * tries)
+            _check_passing(error, stream, start, heard_at)
+            pause = min(PAUSE_SECONDS_MAX, 2 * pause or 0.25)
+            await asyncio.sleep(pause)
         finally:
             await head.close()
+
+
+async def _patiently_epoch(broker: Broker, stream: str) -> str | None:
+    asked_at, pause = time.monotonic(), 0.25
+    while True:
+        try:
+            return (await broker.stream(stream)).epoch
+        except BrokerError as error:
+            _check_passing(error, stream, 1, asked_at)
+        await asyncio.sleep(pause)
+        pause = min(PAUSE_SECONDS_MAX, 2 * pause)
+
+
+async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None, start: int, target: int) -> bool:
+    """After an interruption: is there anything left to read? What was to come may have aged meanwhile.
+
+    Raises:
+        TopologyError: the stream is not the one that was read before. BrokerError: as `Broker.leader_next`.
+    """
+    state = await broker.stream(stream)
+    if state.epoch != epoch or state.last_seq < target:
+        raise TopologyError(f"{stream} was put back, or made anew, while it was read", "Run it again.")
+    following = await broker.leader_next(stream, subject, start)
+    return following is not None and following.seq <= target
+
+
+def _check_passing(error: Exception, stream: str, start: int, heard_at: float) -> None:
+    """Raises unless what happened passes by itself, and has not lasted for too long."""
+    if isinstance(error, ApiError) and error.code < SERVER_TROUBLE:
+        raise error
+    if time.monotonic() - heard_at > PATIENCE_SECONDS:
+        raise Unanswered(f"{stream} cannot be read beyond {start}: {error}") from error
 
 
 class _Head:
@@ -75,6 +116,7 @@ class _Head:
         self._outstanding = 0
         self._next = 1
         self._broken = ""
+        self._refused: ApiError | None = None
         self._wake = asyncio.Event()
         self._subscription = broker.subscribe(self._inbox, self._on_message)
 
@@ -111,6 +153,8 @@ class _Head:
                         yield last
                     return
                 yield batch
+            elif self._refused is not None:
+                raise self._refused
             elif self._broken:
                 raise _Broken(self._broken)
 
@@ -148,5 +192,7 @@ class _Head:
         pending = wire.header(headers, b"Nats-Pending-Messages")
         self._outstanding = max(0, self._outstanding - int(pending)) if pending else 0
         code = wire.status(headers)
+        if code == 409 and b"Exceeded" in headers:
+            self._refused = ApiError(code, 0, wire.description(headers))  # such a pull is refused every time
         if code != 408 and not (code == 409 and (b"MaxBytes" in headers or b"Batch Completed" in headers)):
             self._broken = self._broken or f"the broker said {code}"

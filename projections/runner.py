@@ -15,17 +15,19 @@ from datetime import UTC, datetime
 import structlog
 
 from engine import metrics
-from engine.errors import PartitionStopped, StepDown
+from engine.errors import PartitionStopped, SeamarkError, StepDown
 from engine.incarnations import CLOCKS, reaching, stream_of
 from engine.jetstream import Broker, StreamState
-from engine.partition import Delivered
+from engine.partition import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
-from projections.store import Checkpoint, Store, StoreUnavailable
+from projections.store import Checkpoint, StoppingStore, Store, StoreUnavailable
 
 _log = structlog.get_logger("seamark.projection")
 
 RETRY_SECONDS_MIN = 0.05
 RETRY_SECONDS_MAX = 2.0
+LAG_SECONDS = 5.0
+"""How often a partition in which nothing is folded is looked after: two questions to the broker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +46,23 @@ class ProjectionWorker:
         name: of the projection, for logs, metrics and the remedy.
         stream: what is folded.
         store: where effect and checkpoint are.
+        subject: what of the stream is folded; how far the fold is behind is measured by it.
     """
 
-    def __init__(self, broker: Broker, name: str, stream: str, store: Store) -> None:
+    def __init__(self, broker: Broker, name: str, stream: str, store: Store, subject: str = ">") -> None:
         self._broker = broker
         self._name = name
         self._stream = stream
-        self._store = store
+        self._subject = subject
+        self._store = StoppingStore(store, name, stream)
         self._expected: Checkpoint | None = None
         self._short: _Short | None = None
         self._epoch = ""
         self._log = _log.bind(projection=name, stream=stream)
-        self._lag = metrics.projection_lag.labels(name, stream)
+        self._lag = metrics.projection_lag.labels(name, stream, subject)
+        self._lag_set_at = 0.0
+        self._looked = False
+        self._oldest_due_at: float | None = None
         self._applied = metrics.projection_applied.labels(name, stream)
 
     async def acquire(self) -> int:
@@ -69,6 +76,7 @@ class ProjectionWorker:
 
     async def _look(self) -> tuple[int, Checkpoint | None, str]:
         checkpoint = await self._stored()
+        self._looked = True
         state = await stream_of(self._broker, self._stream)
         epoch = _epoch(state)
         if checkpoint is None:
@@ -142,7 +150,44 @@ class ProjectionWorker:
             self._expected, left = stored, rest
         self._expected = reached
         self._applied.inc(len(batch))
-        self._lag.set(max(0.0, time.time() - batch[-1].time_nanoseconds / 1e9))
+        self._tell_lag(batch[-1].time_nanoseconds / 1e9)
+
+    def _tell_lag(self, stored_at: float | None) -> None:
+        """By when the oldest record that is due was stored (Unix time); None: none is."""
+        self._oldest_due_at, self._lag_set_at = stored_at, time.monotonic()
+        self._lag.set(0.0 if stored_at is None else max(0.0, time.time() - stored_at))
+
+    async def watch_lag(self, reader: PartitionReader) -> None:
+        """Keep telling how far the fold is behind while nothing is folded here; runs beside `reader`, ends by cancellation.
+
+        Also of a partition that stopped, stands by or has no owner anywhere: a fold that stands still must be seen to.
+        """
+        while True:
+            end_if_cancelled()
+            await asyncio.sleep(LAG_SECONDS)
+            if time.monotonic() - self._lag_set_at < LAG_SECONDS:
+                continue
+            try:
+                await self._measure_lag(reader.phase)
+            except (SeamarkError, OSError, TimeoutError) as error:
+                self._log.debug("could not measure the lag", error=type(error).__name__)
+                if self._oldest_due_at is not None:
+                    self._lag.set(max(0.0, time.time() - self._oldest_due_at))
+            except Exception:
+                # Without this task a fold that stands still looks well; what we did not foresee must not end it.
+                self._log.exception("measuring the lag failed, it goes on")
+
+    async def _measure_lag(self, phase: Phase) -> None:
+        at = self._expected
+        if phase is Phase.STANDBY:
+            at = await self._store.checkpoint()
+        elif not self._looked:
+            return  # the store has never answered: how far the fold has come is not known
+        state = await self._broker.stream(self._stream)
+        start = at.seq + 1 if at is not None and at.epoch == state.epoch else 1
+        due = await self._broker.leader_next(self._stream, self._subject, start)
+        if self._expected == at or phase is Phase.STANDBY:  # else a batch was folded meanwhile, which has told more
+            self._tell_lag(datetime.fromisoformat(due.time).timestamp() if due is not None else None)
 
     async def _stored(self) -> Checkpoint | None:
         """The checkpoint, however long the store is away: without it nothing can be said."""

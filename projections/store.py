@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from engine.errors import SeamarkError
+import structlog
+
+from engine.errors import PartitionStopped, SeamarkError
 from engine.partition import Delivered
+
+_log = structlog.get_logger("seamark.projection")
 
 
 class StoreUnavailable(SeamarkError):
     """The projection's store does not answer."""
+
+
+class StoreBroken(StoreUnavailable):
+    """The store answers what no outage explains: a constraint, a missing table or permission, an error of ours.
+
+    Whoever only reads treats it as an outage; who writes stops, for to try again for ever would hide it.
+    """
+
+    def __init__(self, message: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = (
+            remedy or "Mend what it names, or report it as a fault of Seamark: the partition goes on by itself then."
+        )
 
 
 class Checkpoint(NamedTuple):
@@ -39,3 +56,60 @@ class Store(Protocol):
         Raises:
             StoreUnavailable: the outcome may be unknown; the stored checkpoint tells.
         """
+
+
+class StoppingStore:
+    """A store of which only an outage is waited for; anything else stops the partition, with the reason.
+
+    What failed is tried again whenever the checkpoint is asked for, which is how a partition that stopped looks whether it was
+    repaired: it does not go on, and stop again, until the very batch it stopped at is in.
+    """
+
+    def __init__(self, store: Store, name: str, stream: str) -> None:
+        self._store = store
+        self._name = f"{name} of {stream}"
+        self._failed: tuple[Sequence[Delivered], Checkpoint | None, Checkpoint] | None = None
+
+    async def checkpoint(self) -> Checkpoint | None:
+        """As `Store`.
+
+        Raises:
+            PartitionStopped: it, or the batch that failed, cannot be had for another reason than an outage.
+        """
+        if self._failed is not None:
+            await self.apply(*self._failed)
+        try:
+            return await self._store.checkpoint()
+        except Exception as error:
+            self._judge(error, "its checkpoint cannot be read")
+            raise
+
+    async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
+        """As `Store`.
+
+        Raises:
+            PartitionStopped: it failed for another reason than an outage.
+        """
+        try:
+            applied = await self._store.apply(batch, expected, reached)
+        except Exception as error:
+            if not _passes(error):
+                self._failed = (batch, expected, reached)
+            self._judge(error, f"records {batch[0].seq} to {batch[-1].seq} cannot be stored")
+            raise
+        self._failed = None
+        return applied
+
+    def _judge(self, error: Exception, what: str) -> None:
+        if _passes(error):
+            return
+        if not isinstance(error, StoreBroken):
+            _log.error("a fold failed", projection=self._name, exc_info=error)
+        remedy = error.remedy if isinstance(error, StoreBroken) else StoreBroken().remedy
+        reason = str(error) if isinstance(error, StoreBroken) else type(error).__name__
+        raise PartitionStopped(f"{self._name}: {what}: {reason}", remedy) from error
+
+
+def _passes(error: Exception) -> bool:
+    """An outage, or a word of the engine's own: both are for the caller."""
+    return isinstance(error, SeamarkError) and not isinstance(error, StoreBroken)

@@ -15,8 +15,11 @@ from engine.claims import AWAY
 from engine.cursor import parse_cursor
 from engine.partition import Delivered
 from engine.redisscript import Argument, RedisScript
-from projections.store import Checkpoint, StoreUnavailable
-from projections.unread_fold import FOR_EVER, NEVER_SHOWN, UNREAD_MAX, Change, Unread, decode_change, milliseconds
+from projections.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.outages import redis_failure
+from projections.repeats import REMEMBERED_MAX, fingerprint
+from projections.store import Checkpoint
+from projections.unread_fold import FOR_EVER, UNREAD_MAX, Unread, milliseconds
 from projections.unread_script import APPLY, ATTEND
 
 REDIS_SECONDS: Final = 2.0
@@ -119,7 +122,8 @@ class UnreadStore:
     Args:
         version: a fixed version, for a rebuild; None: whichever is live, asked at every checkpoint.
         applied: told what a batch has changed, once it is stored.
-        bound: notifications remembered for each user.
+        bound: unread notifications remembered for each user.
+        remembered: notifications of each user, read or not, whose ids are known when they come again.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class UnreadStore:
         version: int | None = None,
         applied: Callable[[Applied], None] | None = None,
         bound: int = UNREAD_MAX,
+        remembered: int = REMEMBERED_MAX,
     ) -> None:
         self._redis = redis
         self._partition = partition
@@ -138,6 +143,7 @@ class UnreadStore:
         self._version_at = 0.0
         self._applied = applied
         self._bound = bound
+        self._remembered = remembered
         self._apply = RedisScript(redis, APPLY)
         self._attend = RedisScript(redis, ATTEND)
         self.until = 0
@@ -198,6 +204,7 @@ class UnreadStore:
             0 if quiet else round(now * 1000),
             self._bound,
             _packed(users),
+            self._remembered,
         ]
         # Until it is answered: its effect may show, but the counts it gives are lost then.
         self._unanswered = Applied(to.seq, [], list(users))
@@ -252,6 +259,7 @@ class UnreadStore:
             0,
             self._bound,
             _packed(users),
+            self._remembered,
         ]
         if await asked(self._apply([self._meta], args)) is None:
             return False
@@ -276,17 +284,21 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
         if ops is None:
             ops = users[user] = []
         if change.kind == "notification":
-            if record.headers and NEVER_SHOWN in record.headers:
-                continue
+            id = clean(change.id)
+            mark = fingerprint(id)
             weight += 1
+            if record.headers and NEVER_SHOWN in record.headers:
+                ops += (6, record.seq, mark)
+                continue
             at = record.time_nanoseconds // 1_000_000
             if change.collapse_key or change.expires_at:
                 expires = min(FOR_EVER, milliseconds(change.expires_at)) if change.expires_at else FOR_EVER
-                ops += (3, at, record.seq, change.id, change.category or "", change.collapse_key or "", expires)
+                key = clean(change.collapse_key or "")
+                ops += (3, at, record.seq, mark, id, clean(change.category or ""), key, expires)
             elif change.category:
-                ops += (2, at, record.seq, change.id, change.category)
+                ops += (2, at, record.seq, mark, id, clean(change.category))
             else:
-                ops += (1, at, record.seq, change.id)
+                ops += (1, at, record.seq, mark, id)
         else:
             weight += _removals(ops, change)
         if weight >= WEIGHT_MAX:
@@ -299,7 +311,7 @@ def _removals(ops: list[Any], change: Change) -> int:
     if change.kind not in ("read", "archive", "recall"):
         return 0
     for id in change.ids:
-        ops += (4, id)
+        ops += (4, clean(id))
     if change.up_to is None or change.kind == "recall":
         return len(change.ids)
     ops += (5, max(0, min(change.up_to, FOR_EVER)))
@@ -334,9 +346,13 @@ def _text(checkpoint: Checkpoint | None) -> str:
 
 
 async def asked(question: Any) -> Any:
-    """The answer, within a deadline."""
+    """The answer, within a deadline.
+
+    Raises:
+        StoreUnavailable: Redis does not answer. StoreBroken: it refuses, and asking again would not help.
+    """
     try:
         async with asyncio.timeout(REDIS_SECONDS):
             return await question
     except AWAY as error:
-        raise StoreUnavailable(f"Redis: {type(error).__name__} {error}"[:200]) from error
+        raise redis_failure(error) from error

@@ -13,6 +13,9 @@ from projections.unread import WEIGHT_MAX, asked, meta_key, scanned
 USERS_AT_A_TIME: Final = 20
 """Each may have a thousand ids."""
 
+_ENTRY_BYTES: Final = 16
+_MARK_BYTES: Final = 9
+
 _details = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
 
 Operations = dict[str, list[Any]]
@@ -20,13 +23,15 @@ Operations = dict[str, list[Any]]
 
 
 async def carried(redis: Redis, partition: int, version: int, oldest: int) -> AsyncIterator[tuple[Operations, int]]:
-    """What counts of records before `oldest`, as operations for scripts that make it count again, and how many ids those are.
+    """What is known of records before `oldest`, as operations for scripts that make it known again; how many of them count.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
     base = meta_key(partition, version).removesuffix("meta")
-    users: Operations = {}
+    async for users in _remembered(redis, base, oldest):
+        yield users, 0
+    users = {}
     weight = 0
     async for keys in scanned(redis, f"{base}s:*"):
         names = [key.decode().removeprefix(f"{base}s:") for key in keys]
@@ -39,6 +44,29 @@ async def carried(redis: Redis, partition: int, version: int, oldest: int) -> As
                     users, weight = {}, 0
     if users:
         yield users, weight
+
+
+async def _remembered(redis: Redis, base: str, oldest: int) -> AsyncIterator[Operations]:
+    """The ids that are known when they come again, by user."""
+    async for keys in scanned(redis, f"{base}r:*"):
+        for start in range(0, len(keys), USERS_AT_A_TIME):
+            part = keys[start : start + USERS_AT_A_TIME]
+            entries = await asked(redis.mget(part))
+            found = {
+                key.decode().removeprefix(f"{base}r:"): _known(one, oldest)
+                for key, one in zip(part, entries, strict=True)
+            }
+            yield {user: ops for user, ops in found.items() if ops}
+
+
+def _known(entries: bytes | None, oldest: int) -> list[Any]:
+    ops: list[Any] = []
+    for at in range(0, len(entries or b""), _ENTRY_BYTES):
+        entry = (entries or b"")[at : at + _ENTRY_BYTES]
+        seq = int.from_bytes(entry[_MARK_BYTES:])
+        if seq < oldest:
+            ops += (6, seq, entry[:_MARK_BYTES].decode())
+    return ops
 
 
 async def _older(redis: Redis, base: str, users: list[str], oldest: int) -> AsyncIterator[tuple[str, int, list[Any]]]:
@@ -57,10 +85,10 @@ async def _older(redis: Redis, base: str, users: list[str], oldest: int) -> Asyn
 
 def _operation(id: str, seq: int, details: bytes | None) -> tuple[Any, ...]:
     if details is None:
-        return (1, 0, seq, id)
+        return (1, 0, seq, "", id)
     if details.startswith(b"c"):
-        return (2, 0, seq, id, details[1:].decode())
-    return (3, 0, seq, id, *_details(details[1:]))
+        return (2, 0, seq, "", id, details[1:].decode())
+    return (3, 0, seq, "", id, *_details(details[1:]))
 
 
 async def carry_given_up(redis: Redis, partition: int, version: int, following: int) -> None:

@@ -3,7 +3,7 @@
 Records take effect in the order of the log, and only on what stands before them:
 
 - A `notification` for the screen counts until it is read, archived, recalled, superseded or expired. One with the header
-  `Seamark-Skip` never counts. One whose id already counts changes nothing.
+  `Seamark-Skip` never counts. One whose id came before changes nothing (`projections.repeats`).
 - `read` and `archive` name ids, or everything up to a sequence; `recall` names ids. What they name and is not there (never
   was, not any more, or comes later in the log) they do not touch.
 - With a `collapse_key`, a notification takes the place of the one before it with the same key, whether that was read or not;
@@ -29,28 +29,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from projections.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.repeats import REMEMBERED_MAX, Remembered
+
 UNREAD_MAX: Final = 1000
 """Notifications remembered for each user: a badge says "1000+" anyway, and 1 000 ids are some 100 KB."""
 
 FOR_EVER: Final = 1 << 53
 """Expiry, in milliseconds, of what never expires; the largest number that every part of the store represents exactly."""
-
-NEVER_SHOWN: Final = b"\r\nSeamark-Skip:"
-
-
-class Change(msgspec.Struct, gc=False):
-    """What of a record concerns the count. Everything else of it is skipped, not decoded."""
-
-    id: str
-    kind: str
-    category: str | None = None
-    collapse_key: str | None = None
-    expires_at: datetime | None = None
-    ids: list[str] = []
-    up_to: int | None = None
-
-
-decode_change = msgspec.json.Decoder(Change).decode
 
 
 def milliseconds(at: datetime) -> int:
@@ -85,6 +71,7 @@ class UserFold:
     """One user's unread notifications."""
 
     bound: int = UNREAD_MAX
+    remembered: Remembered = field(default_factory=Remembered)
     _entries: dict[str, _Entry] = field(default_factory=dict)  # by id, in the order of the log
     _given_up_to: int = 0
     _given_up_until_ms: int = 0
@@ -96,26 +83,26 @@ class UserFold:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if change.kind == "notification":
-            if NEVER_SHOWN not in headers:
-                self._add(seq, stored_ms, change)
+            id = clean(change.id)
+            if self.remembered.add(id) and NEVER_SHOWN not in headers:
+                self._add(seq, stored_ms, id, change)
         elif change.kind in ("read", "archive", "recall"):
             for id in change.ids:
-                self._entries.pop(id, None)
+                self._entries.pop(clean(id), None)
             if change.up_to is not None and change.kind != "recall":
                 self._clear(change.up_to)
 
-    def _add(self, seq: int, stored_ms: int, change: Change) -> None:
-        if change.id in self._entries:
-            return
-        key = change.collapse_key or ""
-        for id in [id for id, entry in self._entries.items() if key and entry.collapse_key == key]:
-            del self._entries[id]
+    def _add(self, seq: int, stored_ms: int, id: str, change: Change) -> None:
+        self._entries.pop(id, None)  # so old that it is new again
+        key = clean(change.collapse_key or "")
+        for former in [id for id, entry in self._entries.items() if key and entry.collapse_key == key]:
+            del self._entries[former]
         expires = milliseconds(change.expires_at) if change.expires_at else FOR_EVER
-        self._entries[change.id] = _Entry(seq, change.category or "", key, expires)
+        self._entries[id] = _Entry(seq, clean(change.category or ""), key, expires)
         if len(self._entries) > self.bound:
             # By the time of the record, not of whoever folds: whenever it is folded, the outcome is the same.
-            for id in [id for id, entry in self._entries.items() if entry.expires_ms <= stored_ms]:
-                del self._entries[id]
+            for expired in [id for id, entry in self._entries.items() if entry.expires_ms <= stored_ms]:
+                del self._entries[expired]
         while len(self._entries) > self.bound:
             entry = self._entries.pop(next(iter(self._entries)))
             self._given_up_to = entry.seq
@@ -154,12 +141,15 @@ class LogRecord(NamedTuple):
     payload: bytes
 
 
-def fold(log: Iterable[LogRecord], now_ms: int, *, bound: int = UNREAD_MAX) -> dict[str, Unread]:
+def fold(
+    log: Iterable[LogRecord], now_ms: int, *, bound: int = UNREAD_MAX, remembered: int = REMEMBERED_MAX
+) -> dict[str, Unread]:
     """What is unread after `log`, by user; users with nothing unread are left out."""
     users: dict[str, UserFold] = {}
     for record in log:
-        users.setdefault(record.user, UserFold(bound)).apply(
-            record.seq, record.stored_ms, record.headers, record.payload
-        )
+        state = users.get(record.user)
+        if state is None:
+            state = users[record.user] = UserFold(bound, Remembered(bound=remembered))
+        state.apply(record.seq, record.stored_ms, record.headers, record.payload)
     counts = {user: state.count(now_ms) for user, state in users.items()}
     return {user: unread for user, unread in counts.items() if unread != NONE_UNREAD}

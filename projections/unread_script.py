@@ -12,6 +12,7 @@ users' keys are derived in the script from the one that is passed, which a clust
 - `unread:{…}:x:<user>` sorted set: those of the ids that expire, by when
 - `unread:{…}:d:<user>` hash: `i<id>` details (`c<category>`, or `x` and a packed list of category, collapse key, expiry),
   `k<collapse key>` its id, `m` what was given up above the bound (`<seq>,<expiry of the last to expire>`)
+- `unread:{…}:r:<user>` string: the newest notifications, read or not, 16 bytes each: 9 of `repeats.fingerprint`, 7 of the seq
 """
 
 from __future__ import annotations
@@ -56,11 +57,30 @@ APPLY: Final = (
     _COUNT
     + """
 -- ARGV: expected checkpoint, checkpoint reached, its seq, until, age in ms of the newest record, now in ms (0: no counts),
--- bound, packed users: [user, number of values, values of its operations ...] ...
+-- bound, packed users: [user, number of values, values of its operations ...] ..., how many
+-- notifications are remembered (where operations name some)
 if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return false end
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
-local user, s, c, x, d, n, cats
+local remembered_bytes = tonumber(ARGV[9] or 0) * 16
+local user, s, c, x, d, r, n, cats, past, past_before
+
+-- whether it is one of the last notifications; from now on it is
+local function repeats(seq, mark)
+  if not past then
+    past_before = call('GET', r) or ''
+    past = past_before
+  end
+  local from = math.max(1, #past - remembered_bytes + 1)
+  while true do
+    local found = string.find(past, mark, from, true)
+    if not found then break end
+    if found % 16 == 1 then return true end
+    from = found + 1
+  end
+  past = past .. mark .. struct.pack('>I7', seq)
+  return false
+end
 
 -- what is known of an id that no longer counts
 local function forget(id)
@@ -103,8 +123,13 @@ local function give_up(at)
   end
 end
 
-local function add(at, seq, id, category, key, expires)
-  if call('ZADD', s, 'NX', seq, id) == 0 then return end
+-- mark '': carried over, and so not looked for
+local function add(at, seq, mark, id, category, key, expires)
+  if mark ~= '' and repeats(seq, mark) then return end
+  if call('ZADD', s, 'NX', seq, id) == 0 then
+    remove(id) -- so old that it is new again
+    call('ZADD', s, seq, id)
+  end
   n = (n or call('ZCARD', s) - 1) + 1
   if key then
     if key ~= '' then
@@ -150,28 +175,32 @@ local at = 1
 while values[at] do
   user = values[at]
   s, c, x, d = base .. ':s:' .. user, base .. ':c:' .. user, base .. ':x:' .. user, base .. ':d:' .. user
-  n, cats = nil, {}
+  r, n, cats, past = base .. ':r:' .. user, nil, {}, nil
   local last = at + 1 + values[at + 1]
   at = at + 2
   while at <= last do
     local what = values[at]
     if what == 1 then
-      add(values[at + 1], values[at + 2], values[at + 3])
-      at = at + 4
-    elseif what == 2 then
       add(values[at + 1], values[at + 2], values[at + 3], values[at + 4])
       at = at + 5
+    elseif what == 2 then
+      add(values[at + 1], values[at + 2], values[at + 3], values[at + 4], values[at + 5])
+      at = at + 6
     elseif what == 3 then
-      add(values[at + 1], values[at + 2], values[at + 3], values[at + 4], values[at + 5], values[at + 6])
-      at = at + 7
+      add(values[at + 1], values[at + 2], values[at + 3], values[at + 4], values[at + 5], values[at + 6], values[at + 7])
+      at = at + 8
     elseif what == 4 then
       remove(values[at + 1])
       at = at + 2
-    else
+    elseif what == 5 then
       clear(values[at + 1])
       at = at + 2
+    else
+      repeats(values[at + 1], values[at + 2])
+      at = at + 3
     end
   end
+  if past and past ~= past_before then call('SET', r, string.sub(past, -remembered_bytes)) end
   for category, change in pairs(cats) do
     if change ~= 0 and call('HINCRBY', c, category, change) == 0 then call('HDEL', c, category) end
   end

@@ -44,9 +44,8 @@ class UnreadWorker(ProjectionWorker):
 
     def __init__(self, broker: Broker, partition: int, redis: Redis) -> None:
         self._unread = UnreadStore(redis, partition, applied=self._changed)
-        super().__init__(broker, "unread", log_stream(partition), self._unread)
+        super().__init__(broker, "unread", log_stream(partition), self._unread, f"log.{partition}.>")
         self._partition = partition
-        self._subject = f"log.{partition}.>"
         self._frames = UnreadFrames(broker, partition)
         self._reader = UnreadReader(redis)
         self._touched: dict[str, None] = {}

@@ -1,8 +1,10 @@
 """Reading a part of a stream once: all of it, whatever happens to the connection, and nothing is left behind."""
 
+import asyncio
+
 import pytest
 
-from engine.errors import Unanswered
+from engine.errors import ApiError, TopologyError, Unanswered
 from projections import replay as module
 from projections.replay import replay
 from seamark.dev.servers import NatsServer
@@ -50,13 +52,76 @@ async def test_a_connection_that_is_lost_and_comes_back_costs_no_message_and_lea
 async def test_reading_that_ends_while_disconnected_leaves_no_subscription(
     nats_server: NatsServer, monkeypatch
 ) -> None:
-    monkeypatch.setattr(module, "TRIES", 1)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.0)
     await filled(nats_server.url)
     async with connected(nats_server.url) as broker:
         before = set(broker.nc._subs)
-        nats_server.kill()
-        await eventually(lambda: not broker.connected)
-        with pytest.raises(Unanswered):
+
+        async def read() -> None:
             async for _ in replay(broker, "S", "s.>", 1, EVENTS):
-                pass
+                nats_server.kill()
+                await eventually(lambda: not broker.connected)
+
+        with pytest.raises(Unanswered):
+            await read()
         assert set(broker.nc._subs) == before
+
+
+async def test_an_outage_longer_than_many_tries_is_outlived_and_reading_goes_on_where_it_was(
+    nats_server: NatsServer, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 500)
+    await filled(nats_server.url)
+    async with connected(nats_server.url) as broker:
+        seen: list[int] = []
+        back: asyncio.Task[None] | None = None
+
+        async def return_later() -> None:
+            # Five tries with their pauses were over after 5 s.
+            await asyncio.sleep(12)
+            nats_server.start()
+
+        async for batch in replay(broker, "S", "s.>", 1, EVENTS):
+            seen += [one.seq for one in batch]
+            if back is None and len(seen) >= 1000:
+                nats_server.kill()
+                await eventually(lambda: not broker.connected)
+                back = asyncio.create_task(return_later())
+        assert back is not None
+        await back
+        assert seen == list(range(1, EVENTS + 1))
+
+
+async def test_what_the_broker_refuses_is_raised_at_once(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        with pytest.raises(ApiError, match="stream not found"):
+            await anext(replay(broker, "S", "s.>", 1, 5))
+
+
+async def test_reading_ends_when_age_has_taken_what_was_still_to_come(nats_server: NatsServer, monkeypatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 500)
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.0)
+    await filled(nats_server.url)
+    async with connected(nats_server.url) as broker:
+        seen = 0
+        async for batch in replay(broker, "S", "s.>", 1, EVENTS):
+            if not seen:
+                await broker.api("STREAM.PURGE.S")
+            seen += len(batch)
+        assert 500 <= seen < EVENTS + 1
+
+
+async def test_a_stream_that_was_made_anew_meanwhile_is_not_taken_for_the_same(
+    nats_server: NatsServer, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 500)
+    await filled(nats_server.url)
+    async with connected(nats_server.url) as broker:
+
+        async def read() -> None:
+            async for _ in replay(broker, "S", "s.>", 1, EVENTS):
+                await broker.api("STREAM.DELETE.S")
+                await broker.api("STREAM.CREATE.S", {"name": "S", "subjects": ["s.>"], "storage": "file"})
+
+        with pytest.raises(TopologyError, match="made anew"):
+            await read()

@@ -27,6 +27,18 @@ def test_each_notification_counts_once_however_often_its_id_comes():
     assert count(new("a"), new("b"), new("a")) == Unread(2, {})
 
 
+@pytest.mark.parametrize("kind", ["read", "archive", "recall"])
+def test_what_no_longer_counts_does_not_count_again_when_it_is_published_again(kind):
+    assert count(new("a"), {"id": "r", "kind": kind, "ids": ["a"]}, new("a")) == NONE_UNREAD
+
+
+def test_an_id_that_comes_after_all_that_are_remembered_is_new_and_counts_once():
+    records = log(new("a"), new("b"), {"id": "r", "kind": "read", "ids": ["a"]}, new("c"), new("a"))
+    assert fold(records, 0, remembered=3)[ALICE] == Unread(2, {})
+    assert fold(records, 0, remembered=2)[ALICE] == Unread(3, {})
+    assert fold([*records, *log(new("d"), new("e"), new("a"))], 0, remembered=2)[ALICE] == Unread(5, {})
+
+
 def test_what_is_not_for_the_screen_does_not_count():
     assert fold(log(new("a"), headers=b"NATS/1.0\r\nSeamark-Skip: 1\r\n\r\n"), 0) == {}
 
