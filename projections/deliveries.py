@@ -63,7 +63,8 @@ _DELIVERY_COLUMNS: Final = (
 
 # What is there already may be in another month, where the key of this one does not see it.
 _RANGES: Final = """
-INSERT INTO delivery_ranges_{v} (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until, version)
+INSERT INTO delivery_ranges_{v}
+    (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until, version)
 SELECT o.*, {v} FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[],
     $9::timestamptz[], $10::timestamptz[], $11::timestamptz[])
     AS o (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until)
@@ -124,9 +125,7 @@ class DeliveriesStore:
         return True
 
 
-async def write(
-    connection: Connection, version: int, folded: Receipts, kept_until: Callable[[str], datetime]
-) -> None:
+async def write(connection: Connection, version: int, folded: Receipts, kept_until: Callable[[str], datetime]) -> None:
     """Merge what a batch says into what is known. Rows go in the order of their keys, which an index likes."""
     if folded.deliveries:
         rows = [

@@ -46,7 +46,7 @@ ALTER TABLE deliveries ADD COLUMN kept_until timestamptz
 ;;
 ALTER TABLE delivery_ranges ADD COLUMN kept_until timestamptz
 ;;
-COMMENT ON COLUMN inbox.kept_until IS 'the row goes with the month in which this is; it depends on nothing but storage time and retention'
+COMMENT ON COLUMN inbox.kept_until IS 'the row goes with the month in which this is'
 ;;
 ALTER TABLE device_cursors ADD COLUMN touched_at timestamptz NOT NULL DEFAULT now()
 ;;
