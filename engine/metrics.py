@@ -108,3 +108,13 @@ funnel = Gauge(
     ("tenant", "type", "channel", "stage"),
 )
 """stage: emitted and stored (events), dispatched, sent, acknowledged, read (notifications)."""
+
+retention_overdue = Gauge(
+    "seamark_retention_overdue_seconds",
+    "How long ago the oldest month that is still in the tables was over; 0 when all that was over has been dropped",
+    ("projection",),
+)
+retention_undivided = Gauge(
+    "seamark_retention_undivided", "1 while the tables are not divided by months: nothing leaves them", ("projection",)
+)
+retention_dropped = Counter("seamark_retention_dropped_months", "Months that were over and dropped", ("projection",))

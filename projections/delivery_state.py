@@ -12,7 +12,7 @@ is commutative, associative and idempotent, and a receipt that comes late, twice
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,13 +21,18 @@ import msgspec
 from engine.errors import InvalidToken
 from engine.partition import Delivered
 from projections.changes import Id, Label, clean
-from projections.inbox_fold import SEQ_MAX, user_of, zoned
+from projections.inbox_fold import SEQ_MAX, User, moment, user_of, zoned
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
 STATES: Final = (*_BELOW, *_ARRIVED)
 TERMINAL: Final = frozenset({"ambiguous", "suppressed", "cancelled", "expired", "failed"}) | frozenset(_ARRIVED)
 ATTEMPTS_MAX: Final = 1_000_000
+
+DEVICES_MAX: Final = 50
+"""Devices of a user whose cursor is remembered, those that acknowledged last: a client names its device as it likes, and more
+than twice the sessions a user may have open are no devices of one person."""
+
 _ARRIVAL: Final = (ATTEMPTS_MAX + 1) * 10
 
 
@@ -126,16 +131,18 @@ Range = tuple[str, str, str, int, int, str, str, str, datetime, datetime | None]
 
 @dataclass(slots=True)
 class DeviceCursor:
-    """How far a device has acknowledged, and when."""
+    """How far a device has acknowledged, and when; `touched_at`: when RECEIPTS stored the last acknowledgement."""
 
     epoch: str
     seq: int
     at: datetime
+    touched_at: datetime
     anew: bool = False
     """Of another epoch than the one before it: replaces it whatever the sequences say."""
 
     def merge(self, later: DeviceCursor) -> None:
         """Take in a later receipt: within an epoch a cursor only grows, another epoch replaces it."""
+        self.touched_at = max(self.touched_at, later.touched_at)
         if later.epoch != self.epoch:
             self.epoch, self.seq, self.at, self.anew = later.epoch, later.seq, later.at, True
         elif later.seq > self.seq:
@@ -144,12 +151,20 @@ class DeviceCursor:
 
 @dataclass(slots=True)
 class Receipts:
-    """The fold of receipts: deliveries by their key, ranges once each, the newest cursor of each device."""
+    """The fold of receipts: deliveries by their key, ranges once each, the newest cursor of each device.
 
-    deliveries: dict[Key, Delivery]
-    ranges: dict[tuple[str | int, ...], Range]
-    cursors: dict[tuple[str, str, str], DeviceCursor]
+    `devices`: by user, those of the `DEVICES_MAX` devices that acknowledged last, the last one at the end.
+    """
+
+    deliveries: dict[Key, Delivery] = field(default_factory=dict)
+    ranges: dict[tuple[str | int, ...], Range] = field(default_factory=dict)
+    devices: dict[User, dict[str, DeviceCursor]] = field(default_factory=dict)
     skipped: int = 0
+
+    @property
+    def cursors(self) -> dict[tuple[str, str, str], DeviceCursor]:
+        """The cursors by tenant, user and device."""
+        return {(*user, device): one for user, devices in self.devices.items() for device, one in devices.items()}
 
 
 def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
@@ -158,13 +173,13 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
     Args:
         found: what receipts before these said; it goes on there.
     """
-    found = Receipts({}, {}, {}) if found is None else found
+    found = Receipts() if found is None else found
     for stored in batch:
         try:
             tenant, user = user_of(stored.subject)
             receipt = decode_receipt(stored.payload)
             if receipt.state in STATES:
-                _add(found, tenant, user, receipt)
+                _add(found, tenant, user, receipt, stored)
             else:
                 found.skipped += 1
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):
@@ -172,7 +187,7 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
     return found
 
 
-def _add(found: Receipts, tenant: str, user: str, receipt: Receipt) -> None:
+def _add(found: Receipts, tenant: str, user: str, receipt: Receipt, stored: Delivered) -> None:
     device, channel = clean(receipt.device), clean(receipt.channel)
     if receipt.id is not None:
         key, fact = (tenant, user, clean(receipt.id), channel, device), delivery_of(receipt)
@@ -189,6 +204,17 @@ def _add(found: Receipts, tenant: str, user: str, receipt: Receipt) -> None:
     # Told twice, it says nothing new: the first one stays.
     found.ranges.setdefault(unique, (*unique, at, zoned(receipt.sent_at)))
     if receipt.state == "acknowledged":
-        cursor = DeviceCursor(epoch, receipt.up_to, at)
-        known = found.cursors.setdefault((tenant, user, device), cursor)
+        cursor = DeviceCursor(epoch, receipt.up_to, at, moment(stored.time_nanoseconds))
+        _touch(found.devices.setdefault((tenant, user), {}), device, cursor)
+
+
+def _touch(devices: dict[str, DeviceCursor], device: str, cursor: DeviceCursor) -> None:
+    """Note an acknowledgement of one of a user's devices; of too many the one that has been silent for longest goes."""
+    known = devices.pop(device, None)
+    if known is None:
+        known = cursor
+    else:
         known.merge(cursor)
+    devices[device] = known
+    if len(devices) > DEVICES_MAX:
+        del devices[next(iter(devices))]

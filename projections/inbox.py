@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.jetstream import Broker
@@ -12,6 +14,7 @@ from projections.changes import clean
 from projections.inbox_fold import Mark, Row, User, UserChanges, decoded, fold
 from projections.postgres import Book, asking, transaction
 from projections.repeats import REMEMBERED_MAX
+from projections.retention import Keeping, Retention
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 
@@ -23,8 +26,8 @@ INBOX: Final = "inbox"
 CHECKPOINT_SECONDS: Final = 5.0
 """To read a checkpoint; the runner asks again."""
 
-_COLUMNS: Final = (*Row.__dataclass_fields__, "version")
-_FIELDS: Final = tuple(Row.__dataclass_fields__)
+_COLUMNS: Final = (*Row.__dataclass_fields__, "kept_until", "version")
+_values: Final = attrgetter(*Row.__dataclass_fields__)
 
 _KNOWN: Final = """
 SELECT i.tenant, i.user_id, i.id, (
@@ -94,6 +97,7 @@ class InboxStore:
         self._book = Book(INBOX, log_stream(partition), partition, version)
         self._applied = applied
         self._remembered = remembered
+        self._keeping = Keeping(INBOX, anew=version is not None)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint."""
@@ -101,13 +105,18 @@ class InboxStore:
             return await self._book.read(connection)
 
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
-        """Fold `batch` in: one transaction, in which whoever moves the checkpoint is alone."""
+        """Fold `batch` in: one transaction, in which whoever moves the checkpoint is alone.
+
+        That is also why an id stands in the inbox once though no index says so over all months: of a user's rows only the
+        holder of this checkpoint adds any, and it looks for their ids first.
+        """
         entries = decoded(batch)
+        retention = await self._keeping.of(self._pool, self._book.version)
         async with transaction(self._pool) as connection:
             era = await self._book.move(connection, expected, reached)
             if era is None:
                 return False
-            writer = _Writer(connection, self._book.version, era)
+            writer = _Writer(connection, self._book.version, era, retention)
             ids = {(user, clean(e.id)) for user, _, e in entries if e.kind == "notification"}
             known = await writer.known(ids, self._remembered)
             users = fold(entries, reached.epoch, era, known, remembered=self._remembered)
@@ -120,10 +129,11 @@ class InboxStore:
 class _Writer:
     """The statements of one batch, each over arrays: a few round trips, however many users there are."""
 
-    def __init__(self, connection: Connection, version: int, era: int) -> None:
+    def __init__(self, connection: Connection, version: int, era: int, retention: Retention) -> None:
         self._connection = connection
         self._version = version
         self._era = era
+        self._retention = retention
 
     async def known(self, ids: set[tuple[User, str]], remembered: int) -> dict[User, dict[str, int]]:
         """Which of these ids stand in the table already, and how many newer rows the user has, up to `remembered`."""
@@ -155,8 +165,9 @@ class _Writer:
                 await self._by_range(marks, column, sets)
                 await self._by_id(marks, column, sets)
         await self._supersede(users)
+        now, kept_until = datetime.now(UTC), self._retention.kept_until
         rows = [
-            (*(getattr(row, name) for name in _FIELDS), self._version)
+            (*_values(row), kept_until(row.tenant, row.stored_at, now), self._version)
             for changes in users.values()
             for row in changes.rows.values()
         ]

@@ -18,6 +18,7 @@ from engine.tasks import run_until
 from projections import funnel
 from projections.deliveries import deliveries
 from projections.inbox import inbox
+from projections.months import Months
 from projections.unread_worker import unread
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Projector:
     ) -> None:
         self._broker = broker
         self._folds = folds
-        self._partitions = partitions
+        self.partitions = partitions
         self._pin_timeout_seconds = pin_timeout_seconds
         self.readers: list[PartitionReader] = []
 
@@ -81,7 +82,7 @@ class Projector:
         async with asyncio.TaskGroup() as tasks:
             for fold in self._folds:
                 timeout = self._pin_timeout_seconds or await read_pin_timeout(self._broker, fold.source(0))
-                for p in range(self._partitions):
+                for p in range(self.partitions):
                     worker, source = fold.worker(self._broker, p), fold.source(p)
                     reader = PartitionReader(self._broker, source, worker, pin_timeout_seconds=timeout)
                     self.readers.append(reader)
@@ -124,5 +125,6 @@ async def run(
             tasks.create_task(work.run(), name="folds")
             if pool is not None:
                 tasks.create_task(funnel.export(pool), name="funnel")
+                tasks.create_task(Months(broker, redis, pool, work.partitions).run(), name="months")
 
     await run_until(stop, fold(), name="projector")

@@ -7,7 +7,9 @@ projector waits: its checkpoints are locked, the new version catches up with the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -15,15 +17,25 @@ import msgspec
 import structlog
 
 from engine.errors import InvalidSetting, TopologyError
-from engine.incarnations import stream_of
 from engine.jetstream import Broker
+from engine.partition import Delivered
 from engine.subjects import RECEIPTS_STREAM, encode_token, log_stream
-from projections.deliveries import DELIVERIES, EARLIEST, DeliveriesStore
+from projections.carrying import (
+    CURSOR_COLUMNS,
+    DELIVERY_COLUMNS,
+    INBOX_COLUMNS,
+    RANGE_COLUMNS,
+    Carried,
+    Carrying,
+    Horizon,
+)
+from projections.deliveries import DELIVERIES, DeliveriesStore
 from projections.inbox import INBOX, InboxStore
-from projections.inbox_fold import Row
-from projections.postgres import AWAY, away, live_version
+from projections.inbox_fold import moment
+from projections.patience import patiently
+from projections.postgres import AWAY, asking, away, live_version
 from projections.replay import replay
-from projections.store import Checkpoint, Store
+from projections.store import Checkpoint, Store, StoreUnavailable
 
 if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
@@ -44,11 +56,11 @@ DROP_TRIES: Final = 5
 BOOK_SECONDS: Final = 10.0
 """One look at the checkpoints."""
 
-CARRY_SECONDS: Final = 600.0
-"""For one statement that copies what the log no longer holds."""
+CAUGHT_UP_SECONDS: Final = 5.0
+"""A pass over what came during the one before it: when it took no longer, the rest is little enough for the switch."""
 
-SLACK: Final = "5 minutes"
-"""Receipts carry the clock of a gateway: around the horizon they are both carried and folded, which changes nothing."""
+PASSES_MAX: Final = 20
+"""Each pass has less to do than the one before it, unless records come faster than they are folded."""
 
 _ALONE: Final = "SELECT pg_advisory_xact_lock(7345252)"
 """Versions are made, switched to and dropped by one rebuild at a time; folding needs no lock."""
@@ -67,19 +79,12 @@ class Rebuilt(msgspec.Struct):
     tenant: str | None = None
 
 
-_INBOX_COLUMNS: Final = ", ".join(Row.__dataclass_fields__)
-_DELIVERY_COLUMNS: Final = (
-    "tenant, user_id, id, channel, device, rank, state, reason, provider, trace, at, attempts,"
-    " sent_at, delivered_at, acknowledged_at, seen_at, read_at"
-)
-_RANGE_COLUMNS: Final = "tenant, user_id, device, channel, state, epoch, after_seq, up_to, at, sent_at"
-_CURSOR_COLUMNS: Final = "tenant, user_id, device, epoch, seq, at"
 _TABLES: Final = {
-    INBOX: {"inbox": f"{_INBOX_COLUMNS}, carried"},
+    INBOX: {"inbox": (*INBOX_COLUMNS, "carried", "kept_until")},
     DELIVERIES: {
-        "deliveries": _DELIVERY_COLUMNS,
-        "delivery_ranges": _RANGE_COLUMNS,
-        "device_cursors": _CURSOR_COLUMNS,
+        "deliveries": (*DELIVERY_COLUMNS, "kept_until"),
+        "delivery_ranges": (*RANGE_COLUMNS, "kept_until"),
+        "device_cursors": CURSOR_COLUMNS,
     },
 }
 
@@ -90,7 +95,8 @@ class Rebuild:
     Args:
         partitions: how many there are.
         tenant: only this tenant's rows; they are exchanged in the live version.
-        progress: told now and then.
+        progress: told how far partitions are folded, now and then.
+        carried: the same of what is carried over before.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class Rebuild:
         *,
         tenant: str | None = None,
         progress: Progress | None = None,
+        carried: Carried | None = None,
     ) -> None:
         if projection not in _TABLES:
             raise InvalidSetting(f"{projection} is no projection in PostgreSQL")
@@ -111,9 +118,11 @@ class Rebuild:
         self._partitions = range(partitions)
         self._tenant = tenant
         self._progress = progress
+        self._told = carried
         self._live = self._version = 0
         self._records = [0] * partitions
-        self._carried = 0
+        self._horizons: list[Horizon] = []
+        self._carrying: Carrying | None = None
 
     async def run(self) -> Rebuilt:
         """Build, switch, drop what is no longer read.
@@ -123,14 +132,14 @@ class Rebuild:
         """
         try:
             await self._begin()
-            await self._carry_formerly()
-            await self._fold_all()
-            await self._fold_all()  # what has come meanwhile
+            await self._carry()
+            await self._fold_until_caught_up()
             await self._switch()
             await self._drop()
         except AWAY as error:
             raise away(error) from error
-        return Rebuilt(self._projection, self._version, sum(self._records), self._carried, self._tenant)
+        carried = self._carrying.rows if self._carrying is not None else 0
+        return Rebuilt(self._projection, self._version, sum(self._records), carried, self._tenant)
 
     async def _begin(self) -> None:
         """A fresh version; leftovers of a rebuild that did not end are dropped."""
@@ -161,7 +170,7 @@ class Rebuild:
         return make(self._pool, p, version=self._version)
 
     async def _head(self, p: int) -> int:
-        newest = await self._broker.leader_last(self._stream(p), self._subject(p))
+        newest = await patiently(lambda: self._broker.leader_last(self._stream(p), self._subject(p)))
         return newest.seq if newest is not None else 0
 
     async def _target(self, p: int) -> int:
@@ -170,12 +179,50 @@ class Rebuild:
         if self._tenant is None:
             return head
         live = await self._live_checkpoint(p)
-        if live is not None and live["epoch"] != await self._epoch(p):
+        if live is not None and live["epoch"] != self._horizons[p].epoch:
             detail = f"{self._projection} was folded from another incarnation of {self._stream(p)}"
             raise TopologyError(detail, f"Run `seamark rebuild {self._projection}`.")
         return min(head, live["seq"]) if live is not None else 0
 
+    # --- carrying over -----------------------------------------------------------------------------------------------
+
+    async def _carry(self) -> None:
+        """Look where the streams begin, and copy what they no longer hold."""
+        self._horizons = [await self._horizon(p) for p in self._partitions]
+        self._carrying = Carrying(self._pool, self._live, self._version, tenant=self._tenant, progress=self._told)
+        live = [await self._live_checkpoint(p) for p in self._partitions]
+        same = all(
+            row is None or (row["era"] == 1 and row["epoch"] == one.epoch)
+            for row, one in zip(live, self._horizons, strict=True)
+        )
+        if self._projection == INBOX:
+            await self._carrying.inbox(self._horizons, formerly=not same)
+            return
+        state = await patiently(lambda: self._broker.stream(RECEIPTS_STREAM))
+        if state.first_seq > 1 or not same:  # else the stream holds all there ever was
+            oldest = await patiently(lambda: self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1))
+            await self._carrying.deliveries(datetime.fromisoformat(oldest.time) if oldest is not None else None)
+
+    async def _horizon(self, p: int) -> Horizon:
+        """The oldest record there is. Of an empty log: behind its end, where the next one will be or further on."""
+        state = await patiently(lambda: self._broker.stream(self._stream(p)))
+        if state.epoch is None:
+            raise TopologyError(f"{state.name} has no epoch", "Run `seamark topology apply`.")
+        oldest = await patiently(lambda: self._broker.leader_next(self._stream(p), self._subject(p), 1))
+        if oldest is None:
+            return Horizon(state.epoch, state.last_seq + 1, None)
+        return Horizon(state.epoch, oldest.seq, datetime.fromisoformat(oldest.time))
+
     # --- folding -----------------------------------------------------------------------------------------------------
+
+    async def _fold_until_caught_up(self) -> None:
+        """The whole log, then what has come meanwhile, until that is so little that a projector can wait for the rest."""
+        for _ in range(PASSES_MAX):
+            began = time.monotonic()
+            await self._fold_all()
+            if time.monotonic() - began < CAUGHT_UP_SECONDS:
+                return
+        _log.warning("rebuild_does_not_catch_up", projection=self._projection, passes=PASSES_MAX)
 
     async def _fold_all(self) -> None:
         """Every partition up to its end; while PostgreSQL writes for one, another is folded."""
@@ -195,119 +242,81 @@ class Rebuild:
     async def _fold(self, p: int, target: int) -> None:
         """Fold up to `target`; the first time from the oldest record there is."""
         store = self._store(p)
-        at = await store.checkpoint()
-        if at is None:
-            if target == 0:
-                await self._settle_empty(p)
-                return
-            first = True
-        else:
-            first = False
-        start = 1 if at is None else at.seq + 1
+        at = await patiently(store.checkpoint)
+        start = self._horizons[p].oldest if at is None else at.seq + 1
+        if target == 0 and await self._head(p):
+            return  # something has come: the next round folds it
         async for batch in replay(self._broker, self._stream(p), self._subject(p), start, target):
-            if first:
-                at, first = await self._settle(p, batch[0].seq), False
-            assert at is not None, "settled before the first batch"
+            if at is None:
+                at = await self._store_first(p, batch[0].seq, moment(batch[0].time_nanoseconds))
             reached = Checkpoint(at.epoch, batch[-1].seq)
-            if not await store.apply(batch, at, reached):
-                raise _another()
+            await self._apply(store, batch, at, reached)
             at = reached
             self._records[p] += len(batch)
             if self._progress is not None:
                 self._progress(p, at.seq, target)
-        if first:  # all that the log holds comes after `target`
-            await self._settle(p, target + 1)
+        if at is None:  # what there is comes after `target`, or there is nothing
+            await self._store_first(p, max(target + 1, self._horizons[p].oldest), datetime.now(UTC))
 
-    async def _settle(self, p: int, oldest: int) -> Checkpoint:
-        """What stood before the oldest record of the log is carried over; then the fold begins there."""
-        epoch = await self._epoch(p)
-        if self._projection == INBOX:
-            await self._carry_inbox("epoch = $1 AND seq < $2", epoch, oldest)
-        return await self._store_first(p, Checkpoint(epoch, oldest - 1))
+    async def _apply(self, store: Store, batch: list[Delivered], at: Checkpoint, reached: Checkpoint) -> None:
+        """Fold a batch in. Where the outcome is unknown the checkpoint tells."""
 
-    async def _settle_empty(self, p: int) -> None:
-        """The log holds nothing: all rows are carried over, and the position is the end of the stream."""
-        state = await stream_of(self._broker, self._stream(p))
-        if await self._head(p):
-            return  # something has come: the next round folds it
-        epoch = await self._epoch(p)
-        if self._projection == INBOX:
-            await self._carry_inbox("epoch = $1", epoch)
-        await self._store_first(p, Checkpoint(epoch, state.last_seq))
+        async def apply() -> None:
+            stored = await store.checkpoint()
+            if stored != reached and not (stored == at and await store.apply(batch, at, reached)):
+                raise _another()
 
-    async def _epoch(self, p: int) -> str:
-        state = await stream_of(self._broker, self._stream(p))
-        if state.epoch is None:
-            raise TopologyError(f"{state.name} has no epoch", "Run `seamark topology apply`.")
-        return state.epoch
+        try:
+            done = await store.apply(batch, at, reached)
+        except StoreUnavailable:
+            await patiently(apply)
+        else:
+            if not done:
+                raise _another()
 
-    async def _store_first(self, p: int, at: Checkpoint) -> Checkpoint:
-        """The new version's first checkpoint. Rows of another epoch than the live one's begin a new era."""
+    async def _store_first(self, p: int, first: int, at: datetime) -> Checkpoint:
+        """Where the fold of a partition begins: at record `first`, which was stored at `at`.
+
+        What age has taken from the log since the horizon was looked at is carried over, too. Rows of another epoch than the
+        live one's begin a new era.
+        """
+        horizon = self._horizons[p]
+        if self._projection == INBOX and self._carrying is not None:
+            await self._carrying.gap(horizon, first, at)
         live = await self._live_checkpoint(p)
-        era = 1 if live is None else live["era"] + (live["epoch"] != at.epoch)
-        await self._pool.execute(
-            "INSERT INTO projection_checkpoints (projection, version, stream, partition, epoch, era, seq)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            self._projection,
-            self._version,
-            self._stream(p),
-            p,
-            at.epoch,
-            era,
-            at.seq,
-            timeout=BOOK_SECONDS,
-        )
-        return at
+        era = 1 if live is None else live["era"] + (live["epoch"] != horizon.epoch)
+        begin = Checkpoint(horizon.epoch, first - 1)
+
+        async def store() -> None:
+            async with asking(self._pool, BOOK_SECONDS) as connection:
+                await connection.execute(
+                    "INSERT INTO projection_checkpoints (projection, version, stream, partition, epoch, era, seq)"
+                    " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+                    self._projection,
+                    self._version,
+                    self._stream(p),
+                    p,
+                    begin.epoch,
+                    era,
+                    begin.seq,
+                )
+
+        await patiently(store)
+        return begin
 
     async def _live_checkpoint(self, p: int) -> asyncpg.Record | None:
-        return await self._pool.fetchrow(
-            "SELECT epoch, era, seq FROM projection_checkpoints"
-            " WHERE projection = $1 AND version = $2 AND stream = $3 AND partition = $4",
-            self._projection,
-            self._live,
-            self._stream(p),
-            p,
-            timeout=BOOK_SECONDS,
-        )
+        async def read() -> asyncpg.Record | None:
+            async with asking(self._pool, BOOK_SECONDS) as connection:
+                return await connection.fetchrow(
+                    "SELECT epoch, era, seq FROM projection_checkpoints"
+                    " WHERE projection = $1 AND version = $2 AND stream = $3 AND partition = $4",
+                    self._projection,
+                    self._live,
+                    self._stream(p),
+                    p,
+                )
 
-    # --- carrying over -----------------------------------------------------------------------------------------------
-
-    async def _carry_formerly(self) -> None:
-        """Rows that no stream of today can give: of former incarnations, and receipts older than the oldest."""
-        if self._projection == INBOX:
-            epochs = [await self._epoch(p) for p in self._partitions]
-            await self._carry_inbox("epoch <> ALL ($1)", epochs)
-            return
-        state = await stream_of(self._broker, RECEIPTS_STREAM)
-        folded = await self._pool.fetch(
-            "SELECT epoch FROM projection_checkpoints WHERE projection = $1 AND version = $2",
-            DELIVERIES,
-            self._live,
-            timeout=BOOK_SECONDS,
-        )
-        if state.first_seq <= 1 and all(row["epoch"] == state.epoch for row in folded):
-            return  # the stream holds all there ever was
-        oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
-        for table, columns in _TABLES[DELIVERIES].items():
-            where, args = "true", list[object]()
-            if oldest is not None:
-                where, args = f"{EARLIEST[table]} < $1::text::timestamptz + interval '{SLACK}'", [oldest.time]
-            await self._copy(table, columns, columns, where, args)
-
-    async def _carry_inbox(self, where: str, *args: object) -> None:
-        await self._copy("inbox", f"{_INBOX_COLUMNS}, carried", f"{_INBOX_COLUMNS}, true", where, list(args))
-
-    async def _copy(self, table: str, columns: str, values: str, where: str, args: list[object]) -> None:
-        if self._tenant is not None:
-            args.append(self._tenant)
-            where = f"({where}) AND tenant = ${len(args)}"
-        done = await self._pool.execute(
-            f"INSERT INTO {table} ({columns}, version) SELECT {values}, {self._version} FROM {table}"
-            f" WHERE version = {self._live} AND ({where})",
-            *args,
-            timeout=CARRY_SECONDS,
-        )
-        self._carried += int(done.rsplit(" ", 1)[1])
+        return await patiently(read)
 
     # --- switching ---------------------------------------------------------------------------------------------------
 
@@ -322,6 +331,7 @@ class Rebuild:
                 self._projection,
                 self._live,
             )
+            await self._check_streams()
             for row in held:
                 await self._catch_up(row["partition"], Checkpoint(row["epoch"], row["seq"]))
             if self._tenant is not None:
@@ -345,6 +355,13 @@ class Rebuild:
         mine = await connection.fetchval("SELECT to_regclass($1)::text", f"{self._projection}_{self._version}")
         if live != self._live or mine is None:
             raise _another()
+
+    async def _check_streams(self) -> None:
+        """What was folded before a stream was made anew is not what its checkpoint would say."""
+        for p, horizon in zip(self._partitions, self._horizons, strict=True):
+            if (await self._horizon(p)).epoch != horizon.epoch:
+                detail = f"{self._stream(p)} was made anew while {self._projection} was rebuilt"
+                raise TopologyError(detail, "Run the rebuild again.")
 
     async def _drop(self) -> None:
         """Drop what is no longer read. What cannot be dropped now goes with the next rebuild."""
@@ -376,7 +393,8 @@ class Rebuild:
 
     async def _exchange(self, connection: Connection, tenant: str) -> None:
         """One tenant's rows, in the live version."""
-        for table, columns in _TABLES[self._projection].items():
+        for table, names in _TABLES[self._projection].items():
+            columns = ", ".join(names)
             await connection.execute(
                 f"DELETE FROM {table} WHERE version = {self._live} AND tenant = $1", tenant, timeout=SWITCH_SECONDS
             )

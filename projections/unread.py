@@ -266,6 +266,18 @@ class UnreadStore:
         self.reached = checkpoint
         return True
 
+    async def forget(self, users: dict[str, int]) -> bool:
+        """Forget what counts of each user's records up to a sequence. False: the checkpoint moved meanwhile, ask again."""
+        stored = await asked(self._redis.hmget(self._meta, "checkpoint", "seq", "until", "fresh"))
+        if stored[0] is None:
+            return True  # nothing counts
+        seconds, micros = await asked(self._redis.time())
+        age = max(0, seconds * 1000 + micros // 1000 - int(stored[3] or 0))
+        clear = {user: [5, up_to] for user, up_to in users.items()}
+        at = stored[0].decode()
+        args: list[Argument] = [at, at, int(stored[1]), int(stored[2] or 0), age, 0, self._bound, _packed(clear)]
+        return await asked(self._apply([self._meta], args)) is not None
+
 
 def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[Any]], int]:
     """The operations of a batch from `start` on, by user in the order of the log, and where the next script begins."""

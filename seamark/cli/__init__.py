@@ -19,6 +19,7 @@ from seamark.cli import (
     prove,
     publish,
     rebuild,
+    retention,
     tail,
     token,
     topology,
@@ -48,6 +49,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
 
 

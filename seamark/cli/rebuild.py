@@ -12,6 +12,7 @@ from seamark.cli.output import err, out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
+    from projections.carrying import Carried
     from projections.rebuild import Progress, Rebuilt
     from seamark.cli.stores import Stores
 
@@ -46,12 +47,16 @@ def rebuild(
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         async with stores(folder, "seamark-rebuild") as open_stores:
             with Progress(*columns, console=err, disable=as_json) as bars:
+                carrying = bars.add_task("carried over", total=None, visible=False)
                 tasks = [bars.add_task(f"partition {p}", total=None) for p in range(open_stores.partitions)]
 
                 def progress(p: int, reached: int, target: int) -> None:
                     bars.update(tasks[p], completed=reached, total=target)
 
-                return await _rebuild(open_stores, projection, tenant, progress)
+                def carried(done: int, total: int) -> None:
+                    bars.update(carrying, completed=done, total=total, visible=True)
+
+                return await _rebuild(open_stores, projection, tenant, progress, carried)
 
     done = uvloop.run(run())
     if as_json:
@@ -61,11 +66,21 @@ def rebuild(
         out.print(f"{done.projection}: {done.records} records folded{carried}; readers are on version {done.version}")
 
 
-async def _rebuild(stores: Stores, projection: Projection, tenant: str | None, progress: Progress) -> Rebuilt:
+async def _rebuild(
+    stores: Stores, projection: Projection, tenant: str | None, progress: Progress, carried: Carried
+) -> Rebuilt:
     from projections.rebuild import Rebuild
     from projections.unread_rebuild import rebuild_unread
 
     if projection is Projection.unread:
         return await rebuild_unread(stores.broker, stores.redis, stores.partitions, progress=progress)
-    work = Rebuild(stores.broker, stores.pool, projection.value, stores.partitions, tenant=tenant, progress=progress)
+    work = Rebuild(
+        stores.broker,
+        stores.pool,
+        projection.value,
+        stores.partitions,
+        tenant=tenant,
+        progress=progress,
+        carried=carried,
+    )
     return await work.run()

@@ -1,0 +1,248 @@
+"""Drops the months of the tables that are over, and takes what is in them off the unread counts first (ADR 18).
+
+A row goes when its month is over *and* the log no longer holds its record. So whatever is set, a projection holds all that
+can be folded, and `verify`, counts and pages agree; where retention is shorter than the log's age, the log's age holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import asyncpg
+import structlog
+from redis.asyncio import Redis
+
+from engine import metrics
+from engine.errors import BrokerError, TopologyError
+from engine.jetstream import Broker
+from engine.subjects import RECEIPTS_STREAM, encode_token, log_stream
+from projections.deliveries import DELIVERIES
+from projections.inbox import INBOX
+from projections.postgres import AWAY, asking, live_version
+from projections.retention import DAYS
+from projections.store import StoreUnavailable
+from projections.unread_ageing import forget_counts
+
+if TYPE_CHECKING:
+    from projections.postgres import Connection, Pool
+
+_log = structlog.get_logger("seamark.retention")
+
+EVERY_SECONDS: Final = 600.0
+"""A month ends once a month; but what could not be dropped, because somebody was reading, is tried again soon."""
+
+KEEP_LOCK: Final = 7345255
+"""Of all projectors the one that holds this lock drops months."""
+
+ASK_SECONDS: Final = 10.0
+"""One look at the catalogue or at an index."""
+
+SCAN_SECONDS: Final = 1800.0
+"""To read one month: of 500 million rows in four months one has 125 million, which are read in some minutes."""
+
+ROUND_SECONDS: Final = 4 * 3600.0
+"""All of one round; after that something hangs, and another projector may try."""
+
+LOCK_SECONDS: Final = 0.25
+"""To drop a month all who read the table must let go of it, and new ones wait meanwhile: not for long."""
+
+DROP_TRIES: Final = 5
+
+SLACK: Final = timedelta(minutes=5)
+"""What clocks of gateways and of the broker differ by."""
+
+CURSORS_EVERY: Final = timedelta(days=1)
+CURSOR_BLOCKS: Final = 10_000
+"""Blocks of `device_cursors` looked through by one statement: 80 MB, a second."""
+
+_TABLES: Final = {INBOX: ("inbox",), DELIVERIES: ("deliveries", "delivery_ranges")}
+_NAME: Final = re.compile(r".*_(\d{4})(\d{2})")
+
+
+class Month(NamedTuple):
+    """A month of one version of a projection: its name in tables (`202703`), and the moment in which it is over."""
+
+    name: str
+    over_at: datetime
+
+
+class Months:
+    """Keeps the months of all tables.
+
+    Args:
+        partitions: how many there are.
+    """
+
+    def __init__(self, broker: Broker, redis: Redis, pool: Pool, partitions: int) -> None:
+        self._broker = broker
+        self._redis = redis
+        self._pool = pool
+        self._partitions = partitions
+        self._cursors_at: datetime | None = None
+
+    async def run(self) -> None:
+        """Keep them for ever; ends by cancellation. What fails is said, and tried again."""
+        while True:
+            try:
+                async with asyncio.timeout(ROUND_SECONDS), self._alone() as mine:
+                    if mine:
+                        await self.keep()
+            except (BrokerError, TopologyError, StoreUnavailable, *AWAY) as error:
+                _log.warning("months_not_kept", why=str(error)[:200] or type(error).__name__)
+            except Exception:
+                # Without this task nothing leaves the tables any more; what we did not foresee must not end it.
+                _log.exception("months_not_kept")
+            await asyncio.sleep(EVERY_SECONDS)
+
+    async def keep(self, now: datetime | None = None) -> list[str]:
+        """Drop what is over; the names of the months that were dropped.
+
+        Raises:
+            StoreUnavailable, BrokerError: it could not be told what is over, or dropped; ask again.
+        """
+        dropped: list[str] = []
+        for projection in (INBOX, DELIVERIES):
+            async with self._asking() as connection:
+                version = await live_version(connection, projection)
+                await connection.execute("SELECT seamark_create_months($1, $2)", projection, version)
+                names = await _parts(connection, f"{projection}_{version}")
+                # Two clocks must agree: of one that is wrong by a year all history would be gone.
+                clock = now or min(datetime.now(UTC), await connection.fetchval("SELECT now()"))
+            months = sorted(month for name in names if (month := month_of(name)) is not None)
+            metrics.retention_undivided.labels(projection).set(0 if months else 1)
+            if not months:
+                remedy = f"run `seamark rebuild {projection}`: it divides the tables by months, until then nothing leaves them"
+                _log.warning("tables_not_divided", projection=projection, remedy=remedy)
+            over = [month for month in months if month.over_at <= clock]
+            left = [month for month in over if not await self._drop(projection, version, month, dropped)]
+            overdue = (clock - left[0].over_at).total_seconds() if left else 0.0
+            metrics.retention_overdue.labels(projection).set(overdue)
+        await self._forget_devices(now or datetime.now(UTC))
+        return dropped
+
+    async def _drop(self, projection: str, version: int, month: Month, dropped: list[str]) -> bool:
+        """False: it is still needed, or being read; the log says which."""
+        parts = [f"{table}_{version}_{month.name}" for table in _TABLES[projection]]
+        why = ""
+        if await self._in_log(projection, parts):
+            why = "the streams still hold what is in it: retention is shorter than their age"
+        else:
+            if projection == INBOX:
+                await self._forget_counts(parts[0])
+            if not await self._drop_tables(parts):
+                why = "it is being read, by a backup perhaps"
+        if why:
+            _log.warning("month_not_dropped", projection=projection, month=month.name, why=why)
+            return False
+        dropped.append(parts[0])
+        metrics.retention_dropped.labels(projection).inc()
+        _log.info("month_dropped", projection=projection, version=version, month=month.name)
+        return True
+
+    async def _in_log(self, projection: str, parts: list[str]) -> bool:
+        """Whether something of this month can still be folded from the streams."""
+        horizon = await self._horizon(projection)
+        if horizon is None:
+            return False
+        async with self._asking(SCAN_SECONDS) as connection:
+            for part in parts:
+                where = "stored_at >= $1"
+                args = [horizon]
+                if projection == DELIVERIES:  # a clock that is far ahead must not keep a month for ever
+                    where, args = "at >= $1 AND at < $2", [horizon - SLACK, datetime.now(UTC) + SLACK]
+                if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {part} WHERE {where})", *args):
+                    return True
+        return False
+
+    async def _horizon(self, projection: str) -> datetime | None:
+        """When the oldest record that there is was stored."""
+        if projection == DELIVERIES:
+            oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
+            return datetime.fromisoformat(oldest.time) if oldest is not None else None
+        found = [await self._broker.leader_next(log_stream(p), f"log.{p}.>", 1) for p in range(self._partitions)]
+        return min((datetime.fromisoformat(one.time) for one in found if one is not None), default=None)
+
+    async def _forget_counts(self, part: str) -> None:
+        """What leaves the inbox no longer counts. The counts go first: who dies in between begins again with them."""
+        async with self._asking(SCAN_SECONDS) as connection:
+            rows = await connection.fetch(f"SELECT epoch, tenant, max(seq) AS seq FROM {part} GROUP BY epoch, tenant")
+        floors: dict[str, dict[str, int]] = defaultdict(dict)
+        for row in rows:
+            floors[row["epoch"]][encode_token(row["tenant"])] = row["seq"]
+        for p in range(self._partitions):
+            epoch = (await self._broker.stream(log_stream(p))).epoch
+            if epoch is not None and epoch in floors:
+                await forget_counts(self._redis, p, epoch, floors[epoch])
+
+    async def _drop_tables(self, parts: list[str]) -> bool:
+        for _ in range(DROP_TRIES):
+            async with self._asking(60.0) as connection:
+                try:
+                    async with connection.transaction():
+                        await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
+                        for part in parts:
+                            await connection.execute(f"DROP TABLE IF EXISTS {part}")
+                    return True
+                except asyncpg.LockNotAvailableError:
+                    pass
+            await asyncio.sleep(LOCK_SECONDS * 2)
+        return False
+
+    async def _forget_devices(self, now: datetime) -> None:
+        """Cursors of devices that were silent for as long as rows are kept: what they could resume is gone."""
+        if self._cursors_at is not None and now < self._cursors_at + CURSORS_EVERY:
+            return
+        async with self._asking() as connection:
+            size = await connection.fetchval("SELECT pg_relation_size('device_cursors')")
+        blocks = size // 8192 + 1
+        for block in range(0, blocks, CURSOR_BLOCKS):
+            async with self._asking(SCAN_SECONDS) as connection:
+                await connection.execute(
+                    "DELETE FROM device_cursors c"
+                    f" WHERE c.ctid >= '({block},0)'::tid AND c.ctid < '({block + CURSOR_BLOCKS},0)'::tid AND c.touched_at <"
+                    " $1::timestamptz - interval '1 day' * coalesce((SELECT days FROM retention r WHERE r.tenant = c.tenant),"
+                    f" (SELECT days FROM retention WHERE tenant = ''), {DAYS})",
+                    now,
+                )
+        self._cursors_at = now
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[bool]:
+        """Whether no other projector does it. The lock belongs to the connection: whoever loses that, or dies, is followed."""
+        connection = await self._pool.acquire(timeout=ASK_SECONDS)
+        try:
+            yield bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", KEEP_LOCK, timeout=ASK_SECONDS))
+        finally:
+            with contextlib.suppress(*AWAY):
+                connection.terminate()
+            with contextlib.suppress(*AWAY):
+                await self._pool.release(connection)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, seconds: float = ASK_SECONDS) -> AsyncIterator[Connection]:
+        async with asking(self._pool, seconds) as connection:
+            yield connection
+
+
+def month_of(part: str) -> Month | None:
+    """The month whose rows a table has, by its name; None: it is not one of a month."""
+    found = _NAME.fullmatch(part)
+    if found is None or not 1 <= int(found[2]) <= 12:
+        return None
+    year, month = int(found[1]), int(found[2])
+    over = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    return Month(f"{found[1]}{found[2]}", over)
+
+
+async def _parts(connection: Connection, table: str) -> list[str]:
+    rows = await connection.fetch(
+        "SELECT c.relname FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid WHERE h.inhparent = to_regclass($1)",
+        table,
+    )
+    return [row["relname"] for row in rows]

@@ -1,0 +1,321 @@
+"""Rows leave the tables by whole months, when their time is over and the log has lost them; counts, pages and verify agree."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from engine import topology
+from engine.jetstream import Broker
+from engine.partition import Delivered
+from engine.subjects import log_subject
+from projections.deliveries import DeliveriesStore
+from projections.delivery_state import DEVICES_MAX
+from projections.inbox import InboxStore
+from projections.inbox_queries import Filter, InboxQueries
+from projections.months import Months, month_of
+from projections.queries import Queries
+from projections.rebuild import Rebuild
+from projections.replay import replay
+from projections.retention import EVERY_TENANT, RetentionTable
+from projections.store import Checkpoint
+from projections.unread import UnreadStore
+from projections.unread_rebuild import UnreadVerification
+from projections.verify import Verification
+from seamark import migrate as migrate_module
+from seamark.migrate import migrate
+from tests.support.logs import FAST, connected
+from tests.support.tables import EPOCH, projecting_tables, stored_deliveries, stored_inbox
+
+PLAN = {"inapp": {"when": "now", "why": "default"}}
+AT = "2026-01-31T12:00:00Z"
+
+
+class House(NamedTuple):
+    broker: Broker
+    pool: asyncpg.Pool
+    redis: Redis
+
+    async def append(self, id: str, tenant: str = "default", user: str = "alice") -> int:
+        record = {"id": id, "kind": "notification", "tenant": tenant, "user": user, "at": AT, "plan": PLAN}
+        return (await self.broker.append(log_subject(0, tenant, user), json.dumps(record).encode())).seq
+
+    async def fold(self) -> None:
+        """Fold inbox and counts to the end of the log."""
+        newest = await self.broker.leader_last("LOG-0", "log.0.>")
+        epoch = (await self.broker.stream("LOG-0")).epoch
+        assert newest is not None
+        assert epoch is not None
+        for store in (InboxStore(self.pool, 0), UnreadStore(self.redis, 0)):
+            at = await store.checkpoint()
+            start = at.seq + 1 if at else 1
+            async for batch in replay(self.broker, "LOG-0", "log.0.>", start, newest.seq):
+                to = Checkpoint(epoch, batch[-1].seq)
+                assert await store.apply(batch, at, to)
+                at = to
+
+    async def purge(self) -> None:
+        """What age does: the log holds nothing of what there was."""
+        last = (await self.broker.stream("LOG-0")).last_seq
+        await self.broker.api("STREAM.PURGE.LOG-0", {"seq": last + 1})
+
+    def months(self) -> Months:
+        return Months(self.broker, self.redis, self.pool, 1)
+
+    async def shown(self, tenant: str = "default", user: str = "alice") -> tuple[list[str], int]:
+        """The ids of the list, and the count over it."""
+        page = await InboxQueries(self.pool, 1).page(tenant, user, Filter())
+        queries = Queries(self.redis, 1)
+        unread = await queries.unread(tenant, user)
+        await queries.close()
+        assert unread is not None
+        return [json.loads(bytes(row))["id"] for row in page.rows], unread.count
+
+    async def differences(self) -> list[Any]:
+        tables = [one async for one in Verification(self.broker, self.pool, "inbox", 1).differences()]
+        return tables + [one async for one in UnreadVerification(self.broker, self.redis, 1).differences()]
+
+
+@pytest.fixture
+async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
+    await migrate(postgres)
+    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
+    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", 1, overrides=FAST)
+        yield House(broker, pool, redis)
+    pool.terminate()
+
+
+def later(**time: float) -> datetime:
+    return datetime.now(UTC) + timedelta(**time)
+
+
+async def test_what_is_over_leaves_the_list_and_the_count_and_verify_finds_no_difference(house: House) -> None:
+    await house.append("old")
+    await house.fold()
+    await house.purge()
+    assert await house.shown() == (["old"], 1)
+    assert await house.months().keep(later(days=89)) == []
+    assert await house.shown() == (["old"], 1)
+    assert len(await house.months().keep(later(days=90 + 32))) == 1
+    assert await house.shown() == ([], 0)
+    await house.append("new")
+    await house.fold()
+    assert await house.shown() == (["new"], 1)
+    assert await house.differences() == []
+
+
+async def test_what_the_log_still_holds_stays_whatever_is_set(house: House) -> None:
+    await RetentionTable(house.pool).set(EVERY_TENANT, 1)
+    await house.pool.execute("UPDATE retention SET not_before = NULL")
+    await house.append("held")
+    await house.fold()
+    assert await house.months().keep(later(days=70)) == []
+    assert await house.shown() == (["held"], 1)
+    assert await house.differences() == []
+    await house.purge()
+    assert len(await house.months().keep(later(days=70))) == 1
+
+
+async def test_a_tenant_with_a_shorter_time_leaves_earlier_and_nobody_else_does(house: House) -> None:
+    await RetentionTable(house.pool).set("brief", 20)
+    await RetentionTable(house.pool).set("long", 300)
+    await house.pool.execute("UPDATE retention SET not_before = NULL")
+    for tenant in ("brief", "default", "long"):
+        await house.append("a", tenant)
+    await house.fold()
+    await house.purge()
+    assert len(await house.months().keep(later(days=20 + 32))) == 1
+    assert await house.shown("brief") == ([], 0)
+    assert await house.shown() == (["a"], 1)
+    assert len(await house.months().keep(later(days=90 + 32))) == 1
+    assert await house.shown() == ([], 0)
+    assert await house.shown("long") == (["a"], 1)
+
+
+async def test_a_rebuild_gives_all_rows_the_time_that_is_set_now(house: House) -> None:
+    await house.append("a")
+    await house.fold()
+    await house.purge()
+    await house.append("b")
+    await house.fold()
+    await RetentionTable(house.pool).set(EVERY_TENANT, 30)
+    await Rebuild(house.broker, house.pool, "inbox", 1).run()
+    days = await house.pool.fetch("SELECT kept_until - stored_at AS kept FROM inbox")
+    assert {round(row["kept"] / timedelta(days=1)) for row in days} == {30}
+    assert [row["id"] for row in await stored_inbox(house.pool)] == ["a", "b"]
+
+
+async def test_a_table_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House) -> None:
+    await house.append("old")
+    await house.fold()
+    await house.purge()
+    months, queries = house.months(), InboxQueries(house.pool, 1)
+    over = asyncio.Event()
+
+    async def look() -> None:
+        while not over.is_set():
+            await queries.page("default", "alice", Filter())
+            await asyncio.sleep(0.01)
+
+    looking = asyncio.create_task(look())
+    async with house.pool.acquire() as backup, backup.transaction():
+        await backup.fetch("SELECT * FROM inbox")
+        assert await months.keep(later(days=90 + 32)) == []
+    over.set()
+    await looking
+    assert len(await months.keep(later(days=90 + 32))) == 1
+
+
+async def test_a_projector_keeps_the_months_and_a_second_one_leaves_them_to_it(
+    house: House, nats_server, valkey, postgres
+) -> None:
+    await house.pool.execute("DROP TABLE inbox_1_" + f"{datetime.now(UTC):%Y%m}")
+    asked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7345255"
+    name = f"inbox_1_{datetime.now(UTC):%Y%m}"
+    async with (
+        projecting_tables(nats_server.url, valkey.url, postgres, 1),
+        house.pool.acquire() as other,
+    ):
+        assert await other.fetchval("SELECT pg_try_advisory_lock(7345255)")
+        held, second = house.months(), house.months()
+        async with held._alone() as mine, second._alone() as too:
+            assert (mine, too) == (False, False)
+        await other.execute("SELECT pg_advisory_unlock(7345255)")
+        async with held._alone() as mine, second._alone() as too:
+            assert (mine, too) == (True, False)
+        await house.months().keep()
+        assert await house.pool.fetchval("SELECT to_regclass($1)::text", name) == name
+    assert await house.pool.fetchval(asked) == 0
+
+
+def stored(seq: int, days_ago: float, body: dict[str, Any], prefix: bytes = b"log") -> Delivered:
+    at = (datetime.now(UTC) - timedelta(days=days_ago)).timestamp()
+    return Delivered(
+        prefix + b".0.default.alice", seq, int(at * 1e9), b"", json.dumps({"user": "alice", **body}).encode()
+    )
+
+
+async def test_an_id_published_again_in_another_month_is_one_row(pool: asyncpg.Pool) -> None:
+    store = InboxStore(pool, 0)
+    again = {"id": "e1", "kind": "notification"}
+    assert await store.apply([stored(1, 80, again)], None, Checkpoint(EPOCH, 1))
+    assert await store.apply([stored(2, 40, again)], Checkpoint(EPOCH, 1), Checkpoint(EPOCH, 2))
+    read = {"id": "r", "kind": "read", "ids": ["e1"]}
+    assert await store.apply([stored(3, 0, again), stored(4, 0, read)], Checkpoint(EPOCH, 2), Checkpoint(EPOCH, 4))
+    assert [(row["seq"], row["read_seq"]) for row in await stored_inbox(pool)] == [(1, 4)]
+
+
+async def test_what_receipts_say_in_several_months_is_one_row_that_goes_with_the_last(pool: asyncpg.Pool) -> None:
+    store = DeliveriesStore(pool, 0)
+    mail = {"id": "e1", "channel": "email"}
+    ack = {
+        "channel": "inapp",
+        "device": "tv",
+        "state": "acknowledged",
+        "epoch": EPOCH,
+        "after": 0,
+        "up_to": 3,
+        "at": AT,
+    }
+    first = [stored(1, 80, {**mail, "state": "sent", "at": AT}, b"rcpt"), stored(2, 80, ack, b"rcpt")]
+    last = [stored(3, 1, {**mail, "state": "read", "at": AT}, b"rcpt"), stored(4, 1, ack, b"rcpt")]
+    assert await store.apply(first, None, Checkpoint(EPOCH, 2))
+    assert await store.apply(last, Checkpoint(EPOCH, 2), Checkpoint(EPOCH, 4))
+    found = await stored_deliveries(pool)
+    assert [one["state"] for one in found["deliveries"].values()] == ["read"]
+    assert len(found["ranges"]) == await pool.fetchval("SELECT count(*) FROM delivery_ranges") == 1
+    assert await pool.fetchval("SELECT kept_until > now() + interval '80 days' FROM deliveries")
+
+
+async def test_a_clock_that_is_wrong_stops_no_projection(pool: asyncpg.Pool) -> None:
+    store = InboxStore(pool, 0)
+    batch = [stored(seq, days, {"id": f"e{seq}", "kind": "notification"}) for seq, days in ((1, -4000), (2, 4000))]
+    assert await store.apply(batch, None, Checkpoint(EPOCH, 2))
+    assert len(await stored_inbox(pool)) == 2
+
+
+async def test_of_a_user_the_devices_that_acknowledged_last_are_remembered(pool: asyncpg.Pool) -> None:
+    store, at = DeliveriesStore(pool, 0), None
+    for start in range(0, 100, 10):
+        names = ["phone", *(f"invented-{n}" for n in range(start, start + 10))]
+        batch = [
+            stored(
+                start * 2 + number + 1,
+                1 - (start * 2 + number) / 1000,
+                {"channel": "inapp", "device": name, "state": "acknowledged", "epoch": EPOCH,
+                 "after": 0, "up_to": start + number + 1, "at": AT},
+                b"rcpt",
+            )
+            for number, name in enumerate(names)
+        ]  # fmt: skip
+        to = Checkpoint(EPOCH, batch[-1].seq)
+        assert await store.apply(batch, at, to)
+        at = to
+    kept = {row["device"] for row in await pool.fetch("SELECT device FROM device_cursors")}
+    # Ten phones of one batch each: the last batches are whole, and of the one before the end of it.
+    assert len(kept) == DEVICES_MAX
+    assert kept == {"phone", *(f"invented-{n}" for n in range(100 - DEVICES_MAX + 1, 100))}
+
+
+async def test_cursors_of_devices_that_were_silent_for_as_long_as_rows_are_kept_are_forgotten(house: House) -> None:
+    ack = {
+        "channel": "inapp",
+        "device": "tv",
+        "state": "acknowledged",
+        "epoch": EPOCH,
+        "after": 0,
+        "up_to": 3,
+        "at": AT,
+    }
+    assert await DeliveriesStore(house.pool, 0).apply([stored(1, 10, ack, b"rcpt")], None, Checkpoint(EPOCH, 1))
+    months = house.months()
+    await months.keep(later(days=79))
+    assert await house.pool.fetchval("SELECT count(*) FROM device_cursors") == 1
+    await months.keep(later(days=81))
+    assert await house.pool.fetchval("SELECT count(*) FROM device_cursors") == 0
+
+
+async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_divides_it(
+    nats_server, valkey, postgres, monkeypatch
+) -> None:
+    upgrade = migrate_module.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module.command, "upgrade", lambda config, _: upgrade(config, "0002"))
+        await migrate(postgres)
+    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
+    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", 1, overrides=FAST)
+        house = House(broker, pool, redis)
+        for number in range(4):
+            await house.append(f"e{number}")
+        epoch = (await broker.stream("LOG-0")).epoch
+        await pool.execute(
+            "INSERT INTO inbox (version, tenant, user_id, id, era, seq, epoch, stored_at, channels, shown, record)"
+            " SELECT 1, 'default', 'alice', 'e' || n, 1, n + 1, $1, now(), '{inapp}', true, '{}' FROM generate_series(0, 3) n",
+            epoch,
+        )
+        await pool.execute("INSERT INTO projection_checkpoints VALUES ('inbox', 1, 'LOG-0', 0, $1, 1, 4, now())", epoch)
+        before = await stored_inbox(pool)
+        await migrate(postgres)
+        assert await stored_inbox(pool) == before
+        await house.append("afterwards")
+        await house.fold()  # the old division takes new rows
+        assert await house.months().keep(later(days=1000)) == []
+        assert len(await stored_inbox(pool)) == 5
+        await Rebuild(broker, pool, "inbox", 1).run()
+        assert [row["id"] for row in await stored_inbox(pool)] == [*(f"e{n}" for n in range(4)), "afterwards"]
+        await house.purge()
+        assert len(await house.months().keep(later(days=90 + 32))) == 1
+        assert await stored_inbox(pool) == []
+    pool.terminate()
+
+
+def test_a_month_is_over_when_the_next_one_begins() -> None:
+    found = [month_of(name) for name in ("inbox_1_202612", "inbox_12_202702", "inbox_1_3", "inbox_1_202713")]
+    assert [str(month.over_at.date()) if month else None for month in found] == ["2027-01-01", "2027-03-01", None, None]
