@@ -105,6 +105,7 @@ class Feed(CatchUp):
         cursor = self._cursor
         if not isinstance(cursor, Cursor):
             self.last = log.floor
+            self._drop_parked()
             self._accept(head, log)
         elif log.epoch != cursor.epoch:
             if ask is Ask.LEADER:
@@ -275,8 +276,8 @@ class Feed(CatchUp):
             seq = log.floor
         else:
             seq = checkpoint.seq
+        self._drop_parked()
         if self._reason in (ResetReason.EPOCH, ResetReason.FUTURE) or (self.epoch and self.epoch != log.epoch):
-            self._parked = None
             self._want = 0
         self._snapshot = None
         self.epoch = log.epoch
@@ -284,3 +285,11 @@ class Feed(CatchUp):
         self._counters.resets[self._reason] += 1
         self._port.reset(self._reason, snapshot, Cursor(self.epoch, seq))
         self._join(head, log)
+
+    def _drop_parked(self) -> None:
+        """Give up the copies heard so far: the log may have been made anew since, and then they are of the former one.
+
+        Nothing in a copy tells its incarnation. Sent under the new epoch, one would hide every lower sequence of the new
+        log for good. That something was heard of (`_want`) is remembered: it costs a read, and at worst a question.
+        """
+        self._parked = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.cursor import Cursor
 from gateway.feed import Ask, Feed, LogState, ResetReason, Snapshot
-from tests.support.joinlog import Broken, Record
+from tests.support.joinlog import Broken, Record, incarnation
 
 if TYPE_CHECKING:
     from tests.support.joinsim import World
@@ -48,6 +48,8 @@ class Device:
         if cursor.seq < held.seq:
             raise Broken(f"{kind} goes back from {held} to {cursor}")
         self.cursor = cursor
+        if record is not None and incarnation(record.epoch) < incarnation(cursor.epoch):
+            raise Broken(f"{record} of a log that is no more was shown as {cursor}")
         if (record is not None and (record.gone == "lost" or record.epoch != cursor.epoch)) or (
             cursor.epoch == self.world.leader.epoch and cursor.seq > self.world.leader.last
         ):
