@@ -129,8 +129,10 @@ class Follower:
 
     def caught_up(self, cursor: Cursor) -> None:
         """Frame `live`."""
-        self._outlet.send(live_frame(cursor), self._epoch_bytes, cursor.seq)
-        self._moved(cursor.seq)
+        outlet = self._outlet
+        outlet.send(live_frame(cursor), self._epoch_bytes, cursor.seq)
+        if outlet.tells_live:
+            self._moved(cursor.seq)
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """Frame `reset`, after `ready` where none was sent yet."""

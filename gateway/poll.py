@@ -8,6 +8,7 @@ for so many seconds.
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from aiohttp import web
 
@@ -38,6 +39,9 @@ class PollOutlet:
         "reset",
     )
 
+    tells_live: Final = False
+    """The answer's `cursor` takes the place of `live`: its first record follows upon the cursor that was asked with."""
+
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
@@ -67,6 +71,8 @@ class PollOutlet:
                 self._loop.call_soon(_done, self.answered)
         elif op == b"res":
             self.reset = frame
+            self.records.clear()  # it tells the client to forget them
+            self._bytes = 0
         elif op == b"liv":
             _done(self.exhausted)
             if self.records or self.reset != b"null":

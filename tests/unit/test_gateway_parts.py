@@ -276,6 +276,16 @@ async def test_a_poll_takes_as_many_records_as_asked_for_and_no_more() -> None:
     assert (answer["cursor"], answer["live"], len(answer["records"])) == ("e.2", False, 2)
 
 
+async def test_a_poll_forgets_what_a_reset_takes_back() -> None:
+    outlet = PollOutlet(5)
+    outlet.send(frames.record_frame(7, 0, b"e", b"{}"), b"e", 7)
+    outlet.send(frames.reset_frame("epoch", Cursor("f", 0), None, []), b"f", 0)
+    outlet.send(frames.record_frame(1, 0, b"f", b"{}"), b"f", 1)
+    answer = json.loads(outlet.body())
+    assert (answer["cursor"], answer["reset"]["cursor"]) == ("f.1", "f.0")
+    assert [frame["cursor"] for frame in answer["records"]] == ["f.1"]
+
+
 # --- timers ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ from gateway.wheel import Wheel
 class Window:
     """An outlet that shows what was sent."""
 
+    tells_live = True
+
     def __init__(self) -> None:
         self.has_room = True
         self.frames: list[dict[str, Any]] = []
