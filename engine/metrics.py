@@ -82,7 +82,8 @@ gateway_refused_handshakes = Counter(
 """reason: origin, full, draining, rate."""
 
 gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))
-"""fate: stored, dropped (the broker was away for too long)."""
+"""fate: stored, dropped (the broker was away for too long, or they could not be stored), failed (a round that met a fault of
+ours; it goes on)."""
 
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""

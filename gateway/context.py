@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.admission import Handshakes
 
 Snapshots = Callable[[str, str, Callable[[Snapshot | None], None]], None]
-"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None when there is nothing."""
+"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None where too many ask."""
 
 
 @dataclass(slots=True)

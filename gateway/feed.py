@@ -68,8 +68,8 @@ class Feed(CatchUp):
 
     # --- joining
 
-    def hello(self, cursor: Cursor | Literal["start"] | None) -> None:
-        """Begin at `cursor`, at the oldest record kept (`engine.cursor.START`), or with a snapshot (None).
+    def hello(self, cursor: Cursor | Literal["start"] | None, reason: ResetReason = ResetReason.NEW) -> None:
+        """Begin at `cursor`, at the oldest record kept (`engine.cursor.START`), or with a snapshot (None, for `reason`).
 
         The live subscription must be confirmed before this call.
         """
@@ -77,7 +77,7 @@ class Feed(CatchUp):
             return
         self._cursor = cursor
         if cursor is None:
-            self._reset(ResetReason.NEW)
+            self._reset(reason)
             return
         if isinstance(cursor, Cursor):
             self.last = cursor.seq
@@ -264,13 +264,14 @@ class Feed(CatchUp):
     def _begin_anew(self, head: int, log: LogState) -> None:
         """Go on from the snapshot's own position: what lies between it and the head is in neither otherwise.
 
-        As the leader was asked after the snapshot was taken, a checkpoint beyond its end is one of lost history.
+        Without a snapshot the whole log is read, for a new device as well: that a projection was away, or is behind
+        another incarnation of the log, does not mean that there is nothing to show (ADR 0020). As the leader was asked after the snapshot was taken, a checkpoint beyond its end is one of lost history.
         """
         snapshot = self._snapshot or Snapshot(None)
         checkpoint = snapshot.checkpoint
         if checkpoint is None or checkpoint.epoch != log.epoch or checkpoint.seq > log.last_seq:
             snapshot = replace(snapshot, checkpoint=None, inbox=(), stale=True)
-            seq = log.last_seq if self._reason is ResetReason.NEW else log.floor
+            seq = log.floor
         elif checkpoint.seq < log.floor:
             snapshot = replace(snapshot, stale=True)
             seq = log.floor

@@ -5,7 +5,16 @@ from typing import Final
 # --- one connection -------------------------------------------------------------------------------------------------
 
 HELLO_SECONDS: Final = 5.0
-"""From the open socket to a complete `hello`; then 4401. A socket that says nothing costs a file descriptor."""
+"""From the open socket to a complete `hello`; then 4407. A socket that says nothing costs a file descriptor."""
+
+LOOKS: Final = 3
+"""So often a session looks again before it judges that a client has said nothing in time.
+
+A process that was stopped, or busy for long, finds its timers due and the client's frame still unread in the socket. In
+uvloop timers go before sockets, and a frame that was read takes two more turns of the loop to its session."""
+
+LOOK_SECONDS: Final = 0.05
+"""Between two such looks: each is a turn of the loop at least, however long the turns are."""
 
 FRAME_BYTES: Final = 65_536
 """Largest frame a client may send; then 4413. The longest honest one is a `read` naming some hundreds of ids."""

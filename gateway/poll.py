@@ -19,7 +19,7 @@ from gateway.context import CONTEXT
 from gateway.limits import POLL_BYTES, POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS, RETRY_AFTER_SECONDS
 from gateway.problems import Problem
 from gateway.session import Session
-from gateway.sse import device_of
+from gateway.sse import device_of, wants_snapshot
 
 
 class PollOutlet:
@@ -122,6 +122,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     claims = await user_of(request, context)
     device = device_of(request)
     limit = int(_number(request, "limit", POLL_LIMIT, 1, POLL_LIMIT))
+    snapshot = wants_snapshot(request)
     wait_seconds = _number(request, "wait", 0, 0, POLL_WAIT_SECONDS)
     outlet = PollOutlet(limit)
     session = Session(context, outlet, "poll")
@@ -131,7 +132,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     if connection.transport is None:
         outlet.gone()
     try:
-        session.start(claims, device, request.query.get("cursor"))
+        session.start(claims, device, request.query.get("cursor"), snapshot=snapshot)
         await _wait(outlet, wait_seconds)
         outlet.live = session.live
     finally:

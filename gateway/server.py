@@ -40,7 +40,7 @@ from gateway.port import Snapshot
 from gateway.problems import as_problems
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
-from gateway.tables import open_tables
+from gateway.tables import NotRead, open_tables
 from gateway.wheel import Wheel
 from projections.inbox_queries import Page
 from projections.queries import Queries
@@ -264,20 +264,22 @@ def _listen(broker: Broker, context: Context) -> None:
 
 
 def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
-    """What the projections hold of a user."""
+    """What the projections hold of a user; None where too many ask."""
     user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
     tables = context.tables
 
     def counted(count: dict[str, Any] | None) -> None:
         if tables is None:
-            together(count, None)
+            together(count, NotRead.AWAY)
         else:
             tables.snapshot(tenant, user, lambda page: together(count, page))
 
-    def together(count: dict[str, Any] | None, page: Page | None) -> None:
-        if page is not None and page.checkpoint is not None:
+    def together(count: dict[str, Any] | None, page: Page | NotRead) -> None:
+        if page is NotRead.TOO_MANY:
+            answer(None)
+        elif isinstance(page, Page) and page.checkpoint is not None:
             answer(Snapshot(Cursor(*page.checkpoint), inbox=page.rows, unread=count))
         else:
-            answer(None if count is None else Snapshot(None, unread=count))
+            answer(Snapshot(None, unread=count))
 
     context.partition(tenant, user).counts.ask(user_tokens, counted)

@@ -120,7 +120,8 @@ async def test_a_poll_without_a_cursor_gets_the_reset_and_where_to_go_on(nats_se
     async with gateway_on(nats_server) as gateway:
         await gateway.append(count=2)
         answer = await poll(gateway, None)
-        assert (answer["reset"]["reason"], answer["reset"]["inbox"], answer["records"]) == ("new", [], [])
+        assert (answer["reset"]["reason"], answer["reset"]["inbox"], len(answer["records"])) == ("new", [], 2)
+        assert answer["records"][0]["prev"] == int(answer["reset"]["cursor"].split(".")[1])
         seqs = await gateway.append(count=2)
         assert [frame["seq"] for frame in (await poll(gateway, answer["cursor"]))["records"]] == seqs
 

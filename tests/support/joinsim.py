@@ -240,6 +240,8 @@ class World:
         hello: Cursor | Literal["start"] | None = device.cursor
         if hello is None:
             hello = "start" if b % 2 else None
+        elif b % 16 == 15:
+            hello = None  # what it showed is lost, the cursor is not
         device.session = Session(self, device, hello)
 
     def do_disconnect(self, device: Device, a: int, b: int) -> None:
