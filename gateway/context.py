@@ -12,6 +12,7 @@ from aiohttp import web
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from gateway.auth import Verifier
+from gateway.descriptors import Descriptors
 from gateway.live import Live
 from gateway.options import Times
 from gateway.origins import Origins
@@ -47,6 +48,7 @@ class Context:
     handshakes: Handshakes
     times: Times
     tables: Tables | None = None
+    descriptors: Descriptors = field(default_factory=Descriptors)
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False

@@ -14,6 +14,8 @@ def not_ready(context: Context) -> list[str]:
         reasons.append("draining")
     if not context.broker.connected:
         reasons.append("not connected to NATS")
+    if context.descriptors.exhausted:
+        reasons.append("out of file descriptors")
     unknown = [partition.stream for partition in context.partitions if partition.watch.last is None]
     if unknown:
         reasons.append(f"no answer yet from the leader of {', '.join(unknown)}")

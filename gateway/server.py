@@ -25,6 +25,7 @@ from gateway.auth import Verifier
 from gateway.connection import Runner
 from gateway.context import CONTEXT, Context
 from gateway.counters import FeedCollector
+from gateway.descriptors import sessions_within_limit
 from gateway.dev_page import DevPage, dev_routes
 from gateway.drain import CLOSE_SECONDS, drain
 from gateway.events_api import EventsApi
@@ -180,7 +181,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         broker=broker,
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
         origins=origins,
-        sessions=Sessions(per_user=options.sessions_per_user, at_most=options.sessions_at_most),
+        sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
         live=Live(broker),
         receipts=Receipts(broker),
         partitions=partitions,
@@ -197,10 +198,12 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
     for partition in context.partitions:
         partition.start()
     context.receipts.start()
+    context.descriptors.start()
     try:
         yield context
     finally:
         REGISTRY.unregister(collector)
+        await context.descriptors.close()
         await context.live.close()
         closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
         await asyncio.gather(*closing)
