@@ -72,17 +72,22 @@ gateway_sessions = Gauge("seamark_gateway_sessions", "Open sessions, by carrier"
 """carrier: ws, sse, poll."""
 
 gateway_joins = Counter("seamark_gateway_joins", "Logs joined, by result", ("result",))
-"""result: resumed, or the reason of a reset: new, epoch, future, trimmed."""
+"""result: resumed, or the reason of a reset: new, snapshot, epoch, future, trimmed."""
 
 gateway_closed = Counter("seamark_gateway_closed_sessions", "Sessions ended, by close code", ("code",))
 gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not accepted, by reason", ("reason",))
 gateway_refused_handshakes = Counter(
     "seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",)
 )
-"""reason: origin, full, draining, rate."""
+"""reason: origin, full, draining, rate, malformed."""
+
+gateway_exhausted_looks = Counter(
+    "seamark_gateway_exhausted_looks", "Looks, one a second, that found no file descriptor left for another connection"
+)
 
 gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))
-"""fate: stored, dropped (the broker was away for too long)."""
+"""fate: stored, dropped (the broker was away for too long, or they could not be stored), failed (a round that met a fault of
+ours; it goes on)."""
 
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""

@@ -10,9 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from gateway.limits import ANSWER_STUCK_SECONDS, REQUEST_HEAD_SECONDS
+from engine import metrics
+from gateway.limits import ANSWER_STUCK_SECONDS, HEAD_FIELD_BYTES, HEAD_LINE_BYTES, REQUEST_HEAD_SECONDS
+from gateway.problems import Problem
+
+_log = structlog.get_logger("seamark.connection")
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -55,6 +61,35 @@ class Connection(web.RequestHandler):
             on_lost()
 
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what no handler has answered: a request that is none, or a fault of ours.
+
+        aiohttp's own words quote the request, which may hold a token, both in its log and to the client.
+        """
+        if isinstance(exc, HttpProcessingError):
+            metrics.gateway_refused_handshakes.labels("malformed").inc()
+            _log.info("request_malformed", error=type(exc).__name__)
+            if isinstance(exc, LineTooLong):
+                problem = Problem(431, "too_large", f"the first line may have {HEAD_LINE_BYTES} bytes, a header {HEAD_FIELD_BYTES}")
+            else:
+                problem = Problem(400, "malformed", "this is no valid HTTP request")
+        else:
+            if not isinstance(exc, ConnectionError):  # the client has left
+                _log.error("request_failed", error=f"{type(exc).__name__}", exc_info=exc)
+            problem = Problem(status, "internal", "the request failed; it was logged")
+        if request.writer.output_size > 0:
+            raise ConnectionError("something was answered already")
+        response = problem.response()
+        response.force_close()
+        return response
+
+
 class _Server(web.Server):
     """Makes `Connection`s."""
 
@@ -89,8 +124,8 @@ class Runner(web.AppRunner):
             "keepalive_timeout": head_seconds,
             "access_log": None,
             "tcp_keepalive": True,
-            "max_line_size": 8_190,
-            "max_field_size": 16_384,
+            "max_line_size": HEAD_LINE_BYTES,
+            "max_field_size": HEAD_FIELD_BYTES,
         }
         super().__init__(app, **self._connection_options, **options)
 

@@ -13,6 +13,7 @@ from engine.brokerhealth import BrokerHealth
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from gateway.auth import Verifier
+from gateway.descriptors import Descriptors
 from gateway.live import Live
 from gateway.options import Times
 from gateway.origins import Origins
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.admission import Handshakes
 
 Snapshots = Callable[[str, str, Callable[[Snapshot | None], None]], None]
-"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None when there is nothing."""
+"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None where too many ask."""
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Context:
     handshakes: Handshakes
     times: Times
     tables: Tables | None = None
+    descriptors: Descriptors = field(default_factory=Descriptors)
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False

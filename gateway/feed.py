@@ -68,8 +68,8 @@ class Feed(CatchUp):
 
     # --- joining
 
-    def hello(self, cursor: Cursor | Literal["start"] | None) -> None:
-        """Begin at `cursor`, at the oldest record kept (`engine.cursor.START`), or with a snapshot (None).
+    def hello(self, cursor: Cursor | Literal["start"] | None, reason: ResetReason = ResetReason.NEW) -> None:
+        """Begin at `cursor`, at the oldest record kept (`engine.cursor.START`), or with a snapshot (None, for `reason`).
 
         The live subscription must be confirmed before this call.
         """
@@ -77,7 +77,7 @@ class Feed(CatchUp):
             return
         self._cursor = cursor
         if cursor is None:
-            self._reset(ResetReason.NEW)
+            self._reset(reason)
             return
         if isinstance(cursor, Cursor):
             self.last = cursor.seq
@@ -105,6 +105,7 @@ class Feed(CatchUp):
         cursor = self._cursor
         if not isinstance(cursor, Cursor):
             self.last = log.floor
+            self._drop_parked()
             self._accept(head, log)
         elif log.epoch != cursor.epoch:
             if ask is Ask.LEADER:
@@ -263,20 +264,21 @@ class Feed(CatchUp):
     def _begin_anew(self, head: int, log: LogState) -> None:
         """Go on from the snapshot's own position: what lies between it and the head is in neither otherwise.
 
-        As the leader was asked after the snapshot was taken, a checkpoint beyond its end is one of lost history.
+        Without a snapshot the whole log is read, for a new device as well: that a projection was away, or is behind
+        another incarnation of the log, does not mean that there is nothing to show (ADR 0020). As the leader was asked after the snapshot was taken, a checkpoint beyond its end is one of lost history.
         """
         snapshot = self._snapshot or Snapshot(None)
         checkpoint = snapshot.checkpoint
         if checkpoint is None or checkpoint.epoch != log.epoch or checkpoint.seq > log.last_seq:
             snapshot = replace(snapshot, checkpoint=None, inbox=(), stale=True)
-            seq = log.last_seq if self._reason is ResetReason.NEW else log.floor
+            seq = log.floor
         elif checkpoint.seq < log.floor:
             snapshot = replace(snapshot, stale=True)
             seq = log.floor
         else:
             seq = checkpoint.seq
+        self._drop_parked()
         if self._reason in (ResetReason.EPOCH, ResetReason.FUTURE) or (self.epoch and self.epoch != log.epoch):
-            self._parked = None
             self._want = 0
         self._snapshot = None
         self.epoch = log.epoch
@@ -284,3 +286,11 @@ class Feed(CatchUp):
         self._counters.resets[self._reason] += 1
         self._port.reset(self._reason, snapshot, Cursor(self.epoch, seq))
         self._join(head, log)
+
+    def _drop_parked(self) -> None:
+        """Give up the copies heard so far: the log may have been made anew since, and then they are of the former one.
+
+        Nothing in a copy tells its incarnation. Sent under the new epoch, one would hide every lower sequence of the new
+        log for good. That something was heard of (`_want`) is remembered: it costs a read, and at worst a question.
+        """
+        self._parked = None

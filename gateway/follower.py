@@ -13,12 +13,16 @@ from gateway.frames import live_frame
 from gateway.message import Message
 from gateway.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot
 from gateway.receipts import Tally
+from gateway.tables import NotRead
 
 if TYPE_CHECKING:
     from gateway.live import UserLog
     from gateway.outlet import Outlet
     from gateway.partition import Partition
     from gateway.session import Session
+
+_Start = Cursor | Literal["start", ResetReason.SNAPSHOT] | None
+"""Where a session begins: at a cursor, at the oldest record, with a snapshot, or where the device is known to stand."""
 
 NO_EPOCH: Final = "-"
 """Epoch of a cursor that cannot be read: no stream has it, so the feed answers it with a reset, as any foreign one."""
@@ -29,16 +33,20 @@ class Follower:
 
     Attributes:
         sent: sequence of the last cursor the client was sent: `prev` of the next frame.
-        sent_max: the highest of them in this epoch: what the client may acknowledge.
+        sent_max: the highest of them in this epoch since the last reset: what the client may acknowledge.
+        sent_before_reset: the highest before it. The log may have gone back, and what was sent again be another record:
+            an acknowledgement up to here may be of what the reset took back.
     """
 
     __slots__ = ("_epoch_bytes", "_outlet", "_session", "_start", "epoch", "feed", "former_epoch", "log", "partition",
-                 "sent", "sent_max", "tally")  # fmt: skip
+                 "sent", "sent_before_reset", "sent_max", "tally")  # fmt: skip
 
-    def __init__(self, session: Session, outlet: Outlet, partition: Partition, cursor: str | None) -> None:
+    def __init__(
+        self, session: Session, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
+    ) -> None:
         self._session = session
         self._outlet = outlet
-        self._start = _parse(cursor)
+        self._start = ResetReason.SNAPSHOT if snapshot else _parse(cursor)
         self._epoch_bytes = b""
         self.partition = partition
         self.feed = Feed(self, session.context.counters)
@@ -47,6 +55,7 @@ class Follower:
         self.former_epoch = ""
         self.sent = 0
         self.sent_max = 0
+        self.sent_before_reset = 0
         self.tally = Tally(0)
 
     # --- what happens to the log ------------------------------------------------------------------------------------
@@ -65,10 +74,16 @@ class Follower:
             else:
                 self._begin(self._start)
 
-    def _begin(self, start: Cursor | Literal["start"] | None) -> None:
+    def _begin(self, start: _Start | NotRead) -> None:
         """Say hello with the client's cursor, or with the one that the device is known to have acknowledged."""
-        if not self._session.ended:
-            self._guard(self.feed.hello, start)
+        if self._session.ended:
+            return
+        if start is NotRead.TOO_MANY:
+            self._session.overloaded()
+        elif isinstance(start, ResetReason):
+            self._guard(self.feed.hello, None, start)
+        else:
+            self._guard(self.feed.hello, None if start is NotRead.AWAY else start)
 
     def live(self, seq: int, prev: int, message: Message) -> None:
         """A live copy."""
@@ -129,8 +144,10 @@ class Follower:
 
     def caught_up(self, cursor: Cursor) -> None:
         """Frame `live`."""
-        self._outlet.send(live_frame(cursor), self._epoch_bytes, cursor.seq)
-        self._moved(cursor.seq)
+        outlet = self._outlet
+        outlet.send(live_frame(cursor), self._epoch_bytes, cursor.seq)
+        if outlet.tells_live:
+            self._moved(cursor.seq)
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """Frame `reset`, after `ready` where none was sent yet."""
@@ -146,12 +163,15 @@ class Follower:
         return cursor
 
     def _adopt(self, cursor: Cursor) -> None:
+        if self.epoch and self.log is not None:
+            self.log.forget_count()  # the log may have gone back, or be another
         if cursor.epoch != self.epoch:
-            if self.epoch and self.log is not None:
-                self.log.forget_count()
             self.former_epoch, self.epoch = self.epoch, cursor.epoch
             self._epoch_bytes = cursor.epoch.encode()
-            self.sent_max = 0
+            self.sent_before_reset = 0
+        else:
+            self.sent_before_reset = max(self.sent_before_reset, self.sent_max)
+        self.sent_max = 0
         self.tally = Tally(cursor.seq)
         self._moved(cursor.seq)
 
@@ -224,11 +244,14 @@ class Follower:
 
     def want_snapshot(self, generation: int, reason: ResetReason) -> None:
         """The user's snapshot from the projections."""
-        self._session.context.snapshots(
-            self._session.tenant,
-            self._session.user,
-            lambda snapshot: self._guard(self.feed.snapshot, generation, snapshot),
-        )
+
+        def answer(snapshot: Snapshot | None) -> None:
+            if snapshot is None:
+                self._session.overloaded()
+            else:
+                self._guard(self.feed.snapshot, generation, snapshot)
+
+        self._session.context.snapshots(self._session.tenant, self._session.user, answer)
 
     def later(self, generation: int, delay_seconds: float, ask: Ask) -> None:
         """A timer."""
@@ -256,7 +279,7 @@ _CLOSED.close()
 _CLOSED.generation = -1
 
 
-def _parse(cursor: str | None) -> Cursor | Literal["start"] | None:
+def _parse(cursor: str | None) -> _Start:
     if cursor is None:
         return None
     if cursor == START:

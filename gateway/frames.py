@@ -27,11 +27,15 @@ class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
 
 class Hello(_Frame, frozen=True, tag="hello"):
-    """The first frame. `token` may be absent when the handshake carried `Authorization: Bearer`."""
+    """The first frame. `token` may be absent when the handshake carried `Authorization: Bearer`.
+
+    `snapshot`: the client has lost what it showed, so whatever cursor it names, it gets a `reset` with a snapshot.
+    """
 
     device: str
     token: str | None = None
     cursor: str | None = None
+    snapshot: bool = False
 
 
 class Ack(_Frame, frozen=True, tag="ack"):
@@ -127,9 +131,9 @@ def live_frame(cursor: Cursor) -> bytes:
     return b'{"op":"live","cursor":"%b"}' % str(cursor).encode()
 
 
-def pong_frame(cursor: Cursor | None) -> bytes:
-    """`pong`: the answer to `ping`; the cursor is null while the session has not joined its log."""
-    return b'{"op":"pong","cursor":null}' if cursor is None else b'{"op":"pong","cursor":"%b"}' % str(cursor).encode()
+def pong_frame(cursor: Cursor) -> bytes:
+    """`pong`: the answer to `ping`."""
+    return b'{"op":"pong","cursor":"%b"}' % str(cursor).encode()
 
 
 def ready_frame(session: str, cursor: Cursor | None, reason: str | None, unread: dict[str, Any] | None) -> bytes:

@@ -13,6 +13,8 @@ def not_ready(context: Context) -> list[str]:
     if context.draining:
         reasons.append("draining")
     reasons += context.broker_health.not_ready()
+    if context.descriptors.exhausted:
+        reasons.append("out of file descriptors")
     unknown = [partition.stream for partition in context.partitions if partition.watch.last is None]
     if unknown:
         reasons.append(f"no answer yet from the leader of {', '.join(unknown)}")

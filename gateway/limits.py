@@ -5,10 +5,26 @@ from typing import Final
 # --- one connection -------------------------------------------------------------------------------------------------
 
 HELLO_SECONDS: Final = 5.0
-"""From the open socket to a complete `hello`; then 4401. A socket that says nothing costs a file descriptor."""
+"""From the open socket to a complete `hello`; then 4407. A socket that says nothing costs a file descriptor."""
+
+LOOKS: Final = 3
+"""So often a session looks again before it judges that a client has said nothing in time.
+
+A process that was stopped, or busy for long, finds its timers due and the client's frame still unread in the socket. In
+uvloop timers go before sockets, and a frame that was read takes two more turns of the loop to its session."""
+
+LOOK_SECONDS: Final = 0.05
+"""Between two such looks: each is a turn of the loop at least, however long the turns are."""
 
 FRAME_BYTES: Final = 65_536
 """Largest frame a client may send; then 4413. The longest honest one is a `read` naming some hundreds of ids."""
+
+FRAGMENT_BYTES: Final = 2 * FRAME_BYTES
+"""Bytes a WebSocket may bring without a whole frame among them; then 4429. A fragment may be empty, and costs as much as
+a full one: millions of them would make up one frame."""
+
+WIRE_BYTES_PER_MINUTE: Final = 16 * 1024 * 1024
+"""Bytes a WebSocket may bring in a minute; then 4429. `READS_PER_MINUTE` of the largest reads are half of it."""
 
 FRAMES_PER_MINUTE: Final = 600
 """Frames a client may send in any minute (token bucket, the whole minute as burst); then 4429.
@@ -57,11 +73,20 @@ The log keeps them for a month, and one may be 64 KiB: without a bound a single 
 SESSIONS_PER_PROCESS: Final = 50_000
 """Sessions one process takes; then the handshake is answered 503 with Retry-After."""
 
+SPARE_DESCRIPTORS: Final = 256
+"""File descriptors that sessions leave to all else: stores, requests over HTTP, connections that have said nothing yet."""
+
 ACCEPT_BACKLOG: Final = 8_192
 """Listen backlog: a reconnect storm arrives faster than one process shakes hands."""
 
 REQUEST_HEAD_SECONDS: Final = 10.0
 """For a complete request head on a fresh or kept-alive connection; then the connection is closed (slow-loris guard)."""
+
+HEAD_LINE_BYTES: Final = 8_190
+"""First line of a request; then 431. Cursors and filters fit into a tenth of it."""
+
+HEAD_FIELD_BYTES: Final = 16_384
+"""One header of a request; then 431. A token of `TOKEN_BYTES` fits."""
 
 REQUEST_BODY_SECONDS: Final = 15.0
 """For the whole body of a request; then 408."""

@@ -19,6 +19,11 @@ from gateway.wheel import Wheel
 class Outlet(Protocol):
     """What a session writes to, whatever carries it."""
 
+    @property
+    def tells_live(self) -> bool:
+        """Whether `live` reaches the client: only a cursor that it was told can be the `prev` of its next record."""
+        ...
+
     def room(self) -> bool:
         """Whether another record may be sent; after a no, `on_writable` is called once there is room."""
         ...
@@ -79,6 +84,8 @@ class SocketOutlet:
 
     __slots__ = ("_closing", "_flusher", "_full_since", "_parts", "_pending", "_transport", "_wants_room", "_wheel",
                  "on_writable")  # fmt: skip
+
+    tells_live: Final = True
 
     def __init__(self, transport: asyncio.Transport, flusher: Flusher, wheel: Wheel) -> None:
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)

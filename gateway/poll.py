@@ -8,6 +8,7 @@ for so many seconds.
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from aiohttp import web
 
@@ -18,7 +19,7 @@ from gateway.context import CONTEXT
 from gateway.limits import POLL_BYTES, POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS, RETRY_AFTER_SECONDS
 from gateway.problems import Problem
 from gateway.session import Session
-from gateway.sse import device_of
+from gateway.sse import device_of, wants_snapshot
 
 
 class PollOutlet:
@@ -37,6 +38,9 @@ class PollOutlet:
         "records",
         "reset",
     )
+
+    tells_live: Final = False
+    """The answer's `cursor` takes the place of `live`: its first record follows upon the cursor that was asked with."""
 
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -67,6 +71,8 @@ class PollOutlet:
                 self._loop.call_soon(_done, self.answered)
         elif op == b"res":
             self.reset = frame
+            self.records.clear()  # it tells the client to forget them
+            self._bytes = 0
         elif op == b"liv":
             _done(self.exhausted)
             if self.records or self.reset != b"null":
@@ -116,6 +122,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     claims = await user_of(request, context)
     device = device_of(request)
     limit = int(_number(request, "limit", POLL_LIMIT, 1, POLL_LIMIT))
+    snapshot = wants_snapshot(request)
     wait_seconds = _number(request, "wait", 0, 0, POLL_WAIT_SECONDS)
     outlet = PollOutlet(limit)
     session = Session(context, outlet, "poll")
@@ -125,7 +132,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     if connection.transport is None:
         outlet.gone()
     try:
-        session.start(claims, device, request.query.get("cursor"))
+        session.start(claims, device, request.query.get("cursor"), snapshot=snapshot)
         await _wait(outlet, wait_seconds)
         outlet.live = session.live
     finally:

@@ -27,6 +27,7 @@ class ResetReason(Enum):
     """Why a position was given up. The values are those of the `reason` member on the wire."""
 
     NEW = "new"  # the device brought no cursor
+    SNAPSHOT = "snapshot"  # the device has lost what it showed, and asked for a snapshot
     EPOCH = "epoch"  # the cursor belongs to another incarnation of the log
     FUTURE = "future"  # the cursor lies beyond the end of the log: the log has gone back
     TRIMMED = "trimmed"  # age has removed what would come next
@@ -157,7 +158,10 @@ class Port(Protocol):
         ...
 
     def want_snapshot(self, generation: int, reason: ResetReason) -> None:
-        """Ask the projections for the user's snapshot → `Feed.snapshot`, with None when they do not answer."""
+        """Ask the projections for the user's snapshot → `Feed.snapshot`, with None when there is none to be had.
+
+        Or the owner closes the feed: a snapshot that could not be read only for the moment is worth coming back for.
+        """
         ...
 
     def later(self, generation: int, delay_seconds: float, ask: Ask) -> None:

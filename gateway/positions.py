@@ -12,7 +12,7 @@ class StaleCursor(Exception):
 
 
 def acknowledged(text: str, follower: Follower) -> int | None:
-    """The sequence an `ack` names; None for one that crossed a reset on its way.
+    """The sequence an `ack` names; None for one that may have crossed a reset on its way.
 
     Raises:
         BadFrame, InvalidCursor: the session was never sent that cursor.
@@ -26,6 +26,8 @@ def acknowledged(text: str, follower: Follower) -> int | None:
         if epoch == follower.former_epoch and epoch:
             return None
         raise BadFrame("`ack` names a cursor that was never sent")
+    if seq <= follower.sent_before_reset:
+        return None
     if seq > follower.sent_max:
         raise BadFrame("`ack` is beyond the last frame sent")
     return seq
@@ -36,7 +38,7 @@ def read_up_to(frame: Read, follower: Follower) -> int | None:
 
     Raises:
         BadFrame, InvalidCursor: the session was never sent that cursor, or nothing yet.
-        StaleCursor: it belongs to another incarnation of the log.
+        StaleCursor: it belongs to another incarnation of the log, or to what a reset took back.
     """
     if not follower.epoch:
         raise BadFrame("`read` before `ready`")
@@ -47,6 +49,8 @@ def read_up_to(frame: Read, follower: Follower) -> int | None:
     cursor = parse_cursor(frame.up_to)
     if cursor.epoch != follower.epoch:
         raise StaleCursor("`read.up_to` belongs to another incarnation of the log")
+    if follower.sent_max < cursor.seq <= follower.sent_before_reset:
+        raise StaleCursor("`read.up_to` names what a reset took back")
     if cursor.seq > follower.sent_max:
         raise BadFrame("`read` is beyond the last frame sent")
     return cursor.seq

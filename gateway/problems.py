@@ -49,6 +49,7 @@ class Problem(Exception):
         if self.field is not None:
             body["field"] = self.field
         response = web.Response(status=self.status, body=msgspec.json.encode(body), content_type=CONTENT_TYPE)
+        response.headers["Server"] = "seamark"  # also where no application is around it to say so
         if self.retry_after_seconds is not None:
             response.headers["Retry-After"] = str(self.retry_after_seconds)
         if self.status == HTTPStatus.UNAUTHORIZED:

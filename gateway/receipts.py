@@ -70,7 +70,8 @@ class Tally:
         due: list[Receipt] = []
         if self.acked > self.acked_told:
             # Something newer may have been sent since; what was acknowledged was sent before it was.
-            sent_at = _moment(min(self.sent_at, self.acked_at)) if self.acked > self.sent_told else None
+            untold = self.acked > self.sent_told and self.sent_at
+            sent_at = _moment(min(self.sent_at, self.acked_at)) if untold else None
             at = _moment(self.acked_at)
             due.append(Receipt(user, "inapp", device, "acknowledged", epoch, self.acked_told, self.acked, at, sent_at))
             self.acked_told = self.acked
@@ -123,14 +124,17 @@ class Receipts:
             async with asyncio.timeout(timeout_seconds):
                 while self._queue:
                     await self._store()
-        except (TimeoutError, BrokerError) as error:
+        except Exception as error:
             metrics.gateway_receipts.labels("dropped").inc(len(self._queue))
             _log.error("receipts_dropped", count=len(self._queue), error=f"{type(error).__name__}: {error}")
 
     def _collect(self) -> None:
         noted, self._noted = self._noted, []
         for source in noted:
-            self.add(source.take_receipts())
+            try:
+                self.add(source.take_receipts())
+            except Exception:
+                _failed("one session's receipts are left out")
 
     async def _run(self) -> None:
         pause = RECEIPT_SECONDS
@@ -144,16 +148,30 @@ class Receipts:
             except BrokerError as error:
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
                 _log.warning("receipts_wait", count=len(self._queue), error=f"{type(error).__name__}: {error}")
+            except Exception:
+                _failed("a batch of receipts was dropped, the next one is stored")
 
     async def _store(self) -> None:
-        """One batch. An unanswered one is stored again: a receipt told twice says nothing new."""
+        """One batch. An unanswered one is stored again: a receipt told twice says nothing new.
+
+        One that meets a fault of ours is dropped: it would meet it again, and hold up all that come after it.
+        """
         batch = [self._queue.popleft() for _ in range(min(RECEIPT_BATCH, len(self._queue)))]
         try:
             if len(batch) == 1:
                 await self._broker.append(batch[0].subject, batch[0].payload, budget_seconds=1.0)
             else:
                 await self._broker.commit(batch)
-        except BaseException:
+        except (BrokerError, asyncio.CancelledError):
             self._queue.extendleft(reversed(batch))
             raise
+        except Exception:
+            metrics.gateway_receipts.labels("dropped").inc(len(batch))
+            raise
         metrics.gateway_receipts.labels("stored").inc(len(batch))
+
+
+def _failed(consequence: str) -> None:
+    """Inside an except block: a fault of ours, which must not end the task that serves all sessions."""
+    metrics.gateway_receipts.labels("failed").inc()
+    _log.exception("receipts_failed", consequence=consequence)

@@ -26,6 +26,7 @@ from gateway.auth import Verifier
 from gateway.connection import Runner
 from gateway.context import CONTEXT, Context
 from gateway.counters import FeedCollector
+from gateway.descriptors import sessions_within_limit
 from gateway.dev_page import DevPage, dev_routes
 from gateway.drain import CLOSE_SECONDS, drain
 from gateway.events_api import EventsApi
@@ -41,7 +42,7 @@ from gateway.port import Snapshot
 from gateway.problems import as_problems
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
-from gateway.tables import open_tables
+from gateway.tables import NotRead, open_tables
 from gateway.wheel import Wheel
 from projections.inbox_queries import Page
 from projections.queries import Queries
@@ -188,7 +189,7 @@ async def _context(
         broker_health=broker_health,
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
         origins=origins,
-        sessions=Sessions(per_user=options.sessions_per_user, at_most=options.sessions_at_most),
+        sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
         live=Live(broker),
         receipts=Receipts(broker),
         partitions=partitions,
@@ -205,10 +206,12 @@ async def _context(
     for partition in context.partitions:
         partition.start()
     context.receipts.start()
+    context.descriptors.start()
     try:
         yield context
     finally:
         REGISTRY.unregister(collector)
+        await context.descriptors.close()
         await context.live.close()
         closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
         await asyncio.gather(*closing)
@@ -272,20 +275,22 @@ def _listen(broker: Broker, context: Context) -> None:
 
 
 def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
-    """What the projections hold of a user."""
+    """What the projections hold of a user; None where too many ask."""
     user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
     tables = context.tables
 
     def counted(count: dict[str, Any] | None) -> None:
         if tables is None:
-            together(count, None)
+            together(count, NotRead.AWAY)
         else:
             tables.snapshot(tenant, user, lambda page: together(count, page))
 
-    def together(count: dict[str, Any] | None, page: Page | None) -> None:
-        if page is not None and page.checkpoint is not None:
+    def together(count: dict[str, Any] | None, page: Page | NotRead) -> None:
+        if page is NotRead.TOO_MANY:
+            answer(None)
+        elif isinstance(page, Page) and page.checkpoint is not None:
             answer(Snapshot(Cursor(*page.checkpoint), inbox=page.rows, unread=count))
         else:
-            answer(None if count is None else Snapshot(None, unread=count))
+            answer(Snapshot(None, unread=count))
 
     context.partition(tenant, user).counts.ask(user_tokens, counted)

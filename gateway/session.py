@@ -19,8 +19,10 @@ from gateway.close_codes import (
     BAD_FRAME,
     FAILED,
     FORBIDDEN,
+    NO_HELLO,
     NO_PONG,
     NORMAL,
+    OVERLOADED,
     RESTARTING,
     TABLE,
     TOO_MANY_FRAMES,
@@ -45,7 +47,7 @@ from gateway.frames import (
     reset_frame,
 )
 from gateway.identity import user_hash
-from gateway.limits import FRAMES_PER_MINUTE, READS_IN_FLIGHT
+from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS, READS_IN_FLIGHT
 from gateway.outlet import Outlet
 from gateway.port import ResetReason, Snapshot, State
 from gateway.positions import StaleCursor, acknowledged, read_up_to
@@ -73,17 +75,18 @@ class Session:
     """
 
     __slots__ = (
-        "_carrier",
         "_count",
         "_expires_at",
         "_follower",
         "_greeted",
         "_outlet",
+        "_pong_owed",
         "_pulse",
         "_reads",
         "_ready",
         "_token",
         "_unread_waiting",
+        "carrier",
         "context",
         "device",
         "ended",
@@ -100,10 +103,10 @@ class Session:
         self.device = ""
         self.ended = False
         self._outlet = outlet
-        self._carrier = carrier
+        self.carrier = carrier
         self._token = token
         self._follower: Follower | None = None
-        self._greeted = self._ready = False
+        self._greeted = self._ready = self._pong_owed = False
         self._expires_at = 0.0
         self._pulse = Pulse(context.wheel.now(), context.times, outlet)
         self._reads = 0
@@ -111,7 +114,7 @@ class Session:
         self._count: dict[str, Any] | None = None
         context.sessions.open(self)
         _OPEN[carrier].inc()
-        context.wheel.later(context.times.hello_seconds, self._tick)
+        context.wheel.later(context.times.hello_seconds, self._expect_hello, LOOKS)
 
     # --- from the client --------------------------------------------------------------------------------------------
 
@@ -148,18 +151,23 @@ class Session:
         self._follower.writable()
 
     @property
+    def heard_at(self) -> float:
+        """When the client last showed life, by the clock of the wheel."""
+        return self._pulse.heard_at
+
+    @property
     def live(self) -> bool:
         """Everything heard of has been sent."""
         return self._follower is not None and self._follower.feed.state is State.LIVE
 
-    def start(self, claims: Claims, device: str, cursor: str | None) -> None:
-        """Who it is for is known: join the log."""
+    def start(self, claims: Claims, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
+        """Who it is for is known: join the log at `cursor`, or with a snapshot whatever the cursor."""
         self.tenant, self.user, self.device = claims.tenant, claims.user, device
         self._live_until(claims.expires_at)
         self._token = None
         context = self.context
         partition = context.partition(self.tenant, self.user)
-        self._follower = Follower(self, self._outlet, partition, cursor)
+        self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
         context.sessions.admit(self)
         if not self.ended:
             self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
@@ -171,7 +179,7 @@ class Session:
             case Ack():
                 self._ack(frame, follower)
             case Ping():
-                self._outlet.send(pong_frame(follower.pong()))
+                self._pong(follower)
             case Read():
                 self._read(frame, follower)
             case Refresh():
@@ -180,6 +188,13 @@ class Session:
                 raise BadFrame("`hello` was said before")
         return None
 
+    def _pong(self, follower: Follower) -> None:
+        cursor = follower.pong()
+        if cursor is None:
+            self._pong_owed = True  # there is no position yet: it comes with the first one
+        else:
+            self._outlet.send(pong_frame(cursor))
+
     async def _hello(self, frame: Hello) -> None:
         token = frame.token or self._token
         if token is None:
@@ -187,7 +202,7 @@ class Session:
             return
         claims = await self._verify(token)
         if claims is not None and not self.ended:
-            self.start(claims, frame.device, frame.cursor)
+            self.start(claims, frame.device, frame.cursor, snapshot=frame.snapshot)
 
     async def _refresh(self, frame: Refresh) -> None:
         claims = await self._verify(frame.token)
@@ -264,7 +279,7 @@ class Session:
         """The cursor was accepted."""
         self._ready = True
         self._outlet.send(ready_frame(self.id, cursor, None, self._take_count()), cursor.epoch.encode(), cursor.seq)
-        self._tell_waiting_count()
+        self._tell_what_waited(cursor)
         _RESUMED.inc()
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
@@ -277,7 +292,7 @@ class Session:
             self._outlet.send(ready_frame(self.id, None, reason.value, unread))
         frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
         self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
-        self._tell_waiting_count()
+        self._tell_what_waited(cursor)
         metrics.gateway_joins.labels(reason.value).inc()
 
     def counted(self, count: dict[str, Any] | None) -> None:
@@ -302,6 +317,13 @@ class Session:
         else:
             self._unread_waiting = frame  # absolute: only the newest counts
 
+    def _tell_what_waited(self, cursor: Cursor) -> None:
+        """Answer pings that came before there was a position, and tell a count that may not come before `ready`."""
+        if self._pong_owed:
+            self._pong_owed = False
+            self._outlet.send(pong_frame(cursor))
+        self._tell_waiting_count()
+
     def _tell_waiting_count(self) -> None:
         frame, self._unread_waiting = self._unread_waiting, None
         if frame is not None:
@@ -324,7 +346,7 @@ class Session:
         """Close with `code`; one line in the log says so."""
         if self.ended:
             return
-        _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self._carrier,
+        _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,
                   user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
         self._leave(code)
         if code is not NORMAL:
@@ -349,9 +371,13 @@ class Session:
             _log.error("session_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
             self.end(FAILED, "the gateway could not go on with this session")
 
+    def overloaded(self) -> None:
+        """What it needs cannot be read as too many ask for it: it comes back, and is not told that there is nothing."""
+        self.end(OVERLOADED, "too many sessions wait for the inbox: come back")
+
     def _leave(self, code: CloseCode) -> None:
         self.ended = True
-        _OPEN[self._carrier].dec()
+        _OPEN[self.carrier].dec()
         _CLOSED[code].inc()
         follower = self._follower
         if follower is not None:
@@ -362,21 +388,30 @@ class Session:
         self.context.sessions.leave(self)
         self._follower = None  # a timer may hold this object for a while: let the rest go now
 
-    def _tick(self) -> None:
-        """Time has passed: hello, expiry and pings."""
+    def _expect_hello(self, looks: int) -> None:
+        """The time for a `hello` is over."""
+        if self.ended:
+            return
+        if self._follower is not None:
+            self._tick()
+        elif looks:
+            self.context.wheel.later(LOOK_SECONDS, self._expect_hello, looks - 1)
+        elif self._greeted:
+            self.end(FAILED, "the token could not be checked in time")  # the issuer is slow: no fault of the token
+        else:
+            self.end(NO_HELLO, f"no `hello` within {self.context.times.hello_seconds:g} s")
+
+    def _tick(self, looks: int = LOOKS) -> None:
+        """Time has passed: expiry and pings."""
         if self.ended:
             return
         now = self.context.wheel.now()
-        if self._follower is None and self._greeted:
-            self.end(FAILED, "the token could not be checked in time")  # the issuer is slow: no fault of the token
-            return
-        if self._follower is None:
-            self.end(UNAUTHENTICATED, f"no `hello` within {self.context.times.hello_seconds:g} s")
-            return
         if self._expires_at <= time():
             self.end(UNAUTHENTICATED, "expired: the token has expired")
-        elif self._pulse.lost(now):
-            self.end(NO_PONG, "a ping was not answered in time")
-        else:
+        elif not self._pulse.lost(now):
             wait = self._pulse.ping_if_silent(now)
             self.context.wheel.later(min(wait, max(0.0, self._expires_at - time())), self._tick)
+        elif looks:
+            self.context.wheel.later(LOOK_SECONDS, self._tick, looks - 1)
+        else:
+            self.end(NO_PONG, "a ping was not answered in time")

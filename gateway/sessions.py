@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway.buckets import Buckets
@@ -16,7 +17,7 @@ class Sessions:
     """All open sessions.
 
     Args:
-        per_user: sessions one user may have here; one more closes the oldest with 4409.
+        per_user: sessions one user may have here, and so many polls beside them; `one_too_many` says which one goes.
         at_most: sessions in all; `full` says when there are as many.
     """
 
@@ -26,7 +27,7 @@ class Sessions:
         self._per_user = per_user
         self._at_most = at_most
         self._all: set[Session] = set()
-        self._users: dict[tuple[str, str], list[Session]] = {}
+        self._users: dict[tuple[str, str, bool], list[Session]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -41,16 +42,16 @@ class Sessions:
         self._all.add(session)
 
     def admit(self, session: Session) -> None:
-        """`session` belongs to its user from now on; the user's oldest makes room for it where it must."""
-        mine = self._users.setdefault((session.tenant, session.user), [])
+        """`session` belongs to its user from now on; another one of the user makes room for it where it must."""
+        mine = self._users.setdefault(_key(session), [])
         mine.append(session)
-        while len(mine) > self._per_user:
-            mine[0].end(TOO_MANY_SESSIONS, f"a user may have {self._per_user} sessions; the oldest makes room")
+        if len(mine) > self._per_user:
+            one_too_many(mine).end(TOO_MANY_SESSIONS, f"a user may have {self._per_user} sessions, and has a newer one")
 
     def leave(self, session: Session) -> None:
         """`session` is over."""
         self._all.discard(session)
-        key = (session.tenant, session.user)
+        key = _key(session)
         mine = self._users.get(key)
         if mine is not None and session in mine:
             mine.remove(session)
@@ -60,3 +61,19 @@ class Sessions:
     def everyone(self) -> list[Session]:
         """All sessions, as they are now."""
         return list(self._all)
+
+
+def _key(session: Session) -> tuple[str, str, bool]:
+    """Who shares a bound: polls come and go, and must not end sessions that stay."""
+    return session.tenant, session.user, session.carrier == "poll"
+
+
+def one_too_many(sessions: Sequence[Session]) -> Session:
+    """Which of a user's sessions, the newest of them last, makes room for that one.
+
+    The oldest of the same device: a phone that flaps leaves connections behind that nobody has given up yet, and must not
+    stop the desktop. Else the one whose client was heard of longest ago: it is the likeliest to be gone.
+    """
+    *older, newest = sessions
+    of_device = next((session for session in older if session.device == newest.device), None)
+    return of_device or min(older, key=lambda session: session.heard_at, default=newest)

@@ -26,7 +26,10 @@ async def stream(request: web.Request) -> web.StreamResponse:
     admit(request, context)
     claims = await user_of(request, context)
     device = device_of(request)
-    cursor = request.headers.get("Last-Event-ID") or request.query.get("cursor")
+    seen = request.headers.get("Last-Event-ID")
+    cursor = seen or request.query.get("cursor")
+    # A browser that reconnects by itself repeats the query: what came since is held by the page.
+    snapshot = wants_snapshot(request) and not seen
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
@@ -51,7 +54,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     connection.on_writable = outlet.writable
     connection.on_lost = finish
     try:
-        session.start(claims, device, cursor)
+        session.start(claims, device, cursor, snapshot=snapshot)
         await over
     finally:
         session.gone()
@@ -69,3 +72,15 @@ def device_of(request: web.Request) -> str:
         return check_device(request.query.get("device", ""))
     except BadFrame as error:
         raise Problem(400, "invalid_device", f"{error}; give it in the query", field="device") from error
+
+
+def wants_snapshot(request: web.Request) -> bool:
+    """Whether the query says `snapshot=true`: the client has lost what it showed.
+
+    Raises:
+        Problem: 400, it says neither `true` nor `false`.
+    """
+    text = request.query.get("snapshot", "false")
+    if text not in ("true", "false"):
+        raise Problem(400, "invalid_query", "`snapshot` is `true` or `false`", field="snapshot")
+    return text == "true"

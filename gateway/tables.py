@@ -1,7 +1,8 @@
 """The projections in PostgreSQL as a gateway reads them: within a deadline, or not at all.
 
-Sessions live without them. After a failure PostgreSQL is left alone for a while, and no more than a few hundred sessions
-wait for it at a time, so a database that is away costs a joining device its snapshot and hardly any time.
+Sessions live without them. After a failure PostgreSQL is left alone for a while, so a database that is away costs a
+joining device its snapshot and hardly any time: it gets what the log holds. No more than a few hundred sessions wait for
+an answer at a time; one more is to come back. What was not read is never taken for empty (ADR 0020).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -30,7 +32,18 @@ PAUSE_SECONDS: Final = 2.0
 """After a failure no session waits for PostgreSQL this long."""
 
 WAITING_MAX: Final = 500
-"""Sessions that wait for an answer; the next one goes without."""
+"""Sessions that wait for an answer; the next one is told that there are too many, and closed with 1013."""
+
+
+class NotRead(Enum):
+    """Why there is no answer."""
+
+    AWAY = "away"
+    """PostgreSQL does not answer, or cannot hold what was asked for. Go on without it."""
+
+    TOO_MANY = "too many"
+    """Too many wait for an answer: ask again later."""
+
 
 Found = TypeVar("Found")
 
@@ -45,29 +58,39 @@ class Tables:
         self.inbox = InboxQueries(pool, partitions)
         self.proofs = Proofs(pool)
 
-    def snapshot(self, tenant: str, user: str, answer: Callable[[Page | None], None]) -> None:
+    def snapshot(self, tenant: str, user: str, answer: Callable[[Page | NotRead], None]) -> None:
         """The newest rows of a user's inbox; `answer` is called once, never inside this call."""
         self._ask(lambda: self.inbox.snapshot(tenant, user), answer)
 
-    def device_cursor(self, tenant: str, user: str, device: str, answer: Callable[[Cursor | None], None]) -> None:
-        """How far a device has acknowledged its user's log; `answer` is called once, never inside this call."""
+    def device_cursor(
+        self, tenant: str, user: str, device: str, answer: Callable[[Cursor | NotRead | None], None]
+    ) -> None:
+        """How far a device has acknowledged its user's log, None when it is not known there.
+
+        `answer` is called once, never inside this call.
+        """
         if "\0" in tenant + user:  # text that PostgreSQL cannot hold: its refusal must not pass for its absence
             asyncio.get_running_loop().call_soon(answer, None)
         else:
             self._ask(lambda: self.inbox.device_cursor(tenant, user, device), answer)
 
-    def _ask(self, question: Callable[[], Coroutine[Any, Any, Found]], answer: Callable[[Found | None], None]) -> None:
-        if time.monotonic() < self._away_until or len(self._asking) >= WAITING_MAX:
-            asyncio.get_running_loop().call_soon(answer, None)
+    def _ask(
+        self, question: Callable[[], Coroutine[Any, Any, Found]], answer: Callable[[Found | NotRead], None]
+    ) -> None:
+        if time.monotonic() < self._away_until:
+            asyncio.get_running_loop().call_soon(answer, NotRead.AWAY)
+            return
+        if len(self._asking) >= WAITING_MAX:
+            asyncio.get_running_loop().call_soon(answer, NotRead.TOO_MANY)
             return
         task = asyncio.create_task(self._answer(question, answer), name="tables")
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
     async def _answer(
-        self, question: Callable[[], Coroutine[Any, Any, Found]], answer: Callable[[Found | None], None]
+        self, question: Callable[[], Coroutine[Any, Any, Found]], answer: Callable[[Found | NotRead], None]
     ) -> None:
-        found: Found | None = None
+        found: Found | NotRead = NotRead.AWAY
         try:
             found = await question()
         except StoreUnavailable as error:

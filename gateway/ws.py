@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from typing import Final
+import time
+from typing import Final, cast
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from aiohttp._websocket.models import WSMessageTextBytes
@@ -19,11 +20,11 @@ from aiohttp.helpers import DEFAULT_CHUNK_SIZE
 
 from gateway.admission import admit
 from gateway.auth import bearer
-from gateway.close_codes import BAD_FRAME, NORMAL, TOO_LARGE
+from gateway.close_codes import BAD_FRAME, NORMAL, TOO_LARGE, TOO_MANY_FRAMES
 from gateway.connection import Connection, Handler, connection_of
 from gateway.context import Context
 from gateway.frames import PROTOCOL
-from gateway.limits import FRAME_BYTES, ROOM_BYTES
+from gateway.limits import FRAGMENT_BYTES, FRAME_BYTES, ROOM_BYTES, WIRE_BYTES_PER_MINUTE
 from gateway.outlet import WebSocketOutlet
 from gateway.problems import Problem
 from gateway.session import Session
@@ -40,20 +41,31 @@ class _Inbox(WebSocketDataQueue):
     A frame through the queue wakes a future, the handler's task and two coroutines: 8 us, of which an ack needs none.
     """
 
-    __slots__ = ("_waiting", "session")
+    __slots__ = ("_flooded", "_waiting", "frames", "session")
 
     def __init__(self, protocol: BaseProtocol, limit: int, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(protocol, limit, loop=loop)
         self.session: Session | None = None
-        self._waiting = False
+        self.frames = 0
+        """Whole frames that have come."""
+        self._waiting = self._flooded = False
 
     def wait(self, session: Session) -> None:
         """The handler of `session` is done with what came so far, and waits for the next frame that is not an ack."""
         self.session = session
         self._waiting = not self._buffer
+        if self._flooded:
+            self.flooded()
+
+    def flooded(self) -> None:
+        """The client has sent more bytes than its frames can have: end the session, or the one that is about to be."""
+        self._flooded = True
+        if self.session is not None:
+            self.session.end(TOO_MANY_FRAMES, "more bytes than the frames a client may send can have")
 
     def feed_data(self, data: WSMessage | WSMessageTextBytes, size: int) -> None:
         """Called by aiohttp's reader for every whole frame, in order."""
+        self.frames += 1
         if self._waiting and self.session is not None:
             if data.type is WSMsgType.TEXT and data.data.startswith(_ACK):
                 try:
@@ -63,6 +75,47 @@ class _Inbox(WebSocketDataQueue):
                 return
             self._waiting = False
         super().feed_data(data, size)
+
+
+class _Inflow:
+    """What a client sends, on its way to aiohttp's parser, within bounds that fragments do not escape.
+
+    The bounds of a session count whole frames. A fragment costs the parser the same, may be empty, and none of them is told
+    of: without this a client could have it parse millions of them a second.
+    """
+
+    __slots__ = ("_bytes", "_inbox", "_parser", "_since", "_unframed")
+
+    def __init__(self, parser: WebSocketReader, inbox: _Inbox) -> None:
+        self._parser = parser
+        self._inbox = inbox
+        self._unframed = 0  # bytes since the last whole frame; -1: no more are taken
+        self._bytes = 0  # since `_since`
+        self._since = time.monotonic()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Called by the connection with all that comes; the answer is the parser's: whether it has ended."""
+        if self._unframed < 0:
+            return False, b""
+        frames, size = self._inbox.frames, len(data)
+        answer = self._parser.feed_data(data)
+        self._unframed = self._unframed + size if self._inbox.frames == frames else 0
+        self._bytes += size
+        if self._unframed > FRAGMENT_BYTES or (self._bytes > WIRE_BYTES_PER_MINUTE and not self._begin_minute(size)):
+            self._unframed = -1
+            self._inbox.flooded()
+        return answer
+
+    def _begin_minute(self, size: int) -> bool:
+        now = time.monotonic()
+        if now - self._since < 60:
+            return False
+        self._since, self._bytes = now, size
+        return True
+
+    def feed_eof(self) -> None:
+        """The connection is lost."""
+        self._parser.feed_eof()
 
 
 class _Socket(web.WebSocketResponse[bool]):
@@ -75,7 +128,7 @@ class _Socket(web.WebSocketResponse[bool]):
         self._ws_protocol, self._writer = protocol, writer
         self._reader = self.inbox = _Inbox(request.protocol, DEFAULT_CHUNK_SIZE, loop=asyncio.get_running_loop())
         self._parser = WebSocketReader(self.inbox, FRAME_BYTES + 1, compress=False, decode_text=False)
-        request.protocol.set_parser(self._parser)
+        request.protocol.set_parser(cast("WebSocketReader", _Inflow(self._parser, self.inbox)))
         request.protocol.keep_alive(False)
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:

@@ -37,7 +37,7 @@ def _serve(settings: Settings) -> int:
     from seamark.process import run_role
 
     async def work(stop: asyncio.Event, health: Health) -> None:
-        from gateway import collector
+        from gateway import collector, descriptors
         from gateway.context import Context
         from gateway.health import not_ready
         from gateway.server import run
@@ -48,6 +48,7 @@ def _serve(settings: Settings) -> int:
             say_up()
 
         collector.tune()
+        descriptors.raise_limit()
         shared = bool(os.environ.get(SHARED_VARIABLE))
         await run(_options(settings), stop=stop, port=settings.gateway_port, reuse_port=shared, started=started)
 

@@ -120,6 +120,7 @@ async def test_without_postgres_records_flow_on_and_afterwards_the_tables_lack_n
             asked = time.monotonic()
             async with gateway.device(cursor=None, name="new") as device:
                 assert not (await device.until("ready", timeout=5))["resumed"]
+                assert await device.records(1), "what the log holds is not kept from it"
                 await device.until("live")
             assert time.monotonic() - asked < 4
         finally:

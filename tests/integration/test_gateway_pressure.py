@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import time
 from pathlib import Path
@@ -154,6 +155,37 @@ async def test_a_socket_that_reads_a_byte_a_second_costs_nearly_nothing_and_lose
     p99, slow_p99 = (sorted(values)[int(len(values) * 0.99)] for values in (delays, slow_delays))
     # Had the others waited for the slow one it would be minutes; a busy machine may cost a few seconds.
     assert slow_p99 < max(3.0, p99 * 4)
+
+
+# --- processes that pause -------------------------------------------------------------------------------------------
+
+
+async def test_what_is_in_the_sockets_when_a_stopped_process_goes_on_counts_before_any_deadline_does(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    times = {"hello_seconds": 1.5, "ping_seconds": 1.0, "pong_seconds": 1.0}
+    broker = await connect(NatsSettings(nats_server.url))
+    await topology.ensure(broker, "dev")
+    await broker.close()
+    options = {"jwt_secret": SECRET}
+    with gateway_process(nats_server.url, tmp_path / "log", times=times, options=options) as gateway:
+        url = f"http://127.0.0.1:{gateway.port}/v1/ws"
+        hello = {"op": "hello", "token": token(), "device": "early", "cursor": "start"}
+        async with aiohttp.ClientSession() as http, http.ws_connect(url, autoping=False) as early:
+            await early.send_json(hello)
+            while (await early.receive(timeout=5)).type is not aiohttp.WSMsgType.PING:
+                pass
+            async with http.ws_connect(url) as late:
+                gateway.process.send_signal(signal.SIGSTOP)
+                await early.pong()
+                await late.send_json({**hello, "device": "late"})
+                await asyncio.sleep(max(times["hello_seconds"], times["pong_seconds"]) + 0.3)
+                gateway.process.send_signal(signal.SIGCONT)
+                said = await late.receive(timeout=5)
+                assert json.loads(said.data)["op"] == "ready", said
+                await early.send_json({"op": "ping"})
+                said = await early.receive(timeout=5)
+                assert json.loads(said.data)["op"] == "pong", said
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The protocol `seamark.v1` over real WebSockets and a real nats-server."""
 
 import asyncio
+import contextlib
 import json
 import time
 
@@ -8,6 +9,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.close_codes import TABLE
 from gateway.options import Times
 from seamark.dev.servers import NatsServer
 from tests.support.gateways import QUICK, Device, TestGateway, gateway_on
@@ -52,19 +54,22 @@ async def test_a_device_resumes_from_its_cursor_with_exactly_what_it_missed(nats
     assert [frame["prev"] for frame in records] == [int(cursor.split(".")[1]), *missed[:-1]]
 
 
-async def test_without_a_cursor_a_device_gets_a_reset_with_a_snapshot_and_goes_on_after_it(
+async def test_without_a_cursor_a_device_gets_a_reset_and_the_log_from_there(
     nats_server: NatsServer,
 ) -> None:
     async with gateway_on(nats_server) as gateway:
         before = await gateway.append(count=3)
         async with gateway.device(cursor=None) as device:
-            ready, reset, live = [await device.next() for _ in range(3)]
+            ready, reset = [await device.next() for _ in range(2)]
+            old = await device.records(3)
+            live = await device.until("live")
             after = await gateway.append(count=1)
             record = (await device.records(1))[0]
     assert (ready["op"], ready["cursor"], ready["resumed"], ready["reason"]) == ("ready", None, False, "new")
     assert (reset["op"], reset["reason"], reset["inbox"], reset["unread"]) == ("reset", "new", [], None)
-    assert reset["cursor"].endswith(f".{before[-1]}")
-    assert (live["op"], live["cursor"]) == ("live", reset["cursor"])
+    assert reset["stale"], "there is no inbox to take a snapshot of: the log is all there is"
+    assert [int(reset["cursor"].split(".")[1]) + 1, *(frame["seq"] for frame in old[1:])] == before
+    assert live["cursor"].endswith(f".{before[-1]}")
     assert (record["seq"], record["prev"]) == (after[0], before[-1])
 
 
@@ -303,13 +308,14 @@ async def test_a_wrong_token_ends_the_session_with_4401(nats_server: NatsServer,
     assert not any(part in str(lines) for part in WRONG_TOKENS[case].split(".") if len(part) > 20)
 
 
-async def test_no_hello_in_time_ends_the_session_with_4401(nats_server: NatsServer) -> None:
+async def test_no_hello_in_time_ends_the_session_with_a_code_that_lets_the_client_come_back(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server, times=QUICK) as gateway:
         with capture_logs() as lines:
             async with gateway.socket() as device:
                 code, reason = await device.closed()
             await nothing_is_left(gateway)
-    assert (code, "hello" in reason) == (4401, True)
+    assert (code, "hello" in reason) == (4407, True)
+    assert next(row for row in TABLE if row.code == code).reconnect
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
 
 
@@ -376,6 +382,38 @@ async def test_the_oldest_of_too_many_sessions_of_a_user_goes_with_4409(nats_ser
             await gateway.append()
             for device in (two, three):
                 assert len(await device.records(1)) == 1
+
+
+async def test_a_phone_that_flaps_takes_its_own_places_and_never_the_desktops(nats_server: NatsServer) -> None:
+    async with (
+        gateway_on(nats_server, sessions_per_user=3) as gateway,
+        gateway.device(name="desktop") as desktop,
+        contextlib.AsyncExitStack() as left_behind,
+    ):
+        await desktop.until("live")
+        for _ in range(6):
+            phone = await left_behind.enter_async_context(gateway.device(name="phone"))
+            await phone.until("live")
+        await gateway.append()
+        assert len(await desktop.records(1)) == len(await phone.records(1)) == 1
+
+
+async def test_polls_end_no_session(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, sessions_per_user=1) as gateway, gateway.device(name="desktop") as desktop:
+        cursor = (await desktop.until("live"))["cursor"]
+        headers = {"Authorization": f"Bearer {token()}"}
+
+        async def poll(wait: float) -> int:
+            params = {"device": "watch", "cursor": cursor, "wait": str(wait)}
+            async with gateway.http.get(f"{gateway.url}/v1/records", params=params, headers=headers) as answer:
+                return answer.status
+
+        waiting = asyncio.create_task(poll(20), name="poll")
+        await eventually(lambda: len(gateway.context.sessions) == 2)
+        assert await poll(0) == 200
+        assert await waiting == 409, "one more poll than a user may have makes the oldest give way"
+        await gateway.append()
+        assert len(await desktop.records(1)) == 1
 
 
 async def test_too_many_frames_end_the_session_with_4429(nats_server: NatsServer) -> None:

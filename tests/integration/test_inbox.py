@@ -1,5 +1,6 @@
 """The inbox over HTTP, snapshots, known devices and proofs, on real servers with dispatcher, projector and gateway."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -10,6 +11,7 @@ from yarl import URL
 
 from engine import topology
 from engine.jetstream import Broker
+from gateway.close_codes import TABLE
 from seamark.migrate import migrate
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
@@ -122,6 +124,59 @@ async def test_a_known_device_without_a_cursor_goes_on_where_it_has_acknowledged
         assert [frame["record"]["id"] for frame in await device.records(2)] == ["e2", "e3"]
 
 
+async def test_a_device_that_has_lost_what_it_showed_gets_a_snapshot_though_it_holds_a_cursor(
+    house: TestGateway,
+) -> None:
+    await publish_some(house.broker, 3)
+    await shows(house, ["e2", "e1", "e0"])
+    async with house.device() as device:
+        held = (await device.records(3))[-1]["cursor"]
+        await device.say("ack", cursor=held)
+
+    def is_whole(reset: dict[str, Any]) -> bool:
+        assert (reset["op"], reset["reason"], reset["cursor"]) == ("reset", "snapshot", held)
+        assert [row["id"] for row in reset["inbox"]] == ["e2", "e1", "e0"]
+        return bool(reset["unread"]["count"] == 3)
+
+    async with house.socket() as device:
+        await device.say("hello", token=token(), device="phone", cursor=held, snapshot=True)
+        ready = await device.next()
+        assert (ready["op"], ready["cursor"], ready["reason"], ready["resumed"]) == ("ready", None, "snapshot", False)
+        assert is_whole(await device.next())
+        assert (await device.until("live"))["cursor"] == held
+    asked = {"device": "phone", "cursor": held, "snapshot": "true"}
+    async with house.http.get(f"{house.url}/v1/records", params=asked, headers=PHONE) as answer:
+        assert is_whole((await answer.json())["reset"])
+    async with house.http.get(f"{house.url}/v1/stream", params=asked, headers=PHONE) as answer:
+        assert b'"reason":"snapshot"' in await answer.content.readuntil(b"\n\n")
+        event = await answer.content.readuntil(b"\n\n")
+        assert is_whole(json.loads(event.split(b"data: ")[1]))
+    again = {**PHONE, "Last-Event-ID": held}  # a browser that reconnects repeats the query
+    async with house.http.get(f"{house.url}/v1/stream", params=asked, headers=again) as answer:
+        assert b'"resumed":true' in await answer.content.readuntil(b"\n\n")
+    for way in ("records", "stream"):
+        wrong = {**asked, "snapshot": "yes"}
+        async with house.http.get(f"{house.url}/v1/{way}", params=wrong, headers=PHONE) as answer:
+            assert (answer.status, (await answer.json())["field"]) == (400, "snapshot")
+
+
+async def test_a_device_for_which_too_many_wait_comes_back_and_is_never_told_that_its_inbox_is_empty(
+    house: TestGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish_some(house.broker, 2)
+    await shows(house, ["e1", "e0"])
+    monkeypatch.setattr("gateway.tables.WAITING_MAX", 0)
+    for hello in ({}, {"snapshot": True}):
+        async with house.socket() as device:
+            await device.say("hello", token=token(), device="phone", **hello)
+            code, _ = await device.closed()
+            assert code == 1013
+            assert next(row for row in TABLE if row.code == code).reconnect
+            assert [frame["op"] for frame in device.frames] == ["error"]
+    async with house.http.get(f"{house.url}/v1/records", params={"device": "phone"}, headers=PHONE) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+
+
 async def trace(gateway: TestGateway, id: str, bearer: str, **query: str) -> tuple[int, Any]:
     url = f"{gateway.url}/v1/notifications/{id}/trace"
     async with gateway.http.get(url, params=query, headers={"Authorization": f"Bearer {bearer}"}) as answer:
@@ -162,12 +217,15 @@ async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGat
     assert (await trace(house, "e1", token(tenant="other")))[0] == 404
 
 
-async def test_without_postgres_a_device_is_served_as_if_it_were_new(nats_server, postgres_server) -> None:
+async def test_without_postgres_a_device_without_a_cursor_gets_what_the_log_holds(nats_server, postgres_server) -> None:
     gone = postgres_server.url.replace(str(postgres_server.port), "1")
-    async with gateway_on(nats_server, postgres_url=gone) as gateway, gateway.device(cursor=None) as device:
-        ready = await device.until("ready", timeout=3)
-        assert (ready["resumed"], ready["reason"]) == (False, "new")
-        await device.until("live")
+    async with gateway_on(nats_server, postgres_url=gone) as gateway:
+        seqs = await gateway.append(count=3)
+        async with gateway.device(cursor=None) as device:
+            ready = await device.until("ready", timeout=3)
+            assert (ready["resumed"], ready["reason"]) == (False, "new")
+            assert [frame["seq"] for frame in await device.records(3)] == seqs
+            await device.until("live")
         assert (await gateway.http.get(f"{gateway.url}/v1/inbox", headers=PHONE)).status == 503
 
 

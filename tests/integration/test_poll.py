@@ -53,6 +53,22 @@ async def test_a_poll_waits_for_the_next_record_as_long_as_it_was_told(nats_serv
         assert len((await waiting)["records"]) == 1
 
 
+async def test_the_first_record_of_a_poll_follows_upon_the_cursor_that_was_asked_with(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        other = next(user for user in map(str, range(100)) if gateway.partition(user) == gateway.partition())
+        first = (await gateway.append())[0]
+        cursor = (await poll(gateway))["cursor"]
+        await gateway.append(other, count=20)  # the position verified moves on, and an old cursor is told so by `live`
+        waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
+        await eventually(lambda: len(gateway.context.sessions) == 1)
+        [log] = gateway.context.live._logs.values()
+        await eventually(lambda: log.followers[0].feed.last > first)
+        seqs = await gateway.append()
+        answer = await waiting
+        record = answer["records"][0]
+        assert (record["seq"], f"{cursor.split('.')[0]}.{record['prev']}") == (seqs[0], cursor)
+
+
 async def test_a_poll_that_has_heard_of_more_than_it_brings_does_not_say_live(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway:
         await gateway.append()
@@ -104,7 +120,8 @@ async def test_a_poll_without_a_cursor_gets_the_reset_and_where_to_go_on(nats_se
     async with gateway_on(nats_server) as gateway:
         await gateway.append(count=2)
         answer = await poll(gateway, None)
-        assert (answer["reset"]["reason"], answer["reset"]["inbox"], answer["records"]) == ("new", [], [])
+        assert (answer["reset"]["reason"], answer["reset"]["inbox"], len(answer["records"])) == ("new", [], 2)
+        assert answer["records"][0]["prev"] == int(answer["reset"]["cursor"].split(".")[1])
         seqs = await gateway.append(count=2)
         assert [frame["seq"] for frame in (await poll(gateway, answer["cursor"]))["records"]] == seqs
 

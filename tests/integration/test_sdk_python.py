@@ -209,7 +209,9 @@ async def test_a_restarted_app_goes_on_from_its_file_and_a_device_without_one_ge
             reset = await anext(events)
             assert isinstance(reset, Reset)
             assert reset.reason == "new"
-            assert isinstance(await anext(events), Live)
+            items = [await anext(events) for _ in range(7)]
+            assert isinstance(items[-1], Live)
+            assert [item.data["n"] for item in items[:-1] if isinstance(item, Record)] == [0, 1, 2, 3, 4, 5]
 
 
 async def test_a_read_on_one_device_reaches_the_others_as_a_record(way, gateway):

@@ -34,6 +34,11 @@ def seq_of(record: Record) -> int:
     return record.seq
 
 
+def incarnation(epoch: str) -> int:
+    """Epochs of this world are numbered: the higher one is the later."""
+    return int(epoch[1:])
+
+
 class View:
     """A prefix of what happened to the log: the leader's is the whole, a replica's may end earlier."""
 

@@ -243,6 +243,13 @@ class ParkedUnchecked(Feed):
                 self._send(seq, message)
 
 
+class ParkedOutlivesTheLog(Feed):
+    """Copies parked before a reset are kept, though the log may have been made anew before it was answered."""
+
+    def _drop_parked(self) -> None:
+        pass
+
+
 class Mutant(NamedTuple):
     """A mistake, and what the simulation must complain of: any other complaint would be about something else."""
 
@@ -272,4 +279,5 @@ MUTANTS: dict[str, Mutant] = {
     "never goes back": Mutant(Rules(feed=NeverGoesBack), "was not told that the log went back"),
     "old answers count": Mutant(Rules(feed=OldAnswersCount), "reset("),
     "parked unchecked": Mutant(Rules(feed=ParkedUnchecked), "was left out"),
+    "parked outlives the log": Mutant(Rules(feed=ParkedOutlivesTheLog), "of a log that is no more"),
 }

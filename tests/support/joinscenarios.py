@@ -142,7 +142,22 @@ READING = Profile(
     },
     whole=0.9,
 )
-PROFILES = (TROUBLE, LOSSLESS, TROUBLE, PROMPT, TROUBLE, READING)
+ANEW = Profile(
+    kinds={"publish": 30, "others": 8, "connect": 10, "forget": 20, "disconnect": 4, "recreate": 12, "back": 2},
+    gaps=(4, 8, 8, 8, 8, 4, 1, 0),
+    knobs={
+        "duplicate": (0.1,),
+        "latency_seconds": (0.01, 0.1, 0.3),
+        "slow_answers": (0.0, 0.3),
+        "no_snapshot": (0.0, 0.3),
+        "projection_lag_seconds": (0.0, 0.1),
+        "page": (1, 3, 256),
+        "parked_limit": (4, 256),
+    },
+    whole=0.9,
+)
+"""The log is made anew while devices join: what was heard of the former one must not pass for the new one's."""
+PROFILES = (TROUBLE, LOSSLESS, TROUBLE, PROMPT, TROUBLE, READING, ANEW)
 LOSSLESS_KINDS = frozenset(LOSSLESS.kinds)
 
 

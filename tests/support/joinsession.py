@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.cursor import Cursor
 from gateway.feed import Ask, Feed, LogState, ResetReason, Snapshot
-from tests.support.joinlog import Broken, Record
+from tests.support.joinlog import Broken, Record, incarnation
 
 if TYPE_CHECKING:
     from tests.support.joinsim import World
@@ -48,6 +48,8 @@ class Device:
         if cursor.seq < held.seq:
             raise Broken(f"{kind} goes back from {held} to {cursor}")
         self.cursor = cursor
+        if record is not None and incarnation(record.epoch) < incarnation(cursor.epoch):
+            raise Broken(f"{record} of a log that is no more was shown as {cursor}")
         if (record is not None and (record.gone == "lost" or record.epoch != cursor.epoch)) or (
             cursor.epoch == self.world.leader.epoch and cursor.seq > self.world.leader.last
         ):
@@ -72,6 +74,7 @@ class Session:
         self.world = world
         self.device = device
         self.hello = hello
+        self.reason = ResetReason.NEW if device.cursor is None else ResetReason.SNAPSHOT
         self.queue: deque[tuple[Any, ...]] = deque()
         self.blocked = False
         self.draining = False
@@ -89,7 +92,7 @@ class Session:
         if isinstance(hello, Cursor):
             self.sent = hello
         self.watched_at_hello = world.watched
-        world.after(world.latency(), lambda: self.feed.hello(hello))
+        world.after(world.latency(), lambda: self.feed.hello(hello, self.reason))
         world.after(CHECK_SECONDS * world.rng.random(), self.tick)
 
     def subscribe(self) -> None:
@@ -194,7 +197,7 @@ class Session:
         checkpoint = snapshot.checkpoint
         if checkpoint is not None and checkpoint.epoch != cursor.epoch:
             raise Broken(f"a snapshot at {checkpoint} with the cursor {cursor}")
-        if cursor.epoch == leader.epoch and not (reason is ResetReason.NEW and checkpoint is None):
+        if cursor.epoch == leader.epoch:
             covered = checkpoint or Cursor(cursor.epoch, 0)
             if cursor.seq < covered.seq:
                 raise Broken(f"reset to {cursor}, before its snapshot at {checkpoint}")
@@ -206,8 +209,8 @@ class Session:
 
     def justify(self, reason: ResetReason) -> None:
         leader, held, deceived = self.world.leader, self.sent, self.device.deceived
-        if reason is ResetReason.NEW:
-            just = self.hello is None and held is None
+        if reason in (ResetReason.NEW, ResetReason.SNAPSHOT):
+            just = self.hello is None and held is None and reason is self.reason
         elif held is None:
             just = self.hello == "start" and reason is not ResetReason.FUTURE
         elif reason is ResetReason.EPOCH:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from engine.cursor import Cursor
 from gateway.feed import FeedCounters, LogState, State
-from tests.support.joinlog import Broken, Projections, Record, Replica, View, seq_of
+from tests.support.joinlog import Broken, Projections, Record, Replica, View, incarnation, seq_of
 from tests.support.joinscenarios import LOSSLESS_KINDS, Knobs, Scenario, Step
 from tests.support.joinsession import Device, Rules, Session
 
@@ -240,6 +240,8 @@ class World:
         hello: Cursor | Literal["start"] | None = device.cursor
         if hello is None:
             hello = "start" if b % 2 else None
+        elif b % 16 == 15:
+            hello = None  # what it showed is lost, the cursor is not
         device.session = Session(self, device, hello)
 
     def do_disconnect(self, device: Device, a: int, b: int) -> None:
@@ -296,7 +298,7 @@ class World:
     def do_recreate(self, device: Device, a: int, b: int) -> None:
         for record in self.history[self.leader.epoch]:
             record.gone = record.gone or "lost"
-        epoch = f"e{int(self.leader.epoch[1:]) + 1}"
+        epoch = f"e{incarnation(self.leader.epoch) + 1}"
         self.checkpoint()
         self.history[epoch] = []
         self.operate("recreate", epoch)

@@ -170,11 +170,33 @@ def test_with_a_snapshot_that_leads_nowhere_the_whole_log_is_read(owner, snapsho
     assert owner.shown.inbox == ()
 
 
-def test_a_new_device_for_which_there_is_no_snapshot_begins_at_the_end(owner):
-    owner.feed.hello(None)
+@pytest.mark.parametrize("reason", [ResetReason.NEW, ResetReason.SNAPSHOT])
+def test_a_device_for_which_no_snapshot_could_be_read_is_never_told_that_there_is_nothing(owner, reason):
+    owner.feed.hello(None, reason)
     owner.snapshot(None)
-    owner.head(Ask.LEADER, 10, 12)
-    assert owner.took() == [("reset", "new", "e.12"), ("live", "e.12")]
+    owner.head(Ask.LEADER, 10, 12, LogState("e", 3, 12))
+    assert owner.took() == [("reset", reason.value, "e.2")]
+    assert owner.shown.stale
+    owner.page(5, 10)
+    owner.leader(LogState("e", 3, 12))
+    assert owner.took() == [5, 10, ("live", "e.10")]
+
+
+@pytest.mark.parametrize("begin", [None, "start"])
+def test_a_copy_of_a_log_that_was_made_anew_while_a_device_joined_is_never_shown_as_one_of_the_new_log(owner, begin):
+    owner.feed.hello(begin)
+    owner.live(9, 3)  # of the former log
+    if begin is None:
+        owner.snapshot(Snapshot(Cursor("f", 0)))
+    owner.head(Ask.LEADER, 0, 0, LogState("f", 1, 0))
+    owner.page(3, 4)
+    owner.leader(LogState("f", 1, 4))
+    assert [frame for frame in owner.took() if isinstance(frame, int)] == [3, 4]
+    for seq in range(5, 11):
+        owner.live(seq, seq - 1)
+    owner.timer(Ask.PAGE)
+    owner.page(4, 5, 6, 7, 8, 9, 10)
+    assert owner.took() == [5, 6, 7, 8, 9, 10, ("live", "f.10")]
 
 
 def test_a_snapshot_older_than_the_log_is_shown_as_stale(owner):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.support.joinlog import Broken
 from tests.support.joinmutants import MUTANTS
-from tests.support.joinscenarios import GAPS, LOSSLESS, PROMPT, READING, TROUBLE, Profile, Scenario, Step, scenario
+from tests.support.joinscenarios import ANEW, GAPS, LOSSLESS, PROMPT, READING, TROUBLE, Profile, Scenario, Step, scenario
 from tests.support.joinsim import run
 
 SEEDS = 1000
@@ -41,6 +41,7 @@ def test_whatever_the_network_does_nothing_is_lost_doubled_reordered_or_skipped_
         pytest.param(LOSSLESS, id="no copy lost but in the race of a join: at the head within 5 s"),
         pytest.param(PROMPT, id="no copy lost at all: at the head before any check"),
         pytest.param(READING, id="slow sockets, while the log is trimmed under them"),
+        pytest.param(ANEW, id="a log that is made anew while devices join"),
     ],
 )
 def test_the_same_holds_for_drawn_scenarios_with(profile: Profile):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cursor import Cursor
+from engine.jetstream import Outgoing
 from gateway import close_codes, frames
 from gateway.admission import Handshakes
 from gateway.close_codes import NO_PONG, TABLE
@@ -19,7 +20,7 @@ from gateway.limits import ROOM_BYTES, WRITE_HIGH_BYTES, WRITE_LOW_BYTES
 from gateway.message import Message, live_position
 from gateway.outlet import EventStreamOutlet, Flusher, WebSocketOutlet
 from gateway.poll import PollOutlet
-from gateway.receipts import Tally
+from gateway.receipts import Receipts, Tally
 from gateway.wheel import Wheel
 
 # --- frames ---------------------------------------------------------------------------------------------------------
@@ -57,7 +58,6 @@ def test_every_frame_of_the_server_is_json_with_an_op() -> None:
         frames.skip_frame(7, 3, b"abcdefgh"),
         frames.live_frame(cursor),
         frames.pong_frame(cursor),
-        frames.pong_frame(None),
         frames.ready_frame("s", cursor, None, None),
         frames.ready_frame("s", None, "new", {"count": 1, "as_of": "x", "stale": False}),
         frames.reset_frame("new", cursor, None, [{"id": "e1"}]),
@@ -66,12 +66,12 @@ def test_every_frame_of_the_server_is_json_with_an_op() -> None:
         frames.bye_frame(250),
     ]
     ops = [json.loads(frame)["op"] for frame in built]
-    assert ops == ["record", "skip", "live", "pong", "pong", "ready", "ready", "reset", "reset", "error", "bye"]
+    assert ops == ["record", "skip", "live", "pong", "ready", "ready", "reset", "reset", "error", "bye"]
     assert json.loads(built[0]) == {
         "op": "record", "seq": 7, "prev": 3, "cursor": "abcdefgh.7", "record": {"id": "e1"},
     }  # fmt: skip
-    assert json.loads(built[5])["resumed"] is True
-    assert json.loads(built[6]) == {
+    assert json.loads(built[4])["resumed"] is True
+    assert json.loads(built[5]) == {
         "op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": "new",
         "unread": {"count": 1, "as_of": "x", "stale": False},
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_the_reason_of_a_close_frame_fits_a_control_frame() -> None:
 
 def test_close_codes_are_distinct_and_in_the_range_for_applications() -> None:
     assert len({row.code for row in TABLE}) == len({row.name for row in TABLE}) == len(TABLE)
-    assert all(4_400 <= row.code < 4_500 or row.code in (1000, 1011, 1012) for row in TABLE)
+    assert all(4_400 <= row.code < 4_500 or row.code in (1000, 1011, 1012, 1013) for row in TABLE)
     assert set(TABLE) == {value for value in vars(close_codes).values() if isinstance(value, close_codes.CloseCode)}
 
 
@@ -279,6 +279,16 @@ async def test_a_poll_takes_as_many_records_as_asked_for_and_no_more() -> None:
     assert (answer["cursor"], answer["live"], len(answer["records"])) == ("e.2", False, 2)
 
 
+async def test_a_poll_forgets_what_a_reset_takes_back() -> None:
+    outlet = PollOutlet(5)
+    outlet.send(frames.record_frame(7, 0, b"e", b"{}"), b"e", 7)
+    outlet.send(frames.reset_frame("epoch", Cursor("f", 0), None, []), b"f", 0)
+    outlet.send(frames.record_frame(1, 0, b"f", b"{}"), b"f", 1)
+    answer = json.loads(outlet.body())
+    assert (answer["cursor"], answer["reset"]["cursor"]) == ("f.1", "f.0")
+    assert [frame["cursor"] for frame in answer["records"]] == ["f.1"]
+
+
 # --- timers ---------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +346,58 @@ def test_receipts_are_ranges_each_told_once() -> None:
     tally.acked = 20
     assert told(tally) == [("acknowledged", 18, 20)]
     assert told(tally) == []
+
+
+def test_what_was_acknowledged_without_a_record_names_no_time_of_sending() -> None:
+    tally = Tally(10)
+    tally.acked, tally.acked_at = 50, 1_000.0  # the cursor of a `live`
+    [receipt] = (json.loads(outgoing.payload) for outgoing in tally.take(1, "t", "u", "d", "e"))
+    assert (receipt["up_to"], receipt.get("sent_at")) == (50, None)
+
+
+class Told:
+    """A session that has one receipt to tell, or a fault."""
+
+    def __init__(self, payload: bytes | None) -> None:
+        self.payload = payload
+
+    def take_receipts(self) -> list[Outgoing]:
+        if self.payload is None:
+            raise ZeroDivisionError
+        return [Outgoing("rcpt.0.t.u", self.payload)]
+
+
+class Store:
+    """Where receipts go; it meets a fault with one of them."""
+
+    def __init__(self) -> None:
+        self.stored: list[bytes] = []
+
+    async def append(self, subject: str, payload: bytes, budget_seconds: float) -> None:
+        if payload == b"fault":
+            raise ZeroDivisionError
+        self.stored.append(payload)
+
+
+async def test_a_fault_with_one_receipt_ends_neither_the_task_nor_the_receipts_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.receipts.RECEIPT_SECONDS", 0.01)
+    store = Store()
+    receipts = Receipts(store)  # type: ignore[arg-type]
+    receipts.start()
+    for payload in (b"one", None, b"fault", b"two"):
+        receipts.note(Told(payload))
+        async with asyncio.timeout(5):
+            while receipts._noted or receipts._queue:
+                await asyncio.sleep(0.005)
+    receipts.note(Told(None))
+    receipts.note(Told(b"three"))
+    async with asyncio.timeout(5):
+        while len(store.stored) < 3:
+            await asyncio.sleep(0.005)
+    await receipts.close(1.0)
+    assert store.stored == [b"one", b"two", b"three"]
 
 
 def test_handshakes_of_an_address_are_bounded_and_come_back_with_time() -> None:

@@ -5,20 +5,29 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine.cursor import Cursor
 from gateway.auth import Claims
 from gateway.close_codes import CloseCode
 from gateway.counts import unread_frame
+from gateway.follower import Follower
+from gateway.frames import BadFrame, Read
 from gateway.live import UserLog
 from gateway.options import Times
-from gateway.port import ResetReason, Snapshot
+from gateway.port import FeedCounters, ResetReason, Snapshot
+from gateway.positions import StaleCursor, acknowledged, read_up_to
 from gateway.session import Session
-from gateway.sessions import Sessions
+from gateway.sessions import Sessions, one_too_many
 from gateway.wheel import Wheel
 
 
 class Window:
     """An outlet that shows what was sent."""
+
+    tells_live = True
 
     def __init__(self) -> None:
         self.has_room = True
@@ -89,6 +98,43 @@ async def test_a_count_that_came_before_a_reset_is_told_after_it_only_if_it_is_n
         assert window.counts == told
 
 
+def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sent_after_it() -> None:
+    session = SimpleNamespace(
+        context=SimpleNamespace(counters=FeedCounters()), tell_receipts=lambda: None,
+        ready=lambda cursor: None, reset=lambda *facts: None,
+    )  # fmt: skip
+    follower = Follower(session, Window(), None, "e.90")  # type: ignore[arg-type]
+    follower.resumed(Cursor("e", 90))
+    follower._moved(100)
+    assert acknowledged("e.95", follower) == 95
+    follower.reset(ResetReason.FUTURE, Snapshot(None), Cursor("e", 50))  # the log has gone back
+    follower._moved(60)
+    assert acknowledged("e.95", follower) is None, "a record that is no more"
+    assert acknowledged("e.55", follower) is None, "it may be of the record that was there before"
+    with pytest.raises(StaleCursor):
+        read_up_to(Read(up_to="e.95"), follower)
+    with pytest.raises(BadFrame):
+        acknowledged("e.101", follower)
+    follower._moved(110)
+    assert acknowledged("e.105", follower) == 105
+    follower.reset(ResetReason.EPOCH, Snapshot(None), Cursor("f", 0))
+    follower._moved(3)
+    assert acknowledged("e.110", follower) is None
+    assert acknowledged("f.2", follower) == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=2, max_size=8))
+def test_the_session_that_makes_room_is_of_the_same_device_or_the_one_that_was_silent_for_longest(
+    held: list[tuple[str, int]],
+) -> None:
+    sessions = [SimpleNamespace(device=device, heard_at=heard_at) for device, heard_at in held]
+    gone = one_too_many(sessions)  # type: ignore[arg-type]
+    *older, newest = sessions
+    same = [session for session in older if session.device == newest.device]
+    assert gone in older
+    assert gone is same[0] if same else gone.heard_at == min(session.heard_at for session in older)
+
+
 class Listener:
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -130,11 +176,26 @@ async def test_a_token_that_cannot_be_checked_in_time_is_no_fault_of_the_token()
     assert (window.closed.code, window.closed.reconnect) == (1011, True)
 
 
-async def test_who_says_no_hello_is_told_that_it_is_not_authenticated() -> None:
+async def test_who_says_no_hello_in_time_may_come_back() -> None:
     window = Window()
     session = session_on(window)
     session._follower = None
     async with asyncio.timeout(5):
         while window.closed is None:
             await asyncio.sleep(0.01)
-    assert window.closed.code == 4401
+    assert (window.closed.code, window.closed.reconnect) == (4407, True)
+
+
+async def test_a_ping_before_there_is_a_position_is_answered_with_the_first_one() -> None:
+    for tell in (
+        lambda session: session.ready(Cursor("e", 7)),
+        lambda session: session.reset(ResetReason.NEW, Snapshot(None), Cursor("e", 7)),
+    ):
+        window = Window()
+        session = session_on(window)
+        session._follower = SimpleNamespace(pong=lambda: None, writable=lambda: None)  # type: ignore[assignment]
+        session.receive(b'{"op":"ping"}')
+        assert window.frames == []
+        tell(session)
+        assert window.frames[0]["op"] == "ready"
+        assert window.frames[-1] == {"op": "pong", "cursor": "e.7"}

@@ -1,0 +1,92 @@
+"""Whether this process has file descriptors left: without one no connection can be taken, and nobody is told by whom.
+
+uvloop closes what it cannot take without a word to us. So the process tries for itself, once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+from typing import Final
+
+import structlog
+
+from engine import metrics
+from gateway.limits import SPARE_DESCRIPTORS
+
+_log = structlog.get_logger("seamark.descriptors")
+
+LOOK_SECONDS: Final = 1.0
+"""Between two tries: some microseconds each."""
+
+
+class Descriptors:
+    """The file descriptors of this process.
+
+    Attributes:
+        exhausted: there was none left at the last look; the process is not ready then.
+    """
+
+    def __init__(self) -> None:
+        self.exhausted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._run(), name="descriptors")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def look(self) -> None:
+        """Try to open one more file."""
+        exhausted = not _one_left()
+        if exhausted:
+            metrics.gateway_exhausted_looks.inc()
+        if exhausted and not self.exhausted:
+            _log.error("out_of_file_descriptors", limit=limit(), consequence="new connections are closed unanswered",
+                       remedy="raise the limit of open files of this process (LimitNOFILE, ulimit -n)")  # fmt: skip
+        elif self.exhausted and not exhausted:
+            _log.info("file_descriptors_free_again")
+        self.exhausted = exhausted
+
+    async def _run(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def _one_left() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return False
+        raise
+    return True
+
+
+def limit() -> int:
+    """How many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def raise_limit() -> None:
+    """Take as many as the system lets this process have. For a process that serves nothing but a gateway."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):  # some systems call more unlimited than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def sessions_within_limit(wanted: int) -> int:
+    """`wanted` sessions, or fewer where there are not as many descriptors: better a 503 than a closed connection."""
+    possible = max(1, limit() - SPARE_DESCRIPTORS)
+    if possible < wanted:
+        _log.info("sessions_bounded", by="file descriptors", sessions=possible, limit=limit(), wanted=wanted)
+    return min(wanted, possible)
