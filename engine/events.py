@@ -206,6 +206,11 @@ def _recipient(user: str) -> Recipient:
         raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
 
 
+def is_event_id(text: str) -> bool:
+    """Whether an event, and so a notification, can have this id: 1 to 128 printable ASCII characters without blanks."""
+    return _ID.fullmatch(text) is not None
+
+
 def new_event_id() -> str:
     """A random id for an event whose publisher gave none."""
     return uuid.uuid4().hex

@@ -84,6 +84,9 @@ gateway_refused_handshakes = Counter(
 gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))
 """fate: stored, dropped (the broker was away for too long)."""
 
+gateway_state_records = Counter("seamark_gateway_state_records", "Read and archive records, by fate", ("fate",))
+"""fate: stored, failed, refused_user and refused_tenant (the allowance is used up), refused_waiting."""
+
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
 

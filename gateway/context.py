@@ -20,6 +20,7 @@ from gateway.partition import Partition
 from gateway.port import FeedCounters, Snapshot
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
+from gateway.state_records import StateRecords
 from gateway.tables import Tables
 from gateway.wheel import Wheel
 
@@ -40,6 +41,7 @@ class Context:
     sessions: Sessions
     live: Live
     receipts: Receipts
+    state_records: StateRecords
     partitions: list[Partition]
     wheel: Wheel
     flusher: Flusher

@@ -18,9 +18,6 @@ An SDK acks at most four times a second (240), so this leaves room for reads and
 READ_IDS: Final = 500
 """Ids in one `read`; 500 ids of 128 bytes still fit in one frame of `FRAME_BYTES`."""
 
-READS_IN_FLIGHT: Final = 8
-"""Unanswered appends of read records per session; then an `error` frame `too_many_reads` and the read is not done."""
-
 ROOM_BYTES: Final = 65_536
 """Bytes one socket may have unsent before its session is *catching up* and waits for it to be writable."""
 
@@ -47,10 +44,38 @@ DEVICE_BYTES: Final = 128
 SESSIONS_PER_USER: Final = 20
 """Connected sessions of one user in one process; then the oldest is closed with 4409."""
 
-READS_PER_MINUTE: Final = 120
-"""Read records one user may have appended in a minute through one process, over all sessions; then `error` `too_many_reads`.
+# --- read and archive records, which users have written -----------------------------------------------------------------
 
-The log keeps them for a month, and one may be 64 KiB: without a bound a single user could fill it for everybody."""
+STATE_BURST_BYTES: Final = 1 << 20
+"""Bytes of them one user may have stored at once, over all gateways; then `too_many_reads`. Some 2 000 that name a position,
+or 50 that name 500 ids each: nobody who reads by hand gets there."""
+
+STATE_BYTES_PER_DAY: Final = 2 << 20
+"""Bytes of them that come back to a user in a day. A log that keeps 30 days holds 61 MiB of one user at most."""
+
+STATE_SHARE_PERCENT: Final = 25
+"""How much of each log the users of one tenant may fill with them (`SEAMARK_TENANT_STATE_PERCENT`)."""
+
+STATE_RECORD_BYTES_MAX: Final = 131_072
+"""The largest of them: 500 ids of 128 bytes, each escaped in JSON, with its headers."""
+
+STORED_OVERHEAD_BYTES: Final = 128
+"""What a stored record costs beside its body and subject: its header, and the broker's own frame."""
+
+STATE_PAUSE_SECONDS: Final = 0.25
+"""Between two of them from one device; what it asks for meanwhile goes into the next one."""
+
+STATE_REQUESTS_WAITING: Final = 64
+"""Requests of one device that wait for the log; then `too_many_reads`. A minute of clicking while the broker elects a leader."""
+
+STATE_BUDGET_SECONDS: Final = 10.0
+"""How long one of them is tried to be stored: a leader election takes 4-9 s."""
+
+LOG_BYTES_ASSUMED: Final = 4 << 30
+"""Size of a log without a bound of its own, where a share of it is reckoned."""
+
+LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
+"""Age of a log that keeps records for ever, where a share of it is reckoned."""
 
 # --- one process ----------------------------------------------------------------------------------------------------
 
@@ -202,6 +227,9 @@ DRAIN_WORK_SECONDS: Final = 5.0
 
 assert WRITE_LOW_BYTES < WRITE_HIGH_BYTES < ROOM_BYTES, "a session refused room must find its transport paused"
 assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
+assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
+    "any record of a user's must fit its allowance"
+)
 
 
 def shared_pause_seconds(sharers: int) -> float:

@@ -20,6 +20,7 @@ from engine.subjects import EVENTS_STREAM, encode_token, log_stream
 from engine.topology_check import report_start
 from gateway import cors, inbox_api, inbox_page, poll, proof_api, sse, ws
 from gateway.admission import Handshakes
+from gateway.allowances import Allowances, tenant_allowance, user_allowance
 from gateway.api_keys import ApiKeys, PostgresKeys
 from gateway.auth import Verifier
 from gateway.connection import Runner
@@ -40,6 +41,7 @@ from gateway.port import Snapshot
 from gateway.problems import as_problems
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
+from gateway.state_records import StateRecords
 from gateway.tables import open_tables
 from gateway.wheel import Wheel
 from projections.inbox_queries import Page
@@ -166,7 +168,8 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         origins = Origins(options.origins, same_origin=options.dev)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
-    count = await _partitions(broker, options.partitions)
+    logs = await _logs(broker, options.partitions)
+    count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
     tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
     redis = (
@@ -183,6 +186,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         sessions=Sessions(per_user=options.sessions_per_user, at_most=options.sessions_at_most),
         live=Live(broker),
         receipts=Receipts(broker),
+        state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
         partitions=partitions,
         wheel=Wheel(),
         flusher=Flusher(),
@@ -201,6 +205,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         yield context
     finally:
         REGISTRY.unregister(collector)
+        await context.state_records.close()
         await context.live.close()
         closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
         await asyncio.gather(*closing)
@@ -213,8 +218,12 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
             await redis.aclose()
 
 
-async def _partitions(broker: Broker, expected: int | None) -> int:
-    """How many partitions there are; every log must agree and have an epoch.
+def _allowances(redis: Redis | None, logs: list[StreamState], tenant_percent: float) -> Allowances:
+    return Allowances(redis, user_allowance(), [tenant_allowance(log, tenant_percent) for log in logs])
+
+
+async def _logs(broker: Broker, expected: int | None) -> list[StreamState]:
+    """The log of each partition; every one must agree on how many there are, and have an epoch.
 
     Raises:
         TopologyError: streams are missing or not as `seamark topology apply` leaves them.
@@ -228,13 +237,13 @@ async def _partitions(broker: Broker, expected: int | None) -> int:
             f"SEAMARK_PARTITIONS is {expected}, the streams were made for {count}",
             "Unset it, or connect to the servers it was meant for.",
         )
-    for number in range(count):
-        state = await _stream(broker, log_stream(number))
+    logs = [await _stream(broker, log_stream(number)) for number in range(count)]
+    for state in logs:
         if state.partitions != count:
             raise TopologyError(f"{state.name} was made for {state.partitions} partitions, EVENTS for {count}", remedy)
         if state.epoch is None:
             raise TopologyError(f"{state.name} has no epoch", remedy)
-    return count
+    return logs
 
 
 async def _stream(broker: Broker, name: str) -> StreamState:
