@@ -90,6 +90,11 @@ gateway_state_records = Counter("seamark_gateway_state_records", "Read and archi
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
 
+event_ids_taken = Counter(
+    "seamark_event_ids_taken",
+    "Events whose message id another event had been published with; they were stored nevertheless",
+)
+
 gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
 """how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed."""
 

@@ -142,8 +142,26 @@ BULK_EVENTS: Final = 1_000
 BULK_IN_FLIGHT: Final = 64
 """Appends one bulk request has outstanding at a time."""
 
+BULK_APPENDS: Final = 256
+"""Appends all bulk requests of a process have outstanding at a time; the others wait, in the order they came."""
+
+BULK_APPENDS_PER_TENANT: Final = 128
+"""Of them, one tenant's: however much it sends, half of the places are left for others."""
+
+BULK_REQUESTS: Final = 32
+"""Bulk requests at a time in one process, each with up to 4 MiB and what is made of it; then 503 with Retry-After."""
+
+BULK_REQUESTS_PER_TENANT: Final = 8
+"""Of them, one tenant's."""
+
+BULK_SECONDS: Final = 30.0
+"""How long a bulk request is stored; what is not stored then is answered with an error each. Proxies give up after a minute."""
+
 EVENTS_IN_FLIGHT: Final = 512
-"""Requests that wait for a PubAck in one process; then 503 with Retry-After."""
+"""Single events that wait for a PubAck in one process; then 503 with Retry-After. Bulk requests take none of these places."""
+
+EVENTS_IN_FLIGHT_PER_TENANT: Final = 256
+"""Of them, one tenant's: 256 at 5 ms each are 50 000 events a second, which is more than a process can take in."""
 
 EVENT_BUDGET_SECONDS: Final = 10.0
 """How long a request tries to have its event stored; then 503 with Retry-After."""
@@ -226,6 +244,7 @@ DRAIN_WORK_SECONDS: Final = 5.0
 """For requests, read records and receipts under way; then they are given up, and said so."""
 
 assert WRITE_LOW_BYTES < WRITE_HIGH_BYTES < ROOM_BYTES, "a session refused room must find its transport paused"
+assert BULK_IN_FLIGHT <= BULK_APPENDS_PER_TENANT < BULK_APPENDS, "one tenant must leave places to others"
 assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
 assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
     "any record of a user's must fit its allowance"
