@@ -79,7 +79,7 @@ gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not a
 gateway_refused_handshakes = Counter(
     "seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",)
 )
-"""reason: origin, full, draining, rate."""
+"""reason: origin, full, draining, rate (one address), requests (one user)."""
 
 gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))
 """fate: stored, dropped (the broker was away for too long)."""
@@ -96,7 +96,8 @@ event_ids_taken = Counter(
 )
 
 gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
-"""how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed."""
+"""how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed, guessed
+(not looked up: too many keys that are none came from its address)."""
 
 projection_lag = Gauge(
     "seamark_projection_lag_seconds", "Age of the newest record folded, when it was", ("projection", "stream")

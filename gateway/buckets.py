@@ -32,9 +32,14 @@ class Buckets:
         self._now = now
         self._full_at: dict[Hashable, float] = {}
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound at all."""
+        return self._per_second > 0
+
     def take(self, key: Hashable, cost: float = 1.0) -> bool:
         """Take `cost`; False, and nothing taken, when the key has less left."""
-        if self._per_second <= 0:
+        if not self.bounded:
             return True
         if self.wait_seconds(key, cost) > 0:
             return False
@@ -45,9 +50,14 @@ class Buckets:
         self._full_at[key] = full_at + cost / self._per_second
         return True
 
+    def give_back(self, key: Hashable, cost: float = 1.0) -> None:
+        """What was taken has cost nothing after all."""
+        if self.bounded and key in self._full_at:
+            self._full_at[key] -= cost / self._per_second
+
     def wait_seconds(self, key: Hashable, cost: float = 1.0) -> float:
         """How long until `cost` can be taken; 0: now. Nothing is taken."""
-        if self._per_second <= 0:
+        if not self.bounded:
             return 0.0
         now = self._now()
         missing = max(self._full_at.get(key, now) - now, 0.0) + (cost - self._burst) / self._per_second

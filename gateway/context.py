@@ -12,12 +12,15 @@ from aiohttp import web
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from gateway.auth import Verifier
+from gateway.buckets import Buckets
+from gateway.limits import REQUESTS_PER_MINUTE
 from gateway.live import Live
 from gateway.options import Times
 from gateway.origins import Origins
 from gateway.outlet import Flusher
 from gateway.partition import Partition
 from gateway.port import FeedCounters, Snapshot
+from gateway.proxies import Proxies
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
 from gateway.state_records import StateRecords
@@ -49,6 +52,8 @@ class Context:
     handshakes: Handshakes
     times: Times
     tables: Tables | None = None
+    requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
+    proxies: Proxies = field(default_factory=Proxies)
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False

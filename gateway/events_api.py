@@ -17,7 +17,7 @@ from engine.eventstore import EventStore
 from engine.jetstream import RETRIED_ERR_CODES, Broker, PubAck
 from engine.limits import EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX
 from engine.subjects import check_type, encode_token
-from gateway.api_keys import EVENTS_WRITE, ApiKey, ApiKeys, KeysAway
+from gateway.api_keys import EVENTS_WRITE, ApiKey, ApiKeys, KeysAway, TooManyGuesses
 from gateway.auth import bearer
 from gateway.bodies import read_body
 from gateway.limits import (
@@ -36,6 +36,7 @@ from gateway.limits import (
     RETRY_AFTER_SECONDS,
 )
 from gateway.problems import Problem, field_of, unavailable
+from gateway.proxies import Proxies
 from gateway.shares import NoPlace, Queue, Shares
 
 _log = structlog.get_logger("seamark.events_api")
@@ -84,9 +85,11 @@ class EventsApi:
     Args:
         broker: where events are stored.
         keys: who may publish, and for which tenant.
+        proxies: whose word counts for where a request comes from.
     """
 
-    def __init__(self, broker: Broker, keys: ApiKeys) -> None:
+    def __init__(self, broker: Broker, keys: ApiKeys, proxies: Proxies) -> None:
+        self._proxies = proxies
         self._events = EventStore(broker)
         self._keys = keys
         self._singles = Shares(EVENTS_IN_FLIGHT, EVENTS_IN_FLIGHT_PER_TENANT)
@@ -138,7 +141,9 @@ class EventsApi:
         if not presented:
             raise Problem(401, "unauthenticated", "send an API key as Authorization: Bearer …")
         try:
-            key = await self._keys.find(presented)
+            key = await self._keys.find(presented, lambda: self._proxies.client(request))
+        except TooManyGuesses as error:
+            raise Problem(429, "too_many_keys", f"{error}: check the API key", retry_after_seconds=60) from error
         except KeysAway as error:
             raise unavailable(str(error)) from error
         if key is None:

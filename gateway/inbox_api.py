@@ -11,7 +11,7 @@ from aiohttp import web
 from engine.cursor import parse_cursor
 from engine.errors import BrokerError, InvalidCursor
 from engine.limits import LABEL_CHARS_MAX
-from gateway.admission import admit, user_of
+from gateway.admission import admit_user
 from gateway.auth import Claims
 from gateway.bodies import read_body
 from gateway.context import CONTEXT, Context
@@ -50,8 +50,7 @@ async def archive(request: web.Request) -> web.StreamResponse:
 
 async def _mark(request: web.Request, kind: Kind) -> web.StreamResponse:
     context = request.app[CONTEXT]
-    admit(request, context)
-    claims = await user_of(request, context)
+    claims = await admit_user(request, context)
     body = _body(await read_body(request, FRAME_BYTES), kind)
     if body.filter is not None:
         return await _mark_filtered(context, claims, kind, body, body.filter)

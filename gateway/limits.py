@@ -77,6 +77,10 @@ LOG_BYTES_ASSUMED: Final = 4 << 30
 LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
 """Age of a log that keeps records for ever, where a share of it is reckoned."""
 
+REQUESTS_PER_MINUTE: Final = 600
+"""Requests (pages of the inbox, reads, proofs) of one user to one process; then 429. Each may cost PostgreSQL a query of some
+milliseconds, on one of 8 connections that all users of the process share."""
+
 # --- one process ----------------------------------------------------------------------------------------------------
 
 SESSIONS_PER_PROCESS: Final = 50_000
@@ -105,10 +109,16 @@ TOKEN_LEEWAY_SECONDS: Final = 30.0
 """Difference of clocks forgiven when `iat` and `nbf` are checked. `exp` is forgiven nothing at later uses."""
 
 JWKS_FRESH_SECONDS: Final = 300.0
-"""A fetched key set is used this long without asking again."""
+"""A fetched key set is used this long; then it is renewed behind whoever uses it."""
 
-JWKS_COOLDOWN_SECONDS: Final = 30.0
-"""Between two fetches for key ids the set does not have: a flood of unknown ids costs one fetch."""
+JWKS_COOLDOWN_SECONDS: Final = 5.0
+"""From one fetch to the next: a flood of unknown key ids costs the issuer no more. A key that is new is refused no longer."""
+
+JWKS_PUBLISHED_SECONDS: Final = 1.0
+"""A key is published before it signs: a fetch begun this long before a token came would have brought its key."""
+
+JWKS_LACKING: Final = 1_000
+"""Key ids remembered, until the next fetch, as ones that the set does not have; any other is told to come again."""
 
 JWKS_STALE_SECONDS: Final = 3_600.0
 """A key set that cannot be renewed is used this long; then every token is refused."""
@@ -122,11 +132,33 @@ JWKS_BYTES: Final = 262_144
 API_KEY_SECONDS: Final = 60.0
 """An API key looked up is believed this long, known or unknown; a revocation takes effect within it."""
 
+API_KEY_RENEW_SECONDS: Final = 30.0
+"""A key that is used is looked up again after this long, behind its requests: none of them waits for it."""
+
+API_KEY_STALE_SECONDS: Final = 900.0
+"""While PostgreSQL does not answer a known key is believed this long, and so is one that was revoked meanwhile; then 503.
+A fail-over takes a minute, and a restart by hand some more."""
+
+API_KEY_RETRY_SECONDS: Final = 5.0
+"""After a look-up of a known key that failed, the next one waits this long; its requests go on meanwhile."""
+
 API_KEY_CACHE: Final = 10_000
 """API keys remembered, and as many that are none; then the oldest entry of its kind goes."""
 
 API_KEY_QUERY_SECONDS: Final = 2.0
 """Deadline of one look-up in PostgreSQL; then a key in the cache goes on, another gets 503."""
+
+API_KEY_CONNECTIONS: Final = 4
+"""Connections to PostgreSQL for look-ups: each takes a millisecond, and a key is looked up twice a minute."""
+
+API_KEY_FIRST_AT_A_TIME: Final = 2
+"""Of them, for keys never seen before: whoever tries out keys must not hold up those that are used."""
+
+API_KEY_FIRST_PER_MINUTE: Final = 12_000
+"""Look-ups of keys never seen before by one process; then 503. More than services have keys, and no load for PostgreSQL."""
+
+API_KEY_GUESSES_PER_MINUTE: Final = 60
+"""Keys that are none, from one address where addresses can be told apart; then 429 for any key never seen before."""
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from gateway.drain import CLOSE_SECONDS, drain
 from gateway.events_api import EventsApi
 from gateway.health import healthz, readyz
 from gateway.jwks import Keys, KeySet, SharedSecret
-from gateway.limits import ACCEPT_BACKLOG, COUNT_SECONDS
+from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS
 from gateway.live import Live
 from gateway.options import GatewayOptions
 from gateway.origins import Origins
@@ -39,6 +39,7 @@ from gateway.outlet import Flusher
 from gateway.partition import Partition
 from gateway.port import Snapshot
 from gateway.problems import as_problems
+from gateway.proxies import Proxies
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
 from gateway.state_records import StateRecords
@@ -120,7 +121,7 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
         ]
     )
     if api_keys is not None:
-        app.add_routes(EventsApi(context.broker, api_keys).routes())
+        app.add_routes(EventsApi(context.broker, api_keys, context.proxies).routes())
     if options.dev and options.jwt_secret is not None:
         page = DevPage(
             jwt_secret=options.jwt_secret,
@@ -154,7 +155,10 @@ async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
     if options.postgres_url is None:
         yield None
         return
-    keys = ApiKeys(PostgresKeys(options.postgres_url))
+    told_apart = options.handshakes_per_minute > 0 or options.trusted_proxies
+    keys = ApiKeys(
+        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if told_apart else 0
+    )
     try:
         yield keys
     finally:
@@ -168,6 +172,10 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         origins = Origins(options.origins, same_origin=options.dev)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
+    try:
+        proxies = Proxies(options.trusted_proxies)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_TRUSTED_PROXIES: {error}: write addresses or networks, as 10.0.0.0/8") from error
     logs = await _logs(broker, options.partitions)
     count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
@@ -194,6 +202,7 @@ async def _context(options: GatewayOptions, broker: Broker, keys: Keys) -> Async
         handshakes=Handshakes(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        proxies=proxies,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)

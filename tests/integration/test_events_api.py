@@ -210,6 +210,7 @@ async def test_only_a_known_key_with_the_scope_may_publish(nats_server: NatsServ
 async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gateway.api_keys.API_KEY_RENEW_SECONDS", 0.1)
     monkeypatch.setattr("gateway.api_keys.API_KEY_SECONDS", 0.2)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
@@ -225,6 +226,23 @@ async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
         await eventually(refused)
 
 
+async def test_keys_that_are_none_are_looked_up_for_one_address_so_often_and_known_ones_go_on(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.server.API_KEY_GUESSES_PER_MINUTE", 3)
+    await migrate(postgres)
+    await add_key(postgres, KEY, ["events:write"])
+    await add_key(postgres, "unused", ["events:write"])
+    async with gateway_on(nats_server, postgres_url=postgres, trusted_proxies=("127.0.0.1",)) as gateway:
+        attacker = {"X-Forwarded-For": "9.9.9.9, 203.0.113.7"}
+        assert (await post(gateway, EVENT, **attacker))[0] == 202
+        statuses = [(await post(gateway, EVENT, key=f"guess{number}", **attacker))[0] for number in range(5)]
+        assert statuses == [401, 401, 401, 429, 429]
+        assert (await post(gateway, EVENT, key="unused", **attacker))[0] == 429
+        assert (await post(gateway, EVENT, **attacker))[0] == 202
+        assert (await post(gateway, EVENT, key="unused", **{"X-Forwarded-For": "203.0.113.8"}))[0] == 202
+
+
 def checked(how: str) -> float:
     """How often an API key was checked this way."""
     return REGISTRY.get_sample_value("seamark_gateway_api_keys_total", {"how": how}) or 0.0
@@ -233,7 +251,8 @@ def checked(how: str) -> float:
 async def test_while_postgresql_is_away_known_keys_go_on_and_others_get_503(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api_keys.API_KEY_SECONDS", 0)  # the store is asked each time
+    for name in ("API_KEY_RENEW_SECONDS", "API_KEY_SECONDS", "API_KEY_RETRY_SECONDS"):  # the store is asked each time
+        monkeypatch.setattr(f"gateway.api_keys.{name}", 0)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
         admin = await asyncpg.connect(postgres)
