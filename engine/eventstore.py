@@ -96,10 +96,10 @@ class EventStore:
     async def _holds(self, event: Encoded, seq: int, timeout_seconds: float) -> bool:
         """Whether what is stored at `seq` is this event; False where it may not be looked at, too."""
         try:
-            stored = await self._broker.leader_at(EVENTS_STREAM, seq, timeout_seconds=timeout_seconds)
+            stored = await self._broker.leader_next(EVENTS_STREAM, "ev.>", seq, timeout_seconds=timeout_seconds)
         except Forbidden:
             return False
-        return stored is not None and _same(event, stored)
+        return stored is not None and stored.seq == seq and _same(event, stored)
 
 
 def _same(event: Encoded, stored: Stored) -> bool:

@@ -308,10 +308,6 @@ class Broker(Connection):
         """The last message of `subject` as the leader sees it, or None."""
         return await self._leader_get(stream, {"last_by_subj": subject}, timeout_seconds)
 
-    async def leader_at(self, stream: str, seq: int, *, timeout_seconds: float = 5.0) -> Stored | None:
-        """The message at `seq` as the leader sees it, or None."""
-        return await self._leader_get(stream, {"seq": seq}, timeout_seconds)
-
     async def _leader_get(self, stream: str, body: dict[str, Any], timeout_seconds: float) -> Stored | None:
         try:
             answer = await self.api(f"STREAM.MSG.GET.{stream}", body, timeout_seconds=timeout_seconds)
