@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -206,6 +206,11 @@ def _recipient(user: str) -> Recipient:
         raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
 
 
+def is_event_id(text: str) -> bool:
+    """Whether an event, and so a notification, can have this id: 1 to 128 printable ASCII characters without blanks."""
+    return _ID.fullmatch(text) is not None
+
+
 def new_event_id() -> str:
     """A random id for an event whose publisher gave none."""
     return uuid.uuid4().hex
@@ -219,6 +224,7 @@ def encode(
     data: Any = None,
     id: str | None = None,
     key: str | None = None,
+    unknown: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Encoded:
     """An event as subject, payload and message id, refused here rather than in the dead letters.
@@ -229,6 +235,7 @@ def encode(
         data: anything JSON, or `msgspec.Raw`.
         id: given by the publisher so that publishing again adds nothing; random by default.
         key: the ordering key; by default the user, or for several users the event's id (no order among events).
+        unknown: members that are kept as they stand, whatever they are called.
         fields: the other fields of `Event`.
 
     Raises:
@@ -237,7 +244,8 @@ def encode(
     id = id if id is not None else new_event_id()
     users = list(to)
     key = key if key is not None else (users[0] if len(users) == 1 else id)
-    body = {"id": id, "to": users, **{name: value for name, value in fields.items() if value is not None}}
+    given = {**(unknown or {}), **fields}
+    body = {"id": id, "to": users, **{name: value for name, value in given.items() if value is not None}}
     if data is not None:
         body["data"] = data
     try:

@@ -79,7 +79,7 @@ gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not a
 gateway_refused_handshakes = Counter(
     "seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",)
 )
-"""reason: origin, full, draining, rate, malformed."""
+"""reason: origin, full, draining, rate (one address), requests (one user), malformed."""
 
 gateway_exhausted_looks = Counter(
     "seamark_gateway_exhausted_looks", "Looks, one a second, that found no file descriptor left for another connection"
@@ -89,11 +89,20 @@ gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway,
 """fate: stored, dropped (the broker was away for too long, or they could not be stored), failed (a round that met a fault of
 ours; it goes on)."""
 
+gateway_state_records = Counter("seamark_gateway_state_records", "Read and archive records, by fate", ("fate",))
+"""fate: stored, failed, refused_user and refused_tenant (the allowance is used up), refused_waiting."""
+
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
 
+event_ids_taken = Counter(
+    "seamark_event_ids_taken",
+    "Events whose message id another event had been published with; they were stored nevertheless",
+)
+
 gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
-"""how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed."""
+"""how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed, guessed
+(not looked up: too many keys that are none came from its address)."""
 
 projection_lag = Gauge(
     "seamark_projection_lag_seconds",

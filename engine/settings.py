@@ -82,7 +82,11 @@ class Settings:
     gateway_port: int = 8080
     """Port of the gateway, shared by its processes; 0: chosen by the system."""
     handshakes_per_minute: int = 0
-    """Handshakes one address may make in a minute; 0: no bound (behind a proxy all addresses are the proxy's)."""
+    """Handshakes one address may make in a minute; 0: no bound (behind a proxy that is not trusted all have its address)."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies whose `X-Forwarded-For` is believed, separated by commas."""
+    tenant_state_percent: int = 25
+    """How much of each log the users of one tenant may fill with read and archive records."""
     health_host: str = "127.0.0.1"
     """Address of each process's own health and metrics port."""
     health_port: int = 0
@@ -210,6 +214,7 @@ _RANGES: Final = {
     "gateway_port": (0, PORT_MAX),
     "health_port": (0, PORT_MAX),
     "handshakes_per_minute": (0, 1_000_000_000),
+    "tenant_state_percent": (1, 100),
 }
 
 

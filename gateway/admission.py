@@ -1,6 +1,8 @@
-"""Whether a device's connection is taken at all: origin, draining, room in the process, handshakes of one address."""
+"""Whether a connection or request is taken at all: origin, draining, room for a session, how often one address or user asks."""
 
 from __future__ import annotations
+
+import math
 
 import structlog
 from aiohttp import web
@@ -16,7 +18,7 @@ _log = structlog.get_logger("seamark.admission")
 
 
 class Handshakes(Buckets):
-    """Handshakes one address may make in a minute; no bound behind a proxy, where all come from one address."""
+    """Handshakes one address may make in a minute; 0: no bound, as behind a proxy that is not trusted all have its address."""
 
 
 def admit(request: web.BaseRequest, context: Context) -> None:
@@ -25,6 +27,34 @@ def admit(request: web.BaseRequest, context: Context) -> None:
     Raises:
         Problem: 403 for a wrong Origin, 429 for too many handshakes, 503 when full or draining.
     """
+    _admit_any(request, context)
+    if context.sessions.full:
+        _refused(request, "full")
+        raise Problem(
+            503, "full", "this gateway has no room for another session", retry_after_seconds=RETRY_AFTER_SECONDS
+        )
+    if context.handshakes.bounded and not context.handshakes.take(context.proxies.client(request)):
+        _refused(request, "rate")
+        raise Problem(429, "too_many_handshakes", "too many connections from this address", retry_after_seconds=60)
+
+
+async def admit_user(request: web.Request, context: Context) -> Claims:
+    """Who makes a request that opens no session: it needs no room for one, and its user may make so many in a minute.
+
+    Raises:
+        Problem: 403 for a wrong Origin, 503 when draining, 429 for too many requests; as `user_of`.
+    """
+    _admit_any(request, context)
+    claims = await user_of(request, context)
+    user = claims.tenant, claims.user
+    if not context.requests.take(user):
+        _refused(request, "requests")
+        wait = math.ceil(context.requests.wait_seconds(user))
+        raise Problem(429, "too_many_requests", "this user makes too many requests", retry_after_seconds=max(1, wait))
+    return claims
+
+
+def _admit_any(request: web.BaseRequest, context: Context) -> None:
     origin = request.headers.get("Origin")
     if not context.origins.allows(origin, request.headers.get("Host")):
         _refused(request, "origin", origin=(origin or "")[:100])
@@ -32,14 +62,6 @@ def admit(request: web.BaseRequest, context: Context) -> None:
     if context.draining:
         _refused(request, "draining")
         raise Problem(503, "restarting", "the gateway restarts", retry_after_seconds=RETRY_AFTER_SECONDS)
-    if context.sessions.full:
-        _refused(request, "full")
-        raise Problem(
-            503, "full", "this gateway has no room for another session", retry_after_seconds=RETRY_AFTER_SECONDS
-        )
-    if not context.handshakes.take(request.remote or ""):
-        _refused(request, "rate")
-        raise Problem(429, "too_many_handshakes", "too many connections from this address", retry_after_seconds=60)
 
 
 def _refused(request: web.BaseRequest, reason: str, **facts: str) -> None:

@@ -1,4 +1,4 @@
-"""How often somebody may do something: token buckets, one for each who does."""
+"""How much somebody may do in a time: token buckets, one for each who does."""
 
 from __future__ import annotations
 
@@ -9,28 +9,56 @@ from typing import Final
 REMEMBERED: Final = 100_000
 """Keys with a bucket of their own; then the one heard of longest ago is forgotten, which fills its bucket."""
 
+_ROUNDING_SECONDS: Final = 1e-6
+"""Sums of floats must not refuse the last one of a burst."""
+
 
 class Buckets:
-    """So many a minute for each key, the whole minute as burst.
+    """So much a minute for each key, the whole minute (or `burst`) at once.
+
+    A bucket is remembered as the moment at which it will be full again (GCRA), one number a key.
 
     Args:
-        per_minute: 0 sets no bound.
+        per_minute: what comes back in a minute; 0 sets no bound.
+        burst: what can be taken at once; by default that of a minute.
         now: monotonic clock in seconds.
     """
 
-    def __init__(self, per_minute: int = 0, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute = float(per_minute)
+    def __init__(
+        self, per_minute: float = 0, *, burst: float | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_second = per_minute / 60
+        self._burst = per_minute if burst is None else burst
         self._now = now
-        self._buckets: dict[Hashable, tuple[float, float]] = {}
+        self._full_at: dict[Hashable, float] = {}
 
-    def take(self, key: Hashable) -> bool:
-        """Count one; False, and nothing counted, when the key has none left."""
-        if self._per_minute <= 0:
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound at all."""
+        return self._per_second > 0
+
+    def take(self, key: Hashable, cost: float = 1.0) -> bool:
+        """Take `cost`; False, and nothing taken, when the key has less left."""
+        if not self.bounded:
             return True
+        if self.wait_seconds(key, cost) > 0:
+            return False
         now = self._now()
-        left, at = self._buckets.pop(key, (self._per_minute, now))
-        left = min(self._per_minute, left + (now - at) * self._per_minute / 60)
-        if len(self._buckets) >= REMEMBERED:
-            del self._buckets[next(iter(self._buckets))]
-        self._buckets[key] = (left - 1 if left >= 1 else left, now)
-        return left >= 1
+        full_at = max(self._full_at.pop(key, now), now)
+        if len(self._full_at) >= REMEMBERED:
+            del self._full_at[next(iter(self._full_at))]
+        self._full_at[key] = full_at + cost / self._per_second
+        return True
+
+    def give_back(self, key: Hashable, cost: float = 1.0) -> None:
+        """What was taken has cost nothing after all."""
+        if self.bounded and key in self._full_at:
+            self._full_at[key] -= cost / self._per_second
+
+    def wait_seconds(self, key: Hashable, cost: float = 1.0) -> float:
+        """How long until `cost` can be taken; 0: now. Nothing is taken."""
+        if not self.bounded:
+            return 0.0
+        now = self._now()
+        missing = max(self._full_at.get(key, now) - now, 0.0) + (cost - self._burst) / self._per_second
+        return missing if missing > _ROUNDING_SECONDS else 0.0

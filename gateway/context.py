@@ -13,15 +13,19 @@ from engine.brokerhealth import BrokerHealth
 from engine.jetstream import Broker
 from engine.subjects import encode_token, partition_of
 from gateway.auth import Verifier
+from gateway.buckets import Buckets
 from gateway.descriptors import Descriptors
+from gateway.limits import REQUESTS_PER_MINUTE
 from gateway.live import Live
 from gateway.options import Times
 from gateway.origins import Origins
 from gateway.outlet import Flusher
 from gateway.partition import Partition
 from gateway.port import FeedCounters, Snapshot
+from gateway.proxies import Proxies
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
+from gateway.state_records import StateRecords
 from gateway.tables import Tables
 from gateway.wheel import Wheel
 
@@ -43,6 +47,7 @@ class Context:
     sessions: Sessions
     live: Live
     receipts: Receipts
+    state_records: StateRecords
     partitions: list[Partition]
     wheel: Wheel
     flusher: Flusher
@@ -51,6 +56,8 @@ class Context:
     times: Times
     tables: Tables | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)
+    requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
+    proxies: Proxies = field(default_factory=Proxies)
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False

@@ -10,16 +10,20 @@ from typing import Any, Final
 import msgspec
 
 from engine.cursor import Cursor
+from engine.events import is_event_id
+from engine.limits import EVENT_ID_BYTES_MAX
 from gateway.limits import DEVICE_BYTES, READ_IDS
 
 PROTOCOL: Final = "seamark.v1"
 """The WebSocket sub-protocol."""
 
-_ID_BYTES: Final = 128
-
 
 class BadFrame(Exception):
     """A client's frame is not one of the protocol; the message says which field and why."""
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
 
 
 class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
@@ -94,7 +98,7 @@ def check_device(device: str) -> str:
         BadFrame: it cannot.
     """
     if not device.isprintable() or not 1 <= len(device.encode("utf-8", "surrogatepass")) <= DEVICE_BYTES:
-        raise BadFrame(f"`device` must be 1 to {DEVICE_BYTES} bytes of printable text")
+        raise BadFrame(f"`device` must be 1 to {DEVICE_BYTES} bytes of printable text", field="device")
     return device
 
 
@@ -108,9 +112,12 @@ def check_read(frame: Read) -> None:
         raise BadFrame("`read` takes exactly one of `ids`, `up_to` and `all`")
     if frame.ids is not None:
         if not 1 <= len(frame.ids) <= READ_IDS:
-            raise BadFrame(f"`ids` must name 1 to {READ_IDS} records")
-        if any(not 1 <= len(id.encode("utf-8", "surrogatepass")) <= _ID_BYTES for id in frame.ids):
-            raise BadFrame(f"each of `ids` must have 1 to {_ID_BYTES} bytes")
+            raise BadFrame(f"`ids` must name 1 to {READ_IDS} records", field="ids")
+        if not all(map(is_event_id, frame.ids)):
+            raise BadFrame(
+                f"each of `ids` must be the id of a record: 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters",
+                field="ids",
+            )
 
 
 # --- towards the client ---------------------------------------------------------------------------------------------

@@ -5,29 +5,24 @@ What is asked for becomes a record of the log, and the log changes every device 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from aiohttp import web
 
 from engine.cursor import parse_cursor
 from engine.errors import BrokerError, InvalidCursor
 from engine.limits import LABEL_CHARS_MAX
-from engine.records import state_record
-from engine.subjects import log_subject
-from gateway.admission import admit, user_of
+from gateway.admission import admit_user
 from gateway.auth import Claims
 from gateway.bodies import read_body
 from gateway.context import CONTEXT, Context
 from gateway.frames import BadFrame, Read, check_device, check_read
 from gateway.inbox_page import queries_of
-from gateway.limits import FRAME_BYTES, READ_IDS, RETRY_AFTER_SECONDS
+from gateway.limits import FRAME_BYTES, READ_IDS
 from gateway.partition import Partition
-from gateway.problems import Problem, unavailable
+from gateway.problems import Problem, field_of, unavailable
+from gateway.state_records import Kind, TooManyRecords
 from projections.inbox_queries import Filter
 from projections.store import StoreUnavailable
-
-Kind = Literal["read", "archive"]
 
 
 class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,8 +50,7 @@ async def archive(request: web.Request) -> web.StreamResponse:
 
 async def _mark(request: web.Request, kind: Kind) -> web.StreamResponse:
     context = request.app[CONTEXT]
-    admit(request, context)
-    claims = await user_of(request, context)
+    claims = await admit_user(request, context)
     body = _body(await read_body(request, FRAME_BYTES), kind)
     if body.filter is not None:
         return await _mark_filtered(context, claims, kind, body, body.filter)
@@ -73,17 +67,19 @@ def _body(data: bytes, kind: Kind) -> ReadBody:
         _check_labels(body.filter)
         if body.filter is None or body.ids is not None or body.up_to is not None or body.all:
             if body.filter is not None:
-                raise BadFrame("`filter` stands alone")
+                raise BadFrame("`filter` stands alone: leave out `ids`, `up_to` and `all`", field="filter")
             check_read(Read(ids=body.ids, up_to=body.up_to, all=body.all))
-    except (msgspec.DecodeError, UnicodeDecodeError, BadFrame) as error:
-        raise Problem(400, f"invalid_{kind}", str(error)) from error
+    except BadFrame as error:
+        raise Problem(400, f"invalid_{kind}", str(error), field=error.field) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, f"invalid_{kind}", str(error), field=field_of(error)) from error
     return body
 
 
 def _check_labels(which: Filter | None) -> None:
     for name, text in (("category", which.category), ("type", which.type)) if which is not None else ():
         if text is not None and (not 0 < len(text) <= LABEL_CHARS_MAX or "\0" in text):
-            raise BadFrame(f"`filter.{name}` has 1 to {LABEL_CHARS_MAX} characters")
+            raise BadFrame(f"`filter.{name}` has 1 to {LABEL_CHARS_MAX} characters", field=f"filter.{name}")
 
 
 async def _mark_filtered(
@@ -125,15 +121,17 @@ async def _append(context: Context, claims: Claims, kind: Kind, device: str, ids
     Raises:
         Problem: 429, the user has had too many appended; 503, the log does not take it now.
     """
-    if not context.sessions.reads.take((claims.tenant, claims.user)):
-        raise Problem(
-            429, "too_many_reads", "name more records in fewer requests", retry_after_seconds=RETRY_AFTER_SECONDS
-        )
-    id, record = state_record(kind, tenant=claims.tenant, user=claims.user, device=device, ids=ids, up_to=up_to)
-    partition = context.partition(claims.tenant, claims.user)
-    subject = log_subject(partition.number, claims.tenant, claims.user)
     try:
-        await context.broker.append(subject, record, msg_id=id, budget_seconds=10.0)
+        return await context.state_records.append(
+            kind,
+            tenant=claims.tenant,
+            user=claims.user,
+            device=device,
+            partition=context.partition(claims.tenant, claims.user).number,
+            ids=ids,
+            up_to=up_to,
+        )
+    except TooManyRecords as error:
+        raise Problem(429, "too_many_reads", str(error), retry_after_seconds=error.retry_after_seconds) from error
     except BrokerError as error:
         raise unavailable(f"the {kind} could not be stored: try again") from error
-    return id

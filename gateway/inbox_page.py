@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from engine.cursor import Cursor
-from gateway.admission import admit, user_of
+from gateway.admission import admit_user
 from gateway.context import CONTEXT, Context
 from gateway.problems import Problem, unavailable
 from projections.inbox_queries import PAGE_ROWS, Filter, InboxQueries, InvalidPage, parse_page_cursor
@@ -27,8 +27,7 @@ async def page(request: web.Request) -> web.StreamResponse:
     `as_of` is the log's cursor that the rows are true at: whoever follows the log from there misses nothing.
     """
     context = request.app[CONTEXT]
-    admit(request, context)
-    claims = await user_of(request, context)
+    claims = await admit_user(request, context)
     queries = queries_of(context)
     which = _filter(request)
     limit = _limit(request)

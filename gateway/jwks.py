@@ -17,6 +17,8 @@ from gateway.limits import (
     JWKS_COOLDOWN_SECONDS,
     JWKS_FETCH_SECONDS,
     JWKS_FRESH_SECONDS,
+    JWKS_LACKING,
+    JWKS_PUBLISHED_SECONDS,
     JWKS_STALE_SECONDS,
 )
 
@@ -87,8 +89,10 @@ class SharedSecret:
 class KeySet:
     """A JWKS fetched from one configured address.
 
-    Fresh for 5 minutes; an unknown `kid` asks again at most every 30 s; while it cannot be renewed the old set is used
-    for up to an hour. Requests at the same time share one fetch. Keys that are listed side by side (rotation) all work.
+    A key that is held is answered at once: after 5 minutes the set is renewed behind it, so that a slow issuer stalls nobody;
+    while it cannot be renewed the old set is used for up to an hour. A `kid` that is not held is fetched for and waited for,
+    again 5 s after the last try at the earliest: a flood of unknown ids costs no more, and who comes in between is told
+    to come again rather than refused. Keys that are listed side by side (rotation) all work.
 
     Args:
         url: address of the set; only ever taken from settings, never from a token.
@@ -99,8 +103,9 @@ class KeySet:
         self._url = url
         self._now = now
         self._keys: dict[str, Key] = {}
-        self._fetched_at = -1e9
-        self._tried_at = -1e9
+        self._lacking: set[str | None] = set()
+        """Ids asked for that the set, as fetched last, does not have."""
+        self._fetched_at = self._began_at = self._tried_at = -1e9
         self._fetching: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
         self.generation = 0
@@ -110,40 +115,56 @@ class KeySet:
         """The key named `kid`.
 
         Raises:
-            KeysUnavailable: no set could be fetched, or the one held is older than an hour.
+            KeysUnavailable: no set could be fetched, the one held is older than an hour, or whether it has this key now cannot
+                be told before a moment has passed.
         """
-        age = self._now() - self._fetched_at
-        if age > JWKS_FRESH_SECONDS or self._choose(kid) is None:
-            await self._renew()
-        if self._now() - self._fetched_at > JWKS_STALE_SECONDS:
+        asked_at = self._now()
+        if self._usable and (key := self._choose(kid)) is not None:
+            if asked_at - self._fetched_at > JWKS_FRESH_SECONDS:
+                self._renew()
+            return key
+        if (fetching := self._renew()) is not None:
+            await asyncio.shield(fetching)
+        if not self._usable:
             raise KeysUnavailable("the key set could not be fetched")
-        return self._choose(kid)
+        if (key := self._choose(kid)) is not None:
+            return key
+        if self._began_at >= asked_at - JWKS_PUBLISHED_SECONDS and len(self._lacking) < JWKS_LACKING:
+            self._lacking.add(kid)
+        if kid in self._lacking:
+            return None
+        raise KeysUnavailable("the key set was fetched a moment ago, and will be again")
+
+    @property
+    def _usable(self) -> bool:
+        return self._now() - self._fetched_at <= JWKS_STALE_SECONDS
 
     def _choose(self, kid: str | None) -> Key | None:
         if kid is not None:
             return self._keys.get(kid)
         return next(iter(self._keys.values())) if len(self._keys) == 1 else None
 
-    async def _renew(self) -> None:
-        if self._fetching is None:
-            if self._now() - self._tried_at < JWKS_COOLDOWN_SECONDS:
-                return
-            self._tried_at = self._now()
+    def _renew(self) -> asyncio.Task[None] | None:
+        """The fetch under way, or a new one where it is time; None: it is not."""
+        if self._fetching is None and self._now() - self._tried_at >= JWKS_COOLDOWN_SECONDS:
             self._fetching = asyncio.create_task(self._fetch(), name="jwks-fetch")
-        await asyncio.shield(self._fetching)
+        return self._fetching
 
     async def _fetch(self) -> None:
+        began_at = self._now()
         try:
             keys = _parse(await self._get())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             _log.warning("jwks_fetch_failed", error=f"{type(error).__name__}: {error}")
         else:
             if keys != self._keys:  # not their names: an issuer may replace a key under the same `kid`
                 self.generation += 1
             self._keys = keys
-            self._fetched_at = self._now()
+            self._lacking.clear()
+            self._fetched_at, self._began_at = self._now(), began_at
         finally:
             self.fetches += 1
+            self._tried_at = self._now()
             self._fetching = None
 
     async def _get(self) -> bytes:
@@ -180,13 +201,13 @@ def _parse(body: bytes) -> dict[str, Key]:
         raise ValueError("not a JSON Web Key Set") from error
     keys: dict[str, Key] = {}
     for entry in entries:
-        allowed = _ALGORITHMS.get(entry.get("kty", ""), ())
+        allowed = _ALGORITHMS.get(str(entry.get("kty")), ())
         declared = entry.get("alg")
         if entry.get("use", "sig") != "sig" or not allowed or (declared is not None and declared not in allowed):
             continue
         try:
             key = jwt.PyJWK(entry, algorithm=declared)
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, ValueError, TypeError) as error:  # one broken key must not cost the others
             _log.warning("jwks_key_unusable", error=f"{type(error).__name__}: {error}")
             continue
         keys[str(entry.get("kid", ""))] = Key(key.key, (declared,) if declared else _default(entry, allowed))

@@ -34,9 +34,6 @@ An SDK acks at most four times a second (240), so this leaves room for reads and
 READ_IDS: Final = 500
 """Ids in one `read`; 500 ids of 128 bytes still fit in one frame of `FRAME_BYTES`."""
 
-READS_IN_FLIGHT: Final = 8
-"""Unanswered appends of read records per session; then an `error` frame `too_many_reads` and the read is not done."""
-
 ROOM_BYTES: Final = 65_536
 """Bytes one socket may have unsent before its session is *catching up* and waits for it to be writable."""
 
@@ -63,10 +60,42 @@ DEVICE_BYTES: Final = 128
 SESSIONS_PER_USER: Final = 20
 """Connected sessions of one user in one process; then the oldest is closed with 4409."""
 
-READS_PER_MINUTE: Final = 120
-"""Read records one user may have appended in a minute through one process, over all sessions; then `error` `too_many_reads`.
+# --- read and archive records, which users have written -----------------------------------------------------------------
 
-The log keeps them for a month, and one may be 64 KiB: without a bound a single user could fill it for everybody."""
+STATE_BURST_BYTES: Final = 1 << 20
+"""Bytes of them one user may have stored at once, over all gateways; then `too_many_reads`. Some 2 000 that name a position,
+or 50 that name 500 ids each: nobody who reads by hand gets there."""
+
+STATE_BYTES_PER_DAY: Final = 2 << 20
+"""Bytes of them that come back to a user in a day. A log that keeps 30 days holds 61 MiB of one user at most."""
+
+STATE_SHARE_PERCENT: Final = 25
+"""How much of each log the users of one tenant may fill with them (`SEAMARK_TENANT_STATE_PERCENT`)."""
+
+STATE_RECORD_BYTES_MAX: Final = 131_072
+"""The largest of them: 500 ids of 128 bytes, each escaped in JSON, with its headers."""
+
+STORED_OVERHEAD_BYTES: Final = 128
+"""What a stored record costs beside its body and subject: its header, and the broker's own frame."""
+
+STATE_PAUSE_SECONDS: Final = 0.25
+"""Between two of them from one device; what it asks for meanwhile goes into the next one."""
+
+STATE_REQUESTS_WAITING: Final = 64
+"""Requests of one device that wait for the log; then `too_many_reads`. A minute of clicking while the broker elects a leader."""
+
+STATE_BUDGET_SECONDS: Final = 10.0
+"""How long one of them is tried to be stored: a leader election takes 4-9 s."""
+
+LOG_BYTES_ASSUMED: Final = 4 << 30
+"""Size of a log without a bound of its own, where a share of it is reckoned."""
+
+LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
+"""Age of a log that keeps records for ever, where a share of it is reckoned."""
+
+REQUESTS_PER_MINUTE: Final = 600
+"""Requests (pages of the inbox, reads, proofs) of one user to one process; then 429. Each may cost PostgreSQL a query of some
+milliseconds, on one of 8 connections that all users of the process share."""
 
 # --- one process ----------------------------------------------------------------------------------------------------
 
@@ -105,10 +134,16 @@ TOKEN_LEEWAY_SECONDS: Final = 30.0
 """Difference of clocks forgiven when `iat` and `nbf` are checked. `exp` is forgiven nothing at later uses."""
 
 JWKS_FRESH_SECONDS: Final = 300.0
-"""A fetched key set is used this long without asking again."""
+"""A fetched key set is used this long; then it is renewed behind whoever uses it."""
 
-JWKS_COOLDOWN_SECONDS: Final = 30.0
-"""Between two fetches for key ids the set does not have: a flood of unknown ids costs one fetch."""
+JWKS_COOLDOWN_SECONDS: Final = 5.0
+"""From one fetch to the next: a flood of unknown key ids costs the issuer no more. A key that is new is refused no longer."""
+
+JWKS_PUBLISHED_SECONDS: Final = 1.0
+"""A key is published before it signs: a fetch begun this long before a token came would have brought its key."""
+
+JWKS_LACKING: Final = 1_000
+"""Key ids remembered, until the next fetch, as ones that the set does not have; any other is told to come again."""
 
 JWKS_STALE_SECONDS: Final = 3_600.0
 """A key set that cannot be renewed is used this long; then every token is refused."""
@@ -122,11 +157,33 @@ JWKS_BYTES: Final = 262_144
 API_KEY_SECONDS: Final = 60.0
 """An API key looked up is believed this long, known or unknown; a revocation takes effect within it."""
 
+API_KEY_RENEW_SECONDS: Final = 30.0
+"""A key that is used is looked up again after this long, behind its requests: none of them waits for it."""
+
+API_KEY_STALE_SECONDS: Final = 900.0
+"""While PostgreSQL does not answer a known key is believed this long, and so is one that was revoked meanwhile; then 503.
+A fail-over takes a minute, and a restart by hand some more."""
+
+API_KEY_RETRY_SECONDS: Final = 5.0
+"""After a look-up of a known key that failed, the next one waits this long; its requests go on meanwhile."""
+
 API_KEY_CACHE: Final = 10_000
 """API keys remembered, and as many that are none; then the oldest entry of its kind goes."""
 
 API_KEY_QUERY_SECONDS: Final = 2.0
 """Deadline of one look-up in PostgreSQL; then a key in the cache goes on, another gets 503."""
+
+API_KEY_CONNECTIONS: Final = 4
+"""Connections to PostgreSQL for look-ups: each takes a millisecond, and a key is looked up twice a minute."""
+
+API_KEY_FIRST_AT_A_TIME: Final = 2
+"""Of them, for keys never seen before: whoever tries out keys must not hold up those that are used."""
+
+API_KEY_FIRST_PER_MINUTE: Final = 12_000
+"""Look-ups of keys never seen before by one process; then 503. More than services have keys, and no load for PostgreSQL."""
+
+API_KEY_GUESSES_PER_MINUTE: Final = 60
+"""Keys that are none, from one address where addresses can be told apart; then 429 for any key never seen before."""
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 
@@ -142,8 +199,26 @@ BULK_EVENTS: Final = 1_000
 BULK_IN_FLIGHT: Final = 64
 """Appends one bulk request has outstanding at a time."""
 
+BULK_APPENDS: Final = 256
+"""Appends all bulk requests of a process have outstanding at a time; the others wait, in the order they came."""
+
+BULK_APPENDS_PER_TENANT: Final = 128
+"""Of them, one tenant's: however much it sends, half of the places are left for others."""
+
+BULK_REQUESTS: Final = 32
+"""Bulk requests at a time in one process, each with up to 4 MiB and what is made of it; then 503 with Retry-After."""
+
+BULK_REQUESTS_PER_TENANT: Final = 8
+"""Of them, one tenant's."""
+
+BULK_SECONDS: Final = 30.0
+"""How long a bulk request is stored; what is not stored then is answered with an error each. Proxies give up after a minute."""
+
 EVENTS_IN_FLIGHT: Final = 512
-"""Requests that wait for a PubAck in one process; then 503 with Retry-After."""
+"""Single events that wait for a PubAck in one process; then 503 with Retry-After. Bulk requests take none of these places."""
+
+EVENTS_IN_FLIGHT_PER_TENANT: Final = 256
+"""Of them, one tenant's: 256 at 5 ms each are 50 000 events a second, which is more than a process can take in."""
 
 EVENT_BUDGET_SECONDS: Final = 10.0
 """How long a request tries to have its event stored; then 503 with Retry-After."""
@@ -226,7 +301,11 @@ DRAIN_WORK_SECONDS: Final = 5.0
 """For requests, read records and receipts under way; then they are given up, and said so."""
 
 assert WRITE_LOW_BYTES < WRITE_HIGH_BYTES < ROOM_BYTES, "a session refused room must find its transport paused"
+assert BULK_IN_FLIGHT <= BULK_APPENDS_PER_TENANT < BULK_APPENDS, "one tenant must leave places to others"
 assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
+assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
+    "any record of a user's must fit its allowance"
+)
 
 
 def shared_pause_seconds(sharers: int) -> float:

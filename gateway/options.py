@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.jetstream import NatsSettings
-from gateway.limits import HELLO_SECONDS, PING_SECONDS, PONG_SECONDS, SESSIONS_PER_PROCESS, SESSIONS_PER_USER
+from gateway.limits import (
+    HELLO_SECONDS,
+    PING_SECONDS,
+    PONG_SECONDS,
+    SESSIONS_PER_PROCESS,
+    SESSIONS_PER_USER,
+    STATE_SHARE_PERCENT,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,8 @@ class GatewayOptions:
         sessions_per_user: bound of one user's sessions in this process.
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.
+        trusted_proxies: networks of proxies that are believed when they name the client's address.
+        tenant_state_percent: how much of each log a tenant's users may fill with read and archive records.
         times: deadlines of a session.
     """
 
@@ -57,4 +66,6 @@ class GatewayOptions:
     sessions_per_user: int = SESSIONS_PER_USER
     sessions_at_most: int = SESSIONS_PER_PROCESS
     handshakes_per_minute: int = 0
+    trusted_proxies: tuple[str, ...] = ()
+    tenant_state_percent: float = STATE_SHARE_PERCENT
     times: Times = Times()

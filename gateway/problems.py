@@ -1,5 +1,6 @@
 """Errors of the HTTP interface as `application/problem+json` (RFC 9457)."""
 
+import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -11,6 +12,8 @@ from aiohttp import web
 from gateway.limits import RETRY_AFTER_SECONDS
 
 _log = structlog.get_logger("seamark.problems")
+
+_MEMBER: Final = re.compile(r"at `\$\.([^`]+)`|field `([^`]+)`")
 
 CONTENT_TYPE: Final = "application/problem+json"
 
@@ -55,6 +58,12 @@ class Problem(Exception):
         if self.status == HTTPStatus.UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = 'Bearer realm="seamark"'
         return response
+
+
+def field_of(error: BaseException) -> str | None:
+    """The member that msgspec's words for a body it cannot take name, as `ids` or `events[3].id`; None: none in particular."""
+    found = _MEMBER.search(str(error))
+    return (found[1] or found[2]) if found is not None else None
 
 
 def unavailable(detail: str) -> Problem:

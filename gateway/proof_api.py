@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from gateway.admission import admit, user_of
+from gateway.admission import admit_user
 from gateway.context import CONTEXT
 from gateway.problems import Problem, unavailable
 from projections.store import StoreUnavailable
@@ -23,8 +23,7 @@ _encode = msgspec.json.Encoder().encode
 async def trace(request: web.Request) -> web.StreamResponse:
     """`{"proofs": […]}`: one for each user the notification went to, at most 20; a user's own token sees its own only."""
     context = request.app[CONTEXT]
-    admit(request, context)
-    claims = await user_of(request, context)
+    claims = await admit_user(request, context)
     if context.tables is None:
         raise unavailable("there is no database to prove it from")
     id = request.match_info["id"]

@@ -21,6 +21,7 @@ from engine.subjects import EVENTS_STREAM, encode_token, log_stream
 from engine.topology_check import report_start
 from gateway import cors, inbox_api, inbox_page, poll, proof_api, sse, ws
 from gateway.admission import Handshakes
+from gateway.allowances import Allowances, tenant_allowance, user_allowance
 from gateway.api_keys import ApiKeys, PostgresKeys
 from gateway.auth import Verifier
 from gateway.connection import Runner
@@ -32,7 +33,7 @@ from gateway.drain import CLOSE_SECONDS, drain
 from gateway.events_api import EventsApi
 from gateway.health import healthz, readyz
 from gateway.jwks import Keys, KeySet, SharedSecret
-from gateway.limits import ACCEPT_BACKLOG, COUNT_SECONDS
+from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS
 from gateway.live import Live
 from gateway.options import GatewayOptions
 from gateway.origins import Origins
@@ -40,8 +41,10 @@ from gateway.outlet import Flusher
 from gateway.partition import Partition
 from gateway.port import Snapshot
 from gateway.problems import as_problems
+from gateway.proxies import Proxies
 from gateway.receipts import Receipts
 from gateway.sessions import Sessions
+from gateway.state_records import StateRecords
 from gateway.tables import NotRead, open_tables
 from gateway.wheel import Wheel
 from projections.inbox_queries import Page
@@ -124,7 +127,7 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
         ]
     )
     if api_keys is not None:
-        app.add_routes(EventsApi(context.broker, api_keys).routes())
+        app.add_routes(EventsApi(context.broker, api_keys, context.proxies).routes())
     if options.dev and options.jwt_secret is not None:
         page = DevPage(
             jwt_secret=options.jwt_secret,
@@ -158,7 +161,10 @@ async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
     if options.postgres_url is None:
         yield None
         return
-    keys = ApiKeys(PostgresKeys(options.postgres_url))
+    told_apart = options.handshakes_per_minute > 0 or options.trusted_proxies
+    keys = ApiKeys(
+        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if told_apart else 0
+    )
     try:
         yield keys
     finally:
@@ -174,7 +180,12 @@ async def _context(
         origins = Origins(options.origins, same_origin=options.dev)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
-    count = await _partitions(broker, options.partitions)
+    try:
+        proxies = Proxies(options.trusted_proxies)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_TRUSTED_PROXIES: {error}: write addresses or networks, as 10.0.0.0/8") from error
+    logs = await _logs(broker, options.partitions)
+    count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
     tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
     redis = (
@@ -192,6 +203,7 @@ async def _context(
         sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
         live=Live(broker),
         receipts=Receipts(broker),
+        state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
         partitions=partitions,
         wheel=Wheel(),
         flusher=Flusher(),
@@ -199,6 +211,7 @@ async def _context(
         handshakes=Handshakes(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        proxies=proxies,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)
@@ -212,6 +225,7 @@ async def _context(
     finally:
         REGISTRY.unregister(collector)
         await context.descriptors.close()
+        await context.state_records.close()
         await context.live.close()
         closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
         await asyncio.gather(*closing)
@@ -224,8 +238,12 @@ async def _context(
             await redis.aclose()
 
 
-async def _partitions(broker: Broker, expected: int | None) -> int:
-    """How many partitions there are; every log must agree and have an epoch.
+def _allowances(redis: Redis | None, logs: list[StreamState], tenant_percent: float) -> Allowances:
+    return Allowances(redis, user_allowance(), [tenant_allowance(log, tenant_percent) for log in logs])
+
+
+async def _logs(broker: Broker, expected: int | None) -> list[StreamState]:
+    """The log of each partition; every one must agree on how many there are, and have an epoch.
 
     Raises:
         TopologyError: streams are missing or not as `seamark topology apply` leaves them.
@@ -239,13 +257,13 @@ async def _partitions(broker: Broker, expected: int | None) -> int:
             f"SEAMARK_PARTITIONS is {expected}, the streams were made for {count}",
             "Unset it, or connect to the servers it was meant for.",
         )
-    for number in range(count):
-        state = await _stream(broker, log_stream(number))
+    logs = [await _stream(broker, log_stream(number)) for number in range(count)]
+    for state in logs:
         if state.partitions != count:
             raise TopologyError(f"{state.name} was made for {state.partitions} partitions, EVENTS for {count}", remedy)
         if state.epoch is None:
             raise TopologyError(f"{state.name} has no epoch", remedy)
-    return count
+    return logs
 
 
 async def _stream(broker: Broker, name: str) -> StreamState:

@@ -13,7 +13,6 @@ from engine import metrics
 from engine.cursor import Cursor
 from engine.errors import BrokerError, InvalidCursor
 from engine.jetstream import Outgoing
-from engine.records import state_record
 from gateway.auth import Claims, Refused
 from gateway.close_codes import (
     BAD_FRAME,
@@ -47,11 +46,12 @@ from gateway.frames import (
     reset_frame,
 )
 from gateway.identity import user_hash
-from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS, READS_IN_FLIGHT
+from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
 from gateway.outlet import Outlet
 from gateway.port import ResetReason, Snapshot, State
 from gateway.positions import StaleCursor, acknowledged, read_up_to
 from gateway.pulse import Pulse
+from gateway.state_records import TooManyRecords
 
 _log = structlog.get_logger("seamark.session")
 
@@ -82,7 +82,6 @@ class Session:
         "_outlet",
         "_pong_owed",
         "_pulse",
-        "_reads",
         "_ready",
         "_token",
         "_unread_waiting",
@@ -109,7 +108,6 @@ class Session:
         self._greeted = self._ready = self._pong_owed = False
         self._expires_at = 0.0
         self._pulse = Pulse(context.wheel.now(), context.times, outlet)
-        self._reads = 0
         self._unread_waiting: bytes | None = None
         self._count: dict[str, Any] | None = None
         context.sessions.open(self)
@@ -249,29 +247,24 @@ class Session:
         except StaleCursor as error:
             self._outlet.send(error_frame("stale_cursor", str(error)))
             return
-        if self._reads >= READS_IN_FLIGHT or not self.context.sessions.reads.take((self.tenant, self.user)):
-            self._outlet.send(
-                error_frame("too_many_reads", "name more records in fewer reads, and try again in a while")
-            )
-            return
-        self._reads += 1
         self.context.spawn(self._append_read(frame.ids or [], up_to, follower), "append-read")
 
     async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
-        id, record = state_record("read", tenant=self.tenant, user=self.user, device=self.device, ids=ids, up_to=up_to)
         try:
-            if follower.log is None:  # joined before any frame that could bring us here
-                raise BrokerError("the log is not followed")
-            await self.context.broker.append(follower.log.subject, record, msg_id=id)
+            await self.context.state_records.append(
+                "read", tenant=self.tenant, user=self.user, device=self.device,
+                partition=follower.partition.number, ids=ids, up_to=up_to,
+            )  # fmt: skip
+        except TooManyRecords as error:
+            if not self.ended:
+                self._outlet.send(error_frame("too_many_reads", str(error)))
         except BrokerError as error:
             _log.warning(
                 "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
             )
             if not self.ended:
                 self._outlet.send(error_frame("unavailable", "the read could not be stored: try again"))
-        finally:
-            self._reads -= 1
 
     # --- from the follower ------------------------------------------------------------------------------------------
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gateway.buckets import Buckets
 from gateway.close_codes import TOO_MANY_SESSIONS
-from gateway.limits import READS_PER_MINUTE, SESSIONS_PER_PROCESS, SESSIONS_PER_USER
+from gateway.limits import SESSIONS_PER_PROCESS, SESSIONS_PER_USER
 
 if TYPE_CHECKING:
     from gateway.session import Session
@@ -22,8 +21,6 @@ class Sessions:
     """
 
     def __init__(self, *, per_user: int = SESSIONS_PER_USER, at_most: int = SESSIONS_PER_PROCESS) -> None:
-        self.reads = Buckets(READS_PER_MINUTE)
-        """Read records each user, as (tenant, user), may still have appended."""
         self._per_user = per_user
         self._at_most = at_most
         self._all: set[Session] = set()

@@ -73,6 +73,8 @@ def _options(settings: Settings) -> GatewayOptions:
         dev=settings.profile == "dev",
         dev_api_key=settings.dev_api_key.reveal() if settings.dev_api_key else None,
         handshakes_per_minute=settings.handshakes_per_minute,
+        trusted_proxies=settings.trusted_proxies,
+        tenant_state_percent=settings.tenant_state_percent,
     )
 
 

@@ -15,6 +15,7 @@ from yarl import URL
 
 from engine.addresses import inbox_prefix_of
 from engine.events import Encoded, encode
+from engine.eventstore import EventStore
 from engine.jetstream import Broker, NatsSettings
 from engine.jetstream import connect as connect_broker
 from engine.limits import APPEND_BUDGET_SECONDS
@@ -210,21 +211,21 @@ class _OverNats:
         self._settings = settings
         self._budget_seconds = budget_seconds
         self._broker: Broker | None = None
+        self._events: EventStore | None = None
 
     async def open(self) -> None:
         if self._broker is None:
             self._broker = await connect_broker(self._settings)
+            self._events = EventStore(self._broker)
 
     async def send(self, event: Encoded, event_id: str, trace: Mapping[str, str]) -> Published:
-        if self._broker is None:
+        if self._events is None:
             raise ConnectionClosed("the publisher is not open: use `async with`")
-        ack = await self._broker.append(
-            event.subject, event.payload, trace, msg_id=event.msg_id, budget_seconds=self._budget_seconds
-        )
+        ack = await self._events.append(event, trace, budget_seconds=self._budget_seconds)
         return Published(event_id, ack.seq, ack.duplicate)
 
     async def close(self) -> None:
-        broker, self._broker = self._broker, None
+        broker, self._broker, self._events = self._broker, None, None
         if broker is not None:
             await broker.close()
 

@@ -33,13 +33,14 @@ async def with_keys(nats: NatsServer, postgres: str) -> AsyncIterator[TestGatewa
         yield gateway
 
 
-async def add_key(url: str, key: str, scopes: list[str]) -> None:
+async def add_key(url: str, key: str, scopes: list[str], tenant: str = "acme") -> None:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(
-            "INSERT INTO api_keys (key_hash, tenant, name, scopes) VALUES ($1, 'acme', 'test', $2)",
+            "INSERT INTO api_keys (key_hash, tenant, name, scopes) VALUES ($1, $3, 'test', $2)",
             hashlib.sha256(key.encode()).digest(),
             scopes,
+            tenant,
         )
     finally:
         await connection.close()
@@ -89,6 +90,54 @@ async def test_the_idempotency_key_names_an_event_without_an_id(nats_server: Nat
         assert len(ids) == 2
 
 
+@pytest.mark.parametrize("key", ["", "a b", "x" * 129])
+async def test_an_idempotency_key_that_can_be_no_id_is_refused_rather_than_replaced(
+    nats_server: NatsServer, postgres: str, key: str
+) -> None:
+    anonymous = {name: value for name, value in EVENT.items() if name != "id"}
+    async with with_keys(nats_server, postgres) as gateway:
+        status, problem = await post(gateway, anonymous, **{"Idempotency-Key": key})
+        assert (status, problem["field"]) == (400, "Idempotency-Key")
+        assert (await gateway.broker.stream("EVENTS")).messages == 0
+        # An event with an id of its own does not need it.
+        assert (await post(gateway, EVENT, **{"Idempotency-Key": key}))[0] == 202
+
+
+async def test_unknown_members_are_kept_whatever_they_are_called(nats_server: NatsServer, postgres: str) -> None:
+    unknown = {"key": "k", "payload": {"a": [1]}, "unknown": 1, "fields": None, "self": True, "kept": "x"}
+    async with with_keys(nats_server, postgres) as gateway:
+        assert (await post(gateway, {**EVENT, **unknown}))[0] == 202
+        subject, body, _ = await stored_event(gateway, 1)
+        assert subject.endswith(".acme.alice.order.shipped")
+        assert unknown.items() <= json.loads(body).items()
+
+
+async def test_an_event_of_another_tenant_cannot_pass_for_the_one_that_is_published(
+    nats_server: NatsServer, postgres: str
+) -> None:
+    async with with_keys(nats_server, postgres) as gateway:
+        attack = b'{"id":"e1","to":["mallory"]}'
+        await gateway.broker.append("events.evil.mallory.x", attack, msg_id="acme:e1")
+        status, answer = await post(gateway, EVENT)
+        assert (status, answer) == (202, {"event_id": "e1", "seq": 2, "duplicate": False})
+        subject, body, _ = await stored_event(gateway, 2)
+        assert subject.endswith(".acme.alice.order.shipped")
+        assert json.loads(body)["data"] == EVENT["data"]
+        await gateway.broker.append("events.evil.mallory.x", b"not json", msg_id="acme:e2")
+        _, bulk = await post(gateway, {"events": [{**EVENT, "id": "e2"}]}, path="/v1/events/bulk")
+        assert bulk["results"] == [{"event_id": "e2", "seq": 4, "duplicate": False}]
+
+
+async def test_an_event_that_is_too_large_with_its_headers_is_not_called_a_full_store(
+    nats_server: NatsServer, postgres: str
+) -> None:
+    async with with_keys(nats_server, postgres) as gateway:
+        config = (await gateway.broker.stream("EVENTS")).config
+        await gateway.broker.api("STREAM.UPDATE.EVENTS", {**config, "max_msg_size": 1_000})
+        status, problem = await post(gateway, {**EVENT, "data": "x" * 700}, tracestate="a=" + "x" * 400)
+        assert (status, problem["type"]) == (413, "urn:seamark:problem:invalid_event")
+
+
 async def test_a_trace_that_is_none_does_not_keep_an_event_from_being_stored(
     nats_server: NatsServer, postgres: str
 ) -> None:
@@ -129,7 +178,8 @@ INVALID: dict[str, tuple[Any, str | None]] = {
     "an id with blanks": ({**EVENT, "id": "a b"}, "id"),
     "another tenant": ({**EVENT, "tenant": "other"}, "tenant"),
     "too much data": ({**EVENT, "data": "x" * 300_000}, "data"),
-    "an unknown priority": ({**EVENT, "priority": "urgent!"}, None),
+    "an unknown priority": ({**EVENT, "priority": "urgent!"}, "priority"),
+    "an empty id": ({**EVENT, "id": ""}, "id"),
     "a time without offset": ({**EVENT, "time": "2026-01-01T00:00:00"}, "time"),
 }
 
@@ -160,6 +210,7 @@ async def test_only_a_known_key_with_the_scope_may_publish(nats_server: NatsServ
 async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gateway.api_keys.API_KEY_RENEW_SECONDS", 0.1)
     monkeypatch.setattr("gateway.api_keys.API_KEY_SECONDS", 0.2)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
@@ -175,6 +226,23 @@ async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
         await eventually(refused)
 
 
+async def test_keys_that_are_none_are_looked_up_for_one_address_so_often_and_known_ones_go_on(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.server.API_KEY_GUESSES_PER_MINUTE", 3)
+    await migrate(postgres)
+    await add_key(postgres, KEY, ["events:write"])
+    await add_key(postgres, "unused", ["events:write"])
+    async with gateway_on(nats_server, postgres_url=postgres, trusted_proxies=("127.0.0.1",)) as gateway:
+        attacker = {"X-Forwarded-For": "9.9.9.9, 203.0.113.7"}
+        assert (await post(gateway, EVENT, **attacker))[0] == 202
+        statuses = [(await post(gateway, EVENT, key=f"guess{number}", **attacker))[0] for number in range(5)]
+        assert statuses == [401, 401, 401, 429, 429]
+        assert (await post(gateway, EVENT, key="unused", **attacker))[0] == 429
+        assert (await post(gateway, EVENT, **attacker))[0] == 202
+        assert (await post(gateway, EVENT, key="unused", **{"X-Forwarded-For": "203.0.113.8"}))[0] == 202
+
+
 def checked(how: str) -> float:
     """How often an API key was checked this way."""
     return REGISTRY.get_sample_value("seamark_gateway_api_keys_total", {"how": how}) or 0.0
@@ -183,7 +251,8 @@ def checked(how: str) -> float:
 async def test_while_postgresql_is_away_known_keys_go_on_and_others_get_503(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api_keys.API_KEY_SECONDS", 0)  # the store is asked each time
+    for name in ("API_KEY_RENEW_SECONDS", "API_KEY_SECONDS", "API_KEY_RETRY_SECONDS"):  # the store is asked each time
+        monkeypatch.setattr(f"gateway.api_keys.{name}", 0)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
         admin = await asyncpg.connect(postgres)
@@ -310,6 +379,59 @@ async def test_without_a_broker_a_bulk_is_answered_after_one_budget_and_not_one_
         assert status == 202
         assert [result["event_id"] for result in answer["results"]] == [body["id"] for body in bodies]
         assert {result["error"]["status"] for result in answer["results"]} == {503}
+
+
+async def bulk_of(gateway: TestGateway, key: str, prefix: str, count: int = 64) -> tuple[int, dict[str, Any]]:
+    bodies = [{**EVENT, "id": f"{prefix}{number}"} for number in range(count)]
+    return await post(gateway, {"events": bodies}, path="/v1/events/bulk", key=key)
+
+
+async def test_bulk_requests_of_one_tenant_hold_up_no_other_publisher(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with with_keys(nats_server, postgres) as gateway:
+        await add_key(postgres, "other", ["events:write"], tenant="other")
+        append, held = gateway.context.broker.append, asyncio.Event()
+
+        async def slow_for_acme(subject: str, *rest: Any, **options: Any) -> Any:
+            if subject.startswith("events.acme.") and not options["msg_id"].startswith("acme:single"):
+                await held.wait()
+            return await append(subject, *rest, **options)
+
+        monkeypatch.setattr(gateway.context.broker, "append", slow_for_acme)
+        bulks = [asyncio.create_task(bulk_of(gateway, KEY, f"b{number}-"), name="bulk") for number in range(12)]
+        done, waiting = await asyncio.wait(bulks, timeout=1)
+        assert [(await task)[0] for task in done] == [503] * 4  # beyond what one tenant may have under way
+        async with asyncio.timeout(5):
+            assert (await post(gateway, {**EVENT, "id": "single"}))[0] == 202
+            assert (await post(gateway, EVENT, key="other"))[0] == 202
+            status, answer = await bulk_of(gateway, "other", "o")
+        assert (status, ["error" in result for result in answer["results"]]) == (202, [False] * 64)
+        held.set()
+        for task in waiting:
+            status, answer = await task
+            assert (status, ["error" in result for result in answer["results"]]) == (202, [False] * 64)
+
+
+async def test_a_bulk_is_answered_within_its_time_and_says_what_became_of_each_event(
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.events_api.BULK_SECONDS", 0.5)
+    async with with_keys(nats_server, postgres) as gateway:
+        append = gateway.context.broker.append
+
+        async def stuck(subject: str, *rest: Any, **options: Any) -> Any:
+            if options["msg_id"] == "acme:e3":
+                await asyncio.sleep(60)
+            return await append(subject, *rest, **options)
+
+        monkeypatch.setattr(gateway.context.broker, "append", stuck)
+        async with asyncio.timeout(5):
+            status, answer = await bulk_of(gateway, KEY, "e", 6)
+        codes = [result.get("error", {}).get("code") for result in answer["results"]]
+        assert (status, codes) == (202, [None, None, None, "unanswered", "unavailable", "unavailable"])
+        assert [result["event_id"] for result in answer["results"]] == [f"e{number}" for number in range(6)]
+        assert (await gateway.broker.stream("EVENTS")).messages == 3
 
 
 async def test_a_body_that_never_ends_is_given_up(

@@ -168,27 +168,6 @@ async def test_an_unread_count_of_the_projector_is_passed_on_and_nothing_else_is
         assert await device.next() == {"op": "unread", "count": 3, "as_of": 7}
 
 
-async def test_a_user_cannot_fill_the_log_with_read_records(
-    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.sessions.READS_PER_MINUTE", 3)
-    async with (
-        gateway_on(nats_server) as gateway,
-        gateway.device(name="a") as one,
-        gateway.device(name="b") as two,
-        gateway.device("bob") as bob,
-    ):
-        for device in (one, two, bob):
-            await device.until("live")
-        for device in (one, one, two):
-            await device.say("read", all=True)
-            await device.records(1)
-        await two.say("read", all=True)
-        assert (await two.until("error"))["code"] == "too_many_reads"
-        await bob.say("read", all=True)
-        await bob.records(1)
-
-
 # --- the ends of a session ------------------------------------------------------------------------------------------
 
 ACK = json.dumps({"op": "ack", "cursor": "abcdefgh.99"})

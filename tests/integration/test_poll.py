@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-import pytest
-
 from gateway.port import State
 from seamark.dev.servers import NatsServer
 from tests.support.gateways import TestGateway, gateway_on
@@ -150,17 +148,3 @@ async def test_reads_marked_by_request_reach_every_device(nats_server: NatsServe
                 f"{gateway.url}/v1/inbox/read", json={"device": "tab", **body}, headers=bearer()
             ) as response:
                 assert response.status == status
-
-
-async def test_reads_by_request_count_among_those_a_user_may_have_appended(
-    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.sessions.READS_PER_MINUTE", 2)
-    async with gateway_on(nats_server) as gateway:
-        statuses = []
-        for _ in range(3):
-            body = {"device": "tab", "ids": ["r0"]}
-            async with gateway.http.post(f"{gateway.url}/v1/inbox/read", json=body, headers=bearer()) as response:
-                statuses.append(response.status)
-        assert statuses == [202, 202, 429]
-        assert (await gateway.broker.stream(gateway.stream())).messages == 2

@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from gateway import jwks
-from gateway.api_keys import ApiKey, ApiKeys, KeysAway
+from gateway.api_keys import ApiKey, ApiKeys, KeysAway, TooManyGuesses
 from gateway.auth import Refused, Verifier, bearer
 from gateway.jwks import KeySet, KeysUnavailable, SharedSecret
+from gateway.limits import API_KEY_RETRY_SECONDS, API_KEY_STALE_SECONDS
 from gateway.origins import Origins
 from tests.support.tokens import SECRET
 
@@ -160,18 +161,21 @@ def test_bearer_takes_the_token_of_one_scheme_only() -> None:
 
 
 class Issuer:
-    """A JWKS endpoint on a real socket."""
+    """A JWKS endpoint on a real socket. While `speaks` is cleared it takes requests and does not answer."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
         self.status = 200
         self.asked = 0
         self.body: bytes | None = None
+        self.speaks = asyncio.Event()
+        self.speaks.set()
 
     async def __aenter__(self) -> Self:
         async def handler(_: web.Request) -> web.Response:
             self.asked += 1
             await asyncio.sleep(0.01)
+            await self.speaks.wait()
             body = self.body if self.body is not None else json.dumps({"keys": self.keys}).encode()
             return web.Response(body=body, status=self.status)
 
@@ -185,7 +189,14 @@ class Issuer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.speaks.set()
         await self.runner.cleanup()
+
+
+async def renewed(keys: KeySet) -> None:
+    """Returns once the set that is renewed behind its users is there."""
+    if keys._fetching is not None:
+        await asyncio.shield(keys._fetching)
 
 
 async def test_keys_rotate_without_a_restart_and_the_old_one_works_while_it_is_listed(
@@ -209,6 +220,7 @@ async def test_keys_rotate_without_a_restart_and_the_old_one_works_while_it_is_l
         issuer.keys = [public(new, "new")]
         now[0] += jwks.JWKS_FRESH_SECONDS + 1
         await verifier.verify(signed(new, "RS256", {"kid": "new"}, scope="x"))
+        await renewed(keys)
         with pytest.raises(Refused) as refused:  # remembered under the old keys, and forgotten with them
             await verifier.verify(by_old)
         assert refused.value.reason == "unknown_key"
@@ -231,6 +243,8 @@ async def test_a_token_of_a_key_that_was_replaced_under_its_name_is_forgotten_wi
             await verifier.verify(by_old)
         issuer.keys = [public(new, kid)]
         now[0] += jwks.JWKS_FRESH_SECONDS + 1
+        await keys.find(kid or None)
+        await renewed(keys)
         await verifier.verify(signed(new, "RS256", head))
         with pytest.raises(Refused):
             await verifier.verify(by_old)
@@ -246,6 +260,67 @@ async def test_a_flood_of_unknown_key_ids_costs_one_fetch(rsa_keys: Sequence[rsa
         results = await asyncio.gather(*(verifier.verify(token) for token in tokens), return_exceptions=True)
         assert {getattr(result, "reason", None) for result in results} == {"unknown_key"}
         assert issuer.asked == 1
+        await keys.close()
+
+
+async def test_a_silent_issuer_stalls_nobody_whose_key_is_known(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
+    now = [1_000.0]
+    async with Issuer() as issuer:
+        issuer.keys = [public(rsa_keys[0], "k")]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        token = signed(rsa_keys[0], "RS256", {"kid": "k"})
+        await Verifier(keys).verify(token)
+        issuer.speaks.clear()
+        now[0] += jwks.JWKS_FRESH_SECONDS + 1
+        async with asyncio.timeout(1):
+            for _ in range(100):
+                await Verifier(keys).verify(token)
+        issuer.speaks.set()
+        await renewed(keys)
+        assert issuer.asked == 2
+        await keys.close()
+
+
+async def test_a_new_key_is_believed_as_soon_as_it_is_published(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
+    now = [1_000.0]
+    async with Issuer() as issuer:
+        issuer.keys = [public(rsa_keys[0], "old")]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        verifier, by_new = Verifier(keys), signed(rsa_keys[1], "RS256", {"kid": "new"})
+        await verifier.verify(signed(rsa_keys[0], "RS256", {"kid": "old"}))
+        issuer.keys.append(public(rsa_keys[1], "new"))
+        now[0] += 2
+        with pytest.raises(Refused) as refused:
+            await verifier.verify(by_new)
+        assert refused.value.reason == "keys_unavailable"  # come again; not: this token is none
+        now[0] += 5
+        assert (await verifier.verify(by_new)).user == "alice"
+        await keys.close()
+
+
+async def test_a_token_of_a_foreign_issuer_is_refused_for_good_and_not_put_off(
+    rsa_keys: Sequence[rsa.RSAPrivateKey],
+) -> None:
+    now = [1_000.0]
+    async with Issuer() as issuer:
+        issuer.keys = [public(rsa_keys[0], "k")]
+        keys = KeySet(issuer.url, now=lambda: now[0])
+        verifier, foreign = Verifier(keys), signed(rsa_keys[1], "RS256", {"kid": "foreign"})
+        for _ in range(60):
+            with pytest.raises(Refused) as refused:
+                await verifier.verify(foreign)
+            assert refused.value.reason == "unknown_key"
+            now[0] += 1
+        assert issuer.asked <= 12
+        await keys.close()
+
+
+async def test_one_broken_key_of_a_set_does_not_cost_the_others(rsa_keys: Sequence[rsa.RSAPrivateKey]) -> None:
+    async with Issuer() as issuer:
+        point = {"kty": "EC", "crv": "P-256", "x": "AAAA", "y": "AAAA", "kid": "e"}
+        issuer.keys = [{"kty": []}, {"kty": "RSA", "n": 7, "e": None}, point, public(rsa_keys[0], "k")]
+        keys = KeySet(issuer.url)
+        assert (await Verifier(keys).verify(signed(rsa_keys[0], "RS256", {"kid": "k"}))).user == "alice"
         await keys.close()
 
 
@@ -291,6 +366,7 @@ async def test_a_key_set_that_cannot_be_renewed_is_used_for_an_hour_and_then_not
             issuer.status, issuer.body = status, body
             now[0] += jwks.JWKS_FRESH_SECONDS + 1
             assert await keys.find("k") is not None
+            await renewed(keys)
         assert issuer.asked == 5
         now[0] += jwks.JWKS_STALE_SECONDS
         with pytest.raises(KeysUnavailable):
@@ -313,8 +389,10 @@ async def test_a_remembered_token_is_refused_once_its_key_has_left_the_set(
         assert (await verifier.verify(token)).user == "alice"
         issuer.keys = [public(rsa_keys[1], "other")]
         now[0] += jwks.JWKS_FRESH_SECONDS + 1
+        await verifier.verify(token)  # nobody else comes with a token that makes the set be fetched
+        await renewed(keys)
         with pytest.raises(Refused) as refused:
-            await verifier.verify(token)  # nobody else comes with a token that makes the set be fetched
+            await verifier.verify(token)
         assert refused.value.reason == "unknown_key"
         await keys.close()
 
@@ -329,10 +407,13 @@ class Table:
         self.rows: dict[bytes, ApiKey] = {}
         self.asked = 0
         self.away = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def find(self, key_hash: bytes) -> ApiKey | None:
         self.asked += 1
         await asyncio.sleep(0)
+        await self.answers.wait()
         if self.away:
             raise OSError("away")
         return self.rows.get(key_hash)
@@ -367,12 +448,102 @@ async def test_while_the_store_is_away_keys_seen_before_go_on_and_others_do_not(
     table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
     assert await keys.find("k") is not None
     table.away = True
-    now[0] = 1_000
+    now[0] = 800
     assert await keys.find("k") is not None
     with pytest.raises(KeysAway):
         await keys.find("other")
     table.away = False
     assert await keys.find("other") is None
+
+
+async def test_a_key_that_cannot_be_confirmed_for_a_quarter_of_an_hour_is_believed_no_longer() -> None:
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    key_hash = hashlib.sha256(b"k").digest()
+    table.rows[key_hash] = ApiKey("acme", frozenset())
+    assert await keys.find("k") is not None
+    table.away = True
+    for second in range(0, int(API_KEY_STALE_SECONDS), 10):
+        now[0] = second
+        assert await keys.find("k") is not None
+    now[0] = API_KEY_STALE_SECONDS
+    with pytest.raises(KeysAway):
+        await keys.find("k")
+    table.away = False
+    now[0] += API_KEY_RETRY_SECONDS
+    with pytest.raises(KeysAway):  # looked up behind this one
+        await keys.find("k")
+    await asyncio.sleep(0.01)
+    assert await keys.find("k") is not None
+
+
+async def test_a_key_revoked_while_the_store_was_away_ends_once_it_is_back() -> None:
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    assert await keys.find("k") is not None
+    table.away = True
+    now[0] = 100
+    assert await keys.find("k") is not None
+    table.away = False
+    table.rows.clear()
+    now[0] += API_KEY_RETRY_SECONDS
+    await keys.find("k")
+    await asyncio.sleep(0.01)
+    assert await keys.find("k") is None
+
+
+async def test_a_key_that_is_used_is_confirmed_behind_its_requests() -> None:
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    await keys.find("k")
+    table.answers.clear()
+    now[0] = 31
+    async with asyncio.timeout(1):
+        assert await keys.find("k") is not None
+    await asyncio.sleep(0)
+    assert table.asked == 2
+    table.answers.set()
+
+
+async def test_the_time_of_a_key_ends_while_it_is_remembered_and_while_the_store_is_away() -> None:
+    now, table, expires_at = [0.0], Table(), time.time() + 60
+    wall = [time.time()]
+    keys = ApiKeys(table, now=lambda: now[0], wall=lambda: wall[0])
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset(), expires_at)
+    assert await keys.find("k") is not None
+    table.away = True
+    wall[0] = expires_at
+    assert await keys.find("k") is None
+
+
+async def test_keys_never_seen_before_reach_the_store_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_PER_MINUTE", 60)
+    now, table = [0.0], Table()
+    keys = ApiKeys(table, now=lambda: now[0])
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    assert await keys.find("k") is not None
+    found = await asyncio.gather(*(keys.find(f"guess{number}") for number in range(500)), return_exceptions=True)
+    assert table.asked == 60
+    assert sum(isinstance(one, KeysAway) for one in found) == 500 - 59
+    now[0] = 61
+    assert await keys.find("k") is not None
+    assert table.asked == 61
+
+
+async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> None:
+    table = Table()
+    keys = ApiKeys(table, guesses_per_minute=10)
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    guesses = (keys.find(f"guess{number}", lambda: "1.2.3.4") for number in range(100))
+    found = await asyncio.gather(*guesses, return_exceptions=True)
+    assert sum(isinstance(one, TooManyGuesses) for one in found) == 90
+    with pytest.raises(TooManyGuesses):
+        await keys.find("k", lambda: "1.2.3.4")
+    for _ in range(30):
+        assert await keys.find("k", lambda: "5.6.7.8") is not None
+    assert await keys.find("k", lambda: "1.2.3.4") is not None  # it is known now
 
 
 async def test_a_flood_of_unknown_api_keys_pushes_out_none_that_is_used() -> None:
@@ -404,7 +575,7 @@ async def test_the_memory_of_api_keys_is_bounded() -> None:
         table.rows[hashlib.sha256(b"k%d" % number).digest()] = ApiKey("acme", frozenset())
         await keys.find(f"k{number}")
         await keys.find(f"unknown{number}")
-    assert (len(keys._cache), len(keys._unknown)) == (3, 3)
+    assert (len(keys._known), len(keys._unknown)) == (3, 3)
     assert await keys.find("x" * 10_000) is None
 
 

@@ -1,0 +1,82 @@
+"""What is taken and what is refused before anything is done: by address, by user, for want of room."""
+
+from collections.abc import Mapping
+
+import aiohttp
+import pytest
+
+from engine.errors import InvalidSetting
+from seamark.dev.servers import NatsServer
+from tests.support.gateways import TestGateway, gateway_on
+from tests.support.tokens import bearer, token
+
+READ = {"device": "tab", "ids": ["r0"]}
+
+
+async def read(gateway: TestGateway, user: str = "alice") -> int:
+    async with gateway.http.post(f"{gateway.url}/v1/inbox/read", json=READ, headers=bearer(user=user)) as response:
+        if response.status != 202:
+            assert int(response.headers["Retry-After"]) > 0
+        return response.status
+
+
+async def shake_hands(gateway: TestGateway, headers: Mapping[str, str]) -> int:
+    try:
+        socket = await gateway.http.ws_connect(f"{gateway.url}/v1/ws", headers=headers)
+    except aiohttp.WSServerHandshakeError as refused:
+        return refused.status
+    await socket.close()
+    return 101
+
+
+async def test_a_read_by_request_needs_no_room_for_a_session(nats_server: NatsServer) -> None:
+    async with (
+        gateway_on(nats_server, sessions_at_most=1, handshakes_per_minute=1) as gateway,
+        gateway.device() as device,
+    ):
+        await device.until("live")
+        assert await shake_hands(gateway, {}) == 503
+        assert [await read(gateway) for _ in range(3)] == [202] * 3
+
+
+async def test_requests_of_a_user_are_bounded_and_cost_neither_sessions_nor_others(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.context.REQUESTS_PER_MINUTE", 3)
+    async with gateway_on(nats_server) as gateway:
+        assert [await read(gateway) for _ in range(5)] == [202, 202, 202, 429, 429]
+        assert await read(gateway, "bob") == 202
+        async with gateway.device() as device:
+            await device.until("live")
+
+
+async def test_handshakes_are_counted_for_the_address_that_a_trusted_proxy_has_seen(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, handshakes_per_minute=2, trusted_proxies=("127.0.0.0/8",)) as gateway:
+        one = [{"X-Forwarded-For": f"198.51.100.{number}, 203.0.113.7"} for number in range(3)]
+        assert [await shake_hands(gateway, headers) for headers in one] == [101, 101, 429]
+        assert await shake_hands(gateway, {"X-Forwarded-For": "203.0.113.8"}) == 101
+
+
+async def test_without_a_trusted_proxy_the_header_counts_nothing(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server, handshakes_per_minute=2) as gateway:
+        forged = [{"X-Forwarded-For": f"198.51.100.{number}"} for number in range(3)]
+        assert [await shake_hands(gateway, headers) for headers in forged] == [101, 101, 429]
+
+
+async def test_a_proxy_that_is_no_network_is_refused_at_start(nats_server: NatsServer) -> None:
+    with pytest.raises(InvalidSetting, match="SEAMARK_TRUSTED_PROXIES"):
+        async with gateway_on(nats_server, trusted_proxies=("proxy.example",)):
+            raise AssertionError("it started")
+
+
+@pytest.mark.parametrize(("body", "field"), [
+    ({"device": 7, "all": True}, "device"), ({"device": "tab", "oops": 1}, "oops"), ({"all": True}, "device"),
+    ({"device": "tab", "ids": ["a", 3]}, "ids[1]"), ({"device": "tab", "filter": {"unread": 3}}, "filter.unread"),
+    ({"device": "tab", "filter": {"type": ""}}, "filter.type"), ({"device": "a\nb", "all": True}, "device"),
+])  # fmt: skip
+async def test_a_read_that_is_refused_names_the_member(nats_server: NatsServer, body: object, field: str) -> None:
+    async with gateway_on(nats_server) as gateway:
+        headers = {"Authorization": f"Bearer {token()}"}
+        async with gateway.http.post(f"{gateway.url}/v1/inbox/read", json=body, headers=headers) as response:
+            problem = await response.json(content_type=None)
+            assert (response.status, problem["field"]) == (400, field)
