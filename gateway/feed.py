@@ -68,7 +68,7 @@ class Feed(CatchUp):
 
     # --- joining
 
-    def hello(self, cursor: Cursor | Literal["start"] | None) -> None:
+    def hello(self, cursor: Cursor | Literal["start"] | None, reason: ResetReason = ResetReason.NEW) -> None:
         """Begin at `cursor`, at the oldest record kept (`engine.cursor.START`), or with a snapshot (None).
 
         The live subscription must be confirmed before this call.
@@ -77,7 +77,7 @@ class Feed(CatchUp):
             return
         self._cursor = cursor
         if cursor is None:
-            self._reset(ResetReason.NEW)
+            self._reset(reason)
             return
         if isinstance(cursor, Cursor):
             self.last = cursor.seq

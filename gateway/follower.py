@@ -33,12 +33,15 @@ class Follower:
     """
 
     __slots__ = ("_epoch_bytes", "_outlet", "_session", "_start", "epoch", "feed", "former_epoch", "log", "partition",
-                 "sent", "sent_max", "tally")  # fmt: skip
+                 "sent", "snapshot", "sent_max", "tally")  # fmt: skip
 
-    def __init__(self, session: Session, outlet: Outlet, partition: Partition, cursor: str | None) -> None:
+    def __init__(
+        self, session: Session, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
+    ) -> None:
         self._session = session
         self._outlet = outlet
-        self._start = _parse(cursor)
+        self._start = None if snapshot else _parse(cursor)
+        self.snapshot = snapshot
         self._epoch_bytes = b""
         self.partition = partition
         self.feed = Feed(self, session.context.counters)
@@ -60,7 +63,9 @@ class Follower:
         if not self._session.ended and self.log is not None:
             self._session.counted(self.log.counted(count))
             session, tables = self._session, self._session.context.tables
-            if self._start is None and tables is not None:
+            if self.snapshot:
+                self._guard(self.feed.hello, None, ResetReason.SNAPSHOT)
+            elif self._start is None and tables is not None:
                 tables.device_cursor(session.tenant, session.user, session.device, self._begin)
             else:
                 self._begin(self._start)

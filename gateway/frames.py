@@ -32,6 +32,7 @@ class Hello(_Frame, frozen=True, tag="hello"):
     device: str
     token: str | None = None
     cursor: str | None = None
+    snapshot: bool = False
 
 
 class Ack(_Frame, frozen=True, tag="ack"):

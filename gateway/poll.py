@@ -125,7 +125,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     if connection.transport is None:
         outlet.gone()
     try:
-        session.start(claims, device, request.query.get("cursor"))
+        session.start(claims, device, request.query.get("cursor"), snapshot=request.query.get("snapshot") == "true")
         await _wait(outlet, wait_seconds)
         outlet.live = session.live
     finally:

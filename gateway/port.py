@@ -27,6 +27,7 @@ class ResetReason(Enum):
     """Why a position was given up. The values are those of the `reason` member on the wire."""
 
     NEW = "new"  # the device brought no cursor
+    SNAPSHOT = "snapshot"  # the device asked for one
     EPOCH = "epoch"  # the cursor belongs to another incarnation of the log
     FUTURE = "future"  # the cursor lies beyond the end of the log: the log has gone back
     TRIMMED = "trimmed"  # age has removed what would come next

@@ -152,14 +152,14 @@ class Session:
         """Everything heard of has been sent."""
         return self._follower is not None and self._follower.feed.state is State.LIVE
 
-    def start(self, claims: Claims, device: str, cursor: str | None) -> None:
+    def start(self, claims: Claims, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
         """Who it is for is known: join the log."""
         self.tenant, self.user, self.device = claims.tenant, claims.user, device
         self._live_until(claims.expires_at)
         self._token = None
         context = self.context
         partition = context.partition(self.tenant, self.user)
-        self._follower = Follower(self, self._outlet, partition, cursor)
+        self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
         context.sessions.admit(self)
         if not self.ended:
             self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
@@ -187,7 +187,7 @@ class Session:
             return
         claims = await self._verify(token)
         if claims is not None and not self.ended:
-            self.start(claims, frame.device, frame.cursor)
+            self.start(claims, frame.device, frame.cursor, snapshot=frame.snapshot)
 
     async def _refresh(self, frame: Refresh) -> None:
         claims = await self._verify(frame.token)

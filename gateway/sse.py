@@ -51,7 +51,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     connection.on_writable = outlet.writable
     connection.on_lost = finish
     try:
-        session.start(claims, device, cursor)
+        session.start(claims, device, cursor, snapshot=request.query.get("snapshot") == "true")
         await over
     finally:
         session.gone()
