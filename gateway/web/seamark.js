@@ -39,6 +39,7 @@ const STOP = {
   1009: "a frame was too large", 4400: "the gateway did not understand this client", 4403: "not allowed",
   4409: "another session of this user took the place of this one", 4413: "a frame was too large",
 };
+const REFUSALS = 3; // of tokens, in a row: then nobody is to be convinced
 const CHAIN_BROKEN = 4000; // what this client closes with when it resumes because of what it received
 
 /** The two parts of a cursor, for the checks below; apps store it whole. Null if it is none. */
@@ -531,7 +532,6 @@ export class Seamark extends EventTarget {
     this.#setState("connecting");
     if (this.session !== session) return;
     if (this.#wantsToken() && !(await this.#askForToken(session))) return;
-    if (this.token === this.refused) return this.#stop(4401, "the only token to be had was refused");
     this.#belongTo(ownerOf(this.token));
     if (this.session !== session) return;
     this.receiver.connected();
@@ -631,8 +631,10 @@ export class Seamark extends EventTarget {
     if (!this.running) return;
     if (STOP[code]) return this.#stop(code, STOP[code]);
     if (code === 4401 && greeted) {
+      // Not at the first: a gateway that was slow may have refused a good token.
+      const spent = typeof this.source !== "function" && claimsOf(this.token).exp * 1000 <= Date.now();
+      if (spent || ++this.refusals >= REFUSALS) return this.#stop(code, "not authenticated");
       this.refused = this.token;
-      if (typeof this.source !== "function" || ++this.refusals >= 3) return this.#stop(code, "not authenticated");
     }
     const ceiling = Math.min(this.times.backoffMax, this.times.backoffFirst * 2 ** Math.min(this.failures++, 20));
     const jitter = this.random() * ceiling;
