@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seamark.client import (
+        Bookmark,
         Connection,
         CursorStore,
         FileCursor,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Bookmark",
     "Connection",
     "CursorStore",
     "FileCursor",

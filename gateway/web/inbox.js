@@ -3,75 +3,97 @@
 import { Seamark } from "/seamark.js";
 
 const KEPT = 2_000; // notifications remembered; a page that stays open for weeks must not grow
-const SHOWN = 200;
+const PAGE = 100; // as many as a snapshot has, so that a reload shows what was shown before
 const HAPPENED = 8;
 
 const $ = (id) => document.getElementById(id);
 const user = new URLSearchParams(location.search).get("user") || "alice";
 
-/** What the log says, folded: the same rules on every device give the same inbox. */
+/** What the log says, folded: the same rules on every device, and in the gateway's inbox, give the same inbox. */
 class Inbox {
-  notifications = new Map(); // id → {id, seq, record, read}
+  #rows = new Map(); // id → {id, seq, record, read}, oldest first
   #readIds = new Set(); // marks for records not seen (yet): a snapshot may lie between
   #readUpTo = 0;
 
+  /** Begin with the rows of a snapshot, newest first. */
   clear(rows = []) {
-    this.notifications.clear();
+    this.#rows.clear();
     this.#readIds.clear();
     this.#readUpTo = 0;
-    for (const row of rows) this.#add(row.seq ?? 0, row, row.read === true || row.read_at != null);
+    this.older(rows);
+  }
+
+  /** Rows of a page of the inbox, newest first, before what is known. */
+  older(rows) {
+    const known = this.#rows;
+    this.#rows = new Map(rows.filter(({ id }) => !known.has(id)).reverse().map((row) => [row.id, this.#made(row)]));
+    for (const [id, one] of known) this.#rows.set(id, one);
+    this.#bound();
   }
 
   /** Apply one record; gives the notification if it added one. */
   apply(seq, record) {
     if (record.kind === "read") return this.#read(record);
     if (record.kind === "recall" || record.kind === "archive") return this.#remove(record);
-    return record.kind === "notification" ? this.#add(seq, record, false) : null;
+    return record.kind === "notification" ? this.#add(seq, record) : null;
   }
 
-  get unread() {
-    let count = 0;
-    for (const one of this.notifications.values()) count += !one.read;
-    return count;
+  /** What is to be shown now, newest first: what has expired is not. */
+  get shown() {
+    const now = Date.now();
+    return [...this.#rows.values()].filter(({ record }) => !record.expires_at || Date.parse(record.expires_at) > now).reverse();
   }
 
-  #add(seq, record, read) {
+  #made({ seq = 0, read = false, ...record }) {
+    const isRead = read || seq <= this.#readUpTo || this.#readIds.has(record.id);
+    return { id: record.id, seq, record, read: isRead };
+  }
+
+  #add(seq, record) {
+    if (this.#rows.has(record.id)) return null;
     if (record.collapse_key) {
-      for (const [id, one] of this.notifications) {
-        if (one.record.collapse_key === record.collapse_key) this.notifications.delete(id);
-      }
+      for (const [id, one] of this.#rows) if (one.record.collapse_key === record.collapse_key) this.#rows.delete(id);
     }
-    const one = { id: record.id, seq, record, read: read || seq <= this.#readUpTo || this.#readIds.has(record.id) };
-    this.notifications.set(record.id, one);
-    if (this.notifications.size > KEPT) this.notifications.delete(this.notifications.keys().next().value);
+    const one = this.#made({ ...record, seq });
+    this.#rows.set(record.id, one);
+    this.#bound();
     return one;
+  }
+
+  #bound() {
+    while (this.#rows.size > KEPT) this.#rows.delete(this.#rows.keys().next().value);
   }
 
   #read({ ids = [], up_to: upTo }) {
     for (const id of ids) {
-      const one = this.notifications.get(id);
+      const one = this.#rows.get(id);
       if (one) one.read = true;
       else if (this.#readIds.size < KEPT) this.#readIds.add(id);
     }
     if (upTo) {
       this.#readUpTo = Math.max(this.#readUpTo, upTo);
-      for (const one of this.notifications.values()) if (one.seq <= upTo) one.read = true;
+      for (const one of this.#rows.values()) if (covers(upTo, one)) one.read = true;
     }
     return null;
   }
 
   #remove({ ids = [], up_to: upTo }) {
-    for (const id of ids) this.notifications.delete(id);
-    if (upTo) for (const [id, one] of this.notifications) if (one.seq <= upTo) this.notifications.delete(id);
+    for (const id of ids) this.#rows.delete(id);
+    if (upTo) for (const [id, one] of this.#rows) if (covers(upTo, one)) this.#rows.delete(id);
     return null;
   }
 }
+
+/** Rows that a rebuild carried over stand before everything the log has: their sequence is of a former log. */
+const covers = (upTo, { seq, record }) => record.carried === true || seq <= upTo;
 
 const inbox = new Inbox();
 let received = 0;
 let apiKey = null;
 let drawing = false;
 let waitingUntil = 0;
+let limit = PAGE; // rows shown
+let next; // the gateway's page behind what is known: undefined before the first is asked for, null behind the last
 
 async function session() {
   const response = await fetch(`/dev/session?user=${encodeURIComponent(user)}`, { cache: "no-store" });
@@ -83,7 +105,7 @@ async function session() {
   return token;
 }
 
-const seamark = new Seamark({ token: session, cursor: "start", storage: false });
+const seamark = new Seamark({ token: session });
 window.seamark = seamark; // for the console
 
 // --- drawing --------------------------------------------------------------------------------------------------------
@@ -106,18 +128,18 @@ function draw() {
 }
 
 function drawNow() {
-  const all = [...inbox.notifications.values()].sort((a, b) => b.seq - a.seq);
-  drawList(all.slice(0, SHOWN));
-  $("older").hidden = all.length <= SHOWN;
-  $("older").textContent = `and ${all.length - SHOWN} older`;
+  const all = inbox.shown;
+  const unread = all.filter((one) => !one.read).length;
+  drawList(all.slice(0, limit));
+  $("older").hidden = all.length <= limit && (next === null || all.length < PAGE);
   $("empty").hidden = all.length > 0 || seamark.state !== "live";
   // The projections' count knows of what this page has not loaded; a stale one may know less than the page.
-  const told = seamark.unread && !seamark.unread.stale ? seamark.unread : { count: inbox.unread, more: false };
+  const told = seamark.unread && !seamark.unread.stale ? seamark.unread : { count: unread, more: false };
   const counted = told.more ? `${told.count}+` : told.count;
   $("badge").hidden = !counted;
   $("badge").textContent = counted;
   $("badge").setAttribute("aria-label", told.more ? `more than ${told.count} unread` : `${counted} unread`);
-  $("read-all").disabled = inbox.unread === 0;
+  $("read-all").disabled = !counted && unread === 0;
   document.title = `${counted ? `(${counted}) ` : ""}Inbox · Seamark`;
   $("cursor").textContent = seamark.cursor ?? "none yet";
   $("received").textContent = received;
@@ -209,6 +231,8 @@ function showCommand(command) {
 
 // --- the log --------------------------------------------------------------------------------------------------------
 
+const GAPS = ["epoch", "future", "trimmed"]; // resets that somebody who looks at the page should know of
+
 seamark.addEventListener("record", ({ detail: { seq, record } }) => {
   received += 1;
   const added = inbox.apply(seq, record);
@@ -217,8 +241,9 @@ seamark.addEventListener("record", ({ detail: { seq, record } }) => {
 });
 seamark.addEventListener("reset", ({ detail: { reason, inbox: rows } }) => {
   inbox.clear(rows);
-  happened(`reset: ${reason}`);
-  if (reason !== "new") notice(`The log could not be continued (${reason}). What follows is a fresh copy.`);
+  [limit, next] = [PAGE, undefined];
+  happened(reason === "snapshot" ? `began with a snapshot of ${rows.length}` : `reset: ${reason}`);
+  if (GAPS.includes(reason)) notice(`The log could not be continued (${reason}). What follows is a fresh copy.`);
   draw();
 });
 seamark.addEventListener("live", ({ detail: { cursor } }) => { happened(`live at ${cursor}`); draw(); });
@@ -237,6 +262,15 @@ $("cut").addEventListener("click", () => {
   else seamark.connect();
 });
 $("read-all").addEventListener("click", () => seamark.read({ all: true }));
+$("older").addEventListener("click", async () => {
+  limit += PAGE;
+  try {
+    while (next !== null && inbox.shown.length < limit) await loadOlder();
+  } catch (error) {
+    notice(`Older notifications cannot be read: ${error.message}`);
+  }
+  draw();
+});
 $("copy").addEventListener("click", async () => {
   await navigator.clipboard.writeText($("command").textContent);
   $("copy").textContent = "Copied";
@@ -246,6 +280,15 @@ $("who").addEventListener("submit", (event) => {
   event.preventDefault();
   location.search = new URLSearchParams({ user: $("user").value.trim() });
 });
+
+async function loadOlder() {
+  const query = next ? `?cursor=${encodeURIComponent(next)}` : "";
+  const response = await fetch(`/v1/inbox${query}`, { headers: { Authorization: `Bearer ${seamark.token}` }, cache: "no-store" });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail ?? `answered with ${response.status}`);
+  inbox.older(answer.items);
+  next = answer.next;
+}
 
 async function publish(text) {
   if (!apiKey) await session();
@@ -277,6 +320,8 @@ $("publish").addEventListener("submit", (event) => {
 $("five").addEventListener("click", () => {
   if ($("publish").reportValidity()) publishAll([1, 2, 3, 4, 5].map((number) => `${$("text").value} (${number})`));
 });
+
+setInterval(draw, 10_000); // what expires leaves, also while nothing comes
 
 setInterval(() => {
   const left = waitingUntil - Date.now();

@@ -2,17 +2,17 @@
  * Seamark for browsers: follow a user's log. One ES module, no dependencies, no build step.
  *
  *   const inbox = new Seamark({ token: () => fetch("/my/token").then((r) => r.text()) });
- *   inbox.addEventListener("record", ({ detail }) => show(detail.record));
  *   inbox.addEventListener("reset", ({ detail }) => replaceAll(detail.inbox));
+ *   inbox.addEventListener("record", ({ detail }) => apply(detail.record));
  *   inbox.connect();
  *
- * Events (all `CustomEvent`): `record` {seq, prev, cursor, record} · `reset` {reason, cursor, unread, inbox} ·
+ * Events (all `CustomEvent`): `reset` {reason, cursor, unread, inbox} · `record` {seq, prev, cursor, record} ·
  * `live` {cursor} · `unread` {count, as_of, stale} · `state` {state, transport, reason, retryMs} ·
  * `error` {code, message, fatal}.
  *
- * Records come in log order, each once per page. The position lives in memory, so that two tabs never disturb each
- * other; localStorage gets a copy after the listeners ran, and is read only to begin with. WebSocket first; where that
- * fails twice without opening, server-sent events read with `fetch`.
+ * A page begins with a snapshot (`reset`) and goes on with records in log order, each once. State and position belong
+ * together, so the client keeps neither over a reload. An app that stores its state stores `bookmark` with it, in one
+ * write, and passes both back. WebSocket first; where that fails twice, server-sent events read with `fetch`.
  */
 
 const PROTOCOL = "seamark.v1";
@@ -24,16 +24,22 @@ const TIMES = {
   silence: 50_000, // nothing at all received for so long: the way is dead
   ack: 250, // at most one ack in this time, as the protocol asks
   probe: 5_000, // for an answer when the page comes back to the front or the network returns
-  store: 1_000, // at most one write to localStorage in this time
-  stream: 300_000, // a fall-back session ends itself after this: the next attempt is a WebSocket again
+  mark: 15_000, // a mark that the log has not shown after one to two of these is said again
+  upgrade: 300_000, // over server-sent events: how often a WebSocket is tried beside the stream
+  upgradeFirst: 10_000, // the first such try: the network may have been down for everything, not for WebSockets
+  expiry: 10_000, // a token with less time left is not presented to a new session
   tooMany: 60_000, // after 4429
 };
 const READ_IDS = 200; // ids in one frame: well below the 64 KiB a gateway accepts
-const READ_IDS_WAITING = 1_000; // ids marked while no session stands; more is refused with an error event
+const READ_IDS_WAITING = 1_000; // marked ids that the log has not shown yet; `read` refuses more
+const ID_BYTES = 128; // a longer one is none, and would make the gateway close
+const MARK_MISSES = 5; // so often said to a session that stood, and never shown: it is given up, with an error event
+const RECORDS_OPEN = 10_000; // records whose listeners have not finished; beyond, nothing more is acknowledged
 const STOP = {
   1009: "a frame was too large", 4400: "the gateway did not understand this client", 4403: "not allowed",
   4409: "another session of this user took the place of this one", 4413: "a frame was too large",
 };
+const REFUSALS = 3; // of tokens, in a row: then nobody is to be convinced
 const CHAIN_BROKEN = 4000; // what this client closes with when it resumes because of what it received
 
 /** The two parts of a cursor, for the checks below; apps store it whole. Null if it is none. */
@@ -45,10 +51,16 @@ function parseCursor(text) {
 function claimsOf(token) {
   try {
     const payload = token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
-    return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(payload), (c) => c.charCodeAt(0))));
+    return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(payload), (c) => c.charCodeAt(0)))) ?? {};
   } catch {
-    return {}; // an opaque token: no expiry to plan by, no name for the storage
+    return {}; // an opaque token: it does not say when it expires, nor whose it is
   }
+}
+
+/** Whose log a token opens. Positions and marks of one owner mean nothing in the log of another. */
+function ownerOf(token) {
+  const { tenant = null, sub = null } = claimsOf(token);
+  return { tenant, user: sub, is: (other) => other.tenant === tenant && other.user === sub };
 }
 
 /**
@@ -66,7 +78,7 @@ export class Receiver {
   }
 
   on(frame) {
-    const { op } = frame;
+    const op = frame?.op;
     if (op === "ready") return this.#ready(frame);
     if (!["record", "skip", "live", "pong", "reset"].includes(op)) return [op, frame];
     if (!this.joined) return ["restart", "a frame of the log came before `ready`"];
@@ -106,6 +118,138 @@ export class Receiver {
   }
 }
 
+/**
+ * How far the app is. A record is done when all its listeners have returned and what they promised is fulfilled; only
+ * what is done, and everything before it, is acknowledged. What a listener threw at is never done.
+ */
+export class Progress {
+  cursor = null; // everything up to it is done
+  #open = []; // handed to the listeners and not done, in log order
+  #ended = false;
+
+  /** The record or snapshot at `cursor` goes to the listeners. */
+  handed(cursor) {
+    const entry = { cursor, done: false, over: !this.#ended && this.#open.length >= RECORDS_OPEN };
+    this.#ended ||= entry.over;
+    if (!this.#ended) this.#open.push(entry);
+    return entry;
+  }
+
+  /** The log moved to `cursor` without anything for the listeners. */
+  passed(cursor) {
+    if (this.#ended) return;
+    if (this.#open.length) this.#open.at(-1).cursor = cursor;
+    else this.cursor = cursor;
+  }
+
+  done(entry) {
+    entry.done = true;
+    while (this.#open[0]?.done) this.cursor = this.#open.shift().cursor;
+  }
+
+  /** What comes after can never be done, so it is not kept. */
+  failed(entry) {
+    const at = this.#open.indexOf(entry);
+    if (at < 0) return;
+    this.#open.length = at + 1;
+    this.#ended = true;
+  }
+}
+
+/**
+ * What the user has read and the log does not show yet. A frame written into a dying socket is not stored, so a mark
+ * stays here until a record says the same, whoever wrote that record. Each mark is { due, ticks, misses }.
+ */
+export class Marks {
+  ids = new Map();
+  upTo = null; // { cursor, … }: only the highest one counts
+
+  get size() {
+    return this.ids.size + (this.upTo ? 1 : 0);
+  }
+
+  #all() {
+    return this.upTo ? [...this.ids.values(), this.upTo] : [...this.ids.values()];
+  }
+
+  add(ids) {
+    for (const id of ids) if (!this.ids.has(id)) this.ids.set(id, { due: true, ticks: 0, misses: 0 });
+  }
+
+  reach(cursor) {
+    const [given, held] = [parseCursor(cursor), parseCursor(this.upTo?.cursor)];
+    if (held && held.epoch === given.epoch && held.seq >= given.seq) return;
+    this.upTo = { cursor, due: true, ticks: 0, misses: 0 };
+  }
+
+  /** The frames to say now, on a session that was sent everything up to `position`: beyond it would be a bad frame. */
+  take(position) {
+    const frames = [], at = parseCursor(position), upTo = parseCursor(this.upTo?.cursor);
+    const said = (mark) => Object.assign(mark, { due: false, ticks: 0 });
+    if (this.upTo?.due && upTo.epoch === at?.epoch && upTo.seq <= at.seq) {
+      frames.push({ op: "read", up_to: said(this.upTo).cursor });
+    }
+    const due = [...this.ids].filter(([, mark]) => mark.due);
+    for (let from = 0; from < due.length; from += READ_IDS) {
+      frames.push({ op: "read", ids: due.slice(from, from + READ_IDS).map(([id, mark]) => (said(mark), id)) });
+    }
+    return frames;
+  }
+
+  /** A position of another incarnation of the log than `position`, which is forgotten; null if there is none. */
+  foreign(position) {
+    const cursor = this.upTo?.cursor ?? null;
+    if (cursor === null || parseCursor(cursor).epoch === parseCursor(position)?.epoch) return null;
+    this.upTo = null;
+    return { ids: [], upTo: cursor };
+  }
+
+  /** A new session has caught up: what it did not show was not stored. */
+  again() {
+    for (const mark of this.#all()) mark.due = true;
+  }
+
+  /** The gateway could not store something, it does not say what: the next tick says it again, and that is no miss. */
+  refused() {
+    for (const mark of this.#all()) if (!mark.due) Object.assign(mark, { ticks: 1, misses: mark.misses - 1 });
+  }
+
+  /** Time has passed. Gives what is given up, as {ids, upTo}; null if nothing is. */
+  tick() {
+    const lost = { ids: [], upTo: null };
+    const isLost = (mark) => {
+      if (mark.due || ++mark.ticks < 2) return false;
+      mark.due = true;
+      return ++mark.misses >= MARK_MISSES;
+    };
+    for (const [id, mark] of this.ids) if (isLost(mark)) lost.ids.push(id);
+    if (this.upTo && isLost(this.upTo)) lost.upTo = this.upTo.cursor;
+    return this.drop(lost) ? lost : null;
+  }
+
+  /** Forget these. True if there was something to forget. */
+  drop({ ids = [], upTo = null }) {
+    const before = this.size;
+    for (const id of ids) this.ids.delete(id);
+    if (upTo && upTo === this.upTo?.cursor) this.upTo = null;
+    return this.size < before;
+  }
+
+  /** A record of the log: what it says is no mark of ours any more. */
+  shown(cursor, record) {
+    if (this.size === 0 || record?.kind !== "read") return;
+    for (const id of record.ids ?? []) this.ids.delete(id);
+    const [at, upTo] = [parseCursor(cursor), parseCursor(this.upTo?.cursor)];
+    if (upTo && upTo.epoch === at.epoch && upTo.seq <= (record.up_to ?? -1)) this.upTo = null;
+  }
+
+  /** A snapshot: it may have the effect of what was marked. Gives a position that means nothing in this log any more. */
+  reset({ reason, cursor, inbox = [] }) {
+    for (const row of inbox) if (row.read) this.ids.delete(row.id);
+    return this.foreign(reason === "future" ? null : cursor); // a log put back will give the same numbers to other records
+  }
+}
+
 /** A WebSocket as a session uses it: `opened()`, `frame(object)`, `ended(code, reason, retryMs)` are called on `to`. */
 class SocketTransport {
   name = "websocket";
@@ -115,13 +259,18 @@ class SocketTransport {
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     this.socket = new WebSocket(url, PROTOCOL);
     this.timer = setTimeout(() => this.close(1006, "the handshake took too long"), times.connect);
+    this.greeted = false;
     this.socket.onopen = () => {
       clearTimeout(this.timer);
       to.opened();
-      this.say(hello);
+      this.greeted = this.say(hello);
     };
     this.socket.onmessage = ({ data }) => to.text(data);
-    this.socket.onclose = ({ code, reason }) => this.end(code, reason);
+    this.socket.onclose = ({ code, reason }) => {
+      // A tab that slept may say hello to a gateway that has long closed: then the token has never left.
+      if (this.socket.bufferedAmount > 0) this.greeted = false;
+      this.end(code, reason);
+    };
     this.end = (code, reason) => {
       clearTimeout(this.timer);
       this.end = () => {};
@@ -148,6 +297,7 @@ class StreamTransport {
   constructor(base, hello, to, times) {
     this.base = base;
     this.hello = hello;
+    this.greeted = true; // the token is in the request
     this.unsaid = to.unsaid;
     this.abort = new AbortController();
     this.timer = setTimeout(() => this.close(1006, "the stream took too long to open"), times.connect);
@@ -157,13 +307,14 @@ class StreamTransport {
       this.abort.abort();
       to.ended(code, reason, retryMs);
     };
-    this.#run(to, times).catch((error) => this.end(1006, String(error)));
+    this.#run(to).catch((error) => this.end(1006, String(error)));
   }
 
-  async #run(to, times) {
-    const { token, device, cursor } = this.hello;
+  async #run(to) {
+    const { token, device, cursor, snapshot } = this.hello;
     const url = new URL("v1/stream", this.base);
     url.searchParams.set("device", device);
+    if (snapshot) url.searchParams.set("snapshot", "true");
     const headers = { Authorization: `Bearer ${token}`, Accept: "text/event-stream" };
     if (cursor) headers["Last-Event-ID"] = cursor;
     const response = await fetch(url, { headers, cache: "no-store", signal: this.abort.signal });
@@ -173,7 +324,6 @@ class StreamTransport {
       return this.end(codes[response.status] ?? 1006, `answered with ${response.status}`, retry);
     }
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.close(1000, "back to WebSocket"), times.stream * (0.8 + 0.4 * Math.random()));
     to.opened();
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = ""; ; ) {
@@ -201,7 +351,7 @@ class StreamTransport {
 
   /** There is no way up in a stream: reads are requests, acks and pings are left out, the cursor says it all. */
   say(frame) {
-    if (frame.op === "read") this.#post(frame).catch(() => this.unsaid(frame, "the gateway was not reached"));
+    if (frame.op === "read") this.#post(frame).catch(() => this.unsaid(frame, "the gateway was not reached", false));
     return true;
   }
 
@@ -209,7 +359,8 @@ class StreamTransport {
     const headers = { Authorization: `Bearer ${this.hello.token}`, "Content-Type": "application/json" };
     const text = JSON.stringify({ ...body, device: this.hello.device });
     const response = await fetch(new URL("v1/inbox/read", this.base), { method: "POST", headers, body: text });
-    if (!response.ok) this.unsaid({ op, ...body }, `answered with ${response.status}`);
+    const final = [400, 403, 404, 409, 413].includes(response.status);
+    if (!response.ok) this.unsaid({ op, ...body }, `answered with ${response.status}`, final);
   }
 
   close(code, reason) {
@@ -218,35 +369,47 @@ class StreamTransport {
 }
 
 export class Seamark extends EventTarget {
+  #watched = new WeakMap(); // listener → what is registered in its place
+  #handling = null; // what the listeners of the event that is being emitted did
+
   /**
    * @param {object} options
    * @param {string | (() => string | Promise<string>)} options.token the user's JWT, or a function that gives a fresh
-   *   one; with a function the session is kept beyond the token's expiry.
+   *   one. The function is asked at `connect()` and when a token expires or is refused, not at every reconnect. When it
+   *   gives a token of another user, everything of the former user is forgotten and a `reset` with reason `user` says so.
    * @param {string} [options.url] the gateway's address; the page's own origin if absent.
    * @param {string} [options.device] this browser's name; made once and kept in localStorage if absent.
-   * @param {string} [options.cursor] where to begin; "start" for the oldest kept record. If absent: what localStorage
-   *   holds for this user, then what the gateway knows of the device, else it answers with a reset.
-   * @param {boolean} [options.storage=true] keep a copy of the cursor in localStorage.
+   * @param {string | {tenant, user, cursor}} [options.cursor] where to begin: a `bookmark` that the app kept with its
+   *   state (used only if the token is of the same user), a plain cursor, or "start" for the oldest kept record.
+   * @param {boolean} [options.snapshot=true] without a cursor, begin with a snapshot. False: behind what this device has
+   *   acknowledged, where the gateway knows that.
    * @param {object} [options.times] other deadlines, in milliseconds (see TIMES).
    * @param {() => number} [options.random] uniform numbers in [0, 1), for the jitter.
    */
-  constructor({ token, url = location.origin, device, cursor = null, storage = true, times = {}, random = Math.random }) {
+  constructor({ token, url = location.origin, device, cursor = null, snapshot = true, times = {}, random = Math.random }) {
     super();
     this.state = "closed";
-    this.unread = null;
-    this.device = device ?? this.#storedDevice();
+    this.device = device ?? storedDevice();
     this.base = url.endsWith("/") ? url : `${url}/`;
     this.times = { ...TIMES, ...times };
     this.random = random;
-    this.storage = storage;
+    this.snapshot = snapshot;
     this.source = token;
-    this.receiver = new Receiver(cursor);
-    this.failures = this.unopened = this.refusals = this.notBefore = 0;
-    this.waitingIds = new Set();
-    this.waitingUpTo = this.pendingAck = this.transport = this.refused = null;
+    this.owner = null; // nobody yet
+    this.bookmarked = typeof cursor === "object" ? cursor : null;
+    this.#begin(this.bookmarked ? null : cursor);
+    this.failures = this.misses = this.refusals = this.notBefore = 0;
+    this.carrier = SocketTransport;
+    this.token = this.refused = this.session = this.transport = this.probe = this.acked = null;
     this.running = false;
     this.timers = {};
-    this.#watchPage();
+  }
+
+  #begin(cursor) {
+    this.receiver = new Receiver(cursor);
+    this.progress = new Progress();
+    this.marks = new Marks();
+    this.unread = null;
   }
 
   /** Where the next session resumes; null before the first one has answered. */
@@ -254,79 +417,195 @@ export class Seamark extends EventTarget {
     return this.receiver.position === "start" ? null : this.receiver.position;
   }
 
-  /** Connect, and stay connected until `close()`. Continues where this object was. */
+  /** Where an app that stores its state begins next time: behind all records that are done. Null before the first. */
+  get bookmark() {
+    const { cursor } = this.progress;
+    return cursor && this.owner ? { tenant: this.owner.tenant, user: this.owner.user, cursor } : null;
+  }
+
+  /** Connect, and stay connected until `close()`. Continues where this object was, if the token is of the same user. */
   connect() {
     if (this.running) return;
     this.running = true;
-    this.failures = this.unopened = this.refusals = 0;
+    this.failures = this.misses = this.refusals = 0;
+    this.token = null; // the app may have another user by now
+    this.#watchPage();
     this.#attempt();
   }
 
-  /** End the connection; the position is kept for a later `connect()`. */
+  /** End the connection; position and marks are kept for a later `connect()`. */
   close() {
     this.running = false;
     this.#sendAck();
-    this.#store();
     this.#drop(1000, "closed by the page");
+    this.watching?.abort();
     this.#setState("closed", "closed by the page");
   }
 
   /**
    * Mark as read: `{ids: […]}`, `{upTo: cursor}` or `{all: true}` (everything received so far). The mark comes back as
-   * a record, to this page too; without a session it waits for the next one.
+   * a record, to this page too. It is kept, and said again on every session, until it does.
    */
   read({ ids, upTo, all = false }) {
     if ((ids !== undefined) + (upTo !== undefined) + all !== 1) throw new TypeError("give one of ids, upTo, all");
     if (ids) {
-      if (this.waitingIds.size + ids.length > READ_IDS_WAITING) throw new RangeError("too many ids: use upTo or all");
-      for (const id of ids) this.waitingIds.add(id);
+      const wrong = ids.find((id) => typeof id !== "string" || !id || new TextEncoder().encode(id).length > ID_BYTES);
+      if (wrong !== undefined || ids.includes(undefined)) throw new TypeError(`ids: ${wrong} is no id of a record`);
+      if (this.marks.ids.size + ids.length > READ_IDS_WAITING) throw new RangeError("too many ids: use upTo or all");
+      this.marks.add(ids);
     } else {
       // "All" is fixed here: sent after a reconnect it would cover records that nobody has seen.
-      this.waitingUpTo = upTo ?? this.cursor;
+      const cursor = upTo ?? this.cursor;
+      if (upTo !== undefined && !parseCursor(upTo)) throw new TypeError("upTo is no cursor");
+      if (cursor) this.marks.reach(cursor);
     }
-    this.#sendReads();
+    if (this.state === "live") this.#sayMarks();
+  }
+
+  // --- events ---------------------------------------------------------------------------------------------------------
+
+  /** As of every EventTarget. What a listener throws or promises is noticed: see `Progress`. */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, this.#watch(listener), options);
+  }
+
+  removeEventListener(type, listener, options) {
+    super.removeEventListener(type, this.#watch(listener), options);
+  }
+
+  #watch(listener) {
+    if (!listener || this.#watched.has(listener)) return listener && this.#watched.get(listener);
+    const watched = (event) => {
+      const handling = this.#handling;
+      try {
+        const given = typeof listener === "function" ? listener.call(this, event) : listener.handleEvent(event);
+        if (typeof given?.then === "function") handling?.promised.push(given);
+      } catch (error) {
+        if (handling) handling.threw = true;
+        throw error; // to the console, as ever
+      }
+    };
+    this.#watched.set(listener, watched);
+    return watched;
+  }
+
+  #emit(type, detail) {
+    const outer = this.#handling;
+    const handling = (this.#handling = { threw: false, promised: [] });
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+    this.#handling = outer;
+    return handling;
+  }
+
+  /** Give a record or snapshot to the listeners; it is done when they are. */
+  #hand(type, frame) {
+    const progress = this.progress, entry = progress.handed(frame.cursor);
+    const done = () => {
+      progress.done(entry);
+      if (progress === this.progress) this.#ackLater();
+    };
+    const failed = () => {
+      progress.failed(entry);
+      this.#error("listener", `a listener failed at ${frame.cursor}: nothing from there on is acknowledged`);
+    };
+    if (entry.over) this.#error("listener", "too many records wait for their listeners: no more is acknowledged");
+    const { threw, promised } = this.#emit(type, frame);
+    if (threw) return failed();
+    if (promised.length === 0) return done();
+    Promise.all(promised).then(done, (error) => (globalThis.reportError?.(error), failed()));
+  }
+
+  #error(code, message, more = {}) {
+    this.#emit("error", { code, message, fatal: false, ...more });
+  }
+
+  #setState(state, reason = "", retryMs = null) {
+    this.state = state;
+    this.#emit("state", { state, reason, retryMs, transport: this.transport?.name ?? null });
   }
 
   // --- sessions -----------------------------------------------------------------------------------------------------
 
   async #attempt() {
-    this.#setState("connecting");
     const session = { ready: false };
     this.session = session; // whatever an older session still says is not listened to
-    // A request for a token may hang for as long as a dead network lets it.
-    this.timers.token = setTimeout(() => this.#ended(1006, "no token came"), this.times.connect);
-    try {
-      this.token = typeof this.source === "function" ? await this.source() : this.source;
-    } catch (error) {
-      if (this.session === session) this.#ended(1006, `no token: ${error}`);
-      return;
-    }
-    if (this.session !== session || !this.running) return;
-    clearTimeout(this.timers.token);
-    if (this.token === this.refused) return this.#stop(4401, "the only token to be had was refused");
-    this.receiver.position ??= this.#storedCursor();
+    this.#setState("connecting");
+    if (this.session !== session) return;
+    if (this.#wantsToken() && !(await this.#askForToken(session))) return;
+    this.#belongTo(ownerOf(this.token));
+    if (this.session !== session) return;
     this.receiver.connected();
+    this.acked = null;
     const mine = (act) => (...args) => { if (this.session === session) act(...args); };
+    const { marks } = this;
     const to = {
       opened: mine(() => this.#opened()),
       alive: mine(() => this.#alive()),
-      unsaid: (frame, reason) => this.#unsaid(frame, reason),
+      unsaid: (frame, reason, final) => this.#unsaid(marks, frame, reason, final),
       text: mine((text) => { this.#alive(); this.#frame(text); }),
       ended: mine((code, reason, retryMs) => {
-        // What swallows WebSockets ends them without a word, or lets them open and then lets nothing through.
-        this.unopened = session.ready || code >= 4000 ? 0 : this.unopened + 1;
+        if (!session.ready && code < 4000) this.#missed();
         this.#ended(code, reason, retryMs ?? session.retryMs);
       }),
     };
-    const hello = { op: "hello", token: this.token, device: this.device };
-    if (this.receiver.position) hello.cursor = this.receiver.position;
-    // Two handshakes that never opened, then one try of the other way, then again from the front.
-    const Transport = this.unopened % 3 === 2 ? StreamTransport : SocketTransport;
     try {
-      this.transport = new Transport(this.base, hello, to, this.times);
+      this.transport = new this.carrier(this.base, this.#hello(), to, this.times);
     } catch (error) {
       to.ended(1006, String(error)); // the page's own policy forbids it
     }
+  }
+
+  /** A token serves until it expires or is refused: who issues them is not asked because a network flaps. */
+  #wantsToken() {
+    if (!this.token || this.token === this.refused) return true;
+    const { exp } = claimsOf(this.token);
+    return typeof this.source === "function" && exp * 1000 - Date.now() < this.times.expiry;
+  }
+
+  /** False: the session has ended meanwhile. */
+  async #askForToken(session) {
+    // A request for a token may hang for as long as a dead network lets it.
+    this.timers.token = setTimeout(() => this.#ended(1006, "no token came"), this.times.connect);
+    try {
+      const token = typeof this.source === "function" ? await this.source() : this.source;
+      if (this.session !== session) return false;
+      this.token = token;
+    } catch (error) {
+      if (this.session === session) this.#ended(1006, `no token: ${error}`);
+      return false;
+    }
+    clearTimeout(this.timers.token);
+    return true;
+  }
+
+  /** Position, marks and count are of one user's log. With another user's token all of it goes, before anything is said. */
+  #belongTo(owner) {
+    const former = this.owner;
+    this.owner = owner;
+    if (former === null && this.bookmarked && owner.is(this.bookmarked)) {
+      this.receiver = new Receiver(this.bookmarked.cursor);
+    }
+    if (former === null || owner.is(former)) return;
+    this.#begin(null);
+    this.#emit("reset", { reason: "user", cursor: null, unread: null, inbox: [] });
+  }
+
+  #hello() {
+    const hello = { op: "hello", token: this.token, device: this.device };
+    if (this.receiver.position) hello.cursor = this.receiver.position;
+    else if (this.snapshot) hello.snapshot = true;
+    return hello;
+  }
+
+  /**
+   * The carrier let nothing through. What swallows WebSockets ends them without a word, or lets them open and then
+   * nothing pass: after two of them a stream is tried, after one of those a WebSocket again. What worked is kept to.
+   */
+  #missed() {
+    const isSocket = this.carrier === SocketTransport;
+    if (++this.misses < (isSocket ? 2 : 1)) return;
+    this.carrier = isSocket ? StreamTransport : SocketTransport;
+    this.misses = 0;
   }
 
   #opened() {
@@ -339,103 +618,153 @@ export class Seamark extends EventTarget {
     for (const timer of Object.values(this.timers)) clearTimeout(timer);
     this.timers = {};
     this.session = null;
-    const transport = this.transport;
-    this.transport = null;
+    const { transport, probe } = this;
+    this.transport = this.probe = null;
+    probe?.close(1000, reason);
     transport?.close(code, reason);
   }
 
   #ended(code, reason, retryMs) {
+    const greeted = this.transport?.greeted ?? false;
+    if (code === 4409 && this.probe) code = 1006; // it was our own second session that took the place
     this.#drop(code, reason);
     if (!this.running) return;
     if (STOP[code]) return this.#stop(code, STOP[code]);
-    if (code === 4401) {
+    if (code === 4401 && greeted) {
+      // Not at the first: a gateway that was slow may have refused a good token.
+      const spent = typeof this.source !== "function" && claimsOf(this.token).exp * 1000 <= Date.now();
+      if (spent || ++this.refusals >= REFUSALS) return this.#stop(code, "not authenticated");
       this.refused = this.token;
-      if (typeof this.source !== "function" || ++this.refusals >= 3) return this.#stop(code, "not authenticated");
     }
     const ceiling = Math.min(this.times.backoffMax, this.times.backoffFirst * 2 ** Math.min(this.failures++, 20));
     const jitter = this.random() * ceiling;
     const asked = retryMs ?? (code === 4429 ? this.times.tooMany : null);
     // What the gateway asks for is spread already: a little of ours on top, never less.
     const wait = asked === null ? jitter : asked + Math.min(jitter, 1000);
-    this.notBefore = Date.now() + (asked ?? 0);
+    this.notBefore = performance.now() + (asked ?? 0);
     this.timers.retry = setTimeout(() => this.#attempt(), wait);
     this.#setState("waiting", reason || `connection lost (${code})`, Math.round(wait));
+  }
+
+  /** Another session in the place of this one, at once: nothing has failed. */
+  #renew(reason) {
+    this.#drop(1000, reason);
+    this.#attempt();
   }
 
   #stop(code, message) {
     this.running = false;
     this.#drop(1000, message);
+    this.watching?.abort();
     this.#setState("closed", message);
     this.#emit("error", { code, message, fatal: true });
   }
 
   #alive() {
-    this.lastHeard = Date.now();
+    this.lastHeard = performance.now(); // not the clock of the day, which somebody may set
   }
 
-  /** Pings, and ends a way that has gone silent. Clock times, not counts: timers of a hidden tab run late. */
+  /** Pings, and ends a way that has gone silent. Times, not counts: timers of a hidden tab run late. */
   #watchSilence() {
     this.timers.silence = setTimeout(() => {
-      if (Date.now() - this.lastHeard > this.times.silence && this.pinged > this.lastHeard) {
+      if (performance.now() - this.lastHeard > this.times.silence && this.pinged > this.lastHeard) {
         return this.#ended(1006, "nothing was heard from the gateway");
       }
-      this.pinged = Date.now();
+      this.pinged = performance.now();
       this.transport.say({ op: "ping" });
       this.#watchSilence();
     }, this.times.ping);
   }
 
+  /** Where a stream carries the session: try a WebSocket beside it, and change over once it has answered `ready`. */
+  #planUpgrade(ms) {
+    if (this.transport?.name !== "sse") return;
+    const { session } = this;
+    this.timers.upgrade = setTimeout(() => this.#tryWebSocket(session), ms * (0.8 + 0.4 * this.random()));
+  }
+
+  #tryWebSocket(session) {
+    let over = false;
+    const end = (works) => {
+      if (over) return;
+      over = true;
+      clearTimeout(deadline);
+      this.probe?.close(1000, "tried");
+      this.probe = null;
+      if (this.session !== session) return;
+      if (!works) return this.#planUpgrade(this.times.upgrade);
+      this.carrier = SocketTransport;
+      this.#renew("back to WebSocket");
+    };
+    const deadline = setTimeout(() => end(false), this.times.connect);
+    const text = (said) => end(parseFrame(said)?.op === "ready");
+    try {
+      this.probe = new SocketTransport(this.base, this.#hello(), { opened() {}, text, ended: () => end(false) }, this.times);
+    } catch {
+      end(false);
+    }
+  }
+
   // --- what the gateway says ----------------------------------------------------------------------------------------
 
   #frame(text) {
-    let frame;
-    try {
-      frame = JSON.parse(text);
-    } catch {
-      return this.#ended(CHAIN_BROKEN, "not a frame of the protocol");
-    }
+    const frame = parseFrame(text);
+    if (!frame) return this.#ended(CHAIN_BROKEN, "not a frame of the protocol");
     const [what, value] = this.receiver.on(frame);
-    if (what === "restart") return this.#ended(CHAIN_BROKEN, value);
-    if (what === "ready") return this.#ready(value);
-    if (what === "bye") return void (this.session.retryMs = value.retry_after_ms);
-    if (what === "error") return this.#emit("error", { code: value.code, message: value.detail, fatal: false });
-    if (what === "unread") return this.#setUnread(value);
-    if (what === "now") return this.#emit("now", value);
-    if (what === "reset") this.#reset(value);
-    if (what === "record") this.#emit("record", value);
-    if (what === "live") this.#live(value);
-    if (what === "record" || what === "reset") this.#ackLater(value.cursor);
-    if (what !== "drop") this.#storeLater();
+    switch (what) {
+      case "restart": return this.#ended(CHAIN_BROKEN, value);
+      case "ready": return this.#ready(value);
+      case "bye": return void (this.session.retryMs = value.retry_after_ms);
+      case "error": return this.#refusedByGateway(value);
+      case "unread": return this.#setUnread(value);
+      case "now": return void this.#emit("now", value);
+      case "reset": return this.#reset(value);
+      case "record":
+        this.marks.shown(value.cursor, value.record);
+        return this.#hand("record", value);
+      case "live":
+        this.progress.passed(value.cursor);
+        return this.#live(value);
+      case "advance": return this.progress.passed(value);
+    }
   }
 
   #ready(frame) {
+    const { session } = this;
     clearTimeout(this.timers.ready);
-    this.session.ready = true;
+    session.ready = true;
     this.refused = null;
-    this.refusals = 0;
+    this.refusals = this.misses = 0;
     this.#setState("catching-up");
+    if (this.session !== session) return; // a listener has closed
     this.#planRefresh();
+    this.#planUpgrade(Math.min(this.times.upgradeFirst, this.times.upgrade));
     if (frame.unread) this.#setUnread(frame.unread);
-    if (frame.resumed) this.#stands();
+    if (frame.resumed && this.progress.cursor) this.#ackLater();
   }
 
   #reset(frame) {
-    // Cursors from before mean nothing to the gateway any more.
-    this.pendingAck = this.waitingUpTo = null;
-    this.#stands();
+    const { session } = this;
+    this.progress = new Progress(); // cursors from before mean nothing to the gateway any more
+    this.acked = null;
     this.unread = frame.unread ?? null;
-    this.#emit("reset", frame);
+    const lost = this.marks.reset(frame);
+    this.#hand("reset", frame);
+    if (lost) this.#lost(lost, "their log is no more");
+    if (frame.unread && this.session === session) this.#emit("unread", frame.unread);
   }
 
   #live(frame) {
+    const { session } = this;
     this.failures = 0;
-    this.#setState("live");
-    this.#emit("live", frame);
-  }
-
-  #stands() {
-    this.#sendReads();
-    if (this.pendingAck) this.#ackLater(this.pendingAck);
+    const first = !session.live;
+    session.live = true;
+    if (this.state !== "live") this.#setState("live");
+    if (this.session === session) this.#emit("live", frame);
+    if (this.session !== session) return;
+    // Now it is known which marks the log holds: whatever it has not shown was not stored.
+    if (first) this.marks.again();
+    this.#sayMarks();
   }
 
   #setUnread(value) {
@@ -443,44 +772,49 @@ export class Seamark extends EventTarget {
     this.#emit("unread", value);
   }
 
-  #emit(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
-  }
-
-  #setState(state, reason = "", retryMs = null) {
-    this.state = state;
-    this.#emit("state", { state, reason, retryMs, transport: this.transport?.name ?? null });
+  #refusedByGateway({ code, detail }) {
+    if (code === "too_many_reads" || code === "unavailable") this.marks.refused();
+    if (code === "stale_cursor") this.marks.upTo = null;
+    this.#error(code, detail);
   }
 
   // --- what this page says ------------------------------------------------------------------------------------------
 
-  #ackLater(cursor) {
-    this.pendingAck = cursor;
+  #ackLater() {
     this.timers.ack ??= setTimeout(() => this.#sendAck(), this.times.ack);
   }
 
   #sendAck() {
     delete this.timers.ack;
-    if (!this.pendingAck || !this.receiver.anchored) return;
-    if (this.transport?.say({ op: "ack", cursor: this.pendingAck })) this.pendingAck = null;
+    const { cursor } = this.progress;
+    if (!cursor || cursor === this.acked || !this.receiver.anchored) return;
+    if (this.transport?.say({ op: "ack", cursor })) this.acked = cursor;
   }
 
-  #sendReads() {
-    if (!this.receiver.anchored || !this.transport) return;
-    if (this.waitingUpTo && this.transport.say({ op: "read", up_to: this.waitingUpTo })) this.waitingUpTo = null;
-    const ids = [...this.waitingIds];
-    for (let from = 0; from < ids.length; from += READ_IDS) {
-      const chunk = ids.slice(from, from + READ_IDS);
-      if (!this.transport.say({ op: "read", ids: chunk })) return;
-      for (const id of chunk) this.waitingIds.delete(id);
-    }
+  #sayMarks() {
+    if (!this.transport) return;
+    const lost = this.marks.foreign(this.cursor);
+    if (lost) this.#lost(lost, "their log is no more");
+    for (const frame of this.marks.take(this.cursor)) if (!this.transport.say(frame)) return; // the next session says it
+    if (this.marks.size) this.timers.marks ??= setTimeout(() => this.#tick(), this.times.mark);
   }
 
-  /** A mark did not arrive: it waits for the next session, or the next mark. */
-  #unsaid({ ids = [], up_to: upTo }, reason) {
-    for (const id of ids) if (this.waitingIds.size < READ_IDS_WAITING) this.waitingIds.add(id);
-    this.waitingUpTo ??= upTo ?? null;
-    this.#emit("error", { code: "read", message: reason, fatal: false });
+  #tick() {
+    delete this.timers.marks;
+    const lost = this.marks.tick();
+    this.#sayMarks();
+    if (lost) this.#lost(lost, "the log has never shown them");
+  }
+
+  #lost(lost, why) {
+    this.#error("mark_lost", `read marks were given up: ${why}`, lost);
+  }
+
+  /** A request with a mark was not answered with success: it is said again, unless it can never be. */
+  #unsaid(marks, { ids = [], up_to: upTo = null }, reason, final) {
+    if (final && marks.drop({ ids, upTo })) return this.#lost({ ids, upTo }, reason);
+    marks.refused();
+    this.#error("read", reason);
   }
 
   #planRefresh() {
@@ -496,12 +830,13 @@ export class Seamark extends EventTarget {
       const token = await this.source();
       if (this.session !== session || !session) return;
       this.token = token;
-      if (this.transport.name === "sse") return this.#ended(1000, "a new token"); // a stream cannot be told
+      // A stream cannot be told, and a session is of one user.
+      if (this.transport.name === "sse" || !ownerOf(token).is(this.owner)) return this.#renew("a new token");
       this.transport.say({ op: "refresh", token });
       this.#planRefresh();
     } catch (error) {
       if (this.session !== session) return;
-      this.#emit("error", { code: "refresh", message: String(error), fatal: false });
+      this.#error("refresh", String(error));
       this.timers.refresh = setTimeout(() => this.#refresh(session), 5_000);
     }
   }
@@ -509,61 +844,53 @@ export class Seamark extends EventTarget {
   // --- the page -----------------------------------------------------------------------------------------------------
 
   #watchPage() {
+    this.watching?.abort();
+    this.watching = new AbortController();
+    const { signal } = this.watching;
     const hurry = () => {
       if (this.session?.ready) return this.#probe();
       if (this.state !== "waiting" || !this.timers.retry) return;
       clearTimeout(this.timers.retry);
-      const asked = Math.max(0, this.notBefore - Date.now()); // a page in front is no reason to come before
+      const asked = Math.max(0, this.notBefore - performance.now()); // a page in front is no reason to come before
       this.timers.retry = setTimeout(() => this.#attempt(), asked + this.random() * this.times.backoffFirst);
     };
-    globalThis.addEventListener?.("online", hurry);
-    globalThis.addEventListener?.("pagehide", () => this.#store());
-    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || hurry());
+    globalThis.addEventListener?.("online", hurry, { signal });
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && hurry(), { signal });
+    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || hurry(), { signal });
   }
 
   /** After sleep a socket may look open for minutes while nobody is at its other end. */
   #probe() {
     if (this.timers.probe || this.transport?.name !== "websocket") return;
-    const asked = Date.now();
+    const asked = performance.now();
     this.transport.say({ op: "ping" });
     this.timers.probe = setTimeout(() => {
       delete this.timers.probe;
       if (this.lastHeard < asked) this.#ended(1006, "nobody answered after the page came back");
     }, this.times.probe);
   }
+}
 
-  #key() {
-    const { tenant = "", sub } = claimsOf(this.token ?? "");
-    return sub ? `seamark:cursor:${this.base}:${tenant}:${sub}` : null;
-  }
-
-  #storedCursor() {
-    const key = this.storage && this.#key();
-    const held = key ? tryStorage((storage) => storage.getItem(key)) : null;
-    return parseCursor(held) ? held : null;
-  }
-
-  #storeLater() {
-    this.timers.store ??= setTimeout(() => this.#store(), this.times.store);
-  }
-
-  #store() {
-    delete this.timers.store;
-    const key = this.storage && this.#key();
-    if (key && this.cursor) tryStorage((storage) => storage.setItem(key, this.cursor));
-  }
-
-  #storedDevice() {
-    const held = tryStorage((storage) => storage.getItem("seamark:device"));
-    if (held) return held;
-    const bytes = crypto.getRandomValues(new Uint8Array(6));
-    const made = `web-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
-    tryStorage((storage) => storage.setItem("seamark:device", made));
-    return made;
+function parseFrame(text) {
+  try {
+    const frame = JSON.parse(text);
+    return typeof frame === "object" ? frame : null;
+  } catch {
+    return null;
   }
 }
 
-/** localStorage may be blocked or full; then the page begins anew each time, which is all that is lost. */
+/** This browser's name: made once. It is of the browser, not of a user, and says nothing about one. */
+function storedDevice() {
+  const held = tryStorage((storage) => storage.getItem("seamark:device"));
+  if (held) return held;
+  const bytes = crypto.getRandomValues(new Uint8Array(6));
+  const made = `web-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  tryStorage((storage) => storage.setItem("seamark:device", made));
+  return made;
+}
+
+/** localStorage may be blocked or full; then the browser has another name after each reload, which is all that is lost. */
 function tryStorage(act) {
   try {
     return act(localStorage) ?? null;

@@ -2,7 +2,7 @@
 
 from seamark.client.backoff import Backoff
 from seamark.client.connection import Connection, connect
-from seamark.client.cursorstore import CursorStore, FileCursor, MemoryCursor
+from seamark.client.cursorstore import Bookmark, CursorStore, FileCursor, MemoryCursor
 from seamark.client.errors import (
     ClientError,
     ConnectionClosed,
@@ -12,6 +12,7 @@ from seamark.client.errors import (
     PublishFailed,
     PublishRefused,
     TooManySessions,
+    UserChanged,
 )
 from seamark.client.items import Live, Now, Problem, Record, Reset, State, Unread
 from seamark.client.publisher import Published, Publisher
@@ -19,6 +20,7 @@ from seamark.client.session import Timing
 
 __all__ = [
     "Backoff",
+    "Bookmark",
     "ClientError",
     "Connection",
     "ConnectionClosed",
@@ -41,5 +43,6 @@ __all__ = [
     "Timing",
     "TooManySessions",
     "Unread",
+    "UserChanged",
     "connect",
 ]

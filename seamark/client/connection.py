@@ -12,17 +12,19 @@ from typing import Final, Self
 
 import aiohttp
 
+from engine.cursor import parse_cursor
 from seamark.client.backoff import Backoff
-from seamark.client.bookmark import Bookmark
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
-from seamark.client.cursorstore import CursorStore, MemoryCursor
-from seamark.client.errors import ConnectionClosed, NotAuthenticated
+from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
+from seamark.client.errors import ConnectionClosed, NotAuthenticated, UserChanged
 from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadCount, UnreadFrame
 from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
+from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
+from seamark.client.marks import Lost
 from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Receiver, Restore
 from seamark.client.session import End, Session, Timing, endpoint
-from seamark.client.token import TokenCallable, TokenSource
+from seamark.client.token import Owner, TokenCallable, TokenSource
 from seamark.client.uplink import Uplink
 
 log = logging.getLogger("seamark.client")
@@ -74,12 +76,15 @@ class Connection:
 
     Args:
         url: the gateway's address.
-        token: the user's JWT, or a callable (plain or async) that gives a fresh one; with a callable the session is
-            kept beyond the token's expiry, and a refused token is replaced once.
+        token: the user's JWT, or a callable (plain or async) that gives a fresh one. It is asked at the start, before a
+            token expires and when one is refused, not at every reconnect.
         device: the device's name, stable over restarts: the gateway remembers what it acknowledged. Random if absent.
-        cursor: where to begin if the store has no cursor: one the app kept itself, or "start" for the oldest kept
-            record. Without any the gateway decides: it knows the device, or answers with a reset.
-        store: where done cursors are kept; in memory if absent.
+        cursor: where to begin if the store has nothing of this user: a bookmark or cursor that the app kept itself, or
+            "start" for the oldest kept record. Without any the gateway decides: it knows the device, or answers with a
+            reset.
+        store: where the bookmark of what is done is kept; in memory if absent.
+        snapshot: begin with a `Reset` that holds the inbox: for an app that shows one and keeps none over restarts.
+            State and position belong together, so it goes with neither `cursor` nor `store`.
         auto_ack: asking for the next record says that the last one is done. False: `record.ack()` says it.
         on_reset: called (and awaited, if it gives an awaitable) with each `Reset`, in its place among the records.
         on_state: called with each new `State`.
@@ -88,8 +93,8 @@ class Connection:
         http: an aiohttp session to use; the app closes it.
 
     Raises:
-        ValueError: `url` is not an address.
-        NotAuthenticated, Forbidden, TooManySessions, ProtocolError, and whatever the store raises: while iterating,
+        ValueError: `url` is not an address, or `snapshot` is not alone.
+        NotAuthenticated, UserChanged, Forbidden, TooManySessions, ProtocolError, and whatever the store raises: while iterating,
             after what had arrived before. Everything else is retried for ever, with full jitter.
     """
 
@@ -99,8 +104,9 @@ class Connection:
         *,
         token: str | TokenCallable,
         device: str | None = None,
-        cursor: str | None = None,
+        cursor: str | Bookmark | None = None,
         store: CursorStore | None = None,
+        snapshot: bool = False,
         auto_ack: bool = True,
         on_reset: Callable[[Reset], object] | None = None,
         on_state: Callable[[State], object] | None = None,
@@ -108,6 +114,8 @@ class Connection:
         timing: Timing | None = None,
         http: aiohttp.ClientSession | None = None,
     ) -> None:
+        if snapshot and (cursor is not None or store is not None):
+            raise ValueError("`snapshot` begins without a position: leave `cursor` and `store` out")
         self.device = device or f"python-{secrets.token_hex(4)}"
         self.state = State.NEW
         self.unread: Unread | None = None
@@ -116,8 +124,10 @@ class Connection:
         """Sessions that ended and were followed, or tried to be followed, by another."""
         self.last_end: End | None = None
         self._url = endpoint(url)
-        self._given_cursor = cursor
-        self._bookmark = Bookmark(store or MemoryCursor())
+        self._given = Bookmark(cursor) if isinstance(cursor, str) else cursor
+        self._snapshot = snapshot
+        self._stored: Bookmark | None = None
+        self._keeper = Keeper(store or MemoryCursor())
         self._token = TokenSource(token)
         self._auto_ack = auto_ack
         self._on_reset, self._on_state = on_reset, on_state
@@ -128,10 +138,10 @@ class Connection:
             WAITING_RECORDS_MAX, WAITING_BYTES_MAX
         )
         self._receiver = Receiver()
-        self._uplink = Uplink(self._token, self._timing)
+        self._uplink = Uplink(self._token, self._timing, lambda: self._receiver.position, self._lost)
         self._taken: _Taken | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._started = False
+        self._started = self._begun = False
         self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -148,8 +158,11 @@ class Connection:
             return
         self._started = True
         try:
-            stored = await self._bookmark.load()
-            self._receiver = Receiver(self._given_cursor if stored is None else stored)
+            self._stored = await self._keeper.load()
+            for one in (self._stored, self._given):
+                Receiver(None if one is None else one.cursor)  # so that the app learns here what is none
+            if self._closed:
+                raise ConnectionClosed
         except BaseException:
             self._started = False  # who asks again must not wait for what nobody brings
             raise
@@ -165,19 +178,19 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._set_state(State.CLOSED)
         await self._uplink.flush_ack()
         for task in self._tasks[:1]:
             task.cancel()
-        self._bookmark.close()
+        self._keeper.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mailbox.end()
         try:
-            if self._started:
-                await self._bookmark.save()
+            if self._tasks:
+                await self._keeper.save()
         finally:
             if self._own_http and self._http is not None:
                 await self._http.close()
+            self._set_state(State.CLOSED)  # at the end: it is the app's code, and may fail
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -191,7 +204,7 @@ class Connection:
     @property
     def cursor(self) -> str | None:
         """The cursor that is (or is about to be) stored: everything up to it is done."""
-        return self._bookmark.cursor
+        return self._keeper.cursor
 
     @property
     def position(self) -> str | None:
@@ -226,7 +239,7 @@ class Connection:
             if isinstance(item, _Arrival):
                 return await self._take(item)
             if isinstance(item, _Position):
-                self._bookmark.passed(item.cursor)
+                self._keeper.passed(item.cursor)
                 if not item.live:
                     continue
                 return Live(item.cursor)
@@ -236,18 +249,27 @@ class Connection:
         item = arrival.item
         # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
         automatic = self._auto_ack or isinstance(item, Reset)
-        taken = _Taken(self._bookmark.taken(item.cursor), item.cursor, arrival.generation, automatic)
+        if isinstance(item, Reset):
+            await self._tell_reset(arrival, item)
+        taken = _Taken(self._keeper.taken(item.cursor), item.cursor, arrival.generation, automatic)
         self._taken = taken
         if isinstance(item, Record):
             item.bind(lambda: self._done(taken))
-        elif self._on_reset is not None:
-            result = self._on_reset(item)
-            if inspect.isawaitable(result):
-                await result
         return item
 
+    async def _tell_reset(self, arrival: _Arrival, reset: Reset) -> None:
+        if self._on_reset is None:
+            return
+        try:
+            result = self._on_reset(reset)
+            if inspect.isawaitable(result):
+                await result
+        except BaseException:
+            self._mailbox.put_back(arrival)  # it is not done: an app that asks again gets it again
+            raise
+
     def _done(self, taken: _Taken) -> None:
-        if self._bookmark.done(taken.ticket, taken.cursor):
+        if self._keeper.done(taken.ticket, taken.cursor):
             self._uplink.ack(taken.generation, taken.cursor)
 
     # -- what the app says ---------------------------------------------------------------------------------------------
@@ -262,11 +284,11 @@ class Connection:
         """Mark as read: these ids, or everything up to a cursor, or everything received so far.
 
         The mark is a record of the log: it comes back to every device of the user, this one too, and that is its
-        confirmation. Without a session it waits for the next one.
+        confirmation. Until then it is kept here, and said again on every session.
 
         Raises:
-            ClientError: more than 1000 ids at a time. ConnectionClosed: the connection is closed.
-            ValueError: not exactly one of the three was given.
+            ClientError: more than 1000 ids that the log has not shown yet. ConnectionClosed: the connection is closed.
+            ValueError: not exactly one of the three was given, or what can be no id. InvalidCursor: `up_to` is none.
         """
         if self._closed:
             raise ConnectionClosed
@@ -276,7 +298,7 @@ class Connection:
             await self._uplink.read_ids(ids)
             return
         # "All" is fixed here: sent after a reconnect it would cover records that the user has not seen.
-        cursor = up_to if up_to is not None else self.position
+        cursor = parse_cursor(up_to) if up_to is not None else self._receiver.position
         if cursor is not None:
             await self._uplink.read_up_to(cursor)
 
@@ -304,15 +326,34 @@ class Connection:
         try:
             async with asyncio.timeout(self._timing.connect_seconds):
                 token = await self._token.next()
-        except NotAuthenticated:
+        except (NotAuthenticated, UserChanged):
             raise
         except Exception as failed:
             # The app's token service is as likely to be away for a moment as the gateway is.
             return End(1006, f"no token: {str(failed) or type(failed).__name__}")
+        assert self._token.owner is not None
+        self._begin(self._token.owner)
         session = Session(self._receiver, self._handle, self._timing)
         self._uplink.begins(session)
-        tending = [self._uplink.tend_acks(), self._uplink.tend_token()]
-        return await session.run(self._http, self._url, token, self.device, tending)
+        cursor = self._receiver.resume_cursor
+        snapshot = True if self._snapshot and cursor is None else None
+        hello = {"token": token, "device": self.device, "cursor": cursor, "snapshot": snapshot}
+        tending = [self._uplink.tend_acks(), self._uplink.tend_marks(), self._uplink.tend_token()]
+        return await session.run(self._http, self._url, hello, tending)
+
+    def _begin(self, owner: Owner) -> None:
+        """With the first token it is known whose log it is, so which of the bookmarks is a place in it."""
+        self._keeper.owner = owner
+        if self._begun:
+            return
+        self._begun = True
+        for one in (self._stored, self._given):
+            if one is None:
+                continue
+            if (one.tenant, one.user) in ((None, None), owner):
+                self._receiver = Receiver(one.cursor)
+                return
+            log.warning("a bookmark of another user is not used")
 
     def _after(self, end: End) -> float:
         """How long to wait after `end`; raises where there is nothing to wait for."""
@@ -320,9 +361,10 @@ class Connection:
             case Verdict.STOP:
                 raise error_of(end.code, end.reason)
             case Verdict.RENEW:
-                if not self._token.renewable:
+                if end.token_sent:  # else it is not the token that was judged
+                    self._token.refused()
+                if self._token.exhausted:
                     raise error_of(end.code, end.reason)
-                self._token.refused()
         delay = self._backoff.next_seconds()
         asked = end.retry_after_seconds
         if asked is None and end.code == TOO_MANY:
@@ -333,6 +375,7 @@ class Connection:
     async def _handle(self, outcome: Outcome) -> None:
         match outcome:
             case Deliver(frame):
+                self._uplink.shown(frame)
                 raw = bytes(frame.record)
                 record = Record(frame.seq, frame.prev, frame.cursor, raw)
                 await self._mailbox.put(_Arrival(record, self._uplink.generation), len(raw))
@@ -341,11 +384,12 @@ class Connection:
                     self._backoff.succeeded()
                     self._set_state(State.LIVE)
                 await self._mailbox.put(_Position(cursor, live))
+                if live:
+                    await self._uplink.live()
             case Joined(frame):
                 await self._joined(frame)
             case Restore(frame):
-                self._uplink.reset()
-                await self._uplink.stands()
+                self._uplink.reset(frame)
                 self.unread = None if frame.unread is None else _unread(frame.unread)
                 count = None if frame.unread is None else frame.unread.count
                 reset = Reset(frame.reason, frame.cursor, count, frame.inbox, frame.stale)
@@ -356,6 +400,7 @@ class Connection:
             case Notice(NowFrame() as frame):
                 await self._mailbox.put(Now(frame.type, frame.data))
             case Notice(ErrorFrame() as frame):
+                self._uplink.refused(str(frame.code))
                 await self._mailbox.put(Problem(str(frame.code), frame.detail))
             case _:
                 pass
@@ -368,11 +413,16 @@ class Connection:
             self.unread = _unread(frame.unread)
             await self._mailbox.put(self.unread)
         if frame.resumed:
-            await self._uplink.stands()
+            self._uplink.stands()
+
+    def _lost(self, lost: Lost) -> None:
+        log.warning("read marks were given up: the log has never shown them")
+        detail = "read marks were given up: the log has never shown them, or is another one now"
+        self._mailbox.add(Problem("mark_lost", detail, lost.ids, lost.up_to))
 
     async def _keep_stored(self) -> None:
         try:
-            await self._bookmark.keep_stored()
+            await self._keeper.keep_stored()
         except Exception as error:
             # An app that believes its cursor is stored when it is not would lose its place: tell it in its loop.
             self._mailbox.end(error)

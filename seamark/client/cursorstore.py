@@ -1,13 +1,15 @@
-"""Where a device keeps its cursor between runs. Any object with `load` and `save` will do."""
+"""Where a device keeps its bookmark between runs. Any object with `load` and `save` will do."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from engine.errors import SeamarkError
 
@@ -16,35 +18,54 @@ class BadCursorFile(SeamarkError):
     """The cursor file cannot be read. Remove it to begin as a new device."""
 
 
-class CursorStore(Protocol):
-    """Keeps one cursor, whole: epoch and sequence are one value and must never be stored apart."""
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """A device's place in one user's log. One value: its parts are never stored apart.
 
-    async def load(self) -> str | None:
-        """The cursor saved last, None if there is none."""
+    Attributes:
+        cursor: epoch and sequence, opaque.
+        tenant, user: whose log it is a place in. None: not known; it is taken for whoever's token comes.
+    """
+
+    cursor: str
+    tenant: str | None = None
+    user: str | None = None
+
+
+class CursorStore(Protocol):
+    """Keeps one bookmark, whole."""
+
+    async def load(self) -> Bookmark | None:
+        """The bookmark saved last, None if there is none."""
         ...
 
-    async def save(self, cursor: str) -> None:
-        """Keep `cursor`; when this returns, a later `load` gives it. Never called twice at the same time."""
+    async def save(self, bookmark: Bookmark) -> None:
+        """Keep `bookmark`; when this returns, a later `load` gives it. Never called twice at the same time."""
         ...
 
 
 class MemoryCursor:
-    """Keeps the cursor as long as the process lives: a restart begins where the gateway knows the device to be."""
+    """Keeps the bookmark as long as the process lives: a restart begins where the gateway knows the device to be."""
 
-    def __init__(self, cursor: str | None = None) -> None:
-        self.cursor = cursor
+    def __init__(self, bookmark: Bookmark | None = None) -> None:
+        self.bookmark = bookmark
 
-    async def load(self) -> str | None:
-        return self.cursor
+    @property
+    def cursor(self) -> str | None:
+        """The cursor of the bookmark."""
+        return None if self.bookmark is None else self.bookmark.cursor
 
-    async def save(self, cursor: str) -> None:
-        self.cursor = cursor
+    async def load(self) -> Bookmark | None:
+        return self.bookmark
+
+    async def save(self, bookmark: Bookmark) -> None:
+        self.bookmark = bookmark
 
 
 class FileCursor:
-    """Keeps the cursor in a file that is replaced whole: a crash leaves the old one or the new one, never a part.
+    """Keeps the bookmark in a file that is replaced whole: a crash leaves the old one or the new one, never a part.
 
-    One file belongs to one user and device.
+    One file belongs to one device. The bookmark of another user is not used, and replaced by the first of this one.
 
     Args:
         path: the file; its folder is made if it is missing.
@@ -53,29 +74,26 @@ class FileCursor:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    async def load(self) -> str | None:
+    async def load(self) -> Bookmark | None:
         return await asyncio.to_thread(self._read)
 
-    async def save(self, cursor: str) -> None:
-        await asyncio.to_thread(self._write, cursor)
+    async def save(self, bookmark: Bookmark) -> None:
+        await asyncio.to_thread(self._write, bookmark)
 
-    def _read(self) -> str | None:
+    def _read(self) -> Bookmark | None:
         try:
-            cursor = json.loads(self.path.read_bytes())["cursor"]
+            return msgspec.json.decode(self.path.read_bytes(), type=Bookmark)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as wrong:
+        except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
             raise BadCursorFile(f"{self.path} holds no cursor. Remove it to begin as a new device.") from wrong
-        if not isinstance(cursor, str):
-            raise BadCursorFile(f"{self.path} holds no cursor. Remove it to begin as a new device.")
-        return cursor
 
-    def _write(self, cursor: str) -> None:
+    def _write(self, bookmark: Bookmark) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"cursor": cursor}, file)
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.json.encode(bookmark))
                 file.flush()
                 # Without it the rename may reach the disk before the content: a power cut would leave an empty file.
                 os.fsync(file.fileno())

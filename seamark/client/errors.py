@@ -13,6 +13,10 @@ class NotAuthenticated(ClientError):
     """The gateway does not accept the token, and no other one is to be had."""
 
 
+class UserChanged(ClientError):
+    """The token is of another user than this connection follows. Close it, and make one for the other user."""
+
+
 class Forbidden(ClientError):
     """The token is valid but may not do this, or the page's Origin is not on the gateway's list."""
 

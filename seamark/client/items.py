@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -78,10 +78,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The log could not be continued from the device's cursor: replace what the app holds by this snapshot.
+    """Replace what the app holds by this snapshot: it was asked for, or the log could not be continued from the cursor.
 
     Attributes:
-        reason: `new`, `epoch`, `future` or `trimmed`.
+        reason: `snapshot` (asked for), `new`, `epoch`, `future` or `trimmed`.
         cursor: where the snapshot stands; the records that follow go on from there.
         unread: the count at the snapshot, None if the gateway has none.
         inbox: the snapshot's rows, newest as the gateway orders them; empty if it has none.
@@ -133,12 +133,15 @@ class Problem:
     """The gateway could not do what was asked, for example store a read mark; the session goes on (or its end says why).
 
     Attributes:
-        code: a stable word, such as `unavailable` or `too_many_reads`.
+        code: a stable word, such as `unavailable` or `too_many_reads`; `mark_lost`: read marks were given up.
         detail: for people.
+        ids, up_to: which marks were given up.
     """
 
     code: str
     detail: str
+    ids: Sequence[str] = ()
+    up_to: str | None = None
 
 
 Item = Record | Reset | Live | Unread | Now | Problem

@@ -48,6 +48,18 @@ class Mailbox(Generic[T]):
         self._bytes += size
         self._changed.set()
 
+    def add(self, item: T) -> None:
+        """Add `item` without waiting for room: for the few that are told to whoever would have to make it."""
+        if not self._ended:
+            self._items.append((item, 0))
+            self._changed.set()
+
+    def put_back(self, item: T, size: int = 0) -> None:
+        """`item`, just taken, is the next one again."""
+        self._items.appendleft((item, size))
+        self._bytes += size
+        self._changed.set()
+
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come: what waits can still be taken, then `get` raises `error` or StopAsyncIteration."""
         if not self._ended:

@@ -38,6 +38,7 @@ class Timing:
         ping_seconds: a `ping` is sent this often; it also brings the position of an idle log.
         silence_seconds: nothing at all received for so long means the way is dead. More than two pings.
         ack_seconds: at most one `ack` in this time; the protocol asks for 0.25.
+        mark_seconds: a read mark that the log has not shown after one to two of these is said again.
     """
 
     connect_seconds: float = 10.0
@@ -46,15 +47,20 @@ class Timing:
     ping_seconds: float = 20.0
     silence_seconds: float = 50.0
     ack_seconds: float = 0.25
+    mark_seconds: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a session ended: close code, what was said, and how long the gateway asked to stay away."""
+    """How a session ended: close code, what was said, and how long the gateway asked to stay away.
+
+    `token_sent`: the gateway was given the token, so it may be the token that a 4401 is about.
+    """
 
     code: int
     reason: str
     retry_after_seconds: float | None = None
+    token_sent: bool = False
 
 
 def endpoint(url: str) -> str:
@@ -83,17 +89,17 @@ class Session:
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self._retry_after_seconds: float | None = None
         self._said = ""
+        self._token_sent = False
 
     async def run(
-        self, http: aiohttp.ClientSession, url: str, token: str, device: str, tending: list[Coroutine[Any, Any, None]]
+        self, http: aiohttp.ClientSession, url: str, hello: dict[str, Any], tending: list[Coroutine[Any, Any, None]]
     ) -> End:
         """Connect, say hello and receive until the end. Never raises for what the network or the gateway does.
 
         Args:
             http: the client to connect with.
             url: of the gateway's `/v1/ws`.
-            token: the user's token, sent in the first frame, never in the URL.
-            device: the device's name.
+            hello: the fields of the first frame; the token is there, never in the URL.
             tending: coroutines to run beside the receiving (acks, refresh); cancelled at the end.
         """
         tasks: list[asyncio.Task[None]] = []
@@ -104,7 +110,7 @@ class Session:
             self._ws = ws
             self._receiver.connected()
             tasks = [asyncio.create_task(one, name="seamark-tend") for one in (*tending, self._ping())]
-            await self.send(encode("hello", token=token, device=device, cursor=self._receiver.resume_cursor))
+            self._token_sent = await self.send(encode("hello", **hello))
             return await self._receive(ws)
         finally:
             await _cancel(tasks)
@@ -168,7 +174,7 @@ class Session:
         said = message.extra if isinstance(message.extra, str) else ""
         if message.type is aiohttp.WSMsgType.ERROR:
             said = said or str(message.data)
-        return End(code, said or self._said, self._retry_after_seconds)
+        return End(code, said or self._said, self._retry_after_seconds, self._token_sent)
 
     async def send(self, text: str) -> bool:
         """Send one frame. False if it cannot be: then the connection is ended, and the receiving side reports it."""
@@ -183,6 +189,11 @@ class Session:
             await self._close(ws)
             return False
         return True
+
+    async def leave(self) -> None:
+        """End the connection; the receiving side reports it."""
+        if self._ws is not None:
+            await self._close(self._ws)
 
     async def _ping(self) -> None:
         while True:

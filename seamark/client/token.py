@@ -7,26 +7,55 @@ import binascii
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
 
 import msgspec
 
-from seamark.client.errors import NotAuthenticated
+from seamark.client.errors import NotAuthenticated, UserChanged
 
 TokenCallable = Callable[[], str | Awaitable[str]]
 
 
-def expiry_of(token: str) -> float | None:
-    """The `exp` claim of a JWT in Unix seconds, read without verifying; None when it says none or is no JWT."""
+EXPIRY_SECONDS: Final = 10.0
+"""A token with less time left is not presented to a new session."""
+
+REFUSALS_MAX: Final = 3
+"""Refusals in a row: then nobody is to be convinced. Not the first: a gateway that was slow may refuse a good token."""
+
+
+class Owner(NamedTuple):
+    """Whose log a token opens. Positions and marks of one owner mean nothing in the log of another."""
+
+    tenant: str | None
+    user: str | None
+
+
+def claims_of(token: str) -> dict[str, object]:
+    """The claims of a JWT, read without verifying; empty when it is none."""
     parts = token.split(".")
     if len(parts) != 3:
-        return None
+        return {}
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        claims = msgspec.json.decode(payload, type=dict[str, object])
+        return msgspec.json.decode(payload, type=dict[str, object])
     except (binascii.Error, ValueError, msgspec.DecodeError):
-        return None
-    expires = claims.get("exp")
-    return float(expires) if isinstance(expires, int | float) else None
+        return {}
+
+
+def owner_of(token: str) -> Owner:
+    """The claims `tenant` and `sub`; None where the token does not say."""
+    claims = claims_of(token)
+    tenant, user = claims.get("tenant"), claims.get("sub")
+    return Owner(tenant if isinstance(tenant, str) else None, user if isinstance(user, str) else None)
+
+
+def expiry_of(token: str) -> float | None:
+    """The `exp` claim of a JWT in Unix seconds, read without verifying; None when it says none or is no JWT."""
+    return _number(claims_of(token).get("exp"))
+
+
+def _number(claim: object) -> float | None:
+    return float(claim) if isinstance(claim, int | float) and not isinstance(claim, bool) else None
 
 
 def refresh_delay(lifetime_seconds: float) -> float:
@@ -41,6 +70,8 @@ def refresh_delay(lifetime_seconds: float) -> float:
 class TokenSource:
     """Gives tokens and knows whether another one can be had.
 
+    A token serves until it expires or is refused: who issues them is not asked because a network flaps.
+
     Args:
         token: the token itself, or a callable (plain or async) that gives a valid one each time it is called.
     """
@@ -51,30 +82,55 @@ class TokenSource:
         self._refused: str | None = None
         self._refusals = 0
         self.current = token if isinstance(token, str) else ""
+        self.owner: Owner | None = None
+        """Whose tokens these are; None before the first."""
 
     @property
-    def renewable(self) -> bool:
-        """The source is a callable."""
-        return not isinstance(self._source, str)
+    def exhausted(self) -> bool:
+        """No token is to be had that the gateway has not refused."""
+        if self._refusals >= REFUSALS_MAX:
+            return True
+        return self._refusals > 0 and isinstance(self._source, str) and self._expires_within(0.0)
 
     async def next(self) -> str:
-        """A token to present now.
+        """A token to begin a session with: the current one while it serves.
 
         Raises:
-            NotAuthenticated: the only token to be had was refused already, or three in a row were.
+            NotAuthenticated: none is to be had. UserChanged: it is another user's. TypeError: it is no text.
+        """
+        if self.exhausted:
+            raise NotAuthenticated
+        wanted = not self.current or self.current == self._refused or self._expires_within(EXPIRY_SECONDS)
+        if not wanted or isinstance(self._source, str):
+            return self._take(self.current)
+        return await self.fresh()
+
+    async def fresh(self) -> str:
+        """Another token, if the source can give one.
+
+        Raises:
+            UserChanged: it is another user's. TypeError: it is no text. Whatever the source raises.
         """
         if isinstance(self._source, str):
-            token = self._source
-        else:
-            given = self._source()
-            token = await given if inspect.isawaitable(given) else given
-        if self._refusals >= 3 or (self._refused is not None and token == self._refused):
-            raise NotAuthenticated
-        self.current = token
+            return self._take(self._source)
+        given = self._source()
+        return self._take(await given if inspect.isawaitable(given) else given)
+
+    def _take(self, token: object) -> str:
+        if not isinstance(token, str) or not token:
+            raise TypeError(f"`token` gave {type(token).__name__}; it must give the user's token as text")
+        owner = owner_of(token)
+        if self.owner is not None and owner != self.owner:
+            raise UserChanged
+        self.current, self.owner = token, owner
         return token
 
+    def _expires_within(self, seconds: float) -> bool:
+        expires = expiry_of(self.current)
+        return expires is not None and expires - self._clock() < seconds
+
     def refused(self) -> None:
-        """The gateway closed with 4401 (or answered 401) to the current token."""
+        """The gateway closed with 4401 after the current token was presented."""
         self._refused = self.current
         self._refusals += 1
 
@@ -85,5 +141,12 @@ class TokenSource:
 
     def refresh_in_seconds(self) -> float | None:
         """When to present another token in this session; None if there is no other or it never expires."""
-        expires = expiry_of(self.current) if self.renewable else None
-        return None if expires is None else refresh_delay(expires - self._clock())
+        claims = claims_of(self.current)
+        expires, issued = _number(claims.get("exp")), _number(claims.get("iat"))
+        if isinstance(self._source, str) or expires is None:
+            return None
+        left = expires - self._clock()
+        if left > 0:
+            return refresh_delay(left)
+        # The gateway took it, so it is our clock that is ahead: ask by the token's own life, not every second.
+        return refresh_delay(expires - issued) if issued is not None and expires > issued else None

@@ -4,94 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from seamark.client.errors import ClientError
-from seamark.client.frames import encode
+from engine.cursor import Cursor
+from seamark.client.errors import ClientError, UserChanged
+from seamark.client.frames import RecordFrame, ResetFrame, encode
+from seamark.client.marks import READ_IDS_WAITING_MAX, Lost, Marks, check_id
 from seamark.client.session import Session, Timing
 from seamark.client.token import TokenSource
 
 log = logging.getLogger("seamark.client")
 
-READ_IDS_MAX: Final = 200
-"""Ids in one `read` frame: 200 ids of 128 bytes stay well below the 64 KiB a gateway accepts in a frame."""
-
-READ_IDS_WAITING_MAX: Final = 1000
-"""Ids marked while no session stands, or in one call: five frames. A gateway appends only a few at a time."""
-
 REFRESH_RETRY_SECONDS: Final = 5.0
+
+_NOT_NOW: Final = frozenset({"too_many_reads", "unavailable"})
+"""Codes of an error frame after which a read mark may be said again."""
 
 
 class Uplink:
     """Keeps what is to be said until a session stands, and says it in the terms of that session.
 
     Cursors belong to a generation, which every reset raises: one of an earlier generation names a position that this
-    session was never sent, and a gateway takes that for a bad frame. Such acks and marks are dropped.
+    session was never sent, and a gateway takes that for a bad frame. Such acks are dropped.
+
+    Args:
+        position: how far the log was received, where it is known.
+        on_lost: is told of read marks that are given up.
     """
 
-    def __init__(self, token: TokenSource, timing: Timing) -> None:
+    def __init__(
+        self,
+        token: TokenSource,
+        timing: Timing,
+        position: Callable[[], Cursor | None],
+        on_lost: Callable[[Lost], None],
+    ) -> None:
         self.generation = 0
+        self.marks = Marks()
         self._token = token
         self._timing = timing
+        self._position = position
+        self._on_lost = on_lost
         self._coming: Session | None = None
         self._session: Session | None = None
+        self._is_live = False
         self._ack: tuple[int, str] | None = None
         self._ack_due = asyncio.Event()
-        self._waiting_ids: dict[str, None] = {}
-        self._waiting_up_to: str | None = None
 
-    def reset(self) -> None:
-        """Cursors from before no longer mean anything to the gateway."""
-        self.generation += 1
-        if self._waiting_up_to is not None:
-            log.warning("a read mark from before the reset was dropped")
-            self._waiting_up_to = None
+    # -- what happens to the session -----------------------------------------------------------------------------------
 
     def begins(self, session: Session) -> None:
         """`session` is about to connect; nothing is said on it before it stands."""
         self._coming = session
 
-    async def stands(self) -> None:
+    def stands(self) -> None:
         """The session has a position (it resumed, or its reset came): from now on things can be said on it."""
         self._session = self._coming
         self._ack_due.set()
-        ids, up_to = list(self._waiting_ids), self._waiting_up_to
-        self._waiting_ids, self._waiting_up_to = {}, None
-        if up_to is not None:
-            await self.read_up_to(up_to)
-        if ids:
-            await self._say_ids(ids)  # they were within the bound when they were given
+
+    def reset(self, frame: ResetFrame) -> None:
+        """Cursors from before no longer mean anything to the gateway."""
+        self.generation += 1
+        self.stands()
+        lost = self.marks.reset(frame.reason, self._position(), frame.inbox)
+        if lost is not None:
+            self._on_lost(lost)
+
+    async def live(self) -> None:
+        """The session has caught up. Now it is known which marks the log holds: what it has not shown was not stored."""
+        if not self._is_live:
+            self._is_live = True
+            self.marks.again()
+        await self._say_marks()
+
+    def shown(self, frame: RecordFrame) -> None:
+        """A record of the log: it may say what was marked."""
+        if self.marks:
+            self.marks.shown(frame.cursor, bytes(frame.record))
+
+    def refused(self, code: str) -> None:
+        """An error frame came."""
+        if code in _NOT_NOW:
+            self.marks.refused()
+        elif code == "stale_cursor":
+            self.marks.foreign(None)
 
     def ended(self) -> None:
         """The session is over; what comes now waits for the next."""
         self._coming = self._session = None
+        self._is_live = False
+
+    # -- acks ----------------------------------------------------------------------------------------------------------
 
     def ack(self, generation: int, cursor: str) -> None:
         """Everything up to `cursor` is done; goes out within `ack_seconds`, and again on the next session if lost."""
         self._ack = (generation, cursor)
         self._ack_due.set()
-
-    async def read_ids(self, ids: Sequence[str]) -> None:
-        """Mark these ids as read, now or when a session stands.
-
-        Raises:
-            ClientError: more than 1000 ids at once, or waiting.
-        """
-        if len(ids) + len(self._waiting_ids) > READ_IDS_WAITING_MAX:
-            raise ClientError(f"at most {READ_IDS_WAITING_MAX} ids can be marked at a time; use up_to or all=True")
-        await self._say_ids(ids)
-
-    async def _say_ids(self, ids: Sequence[str]) -> None:
-        for start in range(0, len(ids), READ_IDS_MAX):
-            chunk = ids[start : start + READ_IDS_MAX]
-            if self._session is None or not await self._session.send(encode("read", ids=list(chunk))):
-                self._waiting_ids.update(dict.fromkeys(chunk))
-
-    async def read_up_to(self, cursor: str) -> None:
-        """Mark everything up to `cursor` as read, now or when a session stands."""
-        if self._session is None or not await self._session.send(encode("read", up_to=cursor)):
-            self._waiting_up_to = cursor
 
     async def flush_ack(self) -> bool:
         """Send the ack that is due, if there is one and a session stands."""
@@ -108,13 +117,61 @@ class Uplink:
             if await self.flush_ack():
                 await asyncio.sleep(self._timing.ack_seconds)
 
+    # -- read marks ----------------------------------------------------------------------------------------------------
+
+    async def read_ids(self, ids: Sequence[str]) -> None:
+        """Mark these ids as read. They are kept until the log shows it.
+
+        Raises:
+            ClientError: more than 1000 ids that the log has not shown yet. ValueError: what can be no id.
+        """
+        for id in ids:
+            check_id(id)
+        if len(ids) + len(self.marks.ids) > READ_IDS_WAITING_MAX:
+            raise ClientError(f"at most {READ_IDS_WAITING_MAX} ids can wait to be stored; use up_to or all=True")
+        self.marks.add(ids)
+        await self._say_marks()
+
+    async def read_up_to(self, cursor: Cursor) -> None:
+        """Mark everything up to `cursor` as read. It is kept until the log shows it."""
+        self.marks.reach(cursor)
+        await self._say_marks()
+
+    async def _say_marks(self) -> None:
+        session, position = self._session, self._position()
+        if session is None or not self._is_live:
+            return
+        lost = self.marks.foreign(position)
+        if lost is not None:
+            self._on_lost(lost)
+        for frame in self.marks.take(position):
+            if not await session.send(encode("read", **frame)):
+                return  # the next session says it
+
+    async def tend_marks(self) -> None:
+        """Say again what the log does not show, while a session runs."""
+        while True:
+            await asyncio.sleep(self._timing.mark_seconds)
+            if self._is_live:
+                lost = self.marks.tick()
+                if lost is not None:
+                    self._on_lost(lost)
+                await self._say_marks()
+
+    # -- the token -----------------------------------------------------------------------------------------------------
+
     async def tend_token(self) -> None:
         """Present another token in time, while a session runs."""
         while (delay := self._token.refresh_in_seconds()) is not None:
             await asyncio.sleep(delay)
             try:
                 async with asyncio.timeout(self._timing.connect_seconds):
-                    token = await self._token.next()
+                    token = await self._token.fresh()
+            except UserChanged:
+                self._token.current = ""  # who asks next learns it, too: the connection, which ends
+                if self._session is not None:
+                    await self._session.leave()
+                return
             except Exception as failed:
                 # If it stays away the gateway closes with 4401, and the next session asks again.
                 log.warning("no token to refresh with: %s", str(failed) or type(failed).__name__)

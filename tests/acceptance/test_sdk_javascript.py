@@ -44,7 +44,7 @@ async def client(browser: Chromium, gateway: SimGateway, options: str = "", *, c
           const {{ Seamark }} = await import("/seamark.js");
           window.got = {{ records: [], resets: [], states: [], errors: [], unread: [], now: [] }};
           window.s = new Seamark({{
-            token: {json.dumps(jwt())}, cursor: "start", device: "tab", storage: false,
+            token: {json.dumps(jwt())}, cursor: "start", device: "tab",
             times: {{ backoffFirst: 20, backoffMax: 100, ack: 20 }}, {options}
           }});
           s.addEventListener("record", (e) => got.records.push(e.detail.seq));
@@ -158,7 +158,7 @@ async def test_records_come_once_and_in_order_through_lost_and_doubled_frames_an
     assert page.errors == []
 
 
-@pytest.mark.parametrize("code", [4400, 4403, 4409, 4413, 4401])
+@pytest.mark.parametrize("code", [4400, 4403, 4409, 4413])
 async def test_codes_that_say_stop_do(browser, gateway, code):
     page = await client(browser, gateway)
     await page.until("s.state === 'live'")
@@ -188,14 +188,53 @@ async def test_bye_is_obeyed(browser, gateway):
     assert time.monotonic() - began >= 0.59
 
 
-async def test_a_refused_token_is_replaced_once_and_never_presented_again(browser, gateway):
+async def test_a_refused_token_is_replaced_and_three_refusals_in_a_row_are_final(browser, gateway):
     gateway.refused_tokens = {"old"}
     page = await client(browser, gateway, "token: (() => { const t = ['old', 'new']; return () => t.shift(); })()")
     await page.until("s.state === 'live'")
     assert [hello["token"] for hello in gateway.hellos] == ["old", "new"]
-    page = await client(browser, gateway, "token: () => 'old'")
+    for token in ("() => 'old'", "'old'"):
+        page = await client(browser, gateway, f"token: {token}")
+        await page.until("s.state === 'closed'")
+        assert await page.evaluate("[got.errors.length, got.errors[0].code, got.errors[0].fatal]") == [1, 4401, True]
+    assert len(gateway.hellos) == 8
+
+
+async def test_a_good_token_is_not_thrown_away_because_a_gateway_was_slow(browser, gateway):
+    gateway.answers = [4401, 4499]
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    await gateway.cut(4401)
+    await gateway.until(lambda: len(gateway.hellos) == 4)
+    await page.until("s.state === 'live'")
+    assert len({hello["token"] for hello in gateway.hellos}) == 1
+
+
+async def test_a_token_that_has_expired_by_its_own_words_and_cannot_be_replaced_is_final_at_once(browser, gateway):
+    expired = jwt(-60)
+    gateway.refused_tokens = {expired}
+    page = await client(browser, gateway, f"token: {json.dumps(expired)}")
     await page.until("s.state === 'closed'")
-    assert len(gateway.hellos) == 3
+    assert len(gateway.hellos) == 1
+
+
+async def test_the_app_is_asked_for_a_token_when_there_is_none_or_it_expired_and_not_at_every_reconnect(
+    browser, gateway
+):
+    tokens = [jwt(600, number=1), jwt(5, number=2), jwt(600, number=3)]
+    source = f"token: (() => {{ const t = {json.dumps(tokens)}; return () => (got.asked = (got.asked ?? 0) + 1, t.shift()); }})()"
+    page = await client(browser, gateway, source)
+    for number in range(3):
+        await gateway.until(lambda: len(gateway.sessions) == 1)
+        await page.until("s.state === 'live'")
+        await gateway.cut()
+        await gateway.until(lambda seen=number + 2: len(gateway.hellos) == seen)
+    assert await page.evaluate("got.asked") == 1
+    await page.until("s.state === 'live'")
+    await page.evaluate("(s.close(), s.connect())")  # somebody else may have signed in
+    await page.until("s.state === 'live' && got.asked === 2")
+    await gateway.cut()
+    await page.until("got.asked === 3")  # what has five seconds left is not presented again
 
 
 async def test_a_token_service_that_is_away_is_asked_again(browser, gateway):
@@ -299,29 +338,313 @@ async def test_a_reset_replaces_the_count_too(browser, gateway):
     assert await page.evaluate("s.unread.count") == 4
 
 
-async def test_storage_is_read_only_to_begin_with_and_belongs_to_one_user(browser, gateway):
+# --- state and position ---------------------------------------------------------------------------------------------
+
+FRESH = "cursor: undefined, times: { backoffFirst: 20, backoffMax: 100, ack: 20 }"
+
+
+async def test_a_page_without_state_begins_with_a_snapshot_at_every_load_and_stores_no_position(browser, gateway):
     await gateway.publish({}, {}, {})
-    quick = "cursor: undefined, storage: true, times: { store: 10, backoffFirst: 20 }"
-    first = await client(browser, gateway, f"{quick}, cursor: 'start'")
-    await records(first, [1, 2, 3])
-    stored = (
-        "Object.entries(localStorage).filter(([key]) => key.startsWith('seamark:cursor')).map(([, value]) => value)"
+    page = await client(browser, gateway, FRESH)
+    for _ in range(2):
+        await page.until("s.state === 'live'")
+        assert gateway.hellos[-1]["snapshot"] is True
+        assert "cursor" not in gateway.hellos[-1]
+        assert await page.evaluate("[got.resets, got.records, got.unread.at(-1)]") == [["snapshot"], [], 3]
+        await gateway.cut()  # a reconnect goes on from memory: the state is still there
+        await gateway.until(lambda: gateway.hellos[-1].get("cursor") == "e1.3")
+        assert "snapshot" not in gateway.hellos[-1]
+        page = await client(browser, gateway, FRESH)
+    assert await page.evaluate("Object.keys(localStorage)") in ([], ["seamark:device"])
+    assert page.errors == []
+
+
+async def test_an_app_that_stores_its_state_goes_on_from_its_bookmark_and_never_from_another_users(browser, gateway):
+    await gateway.publish({}, {})
+    page = await client(browser, gateway, FRESH)
+    await page.until("s.bookmark !== null && s.state === 'live'")
+    bookmark = await page.evaluate("s.bookmark")
+    assert bookmark == {"tenant": "t", "user": "alice", "cursor": "e1.2"}
+    await gateway.publish({})
+    page = await client(browser, gateway, f"{FRESH}, cursor: {json.dumps(bookmark)}")
+    await records(page, [3])
+    assert await page.evaluate("got.resets") == []
+    page = await client(
+        browser, gateway, f"{FRESH}, cursor: {json.dumps(bookmark)}, token: {json.dumps(jwt(user='bob'))}"
     )
-    await first.until(f"{stored}[0] === 'e1.3'")
-    second = await client(browser, gateway, quick)
-    await second.until("s.state === 'live'")
-    assert gateway.hellos[-1]["cursor"] == "e1.3"
-    # Two tabs hold positions of their own: what one stores does not move the other.
-    await first.evaluate(
-        "localStorage.setItem(Object.keys(localStorage).find((key) => key.includes('cursor')), 'e1.1')"
-    )
-    await gateway.cut()
-    await gateway.until(lambda: len(gateway.hellos) == 4)
-    assert {hello["cursor"] for hello in gateway.hellos[2:]} == {"e1.3"}
-    other = await client(browser, gateway, f"{quick}, token: {json.dumps(jwt(user='bob'))}")
-    await other.until("s.state === 'live'")
+    await page.until("s.state === 'live'")
+    assert gateway.hellos[-1]["snapshot"] is True
     assert "cursor" not in gateway.hellos[-1]
-    assert await other.evaluate("got.resets") == ["new"]
+
+
+SWITCHING = f"token: () => [{json.dumps(jwt())}, {json.dumps(jwt(user='bob'))}][window.who]"
+
+
+async def test_after_switching_user_nothing_of_the_former_one_is_kept_or_sent(browser, gateway):
+    await gateway.publish({}, {})
+    page = await client(browser, gateway, f"{FRESH}, {SWITCHING}", connect=False)
+    await page.evaluate(
+        """(window.who = 0, got.inboxes = [],
+            s.addEventListener('reset', ({ detail }) => got.inboxes.push([detail.reason, detail.inbox.length])),
+            s.connect())"""
+    )
+    await page.until("s.state === 'live' && s.unread.count === 2")
+    await page.evaluate("(s.close(), s.read({ ids: ['of-alice'] }), s.read({ all: true }), window.who = 1)")
+    gateway.epoch, gateway.log = "e9", []
+    gateway.said.clear()
+    await page.evaluate("s.connect()")
+    await page.until("s.state === 'live'")
+    assert gateway.hellos[-1]["snapshot"] is True
+    assert "cursor" not in gateway.hellos[-1]
+    assert await page.evaluate("got.inboxes") == [["snapshot", 2], ["user", 0], ["snapshot", 0]]
+    assert await page.evaluate("[s.unread.count, s.marks.size, s.cursor, s.bookmark?.user]") == [0, 0, "e9.0", "bob"]
+    await gateway.publish({})
+    await gateway.until(lambda: bool(gateway.of("ack")))
+    assert {frame.get("cursor") for frame in gateway.of("ack")} <= {"e9.0", "e9.1"}
+    assert gateway.of("read") == []
+    assert "alice" not in await page.evaluate("JSON.stringify({ ...localStorage, ...sessionStorage })")
+
+
+async def test_a_refresh_that_brings_another_users_token_begins_a_session_of_that_user(browser, gateway):
+    tokens = [jwt(2.0), jwt(600, user="bob")]
+    page = await client(
+        browser, gateway, f"{FRESH}, token: (() => {{ const t = {json.dumps(tokens)}; return () => t.shift(); }})()"
+    )
+    await gateway.until(lambda: len(gateway.hellos) == 2)
+    await page.until("s.state === 'live'")
+    assert gateway.of("refresh") == []
+    assert gateway.hellos[1]["token"] == tokens[1]
+    assert gateway.hellos[1]["snapshot"] is True
+    assert await page.evaluate("got.resets") == ["snapshot", "user", "snapshot"]
+
+
+async def test_clients_that_were_closed_leave_no_listener_in_the_window(browser, gateway):
+    page = await client(browser, gateway, connect=False)
+
+    async def listening() -> int:
+        count = 0
+        for expression in ("window", "document"):
+            found = await page.call("Runtime.evaluate", expression=expression)
+            listeners = await page.call("DOMDebugger.getEventListeners", objectId=found["result"]["objectId"])
+            count += len(listeners["listeners"])
+        return count
+
+    before = await listening()
+    await page.evaluate("s.connect()")
+    assert await listening() > before
+    await page.evaluate("(() => { for (let n = 0; n < 20; n += 1) { s.close(); s.connect(); } s.close(); })()")
+    assert await listening() == before
+    await page.evaluate("s.connect()")
+    await page.until("s.state === 'live'")
+    await gateway.cut(4403)
+    await page.until("s.state === 'closed'")
+    assert await listening() == before
+
+
+# --- what is done ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_record_whose_listener_threw_is_not_acknowledged_and_nothing_after_it(browser, gateway):
+    page = await client(browser, gateway, connect=False)
+    await page.evaluate(
+        "(s.addEventListener('record', (e) => { if (e.detail.seq === 3) throw new Error('mine'); }), s.connect())"
+    )
+    await gateway.publish({}, {})
+    await gateway.until(lambda: bool(gateway.of("ack")) and gateway.of("ack")[-1]["cursor"] == "e1.2")
+    await gateway.publish({}, {})
+    await records(page, [1, 2, 3, 4])
+    await page.until("got.errors.length === 1")
+    assert await page.evaluate("got.errors[0].code") == "listener"
+    await gateway.cut()
+    await gateway.until(lambda: len(gateway.hellos) == 2)
+    await page.until("s.state === 'live'")
+    await gateway.publish({})
+    await records(page, [1, 2, 3, 4, 5])
+    await page.until("!s.timers.ack")
+    assert {ack["cursor"] for ack in gateway.of("ack")} <= {"e1.0", "e1.1", "e1.2"}
+    assert await page.evaluate("s.bookmark.cursor") == "e1.2"
+
+
+async def test_a_record_is_done_when_what_its_listener_promised_is(browser, gateway):
+    page = await client(browser, gateway, connect=False)
+    await page.evaluate(
+        """(s.addEventListener('record', (e) => e.detail.seq === 1 && new Promise((done) => { window.finish = done; })),
+            s.connect())"""
+    )
+    await gateway.publish({}, {})
+    await records(page, [1, 2])
+    await gateway.sessions[0].send({"op": "pong", "cursor": "e1.2"})
+    await page.until("!s.timers.ack")
+    assert [ack for ack in gateway.of("ack") if ack["cursor"] != "e1.0"] == []
+    await page.evaluate("finish()")
+    await gateway.until(lambda: {"op": "ack", "cursor": "e1.2"} in gateway.said)
+    assert await page.evaluate("s.bookmark.cursor") == "e1.2"
+
+
+async def test_listeners_are_added_once_removed_and_may_remove_themselves_or_close(browser, gateway):
+    await gateway.publish({}, {}, {})
+    page = await client(browser, gateway, connect=False)
+    await page.evaluate(
+        """(() => {
+          window.calls = { once: 0, twice: 0, self: 0, object: 0, gone: 0 };
+          s.addEventListener("record", () => { calls.once += 1; }, { once: true });
+          const twice = () => { calls.twice += 1; };
+          s.addEventListener("record", twice); s.addEventListener("record", twice);
+          const self = () => { calls.self += 1; s.removeEventListener("record", self); };
+          s.addEventListener("record", self);
+          s.addEventListener("record", { handleEvent() { calls.object += 1; } });
+          const gone = () => { calls.gone += 1; };
+          s.addEventListener("record", gone); s.removeEventListener("record", gone);
+          s.addEventListener("record", (e) => { if (e.detail.seq === 3) s.close(); });
+          s.connect();
+        })()"""
+    )
+    await page.until("s.state === 'closed'")
+    assert await page.evaluate("calls") == {"once": 1, "twice": 3, "self": 1, "object": 3, "gone": 0}
+    await gateway.until(lambda: not gateway.sessions)
+    assert await page.evaluate("[got.records, Object.keys(s.timers).filter((name) => name !== 'ack')]") == [
+        [1, 2, 3],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("state", ["connecting", "catching-up", "live"])
+async def test_a_client_that_is_closed_in_any_state_stays_closed_and_asks_for_nothing(browser, gateway, state):
+    source = f"token: () => (got.asked = (got.asked ?? 0) + 1, {json.dumps(jwt(1.2))})"
+    page = await client(browser, gateway, f"{source}, times: {{ backoffFirst: 1, backoffMax: 1 }}", connect=False)
+    await page.evaluate(f"(s.addEventListener('state', (e) => e.detail.state === '{state}' && s.close()), s.connect())")
+    await page.until("s.state === 'closed'")
+    await gateway.until(lambda: not gateway.sessions)
+    asked = await page.evaluate("got.asked ?? 0")
+    await page.evaluate("new Promise((done) => setTimeout(done, 1500))")  # longer than any timer of this client
+    assert await page.evaluate("[got.states.at(-1), got.asked ?? 0]") == ["closed", asked]
+    assert page.errors == []
+
+
+# --- marks ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_mark_written_into_a_dying_socket_is_said_again_until_the_log_shows_it(browser, gateway):
+    gateway.stores_reads = False
+    await gateway.publish({}, {})
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    await page.evaluate("(s.read({ ids: ['r1'] }), s.read({ all: true }))")
+    await gateway.until(lambda: len(gateway.of("read")) == 2)
+    said, gateway.stores_reads = list(gateway.of("read")), True
+    gateway.said.clear()
+    await gateway.cut()
+    await gateway.until(lambda: len(gateway.of("read")) == 2)
+    assert sorted(map(str, gateway.of("read"))) == sorted(map(str, said))
+    await page.until("s.marks.size === 0")
+    await gateway.cut()
+    await gateway.until(lambda: len(gateway.hellos) == 3)
+    await page.until("s.state === 'live'")
+    assert len(gateway.of("read")) == 2  # the log has shown them: not a third time
+
+
+async def test_a_mark_that_was_stored_while_its_session_died_is_not_said_again(browser, gateway):
+    await gateway.publish({})
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    gateway.stores_reads = False
+    await page.evaluate("s.read({ ids: ['r1'] })")
+    await gateway.until(lambda: len(gateway.of("read")) == 1)
+    await gateway.cut()
+    await gateway.publish({"kind": "read", "ids": ["r1"]})
+    await gateway.until(lambda: len(gateway.hellos) == 2)
+    await page.until("s.marks.size === 0 && s.state === 'live'")
+    assert len(gateway.of("read")) == 1
+
+
+async def test_a_lower_mark_does_not_take_the_place_of_a_higher_one(browser, gateway):
+    await gateway.publish({}, {}, {})
+    page = await client(browser, gateway)
+    await records(page, [1, 2, 3])
+    await page.evaluate("(s.close(), s.read({ upTo: 'e1.3' }), s.read({ upTo: 'e1.1' }), s.connect())")
+    await page.until("s.marks.size === 0")
+    assert gateway.of("read") == [{"op": "read", "up_to": "e1.3"}]
+
+
+async def test_a_mark_beyond_what_a_session_was_sent_waits_and_one_of_another_log_is_given_up(browser, gateway):
+    await gateway.publish({})
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    await page.evaluate("s.read({ upTo: 'e1.3' })")  # another tab may be ahead: said now, it would be a bad frame
+    await gateway.publish({})
+    await page.until("s.cursor === 'e1.2'")
+    await gateway.cut()
+    await gateway.until(lambda: len(gateway.hellos) == 2)
+    await page.until("s.state === 'live'")
+    assert gateway.of("read") == []
+    await gateway.publish({})
+    await gateway.cut()
+    await gateway.until(lambda: gateway.of("read") == [{"op": "read", "up_to": "e1.3"}])
+    await page.until("s.marks.size === 0")
+    await page.evaluate("s.read({ upTo: 'e7.1' })")
+    await page.until("got.errors.length === 1")
+    assert await page.evaluate("[got.errors[0].code, got.errors[0].upTo, s.marks.size]") == ["mark_lost", "e7.1", 0]
+
+
+async def test_a_mark_that_was_refused_for_now_is_said_again_and_one_that_is_never_shown_is_given_up(browser, gateway):
+    gateway.stores_reads = False
+    await gateway.publish({})
+    page = await client(browser, gateway, "times: { mark: 30, backoffFirst: 20, backoffMax: 100 }")
+    await page.until("s.state === 'live'")
+    await page.evaluate("s.read({ ids: ['no-such-record'] })")
+    for number in range(1, 9):
+        await gateway.until(lambda said=number: len(gateway.of("read")) >= said)
+        await gateway.sessions[0].send({"op": "error", "code": "too_many_reads", "detail": "slowly"})
+    assert await page.evaluate("s.marks.size") == 1  # refused is not lost
+    await page.until("got.errors.some((error) => error.code === 'mark_lost')")
+    assert await page.evaluate("got.errors.at(-1).ids") == ["no-such-record"]
+    assert await page.evaluate("s.marks.size") == 0
+
+
+async def test_what_is_no_mark_is_refused_where_it_is_made_and_does_not_cost_the_session(browser, gateway):
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    for wrong in (
+        "{ ids: [undefined] }",
+        "{ ids: [''] }",
+        "{ ids: ['x'.repeat(129)] }",
+        "{ upTo: 'nonsense' }",
+        "{ ids: [7] }",
+    ):
+        said = await page.evaluate(f"(() => {{ try {{ s.read({wrong}); }} catch (e) {{ return String(e); }} }})()")
+        assert "TypeError" in said, wrong
+    assert "RangeError" in await page.evaluate(
+        "(() => { try { s.read({ ids: Array.from({ length: 1001 }, (_, n) => `r${n}`) }); } catch (e) { return String(e); } })()"
+    )
+    await page.evaluate("s.read({ ids: [] })")
+    assert gateway.of("read") == []
+
+
+# --- the clock and the storage --------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_is_set_back_does_not_keep_a_dead_way_alive(browser, gateway):
+    gateway.fault = lambda frame: [] if frame["op"] == "pong" else [frame]
+    page = await client(browser, gateway, "times: { ping: 50, silence: 200, backoffFirst: 20, backoffMax: 100 }")
+    await page.until("s.state === 'live'")
+    await page.evaluate("(() => { const now = Date.now; Date.now = () => now() - 3600_000; })()")
+    await gateway.until(lambda: len(gateway.hellos) >= 2)
+
+
+async def test_where_storage_is_denied_or_full_the_client_works_under_a_name_of_its_own(browser, gateway):
+    denied = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied', 'SecurityError'); } })"
+    full = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }"
+    for broken in (denied, full):
+        page = await browser.open(f"{gateway.url}/")
+        await page.evaluate(f"void ({broken})")
+        await page.evaluate(
+            f"""import("/seamark.js").then(({{ Seamark }}) => {{
+              window.s = new Seamark({{ token: {json.dumps(jwt())} }}); s.connect();
+            }})"""
+        )
+        await page.until("s.state === 'live'")
+        assert gateway.hellos[-1]["device"].startswith("web-")
+        assert page.errors == []
 
 
 async def test_unread_and_unstored_events_reach_the_page_and_unknown_ones_do_not_disturb(browser, gateway):

@@ -58,6 +58,8 @@ class SimGateway:
         self.said: list[dict[str, Any]] = []
         self.answers: list[int] = []
         self.refused_tokens: set[str] = set()
+        self.stores_reads = True
+        """What is read becomes a record of the log, as it does in a real gateway."""
         self.fault: Fault | None = None
         self.url = ""
         self.changed = asyncio.Condition()
@@ -115,6 +117,9 @@ class SimGateway:
 
     async def _join(self, session: SimSession) -> None:
         cursor = session.hello.get("cursor")
+        if session.hello.get("snapshot"):
+            await self._snapshot(session)
+            return
         head = self.log[-1][0] if self.log else 0
         epoch, _, seq = (cursor or "").rpartition(".")
         if cursor == "start" or (epoch == self.epoch and self.first - 1 <= int(seq) <= head):
@@ -131,12 +136,27 @@ class SimGateway:
             await session.record(seq_, body)
         await session.send({"op": "live", "cursor": f"{self.epoch}.{session.sent}"})
 
+    async def _snapshot(self, session: SimSession) -> None:
+        """Answer a `hello` that asks for one: the notifications, newest first, with what was read."""
+        read = {id for _, body in self.log if body.get("kind") == "read" for id in body.get("ids", [])}
+        rows = [body | {"seq": seq, "read": body["id"] in read} for seq, body in self.log if body.get("kind") != "read"]
+        unread = {"count": sum(not row["read"] for row in rows), "as_of": 0}
+        session.sent = self.log[-1][0] if self.log else 0
+        at = f"{self.epoch}.{session.sent}"
+        ready = {"op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": "snapshot"}
+        await session.send({**ready, "unread": unread})
+        await session.send({"op": "reset", "reason": "snapshot", "cursor": at, "unread": unread, "inbox": rows[::-1]})
+        await session.send({"op": "live", "cursor": at})
+
     async def _listen(self, session: SimSession) -> None:
         async for message in session.ws:
             if message.type is not aiohttp.WSMsgType.TEXT:
                 break
             frame = json.loads(message.data)
             self.said.append(frame)
+            if frame["op"] == "read" and self.stores_reads:
+                up_to = int(frame["up_to"].rpartition(".")[2]) if "up_to" in frame else None
+                await self.publish({"kind": "read", "ids": frame.get("ids", []), "up_to": up_to})
             if frame["op"] == "ping":
                 await session.send({"op": "pong", "cursor": f"{self.epoch}.{session.sent}"})
             await self._note()

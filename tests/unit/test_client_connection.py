@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seamark import FileCursor, Live, MemoryCursor, Problem, Record, Reset, connect
+from seamark import Bookmark, FileCursor, Live, MemoryCursor, Problem, Record, Reset, connect
 from seamark.client import (
     Backoff,
     Connection,
@@ -200,7 +200,6 @@ async def test_without_cursor_and_unknown_device_events_begin_with_the_reset(gat
         (4403, Forbidden),
         (4409, TooManySessions),
         (4413, ProtocolError),
-        (4401, NotAuthenticated),
     ],
 )
 async def test_codes_that_say_stop_end_the_iteration_with_a_clear_error_after_what_had_come(gateway, code, error):
@@ -252,6 +251,14 @@ async def test_a_refused_token_is_replaced_by_the_next_one(gateway):
     async with follow(gateway, token=lambda: next(tokens), cursor="start"):
         await gateway.until(lambda: bool(gateway.sessions))
     assert [hello["token"] for hello in gateway.hellos] == ["old", "new"]
+
+
+async def test_a_token_refused_three_times_in_a_row_ends_the_iteration(gateway):
+    gateway.refused_tokens = {"t"}
+    async with follow(gateway, cursor="start") as records:
+        with pytest.raises(NotAuthenticated, match="4401"):
+            await anext(records)
+    assert len(gateway.hellos) == 3
 
 
 async def test_a_token_service_that_is_away_is_asked_again(gateway):
@@ -352,7 +359,7 @@ async def test_read_takes_exactly_one_of_its_arguments(gateway):
 
 async def test_a_store_that_fails_ends_the_iteration(gateway):
     class Full(MemoryCursor):
-        async def save(self, cursor: str) -> None:
+        async def save(self, bookmark: Bookmark) -> None:
             raise OSError("disk full")
 
     await gateway.publish({}, {})

@@ -1,19 +1,19 @@
-"""`connect` when the app's own parts fail: its store, its callbacks; and what it is told of counts."""
+"""`connect` when the app's own parts fail, when its user or token changes, and when what it says is lost on the way."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from seamark import FileCursor, Live, MemoryCursor, Reset, Unread, connect
-from seamark.client import Backoff, Connection, State, Timing
+from seamark import Bookmark, FileCursor, Live, MemoryCursor, Problem, Reset, Unread, connect
+from seamark.client import Backoff, ClientError, Connection, ConnectionClosed, State, Timing, UserChanged
 from seamark.client.mailbox import Mailbox
-from seamark.client.token import TokenSource
-from seamark.client.uplink import READ_IDS_WAITING_MAX, Uplink
 from tests.support.gatewaysim import SimGateway, sim_gateway
 
 
@@ -55,7 +55,7 @@ async def test_nothing_put_after_the_end_keeps_its_error_from_being_reached() ->
 
 async def test_an_app_learns_that_its_store_fails_also_while_records_never_cease(gateway: SimGateway) -> None:
     class Full(MemoryCursor):
-        async def save(self, cursor: str) -> None:
+        async def save(self, bookmark: Bookmark) -> None:
             raise OSError("disk full")
 
     async def publish() -> None:
@@ -85,7 +85,7 @@ async def test_a_store_that_cannot_be_read_fails_again_at_the_second_try_and_the
     class Locked(MemoryCursor):
         tries = 0
 
-        async def load(self) -> str | None:
+        async def load(self) -> Bookmark | None:
             self.tries += 1
             if self.tries < 3:
                 raise OSError("locked")
@@ -107,11 +107,11 @@ async def test_closing_waits_for_a_save_under_way_so_that_the_last_one_stays(
     class Slow(FileCursor):
         saving = most = 0
 
-        def _write(self, cursor: str) -> None:
+        def _write(self, bookmark: Bookmark) -> None:
             self.saving += 1
             self.most = max(self.most, self.saving)
-            time.sleep(0.3 if cursor == "e1.1" else 0)
-            super()._write(cursor)
+            time.sleep(0.3 if bookmark.cursor == "e1.1" else 0)
+            super()._write(bookmark)
             self.saving -= 1
 
     store = Slow(tmp_path / "cursor")
@@ -125,7 +125,7 @@ async def test_closing_waits_for_a_save_under_way_so_that_the_last_one_stays(
         await records.close()
     await asyncio.sleep(0.5)  # a thread that was left alone would be done by now
     assert store.most == 1
-    assert await store.load() == "e1.2"
+    assert await store.load() == Bookmark("e1.2")
 
 
 # --- callbacks ------------------------------------------------------------------------------------------------------
@@ -169,19 +169,238 @@ async def test_a_reset_replaces_the_count_too(gateway: SimGateway) -> None:
         assert records.unread == Unread(4, 1)
 
 
+async def test_a_reset_whose_callback_failed_is_not_done_and_comes_again(gateway: SimGateway) -> None:
+    calls = 0
+
+    async def on_reset(reset: Reset) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError("disk full")
+
+    store = MemoryCursor()
+    async with asyncio.timeout(5), follow(gateway, cursor=None, store=store, on_reset=on_reset) as records:
+        events = records.events()
+        with pytest.raises(OSError, match="disk full"):
+            await anext(events)
+        assert (gateway.of("ack"), store.cursor) == ([], None)
+        assert isinstance(await anext(records.events()), Reset)
+        assert isinstance(await anext(records.events()), Live)
+        await gateway.until(lambda: bool(gateway.of("ack")))
+    assert calls == 2
+
+
+async def test_a_callback_that_fails_at_the_end_leaves_no_task_behind(gateway: SimGateway) -> None:
+    def on_state(state: State) -> None:
+        if state is State.CLOSED:
+            raise ValueError("mine")
+
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(5):
+        records = follow(gateway, on_state=on_state)
+        await records.start()
+        await gateway.until(lambda: bool(gateway.sessions))
+        with pytest.raises(ValueError, match="mine"):
+            await records.close()
+        await gateway.until(lambda: not gateway.sessions)
+    assert {task for task in asyncio.all_tasks() - before if task.get_name().startswith("seamark")} == set()
+
+
+async def test_a_connection_that_is_closed_while_its_store_is_read_begins_nothing(gateway: SimGateway) -> None:
+    class Slow(MemoryCursor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+        async def load(self) -> Bookmark | None:
+            self.asked.set()
+            await self.answer.wait()
+            return None
+
+    store = Slow()
+    records = follow(gateway, store=store)
+    async with asyncio.timeout(5):
+        starting = asyncio.create_task(records.start(), name="start")
+        await store.asked.wait()
+        await records.close()
+        store.answer.set()
+        with pytest.raises(ConnectionClosed):
+            await starting
+    assert not records._tasks
+    assert gateway.hellos == []
+
+
+# --- whose position -------------------------------------------------------------------------------------------------
+
+
+def jwt(user: str, seconds: float = 600.0, number: int = 0) -> str:
+    claims = json.dumps({"sub": user, "tenant": "t", "exp": time.time() + seconds, "n": number}).encode()
+    return f"e30.{base64.urlsafe_b64encode(claims).rstrip(b'=').decode()}.s"
+
+
+async def test_a_bookmark_is_used_by_its_own_user_only_and_replaced_by_the_next(
+    gateway: SimGateway, tmp_path: Path
+) -> None:
+    await gateway.publish({}, {})
+    path = tmp_path / "cursor"
+    async with asyncio.timeout(5):
+        async with follow(gateway, token=jwt("alice"), store=FileCursor(path)) as records:
+            (await anext(records)).ack()
+        assert await FileCursor(path).load() == Bookmark("e1.1", "t", "alice")
+        async with follow(gateway, token=jwt("alice"), store=FileCursor(path)) as records:
+            assert (await anext(records)).seq == 2
+        async with follow(gateway, token=jwt("bob"), cursor=None, store=FileCursor(path)) as records:
+            assert isinstance(await anext(records.events()), Reset)
+            assert "cursor" not in gateway.hellos[-1]
+            await anext(records.events())
+        assert await FileCursor(path).load() == Bookmark("e1.2", "t", "bob")
+
+
+@pytest.mark.parametrize("when", ["reconnecting", "refreshing"])
+async def test_a_connection_ends_when_its_token_becomes_another_users(gateway: SimGateway, when: str) -> None:
+    seconds = 2.0 if when == "refreshing" else 5.0  # what has so little left is asked for again
+    tokens = iter([jwt("alice", seconds), *(jwt("bob", 600, number) for number in range(9))])
+    async with asyncio.timeout(8), follow(gateway, token=lambda: next(tokens)) as records:
+        await gateway.until(lambda: bool(gateway.sessions))
+        if when == "reconnecting":
+            await gateway.cut()
+        with pytest.raises(UserChanged, match="another user"):
+            await anext(records)
+    assert len(gateway.hellos) == 1
+    assert gateway.of("refresh") == []
+
+
+async def test_an_app_without_state_begins_with_a_snapshot_and_goes_on_from_memory(gateway: SimGateway) -> None:
+    await gateway.publish({}, {})
+    for _ in range(2):
+        async with asyncio.timeout(5), follow(gateway, cursor=None, snapshot=True) as records:
+            events = records.events()
+            reset = await anext(events)
+            while not isinstance(reset, Reset):
+                reset = await anext(events)
+            assert (reset.reason, [row["seq"] for row in reset.inbox]) == ("snapshot", [2, 1])
+            assert gateway.hellos[-1]["snapshot"] is True
+            await gateway.cut()
+            await gateway.until(lambda: gateway.hellos[-1].get("cursor") == "e1.2")
+            assert "snapshot" not in gateway.hellos[-1]
+    with pytest.raises(ValueError, match="snapshot"):
+        follow(gateway, snapshot=True)
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+async def test_reconnecting_does_not_ask_for_a_token_that_is_there(gateway: SimGateway) -> None:
+    asked = 0
+
+    def source() -> str:
+        nonlocal asked
+        asked += 1
+        return jwt("alice", 600, asked)
+
+    async with asyncio.timeout(5), follow(gateway, token=source):
+        for number in range(1, 4):
+            await gateway.until(lambda: len(gateway.sessions) == 1)
+            await gateway.cut()
+            await gateway.until(lambda seen=number + 1: len(gateway.hellos) == seen)
+    assert asked == 1
+
+
+async def test_a_good_token_survives_a_gateway_that_was_slow(gateway: SimGateway) -> None:
+    gateway.answers = [4401, 4499, 401]
+    async with asyncio.timeout(5), follow(gateway, token="static"):
+        await gateway.until(lambda: bool(gateway.sessions))
+    assert {hello["token"] for hello in gateway.hellos} == {"static"}
+
+
+async def test_a_handshake_that_something_else_refuses_says_nothing_of_the_token(gateway: SimGateway) -> None:
+    gateway.answers = [401] * 5
+    async with asyncio.timeout(5), follow(gateway, token="static"):
+        await gateway.until(lambda: bool(gateway.sessions))
+
+
 # --- marks ----------------------------------------------------------------------------------------------------------
 
 
-async def test_marks_that_cannot_be_said_again_wait_on_whatever_was_marked_meanwhile() -> None:
-    class Dying:
-        async def send(self, text: str) -> bool:
-            if "up_to" in text:
-                await uplink.read_ids(["later"])  # the app, while the first frame is stuck
-            return False
+async def test_a_mark_written_into_a_dying_socket_is_said_again_until_the_log_shows_it(gateway: SimGateway) -> None:
+    gateway.stores_reads = False
+    await gateway.publish({}, {})
+    async with asyncio.timeout(8), follow(gateway) as records:
+        await live(records)
+        await records.read(ids=["r1"])
+        await records.read(up_to="e1.2")
+        await records.read(up_to="e1.1")
+        await gateway.until(lambda: len(gateway.of("read")) == 2)
+        gateway.stores_reads = True
+        gateway.said.clear()
+        await gateway.cut()
+        await gateway.until(lambda: len(gateway.of("read")) == 2)
+        assert gateway.of("read") == [{"op": "read", "up_to": "e1.2"}, {"op": "read", "ids": ["r1"]}]
+        await until(lambda: not records._uplink.marks)
+        await gateway.cut()
+        await gateway.until(lambda: len(gateway.hellos) == 3)
+        await live(records)
+    assert len(gateway.of("read")) == 2
 
-    uplink = Uplink(TokenSource("t"), Timing())
-    await uplink.read_ids([f"r{number}" for number in range(READ_IDS_WAITING_MAX)])
-    await uplink.read_up_to("e1.1")
-    uplink.begins(Dying())  # type: ignore[arg-type]
-    await uplink.stands()
-    assert len(uplink._waiting_ids) == READ_IDS_WAITING_MAX + 1
+
+async def test_a_mark_that_was_refused_for_now_is_said_again_and_one_never_shown_is_given_up(
+    gateway: SimGateway,
+) -> None:
+    gateway.stores_reads = False
+    timing = Timing(ack_seconds=0.02, mark_seconds=0.02)
+    async with asyncio.timeout(8), follow(gateway, timing=timing) as records:
+        await live(records)
+        await records.read(ids=["no-such-record"])
+        for number in range(1, 9):
+            await gateway.until(lambda said=number: len(gateway.of("read")) >= said)
+            await gateway.sessions[0].send({"op": "error", "code": "unavailable", "detail": "later"})
+        assert len(records._uplink.marks) == 1
+        problems = []
+        async for item in records.events():
+            if isinstance(item, Problem):
+                problems.append(item)
+                if item.code == "mark_lost":
+                    break
+    assert {problem.code for problem in problems[:-1]} == {"unavailable"}
+    assert problems[-1].ids == ["no-such-record"]
+
+
+async def test_a_mark_beyond_what_a_session_was_sent_waits_and_one_of_another_log_is_given_up(
+    gateway: SimGateway,
+) -> None:
+    await gateway.publish({})
+    async with asyncio.timeout(8), follow(gateway) as records:
+        await live(records)
+        await records.read(up_to="e1.2")  # another process may be ahead: said now, it would be a bad frame
+        assert gateway.of("read") == []
+        await gateway.publish({})
+        await gateway.cut()
+        await gateway.until(lambda: gateway.of("read") == [{"op": "read", "up_to": "e1.2"}])
+        await until(lambda: not records._uplink.marks)
+        await records.read(up_to="e7.1")
+        async for item in records.events():
+            if isinstance(item, Problem):
+                assert (item.code, item.up_to) == ("mark_lost", "e7.1")
+                break
+
+
+async def test_what_is_no_id_is_refused_where_it_is_marked_and_does_not_cost_the_session(gateway: SimGateway) -> None:
+    async with asyncio.timeout(5), follow(gateway) as records:
+        await live(records)
+        for wrong in ("", "x" * 129, None):
+            with pytest.raises(ValueError, match="no id"):
+                await records.read(ids=[wrong])  # type: ignore[list-item]
+        with pytest.raises(ClientError, match="1000 ids"):
+            await records.read(ids=[f"r{number}" for number in range(1001)])
+        assert len(records._uplink.marks) == 0
+
+
+async def live(records: Connection) -> None:
+    await until(lambda: records.state is State.LIVE)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Poll for what no event tells."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from gateway import close_codes
 from seamark.client.backoff import Backoff
 from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
-from seamark.client.cursorstore import BadCursorFile, FileCursor, MemoryCursor
-from seamark.client.errors import Forbidden, NotAuthenticated, ProtocolError, TooManySessions
+from seamark.client.cursorstore import BadCursorFile, Bookmark, FileCursor, MemoryCursor
+from seamark.client.errors import Forbidden, NotAuthenticated, ProtocolError, TooManySessions, UserChanged
 from seamark.client.frames import decode_frame
 from seamark.client.mailbox import Mailbox
 from seamark.client.progress import Progress
@@ -62,23 +62,23 @@ def test_done_twice_changes_nothing():
 async def test_a_file_keeps_the_cursor_whole_and_a_second_object_reads_it(tmp_path: Path):
     path = tmp_path / "deep" / "cursor.json"
     assert await FileCursor(path).load() is None
-    await FileCursor(path).save("abc.17")
-    await FileCursor(path).save("abc.18")
-    assert await FileCursor(path).load() == "abc.18"
+    await FileCursor(path).save(Bookmark("abc.17", "t", "alice"))
+    await FileCursor(path).save(Bookmark("abc.18", "t", "alice"))
+    assert await FileCursor(path).load() == Bookmark("abc.18", "t", "alice")
     assert [one.name for one in path.parent.iterdir()] == ["cursor.json"]
 
 
 async def test_a_save_that_fails_leaves_the_old_cursor_and_no_litter(tmp_path: Path, monkeypatch):
     store = FileCursor(tmp_path / "cursor.json")
-    await store.save("abc.17")
+    await store.save(Bookmark("abc.17"))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        await store.save("abc.18")
-    assert await store.load() == "abc.17"
+        await store.save(Bookmark("abc.18"))
+    assert await store.load() == Bookmark("abc.17")
     assert [one.name for one in tmp_path.iterdir()] == ["cursor.json"]
 
 
@@ -92,8 +92,15 @@ async def test_a_damaged_cursor_file_is_an_error_and_never_a_silent_fresh_start(
 
 async def test_memory_keeps_the_cursor():
     store = MemoryCursor()
-    await store.save("e.1")
-    assert await store.load() == "e.1"
+    await store.save(Bookmark("e.1", "t", "alice"))
+    assert await store.load() == Bookmark("e.1", "t", "alice")
+    assert store.cursor == "e.1"
+
+
+async def test_a_cursor_file_of_an_older_version_is_a_bookmark_of_whoever_comes(tmp_path: Path):
+    path = tmp_path / "cursor.json"
+    path.write_text('{"cursor": "abc.17"}')
+    assert await FileCursor(path).load() == Bookmark("abc.17")
 
 
 # --- backoff ------------------------------------------------------------------------------------------------------
@@ -133,31 +140,64 @@ def test_a_refresh_is_due_before_the_end_but_not_in_a_tight_loop(lifetime):
     assert delay < lifetime or lifetime <= 2
 
 
-async def test_a_refused_static_token_is_final():
-    source = TokenSource("t")
-    assert await source.next() == "t"
+async def test_three_refusals_in_a_row_are_final_whatever_the_tokens():
+    for source in (TokenSource("t"), TokenSource(lambda: "same"), TokenSource(iter("abcd").__next__)):
+        for _ in range(3):
+            assert await source.next()
+            source.refused()
+        with pytest.raises(NotAuthenticated):
+            await source.next()
+    accepted = TokenSource("t")
+    for _ in range(9):
+        await accepted.next()
+        accepted.refused()
+        accepted.accepted()
+    assert await accepted.next() == "t"
+
+
+async def test_a_static_token_that_has_expired_is_final_at_the_first_refusal():
+    source = TokenSource(jwt(exp=1000), clock=lambda: 1001)
+    await source.next()
     source.refused()
     with pytest.raises(NotAuthenticated):
         await source.next()
 
 
-async def test_a_callable_gets_three_tries_and_a_token_refused_before_is_not_presented_again():
-    given = iter(["a", "b", "c", "d"])
+async def test_the_source_is_asked_when_there_is_no_token_or_it_has_expired_or_was_refused_and_not_else():
+    now, given = 1000.0, iter([jwt(exp=1100, n=1), jwt(exp=1200, n=2), jwt(exp=1300, n=3)])
+    tokens = TokenSource(lambda: next(given), clock=lambda: now)
+    first = await tokens.next()
+    assert await tokens.next() == first
+    tokens.refused()
+    second = await tokens.next()
+    assert second != first
+    tokens.accepted()
+    assert await tokens.next() == second
+    now = 1195.0
+    assert await tokens.next() not in (first, second)
 
-    async def fresh() -> str:
-        return next(given)
 
-    source = TokenSource(fresh)
-    for _ in range(3):
-        await source.next()
-        source.refused()
-    with pytest.raises(NotAuthenticated):
-        await source.next()
-    same = TokenSource(lambda: "same")
-    await same.next()
-    same.refused()
-    with pytest.raises(NotAuthenticated):
-        await same.next()
+async def test_a_token_of_another_user_is_not_used():
+    given = iter([jwt(sub="alice", tenant="t", exp=9e9), jwt(sub="bob", tenant="t", exp=9e9)])
+    tokens = TokenSource(lambda: next(given))
+    alices = await tokens.next()
+    with pytest.raises(UserChanged):
+        await tokens.fresh()
+    assert tokens.current == alices
+
+
+async def test_what_is_no_token_is_said_to_be_none():
+    for wrong in (None, "", 5):
+        with pytest.raises(TypeError, match="as text"):
+            await TokenSource(lambda given=wrong: given).next()
+
+
+def test_a_clock_that_is_ahead_does_not_make_the_client_ask_every_second():
+    ahead = TokenSource(lambda: "", clock=lambda: 1e10)
+    ahead.current = jwt(exp=1000, iat=100)
+    assert ahead.refresh_in_seconds() == refresh_delay(900)
+    ahead.current = jwt(exp=1000)
+    assert ahead.refresh_in_seconds() is None
 
 
 # --- close codes --------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
-"""The device's place in the log, kept: what is done is stored, soon, in order, and nothing that is not done."""
+"""Keeps the device's place in the log: what is done is stored, soon, in order, and nothing that is not done."""
 
 from __future__ import annotations
 
 import asyncio
 
-from seamark.client.cursorstore import CursorStore
+from seamark.client.cursorstore import Bookmark, CursorStore
 from seamark.client.progress import Progress
+from seamark.client.token import Owner
 
 
-class Bookmark:
+class Keeper:
     """How far the app is, and the store that remembers it.
 
     Args:
@@ -21,13 +22,15 @@ class Bookmark:
         self._due = asyncio.Event()
         self._saved: str | None = None
         self._closed = False
+        self.owner = Owner(None, None)
+        """Whose log the cursors are of."""
 
     @property
     def cursor(self) -> str | None:
         """The cursor that is (or is about to be) stored: everything up to it is done."""
         return self._progress.cursor
 
-    async def load(self) -> str | None:
+    async def load(self) -> Bookmark | None:
         """What was stored before. Raises whatever the store raises."""
         return await self._store.load()
 
@@ -63,5 +66,5 @@ class Bookmark:
         """Store the cursor now, if it has moved. Raises whatever the store raises."""
         cursor = self._progress.cursor
         if cursor is not None and cursor != self._saved:
-            await self._store.save(cursor)
+            await self._store.save(Bookmark(cursor, *self.owner))
             self._saved = cursor
