@@ -23,3 +23,12 @@ SYNCED_LATE: Final = (
     ),
 )
 """For `NatsServer`."""
+
+QUICK_DISK: Final = (
+    Change(
+        "jetstream.sync_interval",
+        '"2m"',
+        "time-outs here are a second: thousands of single appends, each synced to a busy disk, hold a stream for longer",
+    ),
+)
+"""For `NatsServer`."""
