@@ -28,7 +28,7 @@ QUICK_DISK: Final = (
     Change(
         "jetstream.sync_interval",
         '"2m"',
-        "time-outs here are a second: thousands of single appends, each synced to a busy disk, hold a stream for longer",
+        "thousands of single appends, each synced to a disk that others use, too, outlast the time-outs of these tests",
     ),
 )
 """For `NatsServer`."""
