@@ -37,7 +37,7 @@ def differing(shipped: str, written: str) -> dict[str, list[str]]:
 
 def test_nothing_but_the_embedded_servers_starts_a_program_of_a_server() -> None:
     """A server that is started elsewhere has a configuration of its own, and what fails as shipped passes there."""
-    named = re.compile(r"\b(nats_server_binary|valkey_binary|postgres_bin)\(")
+    named = re.compile(r"\b(nats_server_binary|valkey_binary|postgres_bin|postgres_installation)\(")
     found = {
         path.relative_to(ROOT).as_posix()
         for folder in ("seamark", "tests", "bench", "chaos")
