@@ -45,8 +45,9 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     return {"uvloop": uvloop.new_event_loop}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Processes of one run take ports from parts of their own."""
+    config.addinivalue_line("markers", "overlay(changes): what `nats_server` has otherwise than shipped")
     worker, workers = (int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", n).removeprefix("gw")) for what, n in WORKER)
     part = len(child.PORTS) // workers
     child.PORTS = child.PORTS[worker * part : (worker + 1) * part]

@@ -14,7 +14,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from yarl import URL
 
 from engine.addresses import inbox_prefix_of
-from engine.events import Encoded, encode
+from engine.errors import InvalidEvent
+from engine.events import Encoded, Event, encode
 from engine.eventstore import EventStore
 from engine.jetstream import Broker, NatsSettings
 from engine.jetstream import connect as connect_broker
@@ -27,6 +28,9 @@ REQUEST_SECONDS: Final = 15.0
 """Deadline of one HTTP attempt: longer than the gateway itself tries to have an event stored."""
 
 RETRIED_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_ARGUMENTS: Final = frozenset({*Event.__struct_fields__, "key"})
+"""Fields of an event, which `extra` cannot hold."""
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -172,13 +176,17 @@ class Publisher:
             channels: only these channels.
             transaction_id: names what the event belongs to.
             subject: what the event is about, as CloudEvents has it.
-            extra: fields that Seamark does not know; they are kept with the event.
+            extra: fields that Seamark does not know; they are kept with the event as they are.
 
         Raises:
             InvalidEvent: the event cannot be accepted; the message names the field and the remedy.
             ApiError, PublishRefused: refused for good (full store, key not allowed …).
             PublishFailed, Unavailable, Unanswered: the budget was spent; only Unavailable says it is not stored.
         """
+        if known := sorted((extra or {}).keys() & _ARGUMENTS):
+            raise InvalidEvent(
+                known[0], f"`{known[0]}` is no extra field: give it as an argument, the ordering key as `key`"
+            )
         event = encode(
             to=[to] if isinstance(to, str) else list(to),
             type=type,

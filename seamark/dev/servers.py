@@ -5,7 +5,6 @@ the same data under the same URL. `start` blocks until the server answers; in a 
 `prepare` and `wait_ready` through `asyncio.to_thread`, and `spawn` directly (see `Child` for why).
 """
 
-from seamark.dev.binaries import nats_server_binary
 from seamark.dev.natsserver import ClusterMember, NatsCluster, NatsServer
 from seamark.dev.overlay import Change, Overlay
 from seamark.dev.server import HOST, Server
@@ -21,5 +20,4 @@ __all__ = [
     "Postgres",
     "Server",
     "Valkey",
-    "nats_server_binary",
 ]

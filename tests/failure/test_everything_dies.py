@@ -16,9 +16,10 @@ from tests.support.chaos import SECONDS, TIMEOUT, Chaos
 from tests.support.devices import cut_now_and_then, devices
 from tests.support.logs import FAST, connected
 from tests.support.network import bad_network
+from tests.support.overlays import QUICK_DISK
 from tests.support.roles import dispatcher_processes, gateway_role
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT), pytest.mark.overlay(QUICK_DISK)]
 
 PUBLISHES = 20_000 + int(SECONDS * 500)
 USERS = [f"user{number}" for number in range(200)]

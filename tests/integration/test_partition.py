@@ -13,6 +13,7 @@ from engine.natsclient import outgoing
 from engine.partition import Delivered, Phase
 from seamark.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import connected, eventually
+from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (
     PIN_TIMEOUT_SECONDS,
     SOURCE,
@@ -24,6 +25,8 @@ from tests.support.partitions import (
     make_stream,
     reading,
 )
+
+pytestmark = pytest.mark.overlay(QUICK_DISK)
 
 # --- the straight way ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ import asyncio
 import random
 import time
 
+import pytest
+
 from engine.errors import Unavailable
 from engine.limits import BUFFERED_PULLS_MAX, PULL_BATCH, QUIET_CHECK_SECONDS
 from engine.natsclient import outgoing
@@ -11,6 +13,7 @@ from engine.partition import Delivered, Phase
 from seamark.dev.servers import NatsServer
 from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
+from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (
     PIN_TIMEOUT_SECONDS,
     Load,
@@ -20,6 +23,8 @@ from tests.support.partitions import (
     make_stream,
     reading,
 )
+
+pytestmark = pytest.mark.overlay(QUICK_DISK)
 
 
 async def test_a_standby_takes_over_from_an_owner_that_vanished_and_is_not_disturbed_when_it_comes_back(

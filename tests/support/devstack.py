@@ -63,6 +63,14 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def refused(self, *words: str, timeout: float = 30) -> str:
+        """What a command says on standard error, however it ends; its standard input is empty."""
+        argv = [sys.executable, "-m", "seamark", *words]
+        done = subprocess.run(
+            argv, cwd=self.folder, env=self.env, input="", capture_output=True, text=True, timeout=timeout
+        )
+        return done.stderr
+
     @property
     def pid(self) -> int:
         assert self.process is not None

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 import uvloop
 
+from engine.addresses import inbox_prefix_of
 from engine.jetstream import NatsSettings
 from gateway import collector
 from gateway.options import GatewayOptions, Times
@@ -30,9 +31,9 @@ async def main(given: dict[str, Any]) -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    options = GatewayOptions(
-        nats=NatsSettings(given.pop("nats_url")), times=Times(**given.pop("times", {})), **given.pop("options", {})
-    )
+    url = given.pop("nats_url")
+    nats = NatsSettings(url, inbox_prefix=inbox_prefix_of(url))
+    options = GatewayOptions(nats=nats, times=Times(**given.pop("times", {})), **given.pop("options", {}))
     collector.tune()
     await run(
         options,

@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,7 +95,6 @@ class Manual:
     stack: Stack
     described: DevFile
     traffic: Traffic
-    databases: list[str] = field(default_factory=list)
 
     def stood_in(self, text: str) -> str:
         """The text with this stack's addresses in the place of those that documents show."""

@@ -23,3 +23,12 @@ SYNCED_LATE: Final = (
     ),
 )
 """For `NatsServer`."""
+
+QUICK_DISK: Final = (
+    Change(
+        "jetstream.sync_interval",
+        '"2m"',
+        "thousands of single appends, each synced to a disk that others use, too, outlast the time-outs of these tests",
+    ),
+)
+"""For `NatsServer`."""

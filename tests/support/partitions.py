@@ -9,6 +9,7 @@ from typing import Any
 from engine.errors import PartitionStopped, StepDown
 from engine.jetstream import Broker, StreamState
 from engine.partition import Delivered, PartitionReader, Source
+from engine.topology_files import Overrides, render
 from tests.support.logs import eventually
 
 PIN_TIMEOUT_SECONDS = 1.0
@@ -79,16 +80,10 @@ async def make_stream(broker: Broker, replicas: int = 1) -> None:
 
 
 async def make_consumer(broker: Broker, replicas: int = 1) -> None:
-    config = {
-        "durable_name": "reader",
-        "filter_subject": "ev.0.>",
-        "ack_policy": "none",
-        "deliver_policy": "all",
-        "priority_policy": "pinned_client",
-        "priority_groups": ["owner"],
-        "priority_timeout": int(PIN_TIMEOUT_SECONDS * 1e9),
-        "num_replicas": replicas,
-    }
+    """The shipped consumer of a dispatcher, under a name of its own and with a short time-out."""
+    overrides = Overrides(replicas=replicas, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+    shipped = next(one for one in render("dev", 1, overrides=overrides).consumers if one.name == "dispatch-0")
+    config = shipped.config | {"name": "reader", "durable_name": "reader", "filter_subject": "ev.0.>"}
     body = {"stream_name": "EV", "config": config}
     await broker.api("CONSUMER.CREATE.EV.reader.ev.0.>", body)
 

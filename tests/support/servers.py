@@ -21,9 +21,10 @@ from tests.support.overlays import FORGETFUL, UNSYNCED
 
 
 @pytest.fixture
-def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """An empty nats-server as shipped."""
-    server = NatsServer(tmp_path / "nats")
+def nats_server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NatsServer]:
+    """An empty nats-server as shipped, with the overlay that a mark `overlay` names."""
+    marker = request.node.get_closest_marker("overlay")
+    server = NatsServer(tmp_path / "nats", overlay=marker.args[0] if marker else ())
     try:
         server.start()
         yield server

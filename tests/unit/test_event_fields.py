@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine.errors import InvalidEvent
 from engine.events import Event, accept, encode
+from seamark import Publisher
 from seamark.cli.event_fields import OPTIONS, event_of_options, read_event
 from seamark.cli.publish import publish
 
@@ -135,6 +136,13 @@ def test_a_file_that_holds_no_event_is_refused_with_the_field_and_the_remedy(
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(InvalidEvent, match="nowhere cannot be read"):
         read_event("nowhere", {})
+
+
+@pytest.mark.parametrize("name", ["to", "ordering_key", "key"])
+async def test_what_is_an_argument_of_a_publisher_is_refused_as_an_extra_field(name: str) -> None:
+    publisher = Publisher(nats_url="nats://127.0.0.1:1")
+    with pytest.raises(InvalidEvent, match=f"`{name}` is no extra field"):
+        await publisher.publish(to=["alice"], type="demo.hello", extra={name: "x"})
 
 
 @given(st.dictionaries(st.sampled_from(Event.__struct_fields__), st.text(max_size=5) | st.lists(st.text(max_size=5))))

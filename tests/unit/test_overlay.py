@@ -1,5 +1,6 @@
 """The configuration of a server of tests: the shipped one, but for what an overlay names."""
 
+import re
 from difflib import ndiff
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from seamark.dev.overlay import Change, overlaid_file, overlaid_settings, with_i
 from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
 from seamark.dev.stores import POSTGRES_SETTINGS, VALKEY_SETTINGS
 
+ROOT = Path(__file__).parents[2]
 SMALL = """\
 listen: "a"  # { not a block
 jetstream {
@@ -31,6 +33,19 @@ def differing(shipped: str, written: str) -> dict[str, list[str]]:
         line for line in ndiff(shipped.splitlines(), written.splitlines()) if not line[2:].lstrip().startswith("#")
     ]
     return {sign: [line[2:].strip() for line in lines if line[0] == sign and line[2:].strip()] for sign in "-+"}
+
+
+def test_nothing_but_the_embedded_servers_starts_a_program_of_a_server() -> None:
+    """A server that is started elsewhere has a configuration of its own, and what fails as shipped passes there."""
+    named = re.compile(r"\b(nats_server_binary|valkey_binary|postgres_bin|postgres_installation)\(")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("seamark", "tests", "bench", "chaos")
+        for path in (ROOT / folder).rglob("*.py")
+        if path != Path(__file__) and named.search(path.read_text(encoding="utf-8"))
+    }
+    assert {name for name in found if not name.startswith("seamark/dev/")} == set()
+    assert "seamark/dev/natsserver.py" in found
 
 
 @pytest.mark.parametrize(
