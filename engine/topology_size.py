@@ -27,8 +27,8 @@ MARK_BYTES: Final = 230
 EVENT_OVERHEAD_BYTES: Final = 210
 """What an event takes beside its JSON, message id and trace header included. Measured: 208."""
 
-RECEIPT_BYTES: Final = 320
-"""One receipt, whole. Measured: 317 with 180 bytes of JSON."""
+RECEIPT_BYTES: Final = 360
+"""One receipt, whole. Measured: 357 for an acknowledgement with its times."""
 
 BATCH_SECONDS: Final = 0.01
 """A partition appends at least this often while events come (`LINGER_SECONDS`), so a batch holds what comes meanwhile."""
@@ -158,16 +158,17 @@ def size(demand: Demand, *, folder: Path | None = None) -> Sizing:
     """
     _check(demand)
     partitions = demand.partitions or _partitions(demand)
-    files = {file.name: file.config for file in render("production", partitions, folder=folder).streams}
+    one = render("production", 1, folder=folder)
+    files = {file.name: file.config for file in one.streams}
     events_days = files["EVENTS"]["max_age"] / 1e9 / _DAY
     if demand.days <= events_days:
         remedy = f"Keep logs for more than {events_days:g} days, or lower max_age of EVENTS in its file first."
         raise TopologyError(f"logs kept for {demand.days:g} days would not outlive events: marks age with them", remedy)
     streams = (_log(demand, partitions), _events(demand, events_days), _receipts(demand), *_others(files))
-    consumers = len(render("production", partitions, folder=folder).consumers)
+    consumers = len(one.consumers) * partitions
     reserved = sum(each.count * each.max_bytes for each in streams) * COPIES / demand.servers
     store = math.ceil(reserved / (10 * _GIB)) * 10 * _GIB
-    groups = (len(files) + consumers) * COPIES / demand.servers
+    groups = (sum(each.count for each in streams) + consumers) * COPIES / demand.servers
     disk = store + round(groups * RAFT_GROUP_BYTES)
     subjects = demand.users * (2 + TYPES_PER_KEY)
     ids = demand.rate * files["EVENTS"]["duplicate_window"] / 1e9
