@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engine.topology_size import Sizing
 
 app = typer.Typer(
-    help="Streams and consumers: plan, apply, check, restore, repair, render, size.", no_args_is_help=True
+    help="Streams and consumers: plan, apply, check, restore, repair, render, size, publisher.", no_args_is_help=True
 )
 
 ProfileOption = Annotated[
@@ -208,6 +208,42 @@ def render(
         return
     for path in written:
         out.print(str(path), markup=False)
+
+
+@app.command()
+def publisher(
+    tenant: Annotated[str, typer.Argument(help="The tenant whose events this user may publish.")],
+    add_to: Annotated[
+        Path | None, typer.Option("--add-to", help="Put it into this accounts.conf instead of printing it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the broker's user that may publish the events of one tenant and nothing else."""
+    from engine import accounts
+
+    block, user, variable = (
+        make(tenant) for make in (accounts.publisher_block, accounts.publisher_user, accounts.publisher_variable)
+    )
+    if add_to is not None:
+        try:
+            before = add_to.read_text(encoding="utf-8")
+            after = accounts.with_publisher(before, tenant)
+            if after != before:
+                add_to.write_text(after, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TopologyError(f"{add_to} cannot be changed: {error}", "Name an accounts.conf.") from error
+        except TopologyError as error:
+            raise TopologyError(f"{add_to}: {error.detail}", error.remedy) from error
+    if as_json:
+        print_json({"user": user, "password_variable": variable, "inbox_prefix": f"_INBOX_{user}", "block": block})
+        return
+    if add_to is None:
+        out.print(block, end="", markup=False, highlight=False)
+    err.print(
+        f"Set {variable} in the environment of every server, then reload it (nats-server --signal reload);"
+        f" services of {tenant} connect as {user}.",
+        markup=False,
+    )
 
 
 @app.command()
