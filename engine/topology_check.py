@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -24,6 +24,7 @@ from engine.marks import PlacedMark
 from engine.subjects import EVENTS_STREAM, log_stream
 from engine.topology_files import Profile, log_partition, render
 from engine.topology_plan import PARTITIONS_KEY, Observed, ObservedStream, decide, remembered_partitions
+from engine.topology_room import Lately, lately, room
 
 VERSION_MIN: Final = (2, 14)
 """CONSUMER.RESET, the reading head's way back to a position, is in 2.14 and later."""
@@ -96,6 +97,7 @@ class Seen:
     observed: Observed
     clusters: Mapping[str, Mapping[str, Any]]
     marks: Mapping[int, PlacedMark]
+    lately: Mapping[str, Lately] = field(default_factory=dict)
 
 
 async def check(
@@ -125,6 +127,7 @@ async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = (
     streams = {name: topology.observed_stream(info) for name, info in infos.items()}
     clusters = {name: info.get("cluster") or {} for name, info in infos.items()}
     monitors = dict(zip(monitor_urls, await asyncio.gather(*map(_varz, monitor_urls)), strict=True))
+    taken = {name: await lately(broker, name, stream) for name, stream in streams.items()}
     return Seen(
         _version_of(broker),
         broker.nc.max_payload,
@@ -132,6 +135,7 @@ async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = (
         replace(observed, streams=streams),
         clusters,
         marks,
+        taken,
     )
 
 
@@ -310,13 +314,20 @@ def _ages(seen: Seen, bad: Level) -> Iterator[Finding]:
 
 
 def _room(seen: Seen) -> Iterator[Finding]:
+    remedy = "Raise max_bytes in its file (seamark topology size)."
     for name, stream in seen.observed.streams.items():
         bound = stream.config.get("max_bytes", -1)
-        if bound > 0 and stream.bytes > FULL_SHARE * bound:
-            share = 100 * stream.bytes / bound
-            yield Finding(
-                "warn", "room", f"{name} is {share:.0f} % full and will refuse", "Raise max_bytes in its file."
-            )
+        if bound <= 0:
+            continue
+        share = stream.bytes / bound
+        said = f"{name} is {100 * share:.0f} % full"
+        found = room(stream, seen.lately.get(name, Lately(0, 0.0)))
+        rate = "" if found is None else f", {found.detail()}"
+        if share > FULL_SHARE:
+            yield Finding("warn", "room", f"{said} and will refuse{rate}", remedy)
+        elif found is not None:
+            soon = stream.asked_at is not None and found.soon(stream.asked_at)
+            yield Finding("warn" if soon else "ok", "room", said + rate, remedy if soon else "")
 
 
 def _positions(seen: Seen) -> Iterator[Finding]:

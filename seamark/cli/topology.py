@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from engine.jetstream import Broker
     from engine.repair_plan import RepairPlan
     from engine.topology_files import Profile
+    from engine.topology_size import Sizing
 
-app = typer.Typer(help="Streams and consumers: plan, apply, check, restore, repair, render.", no_args_is_help=True)
+app = typer.Typer(
+    help="Streams and consumers: plan, apply, check, restore, repair, render, size, publisher.", no_args_is_help=True
+)
 
 ProfileOption = Annotated[
     str | None,
@@ -205,6 +208,114 @@ def render(
         return
     for path in written:
         out.print(str(path), markup=False)
+
+
+@app.command()
+def publisher(
+    tenant: Annotated[str, typer.Argument(help="The tenant whose events this user may publish.")],
+    add_to: Annotated[
+        Path | None, typer.Option("--add-to", help="Put it into this accounts.conf instead of printing it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the broker's user that may publish the events of one tenant and nothing else."""
+    from engine import accounts
+
+    block, user, variable = (
+        make(tenant) for make in (accounts.publisher_block, accounts.publisher_user, accounts.publisher_variable)
+    )
+    if add_to is not None:
+        try:
+            before = add_to.read_text(encoding="utf-8")
+            after = accounts.with_publisher(before, tenant)
+            if after != before:
+                add_to.write_text(after, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TopologyError(f"{add_to} cannot be changed: {error}", "Name an accounts.conf.") from error
+        except TopologyError as error:
+            raise TopologyError(f"{add_to}: {error.detail}", error.remedy) from error
+    if as_json:
+        print_json({"user": user, "password_variable": variable, "inbox_prefix": f"_INBOX_{user}", "block": block})
+        return
+    if add_to is None:
+        out.print(block, end="", markup=False, highlight=False)
+    err.print(
+        f"Set {variable} in the environment of every server, then reload it (nats-server --signal reload);"
+        f" services of {tenant} connect as {user}.",
+        markup=False,
+    )
+
+
+@app.command()
+def size(
+    rate: Annotated[float, typer.Option("--rate", help="Records a second, on average over all the days.")],
+    record_bytes: Annotated[
+        int, typer.Option("--record-bytes", help="JSON of a record; its data is most of it.")
+    ] = 450,
+    days: Annotated[float, typer.Option("--days", help="How long logs and receipts are kept.")] = 30.0,
+    event_bytes: Annotated[
+        int | None, typer.Option("--event-bytes", help="JSON of an event; default: as a record.")
+    ] = None,
+    receipts_per_record: Annotated[
+        float, typer.Option("--receipts-per-record", help="Receipts for each record; more with several devices.")
+    ] = 1.0,
+    users: Annotated[int, typer.Option("--users", help="Users with a record within these days.")] = 1_000_000,
+    servers: Annotated[int, typer.Option("--servers", help="Servers of the cluster.")] = 3,
+    partitions: Annotated[
+        int | None, typer.Option("--partitions", help="Fixed for life; default: as many as the sizes ask for.")
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", help="Write the files of nats/ with these sizes to this folder (SEAMARK_NATS_FILES)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Reckon what a rate needs: streams, partitions, consumers, memory, disk; --write makes the production files fit."""
+    from engine import topology_size
+
+    demand = topology_size.Demand(
+        rate, record_bytes, days, event_bytes, receipts_per_record, users, servers, _partitions(partitions)
+    )
+    found = topology_size.size(demand)
+    written = [] if write is None else topology_size.write(found, write)
+    if as_json:
+        print_json(found.to_json() | {"written": [str(path) for path in written]})
+        return
+    _show_sizes(found)
+    for path in written:
+        out.print(f"wrote {path}", markup=False)
+    if write is not None:
+        out.print(f"Use them with SEAMARK_NATS_FILES={write}, SEAMARK_PARTITIONS={found.partitions}.", markup=False)
+
+
+def _show_sizes(found: Sizing) -> None:
+    from rich.table import Table
+
+    demand = found.demand
+    out.print(f"{demand.rate:g} records/s of {demand.record_bytes} B on average, kept for {demand.days:g} days:")
+    table = Table("stream", "number", "stored in each", "max_bytes of each", "kept", box=None, pad_edge=False)
+    for each in found.streams:
+        kept = f"{each.max_age_days:g} d" if each.max_age_days else "for ever"
+        table.add_row(each.name, str(each.count), _gib(each.stored_bytes), _gib(each.max_bytes), kept)
+    out.print(table)
+    out.print()
+    for name, value in (
+        ("partitions", f"{found.partitions}"),
+        ("consumers", f"{found.consumers} durables"),
+        ("max_file_store", f"{found.max_file_store >> 30}GB on each of {demand.servers} servers"),
+        ("disk", f"{_gib(found.disk_bytes)} on each, {_gib(found.disk_bytes * demand.servers)} in all"),
+        ("memory", f"{_gib(found.memory_bytes)} on each for subjects, message ids and consumers"),
+    ):
+        out.print(f"{name:<16}{value}")
+    out.print()
+    for each in found.streams:
+        out.print(f"- {each.name}: {each.why}", markup=False)
+    for reason in found.reasons:
+        out.print(f"- {reason}", markup=False)
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
 
 
 def _monitors(folder: Path) -> list[str]:

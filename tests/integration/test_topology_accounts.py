@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,13 +13,15 @@ import pytest
 
 from engine import topology
 from engine.errors import ApiError, BrokerError, Forbidden
-from engine.jetstream import After, Broker, Outgoing, connect
+from engine.jetstream import After, Broker, NatsSettings, Outgoing, connect
 from engine.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
-from engine.topology_files import Overrides
+from engine.topology_files import Overrides, files_folder
 from seamark.dev.servers import NatsServer
 from tests.support.topology import ROLES, password, running_with_accounts, settings_for
 
 PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
+
+SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 
 Connect = Callable[[str], Awaitable[Broker]]
 
@@ -37,8 +42,7 @@ async def connected(server: NatsServer) -> AsyncIterator[Connect]:
             stack.push_async_callback(broker.close)
             return broker
 
-        small = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
-        await topology.ensure(await open_as("provisioner"), "dev", overrides=small)
+        await topology.ensure(await open_as("provisioner"), "dev", overrides=SMALL)
         yield open_as
 
 
@@ -80,6 +84,48 @@ async def test_a_publisher_publishes_events_and_nothing_else(connected: Connect)
         "live.0.default.alice",
     ):
         assert await denied(publisher, subject), subject
+
+
+async def test_the_shipped_publisher_cannot_publish_the_events_of_another_tenant(connected: Connect):
+    publisher = await connected("publisher")
+    assert await denied(publisher, event_subject("acme", "alice", "demo"))
+    with pytest.raises(Forbidden):
+        await publisher.commit([Outgoing(event_subject("acme", "alice", "demo"), b"{}")])
+    assert await denied(publisher, "events.defaultx.alice.demo")
+
+
+@pytest.mark.parametrize("tenant", ["acme", "ac-me.com", "Ümläut"])
+async def test_a_tenants_publisher_publishes_the_events_of_its_tenant_and_of_no_other(
+    tenant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files = tmp_path / "files"
+    shutil.copytree(files_folder(), files)
+    command = ["topology", "publisher", tenant, "--add-to", str(files / "accounts.conf"), "--json"]
+    made = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "seamark", *command], capture_output=True, text=True, timeout=50
+    )
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    monkeypatch.setenv("SEAMARK_NATS_FILES", str(files))
+    monkeypatch.setenv(told["password_variable"], "a-password")
+    with running_with_accounts(tmp_path / "nats", monkeypatch) as server:
+        async with AsyncExitStack() as stack:
+            provisioner = await connect(settings_for(server.url, "provisioner"))
+            stack.push_async_callback(provisioner.close)
+            await topology.ensure(provisioner, "dev", overrides=SMALL)
+            user, prefix = told["user"], told["inbox_prefix"]
+            publisher = await connect(NatsSettings(server.url, user=user, password="a-password", inbox_prefix=prefix))
+            stack.push_async_callback(publisher.close)
+            assert (await publisher.append(event_subject(tenant, "alice", "demo"), b"{}")).stream == "EVENTS"
+            for subject in (
+                event_subject("default", "alice", "demo"),
+                event_subject(f"{tenant}x", "alice", "demo"),
+                "log.0.default.alice",
+                "$JS.API.STREAM.INFO.EVENTS",
+            ):
+                assert await denied(publisher, subject), subject
+            with pytest.raises(Forbidden):
+                await publisher.commit([Outgoing(event_subject("default", "alice", "demo"), b"{}")])
 
 
 async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(connected: Connect):

@@ -1,0 +1,77 @@
+"""Users of the broker that are made for tenants: the blocks of `nats/accounts.conf` that no file can know beforehand."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from engine.errors import TopologyError
+from engine.subjects import encode_token
+
+PUBLISHERS_MARK: Final = "      # Publishers of further tenants stand above this line"
+"""The line of `accounts.conf` before which blocks are put."""
+
+_BLOCK: Final = """\
+      {{
+        user: "{user}", password: ${variable}
+        permissions {{
+          publish {{
+            allow: [
+              "events.{token}.>"
+            ]
+          }}
+          subscribe: [
+            "_INBOX_{user}.>"
+            "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.>", "$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.>"
+          ]
+        }}
+      }}
+"""
+
+
+def publisher_user(tenant: str) -> str:
+    """The user that publishes for a tenant, such as `publisher-acme`.
+
+    Raises:
+        InvalidToken: no tenant can have this name.
+    """
+    return f"publisher-{encode_token(tenant)}"
+
+
+def publisher_variable(tenant: str) -> str:
+    """The environment variable of the server that holds this user's password.
+
+    Different tenants have different variables: what is no letter and no digit is written as the hex of its byte.
+
+    Raises:
+        InvalidToken: no tenant can have this name.
+    """
+    name = re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02X}", encode_token(tenant))
+    return f"SEAMARK_NATS_PUBLISHER_{name}_PASSWORD"
+
+
+def publisher_block(tenant: str) -> str:
+    """A user that may publish this tenant's events and nothing else.
+
+    Raises:
+        InvalidToken: no tenant can have this name.
+    """
+    user, variable = publisher_user(tenant), publisher_variable(tenant)
+    return _BLOCK.format(user=user, variable=variable, token=encode_token(tenant))
+
+
+def with_publisher(accounts: str, tenant: str) -> str:
+    """The text of an `accounts.conf` with this tenant's publisher in it; unchanged if it is there already.
+
+    Raises:
+        InvalidToken: no tenant can have this name. TopologyError: it is not the file of this project.
+    """
+    if f'user: "{publisher_user(tenant)}"' in accounts:
+        return accounts
+    before, mark, after = accounts.partition(PUBLISHERS_MARK)
+    if not mark:
+        raise TopologyError(
+            f"there is no line `{PUBLISHERS_MARK.strip()}` in it",
+            "Put it behind the user publisher, or paste the block.",
+        )
+    return f"{before}{publisher_block(tenant)}\n{mark}{after}"
