@@ -220,6 +220,13 @@ class DispatchWorker:
             self._check_changed()
             await self._settle_round(round_)
 
+    async def pass_over(self, seq: int) -> None:
+        """Move the home mark to `seq`: events of other partitions end there, none of this one is left."""
+        self._check_changed()
+        home = self._writers[self._q]
+        if seq > home.mark.seq:
+            await home.append([], seq, unburied=self.burials.first)
+
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
             await self.burials.bury(dead)

@@ -144,6 +144,9 @@ class ProjectionWorker:
         self._applied.inc(len(batch))
         self._lag.set(max(0.0, time.time() - batch[-1].time_nanoseconds / 1e9))
 
+    async def pass_over(self, seq: int) -> None:
+        """A checkpoint moves with records only: a log keeps them for a month, and nearly always has some."""
+
     async def _stored(self) -> Checkpoint | None:
         """The checkpoint, however long the store is away: without it nothing can be said."""
         pause = RETRY_SECONDS_MIN
