@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import structlog
 from redis.asyncio import Redis
 
-from engine import deadletters, failpoints, metrics, topology
+from engine import failpoints, metrics, topology
+from engine.burials import Burials
 from engine.claims import Claim, Claims, ClaimsUnavailable
 from engine.errors import ApiError, BrokerError, PartitionStopped, TopologyError
 from engine.incarnations import check_reach, missing, stream_of
@@ -24,9 +25,9 @@ from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.logwriter import REPAIR, LogWriter, Ownership, check_mark, read_mark
 from engine.marks import PlacedMark
 from engine.partition import Delivered, PartitionReader, Source
-from engine.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.stalls import CLAIMS, Stall
-from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream
+from engine.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
 from engine.tasks import end_if_cancelled, run_until
 
 _log = structlog.get_logger("seamark.dispatcher")
@@ -36,7 +37,6 @@ _DUPLICATE = metrics.dispatched_events.labels("duplicate")
 _DEAD = metrics.dispatched_events.labels("dead")
 
 CLAIMS_RETRY_SECONDS = 1.0
-BURY_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
 GONE = ""
 """In place of the epoch of a stream that is not there."""
@@ -79,8 +79,9 @@ class Dispatcher:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._claims.watch(), name="claims-watch")
                 tasks.create_task(self._watch_epochs(), name="epoch-watch")
-                for q, reader in enumerate(self.readers):
+                for q, (worker, reader) in enumerate(zip(self._workers, self.readers, strict=True)):
                     tasks.create_task(reader.run(), name=f"dispatch-{q}")
+                    tasks.create_task(worker.burials.tend(reader), name=f"bury-{q}")
         finally:
             await self._claims.close()
 
@@ -117,6 +118,7 @@ class DispatchWorker:
         self.epochs = Epochs({}, {})
         self._writers: dict[int, LogWriter] = {}
         self._changed: PartitionStopped | None = None
+        self.burials = Burials(broker, event_partition)
         # Logs of other partitions that have stopped this one: it does not go on before they are mended.
         self._faulty: set[int] = set()
 
@@ -132,6 +134,7 @@ class DispatchWorker:
         term = (found.mark.term if found.mark else 0) + 1
         self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
         home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
+        self.burials.take_over(self._ownership.events_epoch, home.mark)
         failpoints.reach("after-take-over")
         return home.mark.next_seq
 
@@ -217,9 +220,16 @@ class DispatchWorker:
             self._check_changed()
             await self._settle_round(round_)
 
+    async def pass_over(self, seq: int) -> None:
+        """Move the home mark to `seq`: events of other partitions end there, none of this one is left."""
+        self._check_changed()
+        home = self._writers[self._q]
+        if seq > home.mark.seq:
+            await home.append([], seq, unburied=self.burials.first)
+
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
-            await self._bury(dead)
+            await self.burials.bury(dead)
             _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
@@ -231,19 +241,6 @@ class DispatchWorker:
             failpoints.reach("between-foreign-and-home")
         await self._append(self._q, home, round_.last_seq)
         self._count(round_, planned, len(home) + sum(map(len, entries.values())))
-
-    async def _bury(self, dead: Dead) -> None:
-        """Whatever it takes: an event that cannot be delivered must not be passed over."""
-        stall = Stall(DEAD_LETTERS_STREAM)
-        try:
-            while True:
-                try:
-                    return await deadletters.bury(self._broker, dead, self._q, self._ownership.events_epoch)
-                except BrokerError as error:
-                    stall.report(error)
-                await asyncio.sleep(BURY_RETRY_SECONDS)
-        finally:
-            stall.over()
 
     async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
         """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
@@ -275,7 +272,8 @@ class DispatchWorker:
             writer = await self._claim_writer(partition, start_seq=home.next_seq - 1)
         for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
             if batch.messages or partition == self._q:
-                await writer.append(batch.messages, batch.seq, batch.user)
+                unburied = self.burials.first if partition == self._q else None
+                await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

@@ -67,6 +67,9 @@ PIN_TIMEOUT_SECONDS = 5.0
 QUIET_CHECK_SECONDS = 5.0
 """Without acks nothing is redelivered by itself: after this silence the leader is asked whether something waits."""
 
+KEEP_POSITION_SECONDS = 600.0
+"""How often a position moves behind what belongs to other partitions only: far below any age of a stream, and 150 bytes each."""
+
 APPEND_BUDGET_SECONDS = 30.0
 """A leader election takes 4-9 s; an append that fails for this long is reported, not retried further."""
 

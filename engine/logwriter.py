@@ -137,8 +137,11 @@ class LogWriter:
         if found.mark is not None and found.mark.term >= ownership.term:
             raise StepDown(f"{log_stream(partition)} is marked by an owner of term {found.mark.term}")
         writer = cls(broker, partition, event_partition, ownership, log_epoch, found)
-        seq, user = (found.mark.seq, found.mark.user) if found.mark else (start_seq, None)
-        await writer.append([], seq, user)
+        mark = found.mark
+        if mark is None:
+            await writer.append([], start_seq)
+        else:
+            await writer.append([], mark.seq, mark.user, unburied=mark.unburied)
         return writer
 
     @property
@@ -147,14 +150,16 @@ class LogWriter:
         assert self._placed.mark is not None
         return self._placed.mark
 
-    async def append(self, messages: list[Outgoing], seq: int, user: str | None = None) -> None:
-        """Store the messages and the position, whatever it takes; returns when they are.
+    async def append(
+        self, messages: list[Outgoing], seq: int, user: str | None = None, *, unburied: int | None = None
+    ) -> None:
+        """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
         Raises:
             StepDown: a newer owner took over. Overtaken: an older one got in between. PartitionStopped: repair is due.
         """
         own = self._ownership
-        mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user)
+        mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user, unburied)
         payload = encode_mark(mark)
         stall, pause = Stall(self._stream), RETRY_SECONDS_MIN
         try:

@@ -20,6 +20,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         epoch: incarnation of EVENTS that `seq` belongs to.
         term: counts owners of the event partition; `owner` is random per acquisition.
         log_epoch: incarnation of the LOG stream the mark is in.
+        unburied: in a home mark, the first event whose dead letter is still to be stored, if there is one (ADR 0014).
     """
 
     epoch: str
@@ -28,6 +29,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     owner: str
     log_epoch: str
     user: str | None = None
+    unburied: int | None = None
 
     @property
     def next_seq(self) -> int:

@@ -45,12 +45,16 @@ dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by out
 """outcome: appended, duplicate, dead."""
 
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
+dead_letters_trimmed = Counter(
+    "seamark_dispatcher_dead_letters_trimmed",
+    "Times EVENTS' age was reached before the dead letters of events were stored",
+)
 append_retries = Counter(
     "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
 )
 append_stalled = Gauge(
     "seamark_dispatcher_append_stalled",
-    "Partitions that wait for a stream which is full or has taken nothing for 30 s",
+    "Partitions that wait for a stream which is full or has taken nothing for 30 s, or for Redis (claims)",
     ("stream",),
 )
 batch_records = Histogram(

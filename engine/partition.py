@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import time
 
 import structlog
@@ -19,7 +20,13 @@ from engine import metrics, wire
 from engine.errors import BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.incarnations import is_missing, missing
 from engine.jetstream import Broker
-from engine.limits import BUFFERED_PULLS_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH, QUIET_CHECK_SECONDS
+from engine.limits import (
+    BUFFERED_PULLS_MAX,
+    KEEP_POSITION_SECONDS,
+    PIN_TIMEOUT_SECONDS,
+    PULL_BATCH,
+    QUIET_CHECK_SECONDS,
+)
 from engine.pulls import GROUP, Pace, Pulls
 from engine.tasks import end_if_cancelled
 from engine.worker import Delivered, Source, Worker
@@ -68,7 +75,7 @@ class PartitionReader:
         self._buffer: list[Delivered] = []
         self._buffer_bytes, self._verified, self._doubt = 0, False, False
         self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
-        self._retry_seconds, self._clear_at = RETRY_SECONDS_MIN, 0.0
+        self._retry_seconds, self._clear_at, self._keep_at = RETRY_SECONDS_MIN, 0.0, math.inf
         self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -115,6 +122,8 @@ class PartitionReader:
                 await self._reset(self._last_seq + 1 if self._verified else self._start_seq)
             elif self.phase is Phase.READING and self._buffer:
                 await (self._handle() if self._verified else self._verify_first())
+            elif self.phase is Phase.READING and self._clear_at and time.monotonic() >= self._keep_at:
+                await self._keep_position()
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -137,7 +146,7 @@ class PartitionReader:
         next_seq = await self._worker.acquire()
         if self.phase is Phase.CLAIMING and self._pin == pin:
             self._metrics.owned.set(1)
-            self._clear_at = 0.0
+            self._clear_at, self._keep_at = 0.0, time.monotonic() + KEEP_POSITION_SECONDS
             self._log.info("took over", next_seq=next_seq)
             await self._reset(next_seq)
 
@@ -204,6 +213,19 @@ class PartitionReader:
         self._retry_seconds = RETRY_SECONDS_MIN
         self._metrics.handled.inc(len(batch))
         self._pull()
+
+    async def _keep_position(self) -> None:
+        """Nothing has come for a while: move the position behind what belongs to others, before age trims that."""
+        self._keep_at = time.monotonic() + KEEP_POSITION_SECONDS
+        last, pin = self._last_seq, self._pin
+        state = await self._broker.stream(self._source.stream)
+        self._worker.check(state)
+        if state.last_seq <= last:
+            return
+        found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
+        # What comes from now on is stored behind `state`; what came meanwhile moves the position by itself.
+        if found is None and self._last_seq == last and self._still_reads(pin):
+            await self._worker.pass_over(state.last_seq)
 
     def _to_standby(self) -> None:
         self.phase, self._pin, self._doubt = Phase.STANDBY, None, False
@@ -353,6 +375,7 @@ class PartitionReader:
             found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
             if found is None:
                 self._clear_at = asked_at
+                self._wake.set()
             elif self._last_seq == last:
                 self.suspect()
         elif self.phase is Phase.STANDBY and await self._is_neglected():

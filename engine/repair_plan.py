@@ -170,6 +170,7 @@ def _told(mark: Mark | None) -> str:
     if mark is None:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
+    partly += f", dead letters missing from {mark.unburied} on" if mark.unburied is not None else ""
     return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.log_epoch}, term {mark.term}"
 
 
@@ -339,8 +340,17 @@ def _sound(found: Found, partition: int, mark: Mark) -> bool:
 
 
 def _step(found: Found, p: int, q: int, point: _Point, term: int, owner: str) -> MarkStep:
-    after = Mark(found.events.epoch or "", point.seq, term, owner, found.logs[p].epoch or "", point.user)
+    unburied = _unburied(found, found.mark(p, q).mark, point)
+    after = Mark(found.events.epoch or "", point.seq, term, owner, found.logs[p].epoch or "", point.user, unburied)
     return MarkStep(p, q, found.mark(p, q), after)
+
+
+def _unburied(found: Found, mark: Mark | None, point: _Point) -> int | None:
+    """Whose dead letters are still to be stored: what is dispatched again is buried again, the rest must not be forgotten."""
+    if mark is None or mark.unburied is None:
+        return None
+    known = found.events.last_seq if mark.epoch == found.events.epoch else found.events.inherited.get(mark.epoch, 0)
+    return mark.unburied if mark.unburied <= min(known, point.seq) else None
 
 
 def _log_notes(found: Found) -> Iterator[str]:

@@ -49,6 +49,15 @@ class Worker(Protocol):
             PartitionStopped: it is another incarnation, or another stream of the worker's is.
         """
 
+    async def pass_over(self, seq: int) -> None:
+        """No message of the partition is left up to `seq`: store that, so that the position does not fall behind what age trims.
+
+        A worker to whom that is not worth a write leaves it (ADR 0015).
+
+        Raises:
+            StepDown, PartitionStopped, BrokerError: as `handle`.
+        """
+
     async def handle(self, batch: list[Delivered]) -> None:
         """Apply a batch; returns when its effect and position are stored. Retries passing failures in place.
 

@@ -189,6 +189,9 @@ class ProjectionWorker:
         if self._expected == at or phase is Phase.STANDBY:  # else a batch was folded meanwhile, which has told more
             self._tell_lag(datetime.fromisoformat(due.time).timestamp() if due is not None else None)
 
+    async def pass_over(self, seq: int) -> None:
+        """A checkpoint moves with records only: a log keeps them for a month, and nearly always has some."""
+
     async def _stored(self) -> Checkpoint | None:
         """The checkpoint, however long the store is away: without it nothing can be said."""
         pause = RETRY_SECONDS_MIN

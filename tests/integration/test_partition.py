@@ -332,3 +332,26 @@ async def test_messages_of_others_that_age_has_trimmed_are_no_alarm_and_own_ones
             await load.publish(1)
             await done(store, load)
             assert possibly_trimmed() == before + 1
+
+
+async def test_a_partition_that_was_idle_for_longer_than_messages_are_kept_is_taken_over_without_an_alarm(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition, "CLOCKS_SECONDS", 0.0)
+    monkeypatch.setattr(partition, "KEEP_POSITION_SECONDS", 0.1)
+    async with connected(nats_server.url) as broker:
+        await make_stream(broker)
+        store, load, before = Store(), Load(broker), possibly_trimmed()
+        async with reading(broker, RecordingWorker(store)):
+            await load.publish(1)
+            await done(store, load)
+            for _ in range(20):
+                broker.publish("ev.1.other", b"x")
+            await broker.flush()
+            last = (await broker.stream("EV")).last_seq
+            await eventually(lambda: store.next_seq == last + 1)
+        await broker.api("STREAM.PURGE.EV")
+        async with reading(broker, RecordingWorker(store)):
+            await load.publish(1)
+            await done(store, load)
+        assert possibly_trimmed() == before

@@ -34,6 +34,12 @@ class Store:
             self.applied.append(message.seq)
             self.next_seq = message.seq + 1
 
+    def pass_over(self, owner: object, seq: int) -> None:
+        if owner is not self.owner:
+            raise StepDown("another owner")
+        assert seq >= self.next_seq, "the position went back"
+        self.next_seq = seq + 1
+
 
 class RecordingWorker:
     """Applies to a store; `before` may stop, delay or fail a batch, `after` the answer to it."""
@@ -61,6 +67,9 @@ class RecordingWorker:
 
     def check(self, state: StreamState) -> None:
         """Nothing is ever wrong with the stream."""
+
+    async def pass_over(self, seq: int) -> None:
+        self._store.pass_over(self.token, seq)
 
     async def handle(self, batch: list[Delivered]) -> None:
         self.batches += 1

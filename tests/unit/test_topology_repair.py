@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from engine.errors import TopologyError
@@ -236,3 +237,17 @@ def test_positions_are_read_as_written(texts, positions):
 def test_other_texts_are_no_positions(texts):
     with pytest.raises(TopologyError):
         parse_positions(texts)
+
+
+def test_dead_letters_that_are_still_to_be_stored_are_not_forgotten_by_a_repair():
+    logs = {0: stream("log0new0"), 1: stream(LOGS[1])}
+
+    def unburied(first: int, at: str = "mark") -> int | None:
+        left = msgspec.structs.replace(mark(50).mark, unburied=first)
+        marks = {(0, 0): PlacedMark(7, left), (1, 1): mark(60, p=1)}
+        plan = decide(found(logs=logs, marks=marks), parse_positions([at]), "repair")
+        return plan.marks[0].after.unburied
+
+    assert unburied(40) == 40
+    assert unburied(40, "0=45") == 40
+    assert unburied(40, "0=30") is None  # what is dispatched again is buried again

@@ -1,0 +1,125 @@
+"""Which dead letters of an event partition are stored, and which still wait in EVENTS for room (ADR 0014)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+import structlog
+
+from engine import deadletters, metrics
+from engine.errors import BrokerError
+from engine.incarnations import stream_of
+from engine.jetstream import Broker, Stored
+from engine.marks import Mark
+from engine.partition import Delivered, PartitionReader, Phase
+from engine.rounds import Dead, plan
+from engine.stalls import Stall
+from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+RETRY_SECONDS = 5.0
+"""How often room for what was left is looked for."""
+
+_SAY = "dead letters cannot be stored: their events wait in EVENTS until its age, and the partition goes on"
+
+
+class Burials:
+    """The dead events of one event partition.
+
+    One whose letter cannot be stored holds nobody up. It stays where it is, in EVENTS, and the mark says from which event on
+    letters are missing (`first`). Once they can be stored, the events from there on are read again and buried; a letter that is
+    there already is not stored twice.
+    """
+
+    def __init__(self, broker: Broker, event_partition: int) -> None:
+        self._broker = broker
+        self._q = event_partition
+        self._epoch = ""
+        self._last = 0
+        self._stall: Stall | None = None
+        self.first: int | None = None
+
+    def take_over(self, events_epoch: str, mark: Mark | None) -> None:
+        """Go on from what the home mark says. `events_epoch` is the incarnation of EVENTS it counts in."""
+        self._epoch = events_epoch
+        self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
+
+    async def bury(self, dead: Dead) -> None:
+        """Store the letter, or leave its event to be buried later: at once without room, else after 30 s of trying."""
+        seq = dead.delivered.seq
+        if self.first is None:
+            try:
+                await deadletters.bury(self._broker, dead, self._q, self._epoch)
+                return
+            except BrokerError as error:
+                self.first = seq
+                self._report(error)
+        self._last = max(self._last, seq)
+
+    async def tend(self, reader: PartitionReader) -> None:
+        """Bury what was left, for as long as `reader` owns the partition; ends by cancellation."""
+        try:
+            while True:
+                await asyncio.sleep(RETRY_SECONDS)
+                if reader.phase is not Phase.READING or self.first is None:
+                    self._over()
+                    continue
+                try:
+                    await self._bury_left()
+                except BrokerError as error:
+                    self._report(error)
+                except Exception:
+                    # Without this task dead letters are missing for ever; what we did not foresee must not end it.
+                    _log.exception("burying failed, it is tried again", partition=self._q)
+        finally:
+            self._over()
+
+    async def _bury_left(self) -> None:
+        """Read the events again from the first that may have no letter.
+
+        Raises:
+            BrokerError: one could not be stored or read; `first` is how far this came.
+        """
+        epoch = self._epoch
+        events = await stream_of(self._broker, EVENTS_STREAM)
+        if self.first is not None and events.first_seq > self.first:
+            metrics.dead_letters_trimmed.inc()
+            _log.error("events may have been trimmed before their dead letters were stored", first_seq=events.first_seq)
+        while self.first is not None and self.first <= (last := self._last):
+            page = await self._page(self.first)
+            due = [stored for stored in page if stored.seq <= last]
+            for stored in due:
+                if isinstance(found := plan(_delivered(stored), epoch), Dead):
+                    await deadletters.bury(self._broker, found, self._q, epoch)
+                if self._epoch != epoch:
+                    return  # taken over anew meanwhile, in another incarnation
+                self.first = stored.seq + 1
+            if len(due) < len(page) or not page:
+                self.first = last + 1
+        self.first = None
+        _log.info("all dead letters are stored again", partition=self._q)
+
+    async def _page(self, seq: int) -> list[Stored]:
+        """The next events; only the leader is believed that there is none."""
+        subject = f"ev.{self._q}.>"
+        page = await self._broker.next_by_subject(EVENTS_STREAM, subject, seq)
+        if page.records:
+            return page.records
+        stored = await self._broker.leader_next(EVENTS_STREAM, subject, seq)
+        return [] if stored is None else [stored]
+
+    def _report(self, error: BrokerError) -> None:
+        self._stall = self._stall or Stall(DEAD_LETTERS_STREAM, _SAY)
+        self._stall.report(error)
+
+    def _over(self) -> None:
+        if self._stall is not None:
+            self._stall.over()
+            self._stall = None
+
+
+def _delivered(stored: Stored) -> Delivered:
+    at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
+    return Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)

@@ -1,0 +1,91 @@
+"""Dead letters without room: what is left is buried later, whatever happens in between, and nothing else is."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from chaos.load import whole_stream
+from engine import topology
+from engine.burials import Burials, _delivered
+from engine.errors import ApiError
+from engine.jetstream import Broker
+from engine.marks import Mark
+from engine.rounds import Dead, plan
+from engine.subjects import partition_of
+from seamark.dev.servers import NatsServer
+from tests.support.logs import FAST, connected
+
+Q = partition_of("default", "user1", 4)
+
+
+@pytest.fixture
+async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
+    async with connected(nats_server.url) as connection:
+        await topology.ensure(connection, "dev", overrides=FAST)
+        yield connection
+
+
+async def dead_events(broker: Broker, count: int) -> list[Dead]:
+    for number in range(count):
+        await broker.append("events.default.user1.demo.bad", b"{no json %d" % number)
+    outcomes = [plan(_delivered(stored), "e") for stored in await whole_stream(broker, "EVENTS", f"ev.{Q}.>")]
+    assert all(isinstance(outcome, Dead) for outcome in outcomes)
+    return [outcome for outcome in outcomes if isinstance(outcome, Dead)]
+
+
+async def room(broker: Broker, *, on: bool) -> None:
+    config = (await broker.stream("DEAD-LETTERS")).config
+    await broker.api("STREAM.UPDATE.DEAD-LETTERS", config | {"max_bytes": 1 << 20 if on else 1})
+
+
+async def letters(broker: Broker) -> list[bytes]:
+    return [stored.payload for stored in await whole_stream(broker, "DEAD-LETTERS", "dlq.>")]
+
+
+async def test_what_was_left_is_buried_when_there_is_room_and_what_was_not_dispatched_yet_is_not(
+    broker: Broker,
+) -> None:
+    one, two, three, four = await dead_events(broker, 4)
+    burials = Burials(broker, Q)
+    burials.take_over("e", None)
+    await room(broker, on=False)
+    for dead in (one, two):
+        await burials.bury(dead)
+    assert burials.first == one.delivered.seq
+    with pytest.raises(ApiError):
+        await burials._bury_left()
+    assert burials.first == one.delivered.seq
+    await room(broker, on=True)
+    await burials.bury(three)  # in order: it waits for those before it
+    assert await letters(broker) == []
+    await burials._bury_left()
+    assert burials.first is None
+    assert await letters(broker) == [dead.delivered.payload for dead in (one, two, three)]
+    await burials.bury(four)
+    assert len(await letters(broker)) == 4
+
+
+async def test_whoever_takes_over_buries_what_the_mark_says_is_missing_and_stores_no_letter_twice(
+    broker: Broker,
+) -> None:
+    first, *_, last = await dead_events(broker, 300)  # more than a page
+    earlier = Burials(broker, Q)
+    earlier.take_over("e", None)
+    await earlier.bury(first)
+    await broker.append("events.default.user1.demo.bad", b"{not dispatched yet")
+    burials = Burials(broker, Q)
+    mark = Mark("e", last.delivered.seq, 1, "o", "l", unburied=first.delivered.seq)
+    burials.take_over("e", mark)
+    await burials._bury_left()
+    assert burials.first is None
+    assert await letters(broker) == [b"{no json %d" % number for number in range(300)]
+
+
+async def test_events_that_age_took_before_they_were_buried_end_no_burial(broker: Broker) -> None:
+    *_, last = await dead_events(broker, 3)
+    burials = Burials(broker, Q)
+    burials.take_over("e", Mark("e", last.delivered.seq, 1, "o", "l", unburied=1))
+    await broker.api("STREAM.PURGE.EVENTS", {"seq": last.delivered.seq})
+    await burials._bury_left()
+    assert burials.first is None
+    assert await letters(broker) == [last.delivered.payload]
