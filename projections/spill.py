@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from engine.errors import InvalidSetting
+
 ITEMS_PER_PART: Final = 50_000
 """Some 20 MB in memory; of one user all items are in one part."""
 
@@ -60,8 +62,12 @@ class Spill:
         """Write what waits; before anything is read."""
         for number, buffer in enumerate(self._buffers):
             if buffer:
-                with self._path(number).open("ab") as file:
-                    file.write(buffer)
+                try:
+                    with self._path(number).open("ab") as file:
+                        file.write(buffer)
+                except OSError as error:
+                    detail = f"{self._folder} takes nothing more ({error.strerror})"
+                    raise InvalidSetting(f"{detail}: name a folder with more room by TMPDIR") from error
                 buffer.clear()
         self._buffered = 0
 

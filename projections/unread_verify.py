@@ -92,6 +92,9 @@ class UnreadVerification(StreamVerification):
         self._pool = pool
         self._reader = UnreadReader(redis)
 
+    async def _close(self) -> None:
+        await self._reader.close()
+
     def _stream(self, p: int) -> str:
         return log_stream(p)
 

@@ -120,20 +120,26 @@ class StreamVerification(ABC):
         Raises:
             StoreUnavailable, BrokerError: it could not be told. TopologyError: another incarnation of a stream.
         """
-        await self._prepare()
-        with tempfile.TemporaryDirectory(prefix="seamark-verify-") as folder:
-            spill = Spill(Path(folder), await self._messages())
-            for part in self._parts.values():
-                await self._read_stream(spill, part)
-            await self._read_stored(spill)
-            spill.flush()
-            for number in range(spill.parts):
-                self._progress("comparing", number, spill.parts)
-                for user in await self._compare(spill.take(number)):
-                    for difference in await self._closely(user):
-                        self.result.differences += 1
-                        yield difference
-            self._progress("comparing", spill.parts, spill.parts)
+        try:
+            await self._prepare()
+            with tempfile.TemporaryDirectory(prefix="seamark-verify-") as folder:
+                spill = Spill(Path(folder), await self._messages())
+                await self._read_all(spill)
+                for number in range(spill.parts):
+                    self._progress("comparing", number, spill.parts)
+                    for user in await self._compare(spill.take(number)):
+                        for difference in await self._closely(user):
+                            self.result.differences += 1
+                            yield difference
+                self._progress("comparing", spill.parts, spill.parts)
+        finally:
+            await self._close()
+
+    async def _read_all(self, spill: Spill) -> None:
+        for part in self._parts.values():
+            await self._read_stream(spill, part)
+        await self._read_stored(spill)
+        spill.flush()
 
     async def _prepare(self) -> None:
         for p in range(self._partitions):
@@ -210,6 +216,10 @@ class StreamVerification(ABC):
         """Of `<tenant>.<user>`, as tokens."""
         tenant, _, name = user.partition(".")
         return partition_of(tenant, name, self._partitions)
+
+    async def _close(self) -> None:
+        """Drop what was opened for it."""
+        return
 
     @abstractmethod
     def _stream(self, p: int) -> str: ...
