@@ -17,6 +17,7 @@ from bench import resume as resume_bench
 from bench import storm as storm_bench
 from bench import sustained as sustained_bench
 from bench import users as users_bench
+from bench import verify as verify_bench
 from bench.machine import describe, raise_file_limit
 
 app = typer.Typer(
@@ -187,6 +188,22 @@ def rebuild(
     if quick:
         records, users = 2_000, 100
     measure("rebuild", rebuild_bench.run(records=records, users=users, data=data, sync=sync), data, quick=quick)
+
+
+@app.command()
+def verify(
+    records: int = 5_000_000,
+    users: int = 20_000,
+    restart: Annotated[bool, typer.Option(help="Kill the broker in the midst of each, and start it again.")] = False,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """Memory and time of `seamark verify` of all three projections, and of the rebuilds before it."""
+    if quick:
+        records, users = 4_000, 100
+    work = verify_bench.run(records=records, users=users, restart=restart, data=data, sync=sync)
+    measure("verify", work, data, quick=quick)
 
 
 @app.command()

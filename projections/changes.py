@@ -17,7 +17,7 @@ NEVER_SHOWN: Final = b"\r\nSeamark-Skip:"
 """Stands in the headers of a notification that is not for the screen."""
 
 
-class Change(msgspec.Struct, gc=False):
+class Change(msgspec.Struct, gc=False, omit_defaults=True):
     """What of a record concerns counts and lists. What is no `Change` is no record, and changes no projection."""
 
     id: Id

@@ -31,7 +31,7 @@ from projections.repeats import REMEMBERED_MAX, Remembered
 SEQ_MAX: Final = (1 << 63) - 1
 
 
-class Entry(Change, gc=False):
+class Entry(Change, gc=False, omit_defaults=True):
     """What of a record concerns the inbox; its bytes are kept whole beside it."""
 
     at: datetime | None = None

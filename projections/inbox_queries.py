@@ -83,9 +83,11 @@ class Page(NamedTuple):
 
 
 _LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = 'inbox')"
-_SHOWN: Final = (
-    "shown AND recalled_seq IS NULL AND superseded_seq IS NULL AND (expires_at IS NULL OR expires_at > now())"
+SHOWN_AT: Final = (
+    "shown AND recalled_seq IS NULL AND superseded_seq IS NULL AND (expires_at IS NULL OR expires_at > {now})"
 )
+_SHOWN: Final = SHOWN_AT.format(now="now()")
+UNREAD: Final = "read_seq IS NULL AND archived_seq IS NULL"
 
 _PAGE: Final = f"""
 SELECT c.epoch AS at_epoch, c.seq AS at_seq, r.*
@@ -185,7 +187,7 @@ def _conditions(which: Filter, after: PageCursor | None, args: list[Any]) -> str
         return f"${len(args)}"
 
     if which.unread is not None:
-        found.append("read_seq IS NULL AND archived_seq IS NULL" if which.unread else "read_seq IS NOT NULL")
+        found.append(UNREAD if which.unread else "read_seq IS NOT NULL")
     if which.archived is not None:
         found.append("archived_seq IS NOT NULL" if which.archived else "archived_seq IS NULL")
     if which.category is not None:

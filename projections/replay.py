@@ -12,6 +12,7 @@ from nats.nuid import NUID
 
 from engine import wire
 from engine.errors import ApiError, BrokerError, TopologyError, Unanswered
+from engine.incarnations import reaching
 from engine.jetstream import Broker
 from engine.limits import PULL_MESSAGES_MAX
 from engine.partition import Delivered
@@ -88,7 +89,7 @@ async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None,
     Raises:
         TopologyError: the stream is not the one that was read before. BrokerError: as `Broker.leader_next`.
     """
-    state = await broker.stream(stream)
+    state = await reaching(broker, await broker.stream(stream), target)
     if state.epoch != epoch or state.last_seq < target:
         raise TopologyError(f"{stream} was put back, or made anew, while it was read", "Run it again.")
     following = await broker.leader_next(stream, subject, start)

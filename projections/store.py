@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from engine.errors import PartitionStopped, SeamarkError
+from engine.errors import BrokerError, PartitionStopped, SeamarkError, StepDown
 from engine.partition import Delivered
 
 _log = structlog.get_logger("seamark.projection")
@@ -111,5 +111,6 @@ class StoppingStore:
 
 
 def _passes(error: Exception) -> bool:
-    """An outage, or a word of the engine's own: both are for the caller."""
-    return isinstance(error, SeamarkError) and not isinstance(error, StoreBroken)
+    """An outage, or what the caller is to know anyway."""
+    known = StoreUnavailable | BrokerError | StepDown | PartitionStopped
+    return isinstance(error, known) and not isinstance(error, StoreBroken)

@@ -326,7 +326,9 @@ def _removals(ops: list[Any], change: Change) -> int:
         ops += (4, clean(id))
     if change.up_to is None or change.kind == "recall":
         return len(change.ids)
-    ops += (5, max(0, min(change.up_to, FOR_EVER)))
+    if change.up_to <= 0:
+        return len(change.ids)  # below it stands what was taken over from a former incarnation of the log
+    ops += (5, min(change.up_to, FOR_EVER))
     return len(change.ids) + CLEAR_WEIGHT
 
 

@@ -22,21 +22,26 @@ Operations = dict[str, list[Any]]
 """By user, as `projections.unread.gather` gives them."""
 
 
-async def carried(redis: Redis, partition: int, version: int, oldest: int) -> AsyncIterator[tuple[Operations, int]]:
+async def carried(
+    redis: Redis, partition: int, version: int, oldest: int, shift: int = 0
+) -> AsyncIterator[tuple[Operations, int]]:
     """What is known of records before `oldest`, as operations for scripts that make it known again; how many of them count.
+
+    Args:
+        shift: taken from every sequence: what a former incarnation of the log held comes before all that this one holds.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
     base = meta_key(partition, version).removesuffix("meta")
-    async for users in _remembered(redis, base, oldest):
+    async for users in _remembered(redis, base, oldest, shift):
         yield users, 0
     users = {}
     weight = 0
     async for keys in scanned(redis, f"{base}s:*"):
         names = [key.decode().removeprefix(f"{base}s:") for key in keys]
         for start in range(0, len(names), USERS_AT_A_TIME):
-            async for user, ids, ops in _older(redis, base, names[start : start + USERS_AT_A_TIME], oldest):
+            async for user, ids, ops in _older(redis, base, names[start : start + USERS_AT_A_TIME], oldest, shift):
                 users[user] = ops
                 weight += ids
                 if weight >= WEIGHT_MAX:
@@ -46,30 +51,36 @@ async def carried(redis: Redis, partition: int, version: int, oldest: int) -> As
         yield users, weight
 
 
-async def _remembered(redis: Redis, base: str, oldest: int) -> AsyncIterator[Operations]:
+async def _remembered(redis: Redis, base: str, oldest: int, shift: int) -> AsyncIterator[Operations]:
     """The ids that are known when they come again, by user."""
     async for keys in scanned(redis, f"{base}r:*"):
         for start in range(0, len(keys), USERS_AT_A_TIME):
             part = keys[start : start + USERS_AT_A_TIME]
             entries = await asked(redis.mget(part))
-            found = {
-                key.decode().removeprefix(f"{base}r:"): _known(one, oldest)
-                for key, one in zip(part, entries, strict=True)
-            }
-            yield {user: ops for user, ops in found.items() if ops}
+            users: Operations = {}
+            for key, one in zip(part, entries, strict=True):
+                ops: list[Any] = []
+                for seq, mark in remembered_before(one, oldest):
+                    ops += (6, max(0, seq - shift), mark)
+                if ops:
+                    users[key.decode().removeprefix(f"{base}r:")] = ops
+            yield users
 
 
-def _known(entries: bytes | None, oldest: int) -> list[Any]:
-    ops: list[Any] = []
+def remembered_before(entries: bytes | None, oldest: int) -> list[tuple[int, str]]:
+    """Sequence and fingerprint of each remembered notification that was stored before `oldest`, the newest last."""
+    found = []
     for at in range(0, len(entries or b""), _ENTRY_BYTES):
         entry = (entries or b"")[at : at + _ENTRY_BYTES]
         seq = int.from_bytes(entry[_MARK_BYTES:])
         if seq < oldest:
-            ops += (6, seq, entry[:_MARK_BYTES].decode())
-    return ops
+            found.append((seq, entry[:_MARK_BYTES].decode()))
+    return found
 
 
-async def _older(redis: Redis, base: str, users: list[str], oldest: int) -> AsyncIterator[tuple[str, int, list[Any]]]:
+async def _older(
+    redis: Redis, base: str, users: list[str], oldest: int, shift: int
+) -> AsyncIterator[tuple[str, int, list[Any]]]:
     pipeline = redis.pipeline(transaction=False)
     for user in users:
         pipeline.zrangebyscore(f"{base}s:{user}", "-inf", f"({oldest}", withscores=True)
@@ -78,7 +89,7 @@ async def _older(redis: Redis, base: str, users: list[str], oldest: int) -> Asyn
     for user, ids, details in zip(users, answers, answers, strict=True):
         ops: list[Any] = []
         for id, seq in ids:
-            ops += _operation(id.decode(), int(seq), details.get(b"i" + id))
+            ops += _operation(id.decode(), int(seq) - shift, details.get(b"i" + id))
         if ops:
             yield user, len(ids), ops
 
@@ -91,7 +102,7 @@ def _operation(id: str, seq: int, details: bytes | None) -> tuple[Any, ...]:
     return (3, 0, seq, "", id, *_details(details[1:]))
 
 
-async def carry_given_up(redis: Redis, partition: int, version: int, following: int) -> None:
+async def carry_given_up(redis: Redis, partition: int, version: int, following: int, shift: int = 0) -> None:
     """That some were given up above the bound, or a count that is a lower bound would be taken for an exact one.
 
     Raises:
@@ -104,4 +115,6 @@ async def carry_given_up(redis: Redis, partition: int, version: int, following: 
             pipeline.hget(key, "m")
         for key, given_up in zip(keys, await asked(pipeline.execute()), strict=True):
             if given_up is not None:
-                await asked(redis.hset(new + key.decode().removeprefix(base), "m", given_up))
+                seq, _, until = given_up.decode().partition(",")
+                words = f"{int(seq) - shift},{until}"
+                await asked(redis.hset(new + key.decode().removeprefix(base), "m", words))

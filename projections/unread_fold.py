@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from projections.changes import NEVER_SHOWN, Change, clean, decode_change
-from projections.repeats import REMEMBERED_MAX, Remembered
+from projections.repeats import REMEMBERED_MAX, Remembered, fingerprint
 
 UNREAD_MAX: Final = 1000
 """Notifications remembered for each user: a badge says "1000+" anyway, and 1 000 ids are some 100 KB."""
@@ -84,7 +84,7 @@ class UserFold:
             return
         if change.kind == "notification":
             id = clean(change.id)
-            if self.remembered.add(id) and NEVER_SHOWN not in headers:
+            if self.remembered.add(fingerprint(id)) and NEVER_SHOWN not in headers:
                 self._add(seq, stored_ms, id, change)
         elif change.kind in ("read", "archive", "recall"):
             for id in change.ids:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 class _Remarks(Console):
@@ -26,6 +31,32 @@ err = _Remarks(stderr=True, highlight=False, soft_wrap=True)
 def print_json(value: Any) -> None:
     """One JSON object on one line, unbuffered: it may be read by a pipe that waits for it."""
     typer.echo(msgspec.json.encode(value))
+
+
+@contextlib.contextmanager
+def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far work has come, a bar for each of its stages: on standard error, and only where a person looks at it.
+
+    Args:
+        quiet: shows nothing.
+
+    Yields:
+        `told(stage, done, total)`.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    hidden = quiet or not err.is_terminal
+    # What the command prints stays on standard output: it may be on its way into a file.
+    with Progress(*columns, console=err, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield told
 
 
 def keep_logs_apart() -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seamark.cli.output import err, out, print_json
+from seamark.cli.output import err, out, print_json, stages
 from seamark.cli.rebuild import Projection
 from seamark.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
-    from projections.verify import Verified
+    from projections.verification import Progress, Verified
 
 EXIT_DIFFERENT = 2
 
@@ -26,17 +26,22 @@ def verify(
     import uvloop
     from rich.markup import escape
 
-    from projections.unread_rebuild import UnreadVerification
+    from projections.unread_verify import UnreadVerification
     from projections.verify import Verification
     from seamark.cli.stores import stores
 
     async def run() -> Verified:
+        with stages(quiet=as_json) as told:
+            return await compare(told)
+
+    async def compare(told: Progress) -> Verified:
         async with stores(folder, "seamark-verify") as found:
+            broker, partitions = found.broker, found.partitions
             work: Verification | UnreadVerification
             if projection is Projection.unread:
-                work = UnreadVerification(found.broker, found.redis, found.partitions)
+                work = UnreadVerification(broker, found.redis, partitions, pool=found.pool, progress=told)
             else:
-                work = Verification(found.broker, found.pool, projection.value, found.partitions)
+                work = Verification(broker, found.pool, projection.value, partitions, progress=told)
             async for one in work.differences():
                 if as_json:
                     print_json({"difference": one})

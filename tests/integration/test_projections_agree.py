@@ -131,10 +131,10 @@ async def fold_in(store: Any, log: Sequence[Delivered], sizes: Sequence[int], at
 
 
 async def stored_list(tables: asyncpg.Pool, now: int) -> dict[str, Counter[str]]:
-    shown = inbox_queries._SHOWN.replace("now()", "$1::timestamptz")
-    unread = "read_seq IS NULL AND archived_seq IS NULL"
+    shown = inbox_queries.SHOWN_AT.format(now="$1::timestamptz")
     rows = await tables.fetch(
-        f"SELECT tenant, user_id, category FROM inbox WHERE {shown} AND {unread}", datetime.fromtimestamp(now, UTC)
+        f"SELECT tenant, user_id, category FROM inbox WHERE {shown} AND {inbox_queries.UNREAD}",
+        datetime.fromtimestamp(now, UTC),
     )
     return by_user(tuple(row) for row in rows)
 

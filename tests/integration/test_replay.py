@@ -71,14 +71,14 @@ async def test_an_outage_longer_than_many_tries_is_outlived_and_reading_goes_on_
     nats_server: NatsServer, monkeypatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 500)
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.0)
     await filled(nats_server.url)
     async with connected(nats_server.url) as broker:
         seen: list[int] = []
         back: asyncio.Task[None] | None = None
 
         async def return_later() -> None:
-            # Five tries with their pauses were over after 5 s.
-            await asyncio.sleep(12)
+            await asyncio.sleep(9)  # five tries with their pauses would be over after six
             nats_server.start()
 
         async for batch in replay(broker, "S", "s.>", 1, EVENTS):

@@ -138,6 +138,32 @@ async def test_what_was_given_up_before_the_log_begins_is_still_said(house: Hous
     assert (await house.counts("alice"))[0] == Unread(3, {}, more=True)
 
 
+async def test_what_a_former_incarnation_of_the_log_left_unread_still_counts_and_is_read_before_all_that_is_newer(
+    house: House,
+) -> None:
+    for id in ("read", "unread", "given up"):
+        last = await house.append("alice", id, category="mail")
+    await house.read("alice", ids=["read"])
+    await house.append("bob", "b1")
+    await house.append("bob", "b2")
+    await house.fold()
+    await house.broker.api("STREAM.DELETE.LOG-0")
+    await topology.ensure(house.broker, "dev", 1, overrides=FAST)
+    first = await house.append("alice", "newer")
+    await house.append("alice", "read")  # published again: it was read in the former log
+    assert first < last
+    done = await rebuild_unread(house.broker, house.redis, 1)
+    assert done.carried == 4
+    assert await house.counts("alice", "bob") == [Unread(3, {"mail": 2}), Unread(2, {})]
+    await house.read("alice", up_to=0)
+    await house.read("bob", ids=["b1"])
+    await house.fold()
+    assert await house.counts("alice", "bob") == [Unread(3, {"mail": 2}), Unread(1, {})]
+    await house.read("alice", up_to=first)
+    await house.fold()
+    assert await house.counts("alice", "bob") == [Unread(0, {}), Unread(1, {})]
+
+
 async def test_a_count_of_somebody_whom_the_log_does_not_know_is_a_difference(house: House) -> None:
     await house.append("alice", "a")
     await house.fold()

@@ -1,0 +1,91 @@
+"""`verify`: memory and time of comparing whole projections with their streams, as the command does it, and of rebuilding them."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+from redis.asyncio import Redis
+
+from bench.load import bare_records, commit_all
+from bench.report import progress
+from bench.stack import PARTITIONS, TENANT, Stack, stack
+from bench.tables import _write_receipts
+from projections.rebuild import Rebuild
+from projections.unread_rebuild import rebuild_unread
+
+CHUNK = 100_000
+"""Records in memory at a time while the logs are filled."""
+
+
+async def run(
+    *,
+    records: int = 5_000_000,
+    users: int = 20_000,
+    restart: bool = False,
+    data: Path | None = None,
+    sync: str | None = None,
+) -> dict[str, Any]:
+    async with stack(data=data, sync_interval=sync) as bench:
+        for first in range(0, records, CHUNK):
+            progress(f"writing records from {first} of {records}")
+            batches = bare_records(min(CHUNK, records - first), users, TENANT, first=first)
+            await asyncio.gather(*(commit_all(bench.broker, messages) for messages in batches.values()))
+        await _write_receipts(bench.broker, users, records // 10)
+        await bench.start_postgres()
+        assert bench.postgres is not None
+        built: dict[str, Any] = {}
+        async with (
+            asyncpg.create_pool(bench.postgres.url, min_size=1, max_size=4) as pool,
+            Redis.from_url(bench.valkey.url) as redis,
+        ):
+            for name in ("unread", "inbox", "deliveries"):
+                progress(f"folding {name}")
+                started = time.perf_counter()
+                if name == "unread":
+                    done = await rebuild_unread(bench.broker, redis, PARTITIONS)
+                else:
+                    done = await Rebuild(bench.broker, pool, name, PARTITIONS).run()
+                built[name] = {"records": done.records, "seconds": round(time.perf_counter() - started, 1)}
+        verified = {name: await _verify(bench, name, restart=restart) for name in built}
+    return {"result": {"built": built, "verified": verified}, "restarted": restart}
+
+
+async def _verify(bench: Stack, name: str, *, restart: bool) -> dict[str, Any]:
+    progress(f"verifying {name}")
+    assert bench.postgres is not None
+    env = {**os.environ, "SEAMARK_NATS_URL": bench.nats.url, "SEAMARK_REDIS_URL": bench.valkey.url,
+           "SEAMARK_POSTGRES_URL": bench.postgres.url}  # fmt: skip
+    started = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "seamark", "verify", name, "--json"], env=env, stdout=subprocess.PIPE
+    )
+    working = asyncio.create_task(asyncio.to_thread(_wait, child), name="verify")
+    if restart:
+        await asyncio.sleep(2.0)
+        await asyncio.to_thread(bench.nats.kill)
+        await asyncio.sleep(5.0)
+        await asyncio.to_thread(bench.nats.start)
+    lines, code, rss_bytes, cpu = await working
+    seconds = time.perf_counter() - started
+    result = msgspec.json.decode(lines[-1]) if lines else {}
+    return {
+        **result,
+        "exit_code": code,
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "max_rss_mb": round(rss_bytes / 1e6, 1),
+    }
+
+
+def _wait(child: subprocess.Popen[bytes]) -> tuple[list[bytes], int, int, float]:
+    assert child.stdout is not None
+    lines = child.stdout.read().splitlines()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return lines, child.returncode, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime

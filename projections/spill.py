@@ -1,0 +1,97 @@
+"""What is compared of a whole projection, on disk, divided by user: each part fits into memory, whatever all of it is."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from engine.errors import InvalidSetting
+
+ITEMS_PER_PART: Final = 50_000
+"""Some 20 MB in memory; of one user all items are in one part."""
+
+PARTS_MAX: Final = 4096
+"""Files. 500 million items are 120 000 in each."""
+
+BUFFERED_BYTES: Final = 32 << 20
+"""Written when so much waits, so that a write has a few KB even with the most files."""
+
+Users = dict[str, tuple[list[bytes], list[bytes]]]
+"""By user (`<tenant>.<user>`, as tokens): what the streams say, and what is stored."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_LENGTH: Final = 4
+
+
+class Spill:
+    """Items of two sides, by user. Each is added in the order of its stream, and comes back in it.
+
+    Args:
+        folder: an empty folder; some 300 bytes an item.
+        items: about how many there will be of one side.
+    """
+
+    def __init__(self, folder: Path, items: int) -> None:
+        self._folder = folder
+        self.parts = max(1, min(PARTS_MAX, items // ITEMS_PER_PART + 1))
+        self._buffers = [bytearray() for _ in range(self.parts)]
+        self._buffered = 0
+
+    def said(self, user: str, item: bytes) -> None:
+        """An item that a stream gives."""
+        self._add(user, item, 0)
+
+    def stored(self, user: str, item: bytes = b"") -> None:
+        """An item that is stored."""
+        self._add(user, item, 1)
+
+    def _add(self, user: str, item: bytes, side: int) -> None:
+        packed = _encode((side, user, item))
+        buffer = self._buffers[zlib.crc32(user.encode()) % self.parts]
+        buffer += len(packed).to_bytes(_LENGTH)
+        buffer += packed
+        self._buffered += _LENGTH + len(packed)
+        if self._buffered > BUFFERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits; before anything is read."""
+        for number, buffer in enumerate(self._buffers):
+            if buffer:
+                try:
+                    with self._path(number).open("ab") as file:
+                        file.write(buffer)
+                except OSError as error:
+                    detail = f"{self._folder} takes nothing more ({error.strerror})"
+                    raise InvalidSetting(f"{detail}: name a folder with more room by TMPDIR") from error
+                buffer.clear()
+        self._buffered = 0
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:04}"
+
+    def take(self, number: int) -> Users:
+        """The items of one part, which is gone from the disk then."""
+        users: Users = {}
+        for side, user, item in self._read(number):
+            both = users.get(user)
+            if both is None:
+                both = users[user] = ([], [])
+            both[side].append(item)
+        self._path(number).unlink(missing_ok=True)
+        return users
+
+    def _read(self, number: int) -> Iterator[tuple[int, str, bytes]]:
+        path = self._path(number)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            while length := file.read(_LENGTH):
+                yield _decode(file.read(int.from_bytes(length)))
+
+
+_decode = msgspec.msgpack.Decoder(tuple[int, str, bytes]).decode
