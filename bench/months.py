@@ -25,8 +25,8 @@ FILL_ROWS = 500_000
 DAYS = 90
 
 _FILL = """
-INSERT INTO inbox_1 (tenant, user_id, id, era, seq, epoch, stored_at, type, category, channels, shown, record, read_seq, kept_until,
-    version)
+INSERT INTO inbox_1 (tenant, user_id, id, era, seq, epoch, stored_at, type, category, channels, shown, record, read_seq,
+    kept_until, version)
 SELECT $1, 'user-' || n % $2::bigint, md5(n::text), 1, n, 'benchmrk', t.at, 'order.shipped', 'orders', '{inapp}', true, $3,
     CASE WHEN n % 2 = 0 THEN n END, greatest(t.at + interval '90 days', now()), 1
 FROM generate_series($4::bigint, $5::bigint) n, LATERAL (SELECT now() - interval '90 days' * (1 - n / $6::float8) AS at) t
