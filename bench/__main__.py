@@ -12,6 +12,7 @@ from bench import dispatch as dispatch_bench
 from bench import fanout as fanout_bench
 from bench import idle as idle_bench
 from bench import inbox as inbox_bench
+from bench import months as months_bench
 from bench import rebuild as rebuild_bench
 from bench import resume as resume_bench
 from bench import storm as storm_bench
@@ -214,6 +215,14 @@ def inbox(
     if quick:
         records, users, pages = 4_000, 100, 20
     measure("inbox", inbox_bench.run(records=records, users=users, pages=pages, data=data), data, quick=quick)
+
+
+@app.command()
+def months(rows: int = 5_000_000, users: int = 50_000, data: Data = None, quick: Quick = False) -> None:
+    """Large tables: a rebuild that carries all rows over, and months that are over and dropped, against filling them."""
+    if quick:
+        rows, users = 4_000, 100
+    measure("months", months_bench.run(rows=rows, users=users, data=data), data, quick=quick)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ unread_frames = Counter("seamark_unread_frames", "Unread counts told to live ses
 
 funnel = Gauge(
     "seamark_funnel_notifications",
-    "Of what was dispatched in the last hour, how many came how far; the largest tenants and types by name, the rest as other",
+    "Of an hour's notifications, how many came how far ten minutes later; the largest tenants and types, the rest as other",
     ("tenant", "type", "channel", "stage"),
 )
 """stage: emitted and stored (events), dispatched, sent, acknowledged, read (notifications)."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 
 from engine import metrics
+from engine.errors import BrokerError
+from projections.funnel_cohorts import STAGES, Cohorts, Step
 from projections.postgres import AWAY, asking, away
+from projections.store import StoreUnavailable
 
 if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
@@ -28,9 +31,8 @@ FUNNEL_SECONDS: Final = 20.0
 
 EVERY_SECONDS: Final = 60.0
 EXPORT_LOCK: Final = 7345253
-"""Each standby would ask the same costly question every minute: who holds this lock asks it."""
+"""Each standby would count the same cohorts: who holds this lock counts them."""
 
-WINDOW: Final = timedelta(hours=1)
 TENANTS_MAX: Final = 20
 TYPES_MAX: Final = 50
 """Values of a label: the largest by name, all others as `other`."""
@@ -71,28 +73,6 @@ ORDER BY p.tenant, p.type, p.channel
 """
 
 
-class Step(msgspec.Struct, frozen=True):
-    """One row of the funnel: how many came how far.
-
-    Attributes:
-        emitted: events; EVENTS stores an event before it is dispatched, so `stored` is the same number.
-        dispatched: notifications, one for each user; the following are parts of these.
-    """
-
-    tenant: str
-    type: str
-    channel: str
-    emitted: int
-    stored: int
-    dispatched: int
-    sent: int
-    acknowledged: int
-    read: int
-
-
-STAGES: Final = ("emitted", "stored", "dispatched", "sent", "acknowledged", "read")
-
-
 async def funnel(pool: Pool, since: datetime, until: datetime, tenant: str | None = None) -> list[Step]:
     """The funnel of what was dispatched in [since, until).
 
@@ -108,28 +88,36 @@ async def _steps(connection: Connection, since: datetime, until: datetime, tenan
     return [Step(**{**dict(row), "stored": row["emitted"]}) for row in rows]
 
 
-async def export(pool: Pool) -> None:
+Folded = Callable[[], Awaitable[datetime]]
+"""`folded()`: all that was stored before this moment is in the tables."""
+
+
+async def export(pool: Pool, folded: Folded) -> None:
     """Keep the gauges of the last hour in one of all processes; ends by cancellation."""
     while True:
         try:
-            await _export_alone(pool)
-        except AWAY as error:
+            await _export_alone(pool, folded)
+        except (BrokerError, StoreUnavailable, *AWAY) as error:
             _log.warning("funnel_not_read", why=str(away(error)))
             show([])  # another process may tell them now
         await asyncio.sleep(EVERY_SECONDS)
 
 
-async def _export_alone(pool: Pool) -> None:
+async def _export_alone(pool: Pool, folded: Folded) -> None:
     """Returns when another process does it. The lock belongs to the connection: whoever loses that, or dies, is followed."""
     connection: Connection | None = None
+    cohorts = Cohorts()
     try:
         async with asyncio.timeout(FUNNEL_SECONDS):
             connection = await pool.acquire()
             mine = await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXPORT_LOCK)
         while mine:
             async with asyncio.timeout(FUNNEL_SECONDS):
-                now = datetime.now(UTC)
-                show(await _steps(connection, now - WINDOW, now))
+                now = min(await folded(), await connection.fetchval("SELECT now()"))
+            for since, until in cohorts.due(now):
+                async with asyncio.timeout(FUNNEL_SECONDS):
+                    cohorts.add(until, await _steps(connection, since, until))
+            show(cohorts.total())
             await asyncio.sleep(EVERY_SECONDS)
     finally:
         if connection is not None:

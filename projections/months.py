@@ -1,4 +1,6 @@
-"""Drops the months of the tables that are over, and takes what is in them off the unread counts first (ADR 18).
+"""Drops the months of the tables that are over, and takes what was in them off the unread counts (ADR 18).
+
+A month is taken out of what is read in a moment; then it is read once for what no longer counts, and dropped.
 
 A row goes when its month is over *and* the log no longer holds its record. So whatever is set, a projection holds all that
 can be folded, and `verify`, counts and pages agree; where retention is shorter than the log's age, the log's age holds.
@@ -50,9 +52,9 @@ ROUND_SECONDS: Final = 4 * 3600.0
 """All of one round; after that something hangs, and another projector may try."""
 
 LOCK_SECONDS: Final = 0.25
-"""To drop a month all who read the table must let go of it, and new ones wait meanwhile: not for long."""
+"""To take a month out all who read the table must let go of it, and new ones wait meanwhile: not for long."""
 
-DROP_TRIES: Final = 5
+TRIES: Final = 5
 
 SLACK: Final = timedelta(minutes=5)
 """What clocks of gateways and of the broker differ by."""
@@ -120,30 +122,58 @@ class Months:
                 remedy = f"run `seamark rebuild {projection}`: it divides the tables by months, until then nothing leaves them"
                 _log.warning("tables_not_divided", projection=projection, remedy=remedy)
             over = [month for month in months if month.over_at <= clock]
-            left = [month for month in over if not await self._drop(projection, version, month, dropped)]
+            left = [month for month in over if not await self._detach(projection, version, month)]
             overdue = (clock - left[0].over_at).total_seconds() if left else 0.0
             metrics.retention_overdue.labels(projection).set(overdue)
+            dropped += await self._drop_detached(projection)
         await self._forget_devices(now or datetime.now(UTC))
         return dropped
 
-    async def _drop(self, projection: str, version: int, month: Month, dropped: list[str]) -> bool:
-        """False: it is still needed, or being read; the log says which."""
+    async def _detach(self, projection: str, version: int, month: Month) -> bool:
+        """Take a month out of what is read. False: it is still needed, or being read; the log says which."""
         parts = [f"{table}_{version}_{month.name}" for table in _TABLES[projection]]
         why = ""
         if await self._in_log(projection, parts):
             why = "the streams still hold what is in it: retention is shorter than their age"
-        else:
-            if projection == INBOX:
-                await self._forget_counts(parts[0])
-            if not await self._drop_tables(parts):
-                why = "it is being read, by a backup perhaps"
+        elif not await self._take_out(parts):
+            why = "it is being read, by a backup perhaps"
         if why:
             _log.warning("month_not_dropped", projection=projection, month=month.name, why=why)
-            return False
-        dropped.append(parts[0])
-        metrics.retention_dropped.labels(projection).inc()
-        _log.info("month_dropped", projection=projection, version=version, month=month.name)
-        return True
+        return not why
+
+    async def _take_out(self, parts: list[str]) -> bool:
+        for _ in range(TRIES):
+            async with self._asking(60.0) as connection:
+                try:
+                    async with connection.transaction():
+                        await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
+                        for part in parts:
+                            await connection.execute(f"ALTER TABLE {part.rpartition('_')[0]} DETACH PARTITION {part}")
+                    return True
+                except asyncpg.LockNotAvailableError:
+                    pass
+            await asyncio.sleep(LOCK_SECONDS * 2)
+        return False
+
+    async def _drop_detached(self, projection: str) -> list[str]:
+        """Drop what was taken out, now or by somebody who died; what is in it no longer counts."""
+        dropped = []
+        for table in _TABLES[projection]:
+            async with self._asking() as connection:
+                rows = await connection.fetch(
+                    "SELECT c.relname FROM pg_class c WHERE c.relkind = 'r' AND c.relname ~ $1"
+                    " AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = c.oid) ORDER BY 1",
+                    f"^{table}_[0-9]+_[0-9]{{6}}$",
+                )
+            for part in (row["relname"] for row in rows):
+                if projection == INBOX:
+                    await self._forget_counts(part)
+                async with self._asking(60.0) as connection:
+                    await connection.execute(f"DROP TABLE {part}")
+                dropped.append(part)
+                metrics.retention_dropped.labels(projection).inc()
+                _log.info("month_dropped", projection=projection, table=part)
+        return dropped
 
     async def _in_log(self, projection: str, parts: list[str]) -> bool:
         """Whether something of this month can still be folded from the streams."""
@@ -169,7 +199,7 @@ class Months:
         return min((datetime.fromisoformat(one.time) for one in found if one is not None), default=None)
 
     async def _forget_counts(self, part: str) -> None:
-        """What leaves the inbox no longer counts. The counts go first: who dies in between begins again with them."""
+        """What has left the inbox no longer counts. The table goes afterwards: who dies in between begins again here."""
         async with self._asking(SCAN_SECONDS) as connection:
             rows = await connection.fetch(f"SELECT epoch, tenant, max(seq) AS seq FROM {part} GROUP BY epoch, tenant")
         floors: dict[str, dict[str, int]] = defaultdict(dict)
@@ -179,20 +209,6 @@ class Months:
             epoch = (await self._broker.stream(log_stream(p))).epoch
             if epoch is not None and epoch in floors:
                 await forget_counts(self._redis, p, epoch, floors[epoch])
-
-    async def _drop_tables(self, parts: list[str]) -> bool:
-        for _ in range(DROP_TRIES):
-            async with self._asking(60.0) as connection:
-                try:
-                    async with connection.transaction():
-                        await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
-                        for part in parts:
-                            await connection.execute(f"DROP TABLE IF EXISTS {part}")
-                    return True
-                except asyncpg.LockNotAvailableError:
-                    pass
-            await asyncio.sleep(LOCK_SECONDS * 2)
-        return False
 
     async def _forget_devices(self, now: datetime) -> None:
         """Cursors of devices that were silent for as long as rows are kept: what they could resume is gone."""

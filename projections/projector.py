@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,7 @@ from engine.partition import PartitionReader, Source, Worker
 from engine.tasks import run_until
 from projections import funnel
 from projections.deliveries import deliveries
+from projections.funnel_cohorts import folded_until
 from projections.inbox import inbox
 from projections.months import Months
 from projections.unread_worker import unread
@@ -124,7 +126,8 @@ async def run(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(work.run(), name="folds")
             if pool is not None:
-                tasks.create_task(funnel.export(pool), name="funnel")
+                folded = functools.partial(folded_until, broker, pool, work.partitions)
+                tasks.create_task(funnel.export(pool, folded), name="funnel")
                 tasks.create_task(Months(broker, redis, pool, work.partitions).run(), name="months")
 
     await run_until(stop, fold(), name="projector")

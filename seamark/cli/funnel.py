@@ -11,7 +11,7 @@ from seamark.cli.output import out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
-    from projections.funnel import Step
+    from projections.funnel_cohorts import Step
 
 HOURS_MAX = 87_600
 """Ten years: more than any log is kept."""
@@ -49,7 +49,7 @@ def funnel(
 
 def drawn(step: Step, width: int = 40) -> list[str]:
     """A funnel as bars. `emitted` and `stored` count events, all below it notifications, one for each user of an event."""
-    from projections.funnel import STAGES
+    from projections.funnel_cohorts import STAGES
 
     counts = {stage: int(getattr(step, stage)) for stage in STAGES}
     widest = max(*counts.values(), 1)

@@ -9,7 +9,8 @@ from prometheus_client import REGISTRY
 
 from projections import funnel as funnel_module
 from projections.deliveries import DeliveriesStore
-from projections.funnel import Step, funnel, show
+from projections.funnel import funnel, show
+from projections.funnel_cohorts import COHORT, SETTLED, WINDOW, Cohorts, Step
 from projections.inbox import InboxStore
 from projections.store import Checkpoint
 from seamark.migrate import migrate
@@ -78,9 +79,13 @@ async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgr
 
     monkeypatch.setattr(funnel_module, "_steps", counted)
     monkeypatch.setattr(funnel_module, "EVERY_SECONDS", 0.02)
-    exports = [asyncio.create_task(funnel_module.export(pool)) for pool in pools]
+
+    async def folded() -> datetime:
+        return datetime.now(UTC)
+
+    exports = [asyncio.create_task(funnel_module.export(pool, folded)) for pool in pools]
     try:
-        await eventually(lambda: len(asked) > 20)
+        await eventually(lambda: len(asked) == WINDOW // COHORT)
         assert len(set(asked)) == 1
         await pools[0].execute("SELECT pg_terminate_backend($1)", asked[0])
         await eventually(lambda: len(set(asked)) == 2)
@@ -90,6 +95,27 @@ async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgr
         await asyncio.gather(*exports, return_exceptions=True)
         for pool in pools:
             pool.terminate()
+
+
+def test_each_cohort_is_counted_once_and_an_hour_of_them_is_shown() -> None:
+    cohorts, now = Cohorts(), datetime(2027, 1, 1, tzinfo=UTC)
+    seen: list[tuple[datetime, datetime]] = []
+    for minutes in (0, 1, 5, 7, 11, 12, 300, 301):
+        for since, until in cohorts.due(now + timedelta(minutes=minutes)):
+            seen.append((since, until))
+            cohorts.add(until, [Step("t", "x", "inapp", 1, 1, 2, 1, 1, 0)])
+        assert len({since for since, _ in seen}) == len(seen)
+        assert seen[-1][1] <= now + timedelta(minutes=minutes) - SETTLED
+        hour = WINDOW // COHORT
+        assert cohorts.total() == [Step("t", "x", "inapp", hour, hour, 2 * hour, hour, hour, 0)]
+
+
+def test_what_is_not_folded_yet_is_not_counted_as_never_sent() -> None:
+    cohorts, behind = Cohorts(), datetime(2027, 1, 1, tzinfo=UTC)
+    for _, until in cohorts.due(behind):
+        cohorts.add(until, [])
+    assert list(cohorts.due(behind)) == []
+    assert len(list(cohorts.due(behind + timedelta(minutes=30)))) == 6
 
 
 def test_metrics_name_the_largest_tenants_only() -> None:

@@ -1,13 +1,16 @@
 """Whatever the records, receipts, batches, restarts and stale projectors: the tables hold what the plain folds give."""
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.partition import Delivered
 from projections.deliveries import DeliveriesStore
 from projections.inbox import InboxStore
 from projections.store import Checkpoint
@@ -48,6 +51,16 @@ def runner(postgres_server):
             pool.terminate()
 
 
+def over_months(stream: list[Delivered]) -> list[Delivered]:
+    """The same, stored in the last eighty days: some rows go with one month, some with another."""
+    step = 80 * 86_400_000_000_000 // max(1, len(stream))
+    now = time.time_ns() // 1000 * 1000
+    return [
+        msgspec.structs.replace(one, time_nanoseconds=now - step * (len(stream) - number))
+        for number, one in enumerate(stream)
+    ]
+
+
 def cuts(total: int, data: st.DataObject) -> list[int]:
     sizes = []
     while total:
@@ -80,6 +93,38 @@ def test_the_inbox_equals_the_fold_of_the_log(runner, drawn: Any, data: st.DataO
         await pool.execute(f"TRUNCATE {TABLES}")
         await fold_in(pool, lambda pool: InboxStore(pool, 0), log, sizes)
         assert await stored_inbox(pool) == expected_inbox(log)
+
+    runner(scenario)
+
+
+@many
+@given(drawn=records, data=st.data())
+def test_an_inbox_whose_rows_stand_in_several_months_equals_the_fold_of_the_log(
+    runner, drawn: Any, data: st.DataObject
+) -> None:
+    log = over_months(as_stream(drawn))
+    sizes = cuts(len(log), data)
+
+    async def scenario(pool: asyncpg.Pool) -> None:
+        await pool.execute(f"TRUNCATE {TABLES}")
+        await fold_in(pool, lambda pool: InboxStore(pool, 0), log, sizes)
+        assert await stored_inbox(pool) == expected_inbox(log)
+
+    runner(scenario)
+
+
+@many
+@given(drawn=receipts, data=st.data())
+def test_deliveries_that_stand_in_several_months_equal_the_fold_of_the_receipts(
+    runner, drawn: Any, data: st.DataObject
+) -> None:
+    stream = over_months(as_stream(drawn, "rcpt.0."))
+    sizes = cuts(len(stream), data)
+
+    async def scenario(pool: asyncpg.Pool) -> None:
+        await pool.execute(f"TRUNCATE {TABLES}")
+        await fold_in(pool, lambda pool: DeliveriesStore(pool, 0), stream, sizes)
+        assert await stored_deliveries(pool) == expected_deliveries(stream)
 
     runner(scenario)
 

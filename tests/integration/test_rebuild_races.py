@@ -18,7 +18,7 @@ from projections.inbox import InboxStore
 from projections.inbox_queries import Filter, InboxQueries
 from projections.rebuild import Rebuild
 from projections.replay import replay
-from projections.store import Checkpoint, Store
+from projections.store import Checkpoint, Store, StoreUnavailable
 from projections.verify import Verification
 from seamark.migrate import migrate
 from tests.support.logs import FAST, connected, eventually
@@ -203,3 +203,94 @@ async def test_a_verification_in_whose_midst_a_rebuild_switches_finds_no_differe
     assert [one async for one in work.differences()] == []
     assert work.result.compared == 1
     assert await house.differences(projection) == []
+
+
+async def test_a_rebuild_outlives_a_broker_that_restarts_before_it_has_looked_at_the_logs(
+    house: House, nats_server
+) -> None:
+    for number in range(5):
+        await house.append(f"e{number}")
+    await house.fold()
+    before = await stored_inbox(house.pool)
+    rebuild = house.rebuild()
+    begin = rebuild._begin
+
+    async def and_then_the_broker_is_away() -> None:
+        await begin()
+        await asyncio.to_thread(nats_server.kill)
+        await eventually(lambda: not house.broker.connected)
+
+    rebuild._begin = and_then_the_broker_is_away  # type: ignore[method-assign]
+    done = asyncio.create_task(rebuild.run())
+    await eventually(lambda: not house.broker.connected)
+    await asyncio.to_thread(nats_server.start)
+    assert (await done).records == 5
+    assert await stored_inbox(house.pool) == before
+
+
+async def test_a_rebuild_outlives_a_database_that_drops_its_connections(house: House) -> None:
+    for number in range(5):
+        await house.append(f"e{number}")
+    await house.fold()
+    before = await stored_inbox(house.pool)
+    await house.broker.api("STREAM.PURGE.LOG-0", {"seq": 3})
+    rebuild, killed = house.rebuild(), []
+    apply = rebuild._apply
+
+    async def while_connections_are_dropped(store: Store, *args: Any) -> None:
+        inner = store.apply
+
+        async def applied(*batch: Any) -> bool:
+            """The outcome of the first try is unknown: it was committed, and nobody heard of it."""
+            done = await inner(*batch)
+            if not killed:
+                killed.append(done)
+                raise StoreUnavailable("PostgreSQL: connection was closed in the middle of operation")
+            return done
+
+        store.apply = applied  # type: ignore[method-assign]
+        await apply(store, *args)
+
+    rebuild._apply = while_connections_are_dropped  # type: ignore[method-assign]
+    done = await rebuild.run()
+    assert killed == [True]
+    assert done.carried == 2
+    assert await stored_inbox(house.pool) == before
+    assert await house.differences() == []
+
+
+async def test_what_age_takes_from_the_log_during_a_rebuild_is_carried_over_too(house: House) -> None:
+    for number in range(6):
+        await house.append(f"e{number}")
+    await house.fold()
+    await house.broker.api("STREAM.PURGE.LOG-0", {"seq": 3})
+    before = await stored_inbox(house.pool)
+    rebuild = house.rebuild()
+    carry = rebuild._carry
+
+    async def and_then_more_is_trimmed() -> None:
+        await carry()
+        await house.broker.api("STREAM.PURGE.LOG-0", {"seq": 5})
+
+    rebuild._carry = and_then_more_is_trimmed  # type: ignore[method-assign]
+    done = await rebuild.run()
+    assert (done.carried, done.records) == (4, 2)
+    assert await stored_inbox(house.pool) == before
+
+
+async def test_a_log_that_is_made_anew_during_a_rebuild_is_not_taken_for_the_one_that_was_read(house: House) -> None:
+    await house.append("e1")
+    await house.fold()
+    before = await stored_inbox(house.pool)
+    rebuild = house.rebuild()
+    fold = rebuild._fold_all
+
+    async def and_then_the_log_is_gone() -> None:
+        await fold()
+        await house.broker.api("STREAM.DELETE.LOG-0")
+        await topology.ensure(house.broker, "dev", PARTITIONS, overrides=FAST)
+
+    rebuild._fold_all = and_then_the_log_is_gone  # type: ignore[method-assign]
+    with pytest.raises(SeamarkError, match="made anew"):
+        await rebuild.run()
+    assert await stored_inbox(house.pool) == before

@@ -1,6 +1,6 @@
 """The funnel as an operator sees it."""
 
-from projections.funnel import Step
+from projections.funnel_cohorts import Step
 from seamark.cli.funnel import drawn
 
 
