@@ -103,7 +103,12 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
         context=SimpleNamespace(counters=FeedCounters()), tell_receipts=lambda: None,
         ready=lambda cursor: None, reset=lambda *facts: None,
     )  # fmt: skip
+    told: list[bytes] = []
+    session.unread = told.append
     follower = Follower(session, Window(), None, "e.90")  # type: ignore[arg-type]
+    follower.log = UserLog(SimpleNamespace(number=0), "default", "alice")  # type: ignore[arg-type]
+    follower.log.followers = [follower]
+    follower.log.count(unread_frame(count(4, 100)))
     follower.resumed(Cursor("e", 90))
     follower._moved(100)
     assert acknowledged("e.95", follower) == 95
@@ -111,6 +116,8 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower._moved(60)
     assert acknowledged("e.95", follower) is None, "a record that is no more"
     assert acknowledged("e.55", follower) is None, "it may be of the record that was there before"
+    follower.log.count(unread_frame(count(1, 55)))
+    assert len(told) == 2, "a count of the log as it is now counts, though a higher position was told before"
     with pytest.raises(StaleCursor):
         read_up_to(Read(up_to="e.95"), follower)
     with pytest.raises(BadFrame):
