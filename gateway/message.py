@@ -42,12 +42,18 @@ def of_stored(stored: Stored) -> Message:
 
 
 def number(headers: bytes, line: bytes) -> int:
-    """The number in the header line that begins with `line`; -1 when there is none. No copy of the block is made."""
-    start = headers.find(line)
+    """The number in the last header line that begins with `line`; -1 when there is none. No copy of the block is made.
+
+    The last, as the server adds its own behind what was stored: a message that was copied from another stream may bring one.
+    """
+    start = headers.rfind(line)
     if start < 0:
         return -1
     start += len(line)
-    return int(headers[start : headers.index(b"\r\n", start)])
+    try:
+        return int(headers[start : headers.index(b"\r\n", start)])
+    except ValueError:
+        return -1
 
 
 def live_position(headers: bytes) -> tuple[int, int]:
