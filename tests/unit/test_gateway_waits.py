@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from gateway.counts import Counts
 from gateway.heads import Heads
 from gateway.live import Live
 from gateway.port import LogState
 from gateway.reader import Reader
 from gateway.server import _newest
+from gateway.watch import Watch
 
 
 class Faulty:
@@ -34,6 +36,14 @@ class Faulty:
     async def last_by_subjects(self, stream: str, subjects: list[str], timeout_seconds: float) -> Any:
         self.fail_once()
         return SimpleNamespace(seqs={}, up_to=0)
+
+    async def unread_of(self, partition: int, users: list[str]) -> Any:
+        self.fail_once()
+        return []
+
+    async def stream(self, name: str, timeout_seconds: float) -> Any:
+        self.fail_once()
+        return SimpleNamespace(epoch="e", first_seq=1, last_seq=1)
 
     async def next_by_subject(self, *_: Any, **__: Any) -> Any:
         self.fail_once()
@@ -76,6 +86,40 @@ async def test_heads_that_meet_a_fault_are_answered_and_so_are_those_that_waited
         await both.wait()
     assert answers == [None, LogState("e", 1, 1)]
     await heads.close()
+
+
+async def test_sessions_whose_count_meets_a_fault_go_on_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.counts.USERS_MAX", 1)
+    counts = Counts(Faulty(), 0, SimpleNamespace(last=None), {})  # type: ignore[arg-type]
+    answers: list[Any] = []
+    both = asyncio.Event()
+
+    def answer(count: dict[str, Any] | None) -> None:
+        answers.append(count)
+        if len(answers) == 2:
+            both.set()
+
+    counts.ask("default.alice", answer)
+    counts.ask("default.bob", answer)
+    async with asyncio.timeout(5):
+        await both.wait()
+    assert answers == [None, None]
+    await counts.close()
+
+
+async def test_a_leader_whose_answer_meets_a_fault_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[LogState] = []
+    monkeypatch.setattr("gateway.watch.WATCH_SECONDS", 0.01)
+
+    async def tell(state: LogState) -> None:
+        told.append(state)
+
+    watch = Watch(Faulty(), "LOG-0", tell)  # type: ignore[arg-type]
+    watch.start()
+    async with asyncio.timeout(5):
+        while not told:
+            await asyncio.sleep(0.005)
+    await watch.close()
 
 
 async def test_a_read_that_meets_a_fault_is_answered_so_that_it_is_tried_again() -> None:

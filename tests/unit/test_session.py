@@ -142,6 +142,17 @@ def test_the_session_that_makes_room_is_of_the_same_device_or_the_one_that_was_s
     assert gone is same[0] if same else gone.heard_at == min(session.heard_at for session in older)
 
 
+async def test_a_count_of_the_former_log_that_waits_is_not_told_after_a_reset_in_mid_session() -> None:
+    window = Window()
+    session = session_on(window)
+    session.ready(Cursor("e", 1))
+    window.has_room = False
+    session.unread(unread_frame(count(9, 100)))
+    window.has_room = True
+    session.reset(ResetReason.EPOCH, Snapshot(None, unread=count(0, 3)), Cursor("f", 3))
+    assert window.counts == [0]
+
+
 class Listener:
     def __init__(self) -> None:
         self.counts: list[int] = []
