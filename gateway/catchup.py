@@ -77,12 +77,14 @@ class CatchUp(ABC):
                 if self._port.deliver(seq, message):
                     self.last = seq
                     return
-                self._park(seq, prev, message)
+                self._want = max(self._want, seq)
                 self._without_room()
                 return
             self._counters.repairs += 1
             self._park(seq, prev, message)
             self._catch_up()
+        elif self.state is _CATCH and not self._busy:
+            self._want = max(self._want, seq)  # without room nothing is kept: it is read once there is some
         else:
             self._park(seq, prev, message)
 
@@ -133,8 +135,12 @@ class CatchUp(ABC):
         self._read()
 
     def _without_room(self) -> None:
-        """The record just refused is read again once there is room; nothing that was accepted is taken back."""
+        """The record just refused is read again once there is room; nothing that was accepted is taken back.
+
+        What is parked goes: a socket that does not read must cost no more than what it has unsent.
+        """
         self._counters.no_room += 1
+        self._parked = None
         if self.state is not State.CLOSED:
             self.state = _CATCH
             self._busy = False

@@ -60,7 +60,6 @@ class Connection(web.RequestHandler):
         if on_lost is not None:
             on_lost()
 
-
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -76,7 +75,8 @@ class Connection(web.RequestHandler):
             metrics.gateway_refused_handshakes.labels("malformed").inc()
             _log.info("request_malformed", error=type(exc).__name__)
             if isinstance(exc, LineTooLong):
-                problem = Problem(431, "too_large", f"the first line may have {HEAD_LINE_BYTES} bytes, a header {HEAD_FIELD_BYTES}")
+                detail = f"the first line may have {HEAD_LINE_BYTES} bytes, a header {HEAD_FIELD_BYTES}"
+                problem = Problem(431, "too_large", detail)
             else:
                 problem = Problem(400, "malformed", "this is no valid HTTP request")
         else:

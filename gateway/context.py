@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from aiohttp import web
 
 from engine.brokerhealth import BrokerHealth
@@ -31,6 +32,8 @@ from gateway.wheel import Wheel
 
 if TYPE_CHECKING:
     from gateway.admission import Handshakes
+
+_log = structlog.get_logger("seamark.context")
 
 Snapshots = Callable[[str, str, Callable[[Snapshot | None], None]], None]
 """`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None where too many ask."""
@@ -66,7 +69,12 @@ class Context:
         """Run `work` beside the session that asked for it; draining waits for it."""
         task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("work_failed", task=task.get_name(), exc_info=task.exception())
 
     def partition(self, tenant: str, user: str) -> Partition:
         """The partition that holds the user's log."""

@@ -119,6 +119,11 @@ class Counts:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("counts_not_read", partition=self._partition, error=f"{type(error).__name__}: {error}")
             return []
+        except Exception:
+            _log.exception(
+                "reading counts failed, sessions go on without", partition=self._partition
+            )  # they wait for it
+            return []
 
     def _shown(self, unread: UnreadCount) -> dict[str, Any]:
         log = self._watch.last

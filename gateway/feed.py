@@ -264,8 +264,9 @@ class Feed(CatchUp):
     def _begin_anew(self, head: int, log: LogState) -> None:
         """Go on from the snapshot's own position: what lies between it and the head is in neither otherwise.
 
-        Without a snapshot the whole log is read, for a new device as well: that a projection was away, or is behind
-        another incarnation of the log, does not mean that there is nothing to show (ADR 0020). As the leader was asked after the snapshot was taken, a checkpoint beyond its end is one of lost history.
+        Without a snapshot the whole log is read, for a new device as well: that a projection was away, or is behind another
+        incarnation of the log, does not mean that there is nothing to show (ADR 0020). As the leader was asked after the
+        snapshot was taken, a checkpoint beyond its end is one of lost history.
         """
         snapshot = self._snapshot or Snapshot(None)
         checkpoint = snapshot.checkpoint

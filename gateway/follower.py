@@ -63,7 +63,7 @@ class Follower:
     def joined(self) -> None:
         """The live subscription is confirmed, so no change of the count can be missed: read it, then begin."""
         if not self._session.ended and self.log is not None:
-            self.partition.counts.ask(self.log.user, self._counted)
+            self.partition.counts.ask(self.log.user, lambda count: self._guard(self._counted, count))
 
     def _counted(self, count: dict[str, Any] | None) -> None:
         if not self._session.ended and self.log is not None:

@@ -107,6 +107,9 @@ class Heads:
                 answer(heads.seqs.get(subject, 0), heads.up_to, state)
         except BrokerError as error:
             _log.warning("heads_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
+        except Exception:
+            # Those in the next wave wait for this task: what we did not foresee must not end it.
+            _log.exception("reading heads failed, it goes on", stream=self._stream)
         finally:
             _tell(wave, None)
 

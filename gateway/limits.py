@@ -267,6 +267,11 @@ PAGE_RECORDS: Final = 256
 PAGE_BYTES: Final = 1_048_576
 """Bytes in one read of the log."""
 
+SNAPSHOT_BYTES: Final = 1_048_576
+"""Bytes of rows in the snapshot of a `reset`; one row goes whatever its size, older ones are left to `GET /v1/inbox`.
+
+A hundred rows may have 25 MiB, which a socket that does not read would hold, and a user may have twenty of them."""
+
 PAGES_IN_FLIGHT: Final = 4
 """Reads at a time per partition and process: a sparse cold read holds the partition's writers up."""
 

@@ -164,7 +164,10 @@ class Live:
                         break
                     except BrokerError as error:
                         _log.warning("subscriptions_not_confirmed", waiting=len(logs), error=str(error))
-                        await asyncio.sleep(CONFIRM_PAUSE_SECONDS)
+                    except Exception:
+                        # Without an answer these sessions would wait for ever: what we did not foresee is tried again too.
+                        _log.exception("confirming subscriptions failed, it goes on", waiting=len(logs))
+                    await asyncio.sleep(CONFIRM_PAUSE_SECONDS)
                 for log in logs:
                     log.confirmed = True
                     waiting, log.waiting = log.waiting, []

@@ -44,13 +44,17 @@ def of_stored(stored: Stored) -> Message:
 def number(headers: bytes, line: bytes) -> int:
     """The number in the last header line that begins with `line`; -1 when there is none. No copy of the block is made.
 
-    The last one is the server's: whoever wrote the record may have put a line of the same name before it.
+    The last one is the server's, which adds its own behind what was stored: whoever wrote the record may have put a line of
+    the same name before it.
     """
     start = headers.rfind(line)
     if start < 0:
         return -1
     start += len(line)
-    return int(headers[start : headers.index(b"\r\n", start)])
+    try:
+        return int(headers[start : headers.index(b"\r\n", start)])
+    except ValueError:
+        return -1
 
 
 def live_position(headers: bytes) -> tuple[int, int]:

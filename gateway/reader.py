@@ -64,6 +64,8 @@ class Reader:
                 messages, more = [of_stored(stored) for stored in page.records], page.more
             except BrokerError as error:
                 _log.warning("page_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
+            except Exception:
+                _log.exception("reading failed, it is tried again", stream=self._stream)  # a feed waits for an answer
         answer(messages, more)
 
     async def _next(self, subject: str, seq: int, answer: Callable[[Message | None, bool], None]) -> None:
@@ -76,6 +78,8 @@ class Reader:
                 message, answered = (of_stored(stored) if stored is not None else None), True
             except BrokerError as error:
                 _log.warning("leader_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
+            except Exception:
+                _log.exception("reading failed, it is tried again", stream=self._stream)  # a feed waits for an answer
         answer(message, answered)
 
     async def _last(self, subject: str, answer: Callable[[int | None], None]) -> None:
@@ -87,4 +91,6 @@ class Reader:
                 seq = stored.seq if stored is not None else 0
             except BrokerError as error:
                 _log.warning("leader_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
+            except Exception:
+                _log.exception("reading failed, it is tried again", stream=self._stream)  # a feed waits for an answer
         answer(seq)

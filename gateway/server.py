@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 from aiohttp import web
+from msgspec import Raw
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
@@ -33,7 +34,7 @@ from gateway.drain import CLOSE_SECONDS, drain
 from gateway.events_api import EventsApi
 from gateway.health import healthz, readyz
 from gateway.jwks import Keys, KeySet, SharedSecret
-from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS
+from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, SNAPSHOT_BYTES
 from gateway.live import Live
 from gateway.options import GatewayOptions
 from gateway.origins import Origins
@@ -307,8 +308,18 @@ def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapsh
         if page is NotRead.TOO_MANY:
             answer(None)
         elif isinstance(page, Page) and page.checkpoint is not None:
-            answer(Snapshot(Cursor(*page.checkpoint), inbox=page.rows, unread=count))
+            answer(Snapshot(Cursor(*page.checkpoint), inbox=_newest(page.rows, SNAPSHOT_BYTES), unread=count))
         else:
             answer(Snapshot(None, unread=count))
 
     context.partition(tenant, user).counts.ask(user_tokens, counted)
+
+
+def _newest(rows: Sequence[Raw], most_bytes: int) -> Sequence[Raw]:
+    """The first of `rows` (one at least) that have `most_bytes` together."""
+    left = most_bytes
+    for index, row in enumerate(rows):
+        left -= memoryview(row).nbytes
+        if left < 0:
+            return rows[: max(1, index)]
+    return rows

@@ -29,7 +29,6 @@ from gateway.close_codes import (
     CloseCode,
 )
 from gateway.context import Context
-from gateway.counts import as_of
 from gateway.follower import Follower
 from gateway.frames import (
     Ack,
@@ -52,6 +51,7 @@ from gateway.port import ResetReason, Snapshot, State
 from gateway.positions import StaleCursor, acknowledged, read_up_to
 from gateway.pulse import Pulse
 from gateway.state_records import TooManyRecords
+from gateway.told_count import ToldCount
 
 _log = structlog.get_logger("seamark.session")
 
@@ -75,23 +75,8 @@ class Session:
     """
 
     __slots__ = (
-        "_count",
-        "_expires_at",
-        "_follower",
-        "_greeted",
-        "_outlet",
-        "_pong_owed",
-        "_pulse",
-        "_ready",
-        "_token",
-        "_unread_waiting",
-        "carrier",
-        "context",
-        "device",
-        "ended",
-        "id",
-        "tenant",
-        "user",
+        "_count", "_expires_at", "_follower", "_greeted", "_outlet", "_pong_owed", "_pulse", "_token",
+        "carrier", "context", "device", "ended", "id", "tenant", "user",
     )  # fmt: skip
 
     def __init__(self, context: Context, outlet: Outlet, carrier: str, token: str | None = None) -> None:
@@ -105,11 +90,10 @@ class Session:
         self.carrier = carrier
         self._token = token
         self._follower: Follower | None = None
-        self._greeted = self._ready = self._pong_owed = False
+        self._greeted = self._pong_owed = False
         self._expires_at = 0.0
         self._pulse = Pulse(context.wheel.now(), context.times, outlet)
-        self._unread_waiting: bytes | None = None
-        self._count: dict[str, Any] | None = None
+        self._count = ToldCount(outlet)
         context.sessions.open(self)
         _OPEN[carrier].inc()
         context.wheel.later(context.times.hello_seconds, self._expect_hello, LOOKS)
@@ -144,8 +128,7 @@ class Session:
         """The outlet has room again."""
         if self._follower is None or self.ended:
             return
-        if self._ready:
-            self._tell_waiting_count()
+        self._count.tell_waiting()
         self._follower.writable()
 
     @property
@@ -270,18 +253,18 @@ class Session:
 
     def ready(self, cursor: Cursor) -> None:
         """The cursor was accepted."""
-        self._ready = True
-        self._outlet.send(ready_frame(self.id, cursor, None, self._take_count()), cursor.epoch.encode(), cursor.seq)
+        self._count.begun = True
+        self._outlet.send(ready_frame(self.id, cursor, None, self._count.take()), cursor.epoch.encode(), cursor.seq)
         self._tell_what_waited(cursor)
         _RESUMED.inc()
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """The cursor was given up: say so, and what replaces it."""
-        count = self._take_count()
+        count = self._count.take()
         unread = dict(snapshot.unread) if snapshot.unread is not None else count
-        self._forget_older_than(unread)
-        if not self._ready:
-            self._ready = True
+        self._count.replace(unread)
+        if not self._count.begun:
+            self._count.begun = True
             self._outlet.send(ready_frame(self.id, None, reason.value, unread))
         frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
         self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
@@ -289,38 +272,19 @@ class Session:
         metrics.gateway_joins.labels(reason.value).inc()
 
     def counted(self, count: dict[str, Any] | None) -> None:
-        """The count that was read when the log was joined, for the first frame."""
-        self._count = count
-        self._forget_older_than(count)
-
-    def _take_count(self) -> dict[str, Any] | None:
-        count, self._count = self._count, None
-        return count
-
-    def _forget_older_than(self, count: dict[str, Any] | None) -> None:
-        """What waits must not be told after a count that is newer."""
-        if self._unread_waiting is not None and count is not None and as_of(self._unread_waiting) <= count["as_of"]:
-            self._unread_waiting = None
+        """The count that was read when the log was joined."""
+        self._count.read(count)
 
     def unread(self, frame: bytes) -> None:
-        """A new count. It goes out when there is room, and never before `ready`."""
-        if self._ready and self._outlet.room():
-            self._unread_waiting = None
-            self._outlet.send(frame)
-        else:
-            self._unread_waiting = frame  # absolute: only the newest counts
+        """A new count."""
+        self._count.tell(frame)
 
     def _tell_what_waited(self, cursor: Cursor) -> None:
         """Answer pings that came before there was a position, and tell a count that may not come before `ready`."""
         if self._pong_owed:
             self._pong_owed = False
             self._outlet.send(pong_frame(cursor))
-        self._tell_waiting_count()
-
-    def _tell_waiting_count(self) -> None:
-        frame, self._unread_waiting = self._unread_waiting, None
-        if frame is not None:
-            self.unread(frame)
+        self._count.tell_waiting()
 
     def take_receipts(self) -> list[Outgoing]:
         """What was sent and acknowledged since the last time."""

@@ -96,6 +96,8 @@ class Tables:
         except StoreUnavailable as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("tables_not_read", error=str(error))
+        except Exception:
+            _log.exception("reading tables failed, the session goes on without")
         finally:
             answer(found)
 

@@ -122,6 +122,9 @@ class Watch:
         except BrokerError as error:
             _log.warning("leader_did_not_answer", stream=self._stream, error=f"{type(error).__name__}: {error}")
             return None
+        except Exception:
+            _log.exception("asking the leader failed, it is asked again", stream=self._stream)  # all feeds wait for it
+            return None
         if state.epoch is None:
             _log.error("stream_without_epoch", stream=self._stream, remedy="run `seamark topology apply`")
             return None

@@ -28,7 +28,7 @@ SNAPSHOT_SECONDS: Final = 0.75
 """A device waits for it: without an answer it gets what the log holds."""
 
 DEVICE_SECONDS: Final = 0.5
-"""The same for the place where it was; without an answer it starts anew."""
+"""The same for the place where it was."""
 
 _PAGE_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})", re.ASCII)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import resource
 import socket
 import time
@@ -143,9 +142,8 @@ async def test_a_process_without_file_descriptors_says_so_and_is_not_ready_until
     with gateway_process(nats_server.url, log, options={"jwt_secret": SECRET}) as gateway:
         pid = gateway.process.pid
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 20, hard))
-        for _ in range(40):
-            connections.append(socket.create_connection(("127.0.0.1", gateway.port), timeout=5))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())) + 20, hard))
+        connections.extend(socket.create_connection(("127.0.0.1", gateway.port), timeout=5) for _ in range(40))
         await eventually(lambda: "out_of_file_descriptors" in log.read_text())
         assert log.read_text().count("out_of_file_descriptors") == 1
         while connections:

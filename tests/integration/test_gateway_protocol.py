@@ -287,7 +287,9 @@ async def test_a_wrong_token_ends_the_session_with_4401(nats_server: NatsServer,
     assert not any(part in str(lines) for part in WRONG_TOKENS[case].split(".") if len(part) > 20)
 
 
-async def test_no_hello_in_time_ends_the_session_with_a_code_that_lets_the_client_come_back(nats_server: NatsServer) -> None:
+async def test_no_hello_in_time_ends_the_session_with_a_code_that_lets_the_client_come_back(
+    nats_server: NatsServer,
+) -> None:
     async with gateway_on(nats_server, times=QUICK) as gateway:
         with capture_logs() as lines:
             async with gateway.socket() as device:

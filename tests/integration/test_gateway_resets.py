@@ -61,6 +61,33 @@ async def test_a_connected_session_learns_that_its_stream_was_recreated(nats_ser
     assert [frame["seq"] for frame in records] == seqs == [1, 2, 3]
 
 
+async def test_an_acknowledgement_of_what_the_log_has_lost_counts_for_no_record_that_took_its_place(
+    nats_server: NatsServer,
+) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=5)
+        async with gateway.device() as device:
+            old = (await device.until("live"))["cursor"]
+            config = (await gateway.broker.api(f"STREAM.INFO.{gateway.stream()}", {}))["config"]
+            await gateway.broker.api(f"STREAM.DELETE.{gateway.stream()}", {})
+            await gateway.broker.api(f"STREAM.CREATE.{gateway.stream()}", config)  # the same epoch: put back, and empty
+            assert (await device.until("reset", timeout=20))["reason"] == "future"
+            await gateway.append(count=3)
+            await device.records(3)
+            await device.say("ack", cursor=old)  # it crossed the reset on its way
+            await device.say("ping")
+            await device.until("pong")
+            await gateway.append(count=4)
+            await device.say("ack", cursor=(await device.records(4))[-1]["cursor"])
+
+        async def acknowledged() -> list[tuple[int, int]]:
+            receipts = [receipt for receipt in await gateway.receipts() if receipt["state"] == "acknowledged"]
+            return [(receipt["after"], receipt["up_to"]) for receipt in receipts]
+
+        await eventually(acknowledged)
+        assert await acknowledged() == [(0, 7)]
+
+
 async def test_a_cursor_beyond_the_end_of_the_log_is_reset(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway:
         cursor = await cursor_after(gateway, 3)

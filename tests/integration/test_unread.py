@@ -86,6 +86,20 @@ async def test_ready_and_reset_carry_the_count_and_each_change_reaches_every_dev
             assert (await tablet.until("reset"))["unread"] == {**expected, "stale": False}
 
 
+async def test_a_reset_in_mid_session_tells_the_count(nats_server: NatsServer, valkey: Valkey) -> None:
+    async with counting(nats_server, valkey) as gateway, gateway.device() as phone:
+        await phone.until("live")
+        for id in ("a", "b", "c"):
+            await gateway.append(body=body(id))
+        await counted(phone, 3)
+        await gateway.broker.api(f"STREAM.DELETE.{gateway.stream()}", {})
+        await topology.ensure(gateway.broker, "dev", PARTITIONS, overrides=FAST)
+        reset = await phone.until("reset", timeout=15)
+        assert reset["reason"] == "epoch"
+        # The count is that of the log of before, and says so: the projector waits for its rebuild.
+        assert (reset["unread"]["count"], reset["unread"]["stale"]) == (3, True)
+
+
 async def test_reading_on_one_device_clears_the_other_within_one_frame(nats_server: NatsServer, valkey: Valkey) -> None:
     async with counting(nats_server, valkey) as gateway:
         await gateway.append(body=body("a", category="mail"))

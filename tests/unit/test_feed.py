@@ -397,3 +397,16 @@ def test_a_feed_closed_by_the_frame_it_sends_stays_closed(owner):
     owner.page(4, 5, 6, 7)
     assert owner.feed.state is State.CLOSED
     assert owner.questions() == []
+
+
+def test_a_socket_without_room_costs_no_copies_and_gets_them_all_from_the_log_once_there_is_room(live):
+    live.places = 1
+    for seq in range(11, 60):
+        live.live(seq, seq - 1)
+    assert live.took() == [11]
+    assert not live.feed._parked
+    live.places = 1000
+    live.feed.writable()
+    assert live.questions()[-1] == ("page", 11)
+    live.page(*range(11, 60))
+    assert live.took() == [*range(12, 60), ("live", "e.59")]

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from tests.support.joinlog import Broken
 from tests.support.joinmutants import MUTANTS
-from tests.support.joinscenarios import ANEW, GAPS, LOSSLESS, PROMPT, READING, TROUBLE, Profile, Scenario, Step, scenario
+from tests.support.joinscenarios import (
+    ANEW,
+    GAPS,
+    LOSSLESS,
+    PROMPT,
+    READING,
+    TROUBLE,
+    Profile,
+    Scenario,
+    Step,
+    scenario,
+)
 from tests.support.joinsim import run
 
 SEEDS = 1000

@@ -129,6 +129,12 @@ def test_a_live_copy_tells_its_sequence_and_the_one_before() -> None:
     assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12)
 
 
+def test_of_several_sequences_in_the_headers_the_servers_own_counts_which_is_the_last() -> None:
+    copied = b"NATS/1.0\r\nNats-Sequence: 4\r\nNats-Last-Sequence: 3\r\n" + HEADERS.removeprefix(b"NATS/1.0\r\n")
+    assert live_position(copied) == (17, 12)
+    assert live_position(b"NATS/1.0\r\nNats-Sequence: nonsense\r\n\r\n") == (-1, -1)
+
+
 def test_the_frame_of_a_record_is_built_once_for_all_who_hold_the_same_cursor() -> None:
     message = Message(17, b'{"id":"e"}', HEADERS)
     assert message.frame(12, b"e1") is message.frame(12, b"e1")

@@ -103,7 +103,12 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
         context=SimpleNamespace(counters=FeedCounters()), tell_receipts=lambda: None,
         ready=lambda cursor: None, reset=lambda *facts: None,
     )  # fmt: skip
+    told: list[bytes] = []
+    session.unread = told.append
     follower = Follower(session, Window(), None, "e.90")  # type: ignore[arg-type]
+    follower.log = UserLog(SimpleNamespace(number=0), "default", "alice")  # type: ignore[arg-type]
+    follower.log.followers = [follower]
+    follower.log.count(unread_frame(count(4, 100)))
     follower.resumed(Cursor("e", 90))
     follower._moved(100)
     assert acknowledged("e.95", follower) == 95
@@ -111,6 +116,8 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower._moved(60)
     assert acknowledged("e.95", follower) is None, "a record that is no more"
     assert acknowledged("e.55", follower) is None, "it may be of the record that was there before"
+    follower.log.count(unread_frame(count(1, 55)))
+    assert len(told) == 2, "a count of the log as it is now counts, though a higher position was told before"
     with pytest.raises(StaleCursor):
         read_up_to(Read(up_to="e.95"), follower)
     with pytest.raises(BadFrame):
@@ -133,6 +140,17 @@ def test_the_session_that_makes_room_is_of_the_same_device_or_the_one_that_was_s
     same = [session for session in older if session.device == newest.device]
     assert gone in older
     assert gone is same[0] if same else gone.heard_at == min(session.heard_at for session in older)
+
+
+async def test_a_count_of_the_former_log_that_waits_is_not_told_after_a_reset_in_mid_session() -> None:
+    window = Window()
+    session = session_on(window)
+    session.ready(Cursor("e", 1))
+    window.has_room = False
+    session.unread(unread_frame(count(9, 100)))
+    window.has_room = True
+    session.reset(ResetReason.EPOCH, Snapshot(None, unread=count(0, 3)), Cursor("f", 3))
+    assert window.counts == [0]
 
 
 class Listener:

@@ -1,0 +1,141 @@
+"""Whoever waits in a gateway for an answer that others wait for too gets one, whatever goes wrong on the way."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from gateway.counts import Counts
+from gateway.heads import Heads
+from gateway.live import Live
+from gateway.port import LogState
+from gateway.reader import Reader
+from gateway.server import _newest
+from gateway.watch import Watch
+
+
+class Faulty:
+    """A broker that meets a fault the first time it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def fail_once(self) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("the transport is closed")
+
+    async def confirmed(self) -> None:
+        self.fail_once()
+
+    def subscribe(self, subject: str, callback: Any) -> Any:
+        return SimpleNamespace(confirmed=self.confirmed, unsubscribe=lambda: None)
+
+    async def last_by_subjects(self, stream: str, subjects: list[str], timeout_seconds: float) -> Any:
+        self.fail_once()
+        return SimpleNamespace(seqs={}, up_to=0)
+
+    async def unread_of(self, partition: int, users: list[str]) -> Any:
+        self.fail_once()
+        return []
+
+    async def stream(self, name: str, timeout_seconds: float) -> Any:
+        self.fail_once()
+        return SimpleNamespace(epoch="e", first_seq=1, last_seq=1)
+
+    async def next_by_subject(self, *_: Any, **__: Any) -> Any:
+        self.fail_once()
+
+    async def leader_next(self, *_: Any, **__: Any) -> Any:
+        self.fail_once()
+
+    async def leader_last(self, *_: Any, **__: Any) -> Any:
+        self.fail_once()
+
+
+async def test_a_subscription_that_meets_a_fault_while_it_is_confirmed_is_confirmed_after_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.live.CONFIRM_PAUSE_SECONDS", 0.01)
+    live = Live(Faulty())  # type: ignore[arg-type]
+    joined = asyncio.Event()
+    live.join(SimpleNamespace(joined=joined.set), SimpleNamespace(number=0, logs={}), "default", "alice")  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        await joined.wait()
+    await live.close()
+
+
+async def test_heads_that_meet_a_fault_are_answered_and_so_are_those_that_waited_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.heads.HEADS_SUBJECTS", 1)
+    heads = Heads(Faulty(), "LOG-0", SimpleNamespace(last=LogState("e", 1, 1)), "mark")  # type: ignore[arg-type]
+    answers: list[LogState | None] = []
+    both = asyncio.Event()
+
+    def answer(seq: int, up_to: int, state: LogState | None) -> None:
+        answers.append(state)
+        if len(answers) == 2:
+            both.set()
+
+    heads.opening("a", answer)
+    heads.opening("b", answer)
+    async with asyncio.timeout(5):
+        await both.wait()
+    assert answers == [None, LogState("e", 1, 1)]
+    await heads.close()
+
+
+async def test_sessions_whose_count_meets_a_fault_go_on_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.counts.USERS_MAX", 1)
+    counts = Counts(Faulty(), 0, SimpleNamespace(last=None), {})  # type: ignore[arg-type]
+    answers: list[Any] = []
+    both = asyncio.Event()
+
+    def answer(count: dict[str, Any] | None) -> None:
+        answers.append(count)
+        if len(answers) == 2:
+            both.set()
+
+    counts.ask("default.alice", answer)
+    counts.ask("default.bob", answer)
+    async with asyncio.timeout(5):
+        await both.wait()
+    assert answers == [None, None]
+    await counts.close()
+
+
+async def test_a_leader_whose_answer_meets_a_fault_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[LogState] = []
+    monkeypatch.setattr("gateway.watch.WATCH_SECONDS", 0.01)
+
+    async def tell(state: LogState) -> None:
+        told.append(state)
+
+    watch = Watch(Faulty(), "LOG-0", tell)  # type: ignore[arg-type]
+    watch.start()
+    async with asyncio.timeout(5):
+        while not told:
+            await asyncio.sleep(0.005)
+    await watch.close()
+
+
+async def test_a_read_that_meets_a_fault_is_answered_so_that_it_is_tried_again() -> None:
+    answers: list[tuple[Any, ...]] = []
+    for ask in (
+        lambda reader: reader.page("s", 1, lambda *answer: answers.append(answer)),
+        lambda reader: reader.next("s", 1, lambda *answer: answers.append(answer)),
+        lambda reader: reader.last("s", lambda *answer: answers.append(answer)),
+    ):
+        reader = Reader(Faulty(), "LOG-0")  # type: ignore[arg-type]
+        ask(reader)
+        await asyncio.gather(*reader._tasks, return_exceptions=True)
+    assert answers == [(None, False), (None, False), (None,)]
+
+
+@pytest.mark.parametrize(("sizes", "kept"), [([], 0), ([9], 1), ([4, 4, 4], 2), ([4, 4], 2), ([9, 1], 1), ([1, 9], 1)])
+def test_a_snapshot_has_as_many_rows_as_its_bytes_allow_and_one_at_least(sizes: list[int], kept: int) -> None:
+    rows = [Raw(b"x" * size) for size in sizes]
+    assert _newest(rows, 8) == rows[:kept]
