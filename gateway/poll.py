@@ -11,7 +11,7 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.admission import admit, user_of
+from gateway.admission import admit, count_request, user_of
 from gateway.close_codes import CloseCode
 from gateway.connection import connection_of
 from gateway.context import CONTEXT
@@ -114,6 +114,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     admit(request, context)
     claims = await user_of(request, context)
+    count_request(request, context, claims)
     device = device_of(request)
     limit = int(_number(request, "limit", POLL_LIMIT, 1, POLL_LIMIT))
     wait_seconds = _number(request, "wait", 0, 0, POLL_WAIT_SECONDS)

@@ -48,6 +48,8 @@ async def test_requests_of_a_user_are_bounded_and_cost_neither_sessions_nor_othe
     async with gateway_on(nats_server) as gateway:
         assert [await read(gateway) for _ in range(5)] == [202, 202, 202, 429, 429]
         assert await read(gateway, "bob") == 202
+        async with gateway.http.get(f"{gateway.url}/v1/records?device=tab", headers=bearer()) as response:
+            assert response.status == 429
         async with gateway.device() as device:
             await device.until("live")
 
