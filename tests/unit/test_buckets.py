@@ -82,6 +82,12 @@ async def test_whoever_waits_for_a_place_never_waits_for_what_one_tenant_wants_b
     release.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert len(had) == 21
-    del tasks
+
+
+async def test_a_tenant_that_has_no_place_and_waits_for_none_is_forgotten() -> None:
+    queue = Queue(4, 2)
+    for number in range(100):
+        async with queue.place(f"tenant{number}"):
+            assert len(queue._tenants) == 1
     gc.collect()
     assert not queue._tenants
