@@ -78,7 +78,7 @@ LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
 """Age of a log that keeps records for ever, where a share of it is reckoned."""
 
 REQUESTS_PER_MINUTE: Final = 600
-"""Requests (pages of the inbox, reads, polls, proofs) of one user to one process; then 429. Each may cost PostgreSQL a query of
+"""Requests (inbox, reads, proofs, sessions) of one user to one process; then 429. Each may cost PostgreSQL a query of
 some milliseconds, on one of 8 connections that all users of the process share."""
 
 # --- one process ----------------------------------------------------------------------------------------------------

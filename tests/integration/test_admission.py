@@ -50,8 +50,25 @@ async def test_requests_of_a_user_are_bounded_and_cost_neither_sessions_nor_othe
         assert await read(gateway, "bob") == 202
         async with gateway.http.get(f"{gateway.url}/v1/records?device=tab", headers=bearer()) as response:
             assert response.status == 429
-        async with gateway.device() as device:
+        async with gateway.device("bob") as device:
             await device.until("live")
+
+
+async def test_a_user_that_opens_sessions_in_a_loop_is_stopped_and_the_open_ones_go_on(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.context.REQUESTS_PER_MINUTE", 3)
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        for _ in range(2):
+            async with gateway.device() as another:
+                await another.until("live")
+        async with gateway.device() as another:
+            assert (await another.closed())[0] == 4429
+        async with gateway.http.get(f"{gateway.url}/v1/stream?device=tab", headers=bearer()) as response:
+            assert response.status == 429
+        [seq] = await gateway.append()
+        assert (await device.records(1))[0]["seq"] == seq
 
 
 async def test_handshakes_are_counted_for_the_address_that_a_trusted_proxy_has_seen(nats_server: NatsServer) -> None:
