@@ -206,21 +206,20 @@ class ApiKeys:
         if unknown is not None and self._now() - unknown.confirmed_at < API_KEY_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
             return None
-        if key_hash not in self._asking and not self._first.take(""):
-            metrics.gateway_api_keys.labels("failed").inc()
-            raise KeysAway("too many keys that were never used here are being looked up")
-        if not self._guesses.take(address):
+        if not self._guesses.take(address):  # beforehand, so that many at once do not get past the bound
             metrics.gateway_api_keys.labels("guessed").inc()
             raise TooManyGuesses("too many keys that are none came from this address")
-        found: ApiKey | None = None
         guessed = False
         try:
+            if key_hash not in self._asking and not self._first.take(""):
+                metrics.gateway_api_keys.labels("failed").inc()
+                raise KeysAway("too many keys that were never used here are being looked up")
             found = await asyncio.shield(self._ask(key_hash, first=True))
             guessed = found is None
+            return found
         finally:
-            if not guessed:  # taken beforehand, so that many at once do not get past the bound
+            if not guessed:
                 self._guesses.give_back(address)
-        return found
 
     def _ask(self, key_hash: bytes, *, first: bool = False) -> asyncio.Task[ApiKey | None]:
         """The look-up of a key; all who ask for it meanwhile share it."""
