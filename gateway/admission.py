@@ -67,7 +67,7 @@ def _admit_any(request: web.BaseRequest, context: Context) -> None:
     origin = request.headers.get("Origin")
     if not context.origins.allows(origin, request.headers.get("Host")):
         _refused(request, "origin", origin=(origin or "")[:100])
-        raise Problem(403, "origin", "this Origin is not on the list of allowed origins")
+        raise Problem(403, "origin", "this Origin may not use the gateway: if it should, add it to SEAMARK_ORIGINS")
     if context.draining:
         _refused(request, "draining")
         raise Problem(503, "restarting", "the gateway restarts", retry_after_seconds=RETRY_AFTER_SECONDS)

@@ -22,6 +22,7 @@ from gateway.limits import (
     API_KEY_CACHE,
     API_KEY_CONNECTIONS,
     API_KEY_FIRST_AT_A_TIME,
+    API_KEY_FIRST_AT_ONCE,
     API_KEY_FIRST_PER_MINUTE,
     API_KEY_QUERY_SECONDS,
     API_KEY_RENEW_SECONDS,
@@ -142,7 +143,8 @@ class ApiKeys:
         self._unknown: dict[bytes, _Remembered] = {}
         self._asking: dict[bytes, asyncio.Task[ApiKey | None]] = {}
         self._guesses = Buckets(guesses_per_minute, now=now)
-        self._first = Buckets(API_KEY_FIRST_PER_MINUTE, now=now)
+        self._first = Buckets(API_KEY_FIRST_PER_MINUTE, burst=API_KEY_FIRST_AT_ONCE, now=now)
+        self._away_said_at = -1e9
         self._first_at_a_time = asyncio.Semaphore(API_KEY_FIRST_AT_A_TIME)
 
     async def find(self, key: str, address: Callable[[], str] = str) -> ApiKey | None:
@@ -240,7 +242,9 @@ class ApiKeys:
                 found = await self._store.find(key_hash)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             known = self._known.get(key_hash)
-            _log.warning("api_keys_away", error=type(error).__name__, outlived=known is not None)
+            if self._now() - self._away_said_at >= API_KEY_RETRY_SECONDS:  # keys that are none come by the hundred
+                self._away_said_at = self._now()
+                _log.warning("api_keys_away", error=type(error).__name__, detail=str(error)[:200])
             if known is not None:
                 known.failed_at = self._now()
             else:
