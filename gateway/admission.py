@@ -46,19 +46,28 @@ async def admit_user(request: web.Request, context: Context) -> Claims:
     """
     _admit_any(request, context)
     claims = await user_of(request, context)
+    count_request(request, context, claims)
+    return claims
+
+
+def count_request(request: web.BaseRequest, context: Context, claims: Claims) -> None:
+    """Count a request for its user, who may make so many in a minute.
+
+    Raises:
+        Problem: 429 when there were too many.
+    """
     user = claims.tenant, claims.user
     if not context.requests.take(user):
         _refused(request, "requests")
         wait = math.ceil(context.requests.wait_seconds(user))
         raise Problem(429, "too_many_requests", "this user makes too many requests", retry_after_seconds=max(1, wait))
-    return claims
 
 
 def _admit_any(request: web.BaseRequest, context: Context) -> None:
     origin = request.headers.get("Origin")
     if not context.origins.allows(origin, request.headers.get("Host")):
         _refused(request, "origin", origin=(origin or "")[:100])
-        raise Problem(403, "origin", "this Origin is not on the list of allowed origins")
+        raise Problem(403, "origin", "this Origin may not use the gateway: if it should, add it to SEAMARK_ORIGINS")
     if context.draining:
         _refused(request, "draining")
         raise Problem(503, "restarting", "the gateway restarts", retry_after_seconds=RETRY_AFTER_SECONDS)

@@ -22,6 +22,7 @@ from gateway.limits import (
     API_KEY_CACHE,
     API_KEY_CONNECTIONS,
     API_KEY_FIRST_AT_A_TIME,
+    API_KEY_FIRST_AT_ONCE,
     API_KEY_FIRST_PER_MINUTE,
     API_KEY_QUERY_SECONDS,
     API_KEY_RENEW_SECONDS,
@@ -142,7 +143,8 @@ class ApiKeys:
         self._unknown: dict[bytes, _Remembered] = {}
         self._asking: dict[bytes, asyncio.Task[ApiKey | None]] = {}
         self._guesses = Buckets(guesses_per_minute, now=now)
-        self._first = Buckets(API_KEY_FIRST_PER_MINUTE, now=now)
+        self._first = Buckets(API_KEY_FIRST_PER_MINUTE, burst=API_KEY_FIRST_AT_ONCE, now=now)
+        self._away_said_at = -1e9
         self._first_at_a_time = asyncio.Semaphore(API_KEY_FIRST_AT_A_TIME)
 
     async def find(self, key: str, address: Callable[[], str] = str) -> ApiKey | None:
@@ -206,21 +208,20 @@ class ApiKeys:
         if unknown is not None and self._now() - unknown.confirmed_at < API_KEY_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
             return None
-        if key_hash not in self._asking and not self._first.take(""):
-            metrics.gateway_api_keys.labels("failed").inc()
-            raise KeysAway("too many keys that were never used here are being looked up")
-        if not self._guesses.take(address):
+        if not self._guesses.take(address):  # beforehand, so that many at once do not get past the bound
             metrics.gateway_api_keys.labels("guessed").inc()
             raise TooManyGuesses("too many keys that are none came from this address")
-        found: ApiKey | None = None
         guessed = False
         try:
+            if key_hash not in self._asking and not self._first.take(""):
+                metrics.gateway_api_keys.labels("failed").inc()
+                raise KeysAway("too many keys that were never used here are being looked up")
             found = await asyncio.shield(self._ask(key_hash, first=True))
             guessed = found is None
+            return found
         finally:
-            if not guessed:  # taken beforehand, so that many at once do not get past the bound
+            if not guessed:
                 self._guesses.give_back(address)
-        return found
 
     def _ask(self, key_hash: bytes, *, first: bool = False) -> asyncio.Task[ApiKey | None]:
         """The look-up of a key; all who ask for it meanwhile share it."""
@@ -241,7 +242,9 @@ class ApiKeys:
                 found = await self._store.find(key_hash)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             known = self._known.get(key_hash)
-            _log.warning("api_keys_away", error=type(error).__name__, outlived=known is not None)
+            if self._now() - self._away_said_at >= API_KEY_RETRY_SECONDS:  # keys that are none come by the hundred
+                self._away_said_at = self._now()
+                _log.warning("api_keys_away", error=type(error).__name__, detail=str(error)[:200])
             if known is not None:
                 known.failed_at = self._now()
             else:

@@ -14,8 +14,10 @@ async def read_body(request: web.Request, most: int) -> bytes:
     """The body, at most `most` bytes.
 
     Raises:
-        Problem: 413, it is larger; 408, it was not complete in time.
+        Problem: 413, it is larger; 408, it was not complete in time; 415, it is compressed.
     """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Problem(415, "compressed", "send the body as it is, without Content-Encoding", field="Content-Encoding")
     if request.content_length is not None and request.content_length > most:
         raise Problem(413, "too_large", f"the body may have {most} bytes")
     body = bytearray()

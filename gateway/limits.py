@@ -94,8 +94,8 @@ LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
 """Age of a log that keeps records for ever, where a share of it is reckoned."""
 
 REQUESTS_PER_MINUTE: Final = 600
-"""Requests (pages of the inbox, reads, proofs) of one user to one process; then 429. Each may cost PostgreSQL a query of some
-milliseconds, on one of 8 connections that all users of the process share."""
+"""Requests (inbox, reads, proofs, sessions) of one user to one process; then 429. Each may cost PostgreSQL a query of
+some milliseconds, on one of 8 connections that all users of the process share."""
 
 # --- one process ----------------------------------------------------------------------------------------------------
 
@@ -181,6 +181,9 @@ API_KEY_FIRST_AT_A_TIME: Final = 2
 
 API_KEY_FIRST_PER_MINUTE: Final = 12_000
 """Look-ups of keys never seen before by one process; then 503. More than services have keys, and no load for PostgreSQL."""
+
+API_KEY_FIRST_AT_ONCE: Final = 400
+"""Of them, at once: what two connections look up within some tenths of a second, so that none waits past its deadline."""
 
 API_KEY_GUESSES_PER_MINUTE: Final = 60
 """Keys that are none, from one address where addresses can be told apart; then 429 for any key never seen before."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.admission import admit, user_of
+from gateway.admission import admit, count_request, user_of
 from gateway.close_codes import CloseCode
 from gateway.connection import connection_of
 from gateway.context import CONTEXT
@@ -120,6 +120,7 @@ async def records(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     admit(request, context)
     claims = await user_of(request, context)
+    count_request(request, context, claims)
     device = device_of(request)
     limit = int(_number(request, "limit", POLL_LIMIT, 1, POLL_LIMIT))
     snapshot = wants_snapshot(request)

@@ -206,7 +206,7 @@ class Session:
 
     async def _verify(self, token: str) -> Claims | None:
         try:
-            return await self.context.verifier.verify(token)
+            claims = await self.context.verifier.verify(token)
         except Refused as refused:
             metrics.gateway_refused_tokens.labels(refused.reason).inc()
             if not self.ended:
@@ -214,6 +214,11 @@ class Session:
                 code = FAILED if refused.reason == "keys_unavailable" else UNAUTHENTICATED
                 self.end(code, f"{refused.reason}: {refused}")
             return None
+        if self.context.requests.take((claims.tenant, claims.user)):
+            return claims
+        if not self.ended:  # each session that joins is read for: a user must not open them in a loop
+            self.end(TOO_MANY_FRAMES, "this user opens too many sessions")
+        return None
 
     def _ack(self, frame: Ack, follower: Follower) -> None:
         seq = acknowledged(frame.cursor, follower)

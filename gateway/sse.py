@@ -10,7 +10,7 @@ import asyncio
 
 from aiohttp import HttpVersion11, web
 
-from gateway.admission import admit, user_of
+from gateway.admission import admit, count_request, user_of
 from gateway.connection import connection_of
 from gateway.context import CONTEXT
 from gateway.frames import BadFrame, check_device
@@ -25,6 +25,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     admit(request, context)
     claims = await user_of(request, context)
+    count_request(request, context, claims)
     device = device_of(request)
     seen = request.headers.get("Last-Event-ID")
     cursor = seen or request.query.get("cursor")

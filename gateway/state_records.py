@@ -18,7 +18,7 @@ from engine.errors import BrokerError, Unavailable
 from engine.jetstream import Broker
 from engine.records import state_record
 from engine.subjects import log_subject
-from gateway.allowances import Allowances, Refusal
+from gateway.allowances import Allowances
 from gateway.limits import (
     READ_IDS,
     STATE_BUDGET_SECONDS,
@@ -166,7 +166,7 @@ class StateRecords:
     async def _settle(self, author: _Author, draft: _Draft) -> None:
         try:
             draft.stored.set_result(await self._store(author, draft))
-        except (TooManyRecords, BrokerError) as error:
+        except Exception as error:  # whatever it is, those who asked are told, and the line goes on
             draft.stored.set_exception(error)
 
     async def _store(self, author: _Author, draft: _Draft) -> str:
@@ -174,7 +174,7 @@ class StateRecords:
         id, record = state_record(kind, tenant=tenant, user=user, device=device, ids=list(draft.ids), up_to=draft.up_to)
         subject = log_subject(partition, tenant, user)
         size = len(record) + len(subject) + STORED_OVERHEAD_BYTES
-        refusal: Refusal | None = await self._allowances.take(tenant, user, partition, size)
+        refusal = await self._allowances.take(tenant, user, partition, size)
         if refusal is not None:
             raise TooManyRecords(_WHY[refusal.whose], refusal.wait_seconds)
         try:

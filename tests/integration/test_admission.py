@@ -1,5 +1,7 @@
 """What is taken and what is refused before anything is done: by address, by user, for want of room."""
 
+import time
+import zlib
 from collections.abc import Mapping
 
 import aiohttp
@@ -46,8 +48,27 @@ async def test_requests_of_a_user_are_bounded_and_cost_neither_sessions_nor_othe
     async with gateway_on(nats_server) as gateway:
         assert [await read(gateway) for _ in range(5)] == [202, 202, 202, 429, 429]
         assert await read(gateway, "bob") == 202
-        async with gateway.device() as device:
+        async with gateway.http.get(f"{gateway.url}/v1/records?device=tab", headers=bearer()) as response:
+            assert response.status == 429
+        async with gateway.device("bob") as device:
             await device.until("live")
+
+
+async def test_a_user_that_opens_sessions_in_a_loop_is_stopped_and_the_open_ones_go_on(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.context.REQUESTS_PER_MINUTE", 3)
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        for _ in range(2):
+            async with gateway.device() as another:
+                await another.until("live")
+        async with gateway.device() as another:
+            assert (await another.closed())[0] == 4429
+        async with gateway.http.get(f"{gateway.url}/v1/stream?device=tab", headers=bearer()) as response:
+            assert response.status == 429
+        [seq] = await gateway.append()
+        assert (await device.records(1))[0]["seq"] == seq
 
 
 async def test_handshakes_are_counted_for_the_address_that_a_trusted_proxy_has_seen(nats_server: NatsServer) -> None:
@@ -67,6 +88,19 @@ async def test_a_proxy_that_is_no_network_is_refused_at_start(nats_server: NatsS
     with pytest.raises(InvalidSetting, match="SEAMARK_TRUSTED_PROXIES"):
         async with gateway_on(nats_server, trusted_proxies=("proxy.example",)):
             raise AssertionError("it started")
+
+
+async def test_a_compressed_body_is_refused_and_never_unpacked(nats_server: NatsServer) -> None:
+    packing = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(packing.compress(b"0" * (1 << 20)) for _ in range(200)) + packing.flush()
+    async with gateway_on(nats_server) as gateway:
+        began = time.process_time()
+        for _ in range(5):
+            async with gateway.http.post(
+                f"{gateway.url}/v1/inbox/read", data=bomb, headers={**bearer(), "Content-Encoding": "gzip"}
+            ) as response:
+                assert (response.status, (await response.json(content_type=None))["field"]) == (415, "Content-Encoding")
+        assert time.process_time() - began < 1.0  # a gigabyte would take three times as long
 
 
 @pytest.mark.parametrize(("body", "field"), [

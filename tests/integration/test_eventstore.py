@@ -53,6 +53,22 @@ async def test_with_accounts_a_message_id_that_another_publisher_can_foresee_sup
                 assert [answer.duplicate for answer in answers] == [False, True]
 
 
+async def test_where_a_duplicate_may_not_be_looked_at_the_event_is_published_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_with_accounts(tmp_path / "nats", monkeypatch) as server:
+        async with (
+            logged_in(server, "provisioner") as provisioner,
+            logged_in(server, "publisher") as publisher,
+        ):
+            await topology.ensure(provisioner, "dev", overrides=SMALL)
+            await publisher.append("events.evil.mallory.x", ATTACK, msg_id="default:victim")
+            events = EventStore(publisher)
+            events._secret = None  # as behind a proxy that logs in for us
+            ack = await events.append(encode(to=["alice"], type="order.shipped", id="victim"))
+            assert (ack.duplicate, ack.seq) == (False, 2)
+
+
 async def test_without_accounts_a_duplicate_is_looked_at_before_it_is_believed(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker, Publisher(nats_url=nats_server.url) as publisher:
         await topology.ensure(broker, "dev", overrides=SMALL)

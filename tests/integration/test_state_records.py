@@ -96,6 +96,26 @@ async def test_while_redis_is_away_each_gateway_holds_the_bound_by_itself(valkey
         assert refusal.wait_seconds == pytest.approx(200 / 0.001, rel=0.01)
 
 
+async def test_after_a_silence_of_redis_gateways_count_together_again(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.allowances.PAUSE_SECONDS", 0.0)
+    async with Redis.from_url(valkey.url, socket_timeout=None) as redis:
+        one, two = (Allowances(redis, Allowance(1_000, 0.001), [Allowance(1e6, 1)]) for _ in range(2))
+        assert await one.take("acme", "alice", 0, 300) is None
+        valkey.suspend()
+        try:
+            for _ in range(3):
+                assert await one.take("acme", "bob", 0, 10) is None
+        finally:
+            valkey.resume()
+        assert await one.take("acme", "alice", 0, 100) is None
+        refusal = await two.take("acme", "alice", 0, 601)
+        assert refusal is not None
+        assert refusal.whose == "user"
+        assert await two.take("acme", "alice", 0, 599) is None
+
+
 async def test_a_silent_redis_holds_a_read_up_for_a_moment_only(nats_server: NatsServer, valkey: Valkey) -> None:
     async with gateway_on(nats_server, redis_url=valkey.url) as gateway:
         assert (await mark(gateway, ids=["r0"]))[0] == 202

@@ -520,6 +520,7 @@ async def test_the_time_of_a_key_ends_while_it_is_remembered_and_while_the_store
 
 async def test_keys_never_seen_before_reach_the_store_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_PER_MINUTE", 60)
+    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_AT_ONCE", 60)
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
     table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
@@ -532,6 +533,17 @@ async def test_keys_never_seen_before_reach_the_store_at_a_bounded_rate(monkeypa
     assert table.asked == 61
 
 
+async def test_an_address_that_guesses_keys_uses_up_no_look_ups_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_PER_MINUTE", 20)
+    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_AT_ONCE", 20)
+    table = Table()
+    keys = ApiKeys(table, guesses_per_minute=10, now=lambda: 0.0)
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    guesses = (keys.find(f"guess{number}", lambda: "1.2.3.4") for number in range(100))
+    await asyncio.gather(*guesses, return_exceptions=True)
+    assert await keys.find("k", lambda: "5.6.7.8") is not None
+
+
 async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> None:
     table = Table()
     keys = ApiKeys(table, guesses_per_minute=10)
@@ -541,6 +553,7 @@ async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> Non
     assert sum(isinstance(one, TooManyGuesses) for one in found) == 90
     with pytest.raises(TooManyGuesses):
         await keys.find("k", lambda: "1.2.3.4")
+    assert table.asked == 10
     for _ in range(30):
         assert await keys.find("k", lambda: "5.6.7.8") is not None
     assert await keys.find("k", lambda: "1.2.3.4") is not None  # it is known now
