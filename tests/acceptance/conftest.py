@@ -1,6 +1,7 @@
 """A running stack, as `make run` starts it, for the tests of the documentation and for those of the commands.
 
-One for each module: with traffic on it, it must not go on beside other tests."""
+One for each module: with traffic on it, it must not go on beside other tests.
+"""
 
 from collections.abc import Iterator
 
