@@ -27,7 +27,7 @@ NOT_RUN: Final = {
 """Blocks that nothing can run, by document and first line: why not, and who checks them instead."""
 
 _FENCE: Final = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
-_SPAN: Final = re.compile(r"(?<!`)`(seamark [a-z-]+[^`\n]*)`(?!`)")
+_SPAN: Final = re.compile(r"(?<!`)`(seamark [a-z][^`\n]*)`(?!`)")
 
 
 @dataclass(frozen=True, slots=True)
