@@ -91,7 +91,7 @@ def _copy_behind(link: Path, installed: PostgresInstallation) -> PostgresInstall
 def _copied(installed: PostgresInstallation, place: Path, link: Path) -> PostgresInstallation | None:
     """A copy below `place`; None where it cannot be made, or nobody cannot run it."""
     try:
-        root = Path(tempfile.mkdtemp(prefix="seamark-postgres-", dir=place))
+        root = Path(tempfile.mkdtemp(prefix="seamark-programs-", dir=place))
     except OSError:
         return None
     copy = PostgresInstallation(root, installed.bin, installed.needed)

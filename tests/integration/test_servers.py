@@ -1,6 +1,7 @@
 """The embedded servers keep data and port through stop and kill, and die with the process that started them."""
 
 import os
+import pwd
 import select
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -16,8 +18,10 @@ import pytest
 import redis.asyncio
 
 from engine.limits import BATCH_MESSAGES_MAX, PULL_MESSAGES_MAX, RECORD_BYTES_MAX
+from seamark.dev import stores
 from seamark.dev.child import ServerFailed, free_port, is_free
 from seamark.dev.servers import Change, NatsCluster, NatsServer, Postgres, Valkey
+from tests.support.clones import copy_postgres
 from tests.support.overlays import UNSYNCED
 from tests.support.servers import end
 
@@ -114,6 +118,46 @@ async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path)
             await asyncpg.connect(f"postgresql://postgres:wrong@127.0.0.1:{server.port}/postgres")
     finally:
         end(server)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks where Linux tells what a process may do")
+def test_postgres_runs_without_any_capability_and_never_as_root(tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "postgres", durable=False)
+    try:
+        server.start()
+        lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapAmb"], 16) == 0
+        users = {int(user) for user in status["Uid"].split()}
+        assert users == {os.getuid() or pwd.getpwnam("nobody").pw_uid}
+    finally:
+        end(server)
+
+
+async def test_a_postgres_whose_programs_only_we_can_reach_runs_and_leaves_no_copy_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o700)
+    copy_postgres(locked)
+    installed = replace(stores.postgres_installation(), root=locked)
+    monkeypatch.setattr(stores, "postgres_installation", lambda: installed)
+    server = Postgres(locked / "data", durable=False)
+    link = locked / "data/programs"
+    try:
+        server.start()
+        assert link.is_symlink() == (os.geteuid() == 0)  # another user runs the programs himself
+        copy = link.resolve()
+        server.kill()
+        server.start()  # a copy that was left is used again, not made once more
+        assert link.resolve() == copy
+        connection = await asyncpg.connect(server.url)
+        assert await connection.fetchval("SELECT count(*) FROM pg_timezone_names") > 100  # read from the copied files
+        await connection.close()
+    finally:
+        end(server)
+    assert not link.is_symlink()
+    assert not copy.exists()
 
 
 async def test_each_test_gets_a_database_of_its_own(postgres: str) -> None:
