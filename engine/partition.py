@@ -76,6 +76,7 @@ class PartitionReader:
         self._buffer_bytes, self._verified, self._doubt = 0, False, False
         self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
         self._retry_seconds, self._clear_at, self._keep_at = RETRY_SECONDS_MIN, 0.0, math.inf
+        self._keep_seq = 0
         self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -146,7 +147,7 @@ class PartitionReader:
         next_seq = await self._worker.acquire()
         if self.phase is Phase.CLAIMING and self._pin == pin:
             self._metrics.owned.set(1)
-            self._clear_at, self._keep_at = 0.0, time.monotonic() + KEEP_POSITION_SECONDS
+            self._clear_at, self._keep_at, self._keep_seq = 0.0, time.monotonic() + KEEP_POSITION_SECONDS, 0
             self._log.info("took over", next_seq=next_seq)
             await self._reset(next_seq)
 
@@ -215,17 +216,22 @@ class PartitionReader:
         self._pull()
 
     async def _keep_position(self) -> None:
-        """Nothing has come for a while: move the position behind what belongs to others, before age trims that."""
+        """Nothing has come for a while: move the position behind what belongs to others, before age trims that.
+
+        As far as the stream reached when this was last called: a leader elected a moment ago may not show all yet, and what it
+        does not show would be passed over for good. None lags for so long.
+        """
         self._keep_at = time.monotonic() + KEEP_POSITION_SECONDS
         last, pin = self._last_seq, self._pin
         state = await self._broker.stream(self._source.stream)
         self._worker.check(state)
-        if state.last_seq <= last:
+        reached, self._keep_seq = self._keep_seq, state.last_seq
+        if reached <= last:
             return
         found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
-        # What comes from now on is stored behind `state`; what came meanwhile moves the position by itself.
+        # What came meanwhile moves the position by itself.
         if found is None and self._last_seq == last and self._still_reads(pin):
-            await self._worker.pass_over(state.last_seq)
+            await self._worker.pass_over(reached)
 
     def _to_standby(self) -> None:
         self.phase, self._pin, self._doubt = Phase.STANDBY, None, False
