@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
 from nats.nuid import NUID
+
+from engine import wire
+from engine.connection import Delivery, settle
+from engine.errors import BrokerError
 
 _ids = NUID()
 
@@ -32,3 +37,9 @@ def encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
         sizes = len(head), len(head) + len(payload)
         parts.append(b"HPUB %b %b%d %d\r\n%b%b\r\n" % (message.subject.encode(), answer, *sizes, head, payload))
     return b"".join(parts)
+
+
+def settle_batch(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:
+    """An empty answer without a status is the server's nod to the first message of a batch: not the end yet."""
+    if isinstance(outcome, BrokerError) or outcome.payload or wire.status(outcome.headers):
+        settle(future, outcome)

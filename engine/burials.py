@@ -38,12 +38,13 @@ class Burials:
         self._q = event_partition
         self._epoch = ""
         self._last = 0
+        self._none_from: int | None = None
         self._stall: Stall | None = None
         self.first: int | None = None
 
     def take_over(self, events_epoch: str, mark: Mark | None) -> None:
         """Go on from what the home mark says. `events_epoch` is the incarnation of EVENTS it counts in."""
-        self._epoch = events_epoch
+        self._epoch, self._none_from = events_epoch, None
         self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
 
     async def bury(self, dead: Dead) -> None:
@@ -96,6 +97,10 @@ class Burials:
                 if self._epoch != epoch:
                     return  # taken over anew meanwhile, in another incarnation
                 self.first = stored.seq + 1
+            if not page and self._none_from != self.first:
+                # A leader that was just elected may not show all yet: it is asked again next time.
+                self._none_from = self.first
+                return
             if len(due) < len(page) or not page:
                 self.first = last + 1
         self.first = None

@@ -19,7 +19,7 @@ import msgspec
 from nats.nuid import NUID
 
 from engine import wire
-from engine.batch import Outgoing, encode_batch
+from engine.batch import Outgoing, encode_batch, settle_batch
 from engine.connection import Connection, Delivery, NatsSettings, Subscription, settle
 from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
@@ -255,7 +255,7 @@ class Broker(Connection):
             raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
         answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
         reply = self.expect(
-            lambda outcome: _settle_batch(answer, outcome),
+            lambda outcome: settle_batch(answer, outcome),
             lambda subject: any(message.subject == subject for message in messages),
         )
         try:
@@ -394,12 +394,6 @@ class Broker(Connection):
         if code not in (204, 404):
             raise ApiError(code, 0, wire.description(end))
         return messages, end
-
-
-def _settle_batch(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:
-    """An empty answer without a status is the server's nod to the first message of a batch: not the end yet."""
-    if isinstance(outcome, BrokerError) or outcome.payload or wire.status(outcome.headers):
-        settle(future, outcome)
 
 
 def _ack(payload: bytes, refused: type[ApiError]) -> PubAck:

@@ -27,7 +27,8 @@ from engine.limits import (
     PULL_BATCH,
     QUIET_CHECK_SECONDS,
 )
-from engine.pulls import GROUP, Pace, Pulls
+from engine.pulls import Pace, Pulls
+from engine.readinghead import ReadingHead
 from engine.tasks import end_if_cancelled
 from engine.worker import Delivered, Source, Worker
 
@@ -70,12 +71,14 @@ class PartitionReader:
         self._expires_seconds = pin_timeout_seconds / 2
         self._quiet_seconds = min(QUIET_CHECK_SECONDS, pin_timeout_seconds)
         self._inbox = f"{broker.settings.inbox_prefix}.{NUID().next().decode()}"
+        self._head = ReadingHead(broker, source)
         self._pulls = Pulls(broker, source.stream, source.consumer, self._inbox, self._expires_seconds)
         self._pin: bytes | None = None
         self._buffer: list[Delivered] = []
         self._buffer_bytes, self._verified, self._doubt = 0, False, False
         self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
-        self._retry_seconds, self._clear_at, self._keep_at = RETRY_SECONDS_MIN, 0.0, math.inf
+        self._retry_seconds, self._clear_at = RETRY_SECONDS_MIN, 0.0
+        self._keep_at, self._keep_seq = math.inf, 0
         self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -109,7 +112,8 @@ class PartitionReader:
             broker.on_leader_change.remove(self._on_leader_change)
             for subscription in subscriptions:
                 subscription.unsubscribe()
-            await self._give_back()
+            if self._pin is not None and broker.connected:
+                await self._head.give_back()
 
     async def _turn(self) -> None:
         """One decision: the most urgent thing is done."""
@@ -146,7 +150,7 @@ class PartitionReader:
         next_seq = await self._worker.acquire()
         if self.phase is Phase.CLAIMING and self._pin == pin:
             self._metrics.owned.set(1)
-            self._clear_at, self._keep_at = 0.0, time.monotonic() + KEEP_POSITION_SECONDS
+            self._clear_at, self._keep_at, self._keep_seq = 0.0, time.monotonic() + KEEP_POSITION_SECONDS, 0
             self._log.info("took over", next_seq=next_seq)
             await self._reset(next_seq)
 
@@ -175,7 +179,7 @@ class PartitionReader:
         # Before the answer comes, a message with consumer sequence 1 may be there already.
         self._doubt = False
         try:
-            await self._broker.api(f"CONSUMER.RESET.{source.stream}.{source.consumer}", {"seq": max(1, next_seq)})
+            await self._head.put(next_seq)
         except BaseException:
             self._doubt = True
             raise
@@ -220,12 +224,14 @@ class PartitionReader:
         last, pin = self._last_seq, self._pin
         state = await self._broker.stream(self._source.stream)
         self._worker.check(state)
-        if state.last_seq <= last:
+        # As the stream was last time: a leader elected a moment ago may not show all yet, but none lags for so long.
+        reached, self._keep_seq = self._keep_seq, state.last_seq
+        if reached <= last:
             return
         found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
-        # What comes from now on is stored behind `state`; what came meanwhile moves the position by itself.
+        # What came meanwhile moves the position by itself.
         if found is None and self._last_seq == last and self._still_reads(pin):
-            await self._worker.pass_over(state.last_seq)
+            await self._worker.pass_over(reached)
 
     def _to_standby(self) -> None:
         self.phase, self._pin, self._doubt = Phase.STANDBY, None, False
@@ -385,21 +391,8 @@ class PartitionReader:
             # Asked again: somebody chosen meanwhile has put the reading head where it belongs.
             if await self._is_neglected():
                 self._log.info("nobody reads what waits: putting the reading head back", next_seq=next_seq)
-                reset = f"CONSUMER.RESET.{self._source.stream}.{self._source.consumer}"
-                await self._broker.api(reset, {"seq": max(1, next_seq)})
+                await self._head.put(next_seq)
 
     async def _is_neglected(self) -> bool:
         """Has no reader been chosen, nor this one while that was asked?"""
-        info = await self._broker.api(f"CONSUMER.INFO.{self._source.stream}.{self._source.consumer}")
-        pinned = any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
-        return not pinned and self.phase is Phase.STANDBY
-
-    async def _give_back(self) -> None:
-        """Let a standby go on at once; whoever is killed instead costs it the pin's time-out."""
-        if self._pin is None or not self._broker.connected:
-            return
-        try:
-            unpin = f"CONSUMER.UNPIN.{self._source.stream}.{self._source.consumer}"
-            await self._broker.api(unpin, {"group": GROUP}, timeout_seconds=1.0)
-        except BrokerError as error:
-            self._log.debug("could not give the pin back", error=type(error).__name__)
+        return not await self._head.is_pinned() and self.phase is Phase.STANDBY

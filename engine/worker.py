@@ -52,7 +52,7 @@ class Worker(Protocol):
     async def pass_over(self, seq: int) -> None:
         """No message of the partition is left up to `seq`: store that, so that the position does not fall behind what age trims.
 
-        A worker to whom that is not worth a write leaves it (ADR 0015).
+        It may be said again, or of less than the position. A worker to whom it is not worth a write leaves it (ADR 0015).
 
         Raises:
             StepDown, PartitionStopped, BrokerError: as `handle`.

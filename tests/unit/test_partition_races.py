@@ -24,7 +24,7 @@ from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailab
 from engine.jetstream import Stored, StreamState
 from engine.partition import Delivered, PartitionReader, Phase, Source
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 SOURCE = Source("EV", "reader", "ev.0.>")
 PIN_TIMEOUT_SECONDS = 4.0

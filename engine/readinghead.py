@@ -1,0 +1,44 @@
+"""The durable consumer of a partition as its readers see it: a head that can be put somewhere, and a pin that one of them has."""
+
+from __future__ import annotations
+
+import structlog
+
+from engine.errors import BrokerError
+from engine.jetstream import Broker
+from engine.pulls import GROUP
+from engine.worker import Source
+
+_log = structlog.get_logger("seamark.partition")
+
+
+class ReadingHead:
+    """What a reader asks of its consumer, apart from messages."""
+
+    def __init__(self, broker: Broker, source: Source) -> None:
+        self._broker = broker
+        self._name = f"{source.stream}.{source.consumer}"
+
+    async def put(self, seq: int) -> None:
+        """Read on from `seq`; the next message has consumer sequence 1. Whoever has the pin keeps it.
+
+        Raises:
+            ApiError, Unavailable, Unanswered: as `Broker.api`.
+        """
+        await self._broker.api(f"CONSUMER.RESET.{self._name}", {"seq": max(1, seq)})
+
+    async def is_pinned(self) -> bool:
+        """Has the server chosen a reader?
+
+        Raises:
+            ApiError, Unavailable, Unanswered: as `Broker.api`.
+        """
+        info = await self._broker.api(f"CONSUMER.INFO.{self._name}")
+        return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
+
+    async def give_back(self) -> None:
+        """Let a standby be chosen at once; whoever is killed instead costs it the pin's time-out."""
+        try:
+            await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
+        except BrokerError as error:
+            _log.debug("could not give the pin back", consumer=self._name, error=type(error).__name__)
