@@ -181,7 +181,7 @@ async def test_a_count_and_a_list_that_disagree_are_a_difference_though_each_fol
     async with projecting_tables(house.nats.url, house.valkey.url, house.postgres_url, PARTITIONS):
         await eventually(house.folded)
     assert await house.differences("unread") == []
-    await house.pool.execute("UPDATE inbox SET read_seq = 1, read_at = now() WHERE id = 'user-5-5'")
+    await house.pool.execute("UPDATE inbox SET read_seq = 1, read_at = now() WHERE id = 'user-5-4'")
     [found] = await house.differences("unread")
     assert (found.what, found.key) == ("unread count and inbox disagree", ["default", "user-5"])
     assert found.stored.count == found.expected + 1
