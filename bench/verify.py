@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,23 @@ async def _verify(bench: Stack, name: str, *, restart: bool) -> dict[str, Any]:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> tuple[list[bytes], int, int, float]:
+    """What it printed, its exit code, the most memory it had, and its processor time."""
     assert child.stdout is not None
+    peak_bytes, over = 0, threading.Event()
+
+    def watch() -> None:
+        # What the system says of a process that has ended counts the memory of its parent as well, at the moment of the fork.
+        nonlocal peak_bytes
+        while not over.wait(0.2):
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            found = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+            peak_bytes = max([peak_bytes, *(kilobytes * 1024 for kilobytes in found)])
+
+    watching = threading.Thread(target=watch, name="watch memory")
+    watching.start()
     lines = child.stdout.read().splitlines()
+    over.set()
+    watching.join()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
-    return lines, child.returncode, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
+    return lines, child.returncode, peak_bytes, usage.ru_utime + usage.ru_stime

@@ -12,8 +12,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
-REMEMBERED_MAX: Final = 1000
-"""Notifications of a user, the newest ones, whose ids are known: weeks of a busy user, in at most 16 KB of Redis."""
+REMEMBERED_MAX: Final = 128
+"""Notifications of a user, the newest ones, whose ids are known: at 40 a day the three days for which ids are claimed anyway.
+Redis keeps up to twice as many before it thins them out: 5 KB a user, in the compact form of a hash, which is searched from one
+end to the other for every notification."""
 
 _SEVEN_BITS: Final = bytes(byte & 127 for byte in range(256))
 

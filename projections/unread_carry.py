@@ -13,9 +13,6 @@ from projections.unread import WEIGHT_MAX, asked, meta_key, scanned
 USERS_AT_A_TIME: Final = 20
 """Each may have a thousand ids."""
 
-_ENTRY_BYTES: Final = 16
-_MARK_BYTES: Final = 9
-
 _details = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
 
 Operations = dict[str, list[Any]]
@@ -56,26 +53,23 @@ async def _remembered(redis: Redis, base: str, oldest: int, shift: int) -> Async
     async for keys in scanned(redis, f"{base}r:*"):
         for start in range(0, len(keys), USERS_AT_A_TIME):
             part = keys[start : start + USERS_AT_A_TIME]
-            entries = await asked(redis.mget(part))
+            pipeline = redis.pipeline(transaction=False)
+            for key in part:
+                pipeline.hgetall(key)
+            entries = await asked(pipeline.execute())
             users: Operations = {}
             for key, one in zip(part, entries, strict=True):
                 ops: list[Any] = []
                 for seq, mark in remembered_before(one, oldest):
-                    ops += (6, max(0, seq - shift), mark)
+                    ops += (6, seq - shift, mark)
                 if ops:
                     users[key.decode().removeprefix(f"{base}r:")] = ops
             yield users
 
 
-def remembered_before(entries: bytes | None, oldest: int) -> list[tuple[int, str]]:
+def remembered_before(entries: dict[bytes, bytes], oldest: int) -> list[tuple[int, str]]:
     """Sequence and fingerprint of each remembered notification that was stored before `oldest`, the newest last."""
-    found = []
-    for at in range(0, len(entries or b""), _ENTRY_BYTES):
-        entry = (entries or b"")[at : at + _ENTRY_BYTES]
-        seq = int.from_bytes(entry[_MARK_BYTES:])
-        if seq < oldest:
-            found.append((seq, entry[:_MARK_BYTES].decode()))
-    return found
+    return sorted((int(seq), mark.decode()) for mark, seq in entries.items() if int(seq) < oldest)
 
 
 async def _older(

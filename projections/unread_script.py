@@ -12,7 +12,7 @@ users' keys are derived in the script from the one that is passed, which a clust
 - `unread:{…}:x:<user>` sorted set: those of the ids that expire, by when
 - `unread:{…}:d:<user>` hash: `i<id>` details (`c<category>`, or `x` and a packed list of category, collapse key, expiry),
   `k<collapse key>` its id, `m` what was given up above the bound (`<seq>,<expiry of the last to expire>`)
-- `unread:{…}:r:<user>` string: the newest notifications, read or not, 16 bytes each: 9 of `repeats.fingerprint`, 7 of the seq
+- `unread:{…}:r:<user>` hash: the newest notifications, read or not: `repeats.fingerprint` of the id, and the sequence
 """
 
 from __future__ import annotations
@@ -62,24 +62,34 @@ APPLY: Final = (
 if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return false end
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
-local remembered_bytes = tonumber(ARGV[9] or 0) * 16
-local user, s, c, x, d, r, n, cats, past, past_before
+local remembered = tonumber(ARGV[9] or 0)
+local user, s, c, x, d, r, n, cats, crowded
 
 -- whether it is one of the last notifications; from now on it is
 local function repeats(seq, mark)
-  if not past then
-    past_before = call('GET', r) or ''
-    past = past_before
+  if call('HSETNX', r, mark, seq) == 1 then
+    crowded = crowded or string.byte(mark) < 8
+    return false
   end
-  local from = math.max(1, #past - remembered_bytes + 1)
-  while true do
-    local found = string.find(past, mark, from, true)
-    if not found then break end
-    if found % 16 == 1 then return true end
-    from = found + 1
+  local known, newer = tonumber(call('HGET', r, mark)), 0
+  for _, other in ipairs(call('HVALS', r)) do
+    if tonumber(other) > known then newer = newer + 1 end
   end
-  past = past .. mark .. struct.pack('>I7', seq)
+  if newer < remembered then return true end
+  call('HSET', r, mark, seq)
   return false
+end
+
+-- now and then: twice as many as are needed fit the compact form of a hash, and so the oldest go many at a time
+local function thin_out()
+  if call('HLEN', r) <= 2 * remembered then return end
+  local all, seqs = call('HGETALL', r), {}
+  for i = 2, #all, 2 do seqs[#seqs + 1] = tonumber(all[i]) end
+  table.sort(seqs)
+  local oldest = seqs[#seqs - remembered + 1]
+  for i = 2, #all, 2 do
+    if tonumber(all[i]) < oldest then call('HDEL', r, all[i - 1]) end
+  end
 end
 
 -- what is known of an id that no longer counts
@@ -175,7 +185,7 @@ local at = 1
 while values[at] do
   user = values[at]
   s, c, x, d = base .. ':s:' .. user, base .. ':c:' .. user, base .. ':x:' .. user, base .. ':d:' .. user
-  r, n, cats, past = base .. ':r:' .. user, nil, {}, nil
+  r, n, cats, crowded = base .. ':r:' .. user, nil, {}, false
   local last = at + 1 + values[at + 1]
   at = at + 2
   while at <= last do
@@ -200,7 +210,7 @@ while values[at] do
       at = at + 3
     end
   end
-  if past and past ~= past_before then call('SET', r, string.sub(past, -remembered_bytes)) end
+  if crowded then thin_out() end
   for category, change in pairs(cats) do
     if change ~= 0 and call('HINCRBY', c, category, change) == 0 then call('HDEL', c, category) end
   end

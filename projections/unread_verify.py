@@ -169,7 +169,7 @@ class UnreadVerification(StreamVerification):
         await self._check_epoch(part.stream, checkpoint)
         oldest = first.seq if first is not None else checkpoint.seq + 1
         prefix = meta_key(part.number, await read_version(self._redis)).removesuffix("meta")
-        before = remembered_before(await asked(self._redis.get(f"{prefix}r:{user}")), oldest)
+        before = remembered_before(await asked(self._redis.hgetall(f"{prefix}r:{user}")), oldest)
         since = {mark: newer for newer, (_, mark) in enumerate(reversed(before))}
         fold = _folded(UserFold(remembered=Remembered(since)), await self._said(user, part, checkpoint.seq))
         differences = []

@@ -30,6 +30,7 @@ from engine.incarnations import stream_of
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import decode_token, encode_token, partition_of
+from engine.tasks import end_if_cancelled
 from projections.postgres import asking
 from projections.replay import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, replay
 from projections.spill import Spill, Users
@@ -262,6 +263,7 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         except (Unavailable, Unanswered, StoreUnavailable) as error:
             if isinstance(error, StoreBroken) or time.monotonic() > until:
                 raise
+        end_if_cancelled()
         await asyncio.sleep(pause)
         pause = min(PAUSE_SECONDS_MAX, 2 * pause)
 

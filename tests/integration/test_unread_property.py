@@ -183,10 +183,7 @@ async def contents(redis: Redis) -> dict[bytes, Any]:
         kind = await redis.type(key)
         if key.endswith(b":due"):
             continue  # who to look after next; users are taken out of it when looked at, not when they read
-        if kind == b"string":
-            found[key] = await redis.get(key)
-        else:
-            found[key] = await (redis.hgetall(key) if kind == b"hash" else redis.zrange(key, 0, -1, withscores=True))
+        found[key] = await (redis.hgetall(key) if kind == b"hash" else redis.zrange(key, 0, -1, withscores=True))
         if key.endswith(b":meta"):
             found[key].pop(b"fresh")
     return found

@@ -106,10 +106,10 @@ async def test_while_records_come_and_are_folded_nothing_differs(house: House, p
             return number
 
         writing = asyncio.create_task(write())
-        found = [await house.differences(projection) for _ in range(3)]
+        found = await house.differences(projection)
         over.set()
         assert await writing > 10
-    assert found == [[], [], []]
+    assert found == []
 
 
 @pytest.mark.parametrize("projection", ["unread", "inbox", "deliveries"])
@@ -181,7 +181,7 @@ async def test_a_count_and_a_list_that_disagree_are_a_difference_though_each_fol
     async with projecting_tables(house.nats.url, house.valkey.url, house.postgres_url, PARTITIONS):
         await eventually(house.folded)
     assert await house.differences("unread") == []
-    await house.pool.execute("UPDATE inbox SET read_seq = 1, read_at = now() WHERE id = 'user-5-5'")
+    await house.pool.execute("UPDATE inbox SET read_seq = 1, read_at = now() WHERE id = 'user-5-4'")
     [found] = await house.differences("unread")
     assert (found.what, found.key) == ("unread count and inbox disagree", ["default", "user-5"])
     assert found.stored.count == found.expected + 1
