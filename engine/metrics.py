@@ -136,3 +136,7 @@ retention_undivided = Gauge(
     "seamark_retention_undivided", "1 while the tables are not divided by months: nothing leaves them", ("projection",)
 )
 retention_dropped = Counter("seamark_retention_dropped_months", "Months that were over and dropped", ("projection",))
+retention_kept_at = Gauge(
+    "seamark_retention_kept_timestamp_seconds",
+    "When this projector last looked for months that are over, as Unix time; 0 where another one does",
+)

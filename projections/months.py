@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -95,6 +96,9 @@ class Months:
                 async with asyncio.timeout(ROUND_SECONDS), self._alone() as mine:
                     if mine:
                         await self.keep()
+                        metrics.retention_kept_at.set(time.time())
+                    else:
+                        _say_nothing()
             except (BrokerError, TopologyError, StoreUnavailable, *AWAY) as error:
                 _log.warning("months_not_kept", why=str(error)[:200] or type(error).__name__)
             except Exception:
@@ -244,6 +248,13 @@ class Months:
     async def _asking(self, seconds: float = ASK_SECONDS) -> AsyncIterator[Connection]:
         async with asking(self._pool, seconds) as connection:
             yield connection
+
+
+def _say_nothing() -> None:
+    """Another projector tells; what this one saw last would be told for ever."""
+    metrics.retention_overdue.clear()
+    metrics.retention_undivided.clear()
+    metrics.retention_kept_at.set(0)
 
 
 def month_of(part: str) -> Month | None:

@@ -91,6 +91,25 @@ async def live_version(connection: Connection, projection: str) -> int:
     return int(version)
 
 
+async def stored_checkpoint(
+    pool: Pool, projection: str, version: int, stream: str, partition: int, seconds: float
+) -> asyncpg.Record | None:
+    """`epoch`, `era` and `seq` of a checkpoint.
+
+    Raises:
+        StoreUnavailable: no answer in time.
+    """
+    async with asking(pool, seconds) as connection:
+        return await connection.fetchrow(
+            "SELECT epoch, era, seq FROM projection_checkpoints"
+            " WHERE projection = $1 AND version = $2 AND stream = $3 AND partition = $4",
+            projection,
+            version,
+            stream,
+            partition,
+        )
+
+
 class Book:
     """The checkpoint of one projection of one stream partition.
 

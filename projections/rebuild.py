@@ -33,7 +33,7 @@ from projections.deliveries import DELIVERIES, DeliveriesStore
 from projections.inbox import INBOX, InboxStore
 from projections.inbox_fold import moment
 from projections.patience import patiently
-from projections.postgres import AWAY, asking, away, live_version
+from projections.postgres import AWAY, asking, away, live_version, stored_checkpoint
 from projections.replay import replay
 from projections.store import Checkpoint, Store, StoreUnavailable
 
@@ -305,18 +305,8 @@ class Rebuild:
         return begin
 
     async def _live_checkpoint(self, p: int) -> asyncpg.Record | None:
-        async def read() -> asyncpg.Record | None:
-            async with asking(self._pool, BOOK_SECONDS) as connection:
-                return await connection.fetchrow(
-                    "SELECT epoch, era, seq FROM projection_checkpoints"
-                    " WHERE projection = $1 AND version = $2 AND stream = $3 AND partition = $4",
-                    self._projection,
-                    self._live,
-                    self._stream(p),
-                    p,
-                )
-
-        return await patiently(read)
+        place = (self._projection, self._live, self._stream(p), p)
+        return await patiently(lambda: stored_checkpoint(self._pool, *place, BOOK_SECONDS))
 
     # --- switching ---------------------------------------------------------------------------------------------------
 

@@ -308,14 +308,28 @@ async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_d
             epoch,
         )
         await pool.execute("INSERT INTO projection_checkpoints VALUES ('inbox', 1, 'LOG-0', 0, $1, 1, 4, now())", epoch)
+        await pool.execute(
+            "INSERT INTO delivery_ranges VALUES (1, 'default', 'alice', 'tv', 'inapp', 'sent', $1, 0, 3, now(), NULL)",
+            EPOCH,
+        )
         before = await stored_inbox(pool)
         await migrate(postgres)
         assert await stored_inbox(pool) == before
+        told = {"channel": "inapp", "device": "tv", "epoch": EPOCH, "after": 0, "up_to": 3, "at": AT}
+        mail = {"id": "e1", "channel": "email", "state": "sent", "at": AT}
+        receipts = [stored(n + 1, 1, one, b"rcpt") for n, one in enumerate([{**told, "state": "sent"}, mail])]
+        assert await DeliveriesStore(pool, 0).apply(receipts, None, Checkpoint(EPOCH, 2))
+        assert len((await stored_deliveries(pool))["ranges"]) == 1
         await house.append("afterwards")
         await house.fold()  # the old division takes new rows
         assert not [name for name in await house.months().keep(later(days=1000)) if name.startswith("inbox")]
         assert len(await stored_inbox(pool)) == 5
         await Rebuild(broker, pool, "inbox", 1).run()
+        await Rebuild(broker, pool, "deliveries", 1).run()
+        found = await stored_deliveries(pool)
+        assert (len(found["ranges"]), len(found["deliveries"])) == (1, 1)
+        divided = "SELECT count(*) FROM pg_partitioned_table WHERE partstrat = 'r'"
+        assert await pool.fetchval(divided) == 3
         assert [row["id"] for row in await stored_inbox(pool)] == [*(f"e{n}" for n in range(4)), "afterwards"]
         await house.purge()
         await house.months().keep(later(days=90 + 32))
