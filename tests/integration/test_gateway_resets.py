@@ -77,6 +77,11 @@ async def test_an_acknowledgement_of_what_the_log_has_lost_counts_for_no_record_
             await device.say("ack", cursor=old)  # it crossed the reset on its way
             await device.say("ping")
             await device.until("pong")
+
+            async def told() -> bool:
+                return any(receipt["up_to"] == 3 for receipt in await gateway.receipts())
+
+            await eventually(told)  # and with it what was acknowledged until then
             await gateway.append(count=4)
             await device.say("ack", cursor=(await device.records(4))[-1]["cursor"])
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gateway.feed import Ask, Feed, LogState, Message, ResetReason, Snapshot, State
+from tests.support.joinscenarios import ANEW, Profile
 from tests.support.joinsession import Rules
 
 
@@ -255,6 +256,8 @@ class Mutant(NamedTuple):
 
     rules: Rules
     complaint: str
+    profile: Profile | None = None
+    """The kind of scenarios that show it; None: all in turn."""
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -279,5 +282,5 @@ MUTANTS: dict[str, Mutant] = {
     "never goes back": Mutant(Rules(feed=NeverGoesBack), "was not told that the log went back"),
     "old answers count": Mutant(Rules(feed=OldAnswersCount), "reset("),
     "parked unchecked": Mutant(Rules(feed=ParkedUnchecked), "was left out"),
-    "parked outlives the log": Mutant(Rules(feed=ParkedOutlivesTheLog), "of a log that is no more"),
+    "parked outlives the log": Mutant(Rules(feed=ParkedOutlivesTheLog), "of a log that is no more", ANEW),
 }

@@ -157,7 +157,7 @@ ANEW = Profile(
     whole=0.9,
 )
 """The log is made anew while devices join: what was heard of the former one must not pass for the new one's."""
-PROFILES = (TROUBLE, LOSSLESS, TROUBLE, PROMPT, TROUBLE, READING, ANEW)
+PROFILES = (TROUBLE, LOSSLESS, TROUBLE, PROMPT, TROUBLE, READING)
 LOSSLESS_KINDS = frozenset(LOSSLESS.kinds)
 
 

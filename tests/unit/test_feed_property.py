@@ -81,7 +81,7 @@ def test_a_mistake_would_be_noticed(mistake: str):
     mutant = MUTANTS[mistake]
     for seed in range(SEEDS_UNTIL_CAUGHT):
         try:
-            run(scenario(seed), mutant.rules)
+            run(scenario(seed, mutant.profile), mutant.rules)
         except Broken as broken:
             if mutant.complaint in str(broken):
                 return
