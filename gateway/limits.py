@@ -121,7 +121,7 @@ REQUEST_BODY_SECONDS: Final = 15.0
 """For the whole body of a request; then 408."""
 
 ANSWER_STUCK_SECONDS: Final = 30.0
-"""An answer of which not a byte has left for so long is given up: a page of the inbox may have 25 MiB, and a client that
+"""An answer of which not a byte has left for so long is given up: a page of the inbox may have 1 MiB, and a client that
 never reads would hold it for as long as it likes."""
 
 TOKEN_BYTES: Final = 8_192

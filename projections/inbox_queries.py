@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 PAGE_ROWS: Final = 100
 """Rows of a page, and of a snapshot: what a screen shows and a few turns more."""
 
+PAGE_BYTES: Final = 1 << 20
+"""Bytes of records in a page; one row goes whatever its size, the others are left for the next page. A hundred of the largest
+would be 25 MiB, which a gateway holds for as long as a client takes to read them, for each request of each user."""
+
 QUERY_SECONDS: Final = 2.0
 """One page; then the gateway says 503."""
 
@@ -95,9 +99,16 @@ FROM (SELECT {_LIVE} AS version) v
 LEFT JOIN projection_checkpoints c
     ON c.projection = 'inbox' AND c.version = v.version AND c.stream = $3 AND c.partition = $4
 LEFT JOIN LATERAL (
-    SELECT id, era, seq, record, read_at, archived_at, carried FROM inbox
-    WHERE version = {_LIVE} AND tenant = $1 AND user_id = $2 AND {_SHOWN} {{where}}
-    ORDER BY era DESC, seq DESC LIMIT {{limit}}
+    SELECT id, era, seq, CASE WHEN before < {PAGE_BYTES} THEN record END AS record, read_at, archived_at, carried
+    FROM (
+        SELECT *, sum(octet_length(record)) OVER (ORDER BY era DESC, seq DESC) - octet_length(record) AS before
+        FROM (
+            SELECT id, era, seq, record, read_at, archived_at, carried FROM inbox
+            WHERE version = {_LIVE} AND tenant = $1 AND user_id = $2 AND {_SHOWN} {{where}}
+            ORDER BY era DESC, seq DESC LIMIT {{limit}}
+        ) newest
+    ) sized
+    ORDER BY era DESC, seq DESC
 ) r ON true
 """
 
@@ -128,7 +139,7 @@ class InboxQueries:
         limit: int = PAGE_ROWS,
         seconds: float = QUERY_SECONDS,
     ) -> Page:
-        """One page of a user's inbox, newest first.
+        """One page of a user's inbox, newest first: at most `limit` rows, and no more than have `PAGE_BYTES` together.
 
         Raises:
             StoreUnavailable: no answer in time.
@@ -143,7 +154,8 @@ class InboxQueries:
             found = await connection.fetch(statement, *args)
         checkpoint = Checkpoint(found[0]["at_epoch"], found[0]["at_seq"]) if found[0]["at_epoch"] else None
         rows = [row for row in found if row["id"] is not None]
-        more, rows = len(rows) > limit, rows[:limit]
+        fitting = [row for row in rows[:limit] if row["record"] is not None]
+        more, rows = len(rows) > len(fitting), fitting
         last = PageCursor(rows[-1]["era"], rows[-1]["seq"]) if more else None
         return Page([_as_json(row) for row in rows], last, checkpoint)
 

@@ -74,6 +74,32 @@ async def test_pages_are_newest_first_and_fit_together(house: TestGateway) -> No
     assert found == [f"e{n}" for n in range(6, -1, -1)]
 
 
+async def test_a_page_of_large_rows_ends_early_and_the_next_one_goes_on(house: TestGateway) -> None:
+    ids = [f"e{n}" for n in range(12)]
+    await publish_some(house.broker, 12, data="x" * 250_000)
+    found, sizes, cursor = [], [], None
+    await eventually(lambda: counted(house, len(ids)))
+    while True:
+        page = await inbox(house, **({"cursor": cursor} if cursor else {}))
+        found += [item["id"] for item in page["items"]]
+        sizes.append(len(page["items"]))
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert found == ids[::-1]
+    assert sizes == [5, 5, 2]
+
+
+async def counted(gateway: TestGateway, count: int) -> bool:
+    """Whether the inbox has so many rows, over all pages."""
+    found, cursor = 0, None
+    while True:
+        page = await inbox(gateway, limit=2, **({"cursor": cursor} if cursor else {}))
+        found, cursor = found + len(page["items"]), page["next"]
+        if cursor is None:
+            return found == count
+
+
 async def test_reading_and_archiving_by_id_position_and_filter_shows_everywhere(house: TestGateway) -> None:
     await publish_some(house.broker, 3)
     await publish(house.broker, to=["alice"], type="order.shipped", id="o1", category="orders")
