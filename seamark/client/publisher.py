@@ -205,7 +205,7 @@ class Publisher:
             channels=list(channels) if channels is not None else None,
             transaction_id=transaction_id,
             subject=subject,
-            **(extra or {}),
+            unknown=extra,
         )
         trace: dict[str, str] = {}
         _propagator.inject(trace)

@@ -19,7 +19,6 @@ from seamark.dev.overlay import Overlay, overlaid_settings
 from seamark.dev.secretsfile import write_private
 from seamark.dev.server import HOST, PROBE_SECONDS, Server
 
-
 VALKEY_SETTINGS: Final = {
     # Claims and counters are state, not cache: full must be an error, not a silent loss.
     "maxmemory-policy": "noeviction",
