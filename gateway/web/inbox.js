@@ -162,10 +162,27 @@ function drawList(shown) {
     item ??= draft(one);
     if (item === before) before = before.nextElementSibling;
     else list.insertBefore(item, before);
-    if (item.classList.toggle("unread", !one.read) === false) item.querySelector("button.read")?.remove();
+    item.classList.toggle("unread", !one.read);
+    drawButton(item, one);
     item.querySelector(".dot").textContent = one.read ? "" : "Unread";
   }
   for (const item of held.values()) item.remove();
+}
+
+/** A mark that the log does not show yet is said to wait; once it does, whoever is on the button goes on to the next one. */
+function drawButton(item, one) {
+  const button = item.querySelector("button.read");
+  if (!button) return;
+  const waits = seamark.marks.ids.has(one.id);
+  button.textContent = waits ? "Waiting…" : "Mark read";
+  button.setAttribute("aria-disabled", waits);
+  if (!one.read) return;
+  if (document.activeElement === button) {
+    const others = [...$("list").querySelectorAll("button.read")];
+    const at = others.indexOf(button);
+    (others[at + 1] ?? others[at - 1] ?? $("inbox")).focus();
+  }
+  button.remove();
 }
 
 function titleOf({ data, type }) {
@@ -180,7 +197,10 @@ function draft(one) {
   const time = element("time", { datetime: record.at, title: at.toLocaleString() },
     today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
   const read = element("button", { type: "button", class: "read quiet", "aria-label": `Mark read: ${titleOf(record)}` }, "Mark read");
-  read.addEventListener("click", () => seamark.read({ ids: [id] }));
+  read.addEventListener("click", () => {
+    seamark.read({ ids: [id] });
+    draw();
+  });
   const body = typeof record.data === "object" && record.data && typeof record.data.body === "string" ? record.data.body : null;
   const item = element("li", { "data-id": id, "data-seq": seq, class: "item" },
     element("span", { class: "dot" }),

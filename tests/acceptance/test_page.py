@@ -405,6 +405,23 @@ async def test_the_page_is_usable_without_eyes_and_without_a_mouse(browser, gate
     assert "Mark read: heard" in names
 
 
+async def test_a_mark_says_that_it_waits_and_the_keyboard_goes_on_to_the_next_row(browser, gateway, way):
+    page = await live_page(browser, gateway.url)
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        for number in range(3):
+            await publisher.publish(to="alice", type="demo.n", data={"text": f"n{number}"})
+    await shown(page, 3)
+    await page.click("#cut")
+    await page.evaluate("document.querySelector('#list .read').focus()")
+    await page.click("#list .read")
+    await page.until("document.querySelector('#list .read').textContent === 'Waiting…'")
+    assert await page.evaluate("document.querySelector('#list .read').getAttribute('aria-disabled')") == "true"
+    await page.click("#cut")
+    await page.until(f"{UNREAD} === 2")
+    assert await page.evaluate("document.activeElement.getAttribute('aria-label')") == "Mark read: n1"
+    assert page.errors == []
+
+
 async def test_without_a_key_there_is_no_form(browser, way):
     async with way.gateway(dev_api_key=None) as gateway:
         page = await live_page(browser, gateway.url)
