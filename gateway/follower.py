@@ -32,8 +32,21 @@ class Follower:
         sent_max: the highest of them in this epoch: what the client may acknowledge.
     """
 
-    __slots__ = ("_epoch_bytes", "_outlet", "_session", "_start", "epoch", "feed", "former_epoch", "log", "partition",
-                 "sent", "snapshot", "sent_max", "tally")  # fmt: skip
+    __slots__ = (
+        "_epoch_bytes",
+        "_outlet",
+        "_session",
+        "_start",
+        "epoch",
+        "feed",
+        "former_epoch",
+        "log",
+        "partition",
+        "sent",
+        "sent_max",
+        "snapshot",
+        "tally",
+    )  # fmt: skip
 
     def __init__(
         self, session: Session, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
