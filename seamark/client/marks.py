@@ -90,6 +90,11 @@ class Marks:
         if self.up_to is not None:
             yield self._up_to_mark
 
+    @property
+    def unsaid(self) -> int:
+        """How many wait to be said."""
+        return sum(mark.due for mark in self._all())
+
     def add(self, ids: Sequence[str]) -> None:
         """These ids are read."""
         for id in ids:
