@@ -4,6 +4,7 @@ import { Seamark } from "/seamark.js";
 
 const KEPT = 2_000; // notifications remembered; a page that stays open for weeks must not grow
 const PAGE = 100; // as many as a snapshot has, so that a reload shows what was shown before
+const CUT_CHARS = 500_000; // a gateway gives at most 1 MiB of rows: a snapshot as large as this may be part of a page
 const HAPPENED = 8;
 
 const $ = (id) => document.getElementById(id);
@@ -93,6 +94,7 @@ let apiKey = null;
 let drawing = false;
 let waitingUntil = 0;
 let limit = PAGE; // rows shown
+let isCut = false; // the snapshot has less rows than a page, as they are large
 let next; // the gateway's page behind what is known: undefined before the first is asked for, null behind the last
 
 async function session() {
@@ -131,7 +133,7 @@ function drawNow() {
   const all = inbox.shown;
   const unread = all.filter((one) => !one.read).length;
   drawList(all.slice(0, limit));
-  $("older").hidden = all.length <= limit && (next === null || all.length < PAGE);
+  $("older").hidden = all.length <= limit && (next === null || (all.length < PAGE && !isCut));
   $("empty").hidden = all.length > 0 || seamark.state !== "live";
   // The projections' count knows of what this page has not loaded; a stale one may know less than the page.
   const told = seamark.unread && !seamark.unread.stale ? seamark.unread : { count: unread, more: false };
@@ -162,10 +164,27 @@ function drawList(shown) {
     item ??= draft(one);
     if (item === before) before = before.nextElementSibling;
     else list.insertBefore(item, before);
-    if (item.classList.toggle("unread", !one.read) === false) item.querySelector("button.read")?.remove();
+    item.classList.toggle("unread", !one.read);
+    drawButton(item, one);
     item.querySelector(".dot").textContent = one.read ? "" : "Unread";
   }
   for (const item of held.values()) item.remove();
+}
+
+/** A mark that the log does not show yet is said to wait; once it does, whoever is on the button goes on to the next one. */
+function drawButton(item, one) {
+  const button = item.querySelector("button.read");
+  if (!button) return;
+  const waits = seamark.marks.ids.has(one.id);
+  button.textContent = waits ? "Waiting…" : "Mark read";
+  button.setAttribute("aria-disabled", waits);
+  if (!one.read) return;
+  if (document.activeElement === button) {
+    const others = [...$("list").querySelectorAll("button.read")];
+    const at = others.indexOf(button);
+    (others[at + 1] ?? others[at - 1] ?? $("inbox")).focus();
+  }
+  button.remove();
 }
 
 function titleOf({ data, type }) {
@@ -180,7 +199,10 @@ function draft(one) {
   const time = element("time", { datetime: record.at, title: at.toLocaleString() },
     today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
   const read = element("button", { type: "button", class: "read quiet", "aria-label": `Mark read: ${titleOf(record)}` }, "Mark read");
-  read.addEventListener("click", () => seamark.read({ ids: [id] }));
+  read.addEventListener("click", () => {
+    seamark.read({ ids: [id] });
+    draw();
+  });
   const body = typeof record.data === "object" && record.data && typeof record.data.body === "string" ? record.data.body : null;
   const item = element("li", { "data-id": id, "data-seq": seq, class: "item" },
     element("span", { class: "dot" }),
@@ -242,6 +264,7 @@ seamark.addEventListener("record", ({ detail: { seq, record } }) => {
 seamark.addEventListener("reset", ({ detail: { reason, inbox: rows } }) => {
   inbox.clear(rows);
   [limit, next] = [PAGE, undefined];
+  isCut = rows.length < PAGE && JSON.stringify(rows).length > CUT_CHARS;
   happened(reason === "snapshot" ? `began with a snapshot of ${rows.length}` : `reset: ${reason}`);
   if (GAPS.includes(reason)) notice(`The log could not be continued (${reason}). What follows is a fresh copy.`);
   draw();

@@ -32,13 +32,14 @@ const TIMES = {
 };
 const READ_IDS = 200; // ids in one frame: well below the 64 KiB a gateway accepts
 const READ_IDS_WAITING = 1_000; // marked ids that the log has not shown yet; `read` refuses more
-const ID_BYTES = 128; // a longer one is none, and would make the gateway close
+const RECORD_ID = /^[!-~]{1,128}$/; // anything else would make the gateway close
 const MARK_MISSES = 5; // so often said to a session that stood, and never shown: it is given up, with an error event
 const RECORDS_OPEN = 10_000; // records whose listeners have not finished; beyond, nothing more is acknowledged
 const STOP = {
   1009: "a frame was too large", 4400: "the gateway did not understand this client", 4403: "not allowed",
   4409: "another session of this user took the place of this one", 4413: "a frame was too large",
 };
+const SAID_BY_GATEWAY = [1011, 1012, 1013]; // below 4000: the carrier works, whatever is wrong
 const REFUSALS = 3; // of tokens, in a row: then nobody is to be convinced
 const CHAIN_BROKEN = 4000; // what this client closes with when it resumes because of what it received
 
@@ -449,8 +450,9 @@ export class Seamark extends EventTarget {
   read({ ids, upTo, all = false }) {
     if ((ids !== undefined) + (upTo !== undefined) + all !== 1) throw new TypeError("give one of ids, upTo, all");
     if (ids) {
-      const wrong = ids.find((id) => typeof id !== "string" || !id || new TextEncoder().encode(id).length > ID_BYTES);
-      if (wrong !== undefined || ids.includes(undefined)) throw new TypeError(`ids: ${wrong} is no id of a record`);
+      for (const id of ids) {
+        if (typeof id !== "string" || !RECORD_ID.test(id)) throw new TypeError(`ids: ${id} is no id of a record`);
+      }
       if (this.marks.ids.size + ids.length > READ_IDS_WAITING) throw new RangeError("too many ids: use upTo or all");
       this.marks.add(ids);
     } else {
@@ -544,7 +546,7 @@ export class Seamark extends EventTarget {
       unsaid: (frame, reason, final) => this.#unsaid(marks, frame, reason, final),
       text: mine((text) => { this.#alive(); this.#frame(text); }),
       ended: mine((code, reason, retryMs) => {
-        if (!session.ready && code < 4000) this.#missed();
+        if (!session.ready && code < 4000 && !SAID_BY_GATEWAY.includes(code)) this.#missed();
         this.#ended(code, reason, retryMs ?? session.retryMs);
       }),
     };
@@ -568,6 +570,7 @@ export class Seamark extends EventTarget {
     this.timers.token = setTimeout(() => this.#ended(1006, "no token came"), this.times.connect);
     try {
       const token = typeof this.source === "function" ? await this.source() : this.source;
+      if (typeof token !== "string" || !token) throw new TypeError("`token` must give the user's token as text");
       if (this.session !== session) return false;
       this.token = token;
     } catch (error) {
@@ -818,9 +821,11 @@ export class Seamark extends EventTarget {
   }
 
   #planRefresh() {
-    const { exp } = claimsOf(this.token);
+    const { exp, iat } = claimsOf(this.token);
     if (typeof this.source !== "function" || !exp) return;
-    const left = exp * 1000 - Date.now();
+    // The gateway took it: if it has expired by our clock, the clock is ahead, and the token's own life is what counts.
+    const left = exp * 1000 > Date.now() ? exp * 1000 - Date.now() : (exp - iat) * 1000;
+    if (!(left > 0)) return;
     const wait = Math.max(1_000, left - Math.min(60_000, left / 5));
     this.timers.refresh = setTimeout(() => this.#refresh(this.session), Math.min(wait, 2 ** 31 - 1));
   }

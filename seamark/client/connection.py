@@ -179,6 +179,8 @@ class Connection:
             return
         self._closed = True
         await self._uplink.flush_ack()
+        if unsaid := self._uplink.marks.unsaid:
+            log.warning("%d read marks were never said: the connection was closed before it had caught up", unsaid)
         for task in self._tasks[:1]:
             task.cancel()
         self._keeper.close()
@@ -205,6 +207,12 @@ class Connection:
     def cursor(self) -> str | None:
         """The cursor that is (or is about to be) stored: everything up to it is done."""
         return self._keeper.cursor
+
+    @property
+    def bookmark(self) -> Bookmark | None:
+        """The same with its tenant and user, for an app that stores it with its state and passes it back as `cursor`."""
+        cursor = self._keeper.cursor
+        return None if cursor is None else Bookmark(cursor, *self._keeper.owner)
 
     @property
     def position(self) -> str | None:

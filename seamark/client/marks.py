@@ -6,6 +6,7 @@ the same, whoever wrote that record: it is said on every session that has caught
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -20,8 +21,8 @@ READ_IDS_MAX: Final = 200
 READ_IDS_WAITING_MAX: Final = 1000
 """Ids that the log has not shown yet: five frames. A gateway appends only a few at a time."""
 
-ID_BYTES_MAX: Final = 128
-"""A longer one is no id, and would make the gateway close the session."""
+_ID: Final = re.compile(r"[!-~]{1,128}")
+"""What the id of a record looks like. Anything else would make the gateway close the session."""
 
 MISSES_MAX: Final = 5
 """So often said to a session that stood, and never shown: the mark is given up."""
@@ -51,8 +52,8 @@ def check_id(id: object) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if not isinstance(id, str) or not 1 <= len(id.encode("utf-8", "surrogatepass")) <= ID_BYTES_MAX:
-        raise ValueError(f"{id!r} is no id of a record: it has 1 to {ID_BYTES_MAX} bytes")
+    if not isinstance(id, str) or _ID.fullmatch(id) is None:
+        raise ValueError(f"{id!r} is no id of a record: it has 1 to 128 printable ASCII characters without blanks")
 
 
 class Lost(NamedTuple):
@@ -88,6 +89,11 @@ class Marks:
         yield from self.ids.values()
         if self.up_to is not None:
             yield self._up_to_mark
+
+    @property
+    def unsaid(self) -> int:
+        """How many wait to be said."""
+        return sum(mark.due for mark in self._all())
 
     def add(self, ids: Sequence[str]) -> None:
         """These ids are read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chromium import Chromium, Page, chromium
 from tests.support.network import BadNetwork, bad_network
 from tests.support.spine import RunningGateway, Spine, spine
+from tests.support.tables import projecting_tables
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,6 +60,139 @@ async def shown(page: Page, count: int) -> list[str]:
     """The titles, oldest first, once `count` are shown."""
     await page.until(f"{ITEMS}.length === {count}")
     return (await page.evaluate(TITLES))[::-1]
+
+
+BADGE = "document.querySelector('#badge').hidden ? '' : document.querySelector('#badge').textContent"
+LOOKS = (
+    f"JSON.stringify([{ITEMS}.map((item) => [item.querySelector('h3').textContent, item.className]),"
+    f" {BADGE}, document.title])"
+)
+
+
+@pytest.fixture
+async def counting_gateway(way: Spine, nats_server: NatsServer, valkey: Valkey, postgres: str):
+    """A gateway beside a projector of everything: its snapshots have rows and counts."""
+    async with (
+        projecting_tables(nats_server.url, valkey.url, postgres),
+        way.gateway(redis_url=valkey.url) as running,
+    ):
+        yield running
+
+
+async def test_a_page_reloaded_shows_the_same_list_and_badge_as_before(browser, counting_gateway, way):
+    page = await live_page(browser, counting_gateway.url)
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        for number in range(4):
+            await publisher.publish(to="alice", type="demo.n", data={"text": f"n{number}"}, id=f"n{number}")
+        for version in range(2):
+            await publisher.publish(to="alice", type="demo.n", data={"text": f"draft {version}"}, collapse_key="draft")
+        await page.until(f"{BADGE} === '5'")
+        await page.click("#list > li:last-child .read")
+        await page.until(f"{BADGE} === '4' && {UNREAD} === 4")
+        before = await page.evaluate(LOOKS)
+        assert await shown(page, 5) == ["n0", "n1", "n2", "n3", "draft 1"]
+        for _ in range(2):
+            await page.reload()
+            await page.until(f"{STATE} === 'live'")
+            await page.until(f"{LOOKS} === {json.dumps(before)}", seconds=3)
+        # What comes while the page loads is in the log behind the snapshot.
+        await publisher.publish(to="alice", type="demo.n", data={"text": "later"})
+        await page.reload()
+        assert await shown(page, 6) == ["n0", "n1", "n2", "n3", "draft 1", "later"]
+        await page.until(f"{BADGE} === '5'")
+    assert [frame for frame in page.sent if '"cursor"' in frame and '"hello"' in frame] == []
+    assert page.errors == []
+
+
+async def test_what_is_older_than_a_snapshot_is_shown_when_asked_for(browser, counting_gateway, way):
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        for number in range(230):
+            await publisher.publish(to="alice", type="demo.n", data={"text": f"n{number}"})
+    page = await live_page(browser, counting_gateway.url)
+    await page.until(f"{BADGE} === '230'")
+    await page.reload()
+    await page.until(f"{STATE} === 'live' && {BADGE} === '230'")
+    for count in (100, 200, 230):
+        titles = await shown(page, count)
+        assert titles == [f"n{number}" for number in range(230 - count, 230)]
+        if count < 230:
+            await page.click("#older")
+    assert await page.evaluate("document.querySelector('#older').hidden")
+    assert page.errors == []
+
+
+async def test_after_switching_user_nothing_of_the_former_user_is_shown_stored_or_sent(browser, counting_gateway, way):
+    page = await live_page(browser, counting_gateway.url)
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        await publisher.publish(to="alice", type="demo.n", data={"text": "secret"}, id="of-alice")
+        await shown(page, 1)
+    await page.fill("#user", "bob")
+    sent_before = len(page.sent)
+    await page.click("#who button")
+    await page.until(f"location.search === '?user=bob' && {STATE.replace(').', ')?.')} === 'live'")
+    # And in one page, with one client, as an app does where somebody signs out and another one in.
+    await page.evaluate(
+        """(async () => {
+          const { Seamark } = await import("/seamark.js");
+          const token = async () => (await (await fetch(`/dev/session?user=${who}`)).json()).token;
+          window.rows = []; window.who = "alice"; window.s = new Seamark({ token });
+          s.addEventListener("reset", (e) => { rows = [...e.detail.inbox]; });
+          s.addEventListener("record", (e) => rows.push(e.detail.record));
+          s.connect();
+        })()"""
+    )
+    await page.until("s.state === 'live' && rows.some((row) => row.id === 'of-alice')")
+    alices = await page.evaluate("s.cursor")
+    await page.evaluate(
+        "(s.close(), s.read({ ids: ['of-alice'] }), s.read({ all: true }), window.who = 'bob', s.connect())"
+    )
+    await page.until("s.state === 'live'")
+    assert await page.evaluate("[rows.length, s.unread?.count ?? 0, s.marks.size, s.bookmark?.user ?? 'bob']") == [
+        0,
+        0,
+        0,
+        "bob",
+    ]
+    assert "secret" not in await page.evaluate("document.body.textContent")
+    stored = await page.evaluate("JSON.stringify({ ...localStorage, ...sessionStorage })")
+    assert "alice" not in stored
+    assert alices not in stored
+    said = page.sent[sent_before:]
+    assert [frame for frame in said if '"read"' in frame] == []
+    assert [frame for frame in said if '"hello"' in frame and '"cursor"' in frame] == []
+    assert page.errors == []
+
+
+async def test_a_mark_made_while_the_connection_dies_is_there_afterwards_on_both_devices(
+    browser, counting_gateway, way
+):
+    async with bad_network(counting_gateway.port) as network:
+        desktop = await live_page(browser, counting_gateway.url)
+        phone = await live_page(browser, network.url, context=await browser.new_context())
+        async with Publisher(nats_url=way.nats_url) as publisher:
+            for number in range(3):
+                await publisher.publish(to="alice", type="demo.n", data={"text": f"n{number}"})
+        for page in (desktop, phone):
+            await page.until(f"{UNREAD} === 3 && {BADGE} === '3'")
+        network.to_server.silence()
+        await phone.click("#list > li:nth-child(2) .read")
+        await way_holds(network)  # the frame has left the browser, and will arrive nowhere
+        network.cut()
+        await phone.until(f"{STATE} !== 'live'")
+        network.restore()
+        for page in (phone, desktop):
+            await page.until(f"{UNREAD} === 2 && {BADGE} === '2'", seconds=30)
+            await page.reload()
+            await page.until(f"{STATE} === 'live' && {UNREAD} === 2 && {BADGE} === '2'", seconds=20)
+            assert await page.evaluate(f"{ITEMS}[1].matches('.unread')") is False
+            assert page.errors == []
+
+
+async def way_holds(network: BadNetwork) -> None:
+    """Until something is on its way to the server."""
+    async with asyncio.timeout(10):
+        while not network.to_server.held:
+            await asyncio.sleep(0.01)
 
 
 async def test_what_the_form_publishes_appears_and_so_does_what_a_service_publishes(browser, gateway, way):
@@ -170,6 +305,47 @@ async def test_where_websockets_are_blocked_the_stream_carries_everything_and_re
     assert page.errors == []
 
 
+async def test_a_stream_stays_while_websockets_are_tried_beside_it_and_makes_room_when_they_work(browser, network, way):
+    network.refuse_upgrades()
+    page = await browser.open(f"{network.url}/favicon.svg")
+    await page.evaluate(
+        """(async () => {
+          const { Seamark } = await import("/seamark.js");
+          const { token } = await (await fetch("/dev/session?user=alice")).json();
+          window.got = { seen: [], states: [] };
+          window.tried = 0;
+          const Real = WebSocket;
+          window.WebSocket = class extends Real { constructor(...given) { tried += 1; super(...given); } };
+          window.s = new Seamark({ token, times: { backoffFirst: 20, backoffMax: 50, upgrade: 150, upgradeFirst: 50 } });
+          s.addEventListener("record", (e) => got.seen.push(e.detail.record.data.n));
+          s.addEventListener("state", (e) => got.states.push([e.detail.state, e.detail.transport]));
+          s.connect();
+        })()"""
+    )
+    await page.until("s.state === 'live' && s.transport.name === 'sse'", seconds=20)
+    await page.evaluate("(got.states.length = 0, window.before = tried)")
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        for number in range(20):
+            await publisher.publish(to="alice", type="demo.n", data={"n": number})
+            await page.until(f"got.seen.length === {number + 1}")
+        await page.until("tried >= before + 5", seconds=20)
+        assert await page.evaluate("got.states") == []  # never dark, however often a WebSocket failed beside it
+        network.refuse_upgrades(on=False)
+        await page.until("s.state === 'live' && s.transport.name === 'websocket'", seconds=20)
+        assert "waiting" not in await page.evaluate("got.states.map(([state]) => state)")
+        await publisher.publish(to="alice", type="demo.n", data={"n": 20})
+        await page.until("got.seen.length === 21")
+        # What carried the last session is tried first when that ends.
+        network.refuse_upgrades()
+        network.reset()
+        await page.until("s.state === 'live' && s.transport.name === 'sse'", seconds=30)
+        await page.evaluate("(got.states.length = 0)")
+        network.reset()
+        await page.until("got.states.length > 0 && s.state === 'live'", seconds=20)
+    assert {transport for _, transport in await page.evaluate("got.states")} <= {"sse", None}
+    assert await page.evaluate("got.seen") == list(range(21))
+
+
 async def test_a_mark_that_a_stream_could_not_send_waits_for_the_next_session(browser, network, way):
     network.refuse_upgrades()
     page = await browser.open(f"{network.url}/?user=alice")
@@ -179,7 +355,8 @@ async def test_a_mark_that_a_stream_could_not_send_waits_for_the_next_session(br
     await shown(page, 1)
     await page.block("*/v1/inbox/read*")
     await page.click("#list .read")
-    await page.until("seamark.waitingIds.size === 1")
+    await page.until("document.querySelector('#happened').textContent.includes('not reached')")
+    assert await page.evaluate("seamark.marks.size") == 1
     await page.block()
     network.refuse_upgrades(on=False)
     network.cut()
@@ -226,6 +403,23 @@ async def test_the_page_is_usable_without_eyes_and_without_a_mouse(browser, gate
     assert len(names) >= 10
     assert all(names), controls
     assert "Mark read: heard" in names
+
+
+async def test_a_mark_says_that_it_waits_and_the_keyboard_goes_on_to_the_next_row(browser, gateway, way):
+    page = await live_page(browser, gateway.url)
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        for number in range(3):
+            await publisher.publish(to="alice", type="demo.n", data={"text": f"n{number}"})
+    await shown(page, 3)
+    await page.click("#cut")
+    await page.evaluate("document.querySelector('#list .read').focus()")
+    await page.click("#list .read")
+    await page.until("document.querySelector('#list .read').textContent === 'Waiting…'")
+    assert await page.evaluate("document.querySelector('#list .read').getAttribute('aria-disabled')") == "true"
+    await page.click("#cut")
+    await page.until(f"{UNREAD} === 2")
+    assert await page.evaluate("document.activeElement.getAttribute('aria-label')") == "Mark read: n1"
+    assert page.errors == []
 
 
 async def test_without_a_key_there_is_no_form(browser, way):

@@ -610,6 +610,7 @@ async def test_what_is_no_mark_is_refused_where_it_is_made_and_does_not_cost_the
         "{ ids: ['x'.repeat(129)] }",
         "{ upTo: 'nonsense' }",
         "{ ids: [7] }",
+        "{ ids: ['é'] }",
     ):
         said = await page.evaluate(f"(() => {{ try {{ s.read({wrong}); }} catch (e) {{ return String(e); }} }})()")
         assert "TypeError" in said, wrong

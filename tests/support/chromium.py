@@ -116,6 +116,8 @@ class Page:
         self.target = target
         self.errors: list[str] = []
         """What the page threw, and what the browser refused it (for example by its security policy)."""
+        self.sent: list[str] = []
+        """What the page has written into WebSockets, since it was opened."""
         self._loaded = asyncio.Event()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -129,6 +131,8 @@ class Page:
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Network.webSocketFrameSent":
+            self.sent.append(params["response"]["payloadData"])
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             entry = params["entry"]
             if entry["source"] != "network":  # a connection that a test cuts is no fault of the page
@@ -177,6 +181,13 @@ class Page:
     async def fill(self, selector: str, text: str) -> None:
         """Put `text` into a field."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).value = {json.dumps(text)}")
+
+    async def reload(self) -> None:
+        """As with F5."""
+        self._loaded.clear()
+        await self.call("Page.reload")
+        async with asyncio.timeout(CALL_SECONDS):
+            await self._loaded.wait()
 
     async def block(self, *patterns: str) -> None:
         """Refuse this tab's requests to addresses that match; none lifts it."""

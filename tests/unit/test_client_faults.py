@@ -246,6 +246,7 @@ async def test_a_bookmark_is_used_by_its_own_user_only_and_replaced_by_the_next(
     async with asyncio.timeout(5):
         async with follow(gateway, token=jwt("alice"), store=FileCursor(path)) as records:
             (await anext(records)).ack()
+            assert records.bookmark == Bookmark("e1.1", "t", "alice")
         assert await FileCursor(path).load() == Bookmark("e1.1", "t", "alice")
         async with follow(gateway, token=jwt("alice"), store=FileCursor(path)) as records:
             assert (await anext(records)).seq == 2
@@ -387,12 +388,24 @@ async def test_a_mark_beyond_what_a_session_was_sent_waits_and_one_of_another_lo
 async def test_what_is_no_id_is_refused_where_it_is_marked_and_does_not_cost_the_session(gateway: SimGateway) -> None:
     async with asyncio.timeout(5), follow(gateway) as records:
         await live(records)
-        for wrong in ("", "x" * 129, None):
+        for wrong in ("", "x" * 129, "a b", "é", None):
             with pytest.raises(ValueError, match="no id"):
                 await records.read(ids=[wrong])  # type: ignore[list-item]
         with pytest.raises(ClientError, match="1000 ids"):
             await records.read(ids=[f"r{number}" for number in range(1001)])
         assert len(records._uplink.marks) == 0
+
+
+async def test_marks_that_were_never_said_are_told_of_at_the_end(
+    gateway: SimGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(5), follow(gateway) as records:
+        await live(records)
+        gateway.answers = [503] * 100
+        await gateway.cut()
+        await until(lambda: records.state is State.WAITING)
+        await records.read(ids=["r1", "r2"])
+    assert "2 read marks were never said" in caplog.text
 
 
 async def live(records: Connection) -> None:

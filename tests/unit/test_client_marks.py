@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -23,8 +24,9 @@ class MarksAndALog(RuleBasedStateMachine):
         self.log_ids: set[str] = set()
         self.log_up_to = -1
 
-    @rule(ids=st.lists(st.sampled_from([f"r{number}" for number in range(300)]), max_size=250))
-    def mark_ids(self, ids: list[str]) -> None:
+    @rule(first=st.integers(0, 300), count=st.integers(0, 250))
+    def mark_ids(self, first: int, count: int) -> None:
+        ids = [f"r{number}" for number in range(first, first + count)]
         self.marks.add(ids)
         self.meant_ids |= set(ids)
 
@@ -72,6 +74,7 @@ class MarksAndALog(RuleBasedStateMachine):
 
 
 TestMarksAndALog = MarksAndALog.TestCase
+TestMarksAndALog.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 def test_only_the_log_makes_a_mark_go_and_what_is_no_record_does_not() -> None:
