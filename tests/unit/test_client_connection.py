@@ -308,7 +308,7 @@ async def test_a_way_that_fell_silent_is_replaced(gateway):
 
 
 async def test_an_app_that_does_not_read_is_no_silence(gateway):
-    timing = Timing(ping_seconds=0.05, silence_seconds=0.2, ack_seconds=0.02)
+    timing = Timing(ping_seconds=0.1, silence_seconds=1.0, ack_seconds=0.02)
     await gateway.publish(*({"data": "x" * 100_000} for _ in range(100)))
     async with follow(gateway, cursor="start", timing=timing) as records:
         await gateway.until(lambda: len(gateway.of("ping")) >= 8)
