@@ -11,6 +11,7 @@ from engine import deadletters, metrics
 from engine.errors import BrokerError
 from engine.incarnations import stream_of
 from engine.jetstream import Broker, Stored
+from engine.limits import LETTER_SECONDS
 from engine.marks import Mark
 from engine.partition import Delivered, PartitionReader, Phase
 from engine.rounds import Dead, plan
@@ -48,11 +49,11 @@ class Burials:
         self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
 
     async def bury(self, dead: Dead) -> None:
-        """Store the letter, or leave its event to be buried later: at once without room, else after 30 s of trying."""
+        """Store the letter, or leave its event to be buried later: at once without room, else after 2 s of trying."""
         seq = dead.delivered.seq
         if self.first is None:
             try:
-                await deadletters.bury(self._broker, dead, self._q, self._epoch)
+                await deadletters.bury(self._broker, dead, self._q, self._epoch, budget_seconds=LETTER_SECONDS)
                 return
             except BrokerError as error:
                 self.first = seq

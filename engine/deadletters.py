@@ -5,13 +5,16 @@ from __future__ import annotations
 from engine import wire
 from engine.errors import ApiError
 from engine.jetstream import WRONG_LAST_SEQUENCE, After, Broker
+from engine.limits import APPEND_BUDGET_SECONDS
 from engine.rounds import Dead
 from engine.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 DETAIL_CHARS_MAX = 512
 
 
-async def bury(broker: Broker, dead: Dead, event_partition: int, epoch: str) -> None:
+async def bury(
+    broker: Broker, dead: Dead, event_partition: int, epoch: str, *, budget_seconds: float = APPEND_BUDGET_SECONDS
+) -> None:
     """Store a dead letter, once per event however often it is tried: its subject may hold one message only.
 
     Raises:
@@ -29,7 +32,8 @@ async def bury(broker: Broker, dead: Dead, event_partition: int, epoch: str) -> 
             headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
     subject = dead_letter_subject(event_partition, epoch, delivered.seq)
     try:
-        await broker.append(subject, delivered.payload, headers, after=After(DEAD_LETTERS_STREAM, 0))
+        after = After(DEAD_LETTERS_STREAM, 0)
+        await broker.append(subject, delivered.payload, headers, after=after, budget_seconds=budget_seconds)
     except ApiError as error:
         if error.err_code != WRONG_LAST_SEQUENCE:
             raise

@@ -6,19 +6,27 @@ Facts behind the rules: ADR-50 (atomic batches), ADR-31 (Direct Get), and `docs/
 from __future__ import annotations
 
 import asyncio
-import base64
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 from nats.nuid import NUID
 
 from engine import wire
+from engine.answers import (
+    Heads,
+    Page,
+    PubAck,
+    Stored,
+    StreamState,
+    direct_stored,
+    error_facts,
+    leader_stored,
+    pub_ack,
+    stream_state,
+)
 from engine.batch import Outgoing, encode_batch, settle_batch
 from engine.connection import Connection, Delivery, NatsSettings, Subscription, settle
 from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
@@ -47,17 +55,6 @@ RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
 BATCH_INCOMPLETE = 10176
 """A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
 
-EPOCH_KEY = "seamark.epoch"
-PARTITIONS_KEY = "seamark.partitions"
-
-
-class PubAck(NamedTuple):
-    """The broker's word that a message is stored; for a batch `seq` is that of its last message."""
-
-    stream: str
-    seq: int
-    duplicate: bool = False
-
 
 class After(NamedTuple):
     """The last message of a subject, which an append demands to follow: its stream and sequence, 0 for none."""
@@ -66,57 +63,8 @@ class After(NamedTuple):
     seq: int
 
 
-class Stored(NamedTuple):
-    """A stored message. `headers` is its raw block; on Direct Get the broker's own `Nats-*` lines are in it."""
-
-    subject: str
-    seq: int
-    time: str
-    headers: bytes
-    payload: bytes
-
-
-class Page(NamedTuple):
-    """One prefix-consistent view of one replica, possibly stale. `more`: it has further messages behind the last one."""
-
-    records: list[Stored]
-    more: bool
-
-
-class Heads(NamedTuple):
-    """The last sequence of each subject that has one, as one replica sees it; `up_to` is how far that replica has come."""
-
-    seqs: dict[str, int]
-    up_to: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamState:
-    """What a stream's leader says of it. `epoch` and `partitions` are None when its metadata has none.
-
-    `oldest_at`: when it stored its first message, or the last one it had, as Unix time; what was trimmed is older.
-    """
-
-    name: str
-    epoch: str | None
-    partitions: int | None
-    first_seq: int
-    last_seq: int
-    messages: int
-    config: dict[str, Any] = field(repr=False)
-    oldest_at: float = math.inf
-
-
-class _PubAckReply(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: dict[str, Any] | None = None
-
-
 _SEQUENCE = b"\r\nNats-Sequence:"
 _ids = NUID()
-_decode_ack = msgspec.json.Decoder(_PubAckReply).decode
 
 
 async def connect(settings: NatsSettings) -> Broker:
@@ -166,7 +114,7 @@ class Broker(Connection):
         except msgspec.MsgspecError as error:
             raise Unanswered(f"not an answer of JetStream: {delivery.payload[:80]!r}") from error
         if refused := answer.get("error"):
-            raise ApiError(*_error_facts(refused))
+            raise ApiError(*error_facts(refused))
         return answer
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -207,7 +155,7 @@ class Broker(Connection):
             left = deadline - time.monotonic()
             try:
                 delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
-                ack = _ack(delivery.payload, ApiError)
+                ack = pub_ack(delivery.payload, ApiError)
                 self.writes.stored(ack.stream)
                 return ack
             except (Unanswered, Unavailable, ApiError) as error:
@@ -274,7 +222,7 @@ class Broker(Connection):
         if wire.status(delivery.headers) == 503:
             raise Unavailable("no leader takes this batch")
         try:
-            ack = _ack(delivery.payload, BatchRefused)
+            ack = pub_ack(delivery.payload, BatchRefused)
         except BatchRefused as error:
             if error.err_code == BATCH_INCOMPLETE:
                 self.writes.not_stored(messages[0].subject)
@@ -291,19 +239,7 @@ class Broker(Connection):
             ApiError: 10059 when there is no such stream. Unavailable, Unanswered: no leader.
         """
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
-        config, state = answer["config"], answer["state"]
-        metadata = config.get("metadata") or {}
-        partitions = metadata.get(PARTITIONS_KEY)
-        return StreamState(
-            name=stream,
-            epoch=metadata.get(EPOCH_KEY),
-            partitions=int(partitions) if partitions and partitions.isdecimal() else None,
-            first_seq=state["first_seq"],
-            last_seq=state["last_seq"],
-            messages=state["messages"],
-            config=config,
-            oldest_at=datetime.fromisoformat(state["first_ts" if state["messages"] else "last_ts"]).timestamp(),
-        )
+        return stream_state(stream, answer)
 
     async def next_by_subject(
         self,
@@ -323,7 +259,7 @@ class Broker(Connection):
         body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
         pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
-        return Page([_stored(message) for message in messages], pending > 0)
+        return Page([direct_stored(message) for message in messages], pending > 0)
 
     async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
         """The last sequence of each of at most 1000 subjects, one consistent view of one replica.
@@ -357,14 +293,7 @@ class Broker(Connection):
             if error.err_code == 10037:
                 return None
             raise
-        message = answer["message"]
-        return Stored(
-            message["subject"],
-            message["seq"],
-            message["time"],
-            base64.b64decode(message.get("hdrs") or ""),
-            base64.b64decode(message.get("data") or ""),
-        )
+        return leader_stored(answer["message"])
 
     async def _direct(self, stream: str, body: dict[str, Any], timeout_seconds: float) -> tuple[list[Delivery], bytes]:
         """All messages of one Direct Get answer and the header block that ends it (204, or 404 when there are none)."""
@@ -394,28 +323,3 @@ class Broker(Connection):
         if code not in (204, 404):
             raise ApiError(code, 0, wire.description(end))
         return messages, end
-
-
-def _ack(payload: bytes, refused: type[ApiError]) -> PubAck:
-    try:
-        reply = _decode_ack(payload)
-    except msgspec.DecodeError as error:
-        raise Unanswered(f"not an answer of JetStream: {payload[:80]!r}") from error
-    if reply.error is not None:
-        raise refused(*_error_facts(reply.error))
-    if not reply.seq:
-        raise Unanswered(f"not an answer of JetStream: {payload[:80]!r}")
-    return PubAck(reply.stream, reply.seq, reply.duplicate)
-
-
-def _error_facts(error: Mapping[str, Any]) -> tuple[int, int, str]:
-    return error.get("code", 0), error.get("err_code", 0), error.get("description", "refused")
-
-
-def _stored(message: Delivery) -> Stored:
-    subject, seq, at = (
-        wire.last_header(message.headers, name) or b""
-        for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")
-    )
-    # The broker takes any bytes for a token.
-    return Stored(subject.decode("utf-8", "replace"), int(seq), at.decode(), message.headers, message.payload)

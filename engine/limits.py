@@ -76,6 +76,10 @@ APPEND_BUDGET_SECONDS = 30.0
 STALL_SECONDS = 30.0
 """A partition that could not append for this long reports itself stalled; it goes on trying."""
 
+LETTER_SECONDS = 2.0
+"""How long a partition waits for the letter of a dead event before it leaves it for later. Above the pin's time-out dispatchers
+take a partition from each other while they wait, and none of them gets to store that it has left one."""
+
 UNSTORED_SECONDS = 10.0
 """A stream whose writes come to nothing for this long is said to store nothing: an election takes 4-9 s."""
 
@@ -103,6 +107,7 @@ PAGE_RECORDS = 256
 OUTBOUND_BYTES_MAX = 64 << 20
 """Bytes written to the broker and not yet on the wire; above it publishing raises Unavailable instead of growing."""
 
+assert LETTER_SECONDS < PIN_TIMEOUT_SECONDS, "whoever waits for a letter must not lose its partition by that"
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
 assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
 assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many users must be one the server takes"

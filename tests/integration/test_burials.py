@@ -1,5 +1,6 @@
 """Dead letters without room: what is left is buried later, whatever happens in between, and nothing else is."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,7 @@ from engine import topology
 from engine.burials import Burials, _delivered
 from engine.errors import ApiError
 from engine.jetstream import Broker
+from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.marks import Mark
 from engine.rounds import Dead, plan
 from engine.subjects import partition_of
@@ -89,3 +91,16 @@ async def test_events_that_age_took_before_they_were_buried_end_no_burial(broker
     await burials._bury_left()
     assert burials.first is None
     assert await letters(broker) == [last.delivered.payload]
+
+
+async def test_whoever_waits_for_dead_letters_without_a_leader_does_not_lose_its_partition_meanwhile(
+    broker: Broker,
+) -> None:
+    one, two = await dead_events(broker, 2)
+    burials = Burials(broker, Q)
+    burials.take_over("e", None)
+    await broker.api("STREAM.DELETE.DEAD-LETTERS")  # nobody answers there, as without a leader
+    async with asyncio.timeout(PIN_TIMEOUT_SECONDS):
+        for dead in (one, two):
+            await burials.bury(dead)
+    assert burials.first == one.delivered.seq
