@@ -1,9 +1,12 @@
 """An outage is waited for; a fault is not. So each failure of a store must be told for what it is."""
 
+import asyncio
+
 import asyncpg
 import pytest
 from redis import exceptions as redis
 
+from projections import patience, verification
 from projections.outages import postgres_failure, redis_failure
 from projections.store import StoreBroken
 
@@ -65,3 +68,16 @@ def test_redis_is_away_or_refuses():
               redis.ResponseError("user_script:1: attempt to call a nil value"), RuntimeError("no connection")]  # fmt: skip
     assert [isinstance(redis_failure(error), StoreBroken) for error in away] == [False] * len(away)
     assert [isinstance(redis_failure(error), StoreBroken) for error in broken] == [True] * len(broken)
+
+
+@pytest.mark.parametrize("patiently", [patience.patiently, verification.patiently])
+async def test_a_fault_of_a_store_is_not_waited_for(patiently):
+    asked = []
+
+    async def ask():
+        asked.append(1)
+        raise StoreBroken("PostgreSQL: a constraint")
+
+    with pytest.raises(StoreBroken):
+        await asyncio.wait_for(patiently(ask), 5.0)
+    assert len(asked) == 1
