@@ -31,11 +31,13 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = OUTAGE_SEC
     Raises:
         Unavailable, Unanswered, StoreUnavailable: the server was away for longer.
     """
-    until = time.monotonic() + seconds
+    until: float | None = None
     while True:
         try:
             return await ask()
         except AWAY as error:
+            # From the first failure on: what fails after an hour of work has waited for nobody yet.
+            until = until or time.monotonic() + seconds
             if isinstance(error, StoreBroken) or time.monotonic() >= until:
                 raise
             _log.warning("waiting_for_server", why=str(error)[:200])

@@ -8,7 +8,7 @@ from redis import exceptions as redis
 
 from projections import patience, verification
 from projections.outages import postgres_failure, redis_failure
-from projections.store import StoreBroken
+from projections.store import StoreBroken, StoreUnavailable
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,16 @@ async def test_a_fault_of_a_store_is_not_waited_for(patiently):
     with pytest.raises(StoreBroken):
         await asyncio.wait_for(patiently(ask), 5.0)
     assert len(asked) == 1
+
+
+async def test_what_worked_for_longer_than_an_outage_may_last_is_tried_again_when_it_fails():
+    asked = []
+
+    async def ask():
+        asked.append(1)
+        await asyncio.sleep(0.1)
+        if len(asked) == 1:
+            raise StoreUnavailable("PostgreSQL: the server was restarted")
+        return "done"
+
+    assert await patience.patiently(ask, seconds=0.05) == "done"
