@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from engine.errors import TopologyError
 from projections.deliveries import EARLIEST
 from projections.inbox_fold import Row
 from projections.patience import patiently
@@ -17,7 +18,7 @@ from projections.postgres import asking
 from projections.retention import DAYS, DAYS_MAX
 
 if TYPE_CHECKING:
-    from projections.postgres import Pool
+    from projections.postgres import Connection, Pool
 
 INBOX_COLUMNS: Final = tuple(Row.__dataclass_fields__)
 DELIVERY_COLUMNS: Final = (
@@ -85,6 +86,7 @@ class Carrying:
         self._tenant = tenant
         self._progress = progress
         self._began = datetime.now(UTC)
+        self._months: set[str] = set()
         self.rows = 0
 
     async def inbox(self, horizons: Sequence[Horizon], *, formerly: bool) -> None:
@@ -97,11 +99,28 @@ class Carrying:
         newest = None if formerly else max((at for at in times if at is not None), default=None)
         until = None if newest is None or None in times else newest + CLOCKS
         before = "(h.epoch IS NULL OR i.seq < h.oldest)" if formerly else "i.seq < h.oldest"
+        self._months = await patiently(self._read_months)
         windows = await self._windows("inbox", until)
         for number, (since, to) in enumerate(windows):
             self._tell(number, len(windows))
             await self._inbox(horizons, before, since, to)
         self._tell(len(windows), len(windows))
+
+    async def check_months(self, connection: Connection) -> None:
+        """Has a month left the inbox since it was copied? It would stand in the list again, and no longer count.
+
+        What goes until the end of the transaction waits for it, and then looks which version is the live one.
+
+        Raises:
+            TopologyError: one has.
+        """
+        await connection.execute("SELECT FROM projection_versions WHERE projection = 'inbox' FOR UPDATE")
+        if self._months - await _months(connection, self._live):
+            raise TopologyError("a month has left the inbox while it was rebuilt", "Run the rebuild again.")
+
+    async def _read_months(self) -> set[str]:
+        async with asking(self._pool, 60.0) as connection:
+            return await _months(connection, self._live)
 
     async def gap(self, horizon: Horizon, first: int, at: datetime) -> None:
         """Rows of the records that age has taken since the horizon was looked at: the first one read is `first`.
@@ -199,6 +218,13 @@ class Carrying:
                 return int((await connection.execute(statement, *args)).rsplit(" ", 1)[1])
 
         self.rows += await patiently(copy)
+
+
+async def _months(connection: Connection, version: int) -> set[str]:
+    rows = await connection.fetch(
+        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = to_regclass($1)", f"inbox_{version}"
+    )
+    return {row["name"] for row in rows}
 
 
 def _of(alias: str, columns: Sequence[str]) -> str:

@@ -24,13 +24,14 @@ from redis.asyncio import Redis
 from engine import metrics
 from engine.errors import BrokerError, TopologyError
 from engine.jetstream import Broker
-from engine.subjects import RECEIPTS_STREAM, encode_token, log_stream
+from engine.subjects import RECEIPTS_STREAM, encode_token, log_stream, partition_of
 from projections.deliveries import DELIVERIES
 from projections.inbox import INBOX
 from projections.postgres import AWAY, asking, live_version
 from projections.retention import DAYS
 from projections.store import StoreUnavailable
-from projections.unread_ageing import forget_counts
+from projections.unread import WEIGHT_MAX, UnreadStore
+from projections.unread_ageing import forget_counts, forget_former, write_left
 
 if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
@@ -58,7 +59,7 @@ LOCK_SECONDS: Final = 0.25
 TRIES: Final = 5
 
 SLACK: Final = timedelta(minutes=5)
-"""What clocks of gateways and of the broker differ by."""
+"""What clocks of gateways, projectors, leaders of a stream and the database differ by."""
 
 CURSORS_EVERY: Final = timedelta(days=1)
 CURSOR_BLOCKS: Final = 10_000
@@ -125,7 +126,8 @@ class Months:
             if not months:
                 remedy = f"run `seamark rebuild {projection}`: it divides the tables by months, until then nothing leaves them"
                 _log.warning("tables_not_divided", projection=projection, remedy=remedy)
-            over = [month for month in months if month.over_at <= clock]
+            # What is being written to it at the last moment, by a clock that is late perhaps, is in it by then.
+            over = [month for month in months if month.over_at + SLACK <= clock]
             left = [month for month in over if not await self._detach(projection, version, month)]
             overdue = (clock - left[0].over_at).total_seconds() if left else 0.0
             metrics.retention_overdue.labels(projection).set(overdue)
@@ -139,18 +141,22 @@ class Months:
         why = ""
         if await self._in_log(projection, parts):
             why = "the streams still hold what is in it: retention is shorter than their age"
-        elif not await self._take_out(parts):
+        elif not await self._take_out(parts, projection, version):
             why = "it is being read, by a backup perhaps"
         if why:
             _log.warning("month_not_dropped", projection=projection, month=month.name, why=why)
         return not why
 
-    async def _take_out(self, parts: list[str]) -> bool:
+    async def _take_out(self, parts: list[str], projection: str = INBOX, version: int = 1) -> bool:
         for _ in range(TRIES):
             async with self._asking(60.0) as connection:
                 try:
                     async with connection.transaction():
                         await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
+                        # A switch to another version waits, and sees then that a month has gone (`Carrying.check_months`).
+                        live = "SELECT version FROM projection_versions WHERE projection = $1 FOR SHARE"
+                        if await connection.fetchval(live, projection) != version:
+                            return False
                         for part in parts:
                             await connection.execute(f"ALTER TABLE {part.rpartition('_')[0]} DETACH PARTITION {part}")
                     return True
@@ -186,8 +192,8 @@ class Months:
             return False
         async with self._asking(SCAN_SECONDS) as connection:
             for part in parts:
-                where = "stored_at >= $1"
-                args = [horizon]
+                # After an election times go back by what the clocks of leaders differ: the oldest record is not the earliest.
+                where, args = "stored_at >= $1", [horizon - SLACK]
                 if projection == DELIVERIES:  # a clock that is far ahead must not keep a month for ever
                     where, args = "at >= $1 AND at < $2", [horizon - SLACK, datetime.now(UTC) + SLACK]
                 if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {part} WHERE {where})", *args):
@@ -209,15 +215,34 @@ class Months:
         floors: dict[str, dict[str, int]] = defaultdict(dict)
         for row in rows:
             floors[row["epoch"]][encode_token(row["tenant"])] = row["seq"]
+        await write_left(self._redis, floors)
         for p in range(self._partitions):
-            epoch = (await self._broker.stream(log_stream(p))).epoch
-            if epoch is not None and epoch in floors:
-                await forget_counts(self._redis, p, epoch, floors[epoch])
+            await forget_counts(self._redis, p, floors)
+        await self._forget_former(part, set(floors))
+
+    async def _forget_former(self, part: str, epochs: set[str]) -> None:
+        """Of former incarnations of a log nobody but the table knows which sequences a version of the counts gave them."""
+        stores = [UnreadStore(self._redis, p) for p in range(self._partitions)]
+        counted = {at.epoch for at in [await store.checkpoint() for store in stores] if at is not None}
+        if not epochs - counted:
+            return
+        where = "NOT epoch = ANY($1::text[])"
+        async with self._asking(SCAN_SECONDS) as connection, connection.transaction():
+            rows = await connection.cursor(f"SELECT tenant, user_id, id FROM {part} WHERE {where}", list(counted))
+            while page := await rows.fetch(WEIGHT_MAX):
+                found: dict[int, dict[str, list[str]]] = {}
+                for row in page:
+                    tenant, user = encode_token(row["tenant"]), encode_token(row["user_id"])
+                    users = found.setdefault(partition_of(tenant, user, self._partitions), {})
+                    users.setdefault(f"{tenant}.{user}", []).append(row["id"])
+                for p, users in found.items():
+                    await forget_former(self._redis, p, users)
 
     async def _forget_devices(self, now: datetime) -> None:
         """Cursors of devices that were silent for as long as rows are kept: what they could resume is gone."""
         if self._cursors_at is not None and now < self._cursors_at + CURSORS_EVERY:
             return
+        horizon = await self._horizon(DELIVERIES)
         async with self._asking() as connection:
             size = await connection.fetchval("SELECT pg_relation_size('device_cursors')")
         blocks = size // 8192 + 1
@@ -227,8 +252,9 @@ class Months:
                     "DELETE FROM device_cursors c"
                     f" WHERE c.ctid >= '({block},0)'::tid AND c.ctid < '({block + CURSOR_BLOCKS},0)'::tid AND c.touched_at <"
                     " $1::timestamptz - interval '1 day' * coalesce((SELECT days FROM retention r WHERE r.tenant = c.tenant),"
-                    f" (SELECT days FROM retention WHERE tenant = ''), {DAYS})",
+                    f" (SELECT days FROM retention WHERE tenant = ''), {DAYS}) AND c.touched_at < $2",
                     now,
+                    now if horizon is None else horizon - SLACK,  # what can be folded is there
                 )
         self._cursors_at = now
 

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import structlog
 
 from engine.errors import Unanswered, Unavailable
-from projections.store import StoreUnavailable
+from projections.store import StoreBroken, StoreUnavailable
 
 _log = structlog.get_logger("seamark.rebuild")
 
@@ -22,7 +22,7 @@ OUTAGE_SECONDS: Final = 300.0
 PAUSE_SECONDS: Final = 1.0
 
 AWAY: Final = (Unavailable, Unanswered, StoreUnavailable)
-"""What passes by itself. Anything else is raised at once: a fault of ours must not look like an outage."""
+"""What passes by itself. Anything else, `StoreBroken` too, is raised at once: a fault of ours must not look like an outage."""
 
 
 async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = OUTAGE_SECONDS) -> T:
@@ -31,12 +31,14 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = OUTAGE_SEC
     Raises:
         Unavailable, Unanswered, StoreUnavailable: the server was away for longer.
     """
-    until = time.monotonic() + seconds
+    until: float | None = None
     while True:
         try:
             return await ask()
         except AWAY as error:
-            if time.monotonic() >= until:
+            # From the first failure on: what fails after an hour of work has waited for nobody yet.
+            until = until or time.monotonic() + seconds
+            if isinstance(error, StoreBroken) or time.monotonic() >= until:
                 raise
             _log.warning("waiting_for_server", why=str(error)[:200])
         await asyncio.sleep(PAUSE_SECONDS)

@@ -147,11 +147,8 @@ class Rebuild:
             await connection.execute(_ALONE)
             self._live = await live_version(connection, self._projection)
             prefix = f"{self._projection}_"
-            names = await connection.fetch(
-                "SELECT c.relname FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid"
-                " WHERE h.inhparent = $1::regclass",
-                self._projection,
-            )
+            children = "SELECT inhrelid::regclass::text AS relname FROM pg_inherits WHERE inhparent = $1::regclass"
+            names = await connection.fetch(children, self._projection)
             existing = [int(row["relname"].removeprefix(prefix)) for row in names]
             for leftover in set(existing) - {self._live}:
                 await self._drop_version(connection, leftover)
@@ -315,6 +312,8 @@ class Rebuild:
         async with asyncio.timeout(SWITCH_SECONDS), self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_ALONE)
             await self._check_alone(connection)
+            if self._carrying is not None:
+                await self._carrying.check_months(connection)
             held = await connection.fetch(
                 "SELECT stream, partition, epoch, seq FROM projection_checkpoints"
                 " WHERE projection = $1 AND version = $2 ORDER BY partition FOR UPDATE",

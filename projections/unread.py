@@ -169,6 +169,11 @@ class UnreadStore:
         return False
 
     @property
+    def version(self) -> int:
+        """Which version was live when the checkpoint was read; or the fixed one."""
+        return self._version
+
+    @property
     def _meta(self) -> str:
         return meta_key(self._partition, self._version)
 
@@ -266,16 +271,15 @@ class UnreadStore:
         self.reached = checkpoint
         return True
 
-    async def forget(self, users: dict[str, int]) -> bool:
-        """Forget what counts of each user's records up to a sequence. False: the checkpoint moved meanwhile, ask again."""
+    async def forget(self, users: dict[str, list[Any]]) -> bool:
+        """Do operations that follow from no record (`projections.unread_ageing`). False: the checkpoint moved, ask again."""
         stored = await asked(self._redis.hmget(self._meta, "checkpoint", "seq", "until", "fresh"))
         if stored[0] is None:
             return True  # nothing counts
         seconds, micros = await asked(self._redis.time())
         age = max(0, seconds * 1000 + micros // 1000 - int(stored[3] or 0))
-        clear = {user: [5, up_to] for user, up_to in users.items()}
         at = stored[0].decode()
-        args: list[Argument] = [at, at, int(stored[1]), int(stored[2] or 0), age, 0, self._bound, _packed(clear)]
+        args: list[Argument] = [at, at, int(stored[1]), int(stored[2] or 0), age, 0, self._bound, _packed(users)]
         return await asked(self._apply([self._meta], args)) is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -15,6 +16,7 @@ from projections.rebuild import Progress, Rebuilt
 from projections.replay import replay
 from projections.store import Checkpoint, StoreBroken, StoreUnavailable
 from projections.unread import FIRST_VERSION, UnreadStore, drop_version, read_version, write_version
+from projections.unread_ageing import forget_counts, read_left
 from projections.unread_carry import carried, carry_given_up
 from projections.unread_verify import UnreadVerification
 from projections.verification import patiently
@@ -49,6 +51,9 @@ async def rebuild_unread(broker: Broker, redis: Redis, partitions: int, *, progr
                     age = time.monotonic() - asked_at
                     await store.attend(store.reached, complete=True, age_seconds=age, now=time.time())
         await write_version(redis, version)
+        left = await read_left(redis)  # what a month that went meanwhile has taken off the former version only
+        for p in range(partitions):
+            await forget_counts(redis, p, left)
         for p in range(partitions):
             await drop_version(redis, p, live)
     finally:
@@ -100,14 +105,24 @@ class _Rebuild:
             # Of a former incarnation all is taken over, as the inbox does, and comes before the first record of this one.
             oldest, shift = (live.seq + 1, live.seq + 1) if former else (oldest, 0)
             async for users, count in carried(self._redis, partition, self._live, oldest, shift):
-                if not await store.carry(users, at, to):
-                    raise _another()
+                await _carry_over(store, users, at, to)
                 at = to
                 self.carried += count
             await carry_given_up(self._redis, partition, self._live, self._live + 1, shift)
-        if at is None and not await store.carry({}, at, to):
-            raise _another()
+        if at is None:
+            await _carry_over(store, {}, at, to)
         return to
+
+
+async def _carry_over(store: UnreadStore, users: dict[str, list[Any]], at: Checkpoint | None, to: Checkpoint) -> None:
+    """Take operations over, however long Redis is away. Done twice they give the same."""
+
+    async def carry() -> None:
+        # Refused also where it was done, and only the answer was lost: the stored checkpoint tells.
+        if not await store.carry(users, at, to) and await store.checkpoint() != to:
+            raise _another()
+
+    await patiently(carry)
 
 
 async def _apply(store: UnreadStore, batch: list[Delivered], at: Checkpoint | None, reached: Checkpoint) -> None:

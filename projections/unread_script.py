@@ -133,6 +133,21 @@ local function give_up(at)
   end
 end
 
+-- the rows of notifications up to a sequence have left the inbox: one that comes again is new there, too
+local function unlearn(up_to)
+  local all = call('HGETALL', r)
+  for i = 2, #all, 2 do
+    if tonumber(all[i]) <= up_to then call('HDEL', r, all[i - 1]) end
+  end
+end
+
+-- the same of one notification of a former incarnation of the log, unless its id is that of a newer one by now
+local function leave(id, mark)
+  local seq, known = call('ZSCORE', s, id), call('HGET', r, mark)
+  if seq and tonumber(seq) <= 0 then remove(id) end
+  if known and tonumber(known) <= 0 then call('HDEL', r, mark) end
+end
+
 -- mark '': carried over, and so not looked for
 local function add(at, seq, mark, id, category, key, expires)
   if mark ~= '' and repeats(seq, mark) then return end
@@ -204,6 +219,12 @@ while values[at] do
       at = at + 2
     elseif what == 5 then
       clear(values[at + 1])
+      at = at + 2
+    elseif what == 7 then
+      leave(values[at + 1], values[at + 2])
+      at = at + 3
+    elseif what == 8 then
+      unlearn(values[at + 1])
       at = at + 2
     else
       repeats(values[at + 1], values[at + 2])

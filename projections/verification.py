@@ -309,6 +309,7 @@ class Tables:
         Raises:
             StoreUnavailable: the database was away for too long. TopologyError: another version was switched to.
         """
+        version = await patiently(self._read_version)
         leaves = await patiently(lambda: self._leaves(table))
         total, done = sum(blocks for _, blocks in leaves), 0
         self._progress(f"table {table}", 0, total)
@@ -319,7 +320,11 @@ class Tables:
             )
             for start in range(0, blocks, BLOCKS):
                 stop = min(blocks, start + BLOCKS)
-                yield await patiently(lambda a=start, b=stop, s=statement: self._stretch(s, a, b))  # type: ignore[misc]
+                rows = await patiently(lambda a=start, b=stop, s=statement: self._stretch(s, a, b))  # type: ignore[misc]
+                if rows is None:
+                    await patiently(lambda: self._check_version(version))
+                    break  # it was a month that is over, and the log holds nothing of what was in it
+                yield rows
                 self._progress(f"table {table}", done + stop, total)
             done += blocks
 
@@ -334,14 +339,23 @@ class Tables:
             )
         return [(row["name"], row["blocks"]) for row in rows]
 
-    async def _stretch(self, statement: str, start: int, stop: int) -> list[asyncpg.Record]:
+    async def _stretch(self, statement: str, start: int, stop: int) -> list[asyncpg.Record] | None:
+        """None: the table has been dropped."""
         try:
             async with asking(self._pool, LOOK_SECONDS) as connection:
                 return await connection.fetch(statement, f"({start},0)", f"({stop},0)")
         except StoreBroken as error:
             if isinstance(error.__cause__, asyncpg.UndefinedTableError):
-                raise TopologyError("a rebuild has switched to another version meanwhile", "Run it again.") from error
+                return None
             raise
+
+    async def _read_version(self) -> int:
+        async with asking(self._pool, LOOK_SECONDS) as connection:
+            return int(await connection.fetchval(f"SELECT {self._live}"))
+
+    async def _check_version(self, version: int) -> None:
+        if await self._read_version() != version:
+            raise TopologyError("a rebuild has switched to another version meanwhile", "Run it again.")
 
 
 async def checkpoint_of(

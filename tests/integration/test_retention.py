@@ -11,9 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from engine import topology
+from engine.errors import TopologyError
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import log_subject
+from projections import unread_rebuild, verification
 from projections.deliveries import DeliveriesStore
 from projections.delivery_state import DEVICES_MAX
 from projections.inbox import InboxStore
@@ -25,7 +27,7 @@ from projections.replay import replay
 from projections.retention import EVERY_TENANT, RetentionTable
 from projections.store import Checkpoint
 from projections.unread import UnreadStore
-from projections.unread_rebuild import UnreadVerification
+from projections.unread_rebuild import UnreadVerification, rebuild_unread
 from projections.verify import Verification
 from seamark import migrate as migrate_module
 from seamark.migrate import migrate
@@ -95,6 +97,19 @@ async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
 
 def later(**time: float) -> datetime:
     return datetime.now(UTC) + timedelta(**time)
+
+
+async def apart(house: House) -> datetime:
+    """Make all rows a day older but `new`, which goes a month later. A moment in which their month is over, and its is not."""
+    await house.pool.execute(
+        "UPDATE inbox SET kept_until = date_trunc('month', kept_until) + interval '1 month 2 days' WHERE id = 'new'"
+    )
+    await house.pool.execute("UPDATE inbox SET stored_at = stored_at - interval '1 day' WHERE id <> 'new'")
+    over_at = await house.pool.fetchval(
+        "SELECT date_trunc('month', kept_until) + interval '1 month 1 day' FROM inbox WHERE id <> 'new' LIMIT 1"
+    )
+    assert isinstance(over_at, datetime)
+    return over_at
 
 
 async def test_what_is_over_leaves_the_list_and_the_count_and_verify_finds_no_difference(house: House) -> None:
@@ -340,3 +355,137 @@ async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_d
 def test_a_month_is_over_when_the_next_one_begins() -> None:
     found = [month_of(name) for name in ("inbox_1_202612", "inbox_12_202702", "inbox_1_3", "inbox_1_202713")]
     assert [str(month.over_at.date()) if month else None for month in found] == ["2027-01-01", "2027-03-01", None, None]
+
+
+async def test_what_a_former_log_left_unread_leaves_the_count_with_its_row(house: House) -> None:
+    await house.append("old")
+    await house.append("read again", user="bob")
+    await house.fold()
+    await house.broker.api("STREAM.DELETE.LOG-0")
+    await topology.ensure(house.broker, "dev", 1, overrides=FAST)
+    await house.append("new", user="bob")
+    await Rebuild(house.broker, house.pool, "inbox", 1).run()
+    await rebuild_unread(house.broker, house.redis, 1)
+    assert await house.shown() == (["old"], 1)
+    over_at = await apart(house)
+    await house.purge()
+    await house.months().keep(over_at)
+    assert await house.shown() == ([], 0)
+    assert await house.shown(user="bob") == (["new"], 1)
+
+
+async def test_an_id_that_comes_again_after_its_row_has_left_is_new_in_list_and_count(house: House) -> None:
+    await house.append("again")
+    await house.append("again", user="bob")
+    await house.fold()
+    await house.broker.append(
+        log_subject(0, "default", "bob"), b'{"id":"r","kind":"read","ids":["again"],"user":"bob"}'
+    )
+    await house.fold()
+    await house.purge()
+    await house.months().keep(later(days=90 + 32))
+    assert await house.redis.keys("unread:*:r:*") == []
+    for user in ("alice", "bob"):
+        await house.append("again", user=user)
+    await house.fold()
+    for user in ("alice", "bob"):
+        assert await house.shown(user=user) == (["again"], 1)
+    assert await house.differences() == []
+
+
+async def test_what_leaves_while_the_counts_are_rebuilt_is_not_counted_by_the_new_version(
+    house: House, monkeypatch
+) -> None:
+    await house.append("old")
+    await house.fold()
+    await house.purge()
+    await house.append("new", user="bob")
+    await house.fold()
+    over_at = await apart(house)
+    fold = unread_rebuild._Rebuild.fold
+    left = []
+
+    async def fold_and_age(self: Any, store: UnreadStore, partition: int) -> None:
+        await fold(self, store, partition)
+        if not left:
+            left.extend(await house.months().keep(over_at))
+
+    monkeypatch.setattr(unread_rebuild._Rebuild, "fold", fold_and_age)
+    await rebuild_unread(house.broker, house.redis, 1)
+    assert left
+    assert await house.shown() == ([], 0)
+    assert await house.shown(user="bob") == (["new"], 1)
+
+
+async def test_what_leaves_while_the_inbox_is_rebuilt_does_not_stand_in_the_list_again(
+    house: House, monkeypatch
+) -> None:
+    await house.append("old")
+    await house.fold()
+    await house.purge()
+    work = Rebuild(house.broker, house.pool, "inbox", 1)
+    fold = work._fold_until_caught_up
+
+    async def fold_and_age() -> None:
+        await fold()
+        assert await house.months().keep(later(days=90 + 32))
+
+    monkeypatch.setattr(work, "_fold_until_caught_up", fold_and_age)
+    with pytest.raises(TopologyError, match="a month has left"):
+        await work.run()
+    assert await house.shown() == ([], 0)
+    await Rebuild(house.broker, house.pool, "inbox", 1).run()
+    assert await house.shown() == ([], 0)
+
+
+async def test_a_month_is_not_taken_out_of_a_version_that_is_no_longer_read(house: House) -> None:
+    await house.append("old")
+    await house.fold()
+    part = await house.pool.fetchval("SELECT tableoid::regclass::text FROM inbox")
+    await house.pool.execute("UPDATE projection_versions SET version = 2 WHERE projection = 'inbox'")
+    assert not await house.months()._take_out([part])
+    assert await house.pool.fetchval("SELECT count(*) FROM inbox") == 1
+
+
+async def test_a_record_stored_by_a_leader_whose_clock_was_late_is_still_in_the_log(house: House) -> None:
+    await house.append("held")
+    await house.fold()
+    await house.pool.execute("UPDATE inbox SET stored_at = stored_at - interval '1 minute'")
+    await house.months().keep(later(days=90 + 32))
+    assert await house.shown() == (["held"], 1)
+
+
+async def test_a_cursor_stays_while_the_stream_holds_its_acknowledgement(house: House) -> None:
+    ack = {"user": "alice", "channel": "inapp", "device": "tv", "state": "acknowledged", "epoch": EPOCH,
+           "after": 0, "up_to": 3, "at": f"{later():%Y-%m-%dT%H:%M:%SZ}"}  # fmt: skip
+    seq = (await house.broker.append("rcpt.0.default.alice", json.dumps(ack).encode())).seq
+    epoch = (await house.broker.stream("RECEIPTS")).epoch
+    assert epoch is not None
+    async for batch in replay(house.broker, "RECEIPTS", "rcpt.0.>", 1, seq):
+        assert await DeliveriesStore(house.pool, 0).apply(batch, None, Checkpoint(epoch, seq))
+    await house.months().keep(later(days=200))
+    assert await house.pool.fetchval("SELECT count(*) FROM device_cursors") == 1
+    assert [one async for one in Verification(house.broker, house.pool, "deliveries", 1).differences()] == []
+    await house.broker.api("STREAM.PURGE.RECEIPTS")
+    await house.months().keep(later(days=200))
+    assert await house.pool.fetchval("SELECT count(*) FROM device_cursors") == 0
+
+
+async def test_a_month_that_goes_in_the_midst_of_a_verification_is_no_difference_and_does_not_end_it(
+    house: House, monkeypatch
+) -> None:
+    await house.append("old")
+    await house.fold()
+    await house.purge()
+    await house.append("new")
+    await house.fold()
+    over_at = await apart(house)
+    leaves = verification.Tables._leaves
+
+    async def then_age(self: Any, table: str) -> Any:
+        found = await leaves(self, table)
+        assert await house.months().keep(over_at)
+        return found
+
+    monkeypatch.setattr(verification.Tables, "_leaves", then_age)
+    assert [one async for one in Verification(house.broker, house.pool, "inbox", 1).differences()] == []

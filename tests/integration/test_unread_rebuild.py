@@ -127,6 +127,25 @@ async def test_what_is_unread_and_older_than_the_log_is_carried_over(house: Hous
     assert (await house.counts("alice"))[0] == Unread(2, {})
 
 
+async def test_a_rebuild_whose_answer_from_redis_was_lost_does_not_take_its_own_work_for_that_of_another(
+    house: House, monkeypatch
+) -> None:
+    last = await house.append("alice", "old")
+    await house.append("alice", "new")
+    await house.fold()
+    await house.broker.api("STREAM.PURGE.LOG-0", {"seq": last + 1})
+    carry = UnreadStore.carry
+
+    async def carry_twice(self: UnreadStore, *args: Any) -> bool:
+        await carry(self, *args)  # its answer is lost, and the script is run again
+        return await carry(self, *args)
+
+    monkeypatch.setattr(UnreadStore, "carry", carry_twice)
+    done = await rebuild_unread(house.broker, house.redis, 1)
+    assert done.carried == 1
+    assert await house.counts("alice") == [Unread(2, {})]
+
+
 async def test_what_was_given_up_before_the_log_begins_is_still_said(house: House) -> None:
     for number in range(5):
         last = await house.append("alice", f"e{number}")

@@ -1,11 +1,14 @@
 """An outage is waited for; a fault is not. So each failure of a store must be told for what it is."""
 
+import asyncio
+
 import asyncpg
 import pytest
 from redis import exceptions as redis
 
+from projections import patience, verification
 from projections.outages import postgres_failure, redis_failure
-from projections.store import StoreBroken
+from projections.store import StoreBroken, StoreUnavailable
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,29 @@ def test_redis_is_away_or_refuses():
               redis.ResponseError("user_script:1: attempt to call a nil value"), RuntimeError("no connection")]  # fmt: skip
     assert [isinstance(redis_failure(error), StoreBroken) for error in away] == [False] * len(away)
     assert [isinstance(redis_failure(error), StoreBroken) for error in broken] == [True] * len(broken)
+
+
+@pytest.mark.parametrize("patiently", [patience.patiently, verification.patiently])
+async def test_a_fault_of_a_store_is_not_waited_for(patiently):
+    asked = []
+
+    async def ask():
+        asked.append(1)
+        raise StoreBroken("PostgreSQL: a constraint")
+
+    with pytest.raises(StoreBroken):
+        await asyncio.wait_for(patiently(ask), 5.0)
+    assert len(asked) == 1
+
+
+async def test_what_worked_for_longer_than_an_outage_may_last_is_tried_again_when_it_fails():
+    asked = []
+
+    async def ask():
+        asked.append(1)
+        await asyncio.sleep(0.1)
+        if len(asked) == 1:
+            raise StoreUnavailable("PostgreSQL: the server was restarted")
+        return "done"
+
+    assert await patience.patiently(ask, seconds=0.05) == "done"
