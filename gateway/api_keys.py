@@ -84,13 +84,20 @@ class PostgresKeys:
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError: PostgreSQL does not answer.
         """
         pool = await self._connected()
-        row = await pool.fetchrow(
-            "SELECT tenant, scopes, extract(epoch FROM expires_at)::float8 AS expires_at FROM api_keys"
-            " WHERE key_hash = $1 AND revoked_at IS NULL"
-            " AND (expires_at IS NULL OR expires_at > now())",
-            key_hash,
-            timeout=API_KEY_QUERY_SECONDS,
-        )
+        connection = await pool.acquire()
+        try:
+            row = await connection.fetchrow(
+                "SELECT tenant, scopes, extract(epoch FROM expires_at)::float8 AS expires_at FROM api_keys"
+                " WHERE key_hash = $1 AND revoked_at IS NULL"
+                " AND (expires_at IS NULL OR expires_at > now())",
+                key_hash,
+                timeout=API_KEY_QUERY_SECONDS,
+            )
+        except BaseException:
+            connection.terminate()  # the pool would wait for a silent server to confirm that it gives up the query
+            raise
+        finally:
+            await pool.release(connection)
         return ApiKey(row["tenant"], frozenset(row["scopes"]), row["expires_at"]) if row is not None else None
 
     async def _connected(self) -> asyncpg.Pool[asyncpg.Record]:
@@ -208,12 +215,14 @@ class ApiKeys:
         if unknown is not None and self._now() - unknown.confirmed_at < API_KEY_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
             return None
+        if key_hash in self._asking:  # one look-up, and one guess, however many come with it at once
+            return await asyncio.shield(self._ask(key_hash, first=True))
         if not self._guesses.take(address):  # beforehand, so that many at once do not get past the bound
             metrics.gateway_api_keys.labels("guessed").inc()
             raise TooManyGuesses("too many keys that are none came from this address")
         guessed = False
         try:
-            if key_hash not in self._asking and not self._first.take(""):
+            if not self._first.take(""):
                 metrics.gateway_api_keys.labels("failed").inc()
                 raise KeysAway("too many keys that were never used here are being looked up")
             found = await asyncio.shield(self._ask(key_hash, first=True))

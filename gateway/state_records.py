@@ -94,6 +94,12 @@ class _Line:
         self.drafts.append(made)
         return made
 
+    def give_up(self, begun: _Draft | None = None) -> None:
+        """Tell those who wait that nothing is stored any more: neither what was `begun` nor what comes after it."""
+        for left in (begun, *self.drafts):
+            if left is not None and not left.stored.done():
+                left.stored.set_exception(Unavailable("the gateway ends before the record was stored"))
+
 
 class StateRecords:
     """Writes them, within the allowance of user and tenant.
@@ -149,6 +155,9 @@ class StateRecords:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for line in self._lines.values():  # of tasks that were cancelled before their first turn
+            line.give_up()
+        self._lines.clear()
 
     async def _write(self, author: _Author, line: _Line) -> None:
         draft: _Draft | None = None
@@ -158,10 +167,8 @@ class StateRecords:
                 await self._settle(author, draft)
                 await asyncio.sleep(STATE_PAUSE_SECONDS)  # who asks meanwhile is gathered
         finally:
-            del self._lines[author]
-            for left in (draft, *line.drafts):
-                if left is not None and not left.stored.done():
-                    left.stored.set_exception(Unavailable("the gateway ends before the record was stored"))
+            self._lines.pop(author, None)
+            line.give_up(draft)
 
     async def _settle(self, author: _Author, draft: _Draft) -> None:
         try:

@@ -2,15 +2,19 @@
 
 import asyncio
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from engine.errors import Unavailable
-from gateway.api_keys import PostgresKeys
+from gateway.api_keys import ApiKeys, PostgresKeys
+from gateway.key_table import hash_of
+from gateway.limits import API_KEY_QUERY_SECONDS, API_KEY_SECONDS
 from seamark import migrate as migrate_module
 from seamark.dev.child import free_port
 from seamark.migrate import migrate
+from tests.support.network import bad_network
 
 HASH = bytes(32)
 NEWEST = max(path.name[:4] for path in (Path(migrate_module.__file__).parent / "migrations/versions").glob("[0-9]*.py"))
@@ -51,6 +55,27 @@ async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, colum
     finally:
         await keys.close()
         await connection.close()
+
+
+async def test_a_look_up_of_a_silent_postgresql_ends_and_the_key_goes_on(postgres: str) -> None:
+    await migrate(postgres)
+    connection = await asyncpg.connect(postgres)
+    await connection.execute("INSERT INTO api_keys (tenant, name, key_hash) VALUES ('acme', 'test', $1)", hash_of("sk"))
+    await connection.close()
+    address = urlsplit(postgres)
+    async with bad_network(address.port or 0) as network:
+        through = postgres.replace(f":{address.port}/", f":{network.port}/")
+        now = [0.0]
+        keys = ApiKeys(PostgresKeys(through), now=lambda: now[0])
+        try:
+            assert (found := await keys.find("sk")) is not None
+            network.blackhole()
+            now[0] = API_KEY_SECONDS + 1
+            async with asyncio.timeout(4 * API_KEY_QUERY_SECONDS):
+                assert await keys.find("sk") == found
+            network.restore()
+        finally:
+            await keys.close()
 
 
 async def test_options_of_the_address_reach_the_driver(postgres: str) -> None:

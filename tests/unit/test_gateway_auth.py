@@ -559,6 +559,21 @@ async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> Non
     assert await keys.find("k", lambda: "1.2.3.4") is not None  # it is known now
 
 
+async def test_a_service_that_begins_with_many_requests_at_once_is_not_taken_for_one_that_guesses() -> None:
+    table = Table()
+    keys = ApiKeys(table, guesses_per_minute=10)
+    table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
+    found = await asyncio.gather(*(keys.find("k", lambda: "1.2.3.4") for _ in range(100)))
+    assert all(one is not None for one in found)
+    assert table.asked == 1
+    # A key that is none costs one guess, however often it comes at once.
+    assert await asyncio.gather(*(keys.find("guess", lambda: "1.2.3.4") for _ in range(100))) == [None] * 100
+    for number in range(9):
+        assert await keys.find(f"guess{number}", lambda: "1.2.3.4") is None
+    with pytest.raises(TooManyGuesses):
+        await keys.find("one more", lambda: "1.2.3.4")
+
+
 async def test_a_flood_of_unknown_api_keys_pushes_out_none_that_is_used() -> None:
     table = Table()
     keys = ApiKeys(table, cache_size=3)

@@ -2,17 +2,20 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import Raw
 
+from engine.errors import Unavailable
+from gateway.allowances import Allowances, user_allowance
 from gateway.counts import Counts
 from gateway.heads import Heads
 from gateway.live import Live
 from gateway.port import LogState
 from gateway.reader import Reader
 from gateway.server import _newest
+from gateway.state_records import StateRecords
 from gateway.watch import Watch
 
 
@@ -139,3 +142,14 @@ async def test_a_read_that_meets_a_fault_is_answered_so_that_it_is_tried_again()
 def test_a_snapshot_has_as_many_rows_as_its_bytes_allow_and_one_at_least(sizes: list[int], kept: int) -> None:
     rows = [Raw(b"x" * size) for size in sizes]
     assert _newest(rows, 8) == rows[:kept]
+
+
+async def test_a_read_that_comes_as_the_gateway_ends_is_told_so_and_does_not_wait_for_ever() -> None:
+    records = StateRecords(cast("Any", None), Allowances(None, user_allowance(), [user_allowance()]))
+    read = records.append("read", tenant="acme", user="alice", device="phone", partition=0, up_to=1)
+    asked = asyncio.create_task(read)
+    await asyncio.sleep(0)  # who writes it has not had a turn yet
+    await records.close()
+    async with asyncio.timeout(2):
+        with pytest.raises(Unavailable):
+            await asked
