@@ -143,7 +143,12 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        await self._uplink.flush_ack()
+        try:
+            await self._uplink.flush()
+        finally:  # whoever gives up waiting for a dead way leaves nothing behind
+            await self._end()
+
+    async def _end(self) -> None:
         if unsaid := self._uplink.marks.unsaid:
             log.warning("%d read marks were never said: the connection was closed before it had caught up", unsaid)
         for task in self._tasks[:1]:
@@ -219,7 +224,8 @@ class Connection:
         """Mark as read: these ids, or everything up to a cursor, or everything received so far.
 
         The mark is a record of the log: it comes back to every device of the user, this one too, and that is its
-        confirmation. Until then it is kept here, and said again on every session.
+        confirmation. Until then it is kept here, and said again on every session. Marks made in quick
+        succession go out together.
 
         Raises:
             ClientError: more than 1000 ids that the log has not shown yet. ConnectionClosed: the connection is closed.
@@ -230,12 +236,12 @@ class Connection:
         if (ids is not None) + (up_to is not None) + all != 1:
             raise ValueError("give exactly one of ids, up_to and all=True")
         if ids is not None:
-            await self._uplink.read_ids(ids)
+            self._uplink.read_ids(ids)
             return
         # "All" is fixed here: sent after a reconnect it would cover records that the user has not seen.
         cursor = parse_cursor(up_to) if up_to is not None else self._receiver.position
         if cursor is not None:
-            await self._uplink.read_up_to(cursor)
+            self._uplink.read_up_to(cursor)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -273,7 +279,8 @@ class Connection:
         cursor = self._receiver.resume_cursor
         snapshot = True if self._snapshot and cursor is None else None
         hello = {"token": token, "device": self.device, "cursor": cursor, "snapshot": snapshot}
-        tending = [self._uplink.tend_acks(), self._uplink.tend_marks(), self._uplink.tend_token()]
+        up = self._uplink
+        tending = [up.tend_acks(), up.tend_reads(), up.tend_marks(), up.tend_token()]
         return await session.run(self._http, self._url, hello, tending)
 
     def _begin(self, owner: Owner) -> None:
