@@ -214,7 +214,7 @@ def test_the_client_obeys_the_gateways_own_table():
 
 def test_documentation_gateway_and_both_sdks_have_one_table_of_close_codes():
     root = Path(__file__).parents[2]
-    rows = re.findall(r"^\| (\d{4}) \| `?(\w*)`? \| (\w+)", (root / "docs/protocol.md").read_text(), re.M)
+    rows = re.findall(r"^\| (\d{4}) \| ?`?(\w*)`? \| (\w+)", (root / "docs/protocol.md").read_text(), re.MULTILINE)
     documented = {(int(code), name, then == "reconnect") for code, name, then in rows}
     assert documented - {(1009, "", False)} == {(row.code, row.name, row.reconnect) for row in close_codes.TABLE}
     stops = {code for code, _, reconnect in documented if not reconnect} - {4401}
