@@ -22,7 +22,7 @@ const TIMES = {
   connect: 10_000, // for a handshake, and for `ready`
   ping: 20_000, // a `ping` is sent this often; a proxy that drops idle connections sees traffic
   silence: 50_000, // nothing at all received for so long: the way is dead
-  ack: 250, // at most one ack in this time, as the protocol asks
+  ack: 250, // at most one ack, and one turn of new marks, in this time, as the protocol asks
   probe: 5_000, // for an answer when the page comes back to the front or the network returns
   mark: 15_000, // a mark that the log has not shown after one to two of these is said again
   upgrade: 300_000, // over server-sent events: how often a WebSocket is tried beside the stream
@@ -159,7 +159,7 @@ export class Progress {
 
 /**
  * What the user has read and the log does not show yet. A frame written into a dying socket is not stored, so a mark
- * stays here until a record says the same, whoever wrote that record. Each mark is { due, ticks, misses }.
+ * stays here until a record says the same, whoever wrote that record. Each mark is { due, refused, ticks, misses }.
  */
 export class Marks {
   ids = new Map();
@@ -173,20 +173,25 @@ export class Marks {
     return this.upTo ? [...this.ids.values(), this.upTo] : [...this.ids.values()];
   }
 
+  /** Whether one waits to be said. */
+  get due() {
+    return this.#all().some((mark) => mark.due);
+  }
+
   add(ids) {
-    for (const id of ids) if (!this.ids.has(id)) this.ids.set(id, { due: true, ticks: 0, misses: 0 });
+    for (const id of ids) if (!this.ids.has(id)) this.ids.set(id, { due: true, refused: false, ticks: 0, misses: 0 });
   }
 
   reach(cursor) {
     const [given, held] = [parseCursor(cursor), parseCursor(this.upTo?.cursor)];
     if (held && held.epoch === given.epoch && held.seq >= given.seq) return;
-    this.upTo = { cursor, due: true, ticks: 0, misses: 0 };
+    this.upTo = { cursor, due: true, refused: false, ticks: 0, misses: 0 };
   }
 
   /** The frames to say now, on a session that was sent everything up to `position`: beyond it would be a bad frame. */
   take(position) {
     const frames = [], at = parseCursor(position), upTo = parseCursor(this.upTo?.cursor);
-    const said = (mark) => Object.assign(mark, { due: false, ticks: 0 });
+    const said = (mark) => Object.assign(mark, { due: false, refused: false, ticks: 0 });
     if (this.upTo?.due && upTo.epoch === at?.epoch && upTo.seq <= at.seq) {
       frames.push({ op: "read", up_to: said(this.upTo).cursor });
     }
@@ -210,9 +215,12 @@ export class Marks {
     for (const mark of this.#all()) mark.due = true;
   }
 
-  /** The gateway could not store something, it does not say what: the next tick says it again, and that is no miss. */
+  /**
+   * The gateway could not store something, it does not say what: the next tick says it again, and that is no miss, however
+   * many of the frames were refused.
+   */
   refused() {
-    for (const mark of this.#all()) if (!mark.due) Object.assign(mark, { ticks: 1, misses: mark.misses - 1 });
+    for (const mark of this.#all()) if (!mark.due) Object.assign(mark, { refused: true, ticks: 1 });
   }
 
   /** Time has passed. Gives what is given up, as {ids, upTo}; null if nothing is. */
@@ -221,7 +229,7 @@ export class Marks {
     const isLost = (mark) => {
       if (mark.due || ++mark.ticks < 2) return false;
       mark.due = true;
-      return ++mark.misses >= MARK_MISSES;
+      return !mark.refused && ++mark.misses >= MARK_MISSES;
     };
     for (const [id, mark] of this.ids) if (isLost(mark)) lost.ids.push(id);
     if (this.upTo && isLost(this.upTo)) lost.upTo = this.upTo.cursor;
@@ -340,7 +348,7 @@ class StreamTransport {
   #event(block, to) {
     let name = "", data = "";
     for (const line of block.split(/\r?\n/)) {
-      const [, field, value] = /^([^:]*):? ?(.*)$/.exec(line);
+      const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line); // s: a text may hold U+2028
       if (field === "event") name = value;
       else if (field === "data") data += (data && "\n") + value;
     }
@@ -438,6 +446,7 @@ export class Seamark extends EventTarget {
   close() {
     this.running = false;
     this.#sendAck();
+    if (this.state === "live") this.#sayMarks();
     this.#drop(1000, "closed by the page");
     this.watching?.abort();
     this.#setState("closed", "closed by the page");
@@ -461,7 +470,7 @@ export class Seamark extends EventTarget {
       if (upTo !== undefined && !parseCursor(upTo)) throw new TypeError("upTo is no cursor");
       if (cursor) this.marks.reach(cursor);
     }
-    if (this.state === "live") this.#sayMarks();
+    if (this.state === "live") this.#sayMarksSoon();
   }
 
   // --- events ---------------------------------------------------------------------------------------------------------
@@ -792,6 +801,16 @@ export class Seamark extends EventTarget {
     const { cursor } = this.progress;
     if (!cursor || cursor === this.acked || !this.receiver.anchored) return;
     if (this.transport?.say({ op: "ack", cursor })) this.acked = cursor;
+  }
+
+  /** At once, but not more often than acks: a page may mark row after row, and a client may send 600 frames in a minute. */
+  #sayMarksSoon() {
+    if (this.timers.say) return;
+    this.timers.say = setTimeout(() => {
+      delete this.timers.say;
+      if (this.marks.due && this.state === "live") this.#sayMarksSoon();
+    }, this.times.ack);
+    this.#sayMarks();
   }
 
   #sayMarks() {

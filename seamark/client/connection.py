@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Self
 
 import aiohttp
@@ -16,11 +14,11 @@ from engine.cursor import parse_cursor
 from seamark.client.backoff import Backoff
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
+from seamark.client.delivery import Delivery
 from seamark.client.errors import ConnectionClosed, NotAuthenticated, UserChanged
 from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadCount, UnreadFrame
-from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
+from seamark.client.items import Item, Now, Problem, Record, Reset, State, Unread
 from seamark.client.keeper import Keeper
-from seamark.client.mailbox import Mailbox
 from seamark.client.marks import Lost
 from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Receiver, Restore
 from seamark.client.session import End, Session, Timing, endpoint
@@ -28,35 +26,6 @@ from seamark.client.token import Owner, TokenCallable, TokenSource
 from seamark.client.uplink import Uplink
 
 log = logging.getLogger("seamark.client")
-
-WAITING_RECORDS_MAX: Final = 1024
-WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """The log moved without anything for the app; `live` when it is caught up."""
-
-    cursor: str
-    live: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A record or snapshot, with the generation of cursors it belongs to."""
-
-    item: Record | Reset
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """What the app was given last."""
-
-    ticket: int
-    cursor: str
-    generation: int
-    automatic: bool
 
 
 class Connection:
@@ -129,17 +98,13 @@ class Connection:
         self._stored: Bookmark | None = None
         self._keeper = Keeper(store or MemoryCursor())
         self._token = TokenSource(token)
-        self._auto_ack = auto_ack
-        self._on_reset, self._on_state = on_reset, on_state
+        self._on_state = on_state
         self._backoff = backoff or Backoff()
         self._timing = timing or Timing()
         self._http, self._own_http = http, http is None
-        self._mailbox: Mailbox[_Arrival | _Position | Unread | Now | Problem] = Mailbox(
-            WAITING_RECORDS_MAX, WAITING_BYTES_MAX
-        )
         self._receiver = Receiver()
         self._uplink = Uplink(self._token, self._timing, lambda: self._receiver.position, self._lost)
-        self._taken: _Taken | None = None
+        self._delivery = Delivery(self._keeper, self._uplink.ack, on_reset, auto_ack=auto_ack)
         self._tasks: list[asyncio.Task[None]] = []
         self._started = self._begun = False
         self._closed = False
@@ -178,14 +143,19 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        await self._uplink.flush_ack()
+        try:
+            await self._uplink.flush()
+        finally:  # whoever gives up waiting for a dead way leaves nothing behind
+            await self._end()
+
+    async def _end(self) -> None:
         if unsaid := self._uplink.marks.unsaid:
             log.warning("%d read marks were never said: the connection was closed before it had caught up", unsaid)
         for task in self._tasks[:1]:
             task.cancel()
         self._keeper.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._mailbox.end()
+        self._delivery.end()
         try:
             if self._tasks:
                 await self._keeper.save()
@@ -240,45 +210,7 @@ class Connection:
 
     async def _next(self) -> Item:
         await self.start()
-        if self._taken is not None and self._taken.automatic:
-            self._done(self._taken)
-        while True:
-            item = await self._mailbox.get()
-            if isinstance(item, _Arrival):
-                return await self._take(item)
-            if isinstance(item, _Position):
-                self._keeper.passed(item.cursor)
-                if not item.live:
-                    continue
-                return Live(item.cursor)
-            return item
-
-    async def _take(self, arrival: _Arrival) -> Record | Reset:
-        item = arrival.item
-        # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
-        automatic = self._auto_ack or isinstance(item, Reset)
-        if isinstance(item, Reset):
-            await self._tell_reset(arrival, item)
-        taken = _Taken(self._keeper.taken(item.cursor), item.cursor, arrival.generation, automatic)
-        self._taken = taken
-        if isinstance(item, Record):
-            item.bind(lambda: self._done(taken))
-        return item
-
-    async def _tell_reset(self, arrival: _Arrival, reset: Reset) -> None:
-        if self._on_reset is None:
-            return
-        try:
-            result = self._on_reset(reset)
-            if inspect.isawaitable(result):
-                await result
-        except BaseException:
-            self._mailbox.put_back(arrival)  # it is not done: an app that asks again gets it again
-            raise
-
-    def _done(self, taken: _Taken) -> None:
-        if self._keeper.done(taken.ticket, taken.cursor):
-            self._uplink.ack(taken.generation, taken.cursor)
+        return await self._delivery.next()
 
     # -- what the app says ---------------------------------------------------------------------------------------------
 
@@ -292,7 +224,8 @@ class Connection:
         """Mark as read: these ids, or everything up to a cursor, or everything received so far.
 
         The mark is a record of the log: it comes back to every device of the user, this one too, and that is its
-        confirmation. Until then it is kept here, and said again on every session.
+        confirmation. Until then it is kept here, and said again on every session. Marks made in quick
+        succession go out together.
 
         Raises:
             ClientError: more than 1000 ids that the log has not shown yet. ConnectionClosed: the connection is closed.
@@ -303,12 +236,12 @@ class Connection:
         if (ids is not None) + (up_to is not None) + all != 1:
             raise ValueError("give exactly one of ids, up_to and all=True")
         if ids is not None:
-            await self._uplink.read_ids(ids)
+            self._uplink.read_ids(ids)
             return
         # "All" is fixed here: sent after a reconnect it would cover records that the user has not seen.
         cursor = parse_cursor(up_to) if up_to is not None else self._receiver.position
         if cursor is not None:
-            await self._uplink.read_up_to(cursor)
+            self._uplink.read_up_to(cursor)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -326,7 +259,7 @@ class Connection:
                 await asyncio.sleep(delay)
         except Exception as error:
             # The app learns it where it waits: in its loop. First, as its own `on_state` may be what failed.
-            self._mailbox.end(error)
+            self._delivery.end(error)
             self._set_state(State.CLOSED)
 
     async def _one_session(self) -> End:
@@ -346,7 +279,8 @@ class Connection:
         cursor = self._receiver.resume_cursor
         snapshot = True if self._snapshot and cursor is None else None
         hello = {"token": token, "device": self.device, "cursor": cursor, "snapshot": snapshot}
-        tending = [self._uplink.tend_acks(), self._uplink.tend_marks(), self._uplink.tend_token()]
+        up = self._uplink
+        tending = [up.tend_acks(), up.tend_reads(), up.tend_marks(), up.tend_token()]
         return await session.run(self._http, self._url, hello, tending)
 
     def _begin(self, owner: Owner) -> None:
@@ -384,14 +318,13 @@ class Connection:
         match outcome:
             case Deliver(frame):
                 self._uplink.shown(frame)
-                raw = bytes(frame.record)
-                record = Record(frame.seq, frame.prev, frame.cursor, raw)
-                await self._mailbox.put(_Arrival(record, self._uplink.generation), len(raw))
+                record = Record(frame.seq, frame.prev, frame.cursor, bytes(frame.record))
+                await self._delivery.put_log(record, self._uplink.generation)
             case Advance(cursor, live):
                 if live:
                     self._backoff.succeeded()
                     self._set_state(State.LIVE)
-                await self._mailbox.put(_Position(cursor, live))
+                await self._delivery.put_position(cursor, live=live)
                 if live:
                     await self._uplink.live()
             case Joined(frame):
@@ -401,15 +334,15 @@ class Connection:
                 self.unread = None if frame.unread is None else _unread(frame.unread)
                 count = None if frame.unread is None else frame.unread.count
                 reset = Reset(frame.reason, frame.cursor, count, frame.inbox, frame.stale)
-                await self._mailbox.put(_Arrival(reset, self._uplink.generation))
+                await self._delivery.put_log(reset, self._uplink.generation)
             case Notice(UnreadFrame() as frame):
                 self.unread = _unread(frame)
-                await self._mailbox.put(self.unread)
+                await self._delivery.put(self.unread)
             case Notice(NowFrame() as frame):
-                await self._mailbox.put(Now(frame.type, frame.data))
+                await self._delivery.put(Now(frame.type, frame.data))
             case Notice(ErrorFrame() as frame):
                 self._uplink.refused(str(frame.code))
-                await self._mailbox.put(Problem(str(frame.code), frame.detail))
+                await self._delivery.put(Problem(str(frame.code), frame.detail))
             case _:
                 pass
 
@@ -419,21 +352,21 @@ class Connection:
         self._set_state(State.CATCHING_UP)
         if frame.unread is not None:
             self.unread = _unread(frame.unread)
-            await self._mailbox.put(self.unread)
+            await self._delivery.put(self.unread)
         if frame.resumed:
             self._uplink.stands()
 
     def _lost(self, lost: Lost) -> None:
         log.warning("read marks were given up: the log has never shown them")
         detail = "read marks were given up: the log has never shown them, or is another one now"
-        self._mailbox.add(Problem("mark_lost", detail, lost.ids, lost.up_to))
+        self._delivery.add(Problem("mark_lost", detail, lost.ids, lost.up_to))
 
     async def _keep_stored(self) -> None:
         try:
             await self._keeper.keep_stored()
         except Exception as error:
             # An app that believes its cursor is stored when it is not would lose its place: tell it in its loop.
-            self._mailbox.end(error)
+            self._delivery.end(error)
             self._tasks[0].cancel()
             self._set_state(State.CLOSED)
 

@@ -31,8 +31,13 @@ MISSES_MAX: Final = 5
 @dataclass(slots=True)
 class _Mark:
     due: bool = True
+    refused: bool = False
     ticks: int = 0
     misses: int = 0
+
+    def say(self) -> None:
+        """It is said now."""
+        self.due, self.refused, self.ticks = False, False, 0
 
     def tick(self) -> bool:
         """Time has passed; True when the mark is to be given up. The first tick may come right after the mark was said."""
@@ -42,6 +47,8 @@ class _Mark:
         if self.ticks < 2:
             return False
         self.due = True
+        if self.refused:
+            return False
         self.misses += 1
         return self.misses >= MISSES_MAX
 
@@ -118,11 +125,11 @@ class Marks:
         )
         if sent and self._up_to_mark.due:
             frames.append({"up_to": str(up_to)})
-            self._up_to_mark.due, self._up_to_mark.ticks = False, 0
+            self._up_to_mark.say()
         due = [id for id, mark in self.ids.items() if mark.due]
         frames += [{"ids": due[start : start + READ_IDS_MAX]} for start in range(0, len(due), READ_IDS_MAX)]
         for id in due:
-            self.ids[id].due, self.ids[id].ticks = False, 0
+            self.ids[id].say()
         return frames
 
     def again(self) -> None:
@@ -131,10 +138,13 @@ class Marks:
             mark.due = True
 
     def refused(self) -> None:
-        """The gateway could not store something, it does not say what: it is said again after a while, which is no miss."""
+        """The gateway could not store something, it does not say what: it is said again after a while.
+
+        That is no miss, however many of the frames were refused.
+        """
         for mark in self._all():
             if not mark.due:
-                mark.ticks, mark.misses = 1, mark.misses - 1
+                mark.refused, mark.ticks = True, 1
 
     def tick(self) -> Lost | None:
         """Time has passed: what was said long ago is due again, or given up."""

@@ -37,7 +37,7 @@ class Timing:
         send_seconds: one frame into the socket.
         ping_seconds: a `ping` is sent this often; it also brings the position of an idle log.
         silence_seconds: nothing at all received for so long means the way is dead. More than two pings.
-        ack_seconds: at most one `ack` in this time; the protocol asks for 0.25.
+        ack_seconds: at most one `ack`, and one turn of new read marks, in this time; the protocol asks for 0.25.
         mark_seconds: a read mark that the log has not shown after one to two of these is said again.
     """
 

@@ -51,6 +51,7 @@ class Uplink:
         self._is_live = False
         self._ack: tuple[int, str] | None = None
         self._ack_due = asyncio.Event()
+        self._marks_due = asyncio.Event()
 
     # -- what happens to the session -----------------------------------------------------------------------------------
 
@@ -102,6 +103,11 @@ class Uplink:
         self._ack = (generation, cursor)
         self._ack_due.set()
 
+    async def flush(self) -> None:
+        """Say what is due now, if a session stands: nothing will be said later."""
+        await self._say_marks()
+        await self.flush_ack()
+
     async def flush_ack(self) -> bool:
         """Send the ack that is due, if there is one and a session stands."""
         if self._ack is None or self._session is None:
@@ -119,7 +125,7 @@ class Uplink:
 
     # -- read marks ----------------------------------------------------------------------------------------------------
 
-    async def read_ids(self, ids: Sequence[str]) -> None:
+    def read_ids(self, ids: Sequence[str]) -> None:
         """Mark these ids as read. They are kept until the log shows it.
 
         Raises:
@@ -130,12 +136,12 @@ class Uplink:
         if len(ids) + len(self.marks.ids) > READ_IDS_WAITING_MAX:
             raise ClientError(f"at most {READ_IDS_WAITING_MAX} ids can wait to be stored; use up_to or all=True")
         self.marks.add(ids)
-        await self._say_marks()
+        self._marks_due.set()
 
-    async def read_up_to(self, cursor: Cursor) -> None:
+    def read_up_to(self, cursor: Cursor) -> None:
         """Mark everything up to `cursor` as read. It is kept until the log shows it."""
         self.marks.reach(cursor)
-        await self._say_marks()
+        self._marks_due.set()
 
     async def _say_marks(self) -> None:
         session, position = self._session, self._position()
@@ -147,6 +153,17 @@ class Uplink:
         for frame in self.marks.take(position):
             if not await session.send(encode("read", **frame)):
                 return  # the next session says it
+
+    async def tend_reads(self) -> None:
+        """Say what was just marked, while a session runs: at once, and at most once in `ack_seconds`.
+
+        An app may mark record after record, and a client may send 600 frames in a minute.
+        """
+        while True:
+            await self._marks_due.wait()
+            self._marks_due.clear()
+            await self._say_marks()
+            await asyncio.sleep(self._timing.ack_seconds)
 
     async def tend_marks(self) -> None:
         """Say again what the log does not show, while a session runs."""

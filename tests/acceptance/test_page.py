@@ -291,7 +291,7 @@ async def test_where_websockets_are_blocked_the_stream_carries_everything_and_re
     await page.until(f"{STATE} === 'live'", seconds=20)
     assert await page.evaluate("document.querySelector('#transport').textContent") == "server-sent events"
     async with Publisher(nats_url=way.nats_url) as publisher:
-        await publisher.publish(to="alice", type="demo.n", data={"text": "one\nline"})
+        await publisher.publish(to="alice", type="demo.n", data={"text": "one\nline\u2028\u2029"})
         await shown(page, 1)
         await page.click("#list .read")
         await page.until(f"{UNREAD} === 0")
@@ -301,7 +301,7 @@ async def test_where_websockets_are_blocked_the_stream_carries_everything_and_re
             await publisher.publish(to="alice", type="demo.n", data={"text": f"missed {number}"})
         network.restore()
         await page.until(f"{STATE} === 'live'", seconds=30)
-    assert await shown(page, 6) == ["one\nline", *(f"missed {number}" for number in range(5))]
+    assert await shown(page, 6) == ["one\nline\u2028\u2029", *(f"missed {number}" for number in range(5))]
     assert page.errors == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.close_codes import TABLE, UNAUTHENTICATED
 from seamark.client.frames import decode_frame
 from seamark.client.receiver import Advance, Deliver, Drop, Joined, Receiver, Restart, Restore
 from tests.support.chromium import Chromium, Page, chromium
@@ -158,7 +159,9 @@ async def test_records_come_once_and_in_order_through_lost_and_doubled_frames_an
     assert page.errors == []
 
 
-@pytest.mark.parametrize("code", [4400, 4403, 4409, 4413])
+@pytest.mark.parametrize(
+    "code", [1009, *(row.code for row in TABLE if not row.reconnect and row is not UNAUTHENTICATED)]
+)
 async def test_codes_that_say_stop_do(browser, gateway, code):
     page = await client(browser, gateway)
     await page.until("s.state === 'live'")
@@ -168,9 +171,9 @@ async def test_codes_that_say_stop_do(browser, gateway, code):
     assert len(gateway.hellos) == 1
 
 
-@pytest.mark.parametrize("code", [1001, 1006, 1011, 4408, 4499])
+@pytest.mark.parametrize("code", [1001, 1006, 4499, *(row.code for row in TABLE if row.reconnect)])
 async def test_codes_that_say_reconnect_do(browser, gateway, code):
-    page = await client(browser, gateway)
+    page = await client(browser, gateway, "times: { backoffFirst: 20, backoffMax: 100, tooMany: 50 }")
     await page.until("s.state === 'live'")
     await gateway.cut(code)
     await gateway.until(lambda: len(gateway.hellos) == 2)
@@ -599,6 +602,33 @@ async def test_a_mark_that_was_refused_for_now_is_said_again_and_one_that_is_nev
     await page.until("got.errors.some((error) => error.code === 'mark_lost')")
     assert await page.evaluate("got.errors.at(-1).ids") == ["no-such-record"]
     assert await page.evaluate("s.marks.size") == 0
+
+
+async def test_a_page_that_marks_row_after_row_does_not_flood_the_gateway(browser, gateway):
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    await page.evaluate("{ for (let number = 0; number < 700; number++) s.read({ ids: [`r${number}`] }); }")
+    await page.until("s.marks.size === 0")
+    assert len(gateway.of("read")) <= 5
+    await page.evaluate("(s.read({ ids: ['first'] }), s.read({ ids: ['last'] }), s.close())")  # closing says what waits
+    await gateway.until(lambda: {"op": "read", "ids": ["last"]} in gateway.said)
+    assert len(gateway.hellos) == 1
+
+
+async def test_a_mark_never_shown_is_given_up_however_many_frames_were_refused_before(browser, gateway):
+    page = await client(browser, gateway, connect=False)
+    lost = await page.evaluate(
+        """(async () => {
+          const { Marks } = await import("/seamark.js");
+          const marks = new Marks(), lost = [];
+          marks.add(["a"]);
+          marks.take(null);
+          for (let n = 0; n < 40; n++) marks.refused();
+          for (let n = 0; n < 11; n++) { lost.push(...(marks.tick()?.ids ?? [])); marks.take(null); }
+          return lost;
+        })()"""
+    )
+    assert lost == ["a"]
 
 
 async def test_what_is_no_mark_is_refused_where_it_is_made_and_does_not_cost_the_session(browser, gateway):

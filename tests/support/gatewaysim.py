@@ -16,8 +16,13 @@ import aiohttp
 from aiohttp import web
 
 import gateway as web_package
+from engine.events import is_event_id
+from gateway.limits import READ_IDS
 
 SDK = Path(web_package.__file__).parent / "web" / "seamark.js"
+
+FRAMES_MAX = 600
+"""Frames a client may send in a minute: a session of the simulation lasts no longer."""
 
 Fault = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
@@ -30,6 +35,7 @@ class SimSession:
         self.ws = ws
         self.hello = hello
         self.sent = 0
+        self.frames = 0
 
     async def send(self, frame: dict[str, Any]) -> None:
         for one in self.gateway.fault(frame) if self.gateway.fault else [frame]:
@@ -128,6 +134,8 @@ class SimGateway:
             await session.send({"op": "ready", "session": "s", "cursor": at, "resumed": True, "unread": None})
         else:
             reason = "new" if cursor is None else "epoch" if epoch != self.epoch else "trimmed"
+            if reason == "trimmed" and int(seq) > head:
+                reason = "future"
             session.sent = head if cursor is None else self.first - 1
             await session.send({"op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": reason})
             at = f"{self.epoch}.{session.sent}"
@@ -140,8 +148,9 @@ class SimGateway:
         """Answer a `hello` that asks for one: the notifications, newest first, with what was read."""
         read = {id for _, body in self.log if body.get("kind") == "read" for id in body.get("ids", [])}
         rows = [body | {"seq": seq, "read": body["id"] in read} for seq, body in self.log if body.get("kind") != "read"]
-        unread = {"count": sum(not row["read"] for row in rows), "as_of": 0}
         session.sent = self.log[-1][0] if self.log else 0
+        count = sum(not row["read"] for row in rows)
+        unread = {"count": count, "as_of": session.sent, "more": False, "categories": {}}
         at = f"{self.epoch}.{session.sent}"
         ready = {"op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": "snapshot"}
         await session.send({**ready, "unread": unread})
@@ -154,12 +163,33 @@ class SimGateway:
                 break
             frame = json.loads(message.data)
             self.said.append(frame)
+            session.frames += 1
+            wrong = self._wrong(session, frame)
+            if session.frames > FRAMES_MAX or wrong:
+                await session.send(
+                    {"op": "error", "code": "bad_frame" if wrong else "too_many_frames", "detail": wrong}
+                )
+                await session.ws.close(code=4400 if wrong else 4429)
+                await self._note()
+                break
             if frame["op"] == "read" and self.stores_reads:
                 up_to = int(frame["up_to"].rpartition(".")[2]) if "up_to" in frame else None
                 await self.publish({"kind": "read", "ids": frame.get("ids", []), "up_to": up_to})
             if frame["op"] == "ping":
                 await session.send({"op": "pong", "cursor": f"{self.epoch}.{session.sent}"})
             await self._note()
+
+    def _wrong(self, session: SimSession, frame: dict[str, Any]) -> str:
+        """Why a real gateway would take this for a bad frame; empty if it would not."""
+        ids = frame.get("ids")
+        if ids is not None and not (1 <= len(ids) <= READ_IDS and all(map(is_event_id, ids))):
+            return "ids that are none, or too many"
+        epoch, _, seq = (frame.get("cursor") or frame.get("up_to") or "").rpartition(".")
+        if frame["op"] == "ack" and epoch != self.epoch:
+            return "a cursor that was never sent"
+        if epoch == self.epoch and int(seq) > session.sent:
+            return "beyond the last frame sent"
+        return ""
 
     def of(self, op: str) -> list[dict[str, Any]]:
         """What clients said with this `op`."""

@@ -14,6 +14,8 @@ import pytest
 from seamark import Bookmark, FileCursor, Live, MemoryCursor, Problem, Reset, Unread, connect
 from seamark.client import Backoff, ClientError, Connection, ConnectionClosed, State, Timing, UserChanged
 from seamark.client.mailbox import Mailbox
+from seamark.client.marks import MISSES_MAX, Lost, Marks
+from seamark.client.session import Session
 from tests.support.gatewaysim import SimGateway, sim_gateway
 
 
@@ -383,6 +385,47 @@ async def test_a_mark_beyond_what_a_session_was_sent_waits_and_one_of_another_lo
             if isinstance(item, Problem):
                 assert (item.code, item.up_to) == ("mark_lost", "e7.1")
                 break
+
+
+async def test_an_app_that_marks_record_after_record_does_not_flood_the_gateway(gateway: SimGateway) -> None:
+    async with asyncio.timeout(8), follow(gateway) as records:
+        await live(records)
+        for number in range(700):
+            await records.read(ids=[f"r{number}"])
+        await until(lambda: not records._uplink.marks)
+        assert len(gateway.of("read")) <= 5
+        await records.read(ids=["first"])
+        await records.read(ids=["last"])
+    await gateway.until(lambda: "last" in gateway.of("read")[-1]["ids"])  # closing says what waits
+    assert len(gateway.hellos) == 1
+
+
+async def test_a_mark_never_shown_is_given_up_however_many_frames_were_refused_before() -> None:
+    marks = Marks()
+    marks.add(["a"])
+    marks.take(None)
+    for _ in range(40):
+        marks.refused()
+    lost = []
+    for _ in range(2 * MISSES_MAX + 1):
+        lost.append(marks.tick())
+        marks.take(None)
+    assert Lost(["a"]) in lost
+
+
+async def test_whoever_gives_up_waiting_for_the_end_leaves_no_task_behind(
+    gateway: SimGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = follow(gateway)
+    await records.start()
+    await live(records)
+    monkeypatch.setattr(Session, "send", lambda *_: asyncio.sleep(60))  # a dead way takes nothing more
+    await records.read(ids=["r1"])
+    records._uplink.ack(0, "e1.0")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(records.close(), 0.05)
+    assert all(task.done() for task in records._tasks)
+    assert records.state is State.CLOSED
 
 
 async def test_what_is_no_id_is_refused_where_it_is_marked_and_does_not_cost_the_session(gateway: SimGateway) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,19 @@ def test_the_client_obeys_the_gateways_own_table():
             continue
         assert (verdict(row.code) is Verdict.RECONNECT) == row.reconnect, row
     assert verdict(4401) is Verdict.RENEW
+
+
+def test_documentation_gateway_and_both_sdks_have_one_table_of_close_codes():
+    root = Path(__file__).parents[2]
+    rows = re.findall(r"^\| (\d{4}) \| ?`?(\w*)`? \| (\w+)", (root / "docs/protocol.md").read_text(), re.MULTILINE)
+    documented = {(int(code), name, then == "reconnect") for code, name, then in rows}
+    assert documented - {(1009, "", False)} == {(row.code, row.name, row.reconnect) for row in close_codes.TABLE}
+    stops = {code for code, _, reconnect in documented if not reconnect} - {4401}
+    assert {code for code, _, _ in documented if verdict(code) is Verdict.STOP} == stops
+    script = (root / "gateway/web/seamark.js").read_text()
+    assert {
+        int(code) for code in re.findall(r"\d{4}(?=:)", script.partition("const STOP = {")[2].partition("};")[0])
+    } == stops
 
 
 def test_codes_and_statuses_map_to_errors_an_app_can_tell_apart():
