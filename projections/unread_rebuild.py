@@ -11,13 +11,13 @@ from engine.incarnations import stream_of
 from engine.jetstream import Broker, StreamState
 from engine.partition import Delivered
 from engine.subjects import log_stream
+from projections.patience import patiently
 from projections.rebuild import Progress, Rebuilt
 from projections.replay import replay
 from projections.store import Checkpoint, StoreBroken, StoreUnavailable
 from projections.unread import FIRST_VERSION, UnreadStore, drop_version, read_version, write_version
 from projections.unread_carry import carried, carry_given_up
 from projections.unread_verify import UnreadVerification
-from projections.verification import patiently
 
 __all__ = ["UnreadVerification", "rebuild_unread"]
 

@@ -17,6 +17,7 @@ from engine.subjects import log_stream
 from projections.changes import NEVER_SHOWN, decode_change
 from projections.inbox import INBOX
 from projections.inbox_queries import SHOWN_AT, UNREAD
+from projections.patience import patiently
 from projections.postgres import asking
 from projections.repeats import Remembered
 from projections.spill import Spill, Users
@@ -36,7 +37,6 @@ from projections.verification import (
     Tables,
     checkpoint_of,
     names_of,
-    patiently,
     tokens_of,
 )
 

@@ -13,28 +13,26 @@ streams no longer hold cannot be recomputed, and is counted.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
 
-from engine.errors import InvalidToken, TopologyError, Unanswered, Unavailable
+from engine.errors import InvalidToken, TopologyError
 from engine.incarnations import stream_of
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import decode_token, encode_token, partition_of
-from engine.tasks import end_if_cancelled
+from projections.patience import patiently
 from projections.postgres import asking
-from projections.replay import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, replay
+from projections.replay import replay
 from projections.spill import Spill, Users
-from projections.store import Checkpoint, StoreBroken, StoreUnavailable
+from projections.store import Checkpoint, StoreBroken
 
 if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
@@ -46,8 +44,6 @@ BLOCKS: Final = 1024
 
 LOOK_SECONDS: Final = 30.0
 """For such a look, or for one user's rows."""
-
-T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`."""
@@ -248,24 +244,6 @@ class StreamVerification(ABC):
 
 def _untold(stage: str, done: int, total: int) -> None:
     """Nobody is told."""
-
-
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` gives, asked again while a server is away, for a quarter of an hour.
-
-    Raises:
-        Unavailable, Unanswered, StoreUnavailable: it was away for longer.
-    """
-    until, pause = time.monotonic() + PATIENCE_SECONDS, 0.25
-    while True:
-        try:
-            return await ask()
-        except (Unavailable, Unanswered, StoreUnavailable) as error:
-            if isinstance(error, StoreBroken) or time.monotonic() > until:
-                raise
-        end_if_cancelled()
-        await asyncio.sleep(pause)
-        pause = min(PAUSE_SECONDS_MAX, 2 * pause)
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -14,6 +14,7 @@ from engine.partition import Delivered
 from engine.subjects import RECEIPTS_STREAM
 from projections.deliveries import DELIVERIES, EARLIEST
 from projections.delivery_state import Delivery, Receipts, fold
+from projections.patience import patiently
 from projections.postgres import asking
 from projections.spill import Spill
 from projections.store import Checkpoint
@@ -28,7 +29,6 @@ from projections.verification import (
     Tables,
     checkpoint_of,
     names_of,
-    patiently,
     tokens_of,
 )
 
