@@ -1,6 +1,6 @@
 """How large streams, servers and disks have to be for a rate of records, and the production files written with these sizes.
 
-Everything is reckoned from a handful of numbers measured on nats-server 2.15.1 (ADR-0013), each said with the result, so that
+Everything is reckoned from a handful of numbers measured on nats-server 2.15.1 (ADR 0013), each said with the result, so that
 a reader can put in his own.
 """
 

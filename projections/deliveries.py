@@ -7,7 +7,7 @@ log to have been folded before it, and is expanded where somebody asks (view `de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import metrics
@@ -32,7 +32,11 @@ EARLIEST: Final = {
     "delivery_ranges": "at",
     "device_cursors": "at",
 }
-"""The time of the first receipt that a row of a table is known to hold: older than the stream, it cannot be folded again."""
+"""When the first receipt was given that a row of each table holds. Where the stream no longer has it, the row cannot be folded
+again."""
+
+GATEWAY_CLOCK_SLACK: Final = timedelta(minutes=5)
+"""Receipts carry the time of a gateway's clock, which may differ this much from the broker's clock."""
 
 _MERGE: Final = """
 UPDATE deliveries_{v} d SET

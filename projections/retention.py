@@ -1,4 +1,4 @@
-"""For how long rows of the tables are kept: 90 days, or what is set for a tenant (table `retention`, ADR 18).
+"""For how long rows of the tables are kept: 90 days, or what is set for a tenant (table `retention`, ADR 0018).
 
 A row goes with the month of its `kept_until`, whole months at a time. `Retention` decides, `Keeping` is what a store asks,
 `RetentionTable` is how it is set; what drops months is `projections.months`.

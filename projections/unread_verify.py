@@ -22,7 +22,7 @@ from projections.postgres import asking
 from projections.repeats import Remembered
 from projections.spill import Spill, Users
 from projections.store import Checkpoint, StoreBroken
-from projections.unread import asked, meta_key, read_version, scanned
+from projections.unread import asked, key_prefix, read_version, scanned
 from projections.unread_carry import remembered_before
 from projections.unread_fold import Unread, UserFold
 from projections.unread_reader import USERS_MAX, UnreadReader
@@ -112,7 +112,7 @@ class UnreadVerification(StreamVerification):
     async def _read_stored(self, spill: Spill) -> None:
         """Of whom something is stored, here or in the inbox; the counts themselves are asked for when they are compared."""
         for p in self._parts:
-            prefix = f"{meta_key(p, await patiently(lambda: read_version(self._redis))).removesuffix('meta')}s:"
+            prefix = f"{key_prefix(p, await patiently(lambda: read_version(self._redis)))}s:"
             async for keys in scanned(self._redis, f"{prefix}*"):
                 for key in keys:
                     spill.stored(key.decode().removeprefix(prefix))
@@ -168,7 +168,7 @@ class UnreadVerification(StreamVerification):
         checkpoint, [stored] = await self._counts(part.number, [user], now)
         await self._check_epoch(part.stream, checkpoint)
         oldest = first.seq if first is not None else checkpoint.seq + 1
-        prefix = meta_key(part.number, await read_version(self._redis)).removesuffix("meta")
+        prefix = key_prefix(part.number, await read_version(self._redis))
         before = remembered_before(await asked(self._redis.hgetall(f"{prefix}r:{user}")), oldest)
         since = {mark: newer for newer, (_, mark) in enumerate(reversed(before))}
         fold = _folded(UserFold(remembered=Remembered(since)), await self._said(user, part, checkpoint.seq))

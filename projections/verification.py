@@ -13,6 +13,7 @@ streams no longer hold cannot be recomputed, and is counted.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from abc import ABC, abstractmethod
@@ -334,3 +335,16 @@ async def checkpoint_of(
         partition,
     )
     return None if row is None else (Checkpoint(row["epoch"], row["seq"]), row["era"])
+
+
+@contextlib.asynccontextmanager
+async def one_view(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection on which all statements of the block see the database as the first of them sees it.
+
+    Raises:
+        StoreUnavailable: PostgreSQL does not answer in time.
+    """
+    async with asking(pool, LOOK_SECONDS) as connection:
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield connection
+        await connection.execute("COMMIT")

@@ -30,6 +30,7 @@ from projections.verification import (
     Tables,
     checkpoint_of,
     names_of,
+    one_view,
     tokens_of,
 )
 
@@ -131,15 +132,13 @@ class InboxVerification(StreamVerification):
     async def _look(self, user: str) -> Judgement:
         part = self._parts[self.partition(user)]
         tenant, name = names_of(user)
-        async with asking(self._pool, LOOK_SECONDS) as connection:
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        async with one_view(self._pool) as connection:
             at = await checkpoint_of(connection, INBOX, part.stream, part.number)
             rows = await connection.fetch(
                 f"SELECT {_COLUMNS} FROM inbox WHERE version = {LIVE.format(INBOX)} AND tenant = $1 AND user_id = $2",
                 tenant,
                 name,
             )
-            await connection.execute("COMMIT")
         if at is None:
             return Judgement([], 0)
         checkpoint, self._eras[part.number] = at
