@@ -18,7 +18,7 @@ from projections.delivery_state import DEVICES_MAX, Receipts, fold
 from projections.inbox import CHECKPOINT_SECONDS
 from projections.inbox_fold import moment
 from projections.postgres import Book, asking, transaction
-from projections.retention import Keeping
+from projections.retention import RetentionCache
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 
@@ -108,7 +108,7 @@ class DeliveriesStore:
     def __init__(self, pool: Pool, partition: int, *, version: int | None = None) -> None:
         self._pool = pool
         self._book = Book(DELIVERIES, RECEIPTS_STREAM, partition, version)
-        self._keeping = Keeping(DELIVERIES, anew=version is not None)
+        self._retention = RetentionCache(DELIVERIES, anew=version is not None)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint."""
@@ -118,7 +118,7 @@ class DeliveriesStore:
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
         """Fold `batch` in: one transaction. Of a user's rows only the holder of this checkpoint adds any, so none comes twice."""
         folded = fold(batch)
-        retention = await self._keeping.of(self._pool, self._book.version)
+        retention = await self._retention.of(self._pool, self._book.version)
         at, now = moment(batch[-1].time_nanoseconds), datetime.now(UTC)
         async with transaction(self._pool) as connection:
             if await self._book.move(connection, expected, reached) is None:

@@ -14,7 +14,7 @@ from projections.changes import clean
 from projections.inbox_fold import Mark, Row, User, UserChanges, decoded, fold
 from projections.postgres import Book, asking, transaction
 from projections.repeats import REMEMBERED_MAX
-from projections.retention import Keeping, Retention
+from projections.retention import Retention, RetentionCache
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 
@@ -97,7 +97,7 @@ class InboxStore:
         self._book = Book(INBOX, log_stream(partition), partition, version)
         self._applied = applied
         self._remembered = remembered
-        self._keeping = Keeping(INBOX, anew=version is not None)
+        self._retention = RetentionCache(INBOX, anew=version is not None)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint."""
@@ -111,7 +111,7 @@ class InboxStore:
         holder of this checkpoint adds any, and it looks for their ids first.
         """
         entries = decoded(batch)
-        retention = await self._keeping.of(self._pool, self._book.version)
+        retention = await self._retention.of(self._pool, self._book.version)
         async with transaction(self._pool) as connection:
             era = await self._book.move(connection, expected, reached)
             if era is None:

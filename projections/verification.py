@@ -7,8 +7,8 @@ However large streams and tables are, it takes the memory of a few users and no 
 3. Part by part, users are folded and compared. Projectors and users are at work meanwhile, so what differs is only suspected:
    such a user is looked at closely, rows and checkpoint in one view, and the user's own log folded up to that checkpoint.
 
-So a difference is one of a moment, whatever else goes on; a broker or database that restarts meanwhile is waited for. What
-streams no longer hold cannot be recomputed, and is counted.
+So a difference is one that exists at a single moment, whatever else goes on. A broker or database that restarts meanwhile is
+waited for. Rows that the streams no longer hold cannot be recomputed; they are counted.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = '{0}')"
 
 BLOCKS: Final = 1024
-"""Of a table at a time: 8 MB, one look of some 10 ms."""
+"""Blocks of a table that one statement reads: 8 MB, in some 10 ms."""
 
 LOOK_SECONDS: Final = 30.0
-"""For such a look, or for one user's rows."""
+"""For one such statement, or for the rows of one user."""
 
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`."""
 
 
 class Difference(msgspec.Struct, omit_defaults=True):
-    """One thing that is stored otherwise than the streams say. `stored` or `expected` None: there is none."""
+    """One thing that is stored differently from what the streams say. `stored` or `expected` None: there is none."""
 
     what: str
     key: list[str]
@@ -76,7 +76,7 @@ class Verified(msgspec.Struct):
 
 
 class Judgement(NamedTuple):
-    """What comparing one user gave."""
+    """The result of comparing one user."""
 
     differences: list[Difference]
     compared: int
@@ -84,7 +84,7 @@ class Judgement(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A partition as the streams are read: up to `target`; `oldest` is the first that is left (one beyond it if nothing is)."""
+    """What is read of a partition: from `oldest`, the first sequence its stream still has, to `target`."""
 
     number: int
     stream: str
@@ -177,7 +177,7 @@ class StreamVerification(ABC):
         self._progress(stage, part.target, part.target)
 
     async def _compare(self, users: Users) -> list[str]:
-        """The users of whom something differs; the others are counted."""
+        """Returns the users for whom something differs; the others are counted."""
         suspects = []
         for user, (said, stored) in users.items():
             part = self._parts.get(self.partition(user))
@@ -195,7 +195,7 @@ class StreamVerification(ABC):
         self.result.not_verifiable += judgement.not_verifiable
 
     async def _closely(self, user: str) -> list[Difference]:
-        """One user, in one moment."""
+        """The differences of one user at one moment."""
         self.result.looked_at_closely += 1
         judgement = await patiently(lambda: self._look(user))
         self._count(judgement)
@@ -211,12 +211,12 @@ class StreamVerification(ABC):
         return found
 
     def partition(self, user: str) -> int:
-        """Of `<tenant>.<user>`, as tokens."""
+        """The partition of `<tenant>.<user>` (tokens)."""
         tenant, _, name = user.partition(".")
         return partition_of(tenant, name, self._partitions)
 
     async def _close(self) -> None:
-        """Drop what was opened for it."""
+        """Close what was opened."""
         return
 
     @abstractmethod
@@ -224,23 +224,23 @@ class StreamVerification(ABC):
 
     @abstractmethod
     async def _checkpoint(self, p: int) -> Checkpoint | None:
-        """What is stored now; None: nothing was ever folded."""
+        """The stored checkpoint; None: nothing was ever folded."""
 
     @abstractmethod
     def _light(self, stored: Delivered) -> bytes | None:
-        """What the fold needs of a message; None: it is passed over."""
+        """The part of a message that the fold needs; None: the message is passed over."""
 
     @abstractmethod
     async def _read_stored(self, spill: Spill) -> None:
-        """Add all that is stored."""
+        """Add everything that is stored to `spill`."""
 
     @abstractmethod
     def _judge(self, user: str, part: Part, said: Sequence[bytes], stored: Sequence[bytes]) -> Judgement:
-        """Fold what streams say of a user, and compare."""
+        """Fold what the streams say of a user, and compare it with what is stored."""
 
     @abstractmethod
     async def _look(self, user: str) -> Judgement:
-        """Compare one user, with everything of one moment."""
+        """Compare one user, with everything read at one moment."""
 
 
 def _untold(stage: str, done: int, total: int) -> None:

@@ -74,7 +74,7 @@ class DeliveriesVerification(StreamVerification):
         return None if found is None else found[0]
 
     async def _find_horizon(self) -> None:
-        """Rows with a receipt from before it cannot be recomputed; None: the stream holds all there ever was."""
+        """Find the time before which rows cannot be recomputed; None: the stream still holds every receipt there ever was."""
         oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
         if oldest is None:
             self._horizon = datetime.max.replace(tzinfo=UTC)

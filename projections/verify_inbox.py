@@ -43,7 +43,7 @@ _COLUMNS: Final = ", ".join((*_KEY, "sha256(record)", *_FACTS))
 
 
 class _Light(msgspec.Struct, array_like=True):
-    """A record with a digest in place of its bytes: those of a whole log would fill disk and memory."""
+    """A record with a digest in place of its bytes, which for a whole log would fill disk and memory."""
 
     seq: int
     time_nanoseconds: int
@@ -84,7 +84,7 @@ class InboxVerification(StreamVerification):
         if not found:
             return None
         _, _, entry = found[0]
-        if entry.up_to is not None:  # any number may stand there, and the pack knows 64 bits
+        if entry.up_to is not None:  # the record may have any number, and msgpack has 64 bits
             entry.up_to = max(-1, min(entry.up_to, SEQ_MAX))
         if entry.event is not None:
             entry.event.seq = max(0, min(entry.event.seq, SEQ_MAX))
