@@ -65,7 +65,7 @@ _DELIVERY_COLUMNS: Final = (
     "sent_at", "delivered_at", "acknowledged_at", "seen_at", "read_at", "kept_until", "version",
 )  # fmt: skip
 
-# What is there already may be in another month, where the key of this one does not see it.
+# A row that is there already may be in another month, which the key of this month does not cover.
 _RANGES: Final = """
 INSERT INTO delivery_ranges_{v}
     (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until, version)
@@ -116,7 +116,7 @@ class DeliveriesStore:
             return await self._book.read(connection)
 
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
-        """Fold `batch` in: one transaction. Of a user's rows only the holder of this checkpoint adds any, so none comes twice."""
+        """Fold `batch` in: one transaction. Only it adds rows of the users of this checkpoint, so no row comes twice."""
         folded = fold(batch)
         retention = await self._retention.of(self._pool, self._book.version)
         at, now = moment(batch[-1].time_nanoseconds), datetime.now(UTC)
@@ -137,7 +137,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
              d.acknowledged_at, d.seen_at, d.read_at, kept_until(key[0]))
             for key, d in sorted(folded.deliveries.items(), key=lambda item: item[0])
         ]  # fmt: skip
-        # What is there already may be in another month, where the key of this one does not see it.
+        # A row that is there already may be in another month, which the key of this month does not cover.
         known = {tuple(row) for row in await connection.fetch(_MERGE.format(v=version), *_columns(rows))}
         added = [(*row, version) for row in rows if row[:5] not in known]
         if added:
@@ -150,7 +150,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
 
 
 async def _write_cursors(connection: Connection, version: int, folded: Receipts) -> None:
-    """Move the cursors of devices. Only where a device is new a user may have too many."""
+    """Move the cursors of devices. A user can have too many devices only when one is new."""
     cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
     written = await connection.fetch(_CURSORS.format(v=version), *_columns(cursors))
     users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})

@@ -41,7 +41,7 @@ class _Broken(Exception):
 async def replay(broker: Broker, stream: str, subject: str, start: int, target: int) -> AsyncIterator[list[Delivered]]:
     """The messages of `subject` from sequence `start` on, in batches, up to the first one at or beyond `target`.
 
-    Whatever interrupts it, it goes on behind the last message it gave. `target` is the sequence of a message that existed;
+    After an interruption it goes on behind the last message it gave. `target` is the sequence of a message that existed;
     what age has removed meanwhile is not there.
 
     Raises:
@@ -92,7 +92,7 @@ async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None,
 
 
 def _check_passing(error: Exception, stream: str, start: int, heard_at: float) -> None:
-    """Raises unless what happened passes by itself, and has not lasted for too long."""
+    """Raise the error unless it passes by itself and has not lasted for too long."""
     if isinstance(error, ApiError) and error.code < SERVER_TROUBLE:
         raise error
     if time.monotonic() - heard_at > PATIENCE_SECONDS:

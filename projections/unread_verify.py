@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from projections.postgres import Pool
 
 LOOKS: Final = 20
-"""At one user for whom records come all the time, until count and list are of the same of them."""
+"""How often a user for whom records keep coming is compared, until count and list are of the same records."""
 
 LOOK_AGAIN_SECONDS: Final = 0.1
 
@@ -72,7 +72,7 @@ class UnreadVerification(StreamVerification):
     """Of the counts in Redis.
 
     Args:
-        pool: where the inbox is; None: counts are compared with the logs only.
+        pool: the database with the inbox; None: counts are compared with the logs only.
     """
 
     projection = "unread"
@@ -110,7 +110,7 @@ class UnreadVerification(StreamVerification):
         return _pack(_Light(stored.seq, stored.time_nanoseconds // 1_000_000, never_shown, payload))
 
     async def _read_stored(self, spill: Spill) -> None:
-        """Of whom something is stored, here or in the inbox; the counts themselves are asked for when they are compared."""
+        """Add the users who have something stored, in Redis or in the inbox. The counts are read when they are compared."""
         for p in self._parts:
             prefix = f"{key_prefix(p, await patiently(lambda: read_version(self._redis)))}s:"
             async for keys in scanned(self._redis, f"{prefix}*"):
@@ -146,11 +146,11 @@ class UnreadVerification(StreamVerification):
     async def _counts(self, p: int, users: Sequence[str], now: float) -> tuple[Checkpoint, list[Unread]]:
         counts = await self._reader.read(p, users, now)
         if counts.checkpoint is None:
-            raise StoreBroken("Redis has lost its counts meanwhile: run it again")
+            raise StoreBroken("Redis has lost its counts meanwhile: run the verification again")
         return counts.checkpoint, counts.users
 
     async def _listed(self, users: Sequence[str], now: float) -> dict[str, int]:
-        """How many the inbox lists as unread, by user; nothing where there is no inbox."""
+        """How many notifications the inbox lists as unread, by user; empty where there is no inbox."""
         if self._pool is None:
             return {}
         columns = list(zip(*map(names_of, users), strict=True))
@@ -181,13 +181,13 @@ class UnreadVerification(StreamVerification):
         return Judgement(differences + await self._disagreements(user, part), 1)
 
     async def _is_older(self, prefix: str, user: str, oldest: int) -> bool:
-        """Whether something counts, or was given up, that the log has lost."""
+        """Whether a notification counts, or was given up, whose record the log no longer holds."""
         older = await asked(self._redis.zcount(f"{prefix}s:{user}", "-inf", f"({oldest}"))
         given_up = oldest > 1 and await asked(self._redis.hexists(f"{prefix}d:{user}", "m"))
         return bool(older or given_up)
 
     async def _disagreements(self, user: str, part: Part) -> list[Difference]:
-        """Whether the count is that of the list, both of the same records: projections are at work, and each at its own pace."""
+        """Compare the count with the list once both are of the same records: each projection folds at its own pace."""
         if self._pool is None:
             return []
         for _ in range(LOOKS):
@@ -207,7 +207,7 @@ class UnreadVerification(StreamVerification):
         return []
 
     async def _positions(self, part: Part) -> tuple[Checkpoint | None, int]:
-        """How far the inbox is folded, and of which version."""
+        """The checkpoint and the live version of the inbox."""
         assert self._pool is not None
         async with asking(self._pool, LOOK_SECONDS) as connection:
             at = await checkpoint_of(connection, INBOX, part.stream, part.number)
