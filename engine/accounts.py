@@ -1,4 +1,4 @@
-"""Users of the broker that are made for tenants: the blocks of `nats/accounts.conf` that no file can know beforehand."""
+"""Users of the broker for single tenants: blocks that are added to `nats/accounts.conf`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.errors import TopologyError
 from engine.subjects import encode_token
 
 PUBLISHERS_MARK: Final = "      # Publishers of further tenants stand above this line"
-"""The line of `accounts.conf` before which blocks are put."""
+"""The line of `accounts.conf` in front of which blocks are added."""
 
 _BLOCK: Final = """\
       {{
@@ -41,7 +41,7 @@ def publisher_user(tenant: str) -> str:
 def publisher_variable(tenant: str) -> str:
     """The environment variable of the server that holds this user's password.
 
-    Different tenants have different variables: what is no letter and no digit is written as the hex of its byte.
+    Different tenants have different variables: each character but letters and digits is written as the hex of its byte.
 
     Raises:
         InvalidToken: no tenant can have this name.
@@ -71,7 +71,7 @@ def with_publisher(accounts: str, tenant: str) -> str:
     before, mark, after = accounts.partition(PUBLISHERS_MARK)
     if not mark:
         raise TopologyError(
-            f"there is no line `{PUBLISHERS_MARK.strip()}` in it",
-            "Put it behind the user publisher, or paste the block.",
+            f"the file has no line `{PUBLISHERS_MARK.strip()}`",
+            "Add this line behind the user publisher, or paste the block yourself.",
         )
     return f"{before}{publisher_block(tenant)}\n{mark}{after}"

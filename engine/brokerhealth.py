@@ -23,18 +23,18 @@ REMEDY: Final = "make room, then restart nats-server (docs/operations.md, A full
 class BrokerHealth:
     """What `/readyz` says of the broker.
 
-    Writes of our own tell wherever there are any. A role that is idle, or writes nothing, knows only what the servers say
-    at their monitoring addresses.
+    A role's own writes show whether the broker stores. A role that writes nothing knows only what the servers say at their
+    monitoring addresses.
 
     Args:
         broker: the role's connection.
-        monitor_urls: monitoring addresses of all servers; without them nobody is asked.
+        monitor_urls: monitoring addresses of all servers; without them no server is asked.
     """
 
     def __init__(self, broker: Broker, monitor_urls: Sequence[str] = ()) -> None:
         self._broker = broker
         self._urls = tuple(monitor_urls)
-        self._said: dict[str, str | None] = {}
+        self._write_errors: dict[str, str | None] = {}
 
     def not_ready(self) -> list[str]:
         """Why the broker cannot be worked with; empty when it can."""
@@ -45,9 +45,10 @@ class BrokerHealth:
             for stream, seconds in self._broker.writes.stopped().items()
         ]
         # While one server of a cluster can write, its streams are led there.
-        if self._said and all(self._said.values()):
+        if self._write_errors and all(self._write_errors.values()):
             reasons += [
-                f"NATS cannot write {error}: {REMEDY}" for error in sorted(set(filter(None, self._said.values())))
+                f"NATS cannot write {error}: {REMEDY}"
+                for error in sorted(set(filter(None, self._write_errors.values())))
             ]
         return reasons
 
@@ -57,15 +58,15 @@ class BrokerHealth:
         async with aiohttp.ClientSession(timeout=timeout) as http:
             while True:
                 answers = await asyncio.gather(*(_healthz(http, url) for url in self._urls))
-                self._heard(dict(zip(self._urls, answers, strict=True)))
+                self._note(dict(zip(self._urls, answers, strict=True)))
                 await asyncio.sleep(MONITOR_SECONDS)
 
-    def _heard(self, answers: Mapping[str, Mapping[str, Any] | None]) -> None:
-        said = {url: write_error(answer) for url, answer in answers.items() if answer is not None}
-        for url, error in said.items():
-            if error and not self._said.get(url):
+    def _note(self, answers: Mapping[str, Mapping[str, Any] | None]) -> None:
+        found = {url: write_error(answer) for url, answer in answers.items() if answer is not None}
+        for url, error in found.items():
+            if error and not self._write_errors.get(url):
                 _log.error("the broker cannot write", server=url, why=error, remedy=REMEDY)
-        self._said = said
+        self._write_errors = found
 
 
 @contextlib.asynccontextmanager
@@ -86,7 +87,7 @@ async def watched(broker: Broker, monitor_urls: Sequence[str] = ()) -> AsyncIter
 def write_error(healthz: Mapping[str, Any]) -> str | None:
     """What a server's `/healthz` says it cannot write, such as `EVENTS (no space left on device)`; None when it can.
 
-    The path of the file, which stands between, is nobody's business here.
+    The path of the file is left out: whoever reads `/readyz` has no business with it.
     """
     found = _WRITE_ERROR.search(str(healthz.get("error", "")))
     return f"{found[1]} ({found[2].rpartition(': ')[2]})" if found else None

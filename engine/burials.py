@@ -21,17 +21,22 @@ from engine.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM
 _log = structlog.get_logger("seamark.dispatcher")
 
 RETRY_SECONDS = 5.0
-"""How often room for what was left is looked for."""
+"""How often letters that could not be stored are tried again."""
 
-_SAY = "dead letters cannot be stored: their events wait in EVENTS until its age, and the partition goes on"
+_SAY = (
+    "dead letters cannot be stored: their events wait in EVENTS until its age removes them, and the partition goes on"
+)
 
 
 class Burials:
     """The dead events of one event partition.
 
-    One whose letter cannot be stored holds nobody up. It stays where it is, in EVENTS, and the mark says from which event on
-    letters are missing (`first`). Once they can be stored, the events from there on are read again and buried; a letter that is
-    there already is not stored twice.
+    An event whose letter cannot be stored holds up no other event. It stays in EVENTS, and the mark says from which event on
+    letters are missing. Once letters can be stored again, the events from there on are read again and buried. A letter that is
+    stored already is not stored twice.
+
+    Attributes:
+        first: the first event whose letter may be missing; None: no letter is missing.
     """
 
     def __init__(self, broker: Broker, event_partition: int) -> None:
@@ -39,17 +44,17 @@ class Burials:
         self._q = event_partition
         self._epoch = ""
         self._last = 0
-        self._none_from: int | None = None
+        self._none_found_from: int | None = None
         self._stall: Stall | None = None
         self.first: int | None = None
 
     def take_over(self, events_epoch: str, mark: Mark | None) -> None:
         """Go on from what the home mark says. `events_epoch` is the incarnation of EVENTS it counts in."""
-        self._epoch, self._none_from = events_epoch, None
+        self._epoch, self._none_found_from = events_epoch, None
         self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
 
     async def bury(self, dead: Dead) -> None:
-        """Store the letter, or leave its event to be buried later: at once without room, else after 2 s of trying."""
+        """Store the letter, or leave its event to be buried later: at once where there is no room, else after 2 s of trying."""
         seq = dead.delivered.seq
         if self.first is None:
             try:
@@ -61,28 +66,28 @@ class Burials:
         self._last = max(self._last, seq)
 
     async def tend(self, reader: PartitionReader) -> None:
-        """Bury what was left, for as long as `reader` owns the partition; ends by cancellation."""
+        """Bury the events that were left, for as long as `reader` owns the partition; ends by cancellation."""
         try:
             while True:
                 await asyncio.sleep(RETRY_SECONDS)
                 if reader.phase is not Phase.READING or self.first is None:
-                    self._over()
+                    self._end_stall()
                     continue
                 try:
                     await self._bury_left()
                 except BrokerError as error:
                     self._report(error)
                 except Exception:
-                    # Without this task dead letters are missing for ever; what we did not foresee must not end it.
-                    _log.exception("burying failed, it is tried again", partition=self._q)
+                    # Without this task dead letters would be missing for ever, so an unforeseen error must not end it.
+                    _log.exception("burying failed and is tried again", partition=self._q)
         finally:
-            self._over()
+            self._end_stall()
 
     async def _bury_left(self) -> None:
         """Read the events again from the first that may have no letter.
 
         Raises:
-            BrokerError: one could not be stored or read; `first` is how far this came.
+            BrokerError: an event could not be read, or a letter not stored; `first` says how far this came.
         """
         epoch = self._epoch
         events = await stream_of(self._broker, EVENTS_STREAM)
@@ -96,11 +101,11 @@ class Burials:
                 if isinstance(found := plan(_delivered(stored), epoch), Dead):
                     await deadletters.bury(self._broker, found, self._q, epoch)
                 if self._epoch != epoch:
-                    return  # taken over anew meanwhile, in another incarnation
+                    return  # the partition was taken over meanwhile, in another incarnation of EVENTS
                 self.first = stored.seq + 1
-            if not page and self._none_from != self.first:
-                # A leader that was just elected may not show all yet: it is asked again next time.
-                self._none_from = self.first
+            if not page and self._none_found_from != self.first:
+                # A leader that was just elected may not show everything yet, so it is asked once more in the next round.
+                self._none_found_from = self.first
                 return
             if len(due) < len(page) or not page:
                 self.first = last + 1
@@ -108,7 +113,7 @@ class Burials:
         _log.info("all dead letters are stored again", partition=self._q)
 
     async def _page(self, seq: int) -> list[Stored]:
-        """The next events; only the leader is believed that there is none."""
+        """The next events from `seq` on. Only the leader is believed when there is none."""
         subject = f"ev.{self._q}.>"
         page = await self._broker.next_by_subject(EVENTS_STREAM, subject, seq)
         if page.records:
@@ -120,7 +125,7 @@ class Burials:
         self._stall = self._stall or Stall(DEAD_LETTERS_STREAM, _SAY)
         self._stall.report(error)
 
-    def _over(self) -> None:
+    def _end_stall(self) -> None:
         if self._stall is not None:
             self._stall.over()
             self._stall = None

@@ -143,7 +143,7 @@ class Claims:
 
     async def _check_horizon(self) -> None:
         info = await self._redis.info("server")
-        run_id = str(info.get("run_id", ""))  # some hosted servers do not tell it: their sentinel alone must do
+        run_id = str(info.get("run_id", ""))  # some hosted servers do not tell it
         before = cast(bytes | None, await self._redis.set(SENTINEL_KEY, run_id, get=True))
         if before is None or before.decode() != run_id:
             metrics.horizon_restarts.inc()

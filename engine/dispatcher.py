@@ -119,7 +119,7 @@ class DispatchWorker:
         self._writers: dict[int, LogWriter] = {}
         self._changed: PartitionStopped | None = None
         self.burials = Burials(broker, event_partition)
-        # Logs of other partitions that have stopped this one: it does not go on before they are mended.
+        # Partitions whose LOG has stopped this event partition: it does not go on before they are mended.
         self._faulty: set[int] = set()
 
     # --- ownership ---------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class DispatchWorker:
             await self._settle_round(round_)
 
     async def pass_over(self, seq: int) -> None:
-        """Move the home mark to `seq`: events of other partitions end there, none of this one is left."""
+        """Move the home mark to `seq`: up to there only events of other partitions are left."""
         self._check_changed()
         home = self._writers[self._q]
         if seq > home.mark.seq:
@@ -282,7 +282,7 @@ class DispatchWorker:
         epoch = self._ownership.events_epoch
         claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
-        stall = Stall(CLAIMS, "Redis takes no claims, a partition with `effectively_once` events waits")
+        stall = Stall(CLAIMS, "Redis takes no claims: the partition waits, as it has `effectively_once` events")
         try:
             while True:
                 try:

@@ -1,7 +1,7 @@
-"""EVENTS as those who publish see it: an event of somebody else's must not pass for theirs (ADR 0023).
+"""Publishing to EVENTS: another publisher's event must never be taken for ours (ADR 0023).
 
-The broker answers a message with the `Nats-Msg-Id` of an earlier one as a duplicate, whoever sent that one and on whatever
-subject. So a publisher that foresees another's message id could have its event dropped, and the PubAck would call it stored.
+The broker calls a message a duplicate when an earlier one had the same `Nats-Msg-Id`, whoever sent that one and on whatever
+subject. So a publisher that foresees another's message id could suppress its event, and the PubAck would call the event stored.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class EventStore:
     """Appends events, each at most once within the broker's window of two minutes.
 
     A connection with a secret of its own (a password, a credentials file) seals its message ids with it: whoever publishes
-    with the same login recognises them, nobody else can foresee them. Without accounts there is no such secret, but then
-    everybody may read: what a duplicate duplicates is looked at.
+    with the same login makes the same ids, and nobody else can foresee them. Without accounts there is no such secret, but then
+    everybody may read: the store looks at the event that the broker calls the first one.
 
     Args:
         broker: a connection that may publish events.
@@ -94,7 +94,7 @@ class EventStore:
         return again._replace(duplicate=False)
 
     async def _holds(self, event: Encoded, seq: int, timeout_seconds: float) -> bool:
-        """Whether what is stored at `seq` is this event; False where it may not be looked at, too."""
+        """Whether the message stored at `seq` is this event; False also where reading is not allowed."""
         try:
             stored = await self._broker.leader_next(EVENTS_STREAM, "ev.>", seq, timeout_seconds=timeout_seconds)
         except Forbidden:
@@ -118,7 +118,7 @@ def sealed(msg_id: str, secret: bytes) -> str:
 
 
 def _secret_of(settings: NatsSettings) -> bytes | None:
-    """What only this login knows; None: there is nothing that others do not know, too."""
+    """The secret that only this login knows; None: it has none."""
     login = login_of(settings.url, settings.user, settings.password, settings.credentials_file)
     if "user_credentials" in login:
         return Path(login["user_credentials"]).read_bytes()

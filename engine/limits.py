@@ -68,7 +68,8 @@ QUIET_CHECK_SECONDS = 5.0
 """Without acks nothing is redelivered by itself: after this silence the leader is asked whether something waits."""
 
 KEEP_POSITION_SECONDS = 600.0
-"""How often a position moves behind what belongs to other partitions only: far below any age of a stream, and 150 bytes each."""
+"""How often the position of a partition without messages moves past those of other partitions. It is far below the age of any
+stream, and each move costs 150 bytes."""
 
 APPEND_BUDGET_SECONDS = 30.0
 """A leader election takes 4-9 s; an append that fails for this long is reported, not retried further."""
@@ -84,7 +85,8 @@ UNSTORED_SECONDS = 10.0
 """A stream whose writes come to nothing for this long is said to store nothing: an election takes 4-9 s."""
 
 UNSTORED_DOUBT_SECONDS = 30.0
-"""How long after the last such write that is believed: a role that gets no traffic any more would never learn better."""
+"""How long after its last failed write a stream is said to store nothing: a role that gets no more traffic would never learn
+that the stream stores again."""
 
 MONITOR_SECONDS = 3.0
 """How often, and at most for how long, a server is asked at its monitoring address whether it can write."""

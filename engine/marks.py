@@ -20,7 +20,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         epoch: incarnation of EVENTS that `seq` belongs to.
         term: counts owners of the event partition; `owner` is random per acquisition.
         log_epoch: incarnation of the LOG stream the mark is in.
-        unburied: in a home mark, the first event whose dead letter is still to be stored, if there is one (ADR 0014).
+        unburied: in a home mark, the first event whose dead letter is still missing; None: no letter is missing (ADR 0014).
     """
 
     epoch: str

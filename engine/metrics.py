@@ -47,7 +47,7 @@ dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by out
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
 dead_letters_trimmed = Counter(
     "seamark_dispatcher_dead_letters_trimmed",
-    "Times EVENTS' age was reached before the dead letters of events were stored",
+    "Times that age may have removed events before their dead letters were stored",
 )
 append_retries = Counter(
     "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
@@ -101,16 +101,16 @@ gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by o
 
 event_ids_taken = Counter(
     "seamark_event_ids_taken",
-    "Events whose message id another event had been published with; they were stored nevertheless",
+    "Events that were stored although another event had used their message id",
 )
 
 gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
 """how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed, guessed
-(not looked up: too many keys that are none came from its address)."""
+(not looked up: too many invalid keys came from the address)."""
 
 projection_lag = Gauge(
     "seamark_projection_lag_seconds",
-    "How long ago the oldest record was stored that waits to be folded; 0 when none waits",
+    "Age of the oldest record that waits to be folded; 0 when none waits",
     ("projection", "stream", "subject"),
 )
 projection_applied = Counter("seamark_projection_records", "Records folded", ("projection", "stream"))
@@ -122,21 +122,21 @@ unread_frames = Counter("seamark_unread_frames", "Unread counts told to live ses
 
 funnel = Gauge(
     "seamark_funnel_notifications",
-    "Of an hour's notifications, how many came how far ten minutes later; the largest tenants and types, the rest as other",
+    "Notifications of one hour by how far they had come ten minutes later; the largest tenants and types, the rest as other",
     ("tenant", "type", "channel", "stage"),
 )
 """stage: emitted and stored (events), dispatched, sent, acknowledged, read (notifications)."""
 
 retention_overdue = Gauge(
     "seamark_retention_overdue_seconds",
-    "How long ago the oldest month that is still in the tables was over; 0 when all that was over has been dropped",
+    "How long ago the oldest month ended that is due to be dropped; 0 when none is due",
     ("projection",),
 )
 retention_undivided = Gauge(
     "seamark_retention_undivided", "1 while the tables are not divided by months: nothing leaves them", ("projection",)
 )
-retention_dropped = Counter("seamark_retention_dropped_months", "Months that were over and dropped", ("projection",))
+retention_dropped = Counter("seamark_retention_dropped_months", "Months that were dropped", ("projection",))
 retention_kept_at = Gauge(
     "seamark_retention_kept_timestamp_seconds",
-    "When this projector last looked for months that are over, as Unix time; 0 where another one does",
+    "When this projector last looked for months to drop, as Unix time; 0 where another projector does",
 )

@@ -165,7 +165,7 @@ class PartitionReader:
         source, pin = self._source, self._pin
         state = await self._broker.stream(source.stream)
         if not self._still_reads(pin):
-            return  # a RESET now would only disturb whoever was chosen meanwhile
+            return  # a RESET now would disturb the reader that was chosen meanwhile
         self._worker.check(state)
         if next_seq > state.last_seq + 1:
             # A new leader that has not caught up, or a stream put back to a backup: the stored position knows.
@@ -219,17 +219,17 @@ class PartitionReader:
         self._pull()
 
     async def _keep_position(self) -> None:
-        """Nothing has come for a while: move the position behind what belongs to others, before age trims that."""
+        """Nothing has come for a while: move the position past messages of other partitions, before age trims them."""
         self._keep_at = time.monotonic() + KEEP_POSITION_SECONDS
         last, pin = self._last_seq, self._pin
         state = await self._broker.stream(self._source.stream)
         self._worker.check(state)
-        # As the stream was last time: a leader elected a moment ago may not show all yet, but none lags for so long.
+        # The end of the stream as it was last time: a new leader may not show everything yet, but none lags for so long.
         reached, self._keep_seq = self._keep_seq, state.last_seq
         if reached <= last:
             return
         found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
-        # What came meanwhile moves the position by itself.
+        # A message that came meanwhile moves the position by itself.
         if found is None and self._last_seq == last and self._still_reads(pin):
             await self._worker.pass_over(reached)
 
@@ -282,7 +282,7 @@ class PartitionReader:
                 self._metrics.gaps.inc()
                 self.suspect()
             return
-        # Only what is accepted ends the silence: after a RESET of somebody else's, what is ignored may come for ever.
+        # Only an accepted message ends the silence: after somebody else's RESET, messages that are ignored may come for ever.
         self._message_at = self._heard_at
         self._next_consumer_seq += 1
         self._last_seq = seq
@@ -388,11 +388,11 @@ class PartitionReader:
             next_seq = await self._worker.position()
             if await self._broker.leader_next(self._source.stream, self._source.subject, next_seq) is None:
                 return
-            # Asked again: somebody chosen meanwhile has put the reading head where it belongs.
+            # Asked again: a reader that was chosen meanwhile has put the reading head where it belongs.
             if await self._is_neglected():
                 self._log.info("nobody reads what waits: putting the reading head back", next_seq=next_seq)
                 await self._head.put(next_seq)
 
     async def _is_neglected(self) -> bool:
-        """Has no reader been chosen, nor this one while that was asked?"""
+        """Whether no reader is chosen, and this one was not chosen while that was asked."""
         return not await self._head.is_pinned() and self.phase is Phase.STANDBY

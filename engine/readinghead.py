@@ -1,4 +1,4 @@
-"""The durable consumer of a partition as its readers see it: a head that can be put somewhere, and a pin that one of them has."""
+"""The durable consumer of a partition as its readers use it: its position can be set, and one reader at a time holds its pin."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _log = structlog.get_logger("seamark.partition")
 
 
 class ReadingHead:
-    """What a reader asks of its consumer, apart from messages."""
+    """What a reader asks of its consumer, except for messages."""
 
     def __init__(self, broker: Broker, source: Source) -> None:
         self._broker = broker
         self._name = f"{source.stream}.{source.consumer}"
 
     async def put(self, seq: int) -> None:
-        """Read on from `seq`; the next message has consumer sequence 1. Whoever has the pin keeps it.
+        """Go on from `seq`: the next message has consumer sequence 1. The reader that holds the pin keeps it.
 
         Raises:
             ApiError, Unavailable, Unanswered: as `Broker.api`.
@@ -37,7 +37,7 @@ class ReadingHead:
         return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
 
     async def give_back(self) -> None:
-        """Let a standby be chosen at once; whoever is killed instead costs it the pin's time-out."""
+        """Give the pin back, so that a standby is chosen at once. After a kill it waits for the pin's time-out."""
         try:
             await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
         except BrokerError as error:

@@ -22,8 +22,8 @@ Argument = str | bytes | int
 class RedisScript:
     """A script that may be run twice: a call whose connection was lost is made once more.
 
-    The first run may have been done, and only its answer lost. A script that changes something only once therefore answers the
-    second run as if somebody else had been quicker, and its caller must look at what is stored before it believes that.
+    The first run may have succeeded, and only its answer been lost. A script that compares before it changes then answers the
+    second run as if somebody else had been quicker. So its caller must read what is stored before it believes that answer.
     """
 
     def __init__(self, redis: Redis, script: str) -> None:

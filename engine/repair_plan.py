@@ -170,7 +170,7 @@ def _told(mark: Mark | None) -> str:
     if mark is None:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
-    partly += f", dead letters missing from {mark.unburied} on" if mark.unburied is not None else ""
+    partly += f", dead letters missing from event {mark.unburied} on" if mark.unburied is not None else ""
     return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.log_epoch}, term {mark.term}"
 
 
@@ -346,7 +346,7 @@ def _step(found: Found, p: int, q: int, point: _Point, term: int, owner: str) ->
 
 
 def _unburied(found: Found, mark: Mark | None, point: _Point) -> int | None:
-    """Whose dead letters are still to be stored: what is dispatched again is buried again, the rest must not be forgotten."""
+    """The first event whose dead letter is still missing. Events behind `point` are dispatched, and so buried, again."""
     if mark is None or mark.unburied is None:
         return None
     known = found.events.last_seq if mark.epoch == found.events.epoch else found.events.inherited.get(mark.epoch, 0)

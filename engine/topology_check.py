@@ -19,12 +19,14 @@ from engine import topology
 from engine.errors import BrokerError, TopologyError
 from engine.incarnations import EVENTS_RESTORED
 from engine.jetstream import Broker
+from engine.limits import MONITOR_SECONDS
 from engine.logwriter import read_mark
 from engine.marks import PlacedMark
 from engine.subjects import EVENTS_STREAM, log_stream
 from engine.topology_files import Profile, log_partition, render
 from engine.topology_plan import PARTITIONS_KEY, Observed, ObservedStream, decide, remembered_partitions
-from engine.topology_room import Lately, lately, room
+from engine.topology_room import Intake, read_intake, room
+from engine.topology_size import FULL_SHARE
 
 VERSION_MIN: Final = (2, 14)
 """CONSUMER.RESET, the reading head's way back to a position, is in 2.14 and later."""
@@ -34,11 +36,6 @@ MAX_PAYLOAD_MIN: Final = 2 << 20
 
 COPIES_MIN: Final = 3
 """With three copies a stored record survives the loss of any one disk, and a quorum remains to elect a leader."""
-
-FULL_SHARE: Final = 0.8
-"""A stream that is this full is named: at its bound it refuses what services publish."""
-
-MONITOR_SECONDS: Final = 3.0
 
 _log = structlog.get_logger("seamark.server")
 
@@ -97,7 +94,7 @@ class Seen:
     observed: Observed
     clusters: Mapping[str, Mapping[str, Any]]
     marks: Mapping[int, PlacedMark]
-    lately: Mapping[str, Lately] = field(default_factory=dict)
+    intakes: Mapping[str, Intake] = field(default_factory=dict)
 
 
 async def check(
@@ -127,7 +124,7 @@ async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = (
     streams = {name: topology.observed_stream(info) for name, info in infos.items()}
     clusters = {name: info.get("cluster") or {} for name, info in infos.items()}
     monitors = dict(zip(monitor_urls, await asyncio.gather(*map(_varz, monitor_urls)), strict=True))
-    taken = {name: await lately(broker, name, stream) for name, stream in streams.items()}
+    intakes = {name: await read_intake(broker, name, stream) for name, stream in streams.items()}
     return Seen(
         _version_of(broker),
         broker.nc.max_payload,
@@ -135,7 +132,7 @@ async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = (
         replace(observed, streams=streams),
         clusters,
         marks,
-        taken,
+        intakes,
     )
 
 
@@ -321,7 +318,7 @@ def _room(seen: Seen) -> Iterator[Finding]:
             continue
         share = stream.bytes / bound
         said = f"{name} is {100 * share:.0f} % full"
-        found = room(stream, seen.lately.get(name, Lately(0, 0.0)))
+        found = room(stream, seen.intakes.get(name, Intake(0, 0.0)))
         rate = "" if found is None else f", {found.detail()}"
         if share > FULL_SHARE:
             yield Finding("warn", "room", f"{said} and will refuse{rate}", remedy)

@@ -1,4 +1,4 @@
-"""How long the room of a stream lasts at the rate at which it was written to lately."""
+"""How long the room of a stream lasts at its recent rate."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from engine.errors import ApiError
 from engine.jetstream import Broker
 from engine.topology_plan import ObservedStream
 
-LATELY: Final = timedelta(hours=1)
+INTAKE_WINDOW: Final = timedelta(hours=1)
 """Long enough to even out bursts, short enough to show what has changed today."""
 
-LEAST_SECONDS: Final = 60.0
-"""A stream that is younger says nothing about a rate yet."""
+INTAKE_SECONDS_MIN: Final = 60.0
+"""A shorter time says nothing about a rate yet."""
 
 SOON: Final = timedelta(days=14)
 """Time to order a disk."""
@@ -23,7 +23,7 @@ _NO_MESSAGE: Final = 10037
 
 
 @dataclass(frozen=True, slots=True)
-class Lately:
+class Intake:
     """Messages that a stream has taken in the last `seconds`."""
 
     messages: int
@@ -32,12 +32,12 @@ class Lately:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What the rate of late means for a stream.
+    """How long a stream's room lasts at its recent rate.
 
     Attributes:
-        messages_per_second: lately.
-        messages_per_second_max: what its room holds for as long as it keeps messages; None where it keeps them for ever.
-        full_at: when it is full at the earliest; None when age frees room before.
+        messages_per_second: the recent rate.
+        messages_per_second_max: the highest rate at which age frees room in time; None where messages are kept for ever.
+        full_at: when it is full at the earliest; None when age frees room before then.
     """
 
     messages_per_second: float
@@ -49,7 +49,7 @@ class Room:
         return self.full_at is not None and self.full_at - now < SOON
 
     def detail(self) -> str:
-        """The room for people."""
+        """The same in words."""
         said = f"{self.messages_per_second:.3g} messages/s lately"
         if self.messages_per_second_max is not None:
             said += f", room for {self.messages_per_second_max:.3g}/s over its age"
@@ -58,13 +58,13 @@ class Room:
         return f"{said}: full on {self.full_at:%Y-%m-%d %H:%M} UTC at the earliest"
 
 
-def room(stream: ObservedStream, lately: Lately) -> Room | None:
-    """What is to be said of a stream's room; None for one without bound, and while nothing is known of its rate."""
+def room(stream: ObservedStream, intake: Intake) -> Room | None:
+    """The room of a stream; None where it has no bound, and while its rate is not known."""
     bound, age = stream.config.get("max_bytes", -1), stream.config.get("max_age", 0) / 1e9
-    if bound <= 0 or not stream.messages or lately.seconds < LEAST_SECONDS or stream.asked_at is None:
+    if bound <= 0 or not stream.messages or intake.seconds < INTAKE_SECONDS_MIN or stream.asked_at is None:
         return None
     bytes_each = stream.bytes / stream.messages
-    rate = lately.messages / lately.seconds
+    rate = intake.messages / intake.seconds
     most = bound / bytes_each / age if age else None
     if rate == 0 or (most is not None and rate <= most):
         return Room(rate, most, None)
@@ -75,20 +75,20 @@ def room(stream: ObservedStream, lately: Lately) -> Room | None:
         return Room(rate, most, None)
 
 
-async def lately(broker: Broker, name: str, stream: ObservedStream) -> Lately:
+async def read_intake(broker: Broker, name: str, stream: ObservedStream) -> Intake:
     """What a stream has taken in the last hour, or since its first message if that is younger.
 
     Raises:
         ApiError, Unavailable, Unanswered: the stream cannot be read.
     """
     if not stream.messages or stream.asked_at is None or stream.first_at is None:
-        return Lately(0, 0.0)
-    since = max(stream.first_at, stream.asked_at - LATELY)
+        return Intake(0, 0.0)
+    since = max(stream.first_at, stream.asked_at - INTAKE_WINDOW)
     seconds = (stream.asked_at - since).total_seconds()
     if since == stream.first_at:
-        return Lately(stream.last_seq - stream.first_seq + 1, seconds)
+        return Intake(stream.last_seq - stream.first_seq + 1, seconds)
     first = await _first_since(broker, name, since)
-    return Lately(0 if first is None else max(0, stream.last_seq - first + 1), seconds)
+    return Intake(0 if first is None else max(0, stream.last_seq - first + 1), seconds)
 
 
 async def _first_since(broker: Broker, name: str, since: datetime) -> int | None:

@@ -1,7 +1,7 @@
 """How large streams, servers and disks have to be for a rate of records, and the production files written with these sizes.
 
-Everything is reckoned from a handful of numbers measured on nats-server 2.15.1 (ADR-0013), each said with the result, so that
-a reader can put in his own.
+Everything is worked out from a few numbers that were measured on nats-server 2.15.1 (ADR 0013). The result names each of them,
+so that readers can put in their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.errors import TopologyError
+from engine.limits import BATCH_MESSAGES_MAX, LINGER_SECONDS
 from engine.topology_files import PARTITIONS_MAX, check_partitions, files_folder, is_log, render
 
 RECORD_OVERHEAD_BYTES: Final = 150
@@ -30,13 +31,8 @@ EVENT_OVERHEAD_BYTES: Final = 210
 RECEIPT_BYTES: Final = 360
 """One receipt, whole. Measured: 357 for an acknowledgement with its times."""
 
-BATCH_SECONDS: Final = 0.01
-"""A partition appends at least this often while events come (`LINGER_SECONDS`), so a batch holds what comes meanwhile."""
-
-BATCH_RECORDS_MAX: Final = 250
-
 FULL_SHARE: Final = 0.8
-"""Streams are filled this far at the given rate: the rest is for weeks that are busier, and what `topology check` names."""
+"""How full streams are at the given rate. The rest is for busier weeks; `seamark topology check` warns of a stream above it."""
 
 SUBJECT_MEMORY_BYTES: Final = 260
 """One subject in a server's memory. Measured: 170 to 260; indexes of blocks in use come on top and leave after 2 minutes."""
@@ -58,10 +54,10 @@ COPIES: Final = 3
 PARTITIONS_OFFERED: Final = (16, 32, PARTITIONS_MAX)
 
 LOG_BYTES_COMFORTABLE: Final = 100 << 30
-"""More partitions are taken before a LOG grows beyond it: reads of a log whose index has left memory grow with its stream."""
+"""More partitions are chosen before a LOG grows beyond this: a read without an index in memory takes longer in a large stream."""
 
 COLD_READ_SECONDS_PER_GIB: Final = 0.95
-"""Between two records of one user that far apart, with no index in memory. Measured: 358 ms for 400 MB."""
+"""What a read takes for each GiB between two records of one user, without an index in memory. Measured: 358 ms for 400 MB."""
 
 _GIB: Final = 1 << 30
 _DAY: Final = 86_400
@@ -234,7 +230,7 @@ def _partitions(demand: Demand) -> int:
 
 
 def _log(demand: Demand, partitions: int) -> StreamSize:
-    batch = min(max(1.0, demand.rate / partitions * BATCH_SECONDS), BATCH_RECORDS_MAX)
+    batch = min(max(1.0, demand.rate / partitions * LINGER_SECONDS), BATCH_MESSAGES_MAX)
     each = demand.record_bytes + RECORD_OVERHEAD_BYTES + MARK_BYTES / batch
     why = (
         f"{demand.record_bytes} B of JSON + {RECORD_OVERHEAD_BYTES} B of subject and headers"
@@ -282,7 +278,7 @@ def _reasons(
         " more partitions shorten it"
     )
     if log.max_bytes > LOG_BYTES_COMFORTABLE:
-        yield f"more than {PARTITIONS_MAX} partitions there cannot be: keep logs for fewer days if such reads are too slow"
+        yield f"there cannot be more than {PARTITIONS_MAX} partitions: keep logs for fewer days if such reads are too slow"
     yield (
         f"memory: {subjects} subjects (a LOG, a receipt and {TYPES_PER_KEY} event subjects a user) of"
         f" {SUBJECT_MEMORY_BYTES} B, {ids:.0f} message ids of {MESSAGE_ID_MEMORY_BYTES} B in EVENTS' duplicate window,"

@@ -157,7 +157,7 @@ class HotParser:
 def header(headers: bytes, name: bytes) -> bytes | None:
     """The first value of `name` (exact case) in a raw header block, or None. No dict is built.
 
-    Of what the server adds to a message ask `last_header`: the publisher may have written a line of the same name.
+    For a header that the server adds, use `last_header`: the publisher may have written a line of the same name.
     """
     start = headers.find(b"\r\n" + name + b":")
     if start < 0:

@@ -50,9 +50,10 @@ class Worker(Protocol):
         """
 
     async def pass_over(self, seq: int) -> None:
-        """No message of the partition is left up to `seq`: store that, so that the position does not fall behind what age trims.
+        """Move the position to `seq`: the partition has no message left up to there. Else age would trim past the position.
 
-        It may be said again, or of less than the position. A worker to whom it is not worth a write leaves it (ADR 0015).
+        It may be called again, and with a `seq` below the position, which changes nothing. A worker for which it is not worth
+        a write does nothing (ADR 0015).
 
         Raises:
             StepDown, PartitionStopped, BrokerError: as `handle`.

@@ -1,8 +1,8 @@
 """Which streams have stopped storing what they are sent, judged by what became of the writes to them.
 
 A server whose disk was full answers no write to a stream from then on, also when there is room again, until it is
-restarted; its API goes on to describe the stream as if nothing were wrong. Batches it may refuse as incomplete instead,
-as it cannot put them aside.
+restarted; its API goes on to describe the stream as if nothing were wrong. It may refuse batches as
+incomplete instead, because it cannot set them aside.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Writes:
             self._failing.pop(stream, None)
 
     def not_stored(self, subject: str) -> None:
-        """A write to `subject` was not answered in time although we are connected, or a batch could not be put aside."""
+        """A write to `subject` was not answered in time although connected, or the server could not set a batch aside."""
         stream = stream_of_subject(subject)
         if stream is None:
             return
@@ -55,8 +55,8 @@ class Writes:
     def stopped(self) -> dict[str, float]:
         """Streams that store nothing, and for how many seconds.
 
-        Who is told not to be ready gets no more traffic, and without a write nothing would ever show that the stream
-        stores again: so a failure is only believed for a while after the last write.
+        A role that is not ready gets no more traffic, and without a write nothing would ever show that the stream stores
+        again. So a failure counts only for a while after the last failed write.
         """
         now = self._clock()
         return {
@@ -67,7 +67,7 @@ class Writes:
 
 
 def stream_of_subject(subject: str) -> str | None:
-    """The stream of Seamark's that stores messages of this subject; None where there is none."""
+    """Which of Seamark's streams stores messages of this subject; None: none does."""
     kind, _, rest = subject.partition(".")
     if kind in ("log", "mark"):
         number = rest.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Copies into a new version of the tables what the streams no longer hold: rows that cannot be folded anew (ADR 18).
+"""Copies into a new version of the tables what the streams no longer hold: rows that cannot be folded anew (ADR 0018).
 
 One pass over the live version, a day at a time: PostgreSQL copies, so memory is bounded whatever there is, each day is one
 transaction, and a day whose outcome is unknown is copied again. A BRIN index on the time finds the rows of a day.

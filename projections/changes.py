@@ -1,4 +1,4 @@
-"""What a record changes: the part of it that every fold of a log reads, so that all of them take the same for a record."""
+"""What a record changes: the part of it that every fold of a log reads, so that all folds agree on what is a record."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from engine.limits import EVENT_ID_BYTES_MAX, LABEL_CHARS_MAX
 
 Id = Annotated[str, msgspec.Meta(max_length=EVENT_ID_BYTES_MAX)]
 Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
-"""What a table has an index on: one entry too long for it would stop the whole partition."""
+"""Text that an index of a table holds: an entry too long for the index would stop the whole partition."""
 
 NEVER_SHOWN: Final = b"\r\nSeamark-Skip:"
-"""Stands in the headers of a notification that is not for the screen."""
+"""In the headers of a notification that is not shown on a screen."""
 
 
 class Change(msgspec.Struct, gc=False, omit_defaults=True):
-    """What of a record concerns counts and lists. What is no `Change` is no record, and changes no projection."""
+    """The part of a record that counts and lists depend on. What is no `Change` is no record, and changes no projection."""
 
     id: Id
     kind: str
@@ -33,5 +33,5 @@ decode_change = msgspec.json.Decoder(Change).decode
 
 
 def clean(text: str) -> str:
-    """Text as PostgreSQL takes it: it knows no NUL. Every fold reads it so, or two of them would tell other ids apart."""
+    """The text without NUL, which PostgreSQL cannot store. Every fold does this, so that all of them see the same ids."""
     return text.replace("\0", "�") if "\0" in text else text

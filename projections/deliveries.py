@@ -7,7 +7,7 @@ log to have been folded before it, and is expanded where somebody asks (view `de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import metrics
@@ -18,7 +18,7 @@ from projections.delivery_state import DEVICES_MAX, Receipts, fold
 from projections.inbox import CHECKPOINT_SECONDS
 from projections.inbox_fold import moment
 from projections.postgres import Book, asking, transaction
-from projections.retention import Keeping
+from projections.retention import RetentionCache
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 
@@ -32,7 +32,11 @@ EARLIEST: Final = {
     "delivery_ranges": "at",
     "device_cursors": "at",
 }
-"""The time of the first receipt that a row of a table is known to hold: older than the stream, it cannot be folded again."""
+"""When the first receipt was given that a row of each table holds. Where the stream no longer has it, the row cannot be folded
+again."""
+
+GATEWAY_CLOCK_SLACK: Final = timedelta(minutes=5)
+"""Receipts carry the time of a gateway's clock, which may differ this much from the broker's clock."""
 
 _MERGE: Final = """
 UPDATE deliveries_{v} d SET
@@ -61,7 +65,7 @@ _DELIVERY_COLUMNS: Final = (
     "sent_at", "delivered_at", "acknowledged_at", "seen_at", "read_at", "kept_until", "version",
 )  # fmt: skip
 
-# What is there already may be in another month, where the key of this one does not see it.
+# A row that is there already may be in another month, which the key of this month does not cover.
 _RANGES: Final = """
 INSERT INTO delivery_ranges_{v}
     (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until, version)
@@ -104,7 +108,7 @@ class DeliveriesStore:
     def __init__(self, pool: Pool, partition: int, *, version: int | None = None) -> None:
         self._pool = pool
         self._book = Book(DELIVERIES, RECEIPTS_STREAM, partition, version)
-        self._keeping = Keeping(DELIVERIES, anew=version is not None)
+        self._retention = RetentionCache(DELIVERIES, anew=version is not None)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint."""
@@ -112,9 +116,9 @@ class DeliveriesStore:
             return await self._book.read(connection)
 
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
-        """Fold `batch` in: one transaction. Of a user's rows only the holder of this checkpoint adds any, so none comes twice."""
+        """Fold `batch` in: one transaction. Only it adds rows of the users of this checkpoint, so no row comes twice."""
         folded = fold(batch)
-        retention = await self._keeping.of(self._pool, self._book.version)
+        retention = await self._retention.of(self._pool, self._book.version)
         at, now = moment(batch[-1].time_nanoseconds), datetime.now(UTC)
         async with transaction(self._pool) as connection:
             if await self._book.move(connection, expected, reached) is None:
@@ -133,7 +137,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
              d.acknowledged_at, d.seen_at, d.read_at, kept_until(key[0]))
             for key, d in sorted(folded.deliveries.items(), key=lambda item: item[0])
         ]  # fmt: skip
-        # What is there already may be in another month, where the key of this one does not see it.
+        # A row that is there already may be in another month, which the key of this month does not cover.
         known = {tuple(row) for row in await connection.fetch(_MERGE.format(v=version), *_columns(rows))}
         added = [(*row, version) for row in rows if row[:5] not in known]
         if added:
@@ -146,7 +150,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
 
 
 async def _write_cursors(connection: Connection, version: int, folded: Receipts) -> None:
-    """Move the cursors of devices. Only where a device is new a user may have too many."""
+    """Move the cursors of devices. A user can have too many devices only when one is new."""
     cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
     written = await connection.fetch(_CURSORS.format(v=version), *_columns(cursors))
     users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})

@@ -30,8 +30,8 @@ TERMINAL: Final = frozenset({"ambiguous", "suppressed", "cancelled", "expired", 
 ATTEMPTS_MAX: Final = 1_000_000
 
 DEVICES_MAX: Final = 50
-"""Devices of a user whose cursor is remembered, those that acknowledged last: a client names its device as it likes, and more
-than twice the sessions a user may have open are no devices of one person."""
+"""How many devices of a user have a remembered cursor: those that acknowledged last. A client chooses its device's name, and no
+person has more devices than twice the sessions that a user may have open."""
 
 _ARRIVAL: Final = (ATTEMPTS_MAX + 1) * 10
 
@@ -209,7 +209,7 @@ def _add(found: Receipts, tenant: str, user: str, receipt: Receipt, stored: Deli
 
 
 def _touch(devices: dict[str, DeviceCursor], device: str, cursor: DeviceCursor) -> None:
-    """Note an acknowledgement of one of a user's devices; of too many the one that has been silent for longest goes."""
+    """Note an acknowledgement of one of a user's devices. When there are too many, the one that was silent for longest goes."""
     known = devices.pop(device, None)
     if known is None:
         known = cursor

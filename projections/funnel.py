@@ -31,7 +31,7 @@ FUNNEL_SECONDS: Final = 20.0
 
 EVERY_SECONDS: Final = 60.0
 EXPORT_LOCK: Final = 7345253
-"""Each standby would count the same cohorts: who holds this lock counts them."""
+"""Only the process that holds this lock counts: all others would count the same cohorts."""
 
 TENANTS_MAX: Final = 20
 TYPES_MAX: Final = 50
@@ -89,7 +89,7 @@ async def _steps(connection: Connection, since: datetime, until: datetime, tenan
 
 
 Folded = Callable[[], Awaitable[datetime]]
-"""`folded()`: all that was stored before this moment is in the tables."""
+"""`folded()`: the moment before which everything that was stored is in the tables."""
 
 
 async def export(pool: Pool, folded: Folded) -> None:
@@ -104,7 +104,7 @@ async def export(pool: Pool, folded: Folded) -> None:
 
 
 async def _export_alone(pool: Pool, folded: Folded) -> None:
-    """Returns when another process does it. The lock belongs to the connection: whoever loses that, or dies, is followed."""
+    """Returns when another process does it. The lock belongs to the connection: when that is lost, another process takes over."""
     connection: Connection | None = None
     cohorts = Cohorts()
     try:

@@ -1,7 +1,7 @@
 """The funnel of the last hour, folded as time passes: what was dispatched in five minutes is counted once, when it has settled.
 
-A cohort is counted ten minutes after its end, and not before the projections have folded all there was until then; so each
-notification is read once, and what is shown depends on what was stored, not on when a projector looked.
+A cohort is counted ten minutes after its end, and not before the projections have folded everything up to that moment. So each
+notification is read once, and the numbers depend on what was stored, not on when a projector looked.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Cohorts:
         self._until: datetime | None = None
 
     def due(self, now: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """The cohorts that have settled and were not counted yet, oldest first. `now`: all that was stored before is folded."""
+        """The cohorts that have settled and are not counted yet, oldest first. Everything stored before `now` must be folded."""
         last = whole(now - SETTLED)
         since = max(self._until or last - WINDOW, last - WINDOW)
         while since < last:
@@ -69,7 +69,7 @@ class Cohorts:
             since += COHORT
 
     def add(self, until: datetime, steps: list[Step]) -> None:
-        """A cohort that was counted, which ends at `until`."""
+        """Add a cohort that was counted and ends at `until`."""
         self._until = until
         self._counted.append((until, steps))
         while self._counted[0][0] <= until - WINDOW:
@@ -92,7 +92,7 @@ def whole(at: datetime) -> datetime:
 
 
 async def folded_until(broker: Broker, pool: Pool, partitions: int) -> datetime:
-    """All that was stored before this moment is in the tables.
+    """The moment before which everything that was stored is in the tables.
 
     Raises:
         StoreUnavailable, BrokerError: it cannot be told.

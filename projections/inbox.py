@@ -14,7 +14,7 @@ from projections.changes import clean
 from projections.inbox_fold import Mark, Row, User, UserChanges, decoded, fold
 from projections.postgres import Book, asking, transaction
 from projections.repeats import REMEMBERED_MAX
-from projections.retention import Keeping, Retention
+from projections.retention import Retention, RetentionCache
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 
@@ -81,7 +81,7 @@ class InboxStore:
     Args:
         version: a fixed version, for a rebuild; None: whichever is live.
         applied: told the rows a batch has added, once they are stored.
-        remembered: newest notifications of a user of which one that comes again changes nothing.
+        remembered: how many of a user's newest notifications are known when they come again (`projections.repeats`).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class InboxStore:
         self._book = Book(INBOX, log_stream(partition), partition, version)
         self._applied = applied
         self._remembered = remembered
-        self._keeping = Keeping(INBOX, anew=version is not None)
+        self._retention = RetentionCache(INBOX, anew=version is not None)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The stored checkpoint."""
@@ -107,11 +107,11 @@ class InboxStore:
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
         """Fold `batch` in: one transaction, in which whoever moves the checkpoint is alone.
 
-        That is also why an id stands in the inbox once though no index says so over all months: of a user's rows only the
-        holder of this checkpoint adds any, and it looks for their ids first.
+        So an id stands in the inbox once, although no index covers all months: only the transaction that moves this checkpoint
+        adds rows of these users, and it looks for their ids first.
         """
         entries = decoded(batch)
-        retention = await self._keeping.of(self._pool, self._book.version)
+        retention = await self._retention.of(self._pool, self._book.version)
         async with transaction(self._pool) as connection:
             era = await self._book.move(connection, expected, reached)
             if era is None:
@@ -156,7 +156,7 @@ class _Writer:
             marks = [(user, mark) for user, changes in users.items() for mark in getattr(changes, kind)]
             if marks:
                 if self._era > 1:
-                    # Of rows of a former era it is not known which log a mark is from, so what comes first is written first.
+                    # For rows of a former era it is not known which log a mark is from, so the marks are written in their order.
                     before = [
                         (user, mark) for user, changes in users.items() for mark in _early(getattr(changes, kind))
                     ]

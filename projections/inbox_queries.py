@@ -22,8 +22,8 @@ PAGE_ROWS: Final = 100
 """Rows of a page, and of a snapshot: what a screen shows and a few turns more."""
 
 PAGE_BYTES: Final = 1 << 20
-"""Bytes of records in a page; one row goes whatever its size, the others are left for the next page. A hundred of the largest
-would be 25 MiB, which a gateway holds for as long as a client takes to read them, for each request of each user."""
+"""Bytes of records in a page. The first row always fits, and rows beyond are left for the next page. A hundred of the largest
+rows would be 25 MiB, which a gateway holds for as long as the client takes to read them, for each request of each user."""
 
 QUERY_SECONDS: Final = 2.0
 """One page; then the gateway says 503."""

@@ -1,4 +1,4 @@
-"""Drops the months of the tables that are over, and takes what was in them off the unread counts (ADR 18).
+"""Drops the months of the tables that are over, and takes what was in them off the unread counts (ADR 0018).
 
 A month is taken out of what is read in a moment; then it is read once for what no longer counts, and dropped.
 

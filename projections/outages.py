@@ -1,4 +1,4 @@
-"""Which failures of a store pass by themselves. Everything else is a fault of ours or of an operator, and is called one."""
+"""Which failures of a store pass by themselves. Every other failure is a fault of ours or of an operator, and stops the work."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _REDIS_PASSING: Final = (OSError, TimeoutError, redis.ConnectionError, redis.Tim
                          redis.OutOfMemoryError, redis.TryAgainError, redis.ClusterDownError, redis.MasterDownError)  # fmt: skip
 
 _REDIS_PASSING_WORDS: Final = ("BUSY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-"""Answers redis-py has no class for, by the first word: a script runs, data are loaded, the disk or a replica is away."""
+"""First words of answers for which redis-py has no class: a script runs, data are being loaded, the disk or a replica is away."""
 
 _REFUSED: Final = (redis.AuthenticationError, redis.AuthorizationError)
-"""For redis-py they are lost connections; for us, a password to be mended."""
+"""redis-py counts them as lost connections. For us they are a wrong password, which does not pass by itself."""
 
 _CONNECTION_LOST: Final = (
     "connection is closed",
@@ -38,15 +38,15 @@ _CONNECTION_LOST: Final = (
     "operation is cancelling",
     "released back to the pool",
 )
-"""How drivers speak of a connection that was lost a moment ago: asyncpg by an InterfaceError, uvloop by a RuntimeError."""
+"""Words with which a driver says that the connection was just lost: asyncpg in an InterfaceError, uvloop in a RuntimeError."""
 
 
 def postgres_failure(error: BaseException) -> StoreUnavailable:
-    """What to raise for what the driver of PostgreSQL raised: `StoreUnavailable` if it passes, else `StoreBroken`."""
+    """The error to raise for one of PostgreSQL's driver: `StoreUnavailable` if it passes by itself, else `StoreBroken`."""
     said = f"PostgreSQL: {type(error).__name__} {_said(error)}".strip()
     passes = isinstance(error, _POSTGRES_PASSING) or (
         isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | RuntimeError)
-        and not isinstance(error, asyncpg.DataError)  # repeats the value, and with it whatever somebody wrote
+        and not isinstance(error, asyncpg.DataError)  # its text quotes the value, which may be a person's
         and any(words in str(error) for words in _CONNECTION_LOST)
     )
     return StoreUnavailable(said) if passes else StoreBroken(said, _remedy(error))
@@ -64,7 +64,7 @@ def redis_failure(error: BaseException) -> StoreUnavailable:
 
 
 def _said(error: BaseException) -> str:
-    """In a line, and without the values of rows: those are people's."""
+    """The error in one line, without values of rows, which may be personal data."""
     if isinstance(error, asyncpg.DataError):
         return "a value does not fit its column"
     if isinstance(error, asyncpg.PostgresError):

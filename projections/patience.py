@@ -10,28 +10,33 @@ from typing import Final, TypeVar
 import structlog
 
 from engine.errors import Unanswered, Unavailable
+from engine.tasks import end_if_cancelled
 from projections.store import StoreBroken, StoreUnavailable
 
-_log = structlog.get_logger("seamark.rebuild")
+_log = structlog.get_logger("seamark.projection")
 
 T = TypeVar("T")
 
-OUTAGE_SECONDS: Final = 300.0
-"""A server that is restarted, upgraded or moved is back by then; whatever lasts longer is for a person to look at."""
+PATIENCE_SECONDS: Final = 900.0
+"""A server that is restarted, upgraded or moved is back by then; an outage that lasts longer is for a person to look at."""
 
-PAUSE_SECONDS: Final = 1.0
+PAUSE_SECONDS_MIN: Final = 0.25
+PAUSE_SECONDS_MAX: Final = 2.0
+"""Between two attempts."""
 
 AWAY: Final = (Unavailable, Unanswered, StoreUnavailable)
 """What passes by itself. Anything else, `StoreBroken` too, is raised at once: a fault of ours must not look like an outage."""
 
 
-async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = OUTAGE_SECONDS) -> T:
-    """What `ask` gives, asked again for up to `seconds` while a server is away. `ask` must bear to be repeated.
+async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = PATIENCE_SECONDS) -> T:
+    """Return what `ask` returns. While a server is away, `ask` is called again for up to `seconds`, so it must be repeatable.
 
     Raises:
         Unavailable, Unanswered, StoreUnavailable: the server was away for longer.
+        StoreBroken: at once, as asking again would not help.
     """
     until: float | None = None
+    pause, said = PAUSE_SECONDS_MIN, False
     while True:
         try:
             return await ask()
@@ -40,5 +45,9 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = OUTAGE_SEC
             until = until or time.monotonic() + seconds
             if isinstance(error, StoreBroken) or time.monotonic() >= until:
                 raise
-            _log.warning("waiting_for_server", why=str(error)[:200])
-        await asyncio.sleep(PAUSE_SECONDS)
+            if not said:
+                said = True
+                _log.warning("waiting_for_server", why=str(error)[:200])
+        end_if_cancelled()
+        await asyncio.sleep(pause)
+        pause = min(PAUSE_SECONDS_MAX, 2 * pause)

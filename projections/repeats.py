@@ -1,4 +1,4 @@
-"""Which notification is one that came before: the rule that all folds of a log share (ADR 0016).
+"""Which notifications repeat an earlier one: the rule that all folds of a log share (ADR 0016).
 
 An id may stand twice in a log: the deduplication store was lost, or its horizon has passed, and the event was published
 again. A notification whose id is among the last `REMEMBERED_MAX` of its user changes nothing, whatever became of the first
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 REMEMBERED_MAX: Final = 128
-"""Notifications of a user, the newest ones, whose ids are known: at 40 a day the three days for which ids are claimed anyway.
-Redis keeps up to twice as many before it thins them out: 5 KB a user, in the compact form of a hash, which is searched from one
+"""How many of a user's newest notifications are remembered by id: at 40 a day these are three days, as long as ids are claimed.
+Redis keeps up to twice as many before it drops the oldest: 5 KB a user, in the compact form of a hash, which is searched from one
 end to the other for every notification."""
 
 _SEVEN_BITS: Final = bytes(byte & 127 for byte in range(256))
@@ -29,7 +29,7 @@ class Remembered:
     """The newest notifications of one user, by id.
 
     Args:
-        since: ids that came before, each with how many notifications have been added since it.
+        since: ids that came before, each with the number of notifications that came after it.
         bound: how many are remembered.
     """
 
@@ -42,7 +42,7 @@ class Remembered:
         self._numbers = {id: -1 - count for id, count in newest_last}
 
     def add(self, id: str) -> bool:
-        """Take a notification in. False: it is one that came before, and nothing has changed."""
+        """Add a notification. False: it repeats an earlier one, and nothing has changed."""
         number = self._numbers.get(id)
         if number is not None:
             if self._added - number <= self._bound:

@@ -16,6 +16,7 @@ from engine.incarnations import reaching
 from engine.jetstream import Broker
 from engine.limits import PULL_MESSAGES_MAX
 from engine.partition import Delivered
+from projections.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN
 
 BATCH: Final = 2000
 """Messages handed out at most at a time. More than that is kept on order, by pulls of `PULL_MESSAGES_MAX` at most."""
@@ -25,12 +26,6 @@ BYTES: Final = 8 << 20
 
 SILENCE_SECONDS: Final = 10.0
 """An election takes 4-9 s; after this long the reading head is made anew."""
-
-PATIENCE_SECONDS: Final = 900.0
-"""Without a single message, before it is given up: a broker that is restarted, upgraded or moved is back by then."""
-
-PAUSE_SECONDS_MAX: Final = 2.0
-"""Between two reading heads."""
 
 SERVER_TROUBLE: Final = 500
 """From this code on the broker speaks of its own state, below of what was asked."""
@@ -46,7 +41,7 @@ class _Broken(Exception):
 async def replay(broker: Broker, stream: str, subject: str, start: int, target: int) -> AsyncIterator[list[Delivered]]:
     """The messages of `subject` from sequence `start` on, in batches, up to the first one at or beyond `target`.
 
-    Whatever interrupts it, it goes on behind the last message it gave. `target` is the sequence of a message that existed;
+    After an interruption it goes on behind the last message it gave. `target` is the sequence of a message that existed;
     what age has removed meanwhile is not there.
 
     Raises:
@@ -66,14 +61,14 @@ async def replay(broker: Broker, stream: str, subject: str, start: int, target: 
             return
         except (_Broken, BrokerError, TimeoutError) as error:
             _check_passing(error, stream, start, heard_at)
-            pause = min(PAUSE_SECONDS_MAX, 2 * pause or 0.25)
+            pause = min(PAUSE_SECONDS_MAX, 2 * pause or PAUSE_SECONDS_MIN)
             await asyncio.sleep(pause)
         finally:
             await head.close()
 
 
 async def _patiently_epoch(broker: Broker, stream: str) -> str | None:
-    asked_at, pause = time.monotonic(), 0.25
+    asked_at, pause = time.monotonic(), PAUSE_SECONDS_MIN
     while True:
         try:
             return (await broker.stream(stream)).epoch
@@ -97,7 +92,7 @@ async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None,
 
 
 def _check_passing(error: Exception, stream: str, start: int, heard_at: float) -> None:
-    """Raises unless what happened passes by itself, and has not lasted for too long."""
+    """Raise the error unless it passes by itself and has not lasted for too long."""
     if isinstance(error, ApiError) and error.code < SERVER_TROUBLE:
         raise error
     if time.monotonic() - heard_at > PATIENCE_SECONDS:

@@ -1,7 +1,7 @@
-"""For how long rows of the tables are kept: 90 days, or what is set for a tenant (table `retention`, ADR 18).
+"""How long rows of the tables are kept: 90 days, or as long as is set for a tenant (table `retention`, ADR 0018).
 
-A row goes with the month of its `kept_until`, whole months at a time. `Retention` decides, `Keeping` is what a store asks,
-`RetentionTable` is how it is set; what drops months is `projections.months`.
+Rows leave by whole months, each with the month of its `kept_until`. `Retention` decides until when a row is kept, a store asks
+`RetentionCache`, and operators set it through `RetentionTable`. `projections.months` drops the months.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
 
 DAYS: Final = 90
-"""Without another word; also the first row of the table."""
+"""Where nothing else is set; also the first row of the table."""
 
 DAYS_MAX: Final = 400
-"""A year and a month. A row is looked for in every month there is, so each month more is a little work for every batch."""
+"""A year and a month. A row is looked for in every month there is, so each further month costs every batch a little work."""
 
 EVERY_TENANT: Final = ""
-"""The name of the row that is for all tenants without one of their own."""
+"""The tenant of the row that holds for all tenants without a row of their own."""
 
 REFRESH_SECONDS: Final = 60.0
-"""How long what was set is believed in: a change need not reach the very next row."""
+"""How long a setting that was read is used: a change need not reach the very next row."""
 
 QUERY_SECONDS: Final = 5.0
 
@@ -37,8 +37,8 @@ class Kept(msgspec.Struct, frozen=True):
     """What is set for one tenant.
 
     Attributes:
-        days: rows are kept for so long, and until the end of that month.
-        not_before: what is stored from now on leaves no sooner than this.
+        days: how long rows are kept; they leave at the end of that month.
+        not_before: rows that are stored from now on leave no sooner than this.
     """
 
     days: int = DAYS
@@ -50,7 +50,7 @@ class Retention:
 
     Args:
         tenants: what is set; `EVERY_TENANT` for all others.
-        anew: every row of the table is given its time by the same rule, so `not_before` has nothing to keep in order.
+        anew: a rebuild writes the whole table by this one rule, so `not_before` has no order to keep.
     """
 
     def __init__(self, tenants: dict[str, Kept], *, anew: bool = False) -> None:
@@ -61,20 +61,20 @@ class Retention:
     def kept_until(self, tenant: str, at: datetime, now: datetime) -> datetime:
         """Until when what was stored at `at` is kept.
 
-        A clock that is ahead keeps nothing for longer, and what should be gone already goes with this month: months that
-        are over, or that far ahead, have no table.
+        A time ahead of ours counts as now, and a row that should have left already leaves with this month: months that are
+        over, or far ahead, have no table.
         """
         kept = self._tenants.get(tenant, self._other)
         until = max(min(at, now) + timedelta(days=kept.days), now)
         return until if self._anew or kept.not_before is None else max(until, kept.not_before)
 
 
-class Keeping:
-    """What a store asks before it writes: what is set, and that there is a table for every month it may write to.
+class RetentionCache:
+    """What a store asks before it writes. It knows what is set, and makes the tables of the months that may be written to.
 
     Args:
         projection: `inbox` or `deliveries`.
-        anew: as of `Retention`.
+        anew: see `Retention`.
     """
 
     def __init__(self, projection: str, *, anew: bool = False) -> None:
@@ -85,7 +85,7 @@ class Keeping:
         self._until = 0.0
 
     async def of(self, pool: Pool, version: int) -> Retention:
-        """What holds for rows of `version`, at most a minute old.
+        """The retention for rows of `version`, as it was set at most a minute ago.
 
         Raises:
             StoreUnavailable: PostgreSQL does not answer.
@@ -99,7 +99,7 @@ class Keeping:
 
 
 async def read_retention(connection: Connection) -> dict[str, Kept]:
-    """What is set, by tenant."""
+    """The settings, by tenant."""
     rows = await connection.fetch("SELECT tenant, days, not_before FROM retention")
     return {row["tenant"]: Kept(row["days"], row["not_before"]) for row in rows}
 
@@ -122,8 +122,8 @@ class RetentionTable:
     async def set(self, tenant: str, days: int) -> Kept:
         """Keep rows of `tenant` (`EVERY_TENANT`: of all without a time of their own) for `days` from now on.
 
-        Rows that are stored keep their time until the next rebuild. A shorter time takes effect when those have left: newer
-        rows never leave before older ones, for a count without its oldest part is right and one with a hole is not.
+        Rows that are stored already keep their time until the next rebuild. A shorter time takes effect once those have left:
+        newer rows never leave before older ones, as a count can lose its oldest part but not a part in the middle.
 
         Raises:
             InvalidSetting: `days` is not 1 to 400.
@@ -133,7 +133,7 @@ class RetentionTable:
             raise InvalidSetting(f"days must be 1 to {DAYS_MAX}, not {days}")
         async with asking(self._pool, QUERY_SECONDS) as connection, connection.transaction():
             await connection.execute("LOCK TABLE retention IN SHARE ROW EXCLUSIVE MODE")
-            # Before anybody can write to them.
+            # The tables of the months must be there before anybody can write to them.
             await connection.execute(
                 "SELECT seamark_create_months(projection, version, $1) FROM projection_versions"
                 " WHERE projection IN ('inbox', 'deliveries')",
@@ -152,6 +152,6 @@ class RetentionTable:
 
 
 def shortened(before: Kept, days: int, now: datetime) -> Kept:
-    """`before`, with another number of days: nothing leaves before what was stored under the former one."""
+    """The setting that follows `before`. No row of it leaves before the rows that were stored under `before`."""
     latest = max(now + timedelta(days=before.days), before.not_before or now)
     return Kept(days, latest if latest > now + timedelta(days=days) else None)

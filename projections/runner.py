@@ -27,7 +27,7 @@ _log = structlog.get_logger("seamark.projection")
 RETRY_SECONDS_MIN = 0.05
 RETRY_SECONDS_MAX = 2.0
 LAG_SECONDS = 5.0
-"""How often a partition in which nothing is folded is looked after: two questions to the broker."""
+"""How often the lag of a partition is measured while nothing is folded in it: two questions to the broker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ProjectionWorker:
         name: of the projection, for logs, metrics and the remedy.
         stream: what is folded.
         store: where effect and checkpoint are.
-        subject: what of the stream is folded; how far the fold is behind is measured by it.
+        subject: what of the stream is folded, and what its lag is measured by.
     """
 
     def __init__(self, broker: Broker, name: str, stream: str, store: Store, subject: str = ">") -> None:
@@ -142,7 +142,7 @@ class ProjectionWorker:
                 end_if_cancelled()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
-            # Also when it was refused: a script whose answer was lost has run twice, and was refused for its own success.
+            # Also when it was refused: a script whose answer was lost runs twice, and the first run has the second one refused.
             stored = await self._stored()
             rest = still_due(left, self._expected, stored, reached)
             if rest is None or (refused and stored == self._expected):
@@ -153,14 +153,14 @@ class ProjectionWorker:
         self._tell_lag(batch[-1].time_nanoseconds / 1e9)
 
     def _tell_lag(self, stored_at: float | None) -> None:
-        """By when the oldest record that is due was stored (Unix time); None: none is."""
+        """Set the lag. `stored_at`: when the oldest record that waits was stored, as Unix time; None: no record waits."""
         self._oldest_due_at, self._lag_set_at = stored_at, time.monotonic()
         self._lag.set(0.0 if stored_at is None else max(0.0, time.time() - stored_at))
 
     async def watch_lag(self, reader: PartitionReader) -> None:
-        """Keep telling how far the fold is behind while nothing is folded here; runs beside `reader`, ends by cancellation.
+        """Measure the lag while nothing is folded here; runs beside `reader`, ends by cancellation.
 
-        Also of a partition that stopped, stands by or has no owner anywhere: a fold that stands still must be seen to.
+        It does so for a partition that stopped, stands by or has no owner, too: a fold that stands still must be noticed.
         """
         while True:
             end_if_cancelled()
@@ -174,8 +174,8 @@ class ProjectionWorker:
                 if self._oldest_due_at is not None:
                     self._lag.set(max(0.0, time.time() - self._oldest_due_at))
             except Exception:
-                # Without this task a fold that stands still looks well; what we did not foresee must not end it.
-                self._log.exception("measuring the lag failed, it goes on")
+                # Without this task a fold that stands still looks healthy, so an unforeseen error must not end it.
+                self._log.exception("measuring the lag failed and is tried again")
 
     async def _measure_lag(self, phase: Phase) -> None:
         at = self._expected
@@ -186,11 +186,11 @@ class ProjectionWorker:
         state = await self._broker.stream(self._stream)
         start = at.seq + 1 if at is not None and at.epoch == state.epoch else 1
         due = await self._broker.leader_next(self._stream, self._subject, start)
-        if self._expected == at or phase is Phase.STANDBY:  # else a batch was folded meanwhile, which has told more
+        if self._expected == at or phase is Phase.STANDBY:  # else a batch was folded meanwhile, and has set a newer lag
             self._tell_lag(datetime.fromisoformat(due.time).timestamp() if due is not None else None)
 
     async def pass_over(self, seq: int) -> None:
-        """A checkpoint moves with records only: a log keeps them for a month, and nearly always has some."""
+        """Does nothing: a log keeps records for a month and nearly always has some, so its checkpoint moves often enough."""
 
     async def _stored(self) -> Checkpoint | None:
         """The checkpoint, however long the store is away: without it nothing can be said."""
@@ -210,8 +210,8 @@ def still_due(
 ) -> list[Delivered] | None:
     """What of a batch whose outcome is unknown is still to be applied, by the checkpoint that is stored now.
 
-    A part of it may be in: where a batch takes several scripts, each stores a checkpoint of its own. Whoever put it there,
-    the rest follows from there.
+    A part of it may be stored: where a batch takes several scripts, each stores a checkpoint of its own. Whoever stored it, the
+    rest goes on from there.
 
     Args:
         expected: the checkpoint the batch follows.

@@ -1,4 +1,4 @@
-"""What is compared of a whole projection, on disk, divided by user: each part fits into memory, whatever all of it is."""
+"""Keeps what is compared of a projection on disk, divided by user: each part fits into memory, however large the whole is."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import msgspec
 from engine.errors import InvalidSetting
 
 ITEMS_PER_PART: Final = 50_000
-"""Some 20 MB in memory; of one user all items are in one part."""
+"""Some 20 MB in memory. All items of one user are in one part."""
 
 PARTS_MAX: Final = 4096
-"""Files. 500 million items are 120 000 in each."""
+"""Each part is a file. With 500 million items each holds 120 000."""
 
 BUFFERED_BYTES: Final = 32 << 20
-"""Written when so much waits, so that a write has a few KB even with the most files."""
+"""Buffers are written when they hold this much, so that each write has a few KB even with the most files."""
 
 Users = dict[str, tuple[list[bytes], list[bytes]]]
-"""By user (`<tenant>.<user>`, as tokens): what the streams say, and what is stored."""
+"""For each user (`<tenant>.<user>`, as tokens) what the streams say, and what is stored."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _LENGTH: Final = 4
 
 
 class Spill:
-    """Items of two sides, by user. Each is added in the order of its stream, and comes back in it.
+    """Items of two sides, by user. They come back in the order in which they were added.
 
     Args:
-        folder: an empty folder; some 300 bytes an item.
-        items: about how many there will be of one side.
+        folder: an empty folder, with room for some 300 bytes an item.
+        items: about how many items each side will have.
     """
 
     def __init__(self, folder: Path, items: int) -> None:
@@ -59,15 +59,15 @@ class Spill:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits; before anything is read."""
+        """Write the buffers; call it before anything is read."""
         for number, buffer in enumerate(self._buffers):
             if buffer:
                 try:
                     with self._path(number).open("ab") as file:
                         file.write(buffer)
                 except OSError as error:
-                    detail = f"{self._folder} takes nothing more ({error.strerror})"
-                    raise InvalidSetting(f"{detail}: name a folder with more room by TMPDIR") from error
+                    detail = f"{self._folder} cannot be written ({error.strerror})"
+                    raise InvalidSetting(f"{detail}: set TMPDIR to a folder with more room") from error
                 buffer.clear()
         self._buffered = 0
 
@@ -75,7 +75,7 @@ class Spill:
         return self._folder / f"{number:04}"
 
     def take(self, number: int) -> Users:
-        """The items of one part, which is gone from the disk then."""
+        """The items of one part, which is removed from the disk."""
         users: Users = {}
         for side, user, item in self._read(number):
             both = users.get(user)

@@ -20,13 +20,13 @@ class StoreUnavailable(SeamarkError):
 class StoreBroken(StoreUnavailable):
     """The store answers what no outage explains: a constraint, a missing table or permission, an error of ours.
 
-    Whoever only reads treats it as an outage; who writes stops, for to try again for ever would hide it.
+    A reader treats it as an outage. A writer stops, because trying again for ever would hide the fault.
     """
 
     def __init__(self, message: str = "", remedy: str = "") -> None:
         super().__init__(message)
         self.remedy = (
-            remedy or "Mend what it names, or report it as a fault of Seamark: the partition goes on by itself then."
+            remedy or "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself."
         )
 
 
@@ -61,8 +61,8 @@ class Store(Protocol):
 class StoppingStore:
     """A store of which only an outage is waited for; anything else stops the partition, with the reason.
 
-    What failed is tried again whenever the checkpoint is asked for, which is how a partition that stopped looks whether it was
-    repaired: it does not go on, and stop again, until the very batch it stopped at is in.
+    The failed batch is tried again whenever the checkpoint is asked for. So a stopped partition finds out whether it was
+    repaired, and it goes on only when that very batch is stored.
     """
 
     def __init__(self, store: Store, name: str, stream: str) -> None:
@@ -74,7 +74,7 @@ class StoppingStore:
         """As `Store`.
 
         Raises:
-            PartitionStopped: it, or the batch that failed, cannot be had for another reason than an outage.
+            PartitionStopped: the checkpoint cannot be read, or the failed batch not stored, for another reason than an outage.
         """
         if self._failed is not None:
             await self.apply(*self._failed)
@@ -88,7 +88,7 @@ class StoppingStore:
         """As `Store`.
 
         Raises:
-            PartitionStopped: it failed for another reason than an outage.
+            PartitionStopped: the batch cannot be stored, for another reason than an outage.
         """
         try:
             applied = await self._store.apply(batch, expected, reached)
@@ -111,6 +111,6 @@ class StoppingStore:
 
 
 def _passes(error: Exception) -> bool:
-    """An outage, or what the caller is to know anyway."""
+    """Whether it is an outage, or an error that the caller handles itself."""
     known = StoreUnavailable | BrokerError | StepDown | PartitionStopped
     return isinstance(error, known) and not isinstance(error, StoreBroken)

@@ -64,9 +64,14 @@ _unpack: Callable[[bytes], list[tuple[str, int, int, list[str]]]] = msgspec.msgp
 _NOTHING: Final = _pack([])
 
 
+def key_prefix(partition: int, version: int) -> str:
+    """What all keys of a partition begin with."""
+    return f"unread:{{{partition}:{version}}}:"
+
+
 def meta_key(partition: int, version: int) -> str:
-    """The key of a partition's checkpoint, whose prefix is that of all its keys."""
-    return f"unread:{{{partition}:{version}}}:meta"
+    """The key of a partition's checkpoint."""
+    return f"{key_prefix(partition, version)}meta"
 
 
 async def read_version(redis: Redis) -> int:
@@ -95,9 +100,8 @@ async def drop_version(redis: Redis, partition: int, version: int) -> None:
         StoreUnavailable: some are left; call it again.
     """
     # The checkpoint goes first: without it nobody who still believes in this version takes half of it for counts, or writes.
-    meta = meta_key(partition, version)
-    await asked(redis.unlink(meta))
-    async for keys in scanned(redis, f"{meta.removesuffix('meta')}*"):
+    await asked(redis.unlink(meta_key(partition, version)))
+    async for keys in scanned(redis, f"{key_prefix(partition, version)}*"):
         await asked(redis.unlink(*keys))
 
 

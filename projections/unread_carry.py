@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from redis.asyncio import Redis
 
-from projections.unread import WEIGHT_MAX, asked, meta_key, scanned
+from projections.unread import WEIGHT_MAX, asked, key_prefix, scanned
 
 USERS_AT_A_TIME: Final = 20
 """Each may have a thousand ids."""
@@ -30,7 +30,7 @@ async def carried(
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    base = meta_key(partition, version).removesuffix("meta")
+    base = key_prefix(partition, version)
     async for users in _remembered(redis, base, oldest, shift):
         yield users, 0
     users = {}
@@ -102,7 +102,7 @@ async def carry_given_up(redis: Redis, partition: int, version: int, following: 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    base, new = (meta_key(partition, number).removesuffix("meta") for number in (version, following))
+    base, new = key_prefix(partition, version), key_prefix(partition, following)
     async for keys in scanned(redis, f"{base}d:*"):
         pipeline = redis.pipeline(transaction=False)
         for key in keys:

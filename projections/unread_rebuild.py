@@ -12,6 +12,7 @@ from engine.incarnations import stream_of
 from engine.jetstream import Broker, StreamState
 from engine.partition import Delivered
 from engine.subjects import log_stream
+from projections.patience import patiently
 from projections.rebuild import Progress, Rebuilt
 from projections.replay import replay
 from projections.store import Checkpoint, StoreBroken, StoreUnavailable
@@ -19,7 +20,6 @@ from projections.unread import FIRST_VERSION, UnreadStore, drop_version, read_ve
 from projections.unread_ageing import forget_counts, read_left
 from projections.unread_carry import carried, carry_given_up
 from projections.unread_verify import UnreadVerification
-from projections.verification import patiently
 
 __all__ = ["UnreadVerification", "rebuild_unread"]
 

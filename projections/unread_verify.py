@@ -17,11 +17,12 @@ from engine.subjects import log_stream
 from projections.changes import NEVER_SHOWN, decode_change
 from projections.inbox import INBOX
 from projections.inbox_queries import SHOWN_AT, UNREAD
+from projections.patience import patiently
 from projections.postgres import asking
 from projections.repeats import Remembered
 from projections.spill import Spill, Users
 from projections.store import Checkpoint, StoreBroken
-from projections.unread import asked, meta_key, read_version, scanned
+from projections.unread import asked, key_prefix, read_version, scanned
 from projections.unread_carry import remembered_before
 from projections.unread_fold import Unread, UserFold
 from projections.unread_reader import USERS_MAX, UnreadReader
@@ -36,7 +37,6 @@ from projections.verification import (
     Tables,
     checkpoint_of,
     names_of,
-    patiently,
     tokens_of,
 )
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from projections.postgres import Pool
 
 LOOKS: Final = 20
-"""At one user for whom records come all the time, until count and list are of the same of them."""
+"""How often a user for whom records keep coming is compared, until count and list are of the same records."""
 
 LOOK_AGAIN_SECONDS: Final = 0.1
 
@@ -72,7 +72,7 @@ class UnreadVerification(StreamVerification):
     """Of the counts in Redis.
 
     Args:
-        pool: where the inbox is; None: counts are compared with the logs only.
+        pool: the database with the inbox; None: counts are compared with the logs only.
     """
 
     projection = "unread"
@@ -110,9 +110,9 @@ class UnreadVerification(StreamVerification):
         return _pack(_Light(stored.seq, stored.time_nanoseconds // 1_000_000, never_shown, payload))
 
     async def _read_stored(self, spill: Spill) -> None:
-        """Of whom something is stored, here or in the inbox; the counts themselves are asked for when they are compared."""
+        """Add the users who have something stored, in Redis or in the inbox. The counts are read when they are compared."""
         for p in self._parts:
-            prefix = f"{meta_key(p, await patiently(lambda: read_version(self._redis))).removesuffix('meta')}s:"
+            prefix = f"{key_prefix(p, await patiently(lambda: read_version(self._redis)))}s:"
             async for keys in scanned(self._redis, f"{prefix}*"):
                 for key in keys:
                     spill.stored(key.decode().removeprefix(prefix))
@@ -146,11 +146,11 @@ class UnreadVerification(StreamVerification):
     async def _counts(self, p: int, users: Sequence[str], now: float) -> tuple[Checkpoint, list[Unread]]:
         counts = await self._reader.read(p, users, now)
         if counts.checkpoint is None:
-            raise StoreBroken("Redis has lost its counts meanwhile: run it again")
+            raise StoreBroken("Redis has lost its counts meanwhile: run the verification again")
         return counts.checkpoint, counts.users
 
     async def _listed(self, users: Sequence[str], now: float) -> dict[str, int]:
-        """How many the inbox lists as unread, by user; nothing where there is no inbox."""
+        """How many notifications the inbox lists as unread, by user; empty where there is no inbox."""
         if self._pool is None:
             return {}
         columns = list(zip(*map(names_of, users), strict=True))
@@ -168,7 +168,7 @@ class UnreadVerification(StreamVerification):
         checkpoint, [stored] = await self._counts(part.number, [user], now)
         await self._check_epoch(part.stream, checkpoint)
         oldest = first.seq if first is not None else checkpoint.seq + 1
-        prefix = meta_key(part.number, await read_version(self._redis)).removesuffix("meta")
+        prefix = key_prefix(part.number, await read_version(self._redis))
         before = remembered_before(await asked(self._redis.hgetall(f"{prefix}r:{user}")), oldest)
         since = {mark: newer for newer, (_, mark) in enumerate(reversed(before))}
         fold = _folded(UserFold(remembered=Remembered(since)), await self._said(user, part, checkpoint.seq))
@@ -181,13 +181,13 @@ class UnreadVerification(StreamVerification):
         return Judgement(differences + await self._disagreements(user, part), 1)
 
     async def _is_older(self, prefix: str, user: str, oldest: int) -> bool:
-        """Whether something counts, or was given up, that the log has lost."""
+        """Whether a notification counts, or was given up, whose record the log no longer holds."""
         older = await asked(self._redis.zcount(f"{prefix}s:{user}", "-inf", f"({oldest}"))
         given_up = oldest > 1 and await asked(self._redis.hexists(f"{prefix}d:{user}", "m"))
         return bool(older or given_up)
 
     async def _disagreements(self, user: str, part: Part) -> list[Difference]:
-        """Whether the count is that of the list, both of the same records: projections are at work, and each at its own pace."""
+        """Compare the count with the list once both are of the same records: each projection folds at its own pace."""
         if self._pool is None:
             return []
         for _ in range(LOOKS):
@@ -207,7 +207,7 @@ class UnreadVerification(StreamVerification):
         return []
 
     async def _positions(self, part: Part) -> tuple[Checkpoint | None, int]:
-        """How far the inbox is folded, and of which version."""
+        """The checkpoint and the live version of the inbox."""
         assert self._pool is not None
         async with asking(self._pool, LOOK_SECONDS) as connection:
             at = await checkpoint_of(connection, INBOX, part.stream, part.number)

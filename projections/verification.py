@@ -7,34 +7,33 @@ However large streams and tables are, it takes the memory of a few users and no 
 3. Part by part, users are folded and compared. Projectors and users are at work meanwhile, so what differs is only suspected:
    such a user is looked at closely, rows and checkpoint in one view, and the user's own log folded up to that checkpoint.
 
-So a difference is one of a moment, whatever else goes on; a broker or database that restarts meanwhile is waited for. What
-streams no longer hold cannot be recomputed, and is counted.
+So a difference is one that exists at a single moment, whatever else goes on. A broker or database that restarts meanwhile is
+waited for. Rows that the streams no longer hold cannot be recomputed; they are counted.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import functools
 import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
 
-from engine.errors import InvalidToken, TopologyError, Unanswered, Unavailable
+from engine.errors import InvalidToken, TopologyError
 from engine.incarnations import stream_of
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import decode_token, encode_token, partition_of
-from engine.tasks import end_if_cancelled
+from projections.patience import patiently
 from projections.postgres import asking
-from projections.replay import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, replay
+from projections.replay import replay
 from projections.spill import Spill, Users
-from projections.store import Checkpoint, StoreBroken, StoreUnavailable
+from projections.store import Checkpoint, StoreBroken
 
 if TYPE_CHECKING:
     from projections.postgres import Connection, Pool
@@ -42,19 +41,17 @@ if TYPE_CHECKING:
 LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = '{0}')"
 
 BLOCKS: Final = 1024
-"""Of a table at a time: 8 MB, one look of some 10 ms."""
+"""Blocks of a table that one statement reads: 8 MB, in some 10 ms."""
 
 LOOK_SECONDS: Final = 30.0
-"""For such a look, or for one user's rows."""
-
-T = TypeVar("T")
+"""For one such statement, or for the rows of one user."""
 
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`."""
 
 
 class Difference(msgspec.Struct, omit_defaults=True):
-    """One thing that is stored otherwise than the streams say. `stored` or `expected` None: there is none."""
+    """One thing that is stored differently from what the streams say. `stored` or `expected` None: there is none."""
 
     what: str
     key: list[str]
@@ -79,7 +76,7 @@ class Verified(msgspec.Struct):
 
 
 class Judgement(NamedTuple):
-    """What comparing one user gave."""
+    """The result of comparing one user."""
 
     differences: list[Difference]
     compared: int
@@ -87,7 +84,7 @@ class Judgement(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A partition as the streams are read: up to `target`; `oldest` is the first that is left (one beyond it if nothing is)."""
+    """What is read of a partition: from `oldest`, the first sequence its stream still has, to `target`."""
 
     number: int
     stream: str
@@ -180,7 +177,7 @@ class StreamVerification(ABC):
         self._progress(stage, part.target, part.target)
 
     async def _compare(self, users: Users) -> list[str]:
-        """The users of whom something differs; the others are counted."""
+        """Returns the users for whom something differs; the others are counted."""
         suspects = []
         for user, (said, stored) in users.items():
             part = self._parts.get(self.partition(user))
@@ -198,7 +195,7 @@ class StreamVerification(ABC):
         self.result.not_verifiable += judgement.not_verifiable
 
     async def _closely(self, user: str) -> list[Difference]:
-        """One user, in one moment."""
+        """The differences of one user at one moment."""
         self.result.looked_at_closely += 1
         judgement = await patiently(lambda: self._look(user))
         self._count(judgement)
@@ -214,12 +211,12 @@ class StreamVerification(ABC):
         return found
 
     def partition(self, user: str) -> int:
-        """Of `<tenant>.<user>`, as tokens."""
+        """The partition of `<tenant>.<user>` (tokens)."""
         tenant, _, name = user.partition(".")
         return partition_of(tenant, name, self._partitions)
 
     async def _close(self) -> None:
-        """Drop what was opened for it."""
+        """Close what was opened."""
         return
 
     @abstractmethod
@@ -227,45 +224,27 @@ class StreamVerification(ABC):
 
     @abstractmethod
     async def _checkpoint(self, p: int) -> Checkpoint | None:
-        """What is stored now; None: nothing was ever folded."""
+        """The stored checkpoint; None: nothing was ever folded."""
 
     @abstractmethod
     def _light(self, stored: Delivered) -> bytes | None:
-        """What the fold needs of a message; None: it is passed over."""
+        """The part of a message that the fold needs; None: the message is passed over."""
 
     @abstractmethod
     async def _read_stored(self, spill: Spill) -> None:
-        """Add all that is stored."""
+        """Add everything that is stored to `spill`."""
 
     @abstractmethod
     def _judge(self, user: str, part: Part, said: Sequence[bytes], stored: Sequence[bytes]) -> Judgement:
-        """Fold what streams say of a user, and compare."""
+        """Fold what the streams say of a user, and compare it with what is stored."""
 
     @abstractmethod
     async def _look(self, user: str) -> Judgement:
-        """Compare one user, with everything of one moment."""
+        """Compare one user, with everything read at one moment."""
 
 
 def _untold(stage: str, done: int, total: int) -> None:
     """Nobody is told."""
-
-
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` gives, asked again while a server is away, for a quarter of an hour.
-
-    Raises:
-        Unavailable, Unanswered, StoreUnavailable: it was away for longer.
-    """
-    until, pause = time.monotonic() + PATIENCE_SECONDS, 0.25
-    while True:
-        try:
-            return await ask()
-        except (Unavailable, Unanswered, StoreUnavailable) as error:
-            if isinstance(error, StoreBroken) or time.monotonic() > until:
-                raise
-        end_if_cancelled()
-        await asyncio.sleep(pause)
-        pause = min(PAUSE_SECONDS_MAX, 2 * pause)
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -370,3 +349,16 @@ async def checkpoint_of(
         partition,
     )
     return None if row is None else (Checkpoint(row["epoch"], row["seq"]), row["era"])
+
+
+@contextlib.asynccontextmanager
+async def one_view(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection on which all statements of the block see the database as the first of them sees it.
+
+    Raises:
+        StoreUnavailable: PostgreSQL does not answer in time.
+    """
+    async with asking(pool, LOOK_SECONDS) as connection:
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield connection
+        await connection.execute("COMMIT")

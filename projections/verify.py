@@ -1,4 +1,4 @@
-"""What is verified of the tables: see `projections.verification`, which says how."""
+"""The verification of a projection in PostgreSQL. `projections.verification` says how it is done."""
 
 from __future__ import annotations
 

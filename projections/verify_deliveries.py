@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -12,8 +12,9 @@ import msgspec
 from engine.jetstream import Broker
 from engine.partition import Delivered
 from engine.subjects import RECEIPTS_STREAM
-from projections.deliveries import DELIVERIES, EARLIEST
+from projections.deliveries import DELIVERIES, EARLIEST, GATEWAY_CLOCK_SLACK
 from projections.delivery_state import Delivery, Receipts, fold
+from projections.patience import patiently
 from projections.postgres import asking
 from projections.spill import Spill
 from projections.store import Checkpoint
@@ -28,15 +29,12 @@ from projections.verification import (
     Tables,
     checkpoint_of,
     names_of,
-    patiently,
+    one_view,
     tokens_of,
 )
 
 if TYPE_CHECKING:
     from projections.postgres import Pool
-
-CLOCKS: Final = timedelta(minutes=5)
-"""Receipts carry the clock of a gateway: what is hardly younger than the oldest receipt may have lost its first one."""
 
 
 class _Table(NamedTuple):
@@ -76,12 +74,13 @@ class DeliveriesVerification(StreamVerification):
         return None if found is None else found[0]
 
     async def _find_horizon(self) -> None:
-        """Rows with a receipt from before it cannot be recomputed; None: the stream holds all there ever was."""
+        """Find the time before which rows cannot be recomputed; None: the stream still holds every receipt there ever was."""
         oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
         if oldest is None:
             self._horizon = datetime.max.replace(tzinfo=UTC)
         else:
-            self._horizon = datetime.fromisoformat(oldest.time) + CLOCKS if oldest.seq > 1 else None
+            # A row that is hardly younger than the oldest receipt may have lost its first one.
+            self._horizon = datetime.fromisoformat(oldest.time) + GATEWAY_CLOCK_SLACK if oldest.seq > 1 else None
 
     def _light(self, stored: Delivered) -> bytes | None:
         return _pack((stored.subject, stored.seq, stored.time_nanoseconds, stored.payload))
@@ -119,8 +118,7 @@ class DeliveriesVerification(StreamVerification):
         part = self._parts[self.partition(user)]
         await self._find_horizon()
         stored: list[bytes] = []
-        async with asking(self._pool, LOOK_SECONDS) as connection:
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        async with one_view(self._pool) as connection:
             at = await checkpoint_of(connection, DELIVERIES, RECEIPTS_STREAM, part.number)
             for table in _TABLES:
                 rows = await connection.fetch(
@@ -129,7 +127,6 @@ class DeliveriesVerification(StreamVerification):
                     *names_of(user),
                 )
                 stored += [_pack((table, *row)) for row in rows]
-            await connection.execute("COMMIT")
         if at is None:
             return Judgement([], 0)
         await self._check_epoch(RECEIPTS_STREAM, at[0])

@@ -30,6 +30,7 @@ from projections.verification import (
     Tables,
     checkpoint_of,
     names_of,
+    one_view,
     tokens_of,
 )
 
@@ -42,7 +43,7 @@ _COLUMNS: Final = ", ".join((*_KEY, "sha256(record)", *_FACTS))
 
 
 class _Light(msgspec.Struct, array_like=True):
-    """A record with a digest in place of its bytes: those of a whole log would fill disk and memory."""
+    """A record with a digest in place of its bytes, which for a whole log would fill disk and memory."""
 
     seq: int
     time_nanoseconds: int
@@ -83,7 +84,7 @@ class InboxVerification(StreamVerification):
         if not found:
             return None
         _, _, entry = found[0]
-        if entry.up_to is not None:  # any number may stand there, and the pack knows 64 bits
+        if entry.up_to is not None:  # the record may have any number, and msgpack has 64 bits
             entry.up_to = max(-1, min(entry.up_to, SEQ_MAX))
         if entry.event is not None:
             entry.event.seq = max(0, min(entry.event.seq, SEQ_MAX))
@@ -131,15 +132,13 @@ class InboxVerification(StreamVerification):
     async def _look(self, user: str) -> Judgement:
         part = self._parts[self.partition(user)]
         tenant, name = names_of(user)
-        async with asking(self._pool, LOOK_SECONDS) as connection:
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        async with one_view(self._pool) as connection:
             at = await checkpoint_of(connection, INBOX, part.stream, part.number)
             rows = await connection.fetch(
                 f"SELECT {_COLUMNS} FROM inbox WHERE version = {LIVE.format(INBOX)} AND tenant = $1 AND user_id = $2",
                 tenant,
                 name,
             )
-            await connection.execute("COMMIT")
         if at is None:
             return Judgement([], 0)
         checkpoint, self._eras[part.number] = at

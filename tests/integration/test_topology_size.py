@@ -79,7 +79,7 @@ async def test_a_server_started_from_written_files_has_room_for_every_stream(
 async def test_check_measures_on_the_server_how_fast_a_stream_fills(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology_room, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(topology_room, "INTAKE_SECONDS_MIN", 0.0)
     for number in range(50):
         await broker.append(f"log.1.default.person{number}", RECORD)
     config = (await broker.stream("LOG-1")).config

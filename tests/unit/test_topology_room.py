@@ -7,12 +7,12 @@ import pytest
 
 from engine.topology_check import judge
 from engine.topology_plan import ObservedStream
-from engine.topology_room import Lately, room
+from engine.topology_room import Intake, room
 from tests.unit.test_topology_check import seen
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 DAY = 86_400
-HOUR = Lately(3600, 3600.0)  # one message a second
+HOUR = Intake(3600, 3600.0)  # one message a second
 
 
 def stream(*, messages: int = 1000, max_bytes: int, days: float) -> ObservedStream:
@@ -43,13 +43,13 @@ def test_a_stream_that_keeps_everything_is_full_one_day_or_another() -> None:
     assert not found.soon(NOW)
 
 
-@pytest.mark.parametrize("lately", [Lately(0, 0.0), Lately(10, 3.0)])
-def test_nothing_is_said_of_a_rate_before_there_is_one(lately: Lately) -> None:
-    assert room(stream(max_bytes=1 << 30, days=30), lately) is None
+@pytest.mark.parametrize("intake", [Intake(0, 0.0), Intake(10, 3.0)])
+def test_nothing_is_said_of_a_rate_before_there_is_one(intake: Intake) -> None:
+    assert room(stream(max_bytes=1 << 30, days=30), intake) is None
 
 
 def test_a_stream_nobody_writes_to_any_more_does_not_fill() -> None:
-    found = room(stream(max_bytes=1 << 30, days=0), Lately(0, 3600.0))
+    found = room(stream(max_bytes=1 << 30, days=0), Intake(0, 3600.0))
     assert found is not None
     assert found.full_at is None
 
@@ -58,8 +58,8 @@ def test_check_says_of_each_stream_when_it_is_full_and_warns_of_the_one_that_is_
     whole = seen()
     streams = {name: replace(each, asked_at=NOW, bytes=1000) for name, each in whole.observed.streams.items()}
     bound = streams["LOG-1"].config["max_bytes"]
-    rates = dict.fromkeys(streams, Lately(1, 3600.0)) | {"LOG-1": Lately(3600 * bound // (100 * 5 * DAY), 3600.0)}
-    found = judge(replace(whole, observed=replace(whole.observed, streams=streams), lately=rates), "production")
+    rates = dict.fromkeys(streams, Intake(1, 3600.0)) | {"LOG-1": Intake(3600 * bound // (100 * 5 * DAY), 3600.0)}
+    found = judge(replace(whole, observed=replace(whole.observed, streams=streams), intakes=rates), "production")
     rooms = {finding.detail.split()[0]: finding for finding in found.findings if finding.name == "room"}
     assert set(rooms) == set(streams)
     assert [name for name, finding in rooms.items() if finding.level == "warn"] == ["LOG-1"]
