@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import InvalidSetting
-from seamark.cli.output import err, out, print_json
+from seamark.cli.output import out, print_json, stages
 from seamark.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ def rebuild(
     Rows that the log no longer holds are carried over, and said to be.
     """
     import uvloop
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from seamark.cli.stores import stores
 
@@ -44,17 +43,14 @@ def rebuild(
         raise InvalidSetting("unread is rebuilt for all tenants at once: leave --tenant out")
 
     async def run() -> Rebuilt:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         async with stores(folder, "seamark-rebuild") as open_stores:
-            with Progress(*columns, console=err, disable=as_json) as bars:
-                carrying = bars.add_task("carried over", total=None, visible=False)
-                tasks = [bars.add_task(f"partition {p}", total=None) for p in range(open_stores.partitions)]
+            with stages(quiet=as_json) as told:
 
-                def progress(p: int, reached: int, target: int) -> None:
-                    bars.update(tasks[p], completed=reached, total=target)
+                def progress(partition: int, reached: int, target: int) -> None:
+                    told(f"partition {partition}", reached, target)
 
                 def carried(done: int, total: int) -> None:
-                    bars.update(carrying, completed=done, total=total, visible=True)
+                    told("carried over", done, total)
 
                 return await _rebuild(open_stores, projection, tenant, progress, carried)
 
