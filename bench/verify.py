@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from bench.load import bare_records, commit_all
 from bench.report import progress
 from bench.stack import PARTITIONS, TENANT, Stack, stack
-from bench.tables import _write_receipts
+from bench.tables import write_receipts
 from projections.rebuild import Rebuild
 from projections.unread_rebuild import rebuild_unread
 
@@ -37,7 +37,7 @@ async def run(
             progress(f"writing records from {first} of {records}")
             batches = bare_records(min(CHUNK, records - first), users, TENANT, first=first)
             await asyncio.gather(*(commit_all(bench.broker, messages) for messages in batches.values()))
-        await _write_receipts(bench.broker, users, records // 10)
+        await write_receipts(bench.broker, users, records // 10)
         await bench.start_postgres()
         assert bench.postgres is not None
         built: dict[str, Any] = {}
