@@ -26,6 +26,8 @@ from gateway.limits import (
     STATE_BYTES_PER_DAY,
     STATE_RECORD_BYTES_MAX,
 )
+from projections.outages import redis_failure
+from projections.store import StoreBroken
 
 _log = structlog.get_logger("seamark.allowances")
 
@@ -34,9 +36,6 @@ REDIS_SECONDS: Final = 0.25
 
 PAUSE_SECONDS: Final = 2.0
 """After a failure Redis is left alone this long."""
-
-_UVLOOP_CLOSED: Final = "unable to perform operation on"
-"""How uvloop says, as a RuntimeError, that a connection written to was lost a moment ago."""
 
 _DAY_SECONDS: Final = 86_400.0
 
@@ -143,7 +142,8 @@ class Allowances:
             async with asyncio.timeout(REDIS_SECONDS):
                 which, wait = await self._script(keys, [size, *self._user, *self._tenants[partition]])
         except (RedisError, OSError, TimeoutError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith(_UVLOOP_CLOSED):
+            # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.
+            if isinstance(error, RuntimeError) and isinstance(redis_failure(error), StoreBroken):
                 raise
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("allowances_not_shared", error=type(error).__name__)

@@ -81,7 +81,7 @@ class Connection(web.RequestHandler):
                 problem = Problem(400, "malformed", "this is no valid HTTP request")
         else:
             if not isinstance(exc, ConnectionError):  # the client has left
-                _log.error("request_failed", error=f"{type(exc).__name__}", exc_info=exc)
+                _log.error("request_failed", error=type(exc).__name__, exc_info=exc)
             problem = Problem(status, "internal", "the request failed; it was logged")
         if request.writer.output_size > 0:
             raise ConnectionError("something was answered already")

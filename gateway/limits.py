@@ -24,7 +24,7 @@ FRAGMENT_BYTES: Final = 2 * FRAME_BYTES
 a full one: millions of them would make up one frame."""
 
 WIRE_BYTES_PER_MINUTE: Final = 16 * 1024 * 1024
-"""Bytes a WebSocket may bring in a minute; then 4429. `READS_PER_MINUTE` of the largest reads are half of it."""
+"""Bytes a WebSocket may bring in a minute; then 4429. 128 of the largest reads are half of it."""
 
 FRAMES_PER_MINUTE: Final = 600
 """Frames a client may send in any minute (token bucket, the whole minute as burst); then 4429.

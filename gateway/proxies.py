@@ -24,9 +24,6 @@ class Proxies:
     def __init__(self, trusted: Iterable[str] = ()) -> None:
         self._trusted = [ip_network(entry, strict=False) for entry in trusted]
 
-    def __bool__(self) -> bool:
-        return bool(self._trusted)
-
     def client(self, request: web.BaseRequest) -> str:
         """What a bound by address counts for a request: an IPv4 address, or the /64 of an IPv6 one.
 
