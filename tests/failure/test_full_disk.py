@@ -12,7 +12,6 @@ import pytest
 from engine.errors import BrokerError
 from engine.jetstream import Broker
 from engine.topology import ensure
-from engine.topology_files import files_folder
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.devstack import Stack
 from tests.support.logs import all_records, connected, eventually
@@ -101,7 +100,7 @@ async def test_a_full_disk_makes_every_role_unready_until_room_is_made_and_the_s
 async def test_writes_that_come_to_nothing_tell_without_a_monitoring_address_until_the_broker_was_restarted(
     disk: Path,
 ) -> None:
-    server = NatsServer(disk / "nats", config=files_folder() / "server.conf")
+    server = NatsServer(disk / "nats")
     server.start()
     try:
         async with connected(server.url) as broker:

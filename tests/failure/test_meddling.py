@@ -12,7 +12,7 @@ from chaos.load import Load
 from engine import topology
 from engine.errors import BrokerError
 from engine.jetstream import Broker
-from engine.partition import GROUP
+from engine.pulls import GROUP
 from seamark.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually

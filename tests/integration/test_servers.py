@@ -122,7 +122,7 @@ async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks where Linux tells what a process may do")
 def test_postgres_runs_without_any_capability_and_never_as_root(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / "postgres", durable=False)
+    server = Postgres(tmp_path / "postgres", overlay=UNSYNCED)
     try:
         server.start()
         lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
@@ -142,7 +142,7 @@ async def test_a_postgres_whose_programs_only_we_can_reach_runs_and_leaves_no_co
     copy_postgres(locked)
     installed = replace(stores.postgres_installation(), root=locked)
     monkeypatch.setattr(stores, "postgres_installation", lambda: installed)
-    server = Postgres(locked / "data", durable=False)
+    server = Postgres(locked / "data", overlay=UNSYNCED)
     link = locked / "data/programs"
     try:
         server.start()
