@@ -19,6 +19,7 @@ from projections.inbox_queries import Filter, InboxQueries
 from projections.rebuild import Rebuild
 from projections.replay import replay
 from projections.store import Checkpoint, Store, StoreUnavailable
+from projections.verification import Part
 from projections.verify import Verification
 from seamark.migrate import migrate
 from tests.support.logs import FAST, connected, eventually
@@ -193,13 +194,13 @@ async def test_a_verification_in_whose_midst_a_rebuild_switches_finds_no_differe
     await house.receipt(state="sent", at=AT)
     await house.fold("RECEIPTS")
     work = Verification(house.broker, house.pool, projection, PARTITIONS)
-    target = work._target
+    part = work._work._part
 
-    async def after_a_rebuild(stream: str, subject: str, seq: int) -> int:
+    async def after_a_rebuild(*args: Any) -> Part:
         await house.rebuild(projection).run()
-        return await target(stream, subject, seq)
+        return await part(*args)
 
-    work._target = after_a_rebuild  # type: ignore[method-assign]
+    work._work._part = after_a_rebuild  # type: ignore[method-assign]
     assert [one async for one in work.differences()] == []
     assert work.result.compared == 1
     assert await house.differences(projection) == []
