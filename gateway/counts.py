@@ -120,7 +120,7 @@ class Counts:
             _log.warning("counts_not_read", partition=self._partition, error=f"{type(error).__name__}: {error}")
             return []
         except Exception:
-            # The sessions that asked wait for an answer: what we did not foresee must not leave them without one.
+            # The sessions that asked wait for an answer: an unforeseen error must not leave them without one.
             _log.exception("reading counts failed, sessions go on without", partition=self._partition)
             return []
 

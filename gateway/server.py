@@ -162,9 +162,9 @@ async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
     if options.postgres_url is None:
         yield None
         return
-    told_apart = options.handshakes_per_minute > 0 or options.trusted_proxies
+    addresses_differ = options.handshakes_per_minute > 0 or options.trusted_proxies
     keys = ApiKeys(
-        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if told_apart else 0
+        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
     )
     try:
         yield keys
@@ -294,7 +294,7 @@ def _listen(broker: Broker, context: Context) -> None:
 
 
 def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
-    """What the projections hold of a user; None where too many ask."""
+    """Answer with what the projections hold of a user; None if too many are asking."""
     user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
     tables = context.tables
 
@@ -316,7 +316,7 @@ def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapsh
 
 
 def _newest(rows: Sequence[Raw], most_bytes: int) -> Sequence[Raw]:
-    """The first of `rows` (one at least) that have `most_bytes` together."""
+    """As many of the first `rows` as fit into `most_bytes`, but at least one."""
     left = most_bytes
     for index, row in enumerate(rows):
         left -= memoryview(row).nbytes
