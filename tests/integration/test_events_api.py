@@ -226,7 +226,7 @@ async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
         await eventually(refused)
 
 
-async def test_keys_that_are_none_are_looked_up_for_one_address_so_often_and_known_ones_go_on(
+async def test_invalid_keys_of_one_address_are_looked_up_only_so_often_and_known_keys_go_on(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.server.API_KEY_GUESSES_PER_MINUTE", 3)

@@ -183,7 +183,7 @@ async def test_requests_that_went_into_one_record_are_all_told_its_id(nats_serve
 
 
 @pytest.mark.parametrize("id", ["", "a b", "é", "x" * 129, "a\nb", "\0"])
-async def test_what_can_be_no_id_of_a_record_is_refused_and_not_stored(nats_server: NatsServer, id: str) -> None:
+async def test_a_read_with_an_invalid_id_is_refused_and_not_stored(nats_server: NatsServer, id: str) -> None:
     async with gateway_on(nats_server) as gateway, gateway.device() as device:
         await device.until("live")
         status, answer = await mark(gateway, ids=["r0", id])
