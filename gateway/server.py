@@ -177,14 +177,7 @@ async def _context(
     options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys
 ) -> AsyncIterator[Context]:
     """Everything sessions share, started; stopped again at the end."""
-    try:
-        origins = Origins(options.origins, same_origin=options.dev)
-    except ValueError as error:
-        raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
-    try:
-        proxies = Proxies(options.trusted_proxies)
-    except ValueError as error:
-        raise InvalidSetting(f"SEAMARK_TRUSTED_PROXIES: {error}: write addresses or networks, as 10.0.0.0/8") from error
+    origins, proxies = _trusted(options)
     logs = await _logs(broker, options.partitions)
     count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
@@ -237,6 +230,23 @@ async def _context(
             await queries.close()
         if redis is not None:
             await redis.aclose()
+
+
+def _trusted(options: GatewayOptions) -> tuple[Origins, Proxies]:
+    """The web pages and the proxies that the settings trust.
+
+    Raises:
+        InvalidSetting: an entry is no origin, or no network.
+    """
+    try:
+        origins = Origins(options.origins, same_origin=options.dev)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
+    try:
+        proxies = Proxies(options.trusted_proxies)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_TRUSTED_PROXIES: {error}: write addresses or networks, as 10.0.0.0/8") from error
+    return origins, proxies
 
 
 def _allowances(redis: Redis | None, logs: list[StreamState], tenant_percent: float) -> Allowances:
