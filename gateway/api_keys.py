@@ -208,7 +208,7 @@ class ApiKeys:
         if unknown is not None and self._now() - unknown.confirmed_at < API_KEY_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
             return None
-        if not self._guesses.take(address):  # before the look-up, so that many at once cannot pass the bound
+        if not self._guesses.take(address):  # beforehand, so that many at once do not get past the bound
             metrics.gateway_api_keys.labels("guessed").inc()
             raise TooManyGuesses("too many invalid keys came from this address")
         guessed = False

@@ -158,8 +158,8 @@ export class Progress {
 }
 
 /**
- * Read marks that the log does not show yet. A frame written into a dying socket is not stored, so a mark stays here
- * until a record says the same, whoever wrote that record. Each mark is { due, ticks, misses }.
+ * What the user has read and the log does not show yet. A frame written into a dying socket is not stored, so a mark
+ * stays here until a record says the same, whoever wrote that record. Each mark is { due, ticks, misses }.
  */
 export class Marks {
   ids = new Map();
@@ -210,7 +210,7 @@ export class Marks {
     for (const mark of this.#all()) mark.due = true;
   }
 
-  /** The gateway could not store a mark and does not say which: the next tick says all again, and counts no miss. */
+  /** The gateway could not store something, it does not say what: the next tick says it again, and that is no miss. */
   refused() {
     for (const mark of this.#all()) if (!mark.due) Object.assign(mark, { ticks: 1, misses: mark.misses - 1 });
   }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import InvalidSetting
-from seamark.cli.output import out, print_json, stages
+from seamark.cli.output import err, out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def rebuild(
     Rows that the log no longer holds are carried over, and said to be.
     """
     import uvloop
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from seamark.cli.stores import stores
 
@@ -43,14 +44,17 @@ def rebuild(
         raise InvalidSetting("unread is rebuilt for all tenants at once: leave --tenant out")
 
     async def run() -> Rebuilt:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         async with stores(folder, "seamark-rebuild") as open_stores:
-            with stages(quiet=as_json) as told:
+            with Progress(*columns, console=err, disable=as_json) as bars:
+                carrying = bars.add_task("carried over", total=None, visible=False)
+                tasks = [bars.add_task(f"partition {p}", total=None) for p in range(open_stores.partitions)]
 
-                def progress(partition: int, reached: int, target: int) -> None:
-                    told(f"partition {partition}", reached, target)
+                def progress(p: int, reached: int, target: int) -> None:
+                    bars.update(tasks[p], completed=reached, total=target)
 
                 def carried(done: int, total: int) -> None:
-                    told("carried over", done, total)
+                    bars.update(carrying, completed=done, total=total, visible=True)
 
                 return await _rebuild(open_stores, projection, tenant, progress, carried)
 

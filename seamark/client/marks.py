@@ -131,7 +131,7 @@ class Marks:
             mark.due = True
 
     def refused(self) -> None:
-        """The gateway could not store a mark and does not say which: all are said again later, and no miss is counted."""
+        """The gateway could not store something, it does not say what: it is said again after a while, which is no miss."""
         for mark in self._all():
             if not mark.due:
                 mark.ticks, mark.misses = 1, mark.misses - 1

@@ -601,7 +601,7 @@ async def test_a_mark_that_was_refused_for_now_is_said_again_and_one_that_is_nev
     assert await page.evaluate("s.marks.size") == 0
 
 
-async def test_an_invalid_mark_is_refused_where_it_is_made_and_does_not_cost_the_session(browser, gateway):
+async def test_what_is_no_mark_is_refused_where_it_is_made_and_does_not_cost_the_session(browser, gateway):
     page = await client(browser, gateway)
     await page.until("s.state === 'live'")
     for wrong in (

@@ -391,7 +391,7 @@ async def test_a_mark_beyond_what_a_session_was_sent_waits_and_one_of_another_lo
                 break
 
 
-async def test_an_invalid_id_is_refused_where_it_is_marked_and_does_not_cost_the_session(gateway: SimGateway) -> None:
+async def test_what_is_no_id_is_refused_where_it_is_marked_and_does_not_cost_the_session(gateway: SimGateway) -> None:
     async with asyncio.timeout(5), follow(gateway) as records:
         await live(records)
         for wrong in ("", "x" * 129, "a b", "é", None):
