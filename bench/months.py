@@ -1,4 +1,4 @@
-"""`months`: tables that are large: how fast a rebuild carries rows over that the log has lost, and how fast a month goes."""
+"""`months`: large tables. How fast a rebuild carries over rows that the log has lost, and how fast a month is dropped."""
 
 import resource
 import tempfile
@@ -20,7 +20,7 @@ from seamark.dev.servers import Postgres
 from seamark.migrate import migrate
 
 FILL_ROWS = 500_000
-"""Rows of one statement."""
+"""Rows that one statement writes."""
 
 DAYS = 90
 
@@ -71,7 +71,7 @@ def _told(done: int, total: int) -> None:
 
 
 async def _fill(pool: asyncpg.Pool, rows: int, users: int) -> float:
-    """Seconds that it takes PostgreSQL to write so many rows at all: 90 days of them, as the log of another incarnation."""
+    """Seconds that PostgreSQL takes to write so many rows, 90 days of them, as folded from another incarnation of the log."""
     record = (
         b'{"id":"e","kind":"notification","tenant":"default","user":"user","type":"order.shipped","category":"orders",'
     )

@@ -28,7 +28,7 @@ SETTLE_SECONDS = 2.0
 HURRY_SECONDS = 0.1
 
 FORGETFUL = (
-    Change("appendonly", "no", "what is compared is what the engine costs, and earlier figures were taken so"),
+    Change("appendonly", "no", "the figures are about the engine's cost, and earlier ones were taken like this"),
 )
 """For `Valkey`."""
 
@@ -120,7 +120,7 @@ def _metrics(health_port: int) -> str:
 
 
 def synced(interval: str) -> Overlay:
-    """For `NatsServer`: how often it writes to the disk for sure; nothing to change where that is before every ack."""
+    """For `NatsServer`: how often it syncs to the disk. Before every ack it does so as shipped, so nothing changes."""
     if interval == "always":
         return ()
     return (

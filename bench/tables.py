@@ -24,7 +24,7 @@ RANGE = 10
 
 async def rebuild_tables(broker: Broker, users: int, receipts: int, data: Path | None) -> dict[str, Any]:
     """Records per second of `inbox` and `deliveries`; the logs must be full already."""
-    await _write_receipts(broker, users, receipts)
+    await write_receipts(broker, users, receipts)
     with tempfile.TemporaryDirectory(prefix="seamark-bench-", dir=data) as folder:
         server = Postgres(Path(folder) / "postgres")
         server.start()
@@ -48,7 +48,8 @@ async def _rebuild(broker: Broker, pool: asyncpg.Pool, name: str, pid: int) -> d
     return {"records_per_second": round(done.records / seconds), "cpu_us_per_record": spent}
 
 
-async def _write_receipts(broker: Broker, users: int, receipts: int) -> None:
+async def write_receipts(broker: Broker, users: int, receipts: int) -> None:
+    """Acknowledgements of `RANGE` records each, spread over the users."""
     progress(f"writing {receipts} receipts")
     epochs = [(await broker.stream(log_stream(p))).epoch for p in range(PARTITIONS)]
     messages = []

@@ -1,4 +1,4 @@
-"""`verify`: memory and time of comparing whole projections with their streams, as the command does it, and of rebuilding them."""
+"""`verify`: memory and time that the command takes to compare whole projections with their streams, and to rebuild them."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from bench.load import bare_records, commit_all
 from bench.report import progress
 from bench.stack import PARTITIONS, TENANT, Stack, stack
-from bench.tables import _write_receipts
+from bench.tables import write_receipts
 from projections.rebuild import Rebuild
 from projections.unread_rebuild import rebuild_unread
 
@@ -37,7 +37,7 @@ async def run(
             progress(f"writing records from {first} of {records}")
             batches = bare_records(min(CHUNK, records - first), users, TENANT, first=first)
             await asyncio.gather(*(commit_all(bench.broker, messages) for messages in batches.values()))
-        await _write_receipts(bench.broker, users, records // 10)
+        await write_receipts(bench.broker, users, records // 10)
         await bench.start_postgres()
         assert bench.postgres is not None
         built: dict[str, Any] = {}
@@ -85,12 +85,12 @@ async def _verify(bench: Stack, name: str, *, restart: bool) -> dict[str, Any]:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> tuple[list[bytes], int, int, float]:
-    """What it printed, its exit code, the most memory it had, and its processor time."""
+    """The lines it printed, its exit code, its peak memory in bytes, and its processor time in seconds."""
     assert child.stdout is not None
     peak_bytes, over = 0, threading.Event()
 
     def watch() -> None:
-        # What the system says of a process that has ended counts the memory of its parent as well, at the moment of the fork.
+        # After its end the system would report the memory that its parent had at the fork, if that was more.
         nonlocal peak_bytes
         while not over.wait(0.2):
             status = Path(f"/proc/{child.pid}/status").read_text()

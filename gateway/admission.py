@@ -18,7 +18,7 @@ _log = structlog.get_logger("seamark.admission")
 
 
 class Handshakes(Buckets):
-    """Handshakes one address may make in a minute; 0: no bound, as behind a proxy that is not trusted all have its address."""
+    """Handshakes one address may make in a minute; 0: no bound, for behind an untrusted proxy everybody has its address."""
 
 
 def admit(request: web.BaseRequest, context: Context) -> None:
@@ -39,7 +39,7 @@ def admit(request: web.BaseRequest, context: Context) -> None:
 
 
 async def admit_user(request: web.Request, context: Context) -> Claims:
-    """Who makes a request that opens no session: it needs no room for one, and its user may make so many in a minute.
+    """The user who makes a request that opens no session. It needs no room for one; its user may make so many a minute.
 
     Raises:
         Problem: 403 for a wrong Origin, 503 when draining, 429 for too many requests; as `user_of`.

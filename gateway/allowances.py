@@ -26,17 +26,16 @@ from gateway.limits import (
     STATE_BYTES_PER_DAY,
     STATE_RECORD_BYTES_MAX,
 )
+from projections.outages import redis_failure
+from projections.store import StoreBroken
 
 _log = structlog.get_logger("seamark.allowances")
 
 REDIS_SECONDS: Final = 0.25
-"""Deadline of one count in Redis: a read is stored hardly later when Redis is silent."""
+"""Deadline of one count in Redis: a silent Redis delays a read by no more."""
 
 PAUSE_SECONDS: Final = 2.0
 """After a failure Redis is left alone this long."""
-
-_UVLOOP_CLOSED: Final = "unable to perform operation on"
-"""How uvloop says, as a RuntimeError, that a connection written to was lost a moment ago."""
 
 _DAY_SECONDS: Final = 86_400.0
 
@@ -94,10 +93,10 @@ def tenant_allowance(log: StreamState, percent: float) -> Allowance:
 
 
 class Allowances:
-    """Counts what is stored, in Redis for all gateways and in this process for itself.
+    """Counts what is stored twice: in Redis over all gateways, and in this process for this process alone.
 
-    What this process's own count refuses costs Redis no call. While Redis is away the own count holds alone: then each
-    gateway process grants the whole allowance, and what was granted meanwhile is not counted in Redis afterwards.
+    What the process's own count refuses needs no call to Redis. While Redis is away only the own count holds: each gateway
+    process then grants the whole allowance, and Redis never learns what was granted meanwhile.
 
     Args:
         redis: shared by all gateways; None: each process counts for itself.
@@ -113,9 +112,9 @@ class Allowances:
         self._away_until = 0.0
 
     async def take(self, tenant: str, user: str, partition: int, size: int) -> Refusal | None:
-        """Count `size` bytes that are about to be stored for a user; None: they may be.
+        """Count `size` bytes that are about to be stored for a user. None: they may be stored.
 
-        Nothing is counted of what is refused. Takes at most a quarter of a second, whether Redis answers or not.
+        A refused request is not counted. Takes at most a quarter of a second, whether Redis answers or not.
         """
         refusal = self._own(tenant, user, partition, size)
         if refusal is None:
@@ -143,7 +142,8 @@ class Allowances:
             async with asyncio.timeout(REDIS_SECONDS):
                 which, wait = await self._script(keys, [size, *self._user, *self._tenants[partition]])
         except (RedisError, OSError, TimeoutError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith(_UVLOOP_CLOSED):
+            # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.
+            if isinstance(error, RuntimeError) and isinstance(redis_failure(error), StoreBroken):
                 raise
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("allowances_not_shared", error=type(error).__name__)

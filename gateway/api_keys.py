@@ -1,6 +1,6 @@
 """API keys of services: looked up by hash in PostgreSQL, believed for a minute, and for a quarter of an hour while it is away.
 
-Anybody can send keys that are none, so look-ups of keys never seen before are bounded, and have connections of their own.
+Anybody can send invalid keys, so look-ups of keys never seen before are bounded and can take only some of the connections.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class KeysAway(Exception):
 
 
 class TooManyGuesses(Exception):
-    """This address has sent too many keys that are none: others it sends are not looked up for a while."""
+    """This address has sent too many invalid keys: for a while no key it sends is looked up unless it is known already."""
 
 
 class Store(Protocol):
@@ -109,7 +109,7 @@ class PostgresKeys:
             return self._pool
 
     async def close(self) -> None:
-        """Close the connections, whatever they are at."""
+        """Close the connections, whatever they are doing."""
         if self._pool is not None:
             self._pool.terminate()
 
@@ -123,11 +123,11 @@ class _Remembered(msgspec.Struct):
 
 
 class ApiKeys:
-    """Keys with what they were found to allow, known and unknown ones alike.
+    """Remembers for each key what the store said about it, also that there is no such key.
 
     Args:
         store: where keys are kept.
-        guesses_per_minute: keys that are none, which one address may have looked up; 0: no bound.
+        guesses_per_minute: how many invalid keys one address may have looked up in a minute; 0: no bound.
         now: monotonic clock in seconds.
         wall: wall clock in Unix seconds.
     """
@@ -146,7 +146,7 @@ class ApiKeys:
         self._wall = wall
         self._cache_size = cache_size
         self._known: dict[bytes, _Remembered] = {}
-        # Apart: whoever tries thousands of keys must not push those out that services use.
+        # Kept apart: whoever tries thousands of keys must not push out those that services use.
         self._unknown: dict[bytes, _Remembered] = {}
         self._asking: dict[bytes, asyncio.Task[ApiKey | None]] = {}
         self._guesses = Buckets(guesses_per_minute, now=now)
@@ -159,12 +159,12 @@ class ApiKeys:
 
         Args:
             key: as it was presented.
-            address: tells who has presented it; called only where that counts.
+            address: gives the address that presented it; called only where it is needed.
 
         Raises:
-            KeysAway: PostgreSQL does not answer, and has not confirmed this key for a quarter of an hour; or too many keys that
-                were never seen before are being looked up.
-            TooManyGuesses: the address is not believed any more.
+            KeysAway: PostgreSQL does not answer and has not confirmed this key for a quarter of an hour, or too many keys
+                never seen before are being looked up.
+            TooManyGuesses: this address has presented too many invalid keys.
         """
         if not 1 <= len(key) <= TOKEN_BYTES:
             return None
@@ -197,7 +197,7 @@ class ApiKeys:
         if age < API_KEY_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
             return known.key
-        # One request in a minute waits; none does while PostgreSQL is known to be away.
+        # At most one request a minute waits, and none while PostgreSQL is known to be away.
         if renewing is not None and known.failed_at is None:
             try:
                 return await asyncio.shield(renewing)
@@ -219,7 +219,7 @@ class ApiKeys:
             return await asyncio.shield(self._ask(key_hash, first=True))
         if not self._guesses.take(address):  # beforehand, so that many at once do not get past the bound
             metrics.gateway_api_keys.labels("guessed").inc()
-            raise TooManyGuesses("too many keys that are none came from this address")
+            raise TooManyGuesses("too many invalid keys came from this address")
         guessed = False
         try:
             if not self._first.take(""):
@@ -233,7 +233,7 @@ class ApiKeys:
                 self._guesses.give_back(address)
 
     def _ask(self, key_hash: bytes, *, first: bool = False) -> asyncio.Task[ApiKey | None]:
-        """The look-up of a key; all who ask for it meanwhile share it."""
+        """The look-up of a key. Everybody who asks for this key meanwhile shares it."""
         task = self._asking.get(key_hash)
         if task is None:
             task = self._asking[key_hash] = asyncio.create_task(self._look_up(key_hash, first), name="api-key")
@@ -251,7 +251,7 @@ class ApiKeys:
                 found = await self._store.find(key_hash)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             known = self._known.get(key_hash)
-            if self._now() - self._away_said_at >= API_KEY_RETRY_SECONDS:  # keys that are none come by the hundred
+            if self._now() - self._away_said_at >= API_KEY_RETRY_SECONDS:  # one line for hundreds of invalid keys
                 self._away_said_at = self._now()
                 _log.warning("api_keys_away", error=type(error).__name__, detail=str(error)[:200])
             if known is not None:

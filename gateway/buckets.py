@@ -1,4 +1,4 @@
-"""How much somebody may do in a time: token buckets, one for each who does."""
+"""How much somebody may do in a given time: token buckets, one for each key."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 REMEMBERED: Final = 100_000
-"""Keys with a bucket of their own; then the one heard of longest ago is forgotten, which fills its bucket."""
+"""Keys with a bucket of their own; then the least recently used one is forgotten, which fills its bucket."""
 
 _ROUNDING_SECONDS: Final = 1e-6
 """Sums of floats must not refuse the last one of a burst."""
 
 
 class Buckets:
-    """So much a minute for each key, the whole minute (or `burst`) at once.
+    """Grants each key an amount per minute. All of it, or `burst`, may be taken at once.
 
     A bucket is remembered as the moment at which it will be full again (GCRA), one number a key.
 
     Args:
-        per_minute: what comes back in a minute; 0 sets no bound.
-        burst: what can be taken at once; by default that of a minute.
+        per_minute: how much comes back in a minute; 0 sets no bound.
+        burst: how much can be taken at once; by default the amount of a minute.
         now: monotonic clock in seconds.
     """
 
@@ -38,7 +38,7 @@ class Buckets:
         return self._per_second > 0
 
     def take(self, key: Hashable, cost: float = 1.0) -> bool:
-        """Take `cost`; False, and nothing taken, when the key has less left."""
+        """Take `cost`. False, and nothing is taken, when the key has less left."""
         if not self.bounded:
             return True
         if self.wait_seconds(key, cost) > 0:
@@ -51,7 +51,7 @@ class Buckets:
         return True
 
     def give_back(self, key: Hashable, cost: float = 1.0) -> None:
-        """What was taken has cost nothing after all."""
+        """Undo a `take`: what it paid for has cost nothing after all."""
         if self.bounded and key in self._full_at:
             self._full_at[key] -= cost / self._per_second
 

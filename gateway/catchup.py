@@ -84,7 +84,7 @@ class CatchUp(ABC):
             self._park(seq, prev, message)
             self._catch_up()
         elif self.state is _CATCH and not self._busy:
-            self._want = max(self._want, seq)  # without room nothing is kept: it is read once there is some
+            self._want = max(self._want, seq)  # without room no copy is kept: the record is read once there is room
         else:
             self._park(seq, prev, message)
 
@@ -137,7 +137,7 @@ class CatchUp(ABC):
     def _without_room(self) -> None:
         """The record just refused is read again once there is room; nothing that was accepted is taken back.
 
-        What is parked goes: a socket that does not read must cost no more than what it has unsent.
+        Parked copies are dropped: a socket that does not read must cost no more than the bytes it has unsent.
         """
         self._counters.no_room += 1
         self._parked = None

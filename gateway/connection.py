@@ -67,9 +67,9 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what no handler has answered: a request that is none, or a fault of ours.
+        """Answer where no handler has: to a malformed request, or after a fault of ours.
 
-        aiohttp's own words quote the request, which may hold a token, both in its log and to the client.
+        aiohttp's own messages quote the request, which may hold a token, both in its log and to the client.
         """
         if isinstance(exc, HttpProcessingError):
             metrics.gateway_refused_handshakes.labels("malformed").inc()
@@ -81,7 +81,7 @@ class Connection(web.RequestHandler):
                 problem = Problem(400, "malformed", "this is no valid HTTP request")
         else:
             if not isinstance(exc, ConnectionError):  # the client has left
-                _log.error("request_failed", error=f"{type(exc).__name__}", exc_info=exc)
+                _log.error("request_failed", error=type(exc).__name__, exc_info=exc)
             problem = Problem(status, "internal", "the request failed; it was logged")
         if request.writer.output_size > 0:
             raise ConnectionError("something was answered already")
@@ -123,7 +123,7 @@ class Runner(web.AppRunner):
         self._connection_options: dict[str, Any] = {
             "keepalive_timeout": head_seconds,
             "access_log": None,
-            # aiohttp would unpack bodies before anybody has looked at who sends them: 60 KB cost the loop 0.2 s.
+            # aiohttp would decompress a body before its sender is authenticated: 60 KB can cost the loop 0.2 s.
             "auto_decompress": False,
             "tcp_keepalive": True,
             "max_line_size": HEAD_LINE_BYTES,

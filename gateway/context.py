@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("seamark.context")
 
 Snapshots = Callable[[str, str, Callable[[Snapshot | None], None]], None]
-"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called later, once, with None where too many ask."""
+"""`snapshots(tenant, user, answer)` asks the projections; `answer` is called once, later; None means that too many are asking."""
 
 
 @dataclass(slots=True)

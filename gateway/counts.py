@@ -120,9 +120,8 @@ class Counts:
             _log.warning("counts_not_read", partition=self._partition, error=f"{type(error).__name__}: {error}")
             return []
         except Exception:
-            _log.exception(
-                "reading counts failed, sessions go on without", partition=self._partition
-            )  # they wait for it
+            # The sessions that asked wait for an answer: an unforeseen error must not leave them without one.
+            _log.exception("reading counts failed, sessions go on without", partition=self._partition)
             return []
 
     def _shown(self, unread: UnreadCount) -> dict[str, Any]:

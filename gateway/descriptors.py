@@ -1,6 +1,6 @@
-"""Whether this process has file descriptors left: without one no connection can be taken, and nobody is told by whom.
+"""Whether this process has file descriptors left. Without one it can accept no connection, and nothing says so.
 
-uvloop closes what it cannot take without a word to us. So the process tries for itself, once a second.
+uvloop silently drops a connection that it cannot accept. So the process itself tries to open a file, once a second.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def limit() -> int:
 
 
 def raise_limit() -> None:
-    """Take as many as the system lets this process have. For a process that serves nothing but a gateway."""
+    """Raise the limit of open files as far as the system allows. For a process that serves nothing but a gateway."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(OSError, ValueError):  # some systems call more unlimited than they give
+    with contextlib.suppress(OSError, ValueError):  # some systems report a higher maximum than they allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def sessions_within_limit(wanted: int) -> int:
-    """`wanted` sessions, or fewer where there are not as many descriptors: better a 503 than a closed connection."""
+    """`wanted`, or fewer sessions where descriptors do not suffice: a 503 is better than a connection closed without a word."""
     possible = max(1, limit() - SPARE_DESCRIPTORS)
     if possible < wanted:
         _log.info("sessions_bounded", by="file descriptors", sessions=possible, limit=limit(), wanted=wanted)

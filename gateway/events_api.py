@@ -61,7 +61,7 @@ _decode_bulk = msgspec.json.Decoder(Bulk).decode
 
 
 class _Bulk:
-    """The events of one bulk request: what each is, and what became of it."""
+    """The events of one bulk request, and what became of each."""
 
     def __init__(self, bodies: list[msgspec.Raw], tenant: str) -> None:
         self.results: list[dict[str, Any]] = [{} for _ in bodies]
@@ -85,7 +85,7 @@ class EventsApi:
     Args:
         broker: where events are stored.
         keys: who may publish, and for which tenant.
-        proxies: whose word counts for where a request comes from.
+        proxies: who is believed about the address a request comes from.
     """
 
     def __init__(self, broker: Broker, keys: ApiKeys, proxies: Proxies) -> None:
@@ -123,12 +123,12 @@ class EventsApi:
     async def publish_many(self, request: web.Request) -> web.StreamResponse:
         """Up to 1000 events: 202 with one result each, in order; an event that failed has `error` in its place.
 
-        Events with one ordering key are stored one after the other, in order, the others side by side. What is not stored
-        within half a minute is not stored by this request.
+        Events with one ordering key are stored one after the other, in order, the others side by side. After half a minute
+        the request stores no more events.
         """
         key = await self._authorised(request)
         try:
-            # Before the body is read: it is what takes memory.
+            # The place is taken before the body is read, since the body is what takes memory.
             with self._bulks.place(key.tenant):
                 bulk = _Bulk(_bodies(await read_body(request, BULK_BODY_BYTES)), key.tenant)
                 await self._store_all(bulk, key.tenant, _trace(request))
@@ -241,9 +241,9 @@ def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encod
 
 
 def _id(fields: dict[str, msgspec.Raw], idempotency_key: str | None) -> str:
-    """The event's id: its own, the request's idempotency key where it has none, or a random one where there is neither.
+    """The event's own id, else the request's idempotency key, else a random id.
 
-    What is there and cannot be an id is refused: with another one in its place, sending the event again would store it again.
+    An id or key that is not valid is refused and never replaced: an event sent again under another id would be stored twice.
     """
     id, where, said = _text(fields, "id"), "id", "`id`"
     if id is None:

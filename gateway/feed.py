@@ -264,8 +264,8 @@ class Feed(CatchUp):
     def _begin_anew(self, head: int, log: LogState) -> None:
         """Go on from the snapshot's own position: what lies between it and the head is in neither otherwise.
 
-        Without a snapshot the whole log is read, for a new device as well: that a projection was away, or is behind another
-        incarnation of the log, does not mean that there is nothing to show (ADR 0020). As the leader was asked after the
+        Without a snapshot the whole log is read, for a new device as well. For a projection that is away, or that follows
+        another incarnation of the log, does not mean that there is nothing to show (ADR 0020). As the leader was asked after the
         snapshot was taken, a checkpoint beyond its end is one of lost history.
         """
         snapshot = self._snapshot or Snapshot(None)
@@ -289,9 +289,9 @@ class Feed(CatchUp):
         self._join(head, log)
 
     def _drop_parked(self) -> None:
-        """Give up the copies heard so far: the log may have been made anew since, and then they are of the former one.
+        """Drop the copies heard so far: the log may have been made anew since, and then they are of the former one.
 
-        Nothing in a copy tells its incarnation. Sent under the new epoch, one would hide every lower sequence of the new
-        log for good. That something was heard of (`_want`) is remembered: it costs a read, and at worst a question.
+        A copy does not tell which incarnation it is of. Sent under the new epoch, it would hide every lower sequence of the
+        new log for good. How far we have heard (`_want`) is kept: at worst that costs a read and a question too many.
         """
         self._parked = None

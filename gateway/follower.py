@@ -34,8 +34,8 @@ class Follower:
     Attributes:
         sent: sequence of the last cursor the client was sent: `prev` of the next frame.
         sent_max: the highest of them in this epoch since the last reset: what the client may acknowledge.
-        sent_before_reset: the highest before it. The log may have gone back, and what was sent again be another record:
-            an acknowledgement up to here may be of what the reset took back.
+        sent_before_reset: the highest before that reset. The log may have gone back, and other records may have these
+            sequences now: an acknowledgement up to here may mean what the reset took back.
     """
 
     __slots__ = ("_epoch_bytes", "_outlet", "_session", "_start", "epoch", "feed", "former_epoch", "log", "partition",

@@ -33,7 +33,7 @@ class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 class Hello(_Frame, frozen=True, tag="hello"):
     """The first frame. `token` may be absent when the handshake carried `Authorization: Bearer`.
 
-    `snapshot`: the client has lost what it showed, so whatever cursor it names, it gets a `reset` with a snapshot.
+    `snapshot`: the client has lost what it showed, so it gets a `reset` with a snapshot, whatever cursor it names.
     """
 
     device: str

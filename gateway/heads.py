@@ -108,7 +108,7 @@ class Heads:
         except BrokerError as error:
             _log.warning("heads_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
         except Exception:
-            # Those in the next wave wait for this task: what we did not foresee must not end it.
+            # The next wave waits for this task: an unforeseen error must not end it.
             _log.exception("reading heads failed, it goes on", stream=self._stream)
         finally:
             _tell(wave, None)

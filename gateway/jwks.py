@@ -89,10 +89,10 @@ class SharedSecret:
 class KeySet:
     """A JWKS fetched from one configured address.
 
-    A key that is held is answered at once: after 5 minutes the set is renewed behind it, so that a slow issuer stalls nobody;
-    while it cannot be renewed the old set is used for up to an hour. A `kid` that is not held is fetched for and waited for,
-    again 5 s after the last try at the earliest: a flood of unknown ids costs no more, and who comes in between is told
-    to come again rather than refused. Keys that are listed side by side (rotation) all work.
+    A known key is answered at once. After 5 minutes the set is renewed in the background, so a slow issuer stalls nobody;
+    while it cannot be renewed, the old set is used for up to an hour. An unknown `kid` waits for a fetch. Fetches are at
+    least 5 s apart, so a flood of unknown ids costs no more; in between, an unknown `kid` is told to try again rather than
+    refused. Keys that are listed side by side (rotation) all work.
 
     Args:
         url: address of the set; only ever taken from settings, never from a token.
@@ -104,7 +104,7 @@ class KeySet:
         self._now = now
         self._keys: dict[str, Key] = {}
         self._lacking: set[str | None] = set()
-        """Ids asked for that the set, as fetched last, does not have."""
+        """Ids that were asked for and are missing from the set as it was fetched last."""
         self._fetched_at = self._began_at = self._tried_at = -1e9
         self._fetching: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -115,8 +115,8 @@ class KeySet:
         """The key named `kid`.
 
         Raises:
-            KeysUnavailable: no set could be fetched, the one held is older than an hour, or whether it has this key now cannot
-                be told before a moment has passed.
+            KeysUnavailable: no set could be fetched, the set is older than an hour, or it is too early to ask the issuer
+                again for this key.
         """
         asked_at = self._now()
         if self._usable and (key := self._choose(kid)) is not None:
@@ -145,7 +145,7 @@ class KeySet:
         return next(iter(self._keys.values())) if len(self._keys) == 1 else None
 
     def _renew(self) -> asyncio.Task[None] | None:
-        """The fetch under way, or a new one where it is time; None: it is not."""
+        """The fetch under way, or a new one if it is time for one; None otherwise."""
         if self._fetching is None and self._now() - self._tried_at >= JWKS_COOLDOWN_SECONDS:
             self._fetching = asyncio.create_task(self._fetch(), name="jwks-fetch")
         return self._fetching

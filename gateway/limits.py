@@ -8,23 +8,23 @@ HELLO_SECONDS: Final = 5.0
 """From the open socket to a complete `hello`; then 4407. A socket that says nothing costs a file descriptor."""
 
 LOOKS: Final = 3
-"""So often a session looks again before it judges that a client has said nothing in time.
+"""How often a session looks again before it decides that a client was silent for too long.
 
-A process that was stopped, or busy for long, finds its timers due and the client's frame still unread in the socket. In
-uvloop timers go before sockets, and a frame that was read takes two more turns of the loop to its session."""
+A process that was stopped, or busy for long, finds its timers due while the client's frame is still unread in the socket.
+uvloop runs timers before it reads sockets, and a frame needs two more turns of the loop to reach its session."""
 
 LOOK_SECONDS: Final = 0.05
-"""Between two such looks: each is a turn of the loop at least, however long the turns are."""
+"""Between two such looks. At least one turn of the loop passes between them, however long it takes."""
 
 FRAME_BYTES: Final = 65_536
 """Largest frame a client may send; then 4413. The longest honest one is a `read` naming some hundreds of ids."""
 
 FRAGMENT_BYTES: Final = 2 * FRAME_BYTES
-"""Bytes a WebSocket may bring without a whole frame among them; then 4429. A fragment may be empty, and costs as much as
-a full one: millions of them would make up one frame."""
+"""Bytes a WebSocket may send before its frame is complete; then 4429. An empty fragment costs as much as a full one, and one
+frame may consist of millions of them."""
 
 WIRE_BYTES_PER_MINUTE: Final = 16 * 1024 * 1024
-"""Bytes a WebSocket may bring in a minute; then 4429. `READS_PER_MINUTE` of the largest reads are half of it."""
+"""Bytes a WebSocket may bring in a minute; then 4429. 128 of the largest reads are half of it."""
 
 FRAMES_PER_MINUTE: Final = 600
 """Frames a client may send in any minute (token bucket, the whole minute as burst); then 4429.
@@ -67,7 +67,7 @@ STATE_BURST_BYTES: Final = 1 << 20
 or 50 that name 500 ids each: nobody who reads by hand gets there."""
 
 STATE_BYTES_PER_DAY: Final = 2 << 20
-"""Bytes of them that come back to a user in a day. A log that keeps 30 days holds 61 MiB of one user at most."""
+"""Bytes by which that allowance grows again in a day. A log that keeps 30 days holds 61 MiB of one user at most."""
 
 STATE_SHARE_PERCENT: Final = 25
 """How much of each log the users of one tenant may fill with them (`SEAMARK_TENANT_STATE_PERCENT`)."""
@@ -79,19 +79,19 @@ STORED_OVERHEAD_BYTES: Final = 128
 """What a stored record costs beside its body and subject: its header, and the broker's own frame."""
 
 STATE_PAUSE_SECONDS: Final = 0.25
-"""Between two of them from one device; what it asks for meanwhile goes into the next one."""
+"""Between two such records of one device. What it asks for meanwhile goes into the next one."""
 
 STATE_REQUESTS_WAITING: Final = 64
-"""Requests of one device that wait for the log; then `too_many_reads`. A minute of clicking while the broker elects a leader."""
+"""Requests of one device that may wait for the log; then `too_many_reads`. Enough for a minute of clicks during an election."""
 
 STATE_BUDGET_SECONDS: Final = 10.0
-"""How long one of them is tried to be stored: a leader election takes 4-9 s."""
+"""How long a gateway tries to store one such record: a leader election takes 4-9 s."""
 
 LOG_BYTES_ASSUMED: Final = 4 << 30
-"""Size of a log without a bound of its own, where a share of it is reckoned."""
+"""The size that shares are computed from where a log has no bound of its own."""
 
 LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
-"""Age of a log that keeps records for ever, where a share of it is reckoned."""
+"""The age that shares are computed from where a log keeps its records for ever."""
 
 REQUESTS_PER_MINUTE: Final = 600
 """Requests (inbox, reads, proofs, sessions) of one user to one process; then 429. Each may cost PostgreSQL a query of
@@ -103,7 +103,7 @@ SESSIONS_PER_PROCESS: Final = 50_000
 """Sessions one process takes; then the handshake is answered 503 with Retry-After."""
 
 SPARE_DESCRIPTORS: Final = 256
-"""File descriptors that sessions leave to all else: stores, requests over HTTP, connections that have said nothing yet."""
+"""File descriptors that sessions leave free for everything else: stores, HTTP requests, connections that have not said hello."""
 
 ACCEPT_BACKLOG: Final = 8_192
 """Listen backlog: a reconnect storm arrives faster than one process shakes hands."""
@@ -134,16 +134,18 @@ TOKEN_LEEWAY_SECONDS: Final = 30.0
 """Difference of clocks forgiven when `iat` and `nbf` are checked. `exp` is forgiven nothing at later uses."""
 
 JWKS_FRESH_SECONDS: Final = 300.0
-"""A fetched key set is used this long; then it is renewed behind whoever uses it."""
+"""A fetched key set is fresh for this long; then it is renewed in the background while it is still used."""
 
 JWKS_COOLDOWN_SECONDS: Final = 5.0
-"""From one fetch to the next: a flood of unknown key ids costs the issuer no more. A key that is new is refused no longer."""
+"""The shortest time from one fetch to the next. It bounds what a flood of unknown key ids costs the issuer, and how long a
+new key is refused."""
 
 JWKS_PUBLISHED_SECONDS: Final = 1.0
-"""A key is published before it signs: a fetch begun this long before a token came would have brought its key."""
+"""Issuers publish a key before they sign with it. So a fetch that began at most this long before a token came must have
+brought the key of that token."""
 
 JWKS_LACKING: Final = 1_000
-"""Key ids remembered, until the next fetch, as ones that the set does not have; any other is told to come again."""
+"""Key ids that are remembered as missing from the set until the next fetch. For any other id clients are told to try again."""
 
 JWKS_STALE_SECONDS: Final = 3_600.0
 """A key set that cannot be renewed is used this long; then every token is refused."""
@@ -158,14 +160,14 @@ API_KEY_SECONDS: Final = 60.0
 """An API key looked up is believed this long, known or unknown; a revocation takes effect within it."""
 
 API_KEY_RENEW_SECONDS: Final = 30.0
-"""A key that is used is looked up again after this long, behind its requests: none of them waits for it."""
+"""A key in use is looked up again after this long, in the background: no request waits for it."""
 
 API_KEY_STALE_SECONDS: Final = 900.0
-"""While PostgreSQL does not answer a known key is believed this long, and so is one that was revoked meanwhile; then 503.
-A fail-over takes a minute, and a restart by hand some more."""
+"""While PostgreSQL does not answer, a known key is believed for this long, even if it was revoked meanwhile; then 503.
+A fail-over takes a minute, a restart by hand a few more."""
 
 API_KEY_RETRY_SECONDS: Final = 5.0
-"""After a look-up of a known key that failed, the next one waits this long; its requests go on meanwhile."""
+"""After the look-up of a known key has failed, the next look-up waits this long. Requests go on meanwhile."""
 
 API_KEY_CACHE: Final = 10_000
 """API keys remembered, and as many that are none; then the oldest entry of its kind goes."""
@@ -177,16 +179,16 @@ API_KEY_CONNECTIONS: Final = 4
 """Connections to PostgreSQL for look-ups: each takes a millisecond, and a key is looked up twice a minute."""
 
 API_KEY_FIRST_AT_A_TIME: Final = 2
-"""Of them, for keys never seen before: whoever tries out keys must not hold up those that are used."""
+"""How many of them look up keys never seen before: whoever tries out keys must not delay keys in use."""
 
 API_KEY_FIRST_PER_MINUTE: Final = 12_000
-"""Look-ups of keys never seen before by one process; then 503. More than services have keys, and no load for PostgreSQL."""
+"""Look-ups by one process of keys it has never seen; then 503. Services have fewer keys, and PostgreSQL hardly notices them."""
 
 API_KEY_FIRST_AT_ONCE: Final = 400
-"""Of them, at once: what two connections look up within some tenths of a second, so that none waits past its deadline."""
+"""How many of these may come at once: two connections look them up in a few tenths of a second, within the deadline of each."""
 
 API_KEY_GUESSES_PER_MINUTE: Final = 60
-"""Keys that are none, from one address where addresses can be told apart; then 429 for any key never seen before."""
+"""Invalid keys from one address, where addresses can be told apart; then 429 for every key never seen before."""
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ BULK_REQUESTS_PER_TENANT: Final = 8
 """Of them, one tenant's."""
 
 BULK_SECONDS: Final = 30.0
-"""How long a bulk request is stored; what is not stored then is answered with an error each. Proxies give up after a minute."""
+"""The deadline of a bulk request: each event not stored by then is answered with an error. Proxies give up after a minute."""
 
 EVENTS_IN_FLIGHT: Final = 512
 """Single events that wait for a PubAck in one process; then 503 with Retry-After. Bulk requests take none of these places."""

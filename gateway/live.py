@@ -165,7 +165,7 @@ class Live:
                     except BrokerError as error:
                         _log.warning("subscriptions_not_confirmed", waiting=len(logs), error=str(error))
                     except Exception:
-                        # Without an answer these sessions would wait for ever: what we did not foresee is tried again too.
+                        # These sessions wait for the confirmation: an unforeseen error, too, is tried again.
                         _log.exception("confirming subscriptions failed, it goes on", waiting=len(logs))
                     await asyncio.sleep(CONFIRM_PAUSE_SECONDS)
                 for log in logs:

@@ -44,8 +44,8 @@ def of_stored(stored: Stored) -> Message:
 def number(headers: bytes, line: bytes) -> int:
     """The number in the last header line that begins with `line`; -1 when there is none. No copy of the block is made.
 
-    The last one is the server's, which adds its own behind what was stored: whoever wrote the record may have put a line of
-    the same name before it.
+    The last one is the server's: it appends its own headers to the stored ones, and whoever wrote the record may have put a
+    line of the same name among those.
     """
     start = headers.rfind(line)
     if start < 0:

@@ -30,7 +30,7 @@ class GatewayOptions:
 
     Attributes:
         nats: the broker.
-        nats_monitor_urls: monitoring addresses of all its servers, which say whether they can write.
+        nats_monitor_urls: monitoring addresses of all its servers; they tell whether the servers can write.
         partitions: how many there must be; None: as the topology was made.
         postgres_url: the table of API keys; None: `POST /v1/events` is not served.
         redis_url: unread counts; None: no frame has one.

@@ -42,8 +42,8 @@ def _checked(origin: str) -> str:
 def _is_this_machine(host: str) -> bool:
     """Whether `Host` is `localhost` or an address.
 
-    Any other name may be that of a stranger's page, which has its own name resolve to this machine (DNS rebinding): then
-    `Origin` and `Host` agree, and prove nothing.
+    A stranger's page can make any other name, its own, resolve to this machine (DNS rebinding). Then `Origin` and `Host`
+    agree and prove nothing.
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""

@@ -21,7 +21,7 @@ class Outlet(Protocol):
 
     @property
     def tells_live(self) -> bool:
-        """Whether `live` reaches the client: only a cursor that it was told can be the `prev` of its next record."""
+        """Whether `live` reaches the client: only a cursor that it has seen can be the `prev` of its next record."""
         ...
 
     def room(self) -> bool:

@@ -40,7 +40,7 @@ class PollOutlet:
     )
 
     tells_live: Final = False
-    """The answer's `cursor` takes the place of `live`: its first record follows upon the cursor that was asked with."""
+    """The answer's `cursor` stands for `live`: its first record follows the cursor of the request."""
 
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class PollOutlet:
                 self._loop.call_soon(_done, self.answered)
         elif op == b"res":
             self.reset = frame
-            self.records.clear()  # it tells the client to forget them
+            self.records.clear()  # the reset tells the client to forget them
             self._bytes = 0
         elif op == b"liv":
             _done(self.exhausted)

@@ -160,7 +160,7 @@ class Port(Protocol):
     def want_snapshot(self, generation: int, reason: ResetReason) -> None:
         """Ask the projections for the user's snapshot → `Feed.snapshot`, with None when there is none to be had.
 
-        Or the owner closes the feed: a snapshot that could not be read only for the moment is worth coming back for.
+        The owner may close the feed instead: a snapshot that can be read a moment later is worth a reconnect.
         """
         ...
 

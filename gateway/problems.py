@@ -52,7 +52,7 @@ class Problem(Exception):
         if self.field is not None:
             body["field"] = self.field
         response = web.Response(status=self.status, body=msgspec.json.encode(body), content_type=CONTENT_TYPE)
-        response.headers["Server"] = "seamark"  # also where no application is around it to say so
+        response.headers["Server"] = "seamark"  # here, as not every answer passes through the application
         if self.retry_after_seconds is not None:
             response.headers["Retry-After"] = str(self.retry_after_seconds)
         if self.status == HTTPStatus.UNAUTHORIZED:
@@ -61,7 +61,7 @@ class Problem(Exception):
 
 
 def field_of(error: BaseException) -> str | None:
-    """The member that msgspec's words for a body it cannot take name, as `ids` or `events[3].id`; None: none in particular."""
+    """The member that an error of msgspec names, such as `ids` or `events[3].id`; None if it names none."""
     found = _MEMBER.search(str(error))
     return (found[1] or found[2]) if found is not None else None
 

@@ -1,4 +1,4 @@
-"""Whose address counts: that of the connection, or, behind proxies one trusts, the one that they have seen."""
+"""Which address a request counts for: the one of its connection or, behind trusted proxies, the one that they report."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from aiohttp import web
 
 
 class Proxies:
-    """The proxies that are believed when they say for whom they ask (`X-Forwarded-For`).
+    """The proxies that are believed when they name the client of a request (`X-Forwarded-For`).
 
-    Each proxy adds the address it was asked from at the right. So what stands there is read from the right, past the
-    addresses of trusted proxies: the first other one is the client's. What stands left of it was written by the client.
+    Each proxy appends the address that connected to it. So the header is read from the right, past the addresses of trusted
+    proxies: the first other address is the client's. The client itself may have written everything to the left of it.
 
     Args:
         trusted: addresses and networks, such as `10.0.0.0/8`.
@@ -24,13 +24,10 @@ class Proxies:
     def __init__(self, trusted: Iterable[str] = ()) -> None:
         self._trusted = [ip_network(entry, strict=False) for entry in trusted]
 
-    def __bool__(self) -> bool:
-        return bool(self._trusted)
-
     def client(self, request: web.BaseRequest) -> str:
-        """What a bound by address counts for a request: an IPv4 address, or the /64 of an IPv6 one.
+        """The address that a bound counts this request for: an IPv4 address, or the /64 network of an IPv6 address.
 
-        Whoever has an IPv6 address has a /64 of them.
+        Whoever has one IPv6 address has a whole /64 network of them.
         """
         return self.counted(request.remote or "", request.headers.getall("X-Forwarded-For", ()))
 
@@ -41,7 +38,7 @@ class Proxies:
             return peer
         hops = [hop.strip() for line in forwarded_for for hop in line.split(",")] if self._trusted else []
         while hops and self._is_trusted(client):
-            # What is no address was written by nobody we trust: the one who passed it on answers for it.
+            # No trusted proxy writes anything but an address: whoever passed this on answers for it.
             if (before := _address(hops.pop())) is None:
                 break
             client = before

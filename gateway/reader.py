@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -52,45 +53,39 @@ class Reader:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _page(self, subject: str, seq: int, answer: Callable[[list[Message] | None, bool], None]) -> None:
-        messages: list[Message] | None = None
-        more = False
+    @asynccontextmanager
+    async def _request(self, failure: str) -> AsyncIterator[None]:
+        """One request, in its turn. A failure is logged and not raised: the feed that asked waits for an answer."""
         async with self._slots:
             self.requests += 1
             try:
-                page = await self._broker.next_by_subject(
-                    self._stream, subject, seq, batch=PAGE_RECORDS, max_bytes=PAGE_BYTES, timeout_seconds=READ_SECONDS
-                )
-                messages, more = [of_stored(stored) for stored in page.records], page.more
+                yield
             except BrokerError as error:
-                _log.warning("page_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
+                _log.warning(failure, stream=self._stream, error=f"{type(error).__name__}: {error}")
             except Exception:
-                _log.exception("reading failed, it is tried again", stream=self._stream)  # a feed waits for an answer
+                _log.exception("reading failed, it is tried again", stream=self._stream)
+
+    async def _page(self, subject: str, seq: int, answer: Callable[[list[Message] | None, bool], None]) -> None:
+        messages: list[Message] | None = None
+        more = False
+        async with self._request("page_not_read"):
+            page = await self._broker.next_by_subject(
+                self._stream, subject, seq, batch=PAGE_RECORDS, max_bytes=PAGE_BYTES, timeout_seconds=READ_SECONDS
+            )
+            messages, more = [of_stored(stored) for stored in page.records], page.more
         answer(messages, more)
 
     async def _next(self, subject: str, seq: int, answer: Callable[[Message | None, bool], None]) -> None:
         message: Message | None = None
         answered = False
-        async with self._slots:
-            self.requests += 1
-            try:
-                stored = await self._broker.leader_next(self._stream, subject, seq, timeout_seconds=READ_SECONDS)
-                message, answered = (of_stored(stored) if stored is not None else None), True
-            except BrokerError as error:
-                _log.warning("leader_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
-            except Exception:
-                _log.exception("reading failed, it is tried again", stream=self._stream)  # a feed waits for an answer
+        async with self._request("leader_not_read"):
+            stored = await self._broker.leader_next(self._stream, subject, seq, timeout_seconds=READ_SECONDS)
+            message, answered = (of_stored(stored) if stored is not None else None), True
         answer(message, answered)
 
     async def _last(self, subject: str, answer: Callable[[int | None], None]) -> None:
         seq: int | None = None
-        async with self._slots:
-            self.requests += 1
-            try:
-                stored = await self._broker.leader_last(self._stream, subject, timeout_seconds=READ_SECONDS)
-                seq = stored.seq if stored is not None else 0
-            except BrokerError as error:
-                _log.warning("leader_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
-            except Exception:
-                _log.exception("reading failed, it is tried again", stream=self._stream)  # a feed waits for an answer
+        async with self._request("leader_not_read"):
+            stored = await self._broker.leader_last(self._stream, subject, timeout_seconds=READ_SECONDS)
+            seq = stored.seq if stored is not None else 0
         answer(seq)

@@ -154,7 +154,7 @@ class Receipts:
     async def _store(self) -> None:
         """One batch. An unanswered one is stored again: a receipt told twice says nothing new.
 
-        One that meets a fault of ours is dropped: it would meet it again, and hold up all that come after it.
+        A batch that fails through a fault of ours is dropped: it would fail again, and hold up all batches after it.
         """
         batch = [self._queue.popleft() for _ in range(min(RECEIPT_BATCH, len(self._queue)))]
         try:
@@ -172,6 +172,6 @@ class Receipts:
 
 
 def _failed(consequence: str) -> None:
-    """Inside an except block: a fault of ours, which must not end the task that serves all sessions."""
+    """Log the error being handled: a fault of ours must not end the task that serves all sessions."""
     metrics.gateway_receipts.labels("failed").inc()
     _log.exception("receipts_failed", consequence=consequence)

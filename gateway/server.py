@@ -162,9 +162,9 @@ async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
     if options.postgres_url is None:
         yield None
         return
-    told_apart = options.handshakes_per_minute > 0 or options.trusted_proxies
+    addresses_differ = options.handshakes_per_minute > 0 or options.trusted_proxies
     keys = ApiKeys(
-        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if told_apart else 0
+        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
     )
     try:
         yield keys
@@ -177,14 +177,7 @@ async def _context(
     options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys
 ) -> AsyncIterator[Context]:
     """Everything sessions share, started; stopped again at the end."""
-    try:
-        origins = Origins(options.origins, same_origin=options.dev)
-    except ValueError as error:
-        raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
-    try:
-        proxies = Proxies(options.trusted_proxies)
-    except ValueError as error:
-        raise InvalidSetting(f"SEAMARK_TRUSTED_PROXIES: {error}: write addresses or networks, as 10.0.0.0/8") from error
+    origins, proxies = _trusted(options)
     logs = await _logs(broker, options.partitions)
     count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
@@ -237,6 +230,23 @@ async def _context(
             await queries.close()
         if redis is not None:
             await redis.aclose()
+
+
+def _trusted(options: GatewayOptions) -> tuple[Origins, Proxies]:
+    """The web pages and the proxies that the settings trust.
+
+    Raises:
+        InvalidSetting: an entry is no origin, or no network.
+    """
+    try:
+        origins = Origins(options.origins, same_origin=options.dev)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_ORIGINS: {error}") from error
+    try:
+        proxies = Proxies(options.trusted_proxies)
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_TRUSTED_PROXIES: {error}: write addresses or networks, as 10.0.0.0/8") from error
+    return origins, proxies
 
 
 def _allowances(redis: Redis | None, logs: list[StreamState], tenant_percent: float) -> Allowances:
@@ -294,7 +304,7 @@ def _listen(broker: Broker, context: Context) -> None:
 
 
 def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
-    """What the projections hold of a user; None where too many ask."""
+    """Answer with what the projections hold of a user; None if too many are asking."""
     user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
     tables = context.tables
 
@@ -316,7 +326,7 @@ def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapsh
 
 
 def _newest(rows: Sequence[Raw], most_bytes: int) -> Sequence[Raw]:
-    """The first of `rows` (one at least) that have `most_bytes` together."""
+    """As many of the first `rows` as fit into `most_bytes`, but at least one."""
     left = most_bytes
     for index, row in enumerate(rows):
         left -= memoryview(row).nbytes

@@ -172,7 +172,7 @@ class Session:
     def _pong(self, follower: Follower) -> None:
         cursor = follower.pong()
         if cursor is None:
-            self._pong_owed = True  # there is no position yet: it comes with the first one
+            self._pong_owed = True  # there is no position yet: the answer follows the first one
         else:
             self._outlet.send(pong_frame(cursor))
 
@@ -216,7 +216,7 @@ class Session:
             return None
         if self.context.requests.take((claims.tenant, claims.user)):
             return claims
-        if not self.ended:  # each session that joins is read for: a user must not open them in a loop
+        if not self.ended:  # every join costs reads: a user must not open sessions in a loop
             self.end(TOO_MANY_FRAMES, "this user opens too many sessions")
         return None
 
@@ -285,7 +285,7 @@ class Session:
         self._count.tell(frame)
 
     def _tell_what_waited(self, cursor: Cursor) -> None:
-        """Answer pings that came before there was a position, and tell a count that may not come before `ready`."""
+        """Answer pings that came before there was a position, and send a count that had to wait for `ready`."""
         if self._pong_owed:
             self._pong_owed = False
             self._outlet.send(pong_frame(cursor))
@@ -334,7 +334,7 @@ class Session:
             self.end(FAILED, "the gateway could not go on with this session")
 
     def overloaded(self) -> None:
-        """What it needs cannot be read as too many ask for it: it comes back, and is not told that there is nothing."""
+        """Too many sessions ask for what this one needs. Its client shall come back, and is not told that there is nothing."""
         self.end(OVERLOADED, "too many sessions wait for the inbox: come back")
 
     def _leave(self, code: CloseCode) -> None:
@@ -351,7 +351,7 @@ class Session:
         self._follower = None  # a timer may hold this object for a while: let the rest go now
 
     def _expect_hello(self, looks: int) -> None:
-        """The time for a `hello` is over."""
+        """The time for a `hello` is over: end a session that has said none."""
         if self.ended:
             return
         if self._follower is not None:

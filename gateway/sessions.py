@@ -16,7 +16,7 @@ class Sessions:
     """All open sessions.
 
     Args:
-        per_user: sessions one user may have here, and so many polls beside them; `one_too_many` says which one goes.
+        per_user: sessions that one user may have here, and as many polls beside them; `one_too_many` says which one goes.
         at_most: sessions in all; `full` says when there are as many.
     """
 
@@ -61,15 +61,15 @@ class Sessions:
 
 
 def _key(session: Session) -> tuple[str, str, bool]:
-    """Who shares a bound: polls come and go, and must not end sessions that stay."""
+    """The sessions with this key share a bound. Polls have one of their own: they come and go, and must end no session."""
     return session.tenant, session.user, session.carrier == "poll"
 
 
 def one_too_many(sessions: Sequence[Session]) -> Session:
-    """Which of a user's sessions, the newest of them last, makes room for that one.
+    """The session of a user that makes room for the newest one, which is the last in `sessions`.
 
-    The oldest of the same device: a phone that flaps leaves connections behind that nobody has given up yet, and must not
-    stop the desktop. Else the one whose client was heard of longest ago: it is the likeliest to be gone.
+    It is the oldest of the same device: a phone that reconnects again and again leaves dead connections behind, and must
+    not stop the desktop. Else it is the one that was silent for longest: its client is the likeliest to be gone.
     """
     *older, newest = sessions
     of_device = next((session for session in older if session.device == newest.device), None)

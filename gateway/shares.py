@@ -1,4 +1,4 @@
-"""Places that many want at a time: so many in all, and no more than a part of them for one tenant."""
+"""A limited number of places for work at a time. One tenant may have only a part of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from weakref import WeakValueDictionary
 
 
 class NoPlace(Exception):
-    """All places are taken, or all that one tenant may have. Nothing was done: come back in a moment."""
+    """All places are taken, or all that this tenant may have. Nothing was done, so the caller may try again in a moment."""
 
 
 class Shares:
-    """Places that are had at once or not at all.
+    """Gives a place at once, or refuses it.
 
     Args:
         at_most: places in all.
-        per_tenant: of which one tenant may have so many.
+        per_tenant: how many of them one tenant may have.
     """
 
     def __init__(self, at_most: int, per_tenant: int) -> None:
@@ -47,17 +47,17 @@ class Shares:
 
 
 class Queue:
-    """Places that are waited for, in the order of asking; whoever waits has a deadline of its own.
+    """Gives places in the order they are asked for, and lets callers wait. Each caller sets its own deadline.
 
     Args:
         at_most: places in all.
-        per_tenant: of which one tenant may have so many; others never wait behind what it wants beyond them.
+        per_tenant: how many of them one tenant may have. Other tenants never wait behind what it wants beyond them.
     """
 
     def __init__(self, at_most: int, per_tenant: int) -> None:
         self._all = asyncio.Semaphore(at_most)
         self._per_tenant = per_tenant
-        # Kept by those who use them.
+        # Each semaphore lives as long as somebody holds it or waits for it.
         self._tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager

@@ -29,7 +29,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     device = device_of(request)
     seen = request.headers.get("Last-Event-ID")
     cursor = seen or request.query.get("cursor")
-    # A browser that reconnects by itself repeats the query: what came since is held by the page.
+    # A browser that reconnects by itself repeats the query, but its page holds what has come since.
     snapshot = wants_snapshot(request) and not seen
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}

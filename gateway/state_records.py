@@ -1,7 +1,7 @@
-"""`read` and `archive` records: written for users who ask for them, over whichever carrier.
+"""Writes the `read` and `archive` records that users ask for, over whichever carrier.
 
-What one device asks for within a quarter of a second goes into one record: a user who clicks through a list must not cost
-the log, and every device that follows it, a record for each click.
+What one device asks for within a quarter of a second becomes one record. Otherwise a user who clicks through a list would
+cost the log, and every device that follows it, a record for each click.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WHY: Final = {
 
 
 class TooManyRecords(Exception):
-    """A record is not written, as its user or tenant has had too many; nothing was stored.
+    """The user or tenant has had too many records stored. This one was not stored.
 
     Attributes:
         retry_after_seconds: when there is room for it again.
@@ -49,7 +49,7 @@ class TooManyRecords(Exception):
 
 
 class _Author(NamedTuple):
-    """Who a record is from; what has one author can be one record."""
+    """Whom a record is from. What one author asks for can go into one record."""
 
     kind: Kind
     tenant: str
@@ -60,7 +60,7 @@ class _Author(NamedTuple):
 
 @dataclass(slots=True)
 class _Draft:
-    """A record that is not written yet; it names ids or a position, never both."""
+    """A record that is not stored yet. It names ids or a position, never both."""
 
     ids: dict[str, None]
     up_to: int | None
@@ -70,17 +70,17 @@ class _Draft:
 
 @dataclass(slots=True)
 class _Line:
-    """The drafts of one author, written one after the other."""
+    """The drafts of one author, which are stored one after the other."""
 
     drafts: deque[_Draft] = field(default_factory=deque)
 
     @property
     def requests(self) -> int:
-        """How many wait to be told that theirs is stored."""
+        """How many requests wait for these drafts to be stored."""
         return sum(draft.requests for draft in self.drafts)
 
     def draft(self, ids: Sequence[str], up_to: int | None) -> _Draft:
-        """The draft that says this, too: the last one, where it is of the same form and has room, or a new one."""
+        """Add this to the last draft if it has the same form and room for it, else to a new one; the draft."""
         last = self.drafts[-1] if self.drafts else None
         if last is not None and (last.up_to is None) == (up_to is None):
             together = last.ids | dict.fromkeys(ids)
@@ -102,7 +102,7 @@ class _Line:
 
 
 class StateRecords:
-    """Writes them, within the allowance of user and tenant.
+    """Stores `read` and `archive` records within the allowances of user and tenant.
 
     Args:
         broker: where logs are.
@@ -126,10 +126,10 @@ class StateRecords:
         ids: Sequence[str] = (),
         up_to: int | None = None,
     ) -> str:
-        """Have a record say that these ids, or everything up to a sequence, are read (or archived).
+        """Store that these ids, or everything up to a sequence, are read (or archived).
 
         Returns:
-            the id of the record, once it is stored; the same one for all that went into it.
+            the id of the stored record. Requests that went into one record all get the same id.
 
         Raises:
             TooManyRecords: the allowance is used up, or too many requests of this device wait.
@@ -150,7 +150,7 @@ class StateRecords:
         return await asyncio.shield(draft.stored)
 
     async def close(self) -> None:
-        """Give up what is not stored yet; who waits is told so."""
+        """Give up what is not stored yet, and tell everybody who waits for it."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -165,7 +165,7 @@ class StateRecords:
             while line.drafts:
                 draft = line.drafts.popleft()
                 await self._settle(author, draft)
-                await asyncio.sleep(STATE_PAUSE_SECONDS)  # who asks meanwhile is gathered
+                await asyncio.sleep(STATE_PAUSE_SECONDS)  # requests that come meanwhile are gathered
         finally:
             self._lines.pop(author, None)
             line.give_up(draft)

@@ -2,7 +2,7 @@
 
 Sessions live without them. After a failure PostgreSQL is left alone for a while, so a database that is away costs a
 joining device its snapshot and hardly any time: it gets what the log holds. No more than a few hundred sessions wait for
-an answer at a time; one more is to come back. What was not read is never taken for empty (ADR 0020).
+an answer at a time; any other is closed and shall come back. What was not read is never taken for empty (ADR 0020).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Tables:
     def device_cursor(
         self, tenant: str, user: str, device: str, answer: Callable[[Cursor | NotRead | None], None]
     ) -> None:
-        """How far a device has acknowledged its user's log, None when it is not known there.
+        """How far a device has acknowledged its user's log; None when the tables do not know the device.
 
         `answer` is called once, never inside this call.
         """

@@ -1,4 +1,4 @@
-"""What one client is told of its user's unread count: in its first frame, then each change, and never an older one after."""
+"""What one client is told of its user's unread count: the count in its first frame, then each change, never an older one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.outlet import Outlet
 
 
 class ToldCount:
-    """The count on its way to one client. It is absolute, so only the newest is kept while there is no room.
+    """The count on its way to one client. Each frame holds the whole count, so only the newest is kept while there is no room.
 
     Attributes:
         begun: the client has had its first frame; before it no change is told.
@@ -29,18 +29,18 @@ class ToldCount:
         self._forget_older_than(count)
 
     def take(self) -> dict[str, Any] | None:
-        """The count for the first frame; once."""
+        """The count for the first frame. Only the first call gives it."""
         count, self._first = self._first, None
         return count
 
     def replace(self, count: dict[str, Any] | None) -> None:
-        """A snapshot brings `count`. What waits is older, or in the midst of a session perhaps of another log."""
+        """A snapshot brings `count`. A frame that waits is older than it, or in mid-session may be of another log."""
         if self.begun:
             self._waiting = None
         self._forget_older_than(count)
 
     def tell(self, frame: bytes) -> None:
-        """A change: it goes out when there is room, and never before the first frame."""
+        """Send a change as soon as there is room, but never before the first frame."""
         if self.begun and self._outlet.room():
             self._waiting = None
             self._outlet.send(frame)
@@ -48,7 +48,7 @@ class ToldCount:
             self._waiting = frame
 
     def tell_waiting(self) -> None:
-        """There may be room now, or the first frame is out."""
+        """Send the change that waits: there may be room now, or the first frame is out."""
         frame, self._waiting = self._waiting, None
         if frame is not None:
             self.tell(frame)

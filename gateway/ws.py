@@ -58,10 +58,10 @@ class _Inbox(WebSocketDataQueue):
             self.flooded()
 
     def flooded(self) -> None:
-        """The client has sent more bytes than its frames can have: end the session, or the one that is about to be."""
+        """The client has sent more bytes than its frames can have: end its session, now or as soon as there is one."""
         self._flooded = True
         if self.session is not None:
-            self.session.end(TOO_MANY_FRAMES, "more bytes than the frames a client may send can have")
+            self.session.end(TOO_MANY_FRAMES, "the client sent more bytes than the frames it may send")
 
     def feed_data(self, data: WSMessage | WSMessageTextBytes, size: int) -> None:
         """Called by aiohttp's reader for every whole frame, in order."""
@@ -78,10 +78,10 @@ class _Inbox(WebSocketDataQueue):
 
 
 class _Inflow:
-    """What a client sends, on its way to aiohttp's parser, within bounds that fragments do not escape.
+    """Passes what a client sends to aiohttp's parser, within bounds that fragments do not escape.
 
-    The bounds of a session count whole frames. A fragment costs the parser the same, may be empty, and none of them is told
-    of: without this a client could have it parse millions of them a second.
+    A session bounds whole frames. A fragment costs the parser as much as a frame, may be empty, and no session hears of it:
+    without this class a client could make the parser work through millions of them a second.
     """
 
     __slots__ = ("_bytes", "_inbox", "_parser", "_since", "_unframed")
@@ -89,12 +89,12 @@ class _Inflow:
     def __init__(self, parser: WebSocketReader, inbox: _Inbox) -> None:
         self._parser = parser
         self._inbox = inbox
-        self._unframed = 0  # bytes since the last whole frame; -1: no more are taken
+        self._unframed = 0  # bytes since the last whole frame; -1: everything else is ignored
         self._bytes = 0  # since `_since`
         self._since = time.monotonic()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Called by the connection with all that comes; the answer is the parser's: whether it has ended."""
+        """Called by the connection with everything that comes. The parser's own answer: whether it has ended."""
         if self._unframed < 0:
             return False, b""
         frames, size = self._inbox.frames, len(data)

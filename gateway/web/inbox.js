@@ -4,7 +4,7 @@ import { Seamark } from "/seamark.js";
 
 const KEPT = 2_000; // notifications remembered; a page that stays open for weeks must not grow
 const PAGE = 100; // as many as a snapshot has, so that a reload shows what was shown before
-const CUT_CHARS = 500_000; // a gateway gives at most 1 MiB of rows: a snapshot as large as this may be part of a page
+const CUT_CHARS = 500_000; // a gateway sends at most 1 MiB of rows: a snapshot of this size may be only part of a page
 const HAPPENED = 8;
 
 const $ = (id) => document.getElementById(id);
@@ -94,7 +94,7 @@ let apiKey = null;
 let drawing = false;
 let waitingUntil = 0;
 let limit = PAGE; // rows shown
-let isCut = false; // the snapshot has less rows than a page, as they are large
+let isCut = false; // the snapshot has fewer rows than a page, as they are large
 let next; // the gateway's page behind what is known: undefined before the first is asked for, null behind the last
 
 async function session() {
@@ -171,7 +171,7 @@ function drawList(shown) {
   for (const item of held.values()) item.remove();
 }
 
-/** A mark that the log does not show yet is said to wait; once it does, whoever is on the button goes on to the next one. */
+/** The button says that a mark waits until the log shows it. Then the button goes, and the focus moves to the next one. */
 function drawButton(item, one) {
   const button = item.querySelector("button.read");
   if (!button) return;
@@ -253,7 +253,7 @@ function showCommand(command) {
 
 // --- the log --------------------------------------------------------------------------------------------------------
 
-const GAPS = ["epoch", "future", "trimmed"]; // resets that somebody who looks at the page should know of
+const GAPS = ["epoch", "future", "trimmed"]; // resets that the user should know about
 
 seamark.addEventListener("record", ({ detail: { seq, record } }) => {
   received += 1;
@@ -344,7 +344,7 @@ $("five").addEventListener("click", () => {
   if ($("publish").reportValidity()) publishAll([1, 2, 3, 4, 5].map((number) => `${$("text").value} (${number})`));
 });
 
-setInterval(draw, 10_000); // what expires leaves, also while nothing comes
+setInterval(draw, 10_000); // expired notifications leave even while nothing new comes
 
 setInterval(() => {
   const left = waitingUntil - Date.now();

@@ -24,7 +24,7 @@ const TIMES = {
   silence: 50_000, // nothing at all received for so long: the way is dead
   ack: 250, // at most one ack, and one turn of new marks, in this time, as the protocol asks
   probe: 5_000, // for an answer when the page comes back to the front or the network returns
-  mark: 15_000, // a mark that the log has not shown after one to two of these is said again
+  mark: 15_000, // a mark that the log has not shown after this time, or at most twice this time, is said again
   upgrade: 300_000, // over server-sent events: how often a WebSocket is tried beside the stream
   upgradeFirst: 10_000, // the first such try: the network may have been down for everything, not for WebSockets
   expiry: 10_000, // a token with less time left is not presented to a new session
@@ -33,14 +33,14 @@ const TIMES = {
 const READ_IDS = 200; // ids in one frame: well below the 64 KiB a gateway accepts
 const READ_IDS_WAITING = 1_000; // marked ids that the log has not shown yet; `read` refuses more
 const RECORD_ID = /^[!-~]{1,128}$/; // anything else would make the gateway close
-const MARK_MISSES = 5; // so often said to a session that stood, and never shown: it is given up, with an error event
-const RECORDS_OPEN = 10_000; // records whose listeners have not finished; beyond, nothing more is acknowledged
+const MARK_MISSES = 5; // how often a mark is said; one that the log never shows is then given up, with an error event
+const RECORDS_OPEN = 10_000; // records whose listeners have not finished; with more of them, nothing further is acknowledged
 const STOP = {
   1009: "a frame was too large", 4400: "the gateway did not understand this client", 4403: "not allowed",
   4409: "another session of this user took the place of this one", 4413: "a frame was too large",
 };
-const SAID_BY_GATEWAY = [1011, 1012, 1013]; // below 4000: the carrier works, whatever is wrong
-const REFUSALS = 3; // of tokens, in a row: then nobody is to be convinced
+const SAID_BY_GATEWAY = [1011, 1012, 1013]; // codes below 4000 that only a gateway sends: the carrier works
+const REFUSALS = 3; // refusals of tokens in a row that are final
 const CHAIN_BROKEN = 4000; // what this client closes with when it resumes because of what it received
 
 /** The two parts of a cursor, for the checks below; apps store it whole. Null if it is none. */
@@ -54,7 +54,7 @@ function claimsOf(token) {
     const payload = token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
     return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(payload), (c) => c.charCodeAt(0)))) ?? {};
   } catch {
-    return {}; // an opaque token: it does not say when it expires, nor whose it is
+    return {}; // an opaque token says neither when it expires nor whose it is
   }
 }
 
@@ -120,8 +120,8 @@ export class Receiver {
 }
 
 /**
- * How far the app is. A record is done when all its listeners have returned and what they promised is fulfilled; only
- * what is done, and everything before it, is acknowledged. What a listener threw at is never done.
+ * How far the app is. A record is done when all its listeners have returned and their promises are fulfilled. Only what
+ * is done, with everything before it, is acknowledged. A record whose listener threw is never done.
  */
 export class Progress {
   cursor = null; // everything up to it is done
@@ -188,7 +188,7 @@ export class Marks {
     this.upTo = { cursor, due: true, refused: false, ticks: 0, misses: 0 };
   }
 
-  /** The frames to say now, on a session that was sent everything up to `position`: beyond it would be a bad frame. */
+  /** The frames to send now, on a session that has received all up to `position`; a mark beyond would be a bad frame. */
   take(position) {
     const frames = [], at = parseCursor(position), upTo = parseCursor(this.upTo?.cursor);
     const said = (mark) => Object.assign(mark, { due: false, refused: false, ticks: 0 });
@@ -202,7 +202,7 @@ export class Marks {
     return frames;
   }
 
-  /** A position of another incarnation of the log than `position`, which is forgotten; null if there is none. */
+  /** Forget a position of another incarnation of the log than `position`'s. Gives it, or null if there is none. */
   foreign(position) {
     const cursor = this.upTo?.cursor ?? null;
     if (cursor === null || parseCursor(cursor).epoch === parseCursor(position)?.epoch) return null;
@@ -210,7 +210,7 @@ export class Marks {
     return { ids: [], upTo: cursor };
   }
 
-  /** A new session has caught up: what it did not show was not stored. */
+  /** A new session has caught up. The marks it has not shown were not stored, so all are due again. */
   again() {
     for (const mark of this.#all()) mark.due = true;
   }
@@ -223,7 +223,7 @@ export class Marks {
     for (const mark of this.#all()) if (!mark.due) Object.assign(mark, { refused: true, ticks: 1 });
   }
 
-  /** Time has passed. Gives what is given up, as {ids, upTo}; null if nothing is. */
+  /** Time has passed. Gives the marks that are given up, as {ids, upTo}; null if there are none. */
   tick() {
     const lost = { ids: [], upTo: null };
     const isLost = (mark) => {
@@ -244,7 +244,7 @@ export class Marks {
     return this.size < before;
   }
 
-  /** A record of the log: what it says is no mark of ours any more. */
+  /** The log shows a record: the marks that it states are done. */
   shown(cursor, record) {
     if (this.size === 0 || record?.kind !== "read") return;
     for (const id of record.ids ?? []) this.ids.delete(id);
@@ -252,7 +252,7 @@ export class Marks {
     if (upTo && upTo.epoch === at.epoch && upTo.seq <= (record.up_to ?? -1)) this.upTo = null;
   }
 
-  /** A snapshot: it may have the effect of what was marked. Gives a position that means nothing in this log any more. */
+  /** A snapshot came, which may show what was marked. Gives a position that means nothing in this log any more. */
   reset({ reason, cursor, inbox = [] }) {
     for (const row of inbox) if (row.read) this.ids.delete(row.id);
     return this.foreign(reason === "future" ? null : cursor); // a log put back will give the same numbers to other records
@@ -276,7 +276,7 @@ class SocketTransport {
     };
     this.socket.onmessage = ({ data }) => to.text(data);
     this.socket.onclose = ({ code, reason }) => {
-      // A tab that slept may say hello to a gateway that has long closed: then the token has never left.
+      // A tab that slept may say hello to a gateway that closed long ago: then the token never left.
       if (this.socket.bufferedAmount > 0) this.greeted = false;
       this.end(code, reason);
     };
@@ -379,7 +379,7 @@ class StreamTransport {
 
 export class Seamark extends EventTarget {
   #watched = new WeakMap(); // listener → what is registered in its place
-  #handling = null; // what the listeners of the event that is being emitted did
+  #handling = null; // the results of the listeners of the event that is being emitted
 
   /**
    * @param {object} options
@@ -475,7 +475,7 @@ export class Seamark extends EventTarget {
 
   // --- events ---------------------------------------------------------------------------------------------------------
 
-  /** As of every EventTarget. What a listener throws or promises is noticed: see `Progress`. */
+  /** As for any EventTarget, but what a listener throws or promises is noticed: see `Progress`. */
   addEventListener(type, listener, options) {
     super.addEventListener(type, this.#watch(listener), options);
   }
@@ -566,7 +566,7 @@ export class Seamark extends EventTarget {
     }
   }
 
-  /** A token serves until it expires or is refused: who issues them is not asked because a network flaps. */
+  /** A token serves until it expires or is refused, so a network that flaps does not cost its issuer a request each time. */
   #wantsToken() {
     if (!this.token || this.token === this.refused) return true;
     const { exp } = claimsOf(this.token);
@@ -610,8 +610,8 @@ export class Seamark extends EventTarget {
   }
 
   /**
-   * The carrier let nothing through. What swallows WebSockets ends them without a word, or lets them open and then
-   * nothing pass: after two of them a stream is tried, after one of those a WebSocket again. What worked is kept to.
+   * The carrier let nothing through. Some proxies end WebSockets without a word, or let them open and then let nothing
+   * pass. After two such failures a stream is tried, after one more a WebSocket again. A carrier that worked is kept.
    */
   #missed() {
     const isSocket = this.carrier === SocketTransport;
@@ -638,12 +638,12 @@ export class Seamark extends EventTarget {
 
   #ended(code, reason, retryMs) {
     const greeted = this.transport?.greeted ?? false;
-    if (code === 4409 && this.probe) code = 1006; // it was our own second session that took the place
+    if (code === 4409 && this.probe) code = 1006; // our own second session took the place of this one
     this.#drop(code, reason);
     if (!this.running) return;
     if (STOP[code]) return this.#stop(code, STOP[code]);
     if (code === 4401 && greeted) {
-      // Not at the first: a gateway that was slow may have refused a good token.
+      // Not at the first refusal: a slow gateway may have refused a good token.
       const spent = typeof this.source !== "function" && claimsOf(this.token).exp * 1000 <= Date.now();
       if (spent || ++this.refusals >= REFUSALS) return this.#stop(code, "not authenticated");
       this.refused = this.token;
@@ -658,7 +658,7 @@ export class Seamark extends EventTarget {
     this.#setState("waiting", reason || `connection lost (${code})`, Math.round(wait));
   }
 
-  /** Another session in the place of this one, at once: nothing has failed. */
+  /** Replace this session by another one at once: nothing has failed. */
   #renew(reason) {
     this.#drop(1000, reason);
     this.#attempt();
@@ -673,10 +673,10 @@ export class Seamark extends EventTarget {
   }
 
   #alive() {
-    this.lastHeard = performance.now(); // not the clock of the day, which somebody may set
+    this.lastHeard = performance.now(); // not the wall clock, which somebody may set
   }
 
-  /** Pings, and ends a way that has gone silent. Times, not counts: timers of a hidden tab run late. */
+  /** Pings, and ends a connection that has gone silent. It compares times, as timers of a hidden tab run late. */
   #watchSilence() {
     this.timers.silence = setTimeout(() => {
       if (performance.now() - this.lastHeard > this.times.silence && this.pinged > this.lastHeard) {
@@ -832,7 +832,7 @@ export class Seamark extends EventTarget {
     this.#error("mark_lost", `read marks were given up: ${why}`, lost);
   }
 
-  /** A request with a mark was not answered with success: it is said again, unless it can never be. */
+  /** A request with a mark failed: the mark is said again, unless it can never be stored. */
   #unsaid(marks, { ids = [], up_to: upTo = null }, reason, final) {
     if (final && marks.drop({ ids, upTo })) return this.#lost({ ids, upTo }, reason);
     marks.refused();
@@ -842,7 +842,7 @@ export class Seamark extends EventTarget {
   #planRefresh() {
     const { exp, iat } = claimsOf(this.token);
     if (typeof this.source !== "function" || !exp) return;
-    // The gateway took it: if it has expired by our clock, the clock is ahead, and the token's own life is what counts.
+    // The gateway accepted it: if it has expired by our clock, the clock is ahead, so we go by the token's own life.
     const left = exp * 1000 > Date.now() ? exp * 1000 - Date.now() : (exp - iat) * 1000;
     if (!(left > 0)) return;
     const wait = Math.max(1_000, left - Math.min(60_000, left / 5));
@@ -854,7 +854,7 @@ export class Seamark extends EventTarget {
       const token = await this.source();
       if (this.session !== session || !session) return;
       this.token = token;
-      // A stream cannot be told, and a session is of one user.
+      // A stream cannot be given another token, and a session belongs to one user.
       if (this.transport.name === "sse" || !ownerOf(token).is(this.owner)) return this.#renew("a new token");
       this.transport.say({ op: "refresh", token });
       this.#planRefresh();
@@ -904,7 +904,7 @@ function parseFrame(text) {
   }
 }
 
-/** This browser's name: made once. It is of the browser, not of a user, and says nothing about one. */
+/** This browser's name, made once. It belongs to the browser, not to a user, and says nothing about one. */
 function storedDevice() {
   const held = tryStorage((storage) => storage.getItem("seamark:device"));
   if (held) return held;
@@ -914,7 +914,7 @@ function storedDevice() {
   return made;
 }
 
-/** localStorage may be blocked or full; then the browser has another name after each reload, which is all that is lost. */
+/** localStorage may be blocked or full. Then the browser has another name after each reload; nothing else is lost. */
 function tryStorage(act) {
   try {
     return act(localStorage) ?? null;

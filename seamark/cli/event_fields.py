@@ -1,4 +1,4 @@
-"""The fields of one event, from options and from a file, each refused by name when it cannot be one."""
+"""Reads the fields of one event from options and from a file. A field that is not valid is refused by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.events import Event
 from engine.subjects import check_type, encode_token
 
 OPTIONS: Final = {"ordering_key": "--key", "channels": "--channel"}
-"""Options that are not called like their field."""
+"""Options whose name is not that of their field."""
 
 _TYPES: Final = {field.name: field.type for field in msgspec.structs.fields(Event)}
 _MOMENT: Final = "write it as RFC 3339 with an offset, such as 2026-01-31T12:00:00Z"
@@ -24,19 +24,19 @@ _REMEDIES: Final = {
     "time": _MOMENT,
     "expires_at": _MOMENT,
     "send_at": _MOMENT,
-    "priority": "choose of critical, high, normal, low",
-    "semantics": "choose of at_least_once, effectively_once",
+    "priority": "choose one of critical, high, normal, low",
+    "semantics": "choose one of at_least_once, effectively_once",
 }
 _TOKENS: Final[dict[str, Callable[[str], str]]] = {
     "tenant": encode_token,
     "ordering_key": encode_token,
     "type": check_type,
 }
-"""Fields that become a part of the subject, and who says whether they can."""
+"""Fields that become part of the subject, with the function that checks each."""
 
 
 def read_event(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """An event from a file, with the options' fields over it; fields nobody knows stay as they stand.
+    """Read an event from a file. Options win over its fields; unknown fields are kept as they are.
 
     Args:
         path: of a JSON object with the fields of `POST /v1/events`, or `-` for standard input.
@@ -61,7 +61,7 @@ def read_event(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def event_of_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """An event from options alone.
+    """Make an event from options alone.
 
     Args:
         options: fields by name; None is not given.
@@ -73,7 +73,7 @@ def event_of_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, in the types of an event's fields."""
+    """The options that were given, as values of the types that an event's fields have."""
     fields = {name: value for name, value in options.items() if value is not None}
     for name, value in fields.items():
         option = OPTIONS.get(name, "--" + name.replace("_", "-"))
@@ -99,7 +99,7 @@ def _with_remedy(said: str, name: str) -> str:
 
 
 def _data(text: str) -> msgspec.Raw:
-    """What `--data` says, or the file it names, as it stands."""
+    """The JSON that `--data` holds, or that of the file it names, unchanged."""
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ def _data(text: str) -> msgspec.Raw:
 
 
 def _checked(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields, once those are there and can be part of a subject that must be."""
+    """The fields, once it is certain that none is missing and that those of the subject are valid."""
     if not fields.get("to"):
         raise InvalidEvent("to", f"nobody is named: give `to` {where}, such as --to alice")
     if fields.get("type") is None:

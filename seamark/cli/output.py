@@ -35,17 +35,17 @@ def print_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far work has come, a bar for each of its stages: on standard error, and only where a person looks at it.
+    """Show how far a command has come, with one bar for each stage of its work. Only a terminal on standard error gets them.
 
     Args:
-        quiet: shows nothing.
+        quiet: show nothing.
 
     Yields:
-        `told(stage, done, total)`.
+        `told(stage, done, total)`, to be called as work goes on.
     """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     hidden = quiet or not err.is_terminal
     # What the command prints stays on standard output: it may be on its way into a file.
     with Progress(*columns, console=err, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bars:

@@ -11,13 +11,13 @@ from seamark.cli.output import out, print_json
 from seamark.cli.target import DATA_FOLDER, Folder, Json, Tenant, nats_settings
 
 TYPE = "demo.hello"
-"""Of an event that is given by options alone."""
+"""The type of an event that is given by options alone, without `--type`."""
 
 KNOWN = (
     "to", "type", "data", "id", "source", "subject", "transaction_id", "time", "priority", "category",
     "semantics", "collapse_key", "expires_at", "send_at", "channels",
 )  # fmt: skip
-"""Fields that a publisher takes by their own name."""
+"""Fields that are arguments of `Publisher.publish` by the same name."""
 
 Text = str | None
 

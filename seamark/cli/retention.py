@@ -1,4 +1,4 @@
-"""`seamark retention`: for how long rows of the tables are kept, of all tenants or of one."""
+"""`seamark retention`: how long rows of the tables are kept, for all tenants or for one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(help="How long inbox and delivery rows are kept: show it, set 
 
 @app.command("list")
 def list_(folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
-    """Show for how many days rows are kept: of all tenants, and of those that have a time of their own."""
+    """Show for how many days rows are kept: for all tenants, and for each that has a time of its own."""
     for tenant, kept in sorted(_run(folder, lambda table: table.all()).items()):
         _show(tenant, kept, as_json=as_json)
 
@@ -65,7 +65,7 @@ def _show(tenant: str, kept: Kept, *, as_json: bool) -> None:
 
 
 def _run(folder: Path, work: Callable[[RetentionTable], Awaitable[Found]]) -> Found:
-    """Do `work` on the table of the database that settings or folder name."""
+    """Do `work` on the table `retention` of the database that the settings or the folder name."""
     import asyncpg
     import uvloop
 

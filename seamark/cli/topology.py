@@ -270,7 +270,7 @@ def size(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Reckon what a rate needs: streams, partitions, consumers, memory, disk; --write makes the production files fit."""
+    """Compute what a rate needs: streams, partitions, consumers, memory, disk; --write makes the production files fit."""
     from engine import topology_size
 
     demand = topology_size.Demand(

@@ -124,8 +124,8 @@ class Connection:
         self._started = True
         try:
             self._stored = await self._keeper.load()
-            for one in (self._stored, self._given):
-                Receiver(None if one is None else one.cursor)  # so that the app learns here what is none
+            for one in (self._stored, self._given):  # a bad cursor raises here, where the app learns of it
+                Receiver(None if one is None else one.cursor)
             if self._closed:
                 raise ConnectionClosed
         except BaseException:
@@ -284,7 +284,7 @@ class Connection:
         return await session.run(self._http, self._url, hello, tending)
 
     def _begin(self, owner: Owner) -> None:
-        """With the first token it is known whose log it is, so which of the bookmarks is a place in it."""
+        """The first token tells whose log this is, and so which of the bookmarks is a place in it."""
         self._keeper.owner = owner
         if self._begun:
             return
@@ -303,7 +303,7 @@ class Connection:
             case Verdict.STOP:
                 raise error_of(end.code, end.reason)
             case Verdict.RENEW:
-                if end.token_sent:  # else it is not the token that was judged
+                if end.token_sent:  # otherwise the refusal says nothing about the token
                     self._token.refused()
                 if self._token.exhausted:
                     raise error_of(end.code, end.reason)

@@ -20,11 +20,11 @@ class BadCursorFile(SeamarkError):
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """A device's place in one user's log. One value: its parts are never stored apart.
+    """A device's place in one user's log. It is one value, so its parts are never stored apart.
 
     Attributes:
         cursor: epoch and sequence, opaque.
-        tenant, user: whose log it is a place in. None: not known; it is taken for whoever's token comes.
+        tenant, user: whose log it is a place in. None: unknown; then the first token decides.
     """
 
     cursor: str
@@ -65,7 +65,7 @@ class MemoryCursor:
 class FileCursor:
     """Keeps the bookmark in a file that is replaced whole: a crash leaves the old one or the new one, never a part.
 
-    One file belongs to one device. The bookmark of another user is not used, and replaced by the first of this one.
+    One file belongs to one device. The bookmark of another user is not used; this user's first bookmark replaces it.
 
     Args:
         path: the file; its folder is made if it is missing.

@@ -1,4 +1,4 @@
-"""Keeps the device's place in the log: what is done is stored, soon, in order, and nothing that is not done."""
+"""Keeps the device's place in the log: what is done is stored soon and in order, and nothing else is stored."""
 
 from __future__ import annotations
 

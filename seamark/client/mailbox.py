@@ -49,13 +49,13 @@ class Mailbox(Generic[T]):
         self._changed.set()
 
     def add(self, item: T) -> None:
-        """Add `item` without waiting for room: for the few that are told to whoever would have to make it."""
+        """Add `item` without waiting for room. For the few items that are added by whoever would have to make room."""
         if not self._ended:
             self._items.append((item, 0))
             self._changed.set()
 
     def put_back(self, item: T, size: int = 0) -> None:
-        """`item`, just taken, is the next one again."""
+        """Put back the `item` that was just taken: it is the next one again."""
         self._items.appendleft((item, size))
         self._bytes += size
         self._changed.set()

@@ -1,7 +1,7 @@
-"""What the user has read and the log does not show yet. Pure: no I/O, no clock.
+"""Read marks that the log does not show yet. Pure: no I/O, no clock.
 
 A frame written into a dying socket is not stored, and nobody says so. So a mark stays here until a record of the log says
-the same, whoever wrote that record: it is said on every session that has caught up without showing it.
+the same, whoever wrote that record. Every session that has caught up without showing it says it again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ READ_IDS_MAX: Final = 200
 """Ids in one `read` frame: 200 ids of 128 bytes stay well below the 64 KiB a gateway accepts in a frame."""
 
 READ_IDS_WAITING_MAX: Final = 1000
-"""Ids that the log has not shown yet: five frames. A gateway appends only a few at a time."""
+"""Marked ids that may wait for the log to show them: five frames."""
 
 _ID: Final = re.compile(r"[!-~]{1,128}")
-"""What the id of a record looks like. Anything else would make the gateway close the session."""
+"""What the id of a record looks like. The gateway would close the session for any other."""
 
 MISSES_MAX: Final = 5
-"""So often said to a session that stood, and never shown: the mark is given up."""
+"""How often a mark is said on a session that stands. If the log never shows it, the mark is given up."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class _Mark:
         self.due, self.refused, self.ticks = False, False, 0
 
     def tick(self) -> bool:
-        """Time has passed; True when the mark is to be given up. The first tick may come right after the mark was said."""
+        """Time has passed. True when the mark is to be given up. The first tick may follow right after the mark was said."""
         if self.due:
             return False
         self.ticks += 1
@@ -54,13 +54,13 @@ class _Mark:
 
 
 def check_id(id: object) -> None:
-    """Pass what can be the id of a record.
+    """Check that `id` can be the id of a record.
 
     Raises:
         ValueError: it cannot.
     """
     if not isinstance(id, str) or _ID.fullmatch(id) is None:
-        raise ValueError(f"{id!r} is no id of a record: it has 1 to 128 printable ASCII characters without blanks")
+        raise ValueError(f"{id!r} is no id of a record: an id has 1 to 128 printable ASCII characters without blanks")
 
 
 class Lost(NamedTuple):
@@ -71,7 +71,7 @@ class Lost(NamedTuple):
 
 
 class _ReadRecord(msgspec.Struct):
-    """What of a record says that something was read."""
+    """The fields of a record that say what was read."""
 
     kind: str = ""
     ids: list[str] = []
@@ -82,7 +82,7 @@ _decode = msgspec.json.Decoder(_ReadRecord).decode
 
 
 class Marks:
-    """The marks of one user. Of positions only the highest one counts."""
+    """The marks of one user: ids, and one position, since only the highest counts."""
 
     def __init__(self) -> None:
         self.ids: dict[str, _Mark] = {}
@@ -99,7 +99,7 @@ class Marks:
 
     @property
     def unsaid(self) -> int:
-        """How many wait to be said."""
+        """How many marks wait to be said."""
         return sum(mark.due for mark in self._all())
 
     def add(self, ids: Sequence[str]) -> None:
@@ -114,9 +114,9 @@ class Marks:
             self.up_to, self._up_to_mark = cursor, _Mark()
 
     def take(self, position: Cursor | None) -> list[dict[str, Any]]:
-        """The `read` frames to say now, on a session that was sent everything up to `position`.
+        """The `read` frames to send now, on a session that has received everything up to `position`.
 
-        A position beyond it would be a bad frame, so it waits.
+        A mark beyond `position` would be a bad frame there, so it waits.
         """
         frames: list[dict[str, Any]] = []
         up_to = self.up_to
@@ -133,7 +133,7 @@ class Marks:
         return frames
 
     def again(self) -> None:
-        """A new session has caught up: what it did not show was not stored."""
+        """A new session has caught up. The marks it has not shown were not stored, so all are due again."""
         for mark in self._all():
             mark.due = True
 
@@ -147,7 +147,7 @@ class Marks:
                 mark.refused, mark.ticks = True, 1
 
     def tick(self) -> Lost | None:
-        """Time has passed: what was said long ago is due again, or given up."""
+        """Time has passed: marks that were said long ago are due again, or given up."""
         ids = [id for id, mark in self.ids.items() if mark.tick()]
         for id in ids:
             del self.ids[id]
@@ -157,7 +157,7 @@ class Marks:
         return Lost(ids, up_to) if ids or up_to else None
 
     def shown(self, cursor: str, record: bytes) -> None:
-        """A record of the log: what it says is no mark of ours any more."""
+        """The log shows a record: the marks that it states are done."""
         if not self:
             return
         try:
@@ -182,7 +182,7 @@ class Marks:
         return Lost(up_to=str(up_to))
 
     def reset(self, reason: str, position: Cursor | None, inbox: Sequence[dict[str, Any]]) -> Lost | None:
-        """A snapshot: it may show what was marked, and positions from before it may mean nothing any more."""
+        """A snapshot came. It may show what was marked, and positions from before it may mean nothing any more."""
         for row in inbox:
             if row.get("read"):
                 self.ids.pop(str(row.get("id")), None)

@@ -30,7 +30,7 @@ REQUEST_SECONDS: Final = 15.0
 RETRIED_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _ARGUMENTS: Final = frozenset({*Event.__struct_fields__, "key"})
-"""Fields of an event, which `extra` cannot hold."""
+"""Fields of an event that have an argument of their own, so `extra` cannot hold them."""
 
 _propagator = TraceContextTextMapPropagator()
 

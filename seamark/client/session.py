@@ -54,7 +54,7 @@ class Timing:
 class End:
     """How a session ended: close code, what was said, and how long the gateway asked to stay away.
 
-    `token_sent`: the gateway was given the token, so it may be the token that a 4401 is about.
+    `token_sent`: the gateway was given the token, so a 4401 may be about the token.
     """
 
     code: int

@@ -17,10 +17,10 @@ TokenCallable = Callable[[], str | Awaitable[str]]
 
 
 EXPIRY_SECONDS: Final = 10.0
-"""A token with less time left is not presented to a new session."""
+"""No session begins with a token that has less time left."""
 
 REFUSALS_MAX: Final = 3
-"""Refusals in a row: then nobody is to be convinced. Not the first: a gateway that was slow may refuse a good token."""
+"""Refusals in a row that are final. The first one is not: a slow gateway may refuse a good token."""
 
 
 class Owner(NamedTuple):
@@ -31,7 +31,7 @@ class Owner(NamedTuple):
 
 
 def claims_of(token: str) -> dict[str, object]:
-    """The claims of a JWT, read without verifying; empty when it is none."""
+    """The claims of a JWT, read without verifying; empty when `token` is no JWT."""
     parts = token.split(".")
     if len(parts) != 3:
         return {}
@@ -70,7 +70,7 @@ def refresh_delay(lifetime_seconds: float) -> float:
 class TokenSource:
     """Gives tokens and knows whether another one can be had.
 
-    A token serves until it expires or is refused: who issues them is not asked because a network flaps.
+    A token serves until it expires or is refused, so a network that flaps does not cost the issuer a request each time.
 
     Args:
         token: the token itself, or a callable (plain or async) that gives a valid one each time it is called.
@@ -87,7 +87,7 @@ class TokenSource:
 
     @property
     def exhausted(self) -> bool:
-        """No token is to be had that the gateway has not refused."""
+        """There is no token left that the gateway has not refused."""
         if self._refusals >= REFUSALS_MAX:
             return True
         return self._refusals > 0 and isinstance(self._source, str) and self._expires_within(0.0)
@@ -96,7 +96,7 @@ class TokenSource:
         """A token to begin a session with: the current one while it serves.
 
         Raises:
-            NotAuthenticated: none is to be had. UserChanged: it is another user's. TypeError: it is no text.
+            NotAuthenticated: there is none left. UserChanged: it is another user's. TypeError: it is no text.
         """
         if self.exhausted:
             raise NotAuthenticated
@@ -148,5 +148,5 @@ class TokenSource:
         left = expires - self._clock()
         if left > 0:
             return refresh_delay(left)
-        # The gateway took it, so it is our clock that is ahead: ask by the token's own life, not every second.
+        # The gateway accepted it, so our clock is ahead: go by the token's own life instead of asking every second.
         return refresh_delay(expires - issued) if issued is not None and expires > issued else None

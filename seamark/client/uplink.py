@@ -19,7 +19,7 @@ log = logging.getLogger("seamark.client")
 REFRESH_RETRY_SECONDS: Final = 5.0
 
 _NOT_NOW: Final = frozenset({"too_many_reads", "unavailable"})
-"""Codes of an error frame after which a read mark may be said again."""
+"""Codes of error frames that leave a read mark to be said again."""
 
 
 class Uplink:
@@ -73,7 +73,7 @@ class Uplink:
             self._on_lost(lost)
 
     async def live(self) -> None:
-        """The session has caught up. Now it is known which marks the log holds: what it has not shown was not stored."""
+        """The session has caught up, so it is known which marks the log holds: those it has not shown were not stored."""
         if not self._is_live:
             self._is_live = True
             self.marks.again()
@@ -185,7 +185,7 @@ class Uplink:
                 async with asyncio.timeout(self._timing.connect_seconds):
                     token = await self._token.fresh()
             except UserChanged:
-                self._token.current = ""  # who asks next learns it, too: the connection, which ends
+                self._token.current = ""  # so the connection asks for a token next, learns it too, and ends
                 if self._session is not None:
                     await self._session.leave()
                 return

@@ -39,12 +39,12 @@ def valkey_binary() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class PostgresInstallation:
-    """An installed PostgreSQL. Its programs find their libraries and data by the way from their own place to them.
+    """An installed PostgreSQL. Its programs find their libraries and data relative to their own place.
 
     Attributes:
         root: the folder that everything is below.
         bin: the folder of the programs, relative to `root`.
-        needed: what a server needs, files and folders relative to `root`; None where that is not known.
+        needed: the files and folders that a server needs, relative to `root`; None where they are not known.
     """
 
     root: Path

@@ -147,7 +147,7 @@ class Child:
             argv: program and arguments.
             env: the whole environment; None: ours.
             inherits: descriptors for this incarnation alone, beside those of `holds`.
-            rights: whose rights it has; the kernel signals it at our death even if they are another user's.
+            rights: whose rights it has. The kernel signals it when we die, even if it runs as another user.
         """
         if self.alive:
             raise ServerFailed(f"{self.name} is running already (pid {self.pid})")

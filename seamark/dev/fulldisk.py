@@ -1,4 +1,4 @@
-"""A nats-server whose disk was full stores nothing until it is restarted, even when there is room again: who restarts it."""
+"""Restarts a nats-server whose disk was full: until then it stores nothing, even when there is room again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOM_BYTES_MIN: Final = 32 << 20
 
 RESTART_SECONDS_MIN: Final = 10.0
 RESTART_SECONDS_MAX: Final = 300.0
-"""From one restart to the next: what lasts is not mended by restarting, such as a broken disk that looks empty."""
+"""Bounds of the time from one restart to the next. It grows, since restarts do not mend a broken disk that looks empty."""
 
 
 class Action(Enum):
@@ -38,7 +38,7 @@ class FullDisk:
         self._pause = RESTART_SECONDS_MIN
 
     def seen(self, error: str | None, free_bytes: int, now: float) -> Action:
-        """What to do, the server having said this about its writes while so much was free."""
+        """What to do now that the server reports this write error (None: it can write) with so many bytes free."""
         if error is None:
             if now >= self._restart_at + RESTART_SECONDS_MAX:  # it has worked for a while
                 self._pause = RESTART_SECONDS_MIN
@@ -55,7 +55,7 @@ class FullDisk:
 
 
 async def keep_writable(server: NatsServer, say: Callable[[str], None]) -> None:
-    """Say when a server cannot write, and end it once there is room: whoever keeps it running starts it again.
+    """Say when a server cannot write, and stop it once there is room. Whoever keeps it running then starts it again.
 
     Ends by cancellation.
     """

@@ -28,14 +28,14 @@ _PASSWORD = re.compile(r"\$SEAMARK_NATS_(\w+)_PASSWORD")
 
 
 class NatsServer(Server):
-    """One nats-server with JetStream that runs files of `nats/`, with an overlay of what must differ here.
+    """One nats-server with JetStream that runs files of `nats/`, with an overlay of the settings that must differ here.
 
     Args:
         data: folder for store, configuration and log.
         port: client port, free one when None.
-        files: the shipped files it runs, later ones over earlier ones.
-        variables: what these files take from the environment, beside the store's folder.
-        overlay: what else it has otherwise than shipped; its addresses always are its own.
+        files: the shipped files it runs; later ones win over earlier ones.
+        variables: what these files take from the environment, besides the store's folder.
+        overlay: other settings that differ from the shipped ones; its addresses always do.
     """
 
     # It keeps everything through SIGKILL, and a suspended orphan would never see SIGTERM.
@@ -68,7 +68,7 @@ class NatsServer(Server):
 
     @property
     def max_payload_bytes(self) -> int:
-        """The largest message it takes, as it says itself."""
+        """The size in bytes of the largest message it takes, by its own greeting."""
         return int(nats_greeting(HOST, self.port)["max_payload"])
 
     def prepare(self) -> None:
@@ -84,7 +84,7 @@ class NatsServer(Server):
         )
 
     def environment(self) -> dict[str, str]:
-        """What the files take from it. The store is quoted: the server reads the value as a piece of configuration."""
+        """The variables that the files read. The store is quoted: the server reads the value as a piece of configuration."""
         return {"SEAMARK_NATS_STORE": f'"{self.data / "store"}"', **self._variables}
 
     def command(self) -> list[str]:
@@ -101,7 +101,7 @@ class NatsServer(Server):
         return answer if status == 200 else {}
 
     def write_error(self) -> str | None:
-        """What the server says it cannot write, since its disk was full for one; None when it can, or says nothing."""
+        """The write error that the server reports, such as a full disk; None when it can write, or does not answer."""
         return write_error(self._monitored("/healthz")[1])
 
     def _monitored(self, path: str) -> tuple[int, dict[str, Any]]:
@@ -124,9 +124,9 @@ class ClusterMember(NatsServer):
         data: folder for store, configuration and log.
         name: of this node, unique in the cluster.
         route_port: where the other nodes connect.
-        routes: all nodes' route ports.
-        passwords: by user, of everybody in `accounts.conf`, of `cluster` (the routes) and of the administrator.
-        overlay: what else it has otherwise than shipped.
+        routes: the route ports of all nodes.
+        passwords: the password of each user in `accounts.conf`, of `cluster` (the routes) and of the administrator.
+        overlay: other settings that differ from the shipped ones.
     """
 
     def __init__(
@@ -144,9 +144,7 @@ class ClusterMember(NatsServer):
         administrator = f"{{ user: {ADMINISTRATOR}, password: {passwords[ADMINISTRATOR]} }}"
         own = (
             Change("cluster.listen", f'"{HOST}:{route_port}"', "the other nodes run on this machine, too"),
-            Change(
-                f"accounts.{ACCOUNT}.users[]", administrator, "who looks after it makes streams and deposes leaders"
-            ),
+            Change(f"accounts.{ACCOUNT}.users[]", administrator, "an administrator makes streams and deposes leaders"),
         )
         super().__init__(data, files=("cluster.conf",), variables=variables, overlay=(*own, *overlay))
         self.server_name = name
@@ -168,7 +166,7 @@ class ClusterMember(NatsServer):
         return bool(self.monitor("/jsz").get("meta_cluster", {}).get("leader"))
 
     def streams(self) -> list[dict[str, Any]]:
-        """What it says about its streams; none when it does not answer."""
+        """Its streams, as its monitoring describes them; empty when it does not answer."""
         accounts = self.monitor(f"/jsz?acc={ACCOUNT}&streams=true").get("account_details") or []
         return [detail for account in accounts for detail in account.get("stream_detail") or []]
 
@@ -178,12 +176,12 @@ def _object(answer: Any) -> dict[str, Any]:
 
 
 class NatsCluster:
-    """Nodes on loopback that form one cluster, with accounts; they are restarted one by one through `servers`.
+    """Nodes on loopback that form one cluster with accounts. `servers` has each of them, to be restarted by itself.
 
     Args:
         data: folder; every member gets a folder of its own below it.
         size: members.
-        overlay: as for `NatsServer`, of every member.
+        overlay: as for `NatsServer`, for every member.
     """
 
     def __init__(self, data: Path, *, size: int = 3, overlay: Overlay = ()) -> None:

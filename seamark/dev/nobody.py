@@ -1,8 +1,8 @@
-"""A user without rights for a server that refuses to run as root, and programs where this user can reach them.
+"""Runs a server that refuses to run as root as a user without rights, who must be able to reach its programs.
 
-A clone often lies below a folder that only root may enter, such as root's home. Capabilities to pass it do not help:
-access(2), which PostgreSQL asks about its programs, ignores those of any user but root. A mount or user namespace would,
-but containers mostly forbid them. So programs that cannot be reached are copied to a place where they can.
+A clone often lies below a folder that only root may enter, such as root's home. Capabilities to enter it do not help:
+PostgreSQL checks its programs with access(2), which ignores the capabilities of any user but root. A mount or user namespace
+would help, but containers mostly forbid them. So programs that this user cannot reach are copied to where the user can.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def nobody_rights() -> Rights:
 
 
 def reachable(installed: PostgresInstallation, link: Path) -> PostgresInstallation:
-    """The installation itself if nobody can run its programs, else a copy of it (25 MB) that nobody can run.
+    """The installation itself if the user `nobody` can run its programs, else a copy of it (25 MB) that this user can run.
 
     Args:
         installed: the installation.
@@ -69,7 +69,7 @@ def remove_copy(link: Path) -> None:
 
 
 def runs(installed: PostgresInstallation) -> bool:
-    """Whether nobody can run its programs: reach, load and execute them."""
+    """Whether the user `nobody` can run its programs: reach, load and execute them."""
     argv = [installed.program("postgres"), "--version"]
     try:
         done = subprocess.run(argv, capture_output=True, timeout=PROBE_SECONDS, check=False, **nobody_rights())
@@ -89,7 +89,7 @@ def _copy_behind(link: Path, installed: PostgresInstallation) -> PostgresInstall
 
 
 def _copied(installed: PostgresInstallation, place: Path, link: Path) -> PostgresInstallation | None:
-    """A copy below `place`; None where it cannot be made, or nobody cannot run it."""
+    """A copy below `place`; None where it cannot be made, or the user `nobody` cannot run it."""
     try:
         root = Path(tempfile.mkdtemp(prefix="seamark-programs-", dir=place))
     except OSError:
@@ -102,7 +102,7 @@ def _copied(installed: PostgresInstallation, place: Path, link: Path) -> Postgre
         _open_to_all(root)
         if runs(copy):
             return copy
-    except OSError:  # no room, for one: the next place may do
+    except OSError:  # there may be no room, for example: the next place may do
         pass
     remove_copy(link)
     return None

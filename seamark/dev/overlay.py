@@ -1,4 +1,4 @@
-"""What an embedded server has otherwise than the shipped configuration: named, value by value, each with its reason."""
+"""The settings of an embedded server that differ from the shipped configuration, each with its value and its reason."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Change:
     """One value that differs from the shipped one.
 
     Attributes:
-        key: the setting. In a nats-server file, blocks are named before it with dots (`jetstream.sync_interval`), and
-            `[]` behind a list (`accounts.SEAMARK.users[]`) puts `value` into it as its first element.
+        key: the setting. In a nats-server file, its blocks come before it, with dots (`jetstream.sync_interval`), and a
+            list with `[]` (`accounts.SEAMARK.users[]`) gets `value` as its first element.
         value: as the server's own configuration writes it.
         reason: why this server must have it so.
     """
@@ -33,12 +33,12 @@ Overlay = tuple[Change, ...]
 
 
 def overlaid_settings(shipped: Mapping[str, str], overlay: Iterable[Change]) -> dict[str, str]:
-    """Settings with an overlay put over them."""
+    """The shipped settings with the changes of an overlay."""
     return {**shipped, **{change.key: change.value for change in overlay}}
 
 
 def with_includes(path: Path) -> str:
-    """A nats-server file with the files it includes written out in their place, as the server reads them."""
+    """The text of a nats-server file, with the text of each included file in its place, as the server reads them."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         found = _INCLUDE.match(line)
@@ -47,9 +47,9 @@ def with_includes(path: Path) -> str:
 
 
 def overlaid_file(text: str, overlay: Iterable[Change]) -> str:
-    """The text of a nats-server file with an overlay put over it.
+    """The text of a nats-server file with the changes of an overlay.
 
-    A value that the file sets is replaced wherever it is set. One that it leaves to the server is added to its block.
+    A value that the file sets is replaced wherever it is set. A value that it does not set is added to its block.
 
     Raises:
         ValueError: the file has no such block or list, or is written in a way this module does not read.

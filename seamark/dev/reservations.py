@@ -1,7 +1,7 @@
-"""Ports that a stack has chosen and nobody listens on yet.
+"""Reserves the ports that a stack has chosen until somebody listens on them.
 
-A port is free until somebody listens, which takes seconds from the choice: stacks that start at the same moment would all
-choose the usual one, and each would take the gateway that answers there for its own.
+Seconds pass between the choice of a port and the first process that listens there. Without a reservation, stacks that start
+at the same moment would all choose the usual port, and each would take the gateway that answers there for its own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from seamark.dev.server import HOST
 
 
 class Reservations:
-    """The ports of one stack; other stacks in this network namespace cannot take them until `close` or the process ends.
+    """The ports of one stack. Other stacks in this network namespace cannot take them before `close` or our end.
 
-    On systems without abstract socket names (all but Linux) nothing is reserved: a port is taken if it is free.
+    Only Linux has the abstract socket names this needs. Elsewhere nothing is reserved: a port is taken if it is free.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Reservations:
         return port
 
     def close(self) -> None:
-        """Give all back."""
+        """Release all ports."""
         for name in self._held.values():
             name.close()
         self._held.clear()

@@ -27,14 +27,14 @@ VALKEY_SETTINGS: Final = {
     "appendonly": "yes",
     "appendfsync": "everysec",
 }
-"""What Seamark wants of its Valkey or Redis."""
+"""The settings that Seamark needs of its Valkey or Redis."""
 
 POSTGRES_SETTINGS: Final = {
     "fsync": "on",
     "synchronous_commit": "on",
     "max_connections": "200",
 }
-"""What Seamark wants of its PostgreSQL: a checkpoint that was committed is there after a crash."""
+"""The settings that Seamark needs of its PostgreSQL: a committed checkpoint is there after a crash."""
 
 
 class Valkey(Server):
@@ -43,7 +43,7 @@ class Valkey(Server):
     Args:
         data: folder for the append-only file and the log.
         port: free one when None.
-        overlay: what it has otherwise.
+        overlay: settings that differ.
     """
 
     def __init__(self, data: Path, *, port: int | None = None, overlay: Overlay = ()) -> None:
@@ -74,14 +74,14 @@ class Valkey(Server):
 class Postgres(Server):
     """One PostgreSQL with `POSTGRES_SETTINGS` and a password, reachable over loopback TCP only.
 
-    PostgreSQL refuses to run as root. Started by root, it runs as `nobody` without any capability: its programs lie where
-    nobody can reach them (`seamark.dev.nobody`), and it is given its folder as an open descriptor, so that nothing else
-    needs other permissions (ADR-0012).
+    PostgreSQL refuses to run as root. Started by root, it runs as the user `nobody` without any capability. Its programs lie
+    where this user can reach them (`seamark.dev.nobody`), and it gets its folder as an open descriptor, so that no other
+    permissions need to change (ADR-0012).
 
     Args:
         data: folder; the cluster is made in `<data>/cluster` at the first start.
         port: free one when None.
-        overlay: what it has otherwise.
+        overlay: settings that differ.
     """
 
     stop_signal = signal.SIGINT  # "fast": roll back and close open connections, do not wait for them
@@ -122,14 +122,16 @@ class Postgres(Server):
         self._installation = postgres_installation()
         if self._as_root:
             if not Path("/proc/self/fd").is_dir():
-                raise ServerFailed("PostgreSQL does not run as root, and without /proc not for root: be another user")
+                raise ServerFailed(
+                    "PostgreSQL does not run as root, and root can start it only where there is /proc: use another user"
+                )
             self._installation = reachable(self._installation, self._copy_link)
         if not self.cluster.exists():
             self._make_cluster(self._installation)
 
     @property
     def _copy_link(self) -> Path:
-        """Leads to the copy of the programs, where one is needed; gone after an orderly end."""
+        """A link to the copy of the programs, where one is needed. An orderly end removes it."""
         return self.data / "programs"
 
     def _make_cluster(self, installation: PostgresInstallation) -> None:
@@ -152,9 +154,9 @@ class Postgres(Server):
 
     @contextlib.contextmanager
     def _given(self, folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """How the server names a folder, and the descriptors it needs for that.
+        """The path by which the server finds a folder, and the descriptors it needs for that.
 
-        Whoever holds a folder open gets into it by /proc/self/fd, whether or not he may pass the folders above.
+        A process that holds a folder open can enter it by /proc/self/fd, even if it may not enter the folders above.
         """
         if not self._as_root:
             yield str(folder), ()
@@ -215,6 +217,6 @@ class Postgres(Server):
         return len(lines) >= 8 and lines[0].strip() == str(self.pid) and lines[7].strip() == "ready"
 
     def stop(self) -> None:
-        """End it in good order; what was copied for it goes with it."""
+        """End it in good order, and remove the copy of its programs."""
         super().stop()
         remove_copy(self._copy_link)

@@ -97,7 +97,7 @@ async def test_a_full_disk_makes_every_role_unready_until_room_is_made_and_the_s
         stack.stop()
 
 
-async def test_writes_that_come_to_nothing_tell_without_a_monitoring_address_until_the_broker_was_restarted(
+async def test_failed_writes_show_a_full_disk_without_a_monitoring_address_until_the_broker_was_restarted(
     disk: Path,
 ) -> None:
     server = NatsServer(disk / "nats")

@@ -1,11 +1,11 @@
 """What is taken and what is refused before anything is done: by address, by user, for want of room."""
 
-import time
 import zlib
 from collections.abc import Mapping
 
 import aiohttp
 import pytest
+from aiohttp.http_parser import DeflateBuffer
 
 from engine.errors import InvalidSetting
 from seamark.dev.servers import NatsServer
@@ -90,17 +90,21 @@ async def test_a_proxy_that_is_no_network_is_refused_at_start(nats_server: NatsS
             raise AssertionError("it started")
 
 
-async def test_a_compressed_body_is_refused_and_never_unpacked(nats_server: NatsServer) -> None:
+async def test_a_compressed_body_is_refused_and_never_unpacked(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked: list[int] = []
+    monkeypatch.setattr(DeflateBuffer, "feed_data", lambda _, data, *rest: unpacked.append(len(data)))
     packing = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packing.compress(b"0" * (1 << 20)) for _ in range(200)) + packing.flush()
-    async with gateway_on(nats_server) as gateway:
-        began = time.process_time()
-        for _ in range(5):
-            async with gateway.http.post(
-                f"{gateway.url}/v1/inbox/read", data=bomb, headers={**bearer(), "Content-Encoding": "gzip"}
-            ) as response:
-                assert (response.status, (await response.json(content_type=None))["field"]) == (415, "Content-Encoding")
-        assert time.process_time() - began < 1.0  # a gigabyte would take three times as long
+    async with (
+        gateway_on(nats_server) as gateway,
+        gateway.http.post(
+            f"{gateway.url}/v1/inbox/read", data=bomb, headers={**bearer(), "Content-Encoding": "gzip"}
+        ) as response,
+    ):
+        assert (response.status, (await response.json(content_type=None))["field"]) == (415, "Content-Encoding")
+    assert unpacked == []
 
 
 @pytest.mark.parametrize(("body", "field"), [

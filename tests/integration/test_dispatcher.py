@@ -48,7 +48,7 @@ async def test_publishing_an_event_again_adds_nothing_even_without_a_message_id(
     assert sorted(entry.id for entry in entries) == ["e1", "e2", "e3"]
 
 
-async def test_what_waits_for_redis_because_it_must_not_repeat_raises_the_alarm_of_a_stall(
+async def test_an_event_that_waits_for_redis_because_it_must_not_repeat_raises_the_alarm_of_a_stall(
     nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stalls, "STALL_SECONDS", 0.5)

@@ -53,7 +53,7 @@ async def test_with_accounts_a_message_id_that_another_publisher_can_foresee_sup
                 assert [answer.duplicate for answer in answers] == [False, True]
 
 
-async def test_where_a_duplicate_may_not_be_looked_at_the_event_is_published_again(
+async def test_an_event_is_published_again_where_its_duplicate_may_not_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_with_accounts(tmp_path / "nats", monkeypatch) as server:
@@ -84,7 +84,7 @@ async def test_without_accounts_a_duplicate_is_looked_at_before_it_is_believed(n
         assert (first.duplicate, again.duplicate, again.seq) == (False, True, first.seq)
 
 
-async def test_what_a_duplicate_duplicates_and_is_gone_is_published_again(nats_server: NatsServer) -> None:
+async def test_an_event_called_a_duplicate_of_one_that_is_gone_is_published_again(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=SMALL)
         events, event = EventStore(broker), encode(to=["alice"], type="x", id="e1")

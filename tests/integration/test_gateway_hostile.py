@@ -104,7 +104,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-async def test_a_request_that_is_none_is_answered_and_logged_in_one_line_that_quotes_nothing_of_it(
+async def test_a_malformed_request_is_answered_and_logged_in_one_line_that_quotes_nothing_of_it(
     nats_server: NatsServer, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     request, status = MALFORMED[case]
@@ -160,7 +160,7 @@ async def test_a_process_without_file_descriptors_is_not_ready(nats_server: Nats
         assert not not_ready(gateway.context)
 
 
-async def test_a_flood_of_requests_that_are_none_holds_up_no_session(nats_server: NatsServer) -> None:
+async def test_a_flood_of_malformed_requests_holds_up_no_session(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway, gateway.device() as device:
         await device.until("live")
         for _ in range(200):

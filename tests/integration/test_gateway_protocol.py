@@ -348,7 +348,7 @@ async def test_a_client_that_answers_pings_stays(nats_server: NatsServer) -> Non
         assert "record" in (await pings).data
 
 
-async def test_the_oldest_of_too_many_sessions_of_a_user_goes_with_4409(nats_server: NatsServer) -> None:
+async def test_the_longest_silent_of_too_many_sessions_of_a_user_goes_with_4409(nats_server: NatsServer) -> None:
     async with (
         gateway_on(nats_server, sessions_per_user=2) as gateway,
         gateway.device(name="one") as one,

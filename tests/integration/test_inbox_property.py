@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import msgspec
@@ -61,6 +61,9 @@ def over_months(stream: list[Delivered]) -> list[Delivered]:
     ]
 
 
+MONTHS: Final = {"one month": list, "several months": over_months}
+
+
 def cuts(total: int, data: st.DataObject) -> list[int]:
     sizes = []
     while total:
@@ -89,10 +92,11 @@ async def fold_in(pool: asyncpg.Pool, make: Any, stream: list[Any], sizes: list[
         at, start = to, start + size
 
 
+@pytest.mark.parametrize("stored_in", MONTHS)
 @many
 @given(drawn=records, data=st.data())
-def test_the_inbox_equals_the_fold_of_the_log(runner, drawn: Any, data: st.DataObject) -> None:
-    log = as_stream(drawn)
+def test_the_inbox_equals_the_fold_of_the_log(runner, drawn: Any, data: st.DataObject, stored_in: str) -> None:
+    log = MONTHS[stored_in](as_stream(drawn))
     sizes = cuts(len(log), data)
 
     async def scenario(pool: asyncpg.Pool) -> None:
@@ -103,42 +107,11 @@ def test_the_inbox_equals_the_fold_of_the_log(runner, drawn: Any, data: st.DataO
     runner(scenario)
 
 
-@many
-@given(drawn=records, data=st.data())
-def test_an_inbox_whose_rows_stand_in_several_months_equals_the_fold_of_the_log(
-    runner, drawn: Any, data: st.DataObject
-) -> None:
-    log = over_months(as_stream(drawn))
-    sizes = cuts(len(log), data)
-
-    async def scenario(pool: asyncpg.Pool) -> None:
-        await empty(pool)
-        await fold_in(pool, lambda pool: InboxStore(pool, 0), log, sizes)
-        assert await stored_inbox(pool) == expected_inbox(log)
-
-    runner(scenario)
-
-
+@pytest.mark.parametrize("stored_in", MONTHS)
 @many
 @given(drawn=receipts, data=st.data())
-def test_deliveries_that_stand_in_several_months_equal_the_fold_of_the_receipts(
-    runner, drawn: Any, data: st.DataObject
-) -> None:
-    stream = over_months(as_stream(drawn, "rcpt.0."))
-    sizes = cuts(len(stream), data)
-
-    async def scenario(pool: asyncpg.Pool) -> None:
-        await empty(pool)
-        await fold_in(pool, lambda pool: DeliveriesStore(pool, 0), stream, sizes)
-        assert await stored_deliveries(pool) == expected_deliveries(stream)
-
-    runner(scenario)
-
-
-@many
-@given(drawn=receipts, data=st.data())
-def test_deliveries_equal_the_fold_of_the_receipts(runner, drawn: Any, data: st.DataObject) -> None:
-    stream = as_stream(drawn, "rcpt.0.")
+def test_deliveries_equal_the_fold_of_the_receipts(runner, drawn: Any, data: st.DataObject, stored_in: str) -> None:
+    stream = MONTHS[stored_in](as_stream(drawn, "rcpt.0."))
     sizes = cuts(len(stream), data)
 
     async def scenario(pool: asyncpg.Pool) -> None:

@@ -112,7 +112,9 @@ async def apart(house: House) -> datetime:
     return over_at
 
 
-async def test_what_is_over_leaves_the_list_and_the_count_and_verify_finds_no_difference(house: House) -> None:
+async def test_rows_whose_time_is_over_leave_the_list_and_the_count_and_verify_finds_no_difference(
+    house: House,
+) -> None:
     await house.append("old")
     await house.fold()
     await house.purge()
@@ -127,7 +129,7 @@ async def test_what_is_over_leaves_the_list_and_the_count_and_verify_finds_no_di
     assert await house.differences() == []
 
 
-async def test_what_the_log_still_holds_stays_whatever_is_set(house: House) -> None:
+async def test_rows_that_the_log_still_holds_stay_whatever_time_is_set(house: House) -> None:
     await RetentionTable(house.pool).set(EVERY_TENANT, 1)
     await house.pool.execute("UPDATE retention SET not_before = NULL")
     await house.append("held")
@@ -169,7 +171,7 @@ async def test_a_rebuild_gives_all_rows_the_time_that_is_set_now(house: House) -
     assert [row["id"] for row in await stored_inbox(house.pool)] == ["a", "b"]
 
 
-async def test_who_dies_between_taking_a_month_out_and_dropping_it_is_followed(house: House) -> None:
+async def test_a_month_whose_projector_died_before_dropping_it_is_dropped_by_the_next_one(house: House) -> None:
     await house.append("old")
     await house.fold()
     await house.purge()
@@ -180,7 +182,7 @@ async def test_who_dies_between_taking_a_month_out_and_dropping_it_is_followed(h
     assert await house.shown() == ([], 0)
 
 
-async def test_a_table_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House) -> None:
+async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House) -> None:
     await house.append("old")
     await house.fold()
     await house.purge()
@@ -204,7 +206,7 @@ async def test_a_table_that_is_being_read_is_not_waited_for_and_goes_the_next_ti
     assert await house.shown() == ([], 0)
 
 
-async def test_of_two_projectors_one_keeps_the_months_and_makes_those_to_come(house: House) -> None:
+async def test_one_of_two_projectors_keeps_the_months_and_makes_those_to_come(house: House) -> None:
     name = f"inbox_1_{later():%Y%m}"
     await house.pool.execute(f"DROP TABLE {name}")
     first, second = house.months(), house.months()
@@ -262,7 +264,7 @@ async def test_a_clock_that_is_wrong_stops_no_projection(pool: asyncpg.Pool) -> 
     assert len(await stored_inbox(pool)) == 2
 
 
-async def test_of_a_user_the_devices_that_acknowledged_last_are_remembered(pool: asyncpg.Pool) -> None:
+async def test_only_the_devices_of_a_user_that_acknowledged_last_are_remembered(pool: asyncpg.Pool) -> None:
     store, at = DeliveriesStore(pool, 0), None
     for start in range(0, 100, 10):
         names = ["phone", *(f"invented-{n}" for n in range(start, start + 10))]

@@ -65,7 +65,7 @@ async def test_a_server_started_from_written_files_has_room_for_every_stream(
     found = size(Demand(rate=1000))
     write(found, tmp_path / "files")
     monkeypatch.setenv("SEAMARK_NATS_FILES", str(tmp_path / "files"))
-    server = NatsServer(tmp_path / "nats", config=tmp_path / "files/server.conf")
+    server = NatsServer(tmp_path / "nats")  # it takes its files from SEAMARK_NATS_FILES
     server.start()
     try:
         async with connected(server.url) as broker:

@@ -62,7 +62,7 @@ def batch(first: int, count: int = 1) -> list[Delivered]:
     ]
 
 
-async def test_a_batch_that_was_stored_though_its_answer_was_lost_is_no_reason_to_step_down(far: Far) -> None:
+async def test_a_stored_batch_whose_answer_was_lost_is_no_reason_to_step_down(far: Far) -> None:
     far.network.to_client.silence()
     handling = asyncio.create_task(far.worker.handle(batch(2)), name="handle")
 
@@ -82,9 +82,7 @@ async def test_a_batch_that_was_stored_though_its_answer_was_lost_is_no_reason_t
     ]
 
 
-async def test_a_batch_of_which_a_part_got_through_is_gone_on_with_where_it_broke_off(
-    far: Far, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_batch_that_broke_off_halfway_goes_on_from_there(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread, "WEIGHT_MAX", 2)
     far.cut_after = 2  # the first of three scripts
     handling = asyncio.create_task(far.worker.handle(batch(2, 6)), name="handle")

@@ -15,8 +15,7 @@ from seamark.client.backoff import Backoff
 from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
 from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore
-from seamark.client.session import Session, Timing
-from seamark.client.token import TokenSource
+from seamark.client.session import Session
 from seamark.client.uplink import Uplink
 from tests.support.network import BadNetwork
 from tests.support.tokens import token
@@ -79,8 +78,8 @@ def _place(cursor: str) -> list[Any]:
 class WatchedUplink(Uplink):
     """Writes down where each session asks to resume, and each ack that goes out."""
 
-    def __init__(self, token: TokenSource, timing: Timing, sessions: Sessions) -> None:
-        super().__init__(token, timing)
+    def __init__(self, sessions: Sessions, *args: Any) -> None:
+        super().__init__(*args)
         self._sessions = sessions
 
     def begins(self, session: Session) -> None:
@@ -106,7 +105,7 @@ class WatchedConnection(Connection):
     def __init__(self, url: str, sessions: Sessions, **options: Any) -> None:
         super().__init__(url, **options)
         self._sessions = sessions
-        self._uplink = WatchedUplink(self._token, self._timing, sessions)
+        self._uplink = WatchedUplink(sessions, self._token, self._timing, lambda: self._receiver.position, self._lost)
 
     async def _handle(self, outcome: Outcome) -> None:
         match outcome:

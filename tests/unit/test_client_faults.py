@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -108,11 +109,13 @@ async def test_closing_waits_for_a_save_under_way_so_that_the_last_one_stays(
 ) -> None:
     class Slow(FileCursor):
         saving = most = 0
+        release = threading.Event()
 
         def _write(self, bookmark: Bookmark) -> None:
             self.saving += 1
             self.most = max(self.most, self.saving)
-            time.sleep(0.3 if bookmark.cursor == "e1.1" else 0)
+            if bookmark.cursor == "e1.1":
+                self.release.wait(10)
             super()._write(bookmark)
             self.saving -= 1
 
@@ -124,8 +127,11 @@ async def test_closing_waits_for_a_save_under_way_so_that_the_last_one_stays(
         while not store.saving:
             await asyncio.sleep(0.001)
         (await anext(records)).ack()
-        await records.close()
-    await asyncio.sleep(0.5)  # a thread that was left alone would be done by now
+        closing = asyncio.create_task(records.close(), name="close")
+        done, _ = await asyncio.wait((closing,), timeout=0.2)
+        store.release.set()
+        await closing
+    assert not done, "the connection was closed with a save under way"
     assert store.most == 1
     assert await store.load() == Bookmark("e1.2")
 

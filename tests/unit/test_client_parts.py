@@ -164,7 +164,7 @@ async def test_a_static_token_that_has_expired_is_final_at_the_first_refusal():
         await source.next()
 
 
-async def test_the_source_is_asked_when_there_is_no_token_or_it_has_expired_or_was_refused_and_not_else():
+async def test_the_source_is_asked_only_when_there_is_no_token_or_it_has_expired_or_was_refused():
     now, given = 1000.0, iter([jwt(exp=1100, n=1), jwt(exp=1200, n=2), jwt(exp=1300, n=3)])
     tokens = TokenSource(lambda: next(given), clock=lambda: now)
     first = await tokens.next()
@@ -187,7 +187,7 @@ async def test_a_token_of_another_user_is_not_used():
     assert tokens.current == alices
 
 
-async def test_what_is_no_token_is_said_to_be_none():
+async def test_a_token_that_is_no_text_is_refused_with_a_clear_error():
     for wrong in (None, "", 5):
         with pytest.raises(TypeError, match="as text"):
             await TokenSource(lambda given=wrong: given).next()

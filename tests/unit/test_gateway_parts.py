@@ -129,7 +129,7 @@ def test_a_live_copy_tells_its_sequence_and_the_one_before() -> None:
     assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12)
 
 
-def test_of_several_sequences_in_the_headers_the_servers_own_counts_which_is_the_last() -> None:
+def test_the_last_of_several_sequences_in_the_headers_counts_as_it_is_the_servers() -> None:
     copied = b"NATS/1.0\r\nNats-Sequence: 4\r\nNats-Last-Sequence: 3\r\n" + HEADERS.removeprefix(b"NATS/1.0\r\n")
     assert live_position(copied) == (17, 12)
     assert live_position(b"NATS/1.0\r\nNats-Sequence: nonsense\r\n\r\n") == (-1, -1)

@@ -49,11 +49,11 @@ def test_what_passes_by_itself_in_postgres_is_an_outage(error):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_fault_in_postgres_is_none(error):
+def test_a_fault_of_postgres_is_not_taken_for_an_outage(error):
     assert isinstance(postgres_failure(error), StoreBroken)
 
 
-def test_what_a_person_wrote_is_not_repeated():
+def test_an_error_repeats_nothing_that_a_person_wrote():
     for error in (
         asyncpg.PostgresError.new({"C": "23505", "M": "duplicate key", "D": "Key (user_id)=(alice) already exists."}),
         asyncpg.DataError("invalid input for query argument $1: 'alice'"),
@@ -61,7 +61,7 @@ def test_what_a_person_wrote_is_not_repeated():
         assert "alice" not in str(postgres_failure(error))
 
 
-def test_redis_is_away_or_refuses():
+def test_an_outage_of_redis_is_told_from_a_fault():
     away = [redis.ConnectionError(), redis.BusyLoadingError(), redis.ReadOnlyError(), redis.ResponseError("BUSY a script"),
             redis.OutOfMemoryError(), OSError(), TimeoutError(), RuntimeError("…; the handler is closed")]  # fmt: skip
     broken = [redis.AuthenticationError(), redis.NoPermissionError(), redis.ResponseError("WRONGTYPE Operation against a key"),

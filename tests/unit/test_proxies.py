@@ -41,6 +41,6 @@ def test_nothing_that_a_client_writes_changes_whose_address_counts(written: list
 
 
 @pytest.mark.parametrize("entry", ["proxy", "10.0.0.0/33", "*", ""])
-def test_what_is_no_network_is_refused_at_start(entry: str) -> None:
+def test_an_entry_that_is_no_network_is_refused_at_start(entry: str) -> None:
     with pytest.raises(ValueError, match="does not appear"):
         Proxies([entry])

@@ -194,7 +194,7 @@ async def test_a_token_that_cannot_be_checked_in_time_is_no_fault_of_the_token()
     assert (window.closed.code, window.closed.reconnect) == (1011, True)
 
 
-async def test_who_says_no_hello_in_time_may_come_back() -> None:
+async def test_a_client_that_says_no_hello_in_time_may_come_back() -> None:
     window = Window()
     session = session_on(window)
     session._follower = None

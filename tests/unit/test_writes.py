@@ -26,7 +26,7 @@ def failing(clock: Clock, seconds: float, subject: str = "events.acme.alice.x") 
     return writes
 
 
-def test_a_stream_whose_writes_come_to_nothing_for_longer_than_an_election_takes_is_said_to_store_nothing() -> None:
+def test_a_stream_whose_writes_fail_for_longer_than_an_election_takes_counts_as_stopped() -> None:
     assert failing(Clock(), UNSTORED_SECONDS).stopped() == {"EVENTS": UNSTORED_SECONDS}
 
 
@@ -43,7 +43,7 @@ def test_a_stored_write_ends_all_doubt_about_its_stream_and_no_other() -> None:
     assert writes.stopped() == {}
 
 
-def test_who_gets_no_traffic_since_he_is_not_ready_becomes_ready_again_by_himself() -> None:
+def test_a_process_that_gets_no_traffic_because_it_is_not_ready_becomes_ready_again_by_itself() -> None:
     clock = Clock()
     writes = failing(clock, UNSTORED_SECONDS)
     clock.now += UNSTORED_DOUBT_SECONDS + 1
