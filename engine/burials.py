@@ -53,7 +53,7 @@ class Burials:
         self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
 
     async def bury(self, dead: Dead) -> None:
-        """Store the letter, or leave its event to be buried later: at once where there is no room, else after 30 s of trying."""
+        """Store the letter, or leave its event to be buried later: at once without room, else after 30 s of trying."""
         seq = dead.delivered.seq
         if self.first is None:
             try:
