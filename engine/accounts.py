@@ -1,4 +1,4 @@
-"""Users of the broker for single tenants: blocks that are added to `nats/accounts.conf`."""
+"""Users of the broker that are made for tenants: the blocks of `nats/accounts.conf` that no file can know beforehand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.errors import TopologyError
 from engine.subjects import encode_token
 
 PUBLISHERS_MARK: Final = "      # Publishers of further tenants stand above this line"
-"""The line of `accounts.conf` in front of which blocks are added."""
+"""The line of `accounts.conf` before which blocks are put."""
 
 _BLOCK: Final = """\
       {{
@@ -71,7 +71,7 @@ def with_publisher(accounts: str, tenant: str) -> str:
     before, mark, after = accounts.partition(PUBLISHERS_MARK)
     if not mark:
         raise TopologyError(
-            f"the file has no line `{PUBLISHERS_MARK.strip()}`",
-            "Add this line behind the user publisher, or paste the block yourself.",
+            f"there is no line `{PUBLISHERS_MARK.strip()}` in it",
+            "Put it behind the user publisher, or paste the block.",
         )
     return f"{before}{publisher_block(tenant)}\n{mark}{after}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine import metrics
 from engine.jetstream import Broker
-from engine.partition import Delivered, Source, Worker
+from engine.partition import Delivered, Source
 from engine.subjects import RECEIPTS_STREAM
 from projections.delivery_state import DEVICES_MAX, Receipts, fold
 from projections.inbox import CHECKPOINT_SECONDS
@@ -162,13 +162,13 @@ def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def deliveries(pool: Pool) -> tuple[Callable[[int], Source], Callable[[Broker, int], Worker]]:
+def deliveries(pool: Pool) -> tuple[Callable[[int], Source], Callable[[Broker, int], ProjectionWorker]]:
     """What the projector needs: where it reads, and who folds."""
 
     def source(p: int) -> Source:
         return Source(RECEIPTS_STREAM, f"deliveries-{p}", f"rcpt.{p}.>")
 
-    def worker(broker: Broker, p: int) -> Worker:
+    def worker(broker: Broker, p: int) -> ProjectionWorker:
         return ProjectionWorker(broker, DELIVERIES, RECEIPTS_STREAM, DeliveriesStore(pool, p), f"rcpt.{p}.>")
 
     return source, worker

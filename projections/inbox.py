@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.jetstream import Broker
-from engine.partition import Delivered, Source, Worker
+from engine.partition import Delivered, Source
 from engine.subjects import log_stream
 from projections.changes import clean
 from projections.inbox_fold import Mark, Row, User, UserChanges, decoded, fold
@@ -105,7 +105,7 @@ class InboxStore:
             return await self._book.read(connection)
 
     async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
-        """Fold `batch` in: one transaction, in which whoever moves the checkpoint is alone.
+        """Fold `batch` in: one transaction, alone from the moment it moves the checkpoint.
 
         So an id stands in the inbox once, although no index covers all months: only the transaction that moves this checkpoint
         adds rows of these users, and it looks for their ids first.
@@ -227,13 +227,13 @@ def _facts(marks: Iterable[Mark]) -> list[list[Any]]:
 
 def inbox(
     pool: Pool, applied: Callable[[list[Row]], None] | None = None
-) -> tuple[Callable[[int], Source], Callable[[Broker, int], Worker]]:
+) -> tuple[Callable[[int], Source], Callable[[Broker, int], ProjectionWorker]]:
     """What the projector needs: where it reads, and who folds."""
 
     def source(p: int) -> Source:
         return Source(log_stream(p), f"inbox-{p}", f"log.{p}.>")
 
-    def worker(broker: Broker, p: int) -> Worker:
+    def worker(broker: Broker, p: int) -> ProjectionWorker:
         return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied), f"log.{p}.>")
 
     return source, worker

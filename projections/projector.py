@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
@@ -14,24 +14,18 @@ from engine.dispatcher import read_partitions
 from engine.errors import ApiError, TopologyError
 from engine.jetstream import Broker
 from engine.limits import PIN_TIMEOUT_SECONDS
-from engine.partition import PartitionReader, Source, Worker
+from engine.partition import PartitionReader, Source
 from engine.tasks import run_until
 from projections import funnel
 from projections.deliveries import deliveries
 from projections.funnel_cohorts import folded_until
 from projections.inbox import inbox
 from projections.months import Months
+from projections.runner import ProjectionWorker
 from projections.unread_worker import unread
 
 if TYPE_CHECKING:
     import asyncpg
-
-
-class Tended(Worker, Protocol):
-    """A worker with something to do beside folding."""
-
-    async def tend(self, reader: PartitionReader) -> None:
-        """Runs beside `reader` for as long as it does; ends by cancellation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +35,12 @@ class Projection:
     Args:
         name: for logs and remedies.
         source: what is read of a partition, and through which durable consumer.
-        worker: makes what folds a partition. One with `tend` has that run beside its reader.
+        worker: makes what folds a partition.
     """
 
     name: str
     source: Callable[[int], Source]
-    worker: Callable[[Broker, int], Worker | Tended]
+    worker: Callable[[Broker, int], ProjectionWorker]
 
 
 def projections(redis: Redis, pool: asyncpg.Pool | None) -> list[Projection]:
@@ -89,12 +83,8 @@ class Projector:
                     reader = PartitionReader(self._broker, source, worker, pin_timeout_seconds=timeout)
                     self.readers.append(reader)
                     tasks.create_task(reader.run(), name=f"read {source.consumer}")
-                    watch_lag = getattr(worker, "watch_lag", None)
-                    if watch_lag is not None:
-                        tasks.create_task(watch_lag(reader), name=f"watch the lag of {source.consumer}")
-                    tend = getattr(worker, "tend", None)
-                    if tend is not None:
-                        tasks.create_task(tend(reader), name=f"tend {source.consumer}")
+                    tasks.create_task(worker.watch_lag(reader), name=f"watch the lag of {source.consumer}")
+                    tasks.create_task(worker.tend(reader), name=f"tend {source.consumer}")
 
 
 async def read_pin_timeout(broker: Broker, source: Source) -> float:

@@ -189,6 +189,9 @@ class ProjectionWorker:
         if self._expected == at or phase is Phase.STANDBY:  # else a batch was folded meanwhile, and has set a newer lag
             self._tell_lag(datetime.fromisoformat(due.time).timestamp() if due is not None else None)
 
+    async def tend(self, reader: PartitionReader) -> None:
+        """What a projection has to do beside folding, for as long as `reader` runs; here nothing. Ends by cancellation."""
+
     async def pass_over(self, seq: int) -> None:
         """Does nothing: a log keeps records for a month and nearly always has some, so its checkpoint moves often enough."""
 

@@ -33,7 +33,7 @@ from projections.changes import NEVER_SHOWN, Change, clean, decode_change
 from projections.repeats import REMEMBERED_MAX, Remembered, fingerprint
 
 UNREAD_MAX: Final = 1000
-"""Notifications remembered for each user: a badge says "1000+" anyway, and 1 000 ids are some 100 KB."""
+"""Unread notifications kept for each user: a badge says "1000+" anyway, and 1 000 ids are some 100 KB."""
 
 FOR_EVER: Final = 1 << 53
 """Expiry, in milliseconds, of what never expires; the largest number that every part of the store represents exactly."""

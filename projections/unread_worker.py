@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from engine import metrics
 from engine.errors import BrokerError
 from engine.jetstream import Broker
-from engine.partition import PartitionReader, Phase, Source, Worker
+from engine.partition import PartitionReader, Phase, Source
 from engine.subjects import log_stream
 from engine.tasks import end_if_cancelled
 from projections.runner import ProjectionWorker
@@ -170,7 +170,7 @@ def _stored_at(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def unread(redis: Redis) -> tuple[Callable[[int], Source], Callable[[Broker, int], Worker]]:
+def unread(redis: Redis) -> tuple[Callable[[int], Source], Callable[[Broker, int], ProjectionWorker]]:
     """What the projector needs: where it reads, and who folds."""
 
     def source(p: int) -> Source:
