@@ -86,6 +86,7 @@ async def test_a_reader_that_lost_its_pin_without_a_word_takes_nobody_elses_when
             await load.publish(1)
             await done(store, load)
             async with reading(one, RecordingWorker(store)) as former:
+                await one.flush()  # it runs, and waits for the pin
                 former._pin = b"of before"
             await load.publish(1)
             await done(store, load)
