@@ -1,4 +1,4 @@
-"""Users of the broker that are made for tenants: the blocks of `nats/accounts.conf` that no file can know beforehand."""
+"""What no file can know of `nats/accounts.conf` beforehand: users that are made for tenants, and how many logs there are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from engine.subjects import encode_token
 
 PUBLISHERS_MARK: Final = "      # Publishers of further tenants stand above this line"
 """The line of `accounts.conf` before which blocks are put."""
+
+_LOG_LAST: Final = re.compile(r'(?P<indent> *).*"(?P<api>\$JS\.API\.[A-Z.]+)\.LOG-(?P<log>\d+)"')
+_LOGS_PER_LINE: Final = 4
 
 _BLOCK: Final = """\
       {{
@@ -75,3 +78,18 @@ def with_publisher(accounts: str, tenant: str) -> str:
             "Put it behind the user publisher, or paste the block.",
         )
     return f"{before}{publisher_block(tenant)}\n{mark}{after}"
+
+
+def with_logs(accounts: str, partitions: int) -> str:
+    """The text of an `accounts.conf` whose lists of logs, which name them one by one, go on to the last of `partitions`."""
+    lines = accounts.split("\n")
+    for index in range(len(lines) - 1, -1, -1):
+        found = _LOG_LAST.fullmatch(lines[index])
+        if found is None or (index + 1 < len(lines) and f'"{found["api"]}.LOG-' in lines[index + 1]):
+            continue
+        missing = [f'"{found["api"]}.LOG-{p}"' for p in range(int(found["log"]) + 1, partitions)]
+        lines[index + 1 : index + 1] = [
+            found["indent"] + ", ".join(missing[start : start + _LOGS_PER_LINE])
+            for start in range(0, len(missing), _LOGS_PER_LINE)
+        ]
+    return "\n".join(lines)

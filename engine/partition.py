@@ -113,7 +113,7 @@ class PartitionReader:
             for subscription in subscriptions:
                 subscription.unsubscribe()
             if self._pin is not None and broker.connected:
-                await self._head.give_back()
+                await self._head.give_back(self._pin)
 
     async def _turn(self) -> None:
         """One decision: the most urgent thing is done."""

@@ -33,12 +33,21 @@ class ReadingHead:
         Raises:
             ApiError, Unavailable, Unanswered: as `Broker.api`.
         """
-        info = await self._broker.api(f"CONSUMER.INFO.{self._name}")
-        return any(group.get("pinned_client_id") for group in info.get("priority_groups") or ())
+        return bool(await self._pins())
 
-    async def give_back(self) -> None:
-        """Give the pin back, so that a standby is chosen at once. After a kill it waits for the pin's time-out."""
+    async def _pins(self, timeout_seconds: float = 5.0) -> list[str]:
+        info = await self._broker.api(f"CONSUMER.INFO.{self._name}", timeout_seconds=timeout_seconds)
+        groups = info.get("priority_groups") or ()
+        return [pin for group in groups if (pin := group.get("pinned_client_id"))]
+
+    async def give_back(self, pin: bytes) -> None:
+        """Give the pin back, so that a standby is chosen at once. After a kill it waits for the pin's time-out.
+
+        Nothing is done if another reader has been chosen meanwhile: it would lose its own pin.
+        """
         try:
+            if pin.decode() not in await self._pins(timeout_seconds=1.0):
+                return
             await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
         except BrokerError as error:
             _log.debug("could not give the pin back", consumer=self._name, error=type(error).__name__)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from engine.accounts import with_logs
 from engine.errors import TopologyError
 from engine.limits import BATCH_MESSAGES_MAX, LINGER_SECONDS
 from engine.topology_files import PARTITIONS_MAX, check_partitions, files_folder, is_log, render
@@ -177,7 +178,8 @@ def size(demand: Demand, *, folder: Path | None = None) -> Sizing:
 def write(sizing: Sizing, target: Path, *, folder: Path | None = None) -> list[Path]:
     """Write the whole folder `nats/` to `target` with these sizes in it, for SEAMARK_NATS_FILES; returns what was changed.
 
-    Only numbers are replaced, so that what people wrote into the files stays. `target` may be the folder itself.
+    Only numbers are replaced, and lists of logs continued, so that what people wrote into the files stays. `target` may be
+    the folder itself.
 
     Raises:
         TopologyError: a file has no such number.
@@ -191,6 +193,11 @@ def write(sizing: Sizing, target: Path, *, folder: Path | None = None) -> list[P
         numbers = {"max_bytes": each.max_bytes, "max_age": round(each.max_age_days * _DAY * 1e9)}
         if _replace(path, {rf'("{name}": )\d+': rf"\g<1>{number}" for name, number in numbers.items()}):
             changed.append(path)
+    accounts = target / "accounts.conf"
+    before = accounts.read_text(encoding="utf-8")
+    if (after := with_logs(before, sizing.partitions)) != before:
+        accounts.write_text(after, encoding="utf-8")
+        changed.append(accounts)
     server = target / "server.conf"
     # What nats-server reads as GB are 2^30 bytes.
     if _replace(server, {r"(?m)^(\s*max_file_store: )\S+": rf"\g<1>{sizing.max_file_store // _GIB}GB"}):

@@ -75,6 +75,25 @@ async def test_a_reader_that_ends_gives_its_pin_back_and_the_standby_goes_on_at_
         assert len(one.nc._subs) == len(one.nc.parser.handlers)
 
 
+async def test_a_reader_that_lost_its_pin_without_a_word_takes_nobody_elses_when_it_ends(
+    nats_server: NatsServer,
+) -> None:
+    async with connected(nats_server.url) as one, connected(nats_server.url) as other:
+        await make_stream(one)
+        store, load = Store(), Load(one)
+        worker = RecordingWorker(store)
+        async with reading(other, worker) as owner:
+            await load.publish(1)
+            await done(store, load)
+            async with reading(one, RecordingWorker(store)) as former:
+                await one.flush()  # it runs, and waits for the pin
+                former._pin = b"of before"
+            await load.publish(1)
+            await done(store, load)
+            assert owner.phase is Phase.READING
+            assert worker.acquired == 1
+
+
 async def test_a_reader_that_ends_while_disconnected_leaves_no_subscription_behind(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker:
         await make_stream(broker)

@@ -103,3 +103,18 @@ def test_written_files_differ_from_the_shipped_ones_in_sizes_and_ages_only(tmp_p
     store = re.search(r"max_file_store: (\d+)GB", (tmp_path / "nats/server.conf").read_text())
     assert store is not None
     assert int(store[1]) << 30 == found.max_file_store
+
+
+def test_roles_may_read_every_log_that_written_files_make(tmp_path: Path) -> None:
+    found = size(replace(SHIPPED, rate=10_000))
+    assert found.partitions == 64
+    write(found, tmp_path / "nats")
+    text, shipped = (folder.joinpath("accounts.conf").read_text() for folder in (tmp_path / "nats", files_folder()))
+    for log in range(64):
+        for method in ("DIRECT.GET", "STREAM.MSG.GET", "STREAM.INFO"):
+            permission = f'"$JS.API.{method}.LOG-{{}}"'
+            assert text.count(permission.format(log)) == shipped.count(permission.format(0)), log
+    assert [line for line in text.splitlines() if line not in shipped.splitlines()] == [
+        line for line in text.splitlines() if re.search(r"LOG-(1[6-9]|[2-6]\d)", line)
+    ]
+    assert write(found, tmp_path / "nats", folder=tmp_path / "nats") == []
