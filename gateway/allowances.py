@@ -118,11 +118,8 @@ class Allowances:
         """
         refusal = self._own(tenant, user, partition, size)
         if refusal is None:
-            refusal = await self._shared(tenant, user, partition, size)
-        if refusal is None:
-            self._own_user.take((tenant, user), size)
-            self._own_tenants[partition].take(tenant, size)
-        else:
+            refusal = await self._charge(tenant, user, partition, size)
+        if refusal is not None:
             metrics.gateway_state_records.labels(f"refused_{refusal.whose}").inc()
         return refusal
 
@@ -132,6 +129,20 @@ class Allowances:
         if wait := self._own_tenants[partition].wait_seconds(tenant, size):
             return Refusal("tenant", wait)
         return None
+
+    async def _charge(self, tenant: str, user: str, partition: int, size: int) -> Refusal | None:
+        """Count for this process, then for all. In that order: those who come while Redis is silent find it counted."""
+        self._own_user.take((tenant, user), size)
+        self._own_tenants[partition].take(tenant, size)
+        granted = False
+        try:
+            refusal = await self._shared(tenant, user, partition, size)
+            granted = refusal is None
+        finally:
+            if not granted:
+                self._own_user.give_back((tenant, user), size)
+                self._own_tenants[partition].give_back(tenant, size)
+        return refusal
 
     async def _shared(self, tenant: str, user: str, partition: int, size: int) -> Refusal | None:
         if self._script is None or time.monotonic() < self._away_until:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import resource
+import sys
 from typing import Final
 
 import structlog
@@ -21,6 +22,9 @@ _log = structlog.get_logger("seamark.descriptors")
 
 LOOK_SECONDS: Final = 1.0
 """Between two tries: some microseconds each."""
+
+MOST_GIVEN: Final = (65_536, 10_240)
+"""Asked for where the system calls more unlimited than it gives: macOS gives 10 240, and 256 to whoever asks for nothing."""
 
 
 class Descriptors:
@@ -74,14 +78,17 @@ def _one_left() -> bool:
 
 def limit() -> int:
     """How many files this process may have open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> None:
     """Raise the limit of open files as far as the system allows. For a process that serves nothing but a gateway."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(OSError, ValueError):  # some systems report a higher maximum than they allow
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for wanted in (most, *MOST_GIVEN) if most == resource.RLIM_INFINITY else (most,):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return
 
 
 def sessions_within_limit(wanted: int) -> int:

@@ -96,6 +96,31 @@ async def test_while_redis_is_away_each_gateway_holds_the_bound_by_itself(valkey
         assert refusal.wait_seconds == pytest.approx(200 / 0.001, rel=0.01)
 
 
+async def test_requests_that_come_while_redis_is_silent_are_granted_no_more_together_than_one_by_one(
+    valkey: Valkey,
+) -> None:
+    async with Redis.from_url(valkey.url, socket_timeout=None) as redis:
+        allowances = Allowances(redis, Allowance(1_000, 0.001), [Allowance(1_500, 0.001)])
+        assert await allowances.take("acme", "alice", 0, 100) is None
+        valkey.suspend()
+        try:
+            many = await asyncio.gather(*(allowances.take("acme", "alice", 0, 100) for _ in range(50)))
+            others = await asyncio.gather(*(allowances.take("acme", f"u{n}", 0, 100) for n in range(50)))
+        finally:
+            valkey.resume()
+    assert [refusal.whose for refusal in many if refusal is not None] == ["user"] * 41
+    assert [refusal.whose for refusal in others if refusal is not None] == ["tenant"] * 45
+
+
+async def test_what_redis_refuses_is_not_counted_by_the_process_either(valkey: Valkey) -> None:
+    async with Redis.from_url(valkey.url, socket_timeout=None) as redis:
+        one, two = (Allowances(redis, Allowance(1_000, 0.001), [Allowance(1e6, 1)]) for _ in range(2))
+        assert await one.take("acme", "alice", 0, 900) is None
+        assert (await two.take("acme", "alice", 0, 900)) is not None
+        await redis.flushall()
+        assert await two.take("acme", "alice", 0, 900) is None
+
+
 async def test_after_a_silence_of_redis_gateways_count_together_again(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
