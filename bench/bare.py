@@ -10,7 +10,7 @@ from aiohttp import web
 
 from bench.machine import raise_file_limit
 from bench.processes import say
-from seamark.process import GC_THRESHOLDS
+from ops.process import GC_THRESHOLDS
 
 
 async def _websocket(request: web.Request) -> web.WebSocketResponse:

@@ -7,10 +7,10 @@ import asyncpg
 from redis.asyncio import Redis
 
 from bench.stack import PARTITIONS, Stack
-from engine.subjects import RECEIPTS_STREAM, log_stream
-from projections.deliveries import DELIVERIES
-from projections.inbox import INBOX
-from projections.unread import FIRST_VERSION, meta_key
+from projections.deliveries.table import DELIVERIES
+from projections.inbox.table import INBOX
+from projections.unread.store import FIRST_VERSION, meta_key
+from seamark.protocol.subjects import RECEIPTS_STREAM, log_stream
 
 _POSITIONS = "SELECT projection, partition, seq FROM projection_checkpoints"
 

@@ -13,7 +13,7 @@ import msgspec
 from bench.processes import Worker, running
 from bench.stack import READY_SECONDS, Stack
 from bench.swarm import STEP_SECONDS, Settings
-from seamark.dev.child import free_port
+from ops.dev.child import free_port
 
 CONNECT_SECONDS_MAX = 180.0
 

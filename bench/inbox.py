@@ -10,12 +10,12 @@ from typing import Any
 import asyncpg
 
 from bench.report import milliseconds, percentile, progress
-from engine.partition import Delivered
-from projections.inbox import InboxStore
-from projections.inbox_queries import Filter, InboxQueries
+from engine.partition.reader import Delivered
+from ops.dev.servers import Postgres
+from ops.migrate import migrate
+from projections.inbox.queries import Filter, InboxQueries
+from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
-from seamark.dev.servers import Postgres
-from seamark.migrate import migrate
 
 BATCH = 2_000
 EPOCH = "benchmrk"

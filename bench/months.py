@@ -13,11 +13,11 @@ from redis.asyncio import Redis
 from bench.machine import cpu_seconds
 from bench.report import per_unit, progress
 from bench.stack import PARTITIONS, TENANT, stack
-from engine.subjects import log_stream
-from projections.months import Months
-from projections.rebuild import Rebuild
-from seamark.dev.servers import Postgres
-from seamark.migrate import migrate
+from ops.dev.servers import Postgres
+from ops.migrate import migrate
+from projections.rebuild.tables import Rebuild
+from projections.retention.months import Months
+from seamark.protocol.subjects import log_stream
 
 FILL_ROWS = 500_000
 """Rows that one statement writes."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from seamark.dev.child import death_signal_setter
+from ops.dev.child import death_signal_setter
 
 LINE_BYTES_MAX = 64 << 20
 STOP_SECONDS = 30.0

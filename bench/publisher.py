@@ -9,7 +9,7 @@ import uvloop
 
 from bench.load import event
 from bench.processes import say
-from engine.jetstream import NatsSettings, connect
+from engine.broker.jetstream import NatsSettings, connect
 
 BATCHES_IN_FLIGHT = 4
 """A service that waits for each batch would measure the round trip; more would hide that the broker does not keep up."""

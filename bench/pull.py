@@ -3,9 +3,9 @@
 import asyncio
 import time
 
-from engine.jetstream import Broker
+from engine.broker.jetstream import Broker
 from engine.limits import PULL_BATCH
-from engine.subjects import log_stream
+from seamark.protocol.subjects import log_stream
 
 PULL_SECONDS_MAX = 300.0
 _BODY = b'{"batch":%d,"expires":10000000000}' % PULL_BATCH

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from engine.jetstream import Broker
+from engine.broker.jetstream import Broker
 
 _KINDS = {
     b"$JS.API.DIRECT.GET.": "direct_get",

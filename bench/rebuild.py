@@ -13,7 +13,7 @@ from bench.pull import bare_pull
 from bench.report import per_unit, progress
 from bench.stack import PARTITIONS, TENANT, Stack, stack
 from bench.tables import rebuild_tables
-from projections.unread import FIRST_VERSION, meta_key
+from projections.unread.store import FIRST_VERSION, meta_key
 
 REBUILD_SECONDS_MAX = 300.0
 POLL_SECONDS = 0.02

@@ -13,8 +13,8 @@ from bench.machine import cpu_seconds
 from bench.publisher import Settings
 from bench.report import per_unit, progress
 from bench.stack import PARTITIONS, TENANT, Stack, stack
-from engine.jetstream import Outgoing
-from engine.subjects import encode_token, partition_of
+from engine.broker.jetstream import Outgoing
+from seamark.protocol.subjects import encode_token, partition_of
 
 OTHERS_PER_SECOND = 500
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.processes import Worker, running
-from engine import topology
-from engine.jetstream import Broker, NatsSettings, connect
-from engine.subjects import log_stream
-from seamark.dev.child import free_port
-from seamark.dev.servers import Change, NatsServer, Overlay, Postgres, Valkey
-from seamark.migrate import migrate
+from engine.broker.jetstream import Broker, NatsSettings, connect
+from engine.topology import server as topology
+from ops.dev.child import free_port
+from ops.dev.servers import Change, NatsServer, Overlay, Postgres, Valkey
+from ops.migrate import migrate
+from seamark.protocol.subjects import log_stream
 
 PARTITIONS = 4
 TENANT = "default"
@@ -80,7 +80,7 @@ class Stack:
             if self.postgres is not None:
                 env["SEAMARK_POSTGRES_URL"] = self.postgres.url
             log = self.folder / f"{role}-{number}.log"
-            arguments = ["-m", "seamark", role, *(["--processes", "1"] if role == "gateway" else [])]
+            arguments = ["-m", "ops", role, *(["--processes", "1"] if role == "gateway" else [])]
             worker = await self._exits.enter_async_context(running(role, arguments, log, env=env, speaks=False))
             await worker.until(lambda port=health: _is_ready(port), READY_SECONDS)
             self.roles.setdefault(role, []).append(worker)

@@ -16,8 +16,8 @@ from bench.machine import cpu_seconds
 from bench.publisher import Settings
 from bench.report import per_unit, progress
 from bench.stack import PARTITIONS, Stack, stack
-from engine.logwriter import read_mark
-from engine.subjects import EVENTS_STREAM
+from engine.log.writer import read_mark
+from seamark.protocol.subjects import EVENTS_STREAM
 
 HELD_P99_SECONDS = 0.5
 LAG_MAX = 1000

@@ -12,11 +12,11 @@ from bench.load import commit_all
 from bench.machine import cpu_seconds
 from bench.report import per_unit, progress
 from bench.stack import PARTITIONS, TENANT
-from engine.jetstream import Broker, Outgoing
-from engine.subjects import encode_token, log_stream, partition_of, receipt_subject
-from projections.rebuild import Rebuild
-from seamark.dev.servers import Postgres
-from seamark.migrate import migrate
+from engine.broker.jetstream import Broker, Outgoing
+from ops.dev.servers import Postgres
+from ops.migrate import migrate
+from projections.rebuild.tables import Rebuild
+from seamark.protocol.subjects import encode_token, log_stream, partition_of, receipt_subject
 
 RANGE = 10
 """Records that one receipt of a gateway covers here: three a second, told once a second, from a few devices."""

@@ -17,8 +17,8 @@ from bench.load import bare_records, commit_all
 from bench.report import progress
 from bench.stack import PARTITIONS, TENANT, Stack, stack
 from bench.tables import write_receipts
-from projections.rebuild import Rebuild
-from projections.unread_rebuild import rebuild_unread
+from projections.rebuild.tables import Rebuild
+from projections.rebuild.unread import rebuild_unread
 
 CHUNK = 100_000
 """Records in memory at a time while the logs are filled."""
@@ -63,9 +63,7 @@ async def _verify(bench: Stack, name: str, *, restart: bool) -> dict[str, Any]:
     env = {**os.environ, "SEAMARK_NATS_URL": bench.nats.url, "SEAMARK_REDIS_URL": bench.valkey.url,
            "SEAMARK_POSTGRES_URL": bench.postgres.url}  # fmt: skip
     started = time.perf_counter()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "seamark", "verify", name, "--json"], env=env, stdout=subprocess.PIPE
-    )
+    child = subprocess.Popen([sys.executable, "-m", "ops", "verify", name, "--json"], env=env, stdout=subprocess.PIPE)
     working = asyncio.create_task(asyncio.to_thread(_wait, child), name="verify")
     if restart:
         await asyncio.sleep(2.0)

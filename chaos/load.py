@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chaos.ledger import Ledger
-from engine import events
+from engine.broker.jetstream import Broker, Stored, StreamState
 from engine.errors import ApiError, Unanswered, Unavailable
-from engine.jetstream import Broker, Stored, StreamState
-from engine.marks import decode_mark
-from engine.subjects import EVENTS_STREAM, log_stream, mark_subject
+from engine.log.marks import decode_mark
+from seamark.protocol import events
+from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
 
 PUBLISHERS = 8
 PAGE_BYTES = 8 << 20

@@ -2,38 +2,7 @@
 
 from __future__ import annotations
 
-TOKEN_BYTES_MAX = 128
-"""Encoded bytes of a tenant, user or key: subjects stay readable and a subject of six tokens stays below 1 KiB."""
-
-EVENT_ID_BYTES_MAX = 128
-"""Ids travel in headers, Redis keys and URLs; 128 holds every common id scheme with a prefix."""
-
-EVENT_TYPE_BYTES_MAX = 128
-"""The type is the tail of the subject."""
-
-EVENT_BYTES_MAX = 1 << 20
-"""EVENTS `max_msg_size`: body and headers of one event."""
-
-EVENT_DATA_BYTES_MAX = 256 << 10
-"""`data` is copied into one record per recipient; 256 KiB is past any payload a device should show."""
-
-DATA_DEPTH_MAX = 100
-"""Nesting of `data`: readers recurse, each with another stack, so what one of them can read all must be able to."""
-
-LABEL_CHARS_MAX = 128
-"""`category`, `collapse_key` and names of channels are copied into every record of the event, like `data`."""
-
-CHANNELS_MAX = 16
-"""Channels named in one event: more than there are."""
-
-RECORD_BYTES_MAX = 1 << 20
-"""One record: the limits above keep it far below; the broker would close the connection over one above `max_payload`."""
-
-RECIPIENTS_MAX = 10_000
-"""Users named in one event. Above it one event would hold its partition for more than about a second."""
-
-FANOUT_BYTES_MAX = 64 << 20
-"""`data` bytes x recipients of one event: the same bound seen in bytes."""
+from seamark.protocol.limits import EVENT_BYTES_MAX, RECORD_BYTES_MAX
 
 BATCH_MESSAGES_MAX = 1000
 """The server's limit for one atomic batch (10199 above it), the mark included."""
@@ -111,7 +80,6 @@ OUTBOUND_BYTES_MAX = 64 << 20
 
 assert LETTER_SECONDS < PIN_TIMEOUT_SECONDS, "whoever waits for a letter must not lose its partition by that"
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
-assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"
 assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many users must be one the server takes"
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
 assert PULL_BATCH <= PULL_MESSAGES_MAX, "a pull must be one the server takes"

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from aiohttp import web
 
-from engine.brokerhealth import BrokerHealth
-from engine.jetstream import Broker
-from engine.subjects import encode_token, partition_of
-from gateway.auth import Verifier
-from gateway.buckets import Buckets
+from engine.broker.health import BrokerHealth
+from engine.broker.jetstream import Broker
+from gateway.access.auth import Verifier
+from gateway.access.buckets import Buckets
+from gateway.access.origins import Origins
+from gateway.access.proxies import Proxies
 from gateway.descriptors import Descriptors
+from gateway.join.port import FeedCounters, Snapshot
 from gateway.limits import REQUESTS_PER_MINUTE
-from gateway.live import Live
+from gateway.log.live import Live
+from gateway.log.partition import Partition
 from gateway.options import Times
-from gateway.origins import Origins
-from gateway.outlet import Flusher
-from gateway.partition import Partition
-from gateway.port import FeedCounters, Snapshot
-from gateway.proxies import Proxies
-from gateway.receipts import Receipts
-from gateway.sessions import Sessions
-from gateway.state_records import StateRecords
-from gateway.tables import Tables
-from gateway.wheel import Wheel
+from gateway.session.outlet import Flusher
+from gateway.session.receipts import Receipts
+from gateway.session.registry import Sessions
+from gateway.session.state_records import StateRecords
+from gateway.session.wheel import Wheel
+from gateway.stores.tables import Tables
+from seamark.protocol.subjects import encode_token, partition_of
 
 if TYPE_CHECKING:
-    from gateway.admission import Handshakes
+    from gateway.access.admission import Handshakes
 
 _log = structlog.get_logger("seamark.context")
 

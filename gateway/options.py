@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.jetstream import NatsSettings
+from engine.broker.jetstream import NatsSettings
 from gateway.limits import (
     HELLO_SECONDS,
     PING_SECONDS,

@@ -13,43 +13,47 @@ from msgspec import Raw
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from engine.brokerhealth import BrokerHealth, watched
-from engine.cursor import Cursor
+from engine.broker.health import BrokerHealth, watched
+from engine.broker.jetstream import Broker, StreamState, connect
 from engine.errors import ApiError, InvalidSetting, TopologyError
-from engine.jetstream import Broker, StreamState, connect
 from engine.settings import cannot_listen
-from engine.subjects import EVENTS_STREAM, encode_token, log_stream
-from engine.topology_check import report_start
-from gateway import cors, inbox_api, inbox_page, poll, proof_api, sse, ws
-from gateway.admission import Handshakes
-from gateway.allowances import Allowances, tenant_allowance, user_allowance
-from gateway.api_keys import ApiKeys, PostgresKeys
-from gateway.auth import Verifier
-from gateway.connection import Runner
+from engine.topology.check import report_start
+from gateway.access.admission import Handshakes
+from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
+from gateway.access.api_keys import ApiKeys, PostgresKeys
+from gateway.access.auth import Verifier
+from gateway.access.jwks import Keys, KeySet, SharedSecret
+from gateway.access.origins import Origins
+from gateway.access.proxies import Proxies
+from gateway.api import inbox as inbox_api
+from gateway.api import inbox_page
+from gateway.api import proof as proof_api
+from gateway.api.dev_page import DevPage, dev_routes
+from gateway.api.events import EventsApi
+from gateway.carriers import poll, sse, ws
+from gateway.carriers.connection import Runner
 from gateway.context import CONTEXT, Context
-from gateway.counters import FeedCollector
 from gateway.descriptors import sessions_within_limit
-from gateway.dev_page import DevPage, dev_routes
 from gateway.drain import CLOSE_SECONDS, drain
-from gateway.events_api import EventsApi
 from gateway.health import healthz, readyz
-from gateway.jwks import Keys, KeySet, SharedSecret
+from gateway.http import cors
+from gateway.http.problems import as_problems
+from gateway.join.counters import FeedCollector
+from gateway.join.port import Snapshot
 from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, SNAPSHOT_BYTES
-from gateway.live import Live
+from gateway.log.live import Live
+from gateway.log.partition import Partition
 from gateway.options import GatewayOptions
-from gateway.origins import Origins
-from gateway.outlet import Flusher
-from gateway.partition import Partition
-from gateway.port import Snapshot
-from gateway.problems import as_problems
-from gateway.proxies import Proxies
-from gateway.receipts import Receipts
-from gateway.sessions import Sessions
-from gateway.state_records import StateRecords
-from gateway.tables import NotRead, open_tables
-from gateway.wheel import Wheel
-from projections.inbox_queries import Page
+from gateway.session.outlet import Flusher
+from gateway.session.receipts import Receipts
+from gateway.session.registry import Sessions
+from gateway.session.state_records import StateRecords
+from gateway.session.wheel import Wheel
+from gateway.stores.tables import NotRead, open_tables
+from projections.inbox.queries import Page
 from projections.queries import Queries
+from seamark.protocol.cursor import Cursor
+from seamark.protocol.subjects import EVENTS_STREAM, encode_token, log_stream
 
 _NO_SUCH_STREAM = 10059
 
@@ -111,7 +115,7 @@ async def _open(site: web.TCPSite, host: str, port: int) -> None:
 
 
 def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | None) -> web.Application:
-    """The application; it runs under `gateway.connection.Runner`."""
+    """The application; it runs under `gateway.carriers.connection.Runner`."""
     app = web.Application(middlewares=[as_problems, cors.preflight], client_max_size=1 << 20)
     app[CONTEXT] = context
     app.add_routes(

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
-from engine.dispatcher import read_partitions
+from engine.broker.jetstream import Broker
+from engine.dispatch.dispatcher import read_partitions
 from engine.errors import ApiError, TopologyError
-from engine.jetstream import Broker
 from engine.limits import PIN_TIMEOUT_SECONDS
-from engine.partition import PartitionReader, Source
+from engine.partition.reader import PartitionReader, Source
 from engine.tasks import run_until
-from projections import funnel
-from projections.deliveries import deliveries
-from projections.funnel_cohorts import folded_until
-from projections.inbox import inbox
-from projections.months import Months
+from projections.deliveries.table import deliveries
+from projections.funnel import counts as funnel
+from projections.funnel.cohorts import folded_until
+from projections.inbox.table import inbox
+from projections.retention.months import Months
 from projections.runner import ProjectionWorker
-from projections.unread_worker import unread
+from projections.unread.worker import unread
 
 if TYPE_CHECKING:
     import asyncpg

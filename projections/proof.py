@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from engine.records import Record, decode_record
-from engine.subjects import EVENTS_STREAM, RECEIPTS_STREAM
-from projections.postgres import QUERY_SECONDS, asking
+from projections.postgres.versions import QUERY_SECONDS, asking
+from seamark.protocol.records import Record, decode_record
+from seamark.protocol.subjects import EVENTS_STREAM, RECEIPTS_STREAM
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from projections.postgres import Pool
+    from projections.postgres.versions import Pool
 
 USERS_MAX: Final = 20
 """Users of one event shown at a time; name one for more."""

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from engine.subjects import encode_token, partition_of
 from projections.store import Checkpoint
-from projections.unread_frames import told
-from projections.unread_reader import UnreadReader
+from projections.unread.frames import told
+from projections.unread.reader import UnreadReader
+from seamark.protocol.subjects import encode_token, partition_of
 
 
 class UnreadCount(msgspec.Struct, frozen=True):

@@ -10,13 +10,13 @@ from typing import Any, Final
 import msgspec
 from nats.nuid import NUID
 
-from engine import wire
+from engine.broker import wire
+from engine.broker.jetstream import Broker
 from engine.errors import ApiError, BrokerError, TopologyError, Unanswered
-from engine.incarnations import reaching
-from engine.jetstream import Broker
 from engine.limits import PULL_MESSAGES_MAX
-from engine.partition import Delivered
-from projections.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN
+from engine.log.incarnations import reaching
+from engine.partition.reader import Delivered
+from projections.postgres.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN
 
 BATCH: Final = 2000
 """Messages handed out at most at a time. More than that is kept on order, by pulls of `PULL_MESSAGES_MAX` at most."""

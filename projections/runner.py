@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 import structlog
 
 from engine import metrics
-from engine.errors import PartitionStopped, SeamarkError, StepDown
-from engine.incarnations import CLOCKS, reaching, stream_of
-from engine.jetstream import Broker, StreamState
-from engine.partition import Delivered, PartitionReader, Phase
+from engine.broker.jetstream import Broker, StreamState
+from engine.errors import PartitionStopped, StepDown
+from engine.log.incarnations import CLOCKS, reaching, stream_of
+from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
 from projections.store import Checkpoint, StoppingStore, Store, StoreUnavailable
+from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.projection")
 

@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from engine.errors import BrokerError, PartitionStopped, SeamarkError, StepDown
-from engine.partition import Delivered
+from engine.errors import BrokerError, PartitionStopped, StepDown
+from engine.partition.reader import Delivered
+from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.projection")
 

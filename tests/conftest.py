@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import uvloop
 
-from seamark.dev import child
+from ops.dev import child
 from tests.support.servers import (
     fresh_nats_server,
     nats_cluster,

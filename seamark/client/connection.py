@@ -10,7 +10,6 @@ from typing import Final, Self
 
 import aiohttp
 
-from engine.cursor import parse_cursor
 from seamark.client.backoff import Backoff
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
@@ -24,6 +23,7 @@ from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, R
 from seamark.client.session import End, Session, Timing, endpoint
 from seamark.client.token import Owner, TokenCallable, TokenSource
 from seamark.client.uplink import Uplink
+from seamark.protocol.cursor import parse_cursor
 
 log = logging.getLogger("seamark.client")
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from engine.errors import SeamarkError
+from seamark.protocol.errors import SeamarkError
 
 
 class BadCursorFile(SeamarkError):

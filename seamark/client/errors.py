@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import SeamarkError
+from seamark.protocol.errors import SeamarkError
 
 
 class ClientError(SeamarkError):

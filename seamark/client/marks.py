@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from engine.cursor import Cursor, parse_cursor
+from seamark.protocol.cursor import Cursor, parse_cursor
 
 READ_IDS_MAX: Final = 200
 """Ids in one `read` frame: 200 ids of 128 bytes stay well below the 64 KiB a gateway accepts in a frame."""

@@ -13,16 +13,16 @@ import msgspec
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from yarl import URL
 
-from engine.addresses import inbox_prefix_of
-from engine.errors import InvalidEvent
-from engine.events import Encoded, Event, encode
-from engine.eventstore import EventStore
-from engine.jetstream import Broker, NatsSettings
-from engine.jetstream import connect as connect_broker
+from engine.broker.addresses import inbox_prefix_of
+from engine.broker.eventstore import EventStore
+from engine.broker.jetstream import Broker, NatsSettings
+from engine.broker.jetstream import connect as connect_broker
 from engine.limits import APPEND_BUDGET_SECONDS
-from engine.subjects import parse_stored_event
 from seamark.client.backoff import Backoff
 from seamark.client.errors import ConnectionClosed, PublishFailed, PublishRefused
+from seamark.protocol.errors import InvalidEvent
+from seamark.protocol.events import Encoded, Event, encode
+from seamark.protocol.subjects import parse_stored_event
 
 REQUEST_SECONDS: Final = 15.0
 """Deadline of one HTTP attempt: longer than the gateway itself tries to have an event stored."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cursor import START, Cursor, parse_cursor
-from engine.errors import InvalidCursor
 from seamark.client.frames import (
     Bye,
     ErrorFrame,
@@ -25,6 +23,8 @@ from seamark.client.frames import (
     Skip,
     UnreadFrame,
 )
+from seamark.protocol.cursor import START, Cursor, parse_cursor
+from seamark.protocol.errors import InvalidCursor
 
 
 @dataclass(frozen=True, slots=True)

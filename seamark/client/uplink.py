@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from engine.cursor import Cursor
 from seamark.client.errors import ClientError, UserChanged
 from seamark.client.frames import RecordFrame, ResetFrame, encode
 from seamark.client.marks import READ_IDS_WAITING_MAX, Lost, Marks, check_id
 from seamark.client.session import Session, Timing
 from seamark.client.token import TokenSource
+from seamark.protocol.cursor import Cursor
 
 log = logging.getLogger("seamark.client")
 

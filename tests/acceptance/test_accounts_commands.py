@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import topology
-from engine.jetstream import connect
-from engine.topology_files import Overrides
+from engine.broker.jetstream import connect
+from engine.topology import server as topology
+from engine.topology.files import Overrides
+from ops.dev.servers import NatsServer
 from seamark import Publisher
-from seamark.dev.servers import NatsServer
 from tests.support.devstack import ROOT
 from tests.support.topology import password, running_with_accounts, settings_for
 
@@ -41,7 +41,7 @@ def with_login(url: str, user: str) -> str:
 
 
 def seamark(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "seamark", *words, "--json"]
+    argv = [sys.executable, "-m", "ops", *words, "--json"]
     return subprocess.run(argv, cwd=folder, env=ENV | env, capture_output=True, text=True, timeout=50)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from seamark.cli.target import shown
-from seamark.cli.token import sign
-from seamark.dev.child import free_port
-from seamark.exitcode import MISCONFIGURED
+from ops.cli.target import shown
+from ops.cli.token import sign
+from ops.dev.child import free_port
+from ops.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT
 
 ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
@@ -19,7 +19,7 @@ ENV = {key: value for key, value in os.environ.items() if not key.startswith("SE
 
 def seamark(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "seamark", *words],
+        [sys.executable, "-m", "ops", *words],
         cwd=folder,
         env=ENV | env,
         capture_output=True,
@@ -43,7 +43,7 @@ def test_tail_says_when_it_is_not_connected_and_goes_on_trying(tmp_path: Path) -
     (tmp_path / "token").write_text("x")
     url = f"http://127.0.0.1:{free_port()}"
     with subprocess.Popen(
-        [sys.executable, "-m", "seamark", "tail", "alice", "--url", url, "--token-file", "token", "--json"],
+        [sys.executable, "-m", "ops", "tail", "alice", "--url", url, "--token-file", "token", "--json"],
         cwd=tmp_path,
         env=ENV,
         stdout=subprocess.PIPE,

@@ -9,9 +9,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.api_keys import PostgresKeys
-from gateway.key_table import hash_of
-from seamark.exitcode import MISCONFIGURED
+from gateway.access.api_keys import PostgresKeys
+from gateway.access.key_table import hash_of
+from ops.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT
 
 ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
@@ -19,7 +19,7 @@ ENV = {key: value for key, value in os.environ.items() if not key.startswith("SE
 
 def seamark(*words: str, url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "seamark", *words],
+        [sys.executable, "-m", "ops", *words],
         env=ENV | {"SEAMARK_POSTGRES_URL": url},
         capture_output=True,
         text=True,
@@ -112,7 +112,7 @@ def test_the_package_that_only_migrations_need_is_named(postgres: str, tmp_path:
     (tmp_path / "alembic").mkdir()
     (tmp_path / "alembic/__init__.py").write_text("raise ModuleNotFoundError(name='alembic')")
     done = subprocess.run(
-        [sys.executable, "-m", "seamark", "migrate"],
+        [sys.executable, "-m", "ops", "migrate"],
         env=ENV | {"SEAMARK_POSTGRES_URL": postgres, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,

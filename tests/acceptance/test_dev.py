@@ -20,9 +20,9 @@ from typing import TextIO
 import psutil
 import pytest
 
-from engine.subjects import log_subject, partition_of
-from seamark.dev.servers import NatsServer, Valkey
-from seamark.exitcode import MISCONFIGURED
+from ops.dev.servers import NatsServer, Valkey
+from ops.exitcode import MISCONFIGURED
+from seamark.protocol.subjects import log_subject, partition_of
 from tests.support.devstack import ROOT, Stack
 from tests.support.logs import all_records, connected, eventually
 
@@ -128,7 +128,7 @@ def test_keys_to_the_stack_are_readable_by_its_owner_only(stack: Stack) -> None:
 
 
 def test_a_second_stack_on_the_same_data_says_so(stack: Stack) -> None:
-    argv = [sys.executable, "-m", "seamark", "dev"]
+    argv = [sys.executable, "-m", "ops", "dev"]
     done = subprocess.run(argv, cwd=stack.folder, env=stack.env, capture_output=True, text=True, timeout=30)
     assert done.returncode == MISCONFIGURED
     assert "a stack already runs" in done.stderr
@@ -136,7 +136,7 @@ def test_a_second_stack_on_the_same_data_says_so(stack: Stack) -> None:
 
 def test_without_a_stack_a_command_names_the_remedy(tmp_path: Path) -> None:
     env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
-    argv = [sys.executable, "-m", "seamark", "tail", "alice"]
+    argv = [sys.executable, "-m", "ops", "tail", "alice"]
     done = subprocess.run(
         argv, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
     )
@@ -217,7 +217,7 @@ def test_a_port_that_is_taken_starts_nothing_and_is_named(tmp_path: Path) -> Non
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         stack.words = ["--port", str(taken.getsockname()[1])]
-        argv = [sys.executable, "-m", "seamark", "dev", *stack.words]
+        argv = [sys.executable, "-m", "ops", "dev", *stack.words]
         done = subprocess.run(argv, cwd=tmp_path, env=stack.env, capture_output=True, text=True, timeout=30)
     assert done.returncode == MISCONFIGURED
     assert "--port" in done.stderr
@@ -239,7 +239,7 @@ def test_a_killed_stack_can_be_started_again_at_once_on_its_data(stack: Stack) -
 def test_a_stack_that_is_ended_while_it_makes_its_database_holds_the_folder_until_that_is_done(tmp_path: Path) -> None:
     stack = Stack(tmp_path)
     with stack.output.open("wb") as output:
-        argv = [sys.executable, "-m", "seamark", "dev", *stack.words]
+        argv = [sys.executable, "-m", "ops", "dev", *stack.words]
         stack.process = subprocess.Popen(argv, cwd=tmp_path, env=stack.env, stdout=output, stderr=output)
     deadline = time.monotonic() + 60
     while not (making := [child for child in stack.children() if "initdb" in child.name()]):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from seamark.cli import app
+from ops.cli import app
 from tests.support.chromium import Chromium, Page, chromium
 from tests.support.devstack import ROOT
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands

@@ -17,9 +17,9 @@ import pytest
 import typer
 
 from engine.limits import PULL_MESSAGES_MAX
-from seamark.cli import app
-from seamark.dev.child import free_port
-from seamark.exitcode import MISCONFIGURED
+from ops.cli import app
+from ops.dev.child import free_port
+from ops.exitcode import MISCONFIGURED
 from tests.support.devstack import Stack
 from tests.support.manual import FIRST_EVENT, Manual, wait_for
 
@@ -81,7 +81,7 @@ def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
     log = reader.stack.folder / f"second-{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "seamark", name],
+            [sys.executable, "-m", "ops", name],
             cwd=reader.stack.folder,
             env=reader.environment({**settings, **env}),
             stdout=output,
@@ -112,7 +112,7 @@ def _status(url: str) -> int:
 
 @checks("dev")
 def _dev(reader: Manual, folder: Path) -> None:
-    again = reader.run([sys.executable, "-m", "seamark", "dev"])
+    again = reader.run([sys.executable, "-m", "ops", "dev"])
     assert again.returncode == MISCONFIGURED, "two stacks on one folder would write over each other"
     assert _status(f"{reader.described.gateway_url}/readyz") == 200
 

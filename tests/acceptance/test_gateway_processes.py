@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine import topology
-from engine.jetstream import NatsSettings, connect
-from seamark.dev.child import free_port
-from seamark.dev.servers import NatsServer
-from seamark.exitcode import MISCONFIGURED
+from engine.broker.jetstream import NatsSettings, connect
+from engine.topology import server as topology
+from ops.dev.child import free_port
+from ops.dev.servers import NatsServer
+from ops.exitcode import MISCONFIGURED
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ class Gateway:
             **more,
         }
         env = {name: value for name, value in env.items() if f"{name}_FILE" not in more}
-        argv = [sys.executable, "-m", "seamark", "gateway", "--processes", str(processes)]
+        argv = [sys.executable, "-m", "ops", "gateway", "--processes", str(processes)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log)
 
@@ -84,7 +84,7 @@ async def gateway(topology_made: None, nats_server: NatsServer, tmp_path: Path) 
 
 def test_all_processes_serve_one_port_and_a_signal_ends_them_all(gateway: Gateway) -> None:
     assert len(gateway.children()) == 2
-    assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
+    assert ok(f"http://127.0.0.1:{gateway.join.port}/readyz")
     family = gateway.children()
     gateway.process.send_signal(signal.SIGTERM)
     assert gateway.process.wait(30) == 0
@@ -140,7 +140,7 @@ def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) ->
     gateway.port, gateway.health = ports.values()
     try:
         gateway.eventually(gateway.ready)
-        assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
+        assert ok(f"http://127.0.0.1:{gateway.join.port}/readyz")
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(30) == 0
     finally:
@@ -162,7 +162,7 @@ def test_a_process_that_cannot_be_replaced_leaves_the_others_serving_and_is_trie
         victim.kill()
         gateway.eventually(lambda: '"code": 78' in gateway.log.read_text())
         assert untouched.is_running()
-        assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
+        assert ok(f"http://127.0.0.1:{gateway.join.port}/readyz")
         secret.write_text("another secret for tests that is long enough for HS256")
         gateway.eventually(gateway.ready)
         gateway.process.send_signal(signal.SIGTERM)

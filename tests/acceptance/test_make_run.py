@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from seamark.cli.target import DevFile, read_dev_file
-from seamark.dev.child import is_free
+from ops.cli.target import DevFile, read_dev_file
+from ops.dev.child import is_free
 from tests.support.clones import clone
 
 pytestmark = pytest.mark.timeout(240)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.subjects import encode_token, partition_of
+from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
-from seamark.dev.servers import NatsServer, Valkey
+from seamark.protocol.subjects import encode_token, partition_of
 from tests.support.chromium import Chromium, Page, chromium
 from tests.support.network import BadNetwork, bad_network
 from tests.support.spine import RunningGateway, Spine, spine

@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import topology
-from seamark.exitcode import MISCONFIGURED
-from seamark.migrate import migrate
+from engine.topology import server as topology
+from ops.exitcode import MISCONFIGURED
+from ops.migrate import migrate
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
 from tests.support.tables import projecting_tables
 
@@ -19,7 +19,7 @@ from tests.support.tables import projecting_tables
 async def command(*words: str, env: dict[str, str]) -> tuple[int, list[Any], str]:
     """Exit code, what it printed as JSON, what it said on standard error."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "seamark", *words, "--json"),
+        *(sys.executable, "-m", "ops", *words, "--json"),
         env={**os.environ, **env},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

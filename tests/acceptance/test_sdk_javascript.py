@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.close_codes import TABLE, UNAUTHENTICATED
 from seamark.client.frames import decode_frame
 from seamark.client.receiver import Advance, Deliver, Drop, Joined, Receiver, Restart, Restore
+from seamark.protocol.close_codes import TABLE, UNAUTHENTICATED
 from tests.support.chromium import Chromium, Page, chromium
 from tests.support.gatewaysim import SimGateway, sim_gateway
 

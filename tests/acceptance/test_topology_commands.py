@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import topology
-from engine.jetstream import Broker
-from seamark.dev.child import free_port
-from seamark.dev.servers import NatsServer, Valkey
-from seamark.exitcode import FAILED, MISCONFIGURED
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.dev.child import free_port
+from ops.dev.servers import NatsServer, Valkey
+from ops.exitcode import FAILED, MISCONFIGURED
 from tests.support.devstack import ROOT
 from tests.support.logs import FAST, connected, eventually
 
@@ -24,7 +24,7 @@ async def seamark(folder: Path, *words: str, answer: str | None = None, **env: s
     """Run `seamark topology`; without an answer its standard input is at its end."""
     return await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "seamark", "topology", *words],
+        [sys.executable, "-m", "ops", "topology", *words],
         cwd=folder,
         env=ENV | env,
         input=answer,
@@ -116,7 +116,7 @@ async def test_nothing_is_connected_while_a_person_reads_the_plan(
     to_repair: NatsServer, valkey: Valkey, tmp_path: Path
 ) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "seamark", "topology", "repair"),
+        *(sys.executable, "-m", "ops", "topology", "repair"),
         cwd=tmp_path,
         env=ENV | {"SEAMARK_NATS_URL": to_repair.url, "SEAMARK_REDIS_URL": valkey.url},
         stdin=asyncio.subprocess.PIPE,

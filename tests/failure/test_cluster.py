@@ -9,12 +9,12 @@ import pytest
 
 from chaos.faults import Fault, torment
 from chaos.load import Load, look
-from engine import topology
+from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from engine.jetstream import Broker
-from engine.subjects import log_stream
-from engine.topology_files import Overrides
-from seamark.dev.servers import NatsCluster, NatsServer, Valkey
+from engine.topology import server as topology
+from engine.topology.files import Overrides
+from ops.dev.servers import NatsCluster, NatsServer, Valkey
+from seamark.protocol.subjects import log_stream
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.devices import Device, devices
 from tests.support.logs import connected, eventually

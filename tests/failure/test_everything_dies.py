@@ -10,8 +10,8 @@ import pytest
 
 from chaos.faults import Fault, kill_one, torment
 from chaos.load import Load
-from engine import topology
-from seamark.dev.servers import NatsServer, Server, Valkey
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Server, Valkey
 from tests.support.chaos import SECONDS, TIMEOUT, Chaos
 from tests.support.devices import cut_now_and_then, devices
 from tests.support.logs import FAST, connected

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from engine.jetstream import Broker
-from engine.topology import ensure
-from seamark.dev.servers import NatsServer, Valkey
+from engine.topology.server import ensure
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.devstack import Stack
 from tests.support.logs import all_records, connected, eventually
 from tests.support.smalldisk import fill, small_disk

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from chaos.load import drained, whole_stream
+from engine.broker.jetstream import Broker
 from engine.errors import ApiError
-from engine.jetstream import Broker
 from tests.support.chaos import PARTITIONS, Chaos
 from tests.support.logs import eventually, publish
 from tests.support.roles import DispatcherProcess

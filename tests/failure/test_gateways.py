@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from chaos.load import whole_stream
-from engine import topology
+from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from engine.jetstream import Broker
-from engine.subjects import encode_token, log_stream, log_subject, partition_of
-from engine.topology_files import Overrides
-from seamark.dev.child import free_port
-from seamark.dev.servers import NatsCluster, NatsServer
+from engine.topology import server as topology
+from engine.topology.files import Overrides
+from ops.dev.child import free_port
+from ops.dev.servers import NatsCluster, NatsServer
+from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
 from tests.support.fleet import FleetDevice, fleet
 from tests.support.gatewayprocess import GatewayProcess, gateway_process
 from tests.support.gateways import PARTITIONS

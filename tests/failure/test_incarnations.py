@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from engine import topology
-from engine.jetstream import Broker
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
 from tests.support.chaos import PARTITIONS, Chaos
 from tests.support.logs import FAST, eventually
 from tests.support.roles import ROOT, DispatcherProcess
@@ -36,7 +36,7 @@ async def repaired(dispatcher: DispatcherProcess, *positions: str) -> None:
     """What the dispatchers' log told the operator to run, on the same servers."""
     at = [word for position in positions for word in ("--at", position)]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "seamark", "topology", "repair", "--yes", *at),
+        *(sys.executable, "-m", "ops", "topology", "repair", "--yes", *at),
         cwd=ROOT,
         env={**os.environ, "SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url},
         stdout=asyncio.subprocess.PIPE,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from chaos.load import Load
-from engine import topology
-from seamark.dev.servers import NatsServer, Valkey
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import Chaos
 from tests.support.logs import connected
 from tests.support.roles import DispatcherProcess, dispatcher_processes

@@ -9,11 +9,11 @@ import pytest
 from chaos.faults import Fault, torment
 from chaos.ledger import Ledger
 from chaos.load import Load
-from engine import topology
+from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from engine.jetstream import Broker
-from engine.pulls import GROUP
-from seamark.dev.servers import NatsServer, Valkey
+from engine.partition.pulls import GROUP
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.roles import DispatcherProcess, dispatcher_processes

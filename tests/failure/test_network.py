@@ -11,11 +11,11 @@ import pytest
 
 from chaos.faults import Fault, torment
 from chaos.load import whole_stream
-from engine import topology
+from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError, StepDown, Unanswered, Unavailable
-from engine.jetstream import Broker, Outgoing
-from engine.logwriter import LogWriter, Ownership, read_mark
-from seamark.dev.servers import NatsServer, Valkey
+from engine.log.writer import LogWriter, Ownership, read_mark
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.network import BadNetwork, bad_network

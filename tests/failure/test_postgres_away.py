@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 
 from bench.machine import _family
-from engine import topology
-from engine.jetstream import Broker, Outgoing
-from engine.records import state_record
-from engine.subjects import encode_token, log_stream, log_subject, partition_of
-from projections.verify import Verification
-from seamark.dev.servers import Postgres
-from seamark.migrate import migrate
+from engine.broker.jetstream import Broker, Outgoing
+from engine.topology import server as topology
+from ops.dev.servers import Postgres
+from ops.migrate import migrate
+from projections.verify.tables import Verification
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
 from tests.support.chaos import SECONDS
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish

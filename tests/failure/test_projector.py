@@ -12,14 +12,14 @@ from typing import NamedTuple
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.jetstream import Broker, Outgoing
-from engine.records import state_record
-from engine.subjects import encode_token, log_subject, partition_of
+from engine.broker.jetstream import Broker, Outgoing
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
+from projections.folds.unread import LogRecord, Unread, UserFold, fold
 from projections.store import StoreUnavailable
-from projections.unread_fold import LogRecord, Unread, UserFold, fold
-from projections.unread_reader import UnreadReader
-from seamark.dev.servers import NatsServer, Valkey
+from projections.unread.reader import UnreadReader
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import encode_token, log_subject, partition_of
 from tests.support.logs import FAST, at_work, connected, eventually
 from tests.support.projections import PARTITIONS, log_of, projecting, projector_processes
 

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from engine.claims import claim_key
-from engine.jetstream import Broker
-from seamark.dev.servers import Valkey
+from engine.broker.jetstream import Broker
+from engine.dispatch.claims import claim_key
+from ops.dev.servers import Valkey
 from tests.support.chaos import Chaos
 from tests.support.logs import eventually, publish
 from tests.support.roles import DispatcherProcess

@@ -9,9 +9,9 @@ import pytest
 
 from chaos.faults import Fault, kill_one, stop_one, suspend_one, torment
 from chaos.load import drained
-from engine import topology
-from engine.jetstream import Broker
-from seamark.dev.servers import NatsServer, Valkey
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.roles import DispatcherProcess, dispatcher_processes

@@ -8,7 +8,7 @@ import pytest
 from aiohttp.http_parser import DeflateBuffer
 
 from engine.errors import InvalidSetting
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.tokens import bearer, token
 

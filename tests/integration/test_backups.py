@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from engine import incarnations, repair, topology
-from engine.dispatcher import Dispatcher
+from engine.broker.jetstream import Broker, StreamState
+from engine.dispatch.dispatcher import Dispatcher
 from engine.errors import PartitionStopped, TopologyError
-from engine.jetstream import Broker, StreamState
-from engine.partition import Phase
-from engine.repair_plan import parse_positions
-from engine.subjects import encode_token, partition_of
+from engine.log import incarnations
+from engine.partition.reader import Phase
+from engine.topology import repair
+from engine.topology import server as topology
+from engine.topology.repair_plan import parse_positions
+from ops.dev.servers import NatsServer, Valkey
 from projections import runner
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
-from seamark.dev.servers import NatsServer, Valkey
+from seamark.protocol.subjects import encode_token, partition_of
 from tests.support.backups import put_back, restore, snapshot, take
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 

@@ -9,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 import structlog
 
-from engine import connection
+from engine.broker import connection
+from engine.broker.jetstream import Broker, NatsSettings, Outgoing, connect
 from engine.errors import ApiError, Forbidden, Unanswered, Unavailable
-from engine.jetstream import Broker, NatsSettings, Outgoing, connect
-from seamark.dev.servers import Change, NatsServer
+from ops.dev.servers import Change, NatsServer
 from tests.support.inbox import Inbox, back, lost
 from tests.support.logs import connected, eventually
 

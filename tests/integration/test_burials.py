@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 
 from chaos.load import whole_stream
-from engine import topology
-from engine.burials import Burials, _delivered
+from engine.broker.jetstream import Broker
+from engine.dispatch.burials import Burials, _delivered
+from engine.dispatch.rounds import Dead, plan
 from engine.errors import ApiError
-from engine.jetstream import Broker
 from engine.limits import PIN_TIMEOUT_SECONDS
-from engine.marks import Mark
-from engine.rounds import Dead, plan
-from engine.subjects import partition_of
-from seamark.dev.servers import NatsServer
+from engine.log.marks import Mark
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer
+from seamark.protocol.subjects import partition_of
 from tests.support.logs import FAST, connected
 
 Q = partition_of("default", "user1", 4)

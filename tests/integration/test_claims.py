@@ -10,9 +10,9 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from engine import claims as module
-from engine.claims import Claim, Claims, ClaimsUnavailable, claim_key
-from seamark.dev.servers import Valkey
+from engine.dispatch import claims as module
+from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable, claim_key
+from ops.dev.servers import Valkey
 from tests.support.logs import eventually
 from tests.support.network import bad_network
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import nats.errors
 import pytest
 
-from engine import connection
+from engine.broker import connection
+from engine.broker.client import EngineClient
+from engine.broker.jetstream import NatsSettings, connect
 from engine.errors import Unanswered, Unavailable
-from engine.jetstream import NatsSettings, connect
-from engine.natsclient import EngineClient
-from seamark.dev.servers import HOST, NatsServer
+from ops.dev.servers import HOST, NatsServer
 from tests.support.hangingup import HangingUp
 from tests.support.inbox import Inbox, back
 from tests.support.logs import connected, eventually

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InvalidSetting
-from seamark.dev.child import Child
-from seamark.dev.lock import locked
+from ops.dev.child import Child
+from ops.dev.lock import locked
 
 ROOT = Path(__file__).parents[2]
 
 OWNER = """
     import asyncio, sys, time
     from pathlib import Path
-    from seamark.dev.child import Child
-    from seamark.dev.lock import locked
+    from ops.dev.child import Child
+    from ops.dev.lock import locked
 
     async def own(data):
         async with locked(data, print) as lock:

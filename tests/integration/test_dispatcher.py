@@ -4,10 +4,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from chaos.load import whole_stream
-from engine import stalls, topology
-from engine.jetstream import Broker
-from engine.subjects import encode_token, partition_of
-from seamark.dev.servers import NatsServer, Valkey
+from engine.broker.jetstream import Broker
+from engine.log import stalls
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
+from seamark.protocol.subjects import encode_token, partition_of
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 
 PARTITIONS = 4

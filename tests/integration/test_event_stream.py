@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
 from tests.support.gateways import QUICK, TestGateway, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import bearer, token

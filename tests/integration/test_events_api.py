@@ -15,8 +15,8 @@ from prometheus_client import REGISTRY
 
 from engine.errors import ApiError
 from gateway.limits import BULK_IN_FLIGHT
-from seamark.dev.servers import NatsServer
-from seamark.migrate import migrate
+from ops.dev.servers import NatsServer
+from ops.migrate import migrate
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import token
@@ -252,7 +252,7 @@ async def test_while_postgresql_is_away_known_keys_go_on_and_others_get_503(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("API_KEY_RENEW_SECONDS", "API_KEY_SECONDS", "API_KEY_RETRY_SECONDS"):  # the store is asked each time
-        monkeypatch.setattr(f"gateway.api_keys.{name}", 0)
+        monkeypatch.setattr(f"gateway.access.api_keys.{name}", 0)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
         admin = await asyncpg.connect(postgres)
@@ -284,7 +284,7 @@ async def test_a_full_store_is_said_and_nothing_is_accepted(nats_server: NatsSer
 async def test_without_a_broker_an_event_is_not_accepted(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.events_api.EVENT_BUDGET_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.api.events.EVENT_BUDGET_SECONDS", 0.5)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
         nats_server.kill()
@@ -368,7 +368,7 @@ async def test_a_bulk_waits_for_one_election_and_not_once_for_each_key(
 async def test_without_a_broker_a_bulk_is_answered_after_one_budget_and_not_one_for_each_event(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.events_api.EVENT_BUDGET_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.api.events.EVENT_BUDGET_SECONDS", 0.5)
     bodies = [{**EVENT, "id": f"e{number}", "to": [f"user{number % 2}"]} for number in range(40)]
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
@@ -418,7 +418,7 @@ async def test_bulk_requests_of_one_tenant_hold_up_no_other_publisher(
 async def test_a_bulk_is_answered_within_its_time_and_says_what_became_of_each_event(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.events_api.BULK_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.api.events.BULK_SECONDS", 0.5)
     async with with_keys(nats_server, postgres) as gateway:
         append = gateway.context.broker.append
 
@@ -439,7 +439,7 @@ async def test_a_bulk_is_answered_within_its_time_and_says_what_became_of_each_e
 async def test_a_body_that_never_ends_is_given_up(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.bodies.REQUEST_BODY_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.http.bodies.REQUEST_BODY_SECONDS", 0.3)
     async with with_keys(nats_server, postgres) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         head = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import topology, wire
-from engine.events import encode, message_id
-from engine.eventstore import EventStore, sealed
-from engine.jetstream import Broker, connect
-from engine.topology_files import Overrides
+from engine.broker import wire
+from engine.broker.eventstore import EventStore, sealed
+from engine.broker.jetstream import Broker, connect
+from engine.topology import server as topology
+from engine.topology.files import Overrides
+from ops.dev.servers import NatsServer
 from seamark import Publisher
-from seamark.dev.servers import NatsServer
+from seamark.protocol.events import encode, message_id
 from tests.support.logs import connected
 from tests.support.topology import password, running_with_accounts, settings_for
 

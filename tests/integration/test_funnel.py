@@ -7,13 +7,13 @@ from typing import Any
 import asyncpg
 from prometheus_client import REGISTRY
 
-from projections import funnel as funnel_module
-from projections.deliveries import DeliveriesStore
-from projections.funnel import funnel, show
-from projections.funnel_cohorts import COHORT, SETTLED, WINDOW, Cohorts, Step
-from projections.inbox import InboxStore
+from ops.migrate import migrate
+from projections.deliveries.table import DeliveriesStore
+from projections.funnel import counts as funnel_module
+from projections.funnel.cohorts import COHORT, SETTLED, WINDOW, Cohorts, Step
+from projections.funnel.counts import funnel, show
+from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
-from seamark.migrate import migrate
 from tests.support.logs import eventually
 from tests.support.tables import EPOCH, START, as_stream
 

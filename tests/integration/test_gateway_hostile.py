@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from engine import topology
-from engine.jetstream import NatsSettings, connect
+from engine.broker.jetstream import NatsSettings, connect
+from engine.topology import server as topology
 from gateway.health import not_ready
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
 from tests.support.gatewayprocess import gateway_process
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
@@ -84,7 +84,7 @@ async def test_a_message_in_many_fragments_is_taken(nats_server: NatsServer) -> 
 async def test_bytes_of_a_minute_are_bounded_whatever_they_make_up(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ws.WIRE_BYTES_PER_MINUTE", 200_000)
+    monkeypatch.setattr("gateway.carriers.ws.WIRE_BYTES_PER_MINUTE", 200_000)
     async with gateway_on(nats_server) as gateway, gateway.device() as device:
         await device.until("live")
         for _ in range(4):

@@ -11,16 +11,16 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from engine import topology
-from engine.jetstream import NatsSettings, connect
-from gateway.connection import Connection
-from gateway.feed import Feed
-from gateway.follower import _CLOSED, Follower
-from gateway.live import UserLog
-from gateway.outlet import WebSocketOutlet
-from gateway.receipts import Tally
-from gateway.session import Session
-from seamark.dev.servers import NatsServer
+from engine.broker.jetstream import NatsSettings, connect
+from engine.topology import server as topology
+from gateway.carriers.connection import Connection
+from gateway.join.feed import Feed
+from gateway.log.live import UserLog
+from gateway.session.follower import _CLOSED, Follower
+from gateway.session.outlet import WebSocketOutlet
+from gateway.session.receipts import Tally
+from gateway.session.session import Session
+from ops.dev.servers import NatsServer
 from tests.support.gatewayprocess import gateway_process
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
@@ -72,7 +72,7 @@ async def test_an_idle_session_costs_less_than_20_kb(nats_server: NatsServer, tm
             http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
 
             async def join(number: int) -> None:
-                socket = await http.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/ws")
+                socket = await http.ws_connect(f"http://127.0.0.1:{gateway.join.port}/v1/ws")
                 stack.push_async_callback(socket.close)
                 hello = {"op": "hello", "token": token(f"user{number}"), "device": "d", "cursor": "start"}
                 await socket.send_json(hello)

@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.close_codes import TABLE
 from gateway.options import Times
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
+from seamark.protocol.close_codes import TABLE
 from tests.support.gateways import QUICK, Device, TestGateway, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import token
@@ -124,7 +124,7 @@ async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(n
             await eventually(lambda: stored(gateway, 3))
         receipts = await gateway.receipts()
     epoch = cursor.split(".")[0]
-    assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.partition()}.default.alice"}
+    assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.log.partition()}.default.alice"}
     assert {(receipt["user"], receipt["channel"], receipt["device"]) for receipt in receipts} == {
         ("alice", "inapp", "phone")
     }

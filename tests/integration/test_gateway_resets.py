@@ -5,8 +5,8 @@ import contextlib
 
 import pytest
 
-from engine import topology
-from seamark.dev.servers import NatsServer
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer
 from tests.support.gateways import Device, TestGateway, gateway_on
 from tests.support.logs import eventually
 

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from engine.broker.jetstream import NatsSettings
 from engine.errors import InvalidSetting, TopologyError, Unavailable
-from engine.jetstream import NatsSettings
 from gateway.options import GatewayOptions
 from gateway.server import run
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
 from tests.support.gateways import gateway_on
 from tests.support.tokens import SECRET, token
 

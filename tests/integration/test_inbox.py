@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 from yarl import URL
 
-from engine import topology
-from engine.jetstream import Broker
-from gateway.close_codes import TABLE
-from seamark.migrate import migrate
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.migrate import migrate
+from seamark.protocol.close_codes import TABLE
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
 from tests.support.tables import projecting_tables
@@ -191,7 +191,7 @@ async def test_a_device_for_which_too_many_wait_comes_back_and_is_never_told_tha
 ) -> None:
     await publish_some(house.broker, 2)
     await shows(house, ["e1", "e0"])
-    monkeypatch.setattr("gateway.tables.WAITING_MAX", 0)
+    monkeypatch.setattr("gateway.stores.tables.WAITING_MAX", 0)
     for hello in ({}, {"snapshot": True}):
         async with house.socket() as device:
             await device.say("hello", token=token(), device="phone", **hello)

@@ -6,8 +6,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine.partition import Delivered
-from projections.inbox import InboxStore
+from engine.partition.reader import Delivered
+from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
 from tests.support.tables import stored_inbox
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.partition import Delivered
-from projections.deliveries import DeliveriesStore
-from projections.inbox import InboxStore
+from engine.partition.reader import Delivered
+from ops.migrate import migrate
+from projections.deliveries.table import DeliveriesStore
+from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
-from seamark.migrate import migrate
 from tests.support.tables import (
     EPOCH,
     TABLES,

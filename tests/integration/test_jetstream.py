@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine import wire
+from engine.broker import wire
+from engine.broker.jetstream import After, Broker, Outgoing
 from engine.errors import ApiError, BatchRefused, Unanswered, Unavailable
-from engine.jetstream import After, Broker, Outgoing
 from engine.limits import BATCH_MESSAGES_MAX
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
 from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
 

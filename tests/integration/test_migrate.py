@@ -8,12 +8,12 @@ import asyncpg
 import pytest
 
 from engine.errors import Unavailable
-from gateway.api_keys import ApiKeys, PostgresKeys
-from gateway.key_table import hash_of
+from gateway.access.api_keys import ApiKeys, PostgresKeys
+from gateway.access.key_table import hash_of
 from gateway.limits import API_KEY_QUERY_SECONDS, API_KEY_SECONDS
-from seamark import migrate as migrate_module
-from seamark.dev.child import free_port
-from seamark.migrate import migrate
+from ops import migrate as migrate_module
+from ops.dev.child import free_port
+from ops.migrate import migrate
 from tests.support.network import bad_network
 
 HASH = bytes(32)

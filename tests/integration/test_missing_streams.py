@@ -11,18 +11,20 @@ from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from engine import dispatcher, partition, topology
-from engine.dispatcher import Dispatcher, DispatchWorker, read_partitions
+from engine.broker.jetstream import Broker, Outgoing
+from engine.dispatch import dispatcher
+from engine.dispatch.dispatcher import Dispatcher, DispatchWorker, read_partitions
 from engine.errors import PartitionStopped, TopologyError
-from engine.jetstream import Broker, Outgoing
-from engine.logwriter import LogWriter, Ownership
-from engine.marks import NO_MARK
-from engine.partition import Phase
-from engine.subjects import partition_of
-from engine.topology_check import report_start
+from engine.log.marks import NO_MARK
+from engine.log.writer import LogWriter, Ownership
+from engine.partition import reader as partition
+from engine.partition.reader import Phase
+from engine.topology import server as topology
+from engine.topology.check import report_start
+from ops.dev.servers import NatsServer, Valkey
+from projections.rebuild.unread import rebuild_unread
 from projections.runner import ProjectionWorker
-from projections.unread_rebuild import rebuild_unread
-from seamark.dev.servers import NatsServer, Valkey
+from seamark.protocol.subjects import partition_of
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 from tests.support.overlays import SYNCED_LATE
 

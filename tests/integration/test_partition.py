@@ -6,12 +6,12 @@ import random
 import pytest
 from prometheus_client import REGISTRY
 
-from engine import partition
+from engine.broker.client import outgoing
 from engine.errors import ApiError, PartitionStopped, Unavailable
 from engine.limits import BUFFERED_PULLS_MAX, PULL_BYTES
-from engine.natsclient import outgoing
-from engine.partition import Delivered, Phase
-from seamark.dev.servers import NatsCluster, NatsServer
+from engine.partition import reader as partition
+from engine.partition.reader import Delivered, Phase
+from ops.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import connected, eventually
 from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.load import whole_stream
-from engine.jetstream import Broker
-from engine.subjects import encode_token, event_subject, parse_stored_event, partition_of
-from seamark.dev.servers import NatsServer
+from engine.broker.jetstream import Broker
+from ops.dev.servers import NatsServer
+from seamark.protocol.subjects import encode_token, event_subject, parse_stored_event, partition_of
 from tests.support.logs import connected
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)

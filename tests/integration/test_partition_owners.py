@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from engine.broker.client import outgoing
 from engine.errors import Unavailable
 from engine.limits import BUFFERED_PULLS_MAX, PULL_BATCH, QUIET_CHECK_SECONDS
-from engine.natsclient import outgoing
-from engine.partition import Delivered, Phase
-from seamark.dev.servers import NatsServer
+from engine.partition.reader import Delivered, Phase
+from ops.dev.servers import NatsServer
 from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
 from tests.support.overlays import QUICK_DISK

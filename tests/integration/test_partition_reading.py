@@ -1,9 +1,10 @@
 """A partition that is read without trouble is read straight through."""
 
-from engine import metrics, topology
-from engine.jetstream import Outgoing
-from engine.subjects import dispatch_consumer
-from seamark.dev.servers import NatsServer, Valkey
+from engine import metrics
+from engine.broker.jetstream import Outgoing
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
+from seamark.protocol.subjects import dispatch_consumer
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually
 
 PARTITIONS = 4

@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from gateway.port import State
-from seamark.dev.servers import NatsServer
+from gateway.join.port import State
+from ops.dev.servers import NatsServer
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import bearer

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from seamark.dev.child import free_port
+from ops.dev.child import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ PROGRAM = """
 import asyncio, sys
 from engine.errors import TopologyError, Unavailable
 from engine.settings import load_settings
-from seamark.process import run_role
+from ops.process import run_role
 
 {work}
 

@@ -9,14 +9,15 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from engine import partition, topology
-from engine.partition import Phase
+from engine.partition import reader as partition
+from engine.partition.reader import Phase
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from projections import runner
-from projections.inbox import InboxStore
+from projections.inbox.table import InboxStore
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
-from projections.unread import meta_key
-from seamark.dev.servers import NatsServer, Valkey
+from projections.unread.store import meta_key
 from tests.support.logs import FAST, at_work, connected, eventually
 from tests.support.tables import projecting_tables
 

@@ -12,14 +12,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engine.partition import Delivered
-from projections import inbox_fold, inbox_queries, unread_fold
-from projections.inbox import InboxStore
+from engine.partition.reader import Delivered
+from projections.folds import inbox as inbox_fold
+from projections.folds import unread as unread_fold
+from projections.folds.unread import LogRecord, Unread
+from projections.inbox import queries as inbox_queries
+from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
-from projections.unread import FIRST_VERSION, UnreadStore, write_version
-from projections.unread_carry import carried, carry_given_up
-from projections.unread_fold import LogRecord, Unread
-from projections.unread_reader import UnreadReader
+from projections.unread.carry import carried, carry_given_up
+from projections.unread.reader import UnreadReader
+from projections.unread.store import FIRST_VERSION, UnreadStore, write_version
 from tests.integration.test_inbox_property import cuts
 from tests.support.tables import EPOCH, START, TABLES, USERS, as_stream, marks, notifications, others
 

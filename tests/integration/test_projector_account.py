@@ -9,15 +9,15 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.jetstream import Broker, connect
-from engine.records import state_record
-from engine.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
+from engine.broker.jetstream import Broker, connect
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from projections.projector import Projector, projections
-from projections.rebuild import Rebuild
-from projections.unread_rebuild import UnreadVerification, rebuild_unread
-from projections.verify import Verification
-from seamark.dev.servers import NatsServer, Valkey
+from projections.rebuild.tables import Rebuild
+from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.verify.tables import Verification
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
 from tests.support.inbox import Inbox
 from tests.support.logs import FAST, at_work, eventually
 from tests.support.topology import passwords, server_with_accounts, settings_for

@@ -6,9 +6,9 @@ from typing import Any
 
 import asyncpg
 
-from engine.partition import Delivered
-from projections.funnel import funnel
-from projections.inbox import InboxStore
+from engine.partition.reader import Delivered
+from projections.funnel.counts import funnel
+from projections.inbox.table import InboxStore
 from projections.proof import Proof, Proofs
 from projections.store import Checkpoint
 

@@ -10,15 +10,15 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.jetstream import Broker
-from engine.records import state_record
-from engine.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
-from projections.inbox_queries import Filter, InboxQueries
-from projections.rebuild import Rebuild
-from projections.unread_rebuild import UnreadVerification, rebuild_unread
-from projections.verify import Verification
-from seamark.migrate import migrate
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.migrate import migrate
+from projections.inbox.queries import Filter, InboxQueries
+from projections.rebuild.tables import Rebuild
+from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.verify.tables import Verification
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
 from tests.support.logs import FAST, connected, eventually
 from tests.support.tables import projecting_tables, stored_deliveries, stored_inbox
 

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from engine import topology
-from engine.errors import SeamarkError
-from engine.jetstream import Broker
-from engine.records import state_record
-from engine.subjects import log_subject, receipt_subject
-from projections.deliveries import DeliveriesStore
-from projections.inbox import InboxStore
-from projections.inbox_queries import Filter, InboxQueries
-from projections.rebuild import Rebuild
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.migrate import migrate
+from projections.deliveries.table import DeliveriesStore
+from projections.inbox.queries import Filter, InboxQueries
+from projections.inbox.table import InboxStore
+from projections.rebuild.tables import Rebuild
 from projections.replay import replay
 from projections.store import Checkpoint, Store, StoreUnavailable
-from projections.verification import StreamVerification
-from projections.verify import Verification
-from seamark.migrate import migrate
+from projections.verify.streams import StreamVerification
+from projections.verify.tables import Verification
+from seamark.protocol.errors import SeamarkError
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import log_subject, receipt_subject
 from tests.support.logs import FAST, connected, eventually
 from tests.support.tables import stored_deliveries, stored_inbox
 

@@ -9,14 +9,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from engine.claims import Claim, Claims, claim_key
-from engine.partition import Delivered
+from engine.dispatch.claims import Claim, Claims, claim_key
+from engine.partition.reader import Delivered
+from ops.dev.child import free_port
+from ops.dev.servers import Valkey
+from projections.folds.unread import Unread
 from projections.store import Checkpoint
-from projections.unread import VERSION_KEY, UnreadStore, drop_version, meta_key
-from projections.unread_fold import Unread
-from projections.unread_reader import UnreadReader
-from seamark.dev.child import free_port
-from seamark.dev.servers import Valkey
+from projections.unread.reader import UnreadReader
+from projections.unread.store import VERSION_KEY, UnreadStore, drop_version, meta_key
 from tests.support.logs import eventually
 
 EPOCH = "abcdefgh"

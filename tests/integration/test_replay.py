@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from engine.errors import ApiError, TopologyError, Unanswered
+from ops.dev.servers import NatsServer
 from projections import replay as module
 from projections.replay import replay
-from seamark.dev.servers import NatsServer
 from tests.support.logs import connected, eventually
 
 EVENTS = 5000

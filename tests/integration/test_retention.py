@@ -10,27 +10,28 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
+from engine.broker.jetstream import Broker
 from engine.errors import TopologyError
-from engine.jetstream import Broker
-from engine.partition import Delivered
-from engine.subjects import log_subject
-from projections import unread_rebuild, verification
-from projections.deliveries import DeliveriesStore
-from projections.delivery_state import DEVICES_MAX
-from projections.inbox import InboxStore
-from projections.inbox_queries import Filter, InboxQueries
-from projections.months import Months, month_of
+from engine.partition.reader import Delivered
+from engine.topology import server as topology
+from ops import migrate as migrate_module
+from ops.migrate import migrate
+from projections.deliveries.table import DeliveriesStore
+from projections.folds.deliveries import DEVICES_MAX
+from projections.inbox.queries import Filter, InboxQueries
+from projections.inbox.table import InboxStore
 from projections.queries import Queries
-from projections.rebuild import Rebuild
+from projections.rebuild import unread as unread_rebuild
+from projections.rebuild.tables import Rebuild
+from projections.rebuild.unread import UnreadVerification, rebuild_unread
 from projections.replay import replay
-from projections.retention import EVERY_TENANT, RetentionTable
+from projections.retention.months import Months, month_of
+from projections.retention.rules import EVERY_TENANT, RetentionTable
 from projections.store import Checkpoint
-from projections.unread import UnreadStore
-from projections.unread_rebuild import UnreadVerification, rebuild_unread
-from projections.verify import Verification
-from seamark import migrate as migrate_module
-from seamark.migrate import migrate
+from projections.unread.store import UnreadStore
+from projections.verify import streams as verification
+from projections.verify.tables import Verification
+from seamark.protocol.subjects import log_subject
 from tests.support.logs import FAST, connected
 from tests.support.tables import EPOCH, stored_deliveries, stored_inbox
 

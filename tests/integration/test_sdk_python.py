@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from engine import topology
-from engine.errors import InvalidEvent
-from engine.jetstream import connect as connect_broker
-from engine.subjects import encode_token, log_stream, partition_of
+from engine.broker.jetstream import connect as connect_broker
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from seamark import FileCursor, Live, Published, Publisher, Record, Reset, connect
 from seamark.client import Backoff, NotAuthenticated, PublishFailed, PublishRefused, Timing
 from seamark.client.connection import Connection
 from seamark.client.items import State
-from seamark.dev.servers import NatsServer, Valkey
+from seamark.protocol.errors import InvalidEvent
+from seamark.protocol.subjects import encode_token, log_stream, partition_of
 from tests.support.logs import FAST, all_records, eventually
 from tests.support.network import bad_network
 from tests.support.spine import API_KEY, RunningGateway, Spine, spine

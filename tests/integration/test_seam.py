@@ -1,4 +1,4 @@
-"""The private parts of nats-py that the engine stands on. When one fails, nats-py has moved it: see engine/natsclient.py."""
+"""The private parts of nats-py that the engine stands on. When one fails, nats-py has moved it: see engine/broker/client.py."""
 
 import asyncio
 import inspect
@@ -10,13 +10,13 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import Parser
 
-from engine.jetstream import Broker
-from engine.natsclient import EngineClient, outgoing
-from engine.wire import HotParser
-from seamark.dev.servers import NatsServer
+from engine.broker.client import EngineClient, outgoing
+from engine.broker.jetstream import Broker
+from engine.broker.wire import HotParser
+from ops.dev.servers import NatsServer
 from tests.support.logs import connected, eventually
 
-REMEDY = "nats-py has moved a part that engine/natsclient.py or engine/connection.py uses"
+REMEDY = "nats-py has moved a part that engine/broker/client.py or engine/broker/connection.py uses"
 
 
 def parameters(function: Any) -> list[str]:

@@ -17,10 +17,11 @@ import nats
 import pytest
 import redis.asyncio
 
-from engine.limits import BATCH_MESSAGES_MAX, PULL_MESSAGES_MAX, RECORD_BYTES_MAX
-from seamark.dev import stores
-from seamark.dev.child import ServerFailed, free_port, is_free
-from seamark.dev.servers import Change, NatsCluster, NatsServer, Postgres, Valkey
+from engine.limits import BATCH_MESSAGES_MAX, PULL_MESSAGES_MAX
+from ops.dev import stores
+from ops.dev.child import ServerFailed, free_port, is_free
+from ops.dev.servers import Change, NatsCluster, NatsServer, Postgres, Valkey
+from seamark.protocol.limits import RECORD_BYTES_MAX
 from tests.support.clones import copy_postgres
 from tests.support.overlays import UNSYNCED
 from tests.support.servers import end
@@ -183,7 +184,7 @@ def test_no_server_survives_the_sigkill_of_the_process_that_started_it(tmp_path:
     program = """
         import sys, time
         from pathlib import Path
-        from seamark.dev.servers import NatsServer, Postgres, Valkey
+        from ops.dev.servers import NatsServer, Postgres, Valkey
         data = Path(sys.argv[1])
         servers = [NatsServer(data / "n"), Valkey(data / "v"), Postgres(data / "p")]
         for server in servers:

@@ -29,7 +29,7 @@ sys.exit(siblings.run_siblings("tested", [sys.executable, "-c", sys.argv[1]], en
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from seamark.siblings import say_up
+from ops.siblings import say_up
 
 number, folder = os.environ["NUMBER"], Path(os.environ["FOLDER"])
 refused = folder / f"refused-{number}"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from gateway.allowances import Allowance, Allowances, tenant_allowance, user_allowance
+from gateway.access.allowances import Allowance, Allowances, tenant_allowance, user_allowance
 from gateway.limits import STATE_RECORD_BYTES_MAX
-from seamark.dev.servers import NatsServer, Valkey
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import bearer
@@ -39,8 +39,8 @@ async def records(gateway: TestGateway, user: str = "alice") -> list[dict[str, A
 
 @asynccontextmanager
 async def small_allowances(monkeypatch: pytest.MonkeyPatch, bytes_at_once: int) -> AsyncIterator[None]:
-    monkeypatch.setattr("gateway.allowances.STATE_BURST_BYTES", bytes_at_once)
-    monkeypatch.setattr("gateway.allowances.STATE_BYTES_PER_DAY", bytes_at_once)
+    monkeypatch.setattr("gateway.access.allowances.STATE_BURST_BYTES", bytes_at_once)
+    monkeypatch.setattr("gateway.access.allowances.STATE_BYTES_PER_DAY", bytes_at_once)
     yield
 
 
@@ -124,7 +124,7 @@ async def test_what_redis_refuses_is_not_counted_by_the_process_either(valkey: V
 async def test_after_a_silence_of_redis_gateways_count_together_again(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.allowances.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.access.allowances.PAUSE_SECONDS", 0.0)
     async with Redis.from_url(valkey.url, socket_timeout=None) as redis:
         one, two = (Allowances(redis, Allowance(1_000, 0.001), [Allowance(1e6, 1)]) for _ in range(2))
         assert await one.take("acme", "alice", 0, 300) is None
@@ -222,7 +222,7 @@ async def test_a_read_with_an_invalid_id_is_refused_and_not_stored(nats_server: 
 async def test_a_device_whose_reads_wait_for_the_broker_is_told_so_and_the_others_are_stored_later(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.state_records.STATE_REQUESTS_WAITING", 5)
+    monkeypatch.setattr("gateway.session.state_records.STATE_REQUESTS_WAITING", 5)
     async with gateway_on(nats_server) as gateway:
 
         def ask(number: int) -> asyncio.Task[tuple[int, dict[str, Any]]]:

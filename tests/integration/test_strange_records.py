@@ -9,15 +9,15 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.partition import Delivered
-from engine.subjects import EVENTS_STREAM
-from projections import inbox_fold
-from projections.deliveries import DeliveriesStore
-from projections.inbox import InboxStore
-from projections.inbox_queries import Filter, InboxQueries
+from engine.partition.reader import Delivered
+from engine.topology import server as topology
+from projections.deliveries.table import DeliveriesStore
+from projections.folds import inbox as inbox_fold
+from projections.inbox.queries import Filter, InboxQueries
+from projections.inbox.table import InboxStore
 from projections.store import Checkpoint, Store
-from projections.unread import UnreadStore
+from projections.unread.store import UnreadStore
+from seamark.protocol.subjects import EVENTS_STREAM
 from tests.support.logs import FAST, connected
 from tests.support.tables import EPOCH, expected_deliveries, expected_inbox, stored_deliveries, stored_inbox
 

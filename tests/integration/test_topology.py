@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from engine import topology
+from engine.broker.jetstream import Broker, NatsSettings, connect
+from engine.broker.wire import header
 from engine.errors import ApiError, TopologyError, Unavailable
-from engine.jetstream import Broker, NatsSettings, connect
-from engine.subjects import event_subject, log_subject, partition_of
-from engine.topology_check import check
-from engine.topology_files import Overrides, Profile, render
-from engine.wire import header
-from seamark.dev.servers import NatsCluster, NatsServer
+from engine.topology import server as topology
+from engine.topology.check import check
+from engine.topology.files import Overrides, Profile, render
+from ops.dev.servers import NatsCluster, NatsServer
+from seamark.protocol.subjects import event_subject, log_subject, partition_of
 from tests.support.logs import connected
 from tests.support.overlays import SYNCED_LATE
 from tests.support.topology import send_as_they_are

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import topology
+from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
 from engine.errors import ApiError, BrokerError, Forbidden
-from engine.jetstream import After, Broker, NatsSettings, Outgoing, connect
-from engine.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
-from engine.topology_files import Overrides, files_folder
-from seamark.dev.servers import NatsServer
+from engine.topology import server as topology
+from engine.topology.files import Overrides, files_folder
+from ops.dev.servers import NatsServer
+from seamark.protocol.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
 from tests.support.topology import ROLES, password, running_with_accounts, settings_for
 
 PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
@@ -102,7 +102,7 @@ async def test_a_tenants_publisher_publishes_the_events_of_its_tenant_and_of_no_
     shutil.copytree(files_folder(), files)
     command = ["topology", "publisher", tenant, "--add-to", str(files / "accounts.conf"), "--json"]
     made = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-m", "seamark", *command], capture_output=True, text=True, timeout=50
+        subprocess.run, [sys.executable, "-m", "ops", *command], capture_output=True, text=True, timeout=50
     )
     assert made.returncode == 0, made.stderr
     told = json.loads(made.stdout)

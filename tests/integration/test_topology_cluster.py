@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import topology
+from engine.broker.jetstream import Broker, NatsSettings, connect
 from engine.errors import BrokerError, TopologyError
-from engine.jetstream import Broker, NatsSettings, connect
-from engine.subjects import log_subject
-from engine.topology_check import check
-from engine.topology_files import render
-from seamark.dev.servers import NatsCluster
+from engine.topology import server as topology
+from engine.topology.check import check
+from engine.topology.files import render
+from ops.dev.servers import NatsCluster
+from seamark.protocol.subjects import log_subject
 from tests.support.logs import eventually
 from tests.support.topology import send_as_they_are
 

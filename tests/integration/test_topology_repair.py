@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from engine import repair, topology
-from engine.dispatcher import Dispatcher
+from engine.broker.jetstream import Broker
+from engine.dispatch.dispatcher import Dispatcher
 from engine.errors import TopologyError
-from engine.jetstream import Broker
-from engine.partition import Phase
-from engine.repair_plan import parse_positions
-from engine.subjects import encode_token, partition_of
-from seamark.dev.servers import NatsServer, Valkey
+from engine.partition.reader import Phase
+from engine.topology import repair
+from engine.topology import server as topology
+from engine.topology.repair_plan import parse_positions
+from ops.dev.servers import NatsServer, Valkey
+from seamark.protocol.subjects import encode_token, partition_of
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
 
 PARTITIONS = 4

@@ -9,14 +9,14 @@ from pathlib import Path
 import jwt
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.claims import Claims
-from engine.dispatcher import Dispatcher, read_partitions
-from engine.jetstream import connect as connect_broker
+from engine.broker.jetstream import connect as connect_broker
+from engine.dispatch.claims import Claims
+from engine.dispatch.dispatcher import Dispatcher, read_partitions
+from engine.topology import server as topology
 from gateway.options import GatewayOptions
 from gateway.server import run
+from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher, connect
-from seamark.dev.servers import NatsServer, Valkey
 from tests.support.logs import FAST, PIN_TIMEOUT_SECONDS
 from tests.support.topology import password, passwords, server_with_accounts, settings_for
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import topology, topology_room
-from engine.jetstream import Broker, Outgoing
-from engine.marks import Mark, encode_mark
-from engine.topology_check import check
-from engine.topology_files import Overrides
-from engine.topology_size import Demand, size, write
-from gateway.receipts import Receipt
-from seamark.dev.servers import NatsServer
+from engine.broker.jetstream import Broker, Outgoing
+from engine.log.marks import Mark, encode_mark
+from engine.topology import room as topology_room
+from engine.topology import server as topology
+from engine.topology.check import check
+from engine.topology.files import Overrides
+from engine.topology.size import Demand, size, write
+from gateway.session.receipts import Receipt
+from ops.dev.servers import NatsServer
 from tests.support.logs import connected
 
 NOW = datetime(2026, 11, 28, 12, 30, 15, 123456, tzinfo=UTC)

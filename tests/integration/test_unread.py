@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.records import state_record
-from gateway.live import UserLog
-from projections.unread import UnreadStore, read_version, write_version
-from projections.unread_frames import SPACING_SECONDS
-from projections.unread_reader import UnreadReader
-from seamark.dev.servers import NatsServer, Valkey
+from engine.topology import server as topology
+from gateway.log.live import UserLog
+from ops.dev.servers import NatsServer, Valkey
+from projections.unread.frames import SPACING_SECONDS
+from projections.unread.reader import UnreadReader
+from projections.unread.store import UnreadStore, read_version, write_version
+from seamark.protocol.records import state_record
 from tests.support.gateways import Device, TestGateway, gateway_on
 from tests.support.logs import FAST, connected, eventually
 from tests.support.projections import PARTITIONS, projecting
@@ -209,7 +209,7 @@ async def test_a_projector_that_slept_cannot_bring_an_old_count_back(nats_server
         await phone.until("live")
         seqs = await gateway.append(count=1, body=body("a"))
         await counted(phone, 1)
-        live = f"live.{gateway.partition()}.default.alice"
+        live = f"live.{gateway.log.partition()}.default.alice"
         gateway.broker.publish(live, b'{"op":"unread","count":7,"as_of":%d}' % (seqs[0] - 1))
         gateway.broker.publish(live, b'{"op":"unread","count":2,"as_of":%d}' % (seqs[0] + 1))
         assert (await phone.until("unread"))["count"] == 2

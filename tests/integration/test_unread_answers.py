@@ -8,12 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.errors import StepDown
-from engine.partition import Delivered
-from projections import unread
+from engine.partition.reader import Delivered
+from ops.dev.servers import Valkey
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
-from projections.unread import Applied, UnreadStore
-from seamark.dev.servers import Valkey
+from projections.unread import store as unread
+from projections.unread.store import Applied, UnreadStore
 from tests.support.logs import eventually
 from tests.support.network import BadNetwork, bad_network
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engine.partition import Delivered
-from projections import unread
+from engine.partition.reader import Delivered
+from ops.dev.servers import Valkey
+from projections.folds.unread import LogRecord, Unread, fold
 from projections.store import Checkpoint
-from projections.unread import FIRST_VERSION, Applied, UnreadStore, drop_version, write_version
-from projections.unread_fold import LogRecord, Unread, fold
-from projections.unread_reader import UnreadReader
-from seamark.dev.servers import Valkey
+from projections.unread import store as unread
+from projections.unread.reader import UnreadReader
+from projections.unread.store import FIRST_VERSION, Applied, UnreadStore, drop_version, write_version
 
 BOUND = 3
 USERS = ["default.alice", "default.bob", "other.alice=40example=2Ecom"]

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
+from engine.broker.jetstream import Broker
 from engine.errors import TopologyError
-from engine.jetstream import Broker
-from engine.partition import Delivered
-from engine.records import state_record
-from projections import unread_rebuild
+from engine.partition.reader import Delivered
+from engine.topology import server as topology
+from projections.folds.unread import Unread
+from projections.rebuild import unread as unread_rebuild
+from projections.rebuild.unread import UnreadVerification, rebuild_unread
 from projections.replay import replay
 from projections.store import Checkpoint
-from projections.unread import UnreadStore, drop_version, read_version, write_version
-from projections.unread_fold import Unread
-from projections.unread_reader import UnreadReader
-from projections.unread_rebuild import UnreadVerification, rebuild_unread
+from projections.unread.reader import UnreadReader
+from projections.unread.store import UnreadStore, drop_version, read_version, write_version
+from seamark.protocol.records import state_record
 from tests.support.logs import FAST, connected
 
 EPOCH = "abcdefgh"

@@ -9,14 +9,15 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from engine import topology
-from engine.jetstream import Broker
-from engine.records import state_record
-from engine.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
-from projections import replay, verification
-from projections.unread_verify import UnreadVerification
-from projections.verify import Verification
-from seamark.dev.servers import NatsServer, Postgres, Valkey
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Postgres, Valkey
+from projections import replay
+from projections.verify import streams as verification
+from projections.verify.tables import Verification
+from projections.verify.unread import UnreadVerification
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
 from tests.support.logs import FAST, connected, eventually
 from tests.support.tables import projecting_tables
 
@@ -148,7 +149,7 @@ async def test_a_database_that_restarts_in_the_midst_of_it_is_waited_for(
 
 
 async def verification_over_a_restart(nats_server: NatsServer, valkey: Valkey, server: Postgres) -> None:
-    from seamark.migrate import migrate
+    from ops.migrate import migrate
 
     await migrate(server.url)
     async with (

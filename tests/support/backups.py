@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.jetstream import Broker
-from seamark.dev.servers import NatsServer
+from engine.broker.jetstream import Broker
+from ops.dev.servers import NatsServer
 
 
 def folder_of(server: NatsServer, stream: str) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 from chaos.checker import Violation, check
 from chaos.ledger import Ledger
 from chaos.load import Load, drained, look, look_at_head
+from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from engine.jetstream import Broker
 from tests.support.devices import Device, caught_up
 from tests.support.logs import eventually
 

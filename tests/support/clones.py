@@ -23,7 +23,7 @@ def clone(folder: Path) -> Path:
     copy_postgres(Path(purelib))
     (Path(purelib) / "shared.pth").write_text(f"{folder}\n{sysconfig.get_path('purelib')}\n")
     command = folder / ".venv/bin/seamark"
-    command.write_text(f"#!{folder}/.venv/bin/python\nfrom seamark.cli import main\nmain()\n")
+    command.write_text(f"#!{folder}/.venv/bin/python\nfrom ops.cli import main\nmain()\n")
     command.chmod(0o755)
     (folder / ".venv/.ready").touch()
     return folder

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 
 from chaos.ledger import Ledger
-from engine.cursor import START, parse_cursor
 from seamark.client.backoff import Backoff
 from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
 from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore
 from seamark.client.session import Session
 from seamark.client.uplink import Uplink
+from seamark.protocol.cursor import START, parse_cursor
 from tests.support.network import BadNetwork
 from tests.support.tokens import token
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from seamark.cli.target import DevFile, read_dev_file
-from seamark.dev.child import free_port
+from ops.cli.target import DevFile, read_dev_file
+from ops.dev.child import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS_MAX = 90
@@ -34,7 +34,7 @@ class Stack:
         dev_json.unlink(missing_ok=True)
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "seamark", "dev", *self.words],
+                [sys.executable, "-m", "ops", "dev", *self.words],
                 cwd=self.folder,
                 env=self.env,
                 stdout=output,
@@ -58,14 +58,14 @@ class Stack:
         return read_dev_file(self.data)
 
     def run(self, *words: str, timeout: float = 30) -> str:
-        argv = [sys.executable, "-m", "seamark", *words]
+        argv = [sys.executable, "-m", "ops", *words]
         done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def refused(self, *words: str, timeout: float = 30) -> str:
         """What a command says on standard error, however it ends; its standard input is empty."""
-        argv = [sys.executable, "-m", "seamark", *words]
+        argv = [sys.executable, "-m", "ops", *words]
         done = subprocess.run(
             argv, cwd=self.folder, env=self.env, input="", capture_output=True, text=True, timeout=timeout
         )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import topology
-from engine.jetstream import Broker
-from seamark.dev.servers import NatsServer, Valkey
+from engine.broker.jetstream import Broker
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
 from tests.support.logs import FAST, connected
 from tests.support.roles import DispatcherProcess
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from engine.cursor import Cursor
-from gateway.feed import Ask, Feed, FeedCounters, LogState
+from gateway.join.feed import Ask, Feed, FeedCounters, LogState
+from seamark.protocol.cursor import Cursor
 
 LOG = LogState("e", 1, 12)
 

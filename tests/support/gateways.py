@@ -10,13 +10,13 @@ from typing import Any
 
 import aiohttp
 
-from engine import topology
-from engine.jetstream import Broker, NatsSettings, connect
-from engine.subjects import encode_token, log_stream, log_subject, partition_of
+from engine.broker.jetstream import Broker, NatsSettings, connect
+from engine.topology import server as topology
 from gateway.context import Context
 from gateway.options import GatewayOptions, Times
 from gateway.server import run
-from seamark.dev.servers import NatsServer
+from ops.dev.servers import NatsServer
+from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
 from tests.support.tokens import SECRET, token
 
 PARTITIONS = 4

@@ -16,8 +16,8 @@ import aiohttp
 from aiohttp import web
 
 import gateway as web_package
-from engine.events import is_event_id
 from gateway.limits import READ_IDS
+from seamark.protocol.events import is_event_id
 
 SDK = Path(web_package.__file__).parent / "web" / "seamark.js"
 

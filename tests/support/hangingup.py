@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import Self
 
-from seamark.dev.servers import HOST, NatsServer
+from ops.dev.servers import HOST, NatsServer
 
 
 class HangingUp:

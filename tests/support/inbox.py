@@ -1,6 +1,6 @@
 """What a test sees of a connection to the broker: what a subject carried, and whether there is a connection at all."""
 
-from engine.jetstream import Broker
+from engine.broker.jetstream import Broker
 from tests.support.logs import eventually
 
 

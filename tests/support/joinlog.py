@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from engine.cursor import Cursor
-from gateway.port import LogState
+from gateway.join.port import LogState
+from seamark.protocol.cursor import Cursor
 
 
 class Broken(AssertionError):

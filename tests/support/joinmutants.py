@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from gateway.feed import Ask, Feed, LogState, Message, ResetReason, Snapshot, State
+from gateway.join.feed import Ask, Feed, LogState, Message, ResetReason, Snapshot, State
 from tests.support.joinscenarios import ANEW, Profile
 from tests.support.joinsession import Rules
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.cursor import Cursor
-from gateway.feed import Ask, Feed, LogState, ResetReason, Snapshot
+from gateway.join.feed import Ask, Feed, LogState, ResetReason, Snapshot
+from seamark.protocol.cursor import Cursor
 from tests.support.joinlog import Broken, Record, incarnation
 
 if TYPE_CHECKING:

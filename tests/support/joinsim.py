@@ -1,10 +1,10 @@
-"""A world in virtual time for `gateway.feed`: one log with a leader and two replicas, sessions, sockets and devices.
+"""A world in virtual time for `gateway.join.feed`: one log with a leader and two replicas, sessions, sockets and devices.
 
 A `Scenario` is data: knobs of the network and a list of steps. `run` plays it against a `Rules` (which feed class and
 which driver to use, so that deliberate mistakes can be put in) and raises `Broken` when a promise is not kept. Every
 decision of the network comes from the scenario's own seed, so a run can be repeated.
 
-What the world grants (see the module docstring of `gateway.feed`): the front of the log is trimmed only beyond records
+What the world grants (see the module docstring of `gateway.join.feed`): the front of the log is trimmed only beyond records
 a minute old; a stream made anew, or gone back, is so on all servers at once and no live copy of before comes after.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Literal
 
-from engine.cursor import Cursor
-from gateway.feed import FeedCounters, LogState, State
+from gateway.join.feed import FeedCounters, LogState, State
+from seamark.protocol.cursor import Cursor
 from tests.support.joinlog import Broken, Projections, Record, Replica, View, incarnation, seq_of
 from tests.support.joinscenarios import LOSSLESS_KINDS, Knobs, Scenario, Step
 from tests.support.joinsession import Device, Rules, Session

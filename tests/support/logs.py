@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from chaos.load import whole_stream
-from engine import events
-from engine.claims import Claims
-from engine.dispatcher import Dispatcher, read_partitions
-from engine.jetstream import Broker, NatsSettings, PubAck, Stored, connect
-from engine.subjects import log_stream
-from engine.topology_files import Overrides
+from engine.broker.jetstream import Broker, NatsSettings, PubAck, Stored, connect
+from engine.dispatch.claims import Claims
+from engine.dispatch.dispatcher import Dispatcher, read_partitions
+from engine.topology.files import Overrides
+from seamark.protocol import events
+from seamark.protocol.subjects import log_stream
 
 PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)

@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from engine import dispatcher
-from engine.dispatcher import DispatchWorker
-from engine.jetstream import Broker, Outgoing, PubAck
-from engine.rounds import Round
-from seamark.cli.dispatcher import dispatcher as command
+from engine.broker.jetstream import Broker, Outgoing, PubAck
+from engine.dispatch import dispatcher
+from engine.dispatch.dispatcher import DispatchWorker
+from engine.dispatch.rounds import Round
+from ops.cli.dispatcher import dispatcher as command
 
 
 def tell(lie: str) -> None:

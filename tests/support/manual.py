@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import asyncpg
 
+from ops.cli.target import DevFile
+from ops.cli.token import sign
 from seamark import Publisher, connect
-from seamark.cli.target import DevFile
-from seamark.cli.token import sign
 from tests.support.devstack import ROOT, Stack
 from tests.support.logs import connected
 
@@ -130,7 +130,7 @@ class Manual:
         self, *words: str, env: Mapping[str, str] | None = None, text: str = "", code: int = 0, ends: bool = True
     ) -> str:
         """Run the command; its standard output. One that never `ends` by itself gets a Ctrl-C after its first lines."""
-        argv = [sys.executable, "-m", "seamark", *words]
+        argv = [sys.executable, "-m", "ops", *words]
         done = self.run(argv, env=env, text=text) if ends else self.interrupted(argv, env=env)
         assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -204,7 +204,7 @@ def manual(folder: Path) -> Iterator[Manual]:
         traffic = Traffic(stack.describe())
         traffic.start()
         reader = Manual(stack, stack.describe(), traffic)
-        argv = [sys.executable, "-m", "seamark", "prove", FIRST_EVENT, "--user", "alice"]
+        argv = [sys.executable, "-m", "ops", "prove", FIRST_EVENT, "--user", "alice"]
         wait_for(lambda: reader.run(argv).returncode == 0)  # the projections have begun
         yield reader
         traffic.stop()

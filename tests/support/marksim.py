@@ -9,12 +9,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from engine.dispatcher import DispatchWorker
-from engine.errors import BatchRefused, SeamarkError, Unanswered, Unavailable
-from engine.events import encode
-from engine.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
-from engine.partition import Delivered
-from engine.subjects import encode_token, partition_of
+from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
+from engine.dispatch.dispatcher import DispatchWorker
+from engine.errors import BatchRefused, Unanswered, Unavailable
+from engine.partition.reader import Delivered
+from seamark.protocol.errors import SeamarkError
+from seamark.protocol.events import encode
+from seamark.protocol.subjects import encode_token, partition_of
 
 PARTITIONS = 3
 EPOCHS = {"EVENTS": "eeeeeeee", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}

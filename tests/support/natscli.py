@@ -11,8 +11,8 @@ import json
 import re
 from typing import Final
 
-from engine.jetstream import Broker
-from engine.subjects import log_stream
+from engine.broker.jetstream import Broker
+from seamark.protocol.subjects import log_stream
 from tests.support.logs import all_records, eventually
 
 PARTITIONS: Final = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from seamark.dev.servers import Change
+from ops.dev.servers import Change
 
 FORGETFUL: Final = (
     Change("appendonly", "no", "a Valkey that comes back must be empty: what is lost with it is what tests look at"),

@@ -6,10 +6,10 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from engine.broker.jetstream import Broker, StreamState
 from engine.errors import PartitionStopped, StepDown
-from engine.jetstream import Broker, StreamState
-from engine.partition import Delivered, PartitionReader, Source
-from engine.topology_files import Overrides, render
+from engine.partition.reader import Delivered, PartitionReader, Source
+from engine.topology.files import Overrides, render
 from tests.support.logs import eventually
 
 PIN_TIMEOUT_SECONDS = 1.0

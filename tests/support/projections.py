@@ -8,11 +8,11 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from chaos.load import whole_stream
-from engine.jetstream import Broker, Stored
-from engine.subjects import log_stream
+from engine.broker.jetstream import Broker, Stored
+from ops.dev.child import free_port
+from projections.folds.unread import LogRecord
 from projections.projector import Projector, projections
-from projections.unread_fold import LogRecord
-from seamark.dev.child import free_port
+from seamark.protocol.subjects import log_stream
 from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
 from tests.support.roles import RoleProcess
 
@@ -40,7 +40,7 @@ class ProjectorProcess(RoleProcess):
         super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
-        return ["-m", "seamark", "projector"]
+        return ["-m", "ops", "projector"]
 
     def settings(self) -> dict[str, str]:
         return {"SEAMARK_REDIS_URL": self.redis_url}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seamark.dev.child import Child, free_port
+from ops.dev.child import Child, free_port
 from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ class DispatcherProcess(RoleProcess):
         self.lie = ""
 
     def command(self) -> list[str]:
-        return ["-m", "tests.support.lying_dispatcher"] if self.lie else ["-m", "seamark", "dispatcher"]
+        return ["-m", "tests.support.lying_dispatcher"] if self.lie else ["-m", "ops", "dispatcher"]
 
     def settings(self) -> dict[str, str]:
         return {"SEAMARK_REDIS_URL": self.redis_url, "TEST_LIE": self.lie}
@@ -158,7 +158,7 @@ class GatewayRole(RoleProcess):
         return f"http://127.0.0.1:{self.gateway_port}"
 
     def command(self) -> list[str]:
-        return ["-m", "seamark", "gateway", "--processes", "1"]
+        return ["-m", "ops", "gateway", "--processes", "1"]
 
     def settings(self) -> dict[str, str]:
         return {

@@ -15,8 +15,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
-from seamark.migrate import migrate
+from ops.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
+from ops.migrate import migrate
 from tests.support.overlays import FORGETFUL, UNSYNCED
 
 

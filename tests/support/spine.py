@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from engine import topology
-from engine.jetstream import Broker, NatsSettings
+from engine.broker.jetstream import Broker, NatsSettings
+from engine.topology import server as topology
 from gateway.context import Context
 from gateway.options import GatewayOptions
 from gateway.server import run
-from seamark.migrate import migrate
+from ops.migrate import migrate
 from tests.support.logs import FAST, connected, dispatching
 from tests.support.tokens import SECRET
 

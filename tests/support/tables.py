@@ -11,9 +11,10 @@ import asyncpg
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engine.partition import Delivered
-from projections import delivery_state, inbox_fold
-from projections.delivery_state import STATES
+from engine.partition.reader import Delivered
+from projections.folds import deliveries as delivery_state
+from projections.folds import inbox as inbox_fold
+from projections.folds.deliveries import STATES
 from projections.projector import Projector, projections
 from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
 

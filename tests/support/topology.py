@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.jetstream import Broker, NatsSettings
-from seamark.dev.natsserver import account_users
-from seamark.dev.servers import NatsServer
+from engine.broker.jetstream import Broker, NatsSettings
+from ops.dev.natsserver import account_users
+from ops.dev.servers import NatsServer
 
 ROLES = tuple(account_users())
 

@@ -4,9 +4,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.accounts import PUBLISHERS_MARK, publisher_block, publisher_user, publisher_variable, with_publisher
-from engine.errors import InvalidToken, TopologyError
-from engine.topology_files import files_folder
+from engine.errors import TopologyError
+from engine.topology.accounts import (
+    PUBLISHERS_MARK,
+    publisher_block,
+    publisher_user,
+    publisher_variable,
+    with_publisher,
+)
+from engine.topology.files import files_folder
+from seamark.protocol.errors import InvalidToken
 
 tenants = st.text(min_size=1, max_size=30)
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from gateway.catchup import PARKED_LIMIT
-from gateway.feed import Ask, LogState, State
+from gateway.join.catchup import PARKED_LIMIT
+from gateway.join.feed import Ask, LogState, State
 from tests.support.feedowner import Owner, Record, behind, joined
 
 

@@ -3,8 +3,8 @@
 import pytest
 from redis.asyncio import Redis
 
-from engine import claims as module
-from engine.claims import Claim, Claims, ClaimsUnavailable
+from engine.dispatch import claims as module
+from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 
 
 def some(count: int) -> list[Claim]:

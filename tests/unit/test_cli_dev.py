@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from seamark.cli import dev
-from seamark.cli.target import DevFile
+from ops.cli import dev
+from ops.cli.target import DevFile
 
 
 def test_addresses_are_printed_without_user_and_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The funnel as an operator sees it."""
 
-from projections.funnel_cohorts import Step
-from seamark.cli.funnel import drawn
+from ops.cli.funnel import drawn
+from projections.funnel.cohorts import Step
 
 
 def test_a_funnel_shows_every_stage_and_the_smallest_number_above_none() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from engine.errors import SeamarkError
-from seamark.cli import topology
+from ops.cli import topology
+from seamark.protocol.errors import SeamarkError
 
 STACK_REDIS = "redis://stack:1/0"
 

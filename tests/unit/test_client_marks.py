@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.cursor import Cursor
 from seamark.client.marks import READ_IDS_MAX, Marks
+from seamark.protocol.cursor import Cursor
 
 
 class MarksAndALog(RuleBasedStateMachine):

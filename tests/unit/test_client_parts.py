@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import close_codes
 from seamark.client.backoff import Backoff
 from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
 from seamark.client.cursorstore import BadCursorFile, Bookmark, FileCursor, MemoryCursor
@@ -24,6 +23,7 @@ from seamark.client.mailbox import Mailbox
 from seamark.client.progress import Progress
 from seamark.client.session import endpoint
 from seamark.client.token import TokenSource, expiry_of, refresh_delay
+from seamark.protocol import close_codes
 
 # --- progress -----------------------------------------------------------------------------------------------------
 

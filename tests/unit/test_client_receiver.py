@@ -10,9 +10,9 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from engine.cursor import Cursor, parse_cursor
 from seamark.client.frames import LiveFrame, Pong, Ready, RecordFrame, ResetFrame, Skip, decode_frame
 from seamark.client.receiver import Advance, Deliver, Drop, Joined, Receiver, Restart, Restore
+from seamark.protocol.cursor import Cursor, parse_cursor
 
 
 def record(seq: int, prev: int, epoch: str = "e1") -> RecordFrame:

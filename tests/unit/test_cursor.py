@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cursor import Cursor, parse_cursor
-from engine.errors import InvalidCursor
+from seamark.protocol.cursor import Cursor, parse_cursor
+from seamark.protocol.errors import InvalidCursor
 
 
 @given(st.from_regex(r"[a-z0-9]{1,32}", fullmatch=True), st.integers(0, 10**19 - 1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.settings import load_settings
-from seamark.dev.environment import roles_environment
+from ops.dev.environment import roles_environment
 
 OURS = {"SEAMARK_NATS_URL": "nats://ours", "SEAMARK_JWT_SECRET": "ours", "SEAMARK_PROFILE": "dev"}
 IN_THE_WAY = {

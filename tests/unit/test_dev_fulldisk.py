@@ -2,7 +2,7 @@
 
 import itertools
 
-from seamark.dev.fulldisk import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, ROOM_BYTES_MIN, Action, FullDisk
+from ops.dev.fulldisk import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, ROOM_BYTES_MIN, Action, FullDisk
 
 FULL = "EVENTS (no space left on device)"
 

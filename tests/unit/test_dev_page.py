@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 import gateway
-from gateway.dev_page import FILES, DevPage, dev_routes, is_loopback_host
-from gateway.problems import as_problems
+from gateway.api.dev_page import FILES, DevPage, dev_routes, is_loopback_host
+from gateway.http.problems import as_problems
 from tests.support.tokens import SECRET
 
 WEB = Path(gateway.__file__).parent / "web"

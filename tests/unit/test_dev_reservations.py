@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from seamark.dev.child import free_port
-from seamark.dev.reservations import Reservations
+from ops.dev.child import free_port
+from ops.dev.reservations import Reservations
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ports are reserved on Linux only")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from seamark.dev import roles, stores
-from seamark.dev.child import Child, ServerFailed
-from seamark.dev.secretsfile import Kept
-from seamark.dev.servers import Postgres
-from seamark.dev.stack import Options, Stack
+from ops.dev import roles, stores
+from ops.dev.child import Child, ServerFailed
+from ops.dev.secretsfile import Kept
+from ops.dev.servers import Postgres
+from ops.dev.stack import Options, Stack
 
 
 class Ended(Exception):

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import InvalidEvent
-from engine.events import Event, accept, encode
+from ops.cli.event_fields import OPTIONS, event_of_options, read_event
+from ops.cli.publish import publish
 from seamark import Publisher
-from seamark.cli.event_fields import OPTIONS, event_of_options, read_event
-from seamark.cli.publish import publish
+from seamark.protocol.errors import InvalidEvent
+from seamark.protocol.events import Event, accept, encode
 
 NEEDED = {"to": ["alice"], "type": "demo.hello"}
 EVERY_FIELD = {

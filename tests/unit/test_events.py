@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import events, limits
-from engine.errors import InvalidEvent
-from engine.subjects import encode_token
+from seamark.protocol import events, limits
+from seamark.protocol.errors import InvalidEvent
+from seamark.protocol.subjects import encode_token
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "events"
 SUBJECT = "ev.0.default.alice.demo.hello"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cursor import Cursor
-from gateway.feed import Ask, LogState, ResetReason, Snapshot, State
+from gateway.join.feed import Ask, LogState, ResetReason, Snapshot, State
+from seamark.protocol.cursor import Cursor
 from tests.support.feedowner import LOG, Owner, Record, behind, joined
 
 

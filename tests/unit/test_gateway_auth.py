@@ -15,12 +15,12 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from gateway import jwks
-from gateway.api_keys import ApiKey, ApiKeys, KeysAway, TooManyGuesses
-from gateway.auth import Refused, Verifier, bearer
-from gateway.jwks import KeySet, KeysUnavailable, SharedSecret
+from gateway.access import jwks
+from gateway.access.api_keys import ApiKey, ApiKeys, KeysAway, TooManyGuesses
+from gateway.access.auth import Refused, Verifier, bearer
+from gateway.access.jwks import KeySet, KeysUnavailable, SharedSecret
+from gateway.access.origins import Origins
 from gateway.limits import API_KEY_RETRY_SECONDS, API_KEY_STALE_SECONDS
-from gateway.origins import Origins
 from tests.support.tokens import SECRET
 
 CLAIMS = {"sub": "alice", "tenant": "acme"}

@@ -6,7 +6,7 @@ import socket
 import pytest
 from aiohttp import web
 
-from gateway.connection import Runner, connection_of
+from gateway.carriers.connection import Runner, connection_of
 
 LARGE = bytes(32 << 20)
 
@@ -36,7 +36,7 @@ async def client(port: int) -> socket.socket:
 
 
 async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.connection.ANSWER_STUCK_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.carriers.connection.ANSWER_STUCK_SECONDS", 0.2)
     lost = asyncio.Event()
     runner, port = await serve(lost)
     with await client(port):
@@ -46,7 +46,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
 
 
 async def test_an_answer_that_is_read_slowly_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.connection.ANSWER_STUCK_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.carriers.connection.ANSWER_STUCK_SECONDS", 0.2)
     runner, port = await serve(asyncio.Event())
     loop, received = asyncio.get_running_loop(), 0
     with await client(port) as sock:

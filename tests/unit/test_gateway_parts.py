@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cursor import Cursor
-from engine.jetstream import Outgoing
-from gateway import close_codes, frames
-from gateway.admission import Handshakes
-from gateway.close_codes import NO_PONG, TABLE
+from engine.broker.jetstream import Outgoing
+from gateway.access.admission import Handshakes
+from gateway.carriers.poll import PollOutlet
 from gateway.limits import ROOM_BYTES, WRITE_HIGH_BYTES, WRITE_LOW_BYTES
-from gateway.message import Message, live_position
-from gateway.outlet import EventStreamOutlet, Flusher, WebSocketOutlet
-from gateway.poll import PollOutlet
-from gateway.receipts import Receipts, Tally
-from gateway.wheel import Wheel
+from gateway.log.message import Message, live_position
+from gateway.session import frames
+from gateway.session.outlet import EventStreamOutlet, Flusher, WebSocketOutlet
+from gateway.session.receipts import Receipts, Tally
+from gateway.session.wheel import Wheel
+from seamark.protocol import close_codes
+from seamark.protocol.close_codes import NO_PONG, TABLE
+from seamark.protocol.cursor import Cursor
 
 # --- frames ---------------------------------------------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ async def test_a_socket_that_takes_all_at_once_is_told_without_ever_being_paused
 async def test_after_its_close_frame_an_outlet_takes_nothing_and_aborts_when_the_client_lingers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.outlet.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.session.outlet.LINGER_SECONDS", 0.1)
     pipe = Pipe(takes=1 << 20)
     outlet = WebSocketOutlet(pipe, Flusher(), Wheel())
     outlet.send(b"{}")
@@ -388,7 +389,7 @@ class Store:
 async def test_a_fault_with_one_receipt_ends_neither_the_task_nor_the_receipts_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.receipts.RECEIPT_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.session.receipts.RECEIPT_SECONDS", 0.01)
     store = Store()
     receipts = Receipts(store)  # type: ignore[arg-type]
     receipts.start()

@@ -8,15 +8,15 @@ import pytest
 from msgspec import Raw
 
 from engine.errors import Unavailable
-from gateway.allowances import Allowances, user_allowance
-from gateway.counts import Counts
-from gateway.heads import Heads
-from gateway.live import Live
-from gateway.port import LogState
-from gateway.reader import Reader
+from gateway.access.allowances import Allowances, user_allowance
+from gateway.join.port import LogState
+from gateway.log.heads import Heads
+from gateway.log.live import Live
+from gateway.log.reader import Reader
+from gateway.log.watch import Watch
 from gateway.server import _newest
-from gateway.state_records import StateRecords
-from gateway.watch import Watch
+from gateway.session.state_records import StateRecords
+from gateway.stores.counts import Counts
 
 
 class Faulty:
@@ -61,7 +61,7 @@ class Faulty:
 async def test_a_subscription_that_meets_a_fault_while_it_is_confirmed_is_confirmed_after_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.live.CONFIRM_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.log.live.CONFIRM_PAUSE_SECONDS", 0.01)
     live = Live(Faulty())  # type: ignore[arg-type]
     joined = asyncio.Event()
     live.join(SimpleNamespace(joined=joined.set), SimpleNamespace(number=0, logs={}), "default", "alice")  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ async def test_a_subscription_that_meets_a_fault_while_it_is_confirmed_is_confir
 async def test_heads_that_meet_a_fault_are_answered_and_so_are_those_that_waited_behind_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.heads.HEADS_SUBJECTS", 1)
+    monkeypatch.setattr("gateway.log.heads.HEADS_SUBJECTS", 1)
     heads = Heads(Faulty(), "LOG-0", SimpleNamespace(last=LogState("e", 1, 1)), "mark")  # type: ignore[arg-type]
     answers: list[LogState | None] = []
     both = asyncio.Event()
@@ -92,7 +92,7 @@ async def test_heads_that_meet_a_fault_are_answered_and_so_are_those_that_waited
 
 
 async def test_sessions_whose_count_meets_a_fault_go_on_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.counts.USERS_MAX", 1)
+    monkeypatch.setattr("gateway.stores.counts.USERS_MAX", 1)
     counts = Counts(Faulty(), 0, SimpleNamespace(last=None), {})  # type: ignore[arg-type]
     answers: list[Any] = []
     both = asyncio.Event()
@@ -112,7 +112,7 @@ async def test_sessions_whose_count_meets_a_fault_go_on_without_one(monkeypatch:
 
 async def test_a_leader_whose_answer_meets_a_fault_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[LogState] = []
-    monkeypatch.setattr("gateway.watch.WATCH_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.log.watch.WATCH_SECONDS", 0.01)
 
     async def tell(state: LogState) -> None:
         told.append(state)

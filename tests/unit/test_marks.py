@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import logwriter, rounds
+from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
+from engine.dispatch import rounds
 from engine.errors import BatchRefused, BrokerError, StepDown, Unanswered, Unavailable
-from engine.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
-from engine.logwriter import LogWriter, Ownership, read_mark
-from engine.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
+from engine.log import writer as logwriter
+from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
+from engine.log.writer import LogWriter, Ownership, read_mark
 
 MARKS = st.builds(
     Mark,

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from engine import dispatcher, logwriter, rounds
-from engine.dispatcher import DispatchWorker
-from engine.marks import Mark, Verdict
+from engine.dispatch import dispatcher, rounds
+from engine.dispatch.dispatcher import DispatchWorker
+from engine.log import writer as logwriter
+from engine.log.marks import Mark, Verdict
 from tests.support.marksim import World
 
 WORLDS = 400

@@ -6,9 +6,10 @@ import asyncpg
 import pytest
 from redis import exceptions as redis
 
-from projections import patience, verification
 from projections.outages import postgres_failure, redis_failure
+from projections.postgres import patience
 from projections.store import StoreBroken, StoreUnavailable
+from projections.verify import streams as verification
 
 
 @pytest.mark.parametrize(

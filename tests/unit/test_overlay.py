@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.topology_files import files_folder
-from seamark.dev.binaries import postgres_installation
-from seamark.dev.overlay import Change, overlaid_file, overlaid_settings, with_includes
-from seamark.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
-from seamark.dev.stores import POSTGRES_SETTINGS, VALKEY_SETTINGS
+from engine.topology.files import files_folder
+from ops.dev.binaries import postgres_installation
+from ops.dev.overlay import Change, overlaid_file, overlaid_settings, with_includes
+from ops.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
+from ops.dev.stores import POSTGRES_SETTINGS, VALKEY_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 SMALL = """\
@@ -46,8 +46,8 @@ def test_nothing_but_the_embedded_servers_starts_a_program_of_a_server() -> None
         if path != Path(__file__) and named.search(path.read_text(encoding="utf-8"))
     }
     # That one only moves PostgreSQL to another folder; the embedded server starts it there.
-    assert {name for name in found if not name.startswith("seamark/dev/")} == {"tests/integration/test_servers.py"}
-    assert "seamark/dev/natsserver.py" in found
+    assert {name for name in found if not name.startswith("ops/dev/")} == {"tests/integration/test_servers.py"}
+    assert "ops/dev/natsserver.py" in found
 
 
 @pytest.mark.parametrize(

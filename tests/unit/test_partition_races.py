@@ -18,11 +18,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import partition, pulls
-from engine.connection import NatsSettings
+from engine.broker.connection import NatsSettings
+from engine.broker.jetstream import Stored, StreamState
 from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailable
-from engine.jetstream import Stored, StreamState
-from engine.partition import Delivered, PartitionReader, Phase, Source
+from engine.partition import pulls
+from engine.partition import reader as partition
+from engine.partition.reader import Delivered, PartitionReader, Phase, Source
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxies import Proxies
+from gateway.access.proxies import Proxies
 
 TRUSTED = Proxies(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.errors import Unavailable
 from engine.limits import BUFFERED_PULLS_MAX, PULL_BATCH, PULL_BYTES
-from engine.pulls import Pulls
+from engine.partition.pulls import Pulls
 
 
 class Recorder:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import events, limits, wire
-from engine.records import SKIP_LINE, NotificationTemplate, decode_record, state_record
+from engine.broker import wire
+from seamark.protocol import events, limits
+from seamark.protocol.records import SKIP_LINE, NotificationTemplate, decode_record, state_record
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "records"
 SUBJECT = "ev.0.default.alice.demo.hello"

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import limits, rounds
-from engine.marks import Mark
-from engine.partition import Delivered
-from engine.rounds import Dead, Planned, batches, fan_out, not_covered, plan
-from engine.subjects import encode_token, partition_of
+from engine import limits
+from engine.dispatch import rounds
+from engine.dispatch.rounds import Dead, Planned, batches, fan_out, not_covered, plan
+from engine.log.marks import Mark
+from engine.partition.reader import Delivered
+from seamark.protocol import limits as protocol_limits
+from seamark.protocol.subjects import encode_token, partition_of
 
 EPOCH = "abcd1234"
 PARTITIONS = 4
@@ -124,7 +126,7 @@ def test_small_events_fill_the_largest_batch_and_a_large_one_is_cut_so_that_its_
 
 
 def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
-    one = planned(event(7, [f"user-{i}" for i in range(limits.RECIPIENTS_MAX)], {"text": "hi"}))
+    one = planned(event(7, [f"user-{i}" for i in range(protocol_limits.RECIPIENTS_MAX)], {"text": "hi"}))
     for partition, entries in fan_out([one], PARTITIONS).items():
         cut = list(batches(entries, partition, 7))
         assert {len(batch.messages) for batch in cut[:-1]} == {limits.FAN_OUT_MESSAGES_MAX - 1}
@@ -133,7 +135,7 @@ def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
 
 
 def test_large_records_are_cut_by_bytes() -> None:
-    data = "x" * (limits.EVENT_DATA_BYTES_MAX - 2)
+    data = "x" * (protocol_limits.EVENT_DATA_BYTES_MAX - 2)
     one = planned(event(7, [f"user-{i}" for i in range(200)], data))
     for partition, entries in fan_out([one], PARTITIONS).items():
         for batch in batches(entries, partition, 7):

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cursor import Cursor
-from gateway.auth import Claims
-from gateway.close_codes import CloseCode
-from gateway.counts import unread_frame
-from gateway.follower import Follower
-from gateway.frames import BadFrame, Read
-from gateway.live import UserLog
+from gateway.access.auth import Claims
+from gateway.join.port import FeedCounters, ResetReason, Snapshot
+from gateway.log.live import UserLog
 from gateway.options import Times
-from gateway.port import FeedCounters, ResetReason, Snapshot
-from gateway.positions import StaleCursor, acknowledged, read_up_to
-from gateway.session import Session
-from gateway.sessions import Sessions, one_too_many
-from gateway.wheel import Wheel
+from gateway.session.follower import Follower
+from gateway.session.frames import BadFrame, Read
+from gateway.session.positions import StaleCursor, acknowledged, read_up_to
+from gateway.session.registry import Sessions, one_too_many
+from gateway.session.session import Session
+from gateway.session.wheel import Wheel
+from gateway.stores.counts import unread_frame
+from seamark.protocol.close_codes import CloseCode
+from seamark.protocol.cursor import Cursor
 
 
 class Window:

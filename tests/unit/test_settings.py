@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine import settings
-from engine.addresses import inbox_prefix_of, login_of
+from engine.broker.addresses import inbox_prefix_of, login_of
 from engine.errors import InvalidSetting
 from engine.settings import Secret, Settings, given_settings, load_settings
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from projections import spill as module
-from projections.spill import Spill
+from projections.verify import spill as module
+from projections.verify.spill import Spill
 
 items = st.lists(
     st.tuples(st.sampled_from(["a.x", "a.y", "b.=C3=A4"]), st.booleans(), st.binary(max_size=40)), max_size=60

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import subjects
-from engine.errors import InvalidToken
-from engine.limits import EVENT_TYPE_BYTES_MAX, TOKEN_BYTES_MAX
-from engine.subjects import decode_token, encode_token, partition_of
+from seamark.protocol import subjects
+from seamark.protocol.errors import InvalidToken
+from seamark.protocol.limits import EVENT_TYPE_BYTES_MAX, TOKEN_BYTES_MAX
+from seamark.protocol.subjects import decode_token, encode_token, partition_of
 
 # A character takes at most four bytes, each written in three: ten always fit.
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)

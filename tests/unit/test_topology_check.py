@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from engine.marks import Mark, PlacedMark
-from engine.topology_check import Seen, judge, judge_start
-from engine.topology_files import render
-from engine.topology_plan import Observed, ObservedStream
+from engine.log.marks import Mark, PlacedMark
+from engine.topology.check import Seen, judge, judge_start
+from engine.topology.files import render
+from engine.topology.plan import Observed, ObservedStream
 
 SYNCED = {"version": "2.15.1", "jetstream": {"config": {"sync_always": True}}}
 UNSYNCED = {"version": "2.15.1", "jetstream": {"config": {"sync_interval": 120_000_000_000}}}

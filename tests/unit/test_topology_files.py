@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import TopologyError
-from engine.limits import EVENT_BYTES_MAX, PIN_TIMEOUT_SECONDS, PULL_BATCH
-from engine.topology_files import PARTITIONS_DEFAULT, PROFILES, Overrides, files_folder, render
+from engine.limits import PIN_TIMEOUT_SECONDS, PULL_BATCH
+from engine.topology.files import PARTITIONS_DEFAULT, PROFILES, Overrides, files_folder, render
+from seamark.protocol.limits import EVENT_BYTES_MAX
 
 DIFFERENT_BY_PROFILE = {"num_replicas", "max_bytes"}
 

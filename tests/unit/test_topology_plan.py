@@ -6,9 +6,9 @@ from itertools import count
 
 import pytest
 
-from engine.topology_diff import changes_between
-from engine.topology_files import render
-from engine.topology_plan import Observed, ObservedStream, decide, remembered_partitions
+from engine.topology.diff import changes_between
+from engine.topology.files import render
+from engine.topology.plan import Observed, ObservedStream, decide, remembered_partitions
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 

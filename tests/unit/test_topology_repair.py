@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from engine.errors import TopologyError
-from engine.marks import NO_MARK, Mark, PlacedMark
-from engine.repair_plan import Found, Positions, decide, parse_positions
-from engine.topology_plan import ObservedStream
+from engine.log.marks import NO_MARK, Mark, PlacedMark
+from engine.topology.plan import ObservedStream
+from engine.topology.repair_plan import Found, Positions, decide, parse_positions
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 EVENTS, LOGS = "events00", ("log00000", "log11111")

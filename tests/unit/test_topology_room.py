@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from engine.topology_check import judge
-from engine.topology_plan import ObservedStream
-from engine.topology_room import Intake, room
+from engine.topology.check import judge
+from engine.topology.plan import ObservedStream
+from engine.topology.room import Intake, room
 from tests.unit.test_topology_check import seen
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import TopologyError
-from engine.topology_files import files_folder, is_log, render
-from engine.topology_size import LOG_BYTES_COMFORTABLE, Demand, size, write
+from engine.topology.files import files_folder, is_log, render
+from engine.topology.size import LOG_BYTES_COMFORTABLE, Demand, size, write
 
 SHIPPED = Demand(rate=250, record_bytes=450, days=30)
 """What `nats/server.conf` and docs/operations.md say."""

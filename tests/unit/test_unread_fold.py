@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from projections.unread_fold import NONE_UNREAD, LogRecord, Unread, UserFold, fold
+from projections.folds.unread import NONE_UNREAD, LogRecord, Unread, UserFold, fold
 
 ALICE = "default.alice"
 

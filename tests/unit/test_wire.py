@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.protocol.parser import Parser
 
-from engine import wire
-from engine.wire import HotParser, encode_publish, header, header_lines, last_header, status
+from engine.broker import wire
+from engine.broker.wire import HotParser, encode_publish, header, header_lines, last_header, status
 
 
 class Recorder:

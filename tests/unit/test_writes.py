@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.brokerhealth import write_error
+from engine.broker.health import write_error
+from engine.broker.writes import Writes, stream_of_subject
 from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
-from engine.subjects import mark_subject, receipt_subject
-from engine.writes import Writes, stream_of_subject
+from seamark.protocol.subjects import mark_subject, receipt_subject
 
 
 class Clock:

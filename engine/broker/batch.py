@@ -1,0 +1,45 @@
+"""An atomic batch on the wire: all its messages in one buffer (ADR-50)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+from nats.nuid import NUID
+
+from engine.broker import wire
+from engine.broker.connection import Delivery, settle
+from engine.errors import BrokerError
+
+_ids = NUID()
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A message of an atomic batch. `headers` are raw lines, each ended by CRLF."""
+
+    subject: str
+    payload: bytes
+    headers: bytes = b""
+
+
+def encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
+    """The protocol bytes of a batch; the server answers on `reply`."""
+    opening = b"NATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: " % bytes(_ids.next())
+    last, answered, parts = len(messages), reply + b" ", []
+    for number, message in enumerate(messages, 1):
+        lines, payload = message.headers, message.payload
+        # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
+        answer = answered if number in (1, last) else b""
+        if number == last:
+            lines = b"Nats-Batch-Commit: 1\r\n" + lines
+        head = b"%b%d\r\n%b\r\n" % (opening, number, lines)
+        sizes = len(head), len(head) + len(payload)
+        parts.append(b"HPUB %b %b%d %d\r\n%b%b\r\n" % (message.subject.encode(), answer, *sizes, head, payload))
+    return b"".join(parts)
+
+
+def settle_batch(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:
+    """An empty answer without a status is the server's nod to the first message of a batch: not the end yet."""
+    if isinstance(outcome, BrokerError) or outcome.payload or wire.status(outcome.headers):
+        settle(future, outcome)

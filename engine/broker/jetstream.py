@@ -1,0 +1,325 @@
+"""JetStream as the engine uses it: appends with retry rules, atomic batches in one write, Direct Get, the leader's word.
+
+Facts behind the rules: ADR-50 (atomic batches), ADR-31 (Direct Get), and `docs/architecture.md`, "Append".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from nats.nuid import NUID
+
+from engine.broker import wire
+from engine.broker.answers import (
+    Heads,
+    Page,
+    PubAck,
+    Stored,
+    StreamState,
+    direct_stored,
+    error_facts,
+    leader_stored,
+    pub_ack,
+    stream_state,
+)
+from engine.broker.batch import Outgoing, encode_batch, settle_batch
+from engine.broker.connection import Connection, Delivery, NatsSettings, Subscription, settle
+from engine.broker.writes import Writes
+from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
+from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
+
+__all__ = [
+    "After",
+    "Broker",
+    "Delivery",
+    "Heads",
+    "NatsSettings",
+    "Outgoing",
+    "Page",
+    "PubAck",
+    "Stored",
+    "StreamState",
+    "Subscription",
+    "connect",
+]
+
+WRONG_LAST_SEQUENCE = 10071
+RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
+"""Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
+
+BATCH_INCOMPLETE = 10176
+"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
+
+
+class After(NamedTuple):
+    """The last message of a subject, which an append demands to follow: its stream and sequence, 0 for none."""
+
+    stream: str
+    seq: int
+
+
+_SEQUENCE = b"\r\nNats-Sequence:"
+_ids = NUID()
+
+
+async def connect(settings: NatsSettings) -> Broker:
+    """An open connection that reconnects for ever.
+
+    Raises:
+        Unavailable: no server answered within 10 s.
+    """
+    broker = Broker(settings)
+    await broker.open()
+    return broker
+
+
+class Broker(Connection):
+    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away."""
+
+    def __init__(self, settings: NatsSettings) -> None:
+        super().__init__(settings)
+        self.on_leader_change: list[Callable[[str, str], None]] = []
+        self.writes = Writes()
+        self.on_reconnect.append(self.writes.forget)
+
+    async def open(self) -> None:
+        await super().open()
+        for kind in ("STREAM", "CONSUMER"):
+            self.subscribe(f"$JS.EVENT.ADVISORY.{kind}.LEADER_ELECTED.>", self._on_leader_elected)
+
+    def _on_leader_elected(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        tokens = subject.decode().split(".")
+        if tokens[3] == "STREAM":
+            self.writes.forget(tokens[5])
+        for callback in self.on_leader_change:
+            callback(tokens[5], tokens[6] if len(tokens) > 6 else "")
+
+    async def api(
+        self, method: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float = 5.0
+    ) -> dict[str, Any]:
+        """Call `$JS.API.<method>`.
+
+        Raises:
+            ApiError: the server refused. Unavailable, Unanswered: as `request`.
+        """
+        payload = msgspec.json.encode(body) if body is not None else b""
+        delivery = await self.request(f"$JS.API.{method}", payload, timeout_seconds=timeout_seconds)
+        try:
+            answer = msgspec.json.decode(delivery.payload, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise Unanswered(f"not an answer of JetStream: {delivery.payload[:80]!r}") from error
+        if refused := answer.get("error"):
+            raise ApiError(*error_facts(refused))
+        return answer
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        msg_id: str | None = None,
+        after: After | None = None,
+        budget_seconds: float = APPEND_BUDGET_SECONDS,
+    ) -> PubAck:
+        """Store one message; returns only once it is stored.
+
+        An attempt without an answer is repeated only where that cannot store twice: with a `msg_id` (the server's
+        duplicate window) or `after`. What became of it is read, where that can be told (`after`), else it stays unknown.
+
+        Args:
+            msg_id: `Nats-Msg-Id`; with `after` a random one by default, by which the message is known again.
+            after: what the subject's last message must be, else it is refused (10071).
+            budget_seconds: how long passing failures are retried; a leader election takes 4-9 s.
+
+        Raises:
+            ApiError: refused for good (full store, wrong sequence, no such stream …).
+            Unavailable: not stored, budget spent. Unanswered: outcome unknown, also when only an earlier attempt's is.
+        """
+        lines = dict(headers or {})
+        if after is not None:
+            msg_id = msg_id or _ids.next().decode()
+            lines["Nats-Expected-Last-Subject-Sequence"] = str(after.seq)
+        if msg_id is not None:
+            lines["Nats-Msg-Id"] = msg_id
+        deadline, pause = time.monotonic() + budget_seconds, 0.05
+        doubt: Unanswered | None = None
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
+                ack = pub_ack(delivery.payload, ApiError)
+                self.writes.stored(ack.stream)
+                return ack
+            except (Unanswered, Unavailable, ApiError) as error:
+                if isinstance(error, Unanswered) and self.connected:
+                    self.writes.not_stored(subject)
+                if isinstance(error, Unanswered) and msg_id is None:
+                    raise
+                doubt = error if isinstance(error, Unanswered) else doubt
+                if isinstance(error, ApiError) and error.err_code not in RETRIED_ERR_CODES:
+                    if doubt is None:
+                        raise
+                    # An earlier attempt may be what this one was refused for.
+                    if after is None or error.err_code != WRONG_LAST_SEQUENCE:
+                        raise doubt from error
+                    return await self._own(after.stream, subject, msg_id or "", error)
+                if deadline - time.monotonic() <= pause:
+                    # What an earlier attempt has done stays unknown, however surely this one did nothing.
+                    raise doubt or error from None
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(1.0, pause * 2)
+
+    async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
+        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
+
+        Raises:
+            ApiError: `refusal`, somebody else's message does. Unavailable, Unanswered: the leader cannot be asked.
+        """
+        try:
+            stored = await self.leader_last(stream, subject)
+        except ApiError as error:
+            raise Unanswered(f"whether an attempt was stored cannot be read: {error}") from refusal
+        if stored is None or wire.header(stored.headers, b"Nats-Msg-Id") != msg_id.encode():
+            raise refusal
+        return PubAck(stream, stored.seq)
+
+    async def commit(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 5.0) -> PubAck:
+        """Store all messages or none: one atomic batch, one write, one attempt.
+
+        Raises:
+            BatchRefused: nothing was stored, and the server said why.
+            Unavailable: nothing was stored. Unanswered: the outcome is unknown.
+            Forbidden: this user may not publish one of them. ApiError: 10054, one is larger than the server takes.
+        """
+        if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
+            raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
+        answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        reply = self.expect(
+            lambda outcome: settle_batch(answer, outcome),
+            lambda subject: any(message.subject == subject for message in messages),
+        )
+        try:
+            data = encode_batch(messages, reply)
+            if len(data) > self.nc.max_payload:
+                self._check_size(max(len(message.headers) + len(message.payload) for message in messages))
+            self.write(data)
+            async with asyncio.timeout(timeout_seconds):
+                delivery = await answer
+        except TimeoutError as error:
+            if self.connected:
+                self.writes.not_stored(messages[0].subject)
+            raise Unanswered(f"a batch was not answered within {timeout_seconds} s") from error
+        finally:
+            self.forget(reply)
+        if wire.status(delivery.headers) == 503:
+            raise Unavailable("no leader takes this batch")
+        try:
+            ack = pub_ack(delivery.payload, BatchRefused)
+        except BatchRefused as error:
+            if error.err_code == BATCH_INCOMPLETE:
+                self.writes.not_stored(messages[0].subject)
+            raise
+        self.writes.stored(ack.stream)
+        return ack
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def stream(self, stream: str, *, timeout_seconds: float = 5.0) -> StreamState:
+        """What the leader of `stream` says of it, now.
+
+        Raises:
+            ApiError: 10059 when there is no such stream. Unavailable, Unanswered: no leader.
+        """
+        answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
+        return stream_state(stream, answer)
+
+    async def next_by_subject(
+        self,
+        stream: str,
+        subject: str,
+        seq: int,
+        *,
+        batch: int = PAGE_RECORDS,
+        max_bytes: int = 1 << 20,
+        timeout_seconds: float = 2.0,
+    ) -> Page:
+        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31).
+
+        Raises:
+            Unavailable, Unanswered, ApiError (408, 413).
+        """
+        body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
+        messages, end = await self._direct(stream, body, timeout_seconds)
+        pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
+        return Page([direct_stored(message) for message in messages], pending > 0)
+
+    async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
+        """The last sequence of each of at most 1000 subjects, one consistent view of one replica.
+
+        Raises:
+            Unavailable, Unanswered, ApiError (408, 413).
+        """
+        if not 1 <= len(subjects) <= HEADS_SUBJECTS_MAX:
+            raise ValueError(f"1 to {HEADS_SUBJECTS_MAX} subjects at a time, not {len(subjects)}")
+        messages, end = await self._direct(
+            stream, {"multi_last": list(subjects), "batch": len(subjects)}, timeout_seconds
+        )
+        seqs = {}
+        for message in messages:
+            subject = wire.last_header(message.headers, b"Nats-Subject") or b""
+            seqs[subject.decode()] = int(wire.last_header(message.headers, b"Nats-Sequence") or b"0")
+        return Heads(seqs, int(wire.last_header(end, b"Nats-UpTo-Sequence") or b"0"))
+
+    async def leader_next(self, stream: str, subject: str, seq: int, *, timeout_seconds: float = 5.0) -> Stored | None:
+        """The first message of `subject` at or after `seq` as the leader sees it, or None."""
+        return await self._leader_get(stream, {"next_by_subj": subject, "seq": max(1, seq)}, timeout_seconds)
+
+    async def leader_last(self, stream: str, subject: str, *, timeout_seconds: float = 5.0) -> Stored | None:
+        """The last message of `subject` as the leader sees it, or None."""
+        return await self._leader_get(stream, {"last_by_subj": subject}, timeout_seconds)
+
+    async def _leader_get(self, stream: str, body: dict[str, Any], timeout_seconds: float) -> Stored | None:
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", body, timeout_seconds=timeout_seconds)
+        except ApiError as error:
+            if error.err_code == 10037:
+                return None
+            raise
+        return leader_stored(answer["message"])
+
+    async def _direct(self, stream: str, body: dict[str, Any], timeout_seconds: float) -> tuple[list[Delivery], bytes]:
+        """All messages of one Direct Get answer and the header block that ends it (204, or 404 when there are none)."""
+        done: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        messages: list[Delivery] = []
+
+        def on_part(outcome: Delivery | BrokerError) -> None:
+            # A publisher may have written a status into a message; only a message has a sequence.
+            if isinstance(outcome, BrokerError) or (wire.status(outcome.headers) and _SEQUENCE not in outcome.headers):
+                settle(done, outcome)
+            else:
+                messages.append(outcome)
+
+        subject = f"$JS.API.DIRECT.GET.{stream}"
+        reply = self.expect(on_part, subject.__eq__)
+        try:
+            self.publish(subject, msgspec.json.encode(body), reply=reply)
+            async with asyncio.timeout(timeout_seconds):
+                end = (await done).headers
+        except TimeoutError as error:
+            raise Unanswered(f"no whole answer from {stream} within {timeout_seconds} s") from error
+        finally:
+            self.forget(reply)
+        code = wire.status(end)
+        if code == 503:
+            raise Unavailable(f"no replica of {stream} answers")
+        if code not in (204, 404):
+            raise ApiError(code, 0, wire.description(end))
+        return messages, end

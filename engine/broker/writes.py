@@ -1,0 +1,77 @@
+"""Which streams have stopped storing what they are sent, judged by what became of the writes to them.
+
+A server whose disk was full answers no write to a stream from then on, also when there is room again, until it is
+restarted; its API goes on to describe the stream as if nothing were wrong. It may refuse batches as
+incomplete instead, because it cannot set them aside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
+from seamark.protocol.subjects import CONTROL_BUCKET, DEAD_LETTERS_STREAM, EVENTS_STREAM, RECEIPTS_STREAM, log_stream
+
+
+@dataclass(slots=True)
+class _Failing:
+    first: float
+    last: float
+
+
+class Writes:
+    """What became of one connection's writes. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failing: dict[str, _Failing] = {}
+
+    def stored(self, stream: str) -> None:
+        """A write was stored."""
+        if self._failing:
+            self._failing.pop(stream, None)
+
+    def not_stored(self, subject: str) -> None:
+        """A write to `subject` was not answered in time although connected, or the server could not set a batch aside."""
+        stream = stream_of_subject(subject)
+        if stream is None:
+            return
+        now = self._clock()
+        failing = self._failing.get(stream)
+        if failing is None or now - failing.last > UNSTORED_DOUBT_SECONDS:
+            self._failing[stream] = _Failing(now, now)
+        else:
+            failing.last = now
+
+    def forget(self, stream: str | None = None) -> None:
+        """Another server, or another leader of this stream, answers from now on."""
+        if stream is None:
+            self._failing.clear()
+        else:
+            self._failing.pop(stream, None)
+
+    def stopped(self) -> dict[str, float]:
+        """Streams that store nothing, and for how many seconds.
+
+        A role that is not ready gets no more traffic, and without a write nothing would ever show that the stream stores
+        again. So a failure counts only for a while after the last failed write.
+        """
+        now = self._clock()
+        return {
+            stream: now - failing.first
+            for stream, failing in sorted(self._failing.items())
+            if failing.last - failing.first >= UNSTORED_SECONDS and now - failing.last <= UNSTORED_DOUBT_SECONDS
+        }
+
+
+def stream_of_subject(subject: str) -> str | None:
+    """Which of Seamark's streams stores messages of this subject; None: none does."""
+    kind, _, rest = subject.partition(".")
+    if kind in ("log", "mark"):
+        number = rest.partition(".")[0]
+        return log_stream(int(number)) if number.isdecimal() else None
+    if kind == "$KV":
+        return f"KV_{CONTROL_BUCKET}"
+    return {"events": EVENTS_STREAM, "rcpt": RECEIPTS_STREAM, "dlq": DEAD_LETTERS_STREAM}.get(kind)

@@ -1,0 +1,1 @@
+"""The dispatcher: events become records of their users' logs, each exactly once and in order."""

@@ -1,0 +1,358 @@
+"""The dispatcher: turns events into records of their users' logs, each exactly once and in order.
+
+A round takes consecutive events of an event partition `q`: check, claim, append. Foreign partitions are committed first and
+the home partition `p = q` last, so that the home mark is the position of `q`: everything before it is applied everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+
+from engine import failpoints, metrics
+from engine.broker.jetstream import Broker, StreamState
+from engine.dispatch.burials import Burials
+from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
+from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.errors import ApiError, BrokerError, PartitionStopped, TopologyError
+from engine.limits import PIN_TIMEOUT_SECONDS
+from engine.log.incarnations import check_reach, missing, stream_of
+from engine.log.marks import PlacedMark
+from engine.log.stalls import CLAIMS, Stall
+from engine.log.writer import REPAIR, LogWriter, Ownership, check_mark, read_mark
+from engine.partition.reader import Delivered, PartitionReader, Source
+from engine.tasks import end_if_cancelled, run_until
+from engine.topology import server as topology
+from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+_APPENDED = metrics.dispatched_events.labels("appended")
+_DUPLICATE = metrics.dispatched_events.labels("duplicate")
+_DEAD = metrics.dispatched_events.labels("dead")
+
+CLAIMS_RETRY_SECONDS = 1.0
+EPOCH_WATCH_SECONDS = 5.0
+GONE = ""
+"""In place of the epoch of a stream that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """Incarnations of EVENTS and the LOGs as their leaders say, and as recorded when they were made."""
+
+    actual: dict[str, str | None]
+    recorded: dict[str, str]
+
+
+class Dispatcher:
+    """All event partitions in one process; each is worked on while this process holds its pin.
+
+    Args:
+        partitions: as the streams' metadata says; see `read_partitions`.
+    """
+
+    def __init__(
+        self, broker: Broker, claims: Claims, partitions: int, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS
+    ) -> None:
+        self._broker = broker
+        self._claims = claims
+        self._workers = [DispatchWorker(broker, claims, q, partitions) for q in range(partitions)]
+        self.readers = [
+            PartitionReader(
+                broker,
+                Source(EVENTS_STREAM, dispatch_consumer(q), f"ev.{q}.>"),
+                worker,
+                pin_timeout_seconds=pin_timeout_seconds,
+            )
+            for q, worker in enumerate(self._workers)
+        ]
+
+    async def run(self) -> None:
+        """Work until cancelled; the first partition to fail in a way nobody foresaw ends all."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._claims.watch(), name="claims-watch")
+                tasks.create_task(self._watch_epochs(), name="epoch-watch")
+                for q, (worker, reader) in enumerate(zip(self._workers, self.readers, strict=True)):
+                    tasks.create_task(reader.run(), name=f"dispatch-{q}")
+                    tasks.create_task(worker.burials.tend(reader), name=f"bury-{q}")
+        finally:
+            await self._claims.close()
+
+    async def _watch_epochs(self) -> None:
+        """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
+        names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
+        while True:
+            await asyncio.sleep(EPOCH_WATCH_SECONDS)
+            noted = [worker.epochs for worker in self._workers]
+            # One that is missing or has no leader says nothing about the others.
+            actual: dict[str, str | None] = {}
+            for name in names:
+                try:
+                    actual[name] = (await stream_of(self._broker, name)).epoch
+                except PartitionStopped:
+                    actual[name] = GONE
+                except BrokerError as error:
+                    _log.debug("an epoch could not be read", stream=name, error=type(error).__name__)
+            for worker, reader, epochs in zip(self._workers, self.readers, noted, strict=True):
+                # Who has begun anew meanwhile may know more than was read here.
+                if worker.epochs is epochs and worker.changed(actual):
+                    reader.suspect()
+
+
+class DispatchWorker:
+    """One event partition: its position, its ownership, its rounds. A `partition.Worker`."""
+
+    def __init__(self, broker: Broker, claims: Claims, event_partition: int, partitions: int) -> None:
+        self._broker = broker
+        self._claims = claims
+        self._q = event_partition
+        self._partitions = partitions
+        self._ownership = Ownership(0, "", "")
+        self.epochs = Epochs({}, {})
+        self._writers: dict[int, LogWriter] = {}
+        self._changed: PartitionStopped | None = None
+        self.burials = Burials(broker, event_partition)
+        # Partitions whose LOG has stopped this event partition: it does not go on before they are mended.
+        self._faulty: set[int] = set()
+
+    # --- ownership ---------------------------------------------------------------------------------------------------
+
+    async def acquire(self) -> int:
+        """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
+        events, self.epochs = await self._read_epochs()
+        self._changed = None
+        self._writers = {}
+        found = await read_mark(self._broker, self._q, self._q)
+        await check_reach(self._broker, self._q, events, found.mark)
+        term = (found.mark.term if found.mark else 0) + 1
+        self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
+        home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
+        self.burials.take_over(self._ownership.events_epoch, home.mark)
+        failpoints.reach("after-take-over")
+        return home.mark.next_seq
+
+    async def position(self) -> int:
+        """Where the home mark stands, checked but not claimed, and with it the marks that have stopped this partition."""
+        events, epochs = await self._read_epochs()
+        found = await self._checked_mark(self._q, epochs)
+        await check_reach(self._broker, self._q, events, found.mark)
+        for partition in sorted(self._faulty):
+            stream = log_stream(partition)
+            epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
+            await self._checked_mark(partition, epochs)
+            self._faulty.discard(partition)
+        return found.mark.next_seq if found.mark else max(1, events.first_seq)
+
+    async def _checked_mark(self, partition: int, epochs: Epochs) -> PlacedMark:
+        found, stream = await read_mark(self._broker, partition, self._q), log_stream(partition)
+        check_mark(
+            partition,
+            found,
+            events_epoch=epochs.actual[EVENTS_STREAM] or "",
+            log_epoch=epochs.actual[stream] or "",
+            recorded_log_epoch=epochs.recorded.get(stream),
+        )
+        return found
+
+    async def _read_epochs(self) -> tuple[StreamState, Epochs]:
+        events = await stream_of(self._broker, EVENTS_STREAM)
+        home = await stream_of(self._broker, log_stream(self._q))
+        try:
+            recorded, _ = await topology.read_epochs(self._broker)
+        except TopologyError as error:
+            raise PartitionStopped(error.detail, error.remedy) from error
+        if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
+            raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
+        return events, Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded)
+
+    async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
+        stream = log_stream(partition)
+        if stream not in self.epochs.actual:
+            self.epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
+        writer = await LogWriter.claim(
+            self._broker,
+            partition,
+            self._q,
+            self._ownership,
+            log_epoch=self.epochs.actual[stream] or "",
+            recorded_log_epoch=self.epochs.recorded.get(stream),
+            found=await read_mark(self._broker, partition, self._q),
+            start_seq=start_seq,
+        )
+        self._writers[partition] = writer
+        return writer
+
+    def changed(self, actual: dict[str, str | None]) -> bool:
+        """Is one of these incarnations not the one this worker began with? Then it stops at its next round.
+
+        Args:
+            actual: epochs by stream, as far as they could be read; `GONE` for a stream that is missing.
+        """
+        for name, epoch in self.epochs.actual.items():
+            if (now := actual.get(name, epoch)) != epoch:
+                self._faulty.update(p for p in range(self._partitions) if log_stream(p) == name)
+                self._changed = (
+                    missing(name) if now == GONE else PartitionStopped(f"{name} changed its incarnation", REPAIR)
+                )
+        return self._changed is not None
+
+    def check(self, state: StreamState) -> None:
+        """A stream re-created in between has the same names and numbers, for other events."""
+        self.changed({**self.epochs.actual, state.name: state.epoch})
+        self._check_changed()
+
+    def _check_changed(self) -> None:
+        if self._changed:
+            raise self._changed
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        """Append the records of a batch of events, round by round."""
+        for round_ in rounds(batch, self._ownership.events_epoch):
+            self._check_changed()
+            await self._settle_round(round_)
+
+    async def pass_over(self, seq: int) -> None:
+        """Move the home mark to `seq`: up to there only events of other partitions are left."""
+        self._check_changed()
+        home = self._writers[self._q]
+        if seq > home.mark.seq:
+            await home.append([], seq, unburied=self.burials.first)
+
+    async def _settle_round(self, round_: Round) -> None:
+        for dead in round_.dead:
+            await self.burials.bury(dead)
+            _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
+            failpoints.reach("after-dead-letter")
+        planned = await self._claim_events(round_.planned)
+        failpoints.reach("after-claims-before-append")
+        entries = fan_out(planned, self._partitions)
+        home = entries.pop(self._q, [])
+        if entries:
+            await self._append_foreign(entries, round_.last_seq)
+            failpoints.reach("between-foreign-and-home")
+        await self._append(self._q, home, round_.last_seq)
+        self._count(round_, planned, len(home) + sum(map(len, entries.values())))
+
+    async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
+        """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
+        # No TaskGroup: one that is cancelled while a task of it fails raises the failure alone, and the end would be missed.
+        tasks = [
+            asyncio.create_task(self._append_to(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
+            for partition, foreign in entries.items()
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            await task
+
+    async def _append_to(self, partition: int, entries: list[Entry], last_seq: int) -> None:
+        try:
+            await self._append(partition, entries, last_seq)
+        except PartitionStopped:
+            self._faulty.add(partition)
+            raise
+
+    async def _append(self, partition: int, entries: Sequence[Entry], last_seq: int) -> None:
+        writer = self._writers.get(partition)
+        if writer is None:
+            home = self._writers[self._q].mark
+            writer = await self._claim_writer(partition, start_seq=home.next_seq - 1)
+        for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
+            if batch.messages or partition == self._q:
+                unburied = self.burials.first if partition == self._q else None
+                await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
+
+    async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
+        """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""
+        if not planned:
+            return planned
+        epoch = self._ownership.events_epoch
+        claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
+        patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
+        stall = Stall(CLAIMS, "Redis takes no claims: the partition waits, as it has `effectively_once` events")
+        try:
+            while True:
+                try:
+                    ours = await self._claims.take(claims)
+                except ClaimsUnavailable as error:
+                    if not patient:
+                        self._claims.owe(claims)
+                        return planned
+                    stall.report(error)
+                    end_if_cancelled()
+                    await asyncio.sleep(CLAIMS_RETRY_SECONDS)
+                else:
+                    return [event for event, mine in zip(planned, ours, strict=True) if mine]
+        finally:
+            stall.over()
+
+    def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
+        _APPENDED.inc(len(planned))
+        _DUPLICATE.inc(len(round_.planned) - len(planned))
+        _DEAD.inc(len(round_.dead))
+        metrics.dispatched_records.inc(records)
+        metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
+
+
+def _epoch(state: StreamState) -> str:
+    if state.epoch is None:
+        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
+    return state.epoch
+
+
+async def read_partitions(broker: Broker, configured: int | None = None) -> int:
+    """The number of partitions the streams were made for.
+
+    Raises:
+        TopologyError: no topology yet, or this process is configured for another number.
+        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
+    """
+    state = await stream_of(broker, EVENTS_STREAM)
+    if state.partitions is None or state.epoch is None:
+        raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
+    if configured is not None and configured != state.partitions:
+        raise TopologyError(
+            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
+            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
+        )
+    return state.partitions
+
+
+async def read_pin_timeout(broker: Broker) -> float:
+    """Seconds of silence after which the server gives a partition to a standby, as its consumer is configured.
+
+    Raises:
+        TopologyError: the consumer is missing.
+    """
+    name = f"{EVENTS_STREAM}.{dispatch_consumer(0)}"
+    try:
+        info = await broker.api(f"CONSUMER.INFO.{name}")
+    except ApiError as error:
+        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`") from error
+    nanoseconds = info["config"].get("priority_timeout")
+    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS
+
+
+async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
+    """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
+
+    Raises:
+        TopologyError: see `read_partitions`.
+    """
+    count = await read_partitions(broker, partitions)
+    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=await read_pin_timeout(broker))
+    await run_until(stop, work.run(), name="dispatcher")

@@ -1,0 +1,109 @@
+"""Streams that are not what they were: one that is gone, and one that was put back to a backup.
+
+`nats stream restore` brings a stream's epoch back with it, so epochs alone do not tell: what was stored since the backup
+is lost, and its numbers are given out again, to other messages. Whoever has a position beyond them would pass these over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Final
+
+from engine.broker.jetstream import Broker, StreamState
+from engine.errors import ApiError, PartitionStopped
+from engine.log.marks import Mark
+from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
+
+STREAM_MISSING: Final = 10059
+
+CLOCKS: Final = timedelta(seconds=60)
+"""How far the clocks of two servers may be apart: each message carries the time of its own stream's leader."""
+
+ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
+"""A deposed leader may still answer for a moment, and shows the past: what would stop a partition is asked again."""
+
+EVENTS_RESTORED: Final = (
+    "It was restored from a backup: with the dispatchers stopped run "
+    "`seamark topology restore EVENTS=<its last sequence in the backup>`, then `seamark topology repair`"
+)
+
+
+def is_missing(error: BaseException) -> bool:
+    """Does the server say that there is no such stream?"""
+    return isinstance(error, ApiError) and error.err_code == STREAM_MISSING
+
+
+def missing(stream: str) -> PartitionStopped:
+    """What to raise for a stream that is not there."""
+    remedy = "Restore it from a backup if it existed once, else run `seamark topology apply`"
+    return PartitionStopped(f"there is no stream {stream}", remedy)
+
+
+async def stream_of(broker: Broker, name: str) -> StreamState:
+    """What the leader of a stream says of it, now.
+
+    Raises:
+        PartitionStopped: there is no such stream. ApiError, Unavailable, Unanswered: as `Broker.stream`.
+    """
+    try:
+        return await broker.stream(name)
+    except ApiError as error:
+        if is_missing(error):
+            raise missing(name) from error
+        raise
+
+
+async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
+    """The stream as its leader describes it once it shows message `seq`; if it does not within a second, as it is then.
+
+    `state` may be older than the position that says `seq`: whoever else works there is ahead of it.
+
+    Raises:
+        PartitionStopped, ApiError, Unavailable, Unanswered: as `stream_of`.
+    """
+    for pause in ASK_AGAIN_SECONDS:
+        if state.last_seq >= seq:
+            break
+        await asyncio.sleep(pause)
+        state = await stream_of(broker, state.name)
+    return state
+
+
+async def check_reach(broker: Broker, event_partition: int, events: StreamState, home: Mark | None) -> None:
+    """Does EVENTS still hold, as the same event, what the home mark of a partition tells to be dispatched?
+
+    Raises:
+        PartitionStopped: it was put back to a backup without `seamark topology restore`. ApiError, Unavailable, Unanswered:
+            a leader cannot be asked.
+    """
+    if home is None or home.epoch != events.epoch:
+        return
+    events = await reaching(broker, events, home.seq)
+    if home.seq > events.last_seq:
+        detail = f"EVENTS ends at {events.last_seq}, before event {home.seq} that was dispatched"
+        raise PartitionStopped(detail, EVENTS_RESTORED)
+    if await younger_than_mark(broker, event_partition, event_partition, home.seq):
+        detail = f"event {home.seq} of EVENTS is younger than the mark that tells it to be dispatched"
+        raise PartitionStopped(
+            detail, f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagree: mend them, then repair"
+        )
+
+
+async def younger_than_mark(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:
+    """Was what EVENTS holds under `seq` stored after the mark that is said to cover it? Then it is another event.
+
+    False where clocks leave a doubt, and where EVENTS holds nothing there any more.
+
+    Raises:
+        ApiError, Unavailable, Unanswered: a leader cannot be asked.
+    """
+    stored = await broker.leader_next(EVENTS_STREAM, "ev.>", seq) if seq > 0 else None
+    if stored is None or stored.seq != seq:
+        return False
+    placed = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
+    return placed is not None and _time(stored.time) > _time(placed.time) + CLOCKS
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

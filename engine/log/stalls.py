@@ -1,0 +1,65 @@
+"""Saying that a stream or Redis takes nothing: at once when it is full, after a while when its leader may only be changing."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from engine import metrics
+from engine.errors import ApiError
+from engine.limits import STALL_SECONDS
+from seamark.protocol.errors import SeamarkError
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+FULL_ERR_CODES = frozenset({10077, 10023, 10028, 10047})
+"""The stream is at its `max_bytes`, or the account or server has no room left: no election ends that."""
+
+
+CLAIMS = "claims"
+"""In place of a stream's name: Redis, which keeps the claims."""
+
+WAITS = "a stream takes nothing, its partition waits"
+
+
+def is_full(error: BaseException) -> bool:
+    """Does the server say that there is no room?"""
+    return isinstance(error, ApiError) and error.err_code in FULL_ERR_CODES
+
+
+class Stall:
+    """One wait for one stream. Raises the alarm when it is due, and repeats its log line every 30 s.
+
+    Args:
+        stream: what is waited for: a stream, or `CLAIMS`.
+        say: what the log says.
+    """
+
+    def __init__(self, stream: str, say: str = WAITS) -> None:
+        self._stream = stream
+        self._say = say
+        self._started = time.monotonic()
+        self._report_at = 0.0
+        self._raised = False
+
+    def report(self, error: SeamarkError) -> None:
+        """It still takes nothing, and this is why."""
+        now = time.monotonic()
+        if (not is_full(error) and now - self._started < STALL_SECONDS) or now < self._report_at:
+            return
+        self._report_at = now + STALL_SECONDS
+        if not self._raised:
+            self._raised = True
+            metrics.append_stalled.labels(self._stream).inc()
+        _log.error(
+            self._say,
+            stream=self._stream,
+            why=str(error),
+            seconds=int(now - self._started),
+        )
+
+    def over(self) -> None:
+        """The wait has ended, one way or another."""
+        if self._raised:
+            metrics.append_stalled.labels(self._stream).dec()

@@ -1,0 +1,1 @@
+"""The one runner of all that consume an ordered partition."""

@@ -1,0 +1,370 @@
+"""Streams and consumers on the server: look, apply a plan, rotate the epoch of what was restored from a backup.
+
+Every call is safe to repeat, and two at once are noticed where they would do harm: a stream is created together with its
+epoch, by one of them, and the recorded epochs are written by compare-and-set. An update is none: the server has no such
+call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
+epoch than it has written says so; between these two looks the later one wins. So run one provisioner at a time.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from engine.broker.jetstream import After, Broker
+from engine.errors import ApiError, TopologyError
+from engine.log.incarnations import is_missing
+from engine.topology import plan as topology_plan
+from engine.topology.diff import changes_between
+from engine.topology.files import Overrides, Profile, is_log, render
+from engine.topology.plan import (
+    EPOCH_KEY,
+    Observed,
+    ObservedStream,
+    Plan,
+    Step,
+    recorded_streams,
+    remembered_partitions,
+)
+from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
+
+EPOCH_CHARS: Final = 8
+"""36^8 tags: two incarnations of a stream never share one by chance, and a cursor stays short."""
+
+EPOCHS_SUBJECT: Final = f"$KV.{CONTROL_BUCKET}.epochs"
+CONTROL_STREAM: Final = f"KV_{CONTROL_BUCKET}"
+
+API_SECONDS: Final = 10.0
+"""A meta leader creates a replicated stream in well under a second; an election takes 4-9 s."""
+
+_RACES_MAX: Final = 10
+"""Attempts at a compare-and-set that other provisioners keep winning."""
+
+_NAME_IN_USE: Final = 10058
+_NO_CLUSTER: Final = 10074
+_NO_PEERS: Final = 10005
+_NO_STORAGE: Final = frozenset({10047, 10028})
+_NOT_FOUND: Final = frozenset({10059, 10014})
+_WRONG_SEQUENCE: Final = frozenset({10071, 10164})
+
+
+def new_epoch() -> str:
+    """A random tag for a new incarnation of a stream: 8 of `[a-z0-9]`."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(EPOCH_CHARS))
+
+
+async def plan(
+    broker: Broker,
+    profile: Profile,
+    partitions: int | None = None,
+    *,
+    overrides: Overrides | None = None,
+    recreate: bool = False,
+) -> Plan:
+    """What would have to change on the server so that it agrees with the files of `profile`; changes nothing.
+
+    Args:
+        profile: whose files.
+        partitions: default: the number the server's streams were made for, on an empty server the profile's own.
+        recreate: make a stream anew that existed once and is gone, instead of refusing to.
+
+    Raises:
+        TopologyError: unknown profile, impossible number, files missing, or the recorded epochs are unreadable.
+        Unavailable, Unanswered, ApiError: the server cannot be read.
+    """
+    observed = await observe(broker, profile)
+    count = remembered_partitions(observed) if partitions is None else partitions
+    return topology_plan.decide(render(profile, count, overrides=overrides), observed, new_epoch, recreate=recreate)
+
+
+async def apply(broker: Broker, plan: Plan) -> list[str]:
+    """Carry out a plan, in its order; returns one line for each step done.
+
+    Raises:
+        TopologyError: the plan holds a refusal (nothing is done then), or the server has changed since it was made.
+        ApiError, Unavailable, Unanswered: as the server says; applying a fresh plan continues where this one stopped.
+    """
+    if plan.refusals:
+        first = plan.refusals[0]
+        raise TopologyError(f"{first.target}: {first.detail}", first.remedy)
+    done = []
+    for step in plan.steps:
+        await _STEPS[step.action](broker, step)
+        done.append(step.line())
+    return done
+
+
+async def ensure(
+    broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Overrides | None = None
+) -> list[str]:
+    """Plan and apply in one call, for embedded stacks and tests; what is gone is made anew. Returns what was done."""
+    return await apply(broker, await plan(broker, profile, partitions, overrides=overrides, recreate=True))
+
+
+async def observe(broker: Broker, profile: Profile) -> Observed:
+    """The streams and consumers that the files of `profile` name, and every LOG there is, as their leaders have them now.
+
+    Each is asked for by itself: a list leaves out whatever has no leader at that moment, and what is left out would look
+    like something to create.
+    """
+    files = render(profile, 1)
+    named = {file.name for file in files.streams}
+    streams = {}
+    for name in await _names(broker, "STREAM.NAMES", "streams"):
+        if (name in named or is_log(name)) and (seen := await _stream_or_none(broker, name)) is not None:
+            streams[name] = seen
+    consumers = {}
+    read = {file.stream for file in files.consumers}
+    for stream in sorted(name for name in streams if name in read or (is_log(name) and any(map(is_log, read)))):
+        for name in await _names(broker, f"CONSUMER.NAMES.{stream}", "consumers"):
+            answer = await _api_or_none(broker, f"CONSUMER.INFO.{stream}.{name}")
+            if answer is not None:
+                consumers[stream, name] = answer["config"]
+    epochs = (await read_epochs(broker))[0] if CONTROL_STREAM in streams else None
+    return Observed(streams, consumers, epochs)
+
+
+def observed_stream(info: Mapping[str, Any]) -> ObservedStream:
+    """A stream from an answer of `STREAM.INFO`."""
+    state = info["state"]
+    return ObservedStream(
+        config=info["config"],
+        messages=state["messages"],
+        bytes=state["bytes"],
+        first_seq=state["first_seq"],
+        last_seq=state["last_seq"],
+        first_at=parse_time(state.get("first_ts")),
+        asked_at=parse_time(info.get("ts")),
+    )
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """An RFC 3339 time of the server, cut to microseconds."""
+    return datetime.fromisoformat(text) if text else None
+
+
+async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
+    """The epochs recorded in the control bucket and the sequence of that entry; (None, 0) when there is none.
+
+    Raises:
+        TopologyError: there is no control bucket, or somebody wrote something else there.
+        ApiError, Unavailable, Unanswered: its leader cannot be asked.
+    """
+    try:
+        entry = await broker.leader_last(CONTROL_STREAM, EPOCHS_SUBJECT)
+    except ApiError as error:
+        if is_missing(error):
+            remedy = "Run `seamark topology apply`: it makes it, and records the epochs as it finds them"
+            raise TopologyError(f"there is no stream {CONTROL_STREAM}, which records the epochs", remedy) from error
+        raise
+    if entry is None or not entry.payload:
+        return None, entry.seq if entry else 0
+    try:
+        return msgspec.json.decode(entry.payload, type=dict[str, str]), entry.seq
+    except msgspec.DecodeError as error:
+        remedy = f"Delete it (nats kv del {CONTROL_BUCKET} epochs), then run `seamark topology plan` and `apply`"
+        raise TopologyError(f"what {EPOCHS_SUBJECT} holds is no list of epochs ({error})", remedy) from error
+
+
+async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int) -> int:
+    """Record epochs if the entry is still `revision` (0: none); returns the new revision.
+
+    Raises:
+        ApiError: 10071 or 10164 when another provisioner was quicker.
+    """
+    body = msgspec.json.encode(dict(sorted(epochs.items())))
+    return (await broker.append(EPOCHS_SUBJECT, body, after=After(CONTROL_STREAM, revision))).seq
+
+
+def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
+    """Restored streams as written on a command line: `LOG-2`, or `EVENTS=1000` with the last sequence of its backup.
+
+    EVENTS must have it: services publish as soon as the stream is there again, and what they stored since would pass for
+    dispatched.
+
+    Raises:
+        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number.
+    """
+    backups: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not name or (equals and not number.isdecimal()):
+            raise TopologyError(f"not a restored stream: {text!r}", "Write LOG-2, or EVENTS=<its last sequence>.")
+        if name in backups:
+            raise TopologyError(f"{name} is named twice", "Name each stream once.")
+        backups[name] = int(number) if equals else None
+    if backups.get(EVENTS_STREAM, 0) is None:
+        raise TopologyError(
+            "it is not said where the backup of EVENTS ends",
+            "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json.",
+        )
+    return backups
+
+
+async def restore(
+    broker: Broker, streams: Iterable[str], ends: Mapping[str, int | None] | None = None
+) -> dict[str, tuple[str | None, str]]:
+    """Give streams that an operator has restored from a backup a new epoch; returns the old and new one of each.
+
+    Every cursor into them gets a `reset` from now on, and dispatchers refuse to start until `seamark topology repair`
+    has set their positions: the recorded epochs stay as they are until then.
+
+    Args:
+        streams: their names.
+        ends: the last sequence that a stream's backup held; without one the last that it holds now, which is right only
+            while nothing has been stored in it since.
+
+    Raises:
+        TopologyError: a stream does not exist or ends before its backup (nothing is changed then), or a stream was
+            changed at the same time.
+    """
+    last_seqs, found = ends or {}, {}
+    for name in streams:
+        seen = await _stream_or_none(broker, name)
+        if seen is None:
+            raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
+        if (last_seq := last_seqs.get(name)) is not None and last_seq > seen.last_seq:
+            raise TopologyError(
+                f"{name} ends at {seen.last_seq}: its backup cannot have ended at {last_seq}",
+                "Read state.last_seq in the backup's backup.json again.",
+            )
+        found[name] = seen
+    rotated = {}
+    for name, seen in found.items():
+        old, fresh = seen.epoch, new_epoch()
+        # Its messages keep the numbers they had: written down, so that marks and claims can be carried over.
+        metadata = seen.restored(fresh, last_seqs.get(name))
+        await _update_stream(broker, name, seen.config, seen.config | {"metadata": metadata})
+        rotated[name] = (old, fresh)
+    return rotated
+
+
+async def _names(broker: Broker, method: str, key: str) -> list[str]:
+    """All names, which the cluster's own leader knows even while a stream has none."""
+    names: list[str] = []
+    while True:
+        answer = await broker.api(method, {"offset": len(names)}, timeout_seconds=API_SECONDS)
+        page = answer.get(key) or []
+        names += page
+        if not page or len(names) >= answer["total"]:
+            return names
+
+
+async def _stream_or_none(broker: Broker, name: str) -> ObservedStream | None:
+    answer = await _api_or_none(broker, f"STREAM.INFO.{name}")
+    return None if answer is None else observed_stream(answer)
+
+
+async def _api_or_none(broker: Broker, method: str) -> dict[str, Any] | None:
+    try:
+        return await broker.api(method, timeout_seconds=API_SECONDS)
+    except ApiError as error:
+        if error.err_code in _NOT_FOUND:
+            return None
+        raise
+
+
+async def _create_stream(broker: Broker, step: Step) -> None:
+    try:
+        await broker.api(f"STREAM.CREATE.{step.target}", step.config, timeout_seconds=API_SECONDS)
+    except ApiError as error:
+        if error.err_code in _NO_STORAGE:
+            size = step.config.get("max_bytes", 0) >> 20
+            raise TopologyError(
+                f"the server has no room left to reserve {size} MiB for {step.target}",
+                "Raise max_file_store in its configuration or lower max_bytes in the file.",
+            ) from error
+        if error.err_code in (_NO_CLUSTER, _NO_PEERS):
+            copies = step.config.get("num_replicas", 1)
+            raise TopologyError(
+                f"{step.target} is to have {copies} copies, and there are not so many servers ({error.description})",
+                f"Start {copies} servers with nats/cluster.conf, or take --profile dev, which keeps one copy.",
+            ) from error
+        if error.err_code != _NAME_IN_USE:
+            raise
+        await _check_same(broker, step)
+
+
+async def _check_same(broker: Broker, step: Step) -> None:
+    """Another provisioner was quicker: its epoch stands if all else is as we would have made it."""
+    seen = await _stream_or_none(broker, step.target)
+    metadata = {key: value for key, value in step.config["metadata"].items() if key != EPOCH_KEY}
+    other = [] if seen is None else [*changes_between("stream", step.config | {"metadata": metadata}, seen.config)]
+    if seen is None or other:
+        what = "; ".join(map(str, other)) or "it is gone again"
+        raise TopologyError(f"{step.target} was made otherwise by another provisioner: {what}", "Plan again.")
+
+
+async def _change_stream(broker: Broker, step: Step) -> None:
+    await _update_stream(broker, step.target, step.seen or {}, step.config)
+
+
+async def _update_stream(broker: Broker, name: str, seen: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    now = await _stream_or_none(broker, name)
+    if now is None or _essence(now.config) != _essence(seen):
+        raise TopologyError(f"{name} was changed while this was planned", "Plan again.")
+    metadata = {key: value for key, value in config["metadata"].items() if not key.startswith("_nats.")}
+    await broker.api(f"STREAM.UPDATE.{name}", {**config, "metadata": metadata}, timeout_seconds=API_SECONDS)
+    after = await _stream_or_none(broker, name)
+    if after is None or after.epoch != metadata.get(EPOCH_KEY):
+        is_now = "is gone" if after is None else f"has epoch {after.epoch}"
+        raise TopologyError(
+            f"{name} was changed at the same time: it {is_now}, not {metadata.get(EPOCH_KEY)}",
+            "Run one provisioner at a time; look with `seamark topology plan`, then do it again.",
+        )
+
+
+def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if not key.startswith("_nats.")}
+    return {**config, "metadata": metadata}
+
+
+async def _put_consumer(broker: Broker, step: Step) -> None:
+    stream, _, name = step.target.partition("/")
+    action = "update" if step.action == "update_consumer" else "create"
+    # The filter is part of the subject so that permissions can name it (ADR-42 of the server's designs).
+    method = f"CONSUMER.CREATE.{stream}.{name}.{step.config['filter_subject']}"
+    body = {"stream_name": stream, "config": step.config, "action": action}
+    await broker.api(method, body, timeout_seconds=API_SECONDS)
+
+
+async def _record_epochs(broker: Broker, _step: Step) -> None:
+    """Record epochs of streams seen for the first time. An entry that differs stands: only a repair may replace it."""
+    for _ in range(_RACES_MAX):
+        recorded, revision = await read_epochs(broker)
+        actual = await actual_epochs(broker)
+        merged = actual | (recorded or {})
+        if merged == recorded:
+            return
+        try:
+            await write_epochs(broker, merged, revision)
+        except ApiError as error:
+            if error.err_code not in _WRONG_SEQUENCE:
+                raise
+        else:
+            return
+    raise TopologyError("other provisioners keep changing the recorded epochs", "Run one at a time.")
+
+
+async def actual_epochs(broker: Broker) -> dict[str, str]:
+    """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
+    found = {}
+    for name in recorded_streams(await _names(broker, "STREAM.NAMES", "streams")):
+        seen = await _stream_or_none(broker, name)
+        if seen is not None and seen.epoch is not None:
+            found[name] = seen.epoch
+    return found
+
+
+_STEPS: Final = {
+    "create_stream": _create_stream,
+    "update_stream": _change_stream,
+    "create_consumer": _put_consumer,
+    "update_consumer": _put_consumer,
+    "record_epochs": _record_epochs,
+}

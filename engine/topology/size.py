@@ -1,0 +1,298 @@
+"""How large streams, servers and disks have to be for a rate of records, and the production files written with these sizes.
+
+Everything is worked out from a few numbers that were measured on nats-server 2.15.1 (ADR 0013). The result names each of them,
+so that readers can put in their own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engine.errors import TopologyError
+from engine.limits import BATCH_MESSAGES_MAX, LINGER_SECONDS
+from engine.topology.accounts import with_logs
+from engine.topology.files import PARTITIONS_MAX, check_partitions, files_folder, is_log, render
+
+RECORD_OVERHEAD_BYTES: Final = 150
+"""What a record takes on disk beside its JSON: subject, headers of its batch, the file's own frame. Measured: 137 with a
+tenant and a user of 20 bytes together."""
+
+MARK_BYTES: Final = 230
+"""The dispatcher's mark that ends each batch. Measured: 226."""
+
+EVENT_OVERHEAD_BYTES: Final = 210
+"""What an event takes beside its JSON, message id and trace header included. Measured: 208."""
+
+RECEIPT_BYTES: Final = 360
+"""One receipt, whole. Measured: 357 for an acknowledgement with its times."""
+
+FULL_SHARE: Final = 0.8
+"""How full streams are at the given rate. The rest is for busier weeks; `seamark topology check` warns of a stream above it."""
+
+SUBJECT_MEMORY_BYTES: Final = 260
+"""One subject in a server's memory. Measured: 170 to 260; indexes of blocks in use come on top and leave after 2 minutes."""
+
+MESSAGE_ID_MEMORY_BYTES: Final = 200
+"""One message id in the duplicate window. Measured: 195."""
+
+CONSUMER_MEMORY_BYTES: Final = 50_000
+"""One durable consumer. Measured: some 50 KB."""
+
+TYPES_PER_KEY: Final = 3
+"""Event types that one ordering key sees within EVENTS' age: each is a subject of its own there."""
+
+RAFT_GROUP_BYTES: Final = 64 << 20
+"""Allowed on disk for the log of each replicated stream and consumer, which `max_file_store` does not count."""
+
+COPIES: Final = 3
+
+PARTITIONS_OFFERED: Final = (16, 32, PARTITIONS_MAX)
+
+LOG_BYTES_COMFORTABLE: Final = 100 << 30
+"""More partitions are chosen before a LOG grows beyond this: a read without an index in memory takes longer in a large stream."""
+
+COLD_READ_SECONDS_PER_GIB: Final = 0.95
+"""What a read takes for each GiB between two records of one user, without an index in memory. Measured: 358 ms for 400 MB."""
+
+_GIB: Final = 1 << 30
+_DAY: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What has to be stored.
+
+    Attributes:
+        rate: records appended in a second, on average over the whole time (not at the peak).
+        record_bytes: JSON of a record; `data` is most of it.
+        days: how long logs and receipts are kept.
+        event_bytes: JSON of an event; None: as a record. Each event is taken to reach one user.
+        receipts_per_record: receipts for each record; devices that are away leave none, several devices leave more.
+        users: users with at least one record within `days`.
+        servers: of the cluster.
+        partitions: fixed with the first `apply`; None: as many as the sizes ask for.
+    """
+
+    rate: float
+    record_bytes: int = 450
+    days: float = 30.0
+    event_bytes: int | None = None
+    receipts_per_record: float = 1.0
+    users: int = 1_000_000
+    servers: int = COPIES
+    partitions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSize:
+    """One kind of stream. `stored_bytes` and `max_bytes` are those of one of `count` streams, on one server."""
+
+    name: str
+    count: int
+    stored_bytes: int
+    max_bytes: int
+    max_age_days: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What a demand needs."""
+
+    demand: Demand
+    partitions: int
+    streams: tuple[StreamSize, ...]
+    consumers: int
+    memory_bytes: int
+    max_file_store: int
+    disk_bytes: int
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The sizes for programs; bytes unless a name says otherwise."""
+        return {
+            "rate": self.demand.rate,
+            "record_bytes": self.demand.record_bytes,
+            "days": self.demand.days,
+            "partitions": self.partitions,
+            "consumers": self.consumers,
+            "streams": [
+                {
+                    "name": size.name,
+                    "count": size.count,
+                    "stored_bytes": size.stored_bytes,
+                    "max_bytes": size.max_bytes,
+                    "max_age_days": size.max_age_days,
+                    "why": size.why,
+                }
+                for size in self.streams
+            ],
+            "server": {
+                "memory_bytes": self.memory_bytes,
+                "max_file_store": self.max_file_store,
+                "disk_bytes": self.disk_bytes,
+            },
+            "cluster": {
+                "servers": self.demand.servers,
+                "copies": COPIES,
+                "disk_bytes": self.disk_bytes * self.demand.servers,
+            },
+            "reasons": list(self.reasons),
+        }
+
+
+def size(demand: Demand, *, folder: Path | None = None) -> Sizing:
+    """What a demand needs, with the reasons.
+
+    Raises:
+        TopologyError: a number is impossible, or logs would not outlive events.
+    """
+    _check(demand)
+    partitions = demand.partitions or _partitions(demand)
+    one = render("production", 1, folder=folder)
+    files = {file.name: file.config for file in one.streams}
+    events_days = files["EVENTS"]["max_age"] / 1e9 / _DAY
+    if demand.days <= events_days:
+        remedy = f"Keep logs for more than {events_days:g} days, or lower max_age of EVENTS in its file first."
+        raise TopologyError(f"logs kept for {demand.days:g} days would not outlive events: marks age with them", remedy)
+    streams = (_log(demand, partitions), _events(demand, events_days), _receipts(demand), *_others(files))
+    consumers = len(one.consumers) * partitions
+    reserved = sum(each.count * each.max_bytes for each in streams) * COPIES / demand.servers
+    store = math.ceil(reserved / (10 * _GIB)) * 10 * _GIB
+    groups = (sum(each.count for each in streams) + consumers) * COPIES / demand.servers
+    disk = store + round(groups * RAFT_GROUP_BYTES)
+    subjects = demand.users * (2 + TYPES_PER_KEY)
+    ids = demand.rate * files["EVENTS"]["duplicate_window"] / 1e9
+    memory = subjects * SUBJECT_MEMORY_BYTES + ids * MESSAGE_ID_MEMORY_BYTES + consumers * CONSUMER_MEMORY_BYTES
+    memory = round(memory * COPIES / demand.servers)
+    reasons = tuple(_reasons(demand, partitions, streams[0], subjects, ids, groups))
+    return Sizing(demand, partitions, streams, consumers, memory, store, disk, reasons)
+
+
+def write(sizing: Sizing, target: Path, *, folder: Path | None = None) -> list[Path]:
+    """Write the whole folder `nats/` to `target` with these sizes in it, for SEAMARK_NATS_FILES; returns what was changed.
+
+    Only numbers are replaced, and lists of logs continued, so that what people wrote into the files stays. `target` may be
+    the folder itself.
+
+    Raises:
+        TopologyError: a file has no such number.
+    """
+    source = folder or files_folder()
+    if target.resolve() != source.resolve():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    changed = []
+    for each in sizing.streams:
+        path = target / "streams" / f"{each.name}.production.json"
+        numbers = {"max_bytes": each.max_bytes, "max_age": round(each.max_age_days * _DAY * 1e9)}
+        if _replace(path, {rf'("{name}": )\d+': rf"\g<1>{number}" for name, number in numbers.items()}):
+            changed.append(path)
+    accounts = target / "accounts.conf"
+    before = accounts.read_text(encoding="utf-8")
+    if (after := with_logs(before, sizing.partitions)) != before:
+        accounts.write_text(after, encoding="utf-8")
+        changed.append(accounts)
+    server = target / "server.conf"
+    # What nats-server reads as GB are 2^30 bytes.
+    if _replace(server, {r"(?m)^(\s*max_file_store: )\S+": rf"\g<1>{sizing.max_file_store // _GIB}GB"}):
+        changed.append(server)
+    return changed
+
+
+def _replace(path: Path, patterns: Mapping[str, str]) -> bool:
+    before = text = path.read_text(encoding="utf-8")
+    for pattern, replacement in patterns.items():
+        text, count = re.subn(pattern, replacement, text, count=1)
+        if not count:
+            raise TopologyError(f"{path} has nothing that matches {pattern}", "Restore the file of the project.")
+    if text != before:
+        path.write_text(text, encoding="utf-8")
+    return text != before
+
+
+def _check(demand: Demand) -> None:
+    for what, value, least in (
+        ("--rate", demand.rate, 0.001),
+        ("--record-bytes", demand.record_bytes, 1),
+        ("--days", demand.days, 0.001),
+        ("--receipts-per-record", demand.receipts_per_record, 0),
+        ("--users", demand.users, 1),
+        ("--servers", demand.servers, COPIES),
+    ):
+        if not value >= least or math.isinf(value):
+            raise TopologyError(f"{what} is {value:g}", f"It must be a number from {least:g} on.")
+    if demand.partitions is not None:
+        check_partitions(demand.partitions)
+
+
+def _partitions(demand: Demand) -> int:
+    fitting = (p for p in PARTITIONS_OFFERED if _log(demand, p).max_bytes <= LOG_BYTES_COMFORTABLE)
+    return next(fitting, PARTITIONS_OFFERED[-1])
+
+
+def _log(demand: Demand, partitions: int) -> StreamSize:
+    batch = min(max(1.0, demand.rate / partitions * LINGER_SECONDS), BATCH_MESSAGES_MAX)
+    each = demand.record_bytes + RECORD_OVERHEAD_BYTES + MARK_BYTES / batch
+    why = (
+        f"{demand.record_bytes} B of JSON + {RECORD_OVERHEAD_BYTES} B of subject and headers"
+        f" + a mark of {MARK_BYTES} B for every {batch:.3g} records = {each:.0f} B a record"
+    )
+    stored = demand.rate * demand.days * _DAY * each / partitions
+    return _stream("LOG-p", partitions, stored, demand.days, why)
+
+
+def _events(demand: Demand, days: float) -> StreamSize:
+    body = demand.record_bytes if demand.event_bytes is None else demand.event_bytes
+    each = body + EVENT_OVERHEAD_BYTES
+    why = f"{body} B of JSON + {EVENT_OVERHEAD_BYTES} B of subject and headers = {each} B an event, an event a record"
+    return _stream("EVENTS", 1, demand.rate * days * _DAY * each, days, why)
+
+
+def _receipts(demand: Demand) -> StreamSize:
+    count = demand.receipts_per_record
+    stored = demand.rate * demand.days * _DAY * RECEIPT_BYTES * count
+    return _stream("RECEIPTS", 1, stored, demand.days, f"{count:g} receipts a record of {RECEIPT_BYTES} B")
+
+
+def _others(files: Mapping[str, Mapping[str, Any]]) -> Iterator[StreamSize]:
+    for name, config in files.items():
+        if name not in ("EVENTS", "RECEIPTS") and not is_log(name):
+            days = config["max_age"] / 1e9 / _DAY
+            yield StreamSize(name, 1, 0, config["max_bytes"], days, "as in its file: it does not grow with the rate")
+
+
+def _stream(name: str, count: int, stored: float, days: float, why: str) -> StreamSize:
+    bound = max(1, math.ceil(stored / FULL_SHARE / _GIB)) * _GIB
+    return StreamSize(name, count, round(stored), bound, days, why)
+
+
+def _reasons(
+    demand: Demand, partitions: int, log: StreamSize, subjects: int, ids: float, groups: float
+) -> Iterator[str]:
+    cold = log.stored_bytes / _GIB * COLD_READ_SECONDS_PER_GIB
+    yield (
+        f"streams are {FULL_SHARE:.0%} full at this rate; max_bytes is whole GiB, and every one of {COPIES} copies takes it"
+    )
+    yield (
+        f"{partitions} partitions keep a LOG at {log.stored_bytes / _GIB:.0f} GiB. In the worst case, two records of a user at"
+        f" its ends and no index in memory, a read takes {cold:.0f} s and holds up writes to that partition; fewer days or"
+        " more partitions shorten it"
+    )
+    if log.max_bytes > LOG_BYTES_COMFORTABLE:
+        yield f"there cannot be more than {PARTITIONS_MAX} partitions: keep logs for fewer days if such reads are too slow"
+    yield (
+        f"memory: {subjects} subjects (a LOG, a receipt and {TYPES_PER_KEY} event subjects a user) of"
+        f" {SUBJECT_MEMORY_BYTES} B, {ids:.0f} message ids of {MESSAGE_ID_MEMORY_BYTES} B in EVENTS' duplicate window,"
+        f" {CONSUMER_MEMORY_BYTES // 1000} KB a consumer. Give the server twice as much: indexes and blocks in use come on top"
+    )
+    yield (
+        f"disk: max_file_store, and {RAFT_GROUP_BYTES >> 20} MiB for the Raft log of each of {groups:.0f} streams and consumers"
+    )
+    if demand.servers > COPIES:
+        yield f"{demand.servers} servers share {COPIES} copies evenly only if streams are placed so: watch the fullest"

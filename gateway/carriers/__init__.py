@@ -1,0 +1,1 @@
+"""How frames travel: WebSocket, server-sent events, long polling."""

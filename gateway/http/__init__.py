@@ -1,0 +1,1 @@
+"""What HTTP endpoints share: problems, bodies, cross-origin answers."""

@@ -1,0 +1,1 @@
+"""The join of history and live for one followed log: pure, without I/O."""

@@ -1,0 +1,1 @@
+"""What all sessions of a partition share: live copies, heads, pages, the leader's word."""

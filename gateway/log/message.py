@@ -1,0 +1,63 @@
+"""A record on its way to the sessions of its user: stored bytes, and the frame built around them once for all."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.broker.jetstream import Stored
+from gateway.session.frames import record_frame, skip_frame
+
+_SKIP: Final = b"\r\nSeamark-Skip:"
+_SEQUENCE: Final = b"\r\nNats-Sequence:"
+_LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
+
+
+class Message:
+    """One record. `skip`: it is not for the screen, or its body is no JSON object (a marker of the broker, a stray write)."""
+
+    __slots__ = ("_epoch", "_frame", "_prev", "body", "seq", "skip")
+
+    def __init__(self, seq: int, body: bytes, headers: bytes) -> None:
+        if body[:1] != b"{" or body[-1:] != b"}":
+            body = body.strip()
+        self.seq = seq
+        self.body = body
+        self.skip = _SKIP in headers or body[:1] != b"{" or body[-1:] != b"}"
+        self._frame = b""
+        self._prev = -1
+        self._epoch = b""
+
+    def frame(self, prev: int, epoch: bytes) -> bytes:
+        """The frame for a session that holds the cursor `<epoch>.<prev>`. Sessions of one user mostly hold the same."""
+        if prev != self._prev or epoch != self._epoch:
+            seq = self.seq
+            self._frame = skip_frame(seq, prev, epoch) if self.skip else record_frame(seq, prev, epoch, self.body)
+            self._prev, self._epoch = prev, epoch
+        return self._frame
+
+
+def of_stored(stored: Stored) -> Message:
+    """A message read from the log."""
+    return Message(stored.seq, stored.payload, stored.headers)
+
+
+def number(headers: bytes, line: bytes) -> int:
+    """The number in the last header line that begins with `line`; -1 when there is none. No copy of the block is made.
+
+    The last one is the server's: it appends its own headers to the stored ones, and whoever wrote the record may have put a
+    line of the same name among those.
+    """
+    start = headers.rfind(line)
+    if start < 0:
+        return -1
+    start += len(line)
+    try:
+        return int(headers[start : headers.index(b"\r\n", start)])
+    except ValueError:
+        return -1
+
+
+def live_position(headers: bytes) -> tuple[int, int]:
+    """`(seq, prev)` of a republished copy; `(-1, -1)` for a message that is none."""
+    seq = number(headers, _SEQUENCE)
+    return (seq, number(headers, _LAST_SEQUENCE)) if seq >= 0 else (-1, -1)

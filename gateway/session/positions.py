@@ -1,0 +1,56 @@
+"""Which position a client's frame names, held against what its session was sent."""
+
+from __future__ import annotations
+
+from gateway.session.follower import Follower
+from gateway.session.frames import BadFrame, Read
+from seamark.protocol.cursor import parse_cursor
+
+
+class StaleCursor(Exception):
+    """A cursor belongs to another incarnation of the log: nobody's fault, but nothing can be done with it."""
+
+
+def acknowledged(text: str, follower: Follower) -> int | None:
+    """The sequence an `ack` names; None for one that may have crossed a reset on its way.
+
+    Raises:
+        BadFrame, InvalidCursor: the session was never sent that cursor.
+    """
+    epoch, _, digits = text.partition(".")
+    if epoch == follower.epoch and digits.isascii() and digits.isdigit() and len(digits) < 20:
+        seq = int(digits)  # the hot path; everything else is looked at closely
+    else:
+        epoch, seq = parse_cursor(text)
+    if epoch != follower.epoch:
+        if epoch == follower.former_epoch and epoch:
+            return None
+        raise BadFrame("`ack` names a cursor that was never sent")
+    if seq <= follower.sent_before_reset:
+        return None
+    if seq > follower.sent_max:
+        raise BadFrame("`ack` is beyond the last frame sent")
+    return seq
+
+
+def read_up_to(frame: Read, follower: Follower) -> int | None:
+    """The sequence a `read` reaches to; None when it names ids.
+
+    Raises:
+        BadFrame, InvalidCursor: the session was never sent that cursor, or nothing yet.
+        StaleCursor: it belongs to another incarnation of the log, or to what a reset took back.
+    """
+    if not follower.epoch:
+        raise BadFrame("`read` before `ready`")
+    if frame.all:
+        return follower.sent
+    if frame.up_to is None:
+        return None
+    cursor = parse_cursor(frame.up_to)
+    if cursor.epoch != follower.epoch:
+        raise StaleCursor("`read.up_to` belongs to another incarnation of the log")
+    if follower.sent_max < cursor.seq <= follower.sent_before_reset:
+        raise StaleCursor("`read.up_to` names what a reset took back")
+    if cursor.seq > follower.sent_max:
+        raise BadFrame("`read` is beyond the last frame sent")
+    return cursor.seq

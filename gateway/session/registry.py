@@ -1,0 +1,76 @@
+"""The sessions of this process: a bound for each user, a bound for all, and the way to reach them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gateway.limits import SESSIONS_PER_PROCESS, SESSIONS_PER_USER
+from seamark.protocol.close_codes import TOO_MANY_SESSIONS
+
+if TYPE_CHECKING:
+    from gateway.session.session import Session
+
+
+class Sessions:
+    """All open sessions.
+
+    Args:
+        per_user: sessions that one user may have here, and as many polls beside them; `one_too_many` says which one goes.
+        at_most: sessions in all; `full` says when there are as many.
+    """
+
+    def __init__(self, *, per_user: int = SESSIONS_PER_USER, at_most: int = SESSIONS_PER_PROCESS) -> None:
+        self._per_user = per_user
+        self._at_most = at_most
+        self._all: set[Session] = set()
+        self._users: dict[tuple[str, str, bool], list[Session]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def full(self) -> bool:
+        """No further session is taken."""
+        return len(self._all) >= self._at_most
+
+    def open(self, session: Session) -> None:
+        """A connection has come; who it is for is not known yet."""
+        self._all.add(session)
+
+    def admit(self, session: Session) -> None:
+        """`session` belongs to its user from now on; another one of the user makes room for it where it must."""
+        mine = self._users.setdefault(_key(session), [])
+        mine.append(session)
+        if len(mine) > self._per_user:
+            one_too_many(mine).end(TOO_MANY_SESSIONS, f"a user may have {self._per_user} sessions, and has a newer one")
+
+    def leave(self, session: Session) -> None:
+        """`session` is over."""
+        self._all.discard(session)
+        key = _key(session)
+        mine = self._users.get(key)
+        if mine is not None and session in mine:
+            mine.remove(session)
+            if not mine:
+                del self._users[key]
+
+    def everyone(self) -> list[Session]:
+        """All sessions, as they are now."""
+        return list(self._all)
+
+
+def _key(session: Session) -> tuple[str, str, bool]:
+    """The sessions with this key share a bound. Polls have one of their own: they come and go, and must end no session."""
+    return session.tenant, session.user, session.carrier == "poll"
+
+
+def one_too_many(sessions: Sequence[Session]) -> Session:
+    """The session of a user that makes room for the newest one, which is the last in `sessions`.
+
+    It is the oldest of the same device: a phone that reconnects again and again leaves dead connections behind, and must
+    not stop the desktop. Else it is the one that was silent for longest: its client is the likeliest to be gone.
+    """
+    *older, newest = sessions
+    of_device = next((session for session in older if session.device == newest.device), None)
+    return of_device or min(older, key=lambda session: session.heard_at, default=newest)

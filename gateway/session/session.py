@@ -1,0 +1,380 @@
+"""One connected device: the state machine of `seamark.v1`, the same over WebSocket, server-sent events and polling."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Coroutine
+from time import time
+from typing import Any
+
+import structlog
+
+from engine import metrics
+from engine.broker.jetstream import Outgoing
+from engine.errors import BrokerError
+from gateway.access.auth import Claims, Refused
+from gateway.context import Context
+from gateway.join.port import ResetReason, Snapshot, State
+from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
+from gateway.session.follower import Follower
+from gateway.session.frames import (
+    Ack,
+    BadFrame,
+    Hello,
+    Ping,
+    Read,
+    Refresh,
+    bye_frame,
+    decode_frame,
+    error_frame,
+    pong_frame,
+    ready_frame,
+    reset_frame,
+)
+from gateway.session.identity import user_hash
+from gateway.session.outlet import Outlet
+from gateway.session.positions import StaleCursor, acknowledged, read_up_to
+from gateway.session.pulse import Pulse
+from gateway.session.state_records import TooManyRecords
+from gateway.session.told_count import ToldCount
+from seamark.protocol.close_codes import (
+    BAD_FRAME,
+    FAILED,
+    FORBIDDEN,
+    NO_HELLO,
+    NO_PONG,
+    NORMAL,
+    OVERLOADED,
+    RESTARTING,
+    TABLE,
+    TOO_MANY_FRAMES,
+    UNAUTHENTICATED,
+    CloseCode,
+)
+from seamark.protocol.cursor import Cursor
+from seamark.protocol.errors import InvalidCursor
+
+_log = structlog.get_logger("seamark.session")
+
+# A labelled metric is looked up under a lock: once is enough.
+_OPEN = {carrier: metrics.gateway_sessions.labels(carrier) for carrier in ("ws", "sse", "poll")}
+_CLOSED = {code: metrics.gateway_closed.labels(str(code.code)) for code in TABLE}
+_RESUMED = metrics.gateway_joins.labels("resumed")
+
+
+class Session:
+    """One device's connection.
+
+    It costs no task of its own: frames of the client come in through `receive`, records through its `Follower`, time
+    through the shared wheel.
+
+    Args:
+        context: what all sessions share.
+        outlet: where frames leave.
+        carrier: `ws`, `sse` or `poll`, for metrics and logs.
+        token: from the request's `Authorization`, where it had one.
+    """
+
+    __slots__ = (
+        "_count", "_expires_at", "_follower", "_greeted", "_outlet", "_pong_owed", "_pulse", "_token",
+        "carrier", "context", "device", "ended", "id", "tenant", "user",
+    )  # fmt: skip
+
+    def __init__(self, context: Context, outlet: Outlet, carrier: str, token: str | None = None) -> None:
+        self.context = context
+        self.id = secrets.token_hex(8)
+        self.tenant = ""
+        self.user = ""
+        self.device = ""
+        self.ended = False
+        self._outlet = outlet
+        self.carrier = carrier
+        self._token = token
+        self._follower: Follower | None = None
+        self._greeted = self._pong_owed = False
+        self._expires_at = 0.0
+        self._pulse = Pulse(context.wheel.now(), context.times, outlet)
+        self._count = ToldCount(outlet)
+        context.sessions.open(self)
+        _OPEN[carrier].inc()
+        context.wheel.later(context.times.hello_seconds, self._expect_hello, LOOKS)
+
+    # --- from the client --------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Coroutine[Any, Any, None] | None:
+        """Handle one frame; what needs to wait for something is returned and must be awaited before the next frame."""
+        if self.ended:
+            return None
+        if not self._pulse.heard(self.context.wheel.now()):
+            self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
+            return None
+        try:
+            frame = decode_frame(data)
+            if self._follower is None:
+                if isinstance(frame, Hello):
+                    self._greeted = True
+                    return self._hello(frame)
+                raise BadFrame("the first frame must be `hello`")
+            return self._handle(frame, self._follower)
+        except (BadFrame, InvalidCursor) as error:
+            self.end(BAD_FRAME, str(error))
+            return None
+
+    def heard(self) -> None:
+        """The client has shown life by a frame of the WebSocket itself, a ping or pong."""
+        if not self.ended and not self._pulse.heard(self.context.wheel.now()):
+            self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
+
+    def writable(self) -> None:
+        """The outlet has room again."""
+        if self._follower is None or self.ended:
+            return
+        self._count.tell_waiting()
+        self._follower.writable()
+
+    @property
+    def heard_at(self) -> float:
+        """When the client last showed life, by the clock of the wheel."""
+        return self._pulse.heard_at
+
+    @property
+    def live(self) -> bool:
+        """Everything heard of has been sent."""
+        return self._follower is not None and self._follower.feed.state is State.LIVE
+
+    def start(self, claims: Claims, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
+        """Who it is for is known: join the log at `cursor`, or with a snapshot whatever the cursor."""
+        self.tenant, self.user, self.device = claims.tenant, claims.user, device
+        self._live_until(claims.expires_at)
+        self._token = None
+        context = self.context
+        partition = context.partition(self.tenant, self.user)
+        self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
+        context.sessions.admit(self)
+        if not self.ended:
+            self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
+
+    def _handle(
+        self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower
+    ) -> Coroutine[Any, Any, None] | None:
+        match frame:
+            case Ack():
+                self._ack(frame, follower)
+            case Ping():
+                self._pong(follower)
+            case Read():
+                self._read(frame, follower)
+            case Refresh():
+                return self._refresh(frame)
+            case Hello():
+                raise BadFrame("`hello` was said before")
+        return None
+
+    def _pong(self, follower: Follower) -> None:
+        cursor = follower.pong()
+        if cursor is None:
+            self._pong_owed = True  # there is no position yet: the answer follows the first one
+        else:
+            self._outlet.send(pong_frame(cursor))
+
+    async def _hello(self, frame: Hello) -> None:
+        token = frame.token or self._token
+        if token is None:
+            self.end(UNAUTHENTICATED, "no token: put one into `hello` or the Authorization header")
+            return
+        claims = await self._verify(token)
+        if claims is not None and not self.ended:
+            self.start(claims, frame.device, frame.cursor, snapshot=frame.snapshot)
+
+    async def _refresh(self, frame: Refresh) -> None:
+        claims = await self._verify(frame.token)
+        if claims is None or self.ended:
+            return
+        if (claims.tenant, claims.user) != (self.tenant, self.user):
+            self.end(FORBIDDEN, "a refreshed token must name the same user and tenant")
+            return
+        self._live_until(claims.expires_at)
+
+    def _live_until(self, expires_at: float) -> None:
+        self._expires_at = expires_at
+        left = expires_at - time()
+        if left < self.context.times.ping_seconds:  # the next tick, at most that far away, would be late
+            self.context.wheel.later(max(0.0, left), self._check_expiry)
+
+    def _check_expiry(self) -> None:
+        if not self.ended and self._expires_at <= time():
+            self.end(UNAUTHENTICATED, "expired: the token has expired")
+
+    async def _verify(self, token: str) -> Claims | None:
+        try:
+            claims = await self.context.verifier.verify(token)
+        except Refused as refused:
+            metrics.gateway_refused_tokens.labels(refused.reason).inc()
+            if not self.ended:
+                # Nobody's fault but ours: the client should come back, not ask for another token.
+                code = FAILED if refused.reason == "keys_unavailable" else UNAUTHENTICATED
+                self.end(code, f"{refused.reason}: {refused}")
+            return None
+        if self.context.requests.take((claims.tenant, claims.user)):
+            return claims
+        if not self.ended:  # every join costs reads: a user must not open sessions in a loop
+            self.end(TOO_MANY_FRAMES, "this user opens too many sessions")
+        return None
+
+    def _ack(self, frame: Ack, follower: Follower) -> None:
+        seq = acknowledged(frame.cursor, follower)
+        tally = follower.tally
+        if seq is not None and seq > tally.acked:
+            tally.acked, tally.acked_at = seq, time()
+            if not tally.noted:
+                tally.noted = True
+                self.context.receipts.note(self)
+
+    def _read(self, frame: Read, follower: Follower) -> None:
+        try:
+            up_to = read_up_to(frame, follower)
+        except StaleCursor as error:
+            self._outlet.send(error_frame("stale_cursor", str(error)))
+            return
+        self.context.spawn(self._append_read(frame.ids or [], up_to, follower), "append-read")
+
+    async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower) -> None:
+        """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
+        try:
+            await self.context.state_records.append(
+                "read", tenant=self.tenant, user=self.user, device=self.device,
+                partition=follower.partition.number, ids=ids, up_to=up_to,
+            )  # fmt: skip
+        except TooManyRecords as error:
+            if not self.ended:
+                self._outlet.send(error_frame("too_many_reads", str(error)))
+        except BrokerError as error:
+            _log.warning(
+                "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
+            )
+            if not self.ended:
+                self._outlet.send(error_frame("unavailable", "the read could not be stored: try again"))
+
+    # --- from the follower ------------------------------------------------------------------------------------------
+
+    def ready(self, cursor: Cursor) -> None:
+        """The cursor was accepted."""
+        self._count.begun = True
+        self._outlet.send(ready_frame(self.id, cursor, None, self._count.take()), cursor.epoch.encode(), cursor.seq)
+        self._tell_what_waited(cursor)
+        _RESUMED.inc()
+
+    def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
+        """The cursor was given up: say so, and what replaces it."""
+        count = self._count.take()
+        unread = dict(snapshot.unread) if snapshot.unread is not None else count
+        self._count.replace(unread)
+        if not self._count.begun:
+            self._count.begun = True
+            self._outlet.send(ready_frame(self.id, None, reason.value, unread))
+        frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
+        self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
+        self._tell_what_waited(cursor)
+        metrics.gateway_joins.labels(reason.value).inc()
+
+    def counted(self, count: dict[str, Any] | None) -> None:
+        """The count that was read when the log was joined."""
+        self._count.read(count)
+
+    def unread(self, frame: bytes) -> None:
+        """A new count."""
+        self._count.tell(frame)
+
+    def _tell_what_waited(self, cursor: Cursor) -> None:
+        """Answer pings that came before there was a position, and send a count that had to wait for `ready`."""
+        if self._pong_owed:
+            self._pong_owed = False
+            self._outlet.send(pong_frame(cursor))
+        self._count.tell_waiting()
+
+    def take_receipts(self) -> list[Outgoing]:
+        """What was sent and acknowledged since the last time."""
+        follower = self._follower
+        if follower is None or not follower.epoch:
+            return []
+        return follower.tally.take(follower.partition.number, self.tenant, self.user, self.device, follower.epoch)
+
+    def tell_receipts(self) -> None:
+        """Hand over what there is to tell, before the epoch or the session changes."""
+        self.context.receipts.add(self.take_receipts())
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self, code: CloseCode, detail: str) -> None:
+        """Close with `code`; one line in the log says so."""
+        if self.ended:
+            return
+        _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,
+                  user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
+        self._leave(code)
+        if code is not NORMAL:
+            self._outlet.send(error_frame(code.name, detail[:500]))
+        self._outlet.close(code, detail)
+
+    def bye(self, retry_after_ms: int) -> None:
+        """The process leaves: say when to come back, and close."""
+        if not self.ended:
+            self._leave(RESTARTING)
+            self._outlet.send(bye_frame(retry_after_ms))
+            self._outlet.close(RESTARTING, f"come back in {retry_after_ms} ms")
+
+    def gone(self) -> None:
+        """The client has closed, or its connection is lost."""
+        if not self.ended:
+            self._leave(NORMAL)
+
+    def failed(self, error: Exception) -> None:
+        """Something in here is broken: end this session only."""
+        if not self.ended:
+            _log.error("session_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
+            self.end(FAILED, "the gateway could not go on with this session")
+
+    def overloaded(self) -> None:
+        """Too many sessions ask for what this one needs. Its client shall come back, and is not told that there is nothing."""
+        self.end(OVERLOADED, "too many sessions wait for the inbox: come back")
+
+    def _leave(self, code: CloseCode) -> None:
+        self.ended = True
+        _OPEN[self.carrier].dec()
+        _CLOSED[code].inc()
+        follower = self._follower
+        if follower is not None:
+            self.tell_receipts()
+            follower.close()
+            if follower.log is not None:
+                self.context.live.leave(follower, follower.log)
+        self.context.sessions.leave(self)
+        self._follower = None  # a timer may hold this object for a while: let the rest go now
+
+    def _expect_hello(self, looks: int) -> None:
+        """The time for a `hello` is over: end a session that has said none."""
+        if self.ended:
+            return
+        if self._follower is not None:
+            self._tick()
+        elif looks:
+            self.context.wheel.later(LOOK_SECONDS, self._expect_hello, looks - 1)
+        elif self._greeted:
+            self.end(FAILED, "the token could not be checked in time")  # the issuer is slow: no fault of the token
+        else:
+            self.end(NO_HELLO, f"no `hello` within {self.context.times.hello_seconds:g} s")
+
+    def _tick(self, looks: int = LOOKS) -> None:
+        """Time has passed: expiry and pings."""
+        if self.ended:
+            return
+        now = self.context.wheel.now()
+        if self._expires_at <= time():
+            self.end(UNAUTHENTICATED, "expired: the token has expired")
+        elif not self._pulse.lost(now):
+            wait = self._pulse.ping_if_silent(now)
+            self.context.wheel.later(min(wait, max(0.0, self._expires_at - time())), self._tick)
+        elif looks:
+            self.context.wheel.later(LOOK_SECONDS, self._tick, looks - 1)
+        else:
+            self.end(NO_PONG, "a ping was not answered in time")

@@ -1,0 +1,1 @@
+"""What operators run: the `seamark` command, the embedded stack, the schema."""

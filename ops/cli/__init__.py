@@ -1,0 +1,65 @@
+"""The `seamark` command: one module per sub-command, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ops.cli import (
+    apikey,
+    dev,
+    dispatcher,
+    funnel,
+    gateway,
+    log,
+    migrate,
+    projector,
+    prove,
+    publish,
+    rebuild,
+    retention,
+    tail,
+    token,
+    topology,
+    verify,
+)
+from ops.cli.output import keep_logs_apart
+from ops.exitcode import exit_code_of
+from seamark.protocol.errors import SeamarkError
+
+app = typer.Typer(
+    name="seamark",
+    help="Event-sourced notification delivery on NATS JetStream.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("dev")(dev.dev)
+app.command("publish")(publish.publish)
+app.command("tail")(tail.tail)
+app.command("log")(log.log)
+app.command("token")(token.token)
+app.command("gateway")(gateway.gateway)
+app.command("dispatcher")(dispatcher.dispatcher)
+app.command("projector")(projector.projector)
+app.command("funnel")(funnel.funnel)
+app.command("prove")(prove.prove)
+app.command("rebuild")(rebuild.rebuild)
+app.command("verify")(verify.verify)
+app.command("migrate")(migrate.migrate)
+app.add_typer(apikey.app, name="api-key")
+app.add_typer(retention.app, name="retention")
+app.add_typer(topology.app, name="topology")
+
+
+def main() -> None:
+    """Run the command; errors of ours are one line on standard error and an exit code (`ops.exitcode`)."""
+    keep_logs_apart()
+    try:
+        app()
+    except SeamarkError as error:
+        typer.secho(f"seamark: {error}", fg="red", err=True)
+        sys.exit(exit_code_of(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,79 @@
+"""`seamark prove`: what became of a notification, from stored facts alone."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ops.cli.output import err, out, print_json
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant
+
+if TYPE_CHECKING:
+    from engine.broker.jetstream import Broker
+    from projections.proof import EventTime, Proof
+
+EXIT_UNKNOWN = 2
+
+
+def prove(
+    notification: Annotated[str, typer.Argument(help="Id of the notification: that of its event.")],
+    user: Annotated[str | None, typer.Option("--user", help="Only this user; else the first 20 it went to.")] = None,
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Show what is stored about a notification, in order, and say plainly what is not proven; exit code 2: nothing is."""
+    import uvloop
+
+    from ops.cli.stores import stores
+    from projections.proof import Proofs
+
+    async def run() -> list[Proof]:
+        async with stores(folder, "seamark-prove") as found:
+            proofs = Proofs(found.pool)
+            return await proofs.of(tenant or "default", notification, user, event_time=_event_time(found.broker))
+
+    proofs = uvloop.run(run())
+    for proof in proofs:
+        if as_json:
+            print_json(proof)
+        else:
+            _print(proof)
+    if not proofs:
+        err.print("nothing is known of this notification: never dispatched, a dead letter, or not folded yet")
+        sys.exit(EXIT_UNKNOWN)
+
+
+def _event_time(broker: Broker) -> EventTime:
+    """When EVENTS stored an event, asked from the stream itself."""
+    from engine.errors import ApiError, BrokerError
+    from seamark.protocol.subjects import EVENTS_STREAM
+
+    async def ask(epoch: str, seq: int) -> datetime | None:
+        try:
+            if (await broker.stream(EVENTS_STREAM)).epoch != epoch:
+                return None
+            answer = await broker.api(f"STREAM.MSG.GET.{EVENTS_STREAM}", {"seq": seq})
+            return datetime.fromisoformat(answer["message"]["time"])
+        except (ApiError, BrokerError):
+            return None  # trimmed, or this user of the broker may not look
+
+    return ask
+
+
+def _print(proof: Proof) -> None:
+    from rich.markup import escape
+
+    about = ", ".join(word for word in (proof.type, f"trace {proof.trace}" if proof.trace else None) if word)
+    out.print(f"[bold]{escape(proof.id)}[/] for {escape(proof.user)} of {escape(proof.tenant)} ({escape(about)})")
+    for fact in proof.facts:
+        at = fact.at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if fact.at else "time not known"
+        words = [word for word in (fact.channel, fact.device, fact.where, fact.detail) if word]
+        out.print(f"  {at:<24}  [bold]{fact.fact:<12}[/]  {escape(' · '.join(words))}")
+    for gap in proof.not_proven:
+        out.print(f"  [yellow]not proven[/]: {escape(gap)}")
+    for line in proof.as_of:
+        out.print(f"  [dim]as of {escape(line)}[/]")

@@ -1,0 +1,38 @@
+"""`seamark token`: a user's token of the development stack."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from ops.cli.output import print_json
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, read_dev_file
+
+
+def token(
+    user: Annotated[str, typer.Argument(help="Whose token.")],
+    seconds: Annotated[int, typer.Option("--seconds", help="How long it is valid.", min=1)] = 86_400,
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Print a token that the development stack's gateway accepts."""
+    stack = read_dev_file(folder)
+    signed = sign(stack.jwt_secret, tenant or stack.tenant, user, seconds)
+    if as_json:
+        print_json({"token": signed, "user": user, "tenant": tenant or stack.tenant, "expires_in_seconds": seconds})
+    else:
+        typer.echo(signed)
+
+
+def sign(secret: str, tenant: str, user: str, seconds: int, *, scope: str | None = None) -> str:
+    """A JWT as the gateway takes it (HS256)."""
+    import jwt
+
+    now = int(time.time())
+    claims: dict[str, object] = {"sub": user, "tenant": tenant, "iat": now, "exp": now + seconds}
+    if scope is not None:
+        claims["scope"] = scope
+    return jwt.encode(claims, secret, algorithm="HS256")

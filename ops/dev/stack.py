@@ -1,0 +1,261 @@
+"""The embedded stack: servers, topology, schema and roles on this machine, from one command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiohttp
+
+from engine.broker.jetstream import connect
+from engine.errors import InvalidSetting, Unavailable
+from engine.settings import given_settings, load_settings
+from engine.topology import server as topology
+from gateway.access.api_keys import SCOPES
+from gateway.access.key_table import KeyTable
+from ops import postgres
+from ops.cli.target import DATA_FOLDER, DevFile
+from ops.cli.token import sign
+from ops.dev.environment import roles_environment
+from ops.dev.fulldisk import keep_writable
+from ops.dev.lock import locked
+from ops.dev.reservations import Reservations
+from ops.dev.roles import Role, keep
+from ops.dev.secretsfile import Kept, read_kept, write_private_json
+from ops.dev.servers import HOST, NatsServer, Postgres, Server, Valkey
+from ops.migrate import migrate
+
+TENANT = "default"
+USER = "alice"
+TOKEN_SECONDS = 30 * 86_400
+GATEWAY_PORT = 8080
+READY_SECONDS_MAX = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user of `seamark dev` chooses. `port` None: the port of the last run, else 8080, else a free one."""
+
+    data: Path
+    port: int | None = None
+    partitions: int | None = None
+    processes: int = 1
+
+
+class Stack:
+    """A running development stack; made by `started`."""
+
+    def __init__(self, options: Options, kept: Kept, say: Say, lock: int) -> None:
+        self._options = options
+        self._kept = kept
+        self._say = say
+        self._lock = lock
+        self._servers: list[Server] = []
+        self._roles: list[Role] = []
+        self._reserved = Reservations()
+        self.nats_url = self.redis_url = self.postgres_url = self.gateway_url = ""
+        self.monitor_url: str | None = None
+
+    @property
+    def roles(self) -> list[Role]:
+        """The role processes."""
+        return self._roles
+
+    async def start(self) -> None:
+        """Servers, topology, schema, roles; returns when the gateway can serve."""
+        if self._options.port:
+            self._gateway_port()  # refused before anything is started
+        await self._start_servers()
+        self._say("applying topology and schema")
+        await self._prepare_stores()
+        port = self._gateway_port()  # only now: others may have taken a free one while the servers started
+        self.gateway_url = f"http://{HOST}:{port}"
+        write_private_json(self._options.data / "kept.json", self._kept)
+        self._start_roles(port)
+        await self._wait_for_gateway()
+
+    async def _start_servers(self) -> None:
+        data, ports = self._options.data, self._kept.ports
+        self._take_given_servers()
+        if not self.nats_url:
+            nats = NatsServer(data / "nats", port=self._port("nats"))
+            await self._start_server(nats)
+            self.nats_url, self.monitor_url, ports["nats"] = nats.url, nats.monitor_url, nats.port
+        if not self.redis_url:
+            valkey = Valkey(data / "valkey", port=self._port("valkey"))
+            await self._start_server(valkey)
+            self.redis_url, ports["valkey"] = valkey.url, valkey.port
+        if not self.postgres_url:
+            database = Postgres(data / "postgres", port=self._port("postgres"))
+            await self._start_server(database)
+            self.postgres_url, ports["postgres"] = database.url, database.port
+
+    def _take_given_servers(self) -> None:
+        """Servers that the settings name are used and left alone."""
+        given, settings = given_settings(), load_settings()
+        if "nats_url" in given:
+            self.nats_url = settings.nats_url.reveal()
+        if "redis_url" in given:
+            self.redis_url = settings.redis_url.reveal()
+        if settings.postgres_url is not None:
+            self.postgres_url = settings.postgres_url.reveal()
+
+    async def _start_server(self, server: Server) -> None:
+        self._say(f"starting {server.name}")
+        self._servers.append(server)
+        server.child.holds = (self._lock,)
+        await _to_the_end(server.prepare)
+        server.spawn()
+        await asyncio.to_thread(server.wait_ready)
+
+    async def _prepare_stores(self) -> None:
+        broker = await connect(replace(load_settings().nats("seamark-dev"), url=self.nats_url))
+        try:
+            await topology.ensure(broker, "dev", self._options.partitions)
+        finally:
+            await broker.close()
+        await migrate(self.postgres_url)
+        connection = await postgres.connect(self.postgres_url)
+        try:
+            await KeyTable(connection).keep(self._kept.api_key, TENANT, SCOPES, name="dev")
+        except postgres.FAILURES as error:
+            raise postgres.explained(error) from error
+        finally:
+            await connection.close(timeout=10)
+
+    def _gateway_port(self) -> int:
+        asked, ports = self._options.port, self._kept.ports
+        if asked:
+            if not self._reserved.take(asked):
+                raise InvalidSetting(f"--port: port {asked} is in use")
+            ports["gateway"] = asked
+        elif not self._reserved.take(ports.setdefault("gateway", GATEWAY_PORT)):
+            ports["gateway"] = self._reserved.take_any()
+        return ports["gateway"]
+
+    def _port(self, server: str) -> int:
+        """The port of the last run if it is still free: URLs in an operator's history go on to work."""
+        kept = self._kept.ports.get(server)
+        return kept if kept and self._reserved.take(kept) else self._reserved.take_any()
+
+    def _start_roles(self, port: int) -> None:
+        data = self._options.data
+        ours = {
+            "SEAMARK_PROFILE": "dev",
+            "SEAMARK_NATS_URL": self.nats_url,
+            "SEAMARK_REDIS_URL": self.redis_url,
+            "SEAMARK_POSTGRES_URL": self.postgres_url,
+            "SEAMARK_JWT_SECRET": self._kept.jwt_secret,
+            "SEAMARK_DEV_API_KEY": self._kept.api_key,
+            "SEAMARK_GATEWAY_HOST": HOST,
+            "SEAMARK_GATEWAY_PORT": str(port),
+            "SEAMARK_LOG_FORMAT": "json",
+        }
+        if self.monitor_url is not None:
+            ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url
+        if data != DATA_FOLDER:
+            ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
+        env = roles_environment(ours, os.environ)
+        gateway = ["gateway", "--processes", str(self._options.processes)]
+        for name, words in (("dispatcher", ["dispatcher"]), ("projector", ["projector"]), ("gateway", gateway)):
+            self._say(f"starting {name}")
+            role = Role(name, words, env, data / f"{name}.log", self._say)
+            role.child.holds = (self._lock,)
+            role.spawn()
+            self._roles.append(role)
+
+    async def _wait_for_gateway(self) -> None:
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX), aiohttp.ClientSession() as http:
+                while not await _ready(http, f"{self.gateway_url}/readyz"):
+                    for role in self._roles:
+                        if not role.child.alive:
+                            raise Unavailable(f"{role.name} ended while starting\n{role.child.log_tail()}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            tail = self._roles[-1].child.log_tail()
+            raise Unavailable(f"the gateway is not ready after {READY_SECONDS_MAX:g} s\n{tail}") from error
+
+    def describe(self) -> DevFile:
+        """Where everything is, and keys to it."""
+        secret = self._kept.jwt_secret
+        return DevFile(
+            nats_url=self.nats_url,
+            redis_url=self.redis_url,
+            postgres_url=self.postgres_url,
+            gateway_url=self.gateway_url,
+            tenant=TENANT,
+            user=USER,
+            token=sign(secret, TENANT, USER, TOKEN_SECONDS),
+            operator_token=sign(secret, TENANT, "operator", TOKEN_SECONDS, scope="operator"),
+            api_key=self._kept.api_key,
+            jwt_secret=secret,
+            nats_monitor_url=self.monitor_url,
+        )
+
+    async def keep(self) -> None:
+        """Restart what dies; ends by cancellation."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for role in self._roles:
+                    tasks.create_task(role.keep(), name=f"keep {role.name}")
+                for server in self._servers:
+                    tasks.create_task(keep(server.child, server.spawn, self._say), name=f"keep {server.name}")
+                    if isinstance(server, NatsServer):
+                        tasks.create_task(keep_writable(server, self._say), name="keep nats-server writable")
+        except BaseExceptionGroup as failed:  # the first failure has stopped the others
+            raise failed.exceptions[0] from None
+
+    def stop(self) -> None:
+        """Everything in order: who takes work first, then who does it, then the stores."""
+        for role in reversed(self._roles):
+            self._say(f"stopping {role.name}")
+            role.stop()
+        for server in reversed(self._servers):
+            self._say(f"stopping {server.name}")
+            server.stop()
+        self._reserved.close()
+
+
+@contextlib.asynccontextmanager
+async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
+    """A stack that runs until the block ends.
+
+    Raises:
+        InvalidSetting: another stack runs on this data, or a port is taken. ServerFailed, Unavailable: see the message.
+    """
+    options.data.mkdir(parents=True, exist_ok=True)
+    async with locked(options.data, say) as lock:
+        stack = Stack(options, read_kept(options.data), say, lock)
+        try:
+            await stack.start()
+            write_private_json(options.data / "dev.json", stack.describe())
+            yield stack
+        finally:
+            # Commands find the stack by this file: without it they say at once that nothing runs here.
+            (options.data / "dev.json").unlink(missing_ok=True)
+            stack.stop()
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """Run `work` in a thread. A cancellation waits for its end: what works on the folder must not outlast the lock."""
+    task = asyncio.create_task(asyncio.to_thread(work), name="prepare")
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait((task,))
+        task.exception()  # told to whoever still listens
+
+
+async def _ready(http: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with http.get(url, timeout=aiohttp.ClientTimeout(total=2)) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

@@ -1,0 +1,152 @@
+"""A role as a process: uvloop, logs, signals, its own health and metrics port, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import uvloop
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from engine.errors import BrokerError, InvalidSetting
+from engine.settings import Settings, cannot_listen
+from engine.telemetry import configure_logging
+from ops.exitcode import FAILED, MISCONFIGURED, exit_code_of
+from seamark.protocol.errors import SeamarkError
+
+_log = structlog.get_logger("seamark.process")
+
+STOP_SECONDS_MAX = 20.0
+"""From the signal to the end: below the 30 s that orchestrators give before they kill."""
+
+CLEAN_UP_SECONDS_MAX = 2.0
+"""What a role that is cut off may still take for its clean-up."""
+
+GC_THRESHOLDS = (20_000, 20, 20)
+"""Batches of hundreds of messages live for milliseconds; by the default (700) the collector walks them again and again."""
+
+
+@dataclass(slots=True)
+class Health:
+    """What the health port says. A role replaces `not_ready` once it can tell."""
+
+    not_ready: Callable[[], list[str]] = field(default=lambda: ["starting"])
+
+
+Work = Callable[[asyncio.Event, Health], Coroutine[Any, Any, None]]
+"""`work(stop, health)`: serve until `stop` is set, then end in order."""
+
+
+def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: float = STOP_SECONDS_MAX) -> int:
+    """Run `work` until it ends, SIGTERM or SIGINT; the exit code says whether starting again may help.
+
+    Returns:
+        0 after an end that was asked for, 1 when the work failed, ended by itself or had to be cut off,
+        78 when settings or streams have to be changed first.
+    """
+    configure_logging(role, settings.log_format)
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        return uvloop.run(_to_the_end(_supervise(role, settings, work, stop_seconds_max)))
+    except InvalidSetting as error:  # the health port: nothing of the role has run yet
+        _log.error("cannot_start", why=str(error))
+        return MISCONFIGURED
+
+
+async def _to_the_end(supervised: Coroutine[Any, Any, int]) -> int:
+    """The exit code; the process ends with it soon, even if a task that was left over does not."""
+    code = await supervised
+    # The loop waits for every task it cancels, and libraries may lose a cancellation: nats-py, as it reconnects.
+    last_resort = threading.Timer(CLEAN_UP_SECONDS_MAX, _leave, (code,))
+    last_resort.daemon = True
+    last_resort.start()
+    return code
+
+
+def _leave(code: int) -> None:
+    _log.warning("role_left_tasks_behind", seconds=CLEAN_UP_SECONDS_MAX)
+    os._exit(code)
+
+
+async def _supervise(role: str, settings: Settings, work: Work, stop_seconds_max: float) -> int:
+    stop, health = asyncio.Event(), Health()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with _health_port(settings, health) as port:
+        _log.info("role_starting", health_port=port)
+        worker = asyncio.create_task(work(stop, health), name=role)
+        stopping = asyncio.create_task(stop.wait(), name="stop-signal")
+        await asyncio.wait((worker, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if worker.done():
+            return _outcome(worker, asked=stop.is_set())
+        _log.info("role_stopping")
+        health.not_ready = lambda: ["stopping"]
+        done, _ = await asyncio.wait((worker,), timeout=stop_seconds_max)
+        if not done:
+            _log.warning("role_cut_off", seconds=stop_seconds_max)
+            worker.cancel()
+            await asyncio.wait((worker,), timeout=CLEAN_UP_SECONDS_MAX)
+            return FAILED
+        return _outcome(worker, asked=True)
+
+
+def _outcome(worker: asyncio.Future[None], *, asked: bool) -> int:
+    """One log line, and 0 only for an end that was asked for."""
+    error: BaseException | None = asyncio.CancelledError() if worker.cancelled() else worker.exception()
+    while isinstance(error, BaseExceptionGroup):  # the first failure stopped the others of its task group
+        error = error.exceptions[0]
+    if error is None:
+        _log.info("role_stopped" if asked else "role_ended")
+        return 0 if asked else FAILED
+    code = exit_code_of(error)
+    if code == MISCONFIGURED:
+        _log.error("cannot_go_on", why=str(error))
+    elif isinstance(error, SeamarkError) and not isinstance(error, BrokerError):
+        _log.error("role_failed", why=str(error))
+    else:
+        _log.error("role_failed", why=repr(error), exc_info=error)
+    return code
+
+
+@contextlib.asynccontextmanager
+async def _health_port(settings: Settings, health: Health) -> AsyncIterator[int]:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = health.not_ready()
+        body = json.dumps({"status": "not ready" if reasons else "ready", "reasons": reasons})
+        return web.Response(text=body, content_type="application/json", status=503 if reasons else 200)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, settings.health_host, settings.health_port)
+    try:
+        await _listen(site, settings)
+        yield site.port
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(site: web.TCPSite, settings: Settings) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise cannot_listen("health", settings.health_host, settings.health_port, error) from error

@@ -1,0 +1,1 @@
+"""What receipts say of each delivery, in PostgreSQL."""

@@ -1,0 +1,1 @@
+"""The pure folds: what a log makes of counts, inbox and deliveries, held against every store."""

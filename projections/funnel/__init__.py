@@ -1,0 +1,1 @@
+"""How far notifications come, counted."""

@@ -1,0 +1,1 @@
+"""Building a projection anew beside the live one, then switching to it."""

@@ -1,0 +1,1 @@
+"""Unread counts in Redis: a fold of each user's log."""

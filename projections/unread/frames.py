@@ -1,0 +1,104 @@
+"""Tells live sessions their user's unread count: absolute, and not more often than a person can see."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from engine import metrics
+from engine.broker.jetstream import Broker
+from engine.errors import BrokerError
+from projections.unread.store import Counted
+
+_log = structlog.get_logger("seamark.unread")
+
+SPACING_SECONDS: Final = 0.25
+"""A user's first change is told at once, what follows within this time in one frame at its end."""
+
+CATEGORIES_MAX: Final = 50
+"""Categories of one frame, those with most unread: names are free text, and a frame goes to every device."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Countable(Protocol):
+    """Anything that says how many are unread."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def by_category(self) -> dict[str, int]: ...
+    @property
+    def more(self) -> bool: ...
+
+
+def told(unread: Countable, as_of: int) -> dict[str, Any]:
+    """The members that every frame with a count has; of many categories those with most unread."""
+    categories = unread.by_category
+    if len(categories) > CATEGORIES_MAX:
+        categories = dict(sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:CATEGORIES_MAX])
+    return {"count": unread.count, "as_of": as_of, "more": unread.more, "categories": categories}
+
+
+def unread_frame(unread: Countable, as_of: int) -> bytes:
+    """`unread`: the count as the gateway passes it on to every device of the user; it begins as the gateway expects."""
+    if not unread.by_category:
+        words = (unread.count, as_of, b"true" if unread.more else b"false")
+        return b'{"op":"unread","count":%d,"as_of":%d,"more":%b,"categories":{}}' % words
+    return _encode({"op": "unread", **told(unread, as_of)})
+
+
+class UnreadFrames:
+    """Publishes counts of one partition on the users' live subjects.
+
+    They are not stored: a session that misses one is told the count when it joins, and when the gateway compares.
+    """
+
+    def __init__(self, broker: Broker, partition: int) -> None:
+        self._broker = broker
+        self._prefix = b"live.%d." % partition
+        self._recent: set[str] = set()
+        self._later: dict[str, bytes] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, counts: Iterable[Counted], as_of: int) -> None:
+        """Tell these users' sessions; those told within the last quarter of a second are told again at its end."""
+        for user, unread in counts:
+            frame = unread_frame(unread, as_of)
+            if user in self._recent:
+                self._later[user] = frame
+            else:
+                self._recent.add(user)
+                self._publish(user, frame)
+        if self._recent and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SPACING_SECONDS, self._end_of_spacing)
+
+    def _end_of_spacing(self) -> None:
+        later, self._later, self._timer = self._later, {}, None
+        self._recent = set(later)
+        for user, frame in later.items():
+            self._publish(user, frame)
+        if later:
+            self._timer = asyncio.get_running_loop().call_later(SPACING_SECONDS, self._end_of_spacing)
+
+    def _publish(self, user: str, frame: bytes) -> None:
+        try:
+            self._broker.publish(self._prefix + user.encode(), frame)
+        except BrokerError as error:
+            metrics.unread_frames.labels("lost").inc()
+            _log.debug("an unread count was not told", error=type(error).__name__)
+        else:
+            metrics.unread_frames.labels("sent").inc()
+
+    def close(self) -> None:
+        """Tell what waits, and stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._end_of_spacing()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,78 @@
+"""Reads unread counts: checkpoint, freshness and the counts of many users in one script, so that they belong together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from redis.asyncio import Redis
+
+from engine.redisscript import RedisScript
+from projections.folds.unread import Unread
+from projections.store import Checkpoint
+from projections.unread.script import READ
+from projections.unread.store import FIRST_VERSION, VERSION_SECONDS, asked, meta_key, read_version, unread_of
+from seamark.protocol.cursor import parse_cursor
+
+USERS_MAX: Final = 256
+"""Users of one script: below a millisecond of Redis's time."""
+
+STALE_SECONDS: Final = 10.0
+"""A projector tells every two seconds that it is up to date, and a standby takes over within ten."""
+
+
+class Counts(NamedTuple):
+    """Counts of some users of a partition, all of one moment.
+
+    Attributes:
+        checkpoint: the fold has come so far; None when there is none (Redis is empty): then there are no counts.
+        stale: records that were stored some time ago may not be counted.
+        age_seconds: all that was stored so long ago is counted.
+        users: what is unread, in the order asked.
+    """
+
+    checkpoint: Checkpoint | None
+    stale: bool
+    users: list[Unread]
+    age_seconds: float = 0.0
+
+
+class UnreadReader:
+    """Reads the live version. A switch to another is noticed within a second."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._read = RedisScript(redis, READ)
+        self._version = FIRST_VERSION
+        self._version_until = 0.0
+
+    async def read(self, partition: int, users: Sequence[str], now: float | None = None) -> Counts:
+        """What is unread of `users` (`<tenant>.<user>`, as tokens; at most 256) at the Unix time `now`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        believed = time.monotonic() < self._version_until
+        counts = await self._read_version(partition, users, now)
+        if counts.checkpoint is None and believed:
+            self._version_until = 0.0  # a switch, and the former version has been dropped
+            counts = await self._read_version(partition, users, now)
+        return counts
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        await self._read.close()
+
+    async def _read_version(self, partition: int, users: Sequence[str], now: float | None) -> Counts:
+        if time.monotonic() >= self._version_until:
+            self._version = await read_version(self._redis)
+            self._version_until = time.monotonic() + VERSION_SECONDS
+        at = round((time.time() if now is None else now) * 1000)
+        answer = await asked(self._read([meta_key(partition, self._version)], [at, *users]))
+        if not answer:
+            return Counts(None, stale=True, users=[])
+        checkpoint = Checkpoint(*parse_cursor(answer[0].decode()))
+        age_seconds = answer[2] / 1000
+        found = [unread_of(count, more, words) for _, count, more, words in answer[3:]]
+        return Counts(checkpoint, bool(answer[1]) or age_seconds > STALE_SECONDS, found, age_seconds)

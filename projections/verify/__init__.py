@@ -1,0 +1,1 @@
+"""Holding a projection against the fold of its streams, and against another projection."""

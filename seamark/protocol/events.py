@@ -1,0 +1,266 @@
+"""Events: what services publish. Decoding is strict about what we act on and lenient about what we do not know.
+
+Names follow CloudEvents. Tenant, ordering key and type come from the subject, which the broker has authorised; a body that
+disagrees is refused, or a service allowed to publish for one tenant could write another's name into its records.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from seamark.protocol import subjects
+from seamark.protocol.errors import InvalidEvent, InvalidToken
+from seamark.protocol.limits import (
+    CHANNELS_MAX,
+    DATA_DEPTH_MAX,
+    EVENT_BYTES_MAX,
+    EVENT_DATA_BYTES_MAX,
+    EVENT_ID_BYTES_MAX,
+    FANOUT_BYTES_MAX,
+    LABEL_CHARS_MAX,
+    RECIPIENTS_MAX,
+)
+
+Priority = Literal["critical", "high", "normal", "low"]
+Semantics = Literal["at_most_once", "at_least_once", "effectively_once"]
+Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
+Channels = Annotated[list[Label], msgspec.Meta(max_length=CHANNELS_MAX)]
+
+INAPP = "inapp"
+"""The channel that shows a record on connected devices."""
+
+_ID = re.compile(rf"[\x21-\x7e]{{1,{EVENT_ID_BYTES_MAX}}}", re.ASCII)
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+_EMPTY = msgspec.Raw(b"{}")
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """An event as a service wrote it. Fields are only ever appended; unknown ones stay in the stored bytes."""
+
+    id: str
+    to: list[str]
+    data: msgspec.Raw = _EMPTY
+    source: str | None = None
+    time: datetime | None = None
+    tenant: str | None = None
+    type: str | None = None
+    subject: str | None = None
+    priority: Priority = "normal"
+    category: Label | None = None
+    semantics: Semantics = "at_least_once"
+    ordering_key: str | None = None
+    collapse_key: Label | None = None
+    expires_at: datetime | None = None
+    send_at: datetime | None = None
+    channels: Channels | None = None
+    transaction_id: str | None = None
+
+
+class Recipient(msgspec.Struct, frozen=True, gc=False):
+    """A user an event is for, as text and as the token that orders recipients."""
+
+    token: str
+    user: str
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """An event that passed every check, with what its subject says and its recipients once each, by token."""
+
+    event: Event
+    at: subjects.EventSubject
+    recipients: list[Recipient]
+    traceparent: bytes
+    tracestate: bytes
+
+
+class Encoded(NamedTuple):
+    """An event ready to publish."""
+
+    subject: str
+    payload: bytes
+    msg_id: str
+
+
+_decode = msgspec.json.Decoder(Event).decode
+
+
+def accept(
+    stored_subject: str, payload: bytes, traceparent: bytes | None = None, tracestate: bytes | None = None
+) -> Accepted:
+    """The event stored under `ev.<q>.<tenant>.<key>.<type>`, checked in every respect that could fail later.
+
+    Raises:
+        InvalidEvent: with a stable `reason` for the dead letter and a `detail` that names the field and the remedy.
+    """
+    try:
+        at = subjects.parse_stored_event(stored_subject)
+    except InvalidToken as error:
+        raise InvalidEvent("subject", str(error)) from error
+    event = _decoded(payload)
+    _check_identity(event, at)
+    recipients = _recipients(event)
+    trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else b""
+    state = tracestate if trace and tracestate and _TRACESTATE.fullmatch(tracestate) else b""
+    return Accepted(event, at, recipients, trace, state)
+
+
+def _decoded(payload: bytes) -> Event:
+    try:
+        if not payload.isascii():
+            # msgspec skips over `data` without looking at its text; a browser would close the socket on broken UTF-8.
+            payload.decode()
+        return _decode(payload)
+    except msgspec.ValidationError as error:
+        raise InvalidEvent("schema", f"{error}; see the event fields in docs/protocol.md") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent("json", f"the body is not JSON in UTF-8, or nested too deeply: {error}") from error
+
+
+def _check_identity(event: Event, at: subjects.EventSubject) -> None:
+    if _ID.fullmatch(event.id) is None:
+        raise InvalidEvent("id", f"`id` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks")
+    if event.tenant is not None or event.type is not None or event.ordering_key is not None:
+        _check_agreement(event, at)
+    if event.semantics == "at_most_once":
+        raise InvalidEvent("semantics", "`at_most_once` messages are never stored: they do not belong on events.>")
+    if event.send_at is not None:
+        raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
+    if event.time is not None:
+        _check_moment("time", event.time)
+    if event.expires_at is not None:
+        _check_moment("expires_at", event.expires_at)
+    data = bytes(event.data)
+    if len(data) > EVENT_DATA_BYTES_MAX:
+        raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
+    if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
+        raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+
+
+def _check_agreement(event: Event, at: subjects.EventSubject) -> None:
+    for name, said, meant in (
+        ("tenant", event.tenant, at.tenant),
+        ("type", event.type, at.type),
+        ("ordering_key", event.ordering_key, at.key),
+    ):
+        if said is not None and said != meant:
+            raise InvalidEvent(
+                "disagreement", f"`{name}` is {said[:80]!r} but the subject says {meant[:80]!r}: leave it out"
+            )
+
+
+def _check_moment(name: str, moment: datetime) -> None:
+    if not _has_utc(moment):
+        raise InvalidEvent(
+            name, f"`{name}` must carry an offset and lie in the years 1 to 9999, such as 2026-01-31T12:00:00Z"
+        )
+
+
+def _has_utc(moment: datetime) -> bool:
+    try:
+        return moment.tzinfo is not None and moment.astimezone(UTC) is not None
+    except OverflowError:
+        return False
+
+
+def _depth(data: bytes) -> int:
+    """How deep arrays and objects are nested in valid JSON."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(data):
+        first = data[found.start()]
+        if first in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _recipients(event: Event) -> list[Recipient]:
+    """The users named, once each, in the byte order of their tokens: the order in which a mark counts them."""
+    if not event.to:
+        raise InvalidEvent("to", "`to` names nobody: give at least one user")
+    if len(event.to) > RECIPIENTS_MAX:
+        raise InvalidEvent("to", f"`to` names {len(event.to)} users, at most {RECIPIENTS_MAX} are allowed in one event")
+    if len(event.to) == 1:
+        return [_recipient(event.to[0])]
+    found = {recipient.token: recipient for recipient in map(_recipient, event.to)}
+    if len(bytes(event.data)) * len(found) > FANOUT_BYTES_MAX:
+        raise InvalidEvent("to", f"`to` times `data` is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
+    return [found[token] for token in sorted(found)]
+
+
+def _recipient(user: str) -> Recipient:
+    if user.startswith(("topic:", "segment:")):
+        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
+    try:
+        return Recipient(subjects.encode_token(user), user)
+    except InvalidToken as error:
+        raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
+
+
+def is_event_id(text: str) -> bool:
+    """Whether an event, and so a notification, can have this id: 1 to 128 printable ASCII characters without blanks."""
+    return _ID.fullmatch(text) is not None
+
+
+def new_event_id() -> str:
+    """A random id for an event whose publisher gave none."""
+    return uuid.uuid4().hex
+
+
+def encode(
+    *,
+    to: Sequence[str],
+    type: str,
+    tenant: str = "default",
+    data: Any = None,
+    id: str | None = None,
+    key: str | None = None,
+    unknown: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Encoded:
+    """An event as subject, payload and message id, refused here rather than in the dead letters.
+
+    Args:
+        to: users.
+        type: dot-separated words, such as `order.shipped`.
+        data: anything JSON, or `msgspec.Raw`.
+        id: given by the publisher so that publishing again adds nothing; random by default.
+        key: the ordering key; by default the user, or for several users the event's id (no order among events).
+        unknown: members that are kept as they stand, whatever they are called.
+        fields: the other fields of `Event`.
+
+    Raises:
+        InvalidEvent: with the field and the remedy.
+    """
+    id = id if id is not None else new_event_id()
+    users = list(to)
+    key = key if key is not None else (users[0] if len(users) == 1 else id)
+    given = {**(unknown or {}), **fields}
+    body = {"id": id, "to": users, **{name: value for name, value in given.items() if value is not None}}
+    if data is not None:
+        body["data"] = data
+    try:
+        payload = msgspec.json.encode(body)
+        subject = subjects.event_subject(tenant, key, type)
+    except InvalidToken as error:
+        raise InvalidEvent("subject", str(error)) from error
+    except (TypeError, ValueError, msgspec.EncodeError) as error:
+        raise InvalidEvent("json", f"the event cannot be written as JSON: {error}") from error
+    if len(payload) > EVENT_BYTES_MAX - 1024:
+        raise InvalidEvent("size", f"the event has {len(payload)} bytes, at most {EVENT_BYTES_MAX - 1024} are allowed")
+    accept(f"ev.0.{subject.removeprefix('events.')}", payload)
+    return Encoded(subject, payload, message_id(tenant, id))
+
+
+def message_id(tenant: str, event_id: str) -> str:
+    """`Nats-Msg-Id` of an event: the tenant is part of it, so that tenants cannot collide. A token holds no colon."""
+    return f"{subjects.encode_token(tenant)}:{event_id}"

@@ -1,0 +1,38 @@
+"""Bounds of what crosses a process boundary, each with the reason for its number."""
+
+from __future__ import annotations
+
+TOKEN_BYTES_MAX = 128
+"""Encoded bytes of a tenant, user or key: subjects stay readable and a subject of six tokens stays below 1 KiB."""
+
+EVENT_ID_BYTES_MAX = 128
+"""Ids travel in headers, Redis keys and URLs; 128 holds every common id scheme with a prefix."""
+
+EVENT_TYPE_BYTES_MAX = 128
+"""The type is the tail of the subject."""
+
+EVENT_BYTES_MAX = 1 << 20
+"""EVENTS `max_msg_size`: body and headers of one event."""
+
+EVENT_DATA_BYTES_MAX = 256 << 10
+"""`data` is copied into one record per recipient; 256 KiB is past any payload a device should show."""
+
+DATA_DEPTH_MAX = 100
+"""Nesting of `data`: readers recurse, each with another stack, so what one of them can read all must be able to."""
+
+LABEL_CHARS_MAX = 128
+"""`category`, `collapse_key` and names of channels are copied into every record of the event, like `data`."""
+
+CHANNELS_MAX = 16
+"""Channels named in one event: more than there are."""
+
+RECIPIENTS_MAX = 10_000
+"""Users named in one event. Above it one event would hold its partition for more than about a second."""
+
+FANOUT_BYTES_MAX = 64 << 20
+"""`data` bytes x recipients of one event: the same bound seen in bytes."""
+
+RECORD_BYTES_MAX = 1 << 20
+"""One record: the limits above keep it far below; the broker would close the connection over one above `max_payload`."""
+
+assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"

@@ -1,0 +1,157 @@
+"""Records: the entries of a user's log, as JSON that operators can read and the gateway forwards undecoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from seamark.protocol.events import INAPP, Accepted, new_event_id
+
+Kind = Literal["notification", "read", "archive", "recall"]
+
+SKIP_LINE = b"Seamark-Skip: 1\r\n"
+"""Header of a record that is not for the screen: the gateway sends its position, not its body."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class EventPosition(msgspec.Struct, gc=False):
+    """Where in EVENTS the event of a record is."""
+
+    epoch: str
+    seq: int
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An entry of a log, for those who decode it (projections, tools). Fields are only ever appended."""
+
+    id: str
+    kind: str
+    tenant: str
+    user: str
+    at: datetime
+    type: str | None = None
+    category: str | None = None
+    priority: str | None = None
+    event: EventPosition | None = None
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    plan: dict[str, dict[str, Any]] = {}
+    collapse_key: str | None = None
+    expires_at: datetime | None = None
+    trace: str | None = None
+    ids: list[str] = []
+    up_to: int | None = None
+    device: str | None = None
+
+
+decode_record = msgspec.json.Decoder(Record).decode
+
+
+class _Rest(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What follows the user in a notification record, in the order it is written."""
+
+    type: str
+    category: str | None
+    priority: str
+    at: datetime
+    event: EventPosition
+    data: msgspec.Raw
+    plan: msgspec.Raw
+    collapse_key: str | None = None
+    expires_at: datetime | None = None
+    trace: str | None = None
+
+
+class NotificationTemplate:
+    """The notification records of one event: all bytes but the user are the same and built once.
+
+    Args:
+        accepted: the event.
+        epoch, seq: its place in EVENTS.
+        stored_at: when EVENTS stored it; the record's time where the event has none, so that a repetition gives equal bytes.
+    """
+
+    __slots__ = ("_after", "_before", "lines")
+
+    def __init__(self, accepted: Accepted, epoch: str, seq: int, stored_at: datetime) -> None:
+        event, at = accepted.event, accepted.at
+        self._before = b'{"id":%b,"kind":"notification","tenant":%b,"user":' % (_encode(event.id), _encode(at.tenant))
+        rest = _Rest(
+            type=at.type,
+            category=event.category,
+            priority=event.priority,
+            at=stored_at if event.time is None else event.time.astimezone(UTC),
+            event=EventPosition(epoch, seq),
+            data=_one_line(event.data),
+            plan=_plan(event.channels),
+            collapse_key=event.collapse_key,
+            expires_at=None if event.expires_at is None else event.expires_at.astimezone(UTC),
+        )
+        lines = b""
+        if accepted.traceparent:
+            rest.trace = accepted.traceparent.decode()
+            lines = b"traceparent: %b\r\n" % accepted.traceparent
+            if accepted.tracestate:
+                lines += b"tracestate: %b\r\n" % accepted.tracestate
+        if event.channels is not None and INAPP not in event.channels:
+            lines += SKIP_LINE
+        self._after = b",%b" % _encode(rest)[1:]
+        self.lines = lines
+
+    @property
+    def size(self) -> int:
+        """Bytes of a record, without its user."""
+        return len(self._before) + len(self._after)
+
+    def body(self, user: str) -> bytes:
+        """The record of one user."""
+        return self._before + _encode(user) + self._after
+
+
+def _one_line(data: msgspec.Raw) -> msgspec.Raw:
+    """`data` without raw line breaks: a record is one line, so that SSE can carry it as it stands."""
+    text = bytes(data)
+    return msgspec.Raw(msgspec.json.format(text, indent=-1)) if b"\n" in text or b"\r" in text else data
+
+
+_DEFAULT_PLAN = msgspec.Raw(_encode({INAPP: {"when": "now", "why": "default"}}))
+
+
+def _plan(channels: list[str] | None) -> msgspec.Raw:
+    """Which channels and why, part of the record so that no side effect has to guess it later."""
+    if channels is None:
+        return _DEFAULT_PLAN
+    return msgspec.Raw(_encode({channel: {"when": "now", "why": "requested"} for channel in channels}))
+
+
+def state_record(
+    kind: Literal["read", "archive"],
+    *,
+    tenant: str,
+    user: str,
+    device: str,
+    ids: Sequence[str] = (),
+    up_to: int | None = None,
+    record_id: str | None = None,
+    at: datetime | None = None,
+) -> tuple[str, bytes]:
+    """A `read` or `archive` record: its id and its bytes. Devices converge by replaying it like any other record.
+
+    Args:
+        ids: records it covers, or
+        up_to: the last sequence it covers.
+    """
+    record = Record(
+        id=record_id or new_event_id(),
+        kind=kind,
+        tenant=tenant,
+        user=user,
+        at=at or datetime.now(UTC),
+        ids=list(ids),
+        up_to=up_to,
+        device=device,
+    )
+    return record.id, _encode(record)

@@ -1,0 +1,181 @@
+"""Subjects: how tenants, users, keys and types become NATS subjects, and back.
+
+A token is reversible and canonical: bytes in `[A-Za-z0-9_-]` stand as they are, every other byte of the UTF-8 form is
+written `=XX` (upper-case hex). One text has one token, so a token that decodes and re-encodes differently is refused:
+otherwise one user could own two subjects.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import msgspec
+
+from seamark.protocol.errors import InvalidToken
+from seamark.protocol.limits import EVENT_TYPE_BYTES_MAX, TOKEN_BYTES_MAX
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+", re.ASCII)
+_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+_STORED_EVENT = re.compile(
+    rf"ev\.([0-9]+)\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})"
+    rf"\.(?=.{{1,{EVENT_TYPE_BYTES_MAX}}}$)([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)",
+    re.ASCII,
+)
+"""A stored event whose tokens are plain text, in one look: nearly all are."""
+_ESCAPE = re.compile(rb"=([0-9A-F]{2})")
+_PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+_FNV_OFFSET = 0x811C9DC5
+_FNV_PRIME = 0x01000193
+
+
+@functools.lru_cache(maxsize=65_536)
+def encode_token(text: str) -> str:
+    """The subject token of a tenant, user or key: `alice@example.com` becomes `alice=40example=2Ecom`.
+
+    Raises:
+        InvalidToken: empty, not encodable as UTF-8, or longer than 128 bytes once encoded.
+    """
+    token = text if _PLAIN.fullmatch(text) else _escape(text)
+    if not 1 <= len(token) <= TOKEN_BYTES_MAX:
+        raise InvalidToken(f"a name must have 1 to {TOKEN_BYTES_MAX} bytes once encoded, this one has {len(token)}")
+    return token
+
+
+def _escape(text: str) -> str:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidToken("a name must be valid Unicode (this one holds a lone surrogate)") from error
+    return "".join(chr(byte) if byte in _PLAIN_BYTES else f"={byte:02X}" for byte in data)
+
+
+def decode_token(token: str) -> str:
+    """The text of a token.
+
+    Raises:
+        InvalidToken: empty, too long, or not the token that `encode_token` writes for any text.
+    """
+    if _PLAIN.fullmatch(token) is not None and len(token) <= TOKEN_BYTES_MAX:
+        return token
+    if not 1 <= len(token) <= TOKEN_BYTES_MAX or _TOKEN.fullmatch(token) is None:
+        raise InvalidToken(f"not a canonical token: {token[:160]!r}")
+    try:
+        text = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), token.encode()).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidToken(f"not UTF-8 once decoded: {token[:160]!r}") from error
+    if encode_token(text) != token:
+        raise InvalidToken(f"not a canonical token: {token[:160]!r} should be {encode_token(text)!r}")
+    return text
+
+
+def fnv1a(data: bytes) -> int:
+    """FNV-1a, 32 bits: the hash behind the server's `partition(n, tokens)`."""
+    value = _FNV_OFFSET
+    for byte in data:
+        value = ((value ^ byte) * _FNV_PRIME) & 0xFFFFFFFF
+    return value
+
+
+@functools.lru_cache(maxsize=65_536)
+def partition_of(tenant_token: str, key_token: str, partitions: int) -> int:
+    """The partition of a user (or ordering key) given as encoded tokens: what `partition(N,1,2)` gives on the server.
+
+    The server joins the hashed tokens by nothing, and so does this.
+    """
+    return fnv1a((tenant_token + key_token).encode()) % partitions
+
+
+class EventSubject(msgspec.Struct, frozen=True, gc=False):
+    """The parts of a stored event's subject, decoded, with the tokens as they stand."""
+
+    partition: int
+    tenant: str
+    key: str
+    type: str
+    tenant_token: str
+    key_token: str
+
+
+def check_type(type: str) -> str:
+    """`type` itself when it may be the tail of a subject.
+
+    Raises:
+        InvalidToken: not dot-separated words of `[A-Za-z0-9_-]`, or longer than 128 bytes.
+    """
+    if len(type) > EVENT_TYPE_BYTES_MAX or _TYPE.fullmatch(type) is None:
+        raise InvalidToken(
+            f"an event type is dot-separated words of letters, digits, _ and - (at most {EVENT_TYPE_BYTES_MAX} bytes), "
+            f"not {type[:160]!r}"
+        )
+    return type
+
+
+def event_subject(tenant: str, key: str, type: str) -> str:
+    """Where a service publishes: `events.<tenant>.<key>.<type>`.
+
+    Raises:
+        InvalidToken: a part cannot be a subject token.
+    """
+    return f"events.{encode_token(tenant)}.{encode_token(key)}.{check_type(type)}"
+
+
+def parse_stored_event(subject: str) -> EventSubject:
+    """The parts of `ev.<q>.<tenant>.<key>.<type>`, the subject under which EVENTS keeps an event.
+
+    Raises:
+        InvalidToken: a token is not canonical, or the subject has another form.
+    """
+    plain = _STORED_EVENT.fullmatch(subject)
+    if plain is not None:
+        partition, tenant, key, type = plain.groups()
+        return EventSubject(int(partition), tenant, key, type, tenant, key)
+    parts = subject.split(".", 4)
+    if len(parts) != 5 or parts[0] != "ev" or not parts[1].isdecimal():
+        raise InvalidToken(f"not a stored event's subject: {subject[:300]!r}")
+    return EventSubject(
+        int(parts[1]), decode_token(parts[2]), decode_token(parts[3]), check_type(parts[4]), parts[2], parts[3]
+    )
+
+
+def log_subject(partition: int, tenant: str, user: str) -> str:
+    """The one literal subject of a user's log."""
+    return f"log.{partition}.{encode_token(tenant)}.{encode_token(user)}"
+
+
+def live_subject(partition: int, tenant: str, user: str) -> str:
+    """Where the broker republishes a user's records once they are stored."""
+    return f"live.{partition}.{encode_token(tenant)}.{encode_token(user)}"
+
+
+def receipt_subject(partition: int, tenant: str, user: str) -> str:
+    """Where delivery facts about a user's records are stored."""
+    return f"rcpt.{partition}.{encode_token(tenant)}.{encode_token(user)}"
+
+
+def mark_subject(partition: int, event_partition: int) -> str:
+    """Where event partition `event_partition` keeps its position in LOG-`partition`."""
+    return f"mark.{partition}.{event_partition}"
+
+
+def dead_letter_subject(event_partition: int, epoch: str, seq: int) -> str:
+    """One subject per dead event: together with an expected last sequence of 0 it can be written only once."""
+    return f"dlq.{event_partition}.{epoch}.{seq}"
+
+
+def log_stream(partition: int) -> str:
+    """The stream that holds the logs of a partition."""
+    return f"LOG-{partition}"
+
+
+EVENTS_STREAM = "EVENTS"
+RECEIPTS_STREAM = "RECEIPTS"
+DEAD_LETTERS_STREAM = "DEAD-LETTERS"
+CONTROL_BUCKET = "control"
+
+
+def dispatch_consumer(event_partition: int) -> str:
+    """The durable consumer a dispatcher reads an event partition through."""
+    return f"dispatch-{event_partition}"
