@@ -15,7 +15,6 @@ from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
 from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore
 from seamark.client.session import Session
-from seamark.client.uplink import Uplink
 from seamark.protocol.cursor import START, parse_cursor
 from tests.support.network import BadNetwork
 from tests.support.tokens import token
@@ -75,28 +74,21 @@ def _place(cursor: str) -> list[Any]:
     return [at.epoch, at.seq]
 
 
-class WatchedUplink(Uplink):
-    """Writes down where each session asks to resume, and each ack that goes out."""
+def _watch(session: Session, sessions: Sessions) -> None:
+    """Write down where the session asks to resume, and each ack that goes out on it."""
+    send = session.send
 
-    def __init__(self, sessions: Sessions, *args: Any) -> None:
-        super().__init__(*args)
-        self._sessions = sessions
+    async def watched(text: str) -> bool:
+        frame = json.loads(text)
+        if frame["op"] == "hello":
+            sessions.ask(frame.get("cursor"))
+        name = sessions.name
+        sent = await send(text)
+        if sent and frame["op"] == "ack":
+            sessions.acknowledge(name, frame["cursor"])
+        return sent
 
-    def begins(self, session: Session) -> None:
-        send = session.send
-
-        async def watched(text: str) -> bool:
-            frame = json.loads(text)
-            if frame["op"] == "hello":
-                self._sessions.ask(frame.get("cursor"))
-            name = self._sessions.name
-            sent = await send(text)
-            if sent and frame["op"] == "ack":
-                self._sessions.acknowledge(name, frame["cursor"])
-            return sent
-
-        session.send = watched  # type: ignore[method-assign]
-        super().begins(session)
+    session.send = watched  # type: ignore[method-assign]
 
 
 class WatchedConnection(Connection):
@@ -105,7 +97,13 @@ class WatchedConnection(Connection):
     def __init__(self, url: str, sessions: Sessions, **options: Any) -> None:
         super().__init__(url, **options)
         self._sessions = sessions
-        self._uplink = WatchedUplink(sessions, self._token, self._timing, lambda: self._receiver.position, self._lost)
+        begins = self._uplink.begins
+
+        def begins_watched(session: Session) -> None:
+            _watch(session, sessions)
+            begins(session)
+
+        self._uplink.begins = begins_watched  # type: ignore[method-assign]
 
     async def _handle(self, outcome: Outcome) -> None:
         match outcome:
