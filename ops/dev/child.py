@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
@@ -46,7 +47,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     """
     for _ in range(64):
         port = _dice.choice(PORTS)
-        if is_free(port, host):
+        if port not in _given and is_free(port, host):
+            _given.append(port)
             return port
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -75,6 +77,9 @@ def _first_ephemeral_port() -> int:
 PORTS: Sequence[int] = range(20_000, _first_ephemeral_port())
 """What `free_port` chooses from. A port is free until somebody listens on it: processes that choose at the same time, as
 parallel tests do, choose from parts of their own."""
+
+_given: deque[int] = deque(maxlen=256)
+"""Ports given lately: whoever got one may not listen there yet. A cluster of three takes nine at once."""
 
 _dice = random.SystemRandom()  # tests seed the common one, each process with the same number
 

@@ -84,7 +84,7 @@ async def gateway(topology_made: None, nats_server: NatsServer, tmp_path: Path) 
 
 def test_all_processes_serve_one_port_and_a_signal_ends_them_all(gateway: Gateway) -> None:
     assert len(gateway.children()) == 2
-    assert ok(f"http://127.0.0.1:{gateway.join.port}/readyz")
+    assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
     family = gateway.children()
     gateway.process.send_signal(signal.SIGTERM)
     assert gateway.process.wait(30) == 0
@@ -140,7 +140,7 @@ def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) ->
     gateway.port, gateway.health = ports.values()
     try:
         gateway.eventually(gateway.ready)
-        assert ok(f"http://127.0.0.1:{gateway.join.port}/readyz")
+        assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(30) == 0
     finally:
@@ -162,7 +162,7 @@ def test_a_process_that_cannot_be_replaced_leaves_the_others_serving_and_is_trie
         victim.kill()
         gateway.eventually(lambda: '"code": 78' in gateway.log.read_text())
         assert untouched.is_running()
-        assert ok(f"http://127.0.0.1:{gateway.join.port}/readyz")
+        assert ok(f"http://127.0.0.1:{gateway.port}/readyz")
         secret.write_text("another secret for tests that is long enough for HS256")
         gateway.eventually(gateway.ready)
         gateway.process.send_signal(signal.SIGTERM)

@@ -210,8 +210,8 @@ async def test_only_a_known_key_with_the_scope_may_publish(nats_server: NatsServ
 async def test_a_revoked_key_ends_within_the_minute_it_is_believed(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api_keys.API_KEY_RENEW_SECONDS", 0.1)
-    monkeypatch.setattr("gateway.api_keys.API_KEY_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.access.api_keys.API_KEY_RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.access.api_keys.API_KEY_SECONDS", 0.2)
     async with with_keys(nats_server, postgres) as gateway:
         assert (await post(gateway, EVENT))[0] == 202
         admin = await asyncpg.connect(postgres)

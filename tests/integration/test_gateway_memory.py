@@ -72,7 +72,7 @@ async def test_an_idle_session_costs_less_than_20_kb(nats_server: NatsServer, tm
             http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
 
             async def join(number: int) -> None:
-                socket = await http.ws_connect(f"http://127.0.0.1:{gateway.join.port}/v1/ws")
+                socket = await http.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/ws")
                 stack.push_async_callback(socket.close)
                 hello = {"op": "hello", "token": token(f"user{number}"), "device": "d", "cursor": "start"}
                 await socket.send_json(hello)

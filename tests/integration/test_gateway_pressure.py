@@ -91,7 +91,7 @@ async def receive_all(
     seqs, delays = [], []
     async with (
         aiohttp.ClientSession() as http,
-        http.ws_connect(f"http://127.0.0.1:{gateway.join.port}/v1/ws") as device,
+        http.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/ws") as device,
     ):
         await device.send_json({"op": "hello", "token": token(), "device": "fast", "cursor": cursor})
         while len(seqs) < count:
@@ -170,7 +170,7 @@ async def test_what_is_in_the_sockets_when_a_stopped_process_goes_on_counts_befo
     await broker.close()
     options = {"jwt_secret": SECRET}
     with gateway_process(nats_server.url, tmp_path / "log", times=times, options=options) as gateway:
-        url = f"http://127.0.0.1:{gateway.join.port}/v1/ws"
+        url = f"http://127.0.0.1:{gateway.port}/v1/ws"
         hello = {"op": "hello", "token": token(), "device": "early", "cursor": "start"}
         async with aiohttp.ClientSession() as http, http.ws_connect(url, autoping=False) as early:
             await early.send_json(hello)

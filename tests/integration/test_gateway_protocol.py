@@ -124,7 +124,7 @@ async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(n
             await eventually(lambda: stored(gateway, 3))
         receipts = await gateway.receipts()
     epoch = cursor.split(".")[0]
-    assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.log.partition()}.default.alice"}
+    assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.partition()}.default.alice"}
     assert {(receipt["user"], receipt["channel"], receipt["device"]) for receipt in receipts} == {
         ("alice", "inapp", "phone")
     }

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PARENT = """
 import os, sys
 from engine.telemetry import configure_logging
-from seamark import siblings
+from ops import siblings
 
 configure_logging("tested")
 siblings.RESTART_SECONDS_MIN, siblings.STOP_SECONDS_MAX = 0.1, 2.0

@@ -209,7 +209,7 @@ async def test_a_projector_that_slept_cannot_bring_an_old_count_back(nats_server
         await phone.until("live")
         seqs = await gateway.append(count=1, body=body("a"))
         await counted(phone, 1)
-        live = f"live.{gateway.log.partition()}.default.alice"
+        live = f"live.{gateway.partition()}.default.alice"
         gateway.broker.publish(live, b'{"op":"unread","count":7,"as_of":%d}' % (seqs[0] - 1))
         gateway.broker.publish(live, b'{"op":"unread","count":2,"as_of":%d}' % (seqs[0] + 1))
         assert (await phone.until("unread"))["count"] == 2

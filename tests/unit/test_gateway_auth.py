@@ -524,8 +524,8 @@ async def test_the_time_of_a_key_ends_while_it_is_remembered_and_while_the_store
 
 
 async def test_keys_never_seen_before_reach_the_store_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_PER_MINUTE", 60)
-    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_AT_ONCE", 60)
+    monkeypatch.setattr("gateway.access.api_keys.API_KEY_FIRST_PER_MINUTE", 60)
+    monkeypatch.setattr("gateway.access.api_keys.API_KEY_FIRST_AT_ONCE", 60)
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
     table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())
@@ -539,8 +539,8 @@ async def test_keys_never_seen_before_reach_the_store_at_a_bounded_rate(monkeypa
 
 
 async def test_an_address_that_guesses_keys_uses_up_no_look_ups_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_PER_MINUTE", 20)
-    monkeypatch.setattr("gateway.api_keys.API_KEY_FIRST_AT_ONCE", 20)
+    monkeypatch.setattr("gateway.access.api_keys.API_KEY_FIRST_PER_MINUTE", 20)
+    monkeypatch.setattr("gateway.access.api_keys.API_KEY_FIRST_AT_ONCE", 20)
     table = Table()
     keys = ApiKeys(table, guesses_per_minute=10, now=lambda: 0.0)
     table.rows[hashlib.sha256(b"k").digest()] = ApiKey("acme", frozenset())

@@ -41,7 +41,7 @@ def test_nothing_but_the_embedded_servers_starts_a_program_of_a_server() -> None
     named = re.compile(r"\b(nats_server_binary|valkey_binary|postgres_bin|postgres_installation)\(")
     found = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("seamark", "tests", "bench", "chaos")
+        for folder in ("ops", "seamark", "tests", "bench", "chaos")
         for path in (ROOT / folder).rglob("*.py")
         if path != Path(__file__) and named.search(path.read_text(encoding="utf-8"))
     }
