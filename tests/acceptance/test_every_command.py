@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from engine.limits import PULL_MESSAGES_MAX
+from engine.topology.files import files_folder
 from ops.cli import app
 from ops.dev.child import free_port
 from ops.exitcode import MISCONFIGURED
@@ -283,6 +284,40 @@ def _render(reader: Manual, folder: Path) -> None:
     written = lines(reader.seamark("topology", "render", str(folder / "files"), "--json"))[0]
     assert len(written) > 8
     assert all(json.loads(Path(path).read_bytes()) for path in written)
+
+
+@checks("topology size")
+def _size(reader: Manual, folder: Path) -> None:
+    files = folder / "sized"
+    [found] = lines(reader.seamark("topology", "size", "--rate", "1000", "--write", str(files), "--json"))
+    assert found["written"]
+    assert all(Path(path).is_relative_to(files) for path in found["written"])
+    written = [json.loads(path.read_bytes()) for path in (files / "streams").glob("*.production.json")]
+    assert len(written) > 4
+
+
+@checks("topology publisher")
+def _publisher(reader: Manual, folder: Path) -> None:
+    accounts = folder / "accounts.conf"
+    accounts.write_bytes((files_folder() / "accounts.conf").read_bytes())
+    [made] = lines(reader.seamark("topology", "publisher", "shop", "--add-to", str(accounts), "--json"))
+    assert made["block"].strip() in accounts.read_text()
+    assert "events.shop.>" in made["block"]
+
+
+@checks("retention list")
+def _retention_list(reader: Manual, folder: Path) -> None:
+    [everybody, *_] = lines(reader.seamark("retention", "list", "--json"))
+    assert everybody["tenant"] is None
+    assert everybody["days"] > 0
+
+
+@checks("retention set")
+def _retention_set(reader: Manual, folder: Path) -> None:
+    [kept] = lines(reader.seamark("retention", "set", "30", "--tenant", "shop", "--json"))
+    assert (kept["tenant"], kept["days"]) == ("shop", 30)
+    assert kept in lines(reader.seamark("retention", "list", "--json"))
+    reader.seamark("retention", "set", "0", code=2)
 
 
 @checks("topology restore")
