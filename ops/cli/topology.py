@@ -240,7 +240,7 @@ def publisher(
         return
     if add_to is None:
         out.print(block, end="", markup=False, highlight=False)
-    err.print(
+    (err if add_to is None else out).print(  # the block alone can be piped into a file
         f"Set {variable} in the environment of every server, then reload it (nats-server --signal reload);"
         f" services of {tenant} connect as {user}.",
         markup=False,
