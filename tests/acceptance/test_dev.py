@@ -42,7 +42,7 @@ def test_the_printed_command_delivers_a_first_notification(stack: Stack) -> None
     printed = re.search(r"seamark (publish .*)$", stack.output.read_text(), re.MULTILINE)
     assert printed is not None
     subprocess.run(
-        f"{sys.executable} -m seamark {printed[1]}", shell=True, cwd=stack.folder, env=stack.env, check=True, timeout=30
+        f"{sys.executable} -m ops {printed[1]}", shell=True, cwd=stack.folder, env=stack.env, check=True, timeout=30
     )
     [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
     frame = json.loads(line)
