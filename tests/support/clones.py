@@ -7,7 +7,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("engine", "gateway", "projections", "seamark", "nats")
+FOLDERS = ("engine", "gateway", "ops", "projections", "seamark", "nats")
 FILES = ("Makefile", "pyproject.toml", "requirements-dev.txt")
 
 
