@@ -4,6 +4,8 @@ import asyncio
 import functools
 import inspect
 import os
+import signal
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -46,7 +48,10 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Processes of one run take ports from parts of their own."""
+    """Processes of one run take ports from parts of their own, and what they start can be ended by Ctrl-C."""
+    # A run in the background is begun with SIGINT ignored, which every process it starts would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "overlay(changes): what `nats_server` has otherwise than shipped")
     worker, workers = (int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", n).removeprefix("gw")) for what, n in WORKER)
     part = len(child.PORTS) // workers
