@@ -31,7 +31,7 @@ class Run:
         self.env = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("SEAMARK_", "PYTHON", "VIRTUAL_ENV", "MAKE"))
+            if not name.startswith(("SEAMARK_", "PYTHON", "VIRTUAL_ENV", "MAKE", "ARGS"))
         }
         with self.output.open("wb") as output:
             self.make = subprocess.Popen(
