@@ -191,8 +191,11 @@ class Broker(Connection):
             raise refusal
         return PubAck(stream, stored.seq)
 
-    async def commit(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 5.0) -> PubAck:
+    async def commit(self, messages: Sequence[Outgoing], *, lines: bytes = b"", timeout_seconds: float = 5.0) -> PubAck:
         """Store all messages or none: one atomic batch, one write, one attempt.
+
+        Args:
+            lines: raw header lines that each message has beside its own.
 
         Raises:
             BatchRefused: nothing was stored, and the server said why.
@@ -207,7 +210,7 @@ class Broker(Connection):
             lambda subject: any(message.subject == subject for message in messages),
         )
         try:
-            data = encode_batch(messages, reply)
+            data = encode_batch(messages, reply, lines)
             if len(data) > self.nc.max_payload:
                 self._check_size(max(len(message.headers) + len(message.payload) for message in messages))
             self.write(data)

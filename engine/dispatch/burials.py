@@ -11,13 +11,14 @@ from engine import metrics
 from engine.broker.jetstream import Broker, Stored
 from engine.dispatch import deadletters
 from engine.dispatch.rounds import Dead, plan
-from engine.errors import BrokerError
+from engine.dispatch.source import EventSource
+from engine.errors import BrokerError, Unanswered
 from engine.limits import LETTER_SECONDS
 from engine.log.incarnations import stream_of
 from engine.log.marks import Mark
 from engine.log.stalls import Stall
 from engine.partition.reader import Delivered, PartitionReader, Phase
-from seamark.protocol.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM
+from seamark.protocol.subjects import DEAD_LETTERS_STREAM
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -40,18 +41,18 @@ class Burials:
         first: the first event whose letter may be missing; None: no letter is missing.
     """
 
-    def __init__(self, broker: Broker, event_partition: int) -> None:
+    def __init__(self, broker: Broker, event_partition: int, source: EventSource) -> None:
         self._broker = broker
         self._q = event_partition
+        self._source = source.partition(event_partition)
         self._epoch = ""
         self._last = 0
-        self._none_found_from: int | None = None
         self._stall: Stall | None = None
         self.first: int | None = None
 
     def take_over(self, events_epoch: str, mark: Mark | None) -> None:
         """Go on from what the home mark says. `events_epoch` is the incarnation of EVENTS it counts in."""
-        self._epoch, self._none_found_from = events_epoch, None
+        self._epoch = events_epoch
         self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
 
     async def bury(self, dead: Dead) -> None:
@@ -91,36 +92,39 @@ class Burials:
             BrokerError: an event could not be read, or a letter not stored; `first` says how far this came.
         """
         epoch = self._epoch
-        events = await stream_of(self._broker, EVENTS_STREAM)
+        events = await stream_of(self._broker, self._source.stream)
         if self.first is not None and events.first_seq > self.first:
             metrics.dead_letters_trimmed.inc()
             _log.error("events may have been trimmed before their dead letters were stored", first_seq=events.first_seq)
         while self.first is not None and self.first <= (last := self._last):
-            page = await self._page(self.first)
-            due = [stored for stored in page if stored.seq <= last]
-            for stored in due:
+            page = await self._page(self.first, last)
+            for stored in page:
+                self.first = stored.seq
                 if isinstance(found := plan(_delivered(stored), epoch), Dead):
                     await deadletters.bury(self._broker, found, self._q, epoch)
                 if self._epoch != epoch:
                     return  # the partition was taken over meanwhile, in another incarnation of EVENTS
                 self.first = stored.seq + 1
-            if not page and self._none_found_from != self.first:
-                # A leader that was just elected may not show everything yet, so it is asked once more in the next round.
-                self._none_found_from = self.first
-                return
-            if len(due) < len(page) or not page:
+            if not page:
                 self.first = last + 1
         self.first = None
         _log.info("all dead letters are stored again", partition=self._q)
 
-    async def _page(self, seq: int) -> list[Stored]:
-        """The next events from `seq` on. Only the leader is believed when there is none."""
-        subject = f"ev.{self._q}.>"
-        page = await self._broker.next_by_subject(EVENTS_STREAM, subject, seq)
-        if page.records:
-            return page.records
-        stored = await self._broker.leader_next(EVENTS_STREAM, subject, seq)
-        return [] if stored is None else [stored]
+    async def _page(self, seq: int, last: int) -> list[Stored]:
+        """The next events from `seq` on, up to `last`; only a leader that shows all up to there is believed when there is none.
+
+        Raises:
+            BrokerError: as `_bury_left`; Unanswered also while the leader, which was just elected, does not show so much yet.
+        """
+        source = self._source
+        page = (await self._broker.next_by_subject(source.stream, source.subject, seq)).records
+        if not page:
+            events = await stream_of(self._broker, source.stream)
+            if events.last_seq < last:
+                raise Unanswered(f"{source.stream} ends at {events.last_seq} by its leader, and {last} was dispatched")
+            stored = await self._broker.leader_next(source.stream, source.subject, seq)
+            page = [] if stored is None else [stored]
+        return [stored for stored in page if stored.seq <= last]
 
     def _report(self, error: BrokerError) -> None:
         self._stall = self._stall or Stall(DEAD_LETTERS_STREAM, _SAY)

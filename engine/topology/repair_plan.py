@@ -171,7 +171,7 @@ def _told(mark: Mark | None) -> str:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
     partly += f", dead letters missing from event {mark.unburied} on" if mark.unburied is not None else ""
-    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.log_epoch}, term {mark.term}"
+    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.stream_epoch}, term {mark.term}"
 
 
 def _json(mark: Mark | None) -> dict[str, Any] | None:
@@ -336,7 +336,7 @@ def _steps(found: Found, q: int, home: _Point | None, named: bool, owner: str) -
 
 
 def _sound(found: Found, partition: int, mark: Mark) -> bool:
-    return mark.epoch == found.events.epoch and mark.log_epoch == found.logs[partition].epoch
+    return mark.epoch == found.events.epoch and mark.stream_epoch == found.logs[partition].epoch
 
 
 def _step(found: Found, p: int, q: int, point: _Point, term: int, owner: str) -> MarkStep:

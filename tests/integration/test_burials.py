@@ -9,6 +9,7 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.dispatch.burials import Burials, _delivered
 from engine.dispatch.rounds import Dead, plan
+from engine.dispatch.source import EVENTS
 from engine.errors import ApiError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.marks import Mark
@@ -48,7 +49,7 @@ async def test_what_was_left_is_buried_when_there_is_room_and_what_was_not_dispa
     broker: Broker,
 ) -> None:
     one, two, three, four = await dead_events(broker, 4)
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     burials.take_over("e", None)
     await room(broker, on=False)
     for dead in (one, two):
@@ -71,11 +72,11 @@ async def test_whoever_takes_over_buries_what_the_mark_says_is_missing_and_store
     broker: Broker,
 ) -> None:
     first, *_, last = await dead_events(broker, 300)  # more than a page
-    earlier = Burials(broker, Q)
+    earlier = Burials(broker, Q, EVENTS)
     earlier.take_over("e", None)
     await earlier.bury(first)
     await broker.append("events.default.user1.demo.bad", b"{not dispatched yet")
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     mark = Mark("e", last.delivered.seq, 1, "o", "l", unburied=first.delivered.seq)
     burials.take_over("e", mark)
     await burials._bury_left()
@@ -85,7 +86,7 @@ async def test_whoever_takes_over_buries_what_the_mark_says_is_missing_and_store
 
 async def test_events_that_age_took_before_they_were_buried_end_no_burial(broker: Broker) -> None:
     *_, last = await dead_events(broker, 3)
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     burials.take_over("e", Mark("e", last.delivered.seq, 1, "o", "l", unburied=1))
     await broker.api("STREAM.PURGE.EVENTS", {"seq": last.delivered.seq})
     await burials._bury_left()
@@ -97,7 +98,7 @@ async def test_whoever_waits_for_dead_letters_without_a_leader_does_not_lose_its
     broker: Broker,
 ) -> None:
     one, two = await dead_events(broker, 2)
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     burials.take_over("e", None)
     await broker.api("STREAM.DELETE.DEAD-LETTERS")  # nobody answers there, as without a leader
     async with asyncio.timeout(PIN_TIMEOUT_SECONDS):

@@ -36,7 +36,7 @@ class Log:
     def commit(self, batch: Sequence[Outgoing]) -> int:
         """The last sequence; ValueError when the expectation of the mark does not hold."""
         *_, mark = batch
-        expected = int(mark.headers.split(b"Nats-Expected-Last-Subject-Sequence: ")[1].split(b"\r\n")[0])
+        expected = int(mark.headers.split(b"Nats-Expected-Last-Subject-Sequence:")[1].split(b"\r\n")[0])
         if self.last(mark.subject, len(self.messages)) != expected:
             raise ValueError
         self.messages += [(message.subject, message.payload) for message in batch]
