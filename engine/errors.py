@@ -21,6 +21,10 @@ class Unavailable(BrokerError):
     """Nobody answers for this subject or stream right now: nothing was stored."""
 
 
+class OtherIncarnation(BrokerError):
+    """The stream is another incarnation than the one this was meant for: nothing was stored."""
+
+
 class ApiError(BrokerError):
     """The broker refused a request. `code` is HTTP-like, `err_code` the server's own number."""
 

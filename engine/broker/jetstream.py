@@ -29,8 +29,8 @@ from engine.broker.answers import (
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, NatsSettings, Subscription, settle
-from engine.broker.writes import Writes
-from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
+from engine.broker.writes import Writes, stream_of_subject
+from engine.errors import ApiError, BatchRefused, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 
 __all__ = [
@@ -127,6 +127,7 @@ class Broker(Connection):
         *,
         msg_id: str | None = None,
         after: After | None = None,
+        epoch: str | None = None,
         budget_seconds: float = APPEND_BUDGET_SECONDS,
     ) -> PubAck:
         """Store one message; returns only once it is stored.
@@ -137,10 +138,11 @@ class Broker(Connection):
         Args:
             msg_id: `Nats-Msg-Id`; with `after` a random one by default, by which the message is known again.
             after: what the subject's last message must be, else it is refused (10071).
+            epoch: the incarnation that the stream must be in; its leader is asked before each attempt.
             budget_seconds: how long passing failures are retried; a leader election takes 4-9 s.
 
         Raises:
-            ApiError: refused for good (full store, wrong sequence, no such stream …).
+            ApiError: refused for good (full store, wrong sequence, no such stream …). OtherIncarnation: see `epoch`.
             Unavailable: not stored, budget spent. Unanswered: outcome unknown, also when only an earlier attempt's is.
         """
         lines = dict(headers or {})
@@ -154,6 +156,8 @@ class Broker(Connection):
         while True:
             left = deadline - time.monotonic()
             try:
+                if epoch is not None:
+                    await self._check_epoch(stream_of_subject(subject) or "", epoch, max(0.05, min(5.0, left)))
                 delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
                 ack = pub_ack(delivery.payload, ApiError)
                 self.writes.stored(ack.stream)
@@ -176,6 +180,11 @@ class Broker(Connection):
                     raise doubt or error from None
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 2)
+
+    async def _check_epoch(self, stream: str, epoch: str, timeout_seconds: float) -> None:
+        state = await self.stream(stream, timeout_seconds=timeout_seconds)
+        if state.epoch != epoch:
+            raise OtherIncarnation(f"{stream} is in incarnation {state.epoch}, not {epoch}")
 
     async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
         """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
@@ -279,7 +288,21 @@ class Broker(Connection):
         for message in messages:
             subject = wire.last_header(message.headers, b"Nats-Subject") or b""
             seqs[subject.decode()] = int(wire.last_header(message.headers, b"Nats-Sequence") or b"0")
-        return Heads(seqs, int(wire.last_header(end, b"Nats-UpTo-Sequence") or b"0"))
+        return Heads(seqs, _up_to(end))
+
+    async def last_of_each(
+        self, stream: str, subject: str, *, timeout_seconds: float = 2.0
+    ) -> tuple[list[Stored], int]:
+        """The last message of each of at most 1000 subjects that `subject` stands for, and how far that replica has come.
+
+        That is 0 where there is no message.
+
+        Raises:
+            Unavailable, Unanswered, ApiError (408, 413).
+        """
+        body = {"multi_last": [subject], "batch": HEADS_SUBJECTS_MAX}
+        messages, end = await self._direct(stream, body, timeout_seconds)
+        return [direct_stored(message) for message in messages], _up_to(end)
 
     async def leader_next(self, stream: str, subject: str, seq: int, *, timeout_seconds: float = 5.0) -> Stored | None:
         """The first message of `subject` at or after `seq` as the leader sees it, or None."""
@@ -326,3 +349,7 @@ class Broker(Connection):
         if code not in (204, 404):
             raise ApiError(code, 0, wire.description(end))
         return messages, end
+
+
+def _up_to(end: bytes) -> int:
+    return int(wire.last_header(end, b"Nats-UpTo-Sequence") or b"0")

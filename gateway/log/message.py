@@ -9,6 +9,7 @@ from engine.broker.jetstream import Stored
 from gateway.session.frames import record_frame, skip_frame
 from seamark.protocol.records import EPOCH_HEADER
 
+_EPOCH: Final = EPOCH_HEADER.encode()
 _SKIP: Final = b"\r\nSeamark-Skip:"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
@@ -64,5 +65,5 @@ def live_position(headers: bytes) -> tuple[int, int, str]:
     seq = number(headers, _SEQUENCE)
     if seq < 0:
         return -1, -1, ""
-    epoch = wire.header(headers, EPOCH_HEADER)
+    epoch = wire.header(headers, _EPOCH)
     return seq, number(headers, _LAST_SEQUENCE), epoch.decode("ascii", "replace") if epoch else ""

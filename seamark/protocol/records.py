@@ -15,7 +15,7 @@ Kind = Literal["notification", "read", "archive", "recall"]
 SKIP_LINE = b"Seamark-Skip: 1\r\n"
 """Header of a record that is not for the screen: the gateway sends its position, not its body."""
 
-EPOCH_HEADER = b"Seamark-Epoch"
+EPOCH_HEADER = "Seamark-Epoch"
 """Header of a record: the incarnation of the log it was written for. Its live copies are then never taken for another's."""
 
 _encode = msgspec.json.Encoder().encode
@@ -23,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 
 def epoch_line(epoch: str) -> bytes:
     """`EPOCH_HEADER` as a line. Every record is stored with it, so it has no blank to spare."""
-    return b"%b:%b\r\n" % (EPOCH_HEADER, epoch.encode())
+    return f"{EPOCH_HEADER}:{epoch}\r\n".encode()
 
 
 class EventPosition(msgspec.Struct, gc=False):

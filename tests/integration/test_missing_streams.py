@@ -159,12 +159,12 @@ async def test_epochs_edited_by_hand_stop_dispatchers_and_commands_with_the_way_
 ) -> None:
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
-        await broker.append(topology.EPOCHS_SUBJECT, b"EVENTS=abc")
+        await broker.append("$KV.control.epochs", b"EVENTS=abc")
         with pytest.raises(TopologyError, match="nats kv del control epochs"):
             await topology.plan(broker, "dev")
         async with dispatching(nats_server.url, valkey.url) as working:
             await eventually(stopped(working))
-            await broker.append(topology.EPOCHS_SUBJECT, b"", {"KV-Operation": "DEL"})  # what `nats kv del` does
+            await broker.append("$KV.control.epochs", b"", {"KV-Operation": "DEL"})  # what `nats kv del` does
             await topology.ensure(broker, "dev", overrides=FAST)
             await worked(broker, "e1")
 
