@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -14,6 +13,7 @@ import structlog
 from engine.broker.jetstream import After, Broker, Stored
 from engine.errors import BrokerError
 from engine.limits import CONTROL_READ_SECONDS
+from engine.tasks import set_or_after
 from seamark.protocol.subjects import CONTROL_BUCKET
 
 CONTROL_STREAM: Final = f"KV_{CONTROL_BUCKET}"
@@ -79,7 +79,6 @@ class Control(Generic[T]):
         subscription = self._broker.subscribe(f"{self._prefix}>", lambda *_: news.set())
         try:
             while True:
-                news.clear()
                 try:
                     entries = await self._read_all()
                 except BrokerError as error:
@@ -88,9 +87,7 @@ class Control(Generic[T]):
                     if entries is not None and entries != told:
                         told = entries
                         tell(entries)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CONTROL_READ_SECONDS):
-                        await news.wait()
+                await set_or_after(news, CONTROL_READ_SECONDS)
         finally:
             subscription.unsubscribe()
 

@@ -20,16 +20,17 @@ from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.dispatch.source import EVENTS, EventSource
-from engine.errors import ApiError, BrokerError, PartitionStopped, TopologyError
+from engine.errors import BrokerError, PartitionStopped, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
-from engine.log.incarnations import check_reach, missing, stream_of
+from engine.log.incarnations import check_reach, epoch_of, missing, read_partitions, stream_of
 from engine.log.marks import MarkedStream, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
 from engine.log.writer import REPAIR, Epochs, MarkedWriter, Ownership, check_mark, read_mark
+from engine.partition.head import read_pin_timeout
 from engine.partition.reader import Delivered, PartitionReader
-from engine.tasks import end_if_cancelled, run_until
+from engine.tasks import end, end_if_cancelled, run_until
 from engine.topology import server as topology
-from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+from seamark.protocol.subjects import log_stream
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -167,14 +168,14 @@ class DispatchWorker:
             raise PartitionStopped(error.detail, error.remedy) from error
         if not recorded or recorded.get(source) != events.epoch:
             raise PartitionStopped(f"{source} is another incarnation than the recorded one", REPAIR)
-        epochs = Epochs({source: _epoch(events)}, recorded)
+        epochs = Epochs({source: epoch_of(events)}, recorded)
         await self._know_epoch(self._q, epochs)
         return events, epochs
 
     async def _know_epoch(self, partition: int, epochs: Epochs) -> None:
         stream = log_stream(partition)
         if stream not in epochs.actual:
-            epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
+            epochs.actual[stream] = epoch_of(await stream_of(self._broker, stream))
 
     async def _claim_writer(self, partition: int, start_seq: int) -> MarkedWriter:
         await self._know_epoch(partition, self.epochs)
@@ -250,9 +251,7 @@ class DispatchWorker:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
         for task in done:
             await task
 
@@ -305,45 +304,6 @@ class DispatchWorker:
         metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
 
 
-def _epoch(state: StreamState) -> str:
-    if state.epoch is None:
-        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
-    return state.epoch
-
-
-async def read_partitions(broker: Broker, configured: int | None = None) -> int:
-    """The number of partitions the streams were made for.
-
-    Raises:
-        TopologyError: no topology yet, or this process is configured for another number.
-        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
-    """
-    state = await stream_of(broker, EVENTS_STREAM)
-    if state.partitions is None or state.epoch is None:
-        raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
-    if configured is not None and configured != state.partitions:
-        raise TopologyError(
-            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
-            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
-        )
-    return state.partitions
-
-
-async def read_pin_timeout(broker: Broker) -> float:
-    """Seconds of silence after which the server gives a partition to a standby, as its consumer is configured.
-
-    Raises:
-        TopologyError: the consumer is missing.
-    """
-    name = f"{EVENTS_STREAM}.{dispatch_consumer(0)}"
-    try:
-        info = await broker.api(f"CONSUMER.INFO.{name}")
-    except ApiError as error:
-        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`") from error
-    nanoseconds = info["config"].get("priority_timeout")
-    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS
-
-
 async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
     """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
 
@@ -351,5 +311,6 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
         TopologyError: see `read_partitions`.
     """
     count = await read_partitions(broker, partitions)
-    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=await read_pin_timeout(broker))
+    pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
+    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=pin_timeout)
     await run_until(stop, work.run(), name="dispatcher")

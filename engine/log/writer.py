@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Una
 from engine.log.incarnations import is_missing, missing, reaching, stream_of
 from engine.log.marks import NO_MARK, Mark, MarkedStream, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.log.stalls import Stall
+from seamark.backoff import Backoff
 from seamark.protocol.records import epoch_line
 
 RETRY_SECONDS_MIN = 0.02
@@ -143,7 +143,7 @@ class MarkedWriter:
         own = self._ownership
         mark = Mark(self._source_epoch, seq, own.term, own.owner, self._epoch, user, unburied)
         payload = encode_mark(mark)
-        stall, pause = Stall(self._marked.name), RETRY_SECONDS_MIN
+        stall, backoff = Stall(self._marked.name), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:
             while True:
                 expect = b"Nats-Expected-Last-Subject-Sequence:%d\r\n" % self._placed.seq
@@ -161,8 +161,7 @@ class MarkedWriter:
                     stall.report(error)
                 if settled and await self._settle(mark, stall):
                     return
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                await asyncio.sleep(backoff.next_seconds())
         finally:
             stall.over()
 

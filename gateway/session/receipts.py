@@ -19,6 +19,7 @@ from engine import metrics
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
+from seamark.backoff import Backoff
 from seamark.protocol.events import INAPP
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import receipt_subject
@@ -128,6 +129,7 @@ class Receipts:
                 _failed("one session's receipts are left out")
 
     async def _run(self) -> None:
+        backoff = Backoff(2 * RECEIPT_SECONDS, RETRY_SECONDS_MAX, jitter=0.5)
         pause = RECEIPT_SECONDS
         while True:
             await asyncio.sleep(pause)
@@ -136,8 +138,9 @@ class Receipts:
                 while self._queue:
                     await self._store()
                 pause = RECEIPT_SECONDS
+                backoff.succeeded()
             except BrokerError as error:
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                pause = backoff.next_seconds()
                 _log.warning("receipts_wait", count=len(self._queue), error=f"{type(error).__name__}: {error}")
             except Exception:
                 _failed("a batch of receipts was dropped, the next one is stored")
