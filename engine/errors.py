@@ -42,10 +42,6 @@ class Forbidden(ApiError):
         super().__init__(403, 0, description)
 
 
-class BatchRefused(ApiError):
-    """The broker refused an atomic batch as a whole; nothing of it was stored."""
-
-
 class TopologyError(SeamarkError):
     """Streams on the server are not what this process needs. The message ends with the remedy."""
 

@@ -29,7 +29,7 @@ from engine.broker.answers import (
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, NatsSettings, Subscription, settle
 from engine.broker.writes import Writes, stream_of_subject
-from engine.errors import ApiError, BatchRefused, BrokerError, OtherIncarnation, Unanswered, Unavailable
+from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 from seamark.backoff import Backoff
 
@@ -159,7 +159,7 @@ class Broker(Connection):
                 if epoch is not None:
                     await self._check_epoch(stream_of_subject(subject) or "", epoch, max(0.05, min(5.0, left)))
                 delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
-                ack = pub_ack(delivery.payload, ApiError)
+                ack = pub_ack(delivery.payload)
                 self.writes.stored(ack.stream)
                 return ack
             except (Unanswered, Unavailable, ApiError) as error:
@@ -207,9 +207,8 @@ class Broker(Connection):
             lines: raw header lines that each message has beside its own.
 
         Raises:
-            BatchRefused: nothing was stored, and the server said why.
-            Unavailable: nothing was stored. Unanswered: the outcome is unknown.
-            Forbidden: this user may not publish one of them. ApiError: 10054, one is larger than the server takes.
+            ApiError: nothing was stored, and the server said why; 10054: a message is larger than it takes.
+            Unavailable: nothing was stored. Unanswered: the outcome is unknown. Forbidden: this user may not publish one of them.
         """
         if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
             raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
@@ -234,8 +233,8 @@ class Broker(Connection):
         if wire.status(delivery.headers) == 503:
             raise Unavailable("no leader takes this batch")
         try:
-            ack = pub_ack(delivery.payload, BatchRefused)
-        except BatchRefused as error:
+            ack = pub_ack(delivery.payload)
+        except ApiError as error:
             if error.err_code == BATCH_INCOMPLETE:
                 self.writes.not_stored(messages[0].subject)
             raise

@@ -1,4 +1,4 @@
-"""Which dead letters of an event partition are stored, and which still wait in EVENTS for room (ADR 0014)."""
+"""Dead letters: whole events that cannot be delivered, kept with the reason; some wait in EVENTS for room (ADR 0014)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from datetime import datetime
 import structlog
 
 from engine import metrics
-from engine.broker.jetstream import Broker, Stored
-from engine.dispatch import deadletters
+from engine.broker import wire
+from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
 from engine.dispatch.rounds import Dead, plan
 from engine.dispatch.source import EventSource
-from engine.errors import BrokerError, Unanswered
-from engine.limits import LETTER_SECONDS
+from engine.errors import ApiError, BrokerError, Unanswered
+from engine.limits import APPEND_BUDGET_SECONDS, LETTER_SECONDS
 from engine.log.incarnations import stream_of
 from engine.log.marks import Mark
 from engine.log.stalls import Stall
 from engine.partition.reader import Delivered, PartitionReader, Phase
-from seamark.protocol.subjects import DEAD_LETTERS_STREAM
+from seamark.protocol.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 _log = structlog.get_logger("seamark.dispatcher")
 
+DETAIL_CHARS_MAX = 512
 RETRY_SECONDS = 5.0
 """How often letters that could not be stored are tried again."""
 
@@ -60,7 +61,7 @@ class Burials:
         seq = dead.delivered.seq
         if self.first is None:
             try:
-                await deadletters.bury(self._broker, dead, self._q, self._epoch, budget_seconds=LETTER_SECONDS)
+                await store_letter(self._broker, dead, self._q, self._epoch, budget_seconds=LETTER_SECONDS)
                 return
             except BrokerError as error:
                 self.first = seq
@@ -101,7 +102,7 @@ class Burials:
             for stored in page:
                 self.first = stored.seq
                 if isinstance(found := plan(_delivered(stored), epoch), Dead):
-                    await deadletters.bury(self._broker, found, self._q, epoch)
+                    await store_letter(self._broker, found, self._q, epoch)
                 if self._epoch != epoch:
                     return  # the partition was taken over meanwhile, in another incarnation of EVENTS
                 self.first = stored.seq + 1
@@ -139,3 +140,38 @@ class Burials:
 def _delivered(stored: Stored) -> Delivered:
     at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
     return Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
+
+
+async def store_letter(
+    broker: Broker, dead: Dead, event_partition: int, epoch: str, *, budget_seconds: float = APPEND_BUDGET_SECONDS
+) -> None:
+    """Store a dead letter, once per event however often it is tried: its subject may hold one message only.
+
+    Raises:
+        Unavailable, Unanswered, ApiError: it could not be stored; the event must not be passed over then.
+    """
+    delivered = dead.delivered
+    headers = {
+        "Seamark-Reason": dead.reason,
+        "Seamark-Detail": _header_text(dead.detail),
+        "Seamark-Original": f"{epoch}.{delivered.seq}",
+        "Seamark-Subject": _header_text(delivered.subject.decode("utf-8", "replace")),
+    }
+    for name in (b"traceparent", b"tracestate"):
+        if value := wire.header(delivered.headers, name):
+            headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
+    subject = dead_letter_subject(event_partition, epoch, delivered.seq)
+    try:
+        after = After(DEAD_LETTERS_STREAM, 0)
+        await broker.append(subject, delivered.payload, headers, after=after, budget_seconds=budget_seconds)
+    except ApiError as error:
+        if error.err_code != WRONG_LAST_SEQUENCE:
+            raise
+
+
+def _header_text(text: str) -> str:
+    """`text` as one line of printable ASCII: it came from outside and must not smuggle a header."""
+    return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)[:DETAIL_CHARS_MAX]
+
+
+_CONTROLS = dict.fromkeys((*range(32), 127), " ")

@@ -340,9 +340,7 @@ class PartitionReader:
 
     def _on_leader_change(self, stream: str, consumer: str) -> None:
         if stream == self._source.stream and consumer in ("", self._source.consumer):
-            self._pulls.give_up()
-            self.suspect()
-            self._pull()
+            self._on_reconnect()
 
     def _on_unpinned(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         self._message_at = 0.0

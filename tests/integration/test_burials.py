@@ -11,8 +11,7 @@ from chaos.load import whole_stream
 from engine import metrics
 from engine.broker.jetstream import Broker, Page, StreamState
 from engine.dispatch import burials as burying
-from engine.dispatch import deadletters
-from engine.dispatch.burials import Burials, _delivered
+from engine.dispatch.burials import Burials, _delivered, store_letter
 from engine.dispatch.rounds import Dead, plan
 from engine.dispatch.source import EVENTS
 from engine.errors import ApiError, Unanswered
@@ -180,7 +179,7 @@ async def test_messages_of_others_that_age_has_trimmed_are_no_dead_letters_lost(
     burials.take_over("e", Mark("e", two.delivered.seq, 1, "o", "l", unburied=one.delivered.seq))
     for number in range(3):
         await broker.append("events.default.user1.demo.bad", b"{no json %d" % number)
-    await deadletters.bury(broker, one, Q, "e")
+    await store_letter(broker, one, Q, "e")
     await room(broker, on=False)
     with pytest.raises(ApiError):
         await burials._bury_left()

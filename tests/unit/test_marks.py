@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
 from engine.dispatch import rounds
 from engine.dispatch.source import EVENTS
-from engine.errors import BatchRefused, BrokerError, StepDown, Unanswered, Unavailable
+from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailable
 from engine.log import writer as logwriter
 from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.log.writer import Epochs, MarkedWriter, Ownership, read_mark
@@ -149,7 +149,7 @@ class SimStream:
 
     def commit(self, messages: list[Outgoing]) -> PubAck:
         if expected_by(messages) != (self.mark.seq if self.mark else 0):
-            raise BatchRefused(400, WRONG_LAST_SEQUENCE, "wrong last sequence")
+            raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence")
         self.records += [message.payload.decode() for message in messages[:-1]]
         self.last_seq += len(messages)
         self.place(Stored(messages[-1].subject, self.last_seq, "", b"", messages[-1].payload))
@@ -274,14 +274,14 @@ class Machine(RuleBasedStateMachine):
             if fate == "stored":
                 return self.stream.commit(call.arguments)
             if fate == "no answer":
-                with contextlib.suppress(BatchRefused):
+                with contextlib.suppress(ApiError):
                     self.stream.commit(call.arguments)
             if fate == "late":
                 self.late.append(call.arguments)
             if fate == "unavailable":
                 raise Unavailable
             if fate == "busy":
-                raise BatchRefused(429, 10210, "too many in flight")
+                raise ApiError(429, 10210, "too many in flight")
             raise Unanswered
 
         self.answer(call, outcome)
@@ -290,7 +290,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_late_batch_arrives(self, data: st.DataObject) -> None:
         messages = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
-        with contextlib.suppress(BatchRefused):
+        with contextlib.suppress(ApiError):
             self.stream.commit(messages)
 
     @precondition(lambda self: self.waits("leader_last"))
