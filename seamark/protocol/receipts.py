@@ -16,7 +16,7 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
 
     Args:
         device: where, for channels that tell devices apart.
-        epoch, after, up_to: the range: all of the user's records with `after < seq <= up_to` of this incarnation.
+        epoch, after, up_to: the range: all of the user's records with `after < seq <= up_to` of this incarnation; -1: none.
         sent_at: when it was sent, where that is not told by a receipt of its own.
         attempt: the number of the try, from 1.
     """
@@ -28,7 +28,7 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     device: Label = ""
     id: EventId | None = None
     epoch: Label | None = None
-    after: int = 0
+    after: int = -1
     up_to: int = 0
     sent_at: datetime | None = None
     reason: str | None = None

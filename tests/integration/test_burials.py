@@ -23,7 +23,7 @@ from engine.partition.reader import Phase
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import partition_of
-from tests.support.logs import FAST, connected, dispatching, eventually
+from tests.support.logs import FAST, connected, dispatching, eventually, publish
 
 Q = partition_of("default", "user1", 4)
 
@@ -168,7 +168,9 @@ async def test_once_all_letters_are_stored_the_mark_says_so_although_nothing_com
     await broker.api("STREAM.PURGE.EVENTS")
     before = metrics.dead_letters_trimmed._value.get()
     async with dispatching(nats_server.url, valkey.url) as working:
+        await publish(broker, to=["user1"], type="demo.good", id="good")
         await eventually(lambda: working.readers[Q].phase is Phase.READING)
+        assert working._workers[Q].burials.first is None
         await working._workers[Q].burials._bury_left()
     assert metrics.dead_letters_trimmed._value.get() == before
 

@@ -28,6 +28,7 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
 
 async def make_jobs(broker: Broker) -> None:
     config = {"name": "JOBS", "subjects": ["job.>", "jmark.*"], "storage": "file", "allow_atomic": True}
+    config |= {"allow_direct": True}
     await broker.api("STREAM.CREATE.JOBS", config | {"metadata": {"seamark.epoch": "jobs0001"}})
 
 
