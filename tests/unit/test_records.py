@@ -156,13 +156,17 @@ def test_records_that_were_ever_written_can_still_be_read(path: Path) -> None:
     ("payload", "reads"),
     [
         (
-            b'{"user":"alice","channel":"inapp","device":"tab","state":"acknowledged","epoch":"q2o54586","after":0,'
-            b'"up_to":4712,"at":"2026-01-31T12:00:00Z","sent_at":"2026-01-31T11:59:59.5Z"}',
+            (
+                b'{"user":"alice","channel":"inapp","device":"tab","state":"acknowledged","epoch":"q2o54586","after":0,'
+                b'"up_to":4712,"at":"2026-01-31T12:00:00Z","sent_at":"2026-01-31T11:59:59.5Z"}'
+            ),
             {"device": "tab", "epoch": "q2o54586", "after": 0, "up_to": 4712, "id": None},
         ),
         (
-            b'{"id":"e1","user":"alice","channel":"email","state":"failed","reason":"bounce","attempt":3,'
-            b'"provider":"smtp","at":"2026-01-31T12:00:00Z","trace":"00-a-b-01","later":1}',
+            (
+                b'{"id":"e1","user":"alice","channel":"email","state":"failed","reason":"bounce","attempt":3,'
+                b'"provider":"smtp","at":"2026-01-31T12:00:00Z","trace":"00-a-b-01","later":1}'
+            ),
             {"id": "e1", "state": "failed", "attempt": 3, "reason": "bounce", "epoch": None, "device": ""},
         ),
     ],
