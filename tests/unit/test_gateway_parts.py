@@ -23,6 +23,7 @@ from gateway.session.wheel import Wheel
 from seamark.protocol import close_codes
 from seamark.protocol.close_codes import NO_PONG, TABLE
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.records import epoch_line
 
 # --- frames ---------------------------------------------------------------------------------------------------------
 
