@@ -154,12 +154,11 @@ class Broker(Connection):
         deadline, backoff = time.monotonic() + budget_seconds, Backoff(0.05, 1.0, jitter=0.5)
         doubt: Unanswered | None = None
         while True:
-            left = deadline - time.monotonic()
+            left = max(0.05, min(5.0, deadline - time.monotonic()))
             try:
                 if epoch is not None:
-                    await self._check_epoch(stream_of_subject(subject) or "", epoch, max(0.05, min(5.0, left)))
-                delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
-                ack = pub_ack(delivery.payload)
+                    await self._check_epoch(stream_of_subject(subject) or "", epoch, left)
+                ack = pub_ack((await self.request(subject, payload, lines, timeout_seconds=left)).payload)
                 self.writes.stored(ack.stream)
                 return ack
             except (Unanswered, Unavailable, ApiError) as error:
@@ -182,9 +181,12 @@ class Broker(Connection):
             await asyncio.sleep(pause)
 
     async def _check_epoch(self, stream: str, epoch: str, timeout_seconds: float) -> None:
-        state = await self.stream(stream, timeout_seconds=timeout_seconds)
-        if state.epoch != epoch:
-            raise OtherIncarnation(f"{stream} is in incarnation {state.epoch}, not {epoch}")
+        try:
+            actual = (await self.stream(stream, timeout_seconds=timeout_seconds)).epoch
+        except Unanswered as error:
+            raise Unavailable(f"the leader of {stream} did not say which incarnation it is") from error
+        if actual != epoch:
+            raise OtherIncarnation(f"{stream} is in incarnation {actual}, not {epoch}")
 
     async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
         """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
