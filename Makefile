@@ -31,11 +31,11 @@ chaos: setup    ## the failure scenarios, longer than the tests run them
 
 setup: $(READY) ## the virtual environment, from hashed requirements
 
-$(READY): requirements-dev.txt pyproject.toml
+$(READY): requirements-dev.txt pyproject.toml seamark/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Seamark needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	for package in ./seamark .; do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e $$package || exit 1; done
 	@touch $@
 
 requirements:   ## compile the pins anew (needs uv)

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from seamark.client.backoff import Backoff
 from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
-from seamark.client.cursorstore import BadCursorFile, Bookmark, FileCursor, MemoryCursor
-from seamark.client.errors import Forbidden, NotAuthenticated, ProtocolError, TooManySessions, UserChanged
+from seamark.client.cursorstore import Bookmark, FileCursor, MemoryCursor
+from seamark.client.errors import ClientError, NotAuthenticated, TooManySessions, UserChanged
 from seamark.client.frames import decode_frame
 from seamark.client.mailbox import Mailbox
 from seamark.client.progress import Progress
 from seamark.client.session import endpoint
 from seamark.client.token import TokenSource, expiry_of, refresh_delay
 from seamark.protocol import close_codes
+from seamark.protocol.errors import InvalidCursor
 
 # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ async def test_a_save_that_fails_leaves_the_old_cursor_and_no_litter(tmp_path: P
 async def test_a_damaged_cursor_file_is_an_error_and_never_a_silent_fresh_start(tmp_path: Path, content):
     path = tmp_path / "cursor.json"
     path.write_bytes(content)
-    with pytest.raises(BadCursorFile, match="Remove it"):
+    with pytest.raises(InvalidCursor, match="Remove it"):
         await FileCursor(path).load()
 
 
@@ -226,16 +227,15 @@ def test_documentation_gateway_and_both_sdks_have_one_table_of_close_codes():
 
 
 def test_codes_and_statuses_map_to_errors_an_app_can_tell_apart():
-    assert isinstance(error_of(4403, ""), Forbidden)
+    assert isinstance(error_of(4401, ""), NotAuthenticated)
     assert isinstance(error_of(4409, ""), TooManySessions)
-    assert isinstance(error_of(4400, "bad"), ProtocolError)
-    assert "4400: bad" in str(error_of(4400, "bad"))
+    assert str(error_of(4403, "bad")).endswith("(close code 4403: the token does not allow this; bad)")
     assert [code_of_status(status) for status in (401, 403, 404, 429, 503)] == [4401, 4403, 4400, 4429, 1006]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"op":5}', '{"op":"record"}', '{"op":"live"}', b"\xff"])
-def test_what_is_no_frame_is_a_protocol_error(text):
-    with pytest.raises(ProtocolError):
+def test_what_is_no_frame_is_an_error(text):
+    with pytest.raises(ClientError):
         decode_frame(text)
 
 
