@@ -18,10 +18,11 @@ run: setup      ## set up, start the embedded stack, print where to look
 test: setup     ## every test, on real servers
 	$(BIN)/pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
-lint: setup     ## ruff and mypy
+lint: setup     ## ruff and mypy; the SDK for every platform
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for platform in win32 darwin; do $(BIN)/mypy --platform $$platform -p seamark || exit 1; done
 
 bench: setup    ## all benchmarks, one JSON object each
 	@for name in fanout sustained dispatch users storm idle resume rebuild inbox; do $(BIN)/python -m bench $$name $(ARGS) || exit 1; done
