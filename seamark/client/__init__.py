@@ -1,6 +1,6 @@
 """What `seamark` offers: publish events, follow a user's log. Import it from there."""
 
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.connection import Connection, connect
 from seamark.client.cursorstore import Bookmark, CursorStore, FileCursor, MemoryCursor
 from seamark.client.errors import (

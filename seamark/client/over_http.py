@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from seamark.client.backoff import retry_after_seconds
+from seamark.backoff import retry_after_seconds
 from seamark.client.errors import Again, PublishRefused
 from seamark.protocol.events import Encoded
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import aiohttp
 
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.errors import Again, ConnectionClosed, PublishFailed, PublishRefused
 from seamark.client.over_http import OverHttp
 from seamark.client.over_nats import OverNats

@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from seamark.client.backoff import retry_after_seconds
+from seamark.backoff import retry_after_seconds
 from seamark.client.closecodes import code_of_status
 from seamark.client.errors import ClientError
 from seamark.client.frames import Bye, ErrorFrame, Frame, decode_frame, encode
