@@ -19,10 +19,10 @@ from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
 from seamark.client.cursorstore import Bookmark, FileCursor, MemoryCursor
 from seamark.client.errors import ClientError, NotAuthenticated, TooManySessions, UserChanged
 from seamark.client.frames import decode_frame
+from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
-from seamark.client.progress import Progress
 from seamark.client.session import endpoint
-from seamark.client.token import TokenSource, expiry_of, refresh_delay
+from seamark.client.token import Claims, TokenSource, claims_of, refresh_delay
 from seamark.protocol import close_codes
 from seamark.protocol.errors import InvalidCursor
 
@@ -31,7 +31,7 @@ from seamark.protocol.errors import InvalidCursor
 
 @given(st.lists(st.sampled_from(["take", "pass", "done", "done early"]), max_size=60))
 def test_the_stored_cursor_never_passes_a_record_that_is_not_done(script):
-    progress, seq = Progress(), 0
+    progress, seq = Keeper(MemoryCursor()), 0
     open_: list[tuple[int, int]] = []
     for step in script:
         if step == "take":
@@ -51,7 +51,7 @@ def test_the_stored_cursor_never_passes_a_record_that_is_not_done(script):
 
 
 def test_done_twice_changes_nothing():
-    progress = Progress()
+    progress = Keeper(MemoryCursor())
     first, second = progress.taken("e.1"), progress.taken("e.2")
     assert progress.done(second, "e.2")
     assert not progress.done(first, "e.1")
@@ -131,8 +131,9 @@ def jwt(**claims: object) -> str:
 
 
 def test_the_expiry_is_read_without_verifying_and_anything_else_has_none():
-    assert expiry_of(jwt(exp=1700000000)) == 1700000000
-    assert [expiry_of(token) for token in (jwt(sub="a"), "opaque", "a.b", "a.%%.c", "", jwt(exp="x"))] == [None] * 6
+    assert claims_of(jwt(exp=1700000000, sub="alice", aud=["x"])) == Claims(exp=1700000000.0, sub="alice")
+    others = ("opaque", "a.b", "a.%%.c", "a.ä.c", "", "a.bnVsbA.c", jwt(exp="x"), jwt(exp=True))
+    assert [claims_of(token) for token in others] == [Claims()] * len(others)
 
 
 @given(st.floats(min_value=0, max_value=1e7))
