@@ -11,7 +11,7 @@ import pytest
 from engine.broker.jetstream import connect
 from engine.topology import server as topology
 from engine.topology.files import Overrides
-from ops.dev.servers import NatsServer
+from ops.dev.servers import Change, NatsServer
 from seamark import ConnectionClosed, Published, Publisher, PublishFailed, PublishRefused
 from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
@@ -79,8 +79,17 @@ async def test_what_the_store_refuses_is_refused_at_once_with_its_reason(nats_se
             await asyncio.gather(*[publisher.publish(to="alice", type="demo.n", data="x" * 100_000) for _ in range(10)])
         assert time.monotonic() - began < 5
         assert refused.value.problem["err_code"] == 10077
+
+
+@pytest.mark.overlay((Change("max_payload", "64KB", "the shipped one is above the largest event"),))
+async def test_what_is_larger_than_the_server_takes_is_refused_and_the_connection_stays(
+    nats_server: NatsServer,
+) -> None:
+    async with connected(nats_server.url) as broker, Publisher(nats_url=nats_server.url) as publisher:
+        await broker.api("STREAM.CREATE.EVENTS", {"name": "EVENTS", "subjects": ["events.>"]})
         with pytest.raises(PublishRefused, match="larger than the server takes"):
-            await publisher.publish(to="alice", type="demo.n", extra={"note": "x" * 1_040_000})
+            await publisher.publish(to="alice", type="demo.n", data="x" * 100_000)
+        assert (await publisher.publish(to="alice", type="demo.n")).seq == 1
 
 
 async def test_a_service_without_the_right_to_publish_is_told_so_at_once(
