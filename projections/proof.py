@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import asyncpg
 import msgspec
 
-from projections.postgres.versions import QUERY_SECONDS, asking
+from projections.folds.changes import NO_RECORD
+from projections.postgres.versions import QUERY_SECONDS, Pool, live, one_view
 from seamark.protocol.records import Record, decode_record
 from seamark.protocol.subjects import EVENTS_STREAM, RECEIPTS_STREAM
-
-if TYPE_CHECKING:
-    import asyncpg
-
-    from projections.postgres.versions import Pool
 
 USERS_MAX: Final = 20
 """Users of one event shown at a time; name one for more."""
@@ -24,22 +21,22 @@ USERS_MAX: Final = 20
 RANGES_MAX: Final = 200
 """Receipts of gateways shown of one notification: more devices than a user has."""
 
-_NOTIFICATIONS: Final = """
+_NOTIFICATIONS: Final = f"""
 SELECT * FROM inbox
-WHERE version = (SELECT version FROM projection_versions WHERE projection = 'inbox')
+WHERE version = {live("inbox")}
   AND tenant = $1 AND id = $2 AND ($3::text IS NULL OR user_id = $3)
 ORDER BY user_id LIMIT $4
 """
 
-_RANGES: Final = """
+_RANGES: Final = f"""
 SELECT device, channel, state, after_seq, up_to, at, sent_at FROM delivery_ranges
-WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+WHERE version = {live("deliveries")}
   AND tenant = $1 AND user_id = $2 AND epoch = $3 AND after_seq < $4 AND up_to >= $4 ORDER BY at LIMIT $5
 """
 
-_FACTS: Final = """
+_FACTS: Final = f"""
 SELECT * FROM deliveries
-WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+WHERE version = {live("deliveries")}
   AND tenant = $1 AND user_id = $2 AND id = $3 ORDER BY channel, device
 """
 
@@ -106,8 +103,7 @@ class Proofs:
         """
         if any("\0" in text for text in (tenant, id, user or "")):
             return []
-        async with asking(self._pool, QUERY_SECONDS) as connection:
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        async with one_view(self._pool, QUERY_SECONDS) as connection:
             rows = await connection.fetch(_NOTIFICATIONS, tenant, id, user, USERS_MAX)
             found = []
             for row in rows:
@@ -115,7 +111,6 @@ class Proofs:
                 ranges = await connection.fetch(_RANGES, *place)
                 found.append((row, ranges, await connection.fetch(_FACTS, tenant, row["user_id"], id)))
             folded = await connection.fetch(_FOLDED)
-            await connection.execute("COMMIT")
         proofs = [prove(row, ranges, facts, folded) for row, ranges, facts in found]
         if event_time is not None and rows and rows[0]["event_seq"] is not None:
             at = await event_time(rows[0]["event_epoch"], rows[0]["event_seq"])
@@ -163,7 +158,7 @@ def _record(row: asyncpg.Record) -> Record | None:
     """None: somebody else than a dispatcher wrote it."""
     try:
         return decode_record(bytes(row["record"]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NO_RECORD:
         return None
 
 

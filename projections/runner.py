@@ -7,7 +7,7 @@ older projector that wakes up changes nothing, and a batch whose outcome is unkn
 from __future__ import annotations
 
 import asyncio
-import random
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +20,13 @@ from engine.errors import PartitionStopped, StepDown
 from engine.log.incarnations import CLOCKS, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
-from projections.store import Checkpoint, StoppingStore, Store, StoreUnavailable
+from projections.patience import PATIENCE_SECONDS, patiently
+from projections.projection import Projection
+from projections.store import Checkpoint, StoppingStore, Store
 from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.projection")
 
-RETRY_SECONDS_MIN = 0.05
-RETRY_SECONDS_MAX = 2.0
 LAG_SECONDS = 5.0
 """How often the lag of a partition is measured while nothing is folded in it: two questions to the broker."""
 
@@ -41,30 +41,23 @@ class _Short:
 
 
 class ProjectionWorker:
-    """One projection of one stream partition. A `partition.Worker`.
+    """One partition of one projection. A `partition.Worker`."""
 
-    Args:
-        name: of the projection, for logs, metrics and the remedy.
-        stream: what is folded.
-        store: where effect and checkpoint are.
-        subject: what of the stream is folded, and what its lag is measured by.
-    """
-
-    def __init__(self, broker: Broker, name: str, stream: str, store: Store, subject: str = ">") -> None:
+    def __init__(self, broker: Broker, projection: Projection, partition: int, store: Store) -> None:
         self._broker = broker
-        self._name = name
-        self._stream = stream
-        self._subject = subject
-        self._store = StoppingStore(store, name, stream)
+        self._name = projection.name
+        self._stream = projection.stream(partition)
+        self._subject = projection.subject(partition)
+        self._store = StoppingStore(store, self._name, self._stream)
         self._expected: Checkpoint | None = None
         self._short: _Short | None = None
         self._epoch = ""
-        self._log = _log.bind(projection=name, stream=stream)
-        self._lag = metrics.projection_lag.labels(name, stream, subject)
+        self._log = _log.bind(projection=self._name, stream=self._stream)
+        self._lag = metrics.projection_lag.labels(self._name, self._stream, self._subject)
         self._lag_set_at = 0.0
         self._looked = False
         self._oldest_due_at: float | None = None
-        self._applied = metrics.projection_applied.labels(name, stream)
+        self._applied = metrics.projection_applied.labels(self._name, self._stream)
 
     async def acquire(self) -> int:
         """Read the checkpoint; nothing is claimed, for only a projector with the right checkpoint changes anything."""
@@ -76,7 +69,7 @@ class ProjectionWorker:
         return (await self._look())[0]
 
     async def _look(self) -> tuple[int, Checkpoint | None, str]:
-        checkpoint = await self._stored()
+        checkpoint = await patiently(self._store.checkpoint, seconds=math.inf)
         self._looked = True
         state = await stream_of(self._broker, self._stream)
         epoch = _epoch(state)
@@ -131,24 +124,7 @@ class ProjectionWorker:
             StepDown: another projector was here.
         """
         reached = Checkpoint(self._epoch, batch[-1].seq)
-        left, pause = batch, RETRY_SECONDS_MIN
-        while left:
-            refused = False
-            try:
-                if await self._store.apply(left, self._expected, reached):
-                    break
-                refused = True
-            except StoreUnavailable as error:
-                self._log.warning("store_unavailable", why=str(error))
-                end_if_cancelled()
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
-            # Also when it was refused: a script whose answer was lost runs twice, and the first run has the second one refused.
-            stored = await self._stored()
-            rest = still_due(left, self._expected, stored, reached)
-            if rest is None or (refused and stored == self._expected):
-                raise StepDown(f"{self._name} of {self._stream} was moved to {stored} by another projector")
-            self._expected, left = stored, rest
+        await fold_in(self._store, batch, self._expected, reached, seconds=math.inf)
         self._expected = reached
         self._applied.inc(len(batch))
         self._tell_lag(batch[-1].time_nanoseconds / 1e9)
@@ -196,17 +172,38 @@ class ProjectionWorker:
     async def pass_over(self, seq: int) -> None:
         """Does nothing: a log keeps records for a month and nearly always has some, so its checkpoint moves often enough."""
 
-    async def _stored(self) -> Checkpoint | None:
-        """The checkpoint, however long the store is away: without it nothing can be said."""
-        pause = RETRY_SECONDS_MIN
-        while True:
-            try:
-                return await self._store.checkpoint()
-            except StoreUnavailable as error:
-                self._log.warning("store_unavailable", why=str(error))
-            end_if_cancelled()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+async def fold_in(
+    store: Store,
+    batch: list[Delivered],
+    expected: Checkpoint | None,
+    reached: Checkpoint,
+    seconds: float = PATIENCE_SECONDS,
+) -> None:
+    """Fold a batch in. Where an outcome is unknown, the stored checkpoint tells.
+
+    Raises:
+        StepDown: somebody else has moved the checkpoint. StoreUnavailable: the store was away for longer than `seconds`.
+    """
+    left, doubt, refused = batch, False, False
+
+    async def go_on() -> None:
+        nonlocal left, expected, doubt, refused
+        while left:
+            if doubt:
+                # Also when it was refused: a script whose answer was lost runs twice, and the first run has the second refused.
+                stored = await store.checkpoint()
+                rest = still_due(left, expected, stored, reached)
+                if rest is None or (refused and stored == expected):
+                    raise StepDown(f"the checkpoint was moved to {stored} by another process")
+                expected, left, doubt = stored, rest, False
+            else:
+                doubt, refused = True, False
+                if await store.apply(left, expected, reached):
+                    return
+                refused = True
+
+    await patiently(go_on, seconds=seconds)
 
 
 def still_due(

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from engine.partition.reader import Delivered
-from projections.folds.changes import Id, Label, clean
+from projections.folds.changes import NO_RECORD, Id, Label, clean
 from projections.folds.inbox import SEQ_MAX, User, moment, user_of, zoned
 from seamark.protocol.errors import InvalidToken
 
@@ -182,7 +182,7 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
                 _add(found, tenant, user, receipt, stored)
             else:
                 found.skipped += 1
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):
+        except (*NO_RECORD, InvalidToken):
             found.skipped += 1
     return found
 

@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from projections.folds.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, Remembered, fingerprint
 
 UNREAD_MAX: Final = 1000
@@ -80,7 +80,7 @@ class UserFold:
         """Apply the record at `seq`, which the stream stored at `stored_ms`. What is no record changes nothing."""
         try:
             change = decode_change(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NO_RECORD:
             return
         if change.kind == "notification":
             id = clean(change.id)

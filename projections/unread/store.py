@@ -14,7 +14,7 @@ from engine import metrics
 from engine.dispatch.claims import AWAY
 from engine.partition.reader import Delivered
 from engine.redisscript import Argument, RedisScript
-from projections.folds.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, fingerprint
 from projections.folds.unread import FOR_EVER, UNREAD_MAX, Unread, milliseconds
 from projections.outages import redis_failure
@@ -202,28 +202,33 @@ class UnreadStore:
     async def _script(
         self, users: dict[str, list[Any]], newest: Delivered, expected: Checkpoint | None, to: Checkpoint
     ) -> bool:
-        now = time.time()
+        now = round(time.time() * 1000)
         quiet = to.seq < self.until or self._applied is None
-        args: list[Argument] = [
-            _text(expected),
-            _text(to),
-            to.seq,
-            self.until,
-            max(0, round(now * 1000) - newest.time_nanoseconds // 1_000_000),
-            0 if quiet else round(now * 1000),
-            self._bound,
-            _packed(users),
-            self._remembered,
-        ]
         # Until it is answered: its effect may show, but the counts it gives are lost then.
         self._unanswered = Applied(to.seq, [], list(users))
-        answer = await asked(self._apply([self._meta], args))
+        age = max(0, now - newest.time_nanoseconds // 1_000_000)
+        answer = await self._run(users, expected, to, until=self.until, age=age, now=0 if quiet else now)
         if answer is None:
             return False
         self.reached, self._unanswered = to, None
         if self._applied is not None:
             self._applied(Applied(to.seq, _counts(answer), list(users)))
         return True
+
+    async def _run(
+        self,
+        users: dict[str, list[Any]],
+        expected: Checkpoint | None,
+        to: Checkpoint,
+        *,
+        until: int = 0,
+        age: int = 0,
+        now: int = 0,
+    ) -> Any:
+        """Run the script that does operations and moves the checkpoint; None where another one is stored than `expected`."""
+        packed = _packed(users)
+        args = (_text(expected), _text(to), to.seq, until, age, now, self._bound, packed, self._remembered)
+        return await asked(self._apply([self._meta], args))
 
     async def attend(
         self, checkpoint: Checkpoint, *, complete: bool, age_seconds: float | None, now: float
@@ -259,32 +264,20 @@ class UnreadStore:
 
     async def carry(self, users: dict[str, list[Any]], expected: Checkpoint | None, checkpoint: Checkpoint) -> bool:
         """Take operations over as they are, and store where the log begins behind them. False: as of `apply`."""
-        args: list[Argument] = [
-            _text(expected),
-            _text(checkpoint),
-            checkpoint.seq,
-            0,
-            0,
-            0,
-            self._bound,
-            _packed(users),
-            self._remembered,
-        ]
-        if await asked(self._apply([self._meta], args)) is None:
+        if await self._run(users, expected, checkpoint) is None:
             return False
         self.reached = checkpoint
         return True
 
     async def forget(self, users: dict[str, list[Any]]) -> bool:
         """Do operations that follow from no record (`projections.retention.counts`). False: the checkpoint moved, ask again."""
-        stored = await asked(self._redis.hmget(self._meta, "checkpoint", "seq", "until", "fresh"))
-        if stored[0] is None:
+        stored, until, fresh = await asked(self._redis.hmget(self._meta, "checkpoint", "until", "fresh"))
+        if stored is None:
             return True  # nothing counts
         seconds, micros = await asked(self._redis.time())
-        age = max(0, seconds * 1000 + micros // 1000 - int(stored[3] or 0))
-        at = stored[0].decode()
-        args: list[Argument] = [at, at, int(stored[1]), int(stored[2] or 0), age, 0, self._bound, _packed(users)]
-        return await asked(self._apply([self._meta], args)) is not None
+        age = max(0, seconds * 1000 + micros // 1000 - int(fresh or 0))
+        at = Checkpoint(*parse_cursor(stored.decode()))
+        return await self._run(users, at, at, until=int(until or 0), age=age) is not None
 
 
 def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[Any]], int]:
@@ -297,7 +290,7 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
             # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
             user = record.subject.split(b".", 2)[2].decode()
             change = decode_change(record.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NO_RECORD:
             metrics.projection_skipped.labels("unread").inc()
             continue
         ops = users.get(user)

@@ -20,17 +20,19 @@ from projections.deliveries.table import DeliveriesStore
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
+from projections.postgres.versions import holding
 from projections.queries import Queries
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
-from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
-from projections.retention.months import Months, month_of
+from projections.retention.months import KEEP_LOCK, Months, month_of
 from projections.retention.rules import EVERY_TENANT, RetentionTable
 from projections.store import Checkpoint
 from projections.unread.store import UnreadStore
-from projections.verify import streams as verification
+from projections.verify import scan
 from projections.verify.tables import Verification
+from projections.verify.unread import UnreadVerification
 from seamark.protocol.subjects import log_subject
 from tests.support.logs import FAST, connected
 from tests.support.tables import EPOCH, stored_deliveries, stored_inbox
@@ -210,12 +212,11 @@ async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_ti
 async def test_one_of_two_projectors_keeps_the_months_and_makes_those_to_come(house: House) -> None:
     name = f"inbox_1_{later():%Y%m}"
     await house.pool.execute(f"DROP TABLE {name}")
-    first, second = house.months(), house.months()
-    async with first._alone() as mine, second._alone() as too:
-        assert (mine, too) == (True, False)
-        await first.keep()
-    async with second._alone() as too:
-        assert too
+    async with holding(house.pool, KEEP_LOCK) as mine, holding(house.pool, KEEP_LOCK) as too:
+        assert (mine is None, too is None) == (False, True)
+        await house.months().keep()
+    async with holding(house.pool, KEEP_LOCK) as too:
+        assert too is not None
     assert await house.pool.fetchval("SELECT to_regclass($1)::text", name) == name
 
 
@@ -405,15 +406,15 @@ async def test_what_leaves_while_the_counts_are_rebuilt_is_not_counted_by_the_ne
     await house.append("new", user="bob")
     await house.fold()
     over_at = await apart(house)
-    fold = unread_rebuild._Rebuild.fold
+    fold = unread_rebuild._Counts.fold
     left = []
 
-    async def fold_and_age(self: Any, store: UnreadStore, partition: int) -> None:
-        await fold(self, store, partition)
+    async def fold_and_age(self: Any) -> None:
+        await fold(self)
         if not left:
             left.extend(await house.months().keep(over_at))
 
-    monkeypatch.setattr(unread_rebuild._Rebuild, "fold", fold_and_age)
+    monkeypatch.setattr(unread_rebuild._Counts, "fold", fold_and_age)
     await rebuild_unread(house.broker, house.redis, 1)
     assert left
     assert await house.shown() == ([], 0)
@@ -483,12 +484,12 @@ async def test_a_month_that_goes_in_the_midst_of_a_verification_is_no_difference
     await house.append("new")
     await house.fold()
     over_at = await apart(house)
-    leaves = verification.Tables._leaves
+    parts_of = scan.parts_of
 
-    async def then_age(self: Any, table: str) -> Any:
-        found = await leaves(self, table)
+    async def then_age(*args: Any) -> Any:
+        found = await parts_of(*args)
         assert await house.months().keep(over_at)
         return found
 
-    monkeypatch.setattr(verification.Tables, "_leaves", then_age)
+    monkeypatch.setattr(scan, "parts_of", then_age)
     assert [one async for one in Verification(house.broker, house.pool, "inbox", 1).differences()] == []

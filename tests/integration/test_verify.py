@@ -13,7 +13,7 @@ from engine.broker.jetstream import Broker
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Postgres, Valkey
 from projections import replay
-from projections.verify import streams as verification
+from projections.verify import scan
 from projections.verify.tables import Verification
 from projections.verify.unread import UnreadVerification
 from seamark.protocol.records import state_record
@@ -139,7 +139,7 @@ async def test_a_broker_that_restarts_in_the_midst_of_each_stage_is_waited_for(
 async def test_a_database_that_restarts_in_the_midst_of_it_is_waited_for(
     nats_server: NatsServer, valkey: Valkey, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(verification, "BLOCKS", 1)
+    monkeypatch.setattr(scan, "BLOCKS", 1)
     server = Postgres(tmp_path / "postgres")
     await asyncio.to_thread(server.start)
     try:
@@ -215,5 +215,5 @@ async def test_a_row_that_stands_twice_or_nowhere_is_a_difference(house: House) 
     assert found == {
         ("inbox row is missing", "user-1-1"),
         ("inbox row is missing", "user-2-2"),
-        ("inbox row that the log does not give", "made-up"),
+        ("inbox row that the stream does not give", "made-up"),
     }

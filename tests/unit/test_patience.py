@@ -3,8 +3,8 @@
 import pytest
 
 from engine.errors import Unavailable
-from projections.postgres import patience
-from projections.postgres.patience import patiently
+from projections import patience
+from projections.patience import patiently
 from projections.store import StoreBroken, StoreUnavailable
 
 
