@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, TypeVarTuple
@@ -13,6 +12,7 @@ import structlog
 from engine.errors import ApiError, Unanswered, Unavailable
 from engine.tasks import end_if_cancelled
 from projections.store import StoreBroken, StoreUnavailable
+from seamark.backoff import Backoff
 
 _log = structlog.get_logger("seamark.projection")
 
@@ -44,7 +44,7 @@ async def patiently(ask: Callable[[*Ts], Awaitable[T]], *args: *Ts, seconds: flo
         BrokerError, StoreUnavailable: the server was away for longer; at once where asking again would not help.
     """
     until: float | None = None
-    pause = PAUSE_SECONDS_MIN
+    backoff = Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
     while True:
         try:
             return await ask(*args)
@@ -58,5 +58,4 @@ async def patiently(ask: Callable[[*Ts], Awaitable[T]], *args: *Ts, seconds: flo
             if time.monotonic() >= until:
                 raise
         end_if_cancelled()
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(PAUSE_SECONDS_MAX, 2 * pause)
+        await asyncio.sleep(backoff.next_seconds())

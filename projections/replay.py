@@ -17,6 +17,7 @@ from engine.limits import PULL_MESSAGES_MAX
 from engine.log.incarnations import reaching
 from engine.partition.reader import Delivered
 from projections.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
+from seamark.backoff import Backoff
 
 BATCH: Final = 2000
 """Messages handed out at most at a time. More than that is kept on order, by pulls of `PULL_MESSAGES_MAX` at most."""
@@ -53,24 +54,25 @@ async def replay(broker: Broker, stream: str, subject: str, start: int, target: 
         Unanswered: the broker gave nothing for a quarter of an hour. ApiError: it refuses, and asking again would not help.
         TopologyError: while it was away the stream was put back, or made anew.
     """
-    heard_at, pause, epoch = time.monotonic(), 0.0, (await patiently(broker.stream, stream)).epoch
+    heard_at, epoch = time.monotonic(), (await patiently(broker.stream, stream)).epoch
+    backoff = Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
     while start <= target:
         head = _Head(broker, stream, subject)
         try:
-            if pause and not await _is_left(broker, stream, subject, epoch, start, target):
+            if backoff.failures and not await _is_left(broker, stream, subject, epoch, start, target):
                 return
             await head.open(start)
             async for batch in head.batches(target):
                 yield batch
-                heard_at, pause, start = time.monotonic(), 0.0, batch[-1].seq + 1
+                heard_at, start = time.monotonic(), batch[-1].seq + 1
+                backoff.succeeded()
             return
         except (_Broken, BrokerError, TimeoutError) as error:
             if isinstance(error, ApiError) and not passes(error):
                 raise
             if time.monotonic() - heard_at > PATIENCE_SECONDS:
                 raise Unanswered(f"{stream} cannot be read beyond {start}: {error}") from error
-            pause = min(PAUSE_SECONDS_MAX, 2 * pause or PAUSE_SECONDS_MIN)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(backoff.next_seconds())
         finally:
             await head.close()
 

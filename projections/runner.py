@@ -17,7 +17,7 @@ import structlog
 from engine import metrics
 from engine.broker.jetstream import Broker, StreamState
 from engine.errors import PartitionStopped, StepDown
-from engine.log.incarnations import CLOCKS, reaching, stream_of
+from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
 from projections.patience import PATIENCE_SECONDS, patiently
@@ -72,7 +72,7 @@ class ProjectionWorker:
         checkpoint = await patiently(self._store.checkpoint, seconds=math.inf)
         self._looked = True
         state = await stream_of(self._broker, self._stream)
-        epoch = _epoch(state)
+        epoch = epoch_of(state)
         if checkpoint is None:
             return max(1, state.first_seq), None, epoch
         if checkpoint.epoch != epoch:
@@ -108,7 +108,7 @@ class ProjectionWorker:
 
     def check(self, state: StreamState) -> None:
         """Is it still the stream the checkpoint counts in?"""
-        if _epoch(state) != self._epoch:
+        if epoch_of(state) != self._epoch:
             raise self._stopped()
 
     def _stopped(self) -> PartitionStopped:
@@ -227,9 +227,3 @@ def still_due(
     if stored is None or stored.epoch != reached.epoch or not start <= stored.seq <= reached.seq:
         return None
     return [message for message in batch if message.seq > stored.seq]
-
-
-def _epoch(state: StreamState) -> str:
-    if state.epoch is None:
-        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
-    return state.epoch

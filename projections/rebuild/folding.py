@@ -10,7 +10,7 @@ import msgspec
 
 from engine.broker.jetstream import Broker
 from engine.errors import StepDown, TopologyError
-from engine.log.incarnations import stream_of
+from engine.log.incarnations import epoch_of, stream_of
 from projections.folds.inbox import moment
 from projections.patience import patiently
 from projections.projection import Projection
@@ -69,12 +69,11 @@ class Partition:
     async def horizon(self) -> Horizon:
         """Where the stream begins now."""
         state = await patiently(stream_of, self._broker, self.stream)
-        if state.epoch is None:
-            raise TopologyError(f"{self.stream} has no epoch", "Run `seamark topology apply`.")
+        epoch = epoch_of(state)
         oldest = await patiently(self._broker.leader_next, self.stream, self.subject, 1)
         if oldest is None:
-            return Horizon(state.epoch, state.last_seq + 1, None, state.first_seq > 1)
-        return Horizon(state.epoch, oldest.seq, datetime.fromisoformat(oldest.time), state.first_seq > 1)
+            return Horizon(epoch, state.last_seq + 1, None, state.first_seq > 1)
+        return Horizon(epoch, oldest.seq, datetime.fromisoformat(oldest.time), state.first_seq > 1)
 
     async def head(self) -> int:
         """The sequence of the newest record; 0 when there is none."""
