@@ -7,22 +7,25 @@ older projector that wakes up changes nothing, and a batch whose outcome is unkn
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 
 from engine import metrics
 from engine.broker.jetstream import Broker, StreamState
-from engine.errors import PartitionStopped, StepDown
+from engine.errors import BrokerError, PartitionStopped, StepDown
 from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
 from projections.patience import PATIENCE_SECONDS, patiently
 from projections.projection import Projection
-from projections.store import Checkpoint, StoppingStore, Store
+from projections.store import Checkpoint, Store, StoreBroken, StoreUnavailable
 from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.projection")
@@ -40,6 +43,14 @@ class _Short:
     confirmed: bool
 
 
+class _Batch(NamedTuple):
+    """Records, the checkpoint that they follow, and the one behind them."""
+
+    records: list[Delivered]
+    expected: Checkpoint | None
+    reached: Checkpoint
+
+
 class ProjectionWorker:
     """One partition of one projection. A `partition.Worker`."""
 
@@ -48,8 +59,9 @@ class ProjectionWorker:
         self._name = projection.name
         self._stream = projection.stream(partition)
         self._subject = projection.subject(partition)
-        self._store = StoppingStore(store, self._name, self._stream)
+        self._store = store
         self._expected: Checkpoint | None = None
+        self._failed: _Batch | None = None
         self._short: _Short | None = None
         self._epoch = ""
         self._log = _log.bind(projection=self._name, stream=self._stream)
@@ -69,7 +81,13 @@ class ProjectionWorker:
         return (await self._look())[0]
 
     async def _look(self) -> tuple[int, Checkpoint | None, str]:
-        checkpoint = await patiently(self._store.checkpoint, seconds=math.inf)
+        if self._failed is not None:
+            # A stopped partition finds out in this way whether it was repaired, and goes on only when that very batch is stored.
+            failed, self._failed = self._failed, None
+            with contextlib.suppress(StepDown):
+                await self._apply(failed)
+        with self._stopping("its checkpoint cannot be read"):
+            checkpoint = await patiently(self._store.checkpoint, seconds=math.inf)
         self._looked = True
         state = await stream_of(self._broker, self._stream)
         epoch = epoch_of(state)
@@ -124,10 +142,31 @@ class ProjectionWorker:
             StepDown: another projector was here.
         """
         reached = Checkpoint(self._epoch, batch[-1].seq)
-        await fold_in(self._store, batch, self._expected, reached, seconds=math.inf)
+        await self._apply(_Batch(batch, self._expected, reached))
         self._expected = reached
         self._applied.inc(len(batch))
         self._tell_lag(batch[-1].time_nanoseconds / 1e9)
+
+    async def _apply(self, batch: _Batch) -> None:
+        records = batch.records
+        with self._stopping(f"records {records[0].seq} to {records[-1].seq} cannot be stored", batch):
+            await fold_in(self._store, *batch, seconds=math.inf)
+
+    @contextlib.contextmanager
+    def _stopping(self, what: str, batch: _Batch | None = None) -> Iterator[None]:
+        """Only an outage is waited for. Anything else that the store raises stops the partition, with the reason."""
+        try:
+            yield
+        except (StepDown, BrokerError, StoreUnavailable, PartitionStopped) as error:
+            if not isinstance(error, StoreBroken):
+                raise
+            self._failed = batch
+            raise PartitionStopped(f"{self._name} of {self._stream}: {what}: {error}", error.remedy) from error
+        except Exception as error:
+            self._log.exception("a fold failed")
+            self._failed = batch
+            reason = f"{self._name} of {self._stream}: {what}: {type(error).__name__}"
+            raise PartitionStopped(reason, StoreBroken().remedy) from error
 
     def _tell_lag(self, stored_at: float | None) -> None:
         """Set the lag. `stored_at`: when the oldest record that waits was stored, as Unix time; None: no record waits."""

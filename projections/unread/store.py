@@ -1,4 +1,7 @@
-"""The unread counts of a partition in Redis: sets, counts and checkpoint are changed by one script or not at all."""
+"""The unread counts of a partition in Redis: sets, counts and checkpoint are changed by one script or not at all.
+
+Whatever asks Redis raises StoreUnavailable when there is no answer in time: the outcome is unknown, ask again.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ WEIGHT_MAX: Final = 1000
 
 CLEAR_WEIGHT: Final = 20
 """A `read` up to a sequence may take a thousand ids off one by one; most take all there are at once."""
+
+USERS_AT_A_TIME: Final = WEIGHT_MAX // CLEAR_WEIGHT
 
 DUE_USERS_MAX: Final = 256
 
@@ -75,30 +80,18 @@ def meta_key(partition: int, version: int) -> str:
 
 
 async def read_version(redis: Redis) -> int:
-    """The version readers read.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """The version readers read."""
     value = await asked(redis.get(VERSION_KEY))
     return int(value) if value is not None else FIRST_VERSION
 
 
 async def write_version(redis: Redis, version: int) -> None:
-    """Switch readers and projectors to `version`, at once.
-
-    Raises:
-        StoreUnavailable: the outcome is unknown.
-    """
+    """Switch readers and projectors to `version`, at once."""
     await asked(redis.set(VERSION_KEY, version))
 
 
 async def drop_version(redis: Redis, partition: int, version: int) -> None:
-    """Forget all keys of a partition's version, a few hundred at a time.
-
-    Raises:
-        StoreUnavailable: some are left; call it again.
-    """
+    """Forget all keys of a partition's version, a few hundred at a time."""
     # The checkpoint goes first: without it nobody who still believes in this version takes half of it for counts, or writes.
     await asked(redis.unlink(meta_key(partition, version)))
     async for keys in scanned(redis, f"{key_prefix(partition, version)}*"):
@@ -106,11 +99,7 @@ async def drop_version(redis: Redis, partition: int, version: int) -> None:
 
 
 async def scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
-    """The keys that match, a few hundred at a time.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """The keys that match, a few hundred at a time."""
     cursor = 0
     while True:
         cursor, keys = await asked(redis.scan(cursor, match=pattern, count=500))
@@ -118,6 +107,15 @@ async def scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
             yield keys
         if not cursor:
             return
+
+
+async def users_of(redis: Redis, partition: int, version: int, kind: str) -> AsyncIterator[list[str]]:
+    """Users who have a key of this kind (see `projections.unread.script`), as many as one script can do much for."""
+    prefix = f"{key_prefix(partition, version)}{kind}:"
+    async for keys in scanned(redis, f"{prefix}*"):
+        users = [key.decode().removeprefix(prefix) for key in keys]
+        for start in range(0, len(users), USERS_AT_A_TIME):
+            yield users[start : start + USERS_AT_A_TIME]
 
 
 class UnreadStore:
@@ -240,9 +238,6 @@ class UnreadStore:
             complete: all there is in the log is counted.
             age_seconds: all that was stored so long ago is counted; None: not known.
             now: Unix time.
-
-        Raises:
-            StoreUnavailable: ask again.
         """
         age = -1 if age_seconds is None else max(0, round(age_seconds * 1000))
         args: list[Argument] = [_text(checkpoint), int(complete), age, round(now * 1000), DUE_USERS_MAX]
@@ -361,11 +356,7 @@ def _text(checkpoint: Checkpoint | None) -> str:
 
 
 async def asked(question: Any) -> Any:
-    """The answer, within a deadline.
-
-    Raises:
-        StoreUnavailable: Redis does not answer. StoreBroken: it refuses, and asking again would not help.
-    """
+    """The answer, within a deadline."""
     try:
         async with asyncio.timeout(REDIS_SECONDS):
             return await question

@@ -23,7 +23,7 @@ from projections.replay import Progress, untold
 from projections.store import Checkpoint, StoreBroken
 from projections.unread.carry import remembered_before
 from projections.unread.reader import USERS_MAX, UnreadReader
-from projections.unread.store import asked, key_prefix, read_version, scanned
+from projections.unread.store import asked, key_prefix, read_version, users_of
 from projections.verify import inbox
 from projections.verify.scan import scan
 from projections.verify.spill import Spill, Users
@@ -86,10 +86,9 @@ class UnreadVerification(StreamVerification):
     async def _read_stored(self, spill: Spill) -> None:
         """Add the users who have something stored, in Redis or in the inbox. The counts are read when they are compared."""
         for p in self._parts:
-            prefix = f"{key_prefix(p, await patiently(read_version, self._redis))}s:"
-            async for keys in scanned(self._redis, f"{prefix}*"):
-                for key in keys:
-                    spill.stored(key.decode().removeprefix(prefix))
+            async for users in users_of(self._redis, p, await patiently(read_version, self._redis), "s"):
+                for user in users:
+                    spill.stored(user)
         if self._pool is not None:
             where = f"{UNREAD} AND {SHOWN_AT.format(now='now()')}"
             columns = "DISTINCT tenant, user_id"
