@@ -21,7 +21,6 @@ from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
 from projections.postgres.versions import holding
-from projections.queries import Queries
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
@@ -29,6 +28,7 @@ from projections.replay import replay
 from projections.retention.months import KEEP_LOCK, Months, month_of
 from projections.retention.rules import EVERY_TENANT, RetentionTable
 from projections.store import Checkpoint
+from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
 from projections.verify import scan
 from projections.verify.tables import Verification
@@ -77,10 +77,9 @@ class House(NamedTuple):
     async def shown(self, tenant: str = "default", user: str = "alice") -> tuple[list[str], int]:
         """The ids of the list, and the count over it."""
         page = await InboxQueries(self.pool, 1).page(tenant, user, Filter())
-        queries = Queries(self.redis, 1)
-        unread = await queries.unread(tenant, user)
-        await queries.close()
-        assert unread is not None
+        reader = UnreadReader(self.redis)
+        [unread] = await reader.unread_of(0, [f"{tenant}.{user}"])
+        await reader.close()
         return [json.loads(bytes(row))["id"] for row in page.rows], unread.count
 
     async def differences(self) -> list[Any]:
