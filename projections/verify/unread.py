@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
@@ -192,5 +193,5 @@ def agree(unread: Unread, listed: int | None) -> bool:
 def _folded(fold: UserFold, said: Sequence[Delivered]) -> UserFold:
     for one in said:
         _, entry = inbox.record_of(one)
-        fold.apply(one.seq, one.time_nanoseconds // 1_000_000, one.headers, entry)
+        fold.apply(msgspec.structs.replace(one, payload=entry))
     return fold
