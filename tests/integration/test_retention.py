@@ -26,7 +26,7 @@ from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
 from projections.retention.months import KEEP_LOCK, Months, month_of
-from projections.retention.rules import EVERY_TENANT, RetentionTable
+from projections.retention.rules import EVERY_TENANT, Retention, RetentionTable
 from projections.store import Checkpoint
 from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
@@ -34,7 +34,7 @@ from projections.verify import scan
 from projections.verify.tables import Verification
 from projections.verify.unread import UnreadVerification
 from seamark.protocol.subjects import log_subject
-from tests.support.logs import FAST, connected
+from tests.support.logs import FAST, connected, eventually
 from tests.support.tables import EPOCH, stored_deliveries, stored_inbox
 
 PLAN = {"inapp": {"when": "now", "why": "default"}}
@@ -158,6 +158,41 @@ async def test_a_tenant_with_a_shorter_time_leaves_earlier_and_nobody_else_does(
     await house.months().keep(later(days=90 + 32))
     assert await house.shown() == ([], 0)
     assert await house.shown("long") == (["a"], 1)
+
+
+async def test_the_first_batch_after_a_retention_was_set_is_kept_by_it(pool: asyncpg.Pool) -> None:
+    store = InboxStore(pool, 0)
+    assert await store.apply([stored(1, 0, {"id": "a", "kind": "notification"})], None, Checkpoint(EPOCH, 1))
+    await RetentionTable(pool).set(EVERY_TENANT, 200)
+    to = Checkpoint(EPOCH, 2)
+    assert await store.apply([stored(2, 0, {"id": "b", "kind": "notification"})], Checkpoint(EPOCH, 1), to)
+    days = await pool.fetch("SELECT kept_until - stored_at AS kept FROM inbox ORDER BY seq")
+    assert [round(row["kept"] / timedelta(days=1)) for row in days] == [90, 200]
+
+
+async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_that_newer_rows_leave_no_sooner(
+    pool: asyncpg.Pool, monkeypatch
+) -> None:
+    read, go_on, retention = asyncio.Event(), asyncio.Event(), InboxStore._retention
+
+    async def slowly(*args: Any) -> Retention:
+        found = await retention(*args)
+        read.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(InboxStore, "_retention", slowly)
+    batch = [stored(1, 0, {"id": "a", "kind": "notification"})]
+    folding = asyncio.create_task(InboxStore(pool, 0).apply(batch, None, Checkpoint(EPOCH, 1)))
+    await read.wait()
+    setting = asyncio.create_task(RetentionTable(pool).set(EVERY_TENANT, 30))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    await eventually(lambda: pool.fetchval(waiting))
+    go_on.set()
+    assert await folding
+    kept = await setting
+    assert kept.not_before is not None
+    assert await pool.fetchval("SELECT kept_until FROM inbox") <= kept.not_before
 
 
 async def test_a_rebuild_gives_all_rows_the_time_that_is_set_now(house: House) -> None:
@@ -418,6 +453,43 @@ async def test_what_leaves_while_the_counts_are_rebuilt_is_not_counted_by_the_ne
     assert left
     assert await house.shown() == ([], 0)
     assert await house.shown(user="bob") == (["new"], 1)
+
+
+async def test_a_retention_that_is_set_while_the_tables_are_rebuilt_is_not_held_for_some_rows_only(
+    house: House,
+) -> None:
+    await house.append("a")
+    await house.fold()
+    work = Rebuild(house.broker, house.pool, "inbox", 1)
+    fold = work._fold_until_caught_up
+
+    async def fold_and_set() -> None:
+        await fold()
+        await RetentionTable(house.pool).set(EVERY_TENANT, 30)
+
+    work._fold_until_caught_up = fold_and_set  # type: ignore[method-assign]
+    with pytest.raises(TopologyError, match="a retention was set"):
+        await work.run()
+    assert await house.shown() == (["a"], 1)
+
+
+async def test_a_row_whose_id_came_again_stays_until_the_log_has_lost_the_repetition_too(house: House) -> None:
+    await house.append("again")
+    await house.broker.append(log_subject(0, "default", "alice"), b'{"id":"r","kind":"read","ids":["again"]}')
+    await house.fold()
+    await house.purge()
+    await house.append("again")  # it was read, and stays so
+    await house.fold()
+    await house.pool.execute("UPDATE inbox SET stored_at = stored_at - interval '1 day'")
+    for _ in range(2):
+        await house.months().keep(later(days=90 + 32))
+        assert await house.shown() == (["again"], 0)
+        assert await house.differences() == []
+        await Rebuild(house.broker, house.pool, "inbox", 1).run()
+        await rebuild_unread(house.broker, house.redis, 1)
+    await house.purge()
+    await house.months().keep(later(days=90 + 32))
+    assert (await house.shown())[0] == []
 
 
 async def test_what_leaves_while_the_inbox_is_rebuilt_does_not_stand_in_the_list_again(

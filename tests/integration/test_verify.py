@@ -217,3 +217,31 @@ async def test_a_row_that_stands_twice_or_nowhere_is_a_difference(house: House) 
         ("inbox row is missing", "user-2-2"),
         ("inbox row that the stream does not give", "made-up"),
     }
+
+
+async def test_a_record_that_comes_between_the_list_and_the_count_of_one_who_is_looked_at_closely_is_no_difference(
+    house: House, monkeypatch
+) -> None:
+    listed, looks = UnreadVerification._listed, []
+
+    async def comes(id: str) -> None:
+        looks.append(id)
+        await append(house, "alice", id)
+        await eventually(house.folded)
+
+    async def while_records_come(self: UnreadVerification, *args: Any) -> dict[str, int]:
+        if not looks:
+            await comes("before the list and after the count")  # who has another count than list is looked at closely
+            return await listed(self, *args)
+        found = await listed(self, *args)
+        if len(looks) == 1:
+            await comes("after the list and before the count")
+        return found
+
+    monkeypatch.setattr(UnreadVerification, "_listed", while_records_come)
+    async with projecting_tables(house.nats.url, house.valkey.url, house.postgres_url, PARTITIONS):
+        await append(house, "alice", "first")
+        await eventually(house.folded)
+        work = house.verification("unread")
+        assert [one async for one in work.differences()] == []
+    assert (len(looks), work.result.looked_at_closely) == (2, 1)
