@@ -2,13 +2,15 @@
 
 A month is taken out of what is read in a moment; then it is read once for what no longer counts, and dropped.
 
-A row goes when its month is over *and* the log no longer holds its record. So whatever is set, a projection holds all that
-can be folded, and `verify`, counts and pages agree; where retention is shorter than the log's age, the log's age holds.
+A row goes when its month is over *and* the log no longer holds its record, nor a repetition of it (ADR 0031). So whatever is
+set, a projection holds all that can be folded, and `verify`, counts and pages agree; where retention is shorter than the log's age,
+the log's age holds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import time
 from collections import defaultdict
@@ -49,6 +51,16 @@ SLACK: Final = timedelta(minutes=5)
 CURSORS_EVERY: Final = timedelta(days=1)
 CURSOR_BLOCKS: Final = 10_000
 """Blocks of `device_cursors` looked through by one statement: 80 MB, a second."""
+
+IN_LOG: Final = "the streams still hold what is in it: retention is shorter than their age"
+REPEATED: Final = "an id in it came again, and the log still holds the repetition"
+
+_NEEDED: Final = {
+    "inbox": {"stored_at >= $1": IN_LOG, "repeated_at >= $1": REPEATED},
+    # Receipts have the clock of a gateway: one that is far ahead must not keep a month for ever.
+    "deliveries": {"at >= $1 AND at < now() + interval '5 minutes'": IN_LOG},
+}
+"""Which rows of a month are still needed where a stream begins at $1, and why: they can be folded from it."""
 
 _NAME: Final = re.compile(r".*_(\d{4})(\d{2})")
 
@@ -114,31 +126,30 @@ class Months:
                 )
                 _log.warning("tables_not_divided", projection=name, remedy=remedy)
             overdue = 0.0
-            for month in months:
-                # What is being written to it at the last moment, by a clock that is late perhaps, is in it by then.
-                if month.over_at + SLACK <= clock and not await self._detach(projection, version, month):
-                    overdue = max(overdue, (clock - month.over_at).total_seconds())
+            # What is being written to it at the last moment, by a clock that is late perhaps, is in it by then.
+            for month in (one for one in months if one.over_at + SLACK <= clock):
+                why = await self._take_month(projection, version, month)
+                if why:
+                    _log.warning("month_not_dropped", projection=name, month=month.name, why=why)
+                    overdue = 0.0 if why == REPEATED else (clock - month.over_at).total_seconds()
+                    break  # newer rows never leave before older ones: one sequence says what no longer counts
             metrics.retention_overdue.labels(name).set(overdue)
             dropped += await self._drop_detached(projection)
         await self._forget_devices(now or datetime.now(UTC))
         return dropped
 
-    async def _detach(self, projection: Projection, version: int, month: Month) -> bool:
-        """Take a month out of what is read. False: it cannot be, which somebody has to look at."""
+    async def _take_month(self, projection: Projection, version: int, month: Month) -> str:
+        """Take a month out of what is read; if it cannot be, why."""
         parts = [f"{table.name}_{version}_{month.name}" for table in projection.tables if table.by_months]
-        if await self._in_log(projection, parts):
-            why = "the streams still hold what is in it: retention is shorter than their age"
-        elif projection is INBOX and await self._is_repeated(parts):
-            _log.info(
-                "month_not_dropped", projection=projection.name, month=month.name, why="an id in it has come again"
-            )
-            return True
-        elif await self._take_out(parts, projection, version):
-            return True
-        else:
-            why = "it is being read, by a backup perhaps"
-        _log.warning("month_not_dropped", projection=projection.name, month=month.name, why=why)
-        return False
+        horizon = await self._horizon(projection)
+        if horizon is not None:
+            async with asking(self._pool, SCAN_SECONDS) as connection:
+                for part, (where, why) in itertools.product(parts, _NEEDED[projection.name].items()):
+                    # After an election times go back by what leaders' clocks differ: the oldest record is not the earliest.
+                    statement = f"SELECT EXISTS (SELECT FROM {part} WHERE {where})"
+                    if await connection.fetchval(statement, horizon - SLACK):
+                        return why
+        return "" if await self._take_out(parts, projection, version) else "it is being read, by a backup perhaps"
 
     async def _take_out(self, parts: list[str], projection: Projection = INBOX, version: int = 1) -> bool:
         async def detach(connection: Connection) -> bool:
@@ -171,29 +182,6 @@ class Months:
                 metrics.retention_dropped.labels(projection.name).inc()
                 _log.info("month_dropped", projection=projection.name, table=part)
         return dropped
-
-    async def _in_log(self, projection: Projection, parts: list[str]) -> bool:
-        """Whether something of this month can still be folded from the streams."""
-        horizon = await self._horizon(projection)
-        at = projection.tables[0].at
-        # Receipts have the clock of a gateway: one that is far ahead must not keep a month for ever.
-        until = datetime.now(UTC) + SLACK if projection is DELIVERIES else None
-        where = f"{at} >= $1 AND ($2::timestamptz IS NULL OR {at} < $2)"
-        return horizon is not None and await self._any(parts, where, horizon, until)
-
-    async def _is_repeated(self, parts: list[str]) -> bool:
-        """Whether the log still holds a repetition of one of these notifications: without the first it would be a new one."""
-        horizon = await self._horizon(INBOX)
-        return horizon is not None and await self._any(parts, "repeated_at >= $1", horizon)
-
-    async def _any(self, parts: list[str], where: str, horizon: datetime, *args: datetime | None) -> bool:
-        async with asking(self._pool, SCAN_SECONDS) as connection:
-            for part in parts:
-                # After an election times go back by what the clocks of leaders differ: the oldest record is not the earliest.
-                statement = f"SELECT EXISTS (SELECT FROM {part} WHERE {where})"
-                if await connection.fetchval(statement, horizon - SLACK, *args):
-                    return True
-        return False
 
     async def _horizon(self, projection: Projection) -> datetime | None:
         """When the oldest message that there is was stored."""
