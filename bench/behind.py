@@ -32,7 +32,9 @@ class Behind:
         for p in range(PARTITIONS):
             now["unread"] = max(now["unread"], logs[p] - positions.get(("unread", p), 0))
             now["inbox"] = max(now["inbox"], logs[p] - positions.get(("inbox", p), 0))
-            now["deliveries"] = max(now["deliveries"], (receipts[p] - positions.get(("deliveries", p), 0)) // PARTITIONS)
+            now["deliveries"] = max(
+                now["deliveries"], (receipts[p] - positions.get(("deliveries", p), 0)) // PARTITIONS
+            )
         self.highest = {name: max(highest, now[name]) for name, highest in self.highest.items()}
         return now
 

@@ -66,7 +66,7 @@ async def run(*, rows: int = 5_000_000, users: int = 50_000, data: Path | None =
 
 
 def _told(stage: str, done: int, total: int) -> None:
-    if stage == "carried over" and done % 30 == 0:
+    if stage == "inbox carried over" and done % 30 == 0:
         progress(f"{done} of {total} days")
 
 

@@ -14,6 +14,11 @@ from projections.folds.deliveries import Delivery
 from projections.folds.inbox import Row
 from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, log_stream
 
+IN_STREAM: Final = "the streams still hold what is in it: retention is shorter than their age"
+REPEATED: Final = "an id in it came again, and the log still holds the repetition"
+_GIVEN_SINCE: Final = "at >= $1 AND at < now() + interval '5 minutes'"
+"""Receipts have the clock of a gateway: one that is far ahead must not keep a month for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -25,7 +30,9 @@ class Table:
         at: the column with the time by which rows are kept, and copied.
         earliest: SQL: when the first message was stored or given that a row holds. Where the stream no longer has it, the row
             cannot be folded again.
+        moves: whether later messages may change a row's `at`.
         by_months: whether rows have a `kept_until`, and leave with its month.
+        needed: SQL: which rows can still be folded, or are needed to fold, where the stream begins at $1; and in words why.
         beside: columns that the fold does not give, and SQL for their value in a row that a rebuild has copied.
     """
 
@@ -34,7 +41,9 @@ class Table:
     facts: tuple[str, ...]
     at: str = "at"
     earliest: str = "at"
+    moves: bool = False
     by_months: bool = True
+    needed: Mapping[str, str] = field(default_factory=lambda: {_GIVEN_SINCE: IN_STREAM})
     beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -77,6 +86,7 @@ INBOX: Final = Projection(
             tuple(one.name for one in fields(Row) if one.name not in _KEY),
             at="stored_at",
             earliest="stored_at",
+            needed={"stored_at >= $1": IN_STREAM, "repeated_at >= $1": REPEATED},
             beside={"carried": "true"},
         ),
     ),
@@ -90,6 +100,7 @@ DELIVERIES: Final = Projection(
             (*_KEY, "channel", "device"),
             tuple(one.name for one in fields(Delivery)),
             earliest="least(at, sent_at, delivered_at, acknowledged_at, seen_at, read_at)",
+            moves=True,
         ),
         Table(
             "delivery_ranges",
@@ -100,6 +111,7 @@ DELIVERIES: Final = Projection(
             "device_cursors",
             ("tenant", "user_id", "device"),
             ("epoch", "seq", "at"),
+            moves=True,
             by_months=False,
             beside={"touched_at": "i.touched_at"},
         ),

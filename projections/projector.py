@@ -13,15 +13,14 @@ from engine.log.incarnations import read_partitions
 from engine.partition.head import read_pin_timeout
 from engine.partition.reader import PartitionReader
 from engine.tasks import run_until
-from projections.deliveries.table import DeliveriesStore
 from projections.funnel import counts as funnel
 from projections.funnel.cohorts import folded_until
-from projections.inbox.table import InboxStore
 from projections.postgres.store import TableStore
 from projections.postgres.versions import Pool
 from projections.projection import UNREAD, Projection
 from projections.retention.months import Months
 from projections.runner import ProjectionWorker
+from projections.stores import STORES
 from projections.unread.worker import UnreadWorker
 
 Worker = Callable[[Broker, int], ProjectionWorker]
@@ -32,8 +31,7 @@ def projections(redis: Redis, pool: Pool | None) -> list[tuple[Projection, Worke
     """Everything a projector folds. Without PostgreSQL (`pool` None) only what lives in Redis."""
     folds: list[tuple[Projection, Worker]] = [(UNREAD, lambda broker, p: UnreadWorker(broker, p, redis))]
     if pool is not None:
-        stores = (InboxStore, DeliveriesStore)
-        folds += [(store.projection, functools.partial(_table_worker, pool, store)) for store in stores]
+        folds += [(store.projection, functools.partial(_table_worker, pool, store)) for store in STORES.values()]
     return folds
 
 

@@ -6,14 +6,14 @@ transaction, and a day whose outcome is unknown is copied again. A BRIN index on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from engine.errors import TopologyError
 from projections.patience import patiently
 from projections.postgres.versions import Connection, Pool, asking, leaves
-from projections.projection import DELIVERIES, INBOX, Table
+from projections.projection import Projection, Table
 from projections.rebuild.folding import Horizon
 from projections.replay import Progress
 from projections.retention.rules import DAYS, DAYS_MAX
@@ -48,8 +48,11 @@ class Carrying:
         progress: told now and then.
     """
 
-    def __init__(self, pool: Pool, live: int, new: int, tenant: str | None, progress: Progress) -> None:
+    def __init__(
+        self, pool: Pool, projection: Projection, live: int, new: int, tenant: str | None, progress: Progress
+    ) -> None:
         self._pool = pool
+        self._projection = projection
         self._live = live
         self._new = new
         self._tenant = tenant
@@ -58,29 +61,30 @@ class Carrying:
         self._months: set[str] = set()
         self.rows = 0
 
-    async def inbox(self, horizons: Sequence[Horizon], *, formerly: bool) -> None:
-        """Rows before the horizons, and with `formerly` those of epochs that have none."""
+    async def records(self, horizons: Sequence[Horizon], *, formerly: bool) -> None:
+        """Rows of records before the horizons, and with `formerly` those of epochs that have none."""
         times = [one.at for one in horizons]
         newest = None if formerly else max((at for at in times if at is not None), default=None)
         until = LAST if newest is None or None in times else newest + CLOCKS
-        before = "(h.epoch IS NULL OR i.seq < h.oldest)" if formerly else "i.seq < h.oldest"
         self._months = await patiently(self._read_months)
-        windows = await self._windows("inbox", until)
-        for number, (since, to) in enumerate(windows, 1):
-            await self._inbox(horizons, before, since, to)
-            self._progress("carried over", number, len(windows))
+        for table in self._projection.tables:
+            async for since, to in self._windows(table, until):
+                await self._before(table, horizons, since, to, formerly=formerly)
 
     async def gap(self, horizon: Horizon, first: int, at: datetime) -> None:
         """Rows of the records that age has taken since the horizon was looked at: the first one read is `first`."""
         if first > horizon.oldest:
             since = (horizon.at or at) - CLOCKS
-            await self._inbox([Horizon(horizon.epoch, first, at)], "i.seq < h.oldest", since, at + CLOCKS)
+            for table in self._projection.tables:
+                await self._before(table, [Horizon(horizon.epoch, first, at)], since, at + CLOCKS)
 
-    async def _inbox(self, horizons: Sequence[Horizon], before: str, since: datetime, to: datetime) -> None:
+    async def _before(
+        self, table: Table, horizons: Sequence[Horizon], since: datetime, to: datetime, *, formerly: bool = False
+    ) -> None:
         # A log that was trimmed while this ran gives rows that are copied already: the key of their month passes over them.
         await self._copy(
-            INBOX.tables[0],
-            f"i.stored_at >= $2 AND i.stored_at < $3 AND {before}",
+            table,
+            f"i.{table.at} >= $2 AND i.{table.at} < $3 AND (i.seq < h.oldest OR h.epoch IS NULL AND {formerly})",
             since,
             to,
             [one.epoch for one in horizons],
@@ -88,49 +92,50 @@ class Carrying:
             join="LEFT JOIN unnest($4::text[], $5::bigint[]) AS h (epoch, oldest) ON h.epoch = i.epoch",
         )
 
+    async def receipts(self, oldest: datetime | None) -> None:
+        """Rows of receipts that were given before the oldest there is; None: there is none, and all is copied."""
+        until = LAST if oldest is None else oldest + SLACK
+        for table in self._projection.tables:
+            if table.moves:
+                # In one statement, which sees one moment: between two a row could change places.
+                await self._copy(table, f"{table.earliest} < $2", until)
+            else:
+                async for since, to in self._windows(table, until):
+                    await self._copy(table, f"i.{table.at} >= $2 AND i.{table.at} < $3", since, to)
+
     async def check_months(self, connection: Connection) -> None:
-        """Has a month left the inbox since it was copied? It would stand in the list again, and no longer count.
+        """Has a month left since it was copied? What was in it would stand in the list again, and no longer count.
 
         What goes until the end of the transaction waits for it, and then looks which version is the live one.
 
         Raises:
             TopologyError: one has.
         """
-        await connection.execute("SELECT FROM projection_versions WHERE projection = 'inbox' FOR UPDATE")
-        if self._months - set(await leaves(connection, f"inbox_{self._live}")):
-            raise TopologyError("a month has left the inbox while it was rebuilt", "Run the rebuild again.")
+        name = self._projection.name
+        await connection.execute("SELECT FROM projection_versions WHERE projection = $1 FOR UPDATE", name)
+        if self._months - set(await leaves(connection, f"{name}_{self._live}")):
+            raise TopologyError(f"a month has left {name} while it was rebuilt", "Run the rebuild again.")
 
     async def _read_months(self) -> set[str]:
         async with asking(self._pool) as connection:
-            return set(await leaves(connection, f"inbox_{self._live}"))
+            return set(await leaves(connection, f"{self._projection.name}_{self._live}"))
 
-    async def deliveries(self, oldest: datetime | None) -> None:
-        """What was told before the oldest receipt there is; None: there is none, and all is copied."""
-        until = LAST if oldest is None else oldest + SLACK
-        deliveries, ranges, cursors = DELIVERIES.tables
-        windows = await self._windows(ranges.name, until)
-        for number, (since, to) in enumerate(windows, 1):
-            await self._copy(ranges, "i.at >= $2 AND i.at < $3", since, to)
-            self._progress("carried over", number, len(windows) + 2)
-        # Rows that receipts change are copied in one statement, which sees one moment: between two they could change places.
-        for table in (deliveries, cursors):
-            await self._copy(table, f"{table.earliest} < $2", until)
-        self._progress("carried over", len(windows) + 2, len(windows) + 2)
-
-    async def _windows(self, table: str, until: datetime) -> list[tuple[datetime, datetime]]:
+    async def _windows(self, table: Table, until: datetime) -> AsyncIterator[tuple[datetime, datetime]]:
         """The pieces in which a table is copied, oldest first."""
 
         async def measure() -> int:
             async with asking(self._pool, 60.0) as connection:
                 tree = "SELECT sum(pg_table_size(relid)) FROM pg_partition_tree($1::regclass) WHERE isleaf"
-                return int(await connection.fetchval(tree, f"{table}_{self._live}") or 0)
+                return int(await connection.fetchval(tree, f"{table.name}_{self._live}") or 0)
 
         starts, at = [FIRST], self._began - OLDEST
         if await patiently(measure) >= SMALL_BYTES:
             while at < min(self._began, until):
                 starts.append(at)
                 at += WINDOW
-        return list(zip(starts, [*starts[1:], until], strict=True))
+        for number, window in enumerate(zip(starts, [*starts[1:], until], strict=True), 1):
+            yield window
+            self._progress(f"{table.name} carried over", number, len(starts))
 
     async def _copy(self, table: Table, where: str, *args: object, join: str = "") -> None:
         """Copy the rows `i` of a table for which `where` holds. `args` are its parameters from $2 on."""

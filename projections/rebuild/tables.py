@@ -15,11 +15,8 @@ import structlog
 
 from engine.broker.jetstream import Broker
 from engine.errors import InvalidSetting, TopologyError
-from projections.deliveries.table import DeliveriesStore
-from projections.inbox.table import InboxStore
 from projections.outages import postgres_failure
 from projections.patience import patiently
-from projections.postgres.store import TableStore
 from projections.postgres.versions import (
     AWAY,
     Connection,
@@ -31,12 +28,13 @@ from projections.postgres.versions import (
     read_place,
     take_away,
 )
-from projections.projection import IN_TABLES, INBOX
+from projections.projection import IN_TABLES
 from projections.rebuild.carrying import Carrying
 from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
 from projections.replay import Progress, untold
 from projections.retention.rules import Kept, read_retention
 from projections.store import Checkpoint, StoreUnavailable
+from projections.stores import STORES
 
 _log = structlog.get_logger("seamark.rebuild")
 
@@ -54,8 +52,6 @@ PASSES_MAX: Final = 20
 
 _ALONE: Final = "SELECT pg_advisory_xact_lock(7345252)"
 """Versions are made, switched to and dropped by one rebuild at a time; folding needs no lock."""
-
-_STORES: Final[dict[str, type[TableStore]]] = {"inbox": InboxStore, "deliveries": DeliveriesStore}
 
 
 class Rebuild:
@@ -128,18 +124,19 @@ class Rebuild:
     async def _carry(self) -> None:
         """Look where the streams begin, and copy what they no longer hold."""
         self._horizons = [await one.horizon() for one in self._partitions]
-        self._carrying = Carrying(self._pool, self._live, self._version, self._tenant, self._progress)
+        versions = self._live, self._version
+        self._carrying = Carrying(self._pool, self._projection, *versions, self._tenant, self._progress)
         live = [await patiently(self._live_place, one) for one in self._partitions]
         formerly = any(
             place is not None and (place.era > 1 or place.checkpoint.epoch != horizon.epoch)
             for place, horizon in zip(live, self._horizons, strict=True)
         )
-        if self._projection is INBOX:
-            await self._carrying.inbox(self._horizons, formerly=formerly)
+        if self._projection.kind == "log":
+            await self._carrying.records(self._horizons, formerly=formerly)
         elif formerly or any(one.trimmed for one in self._horizons):  # else the stream holds all there ever was
             stream, subject = self._projection.stream(0), f"{self._projection.kind}.>"
             oldest = await patiently(self._broker.leader_next, stream, subject, 1)
-            await self._carrying.deliveries(datetime.fromisoformat(oldest.time) if oldest is not None else None)
+            await self._carrying.receipts(datetime.fromisoformat(oldest.time) if oldest is not None else None)
 
     async def _live_place(self, one: Partition) -> Place | None:
         async with asking(self._pool) as connection:
@@ -190,13 +187,13 @@ class Rebuild:
 
         async def begin(first: int, at: datetime) -> Checkpoint:
             """What age has taken from the log since the horizon was looked at is carried over, too."""
-            if self._projection is INBOX:
+            if self._projection.kind == "log":
                 await self._carrying.gap(horizon, first, at)
             checkpoint = Checkpoint(horizon.epoch, first - 1)
             await patiently(self._store_first, one, checkpoint)
             return checkpoint
 
-        store = _STORES[self._projection.name](self._pool, one.number, version=self._version)
+        store = STORES[self._projection.name](self._pool, one.number, version=self._version)
         await one.fold(store, target, horizon.oldest, begin)
 
     async def _store_first(self, one: Partition, begin: Checkpoint) -> None:
@@ -255,7 +252,7 @@ class Rebuild:
         mine = await connection.fetchval("SELECT to_regclass($1)::text", f"{self._projection.name}_{self._version}")
         if live != self._live or mine is None:
             raise another_rebuild()
-        if self._projection is INBOX:
+        if self._projection.kind == "log":
             await self._carrying.check_months(connection)
 
     async def _check_streams(self) -> None:

@@ -3,14 +3,13 @@
 A month is taken out of what is read in a moment; then it is read once for what no longer counts, and dropped.
 
 A row goes when its month is over *and* the log no longer holds its record, nor a repetition of it (ADR 0031). So whatever is
-set, a projection holds all that can be folded, and `verify`, counts and pages agree; where retention is shorter than the log's age,
-the log's age holds.
+set, a projection holds all that can be folded, and `verify`, counts and pages agree; where retention is shorter than the age of
+the log, that age holds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError, TopologyError
 from projections.postgres.versions import AWAY, Connection, Pool, asking, holding, leaves, live_version, take_away
-from projections.projection import DELIVERIES, IN_TABLES, INBOX, Projection
+from projections.projection import DELIVERIES, IN_TABLES, INBOX, REPEATED, Projection
 from projections.retention.counts import forget_counts, forget_former, write_left
 from projections.retention.rules import DAYS
 from projections.store import StoreUnavailable
@@ -51,16 +50,6 @@ SLACK: Final = timedelta(minutes=5)
 CURSORS_EVERY: Final = timedelta(days=1)
 CURSOR_BLOCKS: Final = 10_000
 """Blocks of `device_cursors` looked through by one statement: 80 MB, a second."""
-
-IN_LOG: Final = "the streams still hold what is in it: retention is shorter than their age"
-REPEATED: Final = "an id in it came again, and the log still holds the repetition"
-
-_NEEDED: Final = {
-    "inbox": {"stored_at >= $1": IN_LOG, "repeated_at >= $1": REPEATED},
-    # Receipts have the clock of a gateway: one that is far ahead must not keep a month for ever.
-    "deliveries": {"at >= $1 AND at < now() + interval '5 minutes'": IN_LOG},
-}
-"""Which rows of a month are still needed where a stream begins at $1, and why: they can be folded from it."""
 
 _NAME: Final = re.compile(r".*_(\d{4})(\d{2})")
 
@@ -140,16 +129,18 @@ class Months:
 
     async def _take_month(self, projection: Projection, version: int, month: Month) -> str:
         """Take a month out of what is read; if it cannot be, why."""
-        parts = [f"{table.name}_{version}_{month.name}" for table in projection.tables if table.by_months]
+        parts = {f"{table.name}_{version}_{month.name}": table for table in projection.tables if table.by_months}
         horizon = await self._horizon(projection)
         if horizon is not None:
             async with asking(self._pool, SCAN_SECONDS) as connection:
-                for part, (where, why) in itertools.product(parts, _NEEDED[projection.name].items()):
+                for part, where, why in (
+                    (part, *need) for part, table in parts.items() for need in table.needed.items()
+                ):
                     # After an election times go back by what leaders' clocks differ: the oldest record is not the earliest.
                     statement = f"SELECT EXISTS (SELECT FROM {part} WHERE {where})"
                     if await connection.fetchval(statement, horizon - SLACK):
                         return why
-        return "" if await self._take_out(parts, projection, version) else "it is being read, by a backup perhaps"
+        return "" if await self._take_out([*parts], projection, version) else "it is being read, by a backup perhaps"
 
     async def _take_out(self, parts: list[str], projection: Projection = INBOX, version: int = 1) -> bool:
         async def detach(connection: Connection) -> bool:
