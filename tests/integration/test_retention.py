@@ -171,7 +171,7 @@ async def test_the_first_batch_after_a_retention_was_set_is_kept_by_it(pool: asy
 
 
 async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_that_newer_rows_leave_no_sooner(
-    pool: asyncpg.Pool, monkeypatch
+    pool: asyncpg.Pool, postgres: str, monkeypatch
 ) -> None:
     read, go_on, retention = asyncio.Event(), asyncio.Event(), InboxStore._retention
 
@@ -187,7 +187,8 @@ async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_th
     await read.wait()
     setting = asyncio.create_task(RetentionTable(pool).set(EVERY_TENANT, 30))
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    await eventually(lambda: pool.fetchval(waiting))
+    async with asyncpg.create_pool(postgres, min_size=1, max_size=1) as others:  # both connections of `pool` are in use
+        await eventually(lambda: others.fetchval(waiting))
     go_on.set()
     assert await folding
     kept = await setting
