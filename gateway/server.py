@@ -51,7 +51,7 @@ from gateway.session.state_records import StateRecords
 from gateway.session.wheel import Wheel
 from gateway.stores.tables import NotRead, open_tables
 from projections.inbox.queries import Page
-from projections.queries import Queries
+from projections.unread.reader import UnreadReader
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.subjects import EVENTS_STREAM, encode_token, log_stream
 
@@ -191,7 +191,7 @@ async def _context(
         if options.redis_url is None
         else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
-    queries = None if redis is None else Queries(redis, count)
+    queries = None if redis is None else UnreadReader(redis)
     partitions = [Partition(broker, number, queries) for number in range(count)]
     context = Context(
         broker=broker,

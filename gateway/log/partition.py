@@ -15,14 +15,14 @@ from gateway.log.reader import Reader
 from gateway.log.watch import Watch
 from gateway.session.follower import Follower
 from gateway.stores.counts import Counts
-from projections.queries import Queries
+from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import log_stream, mark_subject
 
 
 class Partition:
     """One partition of the logs, as this process reads it, and of the counts that projections have made of them."""
 
-    def __init__(self, broker: Broker, number: int, queries: Queries | None = None) -> None:
+    def __init__(self, broker: Broker, number: int, queries: UnreadReader | None = None) -> None:
         self.number = number
         self.stream = log_stream(number)
         self.watch = Watch(broker, self.stream, self._tell)

@@ -17,8 +17,8 @@ import structlog
 from engine.tasks import end_if_cancelled
 from gateway.limits import COUNT_SECONDS, COUNTS_EVERY_SECONDS, shared_pause_seconds
 from gateway.log.watch import Watch
-from projections.queries import Queries, UnreadCount, shown
 from projections.store import StoreUnavailable
+from projections.unread.reader import UnreadCount, UnreadReader, shown
 
 if TYPE_CHECKING:
     from gateway.log.live import UserLog
@@ -49,7 +49,7 @@ class Counts:
     """
 
     def __init__(
-        self, queries: Queries | None, partition: int, watch: Watch, logs: dict[tuple[str, str], UserLog]
+        self, queries: UnreadReader | None, partition: int, watch: Watch, logs: dict[tuple[str, str], UserLog]
     ) -> None:
         self._queries = queries
         self._partition = partition

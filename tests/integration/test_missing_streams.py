@@ -24,6 +24,7 @@ from engine.partition.reader import Phase
 from engine.topology import server as topology
 from engine.topology.check import report_start
 from ops.dev.servers import NatsServer, Valkey
+from projections.projection import INBOX
 from projections.rebuild.unread import rebuild_unread
 from projections.runner import ProjectionWorker
 from seamark.protocol.subjects import partition_of
@@ -176,7 +177,7 @@ async def test_a_projection_of_a_missing_log_stops_and_names_it(nats_server: Nat
             return None
 
     async with connected(nats_server.url) as broker:
-        worker = ProjectionWorker(broker, "inbox", "LOG-1", Nothing())  # type: ignore[arg-type]
+        worker = ProjectionWorker(broker, INBOX, 1, Nothing())  # type: ignore[arg-type]
         with pytest.raises(PartitionStopped, match="no stream LOG-1"):
             await worker.acquire()
 

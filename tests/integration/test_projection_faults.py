@@ -15,6 +15,7 @@ from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from projections import runner
 from projections.inbox.table import InboxStore
+from projections.projection import Projection
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 from projections.unread.store import meta_key
@@ -115,7 +116,7 @@ async def test_a_partition_without_an_owner_shows_how_old_what_waits_is(
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
         epoch = (await broker.stream("LOG-0")).epoch or ""
-        worker = ProjectionWorker(broker, "waiting", "LOG-0", InboxStore(pool, 0), "log.0.>")
+        worker = ProjectionWorker(broker, Projection("waiting", "log"), 0, InboxStore(pool, 0))
         store = InboxStore(pool, 0)
         await store.checkpoint()
         standby: Any = SimpleNamespace(phase=Phase.STANDBY)

@@ -229,31 +229,24 @@ async def test_a_rebuild_outlives_a_broker_that_restarts_before_it_has_looked_at
     assert await stored_inbox(house.pool) == before
 
 
-async def test_a_rebuild_outlives_a_database_that_drops_its_connections(house: House) -> None:
+async def test_a_rebuild_outlives_a_database_that_drops_its_connections(house: House, monkeypatch) -> None:
     for number in range(5):
         await house.append(f"e{number}")
     await house.fold()
     before = await stored_inbox(house.pool)
     await house.broker.api("STREAM.PURGE.LOG-0", {"seq": 3})
-    rebuild, killed = house.rebuild(), []
-    apply = rebuild._apply
+    killed, apply = [], InboxStore.apply
 
-    async def while_connections_are_dropped(store: Store, *args: Any) -> None:
-        inner = store.apply
+    async def applied(self: InboxStore, *batch: Any) -> bool:
+        """The outcome of the first try is unknown: it was committed, and nobody heard of it."""
+        done = await apply(self, *batch)
+        if not killed:
+            killed.append(done)
+            raise StoreUnavailable("PostgreSQL: connection was closed in the middle of operation")
+        return done
 
-        async def applied(*batch: Any) -> bool:
-            """The outcome of the first try is unknown: it was committed, and nobody heard of it."""
-            done = await inner(*batch)
-            if not killed:
-                killed.append(done)
-                raise StoreUnavailable("PostgreSQL: connection was closed in the middle of operation")
-            return done
-
-        store.apply = applied  # type: ignore[method-assign]
-        await apply(store, *args)
-
-    rebuild._apply = while_connections_are_dropped  # type: ignore[method-assign]
-    done = await rebuild.run()
+    monkeypatch.setattr(InboxStore, "apply", applied)
+    done = await house.rebuild().run()
     assert killed == [True]
     assert done.carried == 2
     assert await stored_inbox(house.pool) == before
