@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
 from ops.cli import app
-from tests.support.chromium import Chromium, Page, chromium
+from tests.support.chromium import Chromium, Page
 from tests.support.devstack import ROOT
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands
 from tests.support.logs import all_records, connected
@@ -103,14 +102,15 @@ STAND_INS = """
 
 
 @of_kind("js")
-async def test_a_block_of_javascript_follows_a_log_in_a_browser(reader: Manual, block: Block, tmp_path: Path) -> None:
-    async with chromium(tmp_path) as browser:
-        page = await stood_in(browser, reader)
-        imports = block.text.replace('import { Seamark } from "./seamark.js"', "", 1)
-        imports = imports.replace('import { Seamark } from "/seamark.js"', "", 1)
-        assert imports != block.text, "the block imports the SDK from somewhere else"
-        await page.evaluate(f'import("/seamark.js").then(({{ Seamark }}) => {{ {imports} }})')
-        await page.until("got.some((value) => value?.type?.startsWith('demo.'))")
+async def test_a_block_of_javascript_follows_a_log_in_a_browser(
+    reader: Manual, block: Block, browser: Chromium
+) -> None:
+    page = await stood_in(browser, reader)
+    imports = block.text.replace('import { Seamark } from "./seamark.js"', "", 1)
+    imports = imports.replace('import { Seamark } from "/seamark.js"', "", 1)
+    assert imports != block.text, "the block imports the SDK from somewhere else"
+    await page.evaluate(f'import("/seamark.js").then(({{ Seamark }}) => {{ {imports} }})')
+    await page.until("got.some((value) => value?.type?.startsWith('demo.'))")
 
 
 async def stood_in(browser: Chromium, reader: Manual) -> Page:
