@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from engine.broker.addresses import inbox_prefix_of
-from engine.broker.jetstream import NatsSettings
+from engine.broker.settings import NatsSettings
 from engine.errors import InvalidSetting
 from engine.topology.files import PARTITIONS_MAX
 

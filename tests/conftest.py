@@ -15,16 +15,28 @@ import uvloop
 
 from ops.dev import child
 from tests.support.servers import (
+    empty_postgres,
     fresh_nats_server,
     nats_cluster,
     nats_server,
     pool,
     postgres,
     postgres_server,
+    postgres_template,
     valkey,
 )
 
-__all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "pool", "postgres", "postgres_server", "valkey"]
+__all__ = [
+    "empty_postgres",
+    "fresh_nats_server",
+    "nats_cluster",
+    "nats_server",
+    "pool",
+    "postgres",
+    "postgres_server",
+    "postgres_template",
+    "valkey",
+]
 
 WORKER = (("", "gw0"), ("_COUNT", "1"))
 """What pytest-xdist says in PYTEST_XDIST_WORKER…, and what holds without it."""
@@ -55,7 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "overlay(changes): what `nats_server` has otherwise than shipped")
     worker, workers = (int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", n).removeprefix("gw")) for what, n in WORKER)
     part = len(child.PORTS) // workers
-    child.PORTS = child.PORTS[worker * part : (worker + 1) * part]
+    first = (
+        worker % workers * part
+    )  # a process that takes the place of one that died has a higher number than any before
+    child.PORTS = child.PORTS[first : first + part]
 
 
 ASYNC_SHARE = 0.9

@@ -18,8 +18,8 @@ import structlog
 
 from engine import metrics
 from engine.broker.addresses import login_of
-from engine.broker.connection import NatsSettings
 from engine.broker.jetstream import Broker, PubAck, Stored
+from engine.broker.settings import NatsSettings
 from engine.errors import Forbidden
 from engine.limits import APPEND_BUDGET_SECONDS
 from seamark.protocol.events import Encoded, new_event_id

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from engine.broker.addresses import inbox_prefix_of
-from engine.broker.jetstream import NatsSettings
+from engine.broker.settings import NatsSettings
 from engine.errors import InvalidSetting
 from engine.settings import given_settings, load_settings
 

@@ -163,12 +163,12 @@ def test_the_suggested_commands_find_a_stack_in_a_folder_of_another_name(tmp_pat
 
 @pytest.mark.parametrize("as_files", [False, True], ids=["by value", "by file"])
 def test_servers_named_in_the_environment_are_used_and_left_running(
-    as_files: bool, tmp_path: Path, nats_server: NatsServer, valkey: Valkey, postgres: str
+    as_files: bool, tmp_path: Path, nats_server: NatsServer, valkey: Valkey, empty_postgres: str
 ) -> None:
     urls = {
         "SEAMARK_NATS_URL": nats_server.url,
         "SEAMARK_REDIS_URL": valkey.url,
-        "SEAMARK_POSTGRES_URL": postgres,
+        "SEAMARK_POSTGRES_URL": empty_postgres,
     }
     stack = Stack(tmp_path, **(written(tmp_path, urls) if as_files else urls))
     stack.start()
