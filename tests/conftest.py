@@ -67,10 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "overlay(changes): what `nats_server` has otherwise than shipped")
     worker, workers = (int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", n).removeprefix("gw")) for what, n in WORKER)
     part = len(child.PORTS) // workers
-    first = (
-        worker % workers * part
-    )  # a process that takes the place of one that died has a higher number than any before
-    child.PORTS = child.PORTS[first : first + part]
+    place = worker % workers  # one that replaces a crashed worker has a number beyond them
+    child.PORTS = child.PORTS[place * part : (place + 1) * part]
 
 
 ASYNC_SHARE = 0.9

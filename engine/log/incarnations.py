@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from engine.broker.jetstream import Broker, StreamState
-from engine.errors import ApiError, PartitionStopped
-from engine.log.marks import Mark
-from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
+from engine.errors import ApiError, PartitionStopped, TopologyError
+from engine.log.marks import Mark, MarkedStream
+from seamark.protocol.subjects import EVENTS_STREAM
 
 STREAM_MISSING: Final = 10059
 
@@ -23,9 +23,9 @@ CLOCKS: Final = timedelta(seconds=60)
 ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
 """A deposed leader may still answer for a moment, and shows the past: what would stop a partition is asked again."""
 
-EVENTS_RESTORED: Final = (
+SOURCE_RESTORED: Final = (
     "It was restored from a backup: with the dispatchers stopped run "
-    "`seamark topology restore EVENTS=<its last sequence in the backup>`, then `seamark topology repair`"
+    "`seamark topology restore {0}=<its last sequence in the backup>`, then `seamark topology repair`"
 )
 
 
@@ -54,6 +54,35 @@ async def stream_of(broker: Broker, name: str) -> StreamState:
         raise
 
 
+def epoch_of(state: StreamState) -> str:
+    """The incarnation a stream is in.
+
+    Raises:
+        PartitionStopped: it has none, for it was not made by `seamark topology apply`.
+    """
+    if state.epoch is None:
+        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
+    return state.epoch
+
+
+async def read_partitions(broker: Broker, configured: int | None = None) -> int:
+    """The number of partitions the streams were made for.
+
+    Raises:
+        TopologyError: no topology yet, or this process is configured for another number.
+        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
+    """
+    state = await stream_of(broker, EVENTS_STREAM)
+    if state.partitions is None or state.epoch is None:
+        raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
+    if configured is not None and configured != state.partitions:
+        raise TopologyError(
+            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
+            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
+        )
+    return state.partitions
+
+
 async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     """The stream as its leader describes it once it shows message `seq`; if it does not within a second, as it is then.
 
@@ -70,38 +99,37 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     return state
 
 
-async def check_reach(broker: Broker, event_partition: int, events: StreamState, home: Mark | None) -> None:
-    """Does EVENTS still hold, as the same event, what the home mark of a partition tells to be dispatched?
+async def check_reach(broker: Broker, marked: MarkedStream, source: StreamState, mark: Mark | None) -> None:
+    """Does the source still hold, as the same message, what a mark tells to be applied?
 
     Raises:
         PartitionStopped: it was put back to a backup without `seamark topology restore`. ApiError, Unavailable, Unanswered:
             a leader cannot be asked.
     """
-    if home is None or home.epoch != events.epoch:
+    if mark is None or mark.epoch != source.epoch:
         return
-    events = await reaching(broker, events, home.seq)
-    if home.seq > events.last_seq:
-        detail = f"EVENTS ends at {events.last_seq}, before event {home.seq} that was dispatched"
-        raise PartitionStopped(detail, EVENTS_RESTORED)
-    if await younger_than_mark(broker, event_partition, event_partition, home.seq):
-        detail = f"event {home.seq} of EVENTS is younger than the mark that tells it to be dispatched"
+    source, remedy = await reaching(broker, source, mark.seq), SOURCE_RESTORED.format(source.name)
+    if mark.seq > source.last_seq:
         raise PartitionStopped(
-            detail, f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagree: mend them, then repair"
+            f"{source.name} ends at {source.last_seq}, before {mark.seq} that was dispatched", remedy
         )
+    if await younger_than_mark(broker, marked, mark.seq):
+        detail = f"message {mark.seq} of {source.name} is younger than the mark that tells it to be dispatched"
+        raise PartitionStopped(detail, f"{remedy}. If it was not, the servers' clocks disagree: mend them, then repair")
 
 
-async def younger_than_mark(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:
-    """Was what EVENTS holds under `seq` stored after the mark that is said to cover it? Then it is another event.
+async def younger_than_mark(broker: Broker, marked: MarkedStream, seq: int) -> bool:
+    """Was what the source holds under `seq` stored after the mark that is said to cover it? Then it is another message.
 
-    False where clocks leave a doubt, and where EVENTS holds nothing there any more.
+    False where clocks leave a doubt, and where the source holds nothing there any more.
 
     Raises:
         ApiError, Unavailable, Unanswered: a leader cannot be asked.
     """
-    stored = await broker.leader_next(EVENTS_STREAM, "ev.>", seq) if seq > 0 else None
+    stored = await broker.leader_next(marked.source, ">", seq) if seq > 0 else None
     if stored is None or stored.seq != seq:
         return False
-    placed = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
+    placed = await broker.leader_last(marked.name, marked.subject)
     return placed is not None and _time(stored.time) > _time(placed.time) + CLOCKS
 
 

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
 from seamark.client.delivery import Delivery
@@ -63,8 +63,8 @@ class Connection:
 
     Raises:
         ValueError: `url` is not an address, or `snapshot` is not alone.
-        NotAuthenticated, UserChanged, Forbidden, TooManySessions, ProtocolError, and whatever the store raises: while iterating,
-            after what had arrived before. Everything else is retried for ever, with full jitter.
+        NotAuthenticated, UserChanged, TooManySessions, ClientError (its message has the close code), whatever the store raises:
+            while iterating, after what had arrived before. Everything else is retried for ever, with full jitter.
     """
 
     def __init__(
