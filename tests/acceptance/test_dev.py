@@ -24,7 +24,8 @@ import pytest
 from ops.dev.servers import NatsServer, Valkey
 from ops.exitcode import MISCONFIGURED
 from seamark.protocol.subjects import log_subject, partition_of
-from tests.support.devstack import ROOT, Stack
+from tests.support.devstack import Stack
+from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected, eventually
 
 pytestmark = pytest.mark.timeout(180)

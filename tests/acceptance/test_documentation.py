@@ -12,8 +12,8 @@ import typer
 
 from ops.cli import app
 from tests.support.chromium import Chromium, Page
-from tests.support.devstack import ROOT
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands
+from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected
 from tests.support.manual import FIRST_EVENT, Manual
 from tests.support.natscli import PARTITIONS, ask
