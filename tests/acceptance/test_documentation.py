@@ -124,12 +124,12 @@ async def stood_in(browser: Chromium, reader: Manual) -> Page:
 
 
 def test_commands_that_sentences_name_exist_with_the_options_named() -> None:
-    assert [fault for where, words in named_commands() if (fault := missing(where, words))] == []
+    seamark = typer.main.get_command(app)
+    assert [fault for where, words in named_commands() if (fault := missing(seamark, where, words))] == []
 
 
-def missing(where: str, words: list[str]) -> str:
+def missing(command: Any, where: str, words: list[str]) -> str:
     """What of this command there is not."""
-    command: Any = typer.main.get_command(app)
     left = words[1:]
     while left and hasattr(command, "commands"):
         name = left.pop(0)
