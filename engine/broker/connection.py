@@ -11,7 +11,6 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -21,6 +20,7 @@ from nats.nuid import NUID
 
 from engine.broker import wire
 from engine.broker.client import EngineClient, outgoing
+from engine.broker.settings import NatsSettings
 from engine.errors import ApiError, BrokerError, Forbidden, Unanswered, Unavailable
 from engine.limits import OUTBOUND_BYTES_MAX
 from seamark.protocol.logins import login_of, shown
@@ -40,22 +40,6 @@ _REFUSAL = re.compile(r'for (Publish|Subscription) to "([^"]*)"')
 
 _NO_QUEUE: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
 """Stands in for the queue of subscriptions that never use it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NatsSettings:
-    """Where the broker is and who we are to it.
-
-    `inbox_prefix` keeps one role's replies unreadable for others (`nats/accounts.conf`). `url` may name several servers,
-    separated by commas.
-    """
-
-    url: str
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    credentials_file: str | None = None
-    name: str = "seamark"
-    inbox_prefix: str = "_INBOX"
 
 
 class Delivery(NamedTuple):

@@ -7,23 +7,16 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from seamark.client.frames import decode_frame
 from seamark.client.receiver import Advance, Deliver, Drop, Joined, Receiver, Restart, Restore
 from seamark.protocol.close_codes import TABLE, UNAUTHENTICATED
-from tests.support.chromium import Chromium, Page, chromium
+from tests.support.chromium import Chromium, Page
 from tests.support.gatewaysim import SimGateway, sim_gateway
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Chromium]:
-    async with chromium(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """Streams change their incarnation under running dispatchers: partitions stop, name the repair, and go on after it."""
 
 import asyncio
-import os
-import sys
 
 import pytest
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
 from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.commands import seamark
 from tests.support.logs import FAST, eventually
-from tests.support.roles import ROOT, DispatcherProcess
+from tests.support.roles import DispatcherProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -35,15 +34,9 @@ async def repair_is_named(why: str, *processes: DispatcherProcess) -> None:
 async def repaired(dispatcher: DispatcherProcess, *positions: str) -> None:
     """What the dispatchers' log told the operator to run, on the same servers."""
     at = [word for position in positions for word in ("--at", position)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ops", "topology", "repair", "--yes", *at),
-        cwd=ROOT,
-        env={**os.environ, "SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, said.decode()
+    servers = {"SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url}
+    done = await asyncio.to_thread(seamark, "topology", "repair", "--yes", *at, **servers)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("stream", ["EVENTS", "LOG-2"])

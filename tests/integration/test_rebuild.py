@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
-from ops.migrate import migrate
 from projections.inbox.queries import Filter, InboxQueries
 from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
@@ -38,7 +37,6 @@ class House(NamedTuple):
 
 @pytest.fixture
 async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
-    await migrate(postgres)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)

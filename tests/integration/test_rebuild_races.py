@@ -10,7 +10,6 @@ import pytest
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
-from ops.migrate import migrate
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
@@ -70,7 +69,6 @@ class House(NamedTuple):
 
 @pytest.fixture
 async def house(nats_server, postgres) -> AsyncIterator[House]:
-    await migrate(postgres)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)

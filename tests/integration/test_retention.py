@@ -89,7 +89,6 @@ class House(NamedTuple):
 
 @pytest.fixture
 async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
-    await migrate(postgres)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
@@ -343,13 +342,13 @@ async def test_cursors_of_devices_that_were_silent_for_as_long_as_rows_are_kept_
 
 
 async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_divides_it(
-    nats_server, valkey, postgres, monkeypatch
+    nats_server, valkey, empty_postgres, monkeypatch
 ) -> None:
     upgrade = migrate_module.command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(migrate_module.command, "upgrade", lambda config, _: upgrade(config, "0002"))
-        await migrate(postgres)
-    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
+        await migrate(empty_postgres)
+    pool = await asyncpg.create_pool(empty_postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
         house = House(broker, pool, redis)
@@ -367,7 +366,7 @@ async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_d
             EPOCH,
         )
         before = await stored_inbox(pool)
-        await migrate(postgres)
+        await migrate(empty_postgres)
         assert await stored_inbox(pool) == before
         told = {"channel": "inapp", "device": "tv", "epoch": EPOCH, "after": 0, "up_to": 3, "at": AT}
         mail = {"id": "e1", "channel": "email", "state": "sent", "at": AT}

@@ -40,7 +40,7 @@ class ProjectorProcess(RoleProcess):
         super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
-        return ["-m", "ops", "projector"]
+        return ["ops", "projector"]
 
     def settings(self) -> dict[str, str]:
         return {"SEAMARK_REDIS_URL": self.redis_url}
