@@ -178,9 +178,9 @@ async def test_a_reset_reaches_the_app_in_its_place_and_old_cursors_are_not_ackn
         record = await anext(records)
         await until(lambda: records.position == "e1.2")
         gateway.epoch, gateway.log = "e2", []
-        await gateway.publish({}, {}, {})
         await gateway.cut()
         await gateway.until(lambda: len(gateway.hellos) == 2)
+        await gateway.publish({}, {}, {})
         assert record.seq == 1
         assert await take(records, 1) == [2]
         assert seen == []
