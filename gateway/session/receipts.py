@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
+from time import time
 from typing import Protocol
 
 import msgspec
@@ -31,6 +32,12 @@ RETRY_SECONDS_MAX = 5.0
 
 
 _encode = msgspec.json.Encoder().encode
+
+
+def acknowledged(partition: int, tenant: str, user: str, device: str, epoch: str, after: int, up_to: int) -> Outgoing:
+    """The receipt of what a device acknowledges by a request of its own, now."""
+    receipt = Receipt(user, INAPP, "acknowledged", _moment(time()), device, None, epoch, after, up_to)
+    return Outgoing(receipt_subject(partition, tenant, user), _encode(receipt))
 
 
 class Source(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -15,6 +15,7 @@ from projections.store import Checkpoint
 from projections.unread.frames import told
 from projections.unread.script import READ
 from projections.unread.store import FIRST_VERSION, VERSION_SECONDS, asked, meta_key, read_version, unread_of
+from seamark.protocol import frames
 from seamark.protocol.cursor import parse_cursor
 
 USERS_MAX: Final = 256
@@ -57,9 +58,9 @@ class UnreadCount(msgspec.Struct, frozen=True):
     more: bool
 
 
-def shown(unread: UnreadCount, *, stale: bool = False) -> dict[str, Any]:
-    """The members of a frame with the count."""
-    return {**told(unread, unread.as_of.seq), "stale": unread.stale or stale}
+def shown(unread: UnreadCount, *, stale: bool = False) -> frames.Unread:
+    """The count as a client is told it."""
+    return told(unread, unread.as_of.seq, stale=unread.stale or stale)
 
 
 class UnreadReader:

@@ -14,14 +14,14 @@ from gateway.join.port import FeedCounters, ResetReason, Snapshot
 from gateway.log.live import UserLog
 from gateway.options import Times
 from gateway.session.follower import Follower
-from gateway.session.frames import BadFrame, Read
 from gateway.session.positions import StaleCursor, acknowledged, read_up_to
 from gateway.session.registry import Sessions, one_too_many
 from gateway.session.session import Session
 from gateway.session.wheel import Wheel
-from gateway.stores.counts import unread_frame
 from seamark.protocol.close_codes import CloseCode
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.errors import BadFrame
+from seamark.protocol.frames import Read, Unread, unread_frame
 
 
 class Window:
@@ -63,18 +63,14 @@ def session_on(window: Window, **more: Any) -> Session:
     return session
 
 
-def count(number: int, as_of: int) -> dict[str, Any]:
-    return {"count": number, "as_of": as_of, "more": False, "categories": {}, "stale": False}
-
-
 async def test_a_count_that_waited_for_room_is_never_told_after_a_newer_one() -> None:
     window = Window()
     session = session_on(window)
     session.ready(Cursor("e", 1))
     window.has_room = False
-    session.unread(unread_frame(count(1, 5)))
+    session.unread(unread_frame(Unread(1, 5)))
     window.has_room = True  # some of it has drained, but not enough yet for the session to be told
-    session.unread(unread_frame(count(2, 6)))
+    session.unread(unread_frame(Unread(2, 6)))
     session.writable()
     assert window.counts == [2]
 
@@ -82,8 +78,8 @@ async def test_a_count_that_waited_for_room_is_never_told_after_a_newer_one() ->
 async def test_a_count_that_came_before_ready_is_not_told_after_the_newer_one_in_it() -> None:
     window = Window()
     session = session_on(window)
-    session.unread(unread_frame(count(1, 5)))
-    session.counted(count(2, 6))
+    session.unread(unread_frame(Unread(1, 5)))
+    session.counted(Unread(2, 6))
     session.ready(Cursor("e", 1))
     assert window.counts == [2]
 
@@ -92,9 +88,9 @@ async def test_a_count_that_came_before_a_reset_is_told_after_it_only_if_it_is_n
     for waiting, told in ((5, [2, 2]), (7, [2, 2, 1])):
         window = Window()
         session = session_on(window)
-        session.unread(unread_frame(count(1, waiting)))
+        session.unread(unread_frame(Unread(1, waiting)))
         session._follower.tally = None  # type: ignore[union-attr]
-        session.reset(ResetReason.NEW, Snapshot(None, unread=count(2, 6)), Cursor("e", 1))
+        session.reset(ResetReason.NEW, Snapshot(None, unread=Unread(2, 6)), Cursor("e", 1))
         assert window.counts == told
 
 
@@ -108,7 +104,7 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower = Follower(session, Window(), None, "e.90")  # type: ignore[arg-type]
     follower.log = UserLog(SimpleNamespace(number=0), "default", "alice")  # type: ignore[arg-type]
     follower.log.followers = [follower]
-    follower.log.count(unread_frame(count(4, 100)))
+    follower.log.count(unread_frame(Unread(4, 100)))
     follower.resumed(Cursor("e", 90))
     follower._moved(100)
     assert acknowledged("e.95", follower) == 95
@@ -116,7 +112,7 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower._moved(60)
     assert acknowledged("e.95", follower) is None, "a record that is no more"
     assert acknowledged("e.55", follower) is None, "it may be of the record that was there before"
-    follower.log.count(unread_frame(count(1, 55)))
+    follower.log.count(unread_frame(Unread(1, 55)))
     assert len(told) == 2, "a count of the log as it is now counts, though a higher position was told before"
     with pytest.raises(StaleCursor):
         read_up_to(Read(up_to="e.95"), follower)
@@ -147,9 +143,9 @@ async def test_a_count_of_the_former_log_that_waits_is_not_told_after_a_reset_in
     session = session_on(window)
     session.ready(Cursor("e", 1))
     window.has_room = False
-    session.unread(unread_frame(count(9, 100)))
+    session.unread(unread_frame(Unread(9, 100)))
     window.has_room = True
-    session.reset(ResetReason.EPOCH, Snapshot(None, unread=count(0, 3)), Cursor("f", 3))
+    session.reset(ResetReason.EPOCH, Snapshot(None, unread=Unread(0, 3)), Cursor("f", 3))
     assert window.counts == [0]
 
 
@@ -165,11 +161,11 @@ async def test_a_change_of_the_count_that_was_lost_reaches_everybody_when_anothe
     log = UserLog(SimpleNamespace(number=0), "default", "alice")  # type: ignore[arg-type]
     first, second = Listener(), Listener()
     log.followers = [first]  # type: ignore[list-item]
-    log.counted(count(1, 5))
+    log.counted(Unread(1, 5))
     log.followers = [first, second]  # type: ignore[list-item]
-    log.counted(count(2, 6))  # what the projector said of it was lost
+    log.counted(Unread(2, 6))  # what the projector said of it was lost
     assert first.counts == [2]
-    log.compare(count(2, 6))
+    log.compare(Unread(2, 6))
     assert first.counts == [2]
 
 
@@ -216,4 +212,4 @@ async def test_a_ping_before_there_is_a_position_is_answered_with_the_first_one(
         assert window.frames == []
         tell(session)
         assert window.frames[0]["op"] == "ready"
-        assert window.frames[-1] == {"op": "pong", "cursor": "e.7"}
+        assert window.frames[-1] == {"op": "pong", "cursor": "e.7", "seq": 7}
