@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -25,8 +24,8 @@ from gateway.access.auth import Verifier
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.api import acks, inbox_page
 from gateway.api import inbox as inbox_api
-from gateway.api import inbox_page
 from gateway.api import proof as proof_api
 from gateway.api.dev_page import DevPage, dev_routes
 from gateway.api.events import EventsApi
@@ -53,6 +52,7 @@ from gateway.stores.tables import NotRead, open_tables
 from projections.inbox.queries import Page
 from projections.queries import Queries
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.frames import Unread
 from seamark.protocol.subjects import EVENTS_STREAM, encode_token, log_stream
 
 _NO_SUCH_STREAM = 10059
@@ -124,6 +124,7 @@ def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | No
             web.get("/v1/stream", sse.stream, allow_head=False),
             web.get("/v1/records", poll.records, allow_head=False),
             web.get("/v1/inbox", inbox_page.page),
+            web.post("/v1/ack", acks.ack),
             web.post("/v1/inbox/read", inbox_api.read),
             web.post("/v1/inbox/archive", inbox_api.archive),
             web.get("/v1/notifications/{id:[^/]+}/trace", proof_api.trace),
@@ -312,13 +313,13 @@ def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapsh
     user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
     tables = context.tables
 
-    def counted(count: dict[str, Any] | None) -> None:
+    def counted(count: Unread | None) -> None:
         if tables is None:
             together(count, NotRead.AWAY)
         else:
             tables.snapshot(tenant, user, lambda page: together(count, page))
 
-    def together(count: dict[str, Any] | None, page: Page | NotRead) -> None:
+    def together(count: Unread | None, page: Page | NotRead) -> None:
         if page is NotRead.TOO_MANY:
             answer(None)
         elif isinstance(page, Page) and page.checkpoint is not None:

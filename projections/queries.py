@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -11,6 +10,7 @@ from redis.asyncio import Redis
 from projections.store import Checkpoint
 from projections.unread.frames import told
 from projections.unread.reader import UnreadReader
+from seamark.protocol.frames import Unread
 from seamark.protocol.subjects import encode_token, partition_of
 
 
@@ -66,6 +66,6 @@ class Queries:
         await self._unread.close()
 
 
-def shown(unread: UnreadCount, *, stale: bool = False) -> dict[str, Any]:
-    """The members of a frame with the count."""
-    return {**told(unread, unread.as_of.seq), "stale": unread.stale or stale}
+def shown(unread: UnreadCount, *, stale: bool = False) -> Unread:
+    """The count as a client is told it."""
+    return told(unread, unread.as_of.seq, stale=unread.stale or stale)

@@ -15,9 +15,10 @@ from gateway.carriers.connection import connection_of
 from gateway.carriers.ws import bound_unsent
 from gateway.context import CONTEXT
 from gateway.http.problems import Problem
-from gateway.session.frames import BadFrame, check_device
+from gateway.session.frames import check_device
 from gateway.session.outlet import EventStreamOutlet
 from gateway.session.session import Session
+from seamark.protocol.errors import BadFrame
 
 
 async def stream(request: web.Request) -> web.StreamResponse:

@@ -7,16 +7,16 @@ before it. What comes there without a sequence is an `unread` count from the pro
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
 from engine.broker.jetstream import Broker, Subscription
 from engine.errors import BrokerError
 from gateway.limits import shared_pause_seconds
 from gateway.log.message import Message, live_position
-from gateway.stores.counts import as_of, differs, marked_stale, unread_frame
+from gateway.stores.counts import as_of, differs, marked_stale, unread_in
+from seamark.protocol.frames import Unread, unread_frame
 from seamark.protocol.subjects import live_subject, log_subject
 
 if TYPE_CHECKING:
@@ -68,24 +68,22 @@ class UserLog:
         for follower in self.followers:
             follower.unread(frame)
 
-    def counted(self, count: dict[str, Any] | None) -> dict[str, Any] | None:
+    def counted(self, count: Unread | None) -> Unread | None:
         """What a joining session is told: the count that was read, unless a newer one has come meanwhile.
 
         Is it another than the sessions before were told, a change was lost on its way to them: they are told as well.
         """
         if count is None:
             return None
-        if count["as_of"] < self.as_of:
-            newer: dict[str, Any] = {"stale": False, **msgspec.json.decode(self.unread)}
-            newer.pop("op")
-            return newer
+        if count.as_of < self.as_of:
+            return unread_in(self.unread)
         frame = unread_frame(count)
         if len(self.followers) > 1 and (not self.unread or differs(self.unread, count)):
             self.count(frame)
-        self.as_of, self.unread = count["as_of"], frame
+        self.as_of, self.unread = count.as_of, frame
         return count
 
-    def compare(self, count: dict[str, Any] | None) -> None:
+    def compare(self, count: Unread | None) -> None:
         """What the projections say now: if it is not what was told last, tell it. None: no count can be had."""
         if count is None:
             stale = marked_stale(self.unread) if self.unread else None

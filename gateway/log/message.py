@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.broker.jetstream import Stored
-from gateway.session.frames import record_frame, skip_frame
+from seamark.protocol.frames import record_frame, skip_frame
 
 _SKIP: Final = b"\r\nSeamark-Skip:"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"

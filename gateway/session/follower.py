@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from gateway.join.feed import Feed
 from gateway.join.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot
 from gateway.log.message import Message
-from gateway.session.frames import live_frame
 from gateway.session.receipts import Tally
 from gateway.stores.tables import NotRead
 from seamark.protocol.cursor import START, Cursor, parse_cursor
 from seamark.protocol.errors import InvalidCursor
+from seamark.protocol.frames import LiveFrame, Unread, encode
 
 if TYPE_CHECKING:
     from gateway.log.live import UserLog
@@ -65,7 +65,7 @@ class Follower:
         if not self._session.ended and self.log is not None:
             self.partition.counts.ask(self.log.user, lambda count: self._guard(self._counted, count))
 
-    def _counted(self, count: dict[str, Any] | None) -> None:
+    def _counted(self, count: Unread | None) -> None:
         if not self._session.ended and self.log is not None:
             self._session.counted(self.log.counted(count))
             session, tables = self._session, self._session.context.tables
@@ -145,7 +145,7 @@ class Follower:
     def caught_up(self, cursor: Cursor) -> None:
         """Frame `live`."""
         outlet = self._outlet
-        outlet.send(live_frame(cursor), self._epoch_bytes, cursor.seq)
+        outlet.send(encode(LiveFrame(str(cursor), cursor.seq)), self._epoch_bytes, cursor.seq)
         if outlet.tells_live:
             self._moved(cursor.seq)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
+from time import time
 from typing import Protocol
 
 import msgspec
@@ -43,6 +44,12 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 _encode = msgspec.json.Encoder().encode
+
+
+def acknowledged(partition: int, tenant: str, user: str, device: str, epoch: str, after: int, up_to: int) -> Outgoing:
+    """The receipt of what a device acknowledges by a request of its own, now."""
+    receipt = Receipt(user, "inapp", device, "acknowledged", epoch, after, up_to, _moment(time()))
+    return Outgoing(receipt_subject(partition, tenant, user), _encode(receipt))
 
 
 class Source(Protocol):

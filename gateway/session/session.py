@@ -17,20 +17,7 @@ from gateway.context import Context
 from gateway.join.port import ResetReason, Snapshot, State
 from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
 from gateway.session.follower import Follower
-from gateway.session.frames import (
-    Ack,
-    BadFrame,
-    Hello,
-    Ping,
-    Read,
-    Refresh,
-    bye_frame,
-    decode_frame,
-    error_frame,
-    pong_frame,
-    ready_frame,
-    reset_frame,
-)
+from gateway.session.frames import check_device, check_read
 from gateway.session.identity import user_hash
 from gateway.session.outlet import Outlet
 from gateway.session.positions import StaleCursor, acknowledged, read_up_to
@@ -52,7 +39,24 @@ from seamark.protocol.close_codes import (
     CloseCode,
 )
 from seamark.protocol.cursor import Cursor
-from seamark.protocol.errors import InvalidCursor
+from seamark.protocol.errors import BadFrame, InvalidCursor, UnknownOp
+from seamark.protocol.frames import (
+    Ack,
+    Bye,
+    ClientFrame,
+    ErrorFrame,
+    Hello,
+    Ping,
+    Pong,
+    Read,
+    Ready,
+    Refresh,
+    ResetFrame,
+    Unread,
+    decode_client_frame,
+    encode,
+    request_id,
+)
 
 _log = structlog.get_logger("seamark.session")
 
@@ -109,16 +113,19 @@ class Session:
             self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
             return None
         try:
-            frame = decode_frame(data)
+            frame = decode_client_frame(data)
             if self._follower is None:
                 if isinstance(frame, Hello):
+                    check_device(frame.device)
                     self._greeted = True
                     return self._hello(frame)
                 raise BadFrame("the first frame must be `hello`")
             return self._handle(frame, self._follower)
+        except UnknownOp as error:
+            self._refuse("unknown_op", str(error), error.id)
         except (BadFrame, InvalidCursor) as error:
-            self.end(BAD_FRAME, str(error))
-            return None
+            self.end(BAD_FRAME, str(error), request_id(data))
+        return None
 
     def heard(self) -> None:
         """The client has shown life by a frame of the WebSocket itself, a ping or pong."""
@@ -154,9 +161,7 @@ class Session:
         if not self.ended:
             self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
 
-    def _handle(
-        self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower
-    ) -> Coroutine[Any, Any, None] | None:
+    def _handle(self, frame: ClientFrame, follower: Follower) -> Coroutine[Any, Any, None] | None:
         match frame:
             case Ack():
                 self._ack(frame, follower)
@@ -175,7 +180,7 @@ class Session:
         if cursor is None:
             self._pong_owed = True  # there is no position yet: the answer follows the first one
         else:
-            self._outlet.send(pong_frame(cursor))
+            self._outlet.send(encode(Pong(str(cursor), cursor.seq)))
 
     async def _hello(self, frame: Hello) -> None:
         token = frame.token or self._token
@@ -231,53 +236,58 @@ class Session:
                 self.context.receipts.note(self)
 
     def _read(self, frame: Read, follower: Follower) -> None:
+        check_read(frame)
         try:
             up_to = read_up_to(frame, follower)
         except StaleCursor as error:
-            self._outlet.send(error_frame("stale_cursor", str(error)))
+            self._refuse("stale_cursor", str(error), frame.id)
             return
-        self.context.spawn(self._append_read(frame.ids or [], up_to, follower), "append-read")
+        self.context.spawn(self._append_read(frame, up_to, follower), "append-read")
 
-    async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower) -> None:
+    async def _append_read(self, frame: Read, up_to: int | None, follower: Follower) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
         try:
             await self.context.state_records.append(
                 "read", tenant=self.tenant, user=self.user, device=self.device,
-                partition=follower.partition.number, ids=ids, up_to=up_to,
+                partition=follower.partition.number, ids=frame.ids or [], up_to=up_to,
             )  # fmt: skip
         except TooManyRecords as error:
-            if not self.ended:
-                self._outlet.send(error_frame("too_many_reads", str(error)))
+            self._refuse("too_many_reads", str(error), frame.id)
         except BrokerError as error:
             _log.warning(
                 "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
             )
-            if not self.ended:
-                self._outlet.send(error_frame("unavailable", "the read could not be stored: try again"))
+            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
+
+    def _refuse(self, code: str, detail: str, id: str | None) -> None:
+        """Tell that the frame with this `id` was not obeyed. The session goes on."""
+        if not self.ended:
+            self._outlet.send(encode(ErrorFrame(code, detail, id)))
 
     # --- from the follower ------------------------------------------------------------------------------------------
 
     def ready(self, cursor: Cursor) -> None:
         """The cursor was accepted."""
         self._count.begun = True
-        self._outlet.send(ready_frame(self.id, cursor, None, self._count.take()), cursor.epoch.encode(), cursor.seq)
+        frame = Ready(self.id, resumed=True, cursor=str(cursor), seq=cursor.seq, unread=self._count.take())
+        self._outlet.send(encode(frame), cursor.epoch.encode(), cursor.seq)
         self._tell_what_waited(cursor)
         _RESUMED.inc()
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """The cursor was given up: say so, and what replaces it."""
         count = self._count.take()
-        unread = dict(snapshot.unread) if snapshot.unread is not None else count
+        unread = snapshot.unread if snapshot.unread is not None else count
         self._count.replace(unread)
         if not self._count.begun:
             self._count.begun = True
-            self._outlet.send(ready_frame(self.id, None, reason.value, unread))
-        frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
-        self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
+            self._outlet.send(encode(Ready(self.id, reason=reason.value, unread=unread)))
+        frame = ResetFrame(reason.value, str(cursor), cursor.seq, unread, list(snapshot.inbox), snapshot.stale)
+        self._outlet.send(encode(frame), cursor.epoch.encode(), cursor.seq)
         self._tell_what_waited(cursor)
         metrics.gateway_joins.labels(reason.value).inc()
 
-    def counted(self, count: dict[str, Any] | None) -> None:
+    def counted(self, count: Unread | None) -> None:
         """The count that was read when the log was joined."""
         self._count.read(count)
 
@@ -289,7 +299,7 @@ class Session:
         """Answer pings that came before there was a position, and send a count that had to wait for `ready`."""
         if self._pong_owed:
             self._pong_owed = False
-            self._outlet.send(pong_frame(cursor))
+            self._outlet.send(encode(Pong(str(cursor), cursor.seq)))
         self._count.tell_waiting()
 
     def take_receipts(self) -> list[Outgoing]:
@@ -305,22 +315,22 @@ class Session:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def end(self, code: CloseCode, detail: str) -> None:
-        """Close with `code`; one line in the log says so."""
+    def end(self, code: CloseCode, detail: str, id: str | None = None) -> None:
+        """Close with `code`, because of the frame with this `id` if it is one; one line in the log says so."""
         if self.ended:
             return
         _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,
                   user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
         self._leave(code)
         if code is not NORMAL:
-            self._outlet.send(error_frame(code.name, detail[:500]))
+            self._outlet.send(encode(ErrorFrame(code.name, detail[:500], id)))
         self._outlet.close(code, detail)
 
     def bye(self, retry_after_ms: int) -> None:
         """The process leaves: say when to come back, and close."""
         if not self.ended:
             self._leave(RESTARTING)
-            self._outlet.send(bye_frame(retry_after_ms))
+            self._outlet.send(encode(Bye(retry_after_ms)))
             self._outlet.close(RESTARTING, f"come back in {retry_after_ms} ms")
 
     def gone(self) -> None:

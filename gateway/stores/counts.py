@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -19,6 +19,7 @@ from gateway.limits import COUNT_SECONDS, COUNTS_EVERY_SECONDS, shared_pause_sec
 from gateway.log.watch import Watch
 from projections.queries import Queries, UnreadCount, shown
 from projections.store import StoreUnavailable
+from seamark.protocol.frames import Unread, unread_frame
 
 if TYPE_CHECKING:
     from gateway.log.live import UserLog
@@ -31,11 +32,11 @@ USERS_MAX: Final = 256
 PAUSE_SECONDS: Final = 1.0
 """After a failure Redis is left alone this long: nobody who joins waits for it meanwhile."""
 
-Answer = Callable[[dict[str, Any] | None], None]
-"""Gets the members of a frame with a count; None when there is none to be had."""
+Answer = Callable[[Unread | None], None]
+"""Gets a count; None when there is none to be had."""
 
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+unread_in = msgspec.json.Decoder(Unread).decode
+"""The count in a frame `unread`."""
 
 
 class Counts:
@@ -124,7 +125,7 @@ class Counts:
             _log.exception("reading counts failed, sessions go on without", partition=self._partition)
             return []
 
-    def _shown(self, unread: UnreadCount) -> dict[str, Any]:
+    def _shown(self, unread: UnreadCount) -> Unread:
         log = self._watch.last
         return shown(unread, stale=log is None or log.epoch != unread.as_of.epoch)
 
@@ -153,15 +154,9 @@ class Counts:
             await asyncio.sleep(0)
 
 
-def unread_frame(count: dict[str, Any]) -> bytes:
-    """`unread` with these members."""
-    return _encode({"op": "unread", **count})
-
-
-def differs(frame: bytes, count: dict[str, Any]) -> bool:
+def differs(frame: bytes, count: Unread) -> bool:
     """Whether a count says something else than the frame sent last, but for how far it is counted."""
-    last = _decode(frame)
-    return any(last.get(name, False) != count[name] for name in ("count", "more", "stale", "categories"))
+    return msgspec.structs.replace(unread_in(frame), as_of=count.as_of) != count
 
 
 def as_of(frame: bytes) -> int:
@@ -177,5 +172,5 @@ def as_of(frame: bytes) -> int:
 
 def marked_stale(frame: bytes) -> bytes | None:
     """The frame with its count marked as stale; None when it was."""
-    last = _decode(frame)
-    return None if last.get("stale") else _encode({**last, "stale": True})
+    last = unread_in(frame)
+    return None if last.stale else unread_frame(msgspec.structs.replace(last, stale=True))

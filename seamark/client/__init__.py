@@ -14,9 +14,10 @@ from seamark.client.errors import (
     TooManySessions,
     UserChanged,
 )
-from seamark.client.items import Live, Now, Problem, Record, Reset, State, Unread
+from seamark.client.items import Live, Now, Problem, Record, Reset, State
 from seamark.client.publisher import Published, Publisher
 from seamark.client.session import Timing
+from seamark.protocol.frames import Unread
 
 __all__ = [
     "Backoff",

@@ -7,19 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from seamark.client.items import Item, Live, Now, Problem, Record, Reset, Unread
+from seamark.client.items import Item, Live, Now, Problem, Record, Reset
 from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
+from seamark.client.receiver import Position
+from seamark.protocol.frames import Unread
 
 WAITING_RECORDS_MAX: Final = 1024
 WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Position:
+class _Moved:
     """The log moved without anything for the app; `live` when it is caught up."""
 
-    cursor: str
+    to: Position
     live: bool
 
 
@@ -64,7 +66,7 @@ class Delivery:
         self._on_reset = on_reset
         self._auto_ack = auto_ack
         self._taken: _Taken | None = None
-        self._mailbox: Mailbox[_Arrival | _Position | Unread | Now | Problem] = Mailbox(
+        self._mailbox: Mailbox[_Arrival | _Moved | Unread | Now | Problem] = Mailbox(
             WAITING_RECORDS_MAX, WAITING_BYTES_MAX
         )
 
@@ -74,9 +76,9 @@ class Delivery:
         """A record or snapshot; waits for room."""
         await self._mailbox.put(_Arrival(item, generation), len(item.raw) if isinstance(item, Record) else 0)
 
-    async def put_position(self, cursor: str, *, live: bool) -> None:
+    async def put_position(self, to: Position, *, live: bool) -> None:
         """The log moved without anything for the app; waits for room."""
-        await self._mailbox.put(_Position(cursor, live))
+        await self._mailbox.put(_Moved(to, live))
 
     async def put(self, item: Unread | Now | Problem) -> None:
         """Something beside the log; waits for room."""
@@ -104,11 +106,11 @@ class Delivery:
             item = await self._mailbox.get()
             if isinstance(item, _Arrival):
                 return await self._take(item)
-            if isinstance(item, _Position):
-                self._keeper.passed(item.cursor)
+            if isinstance(item, _Moved):
+                self._keeper.passed(item.to.cursor)
                 if not item.live:
                     continue
-                return Live(item.cursor)
+                return Live(*item.to)
             return item
 
     async def _take(self, arrival: _Arrival) -> Record | Reset:
