@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,28 @@ def test_the_map_of_rooms_names_every_package() -> None:
     assert missing == set()
 
 
-def imported(path: Path) -> list[str]:
-    names: list[str] = []
+def test_no_circle_among_modules_type_checking_imports_included() -> None:
+    modules = {module_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    arrows = {name: modules.keys() & imported(path) for name, path in modules.items()}
+    assert sum(map(len, arrows.values())) > len(modules), "the arrows were found"
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports, at its top, in functions and for type checking: modules, and names that may be modules."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.append(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
