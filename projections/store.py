@@ -105,7 +105,7 @@ class StoppingStore:
         if _passes(error):
             return
         if not isinstance(error, StoreBroken):
-            _log.error("a fold failed", projection=self._name, exc_info=error)
+            _log.error("fold_failed", projection=self._name, exc_info=error)
         remedy = error.remedy if isinstance(error, StoreBroken) else StoreBroken().remedy
         reason = str(error) if isinstance(error, StoreBroken) else type(error).__name__
         raise PartitionStopped(f"{self._name}: {what}: {reason}", remedy) from error

@@ -96,7 +96,7 @@ class Tables:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("tables_not_read", error=str(error))
         except Exception:
-            _log.exception("reading tables failed, the session goes on without")
+            _log.exception("tables_not_read")
         finally:
             answer(found)
 
