@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from engine.errors import BrokerError
+from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.admission import admit_user
 from gateway.access.auth import Claims
 from gateway.api.inbox_page import queries_of
@@ -22,6 +22,7 @@ from gateway.session.frames import check_device, check_read
 from gateway.session.state_records import Kind, TooManyRecords
 from projections.inbox.queries import Filter
 from projections.store import StoreUnavailable
+from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import BadFrame
 from seamark.protocol.frames import Read
 from seamark.protocol.limits import LABEL_CHARS_MAX
@@ -99,30 +100,38 @@ async def _mark_filtered(
     return web.json_response({"id": id, "count": len(ids), "more": more}, status=202)
 
 
-async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> int | None:
-    """The sequence read up to: what the cursor says, never beyond the log's end; `all` is that end."""
+async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> Cursor | None:
+    """The position read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
     state = await log_state(partition)
-    return state.last_seq if body.up_to is None else seq_of(body.up_to, "up_to", state, f"invalid_{kind}")
+    seq = state.last_seq if body.up_to is None else seq_of(body.up_to, "up_to", state, f"invalid_{kind}")
+    return Cursor(state.epoch, seq)
 
 
-async def _append(context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: int | None) -> str:
+async def _append(
+    context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: Cursor | None
+) -> str:
     """Store the record; its id.
 
     Raises:
-        Problem: 429, the user has had too many appended; 503, the log does not take it now.
+        Problem: 409, the log was made anew; 429, the user has had too many appended; 503, the log does not take it now.
     """
+    partition = context.partition(claims.tenant, claims.user)
+    known = partition.watch.last
     try:
         return await context.state_records.append(
             kind,
             tenant=claims.tenant,
             user=claims.user,
             device=device,
-            partition=context.partition(claims.tenant, claims.user).number,
+            partition=partition.number,
+            epoch=up_to.epoch if up_to else known.epoch if known else "",
             ids=ids,
-            up_to=up_to,
+            up_to=up_to.seq if up_to else None,
         )
+    except OtherIncarnation as error:
+        raise Problem(409, "stale_cursor", "the log was made anew before this was stored", field="up_to") from error
     except TooManyRecords as error:
         raise Problem(429, "too_many_reads", str(error), retry_after_seconds=error.retry_after_seconds) from error
     except BrokerError as error:

@@ -32,8 +32,8 @@ class Listener(Protocol):
     def joined(self) -> None:
         """The live subscription is confirmed: what is stored from now on comes as a live copy."""
 
-    def live(self, seq: int, prev: int, message: Message) -> None:
-        """A live copy; `prev` is the sequence of the user's record before it."""
+    def live(self, seq: int, prev: int, message: Message, epoch: str) -> None:
+        """A live copy; `prev` is the sequence of the user's record before it, `epoch` the incarnation it says it is of."""
 
     def unread(self, frame: bytes) -> None:
         """A new unread count."""
@@ -88,14 +88,14 @@ class UserLog:
 
     def on_copy(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """A message on the live subject; called from the read loop of the connection."""
-        seq, prev = live_position(headers)
+        seq, prev, epoch = live_position(headers)
         if seq < 0:
             if payload.startswith(b'{"op":"unread"'):  # anything else there is not for clients
                 self.count(payload)
             return
         message = Message(seq, payload, headers)
         for listener in self.listeners:
-            listener.live(seq, prev, message)
+            listener.live(seq, prev, message, epoch)
 
     def count(self, frame: bytes) -> None:
         """Pass on an unread count, unless a newer one has come: two projectors may speak while one takes over."""

@@ -8,12 +8,12 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from engine.broker.jetstream import Broker, Stored
+from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
 from engine.limits import PAGE_RECORDS
 from engine.tasks import Tasks
 from gateway.limits import PAGE_BYTES, PAGES_IN_FLIGHT, READ_SECONDS
-from gateway.log.message import Message
+from gateway.log.message import Message, of_stored
 
 _log = structlog.get_logger("seamark.reader")
 
@@ -47,7 +47,7 @@ class Reader:
             page = await self._broker.next_by_subject(
                 self._stream, subject, seq, batch=PAGE_RECORDS, max_bytes=PAGE_BYTES, timeout_seconds=READ_SECONDS
             )
-            return Page([_message(stored) for stored in page.records], page.more)
+            return Page([of_stored(stored) for stored in page.records], page.more)
 
         self._begin("page", read, answer)
 
@@ -56,7 +56,7 @@ class Reader:
 
         async def read() -> Page:
             stored = await self._broker.leader_next(self._stream, subject, seq, timeout_seconds=READ_SECONDS)
-            return Page([_message(stored)] if stored is not None else [])
+            return Page([of_stored(stored)] if stored is not None else [])
 
         self._begin("next", read, answer)
 
@@ -90,7 +90,3 @@ class Reader:
             except Exception:
                 _log.exception("log_not_read", what=what, stream=self._stream)
         answer(found)
-
-
-def _message(stored: Stored) -> Message:
-    return Message(stored.seq, stored.payload, stored.headers)

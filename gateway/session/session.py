@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from engine import metrics
-from engine.errors import BrokerError
+from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.auth import Claims, Refused
 from gateway.context import Context
 from gateway.join.port import State
@@ -224,15 +224,17 @@ class Session:
         except StaleCursor as error:
             self._refuse("stale_cursor", str(error), frame.id)
             return
-        self.context.tasks.begin(self._append_read(frame, up_to, follower), "append-read")
+        self.context.tasks.begin(self._append_read(frame, up_to, follower, follower.epoch), "append-read")
 
-    async def _append_read(self, frame: Read, up_to: int | None, follower: Follower) -> None:
+    async def _append_read(self, frame: Read, up_to: int | None, follower: Follower, epoch: str) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
         try:
             await self.context.state_records.append(
                 "read", tenant=self.tenant, user=self.user, device=self.device,
-                partition=follower.partition.number, ids=frame.ids or [], up_to=up_to,
+                partition=follower.partition.number, epoch=epoch, ids=frame.ids or [], up_to=up_to,
             )  # fmt: skip
+        except OtherIncarnation:
+            self._refuse("stale_cursor", "the log was made anew before the read was stored", frame.id)
         except TooManyRecords as error:
             self._refuse("too_many_reads", str(error), frame.id)
         except BrokerError as error:
