@@ -1,7 +1,7 @@
 """`GET /v1/stream`: the same session as server-sent events, for where WebSocket is blocked.
 
-The event's id is the cursor, so `Last-Event-ID` (or `cursor` in the query) resumes. The stream has no way up: reads go
-to `POST /v1/inbox/read`, acknowledgements are left out, and the next request's cursor says what has arrived.
+The event's id is all that is needed to resume: as `Last-Event-ID`, or as `cursor` in the query. The stream has no way up: reads
+go to `POST /v1/inbox/read`, acknowledgements to `POST /v1/ack`.
 """
 
 from __future__ import annotations

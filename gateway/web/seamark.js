@@ -6,8 +6,8 @@
  *   inbox.addEventListener("record", ({ detail }) => apply(detail.record));
  *   inbox.connect();
  *
- * Events (all `CustomEvent`): `reset` {reason, cursor, unread, inbox} · `record` {seq, prev, cursor, record} ·
- * `live` {cursor} · `unread` {count, as_of, stale} · `state` {state, transport, reason, retryMs} ·
+ * Events (all `CustomEvent`): `reset` {reason, cursor, seq, unread, inbox} · `record` {seq, prev, cursor, record} ·
+ * `live` {cursor, seq} · `unread` {count, as_of, stale} · `state` {state, transport, reason, retryMs} ·
  * `error` {code, message, fatal}.
  *
  * A page begins with a snapshot (`reset`) and goes on with records in log order, each once. State and position belong

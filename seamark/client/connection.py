@@ -125,7 +125,7 @@ class Connection:
             return
         self._started = True
         try:
-            self._stored = await self._keeper.load()
+            self._stored = await self._keeper.store.load()
             if self._closed:
                 raise ConnectionClosed
         except BaseException:

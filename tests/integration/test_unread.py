@@ -79,7 +79,7 @@ async def test_ready_and_reset_carry_the_count_and_each_change_reaches_every_dev
             for device in (phone, laptop):
                 frame = await counted(device, 3)
                 expected = {"count": 3, "as_of": seqs[0], "more": False, "categories": {"mail": 2}}
-                assert frame == {"op": "unread", **expected}
+                assert frame == {"op": "unread", **expected, "stale": False}
         async with gateway.device() as phone, gateway.device(cursor=None) as tablet:
             assert (await phone.until("ready"))["unread"] == {**expected, "stale": False}
             assert (await tablet.until("ready"))["unread"] == {**expected, "stale": False}

@@ -133,7 +133,7 @@ async def test_the_position_of_an_idle_log_is_stored_too(gateway):
         assert isinstance(await anext(events), Record)
         assert isinstance(await anext(events), Live)
         for session in gateway.sessions:
-            await session.send({"op": "live", "cursor": "e1.500"})
+            await session.send({"op": "live", **gateway.at(500)})
             session.sent = 500
         assert (await anext(events)).cursor == "e1.500"
         await until(lambda: store.cursor == "e1.500")
@@ -352,9 +352,11 @@ async def test_marks_made_without_a_session_are_said_on_the_next_and_all_means_w
 
 async def test_read_takes_exactly_one_of_its_arguments(gateway):
     async with follow(gateway) as records:
-        for wrong in ({}, {"ids": ["a"], "all": True}, {"up_to": "e1.1", "ids": []}):
+        for wrong in ({}, {"ids": ["a"], "all": True}, {"up_to": Live("e1.1", 1), "ids": []}):
             with pytest.raises(ValueError, match="exactly one"):
                 await records.read(**wrong)
+        with pytest.raises(TypeError, match="Record, Reset or Live"):
+            await records.read(up_to="e1.1")
 
 
 async def test_a_store_that_fails_ends_the_iteration(gateway):
@@ -386,7 +388,7 @@ async def test_unread_unstored_events_and_problems_reach_the_app(gateway):
     async with follow(gateway, cursor="start") as records:
         events = records.events()
         assert isinstance(await anext(events), Live)
-        await gateway.sessions[0].send({"op": "unread", "count": 3, "as_of": "e1.9"})
+        await gateway.sessions[0].send({"op": "unread", "count": 3, "as_of": 9})
         await gateway.sessions[0].send({"op": "now", "type": "demo.typing", "data": {"who": "bob"}})
         await gateway.sessions[0].send({"op": "invented", "x": 1})
         await gateway.sessions[0].send({"op": "error", "code": "too_many_reads", "detail": "slowly"})

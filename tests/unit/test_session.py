@@ -71,18 +71,14 @@ def follower_on(window: Window) -> Follower:
     return follower
 
 
-def count(number: int, as_of: int) -> Unread:
-    return Unread(number, as_of)
-
-
 def test_a_count_that_waited_for_room_is_never_told_after_a_newer_one() -> None:
     window = Window()
     follower = follower_on(window)
     follower.resumed(Cursor("e", 1))
     window.has_room = False
-    follower.unread(unread_frame(count(1, 5)))
+    follower.unread(unread_frame(Unread(1, 5)))
     window.has_room = True  # some of it has drained, but not enough yet for the session to be told
-    follower.unread(unread_frame(count(2, 6)))
+    follower.unread(unread_frame(Unread(2, 6)))
     follower.writable()
     assert window.counts == [2]
 
@@ -90,8 +86,8 @@ def test_a_count_that_waited_for_room_is_never_told_after_a_newer_one() -> None:
 def test_a_count_that_came_before_ready_is_not_told_after_the_newer_one_in_it() -> None:
     window = Window()
     follower = follower_on(window)
-    follower.unread(unread_frame(count(1, 5)))
-    follower._counted(count(2, 6))
+    follower.unread(unread_frame(Unread(1, 5)))
+    follower._counted(Unread(2, 6))
     follower.resumed(Cursor("e", 1))
     assert window.counts == [2]
 
@@ -100,8 +96,8 @@ def test_a_count_that_came_before_a_reset_is_told_after_it_only_if_it_is_newer()
     for waiting, told in ((5, [2, 2]), (7, [2, 2, 1])):
         window = Window()
         follower = follower_on(window)
-        follower.unread(unread_frame(count(1, waiting)))
-        follower.reset(ResetReason.NEW, Snapshot(None, unread=count(2, 6)), Cursor("e", 1))
+        follower.unread(unread_frame(Unread(1, waiting)))
+        follower.reset(ResetReason.NEW, Snapshot(None, unread=Unread(2, 6)), Cursor("e", 1))
         assert window.counts == told
 
 
@@ -110,7 +106,7 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower = follower_on(window)
     assert follower.log is not None
     follower.log.listeners = [follower]
-    follower.log.count(unread_frame(count(4, 100)))
+    follower.log.count(unread_frame(Unread(4, 100)))
     follower.resumed(Cursor("e", 90))
     follower._moved(100)
     assert acknowledged("e.95", follower) == 95
@@ -118,7 +114,7 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     follower._moved(60)
     assert acknowledged("e.95", follower) is None, "a record that is no more"
     assert acknowledged("e.55", follower) is None, "it may be of the record that was there before"
-    follower.log.count(unread_frame(count(1, 55)))
+    follower.log.count(unread_frame(Unread(1, 55)))
     assert window.counts == [4, 1], "a count of the log as it is now counts, though a higher position was told before"
     with pytest.raises(StaleCursor):
         read_up_to(Read(up_to="e.95"), follower)
@@ -149,9 +145,9 @@ def test_a_count_of_the_former_log_that_waits_is_not_told_after_a_reset_in_mid_s
     follower = follower_on(window)
     follower.resumed(Cursor("e", 1))
     window.has_room = False
-    follower.unread(unread_frame(count(9, 100)))
+    follower.unread(unread_frame(Unread(9, 100)))
     window.has_room = True
-    follower.reset(ResetReason.EPOCH, Snapshot(None, unread=count(0, 3)), Cursor("f", 3))
+    follower.reset(ResetReason.EPOCH, Snapshot(None, unread=Unread(0, 3)), Cursor("f", 3))
     assert window.counts == [0]
 
 
@@ -167,11 +163,11 @@ async def test_a_change_of_the_count_that_was_lost_reaches_everybody_when_anothe
     log = UserLog(0, "default", "alice")
     first, second = Listener(), Listener()
     log.listeners = [first]  # type: ignore[list-item]
-    log.counted(count(1, 5))
+    log.counted(Unread(1, 5))
     log.listeners = [first, second]  # type: ignore[list-item]
-    log.counted(count(2, 6))  # what the projector said of it was lost
+    log.counted(Unread(2, 6))  # what the projector said of it was lost
     assert first.counts == [2]
-    log.compare(count(2, 6))
+    log.compare(Unread(2, 6))
     assert first.counts == [2]
 
 
