@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Coroutine
 from time import time
@@ -17,7 +18,6 @@ from gateway.join.port import State
 from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
 from gateway.session.follower import Follower
 from gateway.session.frames import check_device, check_read
-from gateway.session.identity import user_hash
 from gateway.session.outlet import Outlet
 from gateway.session.positions import StaleCursor, acknowledged, read_up_to
 from gateway.session.pulse import Pulse
@@ -239,11 +239,12 @@ class Session:
             self._refuse("too_many_reads", str(error), frame.id)
         except BrokerError as error:
             _log.warning(
-                "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
+                "read_not_stored", user=_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
             )
             self._refuse("unavailable", "the read could not be stored: try again", frame.id)
-        except Exception as error:
-            self.failed(error)
+        except Exception:
+            _log.exception("read_not_stored", user=_hash(self.tenant, self.user))
+            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
 
     def _refuse(self, code: str, detail: str, id: str | None) -> None:
         """Tell that the frame with this `id` was not obeyed. The session goes on."""
@@ -257,7 +258,7 @@ class Session:
         if self.ended:
             return
         _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,
-                  user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
+                  user=_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
         self._leave(code)
         if code is not NORMAL:
             self._outlet.send(encode(ErrorFrame(code.name, detail[:500], id)))
@@ -318,3 +319,11 @@ class Session:
             self.context.wheel.later(LOOK_SECONDS, self._tick, looks - 1)
         else:
             self.end(NO_PONG, "a ping was not answered in time")
+
+
+_HASH_KEY = secrets.token_bytes(16)
+
+
+def _hash(tenant: str, user: str) -> str:
+    """What stands for a user in the log: the same within one process, of no use to whoever reads the log."""
+    return hashlib.blake2b(f"{tenant}\0{user}".encode(), key=_HASH_KEY, digest_size=8).hexdigest()
