@@ -32,6 +32,7 @@ from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 from seamark.backoff import Backoff
+from seamark.protocol.appends import RETRIED_ERR_CODES
 
 __all__ = [
     "After",
@@ -49,8 +50,6 @@ __all__ = [
 ]
 
 WRONG_LAST_SEQUENCE = 10071
-RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
-"""Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
 
 BATCH_INCOMPLETE = 10176
 """A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""

@@ -11,21 +11,23 @@ from typing import Final, Self
 import aiohttp
 
 from seamark.backoff import Backoff
-from seamark.client.closecodes import TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
 from seamark.client.delivery import Delivery
-from seamark.client.errors import ConnectionClosed, NotAuthenticated, UserChanged
-from seamark.client.items import Item, Now, Place, Problem, Record, Reset, State
+from seamark.client.errors import ConnectionClosed, NotAuthenticated, UserChanged, error_of
+from seamark.client.items import Item, Live, Now, Place, Problem, Record, Reset, State
 from seamark.client.keeper import Keeper
 from seamark.client.marks import Lost
 from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Position, Receiver, Restore
 from seamark.client.session import End, Session, Timing, endpoint
 from seamark.client.token import Owner, TokenCallable, TokenSource
 from seamark.client.uplink import Uplink
-from seamark.protocol.close_codes import TOO_MANY_FRAMES
+from seamark.protocol.close_codes import STOP, TOO_MANY_FRAMES, UNAUTHENTICATED
 from seamark.protocol.frames import ErrorFrame, Hello, NowFrame, Ready, Unread, UnreadFrame
 
 log = logging.getLogger("seamark.client")
+
+TOO_MANY_SECONDS: Final = 60.0
+"""How long to stay away after 4429, unless the gateway names a time: its bucket of frames is a minute's."""
 
 
 class Connection:
@@ -63,8 +65,8 @@ class Connection:
 
     Raises:
         ValueError: `url` is not an address, or `snapshot` is not alone.
-        NotAuthenticated, UserChanged, Forbidden, TooManySessions, ProtocolError, and whatever the store raises: while iterating,
-            after what had arrived before. Everything else is retried for ever, with full jitter.
+        NotAuthenticated, UserChanged, TooManySessions, ClientError (its message has the close code), whatever the store raises:
+            while iterating, after what had arrived before. Everything else is retried for ever, with full jitter.
     """
 
     def __init__(
@@ -303,14 +305,11 @@ class Connection:
 
     def _after(self, end: End) -> float:
         """How long to wait after `end`; raises where there is nothing to wait for."""
-        match verdict(end.code):
-            case Verdict.STOP:
-                raise error_of(end.code, end.reason)
-            case Verdict.RENEW:
-                if end.token_sent:  # otherwise the refusal says nothing about the token
-                    self._token.refused()
-                if self._token.exhausted:
-                    raise error_of(end.code, end.reason)
+        renew = end.code == UNAUTHENTICATED.code
+        if renew and end.token_sent:  # otherwise the refusal says nothing about the token
+            self._token.refused()
+        if end.code in STOP or (renew and self._token.exhausted):
+            raise error_of(end.code, end.reason)
         delay = self._backoff.next_seconds()
         asked = end.retry_after_seconds
         if asked is None and end.code == TOO_MANY_FRAMES.code:
@@ -323,12 +322,12 @@ class Connection:
             case Deliver(frame):
                 self._uplink.shown(frame)
                 record = Record(frame.seq, frame.prev, frame.cursor, bytes(frame.record))
-                await self._delivery.put_log(record, self._uplink.generation)
+                await self._delivery.put_entry(record, self._uplink.generation)
             case Advance(to, live):
                 if live:
                     self._backoff.succeeded()
                     self._set_state(State.LIVE)
-                await self._delivery.put_position(to, live=live)
+                await self._delivery.put(Live(*to) if live else to.cursor)
                 if live:
                     await self._uplink.live()
             case Joined(frame):
@@ -338,7 +337,7 @@ class Connection:
                 self.unread = frame.unread
                 count = None if frame.unread is None else frame.unread.count
                 reset = Reset(frame.reason, frame.cursor, frame.seq, count, frame.inbox, frame.stale)
-                await self._delivery.put_log(reset, self._uplink.generation)
+                await self._delivery.put_entry(reset, self._uplink.generation)
             case Notice(UnreadFrame() as frame):
                 self.unread = Unread(frame.count, frame.as_of, frame.more, frame.categories, frame.stale)
                 await self._delivery.put(self.unread)

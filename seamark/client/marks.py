@@ -6,7 +6,6 @@ the same, whoever wrote that record. Every session that has caught up without sh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -21,9 +20,6 @@ READ_IDS_MAX: Final = 200
 
 READ_IDS_WAITING_MAX: Final = 1000
 """Marked ids that may wait for the log to show them: five frames."""
-
-_ID: Final = re.compile(r"[!-~]{1,128}")
-"""What the id of a record looks like. The gateway would close the session for any other."""
 
 _ANOTHER_LOG: Final = frozenset({"epoch", "future"})
 """Reasons of a `reset` after which records have other positions than before."""
@@ -57,16 +53,6 @@ class _Mark:
             return False
         self.misses += 1
         return self.misses >= MISSES_MAX
-
-
-def check_id(id: object) -> None:
-    """Check that `id` can be the id of a record.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    if not isinstance(id, str) or _ID.fullmatch(id) is None:
-        raise ValueError(f"{id!r} is no id of a record: an id has 1 to 128 printable ASCII characters without blanks")
 
 
 class Lost(NamedTuple):

@@ -3,7 +3,7 @@
 One position is held: that of the last frame accepted. No record of the log is between the `prev` of a record and its `seq`.
 So with `prev` at or below the position held nothing was lost, and a record at or below it is a duplicate. The position moves
 before the app sees the record, so that a connection replaced meanwhile resumes behind what is already queued here. What is
-*stored* is decided elsewhere (`progress.py`). Cursors are never looked into: what is compared is the number beside them.
+*stored* is decided elsewhere (`keeper.py`). Cursors are never looked into: what is compared is the number beside them.
 """
 
 from __future__ import annotations

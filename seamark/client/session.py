@@ -12,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from seamark.backoff import retry_after_seconds
 from seamark.client.receiver import Joined, Notice, Outcome, Receiver, Restart
 from seamark.protocol.close_codes import CODE_OF_STATUS
 from seamark.protocol.errors import BadFrame, UnknownOp
@@ -139,11 +140,8 @@ class Session:
                     timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
                 )
         except aiohttp.WSServerHandshakeError as refused:
-            retry = refused.headers.get("Retry-After", "") if refused.headers else ""
-            wait = float(retry) if retry.isascii() and retry.isdigit() else None
-            return End(
-                CODE_OF_STATUS.get(refused.status, 1006), f"the handshake was answered with {refused.status}", wait
-            )
+            said = f"the handshake was answered with {refused.status}"
+            return End(CODE_OF_STATUS.get(refused.status, 1006), said, retry_after_seconds(refused.headers))
         except (aiohttp.ClientError, OSError, TimeoutError) as failed:
             return End(1006, f"no connection: {str(failed) or type(failed).__name__}")
 

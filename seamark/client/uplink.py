@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from seamark.client.errors import ClientError, UserChanged
-from seamark.client.marks import READ_IDS_WAITING_MAX, Lost, Marks, check_id
+from seamark.client.marks import READ_IDS_WAITING_MAX, Lost, Marks
 from seamark.client.receiver import Position
 from seamark.client.session import Session, Timing
 from seamark.client.token import TokenSource
+from seamark.protocol.events import is_event_id
 from seamark.protocol.frames import Ack, ErrorFrame, RecordFrame, Refresh, ResetFrame
 
 log = logging.getLogger("seamark.client")
@@ -133,8 +134,8 @@ class Uplink:
         Raises:
             ClientError: more than 1000 ids that the log has not shown yet. ValueError: what can be no id.
         """
-        for id in ids:
-            check_id(id)
+        if wrong := [id for id in ids if type(id) is not str or not is_event_id(id)]:
+            raise ValueError(f"{wrong[0]!r} is no id of a record: 1 to 128 printable ASCII characters without blanks")
         if len(ids) + len(self.marks.ids) > READ_IDS_WAITING_MAX:
             raise ClientError(f"at most {READ_IDS_WAITING_MAX} ids can wait to be stored; use up_to or all=True")
         self.marks.add(ids)
