@@ -163,7 +163,7 @@ class ProjectionWorker:
             self._failed = batch
             raise PartitionStopped(f"{self._name} of {self._stream}: {what}: {error}", error.remedy) from error
         except Exception as error:
-            self._log.exception("a fold failed")
+            self._log.exception("fold_failed")
             self._failed = batch
             reason = f"{self._name} of {self._stream}: {what}: {type(error).__name__}"
             raise PartitionStopped(reason, StoreBroken().remedy) from error
@@ -186,12 +186,12 @@ class ProjectionWorker:
             try:
                 await self._measure_lag(reader.phase)
             except (SeamarkError, OSError, TimeoutError) as error:
-                self._log.debug("could not measure the lag", error=type(error).__name__)
+                self._log.debug("lag_not_measured", error=type(error).__name__)
                 if self._oldest_due_at is not None:
                     self._lag.set(max(0.0, time.time() - self._oldest_due_at))
             except Exception:
                 # Without this task a fold that stands still looks healthy, so an unforeseen error must not end it.
-                self._log.exception("measuring the lag failed and is tried again")
+                self._log.exception("lag_measuring_failed")
 
     async def _measure_lag(self, phase: Phase) -> None:
         at = self._expected

@@ -288,7 +288,7 @@ class Connection:
             try:
                 await self.flush()
             except Unanswered:
-                _log.warning("closing without an answer from the server")
+                _log.warning("closed_unanswered")
                 transport = outgoing(self.nc)
                 if transport is not None:
                     transport.abort()
@@ -300,7 +300,7 @@ class Connection:
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 await self.nc.close()
         except (TimeoutError, OSError) as error:
-            _log.warning("the connection did not close in good order", error=type(error).__name__)
+            _log.warning("connection_closed_badly", error=type(error).__name__)
 
     def _on_reply(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         waiting = self._waiting.get(subject[len(self._inbox) + 1 :])
@@ -327,18 +327,18 @@ class Connection:
         now, kind = time.monotonic(), f"{what} {_kind(subject)}" if found else words[:200]
         if now - self._refusals_logged.get(kind, -REFUSAL_LOG_SECONDS) >= REFUSAL_LOG_SECONDS:
             self._refusals_logged[kind] = now
-            _log.error("NATS does not permit this", what=kind, user=self.settings.user)
+            _log.error("nats_forbids", what=kind, user=self.settings.user)
 
     async def _on_disconnect(self) -> None:
         self._gathered, self._gathered_bytes = [], 0
         if not self.nc.is_closed:
-            _log.warning("disconnected from NATS")
+            _log.warning("nats_disconnected")
         self._fail_waiting()
         self._refused.clear()
         _call(self.on_disconnect)
 
     async def _on_reconnect(self) -> None:
-        _log.info("reconnected to NATS")
+        _log.info("nats_reconnected")
         _call(self.on_reconnect)
 
     async def _on_error(self, error: Exception) -> None:
@@ -354,7 +354,7 @@ def _call(callbacks: Iterable[Callable[[], None]]) -> None:
         try:
             callback()
         except Exception:
-            _log.exception("a callback of the connection failed")
+            _log.exception("connection_callback_failed")
 
 
 def settle(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:

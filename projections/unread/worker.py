@@ -105,10 +105,10 @@ class UnreadWorker(ProjectionWorker):
                 if reached is not None:
                     await self._attend(reached)
         except (BrokerError, StoreUnavailable, OSError, TimeoutError) as error:
-            self._log.debug("could not attend", error=type(error).__name__, detail=str(error)[:200])
+            self._log.debug("counts_not_attended", error=type(error).__name__, detail=str(error)[:200])
         except Exception:
             # Without this task counts turn stale though they are not; what we did not foresee must not end it.
-            self._log.exception("attending failed, it goes on")
+            self._log.exception("attending_failed")
 
     async def _neglected(self) -> bool:
         """Whether nobody attends: where there is nothing to read, no reader has been chosen yet."""
@@ -118,7 +118,7 @@ class UnreadWorker(ProjectionWorker):
     def _suspect(self, reader: PartitionReader, reached: Checkpoint) -> None:
         """Twice in a row another checkpoint is stored than the one reached: Redis has lost its data, or gone back."""
         if self._missed == reached == self._unread.reached:
-            self._log.warning("Redis has another checkpoint than was stored", reached=str(reached))
+            self._log.warning("checkpoint_gone_back", reached=str(reached))
             self._missed = None
             reader.reclaim()
         else:

@@ -25,7 +25,7 @@ async def repair_is_named(why: str, *processes: DispatcherProcess) -> None:
     """The log tells to repair; where a stream was missing for a moment only at the next look, ten seconds later."""
 
     def said() -> bool:
-        lines = [line for process in processes for line in process.said("partition stopped until it is repaired")]
+        lines = [line for process in processes for line in process.said("partition_stopped")]
         return any(why in line["why"] and "seamark topology repair" in line["remedy"] for line in lines)
 
     await eventually(said, seconds=20)
@@ -133,7 +133,7 @@ async def test_what_is_no_mark_on_a_marks_subject_stops_the_partition_and_names_
     ack = await broker.append("mark.3.3", b"oops")
     await load.run(100)
     await eventually(lambda: only.metric(STOPPED) == 1)
-    [said] = only.said("partition stopped until it is repaired")
+    [said] = only.said("partition_stopped")
     assert said["remedy"] == f"Delete message {ack.seq} of LOG-3: the mark before it counts then"
     await broker.api("STREAM.MSG.DELETE.LOG-3", {"seq": ack.seq})
     await chaos.judge(broker)

@@ -214,7 +214,7 @@ async def nothing_is_left(gateway: TestGateway) -> None:
     """No session, no subscription and nobody who waits in the gateway."""
     await eventually(lambda: not len(gateway.context.sessions))
     assert not any(partition.logs for partition in gateway.context.partitions)
-    assert not any(partition.watch._waiting for partition in gateway.context.partitions)
+    assert not any(partition.watch._questions._waiting for partition in gateway.context.partitions)
     assert set(gateway.context.broker.nc._subs) == gateway.subscriptions
 
 

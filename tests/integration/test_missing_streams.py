@@ -190,7 +190,7 @@ async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_need
     async with connected(nats_server.url) as broker:
         with capture_logs() as logs:
             await report_start(broker, profile)  # type: ignore[arg-type]
-            assert [line["event"] for line in logs] == ["copies could not be read"]
+            assert [line["event"] for line in logs] == ["copies_not_read"]
         await topology.ensure(broker, "dev", overrides=FAST)
         with capture_logs() as logs:
             await report_start(broker, profile)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ async def test_a_constraint_stops_the_partition_with_the_reason_while_the_lag_ri
             await eventually(lambda: not stopped("inbox-0") and lag("inbox") == 0)
     said = capsys.readouterr()
     assert "only_good" in said.out + said.err
-    assert (said.out + said.err).count("partition stopped until it is repaired") == 1
+    assert (said.out + said.err).count("partition_stopped") == 1
 
 
 async def test_a_fault_of_redis_stops_the_partition_and_an_error_of_a_fold_does_not_end_the_process(
