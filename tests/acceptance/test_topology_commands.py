@@ -18,9 +18,9 @@ from tests.support.commands import ENV
 from tests.support.logs import FAST, connected, eventually
 
 
-async def seamark(folder: Path, *words: str, answer: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+async def seamark(folder: Path, *words: str, answer: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `seamark topology`; without an answer its standard input is at its end."""
-    return await asyncio.to_thread(commands.seamark, "topology", *words, folder=folder, text=answer, **env)
+    return await asyncio.to_thread(commands.seamark, "topology", *words, folder=folder, text=answer or "", **env)
 
 
 async def stream_names(broker: Broker) -> set[str]:

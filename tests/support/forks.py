@@ -31,11 +31,8 @@ PACKAGES: Final = (
     "aiohttp.web", "alembic.command", "asyncpg", "jwt", "msgspec", "nats.aio.client", "prometheus_client", "psutil",
     "redis.asyncio", "rich.progress", "rich.table", "sqlalchemy.ext.asyncio", "structlog", "typer", "uvloop",
 )  # fmt: skip
-REQUEST_BYTES_MAX: Final = 1 << 17
-"""Of arguments and environment together; what a socket of the system takes in one piece by default is more."""
-
-STATUS_BYTES: Final = 16
-"""Room for a number in digits."""
+NUMBER_BYTES: Final = 16
+"""Room for a number in digits: the length of a request, a process id, an exit code."""
 
 
 class Fork:
@@ -43,7 +40,7 @@ class Fork:
 
     def __init__(self, status: socket.socket) -> None:
         self._status = status
-        self.pid = int(status.recv(STATUS_BYTES))
+        self.pid = int(status.recv(NUMBER_BYTES))
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -57,7 +54,7 @@ class Fork:
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
-            self.returncode = int(self._status.recv(STATUS_BYTES) or -signal.SIGKILL)  # nothing: the server has died
+            self.returncode = int(self._status.recv(NUMBER_BYTES) or -signal.SIGKILL)  # nothing: the server has died
             self._status.close()
         return self.returncode
 
@@ -86,25 +83,32 @@ def fork(
     death_signal: int = signal.SIGKILL,
 ) -> Fork:
     """Run `python -m <words>` in a session of its own; it gets `death_signal` when the process of the tests ends."""
-    status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = json.dumps({"words": words, "env": dict(env), "cwd": str(cwd), "death_signal": int(death_signal)})
-    with theirs:
-        socket.send_fds(_server(), [request.encode()], [stdin, stdout, stderr, theirs.fileno()])
+    status, theirs = socket.socketpair()
+    request = json.dumps(
+        {"words": words, "env": dict(env), "cwd": str(cwd), "death_signal": int(death_signal)}
+    ).encode()
+    with theirs, _lock:  # one request after the other, whatever thread it comes from
+        control = _server()
+        socket.send_fds(control, [_number(len(request))], [stdin, stdout, stderr, theirs.fileno()])
+        control.sendall(request)
     return Fork(status)
+
+
+def _number(value: int) -> bytes:
+    return b"%*d" % (NUMBER_BYTES, value)
 
 
 def _server() -> socket.socket:
     """The socket of the server, which is started when it is first needed and ends with this process."""
     global _control
-    with _lock:
-        if _control is None:
-            _control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            argv = [sys.executable, "-m", "tests.support.forks", str(theirs.fileno())]
-            env = {**os.environ, "PYTHONPATH": str(ROOT)}
-            process = subprocess.Popen(argv, cwd=ROOT, env=env, pass_fds=[theirs.fileno()], start_new_session=True)
-            theirs.close()
-            atexit.register(_end, _control, process)
-        return _control
+    if _control is None:
+        _control, theirs = socket.socketpair()
+        argv = [sys.executable, "-m", "tests.support.forks", str(theirs.fileno())]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(argv, cwd=ROOT, env=env, pass_fds=[theirs.fileno()], start_new_session=True)
+        theirs.close()
+        atexit.register(_end, _control, process)
+    return _control
 
 
 def _end(control: socket.socket, server: subprocess.Popen[bytes]) -> None:
@@ -129,10 +133,10 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
             waking.recv(4096)
             _report_ended(running)
         if control in ready:
-            request, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES_MAX, 4)
-            if not request:
+            length, descriptors, _, _ = socket.recv_fds(control, NUMBER_BYTES, 4)
+            if not length:
                 return None
-            asked = json.loads(request)
+            asked = json.loads(control.recv(int(length), socket.MSG_WAITALL))
             prepare = death_signal_setter(asked["death_signal"])
             pid = os.fork()
             if not pid:
@@ -141,7 +145,7 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
                     prepare()
                 return asked
             running[pid] = socket.socket(fileno=descriptors[3])
-            running[pid].send(b"%d" % pid)
+            running[pid].send(_number(pid))
             for descriptor in descriptors[:3]:
                 os.close(descriptor)
 
@@ -153,7 +157,7 @@ def _report_ended(running: dict[int, socket.socket]) -> None:
         if not pid:
             return
         with running.pop(pid) as told, contextlib.suppress(OSError):  # whoever asked may be gone
-            told.send(b"%d" % os.waitstatus_to_exitcode(status))
+            told.send(_number(os.waitstatus_to_exitcode(status)))
 
 
 def _become(asked: dict[str, Any], descriptors: list[int]) -> None:
