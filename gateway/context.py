@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
 
 from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
+from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
 from gateway.access.buckets import Buckets
 from gateway.access.origins import Origins
@@ -29,9 +30,6 @@ from gateway.session.state_records import StateRecords
 from gateway.session.wheel import Wheel
 from gateway.stores.tables import Tables
 from seamark.protocol.subjects import encode_token, partition_of
-
-if TYPE_CHECKING:
-    from gateway.access.admission import Handshakes
 
 _log = structlog.get_logger("seamark.context")
 
@@ -55,9 +53,10 @@ class Context:
     wheel: Wheel
     flusher: Flusher
     snapshots: Snapshots
-    handshakes: Handshakes
+    handshakes: Buckets
     times: Times
     tables: Tables | None = None
+    api_keys: ApiKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
     proxies: Proxies = field(default_factory=Proxies)

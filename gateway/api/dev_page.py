@@ -14,7 +14,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +23,7 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
-from gateway.http.problems import Problem
+from gateway.http.problems import INVALID_QUERY, Handler, Kind, Problem
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_token
 
@@ -40,7 +39,7 @@ FILES: Final = {
 TOKEN_SECONDS: Final = 900
 """Life of a token of the page. Short, so that the page's refresh is exercised every day."""
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+NOT_LOCAL: Final = Kind(403, "not_local")
 
 _WEB: Final = Path(__file__).parents[1] / "web"
 
@@ -94,17 +93,15 @@ def check_local(request: web.Request) -> None:
     """
     host = request.headers.get("Host", "")
     if not is_loopback_host(host):
-        raise Problem(
-            403, "not_local", "Host is not this machine: open the page at http://127.0.0.1 or http://localhost"
-        )
+        raise Problem(NOT_LOCAL, "Host is not this machine: open the page at http://127.0.0.1 or http://localhost")
     origin = request.headers.get("Origin")
     if origin is not None and origin.lower() != f"http://{host.lower()}":
-        raise Problem(403, "not_local", "Origin is another site: only the page itself may ask")
+        raise Problem(NOT_LOCAL, "Origin is another site: only the page itself may ask")
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise Problem(403, "not_local", "the request comes from another site: only the page itself may ask")
+        raise Problem(NOT_LOCAL, "the request comes from another site: only the page itself may ask")
     peer = request.remote
     if peer is not None and not _is_loopback(peer):
-        raise Problem(403, "not_local", "the request comes from another machine: the dev profile serves this one only")
+        raise Problem(NOT_LOCAL, "the request comes from another machine: the dev profile serves this one only")
 
 
 def is_loopback_host(host: str) -> bool:
@@ -129,7 +126,7 @@ def _session(page: DevPage, user: str) -> web.Response:
     try:
         encode_token(user)
     except InvalidToken as error:
-        raise Problem(400, "invalid_user", str(error), field="user") from error
+        raise Problem(INVALID_QUERY, str(error), field="user") from error
     now = int(time.time())
     claims: dict[str, object] = {"sub": user, "tenant": page.tenant, "iat": now, "exp": now + TOKEN_SECONDS}
     if page.issuer is not None:
@@ -163,7 +160,7 @@ def _seamark() -> str:
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
 
 
-def _static(name: str, content_type: str) -> _Handler:
+def _static(name: str, content_type: str) -> Handler:
     async def serve(_: web.Request) -> web.StreamResponse:
         # Read at each request: whoever changes the page sees it at the next reload.
         body = (_WEB / name).read_bytes()

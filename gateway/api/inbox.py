@@ -5,25 +5,27 @@ What is asked for becomes a record of the log, and the log changes every device 
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
-from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from engine.errors import BrokerError
-from gateway.access.admission import admit_user
-from gateway.access.auth import Claims
-from gateway.api.inbox_page import queries_of
-from gateway.context import CONTEXT, Context
-from gateway.http.bodies import read_body
-from gateway.http.problems import Problem, field_of, unavailable
+from gateway.access.principals import User
+from gateway.api.inbox_page import inbox_of
+from gateway.http.endpoint import Call, endpoint
+from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Kind, Problem
 from gateway.limits import FRAME_BYTES, READ_IDS
 from gateway.log.partition import Partition
-from gateway.session.frames import BadFrame, Read, check_device, check_read
-from gateway.session.state_records import Kind, TooManyRecords
+from gateway.session import state_records
+from gateway.session.frames import Read, check_device, check_read
+from gateway.session.state_records import TooManyRecords
 from projections.inbox.queries import Filter
-from projections.store import StoreUnavailable
 from seamark.protocol.cursor import parse_cursor
 from seamark.protocol.errors import InvalidCursor
-from seamark.protocol.limits import LABEL_CHARS_MAX
+
+STALE_CURSOR: Final = Kind(409, "stale_cursor")
+TOO_MANY_READS: Final = Kind(429, "too_many_reads")
 
 
 class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,104 +37,87 @@ class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
     all: bool = False
     filter: Filter | None = None
 
-
-_decode = msgspec.json.Decoder(ReadBody).decode
-
-
-async def read(request: web.Request) -> web.StreamResponse:
-    """Append a read record; 202 with its id once it is stored. All devices of the user see it in their log."""
-    return await _mark(request, "read")
-
-
-async def archive(request: web.Request) -> web.StreamResponse:
-    """The same for `archive`."""
-    return await _mark(request, "archive")
+    def __post_init__(self) -> None:
+        """Raise ValueError where the members do not go together."""
+        check_device(self.device)
+        if self.filter is None:
+            check_read(Read(ids=self.ids, up_to=self.up_to, all=self.all))
+        elif self.ids is not None or self.up_to is not None or self.all:
+            raise ValueError("`filter` stands alone: leave out `ids`, `up_to` and `all`")
 
 
-async def _mark(request: web.Request, kind: Kind) -> web.StreamResponse:
-    context = request.app[CONTEXT]
-    claims = await admit_user(request, context)
-    body = _body(await read_body(request, FRAME_BYTES), kind)
-    if body.filter is not None:
-        return await _mark_filtered(context, claims, kind, body, body.filter)
-    partition = context.partition(claims.tenant, claims.user)
-    up_to = await _up_to(body, partition, kind)
-    id = await _append(context, claims, kind, body.device, body.ids or [], up_to)
-    return web.json_response({"id": id}, status=202)
+class Marked(msgspec.Struct):
+    """The id of the record that says so. By a filter: how many it names, and whether there are more to ask for again."""
+
+    id: str | None
+    count: int | UnsetType = UNSET
+    more: bool | UnsetType = UNSET
 
 
-def _body(data: bytes, kind: Kind) -> ReadBody:
-    try:
-        body = _decode(data)
-        check_device(body.device)
-        _check_labels(body.filter)
-        if body.filter is None or body.ids is not None or body.up_to is not None or body.all:
-            if body.filter is not None:
-                raise BadFrame("`filter` stands alone: leave out `ids`, `up_to` and `all`", field="filter")
-            check_read(Read(ids=body.ids, up_to=body.up_to, all=body.all))
-    except BadFrame as error:
-        raise Problem(400, f"invalid_{kind}", str(error), field=error.field) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, f"invalid_{kind}", str(error), field=field_of(error)) from error
-    return body
+_PROBLEMS: Final = (STALE_CURSOR, TOO_MANY_READS)
 
 
-def _check_labels(which: Filter | None) -> None:
-    for name, text in (("category", which.category), ("type", which.type)) if which is not None else ():
-        if text is not None and (not 0 < len(text) <= LABEL_CHARS_MAX or "\0" in text):
-            raise BadFrame(f"`filter.{name}` has 1 to {LABEL_CHARS_MAX} characters", field=f"filter.{name}")
+@endpoint("POST", "/v1/inbox/read", status=202, body_bytes=FRAME_BYTES, problems=_PROBLEMS)
+async def mark_read(call: Call[User, None, ReadBody]) -> Marked:
+    """Mark notifications as read, on all devices of the user. Answered once a record that says so is stored."""
+    return await _mark(call, "read")
 
 
-async def _mark_filtered(
-    context: Context, claims: Claims, kind: Kind, body: ReadBody, which: Filter
-) -> web.StreamResponse:
-    """By ids, as the inbox holds them now: what comes later is not meant. `more`: ask again for the rest."""
+@endpoint("POST", "/v1/inbox/archive", status=202, body_bytes=FRAME_BYTES, problems=_PROBLEMS)
+async def mark_archived(call: Call[User, None, ReadBody]) -> Marked:
+    """Archive notifications, on all devices of the user. Answered once a record that says so is stored."""
+    return await _mark(call, "archive")
+
+
+async def _mark(call: Call[User, None, ReadBody], kind: state_records.Kind) -> Marked:
+    user, body = call.principal, call.body
+    if body.filter is None:
+        up_to = await _up_to(body, call.context.partition(user.tenant, user.user))
+        return Marked(await _append(call, kind, body.ids or [], up_to))
+    # By ids, as the inbox holds them now: what comes later is not meant.
     undone = {"unread": True} if kind == "read" else {"archived": False}
-    which = msgspec.structs.replace(which, **undone)
-    try:
-        found = await queries_of(context).ids(claims.tenant, claims.user, which, READ_IDS + 1)
-    except StoreUnavailable as error:
-        raise unavailable("the inbox does not answer: try again") from error
-    ids, more = found[:READ_IDS], len(found) > READ_IDS
-    id = await _append(context, claims, kind, body.device, ids, None) if ids else None
-    return web.json_response({"id": id, "count": len(ids), "more": more}, status=202)
+    which = msgspec.structs.replace(body.filter, **undone)
+    found = await inbox_of(call.context).ids(user.tenant, user.user, which, READ_IDS + 1)
+    ids = found[:READ_IDS]
+    return Marked(await _append(call, kind, ids, None) if ids else None, len(ids), len(found) > READ_IDS)
 
 
-async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> int | None:
+async def _up_to(body: ReadBody, partition: Partition) -> int | None:
     """The sequence read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
     state = await partition.watch.state()
     if state is None:
-        raise unavailable("the log does not answer: try again")
+        raise Problem(UNAVAILABLE, "the log does not answer: try again")
     if body.up_to is None:
         return state.last_seq
     try:
         cursor = parse_cursor(body.up_to)
     except InvalidCursor as error:
-        raise Problem(400, f"invalid_{kind}", str(error), field="up_to") from error
+        raise Problem(INVALID_BODY, str(error), field="up_to") from error
     if cursor.epoch != state.epoch or cursor.seq > state.last_seq:
-        raise Problem(409, "stale_cursor", "`up_to` does not belong to this incarnation of the log", field="up_to")
+        raise Problem(STALE_CURSOR, "`up_to` does not belong to this incarnation of the log", field="up_to")
     return cursor.seq
 
 
-async def _append(context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: int | None) -> str:
+async def _append(call: Call[User, None, ReadBody], kind: state_records.Kind, ids: list[str], up_to: int | None) -> str:
     """Store the record; its id.
 
     Raises:
-        Problem: 429, the user has had too many appended; 503, the log does not take it now.
+        Problem: the user has had too many appended, or the log does not take it now.
     """
+    user = call.principal
     try:
-        return await context.state_records.append(
+        return await call.context.state_records.append(
             kind,
-            tenant=claims.tenant,
-            user=claims.user,
-            device=device,
-            partition=context.partition(claims.tenant, claims.user).number,
+            tenant=user.tenant,
+            user=user.user,
+            device=call.body.device,
+            partition=call.context.partition(user.tenant, user.user).number,
             ids=ids,
             up_to=up_to,
         )
     except TooManyRecords as error:
-        raise Problem(429, "too_many_reads", str(error), retry_after_seconds=error.retry_after_seconds) from error
+        raise Problem(TOO_MANY_READS, str(error), retry_after_seconds=error.retry_after_seconds) from error
     except BrokerError as error:
-        raise unavailable(f"the {kind} could not be stored: try again") from error
+        raise Problem(UNAVAILABLE, f"the {kind} could not be stored: try again") from error

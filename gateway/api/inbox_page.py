@@ -1,88 +1,87 @@
-"""`GET /v1/inbox`: pages of a user's inbox, newest first, and the choice of rows that other requests name by a filter."""
+"""`GET /v1/inbox`: pages of a user's inbox, newest first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from datetime import datetime
+from typing import Annotated, Literal, cast
 
 import msgspec
-from aiohttp import web
+from msgspec import UNSET, Meta, UnsetType
 
-from gateway.access.admission import admit_user
-from gateway.context import CONTEXT, Context
-from gateway.http.problems import Problem, unavailable
-from projections.inbox.queries import PAGE_ROWS, Filter, InboxQueries, InvalidPage, parse_page_cursor
-from projections.store import StoreUnavailable
+from gateway.access.principals import User
+from gateway.context import Context
+from gateway.http.endpoint import Call, endpoint
+from gateway.http.problems import INVALID_QUERY, UNAVAILABLE, Problem
+from projections.inbox.queries import PAGE_ROWS, Filter, InboxQueries, InvalidPage, Label, parse_page_cursor
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.records import Record
 
-_LABEL_CHARS: Final = 128
-_WORDS: Final[Mapping[str, bool | None]] = {"true": True, "false": False, "any": None}
-
-_encode = msgspec.json.Encoder().encode
+Choice = Literal["true", "false", "any"]
 
 
-async def page(request: web.Request) -> web.StreamResponse:
-    """`{"items", "next", "as_of"}`: `next` is the `cursor` of the following page, null behind the last.
+class InboxQuery(msgspec.Struct, frozen=True):
+    """Which rows, and how many. `type`: one, or with `.*` at its end all below it. `cursor`: the `next` of the page before."""
 
-    `as_of` is the log's cursor that the rows are true at: whoever follows the log from there misses nothing.
+    unread: Choice = "any"
+    archived: Choice = "false"
+    category: Label | None = None
+    type: Label | None = None
+    limit: Annotated[int, Meta(ge=1)] = PAGE_ROWS
+    cursor: str | None = None
+
+
+class Item(Record, kw_only=True):
+    """A record of the log, and what the inbox knows of it."""
+
+    seq: int
+    read: bool
+    read_at: datetime | None
+    archived_at: datetime | UnsetType = UNSET
+    carried: bool | UnsetType = UNSET
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+
+
+class InboxPage(msgspec.Struct):
+    """Newest first.
+
+    Attributes:
+        next: the `cursor` of the following page; null behind the last.
+        as_of: the log's cursor that the page is true at: whoever follows the log from there misses nothing.
     """
-    context = request.app[CONTEXT]
-    claims = await admit_user(request, context)
-    queries = queries_of(context)
-    which = _filter(request)
-    limit = _limit(request)
+
+    items: list[Item]
+    next: str | None
+    as_of: str | None
+
+
+@endpoint("GET", "/v1/inbox")
+async def inbox_page(call: Call[User, InboxQuery, None]) -> InboxPage:
+    """A page of the user's inbox, newest first. It may be shorter than `limit`, where its rows have more than 1 MiB."""
+    query, user = call.query, call.principal
+    which = Filter(_yes(query.unread), _yes(query.archived), query.category, query.type)
     try:
-        after = parse_page_cursor(request.query["cursor"]) if "cursor" in request.query else None
+        after = parse_page_cursor(query.cursor) if query.cursor is not None else None
     except InvalidPage as error:
-        raise Problem(400, "invalid_query", str(error), field="cursor") from error
-    try:
-        found = await queries.page(claims.tenant, claims.user, which, after=after, limit=limit)
-    except StoreUnavailable as error:
-        raise unavailable("the inbox does not answer: try again") from error
-    answer = {
-        "items": found.rows,
-        "next": str(found.next) if found.next is not None else None,
-        "as_of": str(Cursor(*found.checkpoint)) if found.checkpoint is not None else None,
-    }
-    return web.Response(body=_encode(answer), content_type="application/json", headers={"Cache-Control": "no-store"})
+        raise Problem(INVALID_QUERY, str(error), field="cursor") from error
+    limit = min(query.limit, PAGE_ROWS)
+    found = await inbox_of(call.context).page(user.tenant, user.user, which, after=after, limit=limit)
+    return InboxPage(
+        items=cast("list[Item]", found.rows),  # the stored bytes, which are never decoded
+        next=str(found.next) if found.next is not None else None,
+        as_of=str(Cursor(*found.checkpoint)) if found.checkpoint is not None else None,
+    )
 
 
-def queries_of(context: Context) -> InboxQueries:
+def _yes(choice: Choice) -> bool | None:
+    return None if choice == "any" else choice == "true"
+
+
+def inbox_of(context: Context) -> InboxQueries:
     """The inbox, where there is one.
 
     Raises:
         Problem: 503, this gateway has no database.
     """
     if context.tables is None:
-        raise unavailable("this gateway has no database: there is no inbox")
+        raise Problem(UNAVAILABLE, "this gateway has no database: there is no inbox")
     return context.tables.inbox
-
-
-def _filter(request: web.Request) -> Filter:
-    query = request.query
-    return Filter(
-        unread=_word(request, "unread", "any"),
-        archived=_word(request, "archived", "false"),
-        category=_label(query.get("category"), "category"),
-        type=_label(query.get("type"), "type"),
-    )
-
-
-def _word(request: web.Request, name: str, default: str) -> bool | None:
-    text = request.query.get(name, default)
-    if text not in _WORDS:
-        raise Problem(400, "invalid_query", f"`{name}` is `true`, `false` or `any`", field=name)
-    return _WORDS[text]
-
-
-def _label(text: str | None, name: str) -> str | None:
-    if text is not None and not 0 < len(text) <= _LABEL_CHARS:
-        raise Problem(400, "invalid_query", f"`{name}` has 1 to {_LABEL_CHARS} characters", field=name)
-    return text
-
-
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", str(PAGE_ROWS))
-    if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise Problem(400, "invalid_query", "`limit` is a positive number", field="limit")
-    return min(int(text), PAGE_ROWS)

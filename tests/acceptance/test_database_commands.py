@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.access.api_keys import PostgresKeys
+from gateway.access.api_keys import postgres_keys
 from gateway.access.key_table import hash_of
 from ops.exitcode import MISCONFIGURED
 from tests.support.devstack import ROOT
@@ -55,11 +55,11 @@ async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> No
     key = made.stdout.strip()
     assert made.returncode == 0
     assert made.stdout == f"{key}\n"
-    keys = PostgresKeys(postgres)
+    keys = await postgres_keys(postgres)
     try:
         found = await keys.find(hash_of(key))
         assert found is not None
-        assert (found.tenant, found.scopes) == ("acme", {"events:write"})
+        assert (found.tenant, found.scopes) == ("acme", {"events:write", "notifications:read"})
         lines(seamark("api-key", "create", "--tenant", "other", "--days", "1", "--json", url=postgres))
         [stored] = lines(seamark("api-key", "list", "--tenant", "acme", "--json", url=postgres))
         assert (stored["name"], stored["revoked_at"]) == ("orders", None)
