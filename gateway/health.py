@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.context import Context
-from gateway.http.endpoint import Call, endpoint
+from gateway.http.endpoint import Call, Endpoint
 
 
 def not_ready(context: Context) -> list[str]:
@@ -32,13 +32,13 @@ class Health(msgspec.Struct, omit_defaults=True):
     reasons: list[str] | None = None
 
 
-@endpoint("GET", "/healthz")
+@Endpoint("GET", "/healthz")
 async def healthz(call: Call[None, None, None]) -> Health:
     """Whether the process is alive: its loop turns. Losing a store must not restart it."""
     return Health("alive")
 
 
-@endpoint("GET", "/readyz", also=(503,))
+@Endpoint("GET", "/readyz", also=(503,))
 async def readyz(call: Call[None, None, None]) -> Annotated[web.Response, Health]:
     """Whether the process can serve, so that a load balancer may send it clients; 503 with the reasons if it cannot."""
     reasons = not_ready(call.context)

@@ -25,7 +25,7 @@ from gateway.access.buckets import Buckets
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
-from gateway.api.dev_page import DevPage, dev_routes
+from gateway.api.dev_page import dev_routes
 from gateway.api.endpoints import ENDPOINTS
 from gateway.api.events import PUBLISHING, Publishing
 from gateway.carriers.connection import Runner
@@ -83,7 +83,7 @@ async def run(
             watched(broker, options.nats_monitor_urls) as broker_health,
             _context(options, broker, broker_health, keys) as context,
         ):
-            direct = {one.path: one.directly(context) for one in ENDPOINTS if one.direct}
+            direct = {one.path: one.directly(context) for one in ENDPOINTS if one.status == 101}
             runner = Runner(create_app(context, options), direct=direct, shutdown_timeout=CLOSE_SECONDS)
             await runner.setup()
             site = web.TCPSite(runner, options.host, port, backlog=ACCEPT_BACKLOG, reuse_port=reuse_port or None)
@@ -114,16 +114,8 @@ def create_app(context: Context, options: GatewayOptions) -> web.Application:
     app = web.Application(middlewares=[as_problems])
     app[CONTEXT] = context
     app[PUBLISHING] = Publishing(context.broker)
-    app.add_routes([*(one.route() for one in ENDPOINTS if not one.direct), *cors.preflights(ENDPOINTS)])
-    if options.dev and options.jwt_secret is not None:
-        page = DevPage(
-            jwt_secret=options.jwt_secret,
-            api_key=options.dev_api_key,
-            tenant=options.dev_tenant,
-            issuer=options.issuer,
-            audience=options.audience,
-        )
-        app.add_routes(dev_routes(page))
+    app.add_routes(one.route() for one in ENDPOINTS if one.status != 101)
+    app.add_routes([*cors.preflights(ENDPOINTS), *dev_routes(options)])
     app.on_response_prepare.append(cors.allow)
     return app
 

@@ -37,9 +37,9 @@ def admit(request: web.BaseRequest, context: Context) -> None:
     origin = request.headers.get("Origin")
     if not context.origins.allows(origin, request.headers.get("Host")):
         said = "this Origin may not use the gateway: if it should, add it to SEAMARK_ORIGINS"
-        raise _refused("origin", Problem(ORIGIN, said, origin=(origin or "")[:100]))
+        raise Problem(ORIGIN, said, origin=(origin or "")[:100])
     if context.draining:
-        raise _refused("draining", Problem(RESTARTING, "the gateway restarts"))
+        raise Problem(RESTARTING, "the gateway restarts")
 
 
 def admit_session(request: web.BaseRequest, context: Context) -> None:
@@ -50,15 +50,9 @@ def admit_session(request: web.BaseRequest, context: Context) -> None:
     """
     admit(request, context)
     if context.sessions.full:
-        raise _refused("full", Problem(FULL, "this gateway has no room for another session"))
+        raise Problem(FULL, "this gateway has no room for another session")
     if context.handshakes.bounded and not context.handshakes.take(context.proxies.client(request)):
-        said = "too many connections from this address"
-        raise _refused("rate", Problem(TOO_MANY_HANDSHAKES, said, retry_after_seconds=60))
-
-
-def _refused(reason: str, problem: Problem) -> Problem:
-    metrics.gateway_refused_handshakes.labels(reason).inc()
-    return problem
+        raise Problem(TOO_MANY_HANDSHAKES, "too many connections from this address", retry_after_seconds=60)
 
 
 async def user_of(request: web.Request, context: Context) -> User:
@@ -79,8 +73,7 @@ async def user_of(request: web.Request, context: Context) -> User:
     whose = user.tenant, user.user
     if not context.requests.take(whose):
         wait = max(1, math.ceil(context.requests.wait_seconds(whose)))
-        problem = Problem(TOO_MANY_REQUESTS, "this user makes too many requests", retry_after_seconds=wait)
-        raise _refused("requests", problem)
+        raise Problem(TOO_MANY_REQUESTS, "this user makes too many requests", retry_after_seconds=wait)
     return user
 
 

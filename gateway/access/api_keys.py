@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Protocol
 
 import asyncpg
 import msgspec
@@ -45,18 +44,6 @@ class KeysAway(Exception):
 
 class TooManyGuesses(Exception):
     """This address has sent too many invalid keys: for a while no key it sends is looked up unless it is known already."""
-
-
-class Store(Protocol):
-    """Where keys are kept."""
-
-    async def find(self, key_hash: bytes) -> Holder | None:
-        """Who holds the key with this SHA-256; None: nobody."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of connections."""
-        ...
 
 
 class PostgresKeys:
@@ -123,7 +110,7 @@ class ApiKeys:
 
     def __init__(
         self,
-        store: Store,
+        store: PostgresKeys,
         *,
         guesses_per_minute: float = 0,
         now: Callable[[], float] = time.monotonic,

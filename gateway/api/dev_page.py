@@ -14,7 +14,6 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from aiohttp import web
 from yarl import URL
 
 from gateway.http.problems import INVALID_QUERY, Handler, Kind, Problem
+from gateway.options import GatewayOptions
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_token
 
@@ -56,31 +56,14 @@ _HEADERS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DevPage:
-    """What the page needs to sign in and publish.
-
-    Args:
-        jwt_secret: signs the tokens handed out; the secret the gateway verifies with.
-        api_key: the key the page's form publishes with; None hides the form.
-        tenant: whose users these are.
-        issuer: `iss` of the tokens, if the gateway wants one.
-        audience: `aud` of the tokens, if the gateway wants one.
-    """
-
-    jwt_secret: str
-    api_key: str | None = None
-    tenant: str = "default"
-    issuer: str | None = None
-    audience: str | None = None
-
-
-def dev_routes(page: DevPage) -> list[web.RouteDef]:
-    """The routes of the page. Add them only in the dev profile."""
+def dev_routes(options: GatewayOptions) -> list[web.RouteDef]:
+    """The routes of the page: none but in the dev profile, where the gateway can sign tokens."""
+    if not options.dev or options.jwt_secret is None:
+        return []
 
     async def session(request: web.Request) -> web.Response:
         check_local(request)
-        return _session(page, request.query.get("user", "alice"))
+        return _session(options, request.query.get("user", "alice"))
 
     return [*(web.get(path, _static(*file)) for path, file in FILES.items()), web.get("/dev/session", session)]
 
@@ -122,24 +105,29 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def _session(page: DevPage, user: str) -> web.Response:
+def _session(options: GatewayOptions, user: str) -> web.Response:
     try:
         encode_token(user)
     except InvalidToken as error:
         raise Problem(INVALID_QUERY, str(error), field="user") from error
     now = int(time.time())
-    claims: dict[str, object] = {"sub": user, "tenant": page.tenant, "iat": now, "exp": now + TOKEN_SECONDS}
-    if page.issuer is not None:
-        claims["iss"] = page.issuer
-    if page.audience is not None:
-        claims["aud"] = page.audience
-    token = jwt.encode(claims, page.jwt_secret, algorithm="HS256")
+    tenant, expires_at = options.dev_tenant, now + TOKEN_SECONDS
+    claims = {
+        "sub": user,
+        "tenant": tenant,
+        "iat": now,
+        "exp": expires_at,
+        "iss": options.issuer,
+        "aud": options.audience,
+    }
+    said = {name: value for name, value in claims.items() if value is not None}
+    token = jwt.encode(said, options.jwt_secret or "", algorithm="HS256")
     body = {
         "user": user,
-        "tenant": page.tenant,
+        "tenant": tenant,
         "token": token,
-        "api_key": page.api_key,
-        "expires_at": claims["exp"],
+        "api_key": options.dev_api_key,
+        "expires_at": expires_at,
         "command": _publish_command(),
     }
     headers = {**_HEADERS, "Cache-Control": "no-store"}

@@ -7,18 +7,17 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.events import publish_event, publish_events
-from gateway.api.inbox import mark_archived, mark_read
-from gateway.api.inbox_page import inbox_page
+from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.proof import trace_notification
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
 from gateway.health import healthz, readyz
-from gateway.http.endpoint import Call, Endpoint, endpoint
+from gateway.http.endpoint import Call, Endpoint
 from gateway.http.openapi import document
 
 
-@endpoint("GET", "/openapi.json")
+@Endpoint("GET", "/openapi.json")
 async def openapi(call: Call[None, None, None]) -> Annotated[msgspec.Raw, dict[str, Any]]:
     """This document."""
     return _DOCUMENT

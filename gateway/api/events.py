@@ -17,7 +17,7 @@ from engine.broker.jetstream import RETRIED_ERR_CODES, Broker, PubAck
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
-from gateway.http.endpoint import Call, endpoint
+from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import UNAVAILABLE, Kind, Problem, field_of
 from gateway.limits import (
     BULK_APPENDS,
@@ -68,15 +68,13 @@ class PublishQuery(msgspec.Struct, frozen=True):
     idempotency_key: str | None = msgspec.field(default=None, name="Idempotency-Key")
 
 
+_OF_EVENTS: Final = {"items": {"$ref": "#/components/schemas/NewEvent"}}
+
+
 class Bulk(msgspec.Struct, forbid_unknown_fields=True):
     """Events, each of which is stored or not."""
 
-    events: Annotated[
-        list[msgspec.Raw],
-        Meta(
-            min_length=1, max_length=BULK_EVENTS, extra_json_schema={"items": {"$ref": "#/components/schemas/NewEvent"}}
-        ),
-    ]
+    events: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=BULK_EVENTS, extra_json_schema=_OF_EVENTS)]
 
 
 class Stored(msgspec.Struct):
@@ -128,9 +126,8 @@ class Publishing:
         try:
             ack = await self._events.append(event, trace, budget_seconds=EVENT_BUDGET_SECONDS)
         except BrokerError as error:
-            outcomes = ((Unanswered, "unanswered"), (ApiError, "refused"), (BrokerError, "unavailable"))
-            outcome = next(word for kind, word in outcomes if isinstance(error, kind))
-            metrics.gateway_events.labels(outcome).inc()
+            refused = "refused" if isinstance(error, ApiError) else "unavailable"
+            metrics.gateway_events.labels("unanswered" if isinstance(error, Unanswered) else refused).inc()
             _log.warning("event_not_stored", error=f"{type(error).__name__}: {error}")
             raise
         metrics.gateway_events.labels("duplicate" if ack.duplicate else "accepted").inc()
@@ -174,13 +171,13 @@ class Publishing:
 PUBLISHING: Final = web.AppKey("publishing", Publishing)
 
 
-@endpoint(
+@Endpoint(
     "POST",
     "/v1/events",
     scope=Scope.EVENTS_WRITE,
     status=202,
     body_bytes=EVENT_BODY_BYTES,
-    problems=(INVALID_EVENT, EVENT_TOO_LARGE, STORE_FULL, UNANSWERED),
+    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, STORE_FULL, UNANSWERED),
 )
 async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEvent]]) -> Stored:
     """Publish one event. Answered once it is stored; sent again with the same id, it adds nothing."""
@@ -188,7 +185,7 @@ async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEv
     try:
         event, id = _event(call.body, tenant, call.query.idempotency_key)
     except InvalidEvent as error:
-        raise _problem_of(error) from error
+        raise _refused(error) from error
     try:
         with publishing.singles.place(tenant):
             ack = await publishing.store(event, _trace(call.request))
@@ -200,7 +197,7 @@ async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEv
     return Stored(id, ack.seq, ack.duplicate)
 
 
-@endpoint(
+@Endpoint(
     "POST",
     "/v1/events/bulk",
     scope=Scope.EVENTS_WRITE,
@@ -230,7 +227,7 @@ class _Bulk:
             try:
                 event, id = _event(bytes(body), tenant, None)
             except InvalidEvent as error:
-                self.results[index] = Result(error=_failure(_problem_of(error)))
+                self.results[index] = Result(error=_failure(_refused(error)))
             else:
                 # events.<tenant>.<key>.<type>: the key decides about order, whatever the type.
                 self.lines.setdefault(".".join(event.subject.split(".")[:3]), []).append((index, event, id))
@@ -248,26 +245,22 @@ def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encod
         InvalidEvent: with the member at fault.
     """
     try:
-        try:
-            members, given = _decode_object(body), _decode_event(body)
-        except msgspec.ValidationError as error:
-            raise InvalidEvent("schema", str(error)) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidEvent("json", "an event is a JSON object, not nested too deeply") from error
-        if given.tenant not in (None, tenant):
-            raise InvalidEvent("tenant", "`tenant` is not the tenant of the API key: leave it out")
-        id = _id(given.id, idempotency_key)
-        _check_names(
-            ("type", check_type, given.type),
-            ("ordering_key", encode_token, given.ordering_key),
-            ("to", encode_token, given.to[0] if given.to else None),
-        )
-        unknown = {name: value for name, value in members.items() if name not in _GIVEN}
-        data, key = members.get("data"), given.ordering_key
-        return encode(to=given.to, type=given.type, tenant=tenant, data=data, id=id, key=key, unknown=unknown), id
-    except InvalidEvent:
-        metrics.gateway_events.labels("invalid").inc()
-        raise
+        members, given = _decode_object(body), _decode_event(body)
+    except msgspec.ValidationError as error:
+        raise InvalidEvent("schema", str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent("json", "an event is a JSON object, not nested too deeply") from error
+    if given.tenant not in (None, tenant):
+        raise InvalidEvent("tenant", "`tenant` is not the tenant of the API key: leave it out")
+    id = _id(given.id, idempotency_key)
+    _check_names(
+        ("type", check_type, given.type),
+        ("ordering_key", encode_token, given.ordering_key),
+        ("to", encode_token, given.to[0] if given.to else None),
+    )
+    unknown = {name: value for name, value in members.items() if name not in _GIVEN}
+    data, key = members.get("data"), given.ordering_key
+    return encode(to=given.to, type=given.type, tenant=tenant, data=data, id=id, key=key, unknown=unknown), id
 
 
 _GIVEN: Final = frozenset({"id", "to", "type", "tenant", "ordering_key", "data"})
@@ -279,14 +272,11 @@ def _id(given: str | None, idempotency_key: str | None) -> str:
 
     An id or key that is not valid is refused and never replaced: an event sent again under another id would be stored twice.
     """
-    id, where, said = given, "id", "`id`"
-    if id is None:
-        id, where, said = idempotency_key, "Idempotency-Key", "the header Idempotency-Key"
-    if id is None:
-        return new_event_id()
-    if not is_event_id(id):
-        raise InvalidEvent(where, f"{said} must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks")
-    return id
+    where, id = ("id", given) if given is not None else ("Idempotency-Key", idempotency_key)
+    if id is not None and not is_event_id(id):
+        said = f"`{where}` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks"
+        raise InvalidEvent(where, said)
+    return id or new_event_id()
 
 
 def _check_names(*names: tuple[str, Callable[[str], str], str | None]) -> None:
@@ -306,7 +296,8 @@ def _trace(request: web.Request) -> dict[str, str]:
     return {name: value for name, value in given.items() if 1 <= len(value) <= 512 and value.isascii()}
 
 
-def _problem_of(error: InvalidEvent) -> Problem:
+def _refused(error: InvalidEvent) -> Problem:
+    metrics.gateway_events.labels("invalid").inc()
     whole = error.reason in ("json", "size", "schema", "subject", "disagreement")
     field = field_of(error) if whole else error.reason
     return Problem(EVENT_TOO_LARGE if error.reason == "size" else INVALID_EVENT, error.detail, field=field)
@@ -327,10 +318,10 @@ def _failure(problem: Problem) -> Failure:
     return Failure(problem.kind.code, problem.kind.status, problem.detail, problem.field)
 
 
-_NOT_TRIED: Final = Failure(
-    "unavailable", 503, "not tried, as one before it was not stored: send it again after that one"
-)
-_LATE: Final = Failure(
-    "unavailable", 503, "not tried, as the others took too long: send it again, with fewer in one request"
-)
+def _later(detail: str) -> Failure:
+    return _failure(Problem(UNAVAILABLE, detail))
+
+
+_NOT_TRIED: Final = _later("not tried, as one before it was not stored: send it again after that one")
+_LATE: Final = _later("not tried, as the others took too long: send it again, with fewer in one request")
 _UNANSWERED: Final = _failure(_problem_of_broker(Unanswered()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.access.principals import Operator, Scope, Service, User
-from gateway.http.endpoint import Call, endpoint
+from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import FORBIDDEN, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem
 from projections.proof import Proof
 from seamark.protocol.limits import EVENT_ID_BYTES_MAX
@@ -25,7 +25,7 @@ class Trace(msgspec.Struct):
     proofs: list[Proof]
 
 
-@endpoint("GET", "/v1/notifications/{id}/trace", scope=Scope.NOTIFICATIONS_READ, problems=(NOT_FOUND,))
+@Endpoint("GET", "/v1/notifications/{id}/trace", scope=Scope.NOTIFICATIONS_READ, refuses=(NOT_FOUND,))
 async def trace_notification(call: Call[User | Service | Operator, TraceQuery, None]) -> Trace:
     """What became of a notification. A user sees what is theirs, a service everybody of its tenant, an operator everything."""
     query, tables = call.query, call.context.tables

@@ -14,7 +14,6 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from engine import metrics
 from gateway.http.problems import HEAD_TOO_LARGE, INTERNAL, MALFORMED, Problem, request_id
 from gateway.limits import ANSWER_STUCK_SECONDS, HEAD_FIELD_BYTES, HEAD_LINE_BYTES, REQUEST_HEAD_SECONDS
 
@@ -72,7 +71,6 @@ class Connection(web.RequestHandler):
         aiohttp's own messages quote the request, which may hold a token, both in its log and to the client.
         """
         if isinstance(exc, HttpProcessingError):
-            metrics.gateway_refused_handshakes.labels("malformed").inc()
             kind, detail = MALFORMED, "this is no valid HTTP request"
             if isinstance(exc, LineTooLong):
                 kind = HEAD_TOO_LARGE

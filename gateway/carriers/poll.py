@@ -15,7 +15,7 @@ import msgspec
 from gateway.access.principals import User
 from gateway.carriers.connection import connection_of
 from gateway.carriers.sse import SessionQuery
-from gateway.http.endpoint import Call, endpoint
+from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import UNAVAILABLE, Kind, Problem
 from gateway.limits import POLL_BYTES, POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS
 from gateway.session.session import Session
@@ -144,7 +144,7 @@ _STATUS: Final = {4401: 401, 4403: 403, 4409: 409}
 _ENDED: Final = {row.code: Kind(_STATUS.get(row.code, 503), row.name) for row in TABLE}
 
 
-@endpoint("GET", "/v1/records", opens_session=True, problems=tuple(_ENDED.values()))
+@Endpoint("GET", "/v1/records", opens_session=True, refuses=tuple(_ENDED.values()))
 async def poll_records(call: Call[User, PollQuery, None]) -> Annotated[msgspec.Raw, Polled]:
     """Ask for the records of the user's log that follow a cursor; with `wait`, until there is one."""
     query = call.query

@@ -14,7 +14,7 @@ from aiohttp import HttpVersion11, web
 from gateway.access.principals import User
 from gateway.carriers.connection import connection_of
 from gateway.carriers.ws import bound_unsent
-from gateway.http.endpoint import Call, endpoint
+from gateway.http.endpoint import Call, Endpoint
 from gateway.session.frames import check_device
 from gateway.session.outlet import EventStreamOutlet
 from gateway.session.session import Session
@@ -38,7 +38,7 @@ class StreamQuery(SessionQuery, frozen=True):
     seen: str | None = msgspec.field(default=None, name="Last-Event-ID")
 
 
-@endpoint("GET", "/v1/stream", opens_session=True)
+@Endpoint("GET", "/v1/stream", opens_session=True)
 async def follow_stream(call: Call[User, StreamQuery, None]) -> web.StreamResponse:
     """Follow the user's log as server-sent events, until the client leaves, the token expires or the gateway closes it."""
     context, request, query = call.context, call.request, call.query

@@ -22,7 +22,7 @@ from gateway.access.admission import admit_session
 from gateway.access.auth import bearer
 from gateway.carriers.connection import Connection, connection_of
 from gateway.context import Context
-from gateway.http.endpoint import Call, endpoint
+from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import Kind, Problem
 from gateway.limits import FRAGMENT_BYTES, FRAME_BYTES, ROOM_BYTES, WIRE_BYTES_PER_MINUTE
 from gateway.session.frames import PROTOCOL
@@ -140,7 +140,7 @@ class _Socket(web.WebSocketResponse[bool]):
         return False
 
 
-@endpoint("GET", "/v1/ws", status=101, direct=True, opens_session=True, problems=(UNSUPPORTED_PROTOCOL, BAD_HANDSHAKE))
+@Endpoint("GET", "/v1/ws", status=101, opens_session=True, refuses=(UNSUPPORTED_PROTOCOL, BAD_HANDSHAKE))
 async def follow_socket(call: Call[None, None, None]) -> web.StreamResponse:
     """Follow a user's log over a WebSocket, in frames of `seamark.v1`; the token may come in its first one."""
     request, context = call.request, call.context

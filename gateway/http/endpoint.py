@@ -3,15 +3,15 @@
 A declaration is a decorated handler. Principal, query, body and answer are the types in its signature, what the document says of
 it is its docstring:
 
-    @endpoint("POST", "/v1/inbox/read", status=202, problems=(STALE_CURSOR,))
-    async def read(call: Call[User, None, ReadBody]) -> Marked:
+    @Endpoint("POST", "/v1/inbox/read", status=202, refuses=(STALE_CURSOR,))
+    async def mark_read(call: Call[User, None, ReadBody]) -> Marked:
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -39,6 +39,9 @@ from gateway.http.problems import (
 P = TypeVar("P", bound=Principal | None)
 Q = TypeVar("Q")
 B = TypeVar("B")
+Handler = Callable[[Any], Awaitable[Any]]
+
+_STATUS: Final = "http.response.status_code"
 
 _encode: Final = msgspec.json.Encoder().encode
 _tracer: Final = trace.get_tracer("seamark.gateway")
@@ -51,9 +54,9 @@ class Call(Generic[P, Q, B]):
     Attributes:
         request: for what is not declared.
         principal: who makes it; None: anybody may.
-        query: what the path, the query and the headers say, as a struct. Names in the path's braces are taken from the path,
-            names that begin with a capital letter are those of headers. None: nothing is looked at.
-        body: decoded, or as `bytes` where it is declared as `Annotated[bytes, <form>]`. None: there is none.
+        query: what the path, the query and the headers say, as a struct. A name in the path's braces is taken from the path,
+            one that begins with a capital letter is a header's. None: nothing is looked at.
+        body: decoded, or as it came where it is declared as `Annotated[bytes, <form>]`. None: there is none.
     """
 
     request: web.Request
@@ -63,42 +66,60 @@ class Call(Generic[P, Q, B]):
     body: B
 
 
+@dataclass(eq=False)
 class Endpoint:
-    """A declared handler; made by `endpoint`.
+    """Declares a handler.
 
-    Attributes:
-        principals: the kinds of those who may call it; none: anybody may.
-        query, body, answer: the forms, None where there is none. An endpoint without an `answer` makes its response itself.
-        parameters: the fields of `query`, and where each stands: in the `path`, the `query` or a `header`.
-        problems: all that it may be answered with.
+    Args:
+        method, path: as in HTTP; a name in braces is a part of the path.
+        scope: what the key of a service must allow.
+        status: of the answer; 101: it is served by `directly`.
+        also: other statuses of an answer in the same form.
+        refuses: the handler's own problems. What comes of principal, query and body need not be said.
+        body_bytes: the largest body.
+        places: how many such requests may be under way at a time.
+        opens_session: needs room for a session, and counts as a handshake.
     """
 
-    def __init__(self, handler: Callable[[Any], Awaitable[Any]], method: str, path: str) -> None:
-        self.method, self.path = method, path
-        self.name, self.doc = handler.__name__, handler.__doc__ or ""
+    method: str
+    path: str
+    _: KW_ONLY
+    scope: Scope | None = None
+    status: int = 200
+    also: tuple[int, ...] = ()
+    refuses: tuple[Kind, ...] = ()
+    body_bytes: int = 65_536
+    places: Shares | None = None
+    opens_session: bool = False
+
+    def __call__(self, handler: Handler) -> Endpoint:
+        """Read the signature of `handler`. A form is None where there is none; without `answer` it makes its response itself."""
         hints = get_type_hints(handler, include_extras=True)
         principal, query, body = get_args(hints["call"])
-        self.principals = tuple(kind for kind in _alternatives(principal) if kind is not NoneType)
+        kinds = get_args(principal) if isinstance(principal, UnionType) else (principal,)
+        self.principals: tuple[type, ...] = tuple(kind for kind in kinds if kind is not NoneType)
         self.query, self.body, answer = _form(query), _form(body), _form(hints["return"])
-        self.answer = None if isinstance(answer, type) and issubclass(answer, web.StreamResponse) else answer
-        self.status = 200
-        self.also: tuple[int, ...] = ()
-        self.scope: Scope | None = None
-        self.opens_session = self.direct = False
-        self.body_bytes = 0
-        self.places: Shares | None = None
-        self.own_problems: tuple[Kind, ...] = ()
-        self._handler = handler
-        self.parameters = {field.encode_name: self._place(field.encode_name) for field in _fields(self.query)}
+        self.answer = None if answer is web.StreamResponse else answer
+        self.parameters: dict[str, str] = {}
+        """Where each field of `query` stands: in the `path`, the `query` or a `header`."""
+        for field in msgspec.structs.fields(self.query) if self.query is not None else ():
+            name = field.encode_name
+            self.parameters[name] = "path" if f"{{{name}}}" in self.path else "header" if name[0].isupper() else "query"
+        self.handler = handler
         self._decode = None if get_origin(body) is Annotated else msgspec.json.Decoder(self.body or Any).decode
-        self._facts = {"http.request.method": method, "http.route": path}
+        return self
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether API keys are accepted."""
+        return Service in self.principals or Operator in self.principals
 
     @property
     def problems(self) -> set[Kind]:
-        """What it may be answered with beside its answer."""
+        """All that a request may be answered with beside the answer."""
         return {
             INTERNAL,
-            *self.own_problems,
+            *self.refuses,
             *((INVALID_QUERY,) if self.query else ()),
             *(bodies.PROBLEMS if self.body else ()),
             *((INVALID_BODY,) if self.body and self._decode else ()),
@@ -108,24 +129,14 @@ class Endpoint:
             *(admission.OF_SESSIONS if self.opens_session else ()),
         }
 
-    @property
-    def takes_keys(self) -> bool:
-        """Whether API keys are accepted."""
-        return Service in self.principals or Operator in self.principals
-
-    def _place(self, parameter: str) -> str:
-        if f"{{{parameter}}}" in self.path:
-            return "path"
-        return "header" if parameter[0].isupper() else "query"
-
-    def directly(self, context: Context) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """The handler for requests that come past the router, middlewares and checks, all of which it does without."""
-        return lambda request: self._handler(Call(cast("web.Request", request), context, None, None, None))
-
     def route(self) -> web.RouteDef:
         """What to add to an application."""
         # Ids may hold braces, which aiohttp's own pattern leaves out.
         return web.route(self.method, self.path.replace("}", ":[^/]+}"), self.handle)
+
+    def directly(self, context: Context) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """The handler without router, middlewares and checks: all their frames would be kept while a WebSocket lives."""
+        return lambda request: self.handler(Call(cast("web.Request", request), context, None, None, None))
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a request, within a span; a stream has none, for it may last for hours."""
@@ -135,37 +146,30 @@ class Endpoint:
             f"{self.method} {self.path}",
             extract(request.headers),
             trace.SpanKind.SERVER,
-            self._facts,
+            {"http.request.method": self.method, "http.route": self.path},
             record_exception=False,  # its message may quote the request
             set_status_on_exception=False,
         ) as span:
             try:
                 response = await self._answered(request)
-                status = response.status
             except Exception as error:
-                status = problem_of(error).kind.status
+                span.set_attribute(_STATUS, problem_of(error).kind.status)
                 raise
-            finally:
-                span.set_attribute("http.response.status_code", status)
+            span.set_attribute(_STATUS, response.status)
             return response
 
     async def _answered(self, request: web.Request) -> web.StreamResponse:
         context = request.app[CONTEXT]
         principal = await self._principal(request, context)
-        query = self._query(request) if self.query is not None else None
-        tenant = getattr(principal, "tenant", "")
+        query = None if self.query is None else self._query(request)
         # The place is taken before the body is read, since the body is what takes memory.
-        with nullcontext() if self.places is None else self.places.place(tenant):
+        with nullcontext() if self.places is None else self.places.place(getattr(principal, "tenant", "")):
             body = None if self.body is None else await self._body(request)
-            answer = await self._handler(Call(request, context, principal, query, body))
+            answer = await self.handler(Call(request, context, principal, query, body))
         if isinstance(answer, web.StreamResponse):
             return answer
-        return web.Response(
-            status=self.status,
-            body=_encode(answer),
-            content_type="application/json",
-            headers={"Cache-Control": "no-store"},
-        )
+        headers = {"Cache-Control": "no-store"}
+        return web.Response(status=self.status, body=_encode(answer), content_type="application/json", headers=headers)
 
     async def _principal(self, request: web.Request, context: Context) -> Principal | None:
         if self.opens_session:
@@ -176,8 +180,7 @@ class Endpoint:
         if self.takes_keys and (User not in self.principals or admission.has_key(request)):
             principal = await admission.key_holder(request, context)
         else:
-            if not self.opens_session:
-                admission.admit(request, context)
+            admission.admit(request, context)
             principal = await admission.user_of(request, context)
         admission.check_may(principal, self.principals, self.scope)
         return principal
@@ -201,52 +204,8 @@ class Endpoint:
             raise Problem(INVALID_BODY, str(error), field=field_of(error)) from error
 
 
-def endpoint(
-    method: str,
-    path: str,
-    *,
-    scope: Scope | None = None,
-    status: int = 200,
-    also: tuple[int, ...] = (),
-    problems: tuple[Kind, ...] = (),
-    body_bytes: int = 65_536,
-    places: Shares | None = None,
-    opens_session: bool = False,
-    direct: bool = False,
-) -> Callable[[Callable[[Call[P, Q, B]], Awaitable[Any]]], Endpoint]:
-    """Declare the handler of an endpoint.
-
-    Args:
-        method, path: as in HTTP; a name in braces is a part of the path.
-        scope: what the key of a service must allow.
-        status: of the answer.
-        also: other statuses of an answer in the same form.
-        problems: what the handler itself refuses. What comes of principal, query and body need not be said.
-        body_bytes: the largest body.
-        places: how many such requests may be under way at a time.
-        opens_session: needs room for a session, and counts as a handshake.
-        direct: is served by `directly`, as the frames of all that is around a handler would be kept while a WebSocket lives.
-    """
-
-    def declared(handler: Callable[[Call[P, Q, B]], Awaitable[Any]]) -> Endpoint:
-        made = Endpoint(handler, method, path)
-        made.scope, made.status, made.also, made.own_problems = scope, status, also, problems
-        made.body_bytes, made.places, made.opens_session, made.direct = body_bytes, places, opens_session, direct
-        return made
-
-    return declared
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
-
-
 def _form(hint: Any) -> Any:
     """The type itself; of `Annotated[bytes, T]` or `Annotated[Raw, T]`, which is not decoded or encoded here, the form T."""
     if get_origin(hint) is Annotated:
         return hint.__metadata__[0]
     return None if hint is NoneType else hint
-
-
-def _fields(form: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
-    return () if form is None else msgspec.structs.fields(form)

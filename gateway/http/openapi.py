@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
+from inspect import cleandoc
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from gateway.http.problems import CONTENT_TYPE, Kind, ProblemDocument
 
 _REF: Final = "#/components/schemas/{name}"
 
-_SCHEMES: Final = {
+_SCHEMES: Final[dict[type, tuple[str, dict[str, str]]]] = {
     User: ("user", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A user's token."}),
     Service: ("service", {"type": "http", "scheme": "bearer", "description": "The API key of a service."}),
     Operator: ("operator", {"type": "http", "scheme": "bearer", "description": "The API key of an operator."}),
@@ -42,12 +43,12 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _operation(one: Endpoint, parameters: dict[str, Any], schema_of: dict[Any, Any]) -> dict[str, Any]:
-    summary, _, rest = one.doc.partition("\n")
+    summary, _, rest = (one.handler.__doc__ or "").partition("\n")
     answer = {} if one.answer is None else _content("application/json", schema_of[one.answer])
     found: dict[str, Any] = {
-        "operationId": one.name,
+        "operationId": one.handler.__name__,
         "summary": summary,
-        "description": rest.strip(),
+        "description": cleandoc(rest),
         "security": [{_SCHEMES[kind][0]: [one.scope] if kind is Service else []} for kind in one.principals],
         "parameters": _parameters(one, parameters[one.query.__name__]) if one.query is not None else [],
         "responses": {

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from engine import metrics
 from gateway.access.shares import NoPlace
 from gateway.limits import RETRY_AFTER_SECONDS
 from projections.store import StoreUnavailable
@@ -95,6 +96,7 @@ class Problem(Exception):
         """The problem as the answer to `request`, which is logged."""
         status, code = self.kind
         id = request_id(request)
+        metrics.gateway_problems.labels(code).inc()
         if code != INTERNAL.code:  # logged with its cause
             _log.info("request_refused", route=_route(request), status=status, code=code, request_id=id, **self.log)
         said = ProblemDocument(

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from gateway.access import jwks
-from gateway.access.api_keys import ApiKeys, Holder, KeysAway, TooManyGuesses
+from gateway.access.api_keys import ApiKeys, Holder, KeysAway, PostgresKeys, TooManyGuesses
 from gateway.access.auth import Refused, Verifier, bearer
 from gateway.access.jwks import KeySet, KeysUnavailable, SharedSecret
 from gateway.access.origins import Origins
@@ -400,7 +400,7 @@ async def test_a_remembered_token_is_refused_once_its_key_has_left_the_set(
 # --- API keys -------------------------------------------------------------------------------------------------------
 
 
-class Table:
+class Table(PostgresKeys):
     """A store of keys that can go away."""
 
     def __init__(self) -> None:
