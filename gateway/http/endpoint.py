@@ -41,10 +41,10 @@ Q = TypeVar("Q")
 B = TypeVar("B")
 Handler = Callable[[Any], Awaitable[Any]]
 
+_SEE: Final = "; GET /openapi.json says what is taken"
 _STATUS: Final = "http.response.status_code"
 
 _encode: Final = msgspec.json.Encoder().encode
-_tracer: Final = trace.get_tracer("seamark.gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +130,22 @@ class Endpoint:
         }
 
     def route(self) -> web.RouteDef:
-        """What to add to an application."""
-        # Ids may hold braces, which aiohttp's own pattern leaves out.
-        return web.route(self.method, self.path.replace("}", ":[^/]+}"), self.handle)
+        """What to add to an application. Where nobody collects traces, spans cost nothing; a stream has none: it lasts for hours."""
+        off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        handle = self.handle if off or self.answer is None else self.traced
+        path = self.path.replace("}", ":[^/]+}")  # ids may hold braces, which aiohttp's own pattern leaves out
+        if self.method != "GET":
+            return web.route(self.method, path, handle)
+        # The answer to HEAD has no body, and what opens a session is nothing else.
+        return web.get(path, handle, allow_head=not self.opens_session)
 
     def directly(self, context: Context) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
         """The handler without router, middlewares and checks: all their frames would be kept while a WebSocket lives."""
         return lambda request: self.handler(Call(cast("web.Request", request), context, None, None, None))
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request, within a span; a stream has none, for it may last for hours."""
-        if self.answer is None:
-            return await self._answered(request)
-        with _tracer.start_as_current_span(
+    async def traced(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request within a span."""
+        with trace.get_tracer("seamark.gateway").start_as_current_span(
             f"{self.method} {self.path}",
             extract(request.headers),
             trace.SpanKind.SERVER,
@@ -151,14 +154,15 @@ class Endpoint:
             set_status_on_exception=False,
         ) as span:
             try:
-                response = await self._answered(request)
+                response = await self.handle(request)
             except Exception as error:
                 span.set_attribute(_STATUS, problem_of(error).kind.status)
                 raise
             span.set_attribute(_STATUS, response.status)
             return response
 
-    async def _answered(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request."""
         context = request.app[CONTEXT]
         principal = await self._principal(request, context)
         query = None if self.query is None else self._query(request)
@@ -192,7 +196,7 @@ class Endpoint:
             return msgspec.convert(said, self.query, strict=False)
         except msgspec.ValidationError as error:
             text = str(error).replace(", got `str`", "").replace("`bool`", "`true` or `false`")
-            raise Problem(INVALID_QUERY, text, field=field_of(error)) from error
+            raise Problem(INVALID_QUERY, text + _SEE, field=field_of(error)) from error
 
     async def _body(self, request: web.Request) -> Any:
         data = await bodies.read_body(request, self.body_bytes)
@@ -201,7 +205,7 @@ class Endpoint:
         try:
             return self._decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Problem(INVALID_BODY, str(error), field=field_of(error)) from error
+            raise Problem(INVALID_BODY, str(error) + _SEE, field=field_of(error)) from error
 
 
 def _form(hint: Any) -> Any:

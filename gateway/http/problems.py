@@ -156,21 +156,19 @@ def problem_of(error: Exception) -> Problem:
 @web.middleware
 async def as_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure of a handler as problem+json; an unforeseen one is logged and answered 500 without detail."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id(request)):
-        try:
-            return await handler(request)
-        except ConnectionError:
-            raise
-        except Exception as error:
-            if isinstance(error, web.HTTPException) and error.status < 400:
-                raise
-            problem = problem_of(error)
-            if problem.kind is INTERNAL:
-                _log.exception("request_failed", method=request.method, route=_route(request))
-            response = problem.response(request)
-            if isinstance(error, web.HTTPException) and "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
+    structlog.contextvars.bind_contextvars(request_id=request_id(request))  # until the next request of this connection
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        problem = problem_of(error)
+        if problem.kind is INTERNAL:
+            _log.exception("request_failed", method=request.method, route=_route(request))
+        response = problem.response(request)
+        if isinstance(error, web.HTTPException) and "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
 
 
 def _route(request: web.BaseRequest) -> str:
