@@ -23,6 +23,7 @@ CONTENT_TYPE: Final = "application/problem+json"
 
 REQUEST_ID: Final = "X-Request-Id"
 
+_KNOWN_ID: Final = web.RequestKey("request_id", str)
 _HARMLESS_ID: Final = re.compile("[!-~]{1,128}")
 """Printable ASCII: it goes into a header and into log lines as it is."""
 
@@ -119,10 +120,10 @@ class Problem(Exception):
 
 def request_id(request: web.BaseRequest) -> str:
     """The id of a request: the client's own, if it sent one that can do no harm, else a random one."""
-    known: str | None = request.get(REQUEST_ID)
+    known = request.get(_KNOWN_ID)
     if known is None:
         given = request.headers.get(REQUEST_ID, "")
-        known = request[REQUEST_ID] = given if _HARMLESS_ID.fullmatch(given) else secrets.token_hex(8)
+        known = request[_KNOWN_ID] = given if _HARMLESS_ID.fullmatch(given) else secrets.token_hex(8)
     return known
 
 
