@@ -130,7 +130,7 @@ class Endpoint:
         }
 
     def route(self) -> web.RouteDef:
-        """What to add to an application. Spans are made only where traces are collected; a stream has none: it lasts for hours."""
+        """What to add to an application. Spans are made where traces are collected; a stream has none, for it lasts for hours."""
         off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         handle = self.handle if off or self.answer is None else self.traced
         path = self.path.replace("}", ":[^/]+}")  # ids may hold braces, which aiohttp's own pattern leaves out

@@ -148,7 +148,7 @@ def problem_of(error: Exception) -> Problem:
             code = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
             return Problem(Kind(error.status, code), error.reason)
         case StoreUnavailable():
-            return Problem(UNAVAILABLE, "the database does not answer: try again", error=str(error))
+            return Problem(UNAVAILABLE, "the database does not answer: try again", error=type(error).__name__)
         case NoPlace():
             return Problem(UNAVAILABLE, "too many of these requests are under way: try again")
     return Problem(INTERNAL, "the request failed; it was logged")
