@@ -157,9 +157,9 @@ async def follow_socket(call: Call[None, None, None]) -> web.StreamResponse:
         _check_protocol(request)
         await stream.prepare(request)
     except Problem as problem:
-        return problem.response(request)
+        return problem.response(request, follow_socket.path)
     except web.HTTPException as error:
-        return Problem(BAD_HANDSHAKE, error.text or error.reason).response(request)
+        return Problem(BAD_HANDSHAKE, error.text or error.reason).response(request, follow_socket.path)
     session, outlet = _open(request, context)
     try:
         await _receive(stream, session, outlet, connection_of(request))

@@ -93,13 +93,13 @@ class Problem(Exception):
         self.kind, self.detail, self.field, self.log = kind, detail, field, log
         self.retry_after_seconds = retry_after_seconds or (RETRY_AFTER_SECONDS if kind.status == 503 else None)
 
-    def response(self, request: web.BaseRequest) -> web.Response:
-        """The problem as the answer to `request`, which is logged."""
+    def response(self, request: web.BaseRequest, route: str = "unknown") -> web.Response:
+        """The problem as the answer to `request`; it is logged with the route's pattern, which holds no id of a user."""
         status, code = self.kind
         id = request_id(request)
         metrics.gateway_problems.labels(code).inc()
         if code != INTERNAL.code:  # logged with its cause
-            _log.info("request_refused", route=_route(request), status=status, code=code, request_id=id, **self.log)
+            _log.info("request_refused", route=route, status=status, code=code, request_id=id, **self.log)
         said = ProblemDocument(
             type=f"urn:seamark:problem:{code}",
             title=code.replace("_", " ").capitalize(),
@@ -164,16 +164,11 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
         raise
     except Exception as error:
         problem = problem_of(error)
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "unknown"
         if problem.kind is INTERNAL:
-            _log.exception("request_failed", method=request.method, route=_route(request))
-        response = problem.response(request)
+            _log.exception("request_failed", method=request.method, route=route)
+        response = problem.response(request, route)
         if isinstance(error, web.HTTPException) and "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
-
-
-def _route(request: web.BaseRequest) -> str:
-    """The route's pattern, which holds no id of a user."""
-    match = request.match_info if isinstance(request, web.Request) else None
-    resource = match.route.resource if match is not None else None
-    return str(resource.canonical) if resource is not None else "unknown"

@@ -126,7 +126,7 @@ async def test_a_refusal_in_the_log_names_no_notification(nats_server: NatsServe
     async with gateway_on(nats_server) as gateway:
         url = f"{gateway.url}/v1/notifications/reset-of-alice@example.com/trace"
         with capture_logs() as lines:
-            async with gateway.http.get(url, headers={"Authorization": "Bearer x"}) as response:
+            async with gateway.http.get(url, headers={"Authorization": "Bearer x.y.z"}) as response:
                 assert response.status == 401
             async with gateway.http.get(url, headers={"Origin": "https://evil.example"}) as response:
                 assert response.status == 403
