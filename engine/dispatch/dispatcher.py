@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import structlog
 from redis.asyncio import Redis
@@ -20,17 +19,18 @@ from engine.broker.jetstream import Broker, StreamState
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.dispatch.source import EVENTS, EventSource
 from engine.errors import BrokerError, PartitionStopped, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import check_reach, epoch_of, missing, read_partitions, stream_of
-from engine.log.marks import PlacedMark
+from engine.log.marks import MarkedStream, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
-from engine.log.writer import REPAIR, LogWriter, Ownership, check_mark, read_mark
+from engine.log.writer import REPAIR, Epochs, MarkedWriter, Ownership, check_mark, read_mark
 from engine.partition.head import read_pin_timeout
-from engine.partition.reader import Delivered, PartitionReader, Source
+from engine.partition.reader import Delivered, PartitionReader
 from engine.tasks import end, end_if_cancelled, run_until
 from engine.topology import server as topology
-from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+from seamark.protocol.subjects import log_stream
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -44,29 +44,29 @@ GONE = ""
 """In place of the epoch of a stream that is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Epochs:
-    """Incarnations of EVENTS and the LOGs as their leaders say, and as recorded when they were made."""
-
-    actual: dict[str, str | None]
-    recorded: dict[str, str]
-
-
 class Dispatcher:
-    """All event partitions in one process; each is worked on while this process holds its pin.
+    """All partitions of a source in one process; each is worked on while this process holds its pin.
 
     Args:
         partitions: as the streams' metadata says; see `read_partitions`.
+        source: where the events come from.
     """
 
     def __init__(
-        self, broker: Broker, claims: Claims, partitions: int, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS
+        self,
+        broker: Broker,
+        claims: Claims,
+        partitions: int,
+        *,
+        source: EventSource = EVENTS,
+        pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
         self._claims = claims
-        self._workers = [DispatchWorker(broker, claims, q, partitions) for q in range(partitions)]
+        self._source = source
+        self._workers = [DispatchWorker(broker, claims, q, partitions, source) for q in range(partitions)]
         self.readers = [
-            PartitionReader(broker, _source(q), worker, pin_timeout_seconds=pin_timeout_seconds)
+            PartitionReader(broker, source.partition(q), worker, pin_timeout_seconds=pin_timeout_seconds)
             for q, worker in enumerate(self._workers)
         ]
 
@@ -84,7 +84,7 @@ class Dispatcher:
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
-        names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
+        names = [self._source.stream, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
             noted = [worker.epochs for worker in self._workers]
@@ -106,16 +106,19 @@ class Dispatcher:
 class DispatchWorker:
     """One event partition: its position, its ownership, its rounds. A `partition.Worker`."""
 
-    def __init__(self, broker: Broker, claims: Claims, event_partition: int, partitions: int) -> None:
+    def __init__(
+        self, broker: Broker, claims: Claims, event_partition: int, partitions: int, source: EventSource = EVENTS
+    ) -> None:
         self._broker = broker
         self._claims = claims
         self._q = event_partition
         self._partitions = partitions
-        self._ownership = Ownership(0, "", "")
+        self._source = source
+        self._ownership = Ownership(0, "")
         self.epochs = Epochs({}, {})
-        self._writers: dict[int, LogWriter] = {}
+        self._writers: dict[int, MarkedWriter] = {}
         self._changed: PartitionStopped | None = None
-        self.burials = Burials(broker, event_partition)
+        self.burials = Burials(broker, event_partition, source)
         # Partitions whose LOG has stopped this event partition: it does not go on before they are mended.
         self._faulty: set[int] = set()
 
@@ -126,67 +129,64 @@ class DispatchWorker:
         events, self.epochs = await self._read_epochs()
         self._changed = None
         self._writers = {}
-        found = await read_mark(self._broker, self._q, self._q)
-        await check_reach(self._broker, self._q, events, found.mark)
-        term = (found.mark.term if found.mark else 0) + 1
-        self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
+        found = await self._read_mark(self._q)
+        await check_reach(self._broker, self._marked(self._q), events, found.mark)
+        self._ownership = Ownership((found.mark.term if found.mark else 0) + 1, secrets.token_hex(8))
         home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
-        self.burials.take_over(self._ownership.events_epoch, home.mark)
+        self.burials.take_over(self._events_epoch, home.mark)
         failpoints.reach("after-take-over")
         return home.mark.next_seq
 
     async def position(self) -> int:
         """Where the home mark stands, checked but not claimed, and with it the marks that have stopped this partition."""
         events, epochs = await self._read_epochs()
-        found = await self._checked_mark(self._q, epochs)
-        await check_reach(self._broker, self._q, events, found.mark)
+        found = await self._read_mark(self._q)
+        check_mark(self._marked(self._q), found, epochs)
+        await check_reach(self._broker, self._marked(self._q), events, found.mark)
         for partition in sorted(self._faulty):
-            stream = log_stream(partition)
-            epochs.actual[stream] = epoch_of(await stream_of(self._broker, stream))
-            await self._checked_mark(partition, epochs)
+            await self._know_epoch(partition, epochs)
+            check_mark(self._marked(partition), await self._read_mark(partition), epochs)
             self._faulty.discard(partition)
         return found.mark.next_seq if found.mark else max(1, events.first_seq)
 
-    async def _checked_mark(self, partition: int, epochs: Epochs) -> PlacedMark:
-        found, stream = await read_mark(self._broker, partition, self._q), log_stream(partition)
-        check_mark(
-            partition,
-            found,
-            events_epoch=epochs.actual[EVENTS_STREAM] or "",
-            log_epoch=epochs.actual[stream] or "",
-            recorded_log_epoch=epochs.recorded.get(stream),
-        )
-        return found
+    def _marked(self, partition: int) -> MarkedStream:
+        return self._source.marked(partition, self._q)
+
+    async def _read_mark(self, partition: int) -> PlacedMark:
+        return await read_mark(self._broker, self._marked(partition))
+
+    @property
+    def _events_epoch(self) -> str:
+        return self.epochs.actual[self._source.stream]
 
     async def _read_epochs(self) -> tuple[StreamState, Epochs]:
-        events = await stream_of(self._broker, EVENTS_STREAM)
-        home = await stream_of(self._broker, log_stream(self._q))
+        source = self._source.stream
+        events = await stream_of(self._broker, source)
         try:
             recorded, _ = await topology.read_epochs(self._broker)
         except TopologyError as error:
             raise PartitionStopped(error.detail, error.remedy) from error
-        if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
-            raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
-        return events, Epochs({EVENTS_STREAM: epoch_of(events), log_stream(self._q): epoch_of(home)}, recorded)
+        if not recorded or recorded.get(source) != events.epoch:
+            raise PartitionStopped(f"{source} is another incarnation than the recorded one", REPAIR)
+        epochs = Epochs({source: epoch_of(events)}, recorded)
+        await self._know_epoch(self._q, epochs)
+        return events, epochs
 
-    async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
+    async def _know_epoch(self, partition: int, epochs: Epochs) -> None:
         stream = log_stream(partition)
-        if stream not in self.epochs.actual:
-            self.epochs.actual[stream] = epoch_of(await stream_of(self._broker, stream))
-        writer = await LogWriter.claim(
-            self._broker,
-            partition,
-            self._q,
-            self._ownership,
-            log_epoch=self.epochs.actual[stream] or "",
-            recorded_log_epoch=self.epochs.recorded.get(stream),
-            found=await read_mark(self._broker, partition, self._q),
-            start_seq=start_seq,
+        if stream not in epochs.actual:
+            epochs.actual[stream] = epoch_of(await stream_of(self._broker, stream))
+
+    async def _claim_writer(self, partition: int, start_seq: int) -> MarkedWriter:
+        await self._know_epoch(partition, self.epochs)
+        found, marked = await self._read_mark(partition), self._marked(partition)
+        writer = await MarkedWriter.claim(
+            self._broker, marked, self._ownership, self.epochs, found=found, start_seq=start_seq
         )
         self._writers[partition] = writer
         return writer
 
-    def changed(self, actual: dict[str, str | None]) -> bool:
+    def changed(self, actual: Mapping[str, str | None]) -> bool:
         """Is one of these incarnations not the one this worker began with? Then it stops at its next round.
 
         Args:
@@ -202,7 +202,7 @@ class DispatchWorker:
 
     def check(self, state: StreamState) -> None:
         """A stream re-created in between has the same names and numbers, for other events."""
-        self.changed({**self.epochs.actual, state.name: state.epoch})
+        self.changed({state.name: state.epoch})
         self._check_changed()
 
     def _check_changed(self) -> None:
@@ -213,16 +213,18 @@ class DispatchWorker:
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
-        for round_ in rounds(batch, self._ownership.events_epoch):
+        for round_ in rounds(batch, self._events_epoch):
             self._check_changed()
             await self._settle_round(round_)
 
     async def pass_over(self, seq: int) -> None:
-        """Move the home mark to `seq`: up to there only events of other partitions are left."""
+        """Move the home mark to `seq`: up to there no event is left. Say in it from which event on letters are missing now."""
         self._check_changed()
-        home = self._writers[self._q]
+        home, unburied = self._writers[self._q], self.burials.first
         if seq > home.mark.seq:
-            await home.append([], seq, unburied=self.burials.first)
+            await home.append([], seq, unburied=unburied)
+        elif unburied != home.mark.unburied:
+            await home.append([], home.mark.seq, home.mark.user, unburied=unburied)
 
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
@@ -274,7 +276,7 @@ class DispatchWorker:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""
         if not planned:
             return planned
-        epoch = self._ownership.events_epoch
+        epoch = self._events_epoch
         claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
         stall = Stall(CLAIMS, "Redis takes no claims: the partition waits, as it has `effectively_once` events")
@@ -302,10 +304,6 @@ class DispatchWorker:
         metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
 
 
-def _source(event_partition: int) -> Source:
-    return Source(EVENTS_STREAM, dispatch_consumer(event_partition), f"ev.{event_partition}.>")
-
-
 async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
     """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
 
@@ -313,6 +311,6 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
         TopologyError: see `read_partitions`.
     """
     count = await read_partitions(broker, partitions)
-    pin_timeout = await read_pin_timeout(broker, _source(0))
+    pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
     work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=pin_timeout)
     await run_until(stop, work.run(), name="dispatcher")

@@ -12,8 +12,8 @@ from typing import Final
 
 from engine.broker.jetstream import Broker, StreamState
 from engine.errors import ApiError, PartitionStopped, TopologyError
-from engine.log.marks import Mark
-from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
+from engine.log.marks import Mark, MarkedStream
+from seamark.protocol.subjects import EVENTS_STREAM
 
 STREAM_MISSING: Final = 10059
 
@@ -23,9 +23,9 @@ CLOCKS: Final = timedelta(seconds=60)
 ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
 """A deposed leader may still answer for a moment, and shows the past: what would stop a partition is asked again."""
 
-EVENTS_RESTORED: Final = (
+SOURCE_RESTORED: Final = (
     "It was restored from a backup: with the dispatchers stopped run "
-    "`seamark topology restore EVENTS=<its last sequence in the backup>`, then `seamark topology repair`"
+    "`seamark topology restore {0}=<its last sequence in the backup>`, then `seamark topology repair`"
 )
 
 
@@ -99,38 +99,37 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     return state
 
 
-async def check_reach(broker: Broker, event_partition: int, events: StreamState, home: Mark | None) -> None:
-    """Does EVENTS still hold, as the same event, what the home mark of a partition tells to be dispatched?
+async def check_reach(broker: Broker, marked: MarkedStream, source: StreamState, mark: Mark | None) -> None:
+    """Does the source still hold, as the same message, what a mark tells to be applied?
 
     Raises:
         PartitionStopped: it was put back to a backup without `seamark topology restore`. ApiError, Unavailable, Unanswered:
             a leader cannot be asked.
     """
-    if home is None or home.epoch != events.epoch:
+    if mark is None or mark.epoch != source.epoch:
         return
-    events = await reaching(broker, events, home.seq)
-    if home.seq > events.last_seq:
-        detail = f"EVENTS ends at {events.last_seq}, before event {home.seq} that was dispatched"
-        raise PartitionStopped(detail, EVENTS_RESTORED)
-    if await younger_than_mark(broker, event_partition, event_partition, home.seq):
-        detail = f"event {home.seq} of EVENTS is younger than the mark that tells it to be dispatched"
+    source, remedy = await reaching(broker, source, mark.seq), SOURCE_RESTORED.format(source.name)
+    if mark.seq > source.last_seq:
         raise PartitionStopped(
-            detail, f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagree: mend them, then repair"
+            f"{source.name} ends at {source.last_seq}, before {mark.seq} that was dispatched", remedy
         )
+    if await younger_than_mark(broker, marked, mark.seq):
+        detail = f"message {mark.seq} of {source.name} is younger than the mark that tells it to be dispatched"
+        raise PartitionStopped(detail, f"{remedy}. If it was not, the servers' clocks disagree: mend them, then repair")
 
 
-async def younger_than_mark(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:
-    """Was what EVENTS holds under `seq` stored after the mark that is said to cover it? Then it is another event.
+async def younger_than_mark(broker: Broker, marked: MarkedStream, seq: int) -> bool:
+    """Was what the source holds under `seq` stored after the mark that is said to cover it? Then it is another message.
 
-    False where clocks leave a doubt, and where EVENTS holds nothing there any more.
+    False where clocks leave a doubt, and where the source holds nothing there any more.
 
     Raises:
         ApiError, Unavailable, Unanswered: a leader cannot be asked.
     """
-    stored = await broker.leader_next(EVENTS_STREAM, "ev.>", seq) if seq > 0 else None
+    stored = await broker.leader_next(marked.source, ">", seq) if seq > 0 else None
     if stored is None or stored.seq != seq:
         return False
-    placed = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
+    placed = await broker.leader_last(marked.name, marked.subject)
     return placed is not None and _time(stored.time) > _time(placed.time) + CLOCKS
 
 

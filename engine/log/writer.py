@@ -1,9 +1,10 @@
-"""Appending to one LOG for one event partition: the chain of marks, held against stale owners and lost answers."""
+"""Writing one stream from another: the chain of marks, held against stale owners and lost answers."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,10 +12,10 @@ from engine import failpoints, metrics
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.log.incarnations import is_missing, missing, reaching, stream_of
-from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
+from engine.log.marks import NO_MARK, Mark, MarkedStream, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.log.stalls import Stall
 from seamark.backoff import Backoff
-from seamark.protocol.subjects import log_stream, mark_subject
+from seamark.protocol.records import epoch_line
 
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
@@ -25,99 +26,87 @@ class Overtaken(BrokerError):
     """An older owner wrote between my claim and my batch: read every position again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """One acquisition of an event partition. `events_epoch` is the incarnation of EVENTS its positions belong to."""
+class Ownership(NamedTuple):
+    """One acquisition of a part of the source."""
 
     term: int
     owner: str
-    events_epoch: str
 
 
-async def read_mark(broker: Broker, partition: int, event_partition: int) -> PlacedMark:
-    """The mark of an event partition as the LOG's leader shows it.
+class Epochs(NamedTuple):
+    """Incarnations of streams by name: as their leaders say, and as recorded when they were made."""
+
+    actual: dict[str, str]
+    recorded: Mapping[str, str]
+
+
+async def read_mark(broker: Broker, marked: MarkedStream) -> PlacedMark:
+    """The mark as the leader of the stream shows it.
 
     Raises:
         PartitionStopped: somebody wrote something else there, or there is no such stream.
     """
-    stream, subject = log_stream(partition), mark_subject(partition, event_partition)
     try:
-        stored = await broker.leader_last(stream, subject)
+        stored = await broker.leader_last(marked.name, marked.subject)
     except ApiError as error:
         if is_missing(error):
-            raise missing(stream) from error
+            raise missing(marked.name) from error
         raise
     if stored is None:
         return NO_MARK
     try:
         return PlacedMark(stored.seq, decode_mark(stored.payload))
     except msgspec.DecodeError as error:
-        remedy = f"Delete message {stored.seq} of {stream}: the mark before it counts then"
-        raise PartitionStopped(f"what {subject} holds is not a mark ({error})", remedy) from error
+        remedy = f"Delete message {stored.seq} of {marked.name}: the mark before it counts then"
+        raise PartitionStopped(f"what {marked.subject} holds is not a mark ({error})", remedy) from error
 
 
-def check_mark(
-    partition: int,
-    placed: PlacedMark,
-    *,
-    events_epoch: str,
-    log_epoch: str,
-    recorded_log_epoch: str | None,
-) -> None:
-    """A mark is only a position while both streams are the ones it was written for.
+def check_mark(marked: MarkedStream, placed: PlacedMark, epochs: Epochs) -> None:
+    """A mark is only a position while source and stream are the ones it was written for.
 
     Raises:
-        PartitionStopped: EVENTS or the LOG is another incarnation, or a LOG that was re-created has no marks.
+        PartitionStopped: one of them is another incarnation, or a stream that was re-created has no marks.
     """
-    stream = log_stream(partition)
-    if placed.mark is None:
-        # Marks outlive events: without one nothing that EVENTS still holds was applied, unless the LOG was re-created.
-        if recorded_log_epoch != log_epoch:
+    stream, epoch, mark = marked.name, epochs.actual[marked.name], placed.mark
+    if mark is None:
+        # Marks outlive what they count: without one, nothing that the source still holds was applied, unless the stream
+        # was re-created.
+        if epochs.recorded.get(stream) != epoch:
             raise PartitionStopped(f"{stream} was re-created and holds no mark", REPAIR)
-        return
-    if placed.mark.log_epoch != log_epoch:
+    elif mark.stream_epoch != epoch:
         raise PartitionStopped(f"{stream} is another incarnation than its mark says", REPAIR)
-    if placed.mark.epoch != events_epoch:
-        raise PartitionStopped("EVENTS is another incarnation than the marks say", REPAIR)
+    elif mark.epoch != epochs.actual[marked.source]:
+        raise PartitionStopped(f"{marked.source} is another incarnation than the marks say", REPAIR)
 
 
-class LogWriter:
-    """Appends batches of one event partition to one LOG, each ended by a mark that must follow the one before.
+class MarkedWriter:
+    """Appends batches to one stream, each ended by a mark that must follow the one before.
 
     Made by `claim`. One batch is in flight at a time.
     """
 
     def __init__(
-        self,
-        broker: Broker,
-        partition: int,
-        event_partition: int,
-        ownership: Ownership,
-        log_epoch: str,
-        placed: PlacedMark,
+        self, broker: Broker, marked: MarkedStream, ownership: Ownership, epochs: Epochs, placed: PlacedMark
     ) -> None:
         self._broker = broker
-        self._partition = partition
-        self._subject = mark_subject(partition, event_partition)
-        self._stream = log_stream(partition)
-        self._event_partition = event_partition
+        self._marked = marked
         self._ownership = ownership
-        self._log_epoch = log_epoch
+        self._source_epoch = epochs.actual[marked.source]
+        self._epoch = epochs.actual[marked.name]
+        self._epoch_line = epoch_line(self._epoch)
         self._placed = placed
 
     @classmethod
     async def claim(
         cls,
         broker: Broker,
-        partition: int,
-        event_partition: int,
+        marked: MarkedStream,
         ownership: Ownership,
+        epochs: Epochs,
         *,
-        log_epoch: str,
-        recorded_log_epoch: str | None,
         found: PlacedMark,
         start_seq: int,
-    ) -> LogWriter:
+    ) -> MarkedWriter:
         """Write the mark again under this ownership: from then on every older owner's batch is refused.
 
         Args:
@@ -127,19 +116,12 @@ class LogWriter:
         Raises:
             StepDown: a newer owner is there. PartitionStopped: see `check_mark`.
         """
-        check_mark(
-            partition,
-            found,
-            events_epoch=ownership.events_epoch,
-            log_epoch=log_epoch,
-            recorded_log_epoch=recorded_log_epoch,
-        )
-        if found.mark is not None and found.mark.term >= ownership.term:
-            raise StepDown(f"{log_stream(partition)} is marked by an owner of term {found.mark.term}")
-        writer = cls(broker, partition, event_partition, ownership, log_epoch, found)
-        mark = found.mark
+        check_mark(marked, found, epochs)
+        writer, mark = cls(broker, marked, ownership, epochs, found), found.mark
         if mark is None:
             await writer.append([], start_seq)
+        elif mark.term >= ownership.term:
+            raise StepDown(f"{marked.name} is marked by an owner of term {mark.term}")
         else:
             await writer.append([], mark.seq, mark.user, unburied=mark.unburied)
         return writer
@@ -159,16 +141,17 @@ class LogWriter:
             StepDown: a newer owner took over. Overtaken: an older one got in between. PartitionStopped: repair is due.
         """
         own = self._ownership
-        mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user, unburied)
+        mark = Mark(self._source_epoch, seq, own.term, own.owner, self._epoch, user, unburied)
         payload = encode_mark(mark)
-        stall, backoff = Stall(self._stream), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
+        stall, backoff = Stall(self._marked.name), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:
             while True:
-                expect = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self._placed.log_seq
+                expect = b"Nats-Expected-Last-Subject-Sequence:%d\r\n" % self._placed.seq
+                batch = [*messages, Outgoing(self._marked.subject, payload, expect)]
                 try:
                     if messages:
                         failpoints.reach("before-append")
-                    ack = await self._broker.commit([*messages, Outgoing(self._subject, payload, expect)])
+                    ack = await self._broker.commit(batch, lines=self._epoch_line)
                     failpoints.reach("after-commit-before-answer")
                     self._placed = PlacedMark(ack.seq, mark)
                     return
@@ -184,9 +167,10 @@ class LogWriter:
 
     async def _settle(self, sent: Mark, stall: Stall) -> bool:
         """Is the unconfirmed batch stored? False: it is to be sent again."""
+        name = self._marked.name
         while True:
             try:
-                found = await read_mark(self._broker, self._partition, self._event_partition)
+                found = await read_mark(self._broker, self._marked)
                 verdict = settle(sent, self._placed, found)
                 if verdict in (Verdict.GONE, Verdict.ASK_AGAIN):
                     await self._check_epoch()
@@ -194,30 +178,26 @@ class LogWriter:
                 stall.report(error)
                 await asyncio.sleep(RETRY_SECONDS_MAX / 4)
                 continue
-            if verdict is Verdict.COMMITTED:
-                self._placed = found
-                return True
-            if verdict is Verdict.SEND_AGAIN:
-                return False
-            if verdict in (Verdict.GONE, Verdict.FOLLOW):
-                self._placed = found
-                return False
             if verdict is Verdict.STEP_DOWN:
-                raise StepDown(f"{self._stream} was taken over by another owner")
+                raise StepDown(f"{name} was taken over by another owner")
             if verdict is Verdict.CLAIM:
-                raise Overtaken(f"{self._stream} was written by an older owner")
+                raise Overtaken(f"{name} was written by an older owner")
+            if verdict is not Verdict.ASK_AGAIN:
+                self._placed = found
+                return verdict is Verdict.COMMITTED
             stall.report(Unanswered("its leader shows an older mark than it has confirmed"))
             await asyncio.sleep(RETRY_SECONDS_MAX / 4)
 
     async def _check_epoch(self) -> None:
-        """No mark, or an older one, where mine stood: aged out or a stale answer if the LOG is the one I know."""
-        state = await reaching(self._broker, await stream_of(self._broker, self._stream), self._placed.log_seq)
-        if state.epoch != self._log_epoch:
-            raise PartitionStopped(f"{self._stream} changed its incarnation", REPAIR)
-        if state.last_seq < self._placed.log_seq:
+        """No mark, or an older one, where mine stood: aged out or a stale answer if the stream is the one I know."""
+        name, placed_seq = self._marked.name, self._placed.seq
+        state = await reaching(self._broker, await stream_of(self._broker, name), placed_seq)
+        if state.epoch != self._epoch:
+            raise PartitionStopped(f"{name} changed its incarnation", REPAIR)
+        if state.last_seq < placed_seq:
             raise PartitionStopped(
-                f"{self._stream} ends at {state.last_seq}, before my mark at {self._placed.log_seq}",
-                f"It was restored from a backup: run `seamark topology restore {self._stream}`, then repair",
+                f"{name} ends at {state.last_seq}, before my mark at {placed_seq}",
+                f"It was restored from a backup: run `seamark topology restore {name}`, then repair",
             )
 
 

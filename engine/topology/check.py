@@ -16,9 +16,10 @@ import aiohttp
 import structlog
 
 from engine.broker.jetstream import Broker
+from engine.dispatch.source import EVENTS
 from engine.errors import BrokerError, TopologyError
 from engine.limits import MONITOR_SECONDS
-from engine.log.incarnations import EVENTS_RESTORED
+from engine.log.incarnations import SOURCE_RESTORED
 from engine.log.marks import PlacedMark
 from engine.log.writer import read_mark
 from engine.topology import server as topology
@@ -119,7 +120,7 @@ async def look(broker: Broker, profile: Profile, monitor_urls: Sequence[str] = (
     observed = await topology.observe(broker, profile)
     # Marks before the state of EVENTS: the other way round, a busy dispatcher would seem to be ahead of it.
     partitions = sorted(p for name in observed.streams if (p := log_partition(name)) is not None)
-    marks = {p: await read_mark(broker, p, p) for p in partitions}
+    marks = {p: await read_mark(broker, EVENTS.marked(p, p)) for p in partitions}
     infos = {name: await broker.api(f"STREAM.INFO.{name}") for name in observed.streams}
     streams = {name: topology.observed_stream(info) for name, info in infos.items()}
     clusters = {name: info.get("cluster") or {} for name, info in infos.items()}
@@ -336,5 +337,5 @@ def _positions(seen: Seen) -> Iterator[Finding]:
                 "refuse",
                 "positions",
                 f"partition {q} has dispatched event {placed.mark.seq}, EVENTS ends at {events.last_seq}",
-                f"{EVENTS_RESTORED}.",
+                f"{SOURCE_RESTORED.format(EVENTS_STREAM)}.",
             )

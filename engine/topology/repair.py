@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import After, Broker
 from engine.dispatch.claims import claim_key
+from engine.dispatch.source import EVENTS
 from engine.errors import ApiError, TopologyError, Unanswered
 from engine.log.incarnations import younger_than_mark
 from engine.log.marks import encode_mark
@@ -89,11 +90,12 @@ async def examine(broker: Broker) -> Found:
         raise TopologyError("EVENTS does not say how many partitions it has", "Run seamark topology apply first.")
     logs = {p: await _stream(broker, log_stream(p)) for p in range(partitions)}
     pairs = [(p, q) for p in range(partitions) for q in range(partitions)]
-    marks = dict(zip(pairs, [await read_mark(broker, p, q) for p, q in pairs], strict=True))
+    marks = dict(zip(pairs, [await read_mark(broker, EVENTS.marked(p, q)) for p, q in pairs], strict=True))
     recorded, revision = await topology.read_epochs(broker)
     # EVENTS after the marks: a dispatcher at work would be ahead of what was read before.
     found = Found(partitions, await _stream(broker, EVENTS_STREAM), logs, marks, recorded or {}, revision)
-    late = [pair for pair in pairs if (seq := found.covered(*pair)) and await younger_than_mark(broker, *pair, seq)]
+    covered = {pair: seq for pair in pairs if (seq := found.covered(*pair))}
+    late = [pair for pair, seq in covered.items() if await younger_than_mark(broker, EVENTS.marked(*pair), seq)]
     return replace(found, late=frozenset(late))
 
 
@@ -151,7 +153,7 @@ async def apply(
         done.append(f"- {removed} claim(s) removed")
     for step in plan.marks:
         try:
-            after = After(log_stream(step.partition), step.before.log_seq)
+            after = After(log_stream(step.partition), step.before.seq)
             await broker.append(step.subject, encode_mark(step.after), after=after)
         except ApiError as error:
             raise _moved(step.subject, error) from error

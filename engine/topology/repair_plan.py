@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from msgspec import to_builtins
+
 from engine.errors import TopologyError
 from engine.log.marks import NO_MARK, Mark, PlacedMark
 from engine.topology.plan import ObservedStream, Refusal
@@ -155,7 +157,7 @@ class RepairPlan:
         """The plan for programs."""
         return {
             "marks": [
-                {"subject": step.subject, "before": _json(step.before.mark), "after": _json(step.after)}
+                {"subject": step.subject, "before": to_builtins(step.before.mark), "after": to_builtins(step.after)}
                 for step in self.marks
             ],
             "epochs": {"before": dict(self.epochs_before), "after": dict(self.epochs_after)},
@@ -171,13 +173,7 @@ def _told(mark: Mark | None) -> str:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
     partly += f", dead letters missing from event {mark.unburied} on" if mark.unburied is not None else ""
-    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.log_epoch}, term {mark.term}"
-
-
-def _json(mark: Mark | None) -> dict[str, Any] | None:
-    if mark is None:
-        return None
-    return {name: value for name in mark.__struct_fields__ if (value := getattr(mark, name)) is not None}
+    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.stream_epoch}, term {mark.term}"
 
 
 def decide(found: Found, positions: Positions, owner: str) -> RepairPlan:
@@ -336,7 +332,7 @@ def _steps(found: Found, q: int, home: _Point | None, named: bool, owner: str) -
 
 
 def _sound(found: Found, partition: int, mark: Mark) -> bool:
-    return mark.epoch == found.events.epoch and mark.log_epoch == found.logs[partition].epoch
+    return mark.epoch == found.events.epoch and mark.stream_epoch == found.logs[partition].epoch
 
 
 def _step(found: Found, p: int, q: int, point: _Point, term: int, owner: str) -> MarkStep:

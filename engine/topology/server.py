@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.broker.jetstream import After, Broker
+from engine.broker.control import CONTROL_STREAM, Control, Entry
+from engine.broker.jetstream import Broker
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_missing
 from engine.topology import plan as topology_plan
@@ -36,8 +37,7 @@ from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
 EPOCH_CHARS: Final = 8
 """36^8 tags: two incarnations of a stream never share one by chance, and a cursor stays short."""
 
-EPOCHS_SUBJECT: Final = f"$KV.{CONTROL_BUCKET}.epochs"
-CONTROL_STREAM: Final = f"KV_{CONTROL_BUCKET}"
+EPOCHS_KEY: Final = "epochs"
 
 API_SECONDS: Final = 10.0
 """A meta leader creates a replicated stream in well under a second; an election takes 4-9 s."""
@@ -148,27 +148,25 @@ def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
-    """The epochs recorded in the control bucket and the sequence of that entry; (None, 0) when there is none.
+async def read_epochs(broker: Broker) -> Entry[dict[str, str]]:
+    """The epochs recorded in the control bucket, with the revision of that entry.
 
     Raises:
         TopologyError: there is no control bucket, or somebody wrote something else there.
         ApiError, Unavailable, Unanswered: its leader cannot be asked.
     """
     try:
-        entry = await broker.leader_last(CONTROL_STREAM, EPOCHS_SUBJECT)
+        return await _recorded(broker).get(EPOCHS_KEY)
     except ApiError as error:
         if is_missing(error):
             remedy = "Run `seamark topology apply`: it makes it, and records the epochs as it finds them"
             raise TopologyError(f"there is no stream {CONTROL_STREAM}, which records the epochs", remedy) from error
         raise
-    if entry is None or not entry.payload:
-        return None, entry.seq if entry else 0
-    try:
-        return msgspec.json.decode(entry.payload, type=dict[str, str]), entry.seq
     except msgspec.DecodeError as error:
-        remedy = f"Delete it (nats kv del {CONTROL_BUCKET} epochs), then run `seamark topology plan` and `apply`"
-        raise TopologyError(f"what {EPOCHS_SUBJECT} holds is no list of epochs ({error})", remedy) from error
+        remedy = f"Delete it (nats kv del {CONTROL_BUCKET} {EPOCHS_KEY}), then run `seamark topology plan` and `apply`"
+        raise TopologyError(
+            f"the entry `{EPOCHS_KEY}` of the control bucket is no list of epochs ({error})", remedy
+        ) from error
 
 
 async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int) -> int:
@@ -177,8 +175,11 @@ async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int)
     Raises:
         ApiError: 10071 or 10164 when another provisioner was quicker.
     """
-    body = msgspec.json.encode(dict(sorted(epochs.items())))
-    return (await broker.append(EPOCHS_SUBJECT, body, after=After(CONTROL_STREAM, revision))).seq
+    return await _recorded(broker).put(EPOCHS_KEY, dict(sorted(epochs.items())), revision)
+
+
+def _recorded(broker: Broker) -> Control[dict[str, str]]:
+    return Control(broker, dict[str, str])
 
 
 def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from engine import metrics
 from engine.broker.eventstore import EventStore
-from engine.broker.jetstream import RETRIED_ERR_CODES, Broker, PubAck
+from engine.broker.jetstream import Broker, PubAck
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
@@ -33,6 +33,7 @@ from gateway.limits import (
     EVENTS_IN_FLIGHT,
     EVENTS_IN_FLIGHT_PER_TENANT,
 )
+from seamark.protocol.appends import RETRIED_ERR_CODES
 from seamark.protocol.errors import InvalidEvent, InvalidToken
 from seamark.protocol.events import Encoded, Event, encode, is_event_id, new_event_id
 from seamark.protocol.limits import EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX

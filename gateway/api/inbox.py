@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, cast
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from engine.errors import BrokerError
+from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.principals import User
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
@@ -155,41 +155,48 @@ async def _mark(call: Call[User, None, ReadBody], kind: state_records.Kind) -> M
     return Marked(await _append(call, kind, ids, None) if ids else None, len(ids), len(found) > READ_IDS)
 
 
-async def _up_to(body: ReadBody, partition: Partition) -> int | None:
-    """The sequence read up to: what the cursor says, never beyond the log's end; `all` is that end."""
+async def _up_to(body: ReadBody, partition: Partition) -> Cursor | None:
+    """The position read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
     state = await partition.watch.state()
     if state is None:
         raise Problem(UNAVAILABLE, "the log does not answer: try again")
     if body.up_to is None:
-        return state.last_seq
+        return Cursor(state.epoch, state.last_seq)
     try:
         cursor = parse_cursor(body.up_to)
     except InvalidCursor as error:
         raise Problem(INVALID_BODY, str(error), field="up_to") from error
     if cursor.epoch != state.epoch or cursor.seq > state.last_seq:
         raise Problem(STALE_CURSOR, "`up_to` does not belong to this incarnation of the log", field="up_to")
-    return cursor.seq
+    return cursor
 
 
-async def _append(call: Call[User, None, ReadBody], kind: state_records.Kind, ids: list[str], up_to: int | None) -> str:
+async def _append(
+    call: Call[User, None, ReadBody], kind: state_records.Kind, ids: list[str], up_to: Cursor | None
+) -> str:
     """Store the record; its id.
 
     Raises:
-        Problem: the user has had too many appended, or the log does not take it now.
+        Problem: the log was made anew, the user has had too many appended, or the log does not take it now.
     """
     user = call.principal
+    partition = call.context.partition(user.tenant, user.user)
+    known = partition.watch.last
     try:
         return await call.context.state_records.append(
             kind,
             tenant=user.tenant,
             user=user.user,
             device=call.body.device,
-            partition=call.context.partition(user.tenant, user.user).number,
+            partition=partition.number,
+            epoch=up_to.epoch if up_to else known.epoch if known else "",
             ids=ids,
-            up_to=up_to,
+            up_to=up_to.seq if up_to else None,
         )
+    except OtherIncarnation as error:
+        raise Problem(STALE_CURSOR, "the log was made anew before this was stored", field="up_to") from error
     except TooManyRecords as error:
         raise Problem(TOO_MANY_READS, str(error), retry_after_seconds=error.retry_after_seconds) from error
     except BrokerError as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from engine.broker import wire
 from engine.broker.jetstream import Stored
 from gateway.session.frames import record_frame, skip_frame
+from seamark.protocol.records import EPOCH_HEADER
 
+_EPOCH: Final = EPOCH_HEADER.encode()
 _SKIP: Final = b"\r\nSeamark-Skip:"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
@@ -57,7 +60,10 @@ def number(headers: bytes, line: bytes) -> int:
         return -1
 
 
-def live_position(headers: bytes) -> tuple[int, int]:
-    """`(seq, prev)` of a republished copy; `(-1, -1)` for a message that is none."""
+def live_position(headers: bytes) -> tuple[int, int, str]:
+    """`(seq, prev, epoch)` of a republished copy, the epoch empty where it says none; `seq` is -1 for a message that is none."""
     seq = number(headers, _SEQUENCE)
-    return (seq, number(headers, _LAST_SEQUENCE)) if seq >= 0 else (-1, -1)
+    if seq < 0:
+        return -1, -1, ""
+    epoch = wire.header(headers, _EPOCH)
+    return seq, number(headers, _LAST_SEQUENCE), epoch.decode("ascii", "replace") if epoch else ""

@@ -61,7 +61,7 @@ def test_a_restored_log_keeps_the_position_its_own_mark_tells():
     plan = decide(found(logs=logs), Positions(), "repair")
     assert after(plan) == {"mark.1.1": (60, None)}
     (step,) = plan.marks
-    assert (step.after.log_epoch, step.after.epoch, step.after.term) == ("log1new0", EVENTS, 4)
+    assert (step.after.stream_epoch, step.after.epoch, step.after.term) == ("log1new0", EVENTS, 4)
     assert plan.epochs_after["LOG-1"] == "log1new0"
     assert any("LOG-1" in note and "missing" in note for note in plan.notes)
 
