@@ -77,10 +77,9 @@ gateway_joins = Counter("seamark_gateway_joins", "Logs joined, by result", ("res
 
 gateway_closed = Counter("seamark_gateway_closed_sessions", "Sessions ended, by close code", ("code",))
 gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not accepted, by reason", ("reason",))
-gateway_refused_handshakes = Counter(
-    "seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",)
+gateway_problems = Counter(
+    "seamark_gateway_problems", "Requests and handshakes refused, by the code of the problem", ("code",)
 )
-"""reason: origin, full, draining, rate (one address), requests (one user), malformed."""
 
 gateway_exhausted_looks = Counter(
     "seamark_gateway_exhausted_looks", "Looks, one a second, that found no file descriptor left for another connection"

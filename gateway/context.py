@@ -10,6 +10,7 @@ from aiohttp import web
 from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
 from engine.tasks import Tasks
+from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
 from gateway.access.buckets import Buckets
 from gateway.access.origins import Origins
@@ -45,6 +46,7 @@ class Context:
     handshakes: Buckets
     times: Times
     tables: Tables | None = None
+    api_keys: ApiKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
     proxies: Proxies = field(default_factory=Proxies)

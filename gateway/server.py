@@ -18,23 +18,19 @@ from engine.log.incarnations import epoch_of, read_partitions, stream_of
 from engine.settings import cannot_listen
 from engine.topology.check import report_start
 from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
-from gateway.access.api_keys import ApiKeys, PostgresKeys
+from gateway.access.api_keys import ApiKeys, postgres_keys
 from gateway.access.auth import Verifier
 from gateway.access.buckets import Buckets
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
-from gateway.api import acks, inbox_page
-from gateway.api import inbox as inbox_api
-from gateway.api import proof as proof_api
-from gateway.api.dev_page import DevPage, dev_routes
-from gateway.api.events import EventsApi
-from gateway.carriers import poll, sse, ws
+from gateway.api.dev_page import dev_routes
+from gateway.api.endpoints import ENDPOINTS
+from gateway.api.events import PUBLISHING, Publishing
 from gateway.carriers.connection import Runner
 from gateway.context import CONTEXT, Context
 from gateway.descriptors import sessions_within_limit
 from gateway.drain import drain
-from gateway.health import healthz, readyz
 from gateway.http import cors
 from gateway.http.problems import as_problems
 from gateway.join.counters import FeedCollector
@@ -80,10 +76,9 @@ async def run(
         async with (
             watched(broker, options.nats_monitor_urls) as broker_health,
             _context(options, broker, broker_health, keys) as context,
-            _api_keys(options) as api_keys,
         ):
-            direct = {"/v1/ws": ws.handler(context)}
-            runner = Runner(create_app(context, options, api_keys), direct=direct, shutdown_timeout=DRAIN_CLOSE_SECONDS)
+            direct = {one.path: one.directly(context) for one in ENDPOINTS if one.status == 101}
+            runner = Runner(create_app(context, options), direct=direct, shutdown_timeout=DRAIN_CLOSE_SECONDS)
             await runner.setup()
             site = web.TCPSite(runner, options.host, port, backlog=ACCEPT_BACKLOG, reuse_port=reuse_port or None)
             try:
@@ -108,35 +103,13 @@ async def _open(site: web.TCPSite, host: str, port: int) -> None:
         raise cannot_listen("gateway", host, port, error) from error
 
 
-def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | None) -> web.Application:
+def create_app(context: Context, options: GatewayOptions) -> web.Application:
     """The application; it runs under `gateway.carriers.connection.Runner`."""
-    app = web.Application(middlewares=[as_problems, cors.preflight], client_max_size=1 << 20)
+    app = web.Application(middlewares=[as_problems])
     app[CONTEXT] = context
-    app.add_routes(
-        [
-            # No HEAD: its answer has no body, and these are nothing else.
-            web.get("/v1/stream", sse.stream, allow_head=False),
-            web.get("/v1/records", poll.records, allow_head=False),
-            web.get("/v1/inbox", inbox_page.page),
-            web.post("/v1/ack", acks.ack),
-            web.post("/v1/inbox/read", inbox_api.read),
-            web.post("/v1/inbox/archive", inbox_api.archive),
-            web.get("/v1/notifications/{id:[^/]+}/trace", proof_api.trace),
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-        ]
-    )
-    if api_keys is not None:
-        app.add_routes(EventsApi(context.broker, api_keys, context.proxies).routes())
-    if options.dev and options.jwt_secret is not None:
-        page = DevPage(
-            jwt_secret=options.jwt_secret,
-            api_key=options.dev_api_key,
-            tenant=options.dev_tenant,
-            issuer=options.issuer,
-            audience=options.audience,
-        )
-        app.add_routes(dev_routes(page))
+    app[PUBLISHING] = Publishing(context.broker)
+    app.add_routes(one.route() for one in ENDPOINTS if one.status != 101)
+    app.add_routes([*cors.preflights(ENDPOINTS), *dev_routes(options)])
     app.on_response_prepare.append(cors.allow)
     return app
 
@@ -156,19 +129,12 @@ def _keys(options: GatewayOptions) -> Keys:
     raise InvalidSetting("set exactly one of SEAMARK_JWT_SECRET (development) and SEAMARK_JWKS_URL")
 
 
-@asynccontextmanager
-async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
+async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
     if options.postgres_url is None:
-        yield None
-        return
+        return None
     addresses_differ = options.handshakes_per_minute > 0 or options.trusted_proxies
-    keys = ApiKeys(
-        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
-    )
-    try:
-        yield keys
-    finally:
-        await keys.close()
+    guesses = API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
+    return ApiKeys(await postgres_keys(options.postgres_url), guesses_per_minute=guesses)
 
 
 @asynccontextmanager
@@ -203,6 +169,7 @@ async def _context(
         handshakes=Buckets(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        api_keys=await _api_keys(options),
         proxies=proxies,
     )
     collector = FeedCollector(context.counters)
@@ -223,6 +190,8 @@ async def _context(
         context.wheel.close()
         if tables is not None:
             await tables.close()
+        if context.api_keys is not None:
+            await context.api_keys.close()
         if queries is not None:
             await queries.close()
         if redis is not None:

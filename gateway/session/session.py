@@ -12,7 +12,8 @@ import structlog
 
 from engine import metrics
 from engine.errors import BrokerError, OtherIncarnation
-from gateway.access.auth import Claims, Refused
+from gateway.access.auth import Refused
+from gateway.access.principals import User
 from gateway.context import Context
 from gateway.join.port import State
 from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
@@ -138,10 +139,10 @@ class Session:
         """Everything heard of has been sent."""
         return self._follower is not None and self._follower.feed.state is State.LIVE
 
-    def start(self, claims: Claims, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
+    def start(self, user: User, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
         """Who it is for is known: join the log at `cursor`, or with a snapshot whatever the cursor."""
-        self.tenant, self.user, self.device = claims.tenant, claims.user, device
-        self._live_until(claims.expires_at)
+        self.tenant, self.user, self.device = user.tenant, user.user, device
+        self._live_until(user.expires_at)
         self._token = None
         context = self.context
         partition = context.partition(self.tenant, self.user)
@@ -169,18 +170,18 @@ class Session:
         if token is None:
             self.end(UNAUTHENTICATED, "no token: put one into `hello` or the Authorization header")
             return
-        claims = await self._verify(token)
-        if claims is not None and not self.ended:
-            self.start(claims, frame.device, frame.cursor, snapshot=frame.snapshot)
+        user = await self._verify(token)
+        if user is not None and not self.ended:
+            self.start(user, frame.device, frame.cursor, snapshot=frame.snapshot)
 
     async def _refresh(self, frame: Refresh) -> None:
-        claims = await self._verify(frame.token)
-        if claims is None or self.ended:
+        user = await self._verify(frame.token)
+        if user is None or self.ended:
             return
-        if (claims.tenant, claims.user) != (self.tenant, self.user):
+        if (user.tenant, user.user) != (self.tenant, self.user):
             self.end(FORBIDDEN, "a refreshed token must name the same user and tenant")
             return
-        self._live_until(claims.expires_at)
+        self._live_until(user.expires_at)
 
     def _live_until(self, expires_at: float) -> None:
         self._expires_at = expires_at
@@ -192,9 +193,9 @@ class Session:
         if not self.ended and self._expires_at <= time():
             self.end(UNAUTHENTICATED, "expired: the token has expired")
 
-    async def _verify(self, token: str) -> Claims | None:
+    async def _verify(self, token: str) -> User | None:
         try:
-            claims = await self.context.verifier.verify(token)
+            user = await self.context.verifier.verify(token)
         except Refused as refused:
             metrics.gateway_refused_tokens.labels(refused.reason).inc()
             if not self.ended:
@@ -202,8 +203,8 @@ class Session:
                 code = FAILED if refused.reason == "keys_unavailable" else UNAUTHENTICATED
                 self.end(code, f"{refused.reason}: {refused}")
             return None
-        if self.context.requests.take((claims.tenant, claims.user)):
-            return claims
+        if self.context.requests.take((user.tenant, user.user)):
+            return user
         if not self.ended:  # every join costs reads: a user must not open sessions in a loop
             self.end(TOO_MANY_FRAMES, "this user opens too many sessions")
         return None

@@ -33,7 +33,6 @@ class DevFile(msgspec.Struct, kw_only=True):
     tenant: str
     user: str
     token: str
-    operator_token: str
     api_key: str
     jwt_secret: str
     nats_monitor_url: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from projections.postgres.versions import Pool, asking, live
 from projections.store import Checkpoint
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.limits import LABEL_CHARS_MAX
 from seamark.protocol.subjects import encode_token, log_stream, partition_of
 
 PAGE_ROWS: Final = 100
@@ -59,6 +60,10 @@ def parse_page_cursor(text: str) -> PageCursor:
     return PageCursor(int(found[1]), int(found[2]))
 
 
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=LABEL_CHARS_MAX, pattern=r"^[^\u0000]*$")]
+"""A category or type, as PostgreSQL can hold it."""
+
+
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which rows. None: whichever.
 
@@ -70,8 +75,8 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     unread: bool | None = None
     archived: bool | None = False
-    category: str | None = None
-    type: str | None = None
+    category: Label | None = None
+    type: Label | None = None
 
 
 class Page(NamedTuple):

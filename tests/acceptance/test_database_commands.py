@@ -8,8 +8,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.access.api_keys import PostgresKeys
+from gateway.access.api_keys import postgres_keys
 from gateway.access.key_table import hash_of
+from gateway.access.principals import Operator, Service
 from ops.exitcode import MISCONFIGURED
 from tests.support import commands
 from tests.support.commands import ENV
@@ -47,11 +48,11 @@ async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> No
     key = made.stdout.strip()
     assert made.returncode == 0
     assert made.stdout == f"{key}\n"
-    keys = PostgresKeys(postgres)
+    keys = await postgres_keys(postgres)
     try:
         found = await keys.find(hash_of(key))
-        assert found is not None
-        assert (found.tenant, found.scopes) == ("acme", {"events:write"})
+        assert isinstance(found, Service)
+        assert (found.tenant, found.scopes) == ("acme", {"events:write", "notifications:read"})
         lines(seamark("api-key", "create", "--tenant", "other", "--days", "1", "--json", url=postgres))
         [stored] = lines(seamark("api-key", "list", "--tenant", "acme", "--json", url=postgres))
         assert (stored["name"], stored["revoked_at"]) == ("orders", None)
@@ -67,6 +68,21 @@ async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> No
         assert "4711" in unknown.stderr
     finally:
         await keys.close()
+
+
+async def test_a_key_is_made_for_a_tenant_or_for_an_operator(empty_postgres: str) -> None:
+    lines(seamark("migrate", "--json", url=empty_postgres))
+    [made] = lines(seamark("api-key", "create", "--operator", "--json", url=empty_postgres))
+    assert (made["tenant"], made["scopes"]) == (None, [])
+    keys = await postgres_keys(empty_postgres)
+    try:
+        assert await keys.find(hash_of(str(made["key"]))) == Operator(1)
+    finally:
+        await keys.close()
+    assert "operator" in seamark("api-key", "list", url=empty_postgres).stdout
+    for wrong in ((), ("--operator", "--tenant", "acme"), ("--operator", "--scope", "events:write")):
+        done = seamark("api-key", "create", *wrong, url=empty_postgres)
+        assert (done.returncode, "--operator" in done.stderr) == (MISCONFIGURED, True)
 
 
 async def test_what_has_to_be_changed_first_is_one_line_with_the_remedy(empty_postgres: str) -> None:

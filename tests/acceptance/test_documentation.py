@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import urllib.error
+import urllib.request
 from typing import Any
 
 import pytest
@@ -77,8 +79,15 @@ def test_a_block_of_python_runs_as_it_stands(reader: Manual, block: Block) -> No
 
 
 @of_kind("json")
-def test_a_block_of_json_looks_like_what_is_stored(reader: Manual, block: Block) -> None:
+def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, block: Block) -> None:
     shown = json.loads(block.text)
+    if "request_id" in shown:
+        headers = {"Authorization": f"Bearer {reader.described.token}", "X-Request-Id": shown["request_id"]}
+        request = urllib.request.Request(f"{reader.described.gateway_url}/v1/inbox?limit=0", headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert json.load(refused.value) == shown
+        return
 
     async def stored() -> dict[str, object]:
         async with connected(reader.described.nats_url) as broker:

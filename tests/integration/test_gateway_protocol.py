@@ -452,7 +452,7 @@ async def test_only_listed_origins_may_open_a_session(nats_server: NatsServer, o
                 assert refused.value.status == status
         await nothing_is_left(gateway)
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == (
-        [] if status == 101 else ["handshake_refused"]
+        [] if status == 101 else ["request_refused"]
     )
 
 

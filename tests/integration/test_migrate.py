@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from engine.errors import Unavailable
-from gateway.access.api_keys import ApiKeys, PostgresKeys
+from gateway.access.api_keys import ApiKeys, postgres_keys
 from gateway.access.key_table import hash_of
 from gateway.limits import API_KEY_QUERY_SECONDS, API_KEY_SECONDS
 from ops import migrate as migrate_module
@@ -45,7 +45,7 @@ async def test_a_database_that_does_not_answer_is_said() -> None:
 )
 async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, column: str, valid: bool) -> None:
     connection = await asyncpg.connect(postgres)
-    keys = PostgresKeys(postgres)
+    keys = await postgres_keys(postgres)
     try:
         await connection.execute("INSERT INTO api_keys (tenant, name, key_hash) VALUES ('acme', 'test', $1)", HASH)
         assert await keys.find(HASH) is not None
@@ -64,7 +64,7 @@ async def test_a_look_up_of_a_silent_postgresql_ends_and_the_key_goes_on(postgre
     async with bad_network(address.port or 0) as network:
         through = postgres.replace(f":{address.port}/", f":{network.port}/")
         now = [0.0]
-        keys = ApiKeys(PostgresKeys(through), now=lambda: now[0])
+        keys = ApiKeys(await postgres_keys(through), now=lambda: now[0])
         try:
             assert (found := await keys.find("sk")) is not None
             network.blackhole()

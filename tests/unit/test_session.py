@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.auth import Claims
+from gateway.access.principals import User
 from gateway.join.port import FeedCounters, ResetReason, Snapshot
 from gateway.log.live import UserLog
 from gateway.options import Times
@@ -175,7 +175,7 @@ async def test_a_token_that_cannot_be_checked_in_time_is_no_fault_of_the_token()
     checking = asyncio.Event()
 
     class Slow:
-        async def verify(self, token: str) -> Claims:
+        async def verify(self, token: str) -> User:
             await checking.wait()
             raise AssertionError
 
