@@ -6,7 +6,7 @@ The index is made for versions to come, so no row is touched. A version from bef
 from alembic import op
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
