@@ -20,12 +20,21 @@ from engine.broker.jetstream import Broker, StreamState
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
-from engine.errors import ApiError, BrokerError, PartitionStopped, TopologyError
+from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
-from engine.log.incarnations import check_reach, missing, stream_of
-from engine.log.marks import PlacedMark
+from engine.log.incarnations import (
+    REPAIR,
+    continues,
+    inherited,
+    is_younger,
+    reaching,
+    stream_of,
+    translated,
+    younger,
+)
+from engine.log.marks import Mark, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
-from engine.log.writer import REPAIR, LogWriter, Ownership, check_mark, read_mark
+from engine.log.writer import LogWriter, Ownership, read_mark
 from engine.partition.reader import Delivered, PartitionReader, Source
 from engine.tasks import end_if_cancelled, run_until
 from engine.topology import server as topology
@@ -39,16 +48,19 @@ _DEAD = metrics.dispatched_events.labels("dead")
 
 CLAIMS_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
-GONE = ""
-"""In place of the epoch of a stream that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Epochs:
-    """Incarnations of EVENTS and the LOGs as their leaders say, and as recorded when they were made."""
+class Streams:
+    """EVENTS, and those LOGs that were needed so far, as a worker believes them to be.
 
-    actual: dict[str, str | None]
+    `recorded` are the epochs written down when they were made, `inherited` the earlier incarnations of EVENTS.
+    """
+
+    events: StreamState
+    logs: dict[int, StreamState]
     recorded: dict[str, str]
+    inherited: dict[str, int]
 
 
 class Dispatcher:
@@ -87,24 +99,24 @@ class Dispatcher:
             await self._claims.close()
 
     async def _watch_epochs(self) -> None:
-        """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
+        """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
         names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
-            noted = [worker.epochs for worker in self._workers]
+            noted = [worker.streams for worker in self._workers]
             # One that is missing or has no leader says nothing about the others.
-            actual: dict[str, str | None] = {}
+            now: dict[str, str | None] = {}
             for name in names:
                 try:
-                    actual[name] = (await stream_of(self._broker, name)).epoch
+                    now[name] = (await stream_of(self._broker, name)).epoch
                 except PartitionStopped:
-                    actual[name] = GONE
+                    now[name] = None
                 except BrokerError as error:
                     _log.debug("an epoch could not be read", stream=name, error=type(error).__name__)
-            for worker, reader, epochs in zip(self._workers, self.readers, noted, strict=True):
+            for worker, reader, streams in zip(self._workers, self.readers, noted, strict=True):
                 # Who has begun anew meanwhile may know more than was read here.
-                if worker.epochs is epochs and worker.changed(actual):
-                    reader.suspect()
+                if worker.streams is streams and worker.changed(now):
+                    reader.reclaim()
 
 
 class DispatchWorker:
@@ -116,9 +128,8 @@ class DispatchWorker:
         self._q = event_partition
         self._partitions = partitions
         self._ownership = Ownership(0, "", "")
-        self.epochs = Epochs({}, {})
+        self.streams: Streams | None = None
         self._writers: dict[int, LogWriter] = {}
-        self._changed: PartitionStopped | None = None
         self.burials = Burials(broker, event_partition)
         # Partitions whose LOG has stopped this event partition: it does not go on before they are mended.
         self._faulty: set[int] = set()
@@ -127,103 +138,102 @@ class DispatchWorker:
 
     async def acquire(self) -> int:
         """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
-        events, self.epochs = await self._read_epochs()
-        self._changed = None
-        self._writers = {}
-        found = await read_mark(self._broker, self._q, self._q)
-        await check_reach(self._broker, self._q, events, found.mark)
-        term = (found.mark.term if found.mark else 0) + 1
+        self.streams, self._writers = await self._read_streams(), {}
+        found, mark = await self._mark(self._q, self.streams)
+        term = await self._newest_term(found.mark, self.streams) + 1
+        events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
-        home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
+        home = await self._claim_writer(self._q, found, mark, start_seq=max(0, events.first_seq - 1))
         self.burials.take_over(self._ownership.events_epoch, home.mark)
         failpoints.reach("after-take-over")
         return home.mark.next_seq
 
     async def position(self) -> int:
         """Where the home mark stands, checked but not claimed, and with it the marks that have stopped this partition."""
-        events, epochs = await self._read_epochs()
-        found = await self._checked_mark(self._q, epochs)
-        await check_reach(self._broker, self._q, events, found.mark)
+        streams = await self._read_streams()
+        _, home = await self._mark(self._q, streams)
         for partition in sorted(self._faulty):
-            stream = log_stream(partition)
-            epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
-            await self._checked_mark(partition, epochs)
+            await self._mark(partition, streams)
             self._faulty.discard(partition)
-        return found.mark.next_seq if found.mark else max(1, events.first_seq)
+        return home.next_seq if home else max(1, streams.events.first_seq)
 
-    async def _checked_mark(self, partition: int, epochs: Epochs) -> PlacedMark:
-        found, stream = await read_mark(self._broker, partition, self._q), log_stream(partition)
-        check_mark(
-            partition,
-            found,
-            events_epoch=epochs.actual[EVENTS_STREAM] or "",
-            log_epoch=epochs.actual[stream] or "",
-            recorded_log_epoch=epochs.recorded.get(stream),
-        )
-        return found
-
-    async def _read_epochs(self) -> tuple[StreamState, Epochs]:
+    async def _read_streams(self) -> Streams:
         events = await stream_of(self._broker, EVENTS_STREAM)
-        home = await stream_of(self._broker, log_stream(self._q))
         try:
-            recorded, _ = await topology.read_epochs(self._broker)
+            recorded = (await topology.read_epochs(self._broker))[0] or {}
         except TopologyError as error:
             raise PartitionStopped(error.detail, error.remedy) from error
-        if not recorded or recorded.get(EVENTS_STREAM) != events.epoch:
-            raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR)
-        return events, Epochs({EVENTS_STREAM: _epoch(events), log_stream(self._q): _epoch(home)}, recorded)
+        if not continues(events, recorded.get(EVENTS_STREAM)):
+            raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR.format(q=self._q))
+        return Streams(events, {}, recorded, inherited(events))
 
-    async def _claim_writer(self, partition: int, start_seq: int) -> LogWriter:
-        stream = log_stream(partition)
-        if stream not in self.epochs.actual:
-            self.epochs.actual[stream] = _epoch(await stream_of(self._broker, stream))
-        writer = await LogWriter.claim(
+    async def _mark(self, partition: int, streams: Streams) -> tuple[PlacedMark, Mark | None]:
+        """The mark of this event partition in a LOG: as it is stored, and what it says in the present incarnations."""
+        if partition not in streams.logs:
+            streams.logs[partition] = await stream_of(self._broker, log_stream(partition))
+        found = await read_mark(self._broker, partition, self._q)
+        events = streams.events
+        if found.mark is not None and found.mark.epoch == events.epoch:
+            events = await reaching(self._broker, events, found.mark.seq)
+        mark = translated(found, self._q, events, streams.logs[partition], streams.recorded)
+        if mark is not None and found.mark is not None:
+            if await is_younger(self._broker, partition, self._q, mark.seq):
+                raise younger(self._q, found.mark, mark)
+            if mark.epoch != found.mark.epoch and partition == self._q:
+                _log.warning(
+                    "EVENTS was restored", partition=self._q, dispatched=found.mark.seq, goes_on_after=mark.seq
+                )
+        return found, mark
+
+    async def _newest_term(self, home: Mark | None, streams: Streams) -> int:
+        """The last owner's term. A home mark from a backup may be older than the foreign marks, which would refuse its heir."""
+        log = streams.logs[self._q]
+        terms = [home.term if home else 0]
+        if inherited(log) and (home is None or home.log_epoch != log.epoch):
+            for partition in range(self._partitions):
+                found = await read_mark(self._broker, partition, self._q)
+                terms.append(found.mark.term if found.mark else 0)
+        return max(terms)
+
+    async def _claim_writer(self, partition: int, found: PlacedMark, mark: Mark | None, start_seq: int) -> LogWriter:
+        assert self.streams is not None
+        writer = self._writers[partition] = await LogWriter.claim(
             self._broker,
             partition,
             self._q,
             self._ownership,
-            log_epoch=self.epochs.actual[stream] or "",
-            recorded_log_epoch=self.epochs.recorded.get(stream),
-            found=await read_mark(self._broker, partition, self._q),
+            log_epoch=_epoch(self.streams.logs[partition]),
+            found=found,
+            mark=mark,
             start_seq=start_seq,
         )
-        self._writers[partition] = writer
         return writer
 
-    def changed(self, actual: dict[str, str | None]) -> bool:
-        """Is one of these incarnations not the one this worker began with? Then it stops at its next round.
+    def changed(self, now: dict[str, str | None]) -> bool:
+        """Is one of the streams not the one this worker began with?
 
         Args:
-            actual: epochs by stream, as far as they could be read; `GONE` for a stream that is missing.
+            now: epochs by stream, as far as they could be read; None for a stream that is missing.
         """
-        for name, epoch in self.epochs.actual.items():
-            if (now := actual.get(name, epoch)) != epoch:
-                self._faulty.update(p for p in range(self._partitions) if log_stream(p) == name)
-                self._changed = (
-                    missing(name) if now == GONE else PartitionStopped(f"{name} changed its incarnation", REPAIR)
-                )
-        return self._changed is not None
+        if self.streams is None:
+            return False
+        known = (self.streams.events, *self.streams.logs.values())
+        return any(now.get(state.name, state.epoch) != state.epoch for state in known)
 
     def check(self, state: StreamState) -> None:
         """A stream re-created in between has the same names and numbers, for other events."""
-        self.changed({**self.epochs.actual, state.name: state.epoch})
-        self._check_changed()
-
-    def _check_changed(self) -> None:
-        if self._changed:
-            raise self._changed
+        if self.changed({state.name: state.epoch}):
+            raise StepDown(f"{state.name} changed its incarnation")
 
     # --- work --------------------------------------------------------------------------------------------------------
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
         for round_ in rounds(batch, self._ownership.events_epoch):
-            self._check_changed()
             await self._settle_round(round_)
 
     async def pass_over(self, seq: int) -> None:
         """Move the home mark to `seq`: up to there only events of other partitions are left."""
-        self._check_changed()
         home = self._writers[self._q]
         if seq > home.mark.seq:
             await home.append([], seq, unburied=self.burials.first)
@@ -270,7 +280,9 @@ class DispatchWorker:
         writer = self._writers.get(partition)
         if writer is None:
             home = self._writers[self._q].mark
-            writer = await self._claim_writer(partition, start_seq=home.next_seq - 1)
+            assert self.streams is not None
+            found, mark = await self._mark(partition, self.streams)
+            writer = await self._claim_writer(partition, found, mark, start_seq=home.next_seq - 1)
         for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
             if batch.messages or partition == self._q:
                 unburied = self.burials.first if partition == self._q else None
@@ -280,8 +292,7 @@ class DispatchWorker:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""
         if not planned:
             return planned
-        epoch = self._ownership.events_epoch
-        claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
+        claims = [self._claim(event) for event in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
         stall = Stall(CLAIMS, "Redis takes no claims: the partition waits, as it has `effectively_once` events")
         try:
@@ -299,6 +310,12 @@ class DispatchWorker:
                     return [event for event, mine in zip(planned, ours, strict=True) if mine]
         finally:
             stall.over()
+
+    def _claim(self, event: Planned) -> Claim:
+        shared = self.streams.inherited if self.streams else {}
+        former = tuple(f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last)
+        position = f"{self._ownership.events_epoch}.{event.seq}"
+        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, former)
 
     def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
         _APPENDED.inc(len(planned))

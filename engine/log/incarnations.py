@@ -1,19 +1,33 @@
-"""Streams that are not what they were: one that is gone, and one that was put back to a backup.
+"""Which incarnation of a stream a stored position counts in, and what it means in the present one.
 
-`nats stream restore` brings a stream's epoch back with it, so epochs alone do not tell: what was stored since the backup
-is lost, and its numbers are given out again, to other messages. Whoever has a position beyond them would pass these over.
+A stream that `seamark topology restore` has given a new epoch remembers whose numbering it continues (`seamark.restored`).
+Marks and claims of those earlier incarnations are translated when they are read, by the pure functions here.
+
+`nats stream restore` brings a stream's former epoch back with it, so epochs alone do not tell that a stream was put back to a
+backup: what was stored since is lost, and its numbers are given out again, to other messages. Numbers and times tell that.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-from engine.broker.jetstream import Broker, StreamState
+import msgspec
+
+from engine.broker.answers import EPOCH_KEY, StreamState
+from engine.broker.jetstream import Broker
 from engine.errors import ApiError, PartitionStopped
-from engine.log.marks import Mark
+from engine.log.marks import Mark, PlacedMark
+from seamark.protocol.cursor import parse_cursor
 from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
+
+RESTORED_KEY: Final = "seamark.restored"
+"""`<epoch>.<last seq of the backup>` for each time a stream was restored from one, newest first, separated by blanks."""
+
+RESTORES_REMEMBERED: Final = 16
+"""Positions older than this many restores have to be named by the operator."""
 
 STREAM_MISSING: Final = 10059
 
@@ -23,10 +37,92 @@ CLOCKS: Final = timedelta(seconds=60)
 ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
 """A deposed leader may still answer for a moment, and shows the past: what would stop a partition is asked again."""
 
+REPAIR: Final = (
+    "With the dispatchers stopped run `seamark topology repair`. Name first, last or {q}=<sequence> there, with --at"
+)
 EVENTS_RESTORED: Final = (
     "It was restored from a backup: with the dispatchers stopped run "
-    "`seamark topology restore EVENTS=<its last sequence in the backup>`, then `seamark topology repair`"
+    "`seamark topology restore EVENTS=<its last sequence in the backup>`"
 )
+
+
+# --- lineage -------------------------------------------------------------------------------------------------------------
+
+
+def inherited(stream: StreamState) -> dict[str, int]:
+    """The earlier incarnations whose numbering a stream continues, each with the last sequence that it shares."""
+    shared: dict[str, int] = {}
+    for epoch, seq in map(parse_cursor, stream.metadata.get(RESTORED_KEY, "").split()):
+        shared.setdefault(epoch, min([seq, *shared.values()]))
+    return shared
+
+
+def restored_metadata(stream: StreamState, epoch: str, backup_last_seq: int | None = None) -> dict[str, str]:
+    """The metadata of a stream once it is known to come from a backup, which ended there, and has the new `epoch`."""
+    shared = stream.last_seq if backup_last_seq is None else min(stream.last_seq, backup_last_seq)
+    lineage = [] if stream.epoch is None else [f"{stream.epoch}.{shared}"]
+    lineage = [*lineage, *stream.metadata.get(RESTORED_KEY, "").split()][:RESTORES_REMEMBERED]
+    return stream.metadata | ({RESTORED_KEY: " ".join(lineage)} if lineage else {}) | {EPOCH_KEY: epoch}
+
+
+def continues(stream: StreamState, epoch: str | None) -> bool:
+    """Is this the incarnation `epoch`, or a later one that was restored from its backup?"""
+    return epoch is not None and (epoch == stream.epoch or epoch in inherited(stream))
+
+
+def renumbered(mark: Mark, events: StreamState) -> Mark | None:
+    """The mark as it counts in the present EVENTS; None when that is not known.
+
+    After a restore the numbering is the old one up to the backup's last event. What came behind it is lost, and other events
+    have its numbers.
+    """
+    if mark.epoch == events.epoch:
+        return mark
+    shared = inherited(events).get(mark.epoch)
+    return None if shared is None else msgspec.structs.replace(mark.up_to(shared), epoch=events.epoch or "")
+
+
+def translated(
+    placed: PlacedMark, event_partition: int, events: StreamState, log: StreamState, recorded: Mapping[str, str]
+) -> Mark | None:
+    """What a mark that lies in `log` says in the present incarnations of both streams; None: it is the first one there.
+
+    Args:
+        recorded: epochs of the streams as written down when they were made.
+
+    Raises:
+        PartitionStopped: a stream was made anew, or ends before the mark; an operator has to say where to go on.
+    """
+    repair = REPAIR.format(q=event_partition)
+    if placed.mark is None:
+        # Marks outlive events: without one nothing that EVENTS still holds was applied, unless the LOG was made anew.
+        if not continues(log, recorded.get(log.name)):
+            raise PartitionStopped(f"{log.name} was re-created and holds no mark", repair)
+        return None
+    if not continues(log, placed.mark.log_epoch):
+        raise PartitionStopped(f"{log.name} is another incarnation than its mark says", repair)
+    mark = renumbered(placed.mark, events)
+    if mark is None:
+        detail = f"its mark counts in EVENTS {placed.mark.epoch}, which is not the present one ({events.epoch}) nor its backup"
+        raise PartitionStopped(detail, repair)
+    if mark.seq > events.last_seq:
+        detail = f"EVENTS ends at {events.last_seq}, before event {mark.seq} that was dispatched"
+        raise PartitionStopped(detail, EVENTS_RESTORED)
+    return mark
+
+
+def younger(event_partition: int, placed: Mark, meant: Mark) -> PartitionStopped:
+    """What to raise where the event that a mark tells to be dispatched was stored after the mark: it is another event."""
+    detail = f"event {meant.seq} of EVENTS is younger than the mark that tells it to be dispatched"
+    at = f"`seamark topology repair --at {event_partition}="
+    if placed.epoch != meant.epoch:
+        remedy = f"The backup ended earlier than was said. Name the last event of the backup: {at}<sequence>`"
+    else:
+        remedy = f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagreed: name the position, {at}{meant.seq}`"
+    return PartitionStopped(detail, remedy)
+
+
+# --- asking the leaders --------------------------------------------------------------------------------------------------
 
 
 def is_missing(error: BaseException) -> bool:
@@ -70,27 +166,7 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     return state
 
 
-async def check_reach(broker: Broker, event_partition: int, events: StreamState, home: Mark | None) -> None:
-    """Does EVENTS still hold, as the same event, what the home mark of a partition tells to be dispatched?
-
-    Raises:
-        PartitionStopped: it was put back to a backup without `seamark topology restore`. ApiError, Unavailable, Unanswered:
-            a leader cannot be asked.
-    """
-    if home is None or home.epoch != events.epoch:
-        return
-    events = await reaching(broker, events, home.seq)
-    if home.seq > events.last_seq:
-        detail = f"EVENTS ends at {events.last_seq}, before event {home.seq} that was dispatched"
-        raise PartitionStopped(detail, EVENTS_RESTORED)
-    if await younger_than_mark(broker, event_partition, event_partition, home.seq):
-        detail = f"event {home.seq} of EVENTS is younger than the mark that tells it to be dispatched"
-        raise PartitionStopped(
-            detail, f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagree: mend them, then repair"
-        )
-
-
-async def younger_than_mark(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:
+async def is_younger(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:
     """Was what EVENTS holds under `seq` stored after the mark that is said to cover it? Then it is another event.
 
     False where clocks leave a doubt, and where EVENTS holds nothing there any more.
@@ -102,8 +178,4 @@ async def younger_than_mark(broker: Broker, partition: int, event_partition: int
     if stored is None or stored.seq != seq:
         return False
     placed = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
-    return placed is not None and _time(stored.time) > _time(placed.time) + CLOCKS
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    return placed is not None and datetime.fromisoformat(stored.time) > datetime.fromisoformat(placed.time) + CLOCKS

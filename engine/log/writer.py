@@ -18,7 +18,6 @@ from seamark.protocol.subjects import log_stream, mark_subject
 
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
-REPAIR = "Stop the dispatchers, then run `seamark topology repair`"
 
 
 class Overtaken(BrokerError):
@@ -56,31 +55,6 @@ async def read_mark(broker: Broker, partition: int, event_partition: int) -> Pla
         raise PartitionStopped(f"what {subject} holds is not a mark ({error})", remedy) from error
 
 
-def check_mark(
-    partition: int,
-    placed: PlacedMark,
-    *,
-    events_epoch: str,
-    log_epoch: str,
-    recorded_log_epoch: str | None,
-) -> None:
-    """A mark is only a position while both streams are the ones it was written for.
-
-    Raises:
-        PartitionStopped: EVENTS or the LOG is another incarnation, or a LOG that was re-created has no marks.
-    """
-    stream = log_stream(partition)
-    if placed.mark is None:
-        # Marks outlive events: without one nothing that EVENTS still holds was applied, unless the LOG was re-created.
-        if recorded_log_epoch != log_epoch:
-            raise PartitionStopped(f"{stream} was re-created and holds no mark", REPAIR)
-        return
-    if placed.mark.log_epoch != log_epoch:
-        raise PartitionStopped(f"{stream} is another incarnation than its mark says", REPAIR)
-    if placed.mark.epoch != events_epoch:
-        raise PartitionStopped("EVENTS is another incarnation than the marks say", REPAIR)
-
-
 class LogWriter:
     """Appends batches of one event partition to one LOG, each ended by a mark that must follow the one before.
 
@@ -114,30 +88,23 @@ class LogWriter:
         ownership: Ownership,
         *,
         log_epoch: str,
-        recorded_log_epoch: str | None,
         found: PlacedMark,
+        mark: Mark | None,
         start_seq: int,
     ) -> LogWriter:
         """Write the mark again under this ownership: from then on every older owner's batch is refused.
 
         Args:
             found: the mark as the leader showed it.
+            mark: what it says in the present incarnations, see `incarnations.translated`.
             start_seq: the position where there is no mark yet.
 
         Raises:
-            StepDown: a newer owner is there. PartitionStopped: see `check_mark`.
+            StepDown: a newer owner is there.
         """
-        check_mark(
-            partition,
-            found,
-            events_epoch=ownership.events_epoch,
-            log_epoch=log_epoch,
-            recorded_log_epoch=recorded_log_epoch,
-        )
         if found.mark is not None and found.mark.term >= ownership.term:
             raise StepDown(f"{log_stream(partition)} is marked by an owner of term {found.mark.term}")
         writer = cls(broker, partition, event_partition, ownership, log_epoch, found)
-        mark = found.mark
         if mark is None:
             await writer.append([], start_seq)
         else:
@@ -156,7 +123,8 @@ class LogWriter:
         """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
         Raises:
-            StepDown: a newer owner took over. Overtaken: an older one got in between. PartitionStopped: repair is due.
+            StepDown: a newer owner took over, or the LOG has another epoch. Overtaken: an older owner got in between.
+            PartitionStopped: the LOG was put back to a backup, and nobody has said so.
         """
         own = self._ownership
         mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user, unburied)
@@ -214,11 +182,11 @@ class LogWriter:
         """No mark, or an older one, where mine stood: aged out or a stale answer if the LOG is the one I know."""
         state = await reaching(self._broker, await stream_of(self._broker, self._stream), self._placed.log_seq)
         if state.epoch != self._log_epoch:
-            raise PartitionStopped(f"{self._stream} changed its incarnation", REPAIR)
+            raise StepDown(f"{self._stream} changed its incarnation")
         if state.last_seq < self._placed.log_seq:
             raise PartitionStopped(
                 f"{self._stream} ends at {state.last_seq}, before my mark at {self._placed.log_seq}",
-                f"It was restored from a backup: run `seamark topology restore {self._stream}`, then repair",
+                f"It was restored from a backup: run `seamark topology restore {self._stream}`",
             )
 
 

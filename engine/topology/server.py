@@ -1,8 +1,8 @@
 """Streams and consumers on the server: look, apply a plan, rotate the epoch of what was restored from a backup.
 
 Every call is safe to repeat, and two at once are noticed where they would do harm: a stream is created together with its
-epoch, by one of them, and the recorded epochs are written by compare-and-set. An update is none: the server has no such
-call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
+epoch, by one of them, and marks and recorded epochs are written by compare-and-set. An update is none: the server has no
+such call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
 epoch than it has written says so; between these two looks the later one wins. So run one provisioner at a time.
 """
 
@@ -11,26 +11,18 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
+from engine.broker.answers import EPOCH_KEY, StreamState
 from engine.broker.jetstream import After, Broker
 from engine.errors import ApiError, TopologyError
-from engine.log.incarnations import is_missing
+from engine.log.incarnations import is_missing, restored_metadata
 from engine.topology import plan as topology_plan
 from engine.topology.diff import changes_between
 from engine.topology.files import Overrides, Profile, is_log, render
-from engine.topology.plan import (
-    EPOCH_KEY,
-    Observed,
-    ObservedStream,
-    Plan,
-    Step,
-    recorded_streams,
-    remembered_partitions,
-)
+from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
 from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
 
 EPOCH_CHARS: Final = 8
@@ -46,8 +38,7 @@ _RACES_MAX: Final = 10
 """Attempts at a compare-and-set that other provisioners keep winning."""
 
 _NAME_IN_USE: Final = 10058
-_NO_CLUSTER: Final = 10074
-_NO_PEERS: Final = 10005
+_NOT_ENOUGH_SERVERS: Final = frozenset({10074, 10005})
 _NO_STORAGE: Final = frozenset({10047, 10028})
 _NOT_FOUND: Final = frozenset({10059, 10014})
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
@@ -56,6 +47,9 @@ _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 def new_epoch() -> str:
     """A random tag for a new incarnation of a stream: 8 of `[a-z0-9]`."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(EPOCH_CHARS))
+
+
+# --- files and server ----------------------------------------------------------------------------------------------------
 
 
 async def plan(
@@ -69,7 +63,6 @@ async def plan(
     """What would have to change on the server so that it agrees with the files of `profile`; changes nothing.
 
     Args:
-        profile: whose files.
         partitions: default: the number the server's streams were made for, on an empty server the profile's own.
         recreate: make a stream anew that existed once and is gone, instead of refusing to.
 
@@ -89,9 +82,8 @@ async def apply(broker: Broker, plan: Plan) -> list[str]:
         TopologyError: the plan holds a refusal (nothing is done then), or the server has changed since it was made.
         ApiError, Unavailable, Unanswered: as the server says; applying a fresh plan continues where this one stopped.
     """
-    if plan.refusals:
-        first = plan.refusals[0]
-        raise TopologyError(f"{first.target}: {first.detail}", first.remedy)
+    for refusal in plan.refusals:
+        raise TopologyError(f"{refusal.target}: {refusal.detail}", refusal.remedy)
     done = []
     for step in plan.steps:
         await _STEPS[step.action](broker, step)
@@ -114,38 +106,44 @@ async def observe(broker: Broker, profile: Profile) -> Observed:
     """
     files = render(profile, 1)
     named = {file.name for file in files.streams}
-    streams = {}
+    read = {"LOG" if is_log(file.stream) else file.stream for file in files.consumers}
+    streams, consumers = {}, {}
     for name in await _names(broker, "STREAM.NAMES", "streams"):
         if (name in named or is_log(name)) and (seen := await _stream_or_none(broker, name)) is not None:
             streams[name] = seen
-    consumers = {}
-    read = {file.stream for file in files.consumers}
-    for stream in sorted(name for name in streams if name in read or (is_log(name) and any(map(is_log, read)))):
+    for stream in sorted(name for name in streams if ("LOG" if is_log(name) else name) in read):
         for name in await _names(broker, f"CONSUMER.NAMES.{stream}", "consumers"):
-            answer = await _api_or_none(broker, f"CONSUMER.INFO.{stream}.{name}")
-            if answer is not None:
+            try:
+                answer = await broker.api(f"CONSUMER.INFO.{stream}.{name}", timeout_seconds=API_SECONDS)
                 consumers[stream, name] = answer["config"]
+            except ApiError as error:
+                if error.err_code not in _NOT_FOUND:
+                    raise
     epochs = (await read_epochs(broker))[0] if CONTROL_STREAM in streams else None
     return Observed(streams, consumers, epochs)
 
 
-def observed_stream(info: Mapping[str, Any]) -> ObservedStream:
-    """A stream from an answer of `STREAM.INFO`."""
-    state = info["state"]
-    return ObservedStream(
-        config=info["config"],
-        messages=state["messages"],
-        bytes=state["bytes"],
-        first_seq=state["first_seq"],
-        last_seq=state["last_seq"],
-        first_at=parse_time(state.get("first_ts")),
-        asked_at=parse_time(info.get("ts")),
-    )
+async def _names(broker: Broker, method: str, key: str) -> list[str]:
+    """All names, which the cluster's own leader knows even while a stream has none."""
+    names: list[str] = []
+    while True:
+        answer = await broker.api(method, {"offset": len(names)}, timeout_seconds=API_SECONDS)
+        page = answer.get(key) or []
+        names += page
+        if not page or len(names) >= answer["total"]:
+            return names
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """An RFC 3339 time of the server, cut to microseconds."""
-    return datetime.fromisoformat(text) if text else None
+async def _stream_or_none(broker: Broker, name: str) -> StreamState | None:
+    try:
+        return await broker.stream(name, timeout_seconds=API_SECONDS)
+    except ApiError as error:
+        if error.err_code in _NOT_FOUND:
+            return None
+        raise
+
+
+# --- epochs --------------------------------------------------------------------------------------------------------------
 
 
 async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
@@ -171,14 +169,14 @@ async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
         raise TopologyError(f"what {EPOCHS_SUBJECT} holds is no list of epochs ({error})", remedy) from error
 
 
-async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int) -> int:
-    """Record epochs if the entry is still `revision` (0: none); returns the new revision.
-
-    Raises:
-        ApiError: 10071 or 10164 when another provisioner was quicker.
-    """
-    body = msgspec.json.encode(dict(sorted(epochs.items())))
-    return (await broker.append(EPOCHS_SUBJECT, body, after=After(CONTROL_STREAM, revision))).seq
+async def actual_epochs(broker: Broker) -> dict[str, str]:
+    """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
+    found = {}
+    for name in recorded_streams(await _names(broker, "STREAM.NAMES", "streams")):
+        seen = await _stream_or_none(broker, name)
+        if seen is not None and seen.epoch is not None:
+            found[name] = seen.epoch
+    return found
 
 
 def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
@@ -211,8 +209,8 @@ async def restore(
 ) -> dict[str, tuple[str | None, str]]:
     """Give streams that an operator has restored from a backup a new epoch; returns the old and new one of each.
 
-    Every cursor into them gets a `reset` from now on, and dispatchers refuse to start until `seamark topology repair`
-    has set their positions: the recorded epochs stay as they are until then.
+    Every cursor into them gets a `reset` from now on. Dispatchers translate their marks and claims when they read them: a
+    stream's metadata says whose numbering it continues, and up to where.
 
     Args:
         streams: their names.
@@ -225,7 +223,7 @@ async def restore(
     """
     last_seqs, found = ends or {}, {}
     for name in streams:
-        seen = await _stream_or_none(broker, name)
+        found[name] = seen = await _stream_or_none(broker, name)
         if seen is None:
             raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
         if (last_seq := last_seqs.get(name)) is not None and last_seq > seen.last_seq:
@@ -233,40 +231,18 @@ async def restore(
                 f"{name} ends at {seen.last_seq}: its backup cannot have ended at {last_seq}",
                 "Read state.last_seq in the backup's backup.json again.",
             )
-        found[name] = seen
     rotated = {}
     for name, seen in found.items():
-        old, fresh = seen.epoch, new_epoch()
-        # Its messages keep the numbers they had: written down, so that marks and claims can be carried over.
-        metadata = seen.restored(fresh, last_seqs.get(name))
-        await _update_stream(broker, name, seen.config, seen.config | {"metadata": metadata})
-        rotated[name] = (old, fresh)
+        assert seen is not None
+        fresh = new_epoch()
+        metadata = restored_metadata(seen, fresh, last_seqs.get(name))
+        config = seen.config | {"metadata": metadata}
+        await _update_stream(broker, Step("update_stream", name, (), config, seen.config))
+        rotated[name] = (seen.epoch, fresh)
     return rotated
 
 
-async def _names(broker: Broker, method: str, key: str) -> list[str]:
-    """All names, which the cluster's own leader knows even while a stream has none."""
-    names: list[str] = []
-    while True:
-        answer = await broker.api(method, {"offset": len(names)}, timeout_seconds=API_SECONDS)
-        page = answer.get(key) or []
-        names += page
-        if not page or len(names) >= answer["total"]:
-            return names
-
-
-async def _stream_or_none(broker: Broker, name: str) -> ObservedStream | None:
-    answer = await _api_or_none(broker, f"STREAM.INFO.{name}")
-    return None if answer is None else observed_stream(answer)
-
-
-async def _api_or_none(broker: Broker, method: str) -> dict[str, Any] | None:
-    try:
-        return await broker.api(method, timeout_seconds=API_SECONDS)
-    except ApiError as error:
-        if error.err_code in _NOT_FOUND:
-            return None
-        raise
+# --- steps ---------------------------------------------------------------------------------------------------------------
 
 
 async def _create_stream(broker: Broker, step: Step) -> None:
@@ -279,7 +255,7 @@ async def _create_stream(broker: Broker, step: Step) -> None:
                 f"the server has no room left to reserve {size} MiB for {step.target}",
                 "Raise max_file_store in its configuration or lower max_bytes in the file.",
             ) from error
-        if error.err_code in (_NO_CLUSTER, _NO_PEERS):
+        if error.err_code in _NOT_ENOUGH_SERVERS:
             copies = step.config.get("num_replicas", 1)
             raise TopologyError(
                 f"{step.target} is to have {copies} copies, and there are not so many servers ({error.description})",
@@ -300,36 +276,31 @@ async def _check_same(broker: Broker, step: Step) -> None:
         raise TopologyError(f"{step.target} was made otherwise by another provisioner: {what}", "Plan again.")
 
 
-async def _change_stream(broker: Broker, step: Step) -> None:
-    await _update_stream(broker, step.target, step.seen or {}, step.config)
-
-
-async def _update_stream(broker: Broker, name: str, seen: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+async def _update_stream(broker: Broker, step: Step) -> None:
+    name, config = step.target, _without_server_notes(step.config)
     now = await _stream_or_none(broker, name)
-    if now is None or _essence(now.config) != _essence(seen):
+    if now is None or _without_server_notes(now.config) != _without_server_notes(step.seen or {}):
         raise TopologyError(f"{name} was changed while this was planned", "Plan again.")
-    metadata = {key: value for key, value in config["metadata"].items() if not key.startswith("_nats.")}
-    await broker.api(f"STREAM.UPDATE.{name}", {**config, "metadata": metadata}, timeout_seconds=API_SECONDS)
-    after = await _stream_or_none(broker, name)
-    if after is None or after.epoch != metadata.get(EPOCH_KEY):
+    await broker.api(f"STREAM.UPDATE.{name}", config, timeout_seconds=API_SECONDS)
+    after, epoch = await _stream_or_none(broker, name), config["metadata"].get(EPOCH_KEY)
+    if after is None or after.epoch != epoch:
         is_now = "is gone" if after is None else f"has epoch {after.epoch}"
         raise TopologyError(
-            f"{name} was changed at the same time: it {is_now}, not {metadata.get(EPOCH_KEY)}",
+            f"{name} was changed at the same time: it {is_now}, not {epoch}",
             "Run one provisioner at a time; look with `seamark topology plan`, then do it again.",
         )
 
 
-def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
+def _without_server_notes(config: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {key: value for key, value in (config.get("metadata") or {}).items() if not key.startswith("_nats.")}
     return {**config, "metadata": metadata}
 
 
 async def _put_consumer(broker: Broker, step: Step) -> None:
     stream, _, name = step.target.partition("/")
-    action = "update" if step.action == "update_consumer" else "create"
     # The filter is part of the subject so that permissions can name it (ADR-42 of the server's designs).
     method = f"CONSUMER.CREATE.{stream}.{name}.{step.config['filter_subject']}"
-    body = {"stream_name": stream, "config": step.config, "action": action}
+    body = {"stream_name": stream, "config": step.config, "action": step.action.partition("_")[0]}
     await broker.api(method, body, timeout_seconds=API_SECONDS)
 
 
@@ -337,34 +308,38 @@ async def _record_epochs(broker: Broker, _step: Step) -> None:
     """Record epochs of streams seen for the first time. An entry that differs stands: only a repair may replace it."""
     for _ in range(_RACES_MAX):
         recorded, revision = await read_epochs(broker)
-        actual = await actual_epochs(broker)
-        merged = actual | (recorded or {})
-        if merged == recorded:
-            return
-        try:
-            await write_epochs(broker, merged, revision)
-        except ApiError as error:
-            if error.err_code not in _WRONG_SEQUENCE:
-                raise
-        else:
+        merged = await actual_epochs(broker) | (recorded or {})
+        if merged == recorded or await _put(broker, CONTROL_STREAM, EPOCHS_SUBJECT, merged, revision):
             return
     raise TopologyError("other provisioners keep changing the recorded epochs", "Run one at a time.")
 
 
-async def actual_epochs(broker: Broker) -> dict[str, str]:
-    """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
-    found = {}
-    for name in recorded_streams(await _names(broker, "STREAM.NAMES", "streams")):
-        seen = await _stream_or_none(broker, name)
-        if seen is not None and seen.epoch is not None:
-            found[name] = seen.epoch
-    return found
+async def _replace(broker: Broker, step: Step) -> None:
+    """Write a mark, or the recorded epochs, in place of what the plan has seen."""
+    stream, subject = CONTROL_STREAM, EPOCHS_SUBJECT
+    if step.action == "write_mark":
+        stream, subject = f"LOG-{step.target.split('.')[1]}", step.target
+    if not await _put(broker, stream, subject, step.config, (step.seen or {})["seq"]):
+        raise TopologyError(f"{step.target} moved while this was planned", "Stop the dispatchers and plan again.")
+
+
+async def _put(broker: Broker, stream: str, subject: str, value: Mapping[str, Any], after_seq: int) -> bool:
+    """Store a value if the last one is still that of `after_seq` (0: none); False: somebody else was quicker."""
+    try:
+        await broker.append(subject, msgspec.json.encode(value, order="sorted"), after=After(stream, after_seq))
+    except ApiError as error:
+        if error.err_code not in _WRONG_SEQUENCE:
+            raise
+        return False
+    return True
 
 
 _STEPS: Final = {
     "create_stream": _create_stream,
-    "update_stream": _change_stream,
+    "update_stream": _update_stream,
     "create_consumer": _put_consumer,
     "update_consumer": _put_consumer,
     "record_epochs": _record_epochs,
+    "replace_epochs": _replace,
+    "write_mark": _replace,
 }

@@ -66,18 +66,7 @@ _DAY: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What has to be stored.
-
-    Attributes:
-        rate: records appended in a second, on average over the whole time (not at the peak).
-        record_bytes: JSON of a record; `data` is most of it.
-        days: how long logs and receipts are kept.
-        event_bytes: JSON of an event; None: as a record. Each event is taken to reach one user.
-        receipts_per_record: receipts for each record; devices that are away leave none, several devices leave more.
-        users: users with at least one record within `days`.
-        servers: of the cluster.
-        partitions: fixed with the first `apply`; None: as many as the sizes ask for.
-    """
+    """What has to be stored; `seamark topology size --help` says what each number is."""
 
     rate: float
     record_bytes: int = 450
@@ -103,7 +92,7 @@ class StreamSize:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What a demand needs."""
+    """What a demand needs. `memory_bytes`, `max_file_store` (bytes) and `disk_bytes` are those of each server."""
 
     demand: Demand
     partitions: int
@@ -113,38 +102,6 @@ class Sizing:
     max_file_store: int
     disk_bytes: int
     reasons: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The sizes for programs; bytes unless a name says otherwise."""
-        return {
-            "rate": self.demand.rate,
-            "record_bytes": self.demand.record_bytes,
-            "days": self.demand.days,
-            "partitions": self.partitions,
-            "consumers": self.consumers,
-            "streams": [
-                {
-                    "name": size.name,
-                    "count": size.count,
-                    "stored_bytes": size.stored_bytes,
-                    "max_bytes": size.max_bytes,
-                    "max_age_days": size.max_age_days,
-                    "why": size.why,
-                }
-                for size in self.streams
-            ],
-            "server": {
-                "memory_bytes": self.memory_bytes,
-                "max_file_store": self.max_file_store,
-                "disk_bytes": self.disk_bytes,
-            },
-            "cluster": {
-                "servers": self.demand.servers,
-                "copies": COPIES,
-                "disk_bytes": self.disk_bytes * self.demand.servers,
-            },
-            "reasons": list(self.reasons),
-        }
 
 
 def size(demand: Demand, *, folder: Path | None = None) -> Sizing:

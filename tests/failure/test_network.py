@@ -169,8 +169,8 @@ async def test_a_batch_interrupted_in_mid_flight_is_settled_by_its_mark_and_stor
             0,
             own,
             log_epoch=state.epoch or "",
-            recorded_log_epoch=state.epoch,
             found=await read_mark(far, 0, 0),
+            mark=None,
             start_seq=0,
         )
         for number in range(1, 4):
@@ -195,12 +195,17 @@ async def test_a_batch_held_back_by_the_network_is_refused_when_it_arrives_after
 ) -> None:
     async with lab(nats_server) as (network, far, near):
         state = await near.stream("LOG-0")
-        facts = {"log_epoch": state.epoch or "", "recorded_log_epoch": state.epoch, "start_seq": 0}
-        old = await LogWriter.claim(far, 0, 0, Ownership(1, "old", "e"), found=await read_mark(far, 0, 0), **facts)
+
+        async def claimed(broker: Broker, ownership: Ownership) -> LogWriter:
+            found = await read_mark(broker, 0, 0)
+            facts = {"found": found, "mark": found.mark, "start_seq": 0}
+            return await LogWriter.claim(broker, 0, 0, ownership, log_epoch=state.epoch or "", **facts)
+
+        old = await claimed(far, Ownership(1, "old", "e"))
         network.to_server.silence()
         late = asyncio.create_task(old.append([Outgoing("log.0.t.u", b"late")], 1), name="late")
         await eventually(lambda: any(b"late" in data for data in network.to_server.held))
-        new = await LogWriter.claim(near, 0, 0, Ownership(2, "new", "e"), found=await read_mark(near, 0, 0), **facts)
+        new = await claimed(near, Ownership(2, "new", "e"))
         await new.append([Outgoing("log.0.t.u", b"in time")], 1)
         network.restore()
         with pytest.raises(StepDown):

@@ -1,15 +1,30 @@
 """Servers that run with the configuration files of `nats/`, and their stream files sent as they are."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine.broker.answers import EPOCH_KEY, PARTITIONS_KEY, StreamState
 from engine.broker.jetstream import Broker, NatsSettings
 from ops.dev.natsserver import account_users
 from ops.dev.servers import NatsServer
+
+NOW = 1_795_478_400.0
+"""A server's clock."""
+
+
+def stream_with(config: Mapping[str, Any], **state: Any) -> StreamState:
+    """A stream with this configuration, as its leader describes it at `NOW`; empty but for `state`."""
+    metadata = config.get("metadata") or {}
+    number = metadata.get(PARTITIONS_KEY)
+    facts = {"first_seq": 0, "last_seq": 0, "messages": 0, "oldest_at": NOW, "asked_at": NOW} | state
+    name, partitions = config.get("name", ""), None if number is None else int(number)
+    return StreamState(name, metadata.get(EPOCH_KEY), partitions, config=dict(config), **facts)
+
 
 ROLES = tuple(account_users())
 

@@ -236,8 +236,8 @@ class Machine(RuleBasedStateMachine):
             0,
             ownership,
             log_epoch="log",
-            recorded_log_epoch="log",
             found=found,
+            mark=found.mark,
             start_seq=self.first_event - 1,
         )
         seq = writer.mark.next_seq
