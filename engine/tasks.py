@@ -1,8 +1,9 @@
-"""Tasks that run for ever must end when they are told to."""
+"""Tasks and loops that run for ever, and end when they are told to."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,6 +16,37 @@ def end_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def set_or_after(event: asyncio.Event, seconds: float) -> None:
+    """Return when `event` is set, or else after so many seconds; `event` is clear then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    event.clear()
+
+
+async def end(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel these tasks, as far as they were ever begun, and return when they have ended."""
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
+
+
+class Tasks(set[asyncio.Task[None]]):
+    """Tasks under way, of one owner; each leaves when it has ended."""
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `work` as one of them."""
+        task = asyncio.create_task(work, name=name)
+        self.add(task)
+        task.add_done_callback(self.discard)
+        return task
+
+    async def end(self) -> None:
+        """Cancel what is under way, and return when it has ended."""
+        await end(*self)
 
 
 async def run_until(stop: asyncio.Event, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -30,7 +62,6 @@ async def run_until(stop: asyncio.Event, work: Coroutine[Any, Any, None], name: 
     finally:
         stopped.cancel()
         if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await end(working)
     if not working.cancelled():
         working.result()

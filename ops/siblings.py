@@ -14,6 +14,7 @@ import structlog
 
 from ops.dev.child import death_signal_setter
 from ops.exitcode import FAILED, MISCONFIGURED
+from seamark.backoff import Backoff
 
 _log = structlog.get_logger("seamark.siblings")
 
@@ -76,7 +77,7 @@ class _Sibling:
         self._process: subprocess.Popen[bytes] | None = None
         self._up = -1
         self._due_at = 0.0
-        self._pause_seconds = RESTART_SECONDS_MIN
+        self._restarts = Backoff(RESTART_SECONDS_MIN, RESTART_SECONDS_MAX, jitter=0.0)
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
@@ -95,7 +96,7 @@ class _Sibling:
         self._process = None
         if self._was_up():
             self.ever_up = True
-            self._pause_seconds = RESTART_SECONDS_MIN
+            self._restarts.succeeded()
         self._wait(code=code)
         return code
 
@@ -125,9 +126,9 @@ class _Sibling:
             os.close(self._up)
 
     def _wait(self, **why: object) -> None:
-        _log.error(f"{self._role}_process_ended", number=self._number, restart_seconds=self._pause_seconds, **why)
-        self._due_at = time.monotonic() + self._pause_seconds
-        self._pause_seconds = min(2 * self._pause_seconds, RESTART_SECONDS_MAX)
+        pause = self._restarts.next_seconds()
+        _log.error(f"{self._role}_process_ended", number=self._number, restart_seconds=pause, **why)
+        self._due_at = time.monotonic() + pause
 
 
 def _end(siblings: Sequence[_Sibling]) -> int:

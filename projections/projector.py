@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
-from engine.dispatch.dispatcher import read_partitions
-from engine.errors import ApiError, TopologyError
-from engine.limits import PIN_TIMEOUT_SECONDS
+from engine.log.incarnations import read_partitions
+from engine.partition.head import read_pin_timeout
 from engine.partition.reader import PartitionReader, Source
 from engine.tasks import run_until
 from projections.deliveries.table import deliveries
@@ -85,21 +84,6 @@ class Projector:
                     tasks.create_task(reader.run(), name=f"read {source.consumer}")
                     tasks.create_task(worker.watch_lag(reader), name=f"watch the lag of {source.consumer}")
                     tasks.create_task(worker.tend(reader), name=f"tend {source.consumer}")
-
-
-async def read_pin_timeout(broker: Broker, source: Source) -> float:
-    """Seconds of silence after which the server gives a partition to a standby, as the consumer is configured.
-
-    Raises:
-        TopologyError: the consumer is missing.
-    """
-    name = f"{source.stream}.{source.consumer}"
-    try:
-        info = await broker.api(f"CONSUMER.INFO.{name}")
-    except ApiError as error:
-        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`.") from error
-    nanoseconds = info["config"].get("priority_timeout")
-    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS
 
 
 async def run(

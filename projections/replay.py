@@ -17,6 +17,7 @@ from engine.limits import PULL_MESSAGES_MAX
 from engine.log.incarnations import reaching
 from engine.partition.reader import Delivered
 from projections.postgres.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN
+from seamark.backoff import Backoff
 
 BATCH: Final = 2000
 """Messages handed out at most at a time. More than that is kept on order, by pulls of `PULL_MESSAGES_MAX` at most."""
@@ -48,34 +49,38 @@ async def replay(broker: Broker, stream: str, subject: str, start: int, target: 
         Unanswered: the broker gave nothing for a quarter of an hour. ApiError: it refuses, and asking again would not help.
         TopologyError: while it was away the stream was put back, or made anew.
     """
-    heard_at, pause, epoch = time.monotonic(), 0.0, await _patiently_epoch(broker, stream)
+    heard_at, epoch = time.monotonic(), await _patiently_epoch(broker, stream)
+    backoff = _backoff()
     while start <= target:
         head = _Head(broker, stream, subject)
         try:
-            if pause and not await _is_left(broker, stream, subject, epoch, start, target):
+            if backoff.failures and not await _is_left(broker, stream, subject, epoch, start, target):
                 return
             await head.open(start)
             async for batch in head.batches(target):
                 yield batch
-                heard_at, pause, start = time.monotonic(), 0.0, batch[-1].seq + 1
+                heard_at, start = time.monotonic(), batch[-1].seq + 1
+                backoff.succeeded()
             return
         except (_Broken, BrokerError, TimeoutError) as error:
             _check_passing(error, stream, start, heard_at)
-            pause = min(PAUSE_SECONDS_MAX, 2 * pause or PAUSE_SECONDS_MIN)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(backoff.next_seconds())
         finally:
             await head.close()
 
 
+def _backoff() -> Backoff:
+    return Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
+
+
 async def _patiently_epoch(broker: Broker, stream: str) -> str | None:
-    asked_at, pause = time.monotonic(), PAUSE_SECONDS_MIN
+    asked_at, backoff = time.monotonic(), _backoff()
     while True:
         try:
             return (await broker.stream(stream)).epoch
         except BrokerError as error:
             _check_passing(error, stream, 1, asked_at)
-        await asyncio.sleep(pause)
-        pause = min(PAUSE_SECONDS_MAX, 2 * pause)
+        await asyncio.sleep(backoff.next_seconds())
 
 
 async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None, start: int, target: int) -> bool:

@@ -7,7 +7,6 @@ older projector that wakes up changes nothing, and a batch whose outcome is unkn
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +16,11 @@ import structlog
 from engine import metrics
 from engine.broker.jetstream import Broker, StreamState
 from engine.errors import PartitionStopped, StepDown
-from engine.log.incarnations import CLOCKS, reaching, stream_of
+from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
 from projections.store import Checkpoint, StoppingStore, Store, StoreUnavailable
+from seamark.backoff import Backoff
 from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.projection")
@@ -79,7 +79,7 @@ class ProjectionWorker:
         checkpoint = await self._stored()
         self._looked = True
         state = await stream_of(self._broker, self._stream)
-        epoch = _epoch(state)
+        epoch = epoch_of(state)
         if checkpoint is None:
             return max(1, state.first_seq), None, epoch
         if checkpoint.epoch != epoch:
@@ -115,7 +115,7 @@ class ProjectionWorker:
 
     def check(self, state: StreamState) -> None:
         """Is it still the stream the checkpoint counts in?"""
-        if _epoch(state) != self._epoch:
+        if epoch_of(state) != self._epoch:
             raise self._stopped()
 
     def _stopped(self) -> PartitionStopped:
@@ -131,7 +131,7 @@ class ProjectionWorker:
             StepDown: another projector was here.
         """
         reached = Checkpoint(self._epoch, batch[-1].seq)
-        left, pause = batch, RETRY_SECONDS_MIN
+        left, backoff = batch, _backoff()
         while left:
             refused = False
             try:
@@ -141,8 +141,7 @@ class ProjectionWorker:
             except StoreUnavailable as error:
                 self._log.warning("store_unavailable", why=str(error))
                 end_if_cancelled()
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                await asyncio.sleep(backoff.next_seconds())
             # Also when it was refused: a script whose answer was lost runs twice, and the first run has the second one refused.
             stored = await self._stored()
             rest = still_due(left, self._expected, stored, reached)
@@ -198,15 +197,18 @@ class ProjectionWorker:
 
     async def _stored(self) -> Checkpoint | None:
         """The checkpoint, however long the store is away: without it nothing can be said."""
-        pause = RETRY_SECONDS_MIN
+        backoff = _backoff()
         while True:
             try:
                 return await self._store.checkpoint()
             except StoreUnavailable as error:
                 self._log.warning("store_unavailable", why=str(error))
             end_if_cancelled()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(RETRY_SECONDS_MAX, pause * 2)
+            await asyncio.sleep(backoff.next_seconds())
+
+
+def _backoff() -> Backoff:
+    return Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
 
 
 def still_due(
@@ -230,9 +232,3 @@ def still_due(
     if stored is None or stored.epoch != reached.epoch or not start <= stored.seq <= reached.seq:
         return None
     return [message for message in batch if message.seq > stored.seq]
-
-
-def _epoch(state: StreamState) -> str:
-    if state.epoch is None:
-        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
-    return state.epoch

@@ -13,6 +13,7 @@ import structlog
 
 from engine.broker.jetstream import Broker
 from engine.limits import MONITOR_SECONDS
+from engine.tasks import end
 
 _log = structlog.get_logger("seamark.nats")
 
@@ -80,8 +81,7 @@ async def watched(broker: Broker, monitor_urls: Sequence[str] = ()) -> AsyncIter
     try:
         yield health
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
 
 
 def write_error(healthz: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,6 @@ Facts behind the rules: ADR-50 (atomic batches), ADR-31 (Direct Get), and `docs/
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from engine.broker.connection import Connection, Delivery, NatsSettings, Subscri
 from engine.broker.writes import Writes
 from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
+from seamark.backoff import Backoff
 
 __all__ = [
     "After",
@@ -149,7 +149,7 @@ class Broker(Connection):
             lines["Nats-Expected-Last-Subject-Sequence"] = str(after.seq)
         if msg_id is not None:
             lines["Nats-Msg-Id"] = msg_id
-        deadline, pause = time.monotonic() + budget_seconds, 0.05
+        deadline, backoff = time.monotonic() + budget_seconds, Backoff(0.05, 1.0, jitter=0.5)
         doubt: Unanswered | None = None
         while True:
             left = deadline - time.monotonic()
@@ -171,11 +171,11 @@ class Broker(Connection):
                     if after is None or error.err_code != WRONG_LAST_SEQUENCE:
                         raise doubt from error
                     return await self._own(after.stream, subject, msg_id or "", error)
+                pause = backoff.next_seconds()
                 if deadline - time.monotonic() <= pause:
                     # What an earlier attempt has done stays unknown, however surely this one did nothing.
                     raise doubt or error from None
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(1.0, pause * 2)
+            await asyncio.sleep(pause)
 
     async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
         """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.

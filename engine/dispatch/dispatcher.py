@@ -20,14 +20,16 @@ from engine.broker.jetstream import Broker, StreamState
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
-from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, TopologyError
+from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import (
     REPAIR,
     continues,
+    epoch_of,
     inherited,
     is_younger,
     reaching,
+    read_partitions,
     stream_of,
     translated,
     younger,
@@ -35,8 +37,9 @@ from engine.log.incarnations import (
 from engine.log.marks import Mark, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
 from engine.log.writer import LogWriter, Ownership, read_mark
+from engine.partition.head import read_pin_timeout
 from engine.partition.reader import Delivered, PartitionReader, Source
-from engine.tasks import end_if_cancelled, run_until
+from engine.tasks import end, end_if_cancelled, run_until
 from engine.topology import server as topology
 from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
 
@@ -77,12 +80,7 @@ class Dispatcher:
         self._claims = claims
         self._workers = [DispatchWorker(broker, claims, q, partitions) for q in range(partitions)]
         self.readers = [
-            PartitionReader(
-                broker,
-                Source(EVENTS_STREAM, dispatch_consumer(q), f"ev.{q}.>"),
-                worker,
-                pin_timeout_seconds=pin_timeout_seconds,
-            )
+            PartitionReader(broker, _source(q), worker, pin_timeout_seconds=pin_timeout_seconds)
             for q, worker in enumerate(self._workers)
         ]
 
@@ -142,7 +140,7 @@ class DispatchWorker:
         found, mark = await self._mark(self._q, self.streams)
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
-        self._ownership = Ownership(term, secrets.token_hex(8), _epoch(events))
+        self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
         home = await self._claim_writer(self._q, found, mark, start_seq=max(0, events.first_seq - 1))
         self.burials.take_over(self._ownership.events_epoch, home.mark)
         failpoints.reach("after-take-over")
@@ -202,7 +200,7 @@ class DispatchWorker:
             partition,
             self._q,
             self._ownership,
-            log_epoch=_epoch(self.streams.logs[partition]),
+            log_epoch=epoch_of(self.streams.logs[partition]),
             found=found,
             mark=mark,
             start_seq=start_seq,
@@ -263,9 +261,7 @@ class DispatchWorker:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
         for task in done:
             await task
 
@@ -325,43 +321,8 @@ class DispatchWorker:
         metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
 
 
-def _epoch(state: StreamState) -> str:
-    if state.epoch is None:
-        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
-    return state.epoch
-
-
-async def read_partitions(broker: Broker, configured: int | None = None) -> int:
-    """The number of partitions the streams were made for.
-
-    Raises:
-        TopologyError: no topology yet, or this process is configured for another number.
-        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
-    """
-    state = await stream_of(broker, EVENTS_STREAM)
-    if state.partitions is None or state.epoch is None:
-        raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
-    if configured is not None and configured != state.partitions:
-        raise TopologyError(
-            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
-            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
-        )
-    return state.partitions
-
-
-async def read_pin_timeout(broker: Broker) -> float:
-    """Seconds of silence after which the server gives a partition to a standby, as its consumer is configured.
-
-    Raises:
-        TopologyError: the consumer is missing.
-    """
-    name = f"{EVENTS_STREAM}.{dispatch_consumer(0)}"
-    try:
-        info = await broker.api(f"CONSUMER.INFO.{name}")
-    except ApiError as error:
-        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`") from error
-    nanoseconds = info["config"].get("priority_timeout")
-    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS
+def _source(event_partition: int) -> Source:
+    return Source(EVENTS_STREAM, dispatch_consumer(event_partition), f"ev.{event_partition}.>")
 
 
 async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
@@ -371,5 +332,6 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
         TopologyError: see `read_partitions`.
     """
     count = await read_partitions(broker, partitions)
-    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=await read_pin_timeout(broker))
+    pin_timeout = await read_pin_timeout(broker, _source(0))
+    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=pin_timeout)
     await run_until(stop, work.run(), name="dispatcher")

@@ -18,7 +18,7 @@ import msgspec
 
 from engine.broker.answers import EPOCH_KEY, StreamState
 from engine.broker.jetstream import Broker
-from engine.errors import ApiError, PartitionStopped
+from engine.errors import ApiError, PartitionStopped, TopologyError
 from engine.log.marks import Mark, PlacedMark
 from seamark.protocol.cursor import parse_cursor
 from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
@@ -148,6 +148,35 @@ async def stream_of(broker: Broker, name: str) -> StreamState:
         if is_missing(error):
             raise missing(name) from error
         raise
+
+
+def epoch_of(state: StreamState) -> str:
+    """The incarnation a stream is in.
+
+    Raises:
+        PartitionStopped: it has none, for it was not made by `seamark topology apply`.
+    """
+    if state.epoch is None:
+        raise PartitionStopped(f"{state.name} has no epoch", "Run `seamark topology apply`")
+    return state.epoch
+
+
+async def read_partitions(broker: Broker, configured: int | None = None) -> int:
+    """The number of partitions the streams were made for.
+
+    Raises:
+        TopologyError: no topology yet, or this process is configured for another number.
+        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
+    """
+    state = await stream_of(broker, EVENTS_STREAM)
+    if state.partitions is None or state.epoch is None:
+        raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
+    if configured is not None and configured != state.partitions:
+        raise TopologyError(
+            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
+            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
+        )
+    return state.partitions
 
 
 async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +13,7 @@ from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Una
 from engine.log.incarnations import is_missing, missing, reaching, stream_of
 from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.log.stalls import Stall
+from seamark.backoff import Backoff
 from seamark.protocol.subjects import log_stream, mark_subject
 
 RETRY_SECONDS_MIN = 0.02
@@ -129,7 +129,7 @@ class LogWriter:
         own = self._ownership
         mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user, unburied)
         payload = encode_mark(mark)
-        stall, pause = Stall(self._stream), RETRY_SECONDS_MIN
+        stall, backoff = Stall(self._stream), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:
             while True:
                 expect = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self._placed.log_seq
@@ -146,8 +146,7 @@ class LogWriter:
                     stall.report(error)
                 if settled and await self._settle(mark, stall):
                     return
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                await asyncio.sleep(backoff.next_seconds())
         finally:
             stall.over()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from engine.broker.jetstream import Broker
-from engine.errors import BrokerError
+from engine.errors import ApiError, BrokerError, TopologyError
+from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.partition.pulls import GROUP
 from engine.partition.worker import Source
 
@@ -51,3 +52,18 @@ class ReadingHead:
             await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
         except BrokerError as error:
             _log.debug("could not give the pin back", consumer=self._name, error=type(error).__name__)
+
+
+async def read_pin_timeout(broker: Broker, source: Source) -> float:
+    """Seconds of silence after which the server gives a partition to a standby, as its consumer is configured.
+
+    Raises:
+        TopologyError: the consumer is missing.
+    """
+    name = f"{source.stream}.{source.consumer}"
+    try:
+        info = await broker.api(f"CONSUMER.INFO.{name}")
+    except ApiError as error:
+        raise TopologyError(f"the consumer {name} cannot be read: {error}", "Run `seamark topology apply`") from error
+    nanoseconds = info["config"].get("priority_timeout")
+    return nanoseconds / 1e9 if nanoseconds else PIN_TIMEOUT_SECONDS

@@ -31,7 +31,8 @@ from engine.log.incarnations import is_missing, missing
 from engine.partition.head import ReadingHead
 from engine.partition.pulls import Pace, Pulls
 from engine.partition.worker import Delivered, Source, Worker
-from engine.tasks import end_if_cancelled
+from engine.tasks import end, end_if_cancelled
+from seamark.backoff import Backoff
 
 __all__ = ["Delivered", "PartitionReader", "Phase", "Source", "Worker"]
 
@@ -78,8 +79,8 @@ class PartitionReader:
         self._buffer: list[Delivered] = []
         self._buffer_bytes, self._verified, self._doubt = 0, False, False
         self._start_seq, self._last_seq, self._next_consumer_seq = 1, 0, 1
-        self._retry_seconds, self._clear_at = RETRY_SECONDS_MIN, 0.0
-        self._keep_at, self._keep_seq = math.inf, 0
+        self._retries = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
+        self._clear_at, self._keep_at, self._keep_seq = 0.0, math.inf, 0
         self._pace = Pace()
         self._heard_at = self._message_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -107,8 +108,7 @@ class PartitionReader:
                 end_if_cancelled()
                 await self._turn()
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await end(watch)
             broker.on_reconnect.remove(self._on_reconnect)
             broker.on_leader_change.remove(self._on_leader_change)
             for subscription in subscriptions:
@@ -142,8 +142,7 @@ class PartitionReader:
             if is_missing(error):
                 return self._stop(missing(self._source.stream))
             self._log.warning("interrupted, trying again", error=type(error).__name__, detail=str(error)[:200])
-            await asyncio.sleep(self._retry_seconds)
-            self._retry_seconds = min(RETRY_SECONDS_MAX, self._retry_seconds * 2)
+            await asyncio.sleep(self._retries.next_seconds())
 
     async def _claim(self) -> None:
         self._metrics.claims.inc()
@@ -215,7 +214,7 @@ class PartitionReader:
             if self.phase is Phase.READING:
                 self.phase = Phase.CLAIMING
             raise
-        self._retry_seconds = RETRY_SECONDS_MIN
+        self._retries.succeeded()
         self._metrics.handled.inc(len(batch))
         self._pull()
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gateway.join.port import Ask, FeedCounters, LogState, Message, Port, ResetReason, State
+from seamark.backoff import doubled_seconds
 from seamark.protocol.cursor import Cursor
 
 PARKED_LIMIT: Final = 256
@@ -260,4 +261,4 @@ class CatchUp(ABC):
 
 def backoff_seconds(attempt: int) -> float:
     """50 ms, 100 ms, … up to 2 s; `attempt` counts from 1."""
-    return min(BACKOFF_SECONDS * 2.0 ** min(attempt - 1, 10), BACKOFF_LIMIT_SECONDS)
+    return doubled_seconds(attempt, BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS)

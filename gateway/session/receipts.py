@@ -19,6 +19,7 @@ from engine import metrics
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
+from seamark.backoff import Backoff
 from seamark.protocol.subjects import receipt_subject
 
 _log = structlog.get_logger("seamark.receipts")
@@ -137,6 +138,7 @@ class Receipts:
                 _failed("one session's receipts are left out")
 
     async def _run(self) -> None:
+        backoff = Backoff(2 * RECEIPT_SECONDS, RETRY_SECONDS_MAX, jitter=0.5)
         pause = RECEIPT_SECONDS
         while True:
             await asyncio.sleep(pause)
@@ -145,8 +147,9 @@ class Receipts:
                 while self._queue:
                     await self._store()
                 pause = RECEIPT_SECONDS
+                backoff.succeeded()
             except BrokerError as error:
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                pause = backoff.next_seconds()
                 _log.warning("receipts_wait", count=len(self._queue), error=f"{type(error).__name__}: {error}")
             except Exception:
                 _failed("a batch of receipts was dropped, the next one is stored")

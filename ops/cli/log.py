@@ -22,7 +22,7 @@ def log(
 
     async def run() -> None:
         from engine.broker.jetstream import connect
-        from engine.dispatch.dispatcher import read_partitions
+        from engine.log.incarnations import read_partitions
         from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
 
         name = tenant or "default"

@@ -43,7 +43,7 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
     from redis.asyncio import Redis
 
     from engine.broker.jetstream import connect
-    from engine.dispatch.dispatcher import read_partitions
+    from engine.log.incarnations import read_partitions
 
     postgres_url, redis_url = _urls(folder)
     broker = await connect(nats_settings(folder, name))

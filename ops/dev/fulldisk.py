@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final
 
 from ops.dev.natsserver import NatsServer
+from seamark.backoff import Backoff
 
 LOOK_SECONDS: Final = 2.0
 
@@ -35,13 +36,13 @@ class FullDisk:
     def __init__(self) -> None:
         self._said = False
         self._restart_at = 0.0
-        self._pause = RESTART_SECONDS_MIN
+        self._restarts = Backoff(RESTART_SECONDS_MIN, RESTART_SECONDS_MAX, jitter=0.0)
 
     def seen(self, error: str | None, free_bytes: int, now: float) -> Action:
         """What to do now that the server reports this write error (None: it can write) with so many bytes free."""
         if error is None:
             if now >= self._restart_at + RESTART_SECONDS_MAX:  # it has worked for a while
-                self._pause = RESTART_SECONDS_MIN
+                self._restarts.succeeded()
             self._said = False
             return Action.NOTHING
         if free_bytes < ROOM_BYTES_MIN or now < self._restart_at:
@@ -49,8 +50,7 @@ class FullDisk:
             self._said = True
             return action
         self._said = False
-        self._restart_at = now + self._pause
-        self._pause = min(RESTART_SECONDS_MAX, self._pause * 2)
+        self._restart_at = now + self._restarts.next_seconds()
         return Action.RESTART
 
 

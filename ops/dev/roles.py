@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ops.dev.child import Child, ServerFailed
+from seamark.backoff import Backoff
 
 BACKOFF_SECONDS_MIN = 0.5
 BACKOFF_SECONDS_MAX = 10.0
@@ -50,16 +51,16 @@ class Role:
 
 async def keep(child: Child, spawn: Callable[[], None], say: Callable[[str], None]) -> None:
     """Spawn a child again, for ever, when it ends by itself; say so each time. Ends by cancellation."""
-    backoff = BACKOFF_SECONDS_MIN
+    backoff = Backoff(BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX, jitter=0.0)
     while True:
         began = time.monotonic()
         while child.alive:  # noqa: ASYNC110 - nobody tells us but the kernel, when asked
             await asyncio.sleep(POLL_SECONDS)
         if time.monotonic() - began > CALM_SECONDS:
-            backoff = BACKOFF_SECONDS_MIN
-        say(f"{child.name} ended ({_why(child.exit_code)}), restarting in {backoff:g} s; log: {child.log_path}")
-        await asyncio.sleep(backoff)
-        backoff = min(BACKOFF_SECONDS_MAX, backoff * 2)
+            backoff.succeeded()
+        pause = backoff.next_seconds()
+        say(f"{child.name} ended ({_why(child.exit_code)}), restarting in {pause:g} s; log: {child.log_path}")
+        await asyncio.sleep(pause)
         try:
             spawn()
         except (OSError, ServerFailed) as error:  # no process or no program to be had now: the next round tries again

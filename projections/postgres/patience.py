@@ -12,6 +12,7 @@ import structlog
 from engine.errors import Unanswered, Unavailable
 from engine.tasks import end_if_cancelled
 from projections.store import StoreBroken, StoreUnavailable
+from seamark.backoff import Backoff
 
 _log = structlog.get_logger("seamark.projection")
 
@@ -36,7 +37,7 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = PATIENCE_S
         StoreBroken: at once, as asking again would not help.
     """
     until: float | None = None
-    pause, said = PAUSE_SECONDS_MIN, False
+    backoff, said = Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5), False
     while True:
         try:
             return await ask()
@@ -49,5 +50,4 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float = PATIENCE_S
                 said = True
                 _log.warning("waiting_for_server", why=str(error)[:200])
         end_if_cancelled()
-        await asyncio.sleep(pause)
-        pause = min(PAUSE_SECONDS_MAX, 2 * pause)
+        await asyncio.sleep(backoff.next_seconds())

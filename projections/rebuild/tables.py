@@ -18,6 +18,7 @@ import structlog
 
 from engine.broker.jetstream import Broker
 from engine.errors import InvalidSetting, TopologyError
+from engine.log.incarnations import epoch_of
 from engine.partition.reader import Delivered
 from projections.deliveries.table import DELIVERIES, DeliveriesStore
 from projections.folds.inbox import moment
@@ -203,12 +204,11 @@ class Rebuild:
     async def _horizon(self, p: int) -> Horizon:
         """The oldest record there is. Of an empty log: behind its end, where the next one will be or further on."""
         state = await patiently(lambda: self._broker.stream(self._stream(p)))
-        if state.epoch is None:
-            raise TopologyError(f"{state.name} has no epoch", "Run `seamark topology apply`.")
+        epoch = epoch_of(state)
         oldest = await patiently(lambda: self._broker.leader_next(self._stream(p), self._subject(p), 1))
         if oldest is None:
-            return Horizon(state.epoch, state.last_seq + 1, None)
-        return Horizon(state.epoch, oldest.seq, datetime.fromisoformat(oldest.time))
+            return Horizon(epoch, state.last_seq + 1, None)
+        return Horizon(epoch, oldest.seq, datetime.fromisoformat(oldest.time))
 
     # --- folding -----------------------------------------------------------------------------------------------------
 

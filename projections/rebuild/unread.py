@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker, StreamState
 from engine.errors import TopologyError
-from engine.log.incarnations import stream_of
+from engine.log.incarnations import epoch_of, stream_of
 from engine.partition.reader import Delivered
 from projections.postgres.patience import patiently
 from projections.rebuild.tables import Progress, Rebuilt
@@ -79,8 +79,7 @@ class _Rebuild:
         state = await patiently(lambda: stream_of(self._broker, stream))
         newest = await patiently(lambda: self._broker.leader_last(stream, subject))
         at = await patiently(store.checkpoint)
-        if state.epoch is None:
-            raise TopologyError(f"{stream} has no epoch", "Run `seamark topology apply`.")
+        epoch = epoch_of(state)
         if newest is None:
             if at is None:
                 await self._carry(store, partition, state, state.last_seq + 1)
@@ -88,7 +87,7 @@ class _Rebuild:
         async for batch in replay(self._broker, stream, subject, 1 if at is None else at.seq + 1, newest.seq):
             if at is None:
                 at = await self._carry(store, partition, state, batch[0].seq)
-            reached = Checkpoint(state.epoch, batch[-1].seq)
+            reached = Checkpoint(epoch, batch[-1].seq)
             await _apply(store, batch, at, reached)
             at = reached
             self.records += len(batch)

@@ -15,7 +15,7 @@ from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
 from engine.partition.reader import PartitionReader, Phase, Source
-from engine.tasks import end_if_cancelled
+from engine.tasks import end_if_cancelled, set_or_after
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint, StoreUnavailable
 from projections.unread.frames import UnreadFrames
@@ -85,12 +85,7 @@ class UnreadWorker(ProjectionWorker):
         try:
             while True:
                 end_if_cancelled()
-                try:
-                    async with asyncio.timeout(ATTEND_SECONDS):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-                self._wake.clear()
+                await set_or_after(self._wake, ATTEND_SECONDS)
                 await self._attend_safely(reader)
         finally:
             self._frames.close()

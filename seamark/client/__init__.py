@@ -1,6 +1,6 @@
 """The Python SDK: publish events, follow a user's log."""
 
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.connection import Connection, connect
 from seamark.client.cursorstore import Bookmark, CursorStore, FileCursor, MemoryCursor
 from seamark.client.errors import (

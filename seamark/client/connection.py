@@ -10,7 +10,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
 from seamark.client.delivery import Delivery

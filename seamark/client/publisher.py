@@ -18,7 +18,7 @@ from engine.broker.eventstore import EventStore
 from engine.broker.jetstream import Broker, NatsSettings
 from engine.broker.jetstream import connect as connect_broker
 from engine.limits import APPEND_BUDGET_SECONDS
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.errors import ConnectionClosed, PublishFailed, PublishRefused
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Encoded, Event, encode

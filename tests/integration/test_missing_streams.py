@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from engine.broker.jetstream import Broker, Outgoing
 from engine.dispatch import dispatcher
-from engine.dispatch.dispatcher import Dispatcher, DispatchWorker, read_partitions
+from engine.dispatch.dispatcher import Dispatcher, DispatchWorker
 from engine.errors import PartitionStopped, TopologyError
+from engine.log.incarnations import read_partitions
 from engine.log.marks import NO_MARK
 from engine.log.writer import LogWriter, Ownership
 from engine.partition import reader as partition

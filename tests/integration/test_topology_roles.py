@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import connect as connect_broker
 from engine.dispatch.claims import Claims
-from engine.dispatch.dispatcher import Dispatcher, read_partitions
+from engine.dispatch.dispatcher import Dispatcher
+from engine.log.incarnations import read_partitions
 from engine.topology import server as topology
 from gateway.options import GatewayOptions
 from gateway.server import run

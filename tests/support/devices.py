@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from chaos.ledger import Ledger
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.connection import Connection
 from seamark.client.items import Live, Record, Reset
 from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, NatsSettings, PubAck, Stored, connect
 from engine.dispatch.claims import Claims
-from engine.dispatch.dispatcher import Dispatcher, read_partitions
+from engine.dispatch.dispatcher import Dispatcher
+from engine.log.incarnations import read_partitions
 from engine.topology.files import Overrides
 from seamark.protocol import events
 from seamark.protocol.subjects import log_stream

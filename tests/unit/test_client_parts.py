@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seamark.client.backoff import Backoff
+from seamark.backoff import Backoff
 from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
 from seamark.client.cursorstore import BadCursorFile, Bookmark, FileCursor, MemoryCursor
 from seamark.client.errors import Forbidden, NotAuthenticated, ProtocolError, TooManySessions, UserChanged

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from engine.tasks import end_if_cancelled, run_until
+from engine.tasks import Tasks, end_if_cancelled, run_until, set_or_after
 
 
 async def test_a_swallowed_cancellation_ends_the_task_at_its_next_turn() -> None:
@@ -74,3 +74,24 @@ async def test_what_work_raises_reaches_the_caller_even_while_it_is_being_ended(
     asyncio.get_running_loop().call_later(0.01, stop.set)
     with pytest.raises(ValueError, match="broken"):
         await run_until(stop, fails(at_once=False), name="work")
+
+
+async def test_a_wait_ends_by_its_event_or_after_its_time_and_the_event_can_be_waited_for_again() -> None:
+    event = asyncio.Event()
+    event.set()
+    async with asyncio.timeout(5):
+        await set_or_after(event, 3600)
+    assert not event.is_set()
+    await set_or_after(event, 0.01)
+    assert not event.is_set()
+
+
+async def test_an_owner_that_ends_ends_its_tasks_and_an_ended_task_is_not_kept() -> None:
+    tasks = Tasks()
+    done = tasks.begin(asyncio.sleep(0), "short")
+    waiting = tasks.begin(asyncio.sleep(3600), "long")
+    await done
+    assert set(tasks) == {waiting}
+    await tasks.end()
+    assert waiting.cancelled()
+    assert not tasks
