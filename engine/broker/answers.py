@@ -74,9 +74,12 @@ class StreamState:
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata without the server's own notes."""
-        return {
-            key: value for key, value in (self.config.get("metadata") or {}).items() if not key.startswith("_nats.")
-        }
+        return own_metadata(self.config)
+
+
+def own_metadata(config: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a stream or consumer without the server's own notes."""
+    return {key: value for key, value in (config.get("metadata") or {}).items() if not key.startswith("_nats.")}
 
 
 class _PubAckReply(msgspec.Struct):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.broker.answers import EPOCH_KEY, StreamState
+from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.log.incarnations import continues
 from engine.topology.diff import Change, changes_between, lost_by, unchangeable
 from engine.topology.files import File, Topology, is_log, log_partition
@@ -191,8 +191,7 @@ def _change(file: File, observed: Observed, new_epoch: Callable[[], str]) -> Ite
         if unchangeable(file.kind, change)
     ]
     why = [str(change) for change in changes]
-    metadata = {key: value for key, value in (seen.get("metadata") or {}).items() if not key.startswith("_nats.")}
-    metadata |= file.config.get("metadata") or {}
+    metadata = own_metadata(seen) | (file.config.get("metadata") or {})
     if file.kind == "stream":
         refusals += _losses(file, changes, observed.streams[file.name])
         if EPOCH_KEY not in metadata:

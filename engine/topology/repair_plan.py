@@ -7,9 +7,10 @@ incarnation holds. The operator names a position, and that is written; marks tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import msgspec
 
@@ -23,43 +24,26 @@ from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
 Position = int | Literal["mark", "first", "last"]
 """Where a partition goes on: after this event, where its mark stands, before the first event kept, or after the last."""
 
-WORDS: Final = ("mark", "first", "last")
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """The positions an operator names: one for all, others for single event partitions."""
-
-    everywhere: Position = "mark"
-    single: Mapping[int, Position] = field(default_factory=dict)
-
-    def of(self, event_partition: int) -> Position:
-        """The position of one event partition."""
-        return self.single.get(event_partition, self.everywhere)
+Positions = Mapping[int | None, Position]
+"""The positions an operator names: under None that of all partitions, and others for single ones."""
 
 
 def parse_positions(texts: Sequence[str]) -> Positions:
     """Positions as written on a command line: `first`, `last`, `mark`, `4711`, or one partition's `3=4711`.
 
     Raises:
-        TopologyError: a text has another form, or two of them name the same partition.
+        TopologyError: a text has another form, or two of them name the same partition, or all.
     """
-    everywhere: list[Position] = []
-    single: dict[int, Position] = {}
+    positions: dict[int | None, Position] = {}
     for text in texts:
-        name, equals, value = text.rpartition("=")
-        if (value not in WORDS and not value.isdecimal()) or (equals and not name.isdecimal()):
-            raise TopologyError(
-                f"not a position: {text!r}", "Write first, last, mark or a sequence, or 3=<one of these>."
-            )
-        position: Position = value if value in WORDS else int(value)  # type: ignore[assignment]
-        if not equals:
-            everywhere.append(position)
-        elif single.setdefault(int(name), position) != position:
-            raise TopologyError(f"partition {name} is named twice", "Name each partition once.")
-    if len(set(everywhere)) > 1:
-        raise TopologyError("two positions are named for all partitions", "Name one, and the exceptions as 3=4711.")
-    return Positions(everywhere[0] if everywhere else "mark", single)
+        found = re.fullmatch(r"(?:([0-9]+)=)?(?:(mark|first|last)|([0-9]+))", text)
+        if found is None:
+            remedy = "Write first, last, mark or a sequence, or 3=<one of these>."
+            raise TopologyError(f"not a position: {text!r}", remedy)
+        position = cast(Position, found[2] or int(found[3]))
+        if positions.setdefault(int(found[1]) if found[1] else None, position) != position:
+            raise TopologyError(f"{text!r} is not the only position for the same", "Name one for all, and exceptions.")
+    return positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +82,14 @@ def decide(found: Found, positions: Positions, owner: str) -> Plan:
     if lacking := [name for name, stream in streams.items() if stream.epoch is None]:
         refusal = Refusal("epochs", f"{', '.join(lacking)} without epoch", "Run seamark topology apply first.")
         return Plan("", refusals=(refusal,))
-    outcomes = [each for q in found.logs for each in _partition(found, q, positions.of(q), owner)]
+    outcomes = [
+        each for q in found.logs for each in _partition(found, q, positions.get(q, positions.get(None, "mark")), owner)
+    ]
     notes = [*_log_notes(found), *(each for each in outcomes if isinstance(each, str))]
     refusals = [each for each in outcomes if isinstance(each, Refusal)]
     refusals += [
         Refusal(f"partition {q}", "there is no such event partition", "Name those there are.")
-        for q in sorted(positions.single.keys() - found.logs.keys())
+        for q in sorted(q for q in positions if q is not None and q not in found.logs)
     ]
     steps = [each for each in outcomes if isinstance(each, Step)]
     epochs = {**found.recorded, **{name: stream.epoch for name, stream in streams.items()}}

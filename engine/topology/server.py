@@ -8,14 +8,15 @@ epoch than it has written says so; between these two looks the later one wins. S
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from engine.broker.answers import EPOCH_KEY, StreamState
+from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.broker.jetstream import After, Broker
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_missing, restored_metadata
@@ -24,6 +25,8 @@ from engine.topology.diff import changes_between
 from engine.topology.files import Overrides, Profile, is_log, render
 from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
 from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
+
+Answer = TypeVar("Answer")
 
 EPOCH_CHARS: Final = 8
 """36^8 tags: two incarnations of a stream never share one by chance, and a cursor stays short."""
@@ -105,22 +108,22 @@ async def observe(broker: Broker, profile: Profile) -> Observed:
     like something to create.
     """
     files = render(profile, 1)
-    named = {file.name for file in files.streams}
-    read = {"LOG" if is_log(file.stream) else file.stream for file in files.consumers}
+    named, read = ({_kind(file.stream) for file in each} for each in (files.streams, files.consumers))
     streams, consumers = {}, {}
     for name in await _names(broker, "STREAM.NAMES", "streams"):
-        if (name in named or is_log(name)) and (seen := await _stream_or_none(broker, name)) is not None:
+        if _kind(name) in named and (seen := await _stream_or_none(broker, name)) is not None:
             streams[name] = seen
-    for stream in sorted(name for name in streams if ("LOG" if is_log(name) else name) in read):
+    for stream in sorted(name for name in streams if _kind(name) in read):
         for name in await _names(broker, f"CONSUMER.NAMES.{stream}", "consumers"):
-            try:
-                answer = await broker.api(f"CONSUMER.INFO.{stream}.{name}", timeout_seconds=API_SECONDS)
+            asked = broker.api(f"CONSUMER.INFO.{stream}.{name}", timeout_seconds=API_SECONDS)
+            if (answer := await _or_none(asked)) is not None:
                 consumers[stream, name] = answer["config"]
-            except ApiError as error:
-                if error.err_code not in _NOT_FOUND:
-                    raise
     epochs = (await read_epochs(broker))[0] if CONTROL_STREAM in streams else None
     return Observed(streams, consumers, epochs)
+
+
+def _kind(stream: str) -> str:
+    return "LOG" if is_log(stream) else stream
 
 
 async def _names(broker: Broker, method: str, key: str) -> list[str]:
@@ -135,8 +138,12 @@ async def _names(broker: Broker, method: str, key: str) -> list[str]:
 
 
 async def _stream_or_none(broker: Broker, name: str) -> StreamState | None:
+    return await _or_none(broker.stream(name, timeout_seconds=API_SECONDS))
+
+
+async def _or_none(asked: Awaitable[Answer]) -> Answer | None:
     try:
-        return await broker.stream(name, timeout_seconds=API_SECONDS)
+        return await asked
     except ApiError as error:
         if error.err_code in _NOT_FOUND:
             return None
@@ -182,25 +189,20 @@ async def actual_epochs(broker: Broker) -> dict[str, str]:
 def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
     """Restored streams as written on a command line: `LOG-2`, or `EVENTS=1000` with the last sequence of its backup.
 
-    EVENTS must have it: services publish as soon as the stream is there again, and what they stored since would pass for
-    dispatched.
-
     Raises:
-        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number.
+        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number: services
+            publish as soon as the stream is there again, and what they stored since would pass for dispatched.
     """
     backups: dict[str, int | None] = {}
     for text in texts:
-        name, equals, number = text.partition("=")
-        if not name or (equals and not number.isdecimal()):
-            raise TopologyError(f"not a restored stream: {text!r}", "Write LOG-2, or EVENTS=<its last sequence>.")
-        if name in backups:
-            raise TopologyError(f"{name} is named twice", "Name each stream once.")
-        backups[name] = int(number) if equals else None
+        found = re.fullmatch(r"([^=]+)(?:=([0-9]+))?", text)
+        if found is None or found[1] in backups:
+            remedy = "Write LOG-2, or EVENTS=<its last sequence>, and name each stream once."
+            raise TopologyError(f"not a restored stream: {text!r}", remedy)
+        backups[found[1]] = int(found[2]) if found[2] else None
     if backups.get(EVENTS_STREAM, 0) is None:
-        raise TopologyError(
-            "it is not said where the backup of EVENTS ends",
-            "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json.",
-        )
+        remedy = "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json."
+        raise TopologyError("it is not said where the backup of EVENTS ends", remedy)
     return backups
 
 
@@ -213,32 +215,26 @@ async def restore(
     stream's metadata says whose numbering it continues, and up to where.
 
     Args:
-        streams: their names.
         ends: the last sequence that a stream's backup held; without one the last that it holds now, which is right only
             while nothing has been stored in it since.
 
     Raises:
-        TopologyError: a stream does not exist or ends before its backup (nothing is changed then), or a stream was
-            changed at the same time.
+        TopologyError: a stream is missing or ends before its backup (nothing is changed then), or was changed meanwhile.
     """
-    last_seqs, found = ends or {}, {}
+    found: dict[str, StreamState] = {}
     for name in streams:
-        found[name] = seen = await _stream_or_none(broker, name)
+        seen, end = await _stream_or_none(broker, name), (ends or {}).get(name)
         if seen is None:
             raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
-        if (last_seq := last_seqs.get(name)) is not None and last_seq > seen.last_seq:
-            raise TopologyError(
-                f"{name} ends at {seen.last_seq}: its backup cannot have ended at {last_seq}",
-                "Read state.last_seq in the backup's backup.json again.",
-            )
+        if end is not None and end > seen.last_seq:
+            detail = f"{name} ends at {seen.last_seq}: its backup cannot have ended at {end}"
+            raise TopologyError(detail, "Read state.last_seq in the backup's backup.json again.")
+        found[name] = seen
     rotated = {}
     for name, seen in found.items():
-        assert seen is not None
-        fresh = new_epoch()
-        metadata = restored_metadata(seen, fresh, last_seqs.get(name))
-        config = seen.config | {"metadata": metadata}
+        rotated[name] = (seen.epoch, fresh := new_epoch())
+        config = seen.config | {"metadata": restored_metadata(seen, fresh, (ends or {}).get(name))}
         await _update_stream(broker, Step("update_stream", name, (), config, seen.config))
-        rotated[name] = (seen.epoch, fresh)
     return rotated
 
 
@@ -277,9 +273,9 @@ async def _check_same(broker: Broker, step: Step) -> None:
 
 
 async def _update_stream(broker: Broker, step: Step) -> None:
-    name, config = step.target, _without_server_notes(step.config)
+    name, config = step.target, _comparable(step.config)
     now = await _stream_or_none(broker, name)
-    if now is None or _without_server_notes(now.config) != _without_server_notes(step.seen or {}):
+    if now is None or _comparable(now.config) != _comparable(step.seen or {}):
         raise TopologyError(f"{name} was changed while this was planned", "Plan again.")
     await broker.api(f"STREAM.UPDATE.{name}", config, timeout_seconds=API_SECONDS)
     after, epoch = await _stream_or_none(broker, name), config["metadata"].get(EPOCH_KEY)
@@ -291,9 +287,8 @@ async def _update_stream(broker: Broker, step: Step) -> None:
         )
 
 
-def _without_server_notes(config: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if not key.startswith("_nats.")}
-    return {**config, "metadata": metadata}
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "metadata": own_metadata(config)}
 
 
 async def _put_consumer(broker: Broker, step: Step) -> None:

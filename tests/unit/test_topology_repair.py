@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import TopologyError
 from engine.log.marks import NO_MARK, Mark, PlacedMark
-from engine.topology.repair_plan import Found, Positions, decide, parse_positions
+from engine.topology.repair_plan import Found, decide, parse_positions
 from tests.support.topology import stream_with
 
 EVENTS, LOGS = "events00", ("log00000", "log11111")
@@ -47,26 +47,26 @@ def epochs(plan):
 
 
 def test_where_everything_fits_there_is_nothing_to_repair():
-    plan = decide(found(), Positions(), "repair")
+    plan = decide(found(), {}, "repair")
     assert plan.empty
     assert plan.lines() == ["nothing to repair"]
 
 
 def test_a_topology_that_was_never_dispatched_needs_no_marks():
-    plan = decide(found(marks={}), Positions(), "repair")
+    plan = decide(found(marks={}), {}, "repair")
     assert plan.empty
 
 
 def test_a_log_restored_before_anything_was_dispatched_needs_no_mark():
     logs = {1: log(1, "log1new0", restored=f"{LOGS[1]}.0")}
-    plan = decide(found(logs=logs, marks={(0, 0): mark(50)}), Positions(), "repair")
+    plan = decide(found(logs=logs, marks={(0, 0): mark(50)}), {}, "repair")
     assert (plan.refusals, after(plan)) == ((), {})
     assert epochs(plan)["LOG-1"] == "log1new0"
 
 
 def test_a_restored_log_keeps_the_position_its_own_mark_tells():
     logs = {1: log(1, "log1new0")}
-    plan = decide(found(logs=logs), Positions(), "repair")
+    plan = decide(found(logs=logs), {}, "repair")
     assert after(plan) == {"mark.1.1": (60, None)}
     one = written(plan)["mark.1.1"]
     assert (one.log_epoch, one.epoch, one.term) == ("log1new0", EVENTS, 4)
@@ -77,7 +77,7 @@ def test_a_restored_log_keeps_the_position_its_own_mark_tells():
 def test_a_log_that_came_back_empty_wants_a_position_and_hints_at_one():
     logs = {1: log(1, "log1new0")}
     marks = {(0, 0): mark(50), (0, 1): mark(58, p=0)}
-    plan = decide(found(logs=logs, marks=marks), Positions(), "repair")
+    plan = decide(found(logs=logs, marks=marks), {}, "repair")
     (refusal,) = plan.refusals
     assert refusal.target == "partition 1"
     assert "Name first, last or 1=<sequence>" in refusal.remedy
@@ -87,28 +87,28 @@ def test_a_log_that_came_back_empty_wants_a_position_and_hints_at_one():
 @pytest.mark.parametrize(("position", "seq"), [("first", 0), ("last", 100), (42, 42)])
 def test_a_named_position_is_written(position, seq):
     logs = {1: log(1, "log1new0")}
-    plan = decide(found(logs=logs, marks={(0, 0): mark(50)}), Positions(single={1: position}), "repair")
+    plan = decide(found(logs=logs, marks={(0, 0): mark(50)}), {1: position}, "repair")
     assert after(plan) == {"mark.1.1": (seq, None)}
 
 
 def test_the_home_mark_outdoes_every_foreign_mark_or_its_owner_would_step_down_for_ever():
     logs = {1: log(1, "log1new0")}
     marks = {(0, 0): mark(50), (0, 1): mark(58, p=0, term=57)}
-    plan = decide(found(logs=logs, marks=marks), Positions(single={1: "first"}), "repair")
+    plan = decide(found(logs=logs, marks=marks), {1: "first"}, "repair")
     assert {at: one.term for at, one in written(plan).items()} == {"mark.1.1": 58}
 
 
 def test_a_home_mark_that_is_below_its_foreign_marks_is_raised_above_them():
     """As it was found in a LOG that was put back to a backup; where that was said, its dispatcher looks at all marks itself."""
     marks = {(0, 0): mark(50), (1, 1): mark(20, p=1, term=2), (0, 1): mark(58, p=0, term=9)}
-    plan = decide(found(marks=marks), Positions(), "repair")
+    plan = decide(found(marks=marks), {}, "repair")
     assert [(at, one.seq, one.term) for at, one in written(plan).items()] == [("mark.1.1", 20, 10)]
 
 
 def test_sound_foreign_marks_stay_so_that_what_they_cover_is_not_appended_twice():
     logs = {1: log(1, "log1new0")}
     marks = {(0, 0): mark(50), (1, 1): mark(20, p=1), (0, 1): mark(58, p=0)}
-    plan = decide(found(logs=logs, marks=marks), Positions(), "repair")
+    plan = decide(found(logs=logs, marks=marks), {}, "repair")
     assert "mark.0.1" not in after(plan)
 
 
@@ -116,7 +116,7 @@ def test_marks_that_dispatchers_can_translate_are_left_to_them():
     events = stream("eventnew", last=70, restored=f"{EVENTS}.55")
     logs = {1: log(1, "log1new0", restored=f"{LOGS[1]}.80")}
     marks = {(0, 0): mark(50, user="bob"), (1, 1): mark(60, p=1, user="bob"), (0, 1): mark(60), (1, 0): mark(49, p=1)}
-    plan = decide(found(events=events, logs=logs, marks=marks), Positions(), "repair")
+    plan = decide(found(events=events, logs=logs, marks=marks), {}, "repair")
     assert after(plan) == {}
     assert epochs(plan) == {"EVENTS": "eventnew", "LOG-0": LOGS[0], "LOG-1": "log1new0"}
     assert any("events 56 to 60 were dispatched" in note for note in plan.notes)
@@ -125,7 +125,7 @@ def test_marks_that_dispatchers_can_translate_are_left_to_them():
 def test_a_position_that_is_named_after_a_restore_replaces_the_home_mark_only():
     events = stream("eventnew", last=70, restored=f"{EVENTS}.55")
     marks = {(0, 0): mark(50), (0, 1): mark(60), (1, 1): mark(60, p=1)}
-    plan = decide(found(events=events, marks=marks), Positions(single={1: 52}), "repair")
+    plan = decide(found(events=events, marks=marks), {1: 52}, "repair")
     assert after(plan) == {"mark.1.1": (52, None)}
 
 
@@ -133,17 +133,17 @@ def test_a_mark_whose_event_is_younger_than_itself_tells_nothing_and_the_end_of_
     events = stream("eventnew", last=70, restored=f"{EVENTS}.70")
     marks = {(0, 0): mark(40), (1, 1): mark(90, p=1), (0, 1): mark(85)}
     seen = replace(found(events=events, marks=marks), late=frozenset({(1, 1), (0, 1)}))
-    plan = decide(seen, Positions(), "repair")
+    plan = decide(seen, {}, "repair")
     (refusal,) = plan.refusals
     assert (refusal.target, "event 70" in refusal.detail) == ("partition 1", True)
     assert "1=<sequence>" in refusal.remedy
-    plan = decide(seen, Positions(single={1: 55}), "repair")
+    plan = decide(seen, {1: 55}, "repair")
     assert after(plan) == {"mark.0.1": (55, None), "mark.1.1": (55, None)}
 
 
 @pytest.mark.parametrize("position", ["mark", "first", "last", 42])
 def test_events_that_went_back_without_a_restore_are_not_repaired_before_one(position):
-    (refusal,) = decide(found(events=stream(EVENTS, last=55)), Positions(position), "repair").refusals
+    (refusal,) = decide(found(events=stream(EVENTS, last=55)), {None: position}, "repair").refusals
     assert refusal.target == "partition 1"
     assert "seamark topology restore EVENTS=" in refusal.remedy
     assert "--at" not in refusal.remedy
@@ -151,57 +151,57 @@ def test_events_that_went_back_without_a_restore_are_not_repaired_before_one(pos
 
 def test_an_event_younger_than_its_mark_is_no_matter_of_clocks_unless_the_operator_says_so():
     seen = replace(found(events=stream(EVENTS, last=100)), late=frozenset({(1, 1)}))
-    (refusal,) = decide(seen, Positions(), "repair").refusals
+    (refusal,) = decide(seen, {}, "repair").refusals
     assert "seamark topology restore EVENTS=" in refusal.remedy
     named = refusal.remedy.split("--at 1=")[1].rstrip("`")
-    plan = decide(seen, Positions(single={1: int(named)}), "repair")
+    plan = decide(seen, {1: int(named)}, "repair")
     assert plan.refusals == ()
     assert after(plan)["mark.1.1"] == (int(named), None)
 
 
 def test_recreated_events_have_another_numbering_so_positions_must_be_named():
-    plan = decide(found(events=stream("eventnew", last=5)), Positions(), "repair")
+    plan = decide(found(events=stream("eventnew", last=5)), {}, "repair")
     assert {refusal.target for refusal in plan.refusals} == {"partition 0", "partition 1"}
 
 
 def test_marks_of_a_lost_numbering_are_set_to_the_named_position():
     marks = {(0, 0): mark(50), (1, 1): mark(60, p=1), (0, 1): mark(60)}
-    plan = decide(found(events=stream("eventnew", last=5), marks=marks), Positions("first"), "repair")
+    plan = decide(found(events=stream("eventnew", last=5), marks=marks), {None: "first"}, "repair")
     assert after(plan) == {"mark.0.0": (0, None), "mark.0.1": (0, None), "mark.1.1": (0, None)}
     assert epochs(plan)["EVENTS"] == "eventnew"
 
 
 def test_an_earlier_position_is_told_to_bring_records_twice():
-    plan = decide(found(), Positions(single={0: 40}), "repair")
+    plan = decide(found(), {0: 40}, "repair")
     assert after(plan) == {"mark.0.0": (40, None)}
     assert any("events 41 to 50 are dispatched again" in note for note in plan.notes)
 
 
 def test_a_position_beyond_the_last_event_is_refused():
-    (refusal,) = decide(found(), Positions(single={0: 101}), "repair").refusals
+    (refusal,) = decide(found(), {0: 101}, "repair").refusals
     assert "EVENTS ends at 100" in refusal.detail
 
 
 def test_a_position_for_a_partition_that_does_not_exist_is_refused():
-    (refusal,) = decide(found(), Positions(single={7: 1}), "repair").refusals
+    (refusal,) = decide(found(), {7: 1}, "repair").refusals
     assert refusal.target == "partition 7"
 
 
 def test_events_that_are_gone_are_told():
-    plan = decide(found(events=stream(EVENTS, first=80)), Positions(), "repair")
+    plan = decide(found(events=stream(EVENTS, first=80)), {}, "repair")
     assert any("partition 0: events 51 to 79 are no longer in EVENTS" in note for note in plan.notes)
 
 
 def test_without_epochs_there_is_nothing_to_repair_to():
     bare = stream_with({"name": "LOG-1"})
-    (refusal,) = decide(found(logs={1: bare}), Positions("first"), "repair").refusals
+    (refusal,) = decide(found(logs={1: bare}), {None: "first"}, "repair").refusals
     assert "LOG-1" in refusal.detail
     assert "topology apply" in refusal.remedy
 
 
 def test_a_plan_says_all_of_it_before_anything_is_done():
     logs = {1: log(1, "log1new0")}
-    plan = decide(found(logs=logs, marks={(0, 0): mark(50), (1, 1): NO_MARK}), Positions(single={1: 42}), "repair")
+    plan = decide(found(logs=logs, marks={(0, 0): mark(50), (1, 1): NO_MARK}), {1: 42}, "repair")
     lines = plan.lines()
     assert lines[0] == "~ write mark mark.1.1: no mark -> event 42 of EVENTS events00 in LOG log1new0, term 1"
     assert lines[1] == "~ replace epochs: LOG-1 log11111 -> log1new0"
@@ -212,10 +212,10 @@ def test_a_plan_says_all_of_it_before_anything_is_done():
 @pytest.mark.parametrize(
     ("texts", "positions"),
     [
-        ([], Positions()),
-        (["first"], Positions("first")),
-        (["4711"], Positions(4711)),
-        (["last", "3=4711", "2=mark"], Positions("last", {3: 4711, 2: "mark"})),
+        ([], {}),
+        (["first"], {None: "first"}),
+        (["4711"], {None: 4711}),
+        (["last", "3=4711", "2=mark"], {None: "last", 3: 4711, 2: "mark"}),
     ],
 )
 def test_positions_are_read_as_written(texts, positions):
