@@ -1,4 +1,4 @@
-"""Streams change their incarnation under running dispatchers: they go on where it is known what positions mean, else they stop."""
+"""Streams change their incarnation under running dispatchers: they go on where it is known what positions mean, or stop."""
 
 import asyncio
 import os
