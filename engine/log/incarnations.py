@@ -122,7 +122,7 @@ def younger(event_partition: int, placed: Mark, meant: Mark) -> PartitionStopped
     return PartitionStopped(detail, remedy)
 
 
-# --- asking the leaders --------------------------------------------------------------------------------------------------
+# --- asking the leaders, which raises ApiError, Unavailable and Unanswered as `Broker` does ---------------------------------
 
 
 def is_missing(error: BaseException) -> bool:
@@ -140,7 +140,7 @@ async def stream_of(broker: Broker, name: str) -> StreamState:
     """What the leader of a stream says of it, now.
 
     Raises:
-        PartitionStopped: there is no such stream. ApiError, Unavailable, Unanswered: as `Broker.stream`.
+        PartitionStopped: there is no such stream.
     """
     try:
         return await broker.stream(name)
@@ -166,7 +166,6 @@ async def read_partitions(broker: Broker, configured: int | None = None) -> int:
 
     Raises:
         TopologyError: no topology yet, or this process is configured for another number.
-        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
     """
     state = await stream_of(broker, EVENTS_STREAM)
     if state.partitions is None or state.epoch is None:
@@ -183,9 +182,6 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     """The stream as its leader describes it once it shows message `seq`; if it does not within a second, as it is then.
 
     `state` may be older than the position that says `seq`: whoever else works there is ahead of it.
-
-    Raises:
-        PartitionStopped, ApiError, Unavailable, Unanswered: as `stream_of`.
     """
     for pause in ASK_AGAIN_SECONDS:
         if state.last_seq >= seq:
@@ -199,9 +195,6 @@ async def is_younger(broker: Broker, partition: int, event_partition: int, seq: 
     """Was what EVENTS holds under `seq` stored after the mark that is said to cover it? Then it is another event.
 
     False where clocks leave a doubt, and where EVENTS holds nothing there any more.
-
-    Raises:
-        ApiError, Unavailable, Unanswered: a leader cannot be asked.
     """
     stored = await broker.leader_next(EVENTS_STREAM, "ev.>", seq) if seq > 0 else None
     if stored is None or stored.seq != seq:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -95,9 +95,6 @@ async def check(
         broker: a connection that may read every stream's state (provisioner or operator).
         partitions: the number this deployment is meant to have; default: the server's own.
         monitor_urls: monitoring addresses of all servers (`http://host:8222`); without them fsync is unknown.
-
-    Raises:
-        Unavailable, Unanswered, ApiError: the server cannot be read.
     """
     logs = [p for name in (await topology.observe(broker, profile)).streams if (p := log_partition(name)) is not None]
     # Marks before the state of EVENTS: the other way round, a busy dispatcher would seem to be ahead of it.
@@ -147,12 +144,8 @@ async def _varz(url: str) -> dict[str, Any] | None:
 def judge(seen: Seen, profile: Profile, partitions: int | None = None) -> Findings:
     """The findings on what was read."""
     wanted: Level = "refuse" if profile == "production" else "warn"
-    checks: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
-        *(_version, _payload, _sync),
-        lambda seen: _files(seen, profile, partitions),
-        *(_copies, _ages, _room, _positions),
-    )
-    found = [finding for each in checks for finding in each(seen)]
+    found = [*_version(seen), *_payload(seen), *_sync(seen), *_files(seen, profile, partitions), *_copies(seen)]
+    found += [*_ages(seen), *_room(seen), *_positions(seen)]
     findings = tuple(replace(each, level=wanted) if each.level == "wanted" else each for each in found)
     return Findings(profile, any(each.level == "refuse" for each in findings), findings)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -52,29 +52,8 @@ class File:
         return json.dumps(self.config, indent=2) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What a test or a small machine changes in the files; production runs without any.
-
-    Args:
-        replicas: copies of every stream and consumer.
-        pin_timeout_seconds: `priority_timeout` of consumers that pin.
-        stream_bytes: `max_bytes` by stream; `LOG` means every LOG-<p>.
-    """
-
-    replicas: int | None = None
-    pin_timeout_seconds: float | None = None
-    stream_bytes: Mapping[str, int] = field(default_factory=dict)
-
-    def of(self, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What is changed in one configuration."""
-        pin = None if self.pin_timeout_seconds is None else round(self.pin_timeout_seconds * 1e9)
-        changes = {
-            "num_replicas": self.replicas,
-            "max_bytes": self.stream_bytes.get("LOG" if is_log(name) else name),
-            "priority_timeout": pin if "priority_timeout" in config else None,
-        }
-        return {key: value for key, value in changes.items() if value is not None}
+Override = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+"""What a test or a small machine changes in a configuration, by its name and what its file says; production runs without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +117,7 @@ def profile_named(name: str) -> Profile:
 
 
 def render(
-    profile: Profile, partitions: int | None = None, *, overrides: Overrides | None = None, folder: Path | None = None
+    profile: Profile, partitions: int | None = None, *, overrides: Override | None = None, folder: Path | None = None
 ) -> Topology:
     """The files of a profile with the numbers filled in.
 
@@ -148,12 +127,12 @@ def render(
         TopologyError: unknown profile, impossible number, or a file that is missing or no JSON object.
     """
     count = check_partitions(PARTITIONS_DEFAULT[profile_named(profile)] if partitions is None else partitions)
-    root, changed = folder or files_folder(), overrides or Overrides()
-    streams, consumers = (tuple(_files(root / kind, profile, count, changed)) for kind in ("streams", "consumers"))
+    root = folder or files_folder()
+    streams, consumers = (tuple(_files(root / kind, profile, count, overrides)) for kind in ("streams", "consumers"))
     return Topology(profile, count, streams, consumers)
 
 
-def _files(folder: Path, profile: Profile, partitions: int, overrides: Overrides) -> Iterator[File]:
+def _files(folder: Path, profile: Profile, partitions: int, overrides: Override | None) -> Iterator[File]:
     """In a stable order: names first, then numbers."""
     paths = sorted(folder.glob(f"*.{profile}.json"))
     if not paths:
@@ -165,7 +144,7 @@ def _files(folder: Path, profile: Profile, partitions: int, overrides: Overrides
             name = config["name"]
             # A consumer's stream is the first word of its file name: the configuration itself has no field for it.
             stream, *rest = path.name.replace("-p.", f"-{number}.").split(".")
-            config |= overrides.of(name, config)
+            config |= overrides(name, config) if overrides else {}
             yield File(".".join([stream, *rest]), name if folder.name == "streams" else stream, name, config)
 
 

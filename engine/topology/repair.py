@@ -1,6 +1,6 @@
 """Repair: look, decide, and set the positions of dispatchers that an operator names, with nobody dispatching meanwhile.
 
-`prepare` gives a plan, an operator reads its lines, `apply` carries it out.
+`prepare` gives a plan, an operator reads its lines, `apply` carries it out, both on a connection of the provisioner's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ async def examine(broker: Broker) -> Found:
 
     Raises:
         TopologyError: EVENTS or a LOG is missing, or does not say how many partitions there are.
-        Unavailable, Unanswered: a leader does not answer.
     """
     partitions = (await stream_of(broker, EVENTS_STREAM)).partitions
     if partitions is None:
@@ -56,12 +55,8 @@ async def prepare(broker: Broker, positions: Positions, *, forget_claims: bool =
     """What a repair would do; changes nothing.
 
     Args:
-        broker: a connection that may read every stream (the provisioner's).
         positions: see `parse_positions`.
         forget_claims: whether claims of other incarnations of EVENTS go: the logs are lost too, and services publish anew.
-
-    Raises:
-        TopologyError, Unavailable, Unanswered: as `examine`.
     """
     found = await examine(broker)
     plan = repair_plan.decide(found, positions, f"repair-{secrets.token_hex(4)}")
@@ -80,8 +75,6 @@ async def apply(
     it found before, and refuses.
 
     Args:
-        broker: as for `prepare`.
-        plan: made by `prepare` from what the server holds now.
         redis: where claims are; needed only to forget some.
         wait_seconds: how long dispatchers that were just stopped may take to disappear.
 

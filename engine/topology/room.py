@@ -73,11 +73,7 @@ def room(stream: StreamState, intake: Intake) -> Room | None:
 
 
 async def read_intake(broker: Broker, stream: StreamState) -> Intake:
-    """What a stream has taken in the last hour, or since its first message if that is younger.
-
-    Raises:
-        ApiError, Unavailable, Unanswered: the stream cannot be read.
-    """
+    """What a stream has taken in the last hour, or since its first message if that is younger."""
     if not stream.messages:
         return Intake(0, 0.0)
     since = max(stream.oldest_at, stream.asked_at - INTAKE_WINDOW_SECONDS)

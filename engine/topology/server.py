@@ -4,6 +4,8 @@ Every call is safe to repeat, and two at once are noticed where they would do ha
 epoch, by one of them, and marks and recorded epochs are written by compare-and-set. An update is none: the server has no
 such call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
 epoch than it has written says so; between these two looks the later one wins. So run one provisioner at a time.
+
+Every call raises ApiError, Unavailable and Unanswered as `Broker` does; after such a failure it is safe to begin again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_missing, restored_metadata
 from engine.topology import plan as topology_plan
 from engine.topology.diff import changes_between
-from engine.topology.files import Overrides, Profile, is_log, render
+from engine.topology.files import Override, Profile, is_log, render
 from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
 from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
 
@@ -60,7 +62,7 @@ async def plan(
     profile: Profile,
     partitions: int | None = None,
     *,
-    overrides: Overrides | None = None,
+    overrides: Override | None = None,
     recreate: bool = False,
 ) -> Plan:
     """What would have to change on the server so that it agrees with the files of `profile`; changes nothing.
@@ -71,7 +73,6 @@ async def plan(
 
     Raises:
         TopologyError: unknown profile, impossible number, files missing, or the recorded epochs are unreadable.
-        Unavailable, Unanswered, ApiError: the server cannot be read.
     """
     observed = await observe(broker, profile)
     count = remembered_partitions(observed) if partitions is None else partitions
@@ -83,7 +84,6 @@ async def apply(broker: Broker, plan: Plan) -> list[str]:
 
     Raises:
         TopologyError: the plan holds a refusal (nothing is done then), or the server has changed since it was made.
-        ApiError, Unavailable, Unanswered: as the server says; applying a fresh plan continues where this one stopped.
     """
     for refusal in plan.refusals:
         raise TopologyError(f"{refusal.target}: {refusal.detail}", refusal.remedy)
@@ -95,7 +95,7 @@ async def apply(broker: Broker, plan: Plan) -> list[str]:
 
 
 async def ensure(
-    broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Overrides | None = None
+    broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Override | None = None
 ) -> list[str]:
     """Plan and apply in one call, for embedded stacks and tests; what is gone is made anew. Returns what was done."""
     return await apply(broker, await plan(broker, profile, partitions, overrides=overrides, recreate=True))
@@ -158,7 +158,6 @@ async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
 
     Raises:
         TopologyError: there is no control bucket, or somebody wrote something else there.
-        ApiError, Unavailable, Unanswered: its leader cannot be asked.
     """
     try:
         entry = await broker.leader_last(CONTROL_STREAM, EPOCHS_SUBJECT)
@@ -178,12 +177,9 @@ async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
 
 async def actual_epochs(broker: Broker) -> dict[str, str]:
     """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
-    found = {}
-    for name in recorded_streams(await _names(broker, "STREAM.NAMES", "streams")):
-        seen = await _stream_or_none(broker, name)
-        if seen is not None and seen.epoch is not None:
-            found[name] = seen.epoch
-    return found
+    names = recorded_streams(await _names(broker, "STREAM.NAMES", "streams"))
+    found = {name: await _stream_or_none(broker, name) for name in names}
+    return {name: seen.epoch for name, seen in found.items() if seen is not None and seen.epoch is not None}
 
 
 def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
@@ -242,24 +238,22 @@ async def restore(
 
 
 async def _create_stream(broker: Broker, step: Step) -> None:
+    name, config = step.target, step.config
     try:
-        await broker.api(f"STREAM.CREATE.{step.target}", step.config, timeout_seconds=API_SECONDS)
+        await broker.api(f"STREAM.CREATE.{name}", config, timeout_seconds=API_SECONDS)
     except ApiError as error:
+        if error.err_code == _NAME_IN_USE:
+            return await _check_same(broker, step)
         if error.err_code in _NO_STORAGE:
-            size = step.config.get("max_bytes", 0) >> 20
-            raise TopologyError(
-                f"the server has no room left to reserve {size} MiB for {step.target}",
-                "Raise max_file_store in its configuration or lower max_bytes in the file.",
-            ) from error
-        if error.err_code in _NOT_ENOUGH_SERVERS:
-            copies = step.config.get("num_replicas", 1)
-            raise TopologyError(
-                f"{step.target} is to have {copies} copies, and there are not so many servers ({error.description})",
-                f"Start {copies} servers with nats/cluster.conf, or take --profile dev, which keeps one copy.",
-            ) from error
-        if error.err_code != _NAME_IN_USE:
+            detail = f"the server has no room left to reserve {config.get('max_bytes', 0) >> 20} MiB for {name}"
+            remedy = "Raise max_file_store in its configuration or lower max_bytes in the file."
+        elif error.err_code in _NOT_ENOUGH_SERVERS:
+            copies = config.get("num_replicas", 1)
+            detail = f"{name} is to have {copies} copies, and there are not so many servers ({error.description})"
+            remedy = f"Start {copies} servers with nats/cluster.conf, or take --profile dev, which keeps one copy."
+        else:
             raise
-        await _check_same(broker, step)
+        raise TopologyError(detail, remedy) from error
 
 
 async def _check_same(broker: Broker, step: Step) -> None:
