@@ -6,6 +6,7 @@ place is refused with the way out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -107,16 +108,12 @@ def remembered_partitions(observed: Observed) -> int | None:
     """
     events = observed.streams.get(EVENTS_STREAM)
     logs = [stream for name, stream in sorted(observed.streams.items()) if is_log(name)]
-    for stream in (*([events] if events else []), *logs):
-        if stream.partitions is not None:
-            return stream.partitions
+    told = [stream.partitions for stream in (*filter(None, [events]), *logs)]
     if events is not None:
-        dest = (events.config.get("subject_transform") or {}).get("dest", "")
-        number = dest.partition("{{partition(")[2].partition(",")[0].strip()
-        if number.isdecimal():
-            return int(number)
+        transform = (events.config.get("subject_transform") or {}).get("dest", "")
+        told += [int(number) for number in re.findall(r"\{\{partition\((\d+),", transform)]
     known = [p for name in (*observed.streams, *(observed.epochs or {})) if (p := log_partition(name)) is not None]
-    return max(known) + 1 if known else None
+    return next((number for number in told if number is not None), max(known) + 1 if known else None)
 
 
 def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str], *, recreate: bool = False) -> Plan:
