@@ -138,6 +138,9 @@ class DispatchWorker:
         """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
         self.streams, self._writers = await self._read_streams(), {}
         found, mark = await self._mark(self._q, self.streams)
+        if mark and found.mark and mark.epoch != found.mark.epoch:
+            dispatched = found.mark.seq
+            _log.warning("EVENTS was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
@@ -177,10 +180,6 @@ class DispatchWorker:
         if mark is not None and found.mark is not None:
             if await is_younger(self._broker, partition, self._q, mark.seq):
                 raise younger(self._q, found.mark, mark)
-            if mark.epoch != found.mark.epoch and partition == self._q:
-                _log.warning(
-                    "EVENTS was restored", partition=self._q, dispatched=found.mark.seq, goes_on_after=mark.seq
-                )
         return found, mark
 
     async def _newest_term(self, home: Mark | None, streams: Streams) -> int:
