@@ -177,9 +177,8 @@ class DispatchWorker:
         if found.mark is not None and found.mark.epoch == events.epoch:
             events = await reaching(self._broker, events, found.mark.seq)
         mark = translated(found, self._q, events, streams.logs[partition], streams.recorded)
-        if mark is not None and found.mark is not None:
-            if await is_younger(self._broker, partition, self._q, mark.seq):
-                raise younger(self._q, found.mark, mark)
+        if mark and found.mark and await is_younger(self._broker, partition, self._q, mark.seq):
+            raise younger(self._q, found.mark, mark)
         return found, mark
 
     async def _newest_term(self, home: Mark | None, streams: Streams) -> int:
