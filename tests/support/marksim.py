@@ -217,17 +217,18 @@ class World:
 
     async def run(self) -> None:
         """Processes come, go and die at any await, over streams that are restored in between; in the end one is left in peace."""
-        for _ in range(self.rng.choice([0, 0, 1, 2])):
-            await self.torment()
+        restores = self.rng.choice([0, 0, 1, 2])
+        for _ in range(restores):
+            await self.torment(self.rng.randint(1, 4))
             self.restore()
-        await self.torment()
+        await self.torment(self.rng.randint(1, 4) if restores else self.rng.randint(3, 8))
         self.broker.calm = True
         await self.process(self.worker())
 
-    async def torment(self) -> None:
+    async def torment(self, processes: int) -> None:
         """Processes come, go and die."""
         tasks: list[asyncio.Task[None]] = []
-        for _ in range(self.rng.randint(3, 8)):
+        for _ in range(processes):
             if tasks and self.rng.random() < 0.7:
                 tasks.pop(self.rng.randrange(len(tasks))).cancel()
             tasks.append(asyncio.create_task(self.process(self.worker()), name="process"))
