@@ -50,11 +50,15 @@ class ClaimsUnavailable(SeamarkError):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An event id and the position (`<epoch>.<seq>` in EVENTS) of the event that claims it."""
+    """An event id and the position (`<epoch>.<seq>` in EVENTS) of the event that claims it.
+
+    `former`: its positions in the earlier incarnations of EVENTS that held this very event.
+    """
 
     tenant_token: str
     event_id: str
     position: str
+    former: tuple[str, ...] = ()
 
 
 def claim_key(tenant_token: str, event_id: str) -> str:
@@ -105,7 +109,7 @@ class Claims:
                 keys, [self._horizon_seconds, *(claim.position for claim in chosen)]
             )
             for index, claim, holder in zip(indexes, chosen, holders, strict=True):
-                ours[index] = not holder or holder.decode() == claim.position
+                ours[index] = not holder or holder.decode() in (claim.position, *claim.former)
         return ours
 
     def owe(self, claims: Sequence[Claim]) -> None:

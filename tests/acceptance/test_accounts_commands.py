@@ -11,11 +11,10 @@ import pytest
 
 from engine.broker.jetstream import connect
 from engine.topology import server as topology
-from engine.topology.files import Overrides
 from ops.dev.servers import NatsServer
 from seamark import Publisher
 from tests.support.devstack import ROOT
-from tests.support.topology import password, running_with_accounts, settings_for
+from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
 ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
