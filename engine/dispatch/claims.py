@@ -1,7 +1,8 @@
 """Claims: which event a (tenant, event id) belongs to, so that publishing it again within the horizon adds nothing.
 
 A claim's value is the event's own position. Whoever reads the event again (after a crash, a take-over, a rewind) finds its
-own position and goes on; a second publication finds another's and is a duplicate. No window, no cleaning up after crashes.
+own position and goes on; a second publication finds another's and is a duplicate. No window, no cleaning up after crashes, nor
+after EVENTS was restored from a backup: positions of its earlier incarnations keep their meaning up to the backup's end.
 """
 
 from __future__ import annotations

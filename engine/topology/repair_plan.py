@@ -82,9 +82,8 @@ def decide(found: Found, positions: Positions, owner: str) -> Plan:
     if lacking := [name for name, stream in streams.items() if stream.epoch is None]:
         refusal = Refusal("epochs", f"{', '.join(lacking)} without epoch", "Run seamark topology apply first.")
         return Plan("", refusals=(refusal,))
-    outcomes = [
-        each for q in found.logs for each in _partition(found, q, positions.get(q, positions.get(None, "mark")), owner)
-    ]
+    everywhere = positions.get(None, "mark")
+    outcomes = [each for q in found.logs for each in _partition(found, q, positions.get(q, everywhere), owner)]
     notes = [*_log_notes(found), *(each for each in outcomes if isinstance(each, str))]
     refusals = [each for each in outcomes if isinstance(each, Refusal)]
     refusals += [
@@ -93,11 +92,8 @@ def decide(found: Found, positions: Positions, owner: str) -> Plan:
     ]
     steps = [each for each in outcomes if isinstance(each, Step)]
     epochs = {**found.recorded, **{name: stream.epoch for name, stream in streams.items()}}
-    if why := [
-        f"{name} {found.recorded.get(name, 'none')} -> {now}"
-        for name, now in epochs.items()
-        if found.recorded.get(name) != now
-    ]:
+    recorded = {name: found.recorded.get(name, "none") for name in epochs}
+    if why := [f"{name} {recorded[name]} -> {now}" for name, now in epochs.items() if recorded[name] != now]:
         steps.append(Step("replace_epochs", "epochs", tuple(why), epochs, {"seq": found.revision}))
     return Plan("nothing to repair", tuple(steps), tuple(refusals), tuple(notes))
 
@@ -118,8 +114,8 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
     term = max((mark.term for mark in marks.values()), default=0) + 1
     for p in (*sorted(marks.keys() - {q}), q):
         known, log = found.known(p, q), found.logs[p]
-        readable = known is not None and continues(log, known.stream_epoch)
-        if readable and (p != q or (position == "mark" and known is not None and known.term >= term - 1)):
+        sound = known is not None and continues(log, known.stream_epoch)
+        if sound and (p != q or (position == "mark" and marks[q].term >= term - 1)):
             continue
         # Of events beyond `home` a foreign mark may tell which are applied; one that cannot be read tells nothing.
         at = home if p == q else known or msgspec.structs.replace(home, seq=home.next_seq - 1, user=None, unburied=None)

@@ -31,20 +31,14 @@ app = typer.Typer(
 )
 
 ProfileOption = Annotated[
-    str | None,
-    typer.Option(
-        "--profile",
-        help="dev or production; default: as the roles have it, dev for the development stack of this folder.",
-    ),
+    str | None, typer.Option(help="dev or production; default: as the roles have it, dev for this folder's stack.")
 ]
 Partitions = Annotated[
-    int | None,
-    typer.Option("--partitions", help="Fixed for life when the topology is made; default: SEAMARK_PARTITIONS."),
+    int | None, typer.Option(help="Fixed for life when the topology is made; default: SEAMARK_PARTITIONS.")
 ]
 Recreate = Annotated[
     bool, typer.Option("--recreate", help="Make streams anew, empty, that existed once and have no backup.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 
 
 @app.command()
@@ -92,9 +86,7 @@ def apply(
 def check(
     profile: ProfileOption = None,
     partitions: Partitions = None,
-    monitor: Annotated[
-        list[str] | None, typer.Option("--monitor", help="Monitoring address of a server; repeat for all.")
-    ] = None,
+    monitor: Annotated[list[str] | None, typer.Option(help="Monitoring address of a server; repeat for all.")] = None,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
@@ -117,8 +109,7 @@ def restore(
     streams: Annotated[
         list[str],
         typer.Argument(
-            help="Streams that were restored from a backup: LOG-2, or EVENTS=1000 with the last sequence of its backup "
-            "(state.last_seq in backup.json)."
+            help="LOG-2, or EVENTS=1000 with the last sequence of its backup (state.last_seq in backup.json)."
         ),
     ],
     folder: Folder = DATA_FOLDER,
@@ -142,17 +133,12 @@ def restore(
 @app.command()
 def repair(
     at: Annotated[
-        list[str] | None,
-        typer.Option("--at", help="Position: first, last, mark or a sequence; 3=… for one partition. Repeat."),
+        list[str] | None, typer.Option(help="Position: first, last, mark or a sequence; 3=… for one partition. Repeat.")
     ] = None,
     forget_claims: Annotated[
-        bool,
-        typer.Option(
-            "--forget-claims",
-            help="EVENTS was made anew, and the logs are lost too: let services publish again what they published before.",
-        ),
+        bool, typer.Option("--forget-claims", help="EVENTS and the logs are lost: let services publish all again.")
     ] = False,
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
@@ -202,9 +188,7 @@ def render(
 @app.command()
 def publisher(
     tenant: Annotated[str, typer.Argument(help="The tenant whose events this user may publish.")],
-    add_to: Annotated[
-        Path | None, typer.Option("--add-to", help="Put it into this accounts.conf instead of printing it.")
-    ] = None,
+    add_to: Annotated[Path | None, typer.Option(help="Put it into this accounts.conf instead of printing it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write the broker's user that may publish the events of one tenant and nothing else."""
@@ -237,26 +221,20 @@ def publisher(
 
 @app.command()
 def size(
-    rate: Annotated[float, typer.Option("--rate", help="Records a second, on average over all the days.")],
-    record_bytes: Annotated[
-        int, typer.Option("--record-bytes", help="JSON of a record; its data is most of it.")
-    ] = 450,
-    days: Annotated[float, typer.Option("--days", help="How long logs and receipts are kept.")] = 30.0,
+    rate: Annotated[float, typer.Option(help="Records a second, on average over all the days.")],
+    record_bytes: Annotated[int, typer.Option(help="JSON of a record; its data is most of it.")] = 450,
+    days: Annotated[float, typer.Option(help="How long logs and receipts are kept.")] = 30.0,
     event_bytes: Annotated[
-        int | None,
-        typer.Option("--event-bytes", help="JSON of an event, taken to reach one user; default: as a record."),
+        int | None, typer.Option(help="JSON of an event, for one user; default: as a record.")
     ] = None,
-    receipts_per_record: Annotated[
-        float, typer.Option("--receipts-per-record", help="Receipts for each record; more with several devices.")
-    ] = 1.0,
-    users: Annotated[int, typer.Option("--users", help="Users with a record within these days.")] = 1_000_000,
-    servers: Annotated[int, typer.Option("--servers", help="Servers of the cluster.")] = 3,
+    receipts_per_record: Annotated[float, typer.Option(help="Receipts for a record; more with several devices.")] = 1.0,
+    users: Annotated[int, typer.Option(help="Users with a record within these days.")] = 1_000_000,
+    servers: Annotated[int, typer.Option(help="Servers of the cluster.")] = 3,
     partitions: Annotated[
-        int | None, typer.Option("--partitions", help="Fixed for life; default: as many as the sizes ask for.")
+        int | None, typer.Option(help="Fixed for life; default: as many as the sizes ask for.")
     ] = None,
     write: Annotated[
-        Path | None,
-        typer.Option("--write", help="Write the files of nats/ with these sizes to this folder (SEAMARK_NATS_FILES)."),
+        Path | None, typer.Option(help="Write nats/ with these sizes here, for SEAMARK_NATS_FILES.")
     ] = None,
     as_json: Json = False,
 ) -> None:
