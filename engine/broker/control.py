@@ -53,7 +53,7 @@ class Control(Generic[T]):
         """The entry as the leader has it.
 
         Raises:
-            msgspec.DecodeError: it holds something else. ApiError, Unavailable, Unanswered: as `Broker.leader_last`.
+            msgspec.DecodeError: it holds something else.
         """
         stored = await self._broker.leader_last(CONTROL_STREAM, self._prefix + key)
         if stored is None:
@@ -64,7 +64,7 @@ class Control(Generic[T]):
         """Replace the entry if it is still of this revision; the new one.
 
         Raises:
-            ApiError: 10071 or 10164 when it is not. Unavailable, Unanswered: as `Broker.append`.
+            ApiError: 10071 or 10164 when it is not.
         """
         after = After(CONTROL_STREAM, revision)
         return (await self._broker.append(self._prefix + key, msgspec.json.encode(value), after=after)).seq

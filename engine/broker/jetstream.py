@@ -32,6 +32,7 @@ from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 from seamark.backoff import Backoff
+from seamark.protocol.appends import RETRIED_ERR_CODES
 
 __all__ = [
     "After",
@@ -49,8 +50,6 @@ __all__ = [
 ]
 
 WRONG_LAST_SEQUENCE = 10071
-RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
-"""Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
 
 BATCH_INCOMPLETE = 10176
 """A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
@@ -79,7 +78,11 @@ async def connect(settings: NatsSettings) -> Broker:
 
 
 class Broker(Connection):
-    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away."""
+    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away.
+
+    Whatever asks the server raises ApiError when it refuses (10059: there is no such stream), Unavailable when nothing was done,
+    and Unanswered when the outcome is unknown. Where a call promises more, it says so.
+    """
 
     def __init__(self, settings: NatsSettings) -> None:
         super().__init__(settings)
@@ -102,11 +105,7 @@ class Broker(Connection):
     async def api(
         self, method: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float = 5.0
     ) -> dict[str, Any]:
-        """Call `$JS.API.<method>`.
-
-        Raises:
-            ApiError: the server refused. Unavailable, Unanswered: as `request`.
-        """
+        """Call `$JS.API.<method>`."""
         payload = msgspec.json.encode(body) if body is not None else b""
         delivery = await self.request(f"$JS.API.{method}", payload, timeout_seconds=timeout_seconds)
         try:
@@ -189,11 +188,7 @@ class Broker(Connection):
             raise OtherIncarnation(f"{stream} is in incarnation {actual}, not {epoch}")
 
     async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
-        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
-
-        Raises:
-            ApiError: `refusal`, somebody else's message does. Unavailable, Unanswered: the leader cannot be asked.
-        """
+        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now; else raises `refusal`."""
         try:
             stored = await self.leader_last(stream, subject)
         except ApiError as error:
@@ -246,11 +241,7 @@ class Broker(Connection):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def stream(self, stream: str, *, timeout_seconds: float = 5.0) -> StreamState:
-        """What the leader of `stream` says of it, now.
-
-        Raises:
-            ApiError: 10059 when there is no such stream. Unavailable, Unanswered: no leader.
-        """
+        """What the leader of `stream` says of it, now."""
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
         return stream_state(stream, answer)
 
@@ -264,22 +255,14 @@ class Broker(Connection):
         max_bytes: int = 1 << 20,
         timeout_seconds: float = 2.0,
     ) -> Page:
-        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31).
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
-        """
+        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31)."""
         body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
         pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
         return Page([direct_stored(message) for message in messages], pending > 0)
 
     async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
-        """The last sequence of each of at most 1000 subjects, one consistent view of one replica.
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
-        """
+        """The last sequence of each of at most 1000 subjects, one consistent view of one replica."""
         if not 1 <= len(subjects) <= HEADS_SUBJECTS_MAX:
             raise ValueError(f"1 to {HEADS_SUBJECTS_MAX} subjects at a time, not {len(subjects)}")
         messages, end = await self._direct(
@@ -297,9 +280,6 @@ class Broker(Connection):
         """The last message of each of at most 1000 subjects that `subject` stands for, and how far that replica has come.
 
         That is 0 where there is no message.
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
         """
         body = {"multi_last": [subject], "batch": HEADS_SUBJECTS_MAX}
         messages, end = await self._direct(stream, body, timeout_seconds)
