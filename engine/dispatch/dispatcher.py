@@ -150,6 +150,9 @@ class DispatchWorker:
         """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
         self.streams, self._writers = await self._read_streams(), {}
         found, mark = await self._mark(self._q, self.streams)
+        if mark and found.mark and mark.epoch != found.mark.epoch:
+            dispatched = found.mark.seq
+            _log.warning("EVENTS was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
@@ -191,13 +194,8 @@ class DispatchWorker:
         if found.mark is not None and found.mark.epoch == events.epoch:
             events = await reaching(self._broker, events, found.mark.seq)
         mark = translated(found, self._q, events, streams.logs[partition], streams.recorded)
-        if mark is not None and found.mark is not None:
-            if await is_younger(self._broker, self._marked(partition), mark.seq):
-                raise younger(self._q, events.name, found.mark, mark)
-            if mark.epoch != found.mark.epoch and partition == self._q:
-                _log.warning(
-                    f"{events.name} was restored", partition=self._q, dispatched=found.mark.seq, goes_on_after=mark.seq
-                )
+        if mark and found.mark and await is_younger(self._broker, self._marked(partition), mark.seq):
+            raise younger(self._q, events.name, found.mark, mark)
         return found, mark
 
     async def _newest_term(self, home: Mark | None, streams: Streams) -> int:
