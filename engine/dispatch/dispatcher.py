@@ -152,7 +152,9 @@ class DispatchWorker:
         found, mark = await self._mark(self._q, self.streams)
         if mark and found.mark and mark.epoch != found.mark.epoch:
             dispatched = found.mark.seq
-            _log.warning("EVENTS was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
+            _log.warning(
+                f"{self._source.stream} was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq
+            )
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
