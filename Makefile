@@ -18,10 +18,11 @@ run: setup      ## set up, start the embedded stack, print where to look
 test: setup     ## every test, on real servers
 	$(BIN)/pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
-lint: setup     ## ruff and mypy
+lint: setup     ## ruff and mypy; the SDK for every platform
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for platform in win32 darwin; do $(BIN)/mypy --platform $$platform -p seamark || exit 1; done
 
 bench: setup    ## all benchmarks, one JSON object each
 	@for name in fanout sustained dispatch users storm idle resume rebuild inbox; do $(BIN)/python -m bench $$name $(ARGS) || exit 1; done
@@ -31,11 +32,11 @@ chaos: setup    ## the failure scenarios, longer than the tests run them
 
 setup: $(READY) ## the virtual environment, from hashed requirements
 
-$(READY): requirements-dev.txt pyproject.toml
+$(READY): requirements-dev.txt pyproject.toml seamark/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Seamark needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	for package in ./seamark .; do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e $$package || exit 1; done
 	@touch $@
 
 requirements:   ## compile the pins anew (needs uv)

@@ -16,6 +16,7 @@ from bench.machine import cpu_seconds
 from bench.publisher import Settings
 from bench.report import per_unit, progress
 from bench.stack import PARTITIONS, Stack, stack
+from engine.dispatch.source import EVENTS
 from engine.log.writer import read_mark
 from seamark.protocol.subjects import EVENTS_STREAM
 
@@ -54,7 +55,7 @@ class Lag:
                 await self._behind.look()
             last = (await bench.broker.stream(EVENTS_STREAM)).last_seq
             for partition in range(PARTITIONS):
-                found = await read_mark(bench.broker, partition, partition)
+                found = await read_mark(bench.broker, EVENTS.marked(partition, partition))
                 self._recent = max(self._recent, (last - (found.mark.seq if found.mark else 0)) // PARTITIONS)
             self.highest = max(self.highest, self._recent)
             await asyncio.sleep(LAG_EVERY_SECONDS)

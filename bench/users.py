@@ -35,7 +35,9 @@ async def run(
             "events_per_second": [round(measured[number].per_second) for number in (0, 2)],
             "cpu_us_per_notification": [round(totals[number], 1) for number in (0, 2)],
         },
-        "ratio": round(totals[1] / usual, 2) if usual else None,  # so short a run that no tick of the clock fell into it
+        "ratio": round(totals[1] / usual, 2)
+        if usual
+        else None,  # so short a run that no tick of the clock fell into it
         "cpu_us_per_notification": measured[1].cpu_us,
         "wanted": {"ratio_at_most": 1.2},
     }

@@ -21,6 +21,10 @@ class Unavailable(BrokerError):
     """Nobody answers for this subject or stream right now: nothing was stored."""
 
 
+class OtherIncarnation(BrokerError):
+    """The stream is another incarnation than the one this was meant for: nothing was stored."""
+
+
 class ApiError(BrokerError):
     """The broker refused a request. `code` is HTTP-like, `err_code` the server's own number."""
 
@@ -36,10 +40,6 @@ class Forbidden(ApiError):
 
     def __init__(self, description: str) -> None:
         super().__init__(403, 0, description)
-
-
-class BatchRefused(ApiError):
-    """The broker refused an atomic batch as a whole; nothing of it was stored."""
 
 
 class TopologyError(SeamarkError):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from engine.broker.addresses import inbox_prefix_of
 from engine.broker.jetstream import NatsSettings
 from engine.errors import InvalidSetting
 from engine.topology.files import PARTITIONS_MAX
+from seamark.protocol.logins import inbox_prefix_of
 
 Profile = Literal["dev", "production"]
 LogFormat = Literal["json", "console"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -39,3 +39,9 @@ class Backoff:
     def succeeded(self) -> None:
         """The peer works again: the next failure is the first."""
         self.failures = 0
+
+
+def retry_after_seconds(headers: Mapping[str, str] | None) -> float | None:
+    """How long an HTTP answer asks to stay away; None: it does not say, or by a date, which needs a clock like the server's."""
+    said = (headers or {}).get("Retry-After", "")
+    return float(said) if said.isascii() and said.isdigit() else None

@@ -92,18 +92,18 @@ class _PubAckReply(msgspec.Struct):
 _decode_ack = msgspec.json.Decoder(_PubAckReply).decode
 
 
-def pub_ack(payload: bytes, refused: type[ApiError]) -> PubAck:
+def pub_ack(payload: bytes) -> PubAck:
     """What a write was answered.
 
     Raises:
-        ApiError: as `refused`, when the server refused it. Unanswered: JetStream did not say this.
+        ApiError: the server refused it. Unanswered: JetStream did not say this.
     """
     try:
         reply = _decode_ack(payload)
     except msgspec.DecodeError as error:
         raise Unanswered(f"not an answer of JetStream: {payload[:80]!r}") from error
     if reply.error is not None:
-        raise refused(*error_facts(reply.error))
+        raise ApiError(*error_facts(reply.error))
     if not reply.seq:
         raise Unanswered(f"not an answer of JetStream: {payload[:80]!r}")
     return PubAck(reply.stream, reply.seq, reply.duplicate)

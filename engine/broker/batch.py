@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from secrets import token_urlsafe
 
 import msgspec
-from nats.nuid import NUID
 
 from engine.broker import wire
 from engine.broker.connection import Delivery, settle
 from engine.errors import BrokerError
 
-_ids = NUID()
+_ID_BYTES = 6
+"""An id is shared with no other batch on its way to the stream, of which the server takes 50. Each message is stored with it."""
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -23,17 +24,17 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     headers: bytes = b""
 
 
-def encode_batch(messages: Sequence[Outgoing], reply: bytes) -> bytes:
-    """The protocol bytes of a batch; the server answers on `reply`."""
-    opening = b"NATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: " % bytes(_ids.next())
+def encode_batch(messages: Sequence[Outgoing], reply: bytes, lines: bytes = b"") -> bytes:
+    """The protocol bytes of a batch; the server answers on `reply`. Each message has `lines` beside its own."""
+    opening = b"NATS/1.0\r\n%bNats-Batch-Id:%b\r\nNats-Batch-Sequence:" % (lines, token_urlsafe(_ID_BYTES).encode())
     last, answered, parts = len(messages), reply + b" ", []
     for number, message in enumerate(messages, 1):
-        lines, payload = message.headers, message.payload
+        own, payload = message.headers, message.payload
         # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
         answer = answered if number in (1, last) else b""
         if number == last:
-            lines = b"Nats-Batch-Commit: 1\r\n" + lines
-        head = b"%b%d\r\n%b\r\n" % (opening, number, lines)
+            own = b"Nats-Batch-Commit:1\r\n" + own
+        head = b"%b%d\r\n%b\r\n" % (opening, number, own)
         sizes = len(head), len(head) + len(payload)
         parts.append(b"HPUB %b %b%d %d\r\n%b%b\r\n" % (message.subject.encode(), answer, *sizes, head, payload))
     return b"".join(parts)

@@ -20,10 +20,10 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.nuid import NUID
 
 from engine.broker import wire
-from engine.broker.addresses import login_of
 from engine.broker.client import EngineClient, outgoing
 from engine.errors import ApiError, BrokerError, Forbidden, Unanswered, Unavailable
 from engine.limits import OUTBOUND_BYTES_MAX
+from seamark.protocol.logins import login_of, shown
 
 _log = structlog.get_logger("seamark.nats")
 
@@ -148,7 +148,7 @@ class Connection:
             why = self.nc.last_error or error
             await self._end()
             raise Unavailable(
-                f"no NATS server takes us in at {_shown(settings.url)}: {type(why).__name__} {why}"
+                f"no NATS server takes us in at {shown(settings.url)}: {type(why).__name__} {why}"
             ) from error
 
     @property
@@ -392,8 +392,3 @@ def _kind(subject: str) -> str:
     return (
         subject if subject.startswith("$JS.API") and "DIRECT.GET" not in subject else ".".join(subject.split(".")[:2])
     )
-
-
-def _shown(url: str) -> str:
-    """`url` without what stands before an @: passwords do not belong into errors."""
-    return ",".join(part.split("@")[-1] for part in url.split(","))

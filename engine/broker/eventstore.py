@@ -1,53 +1,28 @@
-"""Publishing to EVENTS: another publisher's event must never be taken for ours (ADR 0023).
-
-The broker calls a message a duplicate when an earlier one had the same `Nats-Msg-Id`, whoever sent that one and on whatever
-subject. So a publisher that foresees another's message id could suppress its event, and the PubAck would call the event stored.
-"""
+"""Appending to EVENTS for the gateway, by the rules of `seamark.protocol.appends`."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-import msgspec
 import structlog
 
 from engine import metrics
-from engine.broker.addresses import login_of
-from engine.broker.connection import NatsSettings
-from engine.broker.jetstream import Broker, PubAck, Stored
+from engine.broker.jetstream import Broker, PubAck
 from engine.errors import Forbidden
 from engine.limits import APPEND_BUDGET_SECONDS
+from seamark.protocol.appends import is_same, sealed
 from seamark.protocol.events import Encoded, new_event_id
+from seamark.protocol.logins import login_of, secret_of
 from seamark.protocol.subjects import EVENTS_STREAM
 
 _log = structlog.get_logger("seamark.events")
 
-_SEAL_BYTES = 16
-"""Of an HMAC-SHA256: 128 bits are not guessed within the two minutes of the broker's window."""
-
 _LOOK_SECONDS_MIN = 1.0
-
-
-class _Identity(msgspec.Struct):
-    """The one member of a stored event that says which event it is."""
-
-    id: str = ""
-
-
-_identity_of = msgspec.json.Decoder(_Identity).decode
 
 
 class EventStore:
     """Appends events, each at most once within the broker's window of two minutes.
-
-    A connection with a secret of its own (a password, a credentials file) seals its message ids with it: whoever publishes
-    with the same login makes the same ids, and nobody else can foresee them. Without accounts there is no such secret, but then
-    everybody may read: the store looks at the event that the broker calls the first one.
 
     Args:
         broker: a connection that may publish events.
@@ -55,7 +30,8 @@ class EventStore:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._secret = _secret_of(broker.settings)
+        settings = broker.settings
+        self._secret = secret_of(login_of(settings.url, settings.user, settings.password, settings.credentials_file))
 
     async def append(
         self,
@@ -99,28 +75,4 @@ class EventStore:
             stored = await self._broker.leader_next(EVENTS_STREAM, "ev.>", seq, timeout_seconds=timeout_seconds)
         except Forbidden:
             return False
-        return stored is not None and stored.seq == seq and _same(event, stored)
-
-
-def _same(event: Encoded, stored: Stored) -> bool:
-    """An event is named by tenant and id; `stored` has the subject `ev.<q>.<tenant>.<key>.<type>`."""
-    try:
-        id = _identity_of(stored.payload).id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return f"{stored.subject.split('.')[2]}:{id}" == event.msg_id
-
-
-def sealed(msg_id: str, secret: bytes) -> str:
-    """A message id that only those who know the secret can foresee; the same for the same event each time."""
-    seal = hmac.digest(secret, msg_id.encode(), hashlib.sha256)[:_SEAL_BYTES]
-    return f"{msg_id}:{base64.urlsafe_b64encode(seal).rstrip(b'=').decode()}"
-
-
-def _secret_of(settings: NatsSettings) -> bytes | None:
-    """The secret that only this login knows; None: it has none."""
-    login = login_of(settings.url, settings.user, settings.password, settings.credentials_file)
-    if "user_credentials" in login:
-        return Path(login["user_credentials"]).read_bytes()
-    password = login.get("password")
-    return password.encode() if password else None
+        return stored is not None and stored.seq == seq and is_same(event, stored.subject, stored.payload)

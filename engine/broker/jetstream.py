@@ -28,10 +28,11 @@ from engine.broker.answers import (
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, NatsSettings, Subscription, settle
-from engine.broker.writes import Writes
-from engine.errors import ApiError, BatchRefused, BrokerError, Unanswered, Unavailable
+from engine.broker.writes import Writes, stream_of_subject
+from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
 from seamark.backoff import Backoff
+from seamark.protocol.appends import RETRIED_ERR_CODES
 
 __all__ = [
     "After",
@@ -49,8 +50,6 @@ __all__ = [
 ]
 
 WRONG_LAST_SEQUENCE = 10071
-RETRIED_ERR_CODES = frozenset({10008, 10009, 10158, 10164, 10167, 10210})
-"""Passing states of the server: no leader or quorum yet, a duplicate id in process, a CAS racing another, batches in flight."""
 
 BATCH_INCOMPLETE = 10176
 """A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
@@ -79,7 +78,11 @@ async def connect(settings: NatsSettings) -> Broker:
 
 
 class Broker(Connection):
-    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away."""
+    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away.
+
+    Whatever asks the server raises ApiError when it refuses (10059: there is no such stream), Unavailable when nothing was done,
+    and Unanswered when the outcome is unknown. Where a call promises more, it says so.
+    """
 
     def __init__(self, settings: NatsSettings) -> None:
         super().__init__(settings)
@@ -102,11 +105,7 @@ class Broker(Connection):
     async def api(
         self, method: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float = 5.0
     ) -> dict[str, Any]:
-        """Call `$JS.API.<method>`.
-
-        Raises:
-            ApiError: the server refused. Unavailable, Unanswered: as `request`.
-        """
+        """Call `$JS.API.<method>`."""
         payload = msgspec.json.encode(body) if body is not None else b""
         delivery = await self.request(f"$JS.API.{method}", payload, timeout_seconds=timeout_seconds)
         try:
@@ -127,6 +126,7 @@ class Broker(Connection):
         *,
         msg_id: str | None = None,
         after: After | None = None,
+        epoch: str | None = None,
         budget_seconds: float = APPEND_BUDGET_SECONDS,
     ) -> PubAck:
         """Store one message; returns only once it is stored.
@@ -137,10 +137,11 @@ class Broker(Connection):
         Args:
             msg_id: `Nats-Msg-Id`; with `after` a random one by default, by which the message is known again.
             after: what the subject's last message must be, else it is refused (10071).
+            epoch: the incarnation that the stream must be in; its leader is asked before each attempt.
             budget_seconds: how long passing failures are retried; a leader election takes 4-9 s.
 
         Raises:
-            ApiError: refused for good (full store, wrong sequence, no such stream …).
+            ApiError: refused for good (full store, wrong sequence, no such stream …). OtherIncarnation: see `epoch`.
             Unavailable: not stored, budget spent. Unanswered: outcome unknown, also when only an earlier attempt's is.
         """
         lines = dict(headers or {})
@@ -152,10 +153,11 @@ class Broker(Connection):
         deadline, backoff = time.monotonic() + budget_seconds, Backoff(0.05, 1.0, jitter=0.5)
         doubt: Unanswered | None = None
         while True:
-            left = deadline - time.monotonic()
+            left = max(0.05, min(5.0, deadline - time.monotonic()))
             try:
-                delivery = await self.request(subject, payload, lines, timeout_seconds=max(0.05, min(5.0, left)))
-                ack = pub_ack(delivery.payload, ApiError)
+                if epoch is not None:
+                    await self._check_epoch(stream_of_subject(subject) or "", epoch, left)
+                ack = pub_ack((await self.request(subject, payload, lines, timeout_seconds=left)).payload)
                 self.writes.stored(ack.stream)
                 return ack
             except (Unanswered, Unavailable, ApiError) as error:
@@ -177,12 +179,16 @@ class Broker(Connection):
                     raise doubt or error from None
             await asyncio.sleep(pause)
 
-    async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
-        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
+    async def _check_epoch(self, stream: str, epoch: str, timeout_seconds: float) -> None:
+        try:
+            actual = (await self.stream(stream, timeout_seconds=timeout_seconds)).epoch
+        except Unanswered as error:
+            raise Unavailable(f"the leader of {stream} did not say which incarnation it is") from error
+        if actual != epoch:
+            raise OtherIncarnation(f"{stream} is in incarnation {actual}, not {epoch}")
 
-        Raises:
-            ApiError: `refusal`, somebody else's message does. Unavailable, Unanswered: the leader cannot be asked.
-        """
+    async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
+        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now; else raises `refusal`."""
         try:
             stored = await self.leader_last(stream, subject)
         except ApiError as error:
@@ -191,13 +197,15 @@ class Broker(Connection):
             raise refusal
         return PubAck(stream, stored.seq)
 
-    async def commit(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 5.0) -> PubAck:
+    async def commit(self, messages: Sequence[Outgoing], *, lines: bytes = b"", timeout_seconds: float = 5.0) -> PubAck:
         """Store all messages or none: one atomic batch, one write, one attempt.
 
+        Args:
+            lines: raw header lines that each message has beside its own.
+
         Raises:
-            BatchRefused: nothing was stored, and the server said why.
-            Unavailable: nothing was stored. Unanswered: the outcome is unknown.
-            Forbidden: this user may not publish one of them. ApiError: 10054, one is larger than the server takes.
+            ApiError: nothing was stored, and the server said why; 10054: a message is larger than it takes.
+            Unavailable: nothing was stored. Unanswered: the outcome is unknown. Forbidden: this user may not publish one of them.
         """
         if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
             raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages, not {len(messages)}")
@@ -207,7 +215,7 @@ class Broker(Connection):
             lambda subject: any(message.subject == subject for message in messages),
         )
         try:
-            data = encode_batch(messages, reply)
+            data = encode_batch(messages, reply, lines)
             if len(data) > self.nc.max_payload:
                 self._check_size(max(len(message.headers) + len(message.payload) for message in messages))
             self.write(data)
@@ -222,8 +230,8 @@ class Broker(Connection):
         if wire.status(delivery.headers) == 503:
             raise Unavailable("no leader takes this batch")
         try:
-            ack = pub_ack(delivery.payload, BatchRefused)
-        except BatchRefused as error:
+            ack = pub_ack(delivery.payload)
+        except ApiError as error:
             if error.err_code == BATCH_INCOMPLETE:
                 self.writes.not_stored(messages[0].subject)
             raise
@@ -233,11 +241,7 @@ class Broker(Connection):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def stream(self, stream: str, *, timeout_seconds: float = 5.0) -> StreamState:
-        """What the leader of `stream` says of it, now.
-
-        Raises:
-            ApiError: 10059 when there is no such stream. Unavailable, Unanswered: no leader.
-        """
+        """What the leader of `stream` says of it, now."""
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
         return stream_state(stream, answer)
 
@@ -251,22 +255,14 @@ class Broker(Connection):
         max_bytes: int = 1 << 20,
         timeout_seconds: float = 2.0,
     ) -> Page:
-        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31).
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
-        """
+        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31)."""
         body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
         pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
         return Page([direct_stored(message) for message in messages], pending > 0)
 
     async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
-        """The last sequence of each of at most 1000 subjects, one consistent view of one replica.
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
-        """
+        """The last sequence of each of at most 1000 subjects, one consistent view of one replica."""
         if not 1 <= len(subjects) <= HEADS_SUBJECTS_MAX:
             raise ValueError(f"1 to {HEADS_SUBJECTS_MAX} subjects at a time, not {len(subjects)}")
         messages, end = await self._direct(
@@ -276,7 +272,18 @@ class Broker(Connection):
         for message in messages:
             subject = wire.last_header(message.headers, b"Nats-Subject") or b""
             seqs[subject.decode()] = int(wire.last_header(message.headers, b"Nats-Sequence") or b"0")
-        return Heads(seqs, int(wire.last_header(end, b"Nats-UpTo-Sequence") or b"0"))
+        return Heads(seqs, _up_to(end))
+
+    async def last_of_each(
+        self, stream: str, subject: str, *, timeout_seconds: float = 2.0
+    ) -> tuple[list[Stored], int]:
+        """The last message of each of at most 1000 subjects that `subject` stands for, and how far that replica has come.
+
+        That is 0 where there is no message.
+        """
+        body = {"multi_last": [subject], "batch": HEADS_SUBJECTS_MAX}
+        messages, end = await self._direct(stream, body, timeout_seconds)
+        return [direct_stored(message) for message in messages], _up_to(end)
 
     async def leader_next(self, stream: str, subject: str, seq: int, *, timeout_seconds: float = 5.0) -> Stored | None:
         """The first message of `subject` at or after `seq` as the leader sees it, or None."""
@@ -323,3 +330,7 @@ class Broker(Connection):
         if code not in (204, 404):
             raise ApiError(code, 0, wire.description(end))
         return messages, end
+
+
+def _up_to(end: bytes) -> int:
+    return int(wire.last_header(end, b"Nats-UpTo-Sequence") or b"0")

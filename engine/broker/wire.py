@@ -159,16 +159,15 @@ def header(headers: bytes, name: bytes) -> bytes | None:
 
     For a header that the server adds, use `last_header`: the publisher may have written a line of the same name.
     """
-    start = headers.find(b"\r\n" + name + b":")
-    if start < 0:
-        return None
-    start += len(name) + 3
-    return headers[start : headers.index(_CRLF, start)].strip()
+    return _value(headers, headers.find(b"\r\n%b:" % name), name)
 
 
 def last_header(headers: bytes, name: bytes) -> bytes | None:
     """The last value of `name`, or None: the server adds its own behind those of the publisher, who may have forged one."""
-    start = headers.rfind(b"\r\n" + name + b":")
+    return _value(headers, headers.rfind(b"\r\n%b:" % name), name)
+
+
+def _value(headers: bytes, start: int, name: bytes) -> bytes | None:
     if start < 0:
         return None
     start += len(name) + 3

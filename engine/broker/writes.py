@@ -9,16 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
 from seamark.protocol.subjects import CONTROL_BUCKET, DEAD_LETTERS_STREAM, EVENTS_STREAM, RECEIPTS_STREAM, log_stream
-
-
-@dataclass(slots=True)
-class _Failing:
-    first: float
-    last: float
 
 
 class Writes:
@@ -26,7 +19,7 @@ class Writes:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failing: dict[str, _Failing] = {}
+        self._failing: dict[str, tuple[float, float]] = {}  # when its first and its last write came to nothing
 
     def stored(self, stream: str) -> None:
         """A write was stored."""
@@ -36,14 +29,10 @@ class Writes:
     def not_stored(self, subject: str) -> None:
         """A write to `subject` was not answered in time although connected, or the server could not set a batch aside."""
         stream = stream_of_subject(subject)
-        if stream is None:
-            return
-        now = self._clock()
-        failing = self._failing.get(stream)
-        if failing is None or now - failing.last > UNSTORED_DOUBT_SECONDS:
-            self._failing[stream] = _Failing(now, now)
-        else:
-            failing.last = now
+        if stream is not None:
+            now = self._clock()
+            first, last = self._failing.get(stream, (now, now))
+            self._failing[stream] = first if now - last <= UNSTORED_DOUBT_SECONDS else now, now
 
     def forget(self, stream: str | None = None) -> None:
         """Another server, or another leader of this stream, answers from now on."""
@@ -60,9 +49,9 @@ class Writes:
         """
         now = self._clock()
         return {
-            stream: now - failing.first
-            for stream, failing in sorted(self._failing.items())
-            if failing.last - failing.first >= UNSTORED_SECONDS and now - failing.last <= UNSTORED_DOUBT_SECONDS
+            stream: now - first
+            for stream, (first, last) in sorted(self._failing.items())
+            if last - first >= UNSTORED_SECONDS and now - last <= UNSTORED_DOUBT_SECONDS
         }
 
 

@@ -1,4 +1,4 @@
-"""Which dead letters of an event partition are stored, and which still wait in EVENTS for room (ADR 0014)."""
+"""Dead letters: whole events that cannot be delivered, kept with the reason; some wait in EVENTS for room (ADR 0014)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from datetime import datetime
 import structlog
 
 from engine import metrics
-from engine.broker.jetstream import Broker, Stored
-from engine.dispatch import deadletters
+from engine.broker import wire
+from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
 from engine.dispatch.rounds import Dead, plan
-from engine.errors import BrokerError
-from engine.limits import LETTER_SECONDS
+from engine.dispatch.source import EventSource
+from engine.errors import ApiError, BrokerError, Unanswered
+from engine.limits import APPEND_BUDGET_SECONDS, LETTER_SECONDS
 from engine.log.incarnations import stream_of
 from engine.log.marks import Mark
 from engine.log.stalls import Stall
 from engine.partition.reader import Delivered, PartitionReader, Phase
-from seamark.protocol.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM
+from seamark.protocol.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 _log = structlog.get_logger("seamark.dispatcher")
 
+DETAIL_CHARS_MAX = 512
 RETRY_SECONDS = 5.0
 """How often letters that could not be stored are tried again."""
 
@@ -40,18 +42,18 @@ class Burials:
         first: the first event whose letter may be missing; None: no letter is missing.
     """
 
-    def __init__(self, broker: Broker, event_partition: int) -> None:
+    def __init__(self, broker: Broker, event_partition: int, source: EventSource) -> None:
         self._broker = broker
         self._q = event_partition
+        self._source = source.partition(event_partition)
         self._epoch = ""
         self._last = 0
-        self._none_found_from: int | None = None
         self._stall: Stall | None = None
         self.first: int | None = None
 
     def take_over(self, events_epoch: str, mark: Mark | None) -> None:
         """Go on from what the home mark says. `events_epoch` is the incarnation of EVENTS it counts in."""
-        self._epoch, self._none_found_from = events_epoch, None
+        self._epoch = events_epoch
         self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
 
     async def bury(self, dead: Dead) -> None:
@@ -59,7 +61,7 @@ class Burials:
         seq = dead.delivered.seq
         if self.first is None:
             try:
-                await deadletters.bury(self._broker, dead, self._q, self._epoch, budget_seconds=LETTER_SECONDS)
+                await store_letter(self._broker, dead, self._q, self._epoch, budget_seconds=LETTER_SECONDS)
                 return
             except BrokerError as error:
                 self.first = seq
@@ -91,36 +93,39 @@ class Burials:
             BrokerError: an event could not be read, or a letter not stored; `first` says how far this came.
         """
         epoch = self._epoch
-        events = await stream_of(self._broker, EVENTS_STREAM)
+        events = await stream_of(self._broker, self._source.stream)
         if self.first is not None and events.first_seq > self.first:
             metrics.dead_letters_trimmed.inc()
             _log.error("events may have been trimmed before their dead letters were stored", first_seq=events.first_seq)
         while self.first is not None and self.first <= (last := self._last):
-            page = await self._page(self.first)
-            due = [stored for stored in page if stored.seq <= last]
-            for stored in due:
+            page = await self._page(self.first, last)
+            for stored in page:
+                self.first = stored.seq
                 if isinstance(found := plan(_delivered(stored), epoch), Dead):
-                    await deadletters.bury(self._broker, found, self._q, epoch)
+                    await store_letter(self._broker, found, self._q, epoch)
                 if self._epoch != epoch:
                     return  # the partition was taken over meanwhile, in another incarnation of EVENTS
                 self.first = stored.seq + 1
-            if not page and self._none_found_from != self.first:
-                # A leader that was just elected may not show everything yet, so it is asked once more in the next round.
-                self._none_found_from = self.first
-                return
-            if len(due) < len(page) or not page:
+            if not page:
                 self.first = last + 1
         self.first = None
         _log.info("all dead letters are stored again", partition=self._q)
 
-    async def _page(self, seq: int) -> list[Stored]:
-        """The next events from `seq` on. Only the leader is believed when there is none."""
-        subject = f"ev.{self._q}.>"
-        page = await self._broker.next_by_subject(EVENTS_STREAM, subject, seq)
-        if page.records:
-            return page.records
-        stored = await self._broker.leader_next(EVENTS_STREAM, subject, seq)
-        return [] if stored is None else [stored]
+    async def _page(self, seq: int, last: int) -> list[Stored]:
+        """The next events from `seq` on, up to `last`; only a leader that shows all up to there is believed when there is none.
+
+        Raises:
+            BrokerError: as `_bury_left`; Unanswered also while the leader, which was just elected, does not show so much yet.
+        """
+        source = self._source
+        page = (await self._broker.next_by_subject(source.stream, source.subject, seq)).records
+        if not page:
+            events = await stream_of(self._broker, source.stream)
+            if events.last_seq < last:
+                raise Unanswered(f"{source.stream} ends at {events.last_seq} by its leader, and {last} was dispatched")
+            stored = await self._broker.leader_next(source.stream, source.subject, seq)
+            page = [] if stored is None else [stored]
+        return [stored for stored in page if stored.seq <= last]
 
     def _report(self, error: BrokerError) -> None:
         self._stall = self._stall or Stall(DEAD_LETTERS_STREAM, _SAY)
@@ -135,3 +140,38 @@ class Burials:
 def _delivered(stored: Stored) -> Delivered:
     at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
     return Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
+
+
+async def store_letter(
+    broker: Broker, dead: Dead, event_partition: int, epoch: str, *, budget_seconds: float = APPEND_BUDGET_SECONDS
+) -> None:
+    """Store a dead letter, once per event however often it is tried: its subject may hold one message only.
+
+    Raises:
+        Unavailable, Unanswered, ApiError: it could not be stored; the event must not be passed over then.
+    """
+    delivered = dead.delivered
+    headers = {
+        "Seamark-Reason": dead.reason,
+        "Seamark-Detail": _header_text(dead.detail),
+        "Seamark-Original": f"{epoch}.{delivered.seq}",
+        "Seamark-Subject": _header_text(delivered.subject.decode("utf-8", "replace")),
+    }
+    for name in (b"traceparent", b"tracestate"):
+        if value := wire.header(delivered.headers, name):
+            headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
+    subject = dead_letter_subject(event_partition, epoch, delivered.seq)
+    try:
+        after = After(DEAD_LETTERS_STREAM, 0)
+        await broker.append(subject, delivered.payload, headers, after=after, budget_seconds=budget_seconds)
+    except ApiError as error:
+        if error.err_code != WRONG_LAST_SEQUENCE:
+            raise
+
+
+def _header_text(text: str) -> str:
+    """`text` as one line of printable ASCII: it came from outside and must not smuggle a header."""
+    return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)[:DETAIL_CHARS_MAX]
+
+
+_CONTROLS = dict.fromkeys((*range(32), 127), " ")

@@ -20,6 +20,7 @@ from engine.broker.jetstream import Broker, StreamState
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.dispatch.source import EVENTS, EventSource
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import (
@@ -34,14 +35,14 @@ from engine.log.incarnations import (
     translated,
     younger,
 )
-from engine.log.marks import Mark, PlacedMark
+from engine.log.marks import Mark, MarkedStream, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
-from engine.log.writer import LogWriter, Ownership, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.partition.head import read_pin_timeout
-from engine.partition.reader import Delivered, PartitionReader, Source
+from engine.partition.reader import Delivered, PartitionReader
 from engine.tasks import end, end_if_cancelled, run_until
 from engine.topology import server as topology
-from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+from seamark.protocol.subjects import log_stream
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -67,20 +68,28 @@ class Streams:
 
 
 class Dispatcher:
-    """All event partitions in one process; each is worked on while this process holds its pin.
+    """All partitions of a source in one process; each is worked on while this process holds its pin.
 
     Args:
         partitions: as the streams' metadata says; see `read_partitions`.
+        source: where the events come from.
     """
 
     def __init__(
-        self, broker: Broker, claims: Claims, partitions: int, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS
+        self,
+        broker: Broker,
+        claims: Claims,
+        partitions: int,
+        *,
+        source: EventSource = EVENTS,
+        pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
         self._claims = claims
-        self._workers = [DispatchWorker(broker, claims, q, partitions) for q in range(partitions)]
+        self._source = source
+        self._workers = [DispatchWorker(broker, claims, q, partitions, source) for q in range(partitions)]
         self.readers = [
-            PartitionReader(broker, _source(q), worker, pin_timeout_seconds=pin_timeout_seconds)
+            PartitionReader(broker, source.partition(q), worker, pin_timeout_seconds=pin_timeout_seconds)
             for q, worker in enumerate(self._workers)
         ]
 
@@ -98,7 +107,7 @@ class Dispatcher:
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
-        names = [EVENTS_STREAM, *(log_stream(p) for p in range(len(self._workers)))]
+        names = [self._source.stream, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
             noted = [worker.streams for worker in self._workers]
@@ -120,15 +129,18 @@ class Dispatcher:
 class DispatchWorker:
     """One event partition: its position, its ownership, its rounds. A `partition.Worker`."""
 
-    def __init__(self, broker: Broker, claims: Claims, event_partition: int, partitions: int) -> None:
+    def __init__(
+        self, broker: Broker, claims: Claims, event_partition: int, partitions: int, source: EventSource = EVENTS
+    ) -> None:
         self._broker = broker
         self._claims = claims
         self._q = event_partition
         self._partitions = partitions
+        self._source = source
         self._ownership = Ownership(0, "", "")
         self.streams: Streams | None = None
-        self._writers: dict[int, LogWriter] = {}
-        self.burials = Burials(broker, event_partition)
+        self._writers: dict[int, MarkedWriter] = {}
+        self.burials = Burials(broker, event_partition, source)
         # Partitions whose LOG has stopped this event partition: it does not go on before they are mended.
         self._faulty: set[int] = set()
 
@@ -140,12 +152,14 @@ class DispatchWorker:
         found, mark = await self._mark(self._q, self.streams)
         if mark and found.mark and mark.epoch != found.mark.epoch:
             dispatched = found.mark.seq
-            _log.warning("EVENTS was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
+            _log.warning(
+                f"{self._source.stream} was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq
+            )
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
         home = await self._claim_writer(self._q, found, mark, start_seq=max(0, events.first_seq - 1))
-        self.burials.take_over(self._ownership.events_epoch, home.mark)
+        self.burials.take_over(self._ownership.source_epoch, home.mark)
         failpoints.reach("after-take-over")
         return home.mark.next_seq
 
@@ -159,46 +173,50 @@ class DispatchWorker:
         return home.next_seq if home else max(1, streams.events.first_seq)
 
     async def _read_streams(self) -> Streams:
-        events = await stream_of(self._broker, EVENTS_STREAM)
+        events = await stream_of(self._broker, self._source.stream)
         try:
             recorded = (await topology.read_epochs(self._broker))[0] or {}
         except TopologyError as error:
             raise PartitionStopped(error.detail, error.remedy) from error
-        if not continues(events, recorded.get(EVENTS_STREAM)):
-            raise PartitionStopped("EVENTS is another incarnation than the recorded one", REPAIR.format(q=self._q))
+        if not continues(events, recorded.get(events.name)):
+            raise PartitionStopped(
+                f"{events.name} is another incarnation than the recorded one", REPAIR.format(q=self._q)
+            )
         return Streams(events, {}, recorded, inherited(events))
+
+    def _marked(self, partition: int) -> MarkedStream:
+        return self._source.marked(partition, self._q)
 
     async def _mark(self, partition: int, streams: Streams) -> tuple[PlacedMark, Mark | None]:
         """The mark of this event partition in a LOG: as it is stored, and what it says in the present incarnations."""
         if partition not in streams.logs:
             streams.logs[partition] = await stream_of(self._broker, log_stream(partition))
-        found = await read_mark(self._broker, partition, self._q)
+        found = await read_mark(self._broker, self._marked(partition))
         events = streams.events
         if found.mark is not None and found.mark.epoch == events.epoch:
             events = await reaching(self._broker, events, found.mark.seq)
         mark = translated(found, self._q, events, streams.logs[partition], streams.recorded)
-        if mark and found.mark and await is_younger(self._broker, partition, self._q, mark.seq):
-            raise younger(self._q, found.mark, mark)
+        if mark and found.mark and await is_younger(self._broker, self._marked(partition), mark.seq):
+            raise younger(self._q, events.name, found.mark, mark)
         return found, mark
 
     async def _newest_term(self, home: Mark | None, streams: Streams) -> int:
         """The last owner's term. A home mark from a backup may be older than the foreign marks, which would refuse its heir."""
         log = streams.logs[self._q]
         terms = [home.term if home else 0]
-        if inherited(log) and (home is None or home.log_epoch != log.epoch):
+        if inherited(log) and (home is None or home.stream_epoch != log.epoch):
             for partition in range(self._partitions):
-                found = await read_mark(self._broker, partition, self._q)
+                found = await read_mark(self._broker, self._marked(partition))
                 terms.append(found.mark.term if found.mark else 0)
         return max(terms)
 
-    async def _claim_writer(self, partition: int, found: PlacedMark, mark: Mark | None, start_seq: int) -> LogWriter:
+    async def _claim_writer(self, partition: int, found: PlacedMark, mark: Mark | None, start_seq: int) -> MarkedWriter:
         assert self.streams is not None
-        writer = self._writers[partition] = await LogWriter.claim(
+        writer = self._writers[partition] = await MarkedWriter.claim(
             self._broker,
-            partition,
-            self._q,
+            self._marked(partition),
             self._ownership,
-            log_epoch=epoch_of(self.streams.logs[partition]),
+            epoch=epoch_of(self.streams.logs[partition]),
             found=found,
             mark=mark,
             start_seq=start_seq,
@@ -225,14 +243,16 @@ class DispatchWorker:
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
-        for round_ in rounds(batch, self._ownership.events_epoch):
+        for round_ in rounds(batch, self._ownership.source_epoch):
             await self._settle_round(round_)
 
     async def pass_over(self, seq: int) -> None:
-        """Move the home mark to `seq`: up to there only events of other partitions are left."""
-        home = self._writers[self._q]
+        """Move the home mark to `seq`: up to there no event is left. Say in it from which event on letters are missing now."""
+        home, unburied = self._writers[self._q], self.burials.first
         if seq > home.mark.seq:
-            await home.append([], seq, unburied=self.burials.first)
+            await home.append([], seq, unburied=unburied)
+        elif unburied != home.mark.unburied:
+            await home.append([], home.mark.seq, home.mark.user, unburied=unburied)
 
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
@@ -308,7 +328,7 @@ class DispatchWorker:
     def _claim(self, event: Planned) -> Claim:
         shared = self.streams.inherited if self.streams else {}
         former = tuple(f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last)
-        position = f"{self._ownership.events_epoch}.{event.seq}"
+        position = f"{self._ownership.source_epoch}.{event.seq}"
         return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, former)
 
     def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
@@ -319,10 +339,6 @@ class DispatchWorker:
         metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
 
 
-def _source(event_partition: int) -> Source:
-    return Source(EVENTS_STREAM, dispatch_consumer(event_partition), f"ev.{event_partition}.>")
-
-
 async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
     """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
 
@@ -330,6 +346,6 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
         TopologyError: see `read_partitions`.
     """
     count = await read_partitions(broker, partitions)
-    pin_timeout = await read_pin_timeout(broker, _source(0))
+    pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
     work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=pin_timeout)
     await run_until(stop, work.run(), name="dispatcher")

@@ -19,9 +19,9 @@ import msgspec
 from engine.broker.answers import EPOCH_KEY, StreamState
 from engine.broker.jetstream import Broker
 from engine.errors import ApiError, PartitionStopped, TopologyError
-from engine.log.marks import Mark, PlacedMark
+from engine.log.marks import Mark, MarkedStream, PlacedMark
 from seamark.protocol.cursor import parse_cursor
-from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
+from seamark.protocol.subjects import EVENTS_STREAM
 
 RESTORED_KEY: Final = "seamark.restored"
 """`<epoch>.<last seq of the backup>` for each time a stream was restored from one, newest first, separated by blanks."""
@@ -40,9 +40,9 @@ ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
 REPAIR: Final = (
     "With the dispatchers stopped run `seamark topology repair`. Name first, last or {q}=<sequence> there, with --at"
 )
-EVENTS_RESTORED: Final = (
+RESTORED: Final = (
     "It was restored from a backup: with the dispatchers stopped run "
-    "`seamark topology restore EVENTS=<its last sequence in the backup>`"
+    "`seamark topology restore {0}=<its last sequence in the backup>`"
 )
 
 
@@ -70,55 +70,58 @@ def continues(stream: StreamState, epoch: str | None) -> bool:
     return epoch is not None and (epoch == stream.epoch or epoch in inherited(stream))
 
 
-def renumbered(mark: Mark, events: StreamState) -> Mark | None:
-    """The mark as it counts in the present EVENTS; None when that is not known.
+def renumbered(mark: Mark, source: StreamState) -> Mark | None:
+    """The mark as it counts in the present source; None when that is not known.
 
-    After a restore the numbering is the old one up to the backup's last event. What came behind it is lost, and other events
-    have its numbers.
+    After a restore the numbering is the old one up to the backup's last message. What came behind it is lost, and other
+    messages have its numbers.
     """
-    if mark.epoch == events.epoch:
+    if mark.epoch == source.epoch:
         return mark
-    shared = inherited(events).get(mark.epoch)
-    return None if shared is None else msgspec.structs.replace(mark.up_to(shared), epoch=events.epoch or "")
+    shared = inherited(source).get(mark.epoch)
+    return None if shared is None else msgspec.structs.replace(mark.up_to(shared), epoch=source.epoch or "")
 
 
 def translated(
-    placed: PlacedMark, event_partition: int, events: StreamState, log: StreamState, recorded: Mapping[str, str]
+    placed: PlacedMark, part: int, source: StreamState, stream: StreamState, recorded: Mapping[str, str]
 ) -> Mark | None:
-    """What a mark that lies in `log` says in the present incarnations of both streams; None: it is the first one there.
+    """What a mark that lies in `stream` says in the present incarnations of both streams; None: it is the first one there.
 
     Args:
+        part: the part of the source that it is the mark of, as the remedy names it.
         recorded: epochs of the streams as written down when they were made.
 
     Raises:
         PartitionStopped: a stream was made anew, or ends before the mark; an operator has to say where to go on.
     """
-    repair = REPAIR.format(q=event_partition)
+    repair, name = REPAIR.format(q=part), source.name
     if placed.mark is None:
-        # Marks outlive events: without one nothing that EVENTS still holds was applied, unless the LOG was made anew.
-        if not continues(log, recorded.get(log.name)):
-            raise PartitionStopped(f"{log.name} was re-created and holds no mark", repair)
+        # Marks outlive what they count: without one nothing that the source still holds was applied, unless the stream was
+        # made anew.
+        if not continues(stream, recorded.get(stream.name)):
+            raise PartitionStopped(f"{stream.name} was re-created and holds no mark", repair)
         return None
-    if not continues(log, placed.mark.log_epoch):
-        raise PartitionStopped(f"{log.name} is another incarnation than its mark says", repair)
-    mark = renumbered(placed.mark, events)
+    if not continues(stream, placed.mark.stream_epoch):
+        raise PartitionStopped(f"{stream.name} is another incarnation than its mark says", repair)
+    mark = renumbered(placed.mark, source)
     if mark is None:
-        detail = f"its mark counts in EVENTS {placed.mark.epoch}, which is not the present one ({events.epoch}) nor its backup"
-        raise PartitionStopped(detail, repair)
-    if mark.seq > events.last_seq:
-        detail = f"EVENTS ends at {events.last_seq}, before event {mark.seq} that was dispatched"
-        raise PartitionStopped(detail, EVENTS_RESTORED)
+        counts = f"its mark counts in {name} {placed.mark.epoch}"
+        raise PartitionStopped(f"{counts}, which is not the present one ({source.epoch}) nor its backup", repair)
+    if mark.seq > source.last_seq:
+        detail = f"{name} ends at {source.last_seq}, before {mark.seq} that was dispatched"
+        raise PartitionStopped(detail, RESTORED.format(name))
     return mark
 
 
-def younger(event_partition: int, placed: Mark, meant: Mark) -> PartitionStopped:
-    """What to raise where the event that a mark tells to be dispatched was stored after the mark: it is another event."""
-    detail = f"event {meant.seq} of EVENTS is younger than the mark that tells it to be dispatched"
-    at = f"`seamark topology repair --at {event_partition}="
+def younger(part: int, source: str, placed: Mark, meant: Mark) -> PartitionStopped:
+    """What to raise where what a mark tells to be dispatched was stored after the mark: it is another message."""
+    detail = f"message {meant.seq} of {source} is younger than the mark that tells it to be dispatched"
+    at = f"`seamark topology repair --at {part}="
     if placed.epoch != meant.epoch:
-        remedy = f"The backup ended earlier than was said. Name the last event of the backup: {at}<sequence>`"
+        remedy = f"The backup ended earlier than was said. Name the last message of the backup: {at}<sequence>`"
     else:
-        remedy = f"{EVENTS_RESTORED}. If it was not, the servers' clocks disagreed: name the position, {at}{meant.seq}`"
+        restored = RESTORED.format(source)
+        remedy = f"{restored}. If it was not, the servers' clocks disagreed: name the position, {at}{meant.seq}`"
     return PartitionStopped(detail, remedy)
 
 
@@ -191,13 +194,13 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     return state
 
 
-async def is_younger(broker: Broker, partition: int, event_partition: int, seq: int) -> bool:
-    """Was what EVENTS holds under `seq` stored after the mark that is said to cover it? Then it is another event.
+async def is_younger(broker: Broker, marked: MarkedStream, seq: int) -> bool:
+    """Was what the source holds under `seq` stored after the mark that is said to cover it? Then it is another message.
 
-    False where clocks leave a doubt, and where EVENTS holds nothing there any more.
+    False where clocks leave a doubt, and where the source holds nothing there any more.
     """
-    stored = await broker.leader_next(EVENTS_STREAM, "ev.>", seq) if seq > 0 else None
+    stored = await broker.leader_next(marked.source, ">", seq) if seq > 0 else None
     if stored is None or stored.seq != seq:
         return False
-    placed = await broker.leader_last(log_stream(partition), mark_subject(partition, event_partition))
+    placed = await broker.leader_last(marked.name, marked.subject)
     return placed is not None and datetime.fromisoformat(stored.time) > datetime.fromisoformat(placed.time) + CLOCKS

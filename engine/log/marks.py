@@ -1,8 +1,8 @@
-"""The dispatcher's mark: a position stored in the very batch it covers, and what to do when a batch was not confirmed.
+"""Marks: a position stored in the very batch it covers, and what to do when a batch was not confirmed.
 
-Event partition `q` ends every batch it appends to LOG-`p` with a message on `mark.<p>.<q>`, which must follow exactly the
-mark this owner knows (`Nats-Expected-Last-Subject-Sequence`). A stale owner's batch is therefore refused whole, and a reader
-of the mark knows what is applied: there is no window in which it must guess.
+Whoever writes down in one stream what follows from another (a dispatcher: records in a LOG from EVENTS) ends every batch with
+a mark, which must follow exactly the mark this owner knows (`Nats-Expected-Last-Subject-Sequence`). A stale owner's batch is
+therefore refused whole, and a reader of the mark knows what is applied: there is no window in which it must guess.
 """
 
 from __future__ import annotations
@@ -13,31 +13,46 @@ from typing import NamedTuple
 import msgspec
 
 
-class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Everything up to event `seq` is applied in this partition; with `user`, only the users up to that token of event `seq`.
+class MarkedStream(NamedTuple):
+    """A stream that is written from a source.
 
     Args:
-        epoch: incarnation of EVENTS that `seq` belongs to.
-        term: counts owners of the event partition; `owner` is random per acquisition.
-        log_epoch: incarnation of the LOG stream the mark is in.
-        unburied: in a home mark, the first event whose dead letter is still missing; None: no letter is missing (ADR 0014).
+        source: the stream whose sequence its marks count, such as EVENTS.
+        name: the stream itself, such as LOG-3.
+        subject: where in it the marks of this writer are. Writers of other parts of the source have other subjects.
+    """
+
+    source: str
+    name: str
+    subject: str
+
+
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All up to message `seq` of the source is applied in this stream; with `user`, of `seq` only the users up to that token.
+
+    Args:
+        epoch: incarnation of the source that `seq` belongs to.
+        term: counts the owners; `owner` is random per acquisition.
+        stream_epoch: incarnation of the stream the mark is in.
+        unburied: in a dispatcher's home mark, the first event whose dead letter is still missing; None: no letter is
+            missing (ADR 0014).
     """
 
     epoch: str
     seq: int
     term: int
     owner: str
-    log_epoch: str
+    stream_epoch: str = msgspec.field(name="log_epoch")
     user: str | None = None
     unburied: int | None = None
 
     @property
     def next_seq(self) -> int:
-        """The event to read next: the same one again when only some of its users are done."""
+        """What to read next: the same message again when only some of its users are done."""
         return self.seq if self.user is not None else self.seq + 1
 
     def covers(self, seq: int, user_token: str) -> bool:
-        """Is the record of event `seq` for this user applied already?"""
+        """Is what follows from message `seq` for this user applied already?"""
         return seq < self.seq or (seq == self.seq and (self.user is None or user_token <= self.user))
 
     def up_to(self, seq: int) -> Mark:
@@ -49,9 +64,9 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PlacedMark(NamedTuple):
-    """A mark and the sequence of its message in the LOG; sequence 0 and no mark when there is none."""
+    """A mark and the sequence of its message; sequence 0 and no mark when there is none."""
 
-    log_seq: int
+    seq: int
     mark: Mark | None
 
 
@@ -94,5 +109,5 @@ def settle(sent: Mark, expected: PlacedMark, found: PlacedMark) -> Verdict:
     if found.mark == sent:
         return Verdict.COMMITTED
     if found.mark.owner == sent.owner:
-        return Verdict.FOLLOW if found.log_seq > expected.log_seq else Verdict.ASK_AGAIN
+        return Verdict.FOLLOW if found.seq > expected.seq else Verdict.ASK_AGAIN
     return Verdict.STEP_DOWN if found.mark.term >= sent.term else Verdict.CLAIM

@@ -1,9 +1,9 @@
-"""Appending to one LOG for one event partition: the chain of marks, held against stale owners and lost answers."""
+"""Writing one stream from another: the chain of marks, held against stale owners and lost answers."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,10 +11,10 @@ from engine import failpoints, metrics
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.log.incarnations import is_missing, missing, reaching, stream_of
-from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
+from engine.log.marks import NO_MARK, Mark, MarkedStream, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.log.stalls import Stall
 from seamark.backoff import Backoff
-from seamark.protocol.subjects import log_stream, mark_subject
+from seamark.protocol.records import epoch_line
 
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
@@ -24,77 +24,67 @@ class Overtaken(BrokerError):
     """An older owner wrote between my claim and my batch: read every position again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """One acquisition of an event partition. `events_epoch` is the incarnation of EVENTS its positions belong to."""
+class Ownership(NamedTuple):
+    """One acquisition of a part of the source. `source_epoch` is the incarnation of the source its positions belong to."""
 
     term: int
     owner: str
-    events_epoch: str
+    source_epoch: str
 
 
-async def read_mark(broker: Broker, partition: int, event_partition: int) -> PlacedMark:
-    """The mark of an event partition as the LOG's leader shows it.
+async def read_mark(broker: Broker, marked: MarkedStream) -> PlacedMark:
+    """The mark as the leader of the stream shows it.
 
     Raises:
         PartitionStopped: somebody wrote something else there, or there is no such stream.
     """
-    stream, subject = log_stream(partition), mark_subject(partition, event_partition)
     try:
-        stored = await broker.leader_last(stream, subject)
+        stored = await broker.leader_last(marked.name, marked.subject)
     except ApiError as error:
         if is_missing(error):
-            raise missing(stream) from error
+            raise missing(marked.name) from error
         raise
     if stored is None:
         return NO_MARK
     try:
         return PlacedMark(stored.seq, decode_mark(stored.payload))
     except msgspec.DecodeError as error:
-        remedy = f"Delete message {stored.seq} of {stream}: the mark before it counts then"
-        raise PartitionStopped(f"what {subject} holds is not a mark ({error})", remedy) from error
+        remedy = f"Delete message {stored.seq} of {marked.name}: the mark before it counts then"
+        raise PartitionStopped(f"what {marked.subject} holds is not a mark ({error})", remedy) from error
 
 
-class LogWriter:
-    """Appends batches of one event partition to one LOG, each ended by a mark that must follow the one before.
+class MarkedWriter:
+    """Appends batches to one stream, each ended by a mark that must follow the one before.
 
     Made by `claim`. One batch is in flight at a time.
     """
 
     def __init__(
-        self,
-        broker: Broker,
-        partition: int,
-        event_partition: int,
-        ownership: Ownership,
-        log_epoch: str,
-        placed: PlacedMark,
+        self, broker: Broker, marked: MarkedStream, ownership: Ownership, epoch: str, placed: PlacedMark
     ) -> None:
         self._broker = broker
-        self._partition = partition
-        self._subject = mark_subject(partition, event_partition)
-        self._stream = log_stream(partition)
-        self._event_partition = event_partition
+        self._marked = marked
         self._ownership = ownership
-        self._log_epoch = log_epoch
+        self._epoch = epoch
+        self._epoch_line = epoch_line(epoch)
         self._placed = placed
 
     @classmethod
     async def claim(
         cls,
         broker: Broker,
-        partition: int,
-        event_partition: int,
+        marked: MarkedStream,
         ownership: Ownership,
         *,
-        log_epoch: str,
+        epoch: str,
         found: PlacedMark,
         mark: Mark | None,
         start_seq: int,
-    ) -> LogWriter:
+    ) -> MarkedWriter:
         """Write the mark again under this ownership: from then on every older owner's batch is refused.
 
         Args:
+            epoch: the incarnation the stream is in.
             found: the mark as the leader showed it.
             mark: what it says in the present incarnations, see `incarnations.translated`.
             start_seq: the position where there is no mark yet.
@@ -103,8 +93,8 @@ class LogWriter:
             StepDown: a newer owner is there.
         """
         if found.mark is not None and found.mark.term >= ownership.term:
-            raise StepDown(f"{log_stream(partition)} is marked by an owner of term {found.mark.term}")
-        writer = cls(broker, partition, event_partition, ownership, log_epoch, found)
+            raise StepDown(f"{marked.name} is marked by an owner of term {found.mark.term}")
+        writer = cls(broker, marked, ownership, epoch, found)
         if mark is None:
             await writer.append([], start_seq)
         else:
@@ -123,20 +113,21 @@ class LogWriter:
         """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
         Raises:
-            StepDown: a newer owner took over, or the LOG has another epoch. Overtaken: an older owner got in between.
-            PartitionStopped: the LOG was put back to a backup, and nobody has said so.
+            StepDown: a newer owner took over, or the stream has another epoch. Overtaken: an older owner got in between.
+            PartitionStopped: the stream was put back to a backup, and nobody has said so.
         """
         own = self._ownership
-        mark = Mark(own.events_epoch, seq, own.term, own.owner, self._log_epoch, user, unburied)
+        mark = Mark(own.source_epoch, seq, own.term, own.owner, self._epoch, user, unburied)
         payload = encode_mark(mark)
-        stall, backoff = Stall(self._stream), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
+        stall, backoff = Stall(self._marked.name), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:
             while True:
-                expect = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self._placed.log_seq
+                expect = b"Nats-Expected-Last-Subject-Sequence:%d\r\n" % self._placed.seq
+                batch = [*messages, Outgoing(self._marked.subject, payload, expect)]
                 try:
                     if messages:
                         failpoints.reach("before-append")
-                    ack = await self._broker.commit([*messages, Outgoing(self._subject, payload, expect)])
+                    ack = await self._broker.commit(batch, lines=self._epoch_line)
                     failpoints.reach("after-commit-before-answer")
                     self._placed = PlacedMark(ack.seq, mark)
                     return
@@ -152,9 +143,10 @@ class LogWriter:
 
     async def _settle(self, sent: Mark, stall: Stall) -> bool:
         """Is the unconfirmed batch stored? False: it is to be sent again."""
+        name = self._marked.name
         while True:
             try:
-                found = await read_mark(self._broker, self._partition, self._event_partition)
+                found = await read_mark(self._broker, self._marked)
                 verdict = settle(sent, self._placed, found)
                 if verdict in (Verdict.GONE, Verdict.ASK_AGAIN):
                     await self._check_epoch()
@@ -162,30 +154,26 @@ class LogWriter:
                 stall.report(error)
                 await asyncio.sleep(RETRY_SECONDS_MAX / 4)
                 continue
-            if verdict is Verdict.COMMITTED:
-                self._placed = found
-                return True
-            if verdict is Verdict.SEND_AGAIN:
-                return False
-            if verdict in (Verdict.GONE, Verdict.FOLLOW):
-                self._placed = found
-                return False
             if verdict is Verdict.STEP_DOWN:
-                raise StepDown(f"{self._stream} was taken over by another owner")
+                raise StepDown(f"{name} was taken over by another owner")
             if verdict is Verdict.CLAIM:
-                raise Overtaken(f"{self._stream} was written by an older owner")
+                raise Overtaken(f"{name} was written by an older owner")
+            if verdict is not Verdict.ASK_AGAIN:
+                self._placed = found
+                return verdict is Verdict.COMMITTED
             stall.report(Unanswered("its leader shows an older mark than it has confirmed"))
             await asyncio.sleep(RETRY_SECONDS_MAX / 4)
 
     async def _check_epoch(self) -> None:
-        """No mark, or an older one, where mine stood: aged out or a stale answer if the LOG is the one I know."""
-        state = await reaching(self._broker, await stream_of(self._broker, self._stream), self._placed.log_seq)
-        if state.epoch != self._log_epoch:
-            raise StepDown(f"{self._stream} changed its incarnation")
-        if state.last_seq < self._placed.log_seq:
+        """No mark, or an older one, where mine stood: aged out or a stale answer if the stream is the one I know."""
+        name, placed_seq = self._marked.name, self._placed.seq
+        state = await reaching(self._broker, await stream_of(self._broker, name), placed_seq)
+        if state.epoch != self._epoch:
+            raise StepDown(f"{name} changed its incarnation")
+        if state.last_seq < placed_seq:
             raise PartitionStopped(
-                f"{self._stream} ends at {state.last_seq}, before my mark at {self._placed.log_seq}",
-                f"It was restored from a backup: run `seamark topology restore {self._stream}`",
+                f"{name} ends at {state.last_seq}, before my mark at {placed_seq}",
+                f"It was restored from a backup: run `seamark topology restore {name}`",
             )
 
 

@@ -225,13 +225,13 @@ class PartitionReader:
         state = await self._broker.stream(self._source.stream)
         self._worker.check(state)
         # The end of the stream as it was last time: a new leader may not show everything yet, but none lags for so long.
-        reached, self._keep_seq = self._keep_seq, state.last_seq
-        if reached <= last:
-            return
+        reached, self._keep_seq = max(last, self._keep_seq), state.last_seq
         found = await self._broker.leader_next(self._source.stream, self._source.subject, last + 1)
         # A message that came meanwhile moves the position by itself.
         if found is None and self._last_seq == last and self._still_reads(pin):
             await self._worker.pass_over(reached)
+            if self._last_seq == last and self._still_reads(pin):
+                self._start_seq, self._last_seq = reached + 1, reached
 
     def _to_standby(self) -> None:
         self.phase, self._pin, self._doubt = Phase.STANDBY, None, False
@@ -340,9 +340,7 @@ class PartitionReader:
 
     def _on_leader_change(self, stream: str, consumer: str) -> None:
         if stream == self._source.stream and consumer in ("", self._source.consumer):
-            self._pulls.give_up()
-            self.suspect()
-            self._pull()
+            self._on_reconnect()
 
     def _on_unpinned(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         self._message_at = 0.0

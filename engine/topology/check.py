@@ -17,9 +17,10 @@ import structlog
 
 from engine.broker.answers import PARTITIONS_KEY
 from engine.broker.jetstream import Broker
+from engine.dispatch.source import EVENTS
 from engine.errors import BrokerError, TopologyError
 from engine.limits import MONITOR_SECONDS
-from engine.log.incarnations import EVENTS_RESTORED
+from engine.log.incarnations import RESTORED
 from engine.log.marks import PlacedMark
 from engine.log.writer import read_mark
 from engine.topology import server as topology
@@ -98,7 +99,7 @@ async def check(
     """
     logs = [p for name in (await topology.observe(broker, profile)).streams if (p := log_partition(name)) is not None]
     # Marks before the state of EVENTS: the other way round, a busy dispatcher would seem to be ahead of it.
-    marks = {p: await read_mark(broker, p, p) for p in sorted(logs)}
+    marks = {p: await read_mark(broker, EVENTS.marked(p, p)) for p in sorted(logs)}
     seen = await _seen(broker, await topology.observe(broker, profile), monitor_urls)
     intakes = {name: await read_intake(broker, stream) for name, stream in seen.observed.streams.items()}
     return judge(replace(seen, marks=marks, intakes=intakes), profile, partitions)
@@ -274,4 +275,4 @@ def _positions(seen: Seen) -> Iterator[Finding]:
     for q, (_, mark) in seen.marks.items():
         if events and mark and mark.epoch == events.epoch and mark.seq > events.last_seq:
             detail = f"partition {q} has dispatched event {mark.seq}, EVENTS ends at {events.last_seq}"
-            yield Finding("refuse", "positions", detail, f"{EVENTS_RESTORED}.")
+            yield Finding("refuse", "positions", detail, f"{RESTORED.format(EVENTS_STREAM)}.")

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
+from engine.dispatch.source import EVENTS
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_younger, stream_of
 from engine.log.writer import read_mark
@@ -43,12 +44,15 @@ async def examine(broker: Broker) -> Found:
     if partitions is None:
         raise TopologyError("EVENTS does not say how many partitions it has", "Run seamark topology apply first.")
     logs = {p: await stream_of(broker, log_stream(p)) for p in range(partitions)}
-    marks = {(p, q): await read_mark(broker, p, q) for p in logs for q in logs}
+    marks = {(p, q): await read_mark(broker, EVENTS.marked(p, q)) for p in logs for q in logs}
     recorded, revision = await topology.read_epochs(broker)
     # EVENTS after the marks: a dispatcher at work would be ahead of what was read before.
     found = Found(await stream_of(broker, EVENTS_STREAM), logs, marks, recorded or {}, revision)
     known = {pair: mark.seq for pair in marks if (mark := found.known(*pair)) is not None}
-    return replace(found, late=frozenset([pair for pair, seq in known.items() if await is_younger(broker, *pair, seq)]))
+    return replace(
+        found,
+        late=frozenset([pair for pair, seq in known.items() if await is_younger(broker, EVENTS.marked(*pair), seq)]),
+    )
 
 
 async def prepare(broker: Broker, positions: Positions, *, forget_claims: bool = False) -> Plan:

@@ -16,7 +16,7 @@ import msgspec
 
 from engine.broker.answers import StreamState
 from engine.errors import PartitionStopped, TopologyError
-from engine.log.incarnations import EVENTS_RESTORED, continues, renumbered, translated, younger
+from engine.log.incarnations import RESTORED, continues, renumbered, translated, younger
 from engine.log.marks import NO_MARK, Mark, PlacedMark
 from engine.topology.plan import Plan, Refusal, Step
 from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
@@ -114,13 +114,13 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
     term = max((mark.term for mark in marks.values()), default=0) + 1
     for p in (*sorted(marks.keys() - {q}), q):
         known, log = found.known(p, q), found.logs[p]
-        sound = known is not None and continues(log, known.log_epoch)
+        sound = known is not None and continues(log, known.stream_epoch)
         if sound and (p != q or (position == "mark" and marks[q].term >= term - 1)):
             continue
         # Of events beyond `home` a foreign mark may tell which are applied; one that cannot be read tells nothing.
         at = home if p == q else known or msgspec.structs.replace(home, seq=home.next_seq - 1, user=None, unburied=None)
-        after = msgspec.structs.replace(at, term=term, owner=owner, log_epoch=log.epoch or "")
-        seen = {"seq": found.marks.get((p, q), NO_MARK).log_seq}
+        after = msgspec.structs.replace(at, term=term, owner=owner, stream_epoch=log.epoch or "")
+        seen = {"seq": found.marks.get((p, q), NO_MARK).seq}
         why = (f"{_shown(marks.get(p))} -> {_shown(after)}",)
         yield Step("write_mark", mark_subject(p, q), why, msgspec.to_builtins(after), seen)
 
@@ -136,15 +136,15 @@ def _home(found: Found, q: int, position: Position) -> Mark | None:
     for p, mark in found.marks_of(q).items():
         if mark.epoch == events.epoch and mark.seq > events.last_seq:
             detail = f"{mark_subject(p, q)} is at event {mark.seq}, and EVENTS ends at {events.last_seq}"
-            raise PartitionStopped(detail, EVENTS_RESTORED)
+            raise PartitionStopped(detail, RESTORED.format(events.name))
         if position == "mark" and (p, q) in found.late and (p == q or mark.epoch == events.epoch):
-            raise younger(q, mark, renumbered(mark, events) or mark)
+            raise younger(q, events.name, mark, renumbered(mark, events) or mark)
     if position == "mark":
         held = placed.mark
         if held is not None:  # who repairs says that the LOG is the one whose marks it holds
-            held = msgspec.structs.replace(held, log_epoch=log.epoch or "")
+            held = msgspec.structs.replace(held, stream_epoch=log.epoch or "")
         try:
-            return translated(PlacedMark(placed.log_seq, held), q, events, log, found.recorded)
+            return translated(PlacedMark(placed.seq, held), q, events, log, found.recorded)
         except PartitionStopped as error:
             reach = max((known.seq for p in found.logs if (known := found.known(p, q))), default=0)
             hint = f". Its marks in other logs reach event {reach}" if reach and held is None else ""
@@ -162,7 +162,7 @@ def _shown(mark: Mark | None) -> str:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
     partly += f", dead letters missing from event {mark.unburied} on" if mark.unburied is not None else ""
-    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.log_epoch}, term {mark.term}"
+    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.stream_epoch}, term {mark.term}"
 
 
 def _log_notes(found: Found) -> Iterator[str]:

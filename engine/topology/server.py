@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
+from engine.broker.control import CONTROL_STREAM, Control, Entry
 from engine.broker.jetstream import After, Broker
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_missing, restored_metadata
@@ -33,8 +34,7 @@ Answer = TypeVar("Answer")
 EPOCH_CHARS: Final = 8
 """36^8 tags: two incarnations of a stream never share one by chance, and a cursor stays short."""
 
-EPOCHS_SUBJECT: Final = f"$KV.{CONTROL_BUCKET}.epochs"
-CONTROL_STREAM: Final = f"KV_{CONTROL_BUCKET}"
+EPOCHS_KEY: Final = "epochs"
 
 API_SECONDS: Final = 10.0
 """A meta leader creates a replicated stream in well under a second; an election takes 4-9 s."""
@@ -153,26 +153,28 @@ async def _or_none(asked: Awaitable[Answer]) -> Answer | None:
 # --- epochs --------------------------------------------------------------------------------------------------------------
 
 
-async def read_epochs(broker: Broker) -> tuple[dict[str, str] | None, int]:
-    """The epochs recorded in the control bucket and the sequence of that entry; (None, 0) when there is none.
+async def read_epochs(broker: Broker) -> Entry[dict[str, str]]:
+    """The epochs recorded in the control bucket, with the revision of that entry.
 
     Raises:
         TopologyError: there is no control bucket, or somebody wrote something else there.
     """
     try:
-        entry = await broker.leader_last(CONTROL_STREAM, EPOCHS_SUBJECT)
+        return await _recorded(broker).get(EPOCHS_KEY)
     except ApiError as error:
         if is_missing(error):
             remedy = "Run `seamark topology apply`: it makes it, and records the epochs as it finds them"
             raise TopologyError(f"there is no stream {CONTROL_STREAM}, which records the epochs", remedy) from error
         raise
-    if entry is None or not entry.payload:
-        return None, entry.seq if entry else 0
-    try:
-        return msgspec.json.decode(entry.payload, type=dict[str, str]), entry.seq
     except msgspec.DecodeError as error:
-        remedy = f"Delete it (nats kv del {CONTROL_BUCKET} epochs), then run `seamark topology plan` and `apply`"
-        raise TopologyError(f"what {EPOCHS_SUBJECT} holds is no list of epochs ({error})", remedy) from error
+        remedy = f"Delete it (nats kv del {CONTROL_BUCKET} {EPOCHS_KEY}), then run `seamark topology plan` and `apply`"
+        raise TopologyError(
+            f"the entry `{EPOCHS_KEY}` of the control bucket is no list of epochs ({error})", remedy
+        ) from error
+
+
+def _recorded(broker: Broker) -> Control[dict[str, str]]:
+    return Control(broker, dict[str, str])
 
 
 async def actual_epochs(broker: Broker) -> dict[str, str]:
@@ -298,24 +300,31 @@ async def _record_epochs(broker: Broker, _step: Step) -> None:
     for _ in range(_RACES_MAX):
         recorded, revision = await read_epochs(broker)
         merged = await actual_epochs(broker) | (recorded or {})
-        if merged == recorded or await _put(broker, CONTROL_STREAM, EPOCHS_SUBJECT, merged, revision):
+        if merged == recorded or await _stored(_put_epochs(broker, merged, revision)):
             return
     raise TopologyError("other provisioners keep changing the recorded epochs", "Run one at a time.")
 
 
 async def _replace(broker: Broker, step: Step) -> None:
     """Write a mark, or the recorded epochs, in place of what the plan has seen."""
-    stream, subject = CONTROL_STREAM, EPOCHS_SUBJECT
+    seq = (step.seen or {})["seq"]
     if step.action == "write_mark":
-        stream, subject = f"LOG-{step.target.split('.')[1]}", step.target
-    if not await _put(broker, stream, subject, step.config, (step.seen or {})["seq"]):
+        after = After(f"LOG-{step.target.split('.')[1]}", seq)
+        stored = await _stored(broker.append(step.target, msgspec.json.encode(step.config), after=after))
+    else:
+        stored = await _stored(_put_epochs(broker, step.config, seq))
+    if not stored:
         raise TopologyError(f"{step.target} moved while this was planned", "Stop the dispatchers and plan again.")
 
 
-async def _put(broker: Broker, stream: str, subject: str, value: Mapping[str, Any], after_seq: int) -> bool:
-    """Store a value if the last one is still that of `after_seq` (0: none); False: somebody else was quicker."""
+async def _put_epochs(broker: Broker, epochs: Mapping[str, Any], revision: int) -> int:
+    return await _recorded(broker).put(EPOCHS_KEY, dict(sorted(epochs.items())), revision)
+
+
+async def _stored(write: Awaitable[object]) -> bool:
+    """Await a write that follows what was read; False: somebody else was quicker."""
     try:
-        await broker.append(subject, msgspec.json.encode(value, order="sorted"), after=After(stream, after_seq))
+        await write
     except ApiError as error:
         if error.err_code not in _WRONG_SEQUENCE:
             raise

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from engine import metrics
 from engine.broker.eventstore import EventStore
-from engine.broker.jetstream import RETRIED_ERR_CODES, Broker, PubAck
+from engine.broker.jetstream import Broker, PubAck
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.api_keys import EVENTS_WRITE, ApiKey, ApiKeys, KeysAway, TooManyGuesses
 from gateway.access.auth import bearer
@@ -35,6 +35,7 @@ from gateway.limits import (
     EVENTS_IN_FLIGHT_PER_TENANT,
     RETRY_AFTER_SECONDS,
 )
+from seamark.protocol.appends import RETRIED_ERR_CODES
 from seamark.protocol.errors import InvalidEvent, InvalidToken
 from seamark.protocol.events import Encoded, encode, is_event_id, new_event_id
 from seamark.protocol.limits import EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from engine.errors import BrokerError
+from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.admission import admit_user
 from gateway.access.auth import Claims
 from gateway.api.inbox_page import queries_of
@@ -21,7 +21,7 @@ from gateway.session.frames import BadFrame, Read, check_device, check_read
 from gateway.session.state_records import Kind, TooManyRecords
 from projections.inbox.queries import Filter
 from projections.store import StoreUnavailable
-from seamark.protocol.cursor import parse_cursor
+from seamark.protocol.cursor import Cursor, parse_cursor
 from seamark.protocol.errors import InvalidCursor
 from seamark.protocol.limits import LABEL_CHARS_MAX
 
@@ -98,40 +98,47 @@ async def _mark_filtered(
     return web.json_response({"id": id, "count": len(ids), "more": more}, status=202)
 
 
-async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> int | None:
-    """The sequence read up to: what the cursor says, never beyond the log's end; `all` is that end."""
+async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> Cursor | None:
+    """The position read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
     state = await partition.watch.state()
     if state is None:
         raise unavailable("the log does not answer: try again")
     if body.up_to is None:
-        return state.last_seq
+        return Cursor(state.epoch, state.last_seq)
     try:
         cursor = parse_cursor(body.up_to)
     except InvalidCursor as error:
         raise Problem(400, f"invalid_{kind}", str(error), field="up_to") from error
     if cursor.epoch != state.epoch or cursor.seq > state.last_seq:
         raise Problem(409, "stale_cursor", "`up_to` does not belong to this incarnation of the log", field="up_to")
-    return cursor.seq
+    return cursor
 
 
-async def _append(context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: int | None) -> str:
+async def _append(
+    context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: Cursor | None
+) -> str:
     """Store the record; its id.
 
     Raises:
-        Problem: 429, the user has had too many appended; 503, the log does not take it now.
+        Problem: 409, the log was made anew; 429, the user has had too many appended; 503, the log does not take it now.
     """
+    partition = context.partition(claims.tenant, claims.user)
+    known = partition.watch.last
     try:
         return await context.state_records.append(
             kind,
             tenant=claims.tenant,
             user=claims.user,
             device=device,
-            partition=context.partition(claims.tenant, claims.user).number,
+            partition=partition.number,
+            epoch=up_to.epoch if up_to else known.epoch if known else "",
             ids=ids,
-            up_to=up_to,
+            up_to=up_to.seq if up_to else None,
         )
+    except OtherIncarnation as error:
+        raise Problem(409, "stale_cursor", "the log was made anew before this was stored", field="up_to") from error
     except TooManyRecords as error:
         raise Problem(429, "too_many_reads", str(error), retry_after_seconds=error.retry_after_seconds) from error
     except BrokerError as error:

@@ -24,6 +24,7 @@ TRIES: Final = 3
 
 _CATCH: Final = State.CATCH
 _LIVE: Final = State.LIVE
+ACTIVE: Final = (State.CATCH, State.LIVE)
 
 
 class CatchUp(ABC):
@@ -52,7 +53,7 @@ class CatchUp(ABC):
         self._counters = counters
         self._want = 0  # highest sequence heard of
         self._parked_limit = parked_limit
-        self._parked: dict[int, tuple[int, Message]] | None = None  # sequence → (prev, message)
+        self._parked: dict[int, tuple[int, Message, str]] | None = None  # sequence → (prev, message, epoch)
         self._busy = False  # a read or question is under way, or its retry is
         self._read_from = 0
         self._past = False  # the next read begins behind `last`
@@ -63,14 +64,24 @@ class CatchUp(ABC):
         self._said = 0  # what the last frame that was not a record told the device
 
     @abstractmethod
+    def check(self) -> None:
+        """Compare with the head of the log, as something may have been lost, or the log is another."""
+
+    @abstractmethod
     def _reset(self, reason: ResetReason) -> None:
         """Give the position up, by the leader's word."""
 
     # --- live copies
 
-    def live(self, seq: int, prev: int, message: Message) -> None:
-        """A live copy arrived: `prev` is the sequence of the user's preceding record, 0 if there is none."""
-        if self.state is _LIVE:
+    def live(self, seq: int, prev: int, message: Message, epoch: str = "") -> None:
+        """A live copy arrived: `prev` is the sequence of the user's preceding record, 0 if there is none.
+
+        `epoch` is the incarnation of the log that it was written for, empty where it does not say. Sent under another epoch, a
+        copy would hide every lower sequence of the new log for good.
+        """
+        if epoch != self.epoch and epoch and self.state in ACTIVE:
+            self.check()
+        elif self.state is _LIVE:
             last = self.last
             if seq <= last:
                 return
@@ -82,14 +93,14 @@ class CatchUp(ABC):
                 self._without_room()
                 return
             self._counters.repairs += 1
-            self._park(seq, prev, message)
+            self._park(seq, prev, message, epoch)
             self._catch_up()
         elif self.state is _CATCH and not self._busy:
             self._want = max(self._want, seq)  # without room no copy is kept: the record is read once there is room
         else:
-            self._park(seq, prev, message)
+            self._park(seq, prev, message, epoch)
 
-    def _park(self, seq: int, prev: int, message: Message) -> None:
+    def _park(self, seq: int, prev: int, message: Message, epoch: str) -> None:
         """Remember that `seq` exists; keep the copy if there is a place for it."""
         if self.state is State.CLOSED:
             return
@@ -99,7 +110,7 @@ class CatchUp(ABC):
         elif len(self._parked) >= self._parked_limit:
             self._counters.overflows += 1
             self._parked.clear()
-        self._parked[seq] = (prev, message)
+        self._parked[seq] = (prev, message, epoch)
 
     def _flush(self) -> None:
         """Everything heard of is shown: go LIVE, by way of the parked copies."""
@@ -206,8 +217,9 @@ class CatchUp(ABC):
         """Copies that follow upon a page spare the next. Without a predecessor, one may follow upon trimmed ones."""
         parked = self._parked or {}
         for seq in sorted(parked):
-            prev, message = parked[seq]
-            if seq > self.last and not (0 < prev <= self.last and self._send(seq, message)):
+            prev, message, epoch = parked[seq]
+            follows = 0 < prev <= self.last and epoch in ("", self.epoch)
+            if seq > self.last and not (follows and self._send(seq, message)):
                 break
             del parked[seq]
 

@@ -6,8 +6,8 @@ reset. A replica is believed when it shows something, never when it shows nothin
 from the leader first.
 
 What is taken for granted: age trims from the front only, nothing within the minute it was stored in, and not past the
-middle of the log between two answers of the watch; no replica shows, and no live copy brings, anything of an older
-incarnation of the log once the leader tells of the newer one.
+middle of the log between two answers of the watch; no replica shows anything of an older incarnation of the log once the
+leader tells of the newer one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final, Literal
 
-from gateway.join.catchup import CHECK_AFTER_SECONDS, PARKED_LIMIT, TRIES, CatchUp, backoff_seconds
+from gateway.join.catchup import ACTIVE, CHECK_AFTER_SECONDS, PARKED_LIMIT, TRIES, CatchUp, backoff_seconds
 from gateway.join.port import Ask, FeedCounters, LogState, Message, Port, ResetReason, Snapshot, State
 from seamark.protocol.cursor import Cursor
 
@@ -23,8 +23,6 @@ __all__ = ["Ask", "Feed", "FeedCounters", "LogState", "Message", "Port", "ResetR
 
 FUTURE_DELAY_SECONDS: Final = 0.25
 """A leader just elected may still be applying what it holds: it is asked twice before a cursor is called too high."""
-
-_ACTIVE: Final = (State.CATCH, State.LIVE)
 
 
 class Feed(CatchUp):
@@ -150,7 +148,7 @@ class Feed(CatchUp):
 
     def check(self) -> None:
         """Compare with the head of the log, as something may have been lost."""
-        if self.state not in _ACTIVE:
+        if self.state not in ACTIVE:
             return
         if self._checking:
             self._check_again = True  # the one under way may have been asked before the loss
@@ -199,7 +197,7 @@ class Feed(CatchUp):
         Answers come in the order of their questions, and every question was sent after the answer before it was handed
         over. An answer is handed to all feeds of its partition.
         """
-        if self.state not in _ACTIVE:
+        if self.state not in ACTIVE:
             return
         at_watch, self._at_watch = self._at_watch, self.last
         if at_watch < 0:  # its question may be older than this feed's position
@@ -223,7 +221,7 @@ class Feed(CatchUp):
             return
         self._counters.failures += 1
         self._failures += 1
-        if ask in (Ask.LEADER, Ask.CHECK) and self.state in _ACTIVE:
+        if ask in (Ask.LEADER, Ask.CHECK) and self.state in ACTIVE:
             self._checking = self._check_again = False
             ask = Ask.CHECK
         self._port.later(generation, backoff_seconds(self._failures), ask)
@@ -289,9 +287,8 @@ class Feed(CatchUp):
         self._join(head, log)
 
     def _drop_parked(self) -> None:
-        """Drop the copies heard so far: the log may have been made anew since, and then they are of the former one.
+        """Drop the copies heard so far: the log may have gone back since, and then others have these sequences now.
 
-        A copy does not tell which incarnation it is of. Sent under the new epoch, it would hide every lower sequence of the
-        new log for good. How far we have heard (`_want`) is kept: at worst that costs a read and a question too many.
+        How far we have heard (`_want`) is kept: at worst that costs a read and a question too many.
         """
         self._parked = None

@@ -50,14 +50,14 @@ class UserLog:
 
     def on_copy(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """A message on the live subject; called from the read loop of the connection."""
-        seq, prev = live_position(headers)
+        seq, prev, epoch = live_position(headers)
         if seq < 0:
             if payload.startswith(b'{"op":"unread"'):  # anything else there is not for clients
                 self.count(payload)
             return
         message = Message(seq, payload, headers)
         for follower in self.followers:
-            follower.live(seq, prev, message)
+            follower.live(seq, prev, message, epoch)
 
     def count(self, frame: bytes) -> None:
         """Pass on an unread count, unless a newer one has come: two projectors may speak while one takes over."""

@@ -6,7 +6,9 @@ from typing import Final
 
 from engine.broker.jetstream import Stored
 from gateway.session.frames import record_frame, skip_frame
+from seamark.protocol.records import EPOCH_HEADER
 
+_EPOCH: Final = f"\r\n{EPOCH_HEADER}:".encode()
 _SKIP: Final = b"\r\nSeamark-Skip:"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
@@ -57,7 +59,13 @@ def number(headers: bytes, line: bytes) -> int:
         return -1
 
 
-def live_position(headers: bytes) -> tuple[int, int]:
-    """`(seq, prev)` of a republished copy; `(-1, -1)` for a message that is none."""
+def live_position(headers: bytes) -> tuple[int, int, str]:
+    """`(seq, prev, epoch)` of a republished copy, the epoch empty where it says none; `seq` is -1 for a message that is none."""
     seq = number(headers, _SEQUENCE)
-    return (seq, number(headers, _LAST_SEQUENCE)) if seq >= 0 else (-1, -1)
+    if seq < 0:
+        return -1, -1, ""
+    start, epoch = headers.find(_EPOCH), ""
+    if start >= 0:
+        start += len(_EPOCH)
+        epoch = headers[start : headers.index(b"\r\n", start)].decode("ascii", "replace").strip()
+    return seq, number(headers, _LAST_SEQUENCE), epoch

@@ -85,10 +85,10 @@ class Follower:
         else:
             self._guard(self.feed.hello, None if start is NotRead.AWAY else start)
 
-    def live(self, seq: int, prev: int, message: Message) -> None:
+    def live(self, seq: int, prev: int, message: Message, epoch: str) -> None:
         """A live copy."""
         try:
-            self.feed.live(seq, prev, message)
+            self.feed.live(seq, prev, message, epoch)
         except Exception as error:
             self._session.failed(error)
 

@@ -20,26 +20,14 @@ from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
 from seamark.backoff import Backoff
+from seamark.protocol.events import INAPP
+from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import receipt_subject
 
 _log = structlog.get_logger("seamark.receipts")
 
 RETRY_SECONDS_MAX = 5.0
 """Longest pause between two tries to store a batch."""
-
-
-class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
-    """A stored delivery fact: of the user's records with `after < seq <= up_to`, all are in `state` on `device`."""
-
-    user: str
-    channel: str
-    device: str
-    state: str
-    epoch: str
-    after: int
-    up_to: int
-    at: datetime
-    sent_at: datetime | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -69,16 +57,19 @@ class Tally:
         """The receipts due now; the ranges count as told."""
         self.noted = False
         due: list[Receipt] = []
+
+        def tell(state: str, at: float, after: int, up_to: int, sent_at: datetime | None = None) -> None:
+            due.append(Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at))
+
         if self.acked > self.acked_told:
             # Something newer may have been sent since; what was acknowledged was sent before it was.
             untold = self.acked > self.sent_told and self.sent_at
             sent_at = _moment(min(self.sent_at, self.acked_at)) if untold else None
-            at = _moment(self.acked_at)
-            due.append(Receipt(user, "inapp", device, "acknowledged", epoch, self.acked_told, self.acked, at, sent_at))
+            tell("acknowledged", self.acked_at, self.acked_told, self.acked, sent_at)
             self.acked_told = self.acked
             self.sent_told = max(self.sent_told, self.acked)
         if self.sent > self.sent_told:
-            due.append(Receipt(user, "inapp", device, "sent", epoch, self.sent_told, self.sent, _moment(self.sent_at)))
+            tell("sent", self.sent_at, self.sent_told, self.sent)
             self.sent_told = self.sent
         if not due:
             return []

@@ -11,7 +11,7 @@ import structlog
 
 from engine import metrics
 from engine.broker.jetstream import Outgoing
-from engine.errors import BrokerError
+from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.auth import Claims, Refused
 from gateway.context import Context
 from gateway.join.port import ResetReason, Snapshot, State
@@ -236,15 +236,18 @@ class Session:
         except StaleCursor as error:
             self._outlet.send(error_frame("stale_cursor", str(error)))
             return
-        self.context.spawn(self._append_read(frame.ids or [], up_to, follower), "append-read")
+        self.context.spawn(self._append_read(frame.ids or [], up_to, follower, follower.epoch), "append-read")
 
-    async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower) -> None:
+    async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower, epoch: str) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
         try:
             await self.context.state_records.append(
                 "read", tenant=self.tenant, user=self.user, device=self.device,
-                partition=follower.partition.number, ids=ids, up_to=up_to,
+                partition=follower.partition.number, epoch=epoch, ids=ids, up_to=up_to,
             )  # fmt: skip
+        except OtherIncarnation:
+            if not self.ended:
+                self._outlet.send(error_frame("stale_cursor", "the log was made anew before the read was stored"))
         except TooManyRecords as error:
             if not self.ended:
                 self._outlet.send(error_frame("too_many_reads", str(error)))

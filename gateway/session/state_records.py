@@ -24,7 +24,7 @@ from gateway.limits import (
     STATE_REQUESTS_WAITING,
     STORED_OVERHEAD_BYTES,
 )
-from seamark.protocol.records import state_record
+from seamark.protocol.records import EPOCH_HEADER, state_record
 from seamark.protocol.subjects import log_subject
 
 Kind = Literal["read", "archive"]
@@ -64,6 +64,7 @@ class _Draft:
 
     ids: dict[str, None]
     up_to: int | None
+    epoch: str
     stored: asyncio.Future[str]
     requests: int = 0
 
@@ -79,16 +80,16 @@ class _Line:
         """How many requests wait for these drafts to be stored."""
         return sum(draft.requests for draft in self.drafts)
 
-    def draft(self, ids: Sequence[str], up_to: int | None) -> _Draft:
+    def draft(self, ids: Sequence[str], up_to: int | None, epoch: str) -> _Draft:
         """Add this to the last draft if it has the same form and room for it, else to a new one; the draft."""
         last = self.drafts[-1] if self.drafts else None
-        if last is not None and (last.up_to is None) == (up_to is None):
+        if last is not None and (last.up_to is None) == (up_to is None) and last.epoch == epoch:
             together = last.ids | dict.fromkeys(ids)
             if len(together) <= READ_IDS:
                 last.ids = together
                 last.up_to = None if up_to is None else max(up_to, last.up_to or 0)
                 return last
-        made = _Draft(dict.fromkeys(ids), up_to, asyncio.get_running_loop().create_future())
+        made = _Draft(dict.fromkeys(ids), up_to, epoch, asyncio.get_running_loop().create_future())
         # Whoever asked may have left by the time it fails.
         made.stored.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.drafts.append(made)
@@ -123,16 +124,21 @@ class StateRecords:
         user: str,
         device: str,
         partition: int,
+        epoch: str,
         ids: Sequence[str] = (),
         up_to: int | None = None,
     ) -> str:
         """Store that these ids, or everything up to a sequence, are read (or archived).
+
+        Args:
+            epoch: the incarnation of the log that `up_to` counts in; empty where it is not known, then by ids only.
 
         Returns:
             the id of the stored record. Requests that went into one record all get the same id.
 
         Raises:
             TooManyRecords: the allowance is used up, or too many requests of this device wait.
+            OtherIncarnation: the log was made anew, and `up_to` means nothing in it. Nothing was stored.
             BrokerError: it was not stored, or nobody knows whether it was.
         """
         author = _Author(kind, tenant, user, device, partition)
@@ -145,7 +151,7 @@ class StateRecords:
         elif line.requests >= STATE_REQUESTS_WAITING:
             metrics.gateway_state_records.labels("refused_waiting").inc()
             raise TooManyRecords("too many requests of this device wait for the log: try again in a while", 1.0)
-        draft = line.draft(ids, up_to)
+        draft = line.draft(ids, up_to, epoch)
         draft.requests += 1
         return await asyncio.shield(draft.stored)
 
@@ -185,7 +191,14 @@ class StateRecords:
         if refusal is not None:
             raise TooManyRecords(_WHY[refusal.whose], refusal.wait_seconds)
         try:
-            await self._broker.append(subject, record, msg_id=id, budget_seconds=STATE_BUDGET_SECONDS)
+            await self._broker.append(
+                subject,
+                record,
+                {EPOCH_HEADER: draft.epoch} if draft.epoch else None,
+                msg_id=id,
+                epoch=None if draft.up_to is None else draft.epoch,
+                budget_seconds=STATE_BUDGET_SECONDS,
+            )
         except BrokerError:
             metrics.gateway_state_records.labels("failed").inc()
             raise

@@ -15,7 +15,7 @@ def migrate(folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
         from ops.migrate import migrate as bring
     except ModuleNotFoundError as error:
         raise InvalidSetting(
-            f"{error.name} is not installed, and only this command needs it: pip install 'seamark[migrate]'"
+            f"{error.name} is not installed, and only this command needs it: pip install 'seamark-server[migrate]'"
         ) from error
 
     url = postgres_url(folder)

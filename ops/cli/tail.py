@@ -36,8 +36,7 @@ def tail(
     address, secret = _gateway(url, token, folder, user, tenant)
 
     async def run() -> None:
-        from seamark import Reset, connect
-        from seamark.client import Record, State
+        from seamark import Record, Reset, State, connect
 
         def say(state: State) -> None:
             if state is State.WAITING:

@@ -9,10 +9,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from engine.broker.addresses import inbox_prefix_of
 from engine.broker.jetstream import NatsSettings
 from engine.errors import InvalidSetting
 from engine.settings import given_settings, load_settings
+from seamark.protocol.logins import inbox_prefix_of
 
 _OPTIONS = re.compile(r"\?(?=\w+=)")  # not the ? that a password may hold
 

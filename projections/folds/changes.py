@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 
-from seamark.protocol.limits import EVENT_ID_BYTES_MAX, LABEL_CHARS_MAX
-
-Id = Annotated[str, msgspec.Meta(max_length=EVENT_ID_BYTES_MAX)]
-Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
-"""Text that an index of a table holds: an entry too long for the index would stop the whole partition."""
+from seamark.protocol.events import EventId, Label
 
 NEVER_SHOWN: Final = b"\r\nSeamark-Skip:"
 """In the headers of a notification that is not shown on a screen."""
@@ -20,7 +16,7 @@ NEVER_SHOWN: Final = b"\r\nSeamark-Skip:"
 class Change(msgspec.Struct, gc=False, omit_defaults=True):
     """The part of a record that counts and lists depend on. What is no `Change` is no record, and changes no projection."""
 
-    id: Id
+    id: EventId  # bounded, as an index of a table holds it: an entry too long for that would stop the whole partition
     kind: str
     category: str | None = None
     collapse_key: Label | None = None

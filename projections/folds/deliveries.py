@@ -19,9 +19,10 @@ from typing import Final
 import msgspec
 
 from engine.partition.reader import Delivered
-from projections.folds.changes import Id, Label, clean
+from projections.folds.changes import clean
 from projections.folds.inbox import SEQ_MAX, User, moment, user_of, zoned
 from seamark.protocol.errors import InvalidToken
+from seamark.protocol.receipts import Receipt, decode_receipt
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
@@ -46,27 +47,6 @@ def rank(state: str, attempt: int = 0) -> int:
         return _ARRIVAL + _ARRIVED.index(state)
     return max(0, min(attempt, ATTEMPTS_MAX)) * 10 + _BELOW.index(state)
 
-
-class Receipt(msgspec.Struct, gc=False):
-    """A receipt as RECEIPTS keeps it: of one notification (`id`), or of a range of the log (`epoch`, `after`, `up_to`)."""
-
-    user: str
-    channel: Label
-    state: str
-    at: datetime
-    device: Label = ""
-    id: Id | None = None
-    reason: str | None = None
-    attempt: int = 0
-    provider: str | None = None
-    trace: str | None = None
-    epoch: Label | None = None
-    after: int = 0
-    up_to: int = 0
-    sent_at: datetime | None = None
-
-
-decode_receipt = msgspec.json.Decoder(Receipt).decode
 
 Key = tuple[str, str, str, str, str]
 """Tenant, user, id, channel, device."""

@@ -1,4 +1,4 @@
-"""The Python SDK: publish events, follow a user's log."""
+"""What `seamark` offers: publish events, follow a user's log. Import it from there."""
 
 from seamark.backoff import Backoff
 from seamark.client.connection import Connection, connect
@@ -6,17 +6,16 @@ from seamark.client.cursorstore import Bookmark, CursorStore, FileCursor, Memory
 from seamark.client.errors import (
     ClientError,
     ConnectionClosed,
-    Forbidden,
     NotAuthenticated,
-    ProtocolError,
     PublishFailed,
     PublishRefused,
     TooManySessions,
     UserChanged,
 )
-from seamark.client.items import Live, Now, Problem, Record, Reset, State, Unread
+from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
 from seamark.client.publisher import Published, Publisher
 from seamark.client.session import Timing
+from seamark.protocol.errors import InvalidCursor, InvalidEvent, SeamarkError
 
 __all__ = [
     "Backoff",
@@ -26,19 +25,21 @@ __all__ = [
     "ConnectionClosed",
     "CursorStore",
     "FileCursor",
-    "Forbidden",
+    "InvalidCursor",
+    "InvalidEvent",
+    "Item",
     "Live",
     "MemoryCursor",
     "NotAuthenticated",
     "Now",
     "Problem",
-    "ProtocolError",
     "PublishFailed",
     "PublishRefused",
     "Published",
     "Publisher",
     "Record",
     "Reset",
+    "SeamarkError",
     "State",
     "Timing",
     "TooManySessions",

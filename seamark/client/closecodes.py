@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from seamark.client.errors import ClientError, Forbidden, NotAuthenticated, ProtocolError, TooManySessions
+from seamark.client.errors import ClientError, NotAuthenticated, TooManySessions
+from seamark.protocol.close_codes import TABLE
 
 
 class Verdict(Enum):
@@ -17,13 +18,10 @@ class Verdict(Enum):
     STOP = "stop"
 
 
-_STOP: Final[dict[int, type[ClientError]]] = {
-    1009: ProtocolError,
-    4400: ProtocolError,
-    4403: Forbidden,
-    4409: TooManySessions,
-    4413: ProtocolError,
-}
+_STOP: Final = frozenset({1009, *(row.code for row in TABLE if not row.reconnect)})
+"""A WebSocket layer says 1009 of a message that is too large for it."""
+
+_MEANINGS: Final = {row.code: row.meaning for row in TABLE}
 
 _HTTP: Final[dict[int, int]] = {400: 4400, 401: 4401, 403: 4403, 404: 4400, 413: 4413, 426: 4400, 429: 4429}
 
@@ -48,6 +46,6 @@ def code_of_status(status: int) -> int:
 
 def error_of(code: int, reason: str) -> ClientError:
     """The error an app gets for a code that says stop."""
-    kind = NotAuthenticated if code == 4401 else _STOP.get(code, ClientError)
-    said = f": {reason}" if reason else ""
-    return kind(f"{(kind.__doc__ or '').strip()} (close code {code}{said})")
+    kind = {4401: NotAuthenticated, 4409: TooManySessions}.get(code, ClientError)
+    said = f"{kind.__doc__} (close code {code}: {_MEANINGS.get(code, 'not known')}"
+    return kind(f"{said}; {reason})" if reason else f"{said})")

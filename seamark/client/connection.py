@@ -63,8 +63,8 @@ class Connection:
 
     Raises:
         ValueError: `url` is not an address, or `snapshot` is not alone.
-        NotAuthenticated, UserChanged, Forbidden, TooManySessions, ProtocolError, and whatever the store raises: while iterating,
-            after what had arrived before. Everything else is retried for ever, with full jitter.
+        NotAuthenticated, UserChanged, TooManySessions, ClientError (its message has the close code), whatever the store raises:
+            while iterating, after what had arrived before. Everything else is retried for ever, with full jitter.
     """
 
     def __init__(

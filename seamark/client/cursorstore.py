@@ -11,11 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from seamark.protocol.errors import SeamarkError
-
-
-class BadCursorFile(SeamarkError):
-    """The cursor file cannot be read. Remove it to begin as a new device."""
+from seamark.protocol.errors import InvalidCursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class FileCursor:
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
-            raise BadCursorFile(f"{self.path} holds no cursor. Remove it to begin as a new device.") from wrong
+            raise InvalidCursor(f"{self.path} holds no cursor. Remove it to begin as a new device.") from wrong
 
     def _write(self, bookmark: Bookmark) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
-"""Errors of the SDK. Each says whose fault it is; an error that reaches the app is one that retrying cannot mend."""
+"""Errors of the SDK: one class for each that an app would treat differently. Retrying cannot mend what reaches the app."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from seamark.protocol.errors import SeamarkError
 
@@ -17,14 +19,6 @@ class UserChanged(ClientError):
     """The token is of another user than this connection follows. Close it, and make one for the other user."""
 
 
-class Forbidden(ClientError):
-    """The token is valid but may not do this, or the page's Origin is not on the gateway's list."""
-
-
-class ProtocolError(ClientError):
-    """Client and gateway do not understand each other: one of them is wrong or speaks another version."""
-
-
 class TooManySessions(ClientError):
     """Another session of this user took the place of this one. Reconnecting would push out the next, so it stops."""
 
@@ -34,14 +28,27 @@ class ConnectionClosed(ClientError):
 
 
 class PublishRefused(ClientError):
-    """The gateway refused the event for good. `status` is the HTTP status, `problem` the problem document."""
+    """The event is refused for good, and not stored.
 
-    def __init__(self, status: int, problem: dict[str, object]) -> None:
-        title = problem.get("detail") or problem.get("title") or "refused"
-        super().__init__(f"event refused with {status}: {title}")
+    Attributes:
+        status: of HTTP over the gateway, JetStream's `code` over NATS.
+        problem: the problem document, or JetStream's error.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, object]) -> None:
+        said = problem.get("detail") or problem.get("description") or problem.get("title") or "refused"
+        super().__init__(f"event refused with {status}: {said}")
         self.status = status
         self.problem = problem
 
 
 class PublishFailed(ClientError):
     """Not published within its budget; whether it was stored is unknown. Publishing the same id again is safe."""
+
+
+class Again(Exception):
+    """An attempt failed for a reason that may pass; `wait_seconds` is what the gateway asked for. It never reaches the app."""
+
+    def __init__(self, why: Exception | str, wait_seconds: float = 0.0) -> None:
+        super().__init__(why if isinstance(why, str) else f"{type(why).__name__} {why}".rstrip())
+        self.wait_seconds = wait_seconds

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from seamark.client.errors import ProtocolError
+from seamark.client.errors import ClientError
 
 
 class UnreadCount(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ def decode_frame(text: str | bytes) -> Frame | None:
     """The frame in `text`; None for an `op` this version does not know (a newer gateway may add some).
 
     Raises:
-        ProtocolError: not a frame, or a known one without its fields.
+        ClientError: not a frame, or a known one without its fields.
     """
     try:
         return _decoder.decode(text)
@@ -122,10 +122,10 @@ def decode_frame(text: str | bytes) -> Frame | None:
         try:
             op = _op_decoder.decode(text).op
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise ProtocolError(f"not a seamark.v1 frame: {refused}") from refused
+            raise ClientError(f"not a seamark.v1 frame: {refused}") from refused
         if op not in _KNOWN:
             return None
-        raise ProtocolError(f"malformed {op!r} frame: {refused}") from refused
+        raise ClientError(f"malformed {op!r} frame: {refused}") from refused
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,52 +1,57 @@
-"""Keeps the device's place in the log: what is done is stored soon and in order, and nothing else is stored."""
+"""Keeps the device's place in the log: what is done is stored soon and in order, and nothing else is stored.
+
+A record counts as done when the app comes back for the next one (or calls `ack()`, where it chose to). Only what is
+done is stored, so an app that dies while it handles a record gets that record again: at least once. What the gateway
+says beside records (`live`, `pong`, `skip`) moves the stored cursor too, but never past a record that is not done.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
 from seamark.client.cursorstore import Bookmark, CursorStore
-from seamark.client.progress import Progress
 from seamark.client.token import Owner
 
 
 class Keeper:
-    """How far the app is, and the store that remembers it.
+    """How far the app is, and the store that remembers it. Cumulative: a record done means all before it are done.
 
     Args:
         store: where the cursor is kept over sessions and restarts.
     """
 
     def __init__(self, store: CursorStore) -> None:
-        self._store = store
-        self._progress = Progress()
-        self._due = asyncio.Event()
-        self._saved: str | None = None
-        self._closed = False
+        self.load = store.load
+        self.cursor: str | None = None
+        """The cursor that is (or is about to be) stored: everything up to it is done."""
         self.owner = Owner(None, None)
         """Whose log the cursors are of."""
-
-    @property
-    def cursor(self) -> str | None:
-        """The cursor that is (or is about to be) stored: everything up to it is done."""
-        return self._progress.cursor
-
-    async def load(self) -> Bookmark | None:
-        """What was stored before. Raises whatever the store raises."""
-        return await self._store.load()
+        self._save = store.save
+        self._saved: str | None = None
+        self._passed: str | None = None
+        self._taken = self._done = 0
+        self._due = asyncio.Event()
+        self._closed = False
 
     def taken(self, cursor: str) -> int:
         """The app took the record or snapshot at `cursor`. The ticket says later which one is done."""
-        return self._progress.taken(cursor)
+        self._taken += 1
+        self._passed = cursor
+        return self._taken
 
     def passed(self, cursor: str) -> None:
         """The log moved to `cursor` without anything for the app."""
-        self._progress.passed(cursor)
-        self._due.set()
+        self._passed = cursor
+        if self._done == self._taken:
+            self.cursor = cursor
+            self._due.set()
 
     def done(self, ticket: int, cursor: str) -> bool:
         """What was taken with `ticket` at `cursor`, and all before it, is done. False if that was known already."""
-        if not self._progress.done(ticket, cursor):
+        if ticket <= self._done:
             return False
+        self._done = ticket
+        self.cursor = self._passed if ticket == self._taken else cursor
         self._due.set()
         return True
 
@@ -64,7 +69,7 @@ class Keeper:
 
     async def save(self) -> None:
         """Store the cursor now, if it has moved. Raises whatever the store raises."""
-        cursor = self._progress.cursor
+        cursor = self.cursor
         if cursor is not None and cursor != self._saved:
-            await self._store.save(Bookmark(cursor, *self.owner))
+            await self._save(Bookmark(cursor, *self.owner))
             self._saved = cursor

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping, Sequence
+import time as clock
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import aiohttp
-import msgspec
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from yarl import URL
 
-from engine.broker.addresses import inbox_prefix_of
-from engine.broker.eventstore import EventStore
-from engine.broker.jetstream import Broker, NatsSettings
-from engine.broker.jetstream import connect as connect_broker
-from engine.limits import APPEND_BUDGET_SECONDS
 from seamark.backoff import Backoff
-from seamark.client.errors import ConnectionClosed, PublishFailed, PublishRefused
+from seamark.client.errors import Again, ConnectionClosed, PublishFailed, PublishRefused
+from seamark.client.over_http import OverHttp
+from seamark.client.over_nats import OverNats
 from seamark.protocol.errors import InvalidEvent
-from seamark.protocol.events import Encoded, Event, encode
-from seamark.protocol.subjects import parse_stored_event
+from seamark.protocol.events import Event, encode, new_event_id
 
-REQUEST_SECONDS: Final = 15.0
-"""Deadline of one HTTP attempt: longer than the gateway itself tries to have an event stored."""
+try:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ImportError:  # without the package there is no context to send
+    _propagator = None
+else:
+    _propagator = TraceContextTextMapPropagator()
 
-RETRIED_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+T = TypeVar("T")
+
+BUDGET_SECONDS: Final = 30.0
+"""How long passing failures are retried: an election among brokers takes 4 to 9 s, a restart somewhat longer."""
+
+CONNECT_BUDGET_SECONDS: Final = 10.0
 
 _ARGUMENTS: Final = frozenset({*Event.__struct_fields__, "key"})
 """Fields of an event that have an argument of their own, so `extra` cannot hold them."""
-
-_propagator = TraceContextTextMapPropagator()
 
 
 class Published(NamedTuple):
@@ -49,16 +49,6 @@ class Published(NamedTuple):
     duplicate: bool
 
 
-class _Way(Protocol):
-    """How an encoded event reaches the engine."""
-
-    async def open(self) -> None: ...
-
-    async def send(self, event: Encoded, event_id: str, trace: Mapping[str, str]) -> Published: ...
-
-    async def close(self) -> None: ...
-
-
 class Publisher:
     """Publishes events; returns only once they are stored.
 
@@ -73,7 +63,7 @@ class Publisher:
         nats_url: the broker; for services inside. Several servers are separated by commas.
         user: of the broker's account, where it has accounts (or in `nats_url`).
         password: of that user.
-        credentials_file: a NATS credentials file instead.
+        credentials_file: a NATS credentials file instead; needs the extra `seamark[credentials]`.
         inbox_prefix: where answers arrive; `_INBOX_<user>` for a named user, as `nats/accounts.conf` has it.
         gateway_url: the gateway instead, with `api_key`; for everyone else.
         api_key: names the tenant too.
@@ -96,24 +86,17 @@ class Publisher:
         gateway_url: str | None = None,
         api_key: str | None = None,
         tenant: str = "default",
-        budget_seconds: float = APPEND_BUDGET_SECONDS,
+        budget_seconds: float = BUDGET_SECONDS,
         http: aiohttp.ClientSession | None = None,
     ) -> None:
         self._tenant = tenant
-        self._way: _Way
+        self._budget_seconds = budget_seconds
+        self._is_open = False
+        self._way: OverNats | OverHttp
         if nats_url is not None and gateway_url is None:
-            settings = NatsSettings(
-                url=nats_url,
-                user=user,
-                password=password,
-                credentials_file=credentials_file,
-                name="seamark-publisher",
-                # As in `nats/accounts.conf`: a user reads answers under a prefix of its own.
-                inbox_prefix=inbox_prefix or inbox_prefix_of(nats_url, user),
-            )
-            self._way = _OverNats(settings, budget_seconds)
+            self._way = OverNats(nats_url, user, password, credentials_file, inbox_prefix)
         elif gateway_url is not None and nats_url is None and api_key:
-            self._way = _OverHttp(gateway_url, api_key, budget_seconds, http)
+            self._way = OverHttp(gateway_url, api_key, http)
         else:
             raise ValueError("give either nats_url, or gateway_url with api_key")
 
@@ -121,16 +104,22 @@ class Publisher:
         """Connect.
 
         Raises:
-            Unavailable: no broker answered within 10 s.
+            PublishFailed: no broker has taken us in within 10 s.
         """
-        await self._way.open()
+        self._is_open = True
+        try:
+            await self._persist(self._way.open, CONNECT_BUDGET_SECONDS)
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection; publishes under way are finished first or fail."""
+        """End the connection; publishes under way fail."""
+        self._is_open = False
         await self._way.close()
 
     async def publish(
@@ -180,13 +169,16 @@ class Publisher:
 
         Raises:
             InvalidEvent: the event cannot be accepted; the message names the field and the remedy.
-            ApiError, PublishRefused: refused for good (full store, key not allowed …).
-            PublishFailed, Unavailable, Unanswered: the budget was spent; only Unavailable says it is not stored.
+            PublishRefused: it cannot be stored (full store, key not allowed …). PublishFailed: the budget was spent.
+            ConnectionClosed: the publisher is not open.
         """
         if known := sorted((extra or {}).keys() & _ARGUMENTS):
             raise InvalidEvent(
                 known[0], f"`{known[0]}` is no extra field: give it as an argument, the ordering key as `key`"
             )
+        id = id if id is not None else new_event_id()
+        # Over HTTP there is no subject to carry the two.
+        told = {"type": type, "ordering_key": key} if isinstance(self._way, OverHttp) else {}
         event = encode(
             to=[to] if isinstance(to, str) else list(to),
             type=type,
@@ -205,112 +197,32 @@ class Publisher:
             channels=list(channels) if channels is not None else None,
             transaction_id=transaction_id,
             subject=subject,
-            unknown=extra,
+            unknown={**(extra or {}), **told},
         )
         trace: dict[str, str] = {}
-        _propagator.inject(trace)
-        return await self._way.send(event, event.msg_id.partition(":")[2], trace)
+        if _propagator is not None:
+            _propagator.inject(trace)
+        seq, duplicate = await self._persist(lambda: self._way.attempt(event, trace), self._budget_seconds)
+        return Published(id, seq, duplicate)
 
-
-class _OverNats:
-    """Straight into the EVENTS stream."""
-
-    def __init__(self, settings: NatsSettings, budget_seconds: float) -> None:
-        self._settings = settings
-        self._budget_seconds = budget_seconds
-        self._broker: Broker | None = None
-        self._events: EventStore | None = None
-
-    async def open(self) -> None:
-        if self._broker is None:
-            self._broker = await connect_broker(self._settings)
-            self._events = EventStore(self._broker)
-
-    async def send(self, event: Encoded, event_id: str, trace: Mapping[str, str]) -> Published:
-        if self._events is None:
-            raise ConnectionClosed("the publisher is not open: use `async with`")
-        ack = await self._events.append(event, trace, budget_seconds=self._budget_seconds)
-        return Published(event_id, ack.seq, ack.duplicate)
-
-    async def close(self) -> None:
-        broker, self._broker, self._events = self._broker, None, None
-        if broker is not None:
-            await broker.close()
-
-
-class _Problem(Exception):
-    """An attempt that may be repeated; `retry_after_seconds` is what the gateway asked for."""
-
-    def __init__(self, said: str, retry_after_seconds: float = 0.0) -> None:
-        super().__init__(said)
-        self.retry_after_seconds = retry_after_seconds
-
-
-class _OverHttp:
-    """Through `POST /v1/events`. The event's id is the idempotency key, so every attempt is the same event."""
-
-    def __init__(self, url: str, api_key: str, budget_seconds: float, http: aiohttp.ClientSession | None) -> None:
-        self._url = URL(url) / "v1/events"
-        self._api_key = api_key
-        self._budget_seconds = budget_seconds
-        self._http, self._own_http = http, http is None
-
-    async def open(self) -> None:
-        if self._http is None:
-            self._http = aiohttp.ClientSession()
-
-    async def close(self) -> None:
-        if self._own_http and self._http is not None:
-            http, self._http = self._http, None
-            await http.close()
-
-    async def send(self, event: Encoded, event_id: str, trace: Mapping[str, str]) -> Published:
-        body = _with_subject(event)
-        headers = {
-            "Authorization": f"Bearer {self._api_key}",
-            "Content-Type": "application/json",
-            "Idempotency-Key": event_id,
-            **trace,
-        }
+    async def _persist(self, attempt: Callable[[], Awaitable[T]], budget_seconds: float) -> T:
+        """Attempt it until it succeeds, is refused, or the budget is spent. Every attempt means the same event."""
         backoff = Backoff(first_seconds=0.1, max_seconds=2.0)
-        deadline = time.monotonic() + self._budget_seconds
-        while True:
-            left = deadline - time.monotonic()
+        deadline = clock.monotonic() + budget_seconds
+        failed: Again | None = None
+        while self._is_open:
             try:
-                async with asyncio.timeout(max(0.1, min(REQUEST_SECONDS, left))):
-                    return await self._attempt(body, headers, event_id)
-            except (aiohttp.ClientError, OSError, TimeoutError, _Problem) as failed:
-                asked = failed.retry_after_seconds if isinstance(failed, _Problem) else 0.0
-                delay = asked + backoff.next_seconds()
-                if deadline - time.monotonic() <= delay:
-                    said = str(failed) or type(failed).__name__
-                    raise PublishFailed(f"{(PublishFailed.__doc__ or '').strip()} ({said})") from failed
+                async with asyncio.timeout(max(0.1, min(self._way.attempt_seconds, deadline - clock.monotonic()))):
+                    return await attempt()
+            except PublishRefused as refused:
+                if failed is None:
+                    raise
+                # An earlier attempt may have stored it.
+                raise PublishFailed(f"{PublishFailed.__doc__} ({refused})") from refused
+            except (Again, TimeoutError) as error:
+                failed = error if isinstance(error, Again) else Again("no answer in time")
+            delay = failed.wait_seconds + backoff.next_seconds()
+            if deadline - clock.monotonic() <= delay:
+                raise PublishFailed(f"{PublishFailed.__doc__} ({failed})") from failed
             await asyncio.sleep(delay)
-
-    async def _attempt(self, body: bytes, headers: Mapping[str, str], event_id: str) -> Published:
-        if self._http is None:
-            raise ConnectionClosed("the publisher is not open: use `async with`")
-        async with self._http.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-            answer = _object(await response.read())
-            if response.status in RETRIED_STATUS:
-                retry = response.headers.get("Retry-After", "")
-                wait = float(retry) if retry.isascii() and retry.isdigit() else 0.0
-                raise _Problem(f"answered with {response.status}", wait)
-            if response.status not in (200, 202):
-                raise PublishRefused(response.status, answer)
-        seq = answer.get("seq")
-        return Published(event_id, seq if isinstance(seq, int) else None, answer.get("duplicate") is True)
-
-
-def _with_subject(event: Encoded) -> bytes:
-    """The event's body with type and ordering key in it: over HTTP there is no subject to carry them."""
-    at = parse_stored_event(f"ev.0.{event.subject.removeprefix('events.')}")
-    fields = msgspec.json.decode(event.payload, type=dict[str, msgspec.Raw])
-    return msgspec.json.encode({**fields, "type": at.type, "ordering_key": at.key})
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
+        raise ConnectionClosed("the publisher is not open: use `async with`")

@@ -3,7 +3,7 @@
 One position is held: the last cursor the gateway sent that was accepted. The `prev` of the next record must equal its
 sequence, which proves that no frame was lost between gateway and client; a record at or below it is a duplicate. The
 position moves before the app sees the record, so that a connection replaced meanwhile resumes behind what is already
-queued here. What is *stored* is decided elsewhere (`progress.py`).
+queued here. What is *stored* is decided elsewhere (`keeper.py`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from seamark.backoff import retry_after_seconds
 from seamark.client.closecodes import code_of_status
-from seamark.client.errors import ProtocolError
+from seamark.client.errors import ClientError
 from seamark.client.frames import Bye, ErrorFrame, Frame, decode_frame, encode
 from seamark.client.receiver import Joined, Notice, Outcome, Receiver, Restart
 
@@ -130,9 +131,8 @@ class Session:
                     timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
                 )
         except aiohttp.WSServerHandshakeError as refused:
-            retry = refused.headers.get("Retry-After", "") if refused.headers else ""
-            wait = float(retry) if retry.isascii() and retry.isdigit() else None
-            return End(code_of_status(refused.status), f"the handshake was answered with {refused.status}", wait)
+            said = f"the handshake was answered with {refused.status}"
+            return End(code_of_status(refused.status), said, retry_after_seconds(refused.headers))
         except (aiohttp.ClientError, OSError, TimeoutError) as failed:
             return End(1006, f"no connection: {str(failed) or type(failed).__name__}")
 
@@ -148,7 +148,7 @@ class Session:
                 return self._end(ws, message)
             try:
                 frame = decode_frame(message.data)
-            except ProtocolError as wrong:
+            except ClientError as wrong:
                 return End(CHAIN_BROKEN, str(wrong))
             if frame is None:
                 continue

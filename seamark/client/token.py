@@ -30,32 +30,26 @@ class Owner(NamedTuple):
     user: str | None
 
 
-def claims_of(token: str) -> dict[str, object]:
-    """The claims of a JWT, read without verifying; empty when `token` is no JWT."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return {}
+class Claims(msgspec.Struct):
+    """What a token says of itself, as far as a client needs it. None: it does not say."""
+
+    tenant: str | None = None
+    sub: str | None = None
+    exp: float | None = None
+    iat: float | None = None
+
+
+_claims_in = msgspec.json.Decoder(Claims).decode
+
+
+def claims_of(token: str) -> Claims:
+    """The claims of a JWT, read without verifying; none when `token` is no JWT, or one with a claim that cannot be."""
+    _, _, rest = token.partition(".")
+    payload, _, signature = rest.partition(".")
     try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        return msgspec.json.decode(payload, type=dict[str, object])
+        return _claims_in(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))) if signature else Claims()
     except (binascii.Error, ValueError, msgspec.DecodeError):
-        return {}
-
-
-def owner_of(token: str) -> Owner:
-    """The claims `tenant` and `sub`; None where the token does not say."""
-    claims = claims_of(token)
-    tenant, user = claims.get("tenant"), claims.get("sub")
-    return Owner(tenant if isinstance(tenant, str) else None, user if isinstance(user, str) else None)
-
-
-def expiry_of(token: str) -> float | None:
-    """The `exp` claim of a JWT in Unix seconds, read without verifying; None when it says none or is no JWT."""
-    return _number(claims_of(token).get("exp"))
-
-
-def _number(claim: object) -> float | None:
-    return float(claim) if isinstance(claim, int | float) and not isinstance(claim, bool) else None
+        return Claims()
 
 
 def refresh_delay(lifetime_seconds: float) -> float:
@@ -119,14 +113,15 @@ class TokenSource:
     def _take(self, token: object) -> str:
         if not isinstance(token, str) or not token:
             raise TypeError(f"`token` gave {type(token).__name__}; it must give the user's token as text")
-        owner = owner_of(token)
+        claims = claims_of(token)
+        owner = Owner(claims.tenant, claims.sub)
         if self.owner is not None and owner != self.owner:
             raise UserChanged
         self.current, self.owner = token, owner
         return token
 
     def _expires_within(self, seconds: float) -> bool:
-        expires = expiry_of(self.current)
+        expires = claims_of(self.current).exp
         return expires is not None and expires - self._clock() < seconds
 
     def refused(self) -> None:
@@ -142,7 +137,7 @@ class TokenSource:
     def refresh_in_seconds(self) -> float | None:
         """When to present another token in this session; None if there is no other or it never expires."""
         claims = claims_of(self.current)
-        expires, issued = _number(claims.get("exp")), _number(claims.get("iat"))
+        expires, issued = claims.exp, claims.iat
         if isinstance(self._source, str) or expires is None:
             return None
         left = expires - self._clock()

@@ -30,6 +30,7 @@ from seamark.protocol.limits import (
 Priority = Literal["critical", "high", "normal", "low"]
 Semantics = Literal["at_most_once", "at_least_once", "effectively_once"]
 Label = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
+EventId = Annotated[str, msgspec.Meta(max_length=EVENT_ID_BYTES_MAX)]
 Channels = Annotated[list[Label], msgspec.Meta(max_length=CHANNELS_MAX)]
 
 INAPP = "inapp"

@@ -15,7 +15,15 @@ Kind = Literal["notification", "read", "archive", "recall"]
 SKIP_LINE = b"Seamark-Skip: 1\r\n"
 """Header of a record that is not for the screen: the gateway sends its position, not its body."""
 
+EPOCH_HEADER = "Seamark-Epoch"
+"""Header of a record: the incarnation of the log it was written for. Its live copies are then never taken for another's."""
+
 _encode = msgspec.json.Encoder().encode
+
+
+def epoch_line(epoch: str) -> bytes:
+    """`EPOCH_HEADER` as a line. Every record is stored with it, so it has no blank to spare."""
+    return f"{EPOCH_HEADER}:{epoch}\r\n".encode()
 
 
 class EventPosition(msgspec.Struct, gc=False):
@@ -51,7 +59,7 @@ decode_record = msgspec.json.Decoder(Record).decode
 
 
 class _Rest(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """What follows the user in a notification record, in the order it is written."""
+    """What follows the plan in a notification record, in the order it is written."""
 
     type: str
     category: str | None
@@ -59,14 +67,15 @@ class _Rest(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     at: datetime
     event: EventPosition
     data: msgspec.Raw
-    plan: msgspec.Raw
     collapse_key: str | None = None
     expires_at: datetime | None = None
     trace: str | None = None
 
 
 class NotificationTemplate:
-    """The notification records of one event: all bytes but the user are the same and built once.
+    """The notification records of one event, in parts: what comes before the user, the plan, and what comes after it.
+
+    Built once for all users.
 
     Args:
         accepted: the event.
@@ -74,7 +83,7 @@ class NotificationTemplate:
         stored_at: when EVENTS stored it; the record's time where the event has none, so that a repetition gives equal bytes.
     """
 
-    __slots__ = ("_after", "_before", "lines")
+    __slots__ = ("_after", "_before", "_plan", "lines")
 
     def __init__(self, accepted: Accepted, epoch: str, seq: int, stored_at: datetime) -> None:
         event, at = accepted.event, accepted.at
@@ -86,7 +95,6 @@ class NotificationTemplate:
             at=stored_at if event.time is None else event.time.astimezone(UTC),
             event=EventPosition(epoch, seq),
             data=_one_line(event.data),
-            plan=_plan(event.channels),
             collapse_key=event.collapse_key,
             expires_at=None if event.expires_at is None else event.expires_at.astimezone(UTC),
         )
@@ -98,17 +106,18 @@ class NotificationTemplate:
                 lines += b"tracestate: %b\r\n" % accepted.tracestate
         if event.channels is not None and INAPP not in event.channels:
             lines += SKIP_LINE
+        self._plan = b',"plan":%b' % _plan(event.channels)
         self._after = b",%b" % _encode(rest)[1:]
         self.lines = lines
 
     @property
     def size(self) -> int:
         """Bytes of a record, without its user."""
-        return len(self._before) + len(self._after)
+        return len(self._before) + len(self._plan) + len(self._after)
 
     def body(self, user: str) -> bytes:
         """The record of one user."""
-        return self._before + _encode(user) + self._after
+        return b"".join((self._before, _encode(user), self._plan, self._after))
 
 
 def _one_line(data: msgspec.Raw) -> msgspec.Raw:
@@ -117,14 +126,14 @@ def _one_line(data: msgspec.Raw) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.format(text, indent=-1)) if b"\n" in text or b"\r" in text else data
 
 
-_DEFAULT_PLAN = msgspec.Raw(_encode({INAPP: {"when": "now", "why": "default"}}))
+_DEFAULT_PLAN = _encode({INAPP: {"when": "now", "why": "default"}})
 
 
-def _plan(channels: list[str] | None) -> msgspec.Raw:
+def _plan(channels: list[str] | None) -> bytes:
     """Which channels and why, part of the record so that no side effect has to guess it later."""
     if channels is None:
         return _DEFAULT_PLAN
-    return msgspec.Raw(_encode({channel: {"when": "now", "why": "requested"} for channel in channels}))
+    return _encode({channel: {"when": "now", "why": "requested"} for channel in channels})
 
 
 def state_record(

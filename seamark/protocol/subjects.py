@@ -155,8 +155,8 @@ def receipt_subject(partition: int, tenant: str, user: str) -> str:
     return f"rcpt.{partition}.{encode_token(tenant)}.{encode_token(user)}"
 
 
-def mark_subject(partition: int, event_partition: int) -> str:
-    """Where event partition `event_partition` keeps its position in LOG-`partition`."""
+def mark_subject(partition: int, event_partition: int | str) -> str:
+    """Where event partition `event_partition` keeps its position in LOG-`partition`; other sources than EVENTS add a letter."""
     return f"mark.{partition}.{event_partition}"
 
 

@@ -119,4 +119,4 @@ def test_the_package_that_only_migrations_need_is_named(postgres: str, tmp_path:
         timeout=50,
     )
     assert done.returncode == MISCONFIGURED
-    assert "seamark[migrate]" in done.stderr
+    assert "seamark-server[migrate]" in done.stderr

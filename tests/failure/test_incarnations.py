@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from engine.broker.jetstream import Broker
+from engine.dispatch.source import EVENTS
 from engine.log.writer import read_mark
 from engine.topology import server as topology
 from tests.support.chaos import PARTITIONS, Chaos
@@ -63,8 +64,8 @@ async def test_under_a_new_epoch_of_a_stream_dispatchers_go_on_by_themselves_and
 
 async def marked(broker: Broker, epoch: str) -> bool:
     """Whether some home mark counts, or lies, in this incarnation."""
-    marks = [(await read_mark(broker, p, p)).mark for p in range(PARTITIONS)]
-    return any(mark is not None and epoch in (mark.epoch, mark.log_epoch) for mark in marks)
+    marks = [(await read_mark(broker, EVENTS.marked(p, p))).mark for p in range(PARTITIONS)]
+    return any(mark is not None and epoch in (mark.epoch, mark.stream_epoch) for mark in marks)
 
 
 async def test_a_change_is_noticed_without_any_event_to_dispatch(

@@ -12,8 +12,9 @@ import pytest
 from chaos.faults import Fault, torment
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, Outgoing
+from engine.dispatch.source import EVENTS
 from engine.errors import BrokerError, StepDown, Unanswered, Unavailable
-from engine.log.writer import LogWriter, Ownership, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import TIMEOUT, Chaos
@@ -156,23 +157,20 @@ async def stored(broker: Broker, stream: str, messages: int) -> bool:
     return (await broker.stream(stream)).messages == messages
 
 
+async def claim(broker: Broker, ownership: Ownership) -> MarkedWriter:
+    """LOG-0, for partition 0 of EVENTS."""
+    epoch, marked = (await broker.stream("LOG-0")).epoch or "", EVENTS.marked(0, 0)
+    found = await read_mark(broker, marked)
+    facts = {"epoch": epoch, "found": found, "mark": found.mark, "start_seq": 0}
+    return await MarkedWriter.claim(broker, marked, ownership, **facts)
+
+
 @pytest.mark.parametrize("breakage", BREAKAGES)
 async def test_a_batch_interrupted_in_mid_flight_is_settled_by_its_mark_and_stored_once(
     breakage: str, nats_server: NatsServer
 ) -> None:
     async with lab(nats_server) as (network, far, near):
-        state = await near.stream("LOG-0")
-        own = Ownership(1, "me", "eeeeeeee")
-        writer = await LogWriter.claim(
-            far,
-            0,
-            0,
-            own,
-            log_epoch=state.epoch or "",
-            found=await read_mark(far, 0, 0),
-            mark=None,
-            start_seq=0,
-        )
+        writer = await claim(far, Ownership(1, "me", "eeeeeeee"))
         for number in range(1, 4):
             messages = [Outgoing(f"log.0.t.u{i}", b"%d" % number * 2000) for i in range(200)]
             network.to_client.delay_seconds = 0.1
@@ -184,7 +182,7 @@ async def test_a_batch_interrupted_in_mid_flight_is_settled_by_its_mark_and_stor
             if number > 1:
                 network.reset()
             await asyncio.wait_for(append, 20)
-            assert (await read_mark(near, 0, 0)).mark == writer.mark
+            assert (await read_mark(near, EVENTS.marked(0, 0))).mark == writer.mark
         records = await whole_stream(near, "LOG-0", "log.0.>")
         assert len(records) == 600
         assert [record.payload[:1] for record in records] == [b"1"] * 200 + [b"2"] * 200 + [b"3"] * 200
@@ -194,18 +192,11 @@ async def test_a_batch_held_back_by_the_network_is_refused_when_it_arrives_after
     nats_server: NatsServer,
 ) -> None:
     async with lab(nats_server) as (network, far, near):
-        state = await near.stream("LOG-0")
-
-        async def claimed(broker: Broker, ownership: Ownership) -> LogWriter:
-            found = await read_mark(broker, 0, 0)
-            facts = {"found": found, "mark": found.mark, "start_seq": 0}
-            return await LogWriter.claim(broker, 0, 0, ownership, log_epoch=state.epoch or "", **facts)
-
-        old = await claimed(far, Ownership(1, "old", "e"))
+        old = await claim(far, Ownership(1, "old", "e"))
         network.to_server.silence()
         late = asyncio.create_task(old.append([Outgoing("log.0.t.u", b"late")], 1), name="late")
         await eventually(lambda: any(b"late" in data for data in network.to_server.held))
-        new = await claimed(near, Ownership(2, "new", "e"))
+        new = await claim(near, Ownership(2, "new", "e"))
         await new.append([Outgoing("log.0.t.u", b"in time")], 1)
         network.restore()
         with pytest.raises(StepDown):

@@ -2,20 +2,28 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from chaos.load import whole_stream
-from engine.broker.jetstream import Broker
-from engine.dispatch.burials import Burials, _delivered
+from engine import metrics
+from engine.broker.jetstream import Broker, Page, StreamState
+from engine.dispatch import burials as burying
+from engine.dispatch.burials import Burials, _delivered, store_letter
 from engine.dispatch.rounds import Dead, plan
-from engine.errors import ApiError
+from engine.dispatch.source import EVENTS
+from engine.errors import ApiError, Unanswered
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.marks import Mark
+from engine.log.writer import read_mark
+from engine.partition import reader as reading
+from engine.partition.reader import Phase
 from engine.topology import server as topology
-from ops.dev.servers import NatsServer
+from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import partition_of
-from tests.support.logs import FAST, connected
+from tests.support.logs import FAST, connected, dispatching, eventually, publish
 
 Q = partition_of("default", "user1", 4)
 
@@ -48,7 +56,7 @@ async def test_what_was_left_is_buried_when_there_is_room_and_what_was_not_dispa
     broker: Broker,
 ) -> None:
     one, two, three, four = await dead_events(broker, 4)
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     burials.take_over("e", None)
     await room(broker, on=False)
     for dead in (one, two):
@@ -71,11 +79,11 @@ async def test_whoever_takes_over_buries_what_the_mark_says_is_missing_and_store
     broker: Broker,
 ) -> None:
     first, *_, last = await dead_events(broker, 300)  # more than a page
-    earlier = Burials(broker, Q)
+    earlier = Burials(broker, Q, EVENTS)
     earlier.take_over("e", None)
     await earlier.bury(first)
     await broker.append("events.default.user1.demo.bad", b"{not dispatched yet")
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     mark = Mark("e", last.delivered.seq, 1, "o", "l", unburied=first.delivered.seq)
     burials.take_over("e", mark)
     await burials._bury_left()
@@ -85,7 +93,7 @@ async def test_whoever_takes_over_buries_what_the_mark_says_is_missing_and_store
 
 async def test_events_that_age_took_before_they_were_buried_end_no_burial(broker: Broker) -> None:
     *_, last = await dead_events(broker, 3)
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     burials.take_over("e", Mark("e", last.delivered.seq, 1, "o", "l", unburied=1))
     await broker.api("STREAM.PURGE.EVENTS", {"seq": last.delivered.seq})
     await burials._bury_left()
@@ -97,10 +105,84 @@ async def test_whoever_waits_for_dead_letters_without_a_leader_does_not_lose_its
     broker: Broker,
 ) -> None:
     one, two = await dead_events(broker, 2)
-    burials = Burials(broker, Q)
+    burials = Burials(broker, Q, EVENTS)
     burials.take_over("e", None)
     await broker.api("STREAM.DELETE.DEAD-LETTERS")  # nobody answers there, as without a leader
     async with asyncio.timeout(PIN_TIMEOUT_SECONDS):
         for dead in (one, two):
             await burials.bury(dead)
     assert burials.first == one.delivered.seq
+
+
+async def test_a_leader_that_does_not_show_yet_what_was_dispatched_is_not_believed_that_nothing_is_left(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = await dead_events(broker, 2)
+    burials = Burials(broker, Q, EVENTS)
+    burials.take_over("e", Mark("e", last.delivered.seq, 1, "o", "l", unburied=first.delivered.seq))
+    stream = broker.stream
+
+    async def nothing(*args: Any, **options: Any) -> Any:
+        return Page([], more=False)
+
+    async def no_message(*args: Any, **options: Any) -> None:
+        return None
+
+    async def behind(name: str, **options: Any) -> StreamState:
+        return replace(await stream(name, **options), last_seq=first.delivered.seq)
+
+    with monkeypatch.context() as lagging:
+        lagging.setattr(broker, "next_by_subject", nothing)
+        lagging.setattr(broker, "leader_next", no_message)
+        lagging.setattr(broker, "stream", behind)
+        for _ in range(3):
+            with pytest.raises(Unanswered):
+                await burials._bury_left()
+    assert burials.first == first.delivered.seq
+    await burials._bury_left()
+    assert burials.first is None
+    assert len(await letters(broker)) == 2
+
+
+async def test_once_all_letters_are_stored_the_mark_says_so_although_nothing_comes_and_no_alarm_follows_when_age_trims(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burying, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(reading, "KEEP_POSITION_SECONDS", 0.2)
+
+    async def unburied() -> int | None:
+        mark = (await read_mark(broker, EVENTS.marked(Q, Q))).mark
+        return mark.unburied if mark else None
+
+    async with dispatching(nats_server.url, valkey.url):
+        await room(broker, on=False)
+        await broker.append("events.default.user1.demo.bad", b"{no json")
+        await eventually(unburied)
+        await room(broker, on=True)
+
+        async def cleared() -> bool:
+            return await unburied() is None
+
+        await eventually(cleared)
+    assert len(await letters(broker)) == 1
+    await broker.api("STREAM.PURGE.EVENTS")
+    before = metrics.dead_letters_trimmed._value.get()
+    async with dispatching(nats_server.url, valkey.url) as working:
+        await publish(broker, to=["user1"], type="demo.good", id="good")
+        await eventually(lambda: working.readers[Q].phase is Phase.READING)
+        assert working._workers[Q].burials.first is None
+        await working._workers[Q].burials._bury_left()
+    assert metrics.dead_letters_trimmed._value.get() == before
+
+
+async def test_messages_of_others_that_age_has_trimmed_are_no_dead_letters_lost(broker: Broker) -> None:
+    one, two = await dead_events(broker, 2)
+    burials = Burials(broker, Q, EVENTS)
+    burials.take_over("e", Mark("e", two.delivered.seq, 1, "o", "l", unburied=one.delivered.seq))
+    for number in range(3):
+        await broker.append("events.default.user1.demo.bad", b"{no json %d" % number)
+    await store_letter(broker, one, Q, "e")
+    await room(broker, on=False)
+    with pytest.raises(ApiError):
+        await burials._bury_left()
+    assert burials.first == two.delivered.seq, "the letter of the first is there already"

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from engine.broker import wire
-from engine.broker.eventstore import EventStore, sealed
+from engine.broker.eventstore import EventStore
 from engine.broker.jetstream import Broker, connect
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer
 from seamark import Publisher
+from seamark.protocol.appends import sealed
 from seamark.protocol.events import encode, message_id
 from tests.support.logs import connected
 from tests.support.topology import Overrides, password, running_with_accounts, settings_for

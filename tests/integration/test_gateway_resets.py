@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 
+from engine.broker.jetstream import Outgoing
+from engine.dispatch.source import EVENTS
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.topology import server as topology
+from gateway.limits import WATCH_SECONDS
 from ops.dev.servers import NatsServer
 from tests.support.gateways import Device, TestGateway, gateway_on
 from tests.support.logs import eventually
@@ -59,6 +64,51 @@ async def test_a_connected_session_learns_that_its_stream_was_recreated(nats_ser
             assert (await device.until("pong"))["cursor"] == records[-1]["cursor"]
     assert reset["reason"] == "epoch"
     assert [frame["seq"] for frame in records] == seqs == [1, 2, 3]
+
+
+async def test_no_record_of_a_log_that_is_made_anew_under_traffic_is_shown_as_one_of_the_log_before_it(
+    nats_server: NatsServer,
+) -> None:
+    """Its first copies look as if they followed: higher sequences, and nothing of this user before them."""
+    written: list[tuple[str, int]] = []
+    async with gateway_on(nats_server) as gateway:
+        p = gateway.partition()
+        crowd = [user for user in map(str, range(200)) if gateway.partition(user) == p]
+
+        async def writer() -> tuple[str, MarkedWriter]:
+            """As a dispatcher writes, from a mark that an operator has set."""
+            marked, epoch = EVENTS.marked(p, p), (await gateway.broker.stream(gateway.stream())).epoch or ""
+            found = await read_mark(gateway.broker, marked)
+            owner = Ownership(len(written) + 1, "owner", "eeeeeeee")
+            facts = {"epoch": epoch, "found": found, "mark": found.mark, "start_seq": len(written)}
+            return epoch, await MarkedWriter.claim(gateway.broker, marked, owner, **facts)
+
+        async def write(rounds: int, others: int) -> None:
+            epoch, log = await writer()
+            for _ in range(rounds):
+                messages = [Outgoing(gateway.subject(crowd[n % len(crowd)]), b"{}") for n in range(others)]
+                body = json.dumps({"id": f"r{len(written)}", "kind": "notification", "of": epoch}).encode()
+                await log.append([*messages, Outgoing(gateway.subject(), body)], len(written) + 1)
+                written.append((epoch, log._placed.seq - 1))
+
+        async with gateway.device() as device:
+            await device.until("live")
+            for logs in range(3):
+                if logs:
+                    began = asyncio.get_running_loop().time()
+                    await recreate(gateway)
+                await write(rounds=5, others=0 if logs == 0 else 40 * logs)
+                shown: list[tuple[str, int]] = []
+                while len(shown) < 5:
+                    frame = await device.next()
+                    if frame["op"] == "record":
+                        epoch, seq = frame["cursor"].split(".")
+                        assert frame["record"]["of"] == epoch
+                        shown.append((epoch, int(seq)))
+                    elif frame["op"] == "reset":
+                        assert (frame["reason"], shown) == ("epoch", [])
+                        assert asyncio.get_running_loop().time() - began < WATCH_SECONDS / 2
+                assert shown == written[-5:]
 
 
 async def test_an_acknowledgement_of_what_the_log_has_lost_counts_for_no_record_that_took_its_place(

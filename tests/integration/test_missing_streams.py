@@ -14,10 +14,11 @@ from structlog.testing import capture_logs
 from engine.broker.jetstream import Broker, Outgoing
 from engine.dispatch import dispatcher
 from engine.dispatch.dispatcher import Dispatcher, DispatchWorker
+from engine.dispatch.source import EVENTS
 from engine.errors import PartitionStopped, TopologyError
 from engine.log.incarnations import read_partitions
 from engine.log.marks import NO_MARK
-from engine.log.writer import LogWriter, Ownership
+from engine.log.writer import MarkedWriter, Ownership
 from engine.partition import reader as partition
 from engine.partition.reader import Phase
 from engine.topology import server as topology
@@ -78,17 +79,8 @@ async def test_a_log_that_is_deleted_under_a_batch_stops_its_partition(nats_serv
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
         state = await broker.stream("LOG-1")
-        ownership = Ownership(1, "owner", "eeeeeeee")
-        writer = await LogWriter.claim(
-            broker,
-            1,
-            1,
-            ownership,
-            log_epoch=state.epoch or "",
-            found=NO_MARK,
-            mark=None,
-            start_seq=0,
-        )
+        facts = {"epoch": state.epoch or "", "found": NO_MARK, "mark": None, "start_seq": 0}
+        writer = await MarkedWriter.claim(broker, EVENTS.marked(1, 1), Ownership(1, "owner", "eeeeeeee"), **facts)
         config = (await broker.api("STREAM.INFO.LOG-1"))["config"]
         older = await broker.leader_last("LOG-1", "mark.1.1")
         assert older is not None
@@ -166,12 +158,12 @@ async def test_epochs_edited_by_hand_stop_dispatchers_and_commands_with_the_way_
 ) -> None:
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
-        await broker.append(topology.EPOCHS_SUBJECT, b"EVENTS=abc")
+        await broker.append("$KV.control.epochs", b"EVENTS=abc")
         with pytest.raises(TopologyError, match="nats kv del control epochs"):
             await topology.plan(broker, "dev")
         async with dispatching(nats_server.url, valkey.url) as working:
             await eventually(stopped(working))
-            await broker.append(topology.EPOCHS_SUBJECT, b"", {"KV-Operation": "DEL"})  # what `nats kv del` does
+            await broker.append("$KV.control.epochs", b"", {"KV-Operation": "DEL"})  # what `nats kv del` does
             await topology.ensure(broker, "dev", overrides=FAST)
             await worked(broker, "e1")
 

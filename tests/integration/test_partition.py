@@ -374,3 +374,32 @@ async def test_a_partition_that_was_idle_for_longer_than_messages_are_kept_is_ta
             await load.publish(1)
             await done(store, load)
         assert possibly_trimmed() == before
+
+
+async def test_a_reader_goes_on_from_the_position_it_kept_while_nothing_came(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition, "KEEP_POSITION_SECONDS", 0.1)
+    async with connected(nats_server.url) as broker:
+        await make_stream(broker)
+        store, load = Store(), Load(broker)
+        async with reading(broker, RecordingWorker(store)) as reader:
+            await load.publish(1)
+            await done(store, load)
+            for _ in range(20):
+                broker.publish("ev.1.other", b"x")
+            await broker.flush()
+            last = (await broker.stream("EV")).last_seq
+            await eventually(lambda: store.next_seq == last + 1)
+            heads, put = [], reader._head.put
+
+            async def noted(seq: int) -> None:
+                heads.append(seq)
+                await put(seq)
+
+            monkeypatch.setattr(reader._head, "put", noted)
+            reader.suspect()
+            await eventually(lambda: heads)
+            assert heads == [last + 1]
+            await load.publish(3)
+            await done(store, load)

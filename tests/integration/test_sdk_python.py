@@ -14,11 +14,23 @@ from opentelemetry.sdk.trace import TracerProvider
 from engine.broker.jetstream import connect as connect_broker
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
-from seamark import FileCursor, Live, Published, Publisher, Record, Reset, connect
-from seamark.client import Backoff, NotAuthenticated, PublishFailed, PublishRefused, Timing
-from seamark.client.connection import Connection
-from seamark.client.items import State
-from seamark.protocol.errors import InvalidEvent
+from seamark import (
+    Backoff,
+    Connection,
+    FileCursor,
+    InvalidEvent,
+    Live,
+    NotAuthenticated,
+    Published,
+    Publisher,
+    PublishFailed,
+    PublishRefused,
+    Record,
+    Reset,
+    State,
+    Timing,
+    connect,
+)
 from seamark.protocol.subjects import encode_token, log_stream, partition_of
 from tests.support.logs import FAST, all_records, eventually
 from tests.support.network import bad_network

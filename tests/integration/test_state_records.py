@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from engine.topology import server as topology
 from gateway.access.allowances import Allowance, Allowances, tenant_allowance, user_allowance
 from gateway.limits import STATE_RECORD_BYTES_MAX
 from ops.dev.servers import NatsServer, Valkey
@@ -240,3 +241,38 @@ async def test_a_device_whose_reads_wait_for_the_broker_is_told_so_and_the_other
             nats_server.resume()
         statuses = [(await task)[0] for task in asked]
         assert sorted(statuses) == [202] * 6 + [429] * 3  # one was under way, and five waited
+
+
+@pytest.mark.parametrize("carrier", ["http", "ws"])
+async def test_a_position_that_waits_to_be_stored_while_its_log_is_made_anew_is_refused_and_marks_nothing_in_the_new_one(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, carrier: str
+) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        seqs = await gateway.append(count=5)
+        cursor = (await device.records(5))[-1]["cursor"]
+        state_records = gateway.context.state_records
+        waits, goes_on, take = asyncio.Event(), asyncio.Event(), state_records._allowances.take
+
+        async def slow(*args: Any) -> Any:
+            waits.set()
+            await goes_on.wait()
+            return await take(*args)
+
+        monkeypatch.setattr(state_records._allowances, "take", slow)
+        if carrier == "http":
+            asked = asyncio.create_task(mark(gateway, up_to=cursor), name="read")
+        else:
+            await device.say("read", up_to=cursor)
+        await waits.wait()
+        await gateway.broker.api(f"STREAM.DELETE.{gateway.stream()}", {})
+        await topology.ensure(gateway.broker, "dev")
+        assert await gateway.append(count=3) == seqs[:3]
+        goes_on.set()
+        if carrier == "http":
+            status, answer = await asked
+            assert (status, answer["type"]) == (409, "urn:seamark:problem:stale_cursor")
+        else:
+            assert (await device.until("error"))["code"] == "stale_cursor"
+        assert [record["kind"] for record in await records(gateway)] == ["notification"] * 3
+        assert (await mark(gateway, all=True))[0] == 202
+        assert [record["kind"] for record in await records(gateway)] == ["notification"] * 3 + ["read"]

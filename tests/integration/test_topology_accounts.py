@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from engine.broker.control import Control
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
 from engine.errors import ApiError, BrokerError, Forbidden
 from engine.topology import server as topology
 from engine.topology.files import files_folder
 from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
+from tests.support.logs import eventually
 from tests.support.topology import ROLES, Overrides, password, running_with_accounts, settings_for
 
 PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
@@ -326,3 +328,19 @@ async def test_the_system_account_sees_the_server_and_none_of_the_streams(connec
     assert json.loads(answer.payload)["data"]["jetstream"]["config"]
     with pytest.raises(ApiError, match="not enabled for account"):
         await system.api("STREAM.NAMES")
+
+
+async def test_every_role_reads_and_watches_the_control_bucket_and_only_the_provisioner_writes_it(connected: Connect):
+    switch = {"why": "outage"}
+    await Control(await connected("provisioner"), dict[str, str], "switch.").put("push", switch, 0)
+    for role in ("dispatcher", "gateway", "projector", "worker"):
+        control, told = Control(await connected(role), dict[str, str], "switch."), []
+        assert (await control.get("push")).value == switch, role
+        watch = asyncio.create_task(control.watch(told.append), name="watch")
+        try:
+            await eventually(lambda told=told: told == [{"push": switch}])
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        with pytest.raises(Forbidden):
+            await control.put("push", switch, 0)

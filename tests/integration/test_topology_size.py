@@ -12,8 +12,8 @@ from engine.topology import room as topology_room
 from engine.topology import server as topology
 from engine.topology.check import check
 from engine.topology.size import Demand, size, write
-from gateway.session.receipts import Receipt
 from ops.dev.servers import NatsServer
+from seamark.protocol.receipts import Receipt
 from tests.support.logs import connected
 from tests.support.topology import Overrides
 
@@ -50,9 +50,8 @@ async def test_an_event_and_a_receipt_take_on_disk_what_is_reckoned_for_them(bro
     for number in range(100):
         subject = f"events.default.person{number:08d}.order.shipped"
         await broker.append(subject, RECORD, trace, msg_id=f"default:order-{number:024d}")
-    receipt = Receipt(
-        "person00000001", "inapp", "tab-0123456789abcdef", "acknowledged", "q2o54586", 4711, 4712, NOW, NOW
-    )
+    device = "tab-0123456789abcdef"
+    receipt = Receipt("person00000001", "inapp", "acknowledged", NOW, device, None, "q2o54586", 4711, 4712, NOW)
     await broker.commit([Outgoing(f"rcpt.0.default.person{i:08d}", msgspec.json.encode(receipt)) for i in range(100)])
     sizes = {each.name: each for each in size(Demand(rate=1, record_bytes=len(RECORD))).streams}
     for name, days in (("EVENTS", 7), ("RECEIPTS", 30)):

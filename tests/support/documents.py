@@ -16,6 +16,8 @@ PROGRAMS: Final = ("seamark", "nats", "make", "export")
 
 NOT_RUN: Final = {
     ("README.md", "flowchart LR"): "a picture",
+    ("README.md", "pip install seamark"): "tests/acceptance/test_distributions.py installs its wheel",
+    ("docs/clients.md", "pip install seamark"): "as in README.md",
     (
         "docs/architecture.md",
         "service ──publish──▶ events.<tenant>.<key>.<type>       stream EVENTS, stored as ev.<q>.<tenant>.<key>.<type>",
@@ -74,7 +76,12 @@ class Block:
 
 def documents() -> list[Path]:
     """What users and contributors read."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        ROOT / "README.md",
+        ROOT / "seamark/README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
 
 
 def blocks() -> list[Block]:

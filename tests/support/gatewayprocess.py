@@ -17,12 +17,12 @@ from typing import Any
 import structlog
 import uvloop
 
-from engine.broker.addresses import inbox_prefix_of
 from engine.broker.jetstream import NatsSettings
 from gateway import collector
 from gateway.options import GatewayOptions, Times
 from gateway.server import run
 from ops.dev.child import READY_SECONDS_MAX
+from seamark.protocol.logins import inbox_prefix_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -55,18 +55,18 @@ class LaterPagesExclusive(Feed):
 class NoPrevCheck(Feed):
     """A live copy goes out whatever it says of its predecessor."""
 
-    def live(self, seq: int, prev: int, message: Message) -> None:
-        super().live(seq, 0, message)
+    def live(self, seq: int, prev: int, message: Message, epoch: str = "") -> None:
+        super().live(seq, 0, message, epoch)
 
 
 class NoDuplicateDrop(Feed):
     """A live copy goes out though it, or something after it, was sent before."""
 
-    def live(self, seq: int, prev: int, message: Message) -> None:
+    def live(self, seq: int, prev: int, message: Message, epoch: str = "") -> None:
         if self.state is State.LIVE and seq <= self.last:
             self._port.deliver(seq, message)
         else:
-            super().live(seq, prev, message)
+            super().live(seq, prev, message, epoch)
 
 
 class NoHeadsCheck(Feed):
@@ -138,12 +138,12 @@ class StaleHeadBelieved(Feed):
 class OverflowForgets(Feed):
     """A full cache of parked copies is dropped, and with it that they exist."""
 
-    def _park(self, seq: int, prev: int, message: Message) -> None:
+    def _park(self, seq: int, prev: int, message: Message, epoch: str) -> None:
         if self._parked is not None and len(self._parked) >= self._parked_limit:
             self._parked.clear()
             self._want = self.last
         else:
-            super()._park(seq, prev, message)
+            super()._park(seq, prev, message, epoch)
 
 
 class EpochNeverReadAgain(Feed):
@@ -239,12 +239,19 @@ class ParkedUnchecked(Feed):
 
     def _use_parked(self) -> None:
         parked, self._parked = self._parked, None
-        for seq, (_, message) in (parked or {}).items():
+        for seq, (_, message, _) in (parked or {}).items():
             if seq > self.last and self._busy:
                 self._send(seq, message)
 
 
-class ParkedOutlivesTheLog(Feed):
+class CopiesOfAnyLog(Feed):
+    """A live copy goes out whatever log it says to be of."""
+
+    def live(self, seq: int, prev: int, message: Message, epoch: str = "") -> None:
+        super().live(seq, prev, message)
+
+
+class ParkedOutlivesTheLog(CopiesOfAnyLog):
     """Copies parked before a reset are kept, though the log may have been made anew before it was answered."""
 
     def _drop_parked(self) -> None:
@@ -282,5 +289,6 @@ MUTANTS: dict[str, Mutant] = {
     "never goes back": Mutant(Rules(feed=NeverGoesBack), "was not told that the log went back"),
     "old answers count": Mutant(Rules(feed=OldAnswersCount), "reset("),
     "parked unchecked": Mutant(Rules(feed=ParkedUnchecked), "was left out"),
+    "copies of any log": Mutant(Rules(feed=CopiesOfAnyLog), "taken for one of another log", ANEW),
     "parked outlives the log": Mutant(Rules(feed=ParkedOutlivesTheLog), "of a log that is no more", ANEW),
 }

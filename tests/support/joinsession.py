@@ -83,6 +83,7 @@ class Session:
         self.cut_until = 0.0
         self.open = True
         self.sent: Cursor | None = None
+        self.copy: Record | None = None
         self.restarts = 0
         self.feed = world.rules.feed(self, world.counters, parked_limit=world.scenario.parked_limit)
         self.subscribed_at: float | None = None
@@ -126,8 +127,10 @@ class Session:
             world.at(at, lambda r=record: self.live(r))
 
     def live(self, record: Record) -> None:
-        if record.gone != "lost":
-            self.feed.live(record.seq, record.prev, record)
+        if record.gone != "lost" or record.epoch != self.world.leader.epoch:
+            self.copy = record
+            self.feed.live(record.seq, record.prev, record, record.epoch)
+            self.copy = None
 
     # the socket
 
@@ -170,6 +173,8 @@ class Session:
             return False
         if seq != message.seq:
             raise Broken(f"{message} sent as {seq}")
+        if message is self.copy and message.epoch != self.feed.epoch:
+            raise Broken(f"{message} taken for one of another log: {self.feed.epoch}")
         self.write("record", Cursor(self.feed.epoch, seq), message)
         return True
 

@@ -5,7 +5,8 @@ which driver to use, so that deliberate mistakes can be put in) and raises `Brok
 decision of the network comes from the scenario's own seed, so a run can be repeated.
 
 What the world grants (see the module docstring of `gateway.join.feed`): the front of the log is trimmed only beyond records
-a minute old; a stream made anew, or gone back, is so on all servers at once and no live copy of before comes after.
+a minute old; a stream made anew, or gone back, is so on all servers at once. No live copy of before a stream went back comes
+after; those of before it was made anew do.
 """
 
 from __future__ import annotations

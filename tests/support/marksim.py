@@ -14,7 +14,7 @@ from typing import Any
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
 from engine.dispatch.dispatcher import DispatchWorker
-from engine.errors import BatchRefused, Unanswered, Unavailable
+from engine.errors import ApiError, Unanswered, Unavailable
 from engine.log.incarnations import restored_metadata
 from engine.partition.reader import Delivered
 from seamark.protocol.errors import SeamarkError
@@ -42,7 +42,7 @@ class Log:
     def commit(self, batch: Sequence[Outgoing]) -> int:
         """The last sequence; ValueError when the expectation of the mark does not hold."""
         *_, mark = batch
-        expected = int(mark.headers.split(b"Nats-Expected-Last-Subject-Sequence: ")[1].split(b"\r\n")[0])
+        expected = int(mark.headers.split(b"Nats-Expected-Last-Subject-Sequence:")[1].split(b"\r\n")[0])
         if self.last(mark.subject, len(self.messages)) != expected:
             raise ValueError
         self.messages += [(message.subject, message.payload) for message in batch]
@@ -118,7 +118,7 @@ class SimBroker:
             seq = self.logs[stream].commit(batch)
         except ValueError:
             await self._pass_time()
-            raise BatchRefused(400, WRONG_LAST_SEQUENCE, "wrong last sequence") from None
+            raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence") from None
         await self._pass_time()
         if self._fault(0.08):
             raise Unanswered  # stored, the answer was lost

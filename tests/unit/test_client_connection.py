@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from seamark import Bookmark, FileCursor, Live, MemoryCursor, Problem, Record, Reset, connect
-from seamark.client import (
+from seamark import (
     Backoff,
+    Bookmark,
+    ClientError,
     Connection,
-    Forbidden,
+    FileCursor,
+    Live,
+    MemoryCursor,
     NotAuthenticated,
-    ProtocolError,
+    Problem,
+    Record,
+    Reset,
     State,
     Timing,
     TooManySessions,
+    connect,
 )
 from tests.support.gatewaysim import SimGateway, sim_gateway
 
@@ -196,10 +202,10 @@ async def test_without_cursor_and_unknown_device_events_begin_with_the_reset(gat
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (4400, ProtocolError),
-        (4403, Forbidden),
+        (4400, ClientError),
+        (4403, ClientError),
         (4409, TooManySessions),
-        (4413, ProtocolError),
+        (4413, ClientError),
     ],
 )
 async def test_codes_that_say_stop_end_the_iteration_with_a_clear_error_after_what_had_come(gateway, code, error):
@@ -229,7 +235,7 @@ async def test_refused_handshakes_are_retried_or_final_by_their_status(gateway):
         await gateway.until(lambda: bool(gateway.sessions))
     gateway.answers = [403]
     async with follow(gateway) as records:
-        with pytest.raises(Forbidden):
+        with pytest.raises(ClientError, match="4403"):
             await anext(records)
 
 

@@ -12,8 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from seamark import Bookmark, FileCursor, Live, MemoryCursor, Problem, Reset, Unread, connect
-from seamark.client import Backoff, ClientError, Connection, ConnectionClosed, State, Timing, UserChanged
+from seamark import (
+    Backoff,
+    Bookmark,
+    ClientError,
+    Connection,
+    ConnectionClosed,
+    FileCursor,
+    Live,
+    MemoryCursor,
+    Problem,
+    Reset,
+    State,
+    Timing,
+    Unread,
+    UserChanged,
+    connect,
+)
 from seamark.client.mailbox import Mailbox
 from seamark.client.marks import MISSES_MAX, Lost, Marks
 from seamark.client.session import Session

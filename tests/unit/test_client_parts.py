@@ -16,21 +16,22 @@ from hypothesis import strategies as st
 
 from seamark.backoff import Backoff
 from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
-from seamark.client.cursorstore import BadCursorFile, Bookmark, FileCursor, MemoryCursor
-from seamark.client.errors import Forbidden, NotAuthenticated, ProtocolError, TooManySessions, UserChanged
+from seamark.client.cursorstore import Bookmark, FileCursor, MemoryCursor
+from seamark.client.errors import ClientError, NotAuthenticated, TooManySessions, UserChanged
 from seamark.client.frames import decode_frame
+from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
-from seamark.client.progress import Progress
 from seamark.client.session import endpoint
-from seamark.client.token import TokenSource, expiry_of, refresh_delay
+from seamark.client.token import Claims, TokenSource, claims_of, refresh_delay
 from seamark.protocol import close_codes
+from seamark.protocol.errors import InvalidCursor
 
 # --- progress -----------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from(["take", "pass", "done", "done early"]), max_size=60))
 def test_the_stored_cursor_never_passes_a_record_that_is_not_done(script):
-    progress, seq = Progress(), 0
+    progress, seq = Keeper(MemoryCursor()), 0
     open_: list[tuple[int, int]] = []
     for step in script:
         if step == "take":
@@ -50,7 +51,7 @@ def test_the_stored_cursor_never_passes_a_record_that_is_not_done(script):
 
 
 def test_done_twice_changes_nothing():
-    progress = Progress()
+    progress = Keeper(MemoryCursor())
     first, second = progress.taken("e.1"), progress.taken("e.2")
     assert progress.done(second, "e.2")
     assert not progress.done(first, "e.1")
@@ -87,7 +88,7 @@ async def test_a_save_that_fails_leaves_the_old_cursor_and_no_litter(tmp_path: P
 async def test_a_damaged_cursor_file_is_an_error_and_never_a_silent_fresh_start(tmp_path: Path, content):
     path = tmp_path / "cursor.json"
     path.write_bytes(content)
-    with pytest.raises(BadCursorFile, match="Remove it"):
+    with pytest.raises(InvalidCursor, match="Remove it"):
         await FileCursor(path).load()
 
 
@@ -130,8 +131,9 @@ def jwt(**claims: object) -> str:
 
 
 def test_the_expiry_is_read_without_verifying_and_anything_else_has_none():
-    assert expiry_of(jwt(exp=1700000000)) == 1700000000
-    assert [expiry_of(token) for token in (jwt(sub="a"), "opaque", "a.b", "a.%%.c", "", jwt(exp="x"))] == [None] * 6
+    assert claims_of(jwt(exp=1700000000, sub="alice", aud=["x"])) == Claims(exp=1700000000.0, sub="alice")
+    others = ("opaque", "a.b", "a.%%.c", "a.ä.c", "", "a.bnVsbA.c", jwt(exp="x"), jwt(exp=True))
+    assert [claims_of(token) for token in others] == [Claims()] * len(others)
 
 
 @given(st.floats(min_value=0, max_value=1e7))
@@ -226,16 +228,15 @@ def test_documentation_gateway_and_both_sdks_have_one_table_of_close_codes():
 
 
 def test_codes_and_statuses_map_to_errors_an_app_can_tell_apart():
-    assert isinstance(error_of(4403, ""), Forbidden)
+    assert isinstance(error_of(4401, ""), NotAuthenticated)
     assert isinstance(error_of(4409, ""), TooManySessions)
-    assert isinstance(error_of(4400, "bad"), ProtocolError)
-    assert "4400: bad" in str(error_of(4400, "bad"))
+    assert str(error_of(4403, "bad")).endswith("(close code 4403: the token does not allow this; bad)")
     assert [code_of_status(status) for status in (401, 403, 404, 429, 503)] == [4401, 4403, 4400, 4429, 1006]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"op":5}', '{"op":"record"}', '{"op":"live"}', b"\xff"])
-def test_what_is_no_frame_is_a_protocol_error(text):
-    with pytest.raises(ProtocolError):
+def test_what_is_no_frame_is_an_error(text):
+    with pytest.raises(ClientError):
         decode_frame(text)
 
 

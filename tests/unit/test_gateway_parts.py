@@ -23,6 +23,7 @@ from gateway.session.wheel import Wheel
 from seamark.protocol import close_codes
 from seamark.protocol.close_codes import NO_PONG, TABLE
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.records import epoch_line
 
 # --- frames ---------------------------------------------------------------------------------------------------------
 
@@ -120,20 +121,22 @@ HEADERS = (
 )
 
 
-def test_a_live_copy_tells_its_sequence_and_the_one_before() -> None:
-    assert live_position(HEADERS) == (17, 12)
-    assert live_position(HEADERS.replace(b" 12", b" 0")) == (17, 0)
-    assert live_position(b"") == (-1, -1)
-    assert live_position(b"NATS/1.0\r\nNats-Last-Sequence: 12\r\n\r\n") == (-1, -1)
+def test_a_live_copy_tells_its_sequence_the_one_before_and_the_log_it_was_written_for() -> None:
+    assert live_position(HEADERS) == (17, 12, "")
+    assert live_position(HEADERS.replace(b" 12", b" 0")) == (17, 0, "")
+    for line in (epoch_line("q2o54586"), b"Seamark-Epoch: q2o54586\r\n"):  # as batches and as single appends have it
+        assert live_position(HEADERS.replace(b"\r\n", b"\r\n" + line, 1)) == (17, 12, "q2o54586")
+    assert live_position(b"") == (-1, -1, "")
+    assert live_position(b"NATS/1.0\r\nNats-Last-Sequence: 12\r\n\r\n") == (-1, -1, "")
     # Whoever writes a record may write such lines, too; the server's own are the last.
     forged = b"NATS/1.0\r\nNats-Sequence: 3\r\nNats-Last-Sequence: 2"
-    assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12)
+    assert live_position(forged + HEADERS.removeprefix(b"NATS/1.0")) == (17, 12, "")
 
 
 def test_the_last_of_several_sequences_in_the_headers_counts_as_it_is_the_servers() -> None:
     copied = b"NATS/1.0\r\nNats-Sequence: 4\r\nNats-Last-Sequence: 3\r\n" + HEADERS.removeprefix(b"NATS/1.0\r\n")
-    assert live_position(copied) == (17, 12)
-    assert live_position(b"NATS/1.0\r\nNats-Sequence: nonsense\r\n\r\n") == (-1, -1)
+    assert live_position(copied) == (17, 12, "")
+    assert live_position(b"NATS/1.0\r\nNats-Sequence: nonsense\r\n\r\n") == (-1, -1, "")
 
 
 def test_the_frame_of_a_record_is_built_once_for_all_who_hold_the_same_cursor() -> None:

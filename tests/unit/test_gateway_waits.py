@@ -146,7 +146,7 @@ def test_a_snapshot_has_as_many_rows_as_its_bytes_allow_and_one_at_least(sizes: 
 
 async def test_a_read_that_comes_as_the_gateway_ends_is_told_so_and_does_not_wait_for_ever() -> None:
     records = StateRecords(cast("Any", None), Allowances(None, user_allowance(), [user_allowance()]))
-    read = records.append("read", tenant="acme", user="alice", device="phone", partition=0, up_to=1)
+    read = records.append("read", tenant="acme", user="alice", device="phone", partition=0, epoch="e", up_to=1)
     asked = asyncio.create_task(read)
     await asyncio.sleep(0)  # who writes it has not had a turn yet
     await records.close()

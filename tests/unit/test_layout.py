@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("seamark", "engine", "projections", "gateway", "ops")
 MAY_IMPORT = {
-    "seamark": {"seamark", "engine"},  # `seamark.client` publishes over NATS through `engine.broker`
+    "seamark": {"seamark"},
     "engine": {"seamark", "engine"},
     "projections": {"seamark", "engine", "projections"},
     "gateway": {"seamark", "engine", "projections", "gateway"},
@@ -38,6 +38,20 @@ def test_what_crosses_a_process_boundary_needs_nothing_else_of_ours() -> None:
         if name.partition(".")[0] in PACKAGES and not name.startswith("seamark.protocol")
     ]
     assert others == []
+
+
+def test_an_application_gets_by_with_three_packages_on_every_system() -> None:
+    packages = {
+        "aiohttp",
+        "msgspec",
+        "nats",
+        "opentelemetry",
+        "seamark",
+        "yarl",
+    }  # yarl is aiohttp's; telemetry is optional
+    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "signal", "syslog", "termios", "tty"}
+    found = {name.partition(".")[0] for path in (ROOT / "seamark").rglob("*.py") for name in imported(path)}
+    assert found <= packages | (sys.stdlib_module_names - posix)
 
 
 def test_the_map_of_rooms_names_every_package() -> None:

@@ -14,10 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
 from engine.dispatch import rounds
-from engine.errors import BatchRefused, BrokerError, StepDown, Unanswered, Unavailable
+from engine.dispatch.source import EVENTS
+from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailable
 from engine.log import writer as logwriter
 from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
-from engine.log.writer import LogWriter, Ownership, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 
 MARKS = st.builds(
     Mark,
@@ -25,7 +26,7 @@ MARKS = st.builds(
     seq=st.integers(0, 9),
     term=st.integers(1, 4),
     owner=st.sampled_from(["me", "other"]),
-    log_epoch=st.just("log1"),
+    stream_epoch=st.just("log1"),
     user=st.none() | st.sampled_from(["a", "b", "c"]),
 )
 
@@ -113,7 +114,7 @@ class Token(NamedTuple):
     token: str
 
 
-EVENTS = [
+PUBLISHED = [
     (),
     ("a",),
     ("a", "b"),
@@ -126,7 +127,7 @@ EVENTS = [
     ("b",),
     (),
 ]
-RECORDS = [f"{seq}:{token}" for seq, tokens in enumerate(EVENTS, 1) for token in tokens]
+RECORDS = [f"{seq}:{token}" for seq, tokens in enumerate(PUBLISHED, 1) for token in tokens]
 
 
 class Call(NamedTuple):
@@ -148,7 +149,7 @@ class SimStream:
 
     def commit(self, messages: list[Outgoing]) -> PubAck:
         if expected_by(messages) != (self.mark.seq if self.mark else 0):
-            raise BatchRefused(400, WRONG_LAST_SEQUENCE, "wrong last sequence")
+            raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence")
         self.records += [message.payload.decode() for message in messages[:-1]]
         self.last_seq += len(messages)
         self.place(Stored(messages[-1].subject, self.last_seq, "", b"", messages[-1].payload))
@@ -161,11 +162,11 @@ class SimStream:
 
 def expected_by(messages: list[Outgoing]) -> int:
     """The sequence of the mark that a batch demands to follow."""
-    return int(messages[-1].headers.split(b": ")[1])
+    return int(messages[-1].headers.split(b":")[1])
 
 
 class SimBroker:
-    """What `LogWriter` needs of a broker; every question waits until the machine answers it."""
+    """What `MarkedWriter` needs of a broker; every question waits until the machine answers it."""
 
     def __init__(self, calls: list[Call]) -> None:
         self._calls = calls
@@ -175,7 +176,8 @@ class SimBroker:
         self._calls.append(call)
         return await call.answer
 
-    async def commit(self, messages: list[Outgoing]) -> PubAck:
+    async def commit(self, messages: list[Outgoing], *, lines: bytes) -> PubAck:
+        assert lines == b"Seamark-Epoch:log\r\n"
         return await self.ask("commit", messages)
 
     async def leader_last(self, stream: str, subject: str) -> Stored | None:
@@ -228,22 +230,14 @@ class Machine(RuleBasedStateMachine):
                 pass
 
     async def work(self, broker: Any) -> None:
-        found = await read_mark(broker, 0, 0)
-        ownership = Ownership((found.mark.term if found.mark else 0) + 1, f"owner{next(self.names)}", "ev")
-        writer = await LogWriter.claim(
-            broker,
-            0,
-            0,
-            ownership,
-            log_epoch="log",
-            found=found,
-            mark=found.mark,
-            start_seq=self.first_event - 1,
-        )
+        found, marked = await read_mark(broker, EVENTS.marked(0, 0)), EVENTS.marked(0, 0)
+        own = Ownership((found.mark.term if found.mark else 0) + 1, f"owner{next(self.names)}", "ev")
+        facts = {"epoch": "log", "found": found, "mark": found.mark, "start_seq": self.first_event - 1}
+        writer = await MarkedWriter.claim(broker, marked, own, **facts)
         seq = writer.mark.next_seq
-        while seq <= len(EVENTS):
-            last = min(seq + 2, len(EVENTS))
-            entries: Any = [SimEntry(s, Token(t)) for s in range(seq, last + 1) for t in EVENTS[s - 1]]
+        while seq <= len(PUBLISHED):
+            last = min(seq + 2, len(PUBLISHED))
+            entries: Any = [SimEntry(s, Token(t)) for s in range(seq, last + 1) for t in PUBLISHED[s - 1]]
             for batch in rounds.batches(rounds.not_covered(entries, writer.mark), 0, last):
                 await writer.append(batch.messages, batch.seq, batch.user)
             seq = last + 1
@@ -279,14 +273,14 @@ class Machine(RuleBasedStateMachine):
             if fate == "stored":
                 return self.stream.commit(call.arguments)
             if fate == "no answer":
-                with contextlib.suppress(BatchRefused):
+                with contextlib.suppress(ApiError):
                     self.stream.commit(call.arguments)
             if fate == "late":
                 self.late.append(call.arguments)
             if fate == "unavailable":
                 raise Unavailable
             if fate == "busy":
-                raise BatchRefused(429, 10210, "too many in flight")
+                raise ApiError(429, 10210, "too many in flight")
             raise Unanswered
 
         self.answer(call, outcome)
@@ -295,7 +289,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_late_batch_arrives(self, data: st.DataObject) -> None:
         messages = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
-        with contextlib.suppress(BatchRefused):
+        with contextlib.suppress(ApiError):
             self.stream.commit(messages)
 
     @precondition(lambda self: self.waits("leader_last"))

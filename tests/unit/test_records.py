@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.broker import wire
 from seamark.protocol import events, limits
+from seamark.protocol.receipts import decode_receipt
 from seamark.protocol.records import SKIP_LINE, NotificationTemplate, decode_record, state_record
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "records"
@@ -149,3 +150,32 @@ def test_records_that_were_ever_written_can_still_be_read(path: Path) -> None:
     case = json.loads(path.read_bytes())
     read = json.loads(msgspec.json.encode(decode_record(case["payload"])))
     assert {name: read.get(name) for name in case["reads"]} == case["reads"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "reads"),
+    [
+        (
+            (
+                b'{"user":"alice","channel":"inapp","device":"tab","state":"acknowledged","epoch":"q2o54586","after":0,'
+                b'"up_to":4712,"at":"2026-01-31T12:00:00Z","sent_at":"2026-01-31T11:59:59.5Z"}'
+            ),
+            {"device": "tab", "epoch": "q2o54586", "after": 0, "up_to": 4712, "id": None},
+        ),
+        (
+            (
+                b'{"id":"e1","user":"alice","channel":"email","state":"failed","reason":"bounce","attempt":3,'
+                b'"provider":"smtp","at":"2026-01-31T12:00:00Z","trace":"00-a-b-01","later":1}'
+            ),
+            {"id": "e1", "state": "failed", "attempt": 3, "reason": "bounce", "epoch": None, "device": ""},
+        ),
+    ],
+)
+def test_receipts_that_were_ever_written_can_still_be_read_and_survive_their_bytes(
+    payload: bytes, reads: dict[str, Any]
+) -> None:
+    read = decode_receipt(payload)
+    assert {name: getattr(read, name) for name in reads} == reads
+    written = msgspec.json.encode(read)
+    assert decode_receipt(written) == read
+    assert ("after" in json.loads(written)) == (read.epoch is not None), "a range says where it begins, be it at 0"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine import settings
-from engine.broker.addresses import inbox_prefix_of, login_of
 from engine.errors import InvalidSetting
 from engine.settings import Secret, Settings, given_settings, load_settings
+from seamark.protocol.logins import inbox_prefix_of, login_of
 
 
 def test_without_anything_set_the_defaults_are_in_force() -> None:

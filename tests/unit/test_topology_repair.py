@@ -69,7 +69,7 @@ def test_a_restored_log_keeps_the_position_its_own_mark_tells():
     plan = decide(found(logs=logs), {}, "repair")
     assert after(plan) == {"mark.1.1": (60, None)}
     one = written(plan)["mark.1.1"]
-    assert (one.log_epoch, one.epoch, one.term) == ("log1new0", EVENTS, 4)
+    assert (one.stream_epoch, one.epoch, one.term) == ("log1new0", EVENTS, 4)
     assert epochs(plan)["LOG-1"] == "log1new0"
     assert any("LOG-1" in note and "missing" in note for note in plan.notes)
 

@@ -1,7 +1,9 @@
-"""Who an address of the broker names."""
+"""Who somebody is to the broker: by what its addresses and settings say."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +34,14 @@ def login_of(urls: str, user: str | None, password: str | None, credentials_file
     return {name: value for name, value in login.items() if value}
 
 
+def secret_of(login: Mapping[str, Any]) -> bytes | None:
+    """The secret that only those with this login know; None: it has none."""
+    if "user_credentials" in login:
+        return Path(login["user_credentials"]).read_bytes()
+    password = login.get("password")
+    return password.encode() if password else None
+
+
 def inbox_prefix_of(urls: str, user: str | None = None) -> str:
     """The prefix under which `nats/accounts.conf` lets a user read replies: `_INBOX_<user>`, and `_INBOX` for nobody.
 
@@ -41,3 +51,8 @@ def inbox_prefix_of(urls: str, user: str | None = None) -> str:
     """
     named = user or credentials_in(urls)[0]
     return f"_INBOX_{named}" if named else "_INBOX"
+
+
+def shown(urls: str) -> str:
+    """`urls` without what stands before an @: passwords do not belong into errors."""
+    return ",".join(part.split("@")[-1] for part in urls.split(","))

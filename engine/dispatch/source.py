@@ -1,0 +1,35 @@
+"""Where dispatchers take events from."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from engine.log.marks import MarkedStream
+from engine.partition.worker import Source
+from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream, mark_subject
+
+
+class EventSource(NamedTuple):
+    """A stream of events.
+
+    Args:
+        stream: its name.
+        prefix: the first word of the subjects it stores events under, before the number of the partition.
+        mark: what stands before that number in the names of its marks, so that sources tell theirs apart.
+    """
+
+    stream: str
+    prefix: str
+    mark: str = ""
+
+    def partition(self, number: int) -> Source:
+        """What the dispatcher of a partition reads."""
+        return Source(self.stream, dispatch_consumer(number), f"{self.prefix}.{number}.>")
+
+    def marked(self, partition: int, event_partition: int) -> MarkedStream:
+        """The LOG of a partition as it is written from one of this source's partitions."""
+        subject = mark_subject(partition, f"{self.mark}{event_partition}")
+        return MarkedStream(self.stream, log_stream(partition), subject)
+
+
+EVENTS: Final = EventSource(EVENTS_STREAM, "ev")

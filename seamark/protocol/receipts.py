@@ -1,0 +1,40 @@
+"""Receipts: stored facts about delivery, as JSON on `rcpt.<p>.<tenant>.<user>`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from seamark.protocol.events import EventId, Label
+
+
+class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
+    """That something is in `state` on a channel: one notification (`id`), or a range of the user's log.
+
+    Fields are only ever appended.
+
+    Args:
+        device: where, for channels that tell devices apart.
+        epoch, after, up_to: the range: all of the user's records with `after < seq <= up_to` of this incarnation; -1: none.
+        sent_at: when it was sent, where that is not told by a receipt of its own.
+        attempt: the number of the try, from 1.
+    """
+
+    user: str
+    channel: Label
+    state: str
+    at: datetime
+    device: Label = ""
+    id: EventId | None = None
+    epoch: Label | None = None
+    after: int = -1
+    up_to: int = 0
+    sent_at: datetime | None = None
+    reason: str | None = None
+    attempt: int = 0
+    provider: str | None = None
+    trace: str | None = None
+
+
+decode_receipt = msgspec.json.Decoder(Receipt).decode
