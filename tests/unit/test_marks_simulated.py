@@ -15,7 +15,7 @@ from engine.log import writer as logwriter
 from engine.log.marks import Mark, Verdict
 from tests.support.marksim import World
 
-WORLDS = 400
+WORLDS = 250
 
 
 @pytest.fixture(autouse=True)
