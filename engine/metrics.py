@@ -57,9 +57,6 @@ append_stalled = Gauge(
     "Partitions that wait for a stream which is full or has taken nothing for 30 s, or for Redis (claims)",
     ("stream",),
 )
-batch_records = Histogram(
-    "seamark_dispatcher_batch_records", "Records per atomic batch", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-)
 dispatch_delay_seconds = Histogram(
     "seamark_dispatcher_delay_seconds",
     "From the moment EVENTS stored an event to the commit of its records (one observation per round, the oldest event)",

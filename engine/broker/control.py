@@ -82,7 +82,7 @@ class Control(Generic[T]):
                 try:
                     entries = await self._read_all()
                 except BrokerError as error:
-                    _log.debug("the control bucket could not be read", error=type(error).__name__)
+                    _log.debug("control_bucket_not_read", error=type(error).__name__)
                 else:
                     if entries is not None and entries != told:
                         told = entries
@@ -105,5 +105,5 @@ class Control(Generic[T]):
         try:
             return self._decode(stored.payload) if stored.payload else None
         except msgspec.DecodeError as error:
-            _log.error("an entry of the control bucket is not read", subject=stored.subject, why=str(error))
+            _log.error("control_entry_not_read", subject=stored.subject, why=str(error))
             return None

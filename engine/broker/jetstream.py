@@ -27,7 +27,8 @@ from engine.broker.answers import (
     stream_state,
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
-from engine.broker.connection import Connection, Delivery, NatsSettings, Subscription, settle
+from engine.broker.connection import Connection, Delivery, Subscription, settle
+from engine.broker.settings import NatsSettings
 from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS

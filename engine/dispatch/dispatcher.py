@@ -119,7 +119,7 @@ class Dispatcher:
                 except PartitionStopped:
                     now[name] = None
                 except BrokerError as error:
-                    _log.debug("an epoch could not be read", stream=name, error=type(error).__name__)
+                    _log.debug("epoch_not_read", stream=name, error=type(error).__name__)
             for worker, reader, streams in zip(self._workers, self.readers, noted, strict=True):
                 # Who has begun anew meanwhile may know more than was read here.
                 if worker.streams is streams and worker.changed(now):
@@ -152,9 +152,7 @@ class DispatchWorker:
         found, mark = await self._mark(self._q, self.streams)
         if mark and found.mark and mark.epoch != found.mark.epoch:
             dispatched = found.mark.seq
-            _log.warning(
-                f"{self._source.stream} was restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq
-            )
+            _log.warning("source_restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
@@ -257,7 +255,7 @@ class DispatchWorker:
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
             await self.burials.bury(dead)
-            _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
+            _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
         failpoints.reach("after-claims-before-append")
@@ -308,7 +306,7 @@ class DispatchWorker:
             return planned
         claims = [self._claim(event) for event in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
-        stall = Stall(CLAIMS, "Redis takes no claims: the partition waits, as it has `effectively_once` events")
+        stall = Stall(CLAIMS, "partition_waits_for_claims")  # as it has `effectively_once` events
         try:
             while True:
                 try:

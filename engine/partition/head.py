@@ -43,7 +43,7 @@ class ReadingHead:
                 return
             await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
         except BrokerError as error:
-            _log.debug("could not give the pin back", consumer=self._name, error=type(error).__name__)
+            _log.debug("pin_not_given_back", consumer=self._name, error=type(error).__name__)
 
 
 async def read_pin_timeout(broker: Broker, source: Source) -> float:

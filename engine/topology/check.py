@@ -116,7 +116,7 @@ async def report_start(broker: Broker, profile: Profile, monitor_urls: Sequence[
         logs = await asyncio.gather(*(broker.stream(log_stream(p)) for p in range(events.partitions or 0)))
         streams = {stream.name: stream for stream in (events, *logs)}
     except BrokerError as error:
-        _log.info("copies could not be read", error=str(error))
+        _log.info("copies_not_read", error=str(error))
     for finding in judge_start(await _seen(broker, Observed(streams), monitor_urls), profile):
         _log.warning("server_differs", what=finding.name, detail=finding.detail, remedy=finding.remedy)
 

@@ -9,16 +9,11 @@ from aiohttp import web
 
 from engine import metrics
 from gateway.access.auth import Claims, Refused, bearer
-from gateway.access.buckets import Buckets
 from gateway.context import Context
 from gateway.http.problems import Problem
 from gateway.limits import RETRY_AFTER_SECONDS
 
 _log = structlog.get_logger("seamark.admission")
-
-
-class Handshakes(Buckets):
-    """Handshakes one address may make in a minute; 0: no bound, for behind an untrusted proxy everybody has its address."""
 
 
 def admit(request: web.BaseRequest, context: Context) -> None:

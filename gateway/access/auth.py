@@ -16,7 +16,7 @@ import msgspec
 from gateway.access.jwks import Key, Keys, KeysUnavailable
 from gateway.limits import TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
 from seamark.protocol.errors import InvalidToken
-from seamark.protocol.subjects import encode_token
+from seamark.protocol.subjects import encode_token, encode_user
 
 _MAX_CLAIM: Final = 4_096
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
@@ -165,7 +165,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
     ):
         raise Refused("invalid", "`sub`, `tenant` and `scope` must be text")
     try:
-        encode_token(tenant), encode_token(user)
+        encode_token(tenant), encode_user(user)
     except InvalidToken as error:
         raise Refused("invalid", "`sub` or `tenant` cannot name a log") from error
     return Claims(user, tenant, float(payload["exp"]), frozenset(scope.split()) if scope else _NO_SCOPES)

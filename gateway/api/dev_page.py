@@ -26,7 +26,7 @@ from yarl import URL
 
 from gateway.http.problems import Problem
 from seamark.protocol.errors import InvalidToken
-from seamark.protocol.subjects import encode_token
+from seamark.protocol.subjects import encode_user
 
 FILES: Final = {
     "/": ("index.html", "text/html"),
@@ -127,7 +127,7 @@ def _is_loopback(address: str) -> bool:
 
 def _session(page: DevPage, user: str) -> web.Response:
     try:
-        encode_token(user)
+        encode_user(user)
     except InvalidToken as error:
         raise Problem(400, "invalid_user", str(error), field="user") from error
     now = int(time.time())

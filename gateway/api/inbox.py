@@ -12,21 +12,23 @@ from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.admission import admit_user
 from gateway.access.auth import Claims
 from gateway.api.inbox_page import queries_of
+from gateway.api.positions import log_state, seq_of
 from gateway.context import CONTEXT, Context
 from gateway.http.bodies import read_body
 from gateway.http.problems import Problem, field_of, unavailable
 from gateway.limits import FRAME_BYTES, READ_IDS
 from gateway.log.partition import Partition
-from gateway.session.frames import BadFrame, Read, check_device, check_read
+from gateway.session.frames import check_device, check_read
 from gateway.session.state_records import Kind, TooManyRecords
 from projections.inbox.queries import Filter
 from projections.store import StoreUnavailable
-from seamark.protocol.cursor import Cursor, parse_cursor
-from seamark.protocol.errors import InvalidCursor
+from seamark.protocol.cursor import Cursor
+from seamark.protocol.errors import BadFrame
+from seamark.protocol.frames import Read
 from seamark.protocol.limits import LABEL_CHARS_MAX
 
 
-class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
+class ReadBody(msgspec.Struct):
     """As the frame, with the device named; or a `filter`: what the inbox shows now, newest first, up to 500 at a time."""
 
     device: str
@@ -102,18 +104,9 @@ async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> Cursor | N
     """The position read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
-    state = await partition.watch.state()
-    if state is None:
-        raise unavailable("the log does not answer: try again")
-    if body.up_to is None:
-        return Cursor(state.epoch, state.last_seq)
-    try:
-        cursor = parse_cursor(body.up_to)
-    except InvalidCursor as error:
-        raise Problem(400, f"invalid_{kind}", str(error), field="up_to") from error
-    if cursor.epoch != state.epoch or cursor.seq > state.last_seq:
-        raise Problem(409, "stale_cursor", "`up_to` does not belong to this incarnation of the log", field="up_to")
-    return cursor
+    state = await log_state(partition)
+    seq = state.last_seq if body.up_to is None else seq_of(body.up_to, "up_to", state, f"invalid_{kind}")
+    return Cursor(state.epoch, seq)
 
 
 async def _append(

@@ -1,8 +1,8 @@
 """`GET /v1/records`: the same session for one request, for clients that can neither keep a socket nor a stream.
 
-Answers `{"cursor", "live", "reset", "records"}`: `records` are frames as on the WebSocket, `reset` the frame if there was
-one, `live` whether the log was exhausted. The next request sends `cursor` back. With `wait`, an exhausted log is waited on
-for so many seconds.
+Answers `{"after", "cursor", "live", "reset", "records"}`: `records` are frames as on the WebSocket, all those after `after` up to
+`cursor`; `reset` is the frame if there was one, `live` whether the log was exhausted. The next request sends `cursor` back, and
+`POST /v1/ack` takes `after` and `cursor`. With `wait`, an exhausted log is waited on for so many seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class PollOutlet:
         "_bytes",
         "_limit",
         "_loop",
+        "after",
         "answered",
         "closed",
         "cursor",
@@ -49,6 +50,7 @@ class PollOutlet:
         self.answered: asyncio.Future[None] = self._loop.create_future()
         self.exhausted: asyncio.Future[None] = self._loop.create_future()
         self.closed: tuple[CloseCode, str] | None = None
+        self.after: bytes | None = None
         self.cursor: bytes | None = None
         self.records: list[bytes] = []
         self.reset = b"null"
@@ -69,8 +71,10 @@ class PollOutlet:
             if not self.room() or self.exhausted.done():
                 # What arrives in the same turn of the loop goes into the same answer.
                 self._loop.call_soon(_done, self.answered)
+        elif op == b"rea":
+            self.after = self.cursor
         elif op == b"res":
-            self.reset = frame
+            self.after, self.reset = self.cursor, frame
             self.records.clear()  # the reset tells the client to forget them
             self._bytes = 0
         elif op == b"liv":
@@ -101,12 +105,14 @@ class PollOutlet:
         """The answer."""
         # It may have been exhausted, and then have heard of more than it could gather.
         live = b"true" if self.live and self.exhausted.done() and self.room() else b"false"
-        cursor = b'"%b"' % self.cursor if self.cursor is not None else b"null"
-        return b'{"cursor":%b,"live":%b,"reset":%b,"records":[%b]}' % (
+        after, cursor = (b"null" if at is None else b'"%b"' % at for at in (self.after, self.cursor))
+        records = b",".join(self.records)
+        return b'{"after":%b,"cursor":%b,"live":%b,"reset":%b,"records":[%b]}' % (
+            after,
             cursor,
             live,
             self.reset,
-            b",".join(self.records),
+            records,
         )
 
 
@@ -141,8 +147,8 @@ async def records(request: web.Request) -> web.StreamResponse:
         connection.on_lost = None
     if outlet.closed is not None:
         code, detail = outlet.closed
-        status = {4401: 401, 4403: 403, 4409: 409}.get(code.code, 503)
-        raise Problem(status, code.name, detail, retry_after_seconds=RETRY_AFTER_SECONDS if status == 503 else None)
+        retry_after_seconds = RETRY_AFTER_SECONDS if code.status == 503 else None
+        raise Problem(code.status, code.name, detail, retry_after_seconds=retry_after_seconds)
     return web.Response(body=outlet.body(), content_type="application/json", headers={"Cache-Control": "no-store"})
 
 

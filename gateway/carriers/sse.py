@@ -1,7 +1,7 @@
 """`GET /v1/stream`: the same session as server-sent events, for where WebSocket is blocked.
 
-The event's id is the cursor, so `Last-Event-ID` (or `cursor` in the query) resumes. The stream has no way up: reads go
-to `POST /v1/inbox/read`, acknowledgements are left out, and the next request's cursor says what has arrived.
+The event's id is all that is needed to resume: as `Last-Event-ID`, or as `cursor` in the query. The stream has no way up: reads
+go to `POST /v1/inbox/read`, acknowledgements to `POST /v1/ack`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from gateway.carriers.connection import connection_of
 from gateway.carriers.ws import bound_unsent
 from gateway.context import CONTEXT
 from gateway.http.problems import Problem
-from gateway.session.frames import BadFrame, check_device
+from gateway.session.frames import check_device
 from gateway.session.outlet import EventStreamOutlet
 from gateway.session.session import Session
+from seamark.protocol.errors import BadFrame
 
 
 async def stream(request: web.Request) -> web.StreamResponse:

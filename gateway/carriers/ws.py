@@ -24,10 +24,10 @@ from gateway.carriers.connection import Connection, Handler, connection_of
 from gateway.context import Context
 from gateway.http.problems import Problem
 from gateway.limits import FRAGMENT_BYTES, FRAME_BYTES, ROOM_BYTES, WIRE_BYTES_PER_MINUTE
-from gateway.session.frames import PROTOCOL
 from gateway.session.outlet import WebSocketOutlet
 from gateway.session.session import Session
 from seamark.protocol.close_codes import BAD_FRAME, NORMAL, TOO_LARGE, TOO_MANY_FRAMES
+from seamark.protocol.frames import PROTOCOL
 
 _ACK: Final = b'{"op":"ack",'
 """How an ack begins as every SDK writes it. Written otherwise it is the same frame, and goes through the queue."""

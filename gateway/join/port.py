@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.frames import Unread
 
 
 class State(Enum):
@@ -81,7 +82,7 @@ class Snapshot:
 
     checkpoint: Cursor | None
     inbox: Sequence[Any] = ()
-    unread: Mapping[str, Any] | None = None
+    unread: Unread | None = None
     stale: bool = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.broker.jetstream import Stored
-from gateway.session.frames import record_frame, skip_frame
+from seamark.protocol.frames import record_frame, skip_frame
 from seamark.protocol.records import EPOCH_HEADER
 
 _EPOCH: Final = f"\r\n{EPOCH_HEADER}:".encode()

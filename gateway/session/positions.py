@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gateway.session.follower import Follower
-from gateway.session.frames import BadFrame, Read
 from seamark.protocol.cursor import parse_cursor
+from seamark.protocol.errors import BadFrame
+from seamark.protocol.frames import Read
 
 
 class StaleCursor(Exception):

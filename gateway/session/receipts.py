@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
+from time import time
 from typing import Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ import structlog
 from engine import metrics
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
+from engine.tasks import end
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
 from seamark.backoff import Backoff
 from seamark.protocol.events import INAPP
@@ -31,6 +33,12 @@ RETRY_SECONDS_MAX = 5.0
 
 
 _encode = msgspec.json.Encoder().encode
+
+
+def acknowledged(partition: int, tenant: str, user: str, device: str, epoch: str, after: int, up_to: int) -> Outgoing:
+    """The receipt of what a device acknowledges by a request of its own, now."""
+    receipt = Receipt(user, INAPP, "acknowledged", _moment(time()), device, None, epoch, after, up_to)
+    return Outgoing(receipt_subject(partition, tenant, user), _encode(receipt))
 
 
 class Source(Protocol):
@@ -108,9 +116,7 @@ class Receipts:
 
     async def close(self, timeout_seconds: float) -> None:
         """Store what is left, within the deadline; what cannot be is counted as dropped."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         self._collect()
         try:
             async with asyncio.timeout(timeout_seconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Coroutine
 from time import time
@@ -10,33 +11,17 @@ from typing import Any
 import structlog
 
 from engine import metrics
-from engine.broker.jetstream import Outgoing
 from engine.errors import BrokerError, OtherIncarnation
 from gateway.access.auth import Claims, Refused
 from gateway.context import Context
-from gateway.join.port import ResetReason, Snapshot, State
+from gateway.join.port import State
 from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
 from gateway.session.follower import Follower
-from gateway.session.frames import (
-    Ack,
-    BadFrame,
-    Hello,
-    Ping,
-    Read,
-    Refresh,
-    bye_frame,
-    decode_frame,
-    error_frame,
-    pong_frame,
-    ready_frame,
-    reset_frame,
-)
-from gateway.session.identity import user_hash
+from gateway.session.frames import check_device, check_read
 from gateway.session.outlet import Outlet
 from gateway.session.positions import StaleCursor, acknowledged, read_up_to
 from gateway.session.pulse import Pulse
 from gateway.session.state_records import TooManyRecords
-from gateway.session.told_count import ToldCount
 from seamark.protocol.close_codes import (
     BAD_FRAME,
     FAILED,
@@ -44,22 +29,32 @@ from seamark.protocol.close_codes import (
     NO_HELLO,
     NO_PONG,
     NORMAL,
-    OVERLOADED,
     RESTARTING,
     TABLE,
     TOO_MANY_FRAMES,
     UNAUTHENTICATED,
     CloseCode,
 )
-from seamark.protocol.cursor import Cursor
-from seamark.protocol.errors import InvalidCursor
+from seamark.protocol.errors import BadFrame, InvalidCursor, UnknownOp
+from seamark.protocol.frames import (
+    Ack,
+    Bye,
+    ClientFrame,
+    ErrorFrame,
+    Hello,
+    Ping,
+    Read,
+    Refresh,
+    decode_client_frame,
+    encode,
+    request_id,
+)
 
 _log = structlog.get_logger("seamark.session")
 
 # A labelled metric is looked up under a lock: once is enough.
 _OPEN = {carrier: metrics.gateway_sessions.labels(carrier) for carrier in ("ws", "sse", "poll")}
 _CLOSED = {code: metrics.gateway_closed.labels(str(code.code)) for code in TABLE}
-_RESUMED = metrics.gateway_joins.labels("resumed")
 
 
 class Session:
@@ -76,7 +71,7 @@ class Session:
     """
 
     __slots__ = (
-        "_count", "_expires_at", "_follower", "_greeted", "_outlet", "_pong_owed", "_pulse", "_token",
+        "_expires_at", "_follower", "_greeted", "_outlet", "_pulse", "_token",
         "carrier", "context", "device", "ended", "id", "tenant", "user",
     )  # fmt: skip
 
@@ -91,10 +86,9 @@ class Session:
         self.carrier = carrier
         self._token = token
         self._follower: Follower | None = None
-        self._greeted = self._pong_owed = False
+        self._greeted = False
         self._expires_at = 0.0
         self._pulse = Pulse(context.wheel.now(), context.times, outlet)
-        self._count = ToldCount(outlet)
         context.sessions.open(self)
         _OPEN[carrier].inc()
         context.wheel.later(context.times.hello_seconds, self._expect_hello, LOOKS)
@@ -109,16 +103,19 @@ class Session:
             self.end(TOO_MANY_FRAMES, f"more than {FRAMES_PER_MINUTE} frames in a minute")
             return None
         try:
-            frame = decode_frame(data)
+            frame = decode_client_frame(data)
             if self._follower is None:
                 if isinstance(frame, Hello):
+                    check_device(frame.device)
                     self._greeted = True
                     return self._hello(frame)
                 raise BadFrame("the first frame must be `hello`")
             return self._handle(frame, self._follower)
+        except UnknownOp as error:
+            self._refuse("unknown_op", str(error), error.id)
         except (BadFrame, InvalidCursor) as error:
-            self.end(BAD_FRAME, str(error))
-            return None
+            self.end(BAD_FRAME, str(error), request_id(data))
+        return None
 
     def heard(self) -> None:
         """The client has shown life by a frame of the WebSocket itself, a ping or pong."""
@@ -129,7 +126,6 @@ class Session:
         """The outlet has room again."""
         if self._follower is None or self.ended:
             return
-        self._count.tell_waiting()
         self._follower.writable()
 
     @property
@@ -152,16 +148,14 @@ class Session:
         self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
         context.sessions.admit(self)
         if not self.ended:
-            self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
+            self._follower.log = partition.join(self._follower, self.tenant, self.user)
 
-    def _handle(
-        self, frame: Hello | Ack | Read | Ping | Refresh, follower: Follower
-    ) -> Coroutine[Any, Any, None] | None:
+    def _handle(self, frame: ClientFrame, follower: Follower) -> Coroutine[Any, Any, None] | None:
         match frame:
             case Ack():
                 self._ack(frame, follower)
             case Ping():
-                self._pong(follower)
+                follower.pong()
             case Read():
                 self._read(frame, follower)
             case Refresh():
@@ -169,13 +163,6 @@ class Session:
             case Hello():
                 raise BadFrame("`hello` was said before")
         return None
-
-    def _pong(self, follower: Follower) -> None:
-        cursor = follower.pong()
-        if cursor is None:
-            self._pong_owed = True  # there is no position yet: the answer follows the first one
-        else:
-            self._outlet.send(pong_frame(cursor))
 
     async def _hello(self, frame: Hello) -> None:
         token = frame.token or self._token
@@ -228,102 +215,60 @@ class Session:
             tally.acked, tally.acked_at = seq, time()
             if not tally.noted:
                 tally.noted = True
-                self.context.receipts.note(self)
+                self.context.receipts.note(follower)
 
     def _read(self, frame: Read, follower: Follower) -> None:
+        check_read(frame)
         try:
             up_to = read_up_to(frame, follower)
         except StaleCursor as error:
-            self._outlet.send(error_frame("stale_cursor", str(error)))
+            self._refuse("stale_cursor", str(error), frame.id)
             return
-        self.context.spawn(self._append_read(frame.ids or [], up_to, follower, follower.epoch), "append-read")
+        self.context.tasks.begin(self._append_read(frame, up_to, follower, follower.epoch), "append-read")
 
-    async def _append_read(self, ids: list[str], up_to: int | None, follower: Follower, epoch: str) -> None:
+    async def _append_read(self, frame: Read, up_to: int | None, follower: Follower, epoch: str) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
         try:
             await self.context.state_records.append(
                 "read", tenant=self.tenant, user=self.user, device=self.device,
-                partition=follower.partition.number, epoch=epoch, ids=ids, up_to=up_to,
+                partition=follower.partition.number, epoch=epoch, ids=frame.ids or [], up_to=up_to,
             )  # fmt: skip
         except OtherIncarnation:
-            if not self.ended:
-                self._outlet.send(error_frame("stale_cursor", "the log was made anew before the read was stored"))
+            self._refuse("stale_cursor", "the log was made anew before the read was stored", frame.id)
         except TooManyRecords as error:
-            if not self.ended:
-                self._outlet.send(error_frame("too_many_reads", str(error)))
+            self._refuse("too_many_reads", str(error), frame.id)
         except BrokerError as error:
             _log.warning(
-                "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
+                "read_not_stored", user=_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
             )
-            if not self.ended:
-                self._outlet.send(error_frame("unavailable", "the read could not be stored: try again"))
+            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
+        except Exception:
+            _log.exception("read_not_stored", user=_hash(self.tenant, self.user))
+            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
 
-    # --- from the follower ------------------------------------------------------------------------------------------
-
-    def ready(self, cursor: Cursor) -> None:
-        """The cursor was accepted."""
-        self._count.begun = True
-        self._outlet.send(ready_frame(self.id, cursor, None, self._count.take()), cursor.epoch.encode(), cursor.seq)
-        self._tell_what_waited(cursor)
-        _RESUMED.inc()
-
-    def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
-        """The cursor was given up: say so, and what replaces it."""
-        count = self._count.take()
-        unread = dict(snapshot.unread) if snapshot.unread is not None else count
-        self._count.replace(unread)
-        if not self._count.begun:
-            self._count.begun = True
-            self._outlet.send(ready_frame(self.id, None, reason.value, unread))
-        frame = reset_frame(reason.value, cursor, unread, list(snapshot.inbox), stale=snapshot.stale)
-        self._outlet.send(frame, cursor.epoch.encode(), cursor.seq)
-        self._tell_what_waited(cursor)
-        metrics.gateway_joins.labels(reason.value).inc()
-
-    def counted(self, count: dict[str, Any] | None) -> None:
-        """The count that was read when the log was joined."""
-        self._count.read(count)
-
-    def unread(self, frame: bytes) -> None:
-        """A new count."""
-        self._count.tell(frame)
-
-    def _tell_what_waited(self, cursor: Cursor) -> None:
-        """Answer pings that came before there was a position, and send a count that had to wait for `ready`."""
-        if self._pong_owed:
-            self._pong_owed = False
-            self._outlet.send(pong_frame(cursor))
-        self._count.tell_waiting()
-
-    def take_receipts(self) -> list[Outgoing]:
-        """What was sent and acknowledged since the last time."""
-        follower = self._follower
-        if follower is None or not follower.epoch:
-            return []
-        return follower.tally.take(follower.partition.number, self.tenant, self.user, self.device, follower.epoch)
-
-    def tell_receipts(self) -> None:
-        """Hand over what there is to tell, before the epoch or the session changes."""
-        self.context.receipts.add(self.take_receipts())
+    def _refuse(self, code: str, detail: str, id: str | None) -> None:
+        """Tell that the frame with this `id` was not obeyed. The session goes on."""
+        if not self.ended:
+            self._outlet.send(encode(ErrorFrame(code, detail, id)))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def end(self, code: CloseCode, detail: str) -> None:
-        """Close with `code`; one line in the log says so."""
+    def end(self, code: CloseCode, detail: str, id: str | None = None) -> None:
+        """Close with `code`, because of the frame with this `id` if it is one; one line in the log says so."""
         if self.ended:
             return
         _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,
-                  user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
+                  user=_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
         self._leave(code)
         if code is not NORMAL:
-            self._outlet.send(error_frame(code.name, detail[:500]))
+            self._outlet.send(encode(ErrorFrame(code.name, detail[:500], id)))
         self._outlet.close(code, detail)
 
     def bye(self, retry_after_ms: int) -> None:
         """The process leaves: say when to come back, and close."""
         if not self.ended:
             self._leave(RESTARTING)
-            self._outlet.send(bye_frame(retry_after_ms))
+            self._outlet.send(encode(Bye(retry_after_ms)))
             self._outlet.close(RESTARTING, f"come back in {retry_after_ms} ms")
 
     def gone(self) -> None:
@@ -337,20 +282,13 @@ class Session:
             _log.error("session_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
             self.end(FAILED, "the gateway could not go on with this session")
 
-    def overloaded(self) -> None:
-        """Too many sessions ask for what this one needs. Its client shall come back, and is not told that there is nothing."""
-        self.end(OVERLOADED, "too many sessions wait for the inbox: come back")
-
     def _leave(self, code: CloseCode) -> None:
         self.ended = True
         _OPEN[self.carrier].dec()
         _CLOSED[code].inc()
         follower = self._follower
         if follower is not None:
-            self.tell_receipts()
             follower.close()
-            if follower.log is not None:
-                self.context.live.leave(follower, follower.log)
         self.context.sessions.leave(self)
         self._follower = None  # a timer may hold this object for a while: let the rest go now
 
@@ -381,3 +319,11 @@ class Session:
             self.context.wheel.later(LOOK_SECONDS, self._tick, looks - 1)
         else:
             self.end(NO_PONG, "a ping was not answered in time")
+
+
+_HASH_KEY = secrets.token_bytes(16)
+
+
+def _hash(tenant: str, user: str) -> str:
+    """What stands for a user in the log: the same within one process, of no use to whoever reads the log."""
+    return hashlib.blake2b(f"{tenant}\0{user}".encode(), key=_HASH_KEY, digest_size=8).hexdigest()

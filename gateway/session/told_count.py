@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gateway.session.outlet import Outlet
 from gateway.stores.counts import as_of
+from seamark.protocol.frames import Unread
 
 
 class ToldCount:
@@ -19,21 +18,21 @@ class ToldCount:
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
-        self._first: dict[str, Any] | None = None
+        self._first: Unread | None = None
         self._waiting: bytes | None = None
         self.begun = False
 
-    def read(self, count: dict[str, Any] | None) -> None:
+    def read(self, count: Unread | None) -> None:
         """The count as it was when the log was joined, for the first frame."""
         self._first = count
         self._forget_older_than(count)
 
-    def take(self) -> dict[str, Any] | None:
+    def take(self) -> Unread | None:
         """The count for the first frame. Only the first call gives it."""
         count, self._first = self._first, None
         return count
 
-    def replace(self, count: dict[str, Any] | None) -> None:
+    def replace(self, count: Unread | None) -> None:
         """A snapshot brings `count`. A frame that waits is older than it, or in mid-session may be of another log."""
         if self.begun:
             self._waiting = None
@@ -53,6 +52,6 @@ class ToldCount:
         if frame is not None:
             self.tell(frame)
 
-    def _forget_older_than(self, count: dict[str, Any] | None) -> None:
-        if self._waiting is not None and count is not None and as_of(self._waiting) <= count["as_of"]:
+    def _forget_older_than(self, count: Unread | None) -> None:
+        if self._waiting is not None and count is not None and as_of(self._waiting) <= count.as_of:
             self._waiting = None

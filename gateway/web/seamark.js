@@ -6,8 +6,8 @@
  *   inbox.addEventListener("record", ({ detail }) => apply(detail.record));
  *   inbox.connect();
  *
- * Events (all `CustomEvent`): `reset` {reason, cursor, unread, inbox} · `record` {seq, prev, cursor, record} ·
- * `live` {cursor} · `unread` {count, as_of, stale} · `state` {state, transport, reason, retryMs} ·
+ * Events (all `CustomEvent`): `reset` {reason, cursor, seq, unread, inbox} · `record` {seq, prev, cursor, record} ·
+ * `live` {cursor, seq} · `unread` {count, as_of, stale} · `state` {state, transport, reason, retryMs} ·
  * `error` {code, message, fatal}.
  *
  * A page begins with a snapshot (`reset`) and goes on with records in log order, each once. State and position belong
@@ -23,6 +23,7 @@ const TIMES = {
   ping: 20_000, // a `ping` is sent this often; a proxy that drops idle connections sees traffic
   silence: 50_000, // nothing at all received for so long: the way is dead
   ack: 250, // at most one ack, and one turn of new marks, in this time, as the protocol asks
+  ackRequest: 5_000, // the same for an ack that is a request of its own
   probe: 5_000, // for an answer when the page comes back to the front or the network returns
   mark: 15_000, // a mark that the log has not shown after this time, or at most twice this time, is said again
   upgrade: 300_000, // over server-sent events: how often a WebSocket is tried beside the stream
@@ -39,15 +40,11 @@ const STOP = {
   1009: "a frame was too large", 4400: "the gateway did not understand this client", 4403: "not allowed",
   4409: "another session of this user took the place of this one", 4413: "a frame was too large",
 };
+const CODE_OF_STATUS = { 400: 4400, 401: 4401, 403: 4403, 404: 4400, 409: 4409, 413: 4413, 426: 4400, 429: 4429 };
+const ANOTHER_LOG = ["epoch", "future"]; // reasons of a `reset` after which records have other positions than before
 const SAID_BY_GATEWAY = [1011, 1012, 1013]; // codes below 4000 that only a gateway sends: the carrier works
 const REFUSALS = 3; // refusals of tokens in a row that are final
 const CHAIN_BROKEN = 4000; // what this client closes with when it resumes because of what it received
-
-/** The two parts of a cursor, for the checks below; apps store it whole. Null if it is none. */
-function parseCursor(text) {
-  const found = /^([a-z0-9]{1,32})\.(0|[1-9]\d{0,15})$/.exec(text ?? "");
-  return found && { epoch: found[1], seq: Number(found[2]) };
-}
 
 function claimsOf(token) {
   try {
@@ -65,10 +62,13 @@ function ownerOf(token) {
 }
 
 /**
- * The receive rules, without I/O: `on(frame)` gives [what, value]. One position is held: the last cursor accepted. The
- * `prev` of the next record must equal its sequence, a record at or below it is a duplicate.
+ * The receive rules, without I/O: `on(frame)` gives [what, value]. One position is held: that of the last frame accepted. No
+ * record is between the `prev` of a record and its `seq`: with `prev` at or below the position nothing was lost, and a record
+ * at or below it is a duplicate. Cursors are never looked into.
  */
 export class Receiver {
+  seq = null; // of the position; null until a session has answered
+
   constructor(cursor = null) {
     this.position = cursor; // "start" until a session has answered
     this.connected();
@@ -82,37 +82,29 @@ export class Receiver {
     const op = frame?.op;
     if (op === "ready") return this.#ready(frame);
     if (!["record", "skip", "live", "pong", "reset"].includes(op)) return [op, frame];
+    if ((frame.feed ?? null) !== null) return ["drop", "of another log than the user's"];
     if (!this.joined) return ["restart", "a frame of the log came before `ready`"];
-    const at = parseCursor(frame.cursor);
-    if (op === "pong" && ((frame.cursor ?? null) === null || !this.anchored)) return ["drop", "pong"];
-    if (!at) return ["restart", "bad cursor in a frame"];
-    if (op === "reset") {
-      this.anchored = true;
-      this.position = frame.cursor;
-      return ["reset", frame];
-    }
-    if (!this.anchored) return ["restart", "the log went on before its reset"];
-    const held = parseCursor(this.position);
-    if (at.epoch !== held.epoch) return ["restart", "the epoch changed without a reset"];
-    if (op === "live" || op === "pong") {
-      if (at.seq < held.seq) return op === "live" ? ["restart", "`live` lies behind what was sent"] : ["drop", "pong"];
+    if (!this.anchored && op !== "reset") return op === "pong" ? ["drop", op] : ["restart", "the log went on before its reset"];
+    const { seq, prev, cursor } = frame;
+    if (typeof cursor !== "string" || !Number.isInteger(seq)) return ["restart", "a frame of the log has no position"];
+    if (op === "reset") this.anchored = true;
+    else if (op === "live" || op === "pong") {
+      if (seq < this.seq) return op === "live" ? ["restart", "`live` lies behind what was sent"] : ["drop", op];
     } else {
-      if (at.seq !== frame.seq) return ["restart", "cursor and sequence differ"];
-      if (at.seq <= held.seq) return ["drop", "duplicate"];
-      if (frame.prev !== held.seq) return ["restart", `${frame.seq} follows ${frame.prev}, but ${held.seq} is held`];
+      if (seq <= this.seq) return ["drop", "duplicate"];
+      if (!(prev <= this.seq)) return ["restart", `${seq} follows ${prev}, but ${this.seq} is held`];
     }
-    this.position = frame.cursor;
-    return op === "record" || op === "live" ? [op, frame] : ["advance", frame.cursor];
+    [this.position, this.seq] = [cursor, seq];
+    return op === "skip" || op === "pong" ? ["advance", cursor] : [op, frame];
   }
 
   #ready(frame) {
     if (this.joined) return ["restart", "a second `ready`"];
     if (frame.resumed) {
-      if (!parseCursor(frame.cursor)) return ["restart", "`ready` without a cursor"];
-      const asked = this.position;
-      if (asked && asked !== "start" && asked !== frame.cursor) return ["restart", "resumed from another cursor"];
-      this.position = frame.cursor;
-      this.anchored = true;
+      const { cursor, seq } = frame;
+      if (typeof cursor !== "string" || !Number.isInteger(seq)) return ["restart", "`ready` without a cursor"];
+      if (this.seq !== null && this.seq !== seq) return ["restart", "resumed from another cursor"];
+      [this.position, this.seq, this.anchored] = [cursor, seq, true];
     }
     this.joined = true;
     return ["ready", frame];
@@ -159,11 +151,13 @@ export class Progress {
 
 /**
  * What the user has read and the log does not show yet. A frame written into a dying socket is not stored, so a mark
- * stays here until a record says the same, whoever wrote that record. Each mark is { due, refused, ticks, misses }.
+ * stays here until a record says the same, whoever wrote that record. Each mark is { due, refused, ticks, misses, request }:
+ * `request` is the id of the frame that said it last.
  */
 export class Marks {
   ids = new Map();
-  upTo = null; // { cursor, … }: only the highest one counts
+  upTo = null; // { cursor, seq, … }: only the highest one counts
+  #requests = 0;
 
   get size() {
     return this.ids.size + (this.upTo ? 1 : 0);
@@ -179,35 +173,33 @@ export class Marks {
   }
 
   add(ids) {
-    for (const id of ids) if (!this.ids.has(id)) this.ids.set(id, { due: true, refused: false, ticks: 0, misses: 0 });
+    for (const id of ids) if (!this.ids.has(id)) this.ids.set(id, this.#mark());
   }
 
-  reach(cursor) {
-    const [given, held] = [parseCursor(cursor), parseCursor(this.upTo?.cursor)];
-    if (held && held.epoch === given.epoch && held.seq >= given.seq) return;
-    this.upTo = { cursor, due: true, refused: false, ticks: 0, misses: 0 };
+  #mark() {
+    return { due: true, refused: false, ticks: 0, misses: 0, request: "" };
   }
 
-  /** The frames to send now, on a session that has received all up to `position`; a mark beyond would be a bad frame. */
-  take(position) {
-    const frames = [], at = parseCursor(position), upTo = parseCursor(this.upTo?.cursor);
-    const said = (mark) => Object.assign(mark, { due: false, refused: false, ticks: 0 });
-    if (this.upTo?.due && upTo.epoch === at?.epoch && upTo.seq <= at.seq) {
-      frames.push({ op: "read", up_to: said(this.upTo).cursor });
-    }
+  reach({ cursor, seq }) {
+    if (this.upTo?.seq >= seq) return;
+    this.upTo = { cursor, seq, ...this.#mark() };
+  }
+
+  /** The frames to send now, on a session that has received all up to `seq`; a mark beyond would be a bad frame. */
+  take(seq) {
+    const frames = [];
+    const say = (frame, marks) => {
+      const id = `read-${++this.#requests}`;
+      for (const mark of marks) Object.assign(mark, { due: false, refused: false, ticks: 0, request: id });
+      frames.push({ op: "read", id, ...frame });
+    };
+    if (this.upTo?.due && this.upTo.seq <= seq) say({ up_to: this.upTo.cursor }, [this.upTo]);
     const due = [...this.ids].filter(([, mark]) => mark.due);
     for (let from = 0; from < due.length; from += READ_IDS) {
-      frames.push({ op: "read", ids: due.slice(from, from + READ_IDS).map(([id, mark]) => (said(mark), id)) });
+      const part = due.slice(from, from + READ_IDS);
+      say({ ids: part.map(([id]) => id) }, part.map(([, mark]) => mark));
     }
     return frames;
-  }
-
-  /** Forget a position of another incarnation of the log than `position`'s. Gives it, or null if there is none. */
-  foreign(position) {
-    const cursor = this.upTo?.cursor ?? null;
-    if (cursor === null || parseCursor(cursor).epoch === parseCursor(position)?.epoch) return null;
-    this.upTo = null;
-    return { ids: [], upTo: cursor };
   }
 
   /** A new session has caught up. The marks it has not shown were not stored, so all are due again. */
@@ -215,47 +207,45 @@ export class Marks {
     for (const mark of this.#all()) mark.due = true;
   }
 
-  /**
-   * The gateway could not store something, it does not say what: the next tick says it again, and that is no miss, however
-   * many of the frames were refused.
-   */
-  refused() {
-    for (const mark of this.#all()) if (!mark.due) Object.assign(mark, { refused: true, ticks: 1 });
+  /** The gateway could not store what this frame said: the next tick says it again, and that is no miss. */
+  refused(request) {
+    for (const mark of this.#all()) if (!mark.due && mark.request === request) Object.assign(mark, { refused: true, ticks: 1 });
+  }
+
+  /** What this frame said can never be stored: it is given up. */
+  lost(request) {
+    const is = (mark) => mark.request === request;
+    return this.#drop([...this.ids].filter(([, mark]) => is(mark)).map(([id]) => id), this.upTo !== null && is(this.upTo));
   }
 
   /** Time has passed. Gives the marks that are given up, as {ids, upTo}; null if there are none. */
   tick() {
-    const lost = { ids: [], upTo: null };
     const isLost = (mark) => {
       if (mark.due || ++mark.ticks < 2) return false;
       mark.due = true;
       return !mark.refused && ++mark.misses >= MARK_MISSES;
     };
-    for (const [id, mark] of this.ids) if (isLost(mark)) lost.ids.push(id);
-    if (this.upTo && isLost(this.upTo)) lost.upTo = this.upTo.cursor;
-    return this.drop(lost) ? lost : null;
+    return this.#drop([...this.ids].filter(([, mark]) => isLost(mark)).map(([id]) => id), this.upTo !== null && isLost(this.upTo));
   }
 
-  /** Forget these. True if there was something to forget. */
-  drop({ ids = [], upTo = null }) {
-    const before = this.size;
+  #drop(ids, position) {
     for (const id of ids) this.ids.delete(id);
-    if (upTo && upTo === this.upTo?.cursor) this.upTo = null;
-    return this.size < before;
+    const upTo = position ? this.upTo.cursor : null;
+    if (position) this.upTo = null;
+    return ids.length || position ? { ids, upTo } : null;
   }
 
   /** The log shows a record: the marks that it states are done. */
-  shown(cursor, record) {
+  shown(record) {
     if (this.size === 0 || record?.kind !== "read") return;
     for (const id of record.ids ?? []) this.ids.delete(id);
-    const [at, upTo] = [parseCursor(cursor), parseCursor(this.upTo?.cursor)];
-    if (upTo && upTo.epoch === at.epoch && upTo.seq <= (record.up_to ?? -1)) this.upTo = null;
+    if (this.upTo?.seq <= record.up_to) this.upTo = null;
   }
 
   /** A snapshot came, which may show what was marked. Gives a position that means nothing in this log any more. */
-  reset({ reason, cursor, inbox = [] }) {
+  reset({ reason, inbox = [] }) {
     for (const row of inbox) if (row.read) this.ids.delete(row.id);
-    return this.foreign(reason === "future" ? null : cursor); // a log put back will give the same numbers to other records
+    return this.#drop([], this.upTo !== null && ANOTHER_LOG.includes(reason));
   }
 }
 
@@ -307,7 +297,7 @@ class StreamTransport {
     this.base = base;
     this.hello = hello;
     this.greeted = true; // the token is in the request
-    this.unsaid = to.unsaid;
+    this.to = to;
     this.abort = new AbortController();
     this.timer = setTimeout(() => this.close(1006, "the stream took too long to open"), times.connect);
     this.end = (code, reason, retryMs) => {
@@ -328,9 +318,8 @@ class StreamTransport {
     if (cursor) headers["Last-Event-ID"] = cursor;
     const response = await fetch(url, { headers, cache: "no-store", signal: this.abort.signal });
     if (!response.ok) {
-      const codes = { 400: 4400, 401: 4401, 403: 4403, 404: 4400, 413: 4413, 426: 4400, 429: 4429 };
       const retry = Number(response.headers.get("Retry-After")) * 1000 || undefined;
-      return this.end(codes[response.status] ?? 1006, `answered with ${response.status}`, retry);
+      return this.end(CODE_OF_STATUS[response.status] ?? 1006, `answered with ${response.status}`, retry);
     }
     clearTimeout(this.timer);
     to.opened();
@@ -358,18 +347,26 @@ class StreamTransport {
     this.end(code, reason);
   }
 
-  /** There is no way up in a stream: reads are requests, acks and pings are left out, the cursor says it all. */
-  say(frame) {
-    if (frame.op === "read") this.#post(frame).catch(() => this.unsaid(frame, "the gateway was not reached", false));
+  /** There is no way up in a stream: reads and acks are requests, pings are left out. */
+  say(frame, after) {
+    if (frame.op === "read") this.#read(frame).catch(() => this.to.unsaid(frame.id, "the gateway was not reached", false));
+    if (frame.op === "ack") this.#ack(frame.cursor, after).catch(() => {}); // the next one says it again
     return true;
   }
 
-  async #post({ op, ...body }) {
+  async #read({ id, ids, up_to }) {
+    const { ok, status } = await this.#post("v1/inbox/read", { ids, up_to });
+    if (!ok) this.to.unsaid(id, `answered with ${status}`, [400, 403, 404, 409, 413].includes(status));
+  }
+
+  async #ack(cursor, after) {
+    if ((await this.#post("v1/ack", { after, cursor })).ok) this.to.acknowledged(after, cursor);
+  }
+
+  #post(path, body) {
     const headers = { Authorization: `Bearer ${this.hello.token}`, "Content-Type": "application/json" };
     const text = JSON.stringify({ ...body, device: this.hello.device });
-    const response = await fetch(new URL("v1/inbox/read", this.base), { method: "POST", headers, body: text });
-    const final = [400, 403, 404, 409, 413].includes(response.status);
-    if (!response.ok) this.unsaid({ op, ...body }, `answered with ${response.status}`, final);
+    return fetch(new URL(path, this.base), { method: "POST", headers, body: text });
   }
 
   close(code, reason) {
@@ -412,6 +409,7 @@ export class Seamark extends EventTarget {
     this.token = this.refused = this.session = this.transport = this.probe = this.acked = null;
     this.running = false;
     this.timers = {};
+    this.capabilities = []; // what the gateway can do beyond the first version of the protocol
   }
 
   #begin(cursor) {
@@ -419,6 +417,7 @@ export class Seamark extends EventTarget {
     this.progress = new Progress();
     this.marks = new Marks();
     this.unread = null;
+    this.unacked = null; // the cursor behind which nothing is acknowledged
   }
 
   /** Where the next session resumes; null before the first one has answered. */
@@ -453,8 +452,8 @@ export class Seamark extends EventTarget {
   }
 
   /**
-   * Mark as read: `{ids: […]}`, `{upTo: cursor}` or `{all: true}` (everything received so far). The mark comes back as
-   * a record, to this page too. It is kept, and said again on every session, until it does.
+   * Mark as read: `{ids: […]}`, `{upTo}` (the detail of a `record`, `reset` or `live`), or `{all: true}` (everything received
+   * so far). The mark comes back as a record, to this page too. It is kept, and said again on every session, until it does.
    */
   read({ ids, upTo, all = false }) {
     if ((ids !== undefined) + (upTo !== undefined) + all !== 1) throw new TypeError("give one of ids, upTo, all");
@@ -466,9 +465,12 @@ export class Seamark extends EventTarget {
       this.marks.add(ids);
     } else {
       // "All" is fixed here: sent after a reconnect it would cover records that nobody has seen.
-      const cursor = upTo ?? this.cursor;
-      if (upTo !== undefined && !parseCursor(upTo)) throw new TypeError("upTo is no cursor");
-      if (cursor) this.marks.reach(cursor);
+      const { position: cursor, seq } = this.receiver;
+      const to = upTo ?? { cursor, seq };
+      if (upTo !== undefined && !(typeof to?.cursor === "string" && Number.isInteger(to.seq))) {
+        throw new TypeError("upTo takes what a `record`, `reset` or `live` event has brought");
+      }
+      if (to.seq !== null) this.marks.reach(to);
     }
     if (this.state === "live") this.#sayMarksSoon();
   }
@@ -552,7 +554,8 @@ export class Seamark extends EventTarget {
     const to = {
       opened: mine(() => this.#opened()),
       alive: mine(() => this.#alive()),
-      unsaid: (frame, reason, final) => this.#unsaid(marks, frame, reason, final),
+      unsaid: (request, reason, final) => this.#unsaid(marks, request, reason, final),
+      acknowledged: (after, cursor) => this.#acknowledged(after, cursor),
       text: mine((text) => { this.#alive(); this.#frame(text); }),
       ended: mine((code, reason, retryMs) => {
         if (!session.ready && code < 4000 && !SAID_BY_GATEWAY.includes(code)) this.#missed();
@@ -732,7 +735,7 @@ export class Seamark extends EventTarget {
       case "now": return void this.#emit("now", value);
       case "reset": return this.#reset(value);
       case "record":
-        this.marks.shown(value.cursor, value.record);
+        this.marks.shown(value.record);
         return this.#hand("record", value);
       case "live":
         this.progress.passed(value.cursor);
@@ -745,6 +748,8 @@ export class Seamark extends EventTarget {
     const { session } = this;
     clearTimeout(this.timers.ready);
     session.ready = true;
+    this.capabilities = frame.capabilities ?? [];
+    if (frame.resumed) this.unacked ??= frame.cursor;
     this.refused = null;
     this.refusals = this.misses = 0;
     this.#setState("catching-up");
@@ -759,6 +764,7 @@ export class Seamark extends EventTarget {
     const { session } = this;
     this.progress = new Progress(); // cursors from before mean nothing to the gateway any more
     this.acked = null;
+    this.unacked = frame.cursor;
     this.unread = frame.unread ?? null;
     const lost = this.marks.reset(frame);
     this.#hand("reset", frame);
@@ -784,23 +790,31 @@ export class Seamark extends EventTarget {
     this.#emit("unread", value);
   }
 
-  #refusedByGateway({ code, detail }) {
-    if (code === "too_many_reads" || code === "unavailable") this.marks.refused();
-    if (code === "stale_cursor") this.marks.upTo = null;
+  #refusedByGateway({ code, detail, id }) {
+    if (code === "too_many_reads" || code === "unavailable") this.marks.refused(id);
     this.#error(code, detail);
+    const lost = code === "stale_cursor" && this.marks.lost(id);
+    if (lost) this.#lost(lost, "their log is no more");
   }
 
   // --- what this page says ------------------------------------------------------------------------------------------
 
   #ackLater() {
-    this.timers.ack ??= setTimeout(() => this.#sendAck(), this.times.ack);
+    const wait = this.transport?.name === "sse" ? this.times.ackRequest : this.times.ack;
+    this.timers.ack ??= setTimeout(() => this.#sendAck(), wait);
   }
 
   #sendAck() {
     delete this.timers.ack;
     const { cursor } = this.progress;
     if (!cursor || cursor === this.acked || !this.receiver.anchored) return;
-    if (this.transport?.say({ op: "ack", cursor })) this.acked = cursor;
+    if (!this.transport?.say({ op: "ack", cursor }, this.unacked)) return;
+    this.acked = cursor;
+    if (this.transport.name === "websocket") this.#acknowledged(this.unacked, cursor);
+  }
+
+  #acknowledged(after, cursor) {
+    if (this.unacked === after) this.unacked = cursor; // else the log was reset meanwhile, or answers overtook each other
   }
 
   /** At once, but not more often than acks: a page may mark row after row, and a client may send 600 frames in a minute. */
@@ -815,9 +829,7 @@ export class Seamark extends EventTarget {
 
   #sayMarks() {
     if (!this.transport) return;
-    const lost = this.marks.foreign(this.cursor);
-    if (lost) this.#lost(lost, "their log is no more");
-    for (const frame of this.marks.take(this.cursor)) if (!this.transport.say(frame)) return; // the next session says it
+    for (const frame of this.marks.take(this.receiver.seq)) if (!this.transport.say(frame)) return; // the next session says it
     if (this.marks.size) this.timers.marks ??= setTimeout(() => this.#tick(), this.times.mark);
   }
 
@@ -833,9 +845,10 @@ export class Seamark extends EventTarget {
   }
 
   /** A request with a mark failed: the mark is said again, unless it can never be stored. */
-  #unsaid(marks, { ids = [], up_to: upTo = null }, reason, final) {
-    if (final && marks.drop({ ids, upTo })) return this.#lost({ ids, upTo }, reason);
-    marks.refused();
+  #unsaid(marks, request, reason, final) {
+    const lost = final && marks.lost(request);
+    if (lost) return this.#lost(lost, reason);
+    marks.refused(request);
     this.#error("read", reason);
   }
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from engine.broker.jetstream import NatsSettings
+from engine.broker.settings import NatsSettings
 from engine.errors import InvalidSetting
 from engine.settings import given_settings, load_settings
 from seamark.protocol.logins import inbox_prefix_of

@@ -9,6 +9,7 @@ import typer
 
 from ops.cli.output import print_json
 from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, read_dev_file
+from seamark.protocol.subjects import encode_user
 
 
 def token(
@@ -28,9 +29,14 @@ def token(
 
 
 def sign(secret: str, tenant: str, user: str, seconds: int, *, scope: str | None = None) -> str:
-    """A JWT as the gateway takes it (HS256)."""
+    """A JWT as the gateway takes it (HS256).
+
+    Raises:
+        InvalidToken: no user can be called so.
+    """
     import jwt
 
+    encode_user(user)  # a gateway would refuse the token
     now = int(time.time())
     claims: dict[str, object] = {"sub": user, "tenant": tenant, "iat": now, "exp": now + seconds}
     if scope is not None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import asyncpg
 import msgspec
 
-from projections.postgres.versions import asking
+from projections.postgres.versions import Pool, asking, live
 from projections.store import Checkpoint
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.subjects import encode_token, log_stream, partition_of
-
-if TYPE_CHECKING:
-    import asyncpg
-
-    from projections.postgres.versions import Pool
 
 PAGE_ROWS: Final = 100
 """Rows of a page, and of a snapshot: what a screen shows and a few turns more."""
@@ -86,7 +82,7 @@ class Page(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-_LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = 'inbox')"
+_LIVE: Final = live("inbox")
 SHOWN_AT: Final = (
     "shown AND recalled_seq IS NULL AND superseded_seq IS NULL AND (expires_at IS NULL OR expires_at > {now})"
 )
@@ -112,9 +108,9 @@ LEFT JOIN LATERAL (
 ) r ON true
 """
 
-_DEVICE: Final = """
+_DEVICE: Final = f"""
 SELECT epoch, seq FROM device_cursors WHERE tenant = $1 AND user_id = $2 AND device = $3
-    AND version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+    AND version = {live("deliveries")}
 """
 
 

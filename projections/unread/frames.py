@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import msgspec
 import structlog
 
 from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
 from projections.unread.store import Counted
+from seamark.protocol.frames import Unread, unread_frame
 
 _log = structlog.get_logger("seamark.unread")
 
@@ -21,8 +21,6 @@ SPACING_SECONDS: Final = 0.25
 
 CATEGORIES_MAX: Final = 50
 """Categories of one frame, those with most unread: names are free text, and a frame goes to every device."""
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Countable(Protocol):
@@ -36,20 +34,12 @@ class Countable(Protocol):
     def more(self) -> bool: ...
 
 
-def told(unread: Countable, as_of: int) -> dict[str, Any]:
-    """The members that every frame with a count has; of many categories those with most unread."""
+def told(unread: Countable, as_of: int, *, stale: bool = False) -> Unread:
+    """The count as clients are told it; of many categories those with most unread."""
     categories = unread.by_category
     if len(categories) > CATEGORIES_MAX:
         categories = dict(sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:CATEGORIES_MAX])
-    return {"count": unread.count, "as_of": as_of, "more": unread.more, "categories": categories}
-
-
-def unread_frame(unread: Countable, as_of: int) -> bytes:
-    """`unread`: the count as the gateway passes it on to every device of the user; it begins as the gateway expects."""
-    if not unread.by_category:
-        words = (unread.count, as_of, b"true" if unread.more else b"false")
-        return b'{"op":"unread","count":%d,"as_of":%d,"more":%b,"categories":{}}' % words
-    return _encode({"op": "unread", **told(unread, as_of)})
+    return Unread(unread.count, as_of, unread.more, categories, stale)
 
 
 class UnreadFrames:
@@ -68,7 +58,7 @@ class UnreadFrames:
     def tell(self, counts: Iterable[Counted], as_of: int) -> None:
         """Tell these users' sessions; those told within the last quarter of a second are told again at its end."""
         for user, unread in counts:
-            frame = unread_frame(unread, as_of)
+            frame = unread_frame(told(unread, as_of))
             if user in self._recent:
                 self._later[user] = frame
             else:
@@ -90,7 +80,7 @@ class UnreadFrames:
             self._broker.publish(self._prefix + user.encode(), frame)
         except BrokerError as error:
             metrics.unread_frames.labels("lost").inc()
-            _log.debug("an unread count was not told", error=type(error).__name__)
+            _log.debug("unread_count_not_told", error=type(error).__name__)
         else:
             metrics.unread_frames.labels("sent").inc()
 

@@ -12,10 +12,11 @@ from seamark.client.errors import (
     TooManySessions,
     UserChanged,
 )
-from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State, Unread
+from seamark.client.items import Item, Live, Now, Problem, Record, Reset, State
 from seamark.client.publisher import Published, Publisher
 from seamark.client.session import Timing
 from seamark.protocol.errors import InvalidCursor, InvalidEvent, SeamarkError
+from seamark.protocol.frames import Unread
 
 __all__ = [
     "Backoff",

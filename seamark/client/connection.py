@@ -11,21 +11,23 @@ from typing import Final, Self
 import aiohttp
 
 from seamark.backoff import Backoff
-from seamark.client.closecodes import TOO_MANY, TOO_MANY_SECONDS, Verdict, error_of, verdict
 from seamark.client.cursorstore import Bookmark, CursorStore, MemoryCursor
 from seamark.client.delivery import Delivery
-from seamark.client.errors import ConnectionClosed, NotAuthenticated, UserChanged
-from seamark.client.frames import ErrorFrame, NowFrame, Ready, UnreadCount, UnreadFrame
-from seamark.client.items import Item, Now, Problem, Record, Reset, State, Unread
+from seamark.client.errors import ConnectionClosed, NotAuthenticated, UserChanged, error_of
+from seamark.client.items import Item, Live, Now, Place, Problem, Record, Reset, State
 from seamark.client.keeper import Keeper
 from seamark.client.marks import Lost
-from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Receiver, Restore
+from seamark.client.receiver import Advance, Deliver, Joined, Notice, Outcome, Position, Receiver, Restore
 from seamark.client.session import End, Session, Timing, endpoint
 from seamark.client.token import Owner, TokenCallable, TokenSource
 from seamark.client.uplink import Uplink
-from seamark.protocol.cursor import parse_cursor
+from seamark.protocol.close_codes import STOP, TOO_MANY_FRAMES, UNAUTHENTICATED
+from seamark.protocol.frames import ErrorFrame, Hello, NowFrame, Ready, Unread, UnreadFrame
 
 log = logging.getLogger("seamark.client")
+
+TOO_MANY_SECONDS: Final = 60.0
+"""How long to stay away after 4429, unless the gateway names a time: its bucket of frames is a minute's."""
 
 
 class Connection:
@@ -89,6 +91,8 @@ class Connection:
         self.state = State.NEW
         self.unread: Unread | None = None
         self.session_id: str | None = None
+        self.capabilities: tuple[str, ...] = ()
+        """What the gateway can do beyond the first version of the protocol."""
         self.reconnects = 0
         """Sessions that ended and were followed, or tried to be followed, by another."""
         self.last_end: End | None = None
@@ -115,7 +119,7 @@ class Connection:
         """Begin to connect. Called by `async with` and by the first iteration.
 
         Raises:
-            InvalidCursor: the cursor given or stored is none. Whatever the store raises.
+            Whatever the store raises.
         """
         if self._closed:
             raise ConnectionClosed
@@ -123,9 +127,7 @@ class Connection:
             return
         self._started = True
         try:
-            self._stored = await self._keeper.load()
-            for one in (self._stored, self._given):  # a bad cursor raises here, where the app learns of it
-                Receiver(None if one is None else one.cursor)
+            self._stored = await self._keeper.store.load()
             if self._closed:
                 raise ConnectionClosed
         except BaseException:
@@ -188,7 +190,7 @@ class Connection:
     def position(self) -> str | None:
         """Where the next session resumes: behind everything received, done or not."""
         held = self._receiver.position
-        return None if held is None else str(held)
+        return None if held is None else held.cursor
 
     def __aiter__(self) -> AsyncIterator[Record]:
         return self
@@ -218,10 +220,10 @@ class Connection:
         self,
         *,
         ids: Sequence[str] | None = None,
-        up_to: str | None = None,
+        up_to: Place | None = None,
         all: bool = False,
     ) -> None:
-        """Mark as read: these ids, or everything up to a cursor, or everything received so far.
+        """Mark as read: these ids, or everything up to a record (a reset, a `Live`), or everything received so far.
 
         The mark is a record of the log: it comes back to every device of the user, this one too, and that is its
         confirmation. Until then it is kept here, and said again on every session. Marks made in quick
@@ -229,7 +231,7 @@ class Connection:
 
         Raises:
             ClientError: more than 1000 ids that the log has not shown yet. ConnectionClosed: the connection is closed.
-            ValueError: not exactly one of the three was given, or what can be no id. InvalidCursor: `up_to` is none.
+            ValueError: not exactly one of the three was given, or what can be no id. TypeError: `up_to` is no place in a log.
         """
         if self._closed:
             raise ConnectionClosed
@@ -239,9 +241,13 @@ class Connection:
             self._uplink.read_ids(ids)
             return
         # "All" is fixed here: sent after a reconnect it would cover records that the user has not seen.
-        cursor = parse_cursor(up_to) if up_to is not None else self._receiver.position
-        if cursor is not None:
-            self._uplink.read_up_to(cursor)
+        position = self._receiver.position
+        if up_to is not None:
+            if not isinstance(up_to, Place):
+                raise TypeError("up_to takes a Record, Reset or Live that this connection has given")
+            position = Position(up_to.cursor, up_to.seq)
+        if position is not None:
+            self._uplink.read_up_to(position)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -277,8 +283,8 @@ class Connection:
         session = Session(self._receiver, self._handle, self._timing)
         self._uplink.begins(session)
         cursor = self._receiver.resume_cursor
-        snapshot = True if self._snapshot and cursor is None else None
-        hello = {"token": token, "device": self.device, "cursor": cursor, "snapshot": snapshot}
+        snapshot = self._snapshot and cursor is None
+        hello = Hello(token=token, device=self.device, cursor=cursor, snapshot=snapshot)
         up = self._uplink
         tending = [up.tend_acks(), up.tend_reads(), up.tend_marks(), up.tend_token()]
         return await session.run(self._http, self._url, hello, tending)
@@ -299,17 +305,14 @@ class Connection:
 
     def _after(self, end: End) -> float:
         """How long to wait after `end`; raises where there is nothing to wait for."""
-        match verdict(end.code):
-            case Verdict.STOP:
-                raise error_of(end.code, end.reason)
-            case Verdict.RENEW:
-                if end.token_sent:  # otherwise the refusal says nothing about the token
-                    self._token.refused()
-                if self._token.exhausted:
-                    raise error_of(end.code, end.reason)
+        renew = end.code == UNAUTHENTICATED.code
+        if renew and end.token_sent:  # otherwise the refusal says nothing about the token
+            self._token.refused()
+        if end.code in STOP or (renew and self._token.exhausted):
+            raise error_of(end.code, end.reason)
         delay = self._backoff.next_seconds()
         asked = end.retry_after_seconds
-        if asked is None and end.code == TOO_MANY:
+        if asked is None and end.code == TOO_MANY_FRAMES.code:
             asked = TOO_MANY_SECONDS
         # What the gateway asks for is spread already: a little of ours on top, never less.
         return delay if asked is None else asked + min(delay, 1.0)
@@ -319,40 +322,40 @@ class Connection:
             case Deliver(frame):
                 self._uplink.shown(frame)
                 record = Record(frame.seq, frame.prev, frame.cursor, bytes(frame.record))
-                await self._delivery.put_log(record, self._uplink.generation)
-            case Advance(cursor, live):
+                await self._delivery.put_entry(record, self._uplink.generation)
+            case Advance(to, live):
                 if live:
                     self._backoff.succeeded()
                     self._set_state(State.LIVE)
-                await self._delivery.put_position(cursor, live=live)
+                await self._delivery.put(Live(*to) if live else to.cursor)
                 if live:
                     await self._uplink.live()
             case Joined(frame):
                 await self._joined(frame)
             case Restore(frame):
                 self._uplink.reset(frame)
-                self.unread = None if frame.unread is None else _unread(frame.unread)
+                self.unread = frame.unread
                 count = None if frame.unread is None else frame.unread.count
-                reset = Reset(frame.reason, frame.cursor, count, frame.inbox, frame.stale)
-                await self._delivery.put_log(reset, self._uplink.generation)
+                reset = Reset(frame.reason, frame.cursor, frame.seq, count, frame.inbox, frame.stale)
+                await self._delivery.put_entry(reset, self._uplink.generation)
             case Notice(UnreadFrame() as frame):
-                self.unread = _unread(frame)
+                self.unread = Unread(frame.count, frame.as_of, frame.more, frame.categories, frame.stale)
                 await self._delivery.put(self.unread)
             case Notice(NowFrame() as frame):
                 await self._delivery.put(Now(frame.type, frame.data))
             case Notice(ErrorFrame() as frame):
-                self._uplink.refused(str(frame.code))
-                await self._delivery.put(Problem(str(frame.code), frame.detail))
+                self._uplink.refused(frame)
+                await self._delivery.put(Problem(frame.code, frame.detail))
             case _:
                 pass
 
     async def _joined(self, frame: Ready) -> None:
         self._token.accepted()
-        self.session_id = frame.session
+        self.session_id, self.capabilities = frame.session, frame.capabilities
         self._set_state(State.CATCHING_UP)
         if frame.unread is not None:
-            self.unread = _unread(frame.unread)
-            await self._delivery.put(self.unread)
+            self.unread = frame.unread
+            await self._delivery.put(frame.unread)
         if frame.resumed:
             self._uplink.stands()
 
@@ -375,10 +378,6 @@ class Connection:
             self.state = state
             if self._on_state is not None:
                 self._on_state(state)
-
-
-def _unread(said: UnreadCount | UnreadFrame) -> Unread:
-    return Unread(said.count, said.as_of, said.stale, said.more, said.categories)
 
 
 connect: Final = Connection

@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
-from seamark.client.items import Item, Live, Now, Problem, Record, Reset, Unread
+from seamark.client.items import Item, Live, Now, Problem, Record, Reset
 from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
+from seamark.protocol.frames import Unread
 
 WAITING_RECORDS_MAX: Final = 1024
 WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """The log moved without anything for the app; `live` when it is caught up."""
-
-    cursor: str
-    live: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A record or snapshot, with the generation of cursors it belongs to."""
-
-    item: Record | Reset
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """What the app was given last."""
-
-    ticket: int
-    cursor: str
-    generation: int
-    automatic: bool
 
 
 class Delivery:
@@ -63,23 +37,20 @@ class Delivery:
         self._acknowledge = acknowledge
         self._on_reset = on_reset
         self._auto_ack = auto_ack
-        self._taken: _Taken | None = None
-        self._mailbox: Mailbox[_Arrival | _Position | Unread | Now | Problem] = Mailbox(
+        self._finish: Callable[[], None] | None = None
+        """Says that what the app was given last is done, where asking for more says so."""
+        self._mailbox: Mailbox[tuple[Record | Reset, int] | str | Live | Unread | Now | Problem] = Mailbox(
             WAITING_RECORDS_MAX, WAITING_BYTES_MAX
         )
 
     # -- from the sessions ---------------------------------------------------------------------------------------------
 
-    async def put_log(self, item: Record | Reset, generation: int) -> None:
-        """A record or snapshot; waits for room."""
-        await self._mailbox.put(_Arrival(item, generation), len(item.raw) if isinstance(item, Record) else 0)
+    async def put_entry(self, item: Record | Reset, generation: int) -> None:
+        """A record or snapshot, with the generation of cursors it belongs to; waits for room."""
+        await self._mailbox.put((item, generation), len(item.raw) if isinstance(item, Record) else 0)
 
-    async def put_position(self, cursor: str, *, live: bool) -> None:
-        """The log moved without anything for the app; waits for room."""
-        await self._mailbox.put(_Position(cursor, live))
-
-    async def put(self, item: Unread | Now | Problem) -> None:
-        """Something beside the log; waits for room."""
+    async def put(self, item: str | Live | Unread | Now | Problem) -> None:
+        """Anything else; waits for room. A cursor alone says that the log moved there without anything for the app."""
         await self._mailbox.put(item)
 
     def add(self, problem: Problem) -> None:
@@ -98,32 +69,37 @@ class Delivery:
         Raises:
             StopAsyncIteration: nothing more will come. Whatever `on_reset` raises, and what `end` was given.
         """
-        if self._taken is not None and self._taken.automatic:
-            self._done(self._taken)
+        if self._finish is not None:
+            self._finish()
         while True:
             item = await self._mailbox.get()
-            if isinstance(item, _Arrival):
-                return await self._take(item)
-            if isinstance(item, _Position):
-                self._keeper.passed(item.cursor)
-                if not item.live:
-                    continue
-                return Live(item.cursor)
-            return item
+            match item:
+                case str():
+                    self._keeper.passed(item)
+                case Live():
+                    self._keeper.passed(item.cursor)
+                    return item
+                case (entry, generation):
+                    return await self._take(entry, generation)
+                case _:
+                    return item
 
-    async def _take(self, arrival: _Arrival) -> Record | Reset:
-        item = arrival.item
-        # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
-        automatic = self._auto_ack or isinstance(item, Reset)
+    async def _take(self, item: Record | Reset, generation: int) -> Record | Reset:
         if isinstance(item, Reset):
-            await self._tell_reset(arrival, item)
-        taken = _Taken(self._keeper.taken(item.cursor), item.cursor, arrival.generation, automatic)
-        self._taken = taken
+            await self._tell_reset(item, generation)
+        ticket = self._keeper.taken(item.cursor)
+
+        def done() -> None:
+            if self._keeper.done(ticket, item.cursor):
+                self._acknowledge(generation, item.cursor)
+
         if isinstance(item, Record):
-            item.bind(lambda: self._done(taken))
+            item.bind(done)
+        # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
+        self._finish = done if self._auto_ack or isinstance(item, Reset) else None
         return item
 
-    async def _tell_reset(self, arrival: _Arrival, reset: Reset) -> None:
+    async def _tell_reset(self, reset: Reset, generation: int) -> None:
         if self._on_reset is None:
             return
         try:
@@ -131,9 +107,5 @@ class Delivery:
             if inspect.isawaitable(result):
                 await result
         except BaseException:
-            self._mailbox.put_back(arrival)  # it is not done: an app that asks again gets it again
+            self._mailbox.put_back((reset, generation))  # it is not done: an app that asks again gets it again
             raise
-
-    def _done(self, taken: _Taken) -> None:
-        if self._keeper.done(taken.ticket, taken.cursor):
-            self._acknowledge(taken.generation, taken.cursor)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
+from seamark.protocol.close_codes import TABLE, TOO_MANY_SESSIONS, UNAUTHENTICATED
 from seamark.protocol.errors import SeamarkError
 
 
@@ -44,6 +46,17 @@ class PublishRefused(ClientError):
 
 class PublishFailed(ClientError):
     """Not published within its budget; whether it was stored is unknown. Publishing the same id again is safe."""
+
+
+_OF_CODE: Final = {UNAUTHENTICATED.code: NotAuthenticated, TOO_MANY_SESSIONS.code: TooManySessions}
+_MEANINGS: Final = {row.code: row.meaning for row in TABLE}
+
+
+def error_of(code: int, reason: str) -> ClientError:
+    """The error an app gets for a close code that says stop."""
+    kind = _OF_CODE.get(code, ClientError)
+    said = f"{kind.__doc__} (close code {code}: {_MEANINGS.get(code, 'not known')}"
+    return kind(f"{said}; {reason})" if reason else f"{said})")
 
 
 class Again(Exception):

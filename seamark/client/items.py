@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import msgspec
+
+from seamark.protocol.frames import Unread
 
 
 class State(Enum):
@@ -82,7 +84,7 @@ class Reset:
 
     Attributes:
         reason: `snapshot` (asked for), `new`, `epoch`, `future` or `trimmed`.
-        cursor: where the snapshot stands; the records that follow go on from there.
+        cursor, seq: where the snapshot stands; the records that follow go on from there.
         unread: the count at the snapshot, None if the gateway has none.
         inbox: the snapshot's rows, newest as the gateway orders them; empty if it has none.
         stale: the snapshot may be older than the oldest kept record.
@@ -90,6 +92,7 @@ class Reset:
 
     reason: str
     cursor: str
+    seq: int
     unread: int | None
     inbox: list[dict[str, Any]]
     stale: bool = False
@@ -100,24 +103,7 @@ class Live:
     """Every record stored up to `cursor` has been yielded."""
 
     cursor: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unread:
-    """The unread count, absolute.
-
-    Attributes:
-        as_of: the position it is true at.
-        stale: it may be old.
-        more: there are at least `count`; show `1000+`.
-        categories: the counts of those that have a category, of the largest ones.
-    """
-
-    count: int
-    as_of: str | int | None
-    stale: bool = False
-    more: bool = False
-    categories: Mapping[str, int] = field(default_factory=dict)
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,5 +129,8 @@ class Problem:
     ids: Sequence[str] = ()
     up_to: str | None = None
 
+
+Place = Record | Reset | Live
+"""What stands at a position of the log."""
 
 Item = Record | Reset | Live | Unread | Now | Problem

@@ -21,12 +21,11 @@ class Keeper:
     """
 
     def __init__(self, store: CursorStore) -> None:
-        self.load = store.load
+        self.store = store
         self.cursor: str | None = None
         """The cursor that is (or is about to be) stored: everything up to it is done."""
         self.owner = Owner(None, None)
         """Whose log the cursors are of."""
-        self._save = store.save
         self._saved: str | None = None
         self._passed: str | None = None
         self._taken = self._done = 0
@@ -71,5 +70,5 @@ class Keeper:
         """Store the cursor now, if it has moved. Raises whatever the store raises."""
         cursor = self.cursor
         if cursor is not None and cursor != self._saved:
-            await self._save(Bookmark(cursor, *self.owner))
+            await self.store.save(Bookmark(cursor, *self.owner))
             self._saved = cursor

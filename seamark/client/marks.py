@@ -6,14 +6,14 @@ the same, whoever wrote that record. Every session that has caught up without sh
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from seamark.protocol.cursor import Cursor, parse_cursor
+from seamark.client.receiver import Position
+from seamark.protocol.frames import Read
 
 READ_IDS_MAX: Final = 200
 """Ids in one `read` frame: 200 ids of 128 bytes stay well below the 64 KiB a gateway accepts in a frame."""
@@ -21,8 +21,8 @@ READ_IDS_MAX: Final = 200
 READ_IDS_WAITING_MAX: Final = 1000
 """Marked ids that may wait for the log to show them: five frames."""
 
-_ID: Final = re.compile(r"[!-~]{1,128}")
-"""What the id of a record looks like. The gateway would close the session for any other."""
+_ANOTHER_LOG: Final = frozenset({"epoch", "future"})
+"""Reasons of a `reset` after which records have other positions than before."""
 
 MISSES_MAX: Final = 5
 """How often a mark is said on a session that stands. If the log never shows it, the mark is given up."""
@@ -34,10 +34,12 @@ class _Mark:
     refused: bool = False
     ticks: int = 0
     misses: int = 0
+    request: str = ""
+    """The `id` of the frame that said it last."""
 
-    def say(self) -> None:
+    def say(self, request: str) -> None:
         """It is said now."""
-        self.due, self.refused, self.ticks = False, False, 0
+        self.due, self.refused, self.ticks, self.request = False, False, 0, request
 
     def tick(self) -> bool:
         """Time has passed. True when the mark is to be given up. The first tick may follow right after the mark was said."""
@@ -51,16 +53,6 @@ class _Mark:
             return False
         self.misses += 1
         return self.misses >= MISSES_MAX
-
-
-def check_id(id: object) -> None:
-    """Check that `id` can be the id of a record.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    if not isinstance(id, str) or _ID.fullmatch(id) is None:
-        raise ValueError(f"{id!r} is no id of a record: an id has 1 to 128 printable ASCII characters without blanks")
 
 
 class Lost(NamedTuple):
@@ -86,8 +78,9 @@ class Marks:
 
     def __init__(self) -> None:
         self.ids: dict[str, _Mark] = {}
-        self.up_to: Cursor | None = None
+        self.up_to: Position | None = None
         self._up_to_mark = _Mark()
+        self._requests = 0
 
     def __len__(self) -> int:
         return len(self.ids) + (self.up_to is not None)
@@ -107,56 +100,58 @@ class Marks:
         for id in ids:
             self.ids.setdefault(id, _Mark())
 
-    def reach(self, cursor: Cursor) -> None:
-        """Everything up to `cursor` is read."""
-        held = self.up_to
-        if held is None or held.epoch != cursor.epoch or held.seq < cursor.seq:
-            self.up_to, self._up_to_mark = cursor, _Mark()
+    def reach(self, position: Position) -> None:
+        """Everything up to `position` is read."""
+        if self.up_to is None or self.up_to.seq < position.seq:
+            self.up_to, self._up_to_mark = position, _Mark()
 
-    def take(self, position: Cursor | None) -> list[dict[str, Any]]:
-        """The `read` frames to send now, on a session that has received everything up to `position`.
+    def take(self, position: Position | None) -> list[Read]:
+        """The frames to send now, on a session that has received everything up to `position`.
 
         A mark beyond `position` would be a bad frame there, so it waits.
         """
-        frames: list[dict[str, Any]] = []
+        frames: list[Read] = []
         up_to = self.up_to
-        sent = (
-            up_to is not None and position is not None and up_to.epoch == position.epoch and up_to.seq <= position.seq
-        )
-        if sent and self._up_to_mark.due:
-            frames.append({"up_to": str(up_to)})
-            self._up_to_mark.say()
-        due = [id for id, mark in self.ids.items() if mark.due]
-        frames += [{"ids": due[start : start + READ_IDS_MAX]} for start in range(0, len(due), READ_IDS_MAX)]
-        for id in due:
-            self.ids[id].say()
+        if up_to is not None and position is not None and up_to.seq <= position.seq and self._up_to_mark.due:
+            frames.append(Read(id=self._request([self._up_to_mark]), up_to=up_to.cursor))
+        due = [(id, mark) for id, mark in self.ids.items() if mark.due]
+        for start in range(0, len(due), READ_IDS_MAX):
+            part = due[start : start + READ_IDS_MAX]
+            frames.append(Read(id=self._request(mark for _, mark in part), ids=[id for id, _ in part]))
         return frames
+
+    def _request(self, marks: Iterable[_Mark]) -> str:
+        """The `id` of a frame that says these marks."""
+        self._requests += 1
+        request = f"read-{self._requests}"
+        for mark in marks:
+            mark.say(request)
+        return request
 
     def again(self) -> None:
         """A new session has caught up. The marks it has not shown were not stored, so all are due again."""
         for mark in self._all():
             mark.due = True
 
-    def refused(self) -> None:
-        """The gateway could not store something, it does not say what: it is said again after a while.
-
-        That is no miss, however many of the frames were refused.
-        """
+    def refused(self, request: str | None) -> None:
+        """The gateway could not store what this frame said, so it is said again after a while. That is no miss."""
         for mark in self._all():
-            if not mark.due:
+            if not mark.due and mark.request == request:
                 mark.refused, mark.ticks = True, 1
+
+    def stale(self, request: str | None) -> Lost | None:
+        """This frame named a position of a log that is no more: it is given up."""
+        return self._forget_position() if self._up_to_mark.request == request else None
 
     def tick(self) -> Lost | None:
         """Time has passed: marks that were said long ago are due again, or given up."""
         ids = [id for id, mark in self.ids.items() if mark.tick()]
         for id in ids:
             del self.ids[id]
-        up_to = None
-        if self.up_to is not None and self._up_to_mark.tick():
-            up_to, self.up_to = str(self.up_to), None
-        return Lost(ids, up_to) if ids or up_to else None
+        lost = self._forget_position() if self.up_to is not None and self._up_to_mark.tick() else None
+        return Lost(ids, lost and lost.up_to) if ids or lost else None
 
-    def shown(self, cursor: str, record: bytes) -> None:
+    def shown(self, record: bytes) -> None:
         """The log shows a record: the marks that it states are done."""
         if not self:
             return
@@ -168,23 +163,16 @@ class Marks:
             return
         for id in read.ids:
             self.ids.pop(id, None)
-        if self.up_to is not None and read.up_to is not None:
-            reached = Cursor(parse_cursor(cursor).epoch, read.up_to)
-            if self.up_to.epoch == reached.epoch and self.up_to.seq <= reached.seq:
-                self.up_to = None
+        if self.up_to is not None and read.up_to is not None and self.up_to.seq <= read.up_to:
+            self.up_to = None
 
-    def foreign(self, position: Cursor | None) -> Lost | None:
-        """Forget a position of another incarnation of the log than `position`'s."""
-        up_to = self.up_to
-        if up_to is None or (position is not None and up_to.epoch == position.epoch):
-            return None
-        self.up_to = None
-        return Lost(up_to=str(up_to))
-
-    def reset(self, reason: str, position: Cursor | None, inbox: Sequence[dict[str, Any]]) -> Lost | None:
-        """A snapshot came. It may show what was marked, and positions from before it may mean nothing any more."""
+    def reset(self, reason: str, inbox: Sequence[dict[str, Any]]) -> Lost | None:
+        """A snapshot came. It may show what was marked, and positions of another log mean nothing any more."""
         for row in inbox:
             if row.get("read"):
                 self.ids.pop(str(row.get("id")), None)
-        # A log that was put back will give the same numbers to other records.
-        return self.foreign(None if reason == "future" else position)
+        return self._forget_position() if reason in _ANOTHER_LOG else None
+
+    def _forget_position(self) -> Lost | None:
+        up_to, self.up_to = self.up_to, None
+        return None if up_to is None else Lost(up_to=up_to.cursor)

@@ -13,14 +13,23 @@ import aiohttp
 from yarl import URL
 
 from seamark.backoff import retry_after_seconds
-from seamark.client.closecodes import code_of_status
-from seamark.client.errors import ClientError
-from seamark.client.frames import Bye, ErrorFrame, Frame, decode_frame, encode
 from seamark.client.receiver import Joined, Notice, Outcome, Receiver, Restart
+from seamark.protocol.close_codes import CODE_OF_STATUS
+from seamark.protocol.errors import BadFrame, UnknownOp
+from seamark.protocol.frames import (
+    PROTOCOL,
+    Bye,
+    ClientFrame,
+    ErrorFrame,
+    GatewayFrame,
+    Hello,
+    Ping,
+    decode_gateway_frame,
+    encode,
+)
 
 log = logging.getLogger("seamark.client")
 
-PROTOCOL: Final = "seamark.v1"
 CHAIN_BROKEN: Final = 4000
 """The code this client closes with when it resumes because of what it received."""
 
@@ -93,14 +102,14 @@ class Session:
         self._token_sent = False
 
     async def run(
-        self, http: aiohttp.ClientSession, url: str, hello: dict[str, Any], tending: list[Coroutine[Any, Any, None]]
+        self, http: aiohttp.ClientSession, url: str, hello: Hello, tending: list[Coroutine[Any, Any, None]]
     ) -> End:
         """Connect, say hello and receive until the end. Never raises for what the network or the gateway does.
 
         Args:
             http: the client to connect with.
             url: of the gateway's `/v1/ws`.
-            hello: the fields of the first frame; the token is there, never in the URL.
+            hello: the first frame; the token is there, never in the URL.
             tending: coroutines to run beside the receiving (acks, refresh); cancelled at the end.
         """
         tasks: list[asyncio.Task[None]] = []
@@ -111,7 +120,7 @@ class Session:
             self._ws = ws
             self._receiver.connected()
             tasks = [asyncio.create_task(one, name="seamark-tend") for one in (*tending, self._ping())]
-            self._token_sent = await self.send(encode("hello", **hello))
+            self._token_sent = await self.send(hello)
             return await self._receive(ws)
         finally:
             await _cancel(tasks)
@@ -132,7 +141,7 @@ class Session:
                 )
         except aiohttp.WSServerHandshakeError as refused:
             said = f"the handshake was answered with {refused.status}"
-            return End(code_of_status(refused.status), said, retry_after_seconds(refused.headers))
+            return End(CODE_OF_STATUS.get(refused.status, 1006), said, retry_after_seconds(refused.headers))
         except (aiohttp.ClientError, OSError, TimeoutError) as failed:
             return End(1006, f"no connection: {str(failed) or type(failed).__name__}")
 
@@ -147,11 +156,11 @@ class Session:
             if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                 return self._end(ws, message)
             try:
-                frame = decode_frame(message.data)
-            except ClientError as wrong:
-                return End(CHAIN_BROKEN, str(wrong))
-            if frame is None:
+                frame = decode_gateway_frame(message.data)
+            except UnknownOp:
                 continue
+            except BadFrame as wrong:
+                return End(CHAIN_BROKEN, str(wrong))
             outcome = self._decide(frame)
             if isinstance(outcome, Restart):
                 return End(CHAIN_BROKEN, outcome.why)
@@ -159,7 +168,7 @@ class Session:
                 silence = self._timing.silence_seconds
             await self._handle(outcome)
 
-    def _decide(self, frame: Frame) -> Outcome:
+    def _decide(self, frame: GatewayFrame) -> Outcome:
         outcome = self._receiver.on(frame)
         if isinstance(outcome, Notice):
             if isinstance(outcome.frame, Bye):
@@ -176,14 +185,14 @@ class Session:
             said = said or str(message.data)
         return End(code, said or self._said, self._retry_after_seconds, self._token_sent)
 
-    async def send(self, text: str) -> bool:
+    async def send(self, frame: ClientFrame) -> bool:
         """Send one frame. False if it cannot be: then the connection is ended, and the receiving side reports it."""
         ws = self._ws
         if ws is None or ws.closed:
             return False
         try:
             async with asyncio.timeout(self._timing.send_seconds):
-                await ws.send_str(text)
+                await ws.send_str(encode(frame).decode())
         except (aiohttp.ClientError, OSError, TimeoutError) as failed:
             log.debug("a frame could not be sent: %s", failed)
             await self._close(ws)
@@ -198,7 +207,7 @@ class Session:
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(self._timing.ping_seconds)
-            await self.send(encode("ping"))
+            await self.send(Ping())
 
     async def _close(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):

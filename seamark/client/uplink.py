@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from seamark.client.errors import ClientError, UserChanged
-from seamark.client.frames import RecordFrame, ResetFrame, encode
-from seamark.client.marks import READ_IDS_WAITING_MAX, Lost, Marks, check_id
+from seamark.client.marks import READ_IDS_WAITING_MAX, Lost, Marks
+from seamark.client.receiver import Position
 from seamark.client.session import Session, Timing
 from seamark.client.token import TokenSource
-from seamark.protocol.cursor import Cursor
+from seamark.protocol.events import is_event_id
+from seamark.protocol.frames import Ack, ErrorFrame, RecordFrame, Refresh, ResetFrame
 
 log = logging.getLogger("seamark.client")
 
@@ -37,7 +38,7 @@ class Uplink:
         self,
         token: TokenSource,
         timing: Timing,
-        position: Callable[[], Cursor | None],
+        position: Callable[[], Position | None],
         on_lost: Callable[[Lost], None],
     ) -> None:
         self.generation = 0
@@ -68,9 +69,7 @@ class Uplink:
         """Cursors from before no longer mean anything to the gateway."""
         self.generation += 1
         self.stands()
-        lost = self.marks.reset(frame.reason, self._position(), frame.inbox)
-        if lost is not None:
-            self._on_lost(lost)
+        self._tell(self.marks.reset(frame.reason, frame.inbox))
 
     async def live(self) -> None:
         """The session has caught up, so it is known which marks the log holds: those it has not shown were not stored."""
@@ -82,14 +81,18 @@ class Uplink:
     def shown(self, frame: RecordFrame) -> None:
         """A record of the log: it may say what was marked."""
         if self.marks:
-            self.marks.shown(frame.cursor, bytes(frame.record))
+            self.marks.shown(bytes(frame.record))
 
-    def refused(self, code: str) -> None:
+    def refused(self, frame: ErrorFrame) -> None:
         """An error frame came."""
-        if code in _NOT_NOW:
-            self.marks.refused()
-        elif code == "stale_cursor":
-            self.marks.foreign(None)
+        if frame.code in _NOT_NOW:
+            self.marks.refused(frame.id)
+        elif frame.code == "stale_cursor":
+            self._tell(self.marks.stale(frame.id))
+
+    def _tell(self, lost: Lost | None) -> None:
+        if lost is not None:
+            self._on_lost(lost)
 
     def ended(self) -> None:
         """The session is over; what comes now waits for the next."""
@@ -113,7 +116,7 @@ class Uplink:
         if self._ack is None or self._session is None:
             return False
         generation, cursor = self._ack
-        return generation == self.generation and await self._session.send(encode("ack", cursor=cursor))
+        return generation == self.generation and await self._session.send(Ack(cursor=cursor))
 
     async def tend_acks(self) -> None:
         """Send acks while a session runs: the newest one, at most one in `ack_seconds`."""
@@ -131,27 +134,24 @@ class Uplink:
         Raises:
             ClientError: more than 1000 ids that the log has not shown yet. ValueError: what can be no id.
         """
-        for id in ids:
-            check_id(id)
+        if wrong := [id for id in ids if type(id) is not str or not is_event_id(id)]:
+            raise ValueError(f"{wrong[0]!r} is no id of a record: 1 to 128 printable ASCII characters without blanks")
         if len(ids) + len(self.marks.ids) > READ_IDS_WAITING_MAX:
             raise ClientError(f"at most {READ_IDS_WAITING_MAX} ids can wait to be stored; use up_to or all=True")
         self.marks.add(ids)
         self._marks_due.set()
 
-    def read_up_to(self, cursor: Cursor) -> None:
-        """Mark everything up to `cursor` as read. It is kept until the log shows it."""
-        self.marks.reach(cursor)
+    def read_up_to(self, position: Position) -> None:
+        """Mark everything up to `position` as read. It is kept until the log shows it."""
+        self.marks.reach(position)
         self._marks_due.set()
 
     async def _say_marks(self) -> None:
-        session, position = self._session, self._position()
+        session = self._session
         if session is None or not self._is_live:
             return
-        lost = self.marks.foreign(position)
-        if lost is not None:
-            self._on_lost(lost)
-        for frame in self.marks.take(position):
-            if not await session.send(encode("read", **frame)):
+        for frame in self.marks.take(self._position()):
+            if not await session.send(frame):
                 return  # the next session says it
 
     async def tend_reads(self) -> None:
@@ -170,9 +170,7 @@ class Uplink:
         while True:
             await asyncio.sleep(self._timing.mark_seconds)
             if self._is_live:
-                lost = self.marks.tick()
-                if lost is not None:
-                    self._on_lost(lost)
+                self._tell(self.marks.tick())
                 await self._say_marks()
 
     # -- the token -----------------------------------------------------------------------------------------------------
@@ -195,4 +193,4 @@ class Uplink:
                 await asyncio.sleep(REFRESH_RETRY_SECONDS)
                 continue
             if self._session is not None:
-                await self._session.send(encode("refresh", token=token))
+                await self._session.send(Refresh(token=token))

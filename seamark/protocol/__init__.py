@@ -1,1 +1,1 @@
-"""What crosses a process boundary: subjects, events, records, cursors, close codes; the same for everyone."""
+"""What crosses a process boundary: subjects, events, records, cursors, frames, close codes; the same for everyone."""

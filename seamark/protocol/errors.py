@@ -25,3 +25,19 @@ class InvalidEvent(SeamarkError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class BadFrame(SeamarkError):
+    """This is no frame of seamark.v1. The message says which field is wrong and why; `field` names it where it is one."""
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class UnknownOp(SeamarkError):
+    """A frame has an `op` that this version does not know: the other side is newer. `id` is that of the frame, if it has one."""
+
+    def __init__(self, op: str, id: str | None = None) -> None:
+        super().__init__(f"`op` {op[:64]!r} is not known here")
+        self.id = id

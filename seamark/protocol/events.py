@@ -199,7 +199,7 @@ def _recipients(event: Event) -> list[Recipient]:
 
 
 def _recipient(user: str) -> Recipient:
-    if user.startswith(("topic:", "segment:")):
+    if user.startswith((subjects.TOPIC, "segment:")):
         raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
     try:
         return Recipient(subjects.encode_token(user), user)

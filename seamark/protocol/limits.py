@@ -35,4 +35,7 @@ FANOUT_BYTES_MAX = 64 << 20
 RECORD_BYTES_MAX = 1 << 20
 """One record: the limits above keep it far below; the broker would close the connection over one above `max_payload`."""
 
+REQUEST_ID_CHARS_MAX = 64
+"""`id` of a client's frame, which comes back in the `error` about it: a UUID fits, whatever it is written like."""
+
 assert EVENT_DATA_BYTES_MAX < EVENT_BYTES_MAX, "data lives inside the event"

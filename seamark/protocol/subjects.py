@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Final
 
 import msgspec
 
@@ -42,6 +43,21 @@ def encode_token(text: str) -> str:
     if not 1 <= len(token) <= TOKEN_BYTES_MAX:
         raise InvalidToken(f"a name must have 1 to {TOKEN_BYTES_MAX} bytes once encoded, this one has {len(token)}")
     return token
+
+
+TOPIC: Final = "topic:"
+"""How names of logs that many users share will begin. No user may have such a name."""
+
+
+def encode_user(user: str) -> str:
+    """The subject token of a user.
+
+    Raises:
+        InvalidToken: no user can be called so.
+    """
+    if user.startswith(TOPIC):
+        raise InvalidToken(f"no user may be called {user[:80]!r}: names that begin with `{TOPIC}` are kept for topics")
+    return encode_token(user)
 
 
 def _escape(text: str) -> str:
@@ -142,17 +158,17 @@ def parse_stored_event(subject: str) -> EventSubject:
 
 def log_subject(partition: int, tenant: str, user: str) -> str:
     """The one literal subject of a user's log."""
-    return f"log.{partition}.{encode_token(tenant)}.{encode_token(user)}"
+    return f"log.{partition}.{encode_token(tenant)}.{encode_user(user)}"
 
 
 def live_subject(partition: int, tenant: str, user: str) -> str:
     """Where the broker republishes a user's records once they are stored."""
-    return f"live.{partition}.{encode_token(tenant)}.{encode_token(user)}"
+    return f"live.{partition}.{encode_token(tenant)}.{encode_user(user)}"
 
 
 def receipt_subject(partition: int, tenant: str, user: str) -> str:
     """Where delivery facts about a user's records are stored."""
-    return f"rcpt.{partition}.{encode_token(tenant)}.{encode_token(user)}"
+    return f"rcpt.{partition}.{encode_token(tenant)}.{encode_user(user)}"
 
 
 def mark_subject(partition: int, event_partition: int | str) -> str:

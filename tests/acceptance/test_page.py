@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import encode_token, partition_of
-from tests.support.chromium import Chromium, Page, chromium
+from tests.support.chromium import Chromium, Page
 from tests.support.network import BadNetwork, bad_network
 from tests.support.spine import RunningGateway, Spine, spine
 from tests.support.tables import projecting_tables
@@ -40,12 +41,6 @@ async def gateway(way: Spine) -> AsyncIterator[RunningGateway]:
 @pytest.fixture
 async def network(gateway: RunningGateway) -> AsyncIterator[BadNetwork]:
     async with bad_network(gateway.port) as running:
-        yield running
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Chromium]:
-    async with chromium(tmp_path) as running:
         yield running
 
 
@@ -302,6 +297,45 @@ async def test_where_websockets_are_blocked_the_stream_carries_everything_and_re
         network.restore()
         await page.until(f"{STATE} === 'live'", seconds=30)
     assert await shown(page, 6) == ["one\nline\u2028\u2029", *(f"missed {number}" for number in range(5))]
+    assert page.errors == []
+
+
+async def test_what_a_page_has_handled_is_acknowledged_over_a_stream_too(browser, network, way):
+    network.refuse_upgrades()
+    page = await browser.open(f"{network.url}/favicon.svg")
+    await page.evaluate(
+        """(async () => {
+          const { Seamark } = await import("/seamark.js");
+          const { token } = await (await fetch("/dev/session?user=alice")).json();
+          window.seen = [];
+          window.s = new Seamark({ token, device: "tab", times: { backoffFirst: 20, backoffMax: 50, ackRequest: 50 } });
+          s.addEventListener("record", (e) => seen.push(e.detail.seq));
+          s.addEventListener("reset", (e) => { window.begun = e.detail.seq; });
+          s.connect();
+        })()"""
+    )
+    await page.until("s.state === 'live' && s.transport.name === 'sse'", seconds=20)
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        for number in range(3):
+            await publisher.publish(to="alice", type="demo.n", data={"n": number})
+            await page.until(f"seen.length === {number + 1}")
+
+    async def acknowledged() -> list[tuple[int, int]]:
+        stored = []
+        for seq in range(1, (await way.broker.stream("RECEIPTS")).last_seq + 1):
+            answer = await way.broker.api("STREAM.MSG.GET.RECEIPTS", {"seq": seq})
+            receipt = json.loads(base64.b64decode(answer["message"]["data"]))
+            if (receipt["state"], receipt["device"]) == ("acknowledged", "tab"):
+                stored.append((receipt["after"], receipt["up_to"]))
+        return stored
+
+    last = await page.evaluate("seen.at(-1)")
+    async with asyncio.timeout(20):
+        while not (ranges := await acknowledged()) or ranges[-1][1] != last:
+            await asyncio.sleep(0.05)
+    covered = {seq for after, up_to in ranges for seq in range(after + 1, up_to + 1)}
+    assert covered >= set(await page.evaluate("seen"))
+    assert min(after for after, _ in ranges) == await page.evaluate("begun"), "nothing from before the page began"
     assert page.errors == []
 
 

@@ -1,8 +1,6 @@
 """Streams change their incarnation under running dispatchers: they go on where it is known what positions mean, or stop."""
 
 import asyncio
-import os
-import sys
 
 import pytest
 
@@ -11,13 +9,14 @@ from engine.dispatch.source import EVENTS
 from engine.log.writer import read_mark
 from engine.topology import server as topology
 from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.commands import seamark
 from tests.support.logs import FAST, eventually
-from tests.support.roles import ROOT, DispatcherProcess
+from tests.support.roles import DispatcherProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
 STOPPED = "seamark_partition_stopped"
-STOP_SAID = "partition stopped until it is repaired"
+STOP_SAID = "partition_stopped"
 
 
 def stopped(*processes: DispatcherProcess) -> float:
@@ -38,15 +37,9 @@ async def repair_is_named(why: str, *processes: DispatcherProcess) -> None:
 async def repaired(dispatcher: DispatcherProcess, *positions: str) -> None:
     """What the dispatchers' log told the operator to run, on the same servers."""
     at = [word for position in positions for word in ("--at", position)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ops", "topology", "repair", "--yes", *at),
-        cwd=ROOT,
-        env={**os.environ, "SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, said.decode()
+    servers = {"SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url}
+    done = await asyncio.to_thread(seamark, "topology", "repair", "--yes", *at, **servers)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("stream", ["EVENTS", "LOG-2"])

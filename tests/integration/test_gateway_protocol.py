@@ -145,7 +145,7 @@ async def test_a_pong_carries_the_position_verified_and_moves_the_cursor(nats_se
         await gateway.append()
         cursor = (await device.records(1))[0]["cursor"]
         await device.say("ping")
-        assert await device.next() == {"op": "pong", "cursor": cursor}
+        assert await device.next() == {"op": "pong", "cursor": cursor, "seq": 1}
 
 
 async def test_a_refreshed_token_keeps_the_session_beyond_the_first_ones_expiry(nats_server: NatsServer) -> None:
@@ -174,8 +174,6 @@ ACK = json.dumps({"op": "ack", "cursor": "abcdefgh.99"})
 BAD_FRAMES = {
     "not json": ("{", "truncated"),
     "not utf-8": (b'{"op":"\xff"}', "utf"),
-    "unknown op": ('{"op":"nonsense"}', "nonsense"),
-    "unknown field": ('{"op":"ping","extra":1}', "extra"),
     "no op": ("{}", "op"),
     "wrong type": ('{"op":"ack","cursor":7}', "cursor"),
     "a list": ("[]", "array"),
@@ -216,7 +214,7 @@ async def nothing_is_left(gateway: TestGateway) -> None:
     """No session, no subscription and nobody who waits in the gateway."""
     await eventually(lambda: not len(gateway.context.sessions))
     assert not any(partition.logs for partition in gateway.context.partitions)
-    assert not any(partition.watch._waiting for partition in gateway.context.partitions)
+    assert not any(partition.watch._questions._waiting for partition in gateway.context.partitions)
     assert set(gateway.context.broker.nc._subs) == gateway.subscriptions
 
 
@@ -225,6 +223,36 @@ async def test_an_ack_beyond_the_last_frame_sent_is_a_bad_frame(nats_server: Nat
         cursor = (await device.until("live"))["cursor"]
         await device.say("ack", cursor=f"{cursor.split('.')[0]}.1")
         assert (await device.closed())[0] == 4400
+
+
+async def test_an_error_names_the_frame_that_it_is_about(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway, gateway.device() as device:
+        await device.until("live")
+        for frame, code in (
+            ({"op": "read", "id": "a", "up_to": "zzzzzzzz.1"}, "stale_cursor"),
+            ({"op": "read", "up_to": "zzzzzzzz.1"}, "stale_cursor"),
+            ({"op": "nonsense", "id": "b"}, "unknown_op"),
+            ({"op": "ack", "id": "c", "cursor": 7}, "bad_frame"),
+        ):
+            await device.socket.send_json(frame)
+            error = await device.next()
+            assert (error["code"], error.get("id")) == (code, frame.get("id"))
+        assert (await device.closed())[0] == 4400
+
+
+async def test_every_position_that_a_client_is_sent_has_its_number_beside_it(nats_server: NatsServer) -> None:
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=2)
+        async with gateway.device(cursor=None) as resetting, gateway.device() as resuming:
+            for device in (resetting, resuming):
+                await device.records(2)
+                await device.until("live")
+                await device.say("ping")
+                await device.until("pong")
+                for frame in device.frames:
+                    cursor = frame.get("cursor")
+                    assert frame.get("seq") == (None if cursor is None else int(cursor.split(".")[1])), frame
+        assert {frame["op"] for frame in resetting.frames} == {"ready", "reset", "record", "live", "pong"}
 
 
 async def test_the_first_frame_must_be_hello(nats_server: NatsServer) -> None:
@@ -269,6 +297,7 @@ WRONG_TOKENS = {
     "huge": "x" * 9_000,
     "no tenant": token(tenant=None),  # type: ignore[arg-type]
     "a user that cannot be": token(user=""),
+    "a user with the name of a topic": token(user="topic:news"),
 }
 
 

@@ -11,7 +11,6 @@ from yarl import URL
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
-from ops.migrate import migrate
 from seamark.protocol.close_codes import TABLE
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
@@ -24,7 +23,6 @@ PHONE = bearer()
 
 @pytest.fixture
 async def house(nats_server, valkey, postgres) -> AsyncIterator[TestGateway]:
-    await migrate(postgres)
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
     options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url}

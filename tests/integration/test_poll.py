@@ -34,7 +34,8 @@ async def test_polls_page_through_the_log_and_say_when_it_is_exhausted(nats_serv
         assert got == seqs
         assert answers[0] is False
         assert len(answers) <= 4
-        assert await poll(gateway, cursor) == {"cursor": cursor, "live": True, "reset": None, "records": []}
+        nothing = {"after": cursor, "cursor": cursor, "live": True, "reset": None, "records": []}
+        assert await poll(gateway, cursor) == nothing
         assert not len(gateway.context.sessions)
 
 
@@ -59,8 +60,8 @@ async def test_the_first_record_of_a_poll_follows_upon_the_cursor_that_was_asked
         await gateway.append(other, count=20)  # the position verified moves on, and an old cursor is told so by `live`
         waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
         await eventually(lambda: len(gateway.context.sessions) == 1)
-        [log] = gateway.context.live._logs.values()
-        await eventually(lambda: log.followers[0].feed.last > first)
+        [log] = gateway.context.partition("default", "alice").logs.values()
+        await eventually(lambda: log.listeners[0].feed.last > first)
         seqs = await gateway.append()
         answer = await waiting
         record = answer["records"][0]
@@ -73,11 +74,11 @@ async def test_a_poll_that_has_heard_of_more_than_it_brings_does_not_say_live(na
         cursor = (await poll(gateway))["cursor"]
         waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
         await eventually(lambda: len(gateway.context.sessions) == 1)
-        [log] = gateway.context.live._logs.values()
-        await eventually(lambda: log.confirmed and log.followers[0].feed.state is State.LIVE)
-        followers, log.followers = log.followers, []
+        [log] = gateway.context.partition("default", "alice").logs.values()
+        await eventually(lambda: log._confirmed and log.listeners[0].feed.state is State.LIVE)
+        listeners, log.listeners = log.listeners, []
         seqs = await gateway.append(count=300)  # their live copies are lost
-        log.followers = followers
+        log.listeners = listeners
         seqs += await gateway.append()
         answer = await waiting
         assert [frame["seq"] for frame in answer["records"]] == seqs[: len(answer["records"])]
@@ -122,6 +123,44 @@ async def test_a_poll_without_a_cursor_gets_the_reset_and_where_to_go_on(nats_se
         assert answer["records"][0]["prev"] == int(answer["reset"]["cursor"].split(".")[1])
         seqs = await gateway.append(count=2)
         assert [frame["seq"] for frame in (await poll(gateway, answer["cursor"]))["records"]] == seqs
+
+
+async def test_a_device_that_polls_acknowledges_what_an_answer_brought(nats_server: NatsServer) -> None:
+    async def ack(**body: Any) -> int:
+        body = {"device": "watch", **body}
+        async with gateway.http.post(f"{gateway.url}/v1/ack", json=body, headers=bearer()) as response:
+            return response.status
+
+    async def acknowledged() -> list[list[Any]]:
+        receipts = await gateway.receipts()
+        return [[one[name] for name in names] for one in receipts if one["state"] == "acknowledged"]
+
+    names = ("subject", "user", "channel", "device", "after", "up_to")
+    async with gateway_on(nats_server) as gateway:
+        seqs = await gateway.append(count=5)
+        first = await poll(gateway, limit=3)
+        second = await poll(gateway, first["cursor"])
+        for answer in (first, second):
+            assert await ack(after=answer["after"], cursor=answer["cursor"], id="newer clients may say more") == 202
+        where = [f"rcpt.{gateway.partition()}.default.alice", "alice", "inapp", "watch"]
+
+        async def both() -> bool:
+            return len(await acknowledged()) == 2
+
+        await eventually(both)
+        assert await acknowledged() == [[*where, 0, seqs[2]], [*where, seqs[2], seqs[4]]]
+        epoch = first["cursor"].partition(".")[0]
+        assert await ack(after=second["cursor"], cursor=second["cursor"]) == 202
+        for body, status in (
+            ({"after": f"{epoch}.3", "cursor": f"{epoch}.1"}, 400),
+            ({"after": f"{epoch}.3", "cursor": f"{epoch}.99"}, 409),
+            ({"after": "zzzzzzzz.1", "cursor": f"{epoch}.3"}, 409),
+            ({"after": "x", "cursor": f"{epoch}.3"}, 400),
+            ({"cursor": f"{epoch}.3"}, 400),
+            ({"after": f"{epoch}.1", "cursor": f"{epoch}.3", "device": ""}, 400),
+        ):
+            assert await ack(**body) == status, body
+        assert len(await acknowledged()) == 2
 
 
 async def test_reads_marked_by_request_reach_every_device(nats_server: NatsServer) -> None:

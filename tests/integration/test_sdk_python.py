@@ -237,7 +237,7 @@ async def test_a_read_on_one_device_reaches_the_others_as_a_record(way, gateway)
         await take(desk, 3)
         got = await take(phone, 3)
         await phone.read(ids=["n0"])
-        await phone.read(up_to=got[1].cursor)
+        await phone.read(up_to=got[1])
         await phone.read(all=True)
         for device in (phone, desk):
             marks = await take(device, 2)  # positions marked within a moment are one record

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from seamark.client.items import Live, Record, Reset
 from seamark.client.receiver import Advance, Deliver, Joined, Outcome, Restore
 from seamark.client.session import Session
 from seamark.protocol.cursor import START, parse_cursor
+from seamark.protocol.frames import Ack, ClientFrame, Hello
 from tests.support.network import BadNetwork
 from tests.support.tokens import token
 
@@ -78,14 +78,13 @@ def _watch(session: Session, sessions: Sessions) -> None:
     """Write down where the session asks to resume, and each ack that goes out on it."""
     send = session.send
 
-    async def watched(text: str) -> bool:
-        frame = json.loads(text)
-        if frame["op"] == "hello":
-            sessions.ask(frame.get("cursor"))
+    async def watched(frame: ClientFrame) -> bool:
+        if isinstance(frame, Hello):
+            sessions.ask(frame.cursor)
         name = sessions.name
-        sent = await send(text)
-        if sent and frame["op"] == "ack":
-            sessions.acknowledge(name, frame["cursor"])
+        sent = await send(frame)
+        if sent and isinstance(frame, Ack):
+            sessions.acknowledge(name, frame.cursor)
         return sent
 
     session.send = watched  # type: ignore[method-assign]
@@ -113,8 +112,8 @@ class WatchedConnection(Connection):
                 self._sessions.begin(frame.cursor, frame.reason)
             case Deliver(frame):
                 self._sessions.deliver(frame.cursor, msgspec.json.decode(frame.record)["id"], frame.prev)
-            case Advance(cursor):
-                self._sessions.deliver(cursor)
+            case Advance(to):
+                self._sessions.deliver(to.cursor)
         await super()._handle(outcome)
 
 

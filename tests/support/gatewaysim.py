@@ -43,8 +43,7 @@ class SimSession:
                 await self.ws.send_str(json.dumps(one))
 
     async def record(self, seq: int, body: dict[str, Any]) -> None:
-        cursor = f"{self.gateway.epoch}.{seq}"
-        await self.send({"op": "record", "seq": seq, "prev": self.sent, "cursor": cursor, "record": body})
+        await self.send({"op": "record", "prev": self.sent, **self.gateway.at(seq), "record": body})
         self.sent = seq
 
 
@@ -69,6 +68,10 @@ class SimGateway:
         self.fault: Fault | None = None
         self.url = ""
         self.changed = asyncio.Condition()
+
+    def at(self, seq: int) -> dict[str, Any]:
+        """The members of a frame that say a position."""
+        return {"cursor": f"{self.epoch}.{seq}", "seq": seq}
 
     async def publish(self, *bodies: dict[str, Any], gap: int = 1) -> None:
         """Append records and send them to whoever is connected."""
@@ -130,19 +133,19 @@ class SimGateway:
         epoch, _, seq = (cursor or "").rpartition(".")
         if cursor == "start" or (epoch == self.epoch and self.first - 1 <= int(seq) <= head):
             session.sent = self.first - 1 if cursor == "start" else int(seq)
-            at = f"{self.epoch}.{session.sent}"
-            await session.send({"op": "ready", "session": "s", "cursor": at, "resumed": True, "unread": None})
+            at = self.at(session.sent)
+            await session.send({"op": "ready", "session": "s", **at, "resumed": True, "unread": None})
         else:
             reason = "new" if cursor is None else "epoch" if epoch != self.epoch else "trimmed"
             if reason == "trimmed" and int(seq) > head:
                 reason = "future"
             session.sent = head if cursor is None else self.first - 1
             await session.send({"op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": reason})
-            at = f"{self.epoch}.{session.sent}"
-            await session.send({"op": "reset", "reason": reason, "cursor": at, "unread": None, "inbox": []})
+            at = self.at(session.sent)
+            await session.send({"op": "reset", "reason": reason, **at, "unread": None, "inbox": []})
         for seq_, body in [one for one in self.log if one[0] > session.sent]:
             await session.record(seq_, body)
-        await session.send({"op": "live", "cursor": f"{self.epoch}.{session.sent}"})
+        await session.send({"op": "live", **self.at(session.sent)})
 
     async def _snapshot(self, session: SimSession) -> None:
         """Answer a `hello` that asks for one: the notifications, newest first, with what was read."""
@@ -151,11 +154,11 @@ class SimGateway:
         session.sent = self.log[-1][0] if self.log else 0
         count = sum(not row["read"] for row in rows)
         unread = {"count": count, "as_of": session.sent, "more": False, "categories": {}}
-        at = f"{self.epoch}.{session.sent}"
+        at = self.at(session.sent)
         ready = {"op": "ready", "session": "s", "cursor": None, "resumed": False, "reason": "snapshot"}
         await session.send({**ready, "unread": unread})
-        await session.send({"op": "reset", "reason": "snapshot", "cursor": at, "unread": unread, "inbox": rows[::-1]})
-        await session.send({"op": "live", "cursor": at})
+        await session.send({"op": "reset", "reason": "snapshot", **at, "unread": unread, "inbox": rows[::-1]})
+        await session.send({"op": "live", **at})
 
     async def _listen(self, session: SimSession) -> None:
         async for message in session.ws:
@@ -172,11 +175,13 @@ class SimGateway:
                 await session.ws.close(code=4400 if wrong else 4429)
                 await self._note()
                 break
-            if frame["op"] == "read" and self.stores_reads:
+            if frame["op"] == "read" and frame.get("up_to", self.epoch).partition(".")[0] != self.epoch:
+                await session.send({"op": "error", "code": "stale_cursor", "detail": "", "id": frame["id"]})
+            elif frame["op"] == "read" and self.stores_reads:
                 up_to = int(frame["up_to"].rpartition(".")[2]) if "up_to" in frame else None
                 await self.publish({"kind": "read", "ids": frame.get("ids", []), "up_to": up_to})
             if frame["op"] == "ping":
-                await session.send({"op": "pong", "cursor": f"{self.epoch}.{session.sent}"})
+                await session.send({"op": "pong", **self.at(session.sent)})
             await self._note()
 
     def _wrong(self, session: SimSession, frame: dict[str, Any]) -> str:
@@ -192,15 +197,20 @@ class SimGateway:
         return ""
 
     def of(self, op: str) -> list[dict[str, Any]]:
-        """What clients said with this `op`."""
-        return [frame for frame in self.said if frame["op"] == op]
+        """What clients said with this `op`, without the ids of the frames."""
+        return [{k: v for k, v in frame.items() if k != "id"} for frame in self.said if frame["op"] == op]
+
+    async def refuse_last(self, op: str, code: str) -> None:
+        """Answer what was said last with this `op` by an error."""
+        id = [frame["id"] for frame in self.said if frame["op"] == op][-1]
+        await self.sessions[0].send({"op": "error", "code": code, "detail": "later", "id": id})
 
 
-async def _blank(_: web.Request) -> web.Response:
+async def blank(_: web.Request) -> web.Response:
     return web.Response(text="<!doctype html><title>test</title>", content_type="text/html")
 
 
-async def _sdk(_: web.Request) -> web.FileResponse:
+async def sdk(_: web.Request) -> web.FileResponse:
     return web.FileResponse(SDK, headers={"Content-Type": "text/javascript"})
 
 
@@ -210,8 +220,8 @@ async def sim_gateway() -> AsyncIterator[SimGateway]:
     gateway = SimGateway()
     app = web.Application()
     app.router.add_get("/v1/ws", gateway._handle)
-    app.router.add_get("/", _blank)
-    app.router.add_get("/seamark.js", _sdk)
+    app.router.add_get("/", blank)
+    app.router.add_get("/seamark.js", sdk)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

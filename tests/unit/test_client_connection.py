@@ -139,7 +139,7 @@ async def test_the_position_of_an_idle_log_is_stored_too(gateway):
         assert isinstance(await anext(events), Record)
         assert isinstance(await anext(events), Live)
         for session in gateway.sessions:
-            await session.send({"op": "live", "cursor": "e1.500"})
+            await session.send({"op": "live", **gateway.at(500)})
             session.sent = 500
         assert (await anext(events)).cursor == "e1.500"
         await until(lambda: store.cursor == "e1.500")
@@ -178,9 +178,9 @@ async def test_a_reset_reaches_the_app_in_its_place_and_old_cursors_are_not_ackn
         record = await anext(records)
         await until(lambda: records.position == "e1.2")
         gateway.epoch, gateway.log = "e2", []
-        await gateway.publish({}, {}, {})
         await gateway.cut()
         await gateway.until(lambda: len(gateway.hellos) == 2)
+        await gateway.publish({}, {}, {})
         assert record.seq == 1
         assert await take(records, 1) == [2]
         assert seen == []
@@ -358,9 +358,11 @@ async def test_marks_made_without_a_session_are_said_on_the_next_and_all_means_w
 
 async def test_read_takes_exactly_one_of_its_arguments(gateway):
     async with follow(gateway) as records:
-        for wrong in ({}, {"ids": ["a"], "all": True}, {"up_to": "e1.1", "ids": []}):
+        for wrong in ({}, {"ids": ["a"], "all": True}, {"up_to": Live("e1.1", 1), "ids": []}):
             with pytest.raises(ValueError, match="exactly one"):
                 await records.read(**wrong)
+        with pytest.raises(TypeError, match="Record, Reset or Live"):
+            await records.read(up_to="e1.1")
 
 
 async def test_a_store_that_fails_ends_the_iteration(gateway):
@@ -392,7 +394,7 @@ async def test_unread_unstored_events_and_problems_reach_the_app(gateway):
     async with follow(gateway, cursor="start") as records:
         events = records.events()
         assert isinstance(await anext(events), Live)
-        await gateway.sessions[0].send({"op": "unread", "count": 3, "as_of": "e1.9"})
+        await gateway.sessions[0].send({"op": "unread", "count": 3, "as_of": 9})
         await gateway.sessions[0].send({"op": "now", "type": "demo.typing", "data": {"who": "bob"}})
         await gateway.sessions[0].send({"op": "invented", "x": 1})
         await gateway.sessions[0].send({"op": "error", "code": "too_many_reads", "detail": "slowly"})

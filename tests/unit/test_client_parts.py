@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seamark.backoff import Backoff
-from seamark.client.closecodes import Verdict, code_of_status, error_of, verdict
 from seamark.client.cursorstore import Bookmark, FileCursor, MemoryCursor
-from seamark.client.errors import ClientError, NotAuthenticated, TooManySessions, UserChanged
-from seamark.client.frames import decode_frame
+from seamark.client.errors import NotAuthenticated, TooManySessions, UserChanged, error_of
 from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
 from seamark.client.session import endpoint
@@ -206,38 +204,30 @@ def test_a_clock_that_is_ahead_does_not_make_the_client_ask_every_second():
 # --- close codes --------------------------------------------------------------------------------------------------
 
 
-def test_the_client_obeys_the_gateways_own_table():
-    for row in close_codes.TABLE:
-        if row.code == 4401:  # a token problem is asked about first
-            continue
-        assert (verdict(row.code) is Verdict.RECONNECT) == row.reconnect, row
-    assert verdict(4401) is Verdict.RENEW
-
-
 def test_documentation_gateway_and_both_sdks_have_one_table_of_close_codes():
     root = Path(__file__).parents[2]
     rows = re.findall(r"^\| (\d{4}) \| ?`?(\w*)`? \| (\w+)", (root / "docs/protocol.md").read_text(), re.MULTILINE)
     documented = {(int(code), name, then == "reconnect") for code, name, then in rows}
     assert documented - {(1009, "", False)} == {(row.code, row.name, row.reconnect) for row in close_codes.TABLE}
     stops = {code for code, _, reconnect in documented if not reconnect} - {4401}
-    assert {code for code, _, _ in documented if verdict(code) is Verdict.STOP} == stops
+    assert stops == close_codes.STOP
     script = (root / "gateway/web/seamark.js").read_text()
-    assert {
-        int(code) for code in re.findall(r"\d{4}(?=:)", script.partition("const STOP = {")[2].partition("};")[0])
-    } == stops
+    tables = {
+        name: dict(
+            re.findall(r"(\d+): (\"[^\"]*\"|\d+)", re.search(rf"const {name} = {{(.*?)}};", script, re.DOTALL)[1])
+        )  # type: ignore[index]
+        for name in ("STOP", "CODE_OF_STATUS")
+    }
+    assert set(map(int, tables["STOP"])) == stops
+    assert {int(status): int(code) for status, code in tables["CODE_OF_STATUS"].items()} == close_codes.CODE_OF_STATUS
 
 
 def test_codes_and_statuses_map_to_errors_an_app_can_tell_apart():
     assert isinstance(error_of(4401, ""), NotAuthenticated)
     assert isinstance(error_of(4409, ""), TooManySessions)
     assert str(error_of(4403, "bad")).endswith("(close code 4403: the token does not allow this; bad)")
-    assert [code_of_status(status) for status in (401, 403, 404, 429, 503)] == [4401, 4403, 4400, 4429, 1006]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"op":5}', '{"op":"record"}', '{"op":"live"}', b"\xff"])
-def test_what_is_no_frame_is_an_error(text):
-    with pytest.raises(ClientError):
-        decode_frame(text)
+    codes = [close_codes.CODE_OF_STATUS.get(status) for status in (401, 403, 404, 429, 503)]
+    assert codes == [4401, 4403, 4400, 4429, None]
 
 
 def test_an_address_may_be_the_gateway_or_its_endpoint_and_nothing_else():

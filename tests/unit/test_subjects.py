@@ -72,6 +72,13 @@ def test_a_name_that_cannot_be_a_token_is_refused(name: str) -> None:
         encode_token(name)
 
 
+def test_no_user_has_the_name_of_a_topic() -> None:
+    assert subjects.encode_user("alice") == "alice"
+    for subject_of in (subjects.log_subject, subjects.live_subject, subjects.receipt_subject):
+        with pytest.raises(InvalidToken, match="topics"):
+            subject_of(0, "default", "topic:news")
+
+
 def test_names_of_operators_stay_readable() -> None:
     assert encode_token("alice@example.com") == "alice=40example=2Ecom"
     assert encode_token("Zoë") == "Zo=C3=AB"
