@@ -52,7 +52,7 @@ class TopologyError(SeamarkError):
 
 
 class StepDown(SeamarkError):
-    """Another process owns this partition now: stop working on it and wait as a standby."""
+    """Another process owns this partition now, or its streams changed: stop working on it and wait as a standby."""
 
 
 class PartitionStopped(TopologyError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ class StreamState:
     """What a stream's leader says of it. `epoch` and `partitions` are None when its metadata has none.
 
     `oldest_at`: when it stored its first message, or the last one it had, as Unix time; what was trimmed is older.
+    `asked_at` is the same clock's time of this answer, `replicas` are the copies beside the leader's.
     """
 
     name: str
@@ -66,6 +67,19 @@ class StreamState:
     messages: int
     config: dict[str, Any] = field(repr=False)
     oldest_at: float = math.inf
+    bytes: int = 0
+    asked_at: float = math.inf
+    replicas: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata without the server's own notes."""
+        return own_metadata(self.config)
+
+
+def own_metadata(config: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a stream or consumer without the server's own notes."""
+    return {key: value for key, value in (config.get("metadata") or {}).items() if not key.startswith("_nats.")}
 
 
 class _PubAckReply(msgspec.Struct):
@@ -135,4 +149,7 @@ def stream_state(stream: str, answer: Mapping[str, Any]) -> StreamState:
         messages=state["messages"],
         config=config,
         oldest_at=datetime.fromisoformat(state["first_ts" if state["messages"] else "last_ts"]).timestamp(),
+        bytes=state["bytes"],
+        asked_at=datetime.fromisoformat(answer["ts"]).timestamp(),
+        replicas=(answer.get("cluster") or {}).get("replicas") or (),
     )

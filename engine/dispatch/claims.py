@@ -1,7 +1,8 @@
 """Claims: which event a (tenant, event id) belongs to, so that publishing it again within the horizon adds nothing.
 
 A claim's value is the event's own position. Whoever reads the event again (after a crash, a take-over, a rewind) finds its
-own position and goes on; a second publication finds another's and is a duplicate. No window, no cleaning up after crashes.
+own position and goes on; a second publication finds another's and is a duplicate. No window, no cleaning up after crashes, nor
+after EVENTS was restored from a backup: positions of its earlier incarnations keep their meaning up to the backup's end.
 """
 
 from __future__ import annotations
@@ -50,11 +51,15 @@ class ClaimsUnavailable(SeamarkError):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An event id and the position (`<epoch>.<seq>` in EVENTS) of the event that claims it."""
+    """An event id and the position (`<epoch>.<seq>` in EVENTS) of the event that claims it.
+
+    `former`: its positions in the earlier incarnations of EVENTS that held this very event.
+    """
 
     tenant_token: str
     event_id: str
     position: str
+    former: tuple[str, ...] = ()
 
 
 def claim_key(tenant_token: str, event_id: str) -> str:
@@ -105,7 +110,7 @@ class Claims:
                 keys, [self._horizon_seconds, *(claim.position for claim in chosen)]
             )
             for index, claim, holder in zip(indexes, chosen, holders, strict=True):
-                ours[index] = not holder or holder.decode() == claim.position
+                ours[index] = not holder or holder.decode() in (claim.position, *claim.former)
         return ours
 
     def owe(self, claims: Sequence[Claim]) -> None:

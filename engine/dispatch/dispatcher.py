@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
@@ -20,12 +21,23 @@ from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.dispatch.source import EVENTS, EventSource
-from engine.errors import BrokerError, PartitionStopped, TopologyError
+from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
-from engine.log.incarnations import check_reach, epoch_of, missing, read_partitions, stream_of
-from engine.log.marks import MarkedStream, PlacedMark
+from engine.log.incarnations import (
+    REPAIR,
+    continues,
+    epoch_of,
+    inherited,
+    is_younger,
+    reaching,
+    read_partitions,
+    stream_of,
+    translated,
+    younger,
+)
+from engine.log.marks import Mark, MarkedStream, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
-from engine.log.writer import REPAIR, Epochs, MarkedWriter, Ownership, check_mark, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.partition.head import read_pin_timeout
 from engine.partition.reader import Delivered, PartitionReader
 from engine.tasks import end, end_if_cancelled, run_until
@@ -40,8 +52,19 @@ _DEAD = metrics.dispatched_events.labels("dead")
 
 CLAIMS_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
-GONE = ""
-"""In place of the epoch of a stream that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """EVENTS, and those LOGs that were needed so far, as a worker believes them to be.
+
+    `recorded` are the epochs written down when they were made, `inherited` the earlier incarnations of EVENTS.
+    """
+
+    events: StreamState
+    logs: dict[int, StreamState]
+    recorded: dict[str, str]
+    inherited: dict[str, int]
 
 
 class Dispatcher:
@@ -83,24 +106,24 @@ class Dispatcher:
             await self._claims.close()
 
     async def _watch_epochs(self) -> None:
-        """A stream restored or re-created under a running dispatcher: its positions mean nothing any more."""
+        """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
         names = [self._source.stream, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
-            noted = [worker.epochs for worker in self._workers]
+            noted = [worker.streams for worker in self._workers]
             # One that is missing or has no leader says nothing about the others.
-            actual: dict[str, str | None] = {}
+            now: dict[str, str | None] = {}
             for name in names:
                 try:
-                    actual[name] = (await stream_of(self._broker, name)).epoch
+                    now[name] = (await stream_of(self._broker, name)).epoch
                 except PartitionStopped:
-                    actual[name] = GONE
+                    now[name] = None
                 except BrokerError as error:
                     _log.debug("epoch_not_read", stream=name, error=type(error).__name__)
-            for worker, reader, epochs in zip(self._workers, self.readers, noted, strict=True):
+            for worker, reader, streams in zip(self._workers, self.readers, noted, strict=True):
                 # Who has begun anew meanwhile may know more than was read here.
-                if worker.epochs is epochs and worker.changed(actual):
-                    reader.suspect()
+                if worker.streams is streams and worker.changed(now):
+                    reader.reclaim()
 
 
 class DispatchWorker:
@@ -114,10 +137,9 @@ class DispatchWorker:
         self._q = event_partition
         self._partitions = partitions
         self._source = source
-        self._ownership = Ownership(0, "")
-        self.epochs = Epochs({}, {})
+        self._ownership = Ownership(0, "", "")
+        self.streams: Streams | None = None
         self._writers: dict[int, MarkedWriter] = {}
-        self._changed: PartitionStopped | None = None
         self.burials = Burials(broker, event_partition, source)
         # Partitions whose LOG has stopped this event partition: it does not go on before they are mended.
         self._faulty: set[int] = set()
@@ -126,100 +148,104 @@ class DispatchWorker:
 
     async def acquire(self) -> int:
         """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
-        events, self.epochs = await self._read_epochs()
-        self._changed = None
-        self._writers = {}
-        found = await self._read_mark(self._q)
-        await check_reach(self._broker, self._marked(self._q), events, found.mark)
-        self._ownership = Ownership((found.mark.term if found.mark else 0) + 1, secrets.token_hex(8))
-        home = await self._claim_writer(self._q, start_seq=max(0, events.first_seq - 1))
-        self.burials.take_over(self._events_epoch, home.mark)
+        self.streams, self._writers = await self._read_streams(), {}
+        found, mark = await self._mark(self._q, self.streams)
+        if mark and found.mark and mark.epoch != found.mark.epoch:
+            dispatched = found.mark.seq
+            _log.warning("source_restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
+        term = await self._newest_term(found.mark, self.streams) + 1
+        events = self.streams.events
+        self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
+        home = await self._claim_writer(self._q, found, mark, start_seq=max(0, events.first_seq - 1))
+        self.burials.take_over(self._ownership.source_epoch, home.mark)
         failpoints.reach("after-take-over")
         return home.mark.next_seq
 
     async def position(self) -> int:
         """Where the home mark stands, checked but not claimed, and with it the marks that have stopped this partition."""
-        events, epochs = await self._read_epochs()
-        found = await self._read_mark(self._q)
-        check_mark(self._marked(self._q), found, epochs)
-        await check_reach(self._broker, self._marked(self._q), events, found.mark)
+        streams = await self._read_streams()
+        _, home = await self._mark(self._q, streams)
         for partition in sorted(self._faulty):
-            await self._know_epoch(partition, epochs)
-            check_mark(self._marked(partition), await self._read_mark(partition), epochs)
+            await self._mark(partition, streams)
             self._faulty.discard(partition)
-        return found.mark.next_seq if found.mark else max(1, events.first_seq)
+        return home.next_seq if home else max(1, streams.events.first_seq)
+
+    async def _read_streams(self) -> Streams:
+        events = await stream_of(self._broker, self._source.stream)
+        try:
+            recorded = (await topology.read_epochs(self._broker))[0] or {}
+        except TopologyError as error:
+            raise PartitionStopped(error.detail, error.remedy) from error
+        if not continues(events, recorded.get(events.name)):
+            raise PartitionStopped(
+                f"{events.name} is another incarnation than the recorded one", REPAIR.format(q=self._q)
+            )
+        return Streams(events, {}, recorded, inherited(events))
 
     def _marked(self, partition: int) -> MarkedStream:
         return self._source.marked(partition, self._q)
 
-    async def _read_mark(self, partition: int) -> PlacedMark:
-        return await read_mark(self._broker, self._marked(partition))
+    async def _mark(self, partition: int, streams: Streams) -> tuple[PlacedMark, Mark | None]:
+        """The mark of this event partition in a LOG: as it is stored, and what it says in the present incarnations."""
+        if partition not in streams.logs:
+            streams.logs[partition] = await stream_of(self._broker, log_stream(partition))
+        found = await read_mark(self._broker, self._marked(partition))
+        events = streams.events
+        if found.mark is not None and found.mark.epoch == events.epoch:
+            events = await reaching(self._broker, events, found.mark.seq)
+        mark = translated(found, self._q, events, streams.logs[partition], streams.recorded)
+        if mark and found.mark and await is_younger(self._broker, self._marked(partition), mark.seq):
+            raise younger(self._q, events.name, found.mark, mark)
+        return found, mark
 
-    @property
-    def _events_epoch(self) -> str:
-        return self.epochs.actual[self._source.stream]
+    async def _newest_term(self, home: Mark | None, streams: Streams) -> int:
+        """The last owner's term. A home mark from a backup may be older than the foreign marks, which would refuse its heir."""
+        log = streams.logs[self._q]
+        terms = [home.term if home else 0]
+        if inherited(log) and (home is None or home.stream_epoch != log.epoch):
+            for partition in range(self._partitions):
+                found = await read_mark(self._broker, self._marked(partition))
+                terms.append(found.mark.term if found.mark else 0)
+        return max(terms)
 
-    async def _read_epochs(self) -> tuple[StreamState, Epochs]:
-        source = self._source.stream
-        events = await stream_of(self._broker, source)
-        try:
-            recorded, _ = await topology.read_epochs(self._broker)
-        except TopologyError as error:
-            raise PartitionStopped(error.detail, error.remedy) from error
-        if not recorded or recorded.get(source) != events.epoch:
-            raise PartitionStopped(f"{source} is another incarnation than the recorded one", REPAIR)
-        epochs = Epochs({source: epoch_of(events)}, recorded)
-        await self._know_epoch(self._q, epochs)
-        return events, epochs
-
-    async def _know_epoch(self, partition: int, epochs: Epochs) -> None:
-        stream = log_stream(partition)
-        if stream not in epochs.actual:
-            epochs.actual[stream] = epoch_of(await stream_of(self._broker, stream))
-
-    async def _claim_writer(self, partition: int, start_seq: int) -> MarkedWriter:
-        await self._know_epoch(partition, self.epochs)
-        found, marked = await self._read_mark(partition), self._marked(partition)
-        writer = await MarkedWriter.claim(
-            self._broker, marked, self._ownership, self.epochs, found=found, start_seq=start_seq
+    async def _claim_writer(self, partition: int, found: PlacedMark, mark: Mark | None, start_seq: int) -> MarkedWriter:
+        assert self.streams is not None
+        writer = self._writers[partition] = await MarkedWriter.claim(
+            self._broker,
+            self._marked(partition),
+            self._ownership,
+            epoch=epoch_of(self.streams.logs[partition]),
+            found=found,
+            mark=mark,
+            start_seq=start_seq,
         )
-        self._writers[partition] = writer
         return writer
 
-    def changed(self, actual: Mapping[str, str | None]) -> bool:
-        """Is one of these incarnations not the one this worker began with? Then it stops at its next round.
+    def changed(self, now: dict[str, str | None]) -> bool:
+        """Is one of the streams not the one this worker began with?
 
         Args:
-            actual: epochs by stream, as far as they could be read; `GONE` for a stream that is missing.
+            now: epochs by stream, as far as they could be read; None for a stream that is missing.
         """
-        for name, epoch in self.epochs.actual.items():
-            if (now := actual.get(name, epoch)) != epoch:
-                self._faulty.update(p for p in range(self._partitions) if log_stream(p) == name)
-                self._changed = (
-                    missing(name) if now == GONE else PartitionStopped(f"{name} changed its incarnation", REPAIR)
-                )
-        return self._changed is not None
+        if self.streams is None:
+            return False
+        known = (self.streams.events, *self.streams.logs.values())
+        return any(now.get(state.name, state.epoch) != state.epoch for state in known)
 
     def check(self, state: StreamState) -> None:
         """A stream re-created in between has the same names and numbers, for other events."""
-        self.changed({state.name: state.epoch})
-        self._check_changed()
-
-    def _check_changed(self) -> None:
-        if self._changed:
-            raise self._changed
+        if self.changed({state.name: state.epoch}):
+            raise StepDown(f"{state.name} changed its incarnation")
 
     # --- work --------------------------------------------------------------------------------------------------------
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
-        for round_ in rounds(batch, self._events_epoch):
-            self._check_changed()
+        for round_ in rounds(batch, self._ownership.source_epoch):
             await self._settle_round(round_)
 
     async def pass_over(self, seq: int) -> None:
         """Move the home mark to `seq`: up to there no event is left. Say in it from which event on letters are missing now."""
-        self._check_changed()
         home, unburied = self._writers[self._q], self.burials.first
         if seq > home.mark.seq:
             await home.append([], seq, unburied=unburied)
@@ -266,7 +292,9 @@ class DispatchWorker:
         writer = self._writers.get(partition)
         if writer is None:
             home = self._writers[self._q].mark
-            writer = await self._claim_writer(partition, start_seq=home.next_seq - 1)
+            assert self.streams is not None
+            found, mark = await self._mark(partition, self.streams)
+            writer = await self._claim_writer(partition, found, mark, start_seq=home.next_seq - 1)
         for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
             if batch.messages or partition == self._q:
                 unburied = self.burials.first if partition == self._q else None
@@ -276,8 +304,7 @@ class DispatchWorker:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""
         if not planned:
             return planned
-        epoch = self._events_epoch
-        claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
+        claims = [self._claim(event) for event in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
         stall = Stall(CLAIMS, "partition_waits_for_claims")  # as it has `effectively_once` events
         try:
@@ -295,6 +322,12 @@ class DispatchWorker:
                     return [event for event, mine in zip(planned, ours, strict=True) if mine]
         finally:
             stall.over()
+
+    def _claim(self, event: Planned) -> Claim:
+        shared = self.streams.inherited if self.streams else {}
+        former = tuple(f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last)
+        position = f"{self._ownership.source_epoch}.{event.seq}"
+        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, former)
 
     def _count(self, round_: Round, planned: list[Planned], records: int) -> None:
         _APPENDED.inc(len(planned))

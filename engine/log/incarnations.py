@@ -1,19 +1,33 @@
-"""Streams that are not what they were: one that is gone, and one that was put back to a backup.
+"""Which incarnation of a stream a stored position counts in, and what it means in the present one.
 
-`nats stream restore` brings a stream's epoch back with it, so epochs alone do not tell: what was stored since the backup
-is lost, and its numbers are given out again, to other messages. Whoever has a position beyond them would pass these over.
+A stream that `seamark topology restore` has given a new epoch remembers whose numbering it continues (`seamark.restored`).
+Marks and claims of those earlier incarnations are translated when they are read, by the pure functions here.
+
+`nats stream restore` brings a stream's former epoch back with it, so epochs alone do not tell that a stream was put back to a
+backup: what was stored since is lost, and its numbers are given out again, to other messages. Numbers and times tell that.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-from engine.broker.jetstream import Broker, StreamState
+import msgspec
+
+from engine.broker.answers import EPOCH_KEY, StreamState
+from engine.broker.jetstream import Broker
 from engine.errors import ApiError, PartitionStopped, TopologyError
-from engine.log.marks import Mark, MarkedStream
+from engine.log.marks import Mark, MarkedStream, PlacedMark
+from seamark.protocol.cursor import parse_cursor
 from seamark.protocol.subjects import EVENTS_STREAM
+
+RESTORED_KEY: Final = "seamark.restored"
+"""`<epoch>.<last seq of the backup>` for each time a stream was restored from one, newest first, separated by blanks."""
+
+RESTORES_REMEMBERED: Final = 16
+"""Positions older than this many restores have to be named by the operator."""
 
 STREAM_MISSING: Final = 10059
 
@@ -23,10 +37,95 @@ CLOCKS: Final = timedelta(seconds=60)
 ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
 """A deposed leader may still answer for a moment, and shows the past: what would stop a partition is asked again."""
 
-SOURCE_RESTORED: Final = (
-    "It was restored from a backup: with the dispatchers stopped run "
-    "`seamark topology restore {0}=<its last sequence in the backup>`, then `seamark topology repair`"
+REPAIR: Final = (
+    "With the dispatchers stopped run `seamark topology repair`. Name first, last or {q}=<sequence> there, with --at"
 )
+RESTORED: Final = (
+    "It was restored from a backup: with the dispatchers stopped run "
+    "`seamark topology restore {0}=<its last sequence in the backup>`"
+)
+
+
+# --- lineage -------------------------------------------------------------------------------------------------------------
+
+
+def inherited(stream: StreamState) -> dict[str, int]:
+    """The earlier incarnations whose numbering a stream continues, each with the last sequence that it shares."""
+    shared: dict[str, int] = {}
+    for epoch, seq in map(parse_cursor, stream.metadata.get(RESTORED_KEY, "").split()):
+        shared.setdefault(epoch, min([seq, *shared.values()]))
+    return shared
+
+
+def restored_metadata(stream: StreamState, epoch: str, backup_last_seq: int | None = None) -> dict[str, str]:
+    """The metadata of a stream once it is known to come from a backup, which ended there, and has the new `epoch`."""
+    shared = stream.last_seq if backup_last_seq is None else min(stream.last_seq, backup_last_seq)
+    lineage = [] if stream.epoch is None else [f"{stream.epoch}.{shared}"]
+    lineage = [*lineage, *stream.metadata.get(RESTORED_KEY, "").split()][:RESTORES_REMEMBERED]
+    return stream.metadata | ({RESTORED_KEY: " ".join(lineage)} if lineage else {}) | {EPOCH_KEY: epoch}
+
+
+def continues(stream: StreamState, epoch: str | None) -> bool:
+    """Is this the incarnation `epoch`, or a later one that was restored from its backup?"""
+    return epoch is not None and (epoch == stream.epoch or epoch in inherited(stream))
+
+
+def renumbered(mark: Mark, source: StreamState) -> Mark | None:
+    """The mark as it counts in the present source; None when that is not known.
+
+    After a restore the numbering is the old one up to the backup's last message. What came behind it is lost, and other
+    messages have its numbers.
+    """
+    if mark.epoch == source.epoch:
+        return mark
+    shared = inherited(source).get(mark.epoch)
+    return None if shared is None else msgspec.structs.replace(mark.up_to(shared), epoch=source.epoch or "")
+
+
+def translated(
+    placed: PlacedMark, part: int, source: StreamState, stream: StreamState, recorded: Mapping[str, str]
+) -> Mark | None:
+    """What a mark that lies in `stream` says in the present incarnations of both streams; None: it is the first one there.
+
+    Args:
+        part: the part of the source that it is the mark of, as the remedy names it.
+        recorded: epochs of the streams as written down when they were made.
+
+    Raises:
+        PartitionStopped: a stream was made anew, or ends before the mark; an operator has to say where to go on.
+    """
+    repair, name = REPAIR.format(q=part), source.name
+    if placed.mark is None:
+        # Marks outlive what they count: without one nothing that the source still holds was applied, unless the stream was
+        # made anew.
+        if not continues(stream, recorded.get(stream.name)):
+            raise PartitionStopped(f"{stream.name} was re-created and holds no mark", repair)
+        return None
+    if not continues(stream, placed.mark.stream_epoch):
+        raise PartitionStopped(f"{stream.name} is another incarnation than its mark says", repair)
+    mark = renumbered(placed.mark, source)
+    if mark is None:
+        counts = f"its mark counts in {name} {placed.mark.epoch}"
+        raise PartitionStopped(f"{counts}, which is not the present one ({source.epoch}) nor its backup", repair)
+    if mark.seq > source.last_seq:
+        detail = f"{name} ends at {source.last_seq}, before {mark.seq} that was dispatched"
+        raise PartitionStopped(detail, RESTORED.format(name))
+    return mark
+
+
+def younger(part: int, source: str, placed: Mark, meant: Mark) -> PartitionStopped:
+    """What to raise where what a mark tells to be dispatched was stored after the mark: it is another message."""
+    detail = f"message {meant.seq} of {source} is younger than the mark that tells it to be dispatched"
+    at = f"`seamark topology repair --at {part}="
+    if placed.epoch != meant.epoch:
+        remedy = f"The backup ended earlier than was said. Name the last message of the backup: {at}<sequence>`"
+    else:
+        restored = RESTORED.format(source)
+        remedy = f"{restored}. If it was not, the servers' clocks disagreed: name the position, {at}{meant.seq}`"
+    return PartitionStopped(detail, remedy)
+
+
+# --- asking the leaders, which raises ApiError, Unavailable and Unanswered as `Broker` does ---------------------------------
 
 
 def is_missing(error: BaseException) -> bool:
@@ -44,7 +143,7 @@ async def stream_of(broker: Broker, name: str) -> StreamState:
     """What the leader of a stream says of it, now.
 
     Raises:
-        PartitionStopped: there is no such stream. ApiError, Unavailable, Unanswered: as `Broker.stream`.
+        PartitionStopped: there is no such stream.
     """
     try:
         return await broker.stream(name)
@@ -70,7 +169,6 @@ async def read_partitions(broker: Broker, configured: int | None = None) -> int:
 
     Raises:
         TopologyError: no topology yet, or this process is configured for another number.
-        ApiError, Unavailable, Unanswered: the leader of EVENTS cannot be asked.
     """
     state = await stream_of(broker, EVENTS_STREAM)
     if state.partitions is None or state.epoch is None:
@@ -87,9 +185,6 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     """The stream as its leader describes it once it shows message `seq`; if it does not within a second, as it is then.
 
     `state` may be older than the position that says `seq`: whoever else works there is ahead of it.
-
-    Raises:
-        PartitionStopped, ApiError, Unavailable, Unanswered: as `stream_of`.
     """
     for pause in ASK_AGAIN_SECONDS:
         if state.last_seq >= seq:
@@ -99,39 +194,13 @@ async def reaching(broker: Broker, state: StreamState, seq: int) -> StreamState:
     return state
 
 
-async def check_reach(broker: Broker, marked: MarkedStream, source: StreamState, mark: Mark | None) -> None:
-    """Does the source still hold, as the same message, what a mark tells to be applied?
-
-    Raises:
-        PartitionStopped: it was put back to a backup without `seamark topology restore`. ApiError, Unavailable, Unanswered:
-            a leader cannot be asked.
-    """
-    if mark is None or mark.epoch != source.epoch:
-        return
-    source, remedy = await reaching(broker, source, mark.seq), SOURCE_RESTORED.format(source.name)
-    if mark.seq > source.last_seq:
-        raise PartitionStopped(
-            f"{source.name} ends at {source.last_seq}, before {mark.seq} that was dispatched", remedy
-        )
-    if await younger_than_mark(broker, marked, mark.seq):
-        detail = f"message {mark.seq} of {source.name} is younger than the mark that tells it to be dispatched"
-        raise PartitionStopped(detail, f"{remedy}. If it was not, the servers' clocks disagree: mend them, then repair")
-
-
-async def younger_than_mark(broker: Broker, marked: MarkedStream, seq: int) -> bool:
+async def is_younger(broker: Broker, marked: MarkedStream, seq: int) -> bool:
     """Was what the source holds under `seq` stored after the mark that is said to cover it? Then it is another message.
 
     False where clocks leave a doubt, and where the source holds nothing there any more.
-
-    Raises:
-        ApiError, Unavailable, Unanswered: a leader cannot be asked.
     """
     stored = await broker.leader_next(marked.source, ">", seq) if seq > 0 else None
     if stored is None or stored.seq != seq:
         return False
     placed = await broker.leader_last(marked.name, marked.subject)
-    return placed is not None and _time(stored.time) > _time(placed.time) + CLOCKS
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    return placed is not None and datetime.fromisoformat(stored.time) > datetime.fromisoformat(placed.time) + CLOCKS

@@ -55,6 +55,13 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         """Is what follows from message `seq` for this user applied already?"""
         return seq < self.seq or (seq == self.seq and (self.user is None or user_token <= self.user))
 
+    def up_to(self, seq: int) -> Mark:
+        """The same mark, but telling of no event beyond `seq`: those are dispatched, and buried, again."""
+        if self.seq <= seq:
+            return self
+        unburied = self.unburied if self.unburied is not None and self.unburied <= seq else None
+        return msgspec.structs.replace(self, seq=seq, user=None, unburied=unburied)
+
 
 class PlacedMark(NamedTuple):
     """A mark and the sequence of its message; sequence 0 and no mark when there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -19,7 +18,6 @@ from seamark.protocol.records import epoch_line
 
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
-REPAIR = "Stop the dispatchers, then run `seamark topology repair`"
 
 
 class Overtaken(BrokerError):
@@ -27,17 +25,11 @@ class Overtaken(BrokerError):
 
 
 class Ownership(NamedTuple):
-    """One acquisition of a part of the source."""
+    """One acquisition of a part of the source. `source_epoch` is the incarnation of the source its positions belong to."""
 
     term: int
     owner: str
-
-
-class Epochs(NamedTuple):
-    """Incarnations of streams by name: as their leaders say, and as recorded when they were made."""
-
-    actual: dict[str, str]
-    recorded: Mapping[str, str]
+    source_epoch: str
 
 
 async def read_mark(broker: Broker, marked: MarkedStream) -> PlacedMark:
@@ -61,24 +53,6 @@ async def read_mark(broker: Broker, marked: MarkedStream) -> PlacedMark:
         raise PartitionStopped(f"what {marked.subject} holds is not a mark ({error})", remedy) from error
 
 
-def check_mark(marked: MarkedStream, placed: PlacedMark, epochs: Epochs) -> None:
-    """A mark is only a position while source and stream are the ones it was written for.
-
-    Raises:
-        PartitionStopped: one of them is another incarnation, or a stream that was re-created has no marks.
-    """
-    stream, epoch, mark = marked.name, epochs.actual[marked.name], placed.mark
-    if mark is None:
-        # Marks outlive what they count: without one, nothing that the source still holds was applied, unless the stream
-        # was re-created.
-        if epochs.recorded.get(stream) != epoch:
-            raise PartitionStopped(f"{stream} was re-created and holds no mark", REPAIR)
-    elif mark.stream_epoch != epoch:
-        raise PartitionStopped(f"{stream} is another incarnation than its mark says", REPAIR)
-    elif mark.epoch != epochs.actual[marked.source]:
-        raise PartitionStopped(f"{marked.source} is another incarnation than the marks say", REPAIR)
-
-
 class MarkedWriter:
     """Appends batches to one stream, each ended by a mark that must follow the one before.
 
@@ -86,14 +60,13 @@ class MarkedWriter:
     """
 
     def __init__(
-        self, broker: Broker, marked: MarkedStream, ownership: Ownership, epochs: Epochs, placed: PlacedMark
+        self, broker: Broker, marked: MarkedStream, ownership: Ownership, epoch: str, placed: PlacedMark
     ) -> None:
         self._broker = broker
         self._marked = marked
         self._ownership = ownership
-        self._source_epoch = epochs.actual[marked.source]
-        self._epoch = epochs.actual[marked.name]
-        self._epoch_line = epoch_line(self._epoch)
+        self._epoch = epoch
+        self._epoch_line = epoch_line(epoch)
         self._placed = placed
 
     @classmethod
@@ -102,26 +75,28 @@ class MarkedWriter:
         broker: Broker,
         marked: MarkedStream,
         ownership: Ownership,
-        epochs: Epochs,
         *,
+        epoch: str,
         found: PlacedMark,
+        mark: Mark | None,
         start_seq: int,
     ) -> MarkedWriter:
         """Write the mark again under this ownership: from then on every older owner's batch is refused.
 
         Args:
+            epoch: the incarnation the stream is in.
             found: the mark as the leader showed it.
+            mark: what it says in the present incarnations, see `incarnations.translated`.
             start_seq: the position where there is no mark yet.
 
         Raises:
-            StepDown: a newer owner is there. PartitionStopped: see `check_mark`.
+            StepDown: a newer owner is there.
         """
-        check_mark(marked, found, epochs)
-        writer, mark = cls(broker, marked, ownership, epochs, found), found.mark
+        if found.mark is not None and found.mark.term >= ownership.term:
+            raise StepDown(f"{marked.name} is marked by an owner of term {found.mark.term}")
+        writer = cls(broker, marked, ownership, epoch, found)
         if mark is None:
             await writer.append([], start_seq)
-        elif mark.term >= ownership.term:
-            raise StepDown(f"{marked.name} is marked by an owner of term {mark.term}")
         else:
             await writer.append([], mark.seq, mark.user, unburied=mark.unburied)
         return writer
@@ -138,10 +113,11 @@ class MarkedWriter:
         """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
         Raises:
-            StepDown: a newer owner took over. Overtaken: an older one got in between. PartitionStopped: repair is due.
+            StepDown: a newer owner took over, or the stream has another epoch. Overtaken: an older owner got in between.
+            PartitionStopped: the stream was put back to a backup, and nobody has said so.
         """
         own = self._ownership
-        mark = Mark(self._source_epoch, seq, own.term, own.owner, self._epoch, user, unburied)
+        mark = Mark(own.source_epoch, seq, own.term, own.owner, self._epoch, user, unburied)
         payload = encode_mark(mark)
         stall, backoff = Stall(self._marked.name), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:
@@ -193,11 +169,11 @@ class MarkedWriter:
         name, placed_seq = self._marked.name, self._placed.seq
         state = await reaching(self._broker, await stream_of(self._broker, name), placed_seq)
         if state.epoch != self._epoch:
-            raise PartitionStopped(f"{name} changed its incarnation", REPAIR)
+            raise StepDown(f"{name} changed its incarnation")
         if state.last_seq < placed_seq:
             raise PartitionStopped(
                 f"{name} ends at {state.last_seq}, before my mark at {placed_seq}",
-                f"It was restored from a backup: run `seamark topology restore {name}`, then repair",
+                f"It was restored from a backup: run `seamark topology restore {name}`",
             )
 
 

@@ -1,4 +1,7 @@
-"""What no file can know of `nats/accounts.conf` beforehand: users that are made for tenants, and how many logs there are."""
+"""What no file can know of `nats/accounts.conf` beforehand: users that are made for tenants, and how many logs there are.
+
+Functions of a tenant raise InvalidToken where no tenant can have this name.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,7 @@ _BLOCK: Final = """\
 
 
 def publisher_user(tenant: str) -> str:
-    """The user that publishes for a tenant, such as `publisher-acme`.
-
-    Raises:
-        InvalidToken: no tenant can have this name.
-    """
+    """The user that publishes for a tenant, such as `publisher-acme`."""
     return f"publisher-{encode_token(tenant)}"
 
 
@@ -45,20 +44,13 @@ def publisher_variable(tenant: str) -> str:
     """The environment variable of the server that holds this user's password.
 
     Different tenants have different variables: each character but letters and digits is written as the hex of its byte.
-
-    Raises:
-        InvalidToken: no tenant can have this name.
     """
     name = re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02X}", encode_token(tenant))
     return f"SEAMARK_NATS_PUBLISHER_{name}_PASSWORD"
 
 
 def publisher_block(tenant: str) -> str:
-    """A user that may publish this tenant's events and nothing else.
-
-    Raises:
-        InvalidToken: no tenant can have this name.
-    """
+    """A user that may publish this tenant's events and nothing else."""
     user, variable = publisher_user(tenant), publisher_variable(tenant)
     return _BLOCK.format(user=user, variable=variable, token=encode_token(tenant))
 
@@ -67,7 +59,7 @@ def with_publisher(accounts: str, tenant: str) -> str:
     """The text of an `accounts.conf` with this tenant's publisher in it; unchanged if it is there already.
 
     Raises:
-        InvalidToken: no tenant can have this name. TopologyError: it is not the file of this project.
+        TopologyError: it is not the file of this project.
     """
     if f'user: "{publisher_user(tenant)}"' in accounts:
         return accounts

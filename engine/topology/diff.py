@@ -7,49 +7,25 @@ from typing import Any, Final, Literal, NamedTuple
 
 Kind = Literal["stream", "consumer"]
 
-_STREAM_DEFAULTS: Final[Mapping[str, Any]] = {
-    "retention": "limits",
-    "storage": "file",
-    "discard": "old",
-    "num_replicas": 1,
-    "max_consumers": -1,
-    "max_msgs": -1,
-    "max_bytes": -1,
-    "max_msgs_per_subject": -1,
-    "max_msg_size": -1,
-    "duplicate_window": 120_000_000_000,
-    "compression": "none",
+_DEFAULTS: Final[Mapping[Kind, Mapping[str, Any]]] = {
+    "stream": {"retention": "limits", "storage": "file", "discard": "old", "num_replicas": 1, "compression": "none"}
+    | {"max_bytes": -1, "max_msgs": -1, "max_msgs_per_subject": -1, "max_msg_size": -1, "max_consumers": -1}
+    | {"duplicate_window": 120_000_000_000},
+    "consumer": {"deliver_policy": "all", "ack_policy": "none", "replay_policy": "instant"}
+    | {"max_deliver": -1, "max_waiting": 512},
 }
-"""What a server puts in for a field that a stream's configuration leaves out; all others are zero, false or empty."""
-
-_CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
-    "deliver_policy": "all",
-    "ack_policy": "none",
-    "replay_policy": "instant",
-    "max_deliver": -1,
-    "max_waiting": 512,
-}
-
-_UNLIMITED_FIELDS: Final = frozenset(
-    {"max_consumers", "max_msgs", "max_bytes", "max_msgs_per_subject", "max_msg_size", "max_deliver"}
-)
-"""Fields in which a server reads 0 as -1."""
+"""What a server puts in for a field that is left out, and for a 0 where it has -1; all others are zero, false or empty."""
 
 _FIXED: Final[Mapping[Kind, frozenset[str]]] = {
-    "stream": frozenset(
-        {"name", "storage", "mirror", "sealed", "first_seq", "persist_mode", "allow_msg_counter", "template_owner"}
-    ),
-    "consumer": frozenset(
-        {"name", "durable_name", "deliver_policy", "opt_start_seq", "opt_start_time", "ack_policy", "replay_policy"}
-        | {"max_waiting", "mem_storage", "flow_control", "idle_heartbeat", "deliver_subject"}
-    ),
+    "stream": frozenset({"name", "storage", "mirror", "sealed", "first_seq", "persist_mode", "allow_msg_counter"})
+    | {"template_owner"},
+    "consumer": frozenset({"name", "durable_name", "deliver_policy", "opt_start_seq", "opt_start_time", "ack_policy"})
+    | {"replay_policy", "max_waiting", "mem_storage", "flow_control", "idle_heartbeat", "deliver_subject"},
 }
 """What the server refuses to change in place (10052 for streams, 10012 for consumers)."""
 
 _ONE_WAY: Final = frozenset({"deny_delete", "deny_purge", "allow_msg_ttl", "allow_msg_schedules"})
 """Switches of a stream that can be turned on but never off again."""
-
-_OWN_METADATA: Final = "seamark."
 
 
 class Change(NamedTuple):
@@ -64,7 +40,7 @@ class Change(NamedTuple):
 
 
 def _shown(value: Any) -> str:
-    return "unset" if _empty(value) and not isinstance(value, (int, bool)) else str(value)
+    return "unset" if value in (None, "", [], {}) else str(value)
 
 
 def changes_between(kind: Kind, file: Mapping[str, Any], server: Mapping[str, Any]) -> Iterator[Change]:
@@ -73,27 +49,14 @@ def changes_between(kind: Kind, file: Mapping[str, Any], server: Mapping[str, An
     A field that one side leaves out counts with the server's default. Of the metadata only what the file names counts:
     the server and operators keep notes of their own there.
     """
-    defaults = _STREAM_DEFAULTS if kind == "stream" else _CONSUMER_DEFAULTS
     for key in sorted((file.keys() | server.keys()) - {"metadata"}):
-        wanted, has = _normal(key, file.get(key), defaults), _normal(key, server.get(key), defaults)
+        wanted, has = (config.get(key) or _DEFAULTS[kind].get(key) or None for config in (file, server))
         if wanted != has:
             yield Change(key, has, wanted)
     notes = server.get("metadata") or {}
     for key, value in sorted((file.get("metadata") or {}).items()):
         if notes.get(key) != value:
             yield Change(f"metadata {key}", notes.get(key), value)
-
-
-def _normal(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:
-    if key in _UNLIMITED_FIELDS and not value:
-        return -1
-    if _empty(value):
-        return defaults.get(key)
-    return value
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value is False or value == 0 or value in ("", [], {})
 
 
 def unchangeable(kind: Kind, change: Change) -> bool:

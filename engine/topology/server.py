@@ -1,38 +1,35 @@
 """Streams and consumers on the server: look, apply a plan, rotate the epoch of what was restored from a backup.
 
 Every call is safe to repeat, and two at once are noticed where they would do harm: a stream is created together with its
-epoch, by one of them, and the recorded epochs are written by compare-and-set. An update is none: the server has no such
-call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
+epoch, by one of them, and marks and recorded epochs are written by compare-and-set. An update is none: the server has no
+such call for configurations. It begins from the configuration the plan has seen and is read back, and whoever finds another
 epoch than it has written says so; between these two looks the later one wins. So run one provisioner at a time.
+
+Every call raises ApiError, Unavailable and Unanswered as `Broker` does; after such a failure it is safe to begin again.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.broker.control import CONTROL_STREAM, Control, Entry
-from engine.broker.jetstream import Broker
+from engine.broker.jetstream import After, Broker
 from engine.errors import ApiError, TopologyError
-from engine.log.incarnations import is_missing
+from engine.log.incarnations import is_missing, restored_metadata
 from engine.topology import plan as topology_plan
 from engine.topology.diff import changes_between
-from engine.topology.files import Overrides, Profile, is_log, render
-from engine.topology.plan import (
-    EPOCH_KEY,
-    Observed,
-    ObservedStream,
-    Plan,
-    Step,
-    recorded_streams,
-    remembered_partitions,
-)
+from engine.topology.files import Override, Profile, is_log, render
+from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
 from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
+
+Answer = TypeVar("Answer")
 
 EPOCH_CHARS: Final = 8
 """36^8 tags: two incarnations of a stream never share one by chance, and a cursor stays short."""
@@ -46,8 +43,7 @@ _RACES_MAX: Final = 10
 """Attempts at a compare-and-set that other provisioners keep winning."""
 
 _NAME_IN_USE: Final = 10058
-_NO_CLUSTER: Final = 10074
-_NO_PEERS: Final = 10005
+_NOT_ENOUGH_SERVERS: Final = frozenset({10074, 10005})
 _NO_STORAGE: Final = frozenset({10047, 10028})
 _NOT_FOUND: Final = frozenset({10059, 10014})
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
@@ -58,24 +54,25 @@ def new_epoch() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(EPOCH_CHARS))
 
 
+# --- files and server ----------------------------------------------------------------------------------------------------
+
+
 async def plan(
     broker: Broker,
     profile: Profile,
     partitions: int | None = None,
     *,
-    overrides: Overrides | None = None,
+    overrides: Override | None = None,
     recreate: bool = False,
 ) -> Plan:
     """What would have to change on the server so that it agrees with the files of `profile`; changes nothing.
 
     Args:
-        profile: whose files.
         partitions: default: the number the server's streams were made for, on an empty server the profile's own.
         recreate: make a stream anew that existed once and is gone, instead of refusing to.
 
     Raises:
         TopologyError: unknown profile, impossible number, files missing, or the recorded epochs are unreadable.
-        Unavailable, Unanswered, ApiError: the server cannot be read.
     """
     observed = await observe(broker, profile)
     count = remembered_partitions(observed) if partitions is None else partitions
@@ -87,11 +84,9 @@ async def apply(broker: Broker, plan: Plan) -> list[str]:
 
     Raises:
         TopologyError: the plan holds a refusal (nothing is done then), or the server has changed since it was made.
-        ApiError, Unavailable, Unanswered: as the server says; applying a fresh plan continues where this one stopped.
     """
-    if plan.refusals:
-        first = plan.refusals[0]
-        raise TopologyError(f"{first.target}: {first.detail}", first.remedy)
+    for refusal in plan.refusals:
+        raise TopologyError(f"{refusal.target}: {refusal.detail}", refusal.remedy)
     done = []
     for step in plan.steps:
         await _STEPS[step.action](broker, step)
@@ -100,7 +95,7 @@ async def apply(broker: Broker, plan: Plan) -> list[str]:
 
 
 async def ensure(
-    broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Overrides | None = None
+    broker: Broker, profile: Profile, partitions: int | None = None, *, overrides: Override | None = None
 ) -> list[str]:
     """Plan and apply in one call, for embedded stacks and tests; what is gone is made anew. Returns what was done."""
     return await apply(broker, await plan(broker, profile, partitions, overrides=overrides, recreate=True))
@@ -113,39 +108,49 @@ async def observe(broker: Broker, profile: Profile) -> Observed:
     like something to create.
     """
     files = render(profile, 1)
-    named = {file.name for file in files.streams}
-    streams = {}
+    named, read = ({_kind(file.stream) for file in each} for each in (files.streams, files.consumers))
+    streams, consumers = {}, {}
     for name in await _names(broker, "STREAM.NAMES", "streams"):
-        if (name in named or is_log(name)) and (seen := await _stream_or_none(broker, name)) is not None:
+        if _kind(name) in named and (seen := await _stream_or_none(broker, name)) is not None:
             streams[name] = seen
-    consumers = {}
-    read = {file.stream for file in files.consumers}
-    for stream in sorted(name for name in streams if name in read or (is_log(name) and any(map(is_log, read)))):
+    for stream in sorted(name for name in streams if _kind(name) in read):
         for name in await _names(broker, f"CONSUMER.NAMES.{stream}", "consumers"):
-            answer = await _api_or_none(broker, f"CONSUMER.INFO.{stream}.{name}")
-            if answer is not None:
+            asked = broker.api(f"CONSUMER.INFO.{stream}.{name}", timeout_seconds=API_SECONDS)
+            if (answer := await _or_none(asked)) is not None:
                 consumers[stream, name] = answer["config"]
     epochs = (await read_epochs(broker))[0] if CONTROL_STREAM in streams else None
     return Observed(streams, consumers, epochs)
 
 
-def observed_stream(info: Mapping[str, Any]) -> ObservedStream:
-    """A stream from an answer of `STREAM.INFO`."""
-    state = info["state"]
-    return ObservedStream(
-        config=info["config"],
-        messages=state["messages"],
-        bytes=state["bytes"],
-        first_seq=state["first_seq"],
-        last_seq=state["last_seq"],
-        first_at=parse_time(state.get("first_ts")),
-        asked_at=parse_time(info.get("ts")),
-    )
+def _kind(stream: str) -> str:
+    return "LOG" if is_log(stream) else stream
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """An RFC 3339 time of the server, cut to microseconds."""
-    return datetime.fromisoformat(text) if text else None
+async def _names(broker: Broker, method: str, key: str) -> list[str]:
+    """All names, which the cluster's own leader knows even while a stream has none."""
+    names: list[str] = []
+    while True:
+        answer = await broker.api(method, {"offset": len(names)}, timeout_seconds=API_SECONDS)
+        page = answer.get(key) or []
+        names += page
+        if not page or len(names) >= answer["total"]:
+            return names
+
+
+async def _stream_or_none(broker: Broker, name: str) -> StreamState | None:
+    return await _or_none(broker.stream(name, timeout_seconds=API_SECONDS))
+
+
+async def _or_none(asked: Awaitable[Answer]) -> Answer | None:
+    try:
+        return await asked
+    except ApiError as error:
+        if error.err_code in _NOT_FOUND:
+            return None
+        raise
+
+
+# --- epochs --------------------------------------------------------------------------------------------------------------
 
 
 async def read_epochs(broker: Broker) -> Entry[dict[str, str]]:
@@ -153,7 +158,6 @@ async def read_epochs(broker: Broker) -> Entry[dict[str, str]]:
 
     Raises:
         TopologyError: there is no control bucket, or somebody wrote something else there.
-        ApiError, Unavailable, Unanswered: its leader cannot be asked.
     """
     try:
         return await _recorded(broker).get(EPOCHS_KEY)
@@ -169,41 +173,34 @@ async def read_epochs(broker: Broker) -> Entry[dict[str, str]]:
         ) from error
 
 
-async def write_epochs(broker: Broker, epochs: Mapping[str, str], revision: int) -> int:
-    """Record epochs if the entry is still `revision` (0: none); returns the new revision.
-
-    Raises:
-        ApiError: 10071 or 10164 when another provisioner was quicker.
-    """
-    return await _recorded(broker).put(EPOCHS_KEY, dict(sorted(epochs.items())), revision)
-
-
 def _recorded(broker: Broker) -> Control[dict[str, str]]:
     return Control(broker, dict[str, str])
+
+
+async def actual_epochs(broker: Broker) -> dict[str, str]:
+    """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
+    names = recorded_streams(await _names(broker, "STREAM.NAMES", "streams"))
+    found = {name: await _stream_or_none(broker, name) for name in names}
+    return {name: seen.epoch for name, seen in found.items() if seen is not None and seen.epoch is not None}
 
 
 def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
     """Restored streams as written on a command line: `LOG-2`, or `EVENTS=1000` with the last sequence of its backup.
 
-    EVENTS must have it: services publish as soon as the stream is there again, and what they stored since would pass for
-    dispatched.
-
     Raises:
-        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number.
+        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number: services
+            publish as soon as the stream is there again, and what they stored since would pass for dispatched.
     """
     backups: dict[str, int | None] = {}
     for text in texts:
-        name, equals, number = text.partition("=")
-        if not name or (equals and not number.isdecimal()):
-            raise TopologyError(f"not a restored stream: {text!r}", "Write LOG-2, or EVENTS=<its last sequence>.")
-        if name in backups:
-            raise TopologyError(f"{name} is named twice", "Name each stream once.")
-        backups[name] = int(number) if equals else None
+        found = re.fullmatch(r"([^=]+)(?:=([0-9]+))?", text)
+        if found is None or found[1] in backups:
+            remedy = "Write LOG-2, or EVENTS=<its last sequence>, and name each stream once."
+            raise TopologyError(f"not a restored stream: {text!r}", remedy)
+        backups[found[1]] = int(found[2]) if found[2] else None
     if backups.get(EVENTS_STREAM, 0) is None:
-        raise TopologyError(
-            "it is not said where the backup of EVENTS ends",
-            "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json.",
-        )
+        remedy = "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json."
+        raise TopologyError("it is not said where the backup of EVENTS ends", remedy)
     return backups
 
 
@@ -212,83 +209,53 @@ async def restore(
 ) -> dict[str, tuple[str | None, str]]:
     """Give streams that an operator has restored from a backup a new epoch; returns the old and new one of each.
 
-    Every cursor into them gets a `reset` from now on, and dispatchers refuse to start until `seamark topology repair`
-    has set their positions: the recorded epochs stay as they are until then.
+    Every cursor into them gets a `reset` from now on. Dispatchers translate their marks and claims when they read them: a
+    stream's metadata says whose numbering it continues, and up to where.
 
     Args:
-        streams: their names.
         ends: the last sequence that a stream's backup held; without one the last that it holds now, which is right only
             while nothing has been stored in it since.
 
     Raises:
-        TopologyError: a stream does not exist or ends before its backup (nothing is changed then), or a stream was
-            changed at the same time.
+        TopologyError: a stream is missing or ends before its backup (nothing is changed then), or was changed meanwhile.
     """
-    last_seqs, found = ends or {}, {}
+    found: dict[str, StreamState] = {}
     for name in streams:
-        seen = await _stream_or_none(broker, name)
+        seen, end = await _stream_or_none(broker, name), (ends or {}).get(name)
         if seen is None:
             raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
-        if (last_seq := last_seqs.get(name)) is not None and last_seq > seen.last_seq:
-            raise TopologyError(
-                f"{name} ends at {seen.last_seq}: its backup cannot have ended at {last_seq}",
-                "Read state.last_seq in the backup's backup.json again.",
-            )
+        if end is not None and end > seen.last_seq:
+            detail = f"{name} ends at {seen.last_seq}: its backup cannot have ended at {end}"
+            raise TopologyError(detail, "Read state.last_seq in the backup's backup.json again.")
         found[name] = seen
     rotated = {}
     for name, seen in found.items():
-        old, fresh = seen.epoch, new_epoch()
-        # Its messages keep the numbers they had: written down, so that marks and claims can be carried over.
-        metadata = seen.restored(fresh, last_seqs.get(name))
-        await _update_stream(broker, name, seen.config, seen.config | {"metadata": metadata})
-        rotated[name] = (old, fresh)
+        rotated[name] = (seen.epoch, fresh := new_epoch())
+        config = seen.config | {"metadata": restored_metadata(seen, fresh, (ends or {}).get(name))}
+        await _update_stream(broker, Step("update_stream", name, (), config, seen.config))
     return rotated
 
 
-async def _names(broker: Broker, method: str, key: str) -> list[str]:
-    """All names, which the cluster's own leader knows even while a stream has none."""
-    names: list[str] = []
-    while True:
-        answer = await broker.api(method, {"offset": len(names)}, timeout_seconds=API_SECONDS)
-        page = answer.get(key) or []
-        names += page
-        if not page or len(names) >= answer["total"]:
-            return names
-
-
-async def _stream_or_none(broker: Broker, name: str) -> ObservedStream | None:
-    answer = await _api_or_none(broker, f"STREAM.INFO.{name}")
-    return None if answer is None else observed_stream(answer)
-
-
-async def _api_or_none(broker: Broker, method: str) -> dict[str, Any] | None:
-    try:
-        return await broker.api(method, timeout_seconds=API_SECONDS)
-    except ApiError as error:
-        if error.err_code in _NOT_FOUND:
-            return None
-        raise
+# --- steps ---------------------------------------------------------------------------------------------------------------
 
 
 async def _create_stream(broker: Broker, step: Step) -> None:
+    name, config = step.target, step.config
     try:
-        await broker.api(f"STREAM.CREATE.{step.target}", step.config, timeout_seconds=API_SECONDS)
+        await broker.api(f"STREAM.CREATE.{name}", config, timeout_seconds=API_SECONDS)
     except ApiError as error:
+        if error.err_code == _NAME_IN_USE:
+            return await _check_same(broker, step)
         if error.err_code in _NO_STORAGE:
-            size = step.config.get("max_bytes", 0) >> 20
-            raise TopologyError(
-                f"the server has no room left to reserve {size} MiB for {step.target}",
-                "Raise max_file_store in its configuration or lower max_bytes in the file.",
-            ) from error
-        if error.err_code in (_NO_CLUSTER, _NO_PEERS):
-            copies = step.config.get("num_replicas", 1)
-            raise TopologyError(
-                f"{step.target} is to have {copies} copies, and there are not so many servers ({error.description})",
-                f"Start {copies} servers with nats/cluster.conf, or take --profile dev, which keeps one copy.",
-            ) from error
-        if error.err_code != _NAME_IN_USE:
+            detail = f"the server has no room left to reserve {config.get('max_bytes', 0) >> 20} MiB for {name}"
+            remedy = "Raise max_file_store in its configuration or lower max_bytes in the file."
+        elif error.err_code in _NOT_ENOUGH_SERVERS:
+            copies = config.get("num_replicas", 1)
+            detail = f"{name} is to have {copies} copies, and there are not so many servers ({error.description})"
+            remedy = f"Start {copies} servers with nats/cluster.conf, or take --profile dev, which keeps one copy."
+        else:
             raise
-        await _check_same(broker, step)
+        raise TopologyError(detail, remedy) from error
 
 
 async def _check_same(broker: Broker, step: Step) -> None:
@@ -301,36 +268,30 @@ async def _check_same(broker: Broker, step: Step) -> None:
         raise TopologyError(f"{step.target} was made otherwise by another provisioner: {what}", "Plan again.")
 
 
-async def _change_stream(broker: Broker, step: Step) -> None:
-    await _update_stream(broker, step.target, step.seen or {}, step.config)
-
-
-async def _update_stream(broker: Broker, name: str, seen: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+async def _update_stream(broker: Broker, step: Step) -> None:
+    name, config = step.target, _comparable(step.config)
     now = await _stream_or_none(broker, name)
-    if now is None or _essence(now.config) != _essence(seen):
+    if now is None or _comparable(now.config) != _comparable(step.seen or {}):
         raise TopologyError(f"{name} was changed while this was planned", "Plan again.")
-    metadata = {key: value for key, value in config["metadata"].items() if not key.startswith("_nats.")}
-    await broker.api(f"STREAM.UPDATE.{name}", {**config, "metadata": metadata}, timeout_seconds=API_SECONDS)
-    after = await _stream_or_none(broker, name)
-    if after is None or after.epoch != metadata.get(EPOCH_KEY):
+    await broker.api(f"STREAM.UPDATE.{name}", config, timeout_seconds=API_SECONDS)
+    after, epoch = await _stream_or_none(broker, name), config["metadata"].get(EPOCH_KEY)
+    if after is None or after.epoch != epoch:
         is_now = "is gone" if after is None else f"has epoch {after.epoch}"
         raise TopologyError(
-            f"{name} was changed at the same time: it {is_now}, not {metadata.get(EPOCH_KEY)}",
+            f"{name} was changed at the same time: it {is_now}, not {epoch}",
             "Run one provisioner at a time; look with `seamark topology plan`, then do it again.",
         )
 
 
-def _essence(config: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if not key.startswith("_nats.")}
-    return {**config, "metadata": metadata}
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "metadata": own_metadata(config)}
 
 
 async def _put_consumer(broker: Broker, step: Step) -> None:
     stream, _, name = step.target.partition("/")
-    action = "update" if step.action == "update_consumer" else "create"
     # The filter is part of the subject so that permissions can name it (ADR-42 of the server's designs).
     method = f"CONSUMER.CREATE.{stream}.{name}.{step.config['filter_subject']}"
-    body = {"stream_name": stream, "config": step.config, "action": action}
+    body = {"stream_name": stream, "config": step.config, "action": step.action.partition("_")[0]}
     await broker.api(method, body, timeout_seconds=API_SECONDS)
 
 
@@ -338,34 +299,45 @@ async def _record_epochs(broker: Broker, _step: Step) -> None:
     """Record epochs of streams seen for the first time. An entry that differs stands: only a repair may replace it."""
     for _ in range(_RACES_MAX):
         recorded, revision = await read_epochs(broker)
-        actual = await actual_epochs(broker)
-        merged = actual | (recorded or {})
-        if merged == recorded:
-            return
-        try:
-            await write_epochs(broker, merged, revision)
-        except ApiError as error:
-            if error.err_code not in _WRONG_SEQUENCE:
-                raise
-        else:
+        merged = await actual_epochs(broker) | (recorded or {})
+        if merged == recorded or await _stored(_put_epochs(broker, merged, revision)):
             return
     raise TopologyError("other provisioners keep changing the recorded epochs", "Run one at a time.")
 
 
-async def actual_epochs(broker: Broker) -> dict[str, str]:
-    """The epochs EVENTS and every LOG carry on the server now; a stream without one is left out."""
-    found = {}
-    for name in recorded_streams(await _names(broker, "STREAM.NAMES", "streams")):
-        seen = await _stream_or_none(broker, name)
-        if seen is not None and seen.epoch is not None:
-            found[name] = seen.epoch
-    return found
+async def _replace(broker: Broker, step: Step) -> None:
+    """Write a mark, or the recorded epochs, in place of what the plan has seen."""
+    seq = (step.seen or {})["seq"]
+    if step.action == "write_mark":
+        after = After(f"LOG-{step.target.split('.')[1]}", seq)
+        stored = await _stored(broker.append(step.target, msgspec.json.encode(step.config), after=after))
+    else:
+        stored = await _stored(_put_epochs(broker, step.config, seq))
+    if not stored:
+        raise TopologyError(f"{step.target} moved while this was planned", "Stop the dispatchers and plan again.")
+
+
+async def _put_epochs(broker: Broker, epochs: Mapping[str, Any], revision: int) -> int:
+    return await _recorded(broker).put(EPOCHS_KEY, dict(sorted(epochs.items())), revision)
+
+
+async def _stored(write: Awaitable[object]) -> bool:
+    """Await a write that follows what was read; False: somebody else was quicker."""
+    try:
+        await write
+    except ApiError as error:
+        if error.err_code not in _WRONG_SEQUENCE:
+            raise
+        return False
+    return True
 
 
 _STEPS: Final = {
     "create_stream": _create_stream,
-    "update_stream": _change_stream,
+    "update_stream": _update_stream,
     "create_consumer": _put_consumer,
     "update_consumer": _put_consumer,
     "record_epochs": _record_epochs,
+    "replace_epochs": _replace,
+    "write_mark": _replace,
 }

@@ -8,11 +8,10 @@ import pytest
 
 from engine.broker.jetstream import connect
 from engine.topology import server as topology
-from engine.topology.files import Overrides
 from ops.dev.servers import NatsServer
 from seamark import Publisher
 from tests.support.commands import seamark
-from tests.support.topology import password, running_with_accounts, settings_for
+from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 

@@ -95,8 +95,9 @@ async def test_a_declined_repair_fails_and_changes_nothing_and_json_says_what_wa
     done = await seamark(tmp_path, "repair", "--yes", "--json", **env)
     assert done.returncode == 0
     plan, result = map(json.loads, done.stdout.splitlines())
-    assert plan["epochs"]["before"] != plan["epochs"]["after"]
-    assert result == {"done": ["~ recorded epochs"]}
+    [step] = plan["steps"]
+    assert step["action"] == "replace_epochs"
+    assert result["done"] == [f"~ replace epochs: {step['why'][0]}"]
     assert await recorded(to_repair)
 
 
@@ -129,10 +130,10 @@ async def test_a_redis_that_is_away_is_one_line_with_the_remedy_and_nothing_is_c
     to_repair: NatsServer, tmp_path: Path
 ) -> None:
     env = {"SEAMARK_NATS_URL": to_repair.url, "SEAMARK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
-    done = await seamark(tmp_path, "repair", "--yes", "--claims", "all", **env)
+    done = await seamark(tmp_path, "repair", "--yes", "--forget-claims", **env)
     assert done.returncode == FAILED
     assert len(done.stderr.splitlines()) == 1
     assert "SEAMARK_REDIS_URL" in done.stderr
     assert not await recorded(to_repair)
-    done = await seamark(tmp_path, "repair", "--yes", "--claims", "none", **env)
+    done = await seamark(tmp_path, "repair", "--yes", **env)
     assert done.returncode == 0, done.stderr

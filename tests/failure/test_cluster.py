@@ -12,13 +12,13 @@ from chaos.load import Load, look
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
 from engine.topology import server as topology
-from engine.topology.files import Overrides
 from ops.dev.servers import NatsCluster, NatsServer, Valkey
 from seamark.protocol.subjects import log_stream
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.devices import Device, devices
 from tests.support.logs import connected, eventually
 from tests.support.roles import dispatcher_processes, gateway_role
+from tests.support.topology import Overrides
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 

@@ -14,7 +14,6 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
 from engine.topology import server as topology
-from engine.topology.files import Overrides
 from ops.dev.child import free_port
 from ops.dev.servers import NatsCluster, NatsServer
 from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
@@ -23,6 +22,7 @@ from tests.support.gatewayprocess import GatewayProcess, gateway_process
 from tests.support.gateways import PARTITIONS
 from tests.support.logs import connected, eventually
 from tests.support.tokens import SECRET
+from tests.support.topology import Overrides
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 

@@ -14,7 +14,7 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, Outgoing
 from engine.dispatch.source import EVENTS
 from engine.errors import BrokerError, StepDown, Unanswered, Unavailable
-from engine.log.writer import Epochs, MarkedWriter, Ownership, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import TIMEOUT, Chaos
@@ -160,9 +160,9 @@ async def stored(broker: Broker, stream: str, messages: int) -> bool:
 async def claim(broker: Broker, ownership: Ownership) -> MarkedWriter:
     """LOG-0, for partition 0 of EVENTS."""
     epoch, marked = (await broker.stream("LOG-0")).epoch or "", EVENTS.marked(0, 0)
-    epochs = Epochs({"EVENTS": "eeeeeeee", "LOG-0": epoch}, {"LOG-0": epoch})
     found = await read_mark(broker, marked)
-    return await MarkedWriter.claim(broker, marked, ownership, epochs, found=found, start_seq=0)
+    facts = {"epoch": epoch, "found": found, "mark": found.mark, "start_seq": 0}
+    return await MarkedWriter.claim(broker, marked, ownership, **facts)
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
@@ -170,7 +170,7 @@ async def test_a_batch_interrupted_in_mid_flight_is_settled_by_its_mark_and_stor
     breakage: str, nats_server: NatsServer
 ) -> None:
     async with lab(nats_server) as (network, far, near):
-        writer = await claim(far, Ownership(1, "me"))
+        writer = await claim(far, Ownership(1, "me", "eeeeeeee"))
         for number in range(1, 4):
             messages = [Outgoing(f"log.0.t.u{i}", b"%d" % number * 2000) for i in range(200)]
             network.to_client.delay_seconds = 0.1
@@ -192,11 +192,11 @@ async def test_a_batch_held_back_by_the_network_is_refused_when_it_arrives_after
     nats_server: NatsServer,
 ) -> None:
     async with lab(nats_server) as (network, far, near):
-        old = await claim(far, Ownership(1, "old"))
+        old = await claim(far, Ownership(1, "old", "e"))
         network.to_server.silence()
         late = asyncio.create_task(old.append([Outgoing("log.0.t.u", b"late")], 1), name="late")
         await eventually(lambda: any(b"late" in data for data in network.to_server.held))
-        new = await claim(near, Ownership(2, "new"))
+        new = await claim(near, Ownership(2, "new", "e"))
         await new.append([Outgoing("log.0.t.u", b"in time")], 1)
         network.restore()
         with pytest.raises(StepDown):

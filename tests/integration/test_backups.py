@@ -88,7 +88,6 @@ async def test_events_accepted_before_the_restore_was_said_are_dispatched(set_ba
     async with connected(set_back.url) as broker:
         await publish_round(broker, "c")  # takes the numbers that round b had
         await topology.restore(broker, ["EVENTS"], {"EVENTS": ROUND})
-        await repair.apply(broker, None, await repair.prepare(broker, None, parse_positions([])))
         await dispatched(set_back, valkey, broker, "a", "b", "c")
 
 
@@ -112,7 +111,6 @@ async def test_the_whole_way_of_a_restore_as_the_manual_tells_it(nats_server: Na
         )
         await topology.apply(broker, await topology.plan(broker, "dev", overrides=FAST))
         await topology.restore(broker, ["EVENTS"], {"EVENTS": backup["state"]["last_seq"]})
-        await repair.apply(broker, None, await repair.prepare(broker, None, parse_positions([])))
         await dispatched(nats_server, valkey, broker, "a", "b", "c")
 
 
@@ -135,11 +133,13 @@ async def test_an_end_that_is_too_late_is_noticed_by_the_times_and_the_true_one_
     async with connected(set_back.url) as broker:
         await publish_round(broker, "c")
         await topology.restore(broker, ["EVENTS"], {"EVENTS": 2 * ROUND})
-        plan = await repair.prepare(broker, None, parse_positions([]))
+        async with dispatching(set_back.url, valkey.url) as dispatcher:
+            await eventually(lambda: all(dispatcher.readers[q].phase is Phase.STOPPED for q in home_partitions()))
+        plan = await repair.prepare(broker, parse_positions([]))
         assert {refusal.target for refusal in plan.refusals} == {f"partition {q}" for q in home_partitions()}
         assert all("Name the last event of the backup" in refusal.remedy for refusal in plan.refusals)
-        plan = await repair.prepare(broker, None, parse_positions([str(ROUND)]))
-        await repair.apply(broker, None, plan)
+        plan = await repair.prepare(broker, parse_positions([str(ROUND)]))
+        await repair.apply(broker, plan)
         await dispatched(set_back, valkey, broker, "a", "b", "c")
 
 
@@ -161,11 +161,10 @@ async def test_a_restore_that_nobody_said_stops_dispatchers_before_and_after_its
             for reader in dispatcher.readers:
                 with pytest.raises(PartitionStopped, match="younger than the mark"):
                     await reader._worker.position()
-        plan = await repair.prepare(broker, None, parse_positions(["mark"]))
+        plan = await repair.prepare(broker, parse_positions(["mark"]))
         assert all("seamark topology restore EVENTS=" in refusal.remedy for refusal in plan.refusals)
         assert len(plan.refusals) == PARTITIONS
         await topology.restore(broker, ["EVENTS"], {"EVENTS": ROUND})
-        await repair.apply(broker, None, await repair.prepare(broker, None, parse_positions([])))
         await dispatched(set_back, valkey, broker, "a", "b", "c", "d")
 
 

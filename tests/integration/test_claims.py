@@ -53,6 +53,16 @@ async def test_the_first_to_claim_keeps_it_and_recognises_itself(redis: Redis, m
     assert await make().take([claim("e1", 5), claim("e1", 5, epoch="ev2")]) == [True, False]
 
 
+async def test_a_claim_of_an_earlier_incarnation_is_that_of_the_event_it_held(
+    redis: Redis, make: Callable[..., Claims]
+) -> None:
+    """EVENTS was restored from a backup: the same event has the same number in another incarnation."""
+    claims = make()
+    assert await claims.take([claim("e1", 5), claim("e2", 6)]) == [True, True]
+    again = [Claim("default", "e1", "ev2.5", ("ev1.5", "ev0.5")), Claim("default", "e2", "ev2.7", ("ev1.7",))]
+    assert await claims.take(again) == [True, False]
+
+
 async def test_within_one_batch_the_first_one_wins(redis: Redis, make: Callable[..., Claims]) -> None:
     assert await make().take([claim("e1", 5), claim("e1", 6), claim("e1", 5)]) == [True, False, True]
 

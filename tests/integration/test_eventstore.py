@@ -10,13 +10,12 @@ from engine.broker import wire
 from engine.broker.eventstore import EventStore
 from engine.broker.jetstream import Broker, connect
 from engine.topology import server as topology
-from engine.topology.files import Overrides
 from ops.dev.servers import NatsServer
 from seamark import Publisher
 from seamark.protocol.appends import sealed
 from seamark.protocol.events import encode, message_id
 from tests.support.logs import connected
-from tests.support.topology import password, running_with_accounts, settings_for
+from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 # With accounts a publisher may publish events of its own tenant only; a service of the same tenant is still another one.

@@ -8,7 +8,7 @@ import pytest
 
 from engine.broker.jetstream import Outgoing
 from engine.dispatch.source import EVENTS
-from engine.log.writer import Epochs, MarkedWriter, Ownership, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.topology import server as topology
 from gateway.limits import WATCH_SECONDS
 from ops.dev.servers import NatsServer
@@ -78,12 +78,10 @@ async def test_no_record_of_a_log_that_is_made_anew_under_traffic_is_shown_as_on
         async def writer() -> tuple[str, MarkedWriter]:
             """As a dispatcher writes, from a mark that an operator has set."""
             marked, epoch = EVENTS.marked(p, p), (await gateway.broker.stream(gateway.stream())).epoch or ""
-            epochs = Epochs({"EVENTS": "eeeeeeee", marked.name: epoch}, {marked.name: epoch})
             found = await read_mark(gateway.broker, marked)
-            owner = Ownership(len(written) + 1, "owner")
-            return epoch, await MarkedWriter.claim(
-                gateway.broker, marked, owner, epochs, found=found, start_seq=len(written)
-            )
+            owner = Ownership(len(written) + 1, "owner", "eeeeeeee")
+            facts = {"epoch": epoch, "found": found, "mark": found.mark, "start_seq": len(written)}
+            return epoch, await MarkedWriter.claim(gateway.broker, marked, owner, **facts)
 
         async def write(rounds: int, others: int) -> None:
             epoch, log = await writer()

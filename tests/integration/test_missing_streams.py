@@ -18,7 +18,7 @@ from engine.dispatch.source import EVENTS
 from engine.errors import PartitionStopped, TopologyError
 from engine.log.incarnations import read_partitions
 from engine.log.marks import NO_MARK
-from engine.log.writer import Epochs, MarkedWriter, Ownership
+from engine.log.writer import MarkedWriter, Ownership
 from engine.partition import reader as partition
 from engine.partition.reader import Phase
 from engine.topology import server as topology
@@ -80,10 +80,8 @@ async def test_a_log_that_is_deleted_under_a_batch_stops_its_partition(nats_serv
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
         state = await broker.stream("LOG-1")
-        epochs = Epochs({"EVENTS": "eeeeeeee", "LOG-1": state.epoch or ""}, {"LOG-1": state.epoch or ""})
-        writer = await MarkedWriter.claim(
-            broker, EVENTS.marked(1, 1), Ownership(1, "owner"), epochs, found=NO_MARK, start_seq=0
-        )
+        facts = {"epoch": state.epoch or "", "found": NO_MARK, "mark": None, "start_seq": 0}
+        writer = await MarkedWriter.claim(broker, EVENTS.marked(1, 1), Ownership(1, "owner", "eeeeeeee"), **facts)
         config = (await broker.api("STREAM.INFO.LOG-1"))["config"]
         older = await broker.leader_last("LOG-1", "mark.1.1")
         assert older is not None
@@ -106,7 +104,7 @@ async def test_while_one_log_is_missing_the_others_are_still_watched(nats_server
             await broker.api("STREAM.DELETE.LOG-3")
             await eventually(stopped(working, 3))
             assert all(working.readers[q].phase is Phase.READING for q in (0, 1, 2))
-            await topology.restore(broker, ["LOG-1"])
+            await broker.api("STREAM.DELETE.LOG-1")
             await eventually(stopped(working, 1, 3))
             assert all(working.readers[q].phase is Phase.READING for q in (0, 2))
 

@@ -10,12 +10,11 @@ import pytest
 
 from engine.broker.jetstream import connect
 from engine.topology import server as topology
-from engine.topology.files import Overrides
 from ops.dev.servers import Change, NatsServer
 from seamark import ConnectionClosed, Published, Publisher, PublishFailed, PublishRefused
 from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
-from tests.support.topology import password, running_with_accounts, settings_for
+from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 TINY = Overrides(stream_bytes={**dict.fromkeys(("LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24), "EVENTS": 1 << 19})

@@ -15,12 +15,12 @@ from engine.broker.wire import header
 from engine.errors import ApiError, TopologyError, Unavailable
 from engine.topology import server as topology
 from engine.topology.check import check
-from engine.topology.files import Overrides, Profile, render
+from engine.topology.files import Profile, render
 from ops.dev.servers import NatsCluster, NatsServer
 from seamark.protocol.subjects import event_subject, log_subject, partition_of
 from tests.support.logs import connected
 from tests.support.overlays import SYNCED_LATE
-from tests.support.topology import send_as_they_are
+from tests.support.topology import Overrides, send_as_they_are
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from engine.broker.control import Control
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
 from engine.errors import ApiError, BrokerError, Forbidden
 from engine.topology import server as topology
-from engine.topology.files import Overrides, files_folder
+from engine.topology.files import files_folder
 from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
 from tests.support.commands import seamark
 from tests.support.logs import eventually
-from tests.support.topology import ROLES, password, running_with_accounts, settings_for
+from tests.support.topology import ROLES, Overrides, password, running_with_accounts, settings_for
 
 PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
 

@@ -57,22 +57,16 @@ async def caught_up(broker: Broker) -> bool:
     """Whether every home mark has reached the last event of its partition."""
     found = await repair.examine(broker)
     for q in range(PARTITIONS):
-        last, mark = await broker.leader_last("EVENTS", f"ev.{q}.>"), found.mark(q, q).mark
+        last, mark = await broker.leader_last("EVENTS", f"ev.{q}.>"), found.known(q, q)
         if last is not None and (mark is None or mark.next_seq <= last.seq):
             return False
     return True
 
 
-async def stopped(dispatcher: Dispatcher, partitions: set[int]) -> bool:
-    return {q for q, reader in enumerate(dispatcher.readers) if reader.phase is Phase.STOPPED} == partitions
-
-
-async def repaired(
-    broker: Broker, valkey: Valkey, *positions: str, claims: repair.ClaimsRule = "replayed"
-) -> list[str]:
+async def repaired(broker: Broker, valkey: Valkey, *positions: str, forget_claims: bool = False) -> list[str]:
     async with Redis.from_url(valkey.url) as redis:
-        plan = await repair.prepare(broker, redis, parse_positions(positions), claims=claims)
-        return await repair.apply(broker, redis, plan)
+        plan = await repair.prepare(broker, parse_positions(positions), forget_claims=forget_claims)
+        return await repair.apply(broker, plan, redis)
 
 
 def events_folder(server: NatsServer) -> Path:
@@ -84,7 +78,7 @@ async def test_a_healthy_topology_needs_no_repair(nats_server: NatsServer, valke
         await topology.ensure(broker, "dev", overrides=FAST)
         await publish_to_everybody(broker, "a")
         await dispatched(nats_server, valkey, broker, "a")
-        plan = await repair.prepare(broker, None, parse_positions([]))
+        plan = await repair.prepare(broker, parse_positions([]))
         assert plan.lines() == ["nothing to repair"]
 
 
@@ -93,10 +87,10 @@ async def test_running_dispatchers_are_named_and_nothing_is_done(nats_server: Na
         await topology.ensure(broker, "dev", overrides=FAST)
         async with dispatching(nats_server.url, valkey.url):
             await eventually(lambda: is_read(broker))
-            plan = await repair.prepare(broker, None, parse_positions(["first"]))
+            plan = await repair.prepare(broker, parse_positions(["first"]))
             with pytest.raises(TopologyError, match="dispatchers are running: dispatch-"):
-                await repair.apply(broker, None, plan, wait_seconds=0)
-        await repair.check_stopped(broker, PARTITIONS, wait_seconds=10)
+                await repair.apply(broker, plan, wait_seconds=0)
+        await repair.check_stopped(broker, wait_seconds=10)
 
 
 async def is_read(broker: Broker) -> bool:
@@ -108,11 +102,11 @@ async def test_marks_that_moved_since_the_plan_are_not_overwritten(nats_server: 
         await topology.ensure(broker, "dev", overrides=FAST)
         await publish_to_everybody(broker, "a")
         await dispatched(nats_server, valkey, broker, "a")
-        plan = await repair.prepare(broker, None, parse_positions(["first"]))
+        plan = await repair.prepare(broker, parse_positions(["first"]))
         await publish_to_everybody(broker, "b")
         await dispatched(nats_server, valkey, broker, "b")
         with pytest.raises(TopologyError, match="moved while this was planned"):
-            await repair.apply(broker, None, plan)
+            await repair.apply(broker, plan)
         assert set((await counted(broker)).values()) == {1}
 
 
@@ -132,7 +126,7 @@ async def test_a_lost_log_is_filled_again_from_the_events_and_the_other_logs_get
             await eventually(lambda: stopped_or_waiting(dispatcher, lost))
         with pytest.raises(TopologyError, match=f"LOG-{lost} was re-created and holds no mark"):
             await repaired(broker, valkey)
-        assert any(f"recorded epoch of LOG-{lost}" in line for line in (await plan_lines(broker, f"{lost}=first")))
+        assert any(f"replace epochs: LOG-{lost} " in line for line in (await plan_lines(broker, f"{lost}=first")))
         await repaired(broker, valkey, f"{lost}=first")
 
         async with dispatching(nats_server.url, valkey.url):
@@ -141,7 +135,7 @@ async def test_a_lost_log_is_filled_again_from_the_events_and_the_other_logs_get
             await eventually(lambda: caught_up(broker))
         records = await counted(broker)
         assert set(records.values()) == {1}
-        assert (await repair.prepare(broker, None, parse_positions([]))).empty
+        assert (await repair.prepare(broker, parse_positions([]))).empty
 
 
 async def stopped_or_waiting(dispatcher: Dispatcher, partition: int) -> bool:
@@ -149,7 +143,7 @@ async def stopped_or_waiting(dispatcher: Dispatcher, partition: int) -> bool:
 
 
 async def plan_lines(broker: Broker, *positions: str) -> list[str]:
-    return (await repair.prepare(broker, None, parse_positions(positions))).lines()
+    return (await repair.prepare(broker, parse_positions(positions))).lines()
 
 
 async def holds(broker: Broker, pairs: set[tuple[str, str]]) -> bool:
@@ -179,10 +173,6 @@ async def test_events_restored_from_a_backup_go_on_where_it_ended_and_nothing_co
         await topology.restore(broker, ["EVENTS"], {"EVENTS": len(USERS) + 1})
         await publish_to_everybody(broker, "c")  # takes the numbers that round b had
         await publish(broker, to=[USERS[0]], type="demo.personal", id=f"b-{USERS[0]}")  # a service that is not sure
-        async with dispatching(server.url, valkey.url) as dispatcher:
-            await eventually(lambda: stopped(dispatcher, {0, 1, 2, 3}))
-        done = await repaired(broker, valkey)
-        assert "~ recorded epochs" in done
         await dispatched(server, valkey, broker, "a", "b", "c")
         records = await counted(broker)
         assert set(records) == expected("a", "b", "c")
@@ -201,8 +191,7 @@ async def test_events_dispatched_again_after_a_restore_do_not_take_themselves_fo
         for p in range(PARTITIONS):
             await broker.api(f"STREAM.DELETE.LOG-{p}")
         await topology.ensure(broker, "dev", overrides=FAST)
-        done = await repaired(broker, valkey, "first")
-        assert f"- {len(USERS) + 1} claim(s) removed" in done
+        await repaired(broker, valkey, "first")
         await dispatched(nats_server, valkey, broker, "a")
         records = await counted(broker)
         assert set(records) == expected("a")
@@ -225,7 +214,7 @@ async def test_recreated_events_want_a_named_position_and_claims_tell_duplicates
         await publish_to_everybody(broker, "b")
         with pytest.raises(TopologyError, match="Name"):
             await repaired(broker, valkey)
-        await repaired(broker, valkey, "first", claims="all" if logs_lost else "replayed")
+        await repaired(broker, valkey, "first", forget_claims=logs_lost)
         await dispatched(nats_server, valkey, broker, "a", "b")
         records = await counted(broker)
         assert set(records.values()) == {1}

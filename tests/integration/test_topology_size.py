@@ -11,11 +11,11 @@ from engine.log.marks import Mark, encode_mark
 from engine.topology import room as topology_room
 from engine.topology import server as topology
 from engine.topology.check import check
-from engine.topology.files import Overrides
 from engine.topology.size import Demand, size, write
 from ops.dev.servers import NatsServer
 from seamark.protocol.receipts import Receipt
 from tests.support.logs import connected
+from tests.support.topology import Overrides
 
 NOW = datetime(2026, 11, 28, 12, 30, 15, 123456, tzinfo=UTC)
 RECORD = b"r" * 450

@@ -14,9 +14,9 @@ from engine.broker.jetstream import Broker, NatsSettings, PubAck, Stored, connec
 from engine.dispatch.claims import Claims
 from engine.dispatch.dispatcher import Dispatcher
 from engine.log.incarnations import read_partitions
-from engine.topology.files import Overrides
 from seamark.protocol import events
 from seamark.protocol.subjects import log_stream
+from tests.support.topology import Overrides
 
 PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)

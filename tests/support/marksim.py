@@ -1,23 +1,28 @@
 """Dispatch workers over a simulated broker that loses, delays and doubles what it is asked, and lags in what it shows.
 
+Now and then, with the dispatchers stopped, EVENTS or the home log is put back to a backup, and `topology restore` said.
 Everything that is random comes from one seed; there are no sleeps, so that thousands of take-overs run in seconds.
 """
 
 import asyncio
+import itertools
 import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
+from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
 from engine.dispatch.dispatcher import DispatchWorker
 from engine.errors import ApiError, Unanswered, Unavailable
+from engine.log.incarnations import restored_metadata
 from engine.partition.reader import Delivered
 from seamark.protocol.errors import SeamarkError
 from seamark.protocol.events import encode
 from seamark.protocol.subjects import encode_token, partition_of
 
 PARTITIONS = 3
+CALM_ATTEMPTS_MAX = 50
 EPOCHS = {"EVENTS": "eeeeeeee", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}
 
 
@@ -26,6 +31,7 @@ class Log:
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, bytes]] = []
+        self.ends = [0]
 
     def last(self, subject: str, upto: int) -> int:
         for seq in range(upto, 0, -1):
@@ -40,7 +46,13 @@ class Log:
         if self.last(mark.subject, len(self.messages)) != expected:
             raise ValueError
         self.messages += [(message.subject, message.payload) for message in batch]
+        self.ends.append(len(self.messages))
         return len(self.messages)
+
+    def put_back(self, end: int) -> None:
+        """Be as it was when it ended there."""
+        self.ends = [each for each in self.ends if each <= end]
+        del self.messages[end:]
 
 
 class SimBroker:
@@ -51,6 +63,7 @@ class SimBroker:
         self.logs = {f"LOG-{p}": Log() for p in range(PARTITIONS)}
         self.late: list[tuple[Log, Sequence[Outgoing]]] = []
         self.calm = False
+        self.metadata = {name: {EPOCH_KEY: epoch} for name, epoch in EPOCHS.items()}
 
     async def _pass_time(self) -> None:
         for _ in range(self.rng.choice([0, 1, 1, 2, 3, 8])):
@@ -69,7 +82,11 @@ class SimBroker:
         await self._pass_time()
         if self._fault(0.02):
             raise Unavailable
-        return StreamState(name, EPOCHS[name], PARTITIONS, 1, 1 << 40, 1, {})
+        return self.state(name)
+
+    def state(self, name: str) -> StreamState:
+        metadata = self.metadata[name]
+        return StreamState(name, metadata[EPOCH_KEY], PARTITIONS, 1, 1 << 40, 1, {"metadata": metadata})
 
     async def leader_last(self, stream: str, subject: str, **_: Any) -> Stored | None:
         await self._pass_time()
@@ -116,7 +133,10 @@ class SimClaims:
 
     async def take(self, claims: Sequence[Any]) -> list[bool]:
         await asyncio.sleep(0)
-        return [self.holders.setdefault(claim.event_id, claim.position) == claim.position for claim in claims]
+        return [
+            self.holders.setdefault(claim.event_id, claim.position) in (claim.position, *claim.former)
+            for claim in claims
+        ]
 
 
 class World:
@@ -129,27 +149,56 @@ class World:
         self.users = [f"user{number}" for number in range(9)]
         self.home = next(user for user in self.users if partition_of("default", encode_token(user), PARTITIONS) == 0)
         self.events: list[Delivered] = []
-        self.due: list[tuple[int, frozenset[str]]] = []
-        names: set[str] = set()
-        for number in range(1, events + 1):
-            again = number > 3 and self.rng.random() < 0.1
-            name = self.rng.choice(sorted(names)) if again else f"e{number}"
-            names.add(name)
+        self.due: dict[str, frozenset[str]] = {}
+        self.lost: set[str] = set()
+        self.restores = 0
+        self.count = events
+        self.publish()
+        self.refused = 0
+
+    def publish(self) -> None:
+        """Fill EVENTS up, under the numbers that come next."""
+        for number in range(len(self.events) + 1, self.count + 1):
+            again = len(self.due) > 2 and self.rng.random() < 0.1
+            name = self.rng.choice(sorted(self.due)) if again else f"e{self.restores}-{number}"
             to = [self.home] if self.rng.random() < 0.4 else self.rng.sample(self.users, self.rng.randint(1, 9))
             encoded = encode(to=to, type="sim.n", id=name, key=self.home, data={})
             subject = encoded.subject.replace("events.", "ev.0.", 1).encode()
-            seq = number * 2  # other partitions' events lie in between
-            self.events.append(Delivered(subject, seq, 0, b"", encoded.payload))
-            if not again:
-                self.due.append((seq, frozenset(to)))
-        self.refused = 0
+            # Other partitions' events lie in between.
+            self.events.append(Delivered(subject, number * 2, 0, b"", encoded.payload))
+            self.due.setdefault(name, frozenset(to))
+
+    def restore(self) -> None:
+        """EVENTS, the home log or both come back from a backup; what EVENTS has lost is no longer due, but others are."""
+        broker, self.restores = self.broker, self.restores + 1
+        broker.late.clear()  # nobody dispatches meanwhile
+        kind = self.rng.choice(["EVENTS", "LOG-0", "both"])
+        if kind != "LOG-0":
+            kept = self.rng.randint(0, len(self.events))
+            names = [json.loads(event.payload)["id"] for event in self.events]
+            for name in set(names) - set(names[:kept]):
+                self.lost.add(name)
+                del self.due[name]
+            self.events = self.events[:kept]
+            self._rotate("EVENTS", kept * 2 + self.rng.randint(0, 1))
+            self.publish()
+        if kind != "EVENTS":
+            log = broker.logs["LOG-0"]
+            log.put_back(self.rng.choice(log.ends))
+            self._rotate("LOG-0", len(log.messages))
+
+    def _rotate(self, name: str, end: int) -> None:
+        state = self.broker.state(name)
+        self.broker.metadata[name] = restored_metadata(state, f"{state.epoch}{self.restores}", end)
 
     def worker(self) -> DispatchWorker:
         return DispatchWorker(self.broker, self.claims, 0, PARTITIONS)  # type: ignore[arg-type]
 
     async def process(self, worker: DispatchWorker) -> None:
         """What a partition's reader does, over and over: take over, read from the position, hand on in batches."""
-        while True:
+        for attempt in itertools.count():
+            if self.broker.calm and attempt > CALM_ATTEMPTS_MAX:
+                return  # what is missing then tells
             try:
                 position = await worker.acquire()
                 left = [event for event in self.events if event.seq >= position]
@@ -167,9 +216,19 @@ class World:
                     await asyncio.sleep(0)
 
     async def run(self) -> None:
-        """Processes come, go and die at any await; in the end one is left in peace."""
+        """Processes come, go and die at any await, over streams that are restored in between; in the end one is left in peace."""
+        restores = self.rng.choice([0, 0, 1, 2])
+        for _ in range(restores):
+            await self.torment(self.rng.randint(1, 4))
+            self.restore()
+        await self.torment(self.rng.randint(1, 4) if restores else self.rng.randint(3, 8))
+        self.broker.calm = True
+        await self.process(self.worker())
+
+    async def torment(self, processes: int) -> None:
+        """Processes come, go and die."""
         tasks: list[asyncio.Task[None]] = []
-        for _ in range(self.rng.randint(3, 8)):
+        for _ in range(processes):
             if tasks and self.rng.random() < 0.7:
                 tasks.pop(self.rng.randrange(len(tasks))).cancel()
             tasks.append(asyncio.create_task(self.process(self.worker()), name="process"))
@@ -178,22 +237,22 @@ class World:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.broker.calm = True
-        await self.process(self.worker())
 
     def faults(self) -> list[str]:
         """What is wrong with the logs."""
         found = []
-        seen: dict[str, list[tuple[int, str]]] = {user: [] for user in self.users}
+        seen: dict[str, list[str]] = {user: [] for user in self.users}
         for name, log in self.broker.logs.items():
             for subject, payload in log.messages:
                 if subject.startswith("log."):
                     record = json.loads(payload)
                     if name != f"LOG-{partition_of('default', encode_token(record['user']), PARTITIONS)}":
                         found.append(f"{record['user']} in {name}")
-                    seen[record["user"]].append((record["event"]["seq"], record["id"]))
-        for user, records in seen.items():
-            due = [seq for seq, to in self.due if user in to]
-            if [seq for seq, _ in records] != due:
-                found.append(f"{user} has {[seq for seq, _ in records]}, not {due}")
+                    seen[record["user"]].append(record["id"])
+        for user, ids in seen.items():
+            due = [name for name, to in self.due.items() if user in to]
+            if [name for name in ids if name not in self.lost] != due:
+                found.append(f"{user} has {ids}, not {due}")
+            if len(ids) != len(set(ids)):
+                found.append(f"{user} has a record twice: {ids}")
         return found

@@ -9,8 +9,9 @@ from typing import Any
 from engine.broker.jetstream import Broker, StreamState
 from engine.errors import PartitionStopped, StepDown
 from engine.partition.reader import Delivered, PartitionReader, Source
-from engine.topology.files import Overrides, render
+from engine.topology.files import render
 from tests.support.logs import eventually
+from tests.support.topology import Overrides
 
 PIN_TIMEOUT_SECONDS = 1.0
 SOURCE = Source("EV", "reader", "ev.0.>")

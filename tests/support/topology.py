@@ -1,15 +1,58 @@
 """Servers that run with the configuration files of `nats/`, and their stream files sent as they are."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine.broker.answers import EPOCH_KEY, PARTITIONS_KEY, StreamState
 from engine.broker.jetstream import Broker, NatsSettings
+from engine.topology.files import is_log
 from ops.dev.natsserver import account_users
 from ops.dev.servers import NatsServer
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a test changes in the files.
+
+    Args:
+        replicas: copies of every stream and consumer.
+        pin_timeout_seconds: `priority_timeout` of consumers that pin.
+        stream_bytes: `max_bytes` by stream; `LOG` means every LOG-<p>.
+    """
+
+    replicas: int | None = None
+    pin_timeout_seconds: float | None = None
+    stream_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def __call__(self, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What is changed in one configuration."""
+        pin = None if self.pin_timeout_seconds is None else round(self.pin_timeout_seconds * 1e9)
+        changes = {
+            "num_replicas": self.replicas,
+            "max_bytes": self.stream_bytes.get("LOG" if is_log(name) else name),
+            "priority_timeout": pin if "priority_timeout" in config else None,
+        }
+        return {key: value for key, value in changes.items() if value is not None}
+
+
+NOW = 1_795_478_400.0
+"""A server's clock."""
+
+
+def stream_with(config: Mapping[str, Any], **state: Any) -> StreamState:
+    """A stream with this configuration, as its leader describes it at `NOW`; empty but for `state`."""
+    metadata = config.get("metadata") or {}
+    number = metadata.get(PARTITIONS_KEY)
+    facts = {"first_seq": 0, "last_seq": 0, "messages": 0, "oldest_at": NOW, "asked_at": NOW} | state
+    name, partitions = config.get("name", ""), None if number is None else int(number)
+    return StreamState(name, metadata.get(EPOCH_KEY), partitions, config=dict(config), **facts)
+
 
 ROLES = tuple(account_users())
 

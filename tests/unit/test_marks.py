@@ -18,7 +18,7 @@ from engine.dispatch.source import EVENTS
 from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailable
 from engine.log import writer as logwriter
 from engine.log.marks import NO_MARK, Mark, PlacedMark, Verdict, decode_mark, encode_mark, settle
-from engine.log.writer import Epochs, MarkedWriter, Ownership, read_mark
+from engine.log.writer import MarkedWriter, Ownership, read_mark
 
 MARKS = st.builds(
     Mark,
@@ -231,10 +231,9 @@ class Machine(RuleBasedStateMachine):
 
     async def work(self, broker: Any) -> None:
         found, marked = await read_mark(broker, EVENTS.marked(0, 0)), EVENTS.marked(0, 0)
-        ownership = Ownership((found.mark.term if found.mark else 0) + 1, f"owner{next(self.names)}")
-        epochs = Epochs({"EVENTS": "ev", "LOG-0": "log"}, {"LOG-0": "log"})
-        start_seq = self.first_event - 1
-        writer = await MarkedWriter.claim(broker, marked, ownership, epochs, found=found, start_seq=start_seq)
+        own = Ownership((found.mark.term if found.mark else 0) + 1, f"owner{next(self.names)}", "ev")
+        facts = {"epoch": "log", "found": found, "mark": found.mark, "start_seq": self.first_event - 1}
+        writer = await MarkedWriter.claim(broker, marked, own, **facts)
         seq = writer.mark.next_seq
         while seq <= len(PUBLISHED):
             last = min(seq + 2, len(PUBLISHED))

@@ -1,18 +1,21 @@
-"""Take-overs, lost answers, late batches and stale reads by the thousand: every record once, in the order of its events."""
+"""Take-overs, restores, lost answers, late batches and stale reads by the thousand: every record once, in its events' order."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.dispatch import dispatcher, rounds
+from engine.dispatch.claims import Claim
 from engine.dispatch.dispatcher import DispatchWorker
+from engine.dispatch.rounds import Planned
 from engine.log import writer as logwriter
 from engine.log.marks import Mark, Verdict
 from tests.support.marksim import World
 
-WORLDS = 400
+WORLDS = 250
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +71,17 @@ async def home_first(self: DispatchWorker, round_: Any) -> None:
 settle_round = DispatchWorker._settle_round
 
 
+claim = DispatchWorker._claim
+
+
+def of_no_former_incarnation(self: DispatchWorker, event: Planned) -> Claim:
+    return msgspec.structs.replace(claim(self, event), former=())
+
+
+async def own_term_only(self: DispatchWorker, home: Mark | None, streams: Any) -> int:
+    return home.term if home else 0
+
+
 def believing(verdict: Verdict) -> Callable[..., Verdict]:
     """A settlement that takes everything unclear for the same thing."""
     return lambda sent, expected, found: verdict
@@ -88,6 +102,9 @@ def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
         (logwriter, "settle", believing(Verdict.COMMITTED)),
         (logwriter, "settle", steps_never_down),
         (dispatcher, "not_covered", lambda entries, mark: list(entries)),
+        (DispatchWorker, "_claim", of_no_former_incarnation),
+        (DispatchWorker, "_newest_term", own_term_only),
+        (Mark, "up_to", lambda self, seq: self),
     ],
     ids=[
         "marks-cover-nothing",
@@ -96,6 +113,9 @@ def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
         "believes-committed",
         "never-steps-down",
         "no-skip",
+        "claims-not-translated",
+        "terms-not-compared",
+        "marks-not-cut",
     ],
 )
 @pytest.mark.timeout(120)

@@ -1,18 +1,18 @@
 """What is found on a server, and how loudly it is said."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from engine.log.marks import Mark, PlacedMark
 from engine.topology.check import Seen, judge, judge_start
 from engine.topology.files import render
-from engine.topology.plan import Observed, ObservedStream
+from engine.topology.plan import Observed
+from tests.support.topology import stream_with
 
 SYNCED = {"version": "2.15.1", "jetstream": {"config": {"sync_always": True}}}
 UNSYNCED = {"version": "2.15.1", "jetstream": {"config": {"sync_interval": 120_000_000_000}}}
-NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 def seen(profile="production", *, monitors=None, **changes):
@@ -21,11 +21,13 @@ def seen(profile="production", *, monitors=None, **changes):
     streams = {}
     for file in topology.streams:
         metadata = (file.config.get("metadata") or {}) | {"seamark.epoch": "epoch000"}
-        streams[file.name] = ObservedStream(file.config | {"metadata": metadata}, 10, 1000, 1, 10, NOW, NOW)
+        streams[file.name] = stream_with(
+            file.config | {"metadata": metadata}, messages=10, bytes=1000, first_seq=1, last_seq=10
+        )
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
     epochs = dict.fromkeys(("EVENTS", "LOG-0", "LOG-1"), "epoch000")
     monitors = {"http://n1:8222": SYNCED} if monitors is None else monitors
-    whole = Seen("2.15.1", 2 << 20, monitors, Observed(streams, consumers, epochs), {}, {})
+    whole = Seen("2.15.1", 2 << 20, monitors, Observed(streams, consumers, epochs))
     return replace(whole, **changes)
 
 
@@ -39,12 +41,12 @@ def refusals(findings):
 
 def changed(found, name, **fields):
     stream = found.observed.streams[name]
-    return replace(
-        found,
-        observed=replace(
-            found.observed, streams=found.observed.streams | {name: replace(stream, config=stream.config | fields)}
-        ),
-    )
+    state = {key: getattr(stream, key) for key in ("messages", "bytes", "first_seq", "last_seq")}
+    return with_stream(found, stream_with(stream.config | fields, **state))
+
+
+def with_stream(found, stream):
+    return replace(found, observed=replace(found.observed, streams=found.observed.streams | {stream.name: stream}))
 
 
 def test_where_production_is_as_it_must_be_everything_is_said_to_be_so():
@@ -97,7 +99,8 @@ def test_single_copies_are_refused_in_production_and_told_in_dev():
 
 def test_a_copy_that_is_away_or_behind_is_named():
     peers = [{"name": "n2", "current": True}, {"name": "n3", "current": False, "offline": True}]
-    findings = judge(seen(clusters={"LOG-0": {"leader": "n1", "replicas": peers}}), "production")
+    whole = seen()
+    findings = judge(with_stream(whole, replace(whole.observed.streams["LOG-0"], replicas=peers)), "production")
     (finding,) = (f for f in findings.findings if f.name == "replicas")
     assert (finding.level, finding.detail) == ("warn", "copies that are away or behind: LOG-0 on n3")
 
@@ -149,9 +152,7 @@ def test_a_stream_that_is_nearly_full_is_named():
     found = seen()
     stream = found.observed.streams["LOG-1"]
     full = replace(stream, bytes=int(stream.config["max_bytes"] * 0.9))
-    findings = judge(
-        replace(found, observed=replace(found.observed, streams=found.observed.streams | {"LOG-1": full})), "dev"
-    )
+    findings = judge(with_stream(found, full), "dev")
     assert levels(findings)["room"] == "warn"
 
 
@@ -173,6 +174,6 @@ def test_a_start_is_told_of_what_its_profile_needs_and_never_refused(profile, na
 
 def test_findings_say_the_same_to_programs_as_to_people():
     findings = judge(seen("dev"), "dev")
-    told = findings.to_json()
+    told = msgspec.to_builtins(findings)
     assert len(told["findings"]) == len(findings.lines())
     assert told["refused"] is False

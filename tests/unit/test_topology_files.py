@@ -8,8 +8,9 @@ import pytest
 
 from engine.errors import TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS, PULL_BATCH
-from engine.topology.files import PARTITIONS_DEFAULT, PROFILES, Overrides, files_folder, render
+from engine.topology.files import PARTITIONS_DEFAULT, PROFILES, files_folder, render
 from seamark.protocol.limits import EVENT_BYTES_MAX
+from tests.support.topology import Overrides
 
 DIFFERENT_BY_PROFILE = {"num_replicas", "max_bytes"}
 
