@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Tests wait for servers more than they compute; each process has servers of its own.
-WORKERS ?= 2
+# Tests wait for half of their time; each process has servers of its own.
+WORKERS ?= 3
 
 .PHONY: run test lint bench chaos setup requirements clean help
 

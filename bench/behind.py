@@ -7,8 +7,6 @@ import asyncpg
 from redis.asyncio import Redis
 
 from bench.stack import PARTITIONS, Stack
-from projections.deliveries.table import DELIVERIES
-from projections.inbox.table import INBOX
 from projections.unread.store import FIRST_VERSION, meta_key
 from seamark.protocol.subjects import RECEIPTS_STREAM, log_stream
 
@@ -23,7 +21,7 @@ class Behind:
 
     def __init__(self, bench: Stack) -> None:
         self._bench = bench
-        self.highest = {"unread": 0, INBOX: 0, DELIVERIES: 0}
+        self.highest = {"unread": 0, "inbox": 0, "deliveries": 0}
 
     async def look(self) -> dict[str, int]:
         """The state of now; it is kept if it is the worst."""
@@ -33,8 +31,10 @@ class Behind:
         now = dict.fromkeys(self.highest, 0)
         for p in range(PARTITIONS):
             now["unread"] = max(now["unread"], logs[p] - positions.get(("unread", p), 0))
-            now[INBOX] = max(now[INBOX], logs[p] - positions.get((INBOX, p), 0))
-            now[DELIVERIES] = max(now[DELIVERIES], (receipts[p] - positions.get((DELIVERIES, p), 0)) // PARTITIONS)
+            now["inbox"] = max(now["inbox"], logs[p] - positions.get(("inbox", p), 0))
+            now["deliveries"] = max(
+                now["deliveries"], (receipts[p] - positions.get(("deliveries", p), 0)) // PARTITIONS
+            )
         self.highest = {name: max(highest, now[name]) for name, highest in self.highest.items()}
         return now
 

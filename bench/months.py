@@ -47,7 +47,7 @@ async def run(*, rows: int = 5_000_000, users: int = 50_000, data: Path | None =
                     filled = await _fill(pool, rows, users)
                     cpu, started = cpu_seconds([server.pid]), time.perf_counter()
                     progress(f"a rebuild that carries {rows} rows over")
-                    done = await Rebuild(bench.broker, pool, "inbox", PARTITIONS, carried=_told).run()
+                    done = await Rebuild(bench.broker, pool, "inbox", PARTITIONS, progress=_told).run()
                     seconds = time.perf_counter() - started
                     assert done.carried == rows
                     spent = cpu_seconds([server.pid]) - cpu
@@ -65,8 +65,8 @@ async def run(*, rows: int = 5_000_000, users: int = 50_000, data: Path | None =
                 server.stop()
 
 
-def _told(done: int, total: int) -> None:
-    if done % 30 == 0:
+def _told(stage: str, done: int, total: int) -> None:
+    if stage == "inbox carried over" and done % 30 == 0:
         progress(f"{done} of {total} days")
 
 

@@ -57,9 +57,6 @@ append_stalled = Gauge(
     "Partitions that wait for a stream which is full or has taken nothing for 30 s, or for Redis (claims)",
     ("stream",),
 )
-batch_records = Histogram(
-    "seamark_dispatcher_batch_records", "Records per atomic batch", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-)
 dispatch_delay_seconds = Histogram(
     "seamark_dispatcher_delay_seconds",
     "From the moment EVENTS stored an event to the commit of its records (one observation per round, the oldest event)",
@@ -80,10 +77,9 @@ gateway_joins = Counter("seamark_gateway_joins", "Logs joined, by result", ("res
 
 gateway_closed = Counter("seamark_gateway_closed_sessions", "Sessions ended, by close code", ("code",))
 gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not accepted, by reason", ("reason",))
-gateway_refused_handshakes = Counter(
-    "seamark_gateway_refused_handshakes", "Connections not taken, by reason", ("reason",)
+gateway_problems = Counter(
+    "seamark_gateway_problems", "Requests and handshakes refused, by the code of the problem", ("code",)
 )
-"""reason: origin, full, draining, rate (one address), requests (one user), malformed."""
 
 gateway_exhausted_looks = Counter(
     "seamark_gateway_exhausted_looks", "Looks, one a second, that found no file descriptor left for another connection"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from engine.broker.jetstream import NatsSettings
+from engine.broker.settings import NatsSettings
 from engine.errors import InvalidSetting
 from engine.topology.files import PARTITIONS_MAX
 from seamark.protocol.logins import inbox_prefix_of

@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from engine import metrics
+from engine.tasks import end
 from gateway.limits import SPARE_DESCRIPTORS
 
 _log = structlog.get_logger("seamark.descriptors")
@@ -44,9 +45,7 @@ class Descriptors:
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     def look(self) -> None:
         """Try to open one more file."""

@@ -10,7 +10,7 @@ import structlog
 
 from engine.limits import SCAN_FEEDS_PER_TURN
 from gateway.context import Context
-from gateway.limits import DRAIN_CLOSE_SECONDS, DRAIN_SPREAD_MS, DRAIN_WORK_SECONDS
+from gateway.limits import DRAIN_SPREAD_MS, DRAIN_WORK_SECONDS
 
 _log = structlog.get_logger("seamark.drain")
 
@@ -36,7 +36,3 @@ async def drain(context: Context) -> None:
             _log.error("work_given_up", tasks=len(late))
     await context.receipts.close(DRAIN_WORK_SECONDS)
     _log.info("drained", sessions=len(sessions), seconds=round(time.monotonic() - began, 3))
-
-
-CLOSE_SECONDS = DRAIN_CLOSE_SECONDS
-"""What the runner gives handlers to end after `drain`; then it cancels them."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
 from aiohttp import web
 
-from gateway.context import CONTEXT, Context
+from gateway.context import Context
+from gateway.http.endpoint import Call, Endpoint
 
 
 def not_ready(context: Context) -> list[str]:
@@ -21,13 +25,22 @@ def not_ready(context: Context) -> list[str]:
     return reasons
 
 
-async def healthz(_: web.Request) -> web.Response:
-    """200 as long as the loop turns: losing a store must not restart the process."""
-    return web.json_response({"status": "alive"})
+class Health(msgspec.Struct, omit_defaults=True):
+    """`reasons`: why this process is not ready."""
+
+    status: str
+    reasons: list[str] | None = None
 
 
-async def readyz(request: web.Request) -> web.Response:
-    """200 or 503 with the reasons."""
-    reasons = not_ready(request.app[CONTEXT])
-    return web.json_response({"status": "ready" if not reasons else "not ready", "reasons": reasons},
-                             status=503 if reasons else 200)  # fmt: skip
+@Endpoint("GET", "/healthz")
+async def healthz(call: Call[None, None, None]) -> Health:
+    """Whether the process is alive: its loop turns. Losing a store must not restart it."""
+    return Health("alive")
+
+
+@Endpoint("GET", "/readyz", also=(503,))
+async def readyz(call: Call[None, None, None]) -> Annotated[web.Response, Health]:
+    """Whether the process can serve, so that a load balancer may send it clients; 503 with the reasons if it cannot."""
+    reasons = not_ready(call.context)
+    said = Health("not ready" if reasons else "ready", reasons)
+    return web.Response(status=503 if reasons else 200, body=msgspec.json.encode(said), content_type="application/json")

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from engine.limits import PAGE_RECORDS
+
 # --- one connection -------------------------------------------------------------------------------------------------
 
 HELLO_SECONDS: Final = 5.0
@@ -250,9 +252,6 @@ POLL_JOIN_SECONDS: Final = 10.0
 WATCH_SECONDS: Final = 5.0
 """Between two questions to the leader of a partition."""
 
-HEADS_SUBJECTS: Final = 999
-"""Subjects in one `multi_last`; the server refuses more than 1024 matches."""
-
 SHARED_PAUSE_SECONDS: Final = 0.004
 """After a question that several sessions shared, the next one waits so long for each of them but the first: a session that
 comes alone is never held up, a storm soon asks once for ten."""
@@ -263,11 +262,9 @@ SHARED_PAUSE_SECONDS_MAX: Final = 0.05
 HEADS_CHECK_PAUSE_SECONDS: Final = 0.25
 """How long checks of heads are gathered before they are read: nobody waits for them."""
 
-HEADS_EVERY_SECONDS: Final = 30.0
-"""Between two comparisons of the heads of all connected users: a lost last copy makes no gap in the chain."""
-
-PAGE_RECORDS: Final = 256
-"""Records in one read of the log."""
+COMPARE_SECONDS: Final = 30.0
+"""Between two comparisons of what connected users were sent and told with the heads of their logs and their unread counts: a
+lost last copy makes no gap in the chain. 1000 counts cost Redis some 3 ms."""
 
 PAGE_BYTES: Final = 1_048_576
 """Bytes in one read of the log."""
@@ -280,11 +277,11 @@ A hundred rows may have 25 MiB, which a socket that does not read would hold, an
 PAGES_IN_FLIGHT: Final = 4
 """Reads at a time per partition and process: a sparse cold read holds the partition's writers up."""
 
-STALE_ANSWER_SECONDS: Final = 0.25
-"""Deadline of a replica's answer when a fast one matters (the second try goes elsewhere)."""
-
 READ_SECONDS: Final = 2.0
 """Deadline of one read; then it is tried again."""
+
+COUNT_SECONDS: Final = 0.25
+"""How long a joining session waits for its unread count: without it, it goes on just as well."""
 
 # --- what the gateway writes ----------------------------------------------------------------------------------------
 
@@ -316,18 +313,3 @@ assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
 assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
     "any record of a user's must fit its allowance"
 )
-
-
-def shared_pause_seconds(sharers: int) -> float:
-    """How long the next question waits after one that answered so many."""
-    return min(SHARED_PAUSE_SECONDS_MAX, SHARED_PAUSE_SECONDS * (sharers - 1))
-
-
-COUNT_SECONDS: Final = 0.25
-"""How long a joining session waits for its unread count: without it, it goes on just as well."""
-
-COUNTS_EVERY_SECONDS: Final = 30.0
-"""Between two comparisons of all unread counts with what was told; 1000 users cost Redis some 3 ms."""
-
-
-assert HEADS_SUBJECTS <= 1_024, "the server's bound of one multi_last"

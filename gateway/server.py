@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
 from aiohttp import web
-from msgspec import Raw
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
-from engine.errors import ApiError, InvalidSetting, TopologyError
+from engine.errors import InvalidSetting, TopologyError
+from engine.log.incarnations import epoch_of, read_partitions, stream_of
 from engine.settings import cannot_listen
 from engine.topology.check import report_start
-from gateway.access.admission import Handshakes
 from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
-from gateway.access.api_keys import ApiKeys, PostgresKeys
+from gateway.access.api_keys import ApiKeys, postgres_keys
 from gateway.access.auth import Verifier
+from gateway.access.buckets import Buckets
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
-from gateway.api import acks, inbox_page
-from gateway.api import inbox as inbox_api
-from gateway.api import proof as proof_api
-from gateway.api.dev_page import DevPage, dev_routes
-from gateway.api.events import EventsApi
-from gateway.carriers import poll, sse, ws
+from gateway.api.dev_page import dev_routes
+from gateway.api.endpoints import ENDPOINTS
+from gateway.api.events import PUBLISHING, Publishing
 from gateway.carriers.connection import Runner
 from gateway.context import CONTEXT, Context
 from gateway.descriptors import sessions_within_limit
-from gateway.drain import CLOSE_SECONDS, drain
-from gateway.health import healthz, readyz
+from gateway.drain import drain
 from gateway.http import cors
 from gateway.http.problems import as_problems
 from gateway.join.counters import FeedCollector
-from gateway.join.port import Snapshot
-from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, SNAPSHOT_BYTES
+from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, DRAIN_CLOSE_SECONDS
 from gateway.log.live import Live
 from gateway.log.partition import Partition
 from gateway.options import GatewayOptions
@@ -48,14 +43,9 @@ from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
 from gateway.session.state_records import StateRecords
 from gateway.session.wheel import Wheel
-from gateway.stores.tables import NotRead, open_tables
-from projections.inbox.queries import Page
-from projections.queries import Queries
-from seamark.protocol.cursor import Cursor
-from seamark.protocol.frames import Unread
-from seamark.protocol.subjects import EVENTS_STREAM, encode_token, log_stream
-
-_NO_SUCH_STREAM = 10059
+from gateway.stores.tables import open_tables
+from projections.unread.reader import UnreadReader
+from seamark.protocol.subjects import log_stream
 
 _log = structlog.get_logger("seamark.gateway")
 
@@ -86,10 +76,9 @@ async def run(
         async with (
             watched(broker, options.nats_monitor_urls) as broker_health,
             _context(options, broker, broker_health, keys) as context,
-            _api_keys(options) as api_keys,
         ):
-            direct = {"/v1/ws": ws.handler(context)}
-            runner = Runner(create_app(context, options, api_keys), direct=direct, shutdown_timeout=CLOSE_SECONDS)
+            direct = {one.path: one.directly(context) for one in ENDPOINTS if one.status == 101}
+            runner = Runner(create_app(context, options), direct=direct, shutdown_timeout=DRAIN_CLOSE_SECONDS)
             await runner.setup()
             site = web.TCPSite(runner, options.host, port, backlog=ACCEPT_BACKLOG, reuse_port=reuse_port or None)
             try:
@@ -114,35 +103,13 @@ async def _open(site: web.TCPSite, host: str, port: int) -> None:
         raise cannot_listen("gateway", host, port, error) from error
 
 
-def create_app(context: Context, options: GatewayOptions, api_keys: ApiKeys | None) -> web.Application:
+def create_app(context: Context, options: GatewayOptions) -> web.Application:
     """The application; it runs under `gateway.carriers.connection.Runner`."""
-    app = web.Application(middlewares=[as_problems, cors.preflight], client_max_size=1 << 20)
+    app = web.Application(middlewares=[as_problems])
     app[CONTEXT] = context
-    app.add_routes(
-        [
-            # No HEAD: its answer has no body, and these are nothing else.
-            web.get("/v1/stream", sse.stream, allow_head=False),
-            web.get("/v1/records", poll.records, allow_head=False),
-            web.get("/v1/inbox", inbox_page.page),
-            web.post("/v1/ack", acks.ack),
-            web.post("/v1/inbox/read", inbox_api.read),
-            web.post("/v1/inbox/archive", inbox_api.archive),
-            web.get("/v1/notifications/{id:[^/]+}/trace", proof_api.trace),
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-        ]
-    )
-    if api_keys is not None:
-        app.add_routes(EventsApi(context.broker, api_keys, context.proxies).routes())
-    if options.dev and options.jwt_secret is not None:
-        page = DevPage(
-            jwt_secret=options.jwt_secret,
-            api_key=options.dev_api_key,
-            tenant=options.dev_tenant,
-            issuer=options.issuer,
-            audience=options.audience,
-        )
-        app.add_routes(dev_routes(page))
+    app[PUBLISHING] = Publishing(context.broker)
+    app.add_routes(one.route() for one in ENDPOINTS if one.status != 101)
+    app.add_routes([*cors.preflights(ENDPOINTS), *dev_routes(options)])
     app.on_response_prepare.append(cors.allow)
     return app
 
@@ -162,19 +129,12 @@ def _keys(options: GatewayOptions) -> Keys:
     raise InvalidSetting("set exactly one of SEAMARK_JWT_SECRET (development) and SEAMARK_JWKS_URL")
 
 
-@asynccontextmanager
-async def _api_keys(options: GatewayOptions) -> AsyncIterator[ApiKeys | None]:
+async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
     if options.postgres_url is None:
-        yield None
-        return
+        return None
     addresses_differ = options.handshakes_per_minute > 0 or options.trusted_proxies
-    keys = ApiKeys(
-        PostgresKeys(options.postgres_url), guesses_per_minute=API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
-    )
-    try:
-        yield keys
-    finally:
-        await keys.close()
+    guesses = API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
+    return ApiKeys(await postgres_keys(options.postgres_url), guesses_per_minute=guesses)
 
 
 @asynccontextmanager
@@ -192,30 +152,30 @@ async def _context(
         if options.redis_url is None
         else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
-    queries = None if redis is None else Queries(redis, count)
-    partitions = [Partition(broker, number, queries) for number in range(count)]
+    queries = None if redis is None else UnreadReader(redis)
+    live = Live(broker)
+    partitions = [Partition(broker, number, live, queries) for number in range(count)]
     context = Context(
         broker=broker,
         broker_health=broker_health,
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
         origins=origins,
         sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
-        live=Live(broker),
         receipts=Receipts(broker),
         state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
         partitions=partitions,
         wheel=Wheel(),
         flusher=Flusher(),
-        snapshots=lambda tenant, user, answer: _snapshot(context, tenant, user, answer),
-        handshakes=Handshakes(options.handshakes_per_minute),
+        handshakes=Buckets(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        api_keys=await _api_keys(options),
         proxies=proxies,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)
-    _listen(broker, context)
-    for partition in context.partitions:
+    _listen(broker, partitions)
+    for partition in partitions:
         partition.start()
     context.receipts.start()
     context.descriptors.start()
@@ -225,12 +185,13 @@ async def _context(
         REGISTRY.unregister(collector)
         await context.descriptors.close()
         await context.state_records.close()
-        await context.live.close()
-        closing: list[Awaitable[None]] = [partition.close() for partition in context.partitions]
-        await asyncio.gather(*closing)
+        await live.close()
+        await asyncio.gather(*(partition.close() for partition in partitions))
         context.wheel.close()
         if tables is not None:
             await tables.close()
+        if context.api_keys is not None:
+            await context.api_keys.close()
         if queries is not None:
             await queries.close()
         if redis is not None:
@@ -264,77 +225,28 @@ async def _logs(broker: Broker, expected: int | None) -> list[StreamState]:
     Raises:
         TopologyError: streams are missing or not as `seamark topology apply` leaves them.
     """
-    remedy = "Run `seamark topology apply`."
-    count = (await _stream(broker, EVENTS_STREAM)).partitions
-    if not count:
-        raise TopologyError(f"{EVENTS_STREAM} does not say how many partitions there are", remedy)
-    if expected is not None and expected != count:
-        raise TopologyError(
-            f"SEAMARK_PARTITIONS is {expected}, the streams were made for {count}",
-            "Unset it, or connect to the servers it was meant for.",
-        )
-    logs = [await _stream(broker, log_stream(number)) for number in range(count)]
+    count = await read_partitions(broker, expected)
+    logs = [await stream_of(broker, log_stream(number)) for number in range(count)]
     for state in logs:
+        epoch_of(state)
         if state.partitions != count:
-            raise TopologyError(f"{state.name} was made for {state.partitions} partitions, EVENTS for {count}", remedy)
-        if state.epoch is None:
-            raise TopologyError(f"{state.name} has no epoch", remedy)
+            detail = f"{state.name} was made for {state.partitions} partitions, EVENTS for {count}"
+            raise TopologyError(detail, "Run `seamark topology apply`.")
     return logs
 
 
-async def _stream(broker: Broker, name: str) -> StreamState:
-    try:
-        return await broker.stream(name)
-    except ApiError as error:
-        if error.err_code != _NO_SUCH_STREAM:
-            raise
-        raise TopologyError(f"there is no stream {name}", "Run `seamark topology apply`.") from error
-
-
-def _listen(broker: Broker, context: Context) -> None:
+def _listen(broker: Broker, partitions: Sequence[Partition]) -> None:
     """Whatever may have cost live copies makes every feed compare with the head of its log."""
 
     def suspect() -> None:
-        for partition in context.partitions:
+        for partition in partitions:
             partition.suspect()
 
     def leader_changed(stream: str, consumer: str) -> None:
-        for partition in context.partitions:
+        for partition in partitions:
             if partition.stream == stream and not consumer:
                 partition.suspect()
 
     broker.on_reconnect.append(suspect)
     broker.on_doubt.append(suspect)
     broker.on_leader_change.append(leader_changed)
-
-
-def _snapshot(context: Context, tenant: str, user: str, answer: Callable[[Snapshot | None], None]) -> None:
-    """Answer with what the projections hold of a user; None if too many are asking."""
-    user_tokens = f"{encode_token(tenant)}.{encode_token(user)}"
-    tables = context.tables
-
-    def counted(count: Unread | None) -> None:
-        if tables is None:
-            together(count, NotRead.AWAY)
-        else:
-            tables.snapshot(tenant, user, lambda page: together(count, page))
-
-    def together(count: Unread | None, page: Page | NotRead) -> None:
-        if page is NotRead.TOO_MANY:
-            answer(None)
-        elif isinstance(page, Page) and page.checkpoint is not None:
-            answer(Snapshot(Cursor(*page.checkpoint), inbox=_newest(page.rows, SNAPSHOT_BYTES), unread=count))
-        else:
-            answer(Snapshot(None, unread=count))
-
-    context.partition(tenant, user).counts.ask(user_tokens, counted)
-
-
-def _newest(rows: Sequence[Raw], most_bytes: int) -> Sequence[Raw]:
-    """As many of the first `rows` as fit into `most_bytes`, but at least one."""
-    left = most_bytes
-    for index, row in enumerate(rows):
-        left -= memoryview(row).nbytes
-        if left < 0:
-            return rows[: max(1, index)]
-    return rows

@@ -17,10 +17,14 @@ import structlog
 import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.asyncio import Redis
 
+from engine.broker.health import watched
+from engine.broker.jetstream import Broker, connect
 from engine.errors import BrokerError, InvalidSetting
 from engine.settings import Settings, cannot_listen
 from engine.telemetry import configure_logging
+from engine.topology.check import report_start
 from ops.exitcode import FAILED, MISCONFIGURED, exit_code_of
 from seamark.protocol.errors import SeamarkError
 
@@ -61,6 +65,26 @@ def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: flo
     except InvalidSetting as error:  # the health port: nothing of the role has run yet
         _log.error("cannot_start", why=str(error))
         return MISCONFIGURED
+
+
+@contextlib.asynccontextmanager
+async def stores(role: str, settings: Settings, health: Health) -> AsyncIterator[tuple[Broker, Redis]]:
+    """What a role works with that serves no clients. From now on its health is that of the broker.
+
+    Raises:
+        Unavailable: no broker.
+    """
+    broker = await connect(settings.nats(f"seamark-{role}"))
+    try:
+        async with (
+            Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis,
+            watched(broker, settings.nats_monitor_urls) as broker_health,
+        ):
+            health.not_ready = broker_health.not_ready
+            await report_start(broker, settings.profile, settings.nats_monitor_urls)
+            yield broker, redis
+    finally:
+        await broker.close()
 
 
 async def _to_the_end(supervised: Coroutine[Any, Any, int]) -> int:

@@ -5,49 +5,38 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.log.incarnations import read_partitions
 from engine.partition.head import read_pin_timeout
-from engine.partition.reader import PartitionReader, Source
+from engine.partition.reader import PartitionReader
 from engine.tasks import run_until
-from projections.deliveries.table import deliveries
 from projections.funnel import counts as funnel
 from projections.funnel.cohorts import folded_until
-from projections.inbox.table import inbox
+from projections.postgres.store import TableStore
+from projections.postgres.versions import Pool
+from projections.projection import UNREAD, Projection
 from projections.retention.months import Months
 from projections.runner import ProjectionWorker
-from projections.unread.worker import unread
+from projections.stores import STORES
+from projections.unread.worker import UnreadWorker
 
-if TYPE_CHECKING:
-    import asyncpg
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """A fold and the partitions it reads.
-
-    Args:
-        name: for logs and remedies.
-        source: what is read of a partition, and through which durable consumer.
-        worker: makes what folds a partition.
-    """
-
-    name: str
-    source: Callable[[int], Source]
-    worker: Callable[[Broker, int], ProjectionWorker]
+Worker = Callable[[Broker, int], ProjectionWorker]
+"""Makes what folds a partition."""
 
 
-def projections(redis: Redis, pool: asyncpg.Pool | None) -> list[Projection]:
+def projections(redis: Redis, pool: Pool | None) -> list[tuple[Projection, Worker]]:
     """Everything a projector folds. Without PostgreSQL (`pool` None) only what lives in Redis."""
-    folds = [Projection("unread", *unread(redis))]
+    folds: list[tuple[Projection, Worker]] = [(UNREAD, lambda broker, p: UnreadWorker(broker, p, redis))]
     if pool is not None:
-        folds += [Projection("inbox", *inbox(pool)), Projection("deliveries", *deliveries(pool))]
+        folds += [(store.projection, functools.partial(_table_worker, pool, store)) for store in STORES.values()]
     return folds
+
+
+def _table_worker(pool: Pool, store: type[TableStore], broker: Broker, p: int) -> ProjectionWorker:
+    return ProjectionWorker(broker, store.projection, p, store(pool, p))
 
 
 class Projector:
@@ -60,7 +49,12 @@ class Projector:
     """
 
     def __init__(
-        self, broker: Broker, folds: list[Projection], partitions: int, *, pin_timeout_seconds: float | None = None
+        self,
+        broker: Broker,
+        folds: list[tuple[Projection, Worker]],
+        partitions: int,
+        *,
+        pin_timeout_seconds: float | None = None,
     ) -> None:
         self._broker = broker
         self._folds = folds
@@ -75,10 +69,10 @@ class Projector:
             TopologyError: a consumer is missing.
         """
         async with asyncio.TaskGroup() as tasks:
-            for fold in self._folds:
-                timeout = self._pin_timeout_seconds or await read_pin_timeout(self._broker, fold.source(0))
+            for projection, make in self._folds:
+                timeout = self._pin_timeout_seconds or await read_pin_timeout(self._broker, projection.source(0))
                 for p in range(self.partitions):
-                    worker, source = fold.worker(self._broker, p), fold.source(p)
+                    worker, source = make(self._broker, p), projection.source(p)
                     reader = PartitionReader(self._broker, source, worker, pin_timeout_seconds=timeout)
                     self.readers.append(reader)
                     tasks.create_task(reader.run(), name=f"read {source.consumer}")
@@ -87,7 +81,7 @@ class Projector:
 
 
 async def run(
-    broker: Broker, redis: Redis, pool: asyncpg.Pool | None, *, partitions: int | None = None, stop: asyncio.Event
+    broker: Broker, redis: Redis, pool: Pool | None, *, partitions: int | None = None, stop: asyncio.Event
 ) -> None:
     """Fold until `stop` is set.
 

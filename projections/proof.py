@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import asyncpg
 import msgspec
 
-from projections.postgres.versions import QUERY_SECONDS, asking
+from projections.folds.changes import NO_RECORD
+from projections.postgres.versions import QUERY_SECONDS, Pool, live, one_view
 from seamark.protocol.records import Record, decode_record
 from seamark.protocol.subjects import EVENTS_STREAM, RECEIPTS_STREAM
-
-if TYPE_CHECKING:
-    import asyncpg
-
-    from projections.postgres.versions import Pool
 
 USERS_MAX: Final = 20
 """Users of one event shown at a time; name one for more."""
@@ -24,22 +21,22 @@ USERS_MAX: Final = 20
 RANGES_MAX: Final = 200
 """Receipts of gateways shown of one notification: more devices than a user has."""
 
-_NOTIFICATIONS: Final = """
+_NOTIFICATIONS: Final = f"""
 SELECT * FROM inbox
-WHERE version = (SELECT version FROM projection_versions WHERE projection = 'inbox')
+WHERE version = {live("inbox")}
   AND tenant = $1 AND id = $2 AND ($3::text IS NULL OR user_id = $3)
 ORDER BY user_id LIMIT $4
 """
 
-_RANGES: Final = """
+_RANGES: Final = f"""
 SELECT device, channel, state, after_seq, up_to, at, sent_at FROM delivery_ranges
-WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+WHERE version = {live("deliveries")}
   AND tenant = $1 AND user_id = $2 AND epoch = $3 AND after_seq < $4 AND up_to >= $4 ORDER BY at LIMIT $5
 """
 
-_FACTS: Final = """
+_FACTS: Final = f"""
 SELECT * FROM deliveries
-WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+WHERE version = {live("deliveries")}
   AND tenant = $1 AND user_id = $2 AND id = $3 ORDER BY channel, device
 """
 
@@ -106,8 +103,7 @@ class Proofs:
         """
         if any("\0" in text for text in (tenant, id, user or "")):
             return []
-        async with asking(self._pool, QUERY_SECONDS) as connection:
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        async with one_view(self._pool, QUERY_SECONDS) as connection:
             rows = await connection.fetch(_NOTIFICATIONS, tenant, id, user, USERS_MAX)
             found = []
             for row in rows:
@@ -115,31 +111,25 @@ class Proofs:
                 ranges = await connection.fetch(_RANGES, *place)
                 found.append((row, ranges, await connection.fetch(_FACTS, tenant, row["user_id"], id)))
             folded = await connection.fetch(_FOLDED)
-            await connection.execute("COMMIT")
-        proofs = [prove(row, ranges, facts, folded) for row, ranges, facts in found]
+        stored_at = None
         if event_time is not None and rows and rows[0]["event_seq"] is not None:
-            at = await event_time(rows[0]["event_epoch"], rows[0]["event_seq"])
-            for proof in proofs:
-                _say_stored(proof, at)
-        return proofs
-
-
-def _say_stored(proof: Proof, at: datetime | None) -> None:
-    if at is not None:
-        for fact in proof.facts:
-            if fact.fact == "stored":
-                fact.at = at
-        proof.not_proven = [line for line in proof.not_proven if not line.startswith("when the event was stored")]
-        proof.facts.sort(key=_order)
+            stored_at = await event_time(rows[0]["event_epoch"], rows[0]["event_seq"])
+        return [prove(row, ranges, facts, folded, stored_at) for row, ranges, facts in found]
 
 
 def prove(
-    row: asyncpg.Record, ranges: list[asyncpg.Record], receipts: list[asyncpg.Record], folded: list[asyncpg.Record]
+    row: asyncpg.Record,
+    ranges: list[asyncpg.Record],
+    receipts: list[asyncpg.Record],
+    folded: list[asyncpg.Record],
+    stored_at: datetime | None,
 ) -> Proof:
-    """Put the facts of one notification in order, and name the gaps."""
+    """Put the facts of one notification in order, and name the gaps. `stored_at`: when EVENTS stored its event, if known."""
     record = _record(row)
     present = any(one["epoch"] == row["epoch"] for one in folded)
-    facts = _of_the_log(row, record) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row, present)
+    facts = (
+        _of_the_log(row, record, stored_at) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row, present)
+    )
     facts.sort(key=_order)
     as_of = [
         f"{one['stream']} {one['epoch']}.{one['seq']} (partition {one['partition']}), folded {_text(one['updated_at'])}"
@@ -163,16 +153,16 @@ def _record(row: asyncpg.Record) -> Record | None:
     """None: somebody else than a dispatcher wrote it."""
     try:
         return decode_record(bytes(row["record"]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NO_RECORD:
         return None
 
 
-def _of_the_log(row: asyncpg.Record, record: Record | None) -> list[Fact]:
+def _of_the_log(row: asyncpg.Record, record: Record | None, stored_at: datetime | None) -> list[Fact]:
     place = f"{row['event_epoch']}.{row['event_seq']}" if row["event_seq"] is not None else None
     by = "by the clock of the publisher, or when it was stored if it gave none"
     facts = [Fact("emitted", record.at, detail=by)] if record is not None else []
     if place is not None:
-        facts.append(Fact("stored", None, f"{EVENTS_STREAM} {place}"))
+        facts.append(Fact("stored", stored_at, f"{EVENTS_STREAM} {place}"))
     facts.append(Fact("dispatched", row["stored_at"], f"LOG {row['epoch']}.{row['seq']}"))
     for channel, plan in record.plan.items() if record is not None else ():
         why = f"{plan.get('when', '?')}, because: {plan.get('why', '?')}"
@@ -235,7 +225,7 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
     gaps = [] if record is not None else ["when it was emitted, and its plan: its bytes are no whole record"]
     if row["event_seq"] is None:
         gaps.append("which event it came from: the record names none")
-    else:
+    elif ("stored", None) in {(fact.fact, fact.at) for fact in facts}:
         gaps.append("when the event was stored: EVENTS was not asked, or no longer holds it")
     for channel in record.plan if record is not None else ():
         states = {state for state, other in known if other == channel} - {"planned"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +16,7 @@ from engine.errors import ApiError, BrokerError, TopologyError, Unanswered
 from engine.limits import PULL_MESSAGES_MAX
 from engine.log.incarnations import reaching
 from engine.partition.reader import Delivered
-from projections.postgres.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN
+from projections.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
 from seamark.backoff import Backoff
 
 BATCH: Final = 2000
@@ -28,11 +28,16 @@ BYTES: Final = 8 << 20
 SILENCE_SECONDS: Final = 10.0
 """An election takes 4-9 s; after this long the reading head is made anew."""
 
-SERVER_TROUBLE: Final = 500
-"""From this code on the broker speaks of its own state, below of what was asked."""
-
 INACTIVE_SECONDS: Final = 60.0
 """The broker removes a reading head that nobody pulls from."""
+
+
+Progress = Callable[[str, int, int], None]
+"""`progress(stage, done, total)`: how far long work has come."""
+
+
+def untold(stage: str, done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 class _Broken(Exception):
@@ -49,8 +54,8 @@ async def replay(broker: Broker, stream: str, subject: str, start: int, target: 
         Unanswered: the broker gave nothing for a quarter of an hour. ApiError: it refuses, and asking again would not help.
         TopologyError: while it was away the stream was put back, or made anew.
     """
-    heard_at, epoch = time.monotonic(), await _patiently_epoch(broker, stream)
-    backoff = _backoff()
+    heard_at, epoch = time.monotonic(), (await patiently(broker.stream, stream)).epoch
+    backoff = Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
     while start <= target:
         head = _Head(broker, stream, subject)
         try:
@@ -63,24 +68,13 @@ async def replay(broker: Broker, stream: str, subject: str, start: int, target: 
                 backoff.succeeded()
             return
         except (_Broken, BrokerError, TimeoutError) as error:
-            _check_passing(error, stream, start, heard_at)
+            if isinstance(error, ApiError) and not passes(error):
+                raise
+            if time.monotonic() - heard_at > PATIENCE_SECONDS:
+                raise Unanswered(f"{stream} cannot be read beyond {start}: {error}") from error
             await asyncio.sleep(backoff.next_seconds())
         finally:
             await head.close()
-
-
-def _backoff() -> Backoff:
-    return Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
-
-
-async def _patiently_epoch(broker: Broker, stream: str) -> str | None:
-    asked_at, backoff = time.monotonic(), _backoff()
-    while True:
-        try:
-            return (await broker.stream(stream)).epoch
-        except BrokerError as error:
-            _check_passing(error, stream, 1, asked_at)
-        await asyncio.sleep(backoff.next_seconds())
 
 
 async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None, start: int, target: int) -> bool:
@@ -94,14 +88,6 @@ async def _is_left(broker: Broker, stream: str, subject: str, epoch: str | None,
         raise TopologyError(f"{stream} was put back, or made anew, while it was read", "Run it again.")
     following = await broker.leader_next(stream, subject, start)
     return following is not None and following.seq <= target
-
-
-def _check_passing(error: Exception, stream: str, start: int, heard_at: float) -> None:
-    """Raise the error unless it passes by itself and has not lasted for too long."""
-    if isinstance(error, ApiError) and error.code < SERVER_TROUBLE:
-        raise error
-    if time.monotonic() - heard_at > PATIENCE_SECONDS:
-        raise Unanswered(f"{stream} cannot be read beyond {start}: {error}") from error
 
 
 class _Head:

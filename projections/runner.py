@@ -7,26 +7,29 @@ older projector that wakes up changes nothing, and a batch whose outcome is unkn
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 
 from engine import metrics
 from engine.broker.jetstream import Broker, StreamState
-from engine.errors import PartitionStopped, StepDown
+from engine.errors import BrokerError, PartitionStopped, StepDown
 from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.tasks import end_if_cancelled
-from projections.store import Checkpoint, StoppingStore, Store, StoreUnavailable
-from seamark.backoff import Backoff
+from projections.patience import PATIENCE_SECONDS, patiently
+from projections.projection import Projection
+from projections.store import Checkpoint, Store, StoreBroken, StoreUnavailable
 from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.projection")
 
-RETRY_SECONDS_MIN = 0.05
-RETRY_SECONDS_MAX = 2.0
 LAG_SECONDS = 5.0
 """How often the lag of a partition is measured while nothing is folded in it: two questions to the broker."""
 
@@ -40,31 +43,33 @@ class _Short:
     confirmed: bool
 
 
+class _Batch(NamedTuple):
+    """Records, the checkpoint that they follow, and the one behind them."""
+
+    records: list[Delivered]
+    expected: Checkpoint | None
+    reached: Checkpoint
+
+
 class ProjectionWorker:
-    """One projection of one stream partition. A `partition.Worker`.
+    """One partition of one projection. A `partition.Worker`."""
 
-    Args:
-        name: of the projection, for logs, metrics and the remedy.
-        stream: what is folded.
-        store: where effect and checkpoint are.
-        subject: what of the stream is folded, and what its lag is measured by.
-    """
-
-    def __init__(self, broker: Broker, name: str, stream: str, store: Store, subject: str = ">") -> None:
+    def __init__(self, broker: Broker, projection: Projection, partition: int, store: Store) -> None:
         self._broker = broker
-        self._name = name
-        self._stream = stream
-        self._subject = subject
-        self._store = StoppingStore(store, name, stream)
+        self._name = projection.name
+        self._stream = projection.stream(partition)
+        self._subject = projection.subject(partition)
+        self._store = store
         self._expected: Checkpoint | None = None
+        self._failed: _Batch | None = None
         self._short: _Short | None = None
         self._epoch = ""
-        self._log = _log.bind(projection=name, stream=stream)
-        self._lag = metrics.projection_lag.labels(name, stream, subject)
+        self._log = _log.bind(projection=self._name, stream=self._stream)
+        self._lag = metrics.projection_lag.labels(self._name, self._stream, self._subject)
         self._lag_set_at = 0.0
         self._looked = False
         self._oldest_due_at: float | None = None
-        self._applied = metrics.projection_applied.labels(name, stream)
+        self._applied = metrics.projection_applied.labels(self._name, self._stream)
 
     async def acquire(self) -> int:
         """Read the checkpoint; nothing is claimed, for only a projector with the right checkpoint changes anything."""
@@ -76,7 +81,13 @@ class ProjectionWorker:
         return (await self._look())[0]
 
     async def _look(self) -> tuple[int, Checkpoint | None, str]:
-        checkpoint = await self._stored()
+        if self._failed is not None:
+            # A stopped partition finds out in this way whether it was repaired, and goes on only when that very batch is stored.
+            failed, self._failed = self._failed, None
+            with contextlib.suppress(StepDown):
+                await self._apply(failed)
+        with self._stopping("its checkpoint cannot be read"):
+            checkpoint = await patiently(self._store.checkpoint, seconds=math.inf)
         self._looked = True
         state = await stream_of(self._broker, self._stream)
         epoch = epoch_of(state)
@@ -131,26 +142,31 @@ class ProjectionWorker:
             StepDown: another projector was here.
         """
         reached = Checkpoint(self._epoch, batch[-1].seq)
-        left, backoff = batch, _backoff()
-        while left:
-            refused = False
-            try:
-                if await self._store.apply(left, self._expected, reached):
-                    break
-                refused = True
-            except StoreUnavailable as error:
-                self._log.warning("store_unavailable", why=str(error))
-                end_if_cancelled()
-                await asyncio.sleep(backoff.next_seconds())
-            # Also when it was refused: a script whose answer was lost runs twice, and the first run has the second one refused.
-            stored = await self._stored()
-            rest = still_due(left, self._expected, stored, reached)
-            if rest is None or (refused and stored == self._expected):
-                raise StepDown(f"{self._name} of {self._stream} was moved to {stored} by another projector")
-            self._expected, left = stored, rest
+        await self._apply(_Batch(batch, self._expected, reached))
         self._expected = reached
         self._applied.inc(len(batch))
         self._tell_lag(batch[-1].time_nanoseconds / 1e9)
+
+    async def _apply(self, batch: _Batch) -> None:
+        records = batch.records
+        with self._stopping(f"records {records[0].seq} to {records[-1].seq} cannot be stored", batch):
+            await fold_in(self._store, *batch, seconds=math.inf)
+
+    @contextlib.contextmanager
+    def _stopping(self, what: str, batch: _Batch | None = None) -> Iterator[None]:
+        """Only an outage is waited for. Anything else that the store raises stops the partition, with the reason."""
+        try:
+            yield
+        except (StepDown, BrokerError, StoreUnavailable, PartitionStopped) as error:
+            if not isinstance(error, StoreBroken):
+                raise
+            self._failed = batch
+            raise PartitionStopped(f"{self._name} of {self._stream}: {what}: {error}", error.remedy) from error
+        except Exception as error:
+            self._log.exception("fold_failed")
+            self._failed = batch
+            reason = f"{self._name} of {self._stream}: {what}: {type(error).__name__}"
+            raise PartitionStopped(reason, StoreBroken().remedy) from error
 
     def _tell_lag(self, stored_at: float | None) -> None:
         """Set the lag. `stored_at`: when the oldest record that waits was stored, as Unix time; None: no record waits."""
@@ -170,12 +186,12 @@ class ProjectionWorker:
             try:
                 await self._measure_lag(reader.phase)
             except (SeamarkError, OSError, TimeoutError) as error:
-                self._log.debug("could not measure the lag", error=type(error).__name__)
+                self._log.debug("lag_not_measured", error=type(error).__name__)
                 if self._oldest_due_at is not None:
                     self._lag.set(max(0.0, time.time() - self._oldest_due_at))
             except Exception:
                 # Without this task a fold that stands still looks healthy, so an unforeseen error must not end it.
-                self._log.exception("measuring the lag failed and is tried again")
+                self._log.exception("lag_measuring_failed")
 
     async def _measure_lag(self, phase: Phase) -> None:
         at = self._expected
@@ -195,20 +211,38 @@ class ProjectionWorker:
     async def pass_over(self, seq: int) -> None:
         """Does nothing: a log keeps records for a month and nearly always has some, so its checkpoint moves often enough."""
 
-    async def _stored(self) -> Checkpoint | None:
-        """The checkpoint, however long the store is away: without it nothing can be said."""
-        backoff = _backoff()
-        while True:
-            try:
-                return await self._store.checkpoint()
-            except StoreUnavailable as error:
-                self._log.warning("store_unavailable", why=str(error))
-            end_if_cancelled()
-            await asyncio.sleep(backoff.next_seconds())
 
+async def fold_in(
+    store: Store,
+    batch: list[Delivered],
+    expected: Checkpoint | None,
+    reached: Checkpoint,
+    seconds: float = PATIENCE_SECONDS,
+) -> None:
+    """Fold a batch in. Where an outcome is unknown, the stored checkpoint tells.
 
-def _backoff() -> Backoff:
-    return Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
+    Raises:
+        StepDown: somebody else has moved the checkpoint. StoreUnavailable: the store was away for longer than `seconds`.
+    """
+    left, doubt, refused = batch, False, False
+
+    async def go_on() -> None:
+        nonlocal left, expected, doubt, refused
+        while left:
+            if doubt:
+                # Also when it was refused: a script whose answer was lost runs twice, and the first run has the second refused.
+                stored = await store.checkpoint()
+                rest = still_due(left, expected, stored, reached)
+                if rest is None or (refused and stored == expected):
+                    raise StepDown(f"the checkpoint was moved to {stored} by another process")
+                expected, left, doubt = stored, rest, False
+            else:
+                doubt, refused = True, False
+                if await store.apply(left, expected, reached):
+                    return
+                refused = True
+
+    await patiently(go_on, seconds=seconds)
 
 
 def still_due(

@@ -15,16 +15,28 @@ import uvloop
 
 from ops.dev import child
 from tests.support.servers import (
+    empty_postgres,
     fresh_nats_server,
     nats_cluster,
     nats_server,
     pool,
     postgres,
     postgres_server,
+    postgres_template,
     valkey,
 )
 
-__all__ = ["fresh_nats_server", "nats_cluster", "nats_server", "pool", "postgres", "postgres_server", "valkey"]
+__all__ = [
+    "empty_postgres",
+    "fresh_nats_server",
+    "nats_cluster",
+    "nats_server",
+    "pool",
+    "postgres",
+    "postgres_server",
+    "postgres_template",
+    "valkey",
+]
 
 WORKER = (("", "gw0"), ("_COUNT", "1"))
 """What pytest-xdist says in PYTEST_XDIST_WORKER…, and what holds without it."""

@@ -11,7 +11,6 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -21,6 +20,7 @@ from nats.nuid import NUID
 
 from engine.broker import wire
 from engine.broker.client import EngineClient, outgoing
+from engine.broker.settings import NatsSettings
 from engine.errors import ApiError, BrokerError, Forbidden, Unanswered, Unavailable
 from engine.limits import OUTBOUND_BYTES_MAX
 from seamark.protocol.logins import login_of, shown
@@ -40,22 +40,6 @@ _REFUSAL = re.compile(r'for (Publish|Subscription) to "([^"]*)"')
 
 _NO_QUEUE: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
 """Stands in for the queue of subscriptions that never use it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NatsSettings:
-    """Where the broker is and who we are to it.
-
-    `inbox_prefix` keeps one role's replies unreadable for others (`nats/accounts.conf`). `url` may name several servers,
-    separated by commas.
-    """
-
-    url: str
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    credentials_file: str | None = None
-    name: str = "seamark"
-    inbox_prefix: str = "_INBOX"
 
 
 class Delivery(NamedTuple):
@@ -304,7 +288,7 @@ class Connection:
             try:
                 await self.flush()
             except Unanswered:
-                _log.warning("closing without an answer from the server")
+                _log.warning("closed_unanswered")
                 transport = outgoing(self.nc)
                 if transport is not None:
                     transport.abort()
@@ -316,7 +300,7 @@ class Connection:
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 await self.nc.close()
         except (TimeoutError, OSError) as error:
-            _log.warning("the connection did not close in good order", error=type(error).__name__)
+            _log.warning("connection_closed_badly", error=type(error).__name__)
 
     def _on_reply(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         waiting = self._waiting.get(subject[len(self._inbox) + 1 :])
@@ -343,18 +327,18 @@ class Connection:
         now, kind = time.monotonic(), f"{what} {_kind(subject)}" if found else words[:200]
         if now - self._refusals_logged.get(kind, -REFUSAL_LOG_SECONDS) >= REFUSAL_LOG_SECONDS:
             self._refusals_logged[kind] = now
-            _log.error("NATS does not permit this", what=kind, user=self.settings.user)
+            _log.error("nats_forbids", what=kind, user=self.settings.user)
 
     async def _on_disconnect(self) -> None:
         self._gathered, self._gathered_bytes = [], 0
         if not self.nc.is_closed:
-            _log.warning("disconnected from NATS")
+            _log.warning("nats_disconnected")
         self._fail_waiting()
         self._refused.clear()
         _call(self.on_disconnect)
 
     async def _on_reconnect(self) -> None:
-        _log.info("reconnected to NATS")
+        _log.info("nats_reconnected")
         _call(self.on_reconnect)
 
     async def _on_error(self, error: Exception) -> None:
@@ -370,7 +354,7 @@ def _call(callbacks: Iterable[Callable[[], None]]) -> None:
         try:
             callback()
         except Exception:
-            _log.exception("a callback of the connection failed")
+            _log.exception("connection_callback_failed")
 
 
 def settle(future: asyncio.Future[Delivery], outcome: Delivery | BrokerError) -> None:

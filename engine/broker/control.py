@@ -53,7 +53,7 @@ class Control(Generic[T]):
         """The entry as the leader has it.
 
         Raises:
-            msgspec.DecodeError: it holds something else. ApiError, Unavailable, Unanswered: as `Broker.leader_last`.
+            msgspec.DecodeError: it holds something else.
         """
         stored = await self._broker.leader_last(CONTROL_STREAM, self._prefix + key)
         if stored is None:
@@ -64,7 +64,7 @@ class Control(Generic[T]):
         """Replace the entry if it is still of this revision; the new one.
 
         Raises:
-            ApiError: 10071 or 10164 when it is not. Unavailable, Unanswered: as `Broker.append`.
+            ApiError: 10071 or 10164 when it is not.
         """
         after = After(CONTROL_STREAM, revision)
         return (await self._broker.append(self._prefix + key, msgspec.json.encode(value), after=after)).seq
@@ -82,7 +82,7 @@ class Control(Generic[T]):
                 try:
                     entries = await self._read_all()
                 except BrokerError as error:
-                    _log.debug("the control bucket could not be read", error=type(error).__name__)
+                    _log.debug("control_bucket_not_read", error=type(error).__name__)
                 else:
                     if entries is not None and entries != told:
                         told = entries
@@ -105,5 +105,5 @@ class Control(Generic[T]):
         try:
             return self._decode(stored.payload) if stored.payload else None
         except msgspec.DecodeError as error:
-            _log.error("an entry of the control bucket is not read", subject=stored.subject, why=str(error))
+            _log.error("control_entry_not_read", subject=stored.subject, why=str(error))
             return None

@@ -66,7 +66,7 @@ class BrokerHealth:
         found = {url: write_error(answer) for url, answer in answers.items() if answer is not None}
         for url, error in found.items():
             if error and not self._write_errors.get(url):
-                _log.error("the broker cannot write", server=url, why=error, remedy=REMEDY)
+                _log.error("broker_cannot_write", server=url, why=error, remedy=REMEDY)
         self._write_errors = found
 
 

@@ -27,7 +27,8 @@ from engine.broker.answers import (
     stream_state,
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
-from engine.broker.connection import Connection, Delivery, NatsSettings, Subscription, settle
+from engine.broker.connection import Connection, Delivery, Subscription, settle
+from engine.broker.settings import NatsSettings
 from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
 from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX, HEADS_SUBJECTS_MAX, PAGE_RECORDS
@@ -78,7 +79,11 @@ async def connect(settings: NatsSettings) -> Broker:
 
 
 class Broker(Connection):
-    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away."""
+    """JetStream on one connection. Every call has a deadline; none hangs because the broker went away.
+
+    Whatever asks the server raises ApiError when it refuses (10059: there is no such stream), Unavailable when nothing was done,
+    and Unanswered when the outcome is unknown. Where a call promises more, it says so.
+    """
 
     def __init__(self, settings: NatsSettings) -> None:
         super().__init__(settings)
@@ -101,11 +106,7 @@ class Broker(Connection):
     async def api(
         self, method: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float = 5.0
     ) -> dict[str, Any]:
-        """Call `$JS.API.<method>`.
-
-        Raises:
-            ApiError: the server refused. Unavailable, Unanswered: as `request`.
-        """
+        """Call `$JS.API.<method>`."""
         payload = msgspec.json.encode(body) if body is not None else b""
         delivery = await self.request(f"$JS.API.{method}", payload, timeout_seconds=timeout_seconds)
         try:
@@ -188,11 +189,7 @@ class Broker(Connection):
             raise OtherIncarnation(f"{stream} is in incarnation {actual}, not {epoch}")
 
     async def _own(self, stream: str, subject: str, msg_id: str, refusal: ApiError) -> PubAck:
-        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now.
-
-        Raises:
-            ApiError: `refusal`, somebody else's message does. Unavailable, Unanswered: the leader cannot be asked.
-        """
+        """The acknowledgement of an attempt whose answer was lost, if it is what stands there now; else raises `refusal`."""
         try:
             stored = await self.leader_last(stream, subject)
         except ApiError as error:
@@ -245,11 +242,7 @@ class Broker(Connection):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def stream(self, stream: str, *, timeout_seconds: float = 5.0) -> StreamState:
-        """What the leader of `stream` says of it, now.
-
-        Raises:
-            ApiError: 10059 when there is no such stream. Unavailable, Unanswered: no leader.
-        """
+        """What the leader of `stream` says of it, now."""
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
         return stream_state(stream, answer)
 
@@ -263,22 +256,14 @@ class Broker(Connection):
         max_bytes: int = 1 << 20,
         timeout_seconds: float = 2.0,
     ) -> Page:
-        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31).
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
-        """
+        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31)."""
         body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
         pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
         return Page([direct_stored(message) for message in messages], pending > 0)
 
     async def last_by_subjects(self, stream: str, subjects: Sequence[str], *, timeout_seconds: float = 2.0) -> Heads:
-        """The last sequence of each of at most 1000 subjects, one consistent view of one replica.
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
-        """
+        """The last sequence of each of at most 1000 subjects, one consistent view of one replica."""
         if not 1 <= len(subjects) <= HEADS_SUBJECTS_MAX:
             raise ValueError(f"1 to {HEADS_SUBJECTS_MAX} subjects at a time, not {len(subjects)}")
         messages, end = await self._direct(
@@ -296,9 +281,6 @@ class Broker(Connection):
         """The last message of each of at most 1000 subjects that `subject` stands for, and how far that replica has come.
 
         That is 0 where there is no message.
-
-        Raises:
-            Unavailable, Unanswered, ApiError (408, 413).
         """
         body = {"multi_last": [subject], "batch": HEADS_SUBJECTS_MAX}
         messages, end = await self._direct(stream, body, timeout_seconds)

@@ -130,7 +130,7 @@ class HotParser:
                     # An exception here would end nats-py's read loop for good, without a reconnect.
                     self.faults += 1
                     _log.exception(
-                        "subscription handler failed",
+                        "subscription_handler_failed",
                         subject_kind=words[1].split(b".", 1)[0].decode("ascii", "replace"),
                     )
             position = stop + 2

@@ -26,10 +26,6 @@ DETAIL_CHARS_MAX = 512
 RETRY_SECONDS = 5.0
 """How often letters that could not be stored are tried again."""
 
-_SAY = (
-    "dead letters cannot be stored: their events wait in EVENTS until its age removes them, and the partition goes on"
-)
-
 
 class Burials:
     """The dead events of one event partition.
@@ -82,7 +78,7 @@ class Burials:
                     self._report(error)
                 except Exception:
                     # Without this task dead letters would be missing for ever, so an unforeseen error must not end it.
-                    _log.exception("burying failed and is tried again", partition=self._q)
+                    _log.exception("burying_failed", partition=self._q)
         finally:
             self._end_stall()
 
@@ -96,7 +92,7 @@ class Burials:
         events = await stream_of(self._broker, self._source.stream)
         if self.first is not None and events.first_seq > self.first:
             metrics.dead_letters_trimmed.inc()
-            _log.error("events may have been trimmed before their dead letters were stored", first_seq=events.first_seq)
+            _log.error("dead_letters_may_be_lost", first_seq=events.first_seq)
         while self.first is not None and self.first <= (last := self._last):
             page = await self._page(self.first, last)
             for stored in page:
@@ -109,7 +105,7 @@ class Burials:
             if not page:
                 self.first = last + 1
         self.first = None
-        _log.info("all dead letters are stored again", partition=self._q)
+        _log.info("dead_letters_stored_again", partition=self._q)
 
     async def _page(self, seq: int, last: int) -> list[Stored]:
         """The next events from `seq` on, up to `last`; only a leader that shows all up to there is believed when there is none.
@@ -128,7 +124,7 @@ class Burials:
         return [stored for stored in page if stored.seq <= last]
 
     def _report(self, error: BrokerError) -> None:
-        self._stall = self._stall or Stall(DEAD_LETTERS_STREAM, _SAY)
+        self._stall = self._stall or Stall(DEAD_LETTERS_STREAM, "dead_letters_not_stored")
         self._stall.report(error)
 
     def _end_stall(self) -> None:

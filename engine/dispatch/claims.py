@@ -90,7 +90,7 @@ class Claims:
                 return await self._take_all(claims)
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
-            _log.warning("Redis does not answer, claims are missed", error=type(error).__name__)
+            _log.warning("claims_not_taken", error=type(error).__name__)
             raise ClaimsUnavailable from error
 
     async def _take_all(self, claims: Sequence[Claim]) -> list[bool]:
@@ -137,7 +137,7 @@ class Claims:
                     await self._check_horizon()
                     await self._pay_owed()
             except AWAY as error:
-                _log.debug("could not check the horizon", error=type(error).__name__)
+                _log.debug("horizon_not_checked", error=type(error).__name__)
             end_if_cancelled()
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -148,4 +148,4 @@ class Claims:
         if before is None or before.decode() != run_id:
             metrics.horizon_restarts.inc()
             why = "Redis held no sentinel" if before is None else "Redis was started anew"
-            _log.warning("the deduplication horizon starts anew", why=why)
+            _log.warning("deduplication_starts_anew", why=why)

@@ -96,7 +96,7 @@ class Dispatcher:
                 except PartitionStopped:
                     actual[name] = GONE
                 except BrokerError as error:
-                    _log.debug("an epoch could not be read", stream=name, error=type(error).__name__)
+                    _log.debug("epoch_not_read", stream=name, error=type(error).__name__)
             for worker, reader, epochs in zip(self._workers, self.readers, noted, strict=True):
                 # Who has begun anew meanwhile may know more than was read here.
                 if worker.epochs is epochs and worker.changed(actual):
@@ -229,7 +229,7 @@ class DispatchWorker:
     async def _settle_round(self, round_: Round) -> None:
         for dead in round_.dead:
             await self.burials.bury(dead)
-            _log.warning("event is dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
+            _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, partition=self._q)
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
         failpoints.reach("after-claims-before-append")
@@ -279,7 +279,7 @@ class DispatchWorker:
         epoch = self._events_epoch
         claims = [Claim(p.accepted.at.tenant_token, p.accepted.event.id, f"{epoch}.{p.seq}") for p in planned]
         patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
-        stall = Stall(CLAIMS, "Redis takes no claims: the partition waits, as it has `effectively_once` events")
+        stall = Stall(CLAIMS, "partition_waits_for_claims")  # as it has `effectively_once` events
         try:
             while True:
                 try:

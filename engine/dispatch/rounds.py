@@ -123,7 +123,7 @@ def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
         return Dead(delivered, "subject", "the subject is not UTF-8")
     except Exception as error:
         # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
-        _log.exception("an event could not be planned", seq=delivered.seq)
+        _log.exception("event_not_planned", seq=delivered.seq)
         return Dead(delivered, "internal", f"{type(error).__name__} while planning")
 
 

@@ -77,8 +77,8 @@ async def read_partitions(broker: Broker, configured: int | None = None) -> int:
         raise TopologyError("EVENTS was not made by the topology command", "Run `seamark topology apply`")
     if configured is not None and configured != state.partitions:
         raise TopologyError(
-            f"the streams have {state.partitions} partitions, this process is configured for {configured}",
-            "Unset SEAMARK_PARTITIONS: the number is fixed when the topology is made",
+            f"SEAMARK_PARTITIONS is {configured}, the streams were made for {state.partitions}",
+            "Unset it, for the number is fixed when streams are made, or connect to the servers it was meant for",
         )
     return state.partitions
 

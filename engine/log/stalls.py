@@ -20,8 +20,6 @@ FULL_ERR_CODES = frozenset({10077, 10023, 10028, 10047})
 CLAIMS = "claims"
 """In place of a stream's name: Redis, which keeps the claims."""
 
-WAITS = "a stream takes nothing, its partition waits"
-
 
 def is_full(error: BaseException) -> bool:
     """Does the server say that there is no room?"""
@@ -33,12 +31,12 @@ class Stall:
 
     Args:
         stream: what is waited for: a stream, or `CLAIMS`.
-        say: what the log says.
+        event: what the log calls it.
     """
 
-    def __init__(self, stream: str, say: str = WAITS) -> None:
+    def __init__(self, stream: str, event: str = "partition_waits") -> None:
         self._stream = stream
-        self._say = say
+        self._event = event
         self._started = time.monotonic()
         self._report_at = 0.0
         self._raised = False
@@ -52,12 +50,7 @@ class Stall:
         if not self._raised:
             self._raised = True
             metrics.append_stalled.labels(self._stream).inc()
-        _log.error(
-            self._say,
-            stream=self._stream,
-            why=str(error),
-            seconds=int(now - self._started),
-        )
+        _log.error(self._event, stream=self._stream, why=str(error), seconds=int(now - self._started))
 
     def over(self) -> None:
         """The wait has ended, one way or another."""

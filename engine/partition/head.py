@@ -14,26 +14,18 @@ _log = structlog.get_logger("seamark.partition")
 
 
 class ReadingHead:
-    """What a reader asks of its consumer, except for messages."""
+    """What a reader asks of its consumer, except for messages. Calls raise what `Broker.api` raises."""
 
     def __init__(self, broker: Broker, source: Source) -> None:
         self._broker = broker
         self._name = f"{source.stream}.{source.consumer}"
 
     async def put(self, seq: int) -> None:
-        """Go on from `seq`: the next message has consumer sequence 1. The reader that holds the pin keeps it.
-
-        Raises:
-            ApiError, Unavailable, Unanswered: as `Broker.api`.
-        """
+        """Go on from `seq`: the next message has consumer sequence 1. The reader that holds the pin keeps it."""
         await self._broker.api(f"CONSUMER.RESET.{self._name}", {"seq": max(1, seq)})
 
     async def is_pinned(self) -> bool:
-        """Has the server chosen a reader?
-
-        Raises:
-            ApiError, Unavailable, Unanswered: as `Broker.api`.
-        """
+        """Has the server chosen a reader?"""
         return bool(await self._pins())
 
     async def _pins(self, timeout_seconds: float = 5.0) -> list[str]:
@@ -51,7 +43,7 @@ class ReadingHead:
                 return
             await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
         except BrokerError as error:
-            _log.debug("could not give the pin back", consumer=self._name, error=type(error).__name__)
+            _log.debug("pin_not_given_back", consumer=self._name, error=type(error).__name__)
 
 
 async def read_pin_timeout(broker: Broker, source: Source) -> float:

@@ -133,7 +133,7 @@ class PartitionReader:
                 self._wake.clear()
                 await self._wake.wait()
         except StepDown as error:
-            self._log.info("stepping down", why=str(error))
+            self._log.info("partition_given_up", why=str(error))
             self._metrics.step_downs.inc()
             self._to_standby()
         except PartitionStopped as error:
@@ -141,7 +141,7 @@ class PartitionReader:
         except (BrokerError, OSError, TimeoutError) as error:
             if is_missing(error):
                 return self._stop(missing(self._source.stream))
-            self._log.warning("interrupted, trying again", error=type(error).__name__, detail=str(error)[:200])
+            self._log.warning("partition_interrupted", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(self._retries.next_seconds())
 
     async def _claim(self) -> None:
@@ -151,7 +151,7 @@ class PartitionReader:
         if self.phase is Phase.CLAIMING and self._pin == pin:
             self._metrics.owned.set(1)
             self._clear_at, self._keep_at, self._keep_seq = 0.0, time.monotonic() + KEEP_POSITION_SECONDS, 0
-            self._log.info("took over", next_seq=next_seq)
+            self._log.info("partition_taken_over", next_seq=next_seq)
             await self._reset(next_seq)
 
     async def _reset(self, next_seq: int) -> None:
@@ -175,7 +175,7 @@ class PartitionReader:
         # Not where nothing of this partition waited when what is left was stored already: others' messages were trimmed.
         if state.first_seq > next_seq and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
             self._metrics.possibly_trimmed.inc()
-            self._log.error("messages may have been trimmed unread", next_seq=next_seq, first_seq=state.first_seq)
+            self._log.error("messages_may_be_trimmed_unread", next_seq=next_seq, first_seq=state.first_seq)
         # Before the answer comes, a message with consumer sequence 1 may be there already.
         self._doubt = False
         try:
@@ -244,7 +244,7 @@ class PartitionReader:
     def _stop(self, error: PartitionStopped) -> None:
         # A remedy that was followed may show the next one; the details hold numbers that move.
         if self.phase is not Phase.STOPPED or error.remedy != self._remedy:
-            self._log.error("partition stopped until it is repaired", why=error.detail, remedy=error.remedy)
+            self._log.error("partition_stopped", why=error.detail, remedy=error.remedy)
         self._remedy = error.remedy
         self.phase, self._pin = Phase.STOPPED, None
         self._empty_buffer()
@@ -255,7 +255,7 @@ class PartitionReader:
     async def _wait_for_repair(self) -> None:
         await asyncio.sleep(STOPPED_RETRY_SECONDS)
         await self._worker.position()
-        self._log.info("partition goes on after a repair")
+        self._log.info("partition_repaired")
         self._pulls.give_up()
         self._to_standby()
 
@@ -311,7 +311,7 @@ class PartitionReader:
             self._pull()
         else:
             # No consumer or no leader just now. The watch pulls again; asking at once would be a hot loop.
-            self._log.debug("a pull was refused", status=wire.status(headers), why=wire.description(headers))
+            self._log.debug("pull_refused", status=wire.status(headers), why=wire.description(headers))
             self.suspect()
 
     def _pull(self) -> None:
@@ -354,7 +354,7 @@ class PartitionReader:
             now = time.monotonic()
             silence = now - max(self._heard_at, self._pulls.ordered_at)
             if self._pulls.outstanding and silence > self._expires_seconds + PULL_GRACE_SECONDS:
-                self._log.warning("a pull went unanswered")
+                self._log.warning("pull_unanswered")
                 self._pulls.give_up()
                 self.suspect()
             try:
@@ -367,10 +367,10 @@ class PartitionReader:
             except (BrokerError, OSError, TimeoutError) as error:
                 if is_missing(error):
                     self._stop(missing(self._source.stream))
-                self._log.debug("could not ask the leader", error=type(error).__name__)
+                self._log.debug("leader_not_asked", error=type(error).__name__)
             except Exception:
                 # Without the watch a lost message is never missed; what we did not foresee must not end it.
-                self._log.exception("the watch failed, it goes on")
+                self._log.exception("partition_watch_failed")
 
     async def _ask_leader(self) -> None:
         """Is there a message that should have come? Then the reading head is wrong."""
@@ -388,7 +388,7 @@ class PartitionReader:
                 return
             # Asked again: a reader that was chosen meanwhile has put the reading head where it belongs.
             if await self._is_neglected():
-                self._log.info("nobody reads what waits: putting the reading head back", next_seq=next_seq)
+                self._log.info("reading_head_put_back", next_seq=next_seq)
                 await self._head.put(next_seq)
 
     async def _is_neglected(self) -> bool:

@@ -145,7 +145,7 @@ async def report_start(broker: Broker, profile: Profile, monitor_urls: Sequence[
     try:
         streams = await _streams_at_start(broker)
     except BrokerError as error:
-        _log.info("copies could not be read", error=str(error))
+        _log.info("copies_not_read", error=str(error))
         streams = {}
     varz = await asyncio.gather(*map(_varz, monitor_urls))
     monitors = dict(zip(monitor_urls, varz, strict=True))

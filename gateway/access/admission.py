@@ -3,100 +3,119 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
-import structlog
 from aiohttp import web
 
 from engine import metrics
-from gateway.access.auth import Claims, Refused, bearer
-from gateway.access.buckets import Buckets
+from gateway.access.api_keys import KeysAway, TooManyGuesses
+from gateway.access.auth import Refused, bearer
+from gateway.access.principals import Operator, Principal, Scope, Service, User
 from gateway.context import Context
-from gateway.http.problems import Problem
-from gateway.limits import RETRY_AFTER_SECONDS
+from gateway.http.problems import FORBIDDEN, UNAUTHENTICATED, UNAVAILABLE, Kind, Problem
 
-_log = structlog.get_logger("seamark.admission")
+ORIGIN: Final = Kind(403, "origin")
+RESTARTING: Final = Kind(503, "restarting")
+FULL: Final = Kind(503, "full")
+TOO_MANY_HANDSHAKES: Final = Kind(429, "too_many_handshakes")
+TOO_MANY_REQUESTS: Final = Kind(429, "too_many_requests")
+TOO_MANY_KEYS: Final = Kind(429, "too_many_keys")
+KEYS_UNAVAILABLE: Final = Kind(503, "keys_unavailable")
 
-
-class Handshakes(Buckets):
-    """Handshakes one address may make in a minute; 0: no bound, for behind an untrusted proxy everybody has its address."""
+OF_DEVICES: Final = (ORIGIN, RESTARTING)
+OF_SESSIONS: Final = (*OF_DEVICES, FULL, TOO_MANY_HANDSHAKES)
+OF_TOKENS: Final = (*OF_DEVICES, UNAUTHENTICATED, KEYS_UNAVAILABLE, TOO_MANY_REQUESTS)
+OF_KEYS: Final = (UNAUTHENTICATED, FORBIDDEN, TOO_MANY_KEYS, UNAVAILABLE)
 
 
 def admit(request: web.BaseRequest, context: Context) -> None:
+    """Pass what a device or page asks, whoever its user is.
+
+    Raises:
+        Problem: one of `OF_DEVICES`.
+    """
+    origin = request.headers.get("Origin")
+    if not context.origins.allows(origin, request.headers.get("Host")):
+        said = "this Origin may not use the gateway: if it should, add it to SEAMARK_ORIGINS"
+        raise Problem(ORIGIN, said, origin=(origin or "")[:100])
+    if context.draining:
+        raise Problem(RESTARTING, "the gateway restarts")
+
+
+def admit_session(request: web.BaseRequest, context: Context) -> None:
     """Pass a device's connection that may be opened.
 
     Raises:
-        Problem: 403 for a wrong Origin, 429 for too many handshakes, 503 when full or draining.
+        Problem: one of `OF_SESSIONS`.
     """
-    _admit_any(request, context)
+    admit(request, context)
     if context.sessions.full:
-        _refused(request, "full")
-        raise Problem(
-            503, "full", "this gateway has no room for another session", retry_after_seconds=RETRY_AFTER_SECONDS
-        )
+        raise Problem(FULL, "this gateway has no room for another session")
     if context.handshakes.bounded and not context.handshakes.take(context.proxies.client(request)):
-        _refused(request, "rate")
-        raise Problem(429, "too_many_handshakes", "too many connections from this address", retry_after_seconds=60)
+        raise Problem(TOO_MANY_HANDSHAKES, "too many connections from this address", retry_after_seconds=60)
 
 
-async def admit_user(request: web.Request, context: Context) -> Claims:
-    """The user who makes a request that opens no session. It needs no room for one; its user may make so many a minute.
-
-    Raises:
-        Problem: 403 for a wrong Origin, 503 when draining, 429 for too many requests; as `user_of`.
-    """
-    _admit_any(request, context)
-    claims = await user_of(request, context)
-    count_request(request, context, claims)
-    return claims
-
-
-def count_request(request: web.BaseRequest, context: Context, claims: Claims) -> None:
-    """Count a request for its user, who may make so many in a minute.
+async def user_of(request: web.Request, context: Context) -> User:
+    """The user that the request's token speaks for, who may make so many requests in a minute.
 
     Raises:
-        Problem: 429 when there were too many.
-    """
-    user = claims.tenant, claims.user
-    if not context.requests.take(user):
-        _refused(request, "requests")
-        wait = math.ceil(context.requests.wait_seconds(user))
-        raise Problem(429, "too_many_requests", "this user makes too many requests", retry_after_seconds=max(1, wait))
-
-
-def _admit_any(request: web.BaseRequest, context: Context) -> None:
-    origin = request.headers.get("Origin")
-    if not context.origins.allows(origin, request.headers.get("Host")):
-        _refused(request, "origin", origin=(origin or "")[:100])
-        raise Problem(403, "origin", "this Origin may not use the gateway: if it should, add it to SEAMARK_ORIGINS")
-    if context.draining:
-        _refused(request, "draining")
-        raise Problem(503, "restarting", "the gateway restarts", retry_after_seconds=RETRY_AFTER_SECONDS)
-
-
-def _refused(request: web.BaseRequest, reason: str, **facts: str) -> None:
-    metrics.gateway_refused_handshakes.labels(reason).inc()
-    _log.info("handshake_refused", reason=reason, path=_place(request), **facts)
-
-
-def _place(request: web.BaseRequest) -> str:
-    """The first words of the path: what follows may name a notification, and a notification a person."""
-    return "/".join(request.path.split("/")[:3])
-
-
-async def user_of(request: web.Request, context: Context) -> Claims:
-    """Who the request's `Authorization: Bearer` token speaks for.
-
-    Raises:
-        Problem: 401 without a valid token, 503 when tokens cannot be checked.
+        Problem: one of `OF_TOKENS`.
     """
     token = bearer(request.headers.get("Authorization"))
     if token is None:
-        raise Problem(401, "unauthenticated", "send the user's token as Authorization: Bearer …")
+        raise Problem(UNAUTHENTICATED, "send the user's token as Authorization: Bearer …")
     try:
-        return await context.verifier.verify(token)
+        user = await context.verifier.verify(token)
     except Refused as refused:
         metrics.gateway_refused_tokens.labels(refused.reason).inc()
-        _log.info("token_refused", reason=refused.reason, path=_place(request))
-        if refused.reason == "keys_unavailable":
-            raise Problem(503, "keys_unavailable", str(refused), retry_after_seconds=RETRY_AFTER_SECONDS) from refused
-        raise Problem(401, "unauthenticated", str(refused)) from refused
+        kind = KEYS_UNAVAILABLE if refused.reason == "keys_unavailable" else UNAUTHENTICATED
+        raise Problem(kind, str(refused), reason=refused.reason) from refused
+    whose = user.tenant, user.user
+    if not context.requests.take(whose):
+        wait = max(1, math.ceil(context.requests.wait_seconds(whose)))
+        raise Problem(TOO_MANY_REQUESTS, "this user makes too many requests", retry_after_seconds=wait)
+    return user
+
+
+async def key_holder(request: web.Request, context: Context) -> Service | Operator:
+    """Who holds the API key of the request.
+
+    Raises:
+        Problem: one of `OF_KEYS`.
+    """
+    presented = _key_in(request)
+    if not presented:
+        raise Problem(UNAUTHENTICATED, "send an API key as Authorization: Bearer …")
+    if context.api_keys is None:
+        raise Problem(UNAVAILABLE, "this gateway has no database: it knows no API keys")
+    try:
+        holder = await context.api_keys.find(presented, lambda: context.proxies.client(request))
+    except TooManyGuesses as error:
+        raise Problem(TOO_MANY_KEYS, f"{error}: check the API key", retry_after_seconds=60) from error
+    except KeysAway as error:
+        raise Problem(UNAVAILABLE, str(error)) from error
+    if holder is None:
+        raise Problem(UNAUTHENTICATED, "the API key is not known")
+    return holder
+
+
+def _key_in(request: web.Request) -> str | None:
+    return bearer(request.headers.get("Authorization")) or request.headers.get("X-API-Key")
+
+
+def has_key(request: web.Request) -> bool:
+    """Whether the request carries an API key rather than a token, which has two dots in it."""
+    presented = _key_in(request)
+    return presented is not None and presented.count(".") != 2
+
+
+def check_may(principal: Principal, kinds: tuple[type, ...], scope: Scope | None) -> None:
+    """Pass a principal of one of `kinds`; a service needs `scope`.
+
+    Raises:
+        Problem: 403.
+    """
+    if not isinstance(principal, kinds):
+        raise Problem(FORBIDDEN, f"this is not for {type(principal).__name__.lower()}s")
+    if isinstance(principal, Service) and scope not in principal.scopes:
+        raise Problem(FORBIDDEN, f"the API key lacks the scope {scope}")

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Final, Protocol
 
 import asyncpg
 import msgspec
@@ -18,6 +17,7 @@ import structlog
 from engine import metrics
 from gateway.access.buckets import Buckets
 from gateway.access.key_table import hash_of
+from gateway.access.principals import Operator, Service
 from gateway.limits import (
     API_KEY_CACHE,
     API_KEY_CONNECTIONS,
@@ -34,19 +34,8 @@ from gateway.limits import (
 
 _log = structlog.get_logger("seamark.api_keys")
 
-EVENTS_WRITE: Final = "events:write"
-"""The scope of a key that may publish events."""
-
-SCOPES: Final = (EVENTS_WRITE,)
-"""All there are."""
-
-
-class ApiKey(msgspec.Struct, frozen=True):
-    """What a key allows: everything it does is done for `tenant`. `expires_at`: Unix seconds; None: never."""
-
-    tenant: str
-    scopes: frozenset[str]
-    expires_at: float | None = None
+Holder = Service | Operator
+"""Who holds a key."""
 
 
 class KeysAway(Exception):
@@ -57,37 +46,22 @@ class TooManyGuesses(Exception):
     """This address has sent too many invalid keys: for a while no key it sends is looked up unless it is known already."""
 
 
-class Store(Protocol):
-    """Where keys are kept."""
-
-    async def find(self, key_hash: bytes) -> ApiKey | None:
-        """The key with this SHA-256, or None."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of connections."""
-        ...
-
-
 class PostgresKeys:
-    """The table `api_keys`. Connects when first needed, so that a gateway starts without PostgreSQL."""
+    """The table `api_keys`, over a pool that connects when first needed: a gateway starts without PostgreSQL."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._lock = asyncio.Lock()
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self._pool = pool
 
-    async def find(self, key_hash: bytes) -> ApiKey | None:
-        """The key with this SHA-256 unless it was revoked or has expired.
+    async def find(self, key_hash: bytes) -> Holder | None:
+        """Who holds the key with this SHA-256, unless it was revoked or has expired.
 
         Raises:
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError: PostgreSQL does not answer.
         """
-        pool = await self._connected()
-        connection = await pool.acquire()
+        connection = await self._pool.acquire()
         try:
             row = await connection.fetchrow(
-                "SELECT tenant, scopes, extract(epoch FROM expires_at)::float8 AS expires_at FROM api_keys"
+                "SELECT id, tenant, scopes, extract(epoch FROM expires_at)::float8 AS expires_at FROM api_keys"
                 " WHERE key_hash = $1 AND revoked_at IS NULL"
                 " AND (expires_at IS NULL OR expires_at > now())",
                 key_hash,
@@ -97,27 +71,29 @@ class PostgresKeys:
             connection.terminate()  # the pool would wait for a silent server to confirm that it gives up the query
             raise
         finally:
-            await pool.release(connection)
-        return ApiKey(row["tenant"], frozenset(row["scopes"]), row["expires_at"]) if row is not None else None
-
-    async def _connected(self) -> asyncpg.Pool[asyncpg.Record]:
-        async with self._lock:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
-                    self._url, min_size=0, max_size=API_KEY_CONNECTIONS, timeout=API_KEY_QUERY_SECONDS
-                )
-            return self._pool
+            await self._pool.release(connection)
+        if row is None:
+            return None
+        if row["tenant"] is None:
+            return Operator(row["id"], row["expires_at"])
+        return Service(row["tenant"], frozenset(row["scopes"]), row["id"], row["expires_at"])
 
     async def close(self) -> None:
         """Close the connections, whatever they are doing."""
-        if self._pool is not None:
-            self._pool.terminate()
+        self._pool.terminate()
+
+
+async def postgres_keys(url: str) -> PostgresKeys:
+    """The keys in the database at `url`."""
+    pool = asyncpg.create_pool(url, min_size=0, max_size=API_KEY_CONNECTIONS, timeout=API_KEY_QUERY_SECONDS)
+    await pool
+    return PostgresKeys(pool)
 
 
 class _Remembered(msgspec.Struct):
     """What is known of a key, when it was last confirmed, and whether the look-up since then has failed."""
 
-    key: ApiKey | None
+    holder: Holder | None
     confirmed_at: float
     failed_at: float | None = None
 
@@ -134,7 +110,7 @@ class ApiKeys:
 
     def __init__(
         self,
-        store: Store,
+        store: PostgresKeys,
         *,
         guesses_per_minute: float = 0,
         now: Callable[[], float] = time.monotonic,
@@ -148,14 +124,14 @@ class ApiKeys:
         self._known: dict[bytes, _Remembered] = {}
         # Kept apart: whoever tries thousands of keys must not push out those that services use.
         self._unknown: dict[bytes, _Remembered] = {}
-        self._asking: dict[bytes, asyncio.Task[ApiKey | None]] = {}
+        self._asking: dict[bytes, asyncio.Task[Holder | None]] = {}
         self._guesses = Buckets(guesses_per_minute, now=now)
         self._first = Buckets(API_KEY_FIRST_PER_MINUTE, burst=API_KEY_FIRST_AT_ONCE, now=now)
         self._away_said_at = -1e9
         self._first_at_a_time = asyncio.Semaphore(API_KEY_FIRST_AT_A_TIME)
 
-    async def find(self, key: str, address: Callable[[], str] = str) -> ApiKey | None:
-        """What `key` allows; None: there is no such key.
+    async def find(self, key: str, address: Callable[[], str] = str) -> Holder | None:
+        """Who holds `key`; None: there is no such key.
 
         Args:
             key: as it was presented.
@@ -182,21 +158,21 @@ class ApiKeys:
             task.cancel()
         await self._store.close()
 
-    def _expired(self, key: ApiKey) -> bool:
-        """Its time may end while it is remembered."""
-        return key.expires_at is not None and key.expires_at <= self._wall()
+    def _expired(self, holder: Holder) -> bool:
+        """The time of a key may end while it is remembered."""
+        return holder.expires_at is not None and holder.expires_at <= self._wall()
 
-    async def _meet_again(self, key_hash: bytes, known: _Remembered) -> ApiKey | None:
+    async def _meet_again(self, key_hash: bytes, known: _Remembered) -> Holder | None:
         age = self._now() - known.confirmed_at
         if age < API_KEY_RENEW_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
-            return known.key
+            return known.holder
         renewing = None
         if known.failed_at is None or self._now() - known.failed_at >= API_KEY_RETRY_SECONDS:
             renewing = self._ask(key_hash)
         if age < API_KEY_SECONDS:
             metrics.gateway_api_keys.labels("cached").inc()
-            return known.key
+            return known.holder
         # At most one request a minute waits, and none while PostgreSQL is known to be away.
         if renewing is not None and known.failed_at is None:
             try:
@@ -207,9 +183,9 @@ class ApiKeys:
             metrics.gateway_api_keys.labels("failed").inc()
             raise KeysAway("API keys cannot be checked at the moment")
         metrics.gateway_api_keys.labels("outlived").inc()
-        return known.key
+        return known.holder
 
-    async def _meet(self, key_hash: bytes, address: str) -> ApiKey | None:
+    async def _meet(self, key_hash: bytes, address: str) -> Holder | None:
         """A key never seen before, or one that was none."""
         unknown = self._unknown.get(key_hash)
         if unknown is not None and self._now() - unknown.confirmed_at < API_KEY_SECONDS:
@@ -232,7 +208,7 @@ class ApiKeys:
             if not guessed:
                 self._guesses.give_back(address)
 
-    def _ask(self, key_hash: bytes, *, first: bool = False) -> asyncio.Task[ApiKey | None]:
+    def _ask(self, key_hash: bytes, *, first: bool = False) -> asyncio.Task[Holder | None]:
         """The look-up of a key. Everybody who asks for this key meanwhile shares it."""
         task = self._asking.get(key_hash)
         if task is None:
@@ -240,12 +216,12 @@ class ApiKeys:
             task.add_done_callback(lambda done: self._asked(key_hash, done))
         return task
 
-    def _asked(self, key_hash: bytes, task: asyncio.Task[ApiKey | None]) -> None:
+    def _asked(self, key_hash: bytes, task: asyncio.Task[Holder | None]) -> None:
         del self._asking[key_hash]
         if not task.cancelled():
             task.exception()  # told to those who wait, if any still do
 
-    async def _look_up(self, key_hash: bytes, first: bool) -> ApiKey | None:
+    async def _look_up(self, key_hash: bytes, first: bool) -> Holder | None:
         try:
             async with asyncio.timeout(API_KEY_QUERY_SECONDS), self._first_at_a_time if first else nullcontext():
                 found = await self._store.find(key_hash)
@@ -263,7 +239,7 @@ class ApiKeys:
         self._remember(key_hash, found)
         return found
 
-    def _remember(self, key_hash: bytes, found: ApiKey | None) -> None:
+    def _remember(self, key_hash: bytes, found: Holder | None) -> None:
         self._known.pop(key_hash, None)
         self._unknown.pop(key_hash, None)
         memory = self._known if found is not None else self._unknown

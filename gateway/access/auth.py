@@ -8,18 +8,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jwt
-import msgspec
 
 from gateway.access.jwks import Key, Keys, KeysUnavailable
+from gateway.access.principals import User
 from gateway.limits import TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_token, encode_user
-
-_MAX_CLAIM: Final = 4_096
-_NO_SCOPES: Final[frozenset[str]] = frozenset()
 
 
 class Refused(Exception):
@@ -30,27 +27,11 @@ class Refused(Exception):
         self.reason = reason
 
 
-class Claims(msgspec.Struct, frozen=True):
-    """What a verified token says.
-
-    Attributes:
-        user: claim `sub`.
-        tenant: claim `tenant`.
-        expires_at: claim `exp`, Unix seconds.
-        scopes: claim `scope`, split at spaces.
-    """
-
-    user: str
-    tenant: str
-    expires_at: float
-    scopes: frozenset[str] = frozenset()
-
-
 class _Verified(NamedTuple):
-    """What is remembered of a token: its claims, and the key that has signed it."""
+    """What is remembered of a token: its user, and the key that has signed it."""
 
     kid: str | None
-    claims: Claims
+    user: User
 
 
 class Verifier:
@@ -84,8 +65,8 @@ class Verifier:
         self._generation = keys.generation
         self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
 
-    async def verify(self, token: str) -> Claims:
-        """The claims of `token`.
+    async def verify(self, token: str) -> User:
+        """The user that `token` speaks for.
 
         Raises:
             Refused: it is malformed, forged, expired, for another audience, or the keys cannot be had.
@@ -103,10 +84,10 @@ class Verifier:
         if known is None:
             known = await self._verify(token)
             self._remember(digest, known)
-        if known.claims.expires_at <= self._wall():
+        if known.user.expires_at <= self._wall():
             self._cache.pop(digest, None)
             raise Refused("expired", "the token has expired")
-        return known.claims
+        return known.user
 
     def _remember(self, digest: bytes, verified: _Verified) -> None:
         if len(self._cache) >= self._cache_size:
@@ -152,23 +133,18 @@ class Verifier:
         except (jwt.PyJWTError, ValueError) as error:
             raise Refused("invalid", f"the token is not acceptable ({type(error).__name__})") from error
         _refuse_duplicates(token)
-        return _Verified(kid, _claims(payload))
+        return _Verified(kid, _user(payload))
 
 
-def _claims(payload: dict[str, Any]) -> Claims:
-    user, tenant, scope = payload.get("sub"), payload.get("tenant"), payload.get("scope", "")
-    if (
-        not isinstance(user, str)
-        or not isinstance(tenant, str)
-        or not isinstance(scope, str)
-        or len(scope) > _MAX_CLAIM
-    ):
-        raise Refused("invalid", "`sub`, `tenant` and `scope` must be text")
+def _user(payload: dict[str, Any]) -> User:
+    user, tenant = payload.get("sub"), payload.get("tenant")
+    if not isinstance(user, str) or not isinstance(tenant, str):
+        raise Refused("invalid", "`sub` and `tenant` must be text")
     try:
         encode_token(tenant), encode_user(user)
     except InvalidToken as error:
         raise Refused("invalid", "`sub` or `tenant` cannot name a log") from error
-    return Claims(user, tenant, float(payload["exp"]), frozenset(scope.split()) if scope else _NO_SCOPES)
+    return User(tenant, user, float(payload["exp"]))
 
 
 def _refuse_duplicates(token: str) -> None:

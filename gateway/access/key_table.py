@@ -23,7 +23,8 @@ RETURNING id, tenant, name, scopes, created_at, expires_at, revoked_at
 """
 
 _KEEP: Final = """
-INSERT INTO api_keys (tenant, name, key_hash, scopes) VALUES ($1, $2, $3, $4) ON CONFLICT (key_hash) DO NOTHING
+INSERT INTO api_keys (tenant, name, key_hash, scopes) VALUES ($1, $2, $3, $4)
+ON CONFLICT (key_hash) DO UPDATE SET scopes = excluded.scopes
 """
 
 _ALL: Final = """
@@ -38,10 +39,13 @@ RETURNING id, tenant, name, scopes, created_at, expires_at, revoked_at
 
 
 class StoredKey(msgspec.Struct, frozen=True):
-    """What is known of a key; a key that has expired or was revoked stays in the table, so that its use can be explained."""
+    """What is known of a key; one that has expired or was revoked stays in the table, so that its use can be explained.
+
+    An operator's has no `tenant`.
+    """
 
     id: int
-    tenant: str
+    tenant: str | None
     name: str
     scopes: list[str]
     created_at: datetime
@@ -67,15 +71,15 @@ class KeyTable:
         self._connection = connection
 
     async def create(
-        self, tenant: str, scopes: Sequence[str], *, name: str = "", expires_at: datetime | None = None
+        self, tenant: str | None, scopes: Sequence[str], *, name: str = "", expires_at: datetime | None = None
     ) -> Created:
-        """Make a key that allows `scopes` for `tenant`, and keep its hash."""
+        """Make a key that allows `scopes` for `tenant`, or one of an operator (None), and keep its hash."""
         key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
         [row] = await self._ask(_CREATE, tenant, name, hash_of(key), list(scopes), expires_at)
         return Created(key, row)
 
     async def keep(self, key: str, tenant: str, scopes: Sequence[str], *, name: str) -> None:
-        """Let a key of the caller's allow `scopes` for `tenant`; one that is there already stays as it is."""
+        """Let a key of the caller's allow `scopes` for `tenant`, whether it is there already or not; a revoked one stays so."""
         await self._ask(_KEEP, tenant, name, hash_of(key), list(scopes))
 
     async def all(self, tenant: str | None = None) -> list[StoredKey]:

@@ -6,19 +6,14 @@ The session that has sent the records may be in another process, or over. So the
 from __future__ import annotations
 
 import msgspec
-from aiohttp import web
 
-from gateway.access.admission import admit_user
-from gateway.api.positions import log_state, seq_of
-from gateway.context import CONTEXT
-from gateway.http.bodies import read_body
-from gateway.http.problems import Problem, field_of
+from gateway.access.principals import User
+from gateway.api.positions import STALE_CURSOR, log_state, seq_of
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import INVALID_BODY, Problem
 from gateway.limits import FRAME_BYTES
 from gateway.session.frames import check_device
 from gateway.session.receipts import acknowledged
-from seamark.protocol.errors import BadFrame
-
-_INVALID = "invalid_ack"
 
 
 class AckBody(msgspec.Struct):
@@ -28,34 +23,25 @@ class AckBody(msgspec.Struct):
     after: str
     cursor: str
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where `device` cannot name one."""
+        check_device(self.device)
 
-_decode = msgspec.json.Decoder(AckBody).decode
+
+class Acknowledged(msgspec.Struct):
+    """Nothing more is to be said."""
 
 
-async def ack(request: web.Request) -> web.StreamResponse:
-    """202: the receipt is stored within a second. As over a WebSocket, one may be lost with the process: a later one says it."""
-    context = request.app[CONTEXT]
-    claims = await admit_user(request, context)
-    body = _body(await read_body(request, FRAME_BYTES))
-    partition = context.partition(claims.tenant, claims.user)
+@Endpoint("POST", "/v1/ack", status=202, body_bytes=FRAME_BYTES, refuses=(STALE_CURSOR,))
+async def acknowledge(call: Call[User, None, AckBody]) -> Acknowledged:
+    """Acknowledge records. The receipt is stored within a second; as over a WebSocket, one may be lost: a later one says it."""
+    user, body = call.principal, call.body
+    partition = call.context.partition(user.tenant, user.user)
     state = await log_state(partition)
-    after, up_to = (
-        seq_of(text, field, state, _INVALID) for text, field in ((body.after, "after"), (body.cursor, "cursor"))
-    )
+    after, up_to = (seq_of(text, field, state) for text, field in ((body.after, "after"), (body.cursor, "cursor")))
     if after > up_to:
-        raise Problem(400, _INVALID, "`after` lies behind `cursor`", field="after")
+        raise Problem(INVALID_BODY, "`after` lies behind `cursor`", field="after")
     if after < up_to:
-        who = (claims.tenant, claims.user, body.device)
-        context.receipts.add([acknowledged(partition.number, *who, state.epoch, after, up_to)])
-    return web.json_response({}, status=202)
-
-
-def _body(data: bytes) -> AckBody:
-    try:
-        body = _decode(data)
-        check_device(body.device)
-    except BadFrame as error:
-        raise Problem(400, _INVALID, str(error), field=error.field) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, _INVALID, str(error), field=field_of(error)) from error
-    return body
+        who = (user.tenant, user.user, body.device)
+        call.context.receipts.add([acknowledged(partition.number, *who, state.epoch, after, up_to)])
+    return Acknowledged()

@@ -14,8 +14,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +22,8 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
-from gateway.http.problems import Problem
+from gateway.http.problems import INVALID_QUERY, Handler, Kind, Problem
+from gateway.options import GatewayOptions
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_user
 
@@ -40,7 +39,7 @@ FILES: Final = {
 TOKEN_SECONDS: Final = 900
 """Life of a token of the page. Short, so that the page's refresh is exercised every day."""
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+NOT_LOCAL: Final = Kind(403, "not_local")
 
 _WEB: Final = Path(__file__).parents[1] / "web"
 
@@ -57,31 +56,14 @@ _HEADERS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DevPage:
-    """What the page needs to sign in and publish.
-
-    Args:
-        jwt_secret: signs the tokens handed out; the secret the gateway verifies with.
-        api_key: the key the page's form publishes with; None hides the form.
-        tenant: whose users these are.
-        issuer: `iss` of the tokens, if the gateway wants one.
-        audience: `aud` of the tokens, if the gateway wants one.
-    """
-
-    jwt_secret: str
-    api_key: str | None = None
-    tenant: str = "default"
-    issuer: str | None = None
-    audience: str | None = None
-
-
-def dev_routes(page: DevPage) -> list[web.RouteDef]:
-    """The routes of the page. Add them only in the dev profile."""
+def dev_routes(options: GatewayOptions) -> list[web.RouteDef]:
+    """The routes of the page: none but in the dev profile, where the gateway can sign tokens."""
+    if not options.dev or options.jwt_secret is None:
+        return []
 
     async def session(request: web.Request) -> web.Response:
         check_local(request)
-        return _session(page, request.query.get("user", "alice"))
+        return _session(options, request.query.get("user", "alice"))
 
     return [*(web.get(path, _static(*file)) for path, file in FILES.items()), web.get("/dev/session", session)]
 
@@ -94,17 +76,15 @@ def check_local(request: web.Request) -> None:
     """
     host = request.headers.get("Host", "")
     if not is_loopback_host(host):
-        raise Problem(
-            403, "not_local", "Host is not this machine: open the page at http://127.0.0.1 or http://localhost"
-        )
+        raise Problem(NOT_LOCAL, "Host is not this machine: open the page at http://127.0.0.1 or http://localhost")
     origin = request.headers.get("Origin")
     if origin is not None and origin.lower() != f"http://{host.lower()}":
-        raise Problem(403, "not_local", "Origin is another site: only the page itself may ask")
+        raise Problem(NOT_LOCAL, "Origin is another site: only the page itself may ask")
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise Problem(403, "not_local", "the request comes from another site: only the page itself may ask")
+        raise Problem(NOT_LOCAL, "the request comes from another site: only the page itself may ask")
     peer = request.remote
     if peer is not None and not _is_loopback(peer):
-        raise Problem(403, "not_local", "the request comes from another machine: the dev profile serves this one only")
+        raise Problem(NOT_LOCAL, "the request comes from another machine: the dev profile serves this one only")
 
 
 def is_loopback_host(host: str) -> bool:
@@ -125,24 +105,29 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def _session(page: DevPage, user: str) -> web.Response:
+def _session(options: GatewayOptions, user: str) -> web.Response:
     try:
         encode_user(user)
     except InvalidToken as error:
-        raise Problem(400, "invalid_user", str(error), field="user") from error
+        raise Problem(INVALID_QUERY, str(error), field="user") from error
     now = int(time.time())
-    claims: dict[str, object] = {"sub": user, "tenant": page.tenant, "iat": now, "exp": now + TOKEN_SECONDS}
-    if page.issuer is not None:
-        claims["iss"] = page.issuer
-    if page.audience is not None:
-        claims["aud"] = page.audience
-    token = jwt.encode(claims, page.jwt_secret, algorithm="HS256")
+    tenant, expires_at = options.dev_tenant, now + TOKEN_SECONDS
+    claims = {
+        "sub": user,
+        "tenant": tenant,
+        "iat": now,
+        "exp": expires_at,
+        "iss": options.issuer,
+        "aud": options.audience,
+    }
+    said = {name: value for name, value in claims.items() if value is not None}
+    token = jwt.encode(said, options.jwt_secret or "", algorithm="HS256")
     body = {
         "user": user,
-        "tenant": page.tenant,
+        "tenant": tenant,
         "token": token,
-        "api_key": page.api_key,
-        "expires_at": claims["exp"],
+        "api_key": options.dev_api_key,
+        "expires_at": expires_at,
         "command": _publish_command(),
     }
     headers = {**_HEADERS, "Cache-Control": "no-store"}
@@ -163,7 +148,7 @@ def _seamark() -> str:
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
 
 
-def _static(name: str, content_type: str) -> _Handler:
+def _static(name: str, content_type: str) -> Handler:
     async def serve(_: web.Request) -> web.StreamResponse:
         # Read at each request: whoever changes the page sees it at the next reload.
         body = (_WEB / name).read_bytes()

@@ -1,31 +1,104 @@
-"""`POST /v1/inbox/read` and `/archive`: the frame `read` as a request, for clients without a way up, and its sibling.
+"""A user's inbox: pages of it, and what changes it.
 
-What is asked for becomes a record of the log, and the log changes every device and every projection.
+`POST /v1/inbox/read` is the frame `read` as a request, for clients without a way up; `/archive` is its sibling. What is asked for
+becomes a record of the log, and the log changes every device and every projection.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Annotated, Final, Literal, cast
+
 import msgspec
-from aiohttp import web
+from msgspec import UNSET, Meta, UnsetType
 
 from engine.errors import BrokerError, OtherIncarnation
-from gateway.access.admission import admit_user
-from gateway.access.auth import Claims
-from gateway.api.inbox_page import queries_of
-from gateway.api.positions import log_state, seq_of
-from gateway.context import CONTEXT, Context
-from gateway.http.bodies import read_body
-from gateway.http.problems import Problem, field_of, unavailable
+from gateway.access.principals import User
+from gateway.api.positions import STALE_CURSOR, log_state, seq_of
+from gateway.context import Context
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import INVALID_QUERY, UNAVAILABLE, Kind, Problem
 from gateway.limits import FRAME_BYTES, READ_IDS
 from gateway.log.partition import Partition
+from gateway.session import state_records
 from gateway.session.frames import check_device, check_read
-from gateway.session.state_records import Kind, TooManyRecords
-from projections.inbox.queries import Filter
-from projections.store import StoreUnavailable
+from gateway.session.state_records import TooManyRecords
+from projections.inbox.queries import PAGE_ROWS, Filter, InboxQueries, InvalidPage, Label, parse_page_cursor
 from seamark.protocol.cursor import Cursor
-from seamark.protocol.errors import BadFrame
 from seamark.protocol.frames import Read
-from seamark.protocol.limits import LABEL_CHARS_MAX
+from seamark.protocol.records import Record
+
+TOO_MANY_READS: Final = Kind(429, "too_many_reads")
+
+Choice = Literal["true", "false", "any"]
+
+
+class InboxQuery(msgspec.Struct, frozen=True):
+    """Which rows, and how many. `type`: one, or with `.*` at its end all below it. `cursor`: the `next` of the page before."""
+
+    unread: Choice = "any"
+    archived: Choice = "false"
+    category: Label | None = None
+    type: Label | None = None
+    limit: Annotated[int, Meta(ge=1)] = PAGE_ROWS
+    cursor: str | None = None
+
+
+class Item(Record, kw_only=True):
+    """A record of the log, and what the inbox knows of it."""
+
+    seq: int
+    read: bool
+    read_at: datetime | None
+    archived_at: datetime | UnsetType = UNSET
+    carried: bool | UnsetType = UNSET
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+
+
+class InboxPage(msgspec.Struct):
+    """Newest first.
+
+    Attributes:
+        next: the `cursor` of the following page; null behind the last.
+        as_of: the log's cursor that the page is true at: whoever follows the log from there misses nothing.
+    """
+
+    items: list[Item]
+    next: str | None
+    as_of: str | None
+
+
+@Endpoint("GET", "/v1/inbox")
+async def inbox_page(call: Call[User, InboxQuery, None]) -> InboxPage:
+    """A page of the user's inbox, newest first. It may be shorter than `limit`, where its rows have more than 1 MiB."""
+    query, user = call.query, call.principal
+    which = Filter(_yes(query.unread), _yes(query.archived), query.category, query.type)
+    try:
+        after = parse_page_cursor(query.cursor) if query.cursor is not None else None
+    except InvalidPage as error:
+        raise Problem(INVALID_QUERY, str(error), field="cursor") from error
+    limit = min(query.limit, PAGE_ROWS)
+    found = await inbox_of(call.context).page(user.tenant, user.user, which, after=after, limit=limit)
+    return InboxPage(
+        items=cast("list[Item]", found.rows),  # the stored bytes, which are never decoded
+        next=str(found.next) if found.next is not None else None,
+        as_of=str(Cursor(*found.checkpoint)) if found.checkpoint is not None else None,
+    )
+
+
+def _yes(choice: Choice) -> bool | None:
+    return None if choice == "any" else choice == "true"
+
+
+def inbox_of(context: Context) -> InboxQueries:
+    """The inbox, where there is one.
+
+    Raises:
+        Problem: 503, this gateway has no database.
+    """
+    if context.tables is None:
+        raise Problem(UNAVAILABLE, "this gateway has no database: there is no inbox")
+    return context.tables.inbox
 
 
 class ReadBody(msgspec.Struct):
@@ -37,102 +110,84 @@ class ReadBody(msgspec.Struct):
     all: bool = False
     filter: Filter | None = None
 
-
-_decode = msgspec.json.Decoder(ReadBody).decode
-
-
-async def read(request: web.Request) -> web.StreamResponse:
-    """Append a read record; 202 with its id once it is stored. All devices of the user see it in their log."""
-    return await _mark(request, "read")
-
-
-async def archive(request: web.Request) -> web.StreamResponse:
-    """The same for `archive`."""
-    return await _mark(request, "archive")
+    def __post_init__(self) -> None:
+        """Raise ValueError where the members do not go together."""
+        check_device(self.device)
+        if self.filter is None:
+            check_read(Read(ids=self.ids, up_to=self.up_to, all=self.all))
+        elif self.ids is not None or self.up_to is not None or self.all:
+            raise ValueError("`filter` stands alone: leave out `ids`, `up_to` and `all`")
 
 
-async def _mark(request: web.Request, kind: Kind) -> web.StreamResponse:
-    context = request.app[CONTEXT]
-    claims = await admit_user(request, context)
-    body = _body(await read_body(request, FRAME_BYTES), kind)
-    if body.filter is not None:
-        return await _mark_filtered(context, claims, kind, body, body.filter)
-    partition = context.partition(claims.tenant, claims.user)
-    up_to = await _up_to(body, partition, kind)
-    id = await _append(context, claims, kind, body.device, body.ids or [], up_to)
-    return web.json_response({"id": id}, status=202)
+class Marked(msgspec.Struct):
+    """The id of the record that says so. By a filter: how many it names, and whether there are more to ask for again."""
+
+    id: str | None
+    count: int | UnsetType = UNSET
+    more: bool | UnsetType = UNSET
 
 
-def _body(data: bytes, kind: Kind) -> ReadBody:
-    try:
-        body = _decode(data)
-        check_device(body.device)
-        _check_labels(body.filter)
-        if body.filter is None or body.ids is not None or body.up_to is not None or body.all:
-            if body.filter is not None:
-                raise BadFrame("`filter` stands alone: leave out `ids`, `up_to` and `all`", field="filter")
-            check_read(Read(ids=body.ids, up_to=body.up_to, all=body.all))
-    except BadFrame as error:
-        raise Problem(400, f"invalid_{kind}", str(error), field=error.field) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, f"invalid_{kind}", str(error), field=field_of(error)) from error
-    return body
+_PROBLEMS: Final = (STALE_CURSOR, TOO_MANY_READS)
 
 
-def _check_labels(which: Filter | None) -> None:
-    for name, text in (("category", which.category), ("type", which.type)) if which is not None else ():
-        if text is not None and (not 0 < len(text) <= LABEL_CHARS_MAX or "\0" in text):
-            raise BadFrame(f"`filter.{name}` has 1 to {LABEL_CHARS_MAX} characters", field=f"filter.{name}")
+@Endpoint("POST", "/v1/inbox/read", status=202, body_bytes=FRAME_BYTES, refuses=_PROBLEMS)
+async def mark_read(call: Call[User, None, ReadBody]) -> Marked:
+    """Mark notifications as read, on all devices of the user. Answered once a record that says so is stored."""
+    return await _mark(call, "read")
 
 
-async def _mark_filtered(
-    context: Context, claims: Claims, kind: Kind, body: ReadBody, which: Filter
-) -> web.StreamResponse:
-    """By ids, as the inbox holds them now: what comes later is not meant. `more`: ask again for the rest."""
+@Endpoint("POST", "/v1/inbox/archive", status=202, body_bytes=FRAME_BYTES, refuses=_PROBLEMS)
+async def mark_archived(call: Call[User, None, ReadBody]) -> Marked:
+    """Archive notifications, on all devices of the user. Answered once a record that says so is stored."""
+    return await _mark(call, "archive")
+
+
+async def _mark(call: Call[User, None, ReadBody], kind: state_records.Kind) -> Marked:
+    user, body = call.principal, call.body
+    if body.filter is None:
+        up_to = await _up_to(body, call.context.partition(user.tenant, user.user))
+        return Marked(await _append(call, kind, body.ids or [], up_to))
+    # By ids, as the inbox holds them now: what comes later is not meant.
     undone = {"unread": True} if kind == "read" else {"archived": False}
-    which = msgspec.structs.replace(which, **undone)
-    try:
-        found = await queries_of(context).ids(claims.tenant, claims.user, which, READ_IDS + 1)
-    except StoreUnavailable as error:
-        raise unavailable("the inbox does not answer: try again") from error
-    ids, more = found[:READ_IDS], len(found) > READ_IDS
-    id = await _append(context, claims, kind, body.device, ids, None) if ids else None
-    return web.json_response({"id": id, "count": len(ids), "more": more}, status=202)
+    which = msgspec.structs.replace(body.filter, **undone)
+    found = await inbox_of(call.context).ids(user.tenant, user.user, which, READ_IDS + 1)
+    ids = found[:READ_IDS]
+    return Marked(await _append(call, kind, ids, None) if ids else None, len(ids), len(found) > READ_IDS)
 
 
-async def _up_to(body: ReadBody, partition: Partition, kind: Kind) -> Cursor | None:
+async def _up_to(body: ReadBody, partition: Partition) -> Cursor | None:
     """The position read up to: what the cursor says, never beyond the log's end; `all` is that end."""
     if body.ids is not None:
         return None
     state = await log_state(partition)
-    seq = state.last_seq if body.up_to is None else seq_of(body.up_to, "up_to", state, f"invalid_{kind}")
-    return Cursor(state.epoch, seq)
+    return Cursor(state.epoch, state.last_seq if body.up_to is None else seq_of(body.up_to, "up_to", state))
 
 
 async def _append(
-    context: Context, claims: Claims, kind: Kind, device: str, ids: list[str], up_to: Cursor | None
+    call: Call[User, None, ReadBody], kind: state_records.Kind, ids: list[str], up_to: Cursor | None
 ) -> str:
     """Store the record; its id.
 
     Raises:
-        Problem: 409, the log was made anew; 429, the user has had too many appended; 503, the log does not take it now.
+        Problem: the log was made anew, the user has had too many appended, or the log does not take it now.
     """
-    partition = context.partition(claims.tenant, claims.user)
+    user = call.principal
+    partition = call.context.partition(user.tenant, user.user)
     known = partition.watch.last
     try:
-        return await context.state_records.append(
+        return await call.context.state_records.append(
             kind,
-            tenant=claims.tenant,
-            user=claims.user,
-            device=device,
+            tenant=user.tenant,
+            user=user.user,
+            device=call.body.device,
             partition=partition.number,
             epoch=up_to.epoch if up_to else known.epoch if known else "",
             ids=ids,
             up_to=up_to.seq if up_to else None,
         )
     except OtherIncarnation as error:
-        raise Problem(409, "stale_cursor", "the log was made anew before this was stored", field="up_to") from error
+        raise Problem(STALE_CURSOR, "the log was made anew before this was stored", field="up_to") from error
     except TooManyRecords as error:
-        raise Problem(429, "too_many_reads", str(error), retry_after_seconds=error.retry_after_seconds) from error
+        raise Problem(TOO_MANY_READS, str(error), retry_after_seconds=error.retry_after_seconds) from error
     except BrokerError as error:
-        raise unavailable(f"the {kind} could not be stored: try again") from error
+        raise Problem(UNAVAILABLE, f"the {kind} could not be stored: try again") from error

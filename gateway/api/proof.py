@@ -1,45 +1,53 @@
-"""`GET /v1/notifications/{id}/trace`: what became of a notification, for its user or an operator of the tenant."""
+"""`GET /v1/notifications/{id}/trace`: what became of a notification."""
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
-from aiohttp import web
 
-from gateway.access.admission import admit_user
-from gateway.context import CONTEXT
-from gateway.http.problems import Problem, unavailable
-from projections.store import StoreUnavailable
-
-OPERATOR: Final = "operator"
-"""Scope of a token that may ask for every user of its tenant."""
-
-_ID_CHARS: Final = 128
-
-_encode = msgspec.json.Encoder().encode
+from gateway.access.principals import Operator, Scope, Service, User
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import FORBIDDEN, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem
+from projections.proof import Proof
+from seamark.protocol.limits import EVENT_ID_BYTES_MAX
 
 
-async def trace(request: web.Request) -> web.StreamResponse:
-    """`{"proofs": […]}`: one for each user the notification went to, at most 20; a user's own token sees its own only."""
-    context = request.app[CONTEXT]
-    claims = await admit_user(request, context)
-    if context.tables is None:
-        raise unavailable("there is no database to prove it from")
-    id = request.match_info["id"]
-    user = request.query.get("user")
-    if OPERATOR not in claims.scopes:
-        if user not in (None, claims.user):
-            raise Problem(
-                403, "forbidden", f"the token speaks for one user and lacks the scope {OPERATOR}", field="user"
-            )
-        user = claims.user
-    try:
-        proofs = await context.tables.proofs.of(claims.tenant, id, user) if len(id) <= _ID_CHARS else []
-    except StoreUnavailable as error:
-        raise unavailable("the projections do not answer: try again") from error
+class TraceQuery(msgspec.Struct, frozen=True):
+    """`user`: only this one. `tenant`: whose notification; only an operator has to say, and can."""
+
+    id: str
+    user: str | None = None
+    tenant: str | None = None
+
+
+class Trace(msgspec.Struct):
+    """One proof for each user the notification went to, at most 20."""
+
+    proofs: list[Proof]
+
+
+@Endpoint("GET", "/v1/notifications/{id}/trace", scope=Scope.NOTIFICATIONS_READ, refuses=(NOT_FOUND,))
+async def trace_notification(call: Call[User | Service | Operator, TraceQuery, None]) -> Trace:
+    """What became of a notification. A user sees what is theirs, a service everybody of its tenant, an operator everything."""
+    query, tables = call.query, call.context.tables
+    if tables is None:
+        raise Problem(UNAVAILABLE, "this gateway has no database: there is nothing to prove it from")
+    tenant, user = _whose(call.principal, query)
+    proofs = await tables.proofs.of(tenant, query.id, user) if len(query.id) <= EVENT_ID_BYTES_MAX else []
     if not proofs:
-        raise Problem(404, "not_found", "no notification of this id is known (or it is not folded yet)")
-    return web.Response(
-        body=_encode({"proofs": proofs}), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
+        raise Problem(NOT_FOUND, "no notification of this id is known (or it is not folded yet)")
+    return Trace(proofs)
+
+
+def _whose(principal: User | Service | Operator, query: TraceQuery) -> tuple[str, str | None]:
+    """The tenant, and the user if only one is asked for."""
+    if isinstance(principal, Operator):
+        if query.tenant is None:
+            raise Problem(INVALID_QUERY, "`tenant` is missing: an operator belongs to none", field="tenant")
+        return query.tenant, query.user
+    if query.tenant not in (None, principal.tenant):
+        raise Problem(FORBIDDEN, "`tenant` is another one: leave it out", field="tenant")
+    if isinstance(principal, Service):
+        return principal.tenant, query.user
+    if query.user not in (None, principal.user):
+        raise Problem(FORBIDDEN, "`user` is another one: the token speaks for one user", field="user")
+    return principal.tenant, principal.user

@@ -14,8 +14,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from engine import metrics
-from gateway.http.problems import Problem
+from gateway.http.problems import HEAD_TOO_LARGE, INTERNAL, MALFORMED, Problem, request_id
 from gateway.limits import ANSWER_STUCK_SECONDS, HEAD_FIELD_BYTES, HEAD_LINE_BYTES, REQUEST_HEAD_SECONDS
 
 _log = structlog.get_logger("seamark.connection")
@@ -72,20 +71,18 @@ class Connection(web.RequestHandler):
         aiohttp's own messages quote the request, which may hold a token, both in its log and to the client.
         """
         if isinstance(exc, HttpProcessingError):
-            metrics.gateway_refused_handshakes.labels("malformed").inc()
-            _log.info("request_malformed", error=type(exc).__name__)
+            kind, detail = MALFORMED, "this is no valid HTTP request"
             if isinstance(exc, LineTooLong):
+                kind = HEAD_TOO_LARGE
                 detail = f"the first line may have {HEAD_LINE_BYTES} bytes, a header {HEAD_FIELD_BYTES}"
-                problem = Problem(431, "too_large", detail)
-            else:
-                problem = Problem(400, "malformed", "this is no valid HTTP request")
+            problem = Problem(kind, detail, error=type(exc).__name__)
         else:
             if not isinstance(exc, ConnectionError):  # the client has left
-                _log.error("request_failed", error=type(exc).__name__, exc_info=exc)
-            problem = Problem(status, "internal", "the request failed; it was logged")
+                _log.error("request_failed", request_id=request_id(request), exc_info=exc)
+            problem = Problem(INTERNAL, "the request failed; it was logged")
         if request.writer.output_size > 0:
             raise ConnectionError("something was answered already")
-        response = problem.response()
+        response = problem.response(request)
         response.force_close()
         return response
 

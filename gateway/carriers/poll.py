@@ -8,18 +8,18 @@ Answers `{"after", "cursor", "live", "reset", "records"}`: `records` are frames 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Annotated, Any, Final
 
-from aiohttp import web
+import msgspec
 
-from gateway.access.admission import admit, count_request, user_of
+from gateway.access.principals import User
 from gateway.carriers.connection import connection_of
-from gateway.carriers.sse import device_of, wants_snapshot
-from gateway.context import CONTEXT
-from gateway.http.problems import Problem
-from gateway.limits import POLL_BYTES, POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS, RETRY_AFTER_SECONDS
+from gateway.carriers.sse import SessionQuery
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import UNAVAILABLE, Kind, Problem
+from gateway.limits import POLL_BYTES, POLL_JOIN_SECONDS, POLL_LIMIT, POLL_WAIT_SECONDS
 from gateway.session.session import Session
-from seamark.protocol.close_codes import CloseCode
+from seamark.protocol.close_codes import TABLE, CloseCode
 
 
 class PollOutlet:
@@ -121,35 +121,59 @@ def _done(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def records(request: web.Request) -> web.StreamResponse:
-    """One poll."""
-    context = request.app[CONTEXT]
-    admit(request, context)
-    claims = await user_of(request, context)
-    count_request(request, context, claims)
-    device = device_of(request)
-    limit = int(_number(request, "limit", POLL_LIMIT, 1, POLL_LIMIT))
-    snapshot = wants_snapshot(request)
-    wait_seconds = _number(request, "wait", 0, 0, POLL_WAIT_SECONDS)
-    outlet = PollOutlet(limit)
-    session = Session(context, outlet, "poll")
+class PollQuery(SessionQuery, frozen=True):
+    """How many records at most, and for how many seconds to wait for a first one. More than is allowed means as much as is."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1)] = POLL_LIMIT
+    wait: Annotated[float, msgspec.Meta(ge=0)] = 0
+
+
+class Polled(msgspec.Struct):
+    """What follows the cursor that was asked with.
+
+    Attributes:
+        after: what the records follow: the cursor that was asked with, or that of the `reset`.
+        cursor: what to ask with next.
+        live: whether that was all.
+        reset: the frame `reset`, if there was one.
+        records: the frames `record` and `skip`, as on a WebSocket.
+    """
+
+    after: str | None
+    cursor: str | None
+    live: bool
+    reset: dict[str, Any] | None
+    records: list[dict[str, Any]]
+
+
+_STATUS: Final = {4401: 401, 4403: 403, 4409: 409}
+"""Of a session that was ended, by its close code; else 503."""
+
+_ENDED: Final = {row.code: Kind(_STATUS.get(row.code, 503), row.name) for row in TABLE}
+
+
+@Endpoint("GET", "/v1/records", opens_session=True, refuses=tuple(_ENDED.values()))
+async def poll_records(call: Call[User, PollQuery, None]) -> Annotated[msgspec.Raw, Polled]:
+    """Ask for the records of the user's log that follow a cursor; with `wait`, until there is one."""
+    query = call.query
+    outlet = PollOutlet(min(query.limit, POLL_LIMIT))
+    session = Session(call.context, outlet, "poll")
     # A client that gives up and asks again must not be one session more for as long as it would have waited.
-    connection = connection_of(request)
+    connection = connection_of(call.request)
     connection.on_lost = outlet.gone
     if connection.transport is None:
         outlet.gone()
     try:
-        session.start(claims, device, request.query.get("cursor"), snapshot=snapshot)
-        await _wait(outlet, wait_seconds)
+        session.start(call.principal, query.device, query.cursor, snapshot=query.snapshot)
+        await _wait(outlet, min(query.wait, POLL_WAIT_SECONDS))
         outlet.live = session.live
     finally:
         session.gone()
         connection.on_lost = None
     if outlet.closed is not None:
         code, detail = outlet.closed
-        retry_after_seconds = RETRY_AFTER_SECONDS if code.status == 503 else None
-        raise Problem(code.status, code.name, detail, retry_after_seconds=retry_after_seconds)
-    return web.Response(body=outlet.body(), content_type="application/json", headers={"Cache-Control": "no-store"})
+        raise Problem(_ENDED[code.code], detail)
+    return msgspec.Raw(outlet.body())
 
 
 async def _wait(outlet: PollOutlet, wait_seconds: float) -> None:
@@ -163,19 +187,6 @@ async def _wait(outlet: PollOutlet, wait_seconds: float) -> None:
     )
     done, _ = await first
     if not done:
-        raise Problem(503, "unavailable", "the log does not answer", retry_after_seconds=RETRY_AFTER_SECONDS)
+        raise Problem(UNAVAILABLE, "the log does not answer")
     if not outlet.answered.done() and wait_seconds > 0:
         await asyncio.wait((outlet.answered,), timeout=wait_seconds)
-
-
-def _number(request: web.Request, name: str, default: float, least: float, most: float) -> float:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise Problem(400, "invalid_query", f"`{name}` must be a number", field=name) from error
-    if not value >= least:
-        raise Problem(400, "invalid_query", f"`{name}` must be at least {least:g}", field=name)
-    return min(value, most)

@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from aiohttp import HttpVersion11, web
 
-from gateway.access.admission import admit, count_request, user_of
+from gateway.access.principals import User
 from gateway.carriers.connection import connection_of
 from gateway.carriers.ws import bound_unsent
-from gateway.context import CONTEXT
-from gateway.http.problems import Problem
+from gateway.http.endpoint import Call, Endpoint
 from gateway.session.frames import check_device
 from gateway.session.outlet import EventStreamOutlet
 from gateway.session.session import Session
-from seamark.protocol.errors import BadFrame
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
-    """One stream, until the client leaves, the token expires or the gateway closes it."""
-    context = request.app[CONTEXT]
-    admit(request, context)
-    claims = await user_of(request, context)
-    count_request(request, context, claims)
-    device = device_of(request)
-    seen = request.headers.get("Last-Event-ID")
-    cursor = seen or request.query.get("cursor")
+class SessionQuery(msgspec.Struct, frozen=True):
+    """Which device, and what it holds. `snapshot`: it has lost what it showed, so it gets a `reset` with a snapshot."""
+
+    device: str
+    cursor: str | None = None
+    snapshot: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where `device` cannot name one."""
+        check_device(self.device)
+
+
+class StreamQuery(SessionQuery, frozen=True):
+    """`Last-Event-ID`: the cursor of the last event that has come; it goes before `cursor` and `snapshot`."""
+
+    seen: str | None = msgspec.field(default=None, name="Last-Event-ID")
+
+
+@Endpoint("GET", "/v1/stream", opens_session=True)
+async def follow_stream(call: Call[User, StreamQuery, None]) -> web.StreamResponse:
+    """Follow the user's log as server-sent events, until the client leaves, the token expires or the gateway closes it."""
+    context, request, query = call.context, call.request, call.query
     # A browser that reconnects by itself repeats the query, but its page holds what has come since.
-    snapshot = wants_snapshot(request) and not seen
+    cursor, snapshot = query.seen or query.cursor, query.snapshot and not query.seen
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
@@ -56,33 +68,9 @@ async def stream(request: web.Request) -> web.StreamResponse:
     connection.on_writable = outlet.writable
     connection.on_lost = finish
     try:
-        session.start(claims, device, cursor, snapshot=snapshot)
+        session.start(call.principal, query.device, cursor, snapshot=snapshot)
         await over
     finally:
         session.gone()
         outlet.on_writable = outlet.on_closed = None
     return response
-
-
-def device_of(request: web.Request) -> str:
-    """The device named in the query.
-
-    Raises:
-        Problem: 400, it is missing or cannot name a device.
-    """
-    try:
-        return check_device(request.query.get("device", ""))
-    except BadFrame as error:
-        raise Problem(400, "invalid_device", f"{error}; give it in the query", field="device") from error
-
-
-def wants_snapshot(request: web.Request) -> bool:
-    """Whether the query says `snapshot=true`: the client has lost what it showed.
-
-    Raises:
-        Problem: 400, it says neither `true` nor `false`.
-    """
-    text = request.query.get("snapshot", "false")
-    if text not in ("true", "false"):
-        raise Problem(400, "invalid_query", "`snapshot` is `true` or `false`", field="snapshot")
-    return text == "true"

@@ -18,16 +18,20 @@ from aiohttp._websocket.writer import WebSocketWriter
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.helpers import DEFAULT_CHUNK_SIZE
 
-from gateway.access.admission import admit
+from gateway.access.admission import admit_session
 from gateway.access.auth import bearer
-from gateway.carriers.connection import Connection, Handler, connection_of
+from gateway.carriers.connection import Connection, connection_of
 from gateway.context import Context
-from gateway.http.problems import Problem
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import Kind, Problem
 from gateway.limits import FRAGMENT_BYTES, FRAME_BYTES, ROOM_BYTES, WIRE_BYTES_PER_MINUTE
 from gateway.session.outlet import WebSocketOutlet
 from gateway.session.session import Session
 from seamark.protocol.close_codes import BAD_FRAME, NORMAL, TOO_LARGE, TOO_MANY_FRAMES
 from seamark.protocol.frames import PROTOCOL
+
+UNSUPPORTED_PROTOCOL: Final = Kind(400, "unsupported_protocol")
+BAD_HANDSHAKE: Final = Kind(400, "bad_handshake")
 
 _ACK: Final = b'{"op":"ack",'
 """How an ack begins as every SDK writes it. Written otherwise it is the same frame, and goes through the queue."""
@@ -136,44 +140,42 @@ class _Socket(web.WebSocketResponse[bool]):
         return False
 
 
-def handler(context: Context) -> Handler:
-    """The handler of `GET /v1/ws`. It answers its problems itself, as no middleware is around it."""
-
-    async def websocket(request: web.BaseRequest) -> web.StreamResponse:
-        stream = _Socket(
-            protocols=(PROTOCOL,),
-            compress=False,
-            max_msg_size=FRAME_BYTES + 1,
-            autoping=False,
-            autoclose=False,
-            decode_text=False,
-        )
-        try:
-            admit(request, context)
-            _check_protocol(request)
-            await stream.prepare(request)
-        except Problem as problem:
-            return problem.response()
-        except web.HTTPException as error:
-            return Problem(error.status, "bad_handshake", error.text or error.reason).response()
-        session, outlet = _open(request, context)
-        try:
-            await _receive(stream, session, outlet, connection_of(request))
-        except Exception as error:
-            session.failed(error)
-        finally:
-            session.gone()
-            outlet.on_writable = None
-        return stream
-
-    return websocket
+@Endpoint("GET", "/v1/ws", status=101, opens_session=True, refuses=(UNSUPPORTED_PROTOCOL, BAD_HANDSHAKE))
+async def follow_socket(call: Call[None, None, None]) -> web.StreamResponse:
+    """Follow a user's log over a WebSocket, in frames of `seamark.v1`; the token may come in its first one."""
+    request, context = call.request, call.context
+    stream = _Socket(
+        protocols=(PROTOCOL,),
+        compress=False,
+        max_msg_size=FRAME_BYTES + 1,
+        autoping=False,
+        autoclose=False,
+        decode_text=False,
+    )
+    try:
+        admit_session(request, context)
+        _check_protocol(request)
+        await stream.prepare(request)
+    except Problem as problem:
+        return problem.response(request, follow_socket.path)
+    except web.HTTPException as error:
+        return Problem(BAD_HANDSHAKE, error.text or error.reason).response(request, follow_socket.path)
+    session, outlet = _open(request, context)
+    try:
+        await _receive(stream, session, outlet, connection_of(request))
+    except Exception as error:
+        session.failed(error)
+    finally:
+        session.gone()
+        outlet.on_writable = None
+    return stream
 
 
 def _check_protocol(request: web.BaseRequest) -> None:
     """A client that names sub-protocols must name ours; one that names none is taken to mean it."""
     offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
     if offered and PROTOCOL not in (name.strip() for name in offered.split(",")):
-        raise Problem(400, "unsupported_protocol", f"the sub-protocol is {PROTOCOL}")
+        raise Problem(UNSUPPORTED_PROTOCOL, f"the sub-protocol is {PROTOCOL}")
 
 
 def _open(request: web.BaseRequest, context: Context) -> tuple[Session, WebSocketOutlet]:

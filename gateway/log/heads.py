@@ -1,28 +1,28 @@
-"""The newest record of many users at once: one `multi_last` per partition in flight, for all that wait.
-
-The window adapts by itself: while one request is under way, and the longer after it the more sessions shared it, the next
-one fills, up to a thousand subjects. A session that comes alone is asked for at once.
-"""
+"""The newest record of many users at once: one `multi_last` per partition in flight, for all that wait."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-
-import structlog
+from typing import Final, NamedTuple
 
 from engine.broker.jetstream import Broker
-from engine.errors import BrokerError
+from engine.limits import HEADS_SUBJECTS_MAX
 from gateway.join.port import LogState
-from gateway.limits import HEADS_CHECK_PAUSE_SECONDS, HEADS_SUBJECTS, READ_SECONDS, shared_pause_seconds
+from gateway.limits import HEADS_CHECK_PAUSE_SECONDS, READ_SECONDS
 from gateway.log.watch import Watch
+from gateway.questions import Questions
 
-_log = structlog.get_logger("seamark.heads")
+USERS_MAX: Final = HEADS_SUBJECTS_MAX - 1
+"""Users of one question; the anchor is asked along."""
 
-Answer = Callable[[int, int, LogState | None], None]
-"""Gets the newest sequence (0: none), how far the replica had come, and the leader's state; no state: no answer."""
 
-Asked = list[tuple[str, Answer]]
+class Head(NamedTuple):
+    """The newest sequence of a user (0: none), how far the replica had come, and the leader's state."""
+
+    seq: int
+    up_to: int
+    state: LogState
 
 
 class Heads:
@@ -41,79 +41,41 @@ class Heads:
         self._stream = stream
         self._anchor = anchor
         self._watch = watch
-        self._opening: Asked = []
-        self._checks: Asked = []
-        self._opening_task: asyncio.Task[None] | None = None
-        self._checks_task: asyncio.Task[None] | None = None
-        self._in_flight = asyncio.Lock()
+        self._turn = asyncio.Lock()
+        self._opening = Questions(f"heads-{stream}", self._open, most=USERS_MAX, turn=self._turn)
+        gather = HEADS_CHECK_PAUSE_SECONDS
+        self._checks = Questions(
+            f"heads-check-{stream}", self._check, most=USERS_MAX, gather_seconds=gather, turn=self._turn
+        )
         self.requests = 0
 
-    def opening(self, subject: str, answer: Answer) -> None:
+    def opening(self, subject: str, answer: Callable[[Head | None], None]) -> None:
         """The head as any replica sees it, with the watch's last answer. A device waits for it."""
-        self._opening.append((subject, answer))
-        if self._opening_task is None:
-            self._opening_task = asyncio.create_task(self._open(), name=f"heads-{self._stream}")
+        self._opening.ask(subject, answer)
 
-    def check(self, subject: str, answer: Answer) -> None:
+    def check(self, subject: str, answer: Callable[[Head | None], None]) -> None:
         """The head as any replica sees it, with a state the leader was asked for after this call and before the read.
 
         Nobody waits for it: a quarter of a second's checks share a read.
         """
-        self._checks.append((subject, answer))
-        if self._checks_task is None:
-            self._checks_task = asyncio.create_task(self._check(), name=f"heads-check-{self._stream}")
+        self._checks.ask(subject, answer)
 
     async def close(self) -> None:
         """Stop reading; who still waits is told that there is no answer."""
-        tasks = [task for task in (self._opening_task, self._checks_task) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        waiting, self._opening, self._checks = self._opening + self._checks, [], []
-        _tell(waiting, None)
+        await self._opening.close()
+        await self._checks.close()
 
-    async def _open(self) -> None:
-        try:
-            while self._opening:
-                async with self._in_flight:
-                    wave, self._opening = self._opening[:HEADS_SUBJECTS], self._opening[HEADS_SUBJECTS:]
-                    await self._read(wave, fresh=False)
-                await asyncio.sleep(shared_pause_seconds(len(wave)))
-        finally:
-            self._opening_task = None
+    async def _open(self, subjects: list[str]) -> list[Head]:
+        return await self._read(subjects, fresh=False)
 
-    async def _check(self) -> None:
-        try:
-            while self._checks:
-                await asyncio.sleep(HEADS_CHECK_PAUSE_SECONDS)
-                async with self._in_flight:
-                    wave, self._checks = self._checks[:HEADS_SUBJECTS], self._checks[HEADS_SUBJECTS:]
-                    await self._read(wave, fresh=True)
-        finally:
-            self._checks_task = None
+    async def _check(self, subjects: list[str]) -> list[Head]:
+        return await self._read(subjects, fresh=True)
 
-    async def _read(self, wave: list[tuple[str, Answer]], *, fresh: bool) -> None:
-        try:
-            state = self._watch.last
-            if fresh or state is None:
-                state = await self._watch.state()
-            if state is None:
-                return
-            self.requests += 1
-            subjects = [*{subject for subject, _ in wave}, self._anchor]
-            heads = await self._broker.last_by_subjects(self._stream, subjects, timeout_seconds=READ_SECONDS)
-            told, wave = wave, []
-            for subject, answer in told:
-                answer(heads.seqs.get(subject, 0), heads.up_to, state)
-        except BrokerError as error:
-            _log.warning("heads_not_read", stream=self._stream, error=f"{type(error).__name__}: {error}")
-        except Exception:
-            # The next wave waits for this task: an unforeseen error must not end it.
-            _log.exception("reading heads failed, it goes on", stream=self._stream)
-        finally:
-            _tell(wave, None)
-
-
-def _tell(wave: list[tuple[str, Answer]], state: LogState | None) -> None:
-    for _, answer in wave:
-        answer(0, 0, state)
+    async def _read(self, subjects: list[str], *, fresh: bool) -> list[Head]:
+        state = (None if fresh else self._watch.last) or await self._watch.state()
+        if state is None:
+            return []
+        self.requests += 1
+        asked = [*set(subjects), self._anchor]
+        heads = await self._broker.last_by_subjects(self._stream, asked, timeout_seconds=READ_SECONDS)
+        return [Head(heads.seqs.get(subject, 0), heads.up_to, state) for subject in subjects]

@@ -7,46 +7,84 @@ before it. What comes there without a sequence is an `unread` count from the pro
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Final, Protocol
 
 import structlog
 
 from engine.broker.jetstream import Broker, Subscription
 from engine.errors import BrokerError
-from gateway.limits import shared_pause_seconds
+from gateway.join.port import LogState
 from gateway.log.message import Message, live_position
+from gateway.questions import Questions
 from gateway.stores.counts import as_of, differs, marked_stale, unread_in
 from seamark.protocol.frames import Unread, unread_frame
-from seamark.protocol.subjects import live_subject, log_subject
-
-if TYPE_CHECKING:
-    from gateway.log.partition import Partition
-    from gateway.session.follower import Follower
+from seamark.protocol.subjects import log_subject
 
 _log = structlog.get_logger("seamark.live")
 
-CONFIRM_PAUSE_SECONDS = 0.5
+CONFIRM_PAUSE_SECONDS: Final = 0.5
 """Between two tries to have subscriptions confirmed while the broker does not answer."""
+
+
+class Listener(Protocol):
+    """A session that follows a log. It does not raise: others are told after it."""
+
+    def joined(self) -> None:
+        """The live subscription is confirmed: what is stored from now on comes as a live copy."""
+
+    def live(self, seq: int, prev: int, message: Message, epoch: str) -> None:
+        """A live copy; `prev` is the sequence of the user's record before it, `epoch` the incarnation it says it is of."""
+
+    def unread(self, frame: bytes) -> None:
+        """A new unread count."""
+
+    def watch(self, state: LogState) -> None:
+        """The leader's periodic word."""
+
+    def check(self) -> None:
+        """Something may have been lost."""
 
 
 class UserLog:
     """One user's log as this process follows it: the subscription, and the sessions that share it."""
 
-    __slots__ = (
-        "as_of", "confirmed", "followers", "key", "partition", "subject", "subscription", "unread", "user", "waiting"
-    )  # fmt: skip
+    __slots__ = ("_as_of", "_confirmed", "_unread", "key", "listeners", "subject", "subscription", "user")
 
-    def __init__(self, partition: Partition, tenant: str, user: str) -> None:
-        self.partition = partition
+    def __init__(self, partition: int, tenant: str, user: str) -> None:
         self.key = (tenant, user)
-        self.subject = log_subject(partition.number, tenant, user)
+        self.subject = log_subject(partition, tenant, user)
         self.user = self.subject.split(".", 2)[2]
-        self.unread = b""  # the last frame of that kind
-        self.as_of = -1
-        self.followers: list[Follower] = []
-        self.waiting: list[Follower] = []
-        self.confirmed = False
+        self.listeners: list[Listener] = []
+        self._unread = b""  # the last frame of that kind
+        self._as_of = -1
+        self._confirmed = False
         self.subscription: Subscription | None = None
+
+    def join(self, listener: Listener) -> None:
+        """Follow; `listener.joined()` is called, but not inside this call, once the subscription is confirmed."""
+        # A new list each time: a session that ends while copies are handed out must not shift the others.
+        self.listeners = [*self.listeners, listener]
+        if self._confirmed:
+            asyncio.get_running_loop().call_soon(listener.joined)
+
+    def leave(self, listener: Listener) -> None:
+        """Stop following."""
+        self.listeners = [other for other in self.listeners if other is not listener]
+
+    def unsubscribe(self) -> None:
+        """Nobody follows any more."""
+        try:
+            if self.subscription is not None:
+                self.subscription.unsubscribe()
+        except BrokerError as error:
+            # Not connected: the table that a reconnect replays has already forgotten it.
+            _log.debug("unsubscribed_while_disconnected", error=str(error))
+
+    def confirmed(self) -> None:
+        """The subscription is: whoever follows may begin."""
+        self._confirmed = True
+        for listener in self.listeners:
+            listener.joined()
 
     def on_copy(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """A message on the live subject; called from the read loop of the connection."""
@@ -56,17 +94,17 @@ class UserLog:
                 self.count(payload)
             return
         message = Message(seq, payload, headers)
-        for follower in self.followers:
-            follower.live(seq, prev, message, epoch)
+        for listener in self.listeners:
+            listener.live(seq, prev, message, epoch)
 
     def count(self, frame: bytes) -> None:
         """Pass on an unread count, unless a newer one has come: two projectors may speak while one takes over."""
         position = as_of(frame)
-        if position < self.as_of:
+        if position < self._as_of:
             return
-        self.as_of, self.unread = position, frame
-        for follower in self.followers:
-            follower.unread(frame)
+        self._as_of, self._unread = position, frame
+        for listener in self.listeners:
+            listener.unread(frame)
 
     def counted(self, count: Unread | None) -> Unread | None:
         """What a joining session is told: the count that was read, unless a newer one has come meanwhile.
@@ -75,102 +113,53 @@ class UserLog:
         """
         if count is None:
             return None
-        if count.as_of < self.as_of:
-            return unread_in(self.unread)
+        if count.as_of < self._as_of:
+            return unread_in(self._unread)
         frame = unread_frame(count)
-        if len(self.followers) > 1 and (not self.unread or differs(self.unread, count)):
+        if len(self.listeners) > 1 and (not self._unread or differs(self._unread, count)):
             self.count(frame)
-        self.as_of, self.unread = count.as_of, frame
+        self._as_of, self._unread = count.as_of, frame
         return count
 
     def compare(self, count: Unread | None) -> None:
         """What the projections say now: if it is not what was told last, tell it. None: no count can be had."""
         if count is None:
-            stale = marked_stale(self.unread) if self.unread else None
+            stale = marked_stale(self._unread) if self._unread else None
             if stale is not None:
                 self.count(stale)
-        elif not self.unread or differs(self.unread, count):
+        elif not self._unread or differs(self._unread, count):
             self.count(unread_frame(count))
 
     def forget_count(self) -> None:
         """The log is another incarnation: positions of before mean nothing."""
-        self.as_of, self.unread = -1, b""
+        self._as_of, self._unread = -1, b""
 
 
 class Live:
-    """The live subscriptions of this process.
-
-    A subscription is confirmed by a PING that all sessions joining at the time share; no session goes on before it.
-    """
+    """Makes live subscriptions. All that are new at the time are confirmed by one PING; no session goes on before it."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._logs: dict[tuple[str, str], UserLog] = {}
-        self._unconfirmed: list[UserLog] = []
-        self._confirming: asyncio.Task[None] | None = None
+        self._confirming = Questions("live-confirm", self._confirm)
 
-    def join(self, follower: Follower, partition: Partition, tenant: str, user: str) -> UserLog:
-        """Follow the user's log; `follower.joined()` is called once the subscription is confirmed."""
-        log = self._logs.get((tenant, user))
-        if log is None:
-            log = self._logs[(tenant, user)] = UserLog(partition, tenant, user)
-            partition.logs[log.key] = log
-            log.subscription = self._broker.subscribe(live_subject(partition.number, tenant, user), log.on_copy)
-            self._unconfirmed.append(log)
-            if self._confirming is None:
-                self._confirming = asyncio.create_task(self._confirm(), name="live-confirm")
-        # A new list each time: a session that ends while copies are handed out must not shift the others.
-        log.followers = [*log.followers, follower]
-        if log.confirmed:
-            asyncio.get_running_loop().call_soon(follower.joined)
-        else:
-            log.waiting.append(follower)
-        return log
-
-    def leave(self, follower: Follower, log: UserLog) -> None:
-        """Stop following; the last session of a user ends the subscription."""
-        log.followers = [other for other in log.followers if other is not follower]
-        if follower in log.waiting:
-            log.waiting.remove(follower)
-        if not log.followers and self._logs.pop(log.key, None) is not None:
-            log.partition.logs.pop(log.key, None)
-            if log.subscription is not None:
-                self._unsubscribe(log.subscription)
-
-    def _unsubscribe(self, subscription: Subscription) -> None:
-        try:
-            subscription.unsubscribe()
-        except BrokerError as error:
-            # Not connected: the table that a reconnect replays has already forgotten it.
-            _log.debug("unsubscribed_while_disconnected", error=str(error))
+    def subscribe(self, subject: str, log: UserLog) -> Subscription:
+        """Hand the copies on `subject` to `log`, and tell it once that is confirmed."""
+        subscription = self._broker.subscribe(subject, log.on_copy)
+        self._confirming.ask(subscription, lambda confirmed: log.confirmed() if confirmed else None)
+        return subscription
 
     async def close(self) -> None:
         """Stop confirming."""
-        if self._confirming is not None:
-            self._confirming.cancel()
-            await asyncio.gather(self._confirming, return_exceptions=True)
+        await self._confirming.close()
 
-    async def _confirm(self) -> None:
-        try:
-            while self._unconfirmed:
-                logs, self._unconfirmed = self._unconfirmed, []
-                subscription = logs[-1].subscription
-                assert subscription is not None
-                while True:
-                    try:
-                        await subscription.confirmed()
-                        break
-                    except BrokerError as error:
-                        _log.warning("subscriptions_not_confirmed", waiting=len(logs), error=str(error))
-                    except Exception:
-                        # These sessions wait for the confirmation: an unforeseen error, too, is tried again.
-                        _log.exception("confirming subscriptions failed, it goes on", waiting=len(logs))
-                    await asyncio.sleep(CONFIRM_PAUSE_SECONDS)
-                for log in logs:
-                    log.confirmed = True
-                    waiting, log.waiting = log.waiting, []
-                    for follower in waiting:
-                        follower.joined()
-                await asyncio.sleep(shared_pause_seconds(len(logs)))
-        finally:
-            self._confirming = None
+    async def _confirm(self, subscriptions: list[Subscription]) -> list[bool]:
+        while True:
+            try:
+                await subscriptions[-1].confirmed()
+                return [True] * len(subscriptions)
+            except BrokerError as error:
+                _log.warning("subscriptions_not_confirmed", waiting=len(subscriptions), error=str(error))
+            except Exception:
+                # These sessions wait for the confirmation: an unforeseen error, too, is tried again.
+                _log.exception("subscriptions_not_confirmed", waiting=len(subscriptions))
+            await asyncio.sleep(CONFIRM_PAUSE_SECONDS)

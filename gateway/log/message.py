@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.broker import wire
 from engine.broker.jetstream import Stored
 from seamark.protocol.frames import record_frame, skip_frame
 from seamark.protocol.records import EPOCH_HEADER
 
-_EPOCH: Final = EPOCH_HEADER.encode()
+_EPOCH: Final = f"\r\n{EPOCH_HEADER}:".encode()
 _SKIP: Final = b"\r\nSeamark-Skip:"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
@@ -65,5 +64,8 @@ def live_position(headers: bytes) -> tuple[int, int, str]:
     seq = number(headers, _SEQUENCE)
     if seq < 0:
         return -1, -1, ""
-    epoch = wire.header(headers, _EPOCH)
-    return seq, number(headers, _LAST_SEQUENCE), epoch.decode("ascii", "replace") if epoch else ""
+    start, epoch = headers.find(_EPOCH), ""
+    if start >= 0:
+        start += len(_EPOCH)
+        epoch = headers[start : headers.index(b"\r\n", start)].decode("ascii", "replace").strip()
+    return seq, number(headers, _LAST_SEQUENCE), epoch

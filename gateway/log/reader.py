@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
 
 import structlog
 
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from gateway.limits import PAGE_BYTES, PAGE_RECORDS, PAGES_IN_FLIGHT, READ_SECONDS
+from engine.limits import PAGE_RECORDS
+from engine.tasks import Tasks
+from gateway.limits import PAGE_BYTES, PAGES_IN_FLIGHT, READ_SECONDS
 from gateway.log.message import Message, of_stored
 
 _log = structlog.get_logger("seamark.reader")
 
+Answer = TypeVar("Answer")
+
+
+class Page(NamedTuple):
+    """Records in log order; `more`: the replica holds further ones."""
+
+    messages: list[Message]
+    more: bool = False
+
 
 class Reader:
-    """Reads one partition.
+    """Reads one partition. Each `answer` is called exactly once, with None when nobody answered.
 
     A sparse cold read walks whole blocks and holds the partition's writers up meanwhile, so a semaphore guards them.
     """
@@ -27,65 +37,56 @@ class Reader:
         self._broker = broker
         self._stream = stream
         self._slots = asyncio.Semaphore(PAGES_IN_FLIGHT)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.requests = 0
 
-    def page(self, subject: str, seq: int, answer: Callable[[list[Message] | None, bool], None]) -> None:
-        """Records of `subject` from `seq` on, `seq` included; None when nobody answered."""
-        self._start(self._page(subject, seq, answer), "page")
+    def page(self, subject: str, seq: int, answer: Callable[[Page | None], None]) -> None:
+        """Records of `subject` from `seq` on, `seq` included."""
 
-    def next(self, subject: str, seq: int, answer: Callable[[Message | None, bool], None]) -> None:
-        """The leader's first record at or after `seq` and True; False when nobody answered."""
-        self._start(self._next(subject, seq, answer), "next")
-
-    def last(self, subject: str, answer: Callable[[int | None], None]) -> None:
-        """The leader's newest sequence of `subject` (0: none); None when nobody answered."""
-        self._start(self._last(subject, answer), "last")
-
-    async def close(self) -> None:
-        """Give up the reads under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _start(self, work: Coroutine[Any, Any, None], kind: str) -> None:
-        task = asyncio.create_task(work, name=f"read-{kind}-{self._stream}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    @asynccontextmanager
-    async def _request(self, failure: str) -> AsyncIterator[None]:
-        """One request, in its turn. A failure is logged and not raised: the feed that asked waits for an answer."""
-        async with self._slots:
-            self.requests += 1
-            try:
-                yield
-            except BrokerError as error:
-                _log.warning(failure, stream=self._stream, error=f"{type(error).__name__}: {error}")
-            except Exception:
-                _log.exception("reading failed, it is tried again", stream=self._stream)
-
-    async def _page(self, subject: str, seq: int, answer: Callable[[list[Message] | None, bool], None]) -> None:
-        messages: list[Message] | None = None
-        more = False
-        async with self._request("page_not_read"):
+        async def read() -> Page:
             page = await self._broker.next_by_subject(
                 self._stream, subject, seq, batch=PAGE_RECORDS, max_bytes=PAGE_BYTES, timeout_seconds=READ_SECONDS
             )
-            messages, more = [of_stored(stored) for stored in page.records], page.more
-        answer(messages, more)
+            return Page([of_stored(stored) for stored in page.records], page.more)
 
-    async def _next(self, subject: str, seq: int, answer: Callable[[Message | None, bool], None]) -> None:
-        message: Message | None = None
-        answered = False
-        async with self._request("leader_not_read"):
+        self._begin("page", read, answer)
+
+    def next(self, subject: str, seq: int, answer: Callable[[Page | None], None]) -> None:
+        """The leader's first record at or after `seq`, if there is one."""
+
+        async def read() -> Page:
             stored = await self._broker.leader_next(self._stream, subject, seq, timeout_seconds=READ_SECONDS)
-            message, answered = (of_stored(stored) if stored is not None else None), True
-        answer(message, answered)
+            return Page([of_stored(stored)] if stored is not None else [])
 
-    async def _last(self, subject: str, answer: Callable[[int | None], None]) -> None:
-        seq: int | None = None
-        async with self._request("leader_not_read"):
+        self._begin("next", read, answer)
+
+    def last(self, subject: str, answer: Callable[[int | None], None]) -> None:
+        """The leader's newest sequence of `subject`; 0: none."""
+
+        async def read() -> int:
             stored = await self._broker.leader_last(self._stream, subject, timeout_seconds=READ_SECONDS)
-            seq = stored.seq if stored is not None else 0
-        answer(seq)
+            return stored.seq if stored is not None else 0
+
+        self._begin("last", read, answer)
+
+    async def close(self) -> None:
+        """Give up the reads under way."""
+        await self._tasks.end()
+
+    def _begin(self, what: str, read: Callable[[], Awaitable[Answer]], answer: Callable[[Answer | None], None]) -> None:
+        self._tasks.begin(self._answer(what, read, answer), f"read-{what}-{self._stream}")
+
+    async def _answer(
+        self, what: str, read: Callable[[], Awaitable[Answer]], answer: Callable[[Answer | None], None]
+    ) -> None:
+        """One request, in its turn. A failure is logged and not raised: the feed that asked waits for an answer."""
+        found: Answer | None = None
+        async with self._slots:
+            self.requests += 1
+            try:
+                found = await read()
+            except BrokerError as error:
+                _log.warning("log_not_read", what=what, stream=self._stream, error=f"{type(error).__name__}: {error}")
+            except Exception:
+                _log.exception("log_not_read", what=what, stream=self._stream)
+        answer(found)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
+from engine import metrics
+from engine.broker.jetstream import Outgoing
+from gateway.context import Context
 from gateway.join.feed import Feed
 from gateway.join.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot
+from gateway.log.live import UserLog
 from gateway.log.message import Message
+from gateway.log.partition import Partition
+from gateway.log.reader import Page
+from gateway.session.outlet import Outlet
 from gateway.session.receipts import Tally
+from gateway.session.told_count import ToldCount
+from gateway.stores.snapshots import read_snapshot
 from gateway.stores.tables import NotRead
+from seamark.protocol.close_codes import OVERLOADED, CloseCode
 from seamark.protocol.cursor import START, Cursor, parse_cursor
 from seamark.protocol.errors import InvalidCursor
-from seamark.protocol.frames import LiveFrame, Unread, encode
-
-if TYPE_CHECKING:
-    from gateway.log.live import UserLog
-    from gateway.log.partition import Partition
-    from gateway.session.outlet import Outlet
-    from gateway.session.session import Session
+from seamark.protocol.frames import LiveFrame, Pong, Ready, ResetFrame, Unread, encode
 
 _Start = Cursor | Literal["start", ResetReason.SNAPSHOT] | None
 """Where a session begins: at a cursor, at the oldest record, with a snapshot, or where the device is known to stand."""
@@ -27,26 +31,52 @@ _Start = Cursor | Literal["start", ResetReason.SNAPSHOT] | None
 NO_EPOCH: Final = "-"
 """Epoch of a cursor that cannot be read: no stream has it, so the feed answers it with a reset, as any foreign one."""
 
+_JOINED = {reason: metrics.gateway_joins.labels(reason.value) for reason in ResetReason}
+_RESUMED = metrics.gateway_joins.labels("resumed")
+
+_Answer = TypeVar("_Answer")
+
+
+class Owner(Protocol):
+    """The session that a log is followed for."""
+
+    context: Context
+    id: str
+    tenant: str
+    user: str
+    device: str
+    ended: bool
+
+    def end(self, code: CloseCode, detail: str) -> None:
+        """Close it."""
+
+    def failed(self, error: Exception) -> None:
+        """Close it after a fault of ours."""
+
 
 class Follower:
     """The `Port` of one feed.
 
     Attributes:
+        log: the user's, set once it is joined.
         sent: sequence of the last cursor the client was sent: `prev` of the next frame.
         sent_max: the highest of them in this epoch since the last reset: what the client may acknowledge.
         sent_before_reset: the highest before that reset. The log may have gone back, and other records may have these
             sequences now: an acknowledgement up to here may mean what the reset took back.
     """
 
-    __slots__ = ("_epoch_bytes", "_outlet", "_session", "_start", "epoch", "feed", "former_epoch", "log", "partition",
-                 "sent", "sent_before_reset", "sent_max", "tally")  # fmt: skip
+    __slots__ = ("_context", "_count", "_epoch_bytes", "_outlet", "_pong_owed", "_session", "_start", "epoch", "feed",
+                 "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "tally")  # fmt: skip
 
     def __init__(
-        self, session: Session, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
+        self, session: Owner, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
     ) -> None:
         self._session = session
+        self._context = session.context
         self._outlet = outlet
         self._start = ResetReason.SNAPSHOT if snapshot else _parse(cursor)
+        self._count = ToldCount(outlet)
+        self._pong_owed = False
         self._epoch_bytes = b""
         self.partition = partition
         self.feed = Feed(self, session.context.counters)
@@ -66,20 +96,21 @@ class Follower:
             self.partition.counts.ask(self.log.user, lambda count: self._guard(self._counted, count))
 
     def _counted(self, count: Unread | None) -> None:
-        if not self._session.ended and self.log is not None:
-            self._session.counted(self.log.counted(count))
-            session, tables = self._session, self._session.context.tables
-            if self._start is None and tables is not None:
-                tables.device_cursor(session.tenant, session.user, session.device, self._begin)
-            else:
-                self._begin(self._start)
+        session, tables = self._session, self._context.tables
+        if session.ended or self.log is None:
+            return
+        self._count.read(self.log.counted(count))
+        if self._start is None and tables is not None:
+            tables.device_cursor(session.tenant, session.user, session.device, self._begin)
+        else:
+            self._begin(self._start)
 
     def _begin(self, start: _Start | NotRead) -> None:
         """Say hello with the client's cursor, or with the one that the device is known to have acknowledged."""
         if self._session.ended:
             return
         if start is NotRead.TOO_MANY:
-            self._session.overloaded()
+            self._end_overloaded()
         elif isinstance(start, ResetReason):
             self._guard(self.feed.hello, None, start)
         else:
@@ -92,9 +123,9 @@ class Follower:
         except Exception as error:
             self._session.failed(error)
 
-    def unread(self, payload: bytes) -> None:
+    def unread(self, frame: bytes) -> None:
         """A new unread count for the user."""
-        self._session.unread(payload)
+        self._count.tell(frame)
 
     def watch(self, state: LogState) -> None:
         """The leader said how its stream stands."""
@@ -106,12 +137,16 @@ class Follower:
 
     def writable(self) -> None:
         """The socket has room again."""
+        self._count.tell_waiting()
         self._guard(self.feed.writable)
 
     def close(self) -> None:
         """The session is over. Feed and follower refer to each other: parted, they go without the garbage collector."""
+        self.tell_receipts()
         self.feed.close()
         self.feed = _CLOSED
+        if self.log is not None:
+            self.partition.leave(self, self.log)
 
     # --- Port: towards the client -----------------------------------------------------------------------------------
 
@@ -134,13 +169,17 @@ class Follower:
         tally.sent_at = time()
         if not tally.noted:
             tally.noted = True
-            self._session.context.receipts.note(self._session)
+            self._context.receipts.note(self)
         return True
 
     def resumed(self, cursor: Cursor) -> None:
         """Frame `ready`."""
         self._adopt(cursor)
-        self._session.ready(cursor)
+        self._count.begun = True
+        ready = Ready(self._session.id, resumed=True, cursor=str(cursor), seq=cursor.seq, unread=self._count.take())
+        self._outlet.send(encode(ready), self._epoch_bytes, cursor.seq)
+        self._send_what_waited()
+        _RESUMED.inc()
 
     def caught_up(self, cursor: Cursor) -> None:
         """Frame `live`."""
@@ -151,16 +190,34 @@ class Follower:
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """Frame `reset`, after `ready` where none was sent yet."""
-        self._session.tell_receipts()
+        self.tell_receipts()
         self._adopt(cursor)
-        self._session.reset(reason, snapshot, cursor)
+        count = self._count.take()
+        unread = snapshot.unread if snapshot.unread is not None else count
+        self._count.replace(unread)
+        if not self._count.begun:
+            self._count.begun = True
+            self._outlet.send(encode(Ready(self._session.id, reason=reason.value, unread=unread)))
+        frame = ResetFrame(reason.value, str(cursor), cursor.seq, unread, list(snapshot.inbox), snapshot.stale)
+        self._outlet.send(encode(frame), self._epoch_bytes, cursor.seq)
+        self._send_what_waited()
+        _JOINED[reason].inc()
 
-    def pong(self) -> Cursor | None:
-        """The cursor of a `pong`, which moves the client's."""
+    def pong(self) -> None:
+        """Frame `pong`, whose cursor moves the client's; if there is no position yet, it follows the first one."""
         cursor = self.feed.advance()
-        if cursor is not None:
+        if cursor is None:
+            self._pong_owed = True
+        else:
             self._moved(cursor.seq)
-        return cursor
+            self._outlet.send(encode(Pong(str(cursor), cursor.seq)))
+
+    def _send_what_waited(self) -> None:
+        """Answer pings that came before there was a position, and send a count that had to wait for `ready`."""
+        if self._pong_owed:
+            self._pong_owed = False
+            self._outlet.send(encode(Pong(f"{self.epoch}.{self.sent}", self.sent)))
+        self._count.tell_waiting()
 
     def _adopt(self, cursor: Cursor) -> None:
         if self.epoch and self.log is not None:
@@ -179,86 +236,89 @@ class Follower:
         self.sent = seq
         self.sent_max = max(self.sent_max, seq)
 
+    # --- receipts ---------------------------------------------------------------------------------------------------
+
+    def take_receipts(self) -> list[Outgoing]:
+        """What was sent and acknowledged since the last time."""
+        if not self.epoch:
+            return []
+        session = self._session
+        return self.tally.take(self.partition.number, session.tenant, session.user, session.device, self.epoch)
+
+    def tell_receipts(self) -> None:
+        """Hand over what there is to tell, before the epoch or the session changes."""
+        self._context.receipts.add(self.take_receipts())
+
     # --- Port: questions --------------------------------------------------------------------------------------------
 
     def want_head(self, generation: int, ask: Ask) -> None:
         """The newest record of the user."""
         if ask is Ask.LEADER:
-            self.partition.watch.ask(lambda state: self._leader_head(generation, state))
+            self.partition.watch.ask(self._or_failed(generation, ask, lambda state: self._want_last(generation, state)))
             return
-
-        def answer(seq: int, up_to: int, state: LogState | None) -> None:
-            if state is None:
-                self._guard(self.feed.failed, generation, ask)
-            else:
-                self._guard(self.feed.head, generation, ask, seq, up_to, state)
-
         heads = self.partition.heads
-        (heads.opening if ask is Ask.OPENING else heads.check)(self._subject, answer)
+        read = heads.opening if ask is Ask.OPENING else heads.check
+        read(self._subject, self._or_failed(generation, ask, lambda head: self.feed.head(generation, ask, *head)))
 
-    def _leader_head(self, generation: int, state: LogState | None) -> None:
-        if state is None:
-            self._guard(self.feed.failed, generation, Ask.LEADER)
-            return
+    def _want_last(self, generation: int, state: LogState) -> None:
+        def answer(seq: int) -> None:
+            self.feed.head(generation, Ask.LEADER, seq, state.last_seq, state)
 
-        def answer(seq: int | None) -> None:
-            if seq is None:
-                self._guard(self.feed.failed, generation, Ask.LEADER)
-            else:
-                self._guard(self.feed.head, generation, Ask.LEADER, seq, state.last_seq, state)
-
-        self.partition.reader.last(self._subject, answer)
+        self.partition.reader.last(self._subject, self._or_failed(generation, Ask.LEADER, answer))
 
     def want_page(self, generation: int, seq: int) -> None:
         """Records from `seq` on."""
-
-        def answer(messages: list[Message] | None, more: bool) -> None:
-            if messages is None:
-                self._guard(self.feed.failed, generation, Ask.PAGE)
-            else:
-                self._guard(self.feed.page, generation, messages, more)
-
-        self.partition.reader.page(self._subject, seq, answer)
+        self.partition.reader.page(
+            self._subject, seq, self._or_failed(generation, Ask.PAGE, lambda page: self.feed.page(generation, *page))
+        )
 
     def want_next(self, generation: int, seq: int) -> None:
         """The leader's first record at or after `seq`."""
 
-        def answer(message: Message | None, answered: bool) -> None:
-            if answered:
-                self._guard(self.feed.next, generation, message)
-            else:
-                self._guard(self.feed.failed, generation, Ask.NEXT)
+        def answer(page: Page) -> None:
+            self.feed.next(generation, page.messages[0] if page.messages else None)
 
-        self.partition.reader.next(self._subject, seq, answer)
+        self.partition.reader.next(self._subject, seq, self._or_failed(generation, Ask.NEXT, answer))
 
     def want_state(self, generation: int) -> None:
         """The leader's state."""
-
-        def answer(state: LogState | None) -> None:
-            if state is None:
-                self._guard(self.feed.failed, generation, Ask.STATE)
-            else:
-                self._guard(self.feed.leader, generation, state)
-
-        self.partition.watch.ask(answer)
+        self.partition.watch.ask(
+            self._or_failed(generation, Ask.STATE, lambda state: self.feed.leader(generation, state))
+        )
 
     def want_snapshot(self, generation: int, reason: ResetReason) -> None:
         """The user's snapshot from the projections."""
 
         def answer(snapshot: Snapshot | None) -> None:
             if snapshot is None:
-                self._session.overloaded()
+                self._end_overloaded()
             else:
                 self._guard(self.feed.snapshot, generation, snapshot)
 
-        self._session.context.snapshots(self._session.tenant, self._session.user, answer)
+        session, context = self._session, self._context
+        read_snapshot(self.partition.counts, context.tables, session.tenant, session.user, answer)
 
     def later(self, generation: int, delay_seconds: float, ask: Ask) -> None:
         """A timer."""
-        self._session.context.wheel.later(delay_seconds, self._timer, generation, ask)
+        self._context.wheel.later(delay_seconds, self._timer, generation, ask)
 
     def _timer(self, generation: int, ask: Ask) -> None:
         self._guard(self.feed.timer, generation, ask)
+
+    def _or_failed(self, generation: int, ask: Ask, act: Callable[[_Answer], None]) -> Callable[[_Answer | None], None]:
+        """What takes an answer: `act` does, unless there is none."""
+
+        def take(answer: _Answer | None) -> None:
+            if answer is None:
+                self._guard(self.feed.failed, generation, ask)
+            else:
+                self._guard(act, answer)
+
+        return take
+
+    def _end_overloaded(self) -> None:
+        """Too many sessions ask for what this one needs. Its client shall come back, and is not told that there is nothing."""
+        self._session.end(OVERLOADED, "too many sessions wait for the inbox: come back")
 
     @property
     def _subject(self) -> str:

@@ -29,13 +29,13 @@ def check_read(frame: Read) -> None:
         BadFrame: it does not.
     """
     if (frame.ids is not None) + (frame.up_to is not None) + frame.all != 1:
-        raise BadFrame("`read` takes exactly one of `ids`, `up_to` and `all`")
+        raise BadFrame("a read takes exactly one of `ids`, `up_to` and `all`")
     if frame.ids is not None:
         if not 1 <= len(frame.ids) <= READ_IDS:
             raise BadFrame(f"`ids` must name 1 to {READ_IDS} records", field="ids")
         if not all(map(is_event_id, frame.ids)):
             raise BadFrame(
-                f"each of `ids` must be the id of a record: 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters",
+                f"`ids` must be ids of records, each 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters",
                 field="ids",
             )
 

@@ -62,10 +62,6 @@ class Flusher:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Call in the next turn of the loop."""
-        self._loop.call_soon(callback)
-
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         self._scheduled = False
@@ -98,11 +94,6 @@ class SocketOutlet:
         self._full_since = 0.0
         self._closing = False
         self.on_writable: Callable[[], None] | None = None
-
-    @property
-    def closing(self) -> bool:
-        """No more frames are taken."""
-        return self._closing
 
     def room(self) -> bool:
         """Less than 64 KiB are unsent. After a no, `on_writable` follows when the socket has drained."""
@@ -138,7 +129,7 @@ class SocketOutlet:
         self._transport.write(data)
         if self._wants_room and self._transport.get_write_buffer_size() < ROOM_BYTES:
             # All of it fitted into the socket, or the transport was never paused: nobody else would call.
-            self._flusher.soon(self.writable)
+            asyncio.get_running_loop().call_soon(self.writable)
 
     def _wrap(self, data: bytes) -> bytes:
         return data

@@ -19,6 +19,7 @@ import structlog
 from engine import metrics
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
+from engine.tasks import end
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
 from seamark.backoff import Backoff
 from seamark.protocol.events import INAPP
@@ -115,9 +116,7 @@ class Receipts:
 
     async def close(self, timeout_seconds: float) -> None:
         """Store what is left, within the deadline; what cannot be is counted as dropped."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         self._collect()
         try:
             async with asyncio.timeout(timeout_seconds):

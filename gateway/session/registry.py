@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gateway.limits import SESSIONS_PER_PROCESS, SESSIONS_PER_USER
-from seamark.protocol.close_codes import TOO_MANY_SESSIONS
+from seamark.protocol.close_codes import TOO_MANY_SESSIONS, CloseCode
 
-if TYPE_CHECKING:
-    from gateway.session.session import Session
+
+class Member(Protocol):
+    """A session, as the registry knows it."""
+
+    tenant: str
+    user: str
+    device: str
+    carrier: str
+
+    @property
+    def heard_at(self) -> float:
+        """When its client last showed life."""
+
+    def end(self, code: CloseCode, detail: str) -> None:
+        """Close it."""
+
+    def bye(self, retry_after_ms: int) -> None:
+        """Close it as the process leaves."""
 
 
 class Sessions:
@@ -23,8 +39,8 @@ class Sessions:
     def __init__(self, *, per_user: int = SESSIONS_PER_USER, at_most: int = SESSIONS_PER_PROCESS) -> None:
         self._per_user = per_user
         self._at_most = at_most
-        self._all: set[Session] = set()
-        self._users: dict[tuple[str, str, bool], list[Session]] = {}
+        self._all: set[Member] = set()
+        self._users: dict[tuple[str, str, bool], list[Member]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -34,18 +50,18 @@ class Sessions:
         """No further session is taken."""
         return len(self._all) >= self._at_most
 
-    def open(self, session: Session) -> None:
+    def open(self, session: Member) -> None:
         """A connection has come; who it is for is not known yet."""
         self._all.add(session)
 
-    def admit(self, session: Session) -> None:
+    def admit(self, session: Member) -> None:
         """`session` belongs to its user from now on; another one of the user makes room for it where it must."""
         mine = self._users.setdefault(_key(session), [])
         mine.append(session)
         if len(mine) > self._per_user:
             one_too_many(mine).end(TOO_MANY_SESSIONS, f"a user may have {self._per_user} sessions, and has a newer one")
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: Member) -> None:
         """`session` is over."""
         self._all.discard(session)
         key = _key(session)
@@ -55,17 +71,17 @@ class Sessions:
             if not mine:
                 del self._users[key]
 
-    def everyone(self) -> list[Session]:
+    def everyone(self) -> list[Member]:
         """All sessions, as they are now."""
         return list(self._all)
 
 
-def _key(session: Session) -> tuple[str, str, bool]:
+def _key(session: Member) -> tuple[str, str, bool]:
     """The sessions with this key share a bound. Polls have one of their own: they come and go, and must end no session."""
     return session.tenant, session.user, session.carrier == "poll"
 
 
-def one_too_many(sessions: Sequence[Session]) -> Session:
+def one_too_many(sessions: Sequence[Member]) -> Member:
     """The session of a user that makes room for the newest one, which is the last in `sessions`.
 
     It is the oldest of the same device: a phone that reconnects again and again leaves dead connections behind, and must

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Coroutine
 from time import time
@@ -10,20 +11,18 @@ from typing import Any
 import structlog
 
 from engine import metrics
-from engine.broker.jetstream import Outgoing
 from engine.errors import BrokerError, OtherIncarnation
-from gateway.access.auth import Claims, Refused
+from gateway.access.auth import Refused
+from gateway.access.principals import User
 from gateway.context import Context
-from gateway.join.port import ResetReason, Snapshot, State
+from gateway.join.port import State
 from gateway.limits import FRAMES_PER_MINUTE, LOOK_SECONDS, LOOKS
 from gateway.session.follower import Follower
 from gateway.session.frames import check_device, check_read
-from gateway.session.identity import user_hash
 from gateway.session.outlet import Outlet
 from gateway.session.positions import StaleCursor, acknowledged, read_up_to
 from gateway.session.pulse import Pulse
 from gateway.session.state_records import TooManyRecords
-from gateway.session.told_count import ToldCount
 from seamark.protocol.close_codes import (
     BAD_FRAME,
     FAILED,
@@ -31,14 +30,12 @@ from seamark.protocol.close_codes import (
     NO_HELLO,
     NO_PONG,
     NORMAL,
-    OVERLOADED,
     RESTARTING,
     TABLE,
     TOO_MANY_FRAMES,
     UNAUTHENTICATED,
     CloseCode,
 )
-from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import BadFrame, InvalidCursor, UnknownOp
 from seamark.protocol.frames import (
     Ack,
@@ -47,12 +44,8 @@ from seamark.protocol.frames import (
     ErrorFrame,
     Hello,
     Ping,
-    Pong,
     Read,
-    Ready,
     Refresh,
-    ResetFrame,
-    Unread,
     decode_client_frame,
     encode,
     request_id,
@@ -63,7 +56,6 @@ _log = structlog.get_logger("seamark.session")
 # A labelled metric is looked up under a lock: once is enough.
 _OPEN = {carrier: metrics.gateway_sessions.labels(carrier) for carrier in ("ws", "sse", "poll")}
 _CLOSED = {code: metrics.gateway_closed.labels(str(code.code)) for code in TABLE}
-_RESUMED = metrics.gateway_joins.labels("resumed")
 
 
 class Session:
@@ -80,7 +72,7 @@ class Session:
     """
 
     __slots__ = (
-        "_count", "_expires_at", "_follower", "_greeted", "_outlet", "_pong_owed", "_pulse", "_token",
+        "_expires_at", "_follower", "_greeted", "_outlet", "_pulse", "_token",
         "carrier", "context", "device", "ended", "id", "tenant", "user",
     )  # fmt: skip
 
@@ -95,10 +87,9 @@ class Session:
         self.carrier = carrier
         self._token = token
         self._follower: Follower | None = None
-        self._greeted = self._pong_owed = False
+        self._greeted = False
         self._expires_at = 0.0
         self._pulse = Pulse(context.wheel.now(), context.times, outlet)
-        self._count = ToldCount(outlet)
         context.sessions.open(self)
         _OPEN[carrier].inc()
         context.wheel.later(context.times.hello_seconds, self._expect_hello, LOOKS)
@@ -136,7 +127,6 @@ class Session:
         """The outlet has room again."""
         if self._follower is None or self.ended:
             return
-        self._count.tell_waiting()
         self._follower.writable()
 
     @property
@@ -149,24 +139,24 @@ class Session:
         """Everything heard of has been sent."""
         return self._follower is not None and self._follower.feed.state is State.LIVE
 
-    def start(self, claims: Claims, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
+    def start(self, user: User, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
         """Who it is for is known: join the log at `cursor`, or with a snapshot whatever the cursor."""
-        self.tenant, self.user, self.device = claims.tenant, claims.user, device
-        self._live_until(claims.expires_at)
+        self.tenant, self.user, self.device = user.tenant, user.user, device
+        self._live_until(user.expires_at)
         self._token = None
         context = self.context
         partition = context.partition(self.tenant, self.user)
         self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
         context.sessions.admit(self)
         if not self.ended:
-            self._follower.log = context.live.join(self._follower, partition, self.tenant, self.user)
+            self._follower.log = partition.join(self._follower, self.tenant, self.user)
 
     def _handle(self, frame: ClientFrame, follower: Follower) -> Coroutine[Any, Any, None] | None:
         match frame:
             case Ack():
                 self._ack(frame, follower)
             case Ping():
-                self._pong(follower)
+                follower.pong()
             case Read():
                 self._read(frame, follower)
             case Refresh():
@@ -175,30 +165,23 @@ class Session:
                 raise BadFrame("`hello` was said before")
         return None
 
-    def _pong(self, follower: Follower) -> None:
-        cursor = follower.pong()
-        if cursor is None:
-            self._pong_owed = True  # there is no position yet: the answer follows the first one
-        else:
-            self._outlet.send(encode(Pong(str(cursor), cursor.seq)))
-
     async def _hello(self, frame: Hello) -> None:
         token = frame.token or self._token
         if token is None:
             self.end(UNAUTHENTICATED, "no token: put one into `hello` or the Authorization header")
             return
-        claims = await self._verify(token)
-        if claims is not None and not self.ended:
-            self.start(claims, frame.device, frame.cursor, snapshot=frame.snapshot)
+        user = await self._verify(token)
+        if user is not None and not self.ended:
+            self.start(user, frame.device, frame.cursor, snapshot=frame.snapshot)
 
     async def _refresh(self, frame: Refresh) -> None:
-        claims = await self._verify(frame.token)
-        if claims is None or self.ended:
+        user = await self._verify(frame.token)
+        if user is None or self.ended:
             return
-        if (claims.tenant, claims.user) != (self.tenant, self.user):
+        if (user.tenant, user.user) != (self.tenant, self.user):
             self.end(FORBIDDEN, "a refreshed token must name the same user and tenant")
             return
-        self._live_until(claims.expires_at)
+        self._live_until(user.expires_at)
 
     def _live_until(self, expires_at: float) -> None:
         self._expires_at = expires_at
@@ -210,9 +193,9 @@ class Session:
         if not self.ended and self._expires_at <= time():
             self.end(UNAUTHENTICATED, "expired: the token has expired")
 
-    async def _verify(self, token: str) -> Claims | None:
+    async def _verify(self, token: str) -> User | None:
         try:
-            claims = await self.context.verifier.verify(token)
+            user = await self.context.verifier.verify(token)
         except Refused as refused:
             metrics.gateway_refused_tokens.labels(refused.reason).inc()
             if not self.ended:
@@ -220,8 +203,8 @@ class Session:
                 code = FAILED if refused.reason == "keys_unavailable" else UNAUTHENTICATED
                 self.end(code, f"{refused.reason}: {refused}")
             return None
-        if self.context.requests.take((claims.tenant, claims.user)):
-            return claims
+        if self.context.requests.take((user.tenant, user.user)):
+            return user
         if not self.ended:  # every join costs reads: a user must not open sessions in a loop
             self.end(TOO_MANY_FRAMES, "this user opens too many sessions")
         return None
@@ -233,7 +216,7 @@ class Session:
             tally.acked, tally.acked_at = seq, time()
             if not tally.noted:
                 tally.noted = True
-                self.context.receipts.note(self)
+                self.context.receipts.note(follower)
 
     def _read(self, frame: Read, follower: Follower) -> None:
         check_read(frame)
@@ -242,7 +225,7 @@ class Session:
         except StaleCursor as error:
             self._refuse("stale_cursor", str(error), frame.id)
             return
-        self.context.spawn(self._append_read(frame, up_to, follower, follower.epoch), "append-read")
+        self.context.tasks.begin(self._append_read(frame, up_to, follower, follower.epoch), "append-read")
 
     async def _append_read(self, frame: Read, up_to: int | None, follower: Follower, epoch: str) -> None:
         """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
@@ -257,63 +240,17 @@ class Session:
             self._refuse("too_many_reads", str(error), frame.id)
         except BrokerError as error:
             _log.warning(
-                "read_not_stored", user=user_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
+                "read_not_stored", user=_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
             )
+            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
+        except Exception:
+            _log.exception("read_not_stored", user=_hash(self.tenant, self.user))
             self._refuse("unavailable", "the read could not be stored: try again", frame.id)
 
     def _refuse(self, code: str, detail: str, id: str | None) -> None:
         """Tell that the frame with this `id` was not obeyed. The session goes on."""
         if not self.ended:
             self._outlet.send(encode(ErrorFrame(code, detail, id)))
-
-    # --- from the follower ------------------------------------------------------------------------------------------
-
-    def ready(self, cursor: Cursor) -> None:
-        """The cursor was accepted."""
-        self._count.begun = True
-        frame = Ready(self.id, resumed=True, cursor=str(cursor), seq=cursor.seq, unread=self._count.take())
-        self._outlet.send(encode(frame), cursor.epoch.encode(), cursor.seq)
-        self._tell_what_waited(cursor)
-        _RESUMED.inc()
-
-    def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
-        """The cursor was given up: say so, and what replaces it."""
-        count = self._count.take()
-        unread = snapshot.unread if snapshot.unread is not None else count
-        self._count.replace(unread)
-        if not self._count.begun:
-            self._count.begun = True
-            self._outlet.send(encode(Ready(self.id, reason=reason.value, unread=unread)))
-        frame = ResetFrame(reason.value, str(cursor), cursor.seq, unread, list(snapshot.inbox), snapshot.stale)
-        self._outlet.send(encode(frame), cursor.epoch.encode(), cursor.seq)
-        self._tell_what_waited(cursor)
-        metrics.gateway_joins.labels(reason.value).inc()
-
-    def counted(self, count: Unread | None) -> None:
-        """The count that was read when the log was joined."""
-        self._count.read(count)
-
-    def unread(self, frame: bytes) -> None:
-        """A new count."""
-        self._count.tell(frame)
-
-    def _tell_what_waited(self, cursor: Cursor) -> None:
-        """Answer pings that came before there was a position, and send a count that had to wait for `ready`."""
-        if self._pong_owed:
-            self._pong_owed = False
-            self._outlet.send(encode(Pong(str(cursor), cursor.seq)))
-        self._count.tell_waiting()
-
-    def take_receipts(self) -> list[Outgoing]:
-        """What was sent and acknowledged since the last time."""
-        follower = self._follower
-        if follower is None or not follower.epoch:
-            return []
-        return follower.tally.take(follower.partition.number, self.tenant, self.user, self.device, follower.epoch)
-
-    def tell_receipts(self) -> None:
-        """Hand over what there is to tell, before the epoch or the session changes."""
-        self.context.receipts.add(self.take_receipts())
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -322,7 +259,7 @@ class Session:
         if self.ended:
             return
         _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,
-                  user=user_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
+                  user=_hash(self.tenant, self.user) if self.user else None)  # fmt: skip
         self._leave(code)
         if code is not NORMAL:
             self._outlet.send(encode(ErrorFrame(code.name, detail[:500], id)))
@@ -346,20 +283,13 @@ class Session:
             _log.error("session_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
             self.end(FAILED, "the gateway could not go on with this session")
 
-    def overloaded(self) -> None:
-        """Too many sessions ask for what this one needs. Its client shall come back, and is not told that there is nothing."""
-        self.end(OVERLOADED, "too many sessions wait for the inbox: come back")
-
     def _leave(self, code: CloseCode) -> None:
         self.ended = True
         _OPEN[self.carrier].dec()
         _CLOSED[code].inc()
         follower = self._follower
         if follower is not None:
-            self.tell_receipts()
             follower.close()
-            if follower.log is not None:
-                self.context.live.leave(follower, follower.log)
         self.context.sessions.leave(self)
         self._follower = None  # a timer may hold this object for a while: let the rest go now
 
@@ -390,3 +320,11 @@ class Session:
             self.context.wheel.later(LOOK_SECONDS, self._tick, looks - 1)
         else:
             self.end(NO_PONG, "a ping was not answered in time")
+
+
+_HASH_KEY = secrets.token_bytes(16)
+
+
+def _hash(tenant: str, user: str) -> str:
+    """What stands for a user in the log: the same within one process, of no use to whoever reads the log."""
+    return hashlib.blake2b(f"{tenant}\0{user}".encode(), key=_HASH_KEY, digest_size=8).hexdigest()

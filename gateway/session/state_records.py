@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple
 from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError, Unavailable
+from engine.tasks import Tasks
 from gateway.access.allowances import Allowances
 from gateway.limits import (
     READ_IDS,
@@ -114,7 +115,7 @@ class StateRecords:
         self._broker = broker
         self._allowances = allowances
         self._lines: dict[_Author, _Line] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def append(
         self,
@@ -145,9 +146,7 @@ class StateRecords:
         line = self._lines.get(author)
         if line is None:
             line = self._lines[author] = _Line()
-            task = asyncio.create_task(self._write(author, line), name="state-records")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.begin(self._write(author, line), "state-records")
         elif line.requests >= STATE_REQUESTS_WAITING:
             metrics.gateway_state_records.labels("refused_waiting").inc()
             raise TooManyRecords("too many requests of this device wait for the log: try again in a while", 1.0)
@@ -157,10 +156,7 @@ class StateRecords:
 
     async def close(self) -> None:
         """Give up what is not stored yet, and tell everybody who waits for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.end()
         for line in self._lines.values():  # of tasks that were cancelled before their first turn
             line.give_up()
         self._lines.clear()

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import structlog
 
+from engine.tasks import Tasks
 from projections.inbox.queries import InboxQueries, Page
 from projections.proof import Proofs
 from projections.store import StoreUnavailable
@@ -53,7 +54,7 @@ class Tables:
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], partitions: int) -> None:
         self._pool = pool
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asking = Tasks()
         self._away_until = 0.0
         self.inbox = InboxQueries(pool, partitions)
         self.proofs = Proofs(pool)
@@ -83,9 +84,7 @@ class Tables:
         if len(self._asking) >= WAITING_MAX:
             asyncio.get_running_loop().call_soon(answer, NotRead.TOO_MANY)
             return
-        task = asyncio.create_task(self._answer(question, answer), name="tables")
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._asking.begin(self._answer(question, answer), "tables")
 
     async def _answer(
         self, question: Callable[[], Coroutine[Any, Any, Found]], answer: Callable[[Found | NotRead], None]
@@ -97,15 +96,13 @@ class Tables:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("tables_not_read", error=str(error))
         except Exception:
-            _log.exception("reading tables failed, the session goes on without")
+            _log.exception("tables_not_read")
         finally:
             answer(found)
 
     async def close(self) -> None:
         """Give up what is under way and drop the connections."""
-        for task in list(self._asking):
-            task.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        await self._asking.end()
         self._pool.terminate()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -56,6 +57,7 @@ app.add_typer(topology.app, name="topology")
 def main() -> None:
     """Run the command; errors of ours are one line on standard error and an exit code (`ops.exitcode`)."""
     keep_logs_apart()
+    gc.freeze()  # what is loaded stays: looking through all of it takes the interpreter longer at the end than most commands do
     try:
         app()
     except SeamarkError as error:

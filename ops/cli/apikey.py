@@ -1,4 +1,4 @@
-"""`seamark api-key`: what services publish over HTTP with."""
+"""`seamark api-key`: what services, and operators, show over HTTP."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ app = typer.Typer(help="API keys of services: create, list, revoke.", no_args_is
 
 @app.command()
 def create(
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose events the key may publish.")],
-    scope: Annotated[list[str] | None, typer.Option("--scope", help="What it allows; events:write.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="What the key allows, it allows for this tenant.")
+    ] = None,
+    scope: Annotated[list[str] | None, typer.Option("--scope", help="What it allows; all by default.")] = None,
+    operator: Annotated[bool, typer.Option("--operator", help="Of an operator, who may ask for every tenant.")] = False,
     name: Annotated[str, typer.Option("--name", help="For people: which service has it.")] = "",
     days: Annotated[
         int | None, typer.Option("--days", help="How long it is valid; for ever by default.", min=1, max=DAYS_MAX)
@@ -40,7 +43,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key and print it: this once, as only its hash is kept."""
-    scopes = _checked(tenant, scope, name)
+    scopes = _checked(tenant, scope, name, operator=operator)
     expires_at = datetime.now(UTC) + timedelta(days=days) if days is not None else None
     made = _run(folder, lambda table: table.create(tenant, scopes, name=name, expires_at=expires_at))
     if as_json:
@@ -48,9 +51,8 @@ def create(
             {"id": made.stored.id, "key": made.key, "tenant": tenant, "scopes": scopes, "expires_at": expires_at}
         )
         return
-    err.print(
-        f"key {made.stored.id} for tenant {tenant}, scopes {' '.join(scopes)}; it is not shown again:", markup=False
-    )
+    whom = "an operator" if operator else f"tenant {tenant}, scopes {' '.join(scopes)}"
+    err.print(f"key {made.stored.id} for {whom}; it is not shown again:", markup=False)
     typer.echo(made.key)
 
 
@@ -85,19 +87,22 @@ def revoke(
         out.print(_line(key), markup=False)
 
 
-def _checked(tenant: str, scopes: list[str] | None, name: str) -> list[str]:
-    from gateway.access.api_keys import SCOPES
+def _checked(tenant: str | None, scopes: list[str] | None, name: str, *, operator: bool) -> list[str]:
+    from gateway.access.principals import Scope
     from seamark.protocol.subjects import encode_token
 
+    if operator == (tenant is not None) or (operator and scopes):
+        raise InvalidSetting("give either --tenant, with any --scope, or --operator")
     try:
-        encode_token(tenant)
+        if tenant is not None:
+            encode_token(tenant)
     except InvalidToken as error:
         raise InvalidSetting(f"--tenant: {error}") from error
     if not name.isprintable():
         raise InvalidSetting("--name must be one line of text")
-    if unknown := sorted(set(scopes or ()) - set(SCOPES)):
-        raise InvalidSetting(f"--scope: there is no {', '.join(unknown)}; choose of {', '.join(SCOPES)}")
-    return sorted(set(scopes or SCOPES))
+    if unknown := sorted(set(scopes or ()) - set(Scope)):
+        raise InvalidSetting(f"--scope: there is no {', '.join(unknown)}; choose of {', '.join(Scope)}")
+    return [] if operator else sorted(set(scopes or Scope))
 
 
 def _line(key: StoredKey) -> str:
@@ -107,7 +112,8 @@ def _line(key: StoredKey) -> str:
         state = f"{'expired' if key.expires_at <= datetime.now(UTC) else 'until'} {key.expires_at:%Y-%m-%d %H:%M}"
     else:
         state = "valid"
-    return f"{key.id:>5}  {key.tenant}  {' '.join(key.scopes)}  made {key.created_at:%Y-%m-%d}  {state}  {key.name}".rstrip()
+    allows = f"{key.tenant}  {' '.join(key.scopes)}" if key.tenant is not None else "operator"
+    return f"{key.id:>5}  {allows}  made {key.created_at:%Y-%m-%d}  {state}  {key.name}".rstrip()
 
 
 def _run(folder: Path, work: Callable[[KeyTable], Awaitable[Found]]) -> Found:

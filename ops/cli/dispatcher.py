@@ -21,26 +21,8 @@ def dispatcher() -> None:
 
 
 async def _dispatch(settings: Settings, stop: asyncio.Event, health: Health) -> None:
-    from redis.asyncio import Redis
-
-    from engine.broker.health import watched
-    from engine.broker.jetstream import connect
     from engine.dispatch.dispatcher import run
-    from engine.topology.check import report_start
+    from ops.process import stores
 
-    broker = await connect(settings.nats("seamark-dispatcher"))
-    try:
-        async with (
-            Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis,
-            watched(broker, settings.nats_monitor_urls) as stores,
-        ):
-            health.not_ready = stores.not_ready
-            await report_start(broker, settings.profile, settings.nats_monitor_urls)
-            await run(
-                broker,
-                redis,
-                partitions=settings.partitions,
-                stop=stop,
-            )
-    finally:
-        await broker.close()
+    async with stores("dispatcher", settings, health) as (broker, redis):
+        await run(broker, redis, partitions=settings.partitions, stop=stop)

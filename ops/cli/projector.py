@@ -25,14 +25,10 @@ def projector() -> None:
 
 async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> None:
     import asyncpg
-    from redis.asyncio import Redis
 
-    from engine.broker.health import watched
-    from engine.broker.jetstream import connect
-    from engine.topology.check import report_start
+    from ops.process import stores
     from projections.projector import run
 
-    broker = await connect(settings.nats("seamark-projector"))
     pool = None
     try:
         if settings.postgres_url is not None:
@@ -41,14 +37,8 @@ async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> N
                 settings.postgres_url.reveal(), min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60
             )
             await pool
-        async with (
-            Redis.from_url(settings.redis_url.reveal(), socket_connect_timeout=2, socket_timeout=None) as redis,
-            watched(broker, settings.nats_monitor_urls) as stores,
-        ):
-            health.not_ready = stores.not_ready
-            await report_start(broker, settings.profile, settings.nats_monitor_urls)
+        async with stores("projector", settings, health) as (broker, redis):
             await run(broker, redis, pool, partitions=settings.partitions, stop=stop)
     finally:
         if pool is not None:
             pool.terminate()
-        await broker.close()

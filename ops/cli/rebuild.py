@@ -12,9 +12,7 @@ from ops.cli.output import out, print_json, stages
 from ops.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
-    from ops.cli.stores import Stores
-    from projections.rebuild.carrying import Carried
-    from projections.rebuild.tables import Progress, Rebuilt
+    from projections.rebuild.folding import Rebuilt
 
 
 class Projection(StrEnum):
@@ -38,21 +36,19 @@ def rebuild(
     import uvloop
 
     from ops.cli.stores import stores
+    from projections.rebuild.tables import Rebuild
+    from projections.rebuild.unread import rebuild_unread
 
     if projection is Projection.unread and tenant is not None:
         raise InvalidSetting("unread is rebuilt for all tenants at once: leave --tenant out")
 
     async def run() -> Rebuilt:
-        with stages(quiet=as_json) as told:
-
-            def progress(p: int, reached: int, target: int) -> None:
-                told(f"partition {p}", reached, target)
-
-            def carried(done: int, total: int) -> None:
-                told("carried over", done, total)
-
-            async with stores(folder, "seamark-rebuild") as open_stores:
-                return await _rebuild(open_stores, projection, tenant, progress, carried)
+        async with stores(folder, "seamark-rebuild") as found:
+            with stages(quiet=as_json) as told:
+                if projection is Projection.unread:
+                    return await rebuild_unread(found.broker, found.redis, found.partitions, progress=told)
+                name, partitions = projection.value, found.partitions
+                return await Rebuild(found.broker, found.pool, name, partitions, tenant=tenant, progress=told).run()
 
     done = uvloop.run(run())
     if as_json:
@@ -60,23 +56,3 @@ def rebuild(
     else:
         carried = f", {done.carried} rows carried over that the log no longer holds" if done.carried else ""
         out.print(f"{done.projection}: {done.records} records folded{carried}; readers are on version {done.version}")
-
-
-async def _rebuild(
-    stores: Stores, projection: Projection, tenant: str | None, progress: Progress, carried: Carried
-) -> Rebuilt:
-    from projections.rebuild.tables import Rebuild
-    from projections.rebuild.unread import rebuild_unread
-
-    if projection is Projection.unread:
-        return await rebuild_unread(stores.broker, stores.redis, stores.partitions, progress=progress)
-    work = Rebuild(
-        stores.broker,
-        stores.pool,
-        projection.value,
-        stores.partitions,
-        tenant=tenant,
-        progress=progress,
-        carried=carried,
-    )
-    return await work.run()

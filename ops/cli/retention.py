@@ -42,7 +42,7 @@ def set_(
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Set it for what is stored from now on; projectors notice within a minute. `seamark rebuild` applies it to all rows."""
+    """Set it for what is folded from now on. `seamark rebuild` applies it to all rows."""
     from seamark.protocol.subjects import encode_token
 
     try:

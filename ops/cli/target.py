@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from engine.broker.jetstream import NatsSettings
+from engine.broker.settings import NatsSettings
 from engine.errors import InvalidSetting
 from engine.settings import given_settings, load_settings
 from seamark.protocol.logins import inbox_prefix_of
@@ -33,7 +33,6 @@ class DevFile(msgspec.Struct, kw_only=True):
     tenant: str
     user: str
     token: str
-    operator_token: str
     api_key: str
     jwt_secret: str
     nats_monitor_url: str | None = None

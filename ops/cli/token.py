@@ -28,7 +28,7 @@ def token(
         typer.echo(signed)
 
 
-def sign(secret: str, tenant: str, user: str, seconds: int, *, scope: str | None = None) -> str:
+def sign(secret: str, tenant: str, user: str, seconds: int) -> str:
     """A JWT as the gateway takes it (HS256).
 
     Raises:
@@ -38,7 +38,4 @@ def sign(secret: str, tenant: str, user: str, seconds: int, *, scope: str | None
 
     encode_user(user)  # a gateway would refuse the token
     now = int(time.time())
-    claims: dict[str, object] = {"sub": user, "tenant": tenant, "iat": now, "exp": now + seconds}
-    if scope is not None:
-        claims["scope"] = scope
-    return jwt.encode(claims, secret, algorithm="HS256")
+    return jwt.encode({"sub": user, "tenant": tenant, "iat": now, "exp": now + seconds}, secret, algorithm="HS256")

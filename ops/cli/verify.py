@@ -12,7 +12,7 @@ from ops.cli.rebuild import Projection
 from ops.cli.target import DATA_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
-    from projections.verify.streams import Progress, Verified
+    from projections.verify.streams import StreamVerification, Verified
 
 EXIT_DIFFERENT = 2
 
@@ -31,25 +31,24 @@ def verify(
     from projections.verify.unread import UnreadVerification
 
     async def run() -> Verified:
-        with stages(quiet=as_json) as told:
-            return await compare(told)
-
-    async def compare(told: Progress) -> Verified:
         async with stores(folder, "seamark-verify") as found:
-            broker, partitions = found.broker, found.partitions
-            work: Verification | UnreadVerification
-            if projection is Projection.unread:
-                work = UnreadVerification(broker, found.redis, partitions, pool=found.pool, progress=told)
-            else:
-                work = Verification(broker, found.pool, projection.value, partitions, progress=told)
-            async for one in work.differences():
-                if as_json:
-                    print_json({"difference": one})
+            broker, pool, partitions = found.broker, found.pool, found.partitions
+            with stages(quiet=as_json) as told:
+                work: StreamVerification
+                if projection is Projection.unread:
+                    work = UnreadVerification(broker, found.redis, partitions, pool=pool, progress=told)
                 else:
-                    field = f" {one.field}:" if one.field else ":"
-                    line = f"{one.what} {' / '.join(one.key)}{field} stored {one.stored!r}, expected {one.expected!r}"
-                    out.print(escape(line))
-            return work.result
+                    work = Verification(broker, pool, projection.value, partitions, progress=told)
+                async for one in work.differences():
+                    if as_json:
+                        print_json({"difference": one})
+                    else:
+                        field = f" {one.field}:" if one.field else ":"
+                        line = (
+                            f"{one.what} {' / '.join(one.key)}{field} stored {one.stored!r}, expected {one.expected!r}"
+                        )
+                        out.print(escape(line))
+                return work.result
 
     result = uvloop.run(run())
     if as_json:

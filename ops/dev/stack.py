@@ -15,8 +15,8 @@ from engine.broker.jetstream import connect
 from engine.errors import InvalidSetting, Unavailable
 from engine.settings import given_settings, load_settings
 from engine.topology import server as topology
-from gateway.access.api_keys import SCOPES
 from gateway.access.key_table import KeyTable
+from gateway.access.principals import Scope
 from ops import postgres
 from ops.cli.target import DATA_FOLDER, DevFile
 from ops.cli.token import sign
@@ -123,7 +123,7 @@ class Stack:
         await migrate(self.postgres_url)
         connection = await postgres.connect(self.postgres_url)
         try:
-            await KeyTable(connection).keep(self._kept.api_key, TENANT, SCOPES, name="dev")
+            await KeyTable(connection).keep(self._kept.api_key, TENANT, list(Scope), name="dev")
         except postgres.FAILURES as error:
             raise postgres.explained(error) from error
         finally:
@@ -193,7 +193,6 @@ class Stack:
             tenant=TENANT,
             user=USER,
             token=sign(secret, TENANT, USER, TOKEN_SECONDS),
-            operator_token=sign(secret, TENANT, "operator", TOKEN_SECONDS, scope="operator"),
             api_key=self._kept.api_key,
             jwt_secret=secret,
             nats_monitor_url=self.monitor_url,

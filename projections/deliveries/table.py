@@ -7,36 +7,16 @@ log to have been folded before it, and is expanded where somebody asks (view `de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from typing import Final
 
 from engine import metrics
-from engine.broker.jetstream import Broker
-from engine.partition.reader import Delivered, Source
+from engine.partition.reader import Delivered
 from projections.folds.deliveries import DEVICES_MAX, Receipts, fold
 from projections.folds.inbox import moment
-from projections.inbox.table import CHECKPOINT_SECONDS
-from projections.postgres.versions import Book, asking, transaction
-from projections.retention.rules import RetentionCache
-from projections.runner import ProjectionWorker
-from projections.store import Checkpoint
-from seamark.protocol.subjects import RECEIPTS_STREAM
-
-if TYPE_CHECKING:
-    from projections.postgres.versions import Connection, Pool
-
-DELIVERIES: Final = "deliveries"
-
-EARLIEST: Final = {
-    "deliveries": "least(at, sent_at, delivered_at, acknowledged_at, seen_at, read_at)",
-    "delivery_ranges": "at",
-    "device_cursors": "at",
-}
-"""When the first receipt was given that a row of each table holds. Where the stream no longer has it, the row cannot be folded
-again."""
-
-GATEWAY_CLOCK_SLACK: Final = timedelta(minutes=5)
-"""Receipts carry the time of a gateway's clock, which may differ this much from the broker's clock."""
+from projections.postgres.store import TableStore
+from projections.postgres.versions import Connection, transposed
+from projections.projection import DELIVERIES
 
 _MERGE: Final = """
 UPDATE deliveries_{v} d SET
@@ -60,10 +40,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigi
 WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.channel = o.channel AND d.device = o.device
 RETURNING d.tenant, d.user_id, d.id, d.channel, d.device
 """
-_DELIVERY_COLUMNS: Final = (
-    "tenant", "user_id", "id", "channel", "device", "rank", "state", "reason", "provider", "trace", "at", "attempts",
-    "sent_at", "delivered_at", "acknowledged_at", "seen_at", "read_at", "kept_until", "version",
-)  # fmt: skip
+_COLUMNS: Final = (*DELIVERIES.tables[0].columns, "kept_until", "version")
 
 # A row that is there already may be in another month, which the key of this month does not cover.
 _RANGES: Final = """
@@ -98,77 +75,40 @@ WHERE c.tenant = o.tenant AND c.user_id = o.user_id AND c.device = s.device AND 
 """
 
 
-class DeliveriesStore:
-    """A `projections.store.Store` of one partition of RECEIPTS.
+class DeliveriesStore(TableStore):
+    """The rows of one partition of RECEIPTS."""
 
-    Args:
-        version: a fixed version, for a rebuild; None: whichever is live.
-    """
+    projection = DELIVERIES
 
-    def __init__(self, pool: Pool, partition: int, *, version: int | None = None) -> None:
-        self._pool = pool
-        self._book = Book(DELIVERIES, RECEIPTS_STREAM, partition, version)
-        self._retention = RetentionCache(DELIVERIES, anew=version is not None)
-
-    async def checkpoint(self) -> Checkpoint | None:
-        """The stored checkpoint."""
-        async with asking(self._pool, CHECKPOINT_SECONDS) as connection:
-            return await self._book.read(connection)
-
-    async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
-        """Fold `batch` in: one transaction. Only it adds rows of the users of this checkpoint, so no row comes twice."""
+    async def _fold(self, connection: Connection, batch: Sequence[Delivered], epoch: str, era: int) -> None:
         folded = fold(batch)
-        retention = await self._retention.of(self._pool, self._book.version)
-        at, now = moment(batch[-1].time_nanoseconds), datetime.now(UTC)
-        async with transaction(self._pool) as connection:
-            if await self._book.move(connection, expected, reached) is None:
-                return False
-            await write(connection, self._book.version, folded, lambda tenant: retention.kept_until(tenant, at, now))
+        tenants = {key[0] for key in folded.deliveries} | {one[0] for one in folded.ranges.values()}
+        retention = await self._retention(connection, tenants)
+        at = moment(batch[-1].time_nanoseconds)
+        await write(connection, self._version, folded, lambda tenant: retention.kept_until(tenant, at))
         if folded.skipped:
-            metrics.projection_skipped.labels(DELIVERIES).inc(folded.skipped)
-        return True
+            metrics.projection_skipped.labels(DELIVERIES.name).inc(folded.skipped)
 
 
 async def write(connection: Connection, version: int, folded: Receipts, kept_until: Callable[[str], datetime]) -> None:
     """Merge what a batch says into what is known. Rows go in the order of their keys, which an index likes."""
     if folded.deliveries:
         rows = [
-            (*key, d.rank, d.state, d.reason, d.provider, d.trace, d.at, d.attempts, d.sent_at, d.delivered_at,
-             d.acknowledged_at, d.seen_at, d.read_at, kept_until(key[0]))
-            for key, d in sorted(folded.deliveries.items(), key=lambda item: item[0])
-        ]  # fmt: skip
+            (*key, *(getattr(one, name) for name in DELIVERIES.tables[0].facts), kept_until(key[0]))
+            for key, one in sorted(folded.deliveries.items(), key=lambda item: item[0])
+        ]
         # A row that is there already may be in another month, which the key of this month does not cover.
-        known = {tuple(row) for row in await connection.fetch(_MERGE.format(v=version), *_columns(rows))}
+        known = {tuple(row) for row in await connection.fetch(_MERGE.format(v=version), *transposed(rows))}
         added = [(*row, version) for row in rows if row[:5] not in known]
         if added:
-            await connection.copy_records_to_table(f"deliveries_{version}", records=added, columns=_DELIVERY_COLUMNS)
+            await connection.copy_records_to_table(f"deliveries_{version}", records=added, columns=_COLUMNS)
     if folded.ranges:
         ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values(), key=lambda one: one[:8])]
-        await connection.execute(_RANGES.format(v=version), *_columns(ranges))
+        await connection.execute(_RANGES.format(v=version), *transposed(ranges))
     if folded.cursors:
-        await _write_cursors(connection, version, folded)
-
-
-async def _write_cursors(connection: Connection, version: int, folded: Receipts) -> None:
-    """Move the cursors of devices. A user can have too many devices only when one is new."""
-    cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
-    written = await connection.fetch(_CURSORS.format(v=version), *_columns(cursors))
-    users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})
-    if users:
-        await connection.execute(_SURPLUS.format(v=version, most=DEVICES_MAX), *_columns(users))
-
-
-def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def deliveries(pool: Pool) -> tuple[Callable[[int], Source], Callable[[Broker, int], ProjectionWorker]]:
-    """What the projector needs: where it reads, and who folds."""
-
-    def source(p: int) -> Source:
-        return Source(RECEIPTS_STREAM, f"deliveries-{p}", f"rcpt.{p}.>")
-
-    def worker(broker: Broker, p: int) -> ProjectionWorker:
-        return ProjectionWorker(broker, DELIVERIES, RECEIPTS_STREAM, DeliveriesStore(pool, p), f"rcpt.{p}.>")
-
-    return source, worker
+        cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
+        written = await connection.fetch(_CURSORS.format(v=version), *transposed(cursors))
+        # A user can have too many devices only when one is new.
+        users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})
+        if users:
+            await connection.execute(_SURPLUS.format(v=version, most=DEVICES_MAX), *transposed(users))

@@ -25,6 +25,9 @@ class Change(msgspec.Struct, gc=False, omit_defaults=True):
     up_to: int | None = None
 
 
+NO_RECORD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where bytes are no record, or no receipt."""
+
 decode_change = msgspec.json.Decoder(Change).decode
 
 

@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
-
 from engine.partition.reader import Delivered
-from projections.folds.changes import clean
+from projections.folds.changes import NO_RECORD, clean
 from projections.folds.inbox import SEQ_MAX, User, moment, user_of, zoned
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.receipts import Receipt, decode_receipt
@@ -162,7 +160,7 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
                 _add(found, tenant, user, receipt, stored)
             else:
                 found.skipped += 1
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):
+        except (*NO_RECORD, InvalidToken):
             found.skipped += 1
     return found
 

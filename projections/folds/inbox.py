@@ -2,9 +2,9 @@
 
 Records take effect in the order of the log, and only on what stands before them:
 
-- A `notification` is a row. One whose id came before changes nothing, or, if that was long ago, takes the place of the row
-  (`projections.folds.repeats`). One with the header `Seamark-Skip` is a row that is not shown: its way on other channels is
-  told by it.
+- A `notification` is a row. One whose id came before changes nothing but `repeated_at`, or, if that was long ago, takes the place
+  of the row (`projections.folds.repeats`). One with the header `Seamark-Skip` is a row that is not shown: its way on other
+  channels is told by it.
 - `read` and `archive` name ids, or everything up to a sequence; `recall` names ids. The first record that says so counts.
 - With a `collapse_key`, a notification that is shown supersedes all rows before it with the same key.
 - Expiry is no change: whoever reads the inbox leaves out what has expired by then.
@@ -23,7 +23,7 @@ import msgspec
 
 from engine import metrics
 from engine.partition.reader import Delivered
-from projections.folds.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, Remembered
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.records import EventPosition
@@ -53,7 +53,7 @@ def decode_entry(payload: bytes) -> Entry:
     """
     try:
         return _decode_whole(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NO_RECORD:
         change = decode_change(payload)
         return Entry(**{name: getattr(change, name) for name in Change.__struct_fields__})
 
@@ -90,6 +90,7 @@ class Row:
     recalled_seq: int | None = None
     recalled_at: datetime | None = None
     superseded_seq: int | None = None
+    repeated_at: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -109,12 +110,14 @@ class UserChanges:
     """What a run of records makes of one user's inbox: new rows, and marks for rows that stood before.
 
     `known`: ids that stood before, each with how many rows are newer. `replaced`: those whose row goes, for a new one with that
-    id is here. `superseding`: the first new row of each collapse key.
+    id is here. `repeated`: those that came again and changed nothing, and when. `superseding`: the first new row of each collapse
+    key.
     """
 
     known: Mapping[str, int] = field(default_factory=dict)
     bound: int = REMEMBERED_MAX
     replaced: set[str] = field(default_factory=set)
+    repeated: dict[str, datetime] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     read: list[Mark] = field(default_factory=list)
     archive: list[Mark] = field(default_factory=list)
@@ -128,6 +131,10 @@ class UserChanges:
     def add(self, row: Row) -> None:
         """A notification."""
         if not self.remembered.add(row.id):
+            if row.id in self.rows:
+                self.rows[row.id].repeated_at = row.stored_at
+            else:
+                self.repeated[row.id] = row.stored_at
             return
         if row.id in self.known:
             self.replaced.add(row.id)
@@ -173,7 +180,7 @@ def decoded(batch: Iterable[Delivered]) -> list[tuple[User, Delivered, Entry]]:
     for record in batch:
         try:
             found.append((user_of(record.subject), record, decode_entry(record.payload)))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken):
+        except (*NO_RECORD, InvalidToken):
             metrics.projection_skipped.labels("inbox").inc()
     return found
 

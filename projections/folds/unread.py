@@ -25,11 +25,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from projections.folds.changes import NEVER_SHOWN, Change, clean, decode_change
+from engine.partition.worker import Delivered
+from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, Remembered, fingerprint
 
 UNREAD_MAX: Final = 1000
@@ -76,16 +77,16 @@ class UserFold:
     _given_up_to: int = 0
     _given_up_until_ms: int = 0
 
-    def apply(self, seq: int, stored_ms: int, headers: bytes, payload: bytes) -> None:
-        """Apply the record at `seq`, which the stream stored at `stored_ms`. What is no record changes nothing."""
+    def apply(self, record: Delivered) -> None:
+        """Apply a record of the user. What is none changes nothing."""
         try:
-            change = decode_change(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            change = decode_change(record.payload)
+        except NO_RECORD:
             return
         if change.kind == "notification":
             id = clean(change.id)
-            if self.remembered.add(fingerprint(id)) and NEVER_SHOWN not in headers:
-                self._add(seq, stored_ms, id, change)
+            if self.remembered.add(fingerprint(id)) and NEVER_SHOWN not in record.headers:
+                self._add(record.seq, record.time_nanoseconds // 1_000_000, id, change)
         elif change.kind in ("read", "archive", "recall"):
             for id in change.ids:
                 self._entries.pop(clean(id), None)
@@ -125,31 +126,16 @@ class UserFold:
                     by_category[entry.category] = by_category.get(entry.category, 0) + 1
         return Unread(count, by_category, more=self._given_up_to > 0 and self._given_up_until_ms > now_ms)
 
-    @property
-    def ids(self) -> list[str]:
-        """The ids that are remembered, in the order of the log."""
-        return list(self._entries)
-
-
-class LogRecord(NamedTuple):
-    """A record as a stream keeps it. `user` is its subject without the partition: `<tenant>.<user>`, as tokens."""
-
-    user: str
-    seq: int
-    stored_ms: int
-    headers: bytes
-    payload: bytes
-
 
 def fold(
-    log: Iterable[LogRecord], now_ms: int, *, bound: int = UNREAD_MAX, remembered: int = REMEMBERED_MAX
+    log: Iterable[Delivered], now_ms: int, *, bound: int = UNREAD_MAX, remembered: int = REMEMBERED_MAX
 ) -> dict[str, Unread]:
-    """What is unread after `log`, by user; users with nothing unread are left out."""
+    """What is unread after `log`, by user (`<tenant>.<user>`, as tokens); users with nothing unread are left out."""
     users: dict[str, UserFold] = {}
     for record in log:
-        state = users.get(record.user)
-        if state is None:
-            state = users[record.user] = UserFold(bound, Remembered(bound=remembered))
-        state.apply(record.seq, record.stored_ms, record.headers, record.payload)
+        user = record.subject.decode().split(".", 2)[2]
+        if user not in users:
+            users[user] = UserFold(bound, Remembered(bound=remembered))
+        users[user].apply(record)
     counts = {user: state.count(now_ms) for user, state in users.items()}
     return {user: unread for user, unread in counts.items() if unread != NONE_UNREAD}

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
-from projections.postgres.versions import asking
-from seamark.protocol.subjects import RECEIPTS_STREAM, log_stream
-
-if TYPE_CHECKING:
-    from engine.broker.jetstream import Broker
-    from projections.postgres.versions import Pool
+from engine.broker.jetstream import Broker
+from projections.postgres.versions import Pool, asking
+from projections.projection import IN_TABLES
 
 WINDOW: Final = timedelta(hours=1)
 
@@ -27,8 +24,6 @@ COHORT: Final = timedelta(minutes=5)
 
 SETTLED: Final = timedelta(minutes=10)
 """From the end of a cohort until it is counted: whoever is connected has acknowledged by then, and may have read."""
-
-CHECKPOINTS_SECONDS: Final = 5.0
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -98,15 +93,16 @@ async def folded_until(broker: Broker, pool: Pool, partitions: int) -> datetime:
         StoreUnavailable, BrokerError: it cannot be told.
     """
     until = datetime.now(UTC)
-    async with asking(pool, CHECKPOINTS_SECONDS) as connection:
+    async with asking(pool) as connection:
         rows = await connection.fetch(
-            "SELECT c.stream, c.partition, c.seq FROM projection_checkpoints c JOIN projection_versions v"
+            "SELECT c.projection, c.partition, c.seq FROM projection_checkpoints c JOIN projection_versions v"
             " USING (projection, version)"
         )
-    at = {(row["stream"], row["partition"]): row["seq"] for row in rows}
-    for p in range(partitions):
-        for stream, subject in ((log_stream(p), f"log.{p}.>"), (RECEIPTS_STREAM, f"rcpt.{p}.>")):
-            waiting = await broker.leader_next(stream, subject, at.get((stream, p), 0) + 1)
+    at = {(row["projection"], row["partition"]): row["seq"] for row in rows}
+    for projection in IN_TABLES.values():
+        for p in range(partitions):
+            start = at.get((projection.name, p), 0) + 1
+            waiting = await broker.leader_next(projection.stream(p), projection.subject(p), start)
             if waiting is not None:
                 until = min(until, datetime.fromisoformat(waiting.time))
     return until

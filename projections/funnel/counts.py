@@ -7,22 +7,19 @@ of the one before it. As a query for whoever asks, and as gauges of the last hou
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
 from engine import metrics
 from engine.errors import BrokerError
 from projections.funnel.cohorts import STAGES, Cohorts, Step
-from projections.postgres.versions import AWAY, asking, away
+from projections.outages import postgres_failure
+from projections.postgres.versions import AWAY, Connection, Pool, asking, holding, live
 from projections.store import StoreUnavailable
-
-if TYPE_CHECKING:
-    from projections.postgres.versions import Connection, Pool
 
 _log = structlog.get_logger("seamark.funnel")
 
@@ -38,19 +35,19 @@ TYPES_MAX: Final = 50
 """Values of a label: the largest by name, all others as `other`."""
 
 # Ranges of a user become one multirange, so that a notification finds its own by one look.
-_FUNNEL: Final = """
+_FUNNEL: Final = f"""
 WITH ranges AS (
     SELECT tenant, user_id, epoch,
            range_agg(int8range(after_seq + 1, up_to + 1)) AS sent,
            range_agg(int8range(after_seq + 1, up_to + 1)) FILTER (WHERE state = 'acknowledged') AS acknowledged
     FROM delivery_ranges
-    WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+    WHERE version = {live("deliveries")}
       AND channel = 'inapp' AND at >= $1::timestamptz - interval '5 minutes' AND ($3::text IS NULL OR tenant = $3)
     GROUP BY tenant, user_id, epoch
 ), planned AS (
     SELECT i.tenant, i.user_id, i.id, i.type, c.channel, i.epoch, i.seq, i.event_epoch, i.event_seq, i.read_seq
     FROM inbox i CROSS JOIN LATERAL unnest(i.channels) AS c (channel)
-    WHERE i.version = (SELECT version FROM projection_versions WHERE projection = 'inbox')
+    WHERE i.version = {live("inbox")}
       AND i.stored_at >= $1 AND i.stored_at < $2 AND ($3::text IS NULL OR i.tenant = $3)
 )
 SELECT p.tenant, coalesce(p.type, '') AS type, p.channel,
@@ -65,7 +62,7 @@ LEFT JOIN LATERAL (
     SELECT bool_or(sent_at IS NOT NULL OR state IN ('delivered', 'acknowledged', 'seen', 'read')) AS sent,
            bool_or(state IN ('delivered', 'acknowledged', 'seen', 'read')) AS arrived, bool_or(state = 'read') AS read
     FROM deliveries
-    WHERE version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+    WHERE version = {live("deliveries")}
       AND tenant = p.tenant AND user_id = p.user_id AND id = p.id AND channel = p.channel
 ) d ON p.channel <> 'inapp'
 GROUP BY p.tenant, p.type, p.channel
@@ -98,20 +95,16 @@ async def export(pool: Pool, folded: Folded) -> None:
         try:
             await _export_alone(pool, folded)
         except (BrokerError, StoreUnavailable, *AWAY) as error:
-            _log.warning("funnel_not_read", why=str(away(error)))
+            _log.warning("funnel_not_read", why=str(postgres_failure(error) if isinstance(error, AWAY) else error))
             show([])  # another process may tell them now
         await asyncio.sleep(EVERY_SECONDS)
 
 
 async def _export_alone(pool: Pool, folded: Folded) -> None:
-    """Returns when another process does it. The lock belongs to the connection: when that is lost, another process takes over."""
-    connection: Connection | None = None
+    """Returns when another process does it."""
     cohorts = Cohorts()
-    try:
-        async with asyncio.timeout(FUNNEL_SECONDS):
-            connection = await pool.acquire()
-            mine = await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXPORT_LOCK)
-        while mine:
+    async with holding(pool, EXPORT_LOCK) as connection:
+        while connection is not None:
             async with asyncio.timeout(FUNNEL_SECONDS):
                 now = min(await folded(), await connection.fetchval("SELECT now()"))
             for since, until in cohorts.due(now):
@@ -119,12 +112,6 @@ async def _export_alone(pool: Pool, folded: Folded) -> None:
                     cohorts.add(until, await _steps(connection, since, until))
             show(cohorts.total())
             await asyncio.sleep(EVERY_SECONDS)
-    finally:
-        if connection is not None:
-            with contextlib.suppress(*AWAY):
-                connection.terminate()
-            with contextlib.suppress(*AWAY):
-                await pool.release(connection)
 
 
 def show(steps: list[Step]) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
+import asyncpg
 import msgspec
 
-from projections.postgres.versions import asking
+from projections.postgres.versions import Pool, asking, live
 from projections.store import Checkpoint
 from seamark.protocol.cursor import Cursor
+from seamark.protocol.limits import LABEL_CHARS_MAX
 from seamark.protocol.subjects import encode_token, log_stream, partition_of
-
-if TYPE_CHECKING:
-    import asyncpg
-
-    from projections.postgres.versions import Pool
 
 PAGE_ROWS: Final = 100
 """Rows of a page, and of a snapshot: what a screen shows and a few turns more."""
@@ -63,6 +60,10 @@ def parse_page_cursor(text: str) -> PageCursor:
     return PageCursor(int(found[1]), int(found[2]))
 
 
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=LABEL_CHARS_MAX, pattern=r"^[^\u0000]*$")]
+"""A category or type, as PostgreSQL can hold it."""
+
+
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which rows. None: whichever.
 
@@ -74,8 +75,8 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     unread: bool | None = None
     archived: bool | None = False
-    category: str | None = None
-    type: str | None = None
+    category: Label | None = None
+    type: Label | None = None
 
 
 class Page(NamedTuple):
@@ -86,7 +87,7 @@ class Page(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-_LIVE: Final = "(SELECT version FROM projection_versions WHERE projection = 'inbox')"
+_LIVE: Final = live("inbox")
 SHOWN_AT: Final = (
     "shown AND recalled_seq IS NULL AND superseded_seq IS NULL AND (expires_at IS NULL OR expires_at > {now})"
 )
@@ -112,9 +113,9 @@ LEFT JOIN LATERAL (
 ) r ON true
 """
 
-_DEVICE: Final = """
+_DEVICE: Final = f"""
 SELECT epoch, seq FROM device_cursors WHERE tenant = $1 AND user_id = $2 AND device = $3
-    AND version = (SELECT version FROM projection_versions WHERE projection = 'deliveries')
+    AND version = {live("deliveries")}
 """
 
 

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from engine.broker.jetstream import Broker
-from engine.partition.reader import Delivered, Source
+from engine.partition.reader import Delivered
 from projections.folds.changes import clean
-from projections.folds.inbox import Mark, Row, User, UserChanges, decoded, fold
+from projections.folds.inbox import Mark, User, UserChanges, decoded, fold
 from projections.folds.repeats import REMEMBERED_MAX
-from projections.postgres.versions import Book, asking, transaction
-from projections.retention.rules import Retention, RetentionCache
-from projections.runner import ProjectionWorker
-from projections.store import Checkpoint
-from seamark.protocol.subjects import log_stream
+from projections.postgres.store import TableStore
+from projections.postgres.versions import Connection, Pool, transposed
+from projections.projection import INBOX
 
-if TYPE_CHECKING:
-    from projections.postgres.versions import Connection, Pool
-
-INBOX: Final = "inbox"
-
-CHECKPOINT_SECONDS: Final = 5.0
-"""To read a checkpoint; the runner asks again."""
-
-_COLUMNS: Final = (*Row.__dataclass_fields__, "kept_until", "version")
-_values: Final = attrgetter(*Row.__dataclass_fields__)
+_COLUMNS: Final = (*INBOX.tables[0].columns, "kept_until", "version")
+_values: Final = attrgetter(*INBOX.tables[0].columns)
 
 _KNOWN: Final = """
 SELECT i.tenant, i.user_id, i.id, (
@@ -62,6 +50,12 @@ DELETE FROM inbox_{version} i USING unnest($1::text[], $2::text[], $3::text[]) A
 WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id
 """
 
+_REPEAT: Final = """
+UPDATE inbox_{version} i SET repeated_at = o.at
+FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) AS o (tenant, user_id, id, at)
+WHERE i.tenant = o.tenant AND i.user_id = o.user_id AND i.id = o.id
+"""
+
 _SUPERSEDE: Final = """
 UPDATE inbox_{version} i SET superseded_seq = o.seq
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS o (tenant, user_id, collapse_key, seq)
@@ -75,143 +69,84 @@ _MARKS: Final = {
 }
 
 
-class InboxStore:
-    """A `projections.store.Store` of one partition of the logs.
+class InboxStore(TableStore):
+    """The rows of one partition of the logs.
 
     Args:
-        version: a fixed version, for a rebuild; None: whichever is live.
-        applied: told the rows a batch has added, once they are stored.
         remembered: how many of a user's newest notifications are known when they come again (`projections.folds.repeats`).
     """
 
+    projection = INBOX
+
     def __init__(
-        self,
-        pool: Pool,
-        partition: int,
-        *,
-        version: int | None = None,
-        applied: Callable[[list[Row]], None] | None = None,
-        remembered: int = REMEMBERED_MAX,
+        self, pool: Pool, partition: int, *, version: int | None = None, remembered: int = REMEMBERED_MAX
     ) -> None:
-        self._pool = pool
-        self._book = Book(INBOX, log_stream(partition), partition, version)
-        self._applied = applied
+        super().__init__(pool, partition, version=version)
         self._remembered = remembered
-        self._retention = RetentionCache(INBOX, anew=version is not None)
 
-    async def checkpoint(self) -> Checkpoint | None:
-        """The stored checkpoint."""
-        async with asking(self._pool, CHECKPOINT_SECONDS) as connection:
-            return await self._book.read(connection)
-
-    async def apply(self, batch: Sequence[Delivered], expected: Checkpoint | None, reached: Checkpoint) -> bool:
-        """Fold `batch` in: one transaction, alone from the moment it moves the checkpoint.
-
-        So an id stands in the inbox once, although no index covers all months: only the transaction that moves this checkpoint
-        adds rows of these users, and it looks for their ids first.
-        """
+    async def _fold(self, connection: Connection, batch: Sequence[Delivered], epoch: str, era: int) -> None:
         entries = decoded(batch)
-        retention = await self._retention.of(self._pool, self._book.version)
-        async with transaction(self._pool) as connection:
-            era = await self._book.move(connection, expected, reached)
-            if era is None:
-                return False
-            writer = _Writer(connection, self._book.version, era, retention)
-            ids = {(user, clean(e.id)) for user, _, e in entries if e.kind == "notification"}
-            known = await writer.known(ids, self._remembered)
-            users = fold(entries, reached.epoch, era, known, remembered=self._remembered)
-            await writer.write(users)
-        if self._applied is not None:
-            self._applied([row for changes in users.values() for row in changes.rows.values()])
-        return True
+        writer = _Writer(connection, self._version, era)
+        ids = {(*user, clean(e.id)) for user, _, e in entries if e.kind == "notification"}
+        known = await writer.known(ids, self._remembered)
+        users = fold(entries, epoch, era, known, remembered=self._remembered)
+        await writer.write_changes(users)
+        new = [row for changes in users.values() for row in changes.rows.values()]
+        if new:
+            retention = await self._retention(connection, {row.tenant for row in new})
+            rows = [(*_values(row), retention.kept_until(row.tenant, row.stored_at), self._version) for row in new]
+            await connection.copy_records_to_table(f"inbox_{self._version}", records=rows, columns=_COLUMNS)
 
 
 class _Writer:
     """The statements of one batch, each over arrays: a few round trips, however many users there are."""
 
-    def __init__(self, connection: Connection, version: int, era: int, retention: Retention) -> None:
+    def __init__(self, connection: Connection, version: int, era: int) -> None:
         self._connection = connection
         self._version = version
         self._era = era
-        self._retention = retention
 
-    async def known(self, ids: set[tuple[User, str]], remembered: int) -> dict[User, dict[str, int]]:
+    async def known(self, ids: set[tuple[str, str, str]], remembered: int) -> dict[User, dict[str, int]]:
         """Which of these ids stand in the table already, and how many newer rows the user has, up to `remembered`."""
-        if not ids:
-            return {}
-        columns = [[user[0] for user, _ in ids], [user[1] for user, _ in ids], [id for _, id in ids]]
-        statement = _KNOWN.format(version=self._version, remembered=int(remembered))
         found: dict[User, dict[str, int]] = {}
-        for row in await self._connection.fetch(statement, *columns):
-            found.setdefault((row["tenant"], row["user_id"]), {})[row["id"]] = row["since"]
+        for tenant, user, id, since in await self._over(ids, _KNOWN, remembered=int(remembered)):
+            found.setdefault((tenant, user), {})[id] = since
         return found
 
-    async def write(self, users: dict[User, UserChanges]) -> None:
-        """Marks on the rows that stand and stay, then the new rows."""
-        replaced = [(*user, id) for user, changes in users.items() for id in changes.replaced]
-        if replaced:
-            columns = [list(column) for column in zip(*replaced, strict=True)]
-            await self._connection.execute(_REPLACE.format(version=self._version), *columns)
+    async def write_changes(self, users: dict[User, UserChanges]) -> None:
+        """Write what changes of the rows that stand already."""
+        repeated = [(*user, id, at) for user, changes in users.items() for id, at in changes.repeated.items()]
+        await self._over(repeated, _REPEAT)
+        await self._over([(*user, id) for user, changes in users.items() for id in changes.replaced], _REPLACE)
         for kind, (column, sets) in _MARKS.items():
             marks = [(user, mark) for user, changes in users.items() for mark in getattr(changes, kind)]
-            if marks:
-                if self._era > 1:
-                    # For rows of a former era it is not known which log a mark is from, so the marks are written in their order.
-                    before = [
-                        (user, mark) for user, changes in users.items() for mark in _early(getattr(changes, kind))
-                    ]
-                    await self._by_id(before, column, sets)
-                # Ranges first: they look only at rows without a mark (an index knows those of `read`), ids at one row each.
-                await self._by_range(marks, column, sets)
-                await self._by_id(marks, column, sets)
-        await self._supersede(users)
-        now, kept_until = datetime.now(UTC), self._retention.kept_until
-        rows = [
-            (*_values(row), kept_until(row.tenant, row.stored_at, now), self._version)
-            for changes in users.values()
-            for row in changes.rows.values()
-        ]
-        if rows:
-            await self._connection.copy_records_to_table(f"inbox_{self._version}", records=rows, columns=_COLUMNS)
+            if marks and self._era > 1:
+                # For rows of a former era it is not known which log a mark is from, so the marks are written in their order.
+                early = [(user, mark) for user, changes in users.items() for mark in _early(getattr(changes, kind))]
+                await self._by_id(early, column, sets)
+            # Ranges first: they look only at rows without a mark (an index knows those of `read`), ids at one row each.
+            ranges = [(*user, m.above, m.up_to, *_facts(m)) for user, m in marks if m.up_to is not None]
+            await self._over(ranges, _BY_RANGE, self._era, column=column, sets=sets)
+            await self._by_id(marks, column, sets)
+        keys = [(*user, key, seq) for user, changes in users.items() for key, seq in changes.superseding.items()]
+        await self._over(keys, _SUPERSEDE)
 
     async def _by_id(self, marks: Iterable[tuple[User, Mark]], column: str, sets: str) -> None:
         first: dict[tuple[User, str], Mark] = {}
         for user, mark in marks:
             for id in mark.ids:
                 first.setdefault((user, id), mark)
-        if first:
-            columns: list[list[Any]] = [
-                [user[0] for user, _ in first],
-                [user[1] for user, _ in first],
-                [id for _, id in first],
-                *_facts(first.values()),
-            ]
-            statement = _BY_ID.format(version=self._version, column=column, sets=sets)
-            await self._connection.execute(statement, *columns, self._era)
+        rows = [(*user, id, *_facts(mark)) for (user, id), mark in first.items()]
+        await self._over(rows, _BY_ID, self._era, column=column, sets=sets)
 
-    async def _by_range(self, marks: Iterable[tuple[User, Mark]], column: str, sets: str) -> None:
-        ranges = [(user, mark) for user, mark in marks if mark.up_to is not None]
-        if ranges:
-            columns: list[list[Any]] = [
-                [user[0] for user, _ in ranges],
-                [user[1] for user, _ in ranges],
-                [mark.above for _, mark in ranges],
-                [mark.up_to for _, mark in ranges],
-                *_facts(mark for _, mark in ranges),
-            ]
-            statement = _BY_RANGE.format(version=self._version, column=column, sets=sets)
-            await self._connection.execute(statement, *columns, self._era)
-
-    async def _supersede(self, users: dict[User, UserChanges]) -> None:
-        keys = [(user, key, seq) for user, changes in users.items() for key, seq in changes.superseding.items()]
-        if keys:
-            columns: list[list[Any]] = [
-                [user[0] for user, _, _ in keys],
-                [user[1] for user, _, _ in keys],
-                [key for _, key, _ in keys],
-                [seq for _, _, seq in keys],
-            ]
-            await self._connection.execute(_SUPERSEDE.format(version=self._version), *columns)
+    async def _over(self, rows: Iterable[Sequence[Any]], statement: str, *args: Any, **words: Any) -> list[Any]:
+        """What a statement over the columns of `rows` returns; it is not made when there are none."""
+        columns = transposed(list(rows))
+        return (
+            await self._connection.fetch(statement.format(version=self._version, **words), *columns, *args)
+            if columns
+            else []
+        )
 
 
 def _early(marks: list[Mark]) -> list[Mark]:
@@ -220,20 +155,5 @@ def _early(marks: list[Mark]) -> list[Mark]:
     return marks[: ranges[0]] if ranges else []
 
 
-def _facts(marks: Iterable[Mark]) -> list[list[Any]]:
-    found = list(marks)
-    return [[mark.seq for mark in found], [mark.at for mark in found], [mark.device for mark in found]]
-
-
-def inbox(
-    pool: Pool, applied: Callable[[list[Row]], None] | None = None
-) -> tuple[Callable[[int], Source], Callable[[Broker, int], ProjectionWorker]]:
-    """What the projector needs: where it reads, and who folds."""
-
-    def source(p: int) -> Source:
-        return Source(log_stream(p), f"inbox-{p}", f"log.{p}.>")
-
-    def worker(broker: Broker, p: int) -> ProjectionWorker:
-        return ProjectionWorker(broker, INBOX, log_stream(p), InboxStore(pool, p, applied=applied), f"log.{p}.>")
-
-    return source, worker
+def _facts(mark: Mark) -> tuple[Any, ...]:
+    return mark.seq, mark.at, mark.device

@@ -1,64 +1,44 @@
-"""PostgreSQL as projections use it: transactions with a deadline, versions, and checkpoints that compare before they move."""
+"""PostgreSQL as projections use it: connections with a deadline, versions, and checkpoints that compare before they move."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
 
 from projections.outages import postgres_failure
-from projections.store import Checkpoint, StoreBroken, StoreUnavailable
+from projections.store import Checkpoint, StoreBroken
 
-if TYPE_CHECKING:
-    Pool = asyncpg.Pool[asyncpg.Record]
-    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
-AWAY: Final = (
-    OSError,
-    TimeoutError,
-    RuntimeError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
-"""What the driver may raise: an outage, or a fault that `away` tells from one. The stored checkpoint tells what has happened."""
-
-APPLY_SECONDS: Final = 30.0
-"""One batch; a checkpoint that another transaction holds is waited for within it, such as that of a switch."""
+AWAY: Final = (OSError, TimeoutError, RuntimeError, asyncpg.PostgresError, asyncpg.InterfaceError,
+               asyncpg.InternalClientError)  # fmt: skip
+"""What the driver may raise: an outage, or a fault; `postgres_failure` tells which."""
 
 QUERY_SECONDS: Final = 5.0
-"""One question of a tool or an operator."""
+"""One question of a tool, an operator or a projector."""
 
-_BEGIN: Final = (
-    "BEGIN; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off"
-)
-"""A batch touches a few hundred rows by their keys, whatever the statistics of a table that has just grown say."""
+LOOK_SECONDS: Final = 30.0
+"""A statement of a verification, or the rows of one user."""
 
+LOCK_SECONDS: Final = 0.25
+"""To take a table away all who read it must let go of it, and new ones wait meanwhile: not for long."""
 
-@contextlib.asynccontextmanager
-async def transaction(pool: Pool, seconds: float = APPLY_SECONDS) -> AsyncIterator[Connection]:
-    """A transaction that commits at the end of the block, within a deadline.
-
-    One that fails is not rolled back by asking: the connection is dropped, for the server may be the one that is silent.
-
-    Raises:
-        StoreUnavailable: the outcome may be unknown.
-    """
-    async with asking(pool, seconds) as connection:
-        await connection.execute(_BEGIN)
-        yield connection
-        await connection.execute("COMMIT")
+LOCK_TRIES: Final = 5
 
 
 @contextlib.asynccontextmanager
-async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
-    """A connection for what the block does, within a deadline; dropped when the block fails.
+async def asking(pool: Pool, seconds: float = QUERY_SECONDS) -> AsyncIterator[Connection]:
+    """A connection for what the block does, within a deadline.
+
+    Where the block fails the connection is dropped: to roll back by asking would wait for a server that may be silent.
 
     Raises:
-        StoreUnavailable: PostgreSQL does not answer in time. StoreBroken: it refuses, and asking again would not help.
+        StoreUnavailable: no answer in time; the outcome may be unknown. StoreBroken: asking again would not help.
     """
     connection: Connection | None = None
     try:
@@ -70,7 +50,7 @@ async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
             with contextlib.suppress(*AWAY):
                 connection.terminate()  # what was given up must not be waited for
         if isinstance(error, AWAY):
-            raise away(error) from error
+            raise postgres_failure(error) from error
         raise
     finally:
         if connection is not None:
@@ -78,86 +58,93 @@ async def asking(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
                 await pool.release(connection)
 
 
-def away(error: BaseException) -> StoreUnavailable:
-    """What to raise instead: `StoreUnavailable` where it passes by itself, else `StoreBroken`."""
-    return postgres_failure(error)
+@contextlib.asynccontextmanager
+async def one_view(pool: Pool, seconds: float = LOOK_SECONDS) -> AsyncIterator[Connection]:
+    """A connection on which all statements of the block see the database as the first of them sees it. Raises as `asking`."""
+    async with asking(pool, seconds) as connection:
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield connection
+        await connection.execute("COMMIT")
+
+
+@contextlib.asynccontextmanager
+async def holding(pool: Pool, lock: int) -> AsyncIterator[Connection | None]:
+    """A connection that holds an advisory lock, so that of all processes one does the work of the block; None: another has it.
+
+    The lock belongs to the connection: whoever loses that, or dies, is followed by another process.
+    """
+    connection = await pool.acquire(timeout=QUERY_SECONDS)
+    try:
+        mine = await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock, timeout=QUERY_SECONDS)
+        yield connection if mine else None
+    finally:
+        with contextlib.suppress(*AWAY):
+            connection.terminate()
+        with contextlib.suppress(*AWAY):
+            await pool.release(connection)
+
+
+async def take_away(pool: Pool, work: Callable[[Connection], Awaitable[bool]]) -> bool:
+    """Do `work`, which takes tables from all who read them, in a transaction that keeps nobody waiting for long.
+
+    Returns:
+        what `work` does; False where somebody read a table for long each time it was tried, a backup perhaps.
+    """
+    for _ in range(LOCK_TRIES):
+        async with asking(pool, 60.0) as connection:
+            try:
+                async with connection.transaction():
+                    await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
+                    return await work(connection)
+            except asyncpg.LockNotAvailableError:
+                pass
+        await asyncio.sleep(LOCK_SECONDS * 2)
+    return False
+
+
+def live(projection: str) -> str:
+    """SQL: the version of a projection that readers read."""
+    return f"(SELECT version FROM projection_versions WHERE projection = '{projection}')"
 
 
 async def live_version(connection: Connection, projection: str) -> int:
     """The version readers read."""
-    version = await connection.fetchval("SELECT version FROM projection_versions WHERE projection = $1", projection)
+    version = await connection.fetchval(f"SELECT {live(projection)}")
     if version is None:
         raise StoreBroken(f"PostgreSQL: there is no projection {projection}", "Run `seamark migrate`.")
     return int(version)
 
 
-async def stored_checkpoint(
-    pool: Pool, projection: str, version: int, stream: str, partition: int, seconds: float
-) -> asyncpg.Record | None:
-    """`epoch`, `era` and `seq` of a checkpoint.
+class Place(NamedTuple):
+    """A stored checkpoint. `era` counts the incarnations of the stream: rows of an older one come before those of a newer one."""
 
-    Raises:
-        StoreUnavailable: no answer in time.
-    """
-    async with asking(pool, seconds) as connection:
-        return await connection.fetchrow(
-            "SELECT epoch, era, seq FROM projection_checkpoints"
-            " WHERE projection = $1 AND version = $2 AND stream = $3 AND partition = $4",
-            projection,
-            version,
-            stream,
-            partition,
-        )
+    checkpoint: Checkpoint
+    era: int
 
 
-class Book:
-    """The checkpoint of one projection of one stream partition.
+async def read_place(
+    connection: Connection, projection: str, stream: str, partition: int, version: int | None = None
+) -> Place | None:
+    """The stored checkpoint of a partition, in the live version unless another one is named."""
+    row = await connection.fetchrow(
+        "SELECT epoch, seq, era FROM projection_checkpoints WHERE projection = $1 AND stream = $2 AND partition = $3"
+        f" AND version = {live(projection) if version is None else version}",
+        projection,
+        stream,
+        partition,
+    )
+    return None if row is None else Place(Checkpoint(row["epoch"], row["seq"]), row["era"])
 
-    Args:
-        projection: `inbox` or `deliveries`.
-        version: a fixed one, for a rebuild; None: whichever is live, asked at every `read`.
-    """
 
-    def __init__(self, projection: str, stream: str, partition: int, version: int | None = None) -> None:
-        self.projection = projection
-        self.version = version or 1
-        self._fixed = version is not None
-        self._where = (stream, partition)
+def transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Columns of rows: arguments of a statement over arrays."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
-    async def read(self, connection: Connection) -> Checkpoint | None:
-        """The stored checkpoint of the live (or fixed) version."""
-        if not self._fixed:
-            self.version = await live_version(connection, self.projection)
-        row = await connection.fetchrow(
-            "SELECT epoch, seq FROM projection_checkpoints"
-            " WHERE projection = $1 AND version = $2 AND stream = $3 AND partition = $4",
-            self.projection,
-            self.version,
-            *self._where,
-        )
-        return None if row is None else Checkpoint(row["epoch"], row["seq"])
 
-    async def move(self, connection: Connection, expected: Checkpoint | None, reached: Checkpoint) -> int | None:
-        """Move the checkpoint and hold it until the transaction ends; its era, or None when it was not as expected.
-
-        A version that is no longer the live one does not move either: a rebuild has been switched to.
-        """
-        live = "" if self._fixed else "version = (SELECT version FROM projection_versions WHERE projection = $1) AND "
-        args: list[Any] = [self.projection, self.version, *self._where, reached.epoch, reached.seq]
-        if expected is None:
-            era = await connection.fetchval(
-                "INSERT INTO projection_checkpoints (projection, version, stream, partition, epoch, era, seq)"
-                " SELECT * FROM (VALUES ($1, $2::integer, $3, $4::integer, $5, 1, $6::bigint))"
-                f" AS v (projection, version, stream, partition, epoch, era, seq) WHERE {live}true"
-                " ON CONFLICT DO NOTHING RETURNING era",
-                *args,
-            )
-        else:
-            era = await connection.fetchval(
-                "UPDATE projection_checkpoints SET epoch = $5, seq = $6, updated_at = now()"
-                f" WHERE {live}projection = $1 AND version = $2 AND stream = $3 AND partition = $4"
-                " AND epoch = $7 AND seq = $8 RETURNING era",
-                *args,
-                *expected,
-            )
-        return None if era is None else int(era)
+async def leaves(connection: Connection, table: str) -> list[str]:
+    """The tables directly below a partitioned one, by name."""
+    rows = await connection.fetch(
+        "SELECT c.relname FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid WHERE h.inhparent = to_regclass($1)",
+        table,
+    )
+    return [row["relname"] for row in rows]

@@ -6,29 +6,17 @@ transaction, and a day whose outcome is unknown is copied again. A BRIN index on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 from engine.errors import TopologyError
-from projections.deliveries.table import EARLIEST
-from projections.folds.inbox import Row
-from projections.postgres.patience import patiently
-from projections.postgres.versions import asking
+from projections.patience import patiently
+from projections.postgres.versions import Connection, Pool, asking, leaves
+from projections.projection import Projection, Table
+from projections.rebuild.folding import Horizon
+from projections.replay import Progress
 from projections.retention.rules import DAYS, DAYS_MAX
-
-if TYPE_CHECKING:
-    from projections.postgres.versions import Connection, Pool
-
-INBOX_COLUMNS: Final = tuple(Row.__dataclass_fields__)
-DELIVERY_COLUMNS: Final = (
-    "tenant", "user_id", "id", "channel", "device", "rank", "state", "reason", "provider", "trace", "at", "attempts",
-    "sent_at", "delivered_at", "acknowledged_at", "seen_at", "read_at",
-)  # fmt: skip
-RANGE_COLUMNS: Final = (
-    "tenant", "user_id", "device", "channel", "state", "epoch", "after_seq", "up_to", "at", "sent_at",
-)  # fmt: skip
-CURSOR_COLUMNS: Final = ("tenant", "user_id", "device", "epoch", "seq", "at", "touched_at")
 
 SLACK: Final = timedelta(minutes=5)
 """Receipts carry the clock of a gateway: around the horizon they are both carried and folded, which changes nothing."""
@@ -49,28 +37,11 @@ OLDEST: Final = timedelta(days=DAYS_MAX + 62)
 
 FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
 LAST: Final = datetime(9999, 12, 31, tzinfo=UTC)
-"""Around all times that a table may hold (`inbox_fold.zoned`)."""
-
-
-class Horizon(NamedTuple):
-    """Where the log of a partition begins: what is before `oldest` in `epoch` cannot be folded.
-
-    Attributes:
-        oldest: the first sequence that will be folded.
-        at: when it was stored; None: the log holds nothing.
-    """
-
-    epoch: str
-    oldest: int
-    at: datetime | None
-
-
-Carried = Callable[[int, int], None]
-"""`carried(done, total)`: days that were copied, and all there are."""
+"""Around all times that a table may hold (`projections.folds.inbox.zoned`)."""
 
 
 class Carrying:
-    """Copies from version `live` to version `new`, which nobody reads yet.
+    """Copies from version `live` to version `new`, which nobody reads yet. Its methods wait for PostgreSQL, but not for ever.
 
     Args:
         tenant: only this tenant's rows.
@@ -78,9 +49,10 @@ class Carrying:
     """
 
     def __init__(
-        self, pool: Pool, live: int, new: int, *, tenant: str | None = None, progress: Carried | None = None
+        self, pool: Pool, projection: Projection, live: int, new: int, tenant: str | None, progress: Progress
     ) -> None:
         self._pool = pool
+        self._projection = projection
         self._live = live
         self._new = new
         self._tenant = tenant
@@ -89,149 +61,97 @@ class Carrying:
         self._months: set[str] = set()
         self.rows = 0
 
-    async def inbox(self, horizons: Sequence[Horizon], *, formerly: bool) -> None:
-        """Rows before the horizons, and with `formerly` those of epochs that have none.
-
-        Raises:
-            StoreUnavailable: PostgreSQL was away for long.
-        """
+    async def records(self, horizons: Sequence[Horizon], *, formerly: bool) -> None:
+        """Rows of records before the horizons, and with `formerly` those of epochs that have none."""
         times = [one.at for one in horizons]
         newest = None if formerly else max((at for at in times if at is not None), default=None)
-        until = None if newest is None or None in times else newest + CLOCKS
-        before = "(h.epoch IS NULL OR i.seq < h.oldest)" if formerly else "i.seq < h.oldest"
+        until = LAST if newest is None or None in times else newest + CLOCKS
         self._months = await patiently(self._read_months)
-        windows = await self._windows("inbox", until)
-        for number, (since, to) in enumerate(windows):
-            self._tell(number, len(windows))
-            await self._inbox(horizons, before, since, to)
-        self._tell(len(windows), len(windows))
+        for table in self._projection.tables:
+            async for since, to in self._windows(table, until):
+                await self._before(table, horizons, since, to, formerly=formerly)
+
+    async def gap(self, horizon: Horizon, first: int, at: datetime) -> None:
+        """Rows of the records that age has taken since the horizon was looked at: the first one read is `first`."""
+        if first > horizon.oldest:
+            since = (horizon.at or at) - CLOCKS
+            for table in self._projection.tables:
+                await self._before(table, [Horizon(horizon.epoch, first, at)], since, at + CLOCKS)
+
+    async def _before(
+        self, table: Table, horizons: Sequence[Horizon], since: datetime, to: datetime, *, formerly: bool = False
+    ) -> None:
+        # A log that was trimmed while this ran gives rows that are copied already: the key of their month passes over them.
+        await self._copy(
+            table,
+            f"i.{table.at} >= $2 AND i.{table.at} < $3 AND (i.seq < h.oldest OR h.epoch IS NULL AND {formerly})",
+            since,
+            to,
+            [one.epoch for one in horizons],
+            [one.oldest for one in horizons],
+            join="LEFT JOIN unnest($4::text[], $5::bigint[]) AS h (epoch, oldest) ON h.epoch = i.epoch",
+        )
+
+    async def receipts(self, oldest: datetime | None) -> None:
+        """Rows of receipts that were given before the oldest there is; None: there is none, and all is copied."""
+        until = LAST if oldest is None else oldest + SLACK
+        for table in self._projection.tables:
+            if table.moves:
+                # In one statement, which sees one moment: between two a row could change places.
+                await self._copy(table, f"{table.earliest} < $2", until)
+            else:
+                async for since, to in self._windows(table, until):
+                    await self._copy(table, f"i.{table.at} >= $2 AND i.{table.at} < $3", since, to)
 
     async def check_months(self, connection: Connection) -> None:
-        """Has a month left the inbox since it was copied? It would stand in the list again, and no longer count.
+        """Has a month left since it was copied? What was in it would stand in the list again, and no longer count.
 
         What goes until the end of the transaction waits for it, and then looks which version is the live one.
 
         Raises:
             TopologyError: one has.
         """
-        await connection.execute("SELECT FROM projection_versions WHERE projection = 'inbox' FOR UPDATE")
-        if self._months - await _months(connection, self._live):
-            raise TopologyError("a month has left the inbox while it was rebuilt", "Run the rebuild again.")
+        name = self._projection.name
+        await connection.execute("SELECT FROM projection_versions WHERE projection = $1 FOR UPDATE", name)
+        if self._months - set(await leaves(connection, f"{name}_{self._live}")):
+            raise TopologyError(f"a month has left {name} while it was rebuilt", "Run the rebuild again.")
 
     async def _read_months(self) -> set[str]:
-        async with asking(self._pool, 60.0) as connection:
-            return await _months(connection, self._live)
+        async with asking(self._pool) as connection:
+            return set(await leaves(connection, f"{self._projection.name}_{self._live}"))
 
-    async def gap(self, horizon: Horizon, first: int, at: datetime) -> None:
-        """Rows of the records that age has taken since the horizon was looked at: the first one read is `first`.
-
-        Raises:
-            StoreUnavailable: PostgreSQL was away for long.
-        """
-        if first > horizon.oldest:
-            since = (horizon.at or at) - CLOCKS
-            await self._inbox([Horizon(horizon.epoch, first, at)], "i.seq < h.oldest", since, at + CLOCKS)
-
-    async def _inbox(self, horizons: Sequence[Horizon], before: str, since: datetime, to: datetime) -> None:
-        # A log that was trimmed while this ran gives rows that are copied already: the key of their month passes over them.
-        columns = ", ".join(INBOX_COLUMNS)
-        await self._copy(
-            f"INSERT INTO inbox_{self._new} ({columns}, carried, kept_until, version)"
-            f" SELECT {_of('i', INBOX_COLUMNS)}, true, {_kept('i.stored_at')}, {self._new} FROM inbox_{self._live} i"
-            " LEFT JOIN unnest($4::text[], $5::bigint[]) AS h (epoch, oldest) ON h.epoch = i.epoch"
-            " LEFT JOIN retention r ON r.tenant = i.tenant"
-            " WHERE i.stored_at >= $1 AND i.stored_at < $2 AND ($6::text IS NULL OR i.tenant = $6)"
-            f" AND {before} ON CONFLICT DO NOTHING",
-            since,
-            to,
-            self._began,
-            [one.epoch for one in horizons],
-            [one.oldest for one in horizons],
-            self._tenant,
-        )
-
-    async def deliveries(self, oldest: datetime | None) -> None:
-        """What was told before the oldest receipt there is; None: there is none, and all is copied.
-
-        Raises:
-            StoreUnavailable: PostgreSQL was away for long.
-        """
-        until = LAST if oldest is None else oldest + SLACK
-        windows = await self._windows("delivery_ranges", until)
-        for number, (since, to) in enumerate(windows):
-            self._tell(number, len(windows) + 2)
-            await self._copy(
-                f"INSERT INTO delivery_ranges_{self._new} ({', '.join(RANGE_COLUMNS)}, kept_until, version)"
-                f" SELECT {_of('i', RANGE_COLUMNS)}, {_kept('i.at')}, {self._new} FROM delivery_ranges_{self._live} i"
-                " LEFT JOIN retention r ON r.tenant = i.tenant"
-                " WHERE i.at >= $1 AND i.at < $2 AND ($4::text IS NULL OR i.tenant = $4) ON CONFLICT DO NOTHING",
-                since,
-                to,
-                self._began,
-                self._tenant,
-            )
-        self._tell(len(windows), len(windows) + 2)
-        # Rows that receipts change are copied in one statement, which sees one moment: between two they could change places.
-        await self._copy(
-            f"INSERT INTO deliveries_{self._new} ({', '.join(DELIVERY_COLUMNS)}, kept_until, version)"
-            f" SELECT {_of('i', DELIVERY_COLUMNS)}, {_kept('i.at', '$2')}, {self._new} FROM deliveries_{self._live} i"
-            f" LEFT JOIN retention r ON r.tenant = i.tenant WHERE {EARLIEST['deliveries']} < $1"
-            " AND ($3::text IS NULL OR i.tenant = $3) ON CONFLICT DO NOTHING",
-            until,
-            self._began,
-            self._tenant,
-        )
-        await self._copy(
-            f"INSERT INTO device_cursors ({', '.join(CURSOR_COLUMNS)}, version)"
-            f" SELECT {', '.join(CURSOR_COLUMNS)}, {self._new} FROM device_cursors"
-            f" WHERE version = {self._live} AND {EARLIEST['device_cursors']} < $1 AND ($2::text IS NULL OR tenant = $2)"
-            " ON CONFLICT DO NOTHING",
-            until,
-            self._tenant,
-        )
-        self._tell(len(windows) + 2, len(windows) + 2)
-
-    def _tell(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(done, total)
-
-    async def _windows(self, table: str, until: datetime | None) -> list[tuple[datetime, datetime]]:
-        """The pieces in which a table is copied, oldest first. `until` None: to its end."""
+    async def _windows(self, table: Table, until: datetime) -> AsyncIterator[tuple[datetime, datetime]]:
+        """The pieces in which a table is copied, oldest first."""
 
         async def measure() -> int:
             async with asking(self._pool, 60.0) as connection:
                 tree = "SELECT sum(pg_table_size(relid)) FROM pg_partition_tree($1::regclass) WHERE isleaf"
-                return int(await connection.fetchval(tree, f"{table}_{self._live}") or 0)
+                return int(await connection.fetchval(tree, f"{table.name}_{self._live}") or 0)
 
-        end = until or LAST
-        if await patiently(measure) < SMALL_BYTES:
-            return [(FIRST, end)]
         starts, at = [FIRST], self._began - OLDEST
-        while at < min(self._began, end):
-            starts.append(at)
-            at += WINDOW
-        return list(zip(starts, [*starts[1:], end], strict=True))
+        if await patiently(measure) >= SMALL_BYTES:
+            while at < min(self._began, until):
+                starts.append(at)
+                at += WINDOW
+        for number, window in enumerate(zip(starts, [*starts[1:], until], strict=True), 1):
+            yield window
+            self._progress(f"{table.name} carried over", number, len(starts))
 
-    async def _copy(self, statement: str, *args: object) -> None:
+    async def _copy(self, table: Table, where: str, *args: object, join: str = "") -> None:
+        """Copy the rows `i` of a table for which `where` holds. `args` are its parameters from $2 on."""
+        values = {**{name: f"i.{name}" for name in table.columns}, **table.beside, "version": str(self._new)}
+        if table.by_months:  # as `Retention.kept_until` has it, anew
+            days = f"coalesce(r.days, (SELECT days FROM retention WHERE tenant = ''), {DAYS}) * interval '1 day'"
+            now = f"'{self._began.isoformat()}'::timestamptz"
+            values["kept_until"] = f"greatest(least(i.{table.at}, {now}) + {days}, {now})"
+        statement = (
+            f"INSERT INTO {table.name} ({', '.join(values)}) SELECT {', '.join(values.values())} FROM {table.name} i"
+            f" LEFT JOIN retention r ON r.tenant = i.tenant {join}"
+            f" WHERE i.version = {self._live} AND ($1::text IS NULL OR i.tenant = $1) AND {where} ON CONFLICT DO NOTHING"
+        )
+
         async def copy() -> int:
             async with asking(self._pool, CARRY_SECONDS) as connection:
-                return int((await connection.execute(statement, *args)).rsplit(" ", 1)[1])
+                return int((await connection.execute(statement, self._tenant, *args)).rsplit(" ", 1)[1])
 
         self.rows += await patiently(copy)
-
-
-async def _months(connection: Connection, version: int) -> set[str]:
-    rows = await connection.fetch(
-        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = to_regclass($1)", f"inbox_{version}"
-    )
-    return {row["name"] for row in rows}
-
-
-def _of(alias: str, columns: Sequence[str]) -> str:
-    return ", ".join(f"{alias}.{column}" for column in columns)
-
-
-def _kept(at: str, now: str = "$3") -> str:
-    """As `Retention.kept_until` has it, anew."""
-    days = f"coalesce(r.days, (SELECT days FROM retention WHERE tenant = ''), {DAYS}) * interval '1 day'"
-    return f"greatest(least({at}, {now}::timestamptz) + {days}, {now}::timestamptz)"

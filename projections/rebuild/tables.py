@@ -8,38 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from datetime import datetime
+from typing import Final
 
-import asyncpg
-import msgspec
 import structlog
 
 from engine.broker.jetstream import Broker
 from engine.errors import InvalidSetting, TopologyError
-from engine.log.incarnations import epoch_of
-from engine.partition.reader import Delivered
-from projections.deliveries.table import DELIVERIES, DeliveriesStore
-from projections.folds.inbox import moment
-from projections.inbox.table import INBOX, InboxStore
-from projections.postgres.patience import patiently
-from projections.postgres.versions import AWAY, asking, away, live_version, stored_checkpoint
-from projections.rebuild.carrying import (
-    CURSOR_COLUMNS,
-    DELIVERY_COLUMNS,
-    INBOX_COLUMNS,
-    RANGE_COLUMNS,
-    Carried,
-    Carrying,
-    Horizon,
+from projections.outages import postgres_failure
+from projections.patience import patiently
+from projections.postgres.versions import (
+    AWAY,
+    Connection,
+    Place,
+    Pool,
+    asking,
+    leaves,
+    live_version,
+    read_place,
+    take_away,
 )
-from projections.replay import replay
-from projections.store import Checkpoint, Store, StoreUnavailable
-from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, log_stream
-
-if TYPE_CHECKING:
-    from projections.postgres.versions import Connection, Pool
+from projections.projection import IN_TABLES
+from projections.rebuild.carrying import Carrying
+from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
+from projections.replay import Progress, untold
+from projections.retention.rules import Kept, read_retention
+from projections.store import Checkpoint, StoreUnavailable
+from projections.stores import STORES
 
 _log = structlog.get_logger("seamark.rebuild")
 
@@ -48,14 +43,6 @@ SWITCH_SECONDS: Final = 60.0
 
 SIDE_BY_SIDE: Final = 2
 """Partitions folded at a time: one process and one database have not more to do."""
-
-LOCK_SECONDS: Final = 0.25
-"""To drop a version all readers must let go of it, and while that is waited for, new ones wait behind it: not for long."""
-
-DROP_TRIES: Final = 5
-
-BOOK_SECONDS: Final = 10.0
-"""One look at the checkpoints."""
 
 CAUGHT_UP_SECONDS: Final = 5.0
 """A pass over what came during the one before it: when it took no longer, the rest is little enough for the switch."""
@@ -66,29 +53,6 @@ PASSES_MAX: Final = 20
 _ALONE: Final = "SELECT pg_advisory_xact_lock(7345252)"
 """Versions are made, switched to and dropped by one rebuild at a time; folding needs no lock."""
 
-Progress = Callable[[int, int, int], None]
-"""`progress(partition, reached, target)`: sequences of the stream."""
-
-
-class Rebuilt(msgspec.Struct):
-    """What a rebuild has done."""
-
-    projection: str
-    version: int
-    records: int
-    carried: int
-    tenant: str | None = None
-
-
-_TABLES: Final = {
-    INBOX: {"inbox": (*INBOX_COLUMNS, "carried", "kept_until")},
-    DELIVERIES: {
-        "deliveries": (*DELIVERY_COLUMNS, "kept_until"),
-        "delivery_ranges": (*RANGE_COLUMNS, "kept_until"),
-        "device_cursors": CURSOR_COLUMNS,
-    },
-}
-
 
 class Rebuild:
     """One rebuild of `inbox` or `deliveries`.
@@ -96,8 +60,7 @@ class Rebuild:
     Args:
         partitions: how many there are.
         tenant: only this tenant's rows; they are exchanged in the live version.
-        progress: told how far partitions are folded, now and then.
-        carried: the same of what is carried over before.
+        progress: told how much is carried over, and how far partitions are folded, now and then.
     """
 
     def __init__(
@@ -108,22 +71,20 @@ class Rebuild:
         partitions: int,
         *,
         tenant: str | None = None,
-        progress: Progress | None = None,
-        carried: Carried | None = None,
+        progress: Progress = untold,
     ) -> None:
-        if projection not in _TABLES:
+        if projection not in IN_TABLES:
             raise InvalidSetting(f"{projection} is no projection in PostgreSQL")
         self._broker = broker
         self._pool = pool
-        self._projection = projection
-        self._partitions = range(partitions)
+        self._projection = IN_TABLES[projection]
+        self._partitions = [Partition(broker, self._projection, p, progress, tenant) for p in range(partitions)]
         self._tenant = tenant
         self._progress = progress
-        self._told = carried
         self._live = self._version = 0
-        self._records = [0] * partitions
+        self._retention: dict[str, Kept] = {}
         self._horizons: list[Horizon] = []
-        self._carrying: Carrying | None = None
+        self._carrying: Carrying
 
     async def run(self) -> Rebuilt:
         """Build, switch, drop what is no longer read.
@@ -136,79 +97,50 @@ class Rebuild:
             await self._carry()
             await self._fold_until_caught_up()
             await self._switch()
-            await self._drop()
         except AWAY as error:
-            raise away(error) from error
-        carried = self._carrying.rows if self._carrying is not None else 0
-        return Rebuilt(self._projection, self._version, sum(self._records), carried, self._tenant)
+            raise postgres_failure(error) from error
+        try:
+            await self._drop_version(self._live if self._tenant is None else self._version)
+        except StoreUnavailable as error:
+            _log.warning("version_not_dropped", projection=self._projection.name, error=str(error))
+        records = sum(one.records for one in self._partitions)
+        return Rebuilt(self._projection.name, self._version, records, self._carrying.rows, self._tenant)
 
     async def _begin(self) -> None:
         """A fresh version; leftovers of a rebuild that did not end are dropped."""
+        name = self._projection.name
         async with asyncio.timeout(SWITCH_SECONDS), self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_ALONE)
-            self._live = await live_version(connection, self._projection)
-            prefix = f"{self._projection}_"
-            children = "SELECT inhrelid::regclass::text AS relname FROM pg_inherits WHERE inhparent = $1::regclass"
-            names = await connection.fetch(children, self._projection)
-            existing = [int(row["relname"].removeprefix(prefix)) for row in names]
+            self._live = await live_version(connection, name)
+            existing = [int(leaf.removeprefix(f"{name}_")) for leaf in await leaves(connection, name)]
             for leftover in set(existing) - {self._live}:
-                await self._drop_version(connection, leftover)
+                await self._drop_version(leftover)
             self._version = max(existing, default=self._live) + 1
-            await connection.execute("SELECT seamark_create_version($1, $2)", self._projection, self._version)
-
-    def _stream(self, p: int) -> str:
-        return log_stream(p) if self._projection == INBOX else RECEIPTS_STREAM
-
-    def _subject(self, p: int) -> str:
-        kind = "log" if self._projection == INBOX else "rcpt"
-        return f"{kind}.{p}.>" if self._tenant is None else f"{kind}.{p}.{encode_token(self._tenant)}.>"
-
-    def _store(self, p: int) -> Store:
-        make = InboxStore if self._projection == INBOX else DeliveriesStore
-        return make(self._pool, p, version=self._version)
-
-    async def _head(self, p: int) -> int:
-        newest = await patiently(lambda: self._broker.leader_last(self._stream(p), self._subject(p)))
-        return newest.seq if newest is not None else 0
-
-    async def _target(self, p: int) -> int:
-        """Up to where to fold. Rows that go into the live version must not be ahead of it: it would fold over them again."""
-        head = await self._head(p)
-        if self._tenant is None:
-            return head
-        live = await self._live_checkpoint(p)
-        if live is not None and live["epoch"] != self._horizons[p].epoch:
-            detail = f"{self._projection} was folded from another incarnation of {self._stream(p)}"
-            raise TopologyError(detail, f"Run `seamark rebuild {self._projection}`.")
-        return min(head, live["seq"]) if live is not None else 0
+            await connection.execute("SELECT seamark_create_version($1, $2)", name, self._version)
+            self._retention = (await read_retention(connection)).tenants
 
     # --- carrying over -----------------------------------------------------------------------------------------------
 
     async def _carry(self) -> None:
         """Look where the streams begin, and copy what they no longer hold."""
-        self._horizons = [await self._horizon(p) for p in self._partitions]
-        self._carrying = Carrying(self._pool, self._live, self._version, tenant=self._tenant, progress=self._told)
-        live = [await self._live_checkpoint(p) for p in self._partitions]
-        same = all(
-            row is None or (row["era"] == 1 and row["epoch"] == one.epoch)
-            for row, one in zip(live, self._horizons, strict=True)
+        self._horizons = [await one.horizon() for one in self._partitions]
+        versions = self._live, self._version
+        self._carrying = Carrying(self._pool, self._projection, *versions, self._tenant, self._progress)
+        live = [await patiently(self._live_place, one) for one in self._partitions]
+        formerly = any(
+            place is not None and (place.era > 1 or place.checkpoint.epoch != horizon.epoch)
+            for place, horizon in zip(live, self._horizons, strict=True)
         )
-        if self._projection == INBOX:
-            await self._carrying.inbox(self._horizons, formerly=not same)
-            return
-        state = await patiently(lambda: self._broker.stream(RECEIPTS_STREAM))
-        if state.first_seq > 1 or not same:  # else the stream holds all there ever was
-            oldest = await patiently(lambda: self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1))
-            await self._carrying.deliveries(datetime.fromisoformat(oldest.time) if oldest is not None else None)
+        if self._projection.kind == "log":
+            await self._carrying.records(self._horizons, formerly=formerly)
+        elif formerly or any(one.trimmed for one in self._horizons):  # else the stream holds all there ever was
+            stream, subject = self._projection.stream(0), f"{self._projection.kind}.>"
+            oldest = await patiently(self._broker.leader_next, stream, subject, 1)
+            await self._carrying.receipts(datetime.fromisoformat(oldest.time) if oldest is not None else None)
 
-    async def _horizon(self, p: int) -> Horizon:
-        """The oldest record there is. Of an empty log: behind its end, where the next one will be or further on."""
-        state = await patiently(lambda: self._broker.stream(self._stream(p)))
-        epoch = epoch_of(state)
-        oldest = await patiently(lambda: self._broker.leader_next(self._stream(p), self._subject(p), 1))
-        if oldest is None:
-            return Horizon(epoch, state.last_seq + 1, None)
-        return Horizon(epoch, oldest.seq, datetime.fromisoformat(oldest.time))
+    async def _live_place(self, one: Partition) -> Place | None:
+        async with asking(self._pool) as connection:
+            return await read_place(connection, self._projection.name, one.stream, one.number, self._live)
 
     # --- folding -----------------------------------------------------------------------------------------------------
 
@@ -219,181 +151,144 @@ class Rebuild:
             await self._fold_all()
             if time.monotonic() - began < CAUGHT_UP_SECONDS:
                 return
-        _log.warning("rebuild_does_not_catch_up", projection=self._projection, passes=PASSES_MAX)
+        _log.warning("rebuild_does_not_catch_up", projection=self._projection.name, passes=PASSES_MAX)
 
     async def _fold_all(self) -> None:
         """Every partition up to its end; while PostgreSQL writes for one, another is folded."""
         slots = asyncio.Semaphore(SIDE_BY_SIDE)
 
-        async def fold(p: int) -> None:
+        async def fold(one: Partition) -> None:
             async with slots:
-                await self._fold(p, await self._target(p))
+                await self._fold(one, await self._target(one))
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                for p in self._partitions:
-                    tasks.create_task(fold(p), name=f"rebuild {self._projection} {p}")
+                for one in self._partitions:
+                    tasks.create_task(fold(one), name=f"rebuild {self._projection.name} {one.number}")
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
 
-    async def _fold(self, p: int, target: int) -> None:
+    async def _target(self, one: Partition) -> int:
+        """Up to where to fold. Rows that go into the live version must not be ahead of it: it would fold over them again."""
+        head = await one.head()
+        if self._tenant is None:
+            return head
+        live = await patiently(self._live_place, one)
+        if live is not None and live.checkpoint.epoch != self._horizons[one.number].epoch:
+            detail = f"{self._projection.name} was folded from another incarnation of {one.stream}"
+            raise TopologyError(detail, f"Run `seamark rebuild {self._projection.name}`.")
+        return min(head, live.checkpoint.seq) if live is not None else 0
+
+    async def _fold(self, one: Partition, target: int) -> None:
         """Fold up to `target`; the first time from the oldest record there is."""
-        store = self._store(p)
-        at = await patiently(store.checkpoint)
-        start = self._horizons[p].oldest if at is None else at.seq + 1
-        if target == 0 and await self._head(p):
+        if target == 0 and await one.head():
             return  # something has come: the next round folds it
-        async for batch in replay(self._broker, self._stream(p), self._subject(p), start, target):
-            if at is None:
-                at = await self._store_first(p, batch[0].seq, moment(batch[0].time_nanoseconds))
-            reached = Checkpoint(at.epoch, batch[-1].seq)
-            await self._apply(store, batch, at, reached)
-            at = reached
-            self._records[p] += len(batch)
-            if self._progress is not None:
-                self._progress(p, at.seq, target)
-        if at is None:  # what there is comes after `target`, or there is nothing
-            await self._store_first(p, max(target + 1, self._horizons[p].oldest), datetime.now(UTC))
+        horizon = self._horizons[one.number]
 
-    async def _apply(self, store: Store, batch: list[Delivered], at: Checkpoint, reached: Checkpoint) -> None:
-        """Fold a batch in. Where the outcome is unknown the checkpoint tells."""
+        async def begin(first: int, at: datetime) -> Checkpoint:
+            """What age has taken from the log since the horizon was looked at is carried over, too."""
+            if self._projection.kind == "log":
+                await self._carrying.gap(horizon, first, at)
+            checkpoint = Checkpoint(horizon.epoch, first - 1)
+            await patiently(self._store_first, one, checkpoint)
+            return checkpoint
 
-        async def apply() -> None:
-            stored = await store.checkpoint()
-            if stored != reached and not (stored == at and await store.apply(batch, at, reached)):
-                raise _another()
+        store = STORES[self._projection.name](self._pool, one.number, version=self._version)
+        await one.fold(store, target, horizon.oldest, begin)
 
-        try:
-            done = await store.apply(batch, at, reached)
-        except StoreUnavailable:
-            await patiently(apply)
-        else:
-            if not done:
-                raise _another()
-
-    async def _store_first(self, p: int, first: int, at: datetime) -> Checkpoint:
-        """Where the fold of a partition begins: at record `first`, which was stored at `at`.
-
-        What age has taken from the log since the horizon was looked at is carried over, too. Rows of another epoch than the
-        live one's begin a new era.
-        """
-        horizon = self._horizons[p]
-        if self._projection == INBOX and self._carrying is not None:
-            await self._carrying.gap(horizon, first, at)
-        live = await self._live_checkpoint(p)
-        era = 1 if live is None else live["era"] + (live["epoch"] != horizon.epoch)
-        begin = Checkpoint(horizon.epoch, first - 1)
-
-        async def store() -> None:
-            async with asking(self._pool, BOOK_SECONDS) as connection:
-                await connection.execute(
-                    "INSERT INTO projection_checkpoints (projection, version, stream, partition, epoch, era, seq)"
-                    " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-                    self._projection,
-                    self._version,
-                    self._stream(p),
-                    p,
-                    begin.epoch,
-                    era,
-                    begin.seq,
-                )
-
-        await patiently(store)
-        return begin
-
-    async def _live_checkpoint(self, p: int) -> asyncpg.Record | None:
-        place = (self._projection, self._live, self._stream(p), p)
-        return await patiently(lambda: stored_checkpoint(self._pool, *place, BOOK_SECONDS))
+    async def _store_first(self, one: Partition, begin: Checkpoint) -> None:
+        """Store where the fold begins. Rows of another epoch than the live one's begin a new era."""
+        live = await patiently(self._live_place, one)
+        era = 1 if live is None else live.era + (live.checkpoint.epoch != begin.epoch)
+        async with asking(self._pool) as connection:
+            await connection.execute(
+                "INSERT INTO projection_checkpoints (projection, version, stream, partition, epoch, seq, era)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+                self._projection.name,
+                self._version,
+                one.stream,
+                one.number,
+                *begin,
+                era,
+            )
 
     # --- switching ---------------------------------------------------------------------------------------------------
 
     async def _switch(self) -> None:
         """Hold the live projector, catch up with it, name the new version."""
+        name = self._projection.name
         async with asyncio.timeout(SWITCH_SECONDS), self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_ALONE)
-            await self._check_alone(connection)
-            if self._carrying is not None:
-                await self._carrying.check_months(connection)
+            await self._check_unchanged(connection)
             held = await connection.fetch(
-                "SELECT stream, partition, epoch, seq FROM projection_checkpoints"
+                "SELECT partition, epoch, seq FROM projection_checkpoints"
                 " WHERE projection = $1 AND version = $2 ORDER BY partition FOR UPDATE",
-                self._projection,
+                name,
                 self._live,
             )
             await self._check_streams()
             for row in held:
                 await self._catch_up(row["partition"], Checkpoint(row["epoch"], row["seq"]))
+            # Rows of before and after would leave by two rules. Until this ends nobody sets another time.
+            await connection.execute("LOCK TABLE retention IN ROW SHARE MODE")
+            if (await read_retention(connection)).tenants != self._retention:
+                raise TopologyError("a retention was set while the tables were rebuilt", "Run the rebuild again.")
             if self._tenant is not None:
                 await self._exchange(connection, self._tenant)
                 return
             await connection.execute(
                 "UPDATE projection_versions SET version = $2, switched_at = now() WHERE projection = $1",
-                self._projection,
+                name,
                 self._version,
             )
             # A batch that waits for the former version finds no checkpoint: it would be lost there, and hinder the drop.
             await connection.execute(
-                "DELETE FROM projection_checkpoints WHERE projection = $1 AND version = $2",
-                self._projection,
-                self._live,
+                "DELETE FROM projection_checkpoints WHERE projection = $1 AND version = $2", name, self._live
             )
 
-    async def _check_alone(self, connection: Connection) -> None:
+    async def _check_unchanged(self, connection: Connection) -> None:
         """Whoever began later has dropped this version, or whoever was quicker the one it was to follow."""
-        live = await live_version(connection, self._projection)
-        mine = await connection.fetchval("SELECT to_regclass($1)::text", f"{self._projection}_{self._version}")
+        live = await live_version(connection, self._projection.name)
+        mine = await connection.fetchval("SELECT to_regclass($1)::text", f"{self._projection.name}_{self._version}")
         if live != self._live or mine is None:
-            raise _another()
+            raise another_rebuild()
+        if self._projection.kind == "log":
+            await self._carrying.check_months(connection)
 
     async def _check_streams(self) -> None:
         """What was folded before a stream was made anew is not what its checkpoint would say."""
-        for p, horizon in zip(self._partitions, self._horizons, strict=True):
-            if (await self._horizon(p)).epoch != horizon.epoch:
-                detail = f"{self._stream(p)} was made anew while {self._projection} was rebuilt"
+        for one, horizon in zip(self._partitions, self._horizons, strict=True):
+            if (await one.horizon()).epoch != horizon.epoch:
+                detail = f"{one.stream} was made anew while {self._projection.name} was rebuilt"
                 raise TopologyError(detail, "Run the rebuild again.")
 
-    async def _drop(self) -> None:
-        """Drop what is no longer read. What cannot be dropped now goes with the next rebuild."""
-        dropped = self._live if self._tenant is None else self._version
-        try:
-            for _ in range(DROP_TRIES):
-                async with asyncio.timeout(SWITCH_SECONDS), self._pool.acquire() as connection:
-                    if await self._drop_version(connection, dropped):
-                        return
-                await asyncio.sleep(LOCK_SECONDS * 2)
-        except AWAY as error:
-            _log.warning("version_not_dropped", projection=self._projection, version=dropped, error=str(error))
-
-    async def _drop_version(self, connection: Connection, version: int) -> bool:
-        """False: somebody looks at the tables for long, a backup perhaps."""
-        try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
-                await connection.execute("SELECT seamark_drop_version($1, $2)", self._projection, version)
-        except asyncpg.LockNotAvailableError:
-            _log.warning("version_not_dropped", projection=self._projection, version=version, error="it is being read")
-            return False
-        return True
-
     async def _catch_up(self, p: int, live: Checkpoint) -> None:
-        at = await self._store(p).checkpoint()
-        if at is None or (at.epoch == live.epoch and at.seq < live.seq):
-            await self._fold(p, min(live.seq, await self._head(p)))
+        one = self._partitions[p]
+        async with asking(self._pool) as connection:
+            at = await read_place(connection, self._projection.name, one.stream, p, self._version)
+        if at is None or (at.checkpoint.epoch == live.epoch and at.checkpoint.seq < live.seq):
+            await self._fold(one, min(live.seq, await one.head()))
 
     async def _exchange(self, connection: Connection, tenant: str) -> None:
         """One tenant's rows, in the live version."""
-        for table, names in _TABLES[self._projection].items():
-            columns = ", ".join(names)
+        for table in self._projection.tables:
+            columns = ", ".join((*table.columns, *table.beside, *(["kept_until"] if table.by_months else [])))
             await connection.execute(
-                f"DELETE FROM {table} WHERE version = {self._live} AND tenant = $1", tenant, timeout=SWITCH_SECONDS
+                f"DELETE FROM {table.name} WHERE version = {self._live} AND tenant = $1", tenant, timeout=SWITCH_SECONDS
             )
             await connection.execute(
-                f"INSERT INTO {table} ({columns}, version) SELECT {columns}, {self._live} FROM {table}"
+                f"INSERT INTO {table.name} ({columns}, version) SELECT {columns}, {self._live} FROM {table.name}"
                 f" WHERE version = {self._version} AND tenant = $1",
                 tenant,
                 timeout=SWITCH_SECONDS,
             )
 
+    async def _drop_version(self, version: int) -> None:
+        """Drop what is no longer read. What somebody looks at for long, a backup perhaps, goes with the next rebuild."""
 
-def _another() -> TopologyError:
-    return TopologyError("another rebuild has begun", "Run one rebuild of a projection at a time.")
+        async def drop(connection: Connection) -> bool:
+            await connection.execute("SELECT seamark_drop_version($1, $2)", self._projection.name, version)
+            return True
+
+        if not await take_away(self._pool, drop):
+            _log.warning("version_not_dropped", projection=self._projection.name, version=version)

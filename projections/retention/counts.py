@@ -1,11 +1,13 @@
 """Takes off the unread counts what leaves the inbox, so that a badge and the list under it say the same.
 
-What is remembered of an id goes with its row, too: published again, it is new in both (ADR 16).
+What is remembered of an id goes with its row, too: published again, it is new in both (ADR 16). To repeat anything here changes
+nothing; StoreUnavailable says that some may be left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
@@ -13,9 +15,7 @@ from redis.asyncio import Redis
 
 from projections.folds.repeats import fingerprint
 from projections.store import StoreUnavailable
-from projections.unread.store import CLEAR_WEIGHT, WEIGHT_MAX, UnreadStore, asked, meta_key, scanned
-
-USERS_AT_A_TIME: Final = WEIGHT_MAX // CLEAR_WEIGHT
+from projections.unread.store import UnreadStore, asked, users_of
 
 TRIES: Final = 200
 """A projector at work moves the checkpoint some ten times a second; between two of its scripts there is room for one of ours."""
@@ -31,29 +31,26 @@ Floors = Mapping[str, Mapping[str, int]]
 """Sequences up to which rows have left, by epoch of the log and tenant (as token)."""
 
 
-async def forget_counts(redis: Redis, partition: int, floors: Floors) -> None:
-    """Forget what counts, and which ids are remembered, of the records up to a sequence.
-
-    To repeat it changes nothing.
-
-    Raises:
-        StoreUnavailable: Redis does not answer; some are left.
-    """
+@contextlib.asynccontextmanager
+async def _store(redis: Redis, partition: int) -> AsyncIterator[UnreadStore]:
     store = UnreadStore(redis, partition)
     try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def forget_counts(redis: Redis, partition: int, floors: Floors) -> None:
+    """Forget what counts, and which ids are remembered, of the records up to a sequence."""
+    async with _store(redis, partition) as store:
         checkpoint = await store.checkpoint()
         tenants = floors.get(checkpoint.epoch) if checkpoint is not None else None
         if not tenants:
             return  # nothing counts, or records of another log
         for kind in ("s", "r"):
-            async for users in _users(redis, partition, store.version, kind):
-                found = {user: tenants[tenant] for user in users if (tenant := user.partition(".")[0]) in tenants}
-                names = list(found)
-                for start in range(0, len(names), USERS_AT_A_TIME):
-                    page = names[start : start + USERS_AT_A_TIME]
-                    await _forget(store, {user: [5, found[user], 8, found[user]] for user in page})
-    finally:
-        await store.close()
+            async for page in users_of(redis, partition, store.version, kind):
+                found = {user: tenants[tenant] for user in page if (tenant := user.partition(".")[0]) in tenants}
+                await _forget(store, {user: [5, seq, 8, seq] for user, seq in found.items()})
 
 
 async def forget_former(redis: Redis, partition: int, users: Mapping[str, list[str]]) -> None:
@@ -61,25 +58,15 @@ async def forget_former(redis: Redis, partition: int, users: Mapping[str, list[s
 
     Args:
         users: ids by `<tenant>.<user>`, as tokens; `WEIGHT_MAX` of them at most.
-
-    Raises:
-        StoreUnavailable: Redis does not answer; some are left.
     """
-    store = UnreadStore(redis, partition)
-    try:
+    async with _store(redis, partition) as store:
         if await store.checkpoint() is not None:
             gone = {user: [word for id in ids for word in (7, id, fingerprint(id))] for user, ids in users.items()}
             await _forget(store, gone)
-    finally:
-        await store.close()
 
 
 async def write_left(redis: Redis, floors: Floors) -> None:
-    """Remember what is about to be forgotten, for a rebuild that is under way.
-
-    Raises:
-        StoreUnavailable: the outcome is unknown.
-    """
+    """Remember what is about to be forgotten, for a rebuild that is under way."""
     before = await read_left(redis)
     words: dict[Any, Any] = {
         f"{epoch}.{tenant}": max(seq, before.get(epoch, {}).get(tenant, 0))
@@ -92,11 +79,7 @@ async def write_left(redis: Redis, floors: Floors) -> None:
 
 
 async def read_left(redis: Redis) -> dict[str, dict[str, int]]:
-    """What has left within the last days.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """What has left within the last days."""
     floors: dict[str, dict[str, int]] = {}
     for word, seq in (await asked(redis.hgetall(LEFT_KEY))).items():
         epoch, _, tenant = word.decode().partition(".")
@@ -104,15 +87,9 @@ async def read_left(redis: Redis) -> dict[str, dict[str, int]]:
     return floors
 
 
-async def _users(redis: Redis, partition: int, version: int, kind: str) -> AsyncIterator[list[str]]:
-    prefix = f"{meta_key(partition, version).removesuffix('meta')}{kind}:"
-    async for keys in scanned(redis, f"{prefix}*"):
-        yield [key.decode().removeprefix(prefix) for key in keys]
-
-
 async def _forget(store: UnreadStore, users: dict[str, list[Any]]) -> None:
     for attempt in range(TRIES):
-        if await store.forget(users):
+        if not users or await store.forget(users):
             return
         await asyncio.sleep(0.001 * min(attempt, 20))
     raise StoreUnavailable("Redis: counts of what has left the inbox cannot be forgotten, the projector is too busy")

@@ -2,39 +2,33 @@
 
 A month is taken out of what is read in a moment; then it is read once for what no longer counts, and dropped.
 
-A row goes when its month is over *and* the log no longer holds its record. So whatever is set, a projection holds all that
-can be folded, and `verify`, counts and pages agree; where retention is shorter than the log's age, the log's age holds.
+A row goes when its month is over *and* the log no longer holds its record, nor a repetition of it (ADR 0031). So whatever is
+set, a projection holds all that can be folded, and `verify`, counts and pages agree; where retention is shorter than the age of
+the log, that age holds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import asyncpg
 import structlog
 from redis.asyncio import Redis
 
 from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError, TopologyError
-from projections.deliveries.table import DELIVERIES
-from projections.inbox.table import INBOX
-from projections.postgres.versions import AWAY, asking, live_version
+from projections.postgres.versions import AWAY, Connection, Pool, asking, holding, leaves, live_version, take_away
+from projections.projection import DELIVERIES, IN_TABLES, INBOX, REPEATED, Projection
 from projections.retention.counts import forget_counts, forget_former, write_left
 from projections.retention.rules import DAYS
 from projections.store import StoreUnavailable
 from projections.unread.store import WEIGHT_MAX, UnreadStore
-from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, log_stream, partition_of
-
-if TYPE_CHECKING:
-    from projections.postgres.versions import Connection, Pool
+from seamark.protocol.subjects import encode_token, partition_of
 
 _log = structlog.get_logger("seamark.retention")
 
@@ -44,19 +38,11 @@ EVERY_SECONDS: Final = 600.0
 KEEP_LOCK: Final = 7345255
 """Of all projectors the one that holds this lock drops months."""
 
-ASK_SECONDS: Final = 10.0
-"""One look at the catalogue or at an index."""
-
 SCAN_SECONDS: Final = 1800.0
 """To read one month: of 500 million rows in four months one has 125 million, which are read in some minutes."""
 
 ROUND_SECONDS: Final = 4 * 3600.0
 """All of one round; after that something hangs, and another projector may try."""
-
-LOCK_SECONDS: Final = 0.25
-"""To take a month out all who read the table must let go of it, and new ones wait meanwhile: not for long."""
-
-TRIES: Final = 5
 
 SLACK: Final = timedelta(minutes=5)
 """What clocks of gateways, projectors, leaders of a stream and the database differ by."""
@@ -65,7 +51,6 @@ CURSORS_EVERY: Final = timedelta(days=1)
 CURSOR_BLOCKS: Final = 10_000
 """Blocks of `device_cursors` looked through by one statement: 80 MB, a second."""
 
-_TABLES: Final = {INBOX: ("inbox",), DELIVERIES: ("deliveries", "delivery_ranges")}
 _NAME: Final = re.compile(r".*_(\d{4})(\d{2})")
 
 
@@ -94,8 +79,8 @@ class Months:
         """Keep them for ever; ends by cancellation. What fails is said, and tried again."""
         while True:
             try:
-                async with asyncio.timeout(ROUND_SECONDS), self._alone() as mine:
-                    if mine:
+                async with asyncio.timeout(ROUND_SECONDS), holding(self._pool, KEEP_LOCK) as mine:
+                    if mine is not None:
                         await self.keep()
                         metrics.retention_kept_at.set(time.time())
                     else:
@@ -114,103 +99,92 @@ class Months:
             StoreUnavailable, BrokerError: it could not be told what is over, or dropped; ask again.
         """
         dropped: list[str] = []
-        for projection in (INBOX, DELIVERIES):
-            async with self._asking() as connection:
-                version = await live_version(connection, projection)
-                await connection.execute("SELECT seamark_create_months($1, $2)", projection, version)
-                names = await _parts(connection, f"{projection}_{version}")
+        for projection in IN_TABLES.values():
+            name = projection.name
+            async with asking(self._pool) as connection:
+                version = await live_version(connection, name)
+                await connection.execute("SELECT seamark_create_months($1, $2)", name, version)
+                names = await leaves(connection, f"{name}_{version}")
                 # Two clocks must agree: of one that is wrong by a year all history would be gone.
                 clock = now or min(datetime.now(UTC), await connection.fetchval("SELECT now()"))
-            months = sorted(month for name in names if (month := month_of(name)) is not None)
-            metrics.retention_undivided.labels(projection).set(0 if months else 1)
+            months = sorted(month for part in names if (month := month_of(part)) is not None)
+            metrics.retention_undivided.labels(name).set(0 if months else 1)
             if not months:
-                remedy = f"run `seamark rebuild {projection}`: it divides the tables by months, until then nothing leaves them"
-                _log.warning("tables_not_divided", projection=projection, remedy=remedy)
+                remedy = (
+                    f"run `seamark rebuild {name}`: it divides the tables by months, until then nothing leaves them"
+                )
+                _log.warning("tables_not_divided", projection=name, remedy=remedy)
+            overdue = 0.0
             # What is being written to it at the last moment, by a clock that is late perhaps, is in it by then.
-            over = [month for month in months if month.over_at + SLACK <= clock]
-            left = [month for month in over if not await self._detach(projection, version, month)]
-            overdue = (clock - left[0].over_at).total_seconds() if left else 0.0
-            metrics.retention_overdue.labels(projection).set(overdue)
+            for month in (one for one in months if one.over_at + SLACK <= clock):
+                why = await self._take_month(projection, version, month)
+                if why:
+                    _log.warning("month_not_dropped", projection=name, month=month.name, why=why)
+                    overdue = 0.0 if why == REPEATED else (clock - month.over_at).total_seconds()
+                    break  # newer rows never leave before older ones: one sequence says what no longer counts
+            metrics.retention_overdue.labels(name).set(overdue)
             dropped += await self._drop_detached(projection)
         await self._forget_devices(now or datetime.now(UTC))
         return dropped
 
-    async def _detach(self, projection: str, version: int, month: Month) -> bool:
-        """Take a month out of what is read. False: it is still needed, or being read; the log says which."""
-        parts = [f"{table}_{version}_{month.name}" for table in _TABLES[projection]]
-        why = ""
-        if await self._in_log(projection, parts):
-            why = "the streams still hold what is in it: retention is shorter than their age"
-        elif not await self._take_out(parts, projection, version):
-            why = "it is being read, by a backup perhaps"
-        if why:
-            _log.warning("month_not_dropped", projection=projection, month=month.name, why=why)
-        return not why
+    async def _take_month(self, projection: Projection, version: int, month: Month) -> str:
+        """Take a month out of what is read; if it cannot be, why."""
+        parts = {f"{table.name}_{version}_{month.name}": table for table in projection.tables if table.by_months}
+        horizon = await self._horizon(projection)
+        if horizon is not None:
+            async with asking(self._pool, SCAN_SECONDS) as connection:
+                for part, where, why in (
+                    (part, *need) for part, table in parts.items() for need in table.needed.items()
+                ):
+                    # After an election times go back by what leaders' clocks differ: the oldest record is not the earliest.
+                    statement = f"SELECT EXISTS (SELECT FROM {part} WHERE {where})"
+                    if await connection.fetchval(statement, horizon - SLACK):
+                        return why
+        return "" if await self._take_out([*parts], projection, version) else "it is being read, by a backup perhaps"
 
-    async def _take_out(self, parts: list[str], projection: str = INBOX, version: int = 1) -> bool:
-        for _ in range(TRIES):
-            async with self._asking(60.0) as connection:
-                try:
-                    async with connection.transaction():
-                        await connection.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
-                        # A switch to another version waits, and sees then that a month has gone (`Carrying.check_months`).
-                        live = "SELECT version FROM projection_versions WHERE projection = $1 FOR SHARE"
-                        if await connection.fetchval(live, projection) != version:
-                            return False
-                        for part in parts:
-                            await connection.execute(f"ALTER TABLE {part.rpartition('_')[0]} DETACH PARTITION {part}")
-                    return True
-                except asyncpg.LockNotAvailableError:
-                    pass
-            await asyncio.sleep(LOCK_SECONDS * 2)
-        return False
+    async def _take_out(self, parts: list[str], projection: Projection = INBOX, version: int = 1) -> bool:
+        async def detach(connection: Connection) -> bool:
+            # A switch to another version waits, and sees then that a month has gone (`Carrying.check_months`).
+            live = "SELECT version FROM projection_versions WHERE projection = $1 FOR SHARE"
+            if await connection.fetchval(live, projection.name) != version:
+                return False
+            for part in parts:
+                await connection.execute(f"ALTER TABLE {part.rpartition('_')[0]} DETACH PARTITION {part}")
+            return True
 
-    async def _drop_detached(self, projection: str) -> list[str]:
+        return await take_away(self._pool, detach)
+
+    async def _drop_detached(self, projection: Projection) -> list[str]:
         """Drop what was taken out, now or by somebody who died; what is in it no longer counts."""
         dropped = []
-        for table in _TABLES[projection]:
-            async with self._asking() as connection:
+        for table in projection.tables:
+            async with asking(self._pool) as connection:
                 rows = await connection.fetch(
                     "SELECT c.relname FROM pg_class c WHERE c.relkind = 'r' AND c.relname ~ $1"
                     " AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = c.oid) ORDER BY 1",
-                    f"^{table}_[0-9]+_[0-9]{{6}}$",
+                    f"^{table.name}_[0-9]+_[0-9]{{6}}$",
                 )
             for part in (row["relname"] for row in rows):
-                if projection == INBOX:
+                if projection is INBOX:
                     await self._forget_counts(part)
-                async with self._asking(60.0) as connection:
+                async with asking(self._pool, 60.0) as connection:
                     await connection.execute(f"DROP TABLE {part}")
                 dropped.append(part)
-                metrics.retention_dropped.labels(projection).inc()
-                _log.info("month_dropped", projection=projection, table=part)
+                metrics.retention_dropped.labels(projection.name).inc()
+                _log.info("month_dropped", projection=projection.name, table=part)
         return dropped
 
-    async def _in_log(self, projection: str, parts: list[str]) -> bool:
-        """Whether something of this month can still be folded from the streams."""
-        horizon = await self._horizon(projection)
-        if horizon is None:
-            return False
-        async with self._asking(SCAN_SECONDS) as connection:
-            for part in parts:
-                # After an election times go back by what the clocks of leaders differ: the oldest record is not the earliest.
-                where, args = "stored_at >= $1", [horizon - SLACK]
-                if projection == DELIVERIES:  # a clock that is far ahead must not keep a month for ever
-                    where, args = "at >= $1 AND at < $2", [horizon - SLACK, datetime.now(UTC) + SLACK]
-                if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {part} WHERE {where})", *args):
-                    return True
-        return False
-
-    async def _horizon(self, projection: str) -> datetime | None:
-        """When the oldest record that there is was stored."""
-        if projection == DELIVERIES:
-            oldest = await self._broker.leader_next(RECEIPTS_STREAM, "rcpt.>", 1)
-            return datetime.fromisoformat(oldest.time) if oldest is not None else None
-        found = [await self._broker.leader_next(log_stream(p), f"log.{p}.>", 1) for p in range(self._partitions)]
+    async def _horizon(self, projection: Projection) -> datetime | None:
+        """When the oldest message that there is was stored."""
+        found = [
+            await self._broker.leader_next(projection.stream(p), projection.subject(p), 1)
+            for p in range(self._partitions)
+        ]
         return min((datetime.fromisoformat(one.time) for one in found if one is not None), default=None)
 
     async def _forget_counts(self, part: str) -> None:
         """What has left the inbox no longer counts. The table goes afterwards: who dies in between begins again here."""
-        async with self._asking(SCAN_SECONDS) as connection:
+        async with asking(self._pool, SCAN_SECONDS) as connection:
             rows = await connection.fetch(f"SELECT epoch, tenant, max(seq) AS seq FROM {part} GROUP BY epoch, tenant")
         floors: dict[str, dict[str, int]] = defaultdict(dict)
         for row in rows:
@@ -227,7 +201,7 @@ class Months:
         if not epochs - counted:
             return
         where = "NOT epoch = ANY($1::text[])"
-        async with self._asking(SCAN_SECONDS) as connection, connection.transaction():
+        async with asking(self._pool, SCAN_SECONDS) as connection, connection.transaction():
             rows = await connection.cursor(f"SELECT tenant, user_id, id FROM {part} WHERE {where}", list(counted))
             while page := await rows.fetch(WEIGHT_MAX):
                 found: dict[int, dict[str, list[str]]] = {}
@@ -243,11 +217,11 @@ class Months:
         if self._cursors_at is not None and now < self._cursors_at + CURSORS_EVERY:
             return
         horizon = await self._horizon(DELIVERIES)
-        async with self._asking() as connection:
+        async with asking(self._pool) as connection:
             size = await connection.fetchval("SELECT pg_relation_size('device_cursors')")
         blocks = size // 8192 + 1
         for block in range(0, blocks, CURSOR_BLOCKS):
-            async with self._asking(SCAN_SECONDS) as connection:
+            async with asking(self._pool, SCAN_SECONDS) as connection:
                 await connection.execute(
                     "DELETE FROM device_cursors c"
                     f" WHERE c.ctid >= '({block},0)'::tid AND c.ctid < '({block + CURSOR_BLOCKS},0)'::tid AND c.touched_at <"
@@ -257,23 +231,6 @@ class Months:
                     now if horizon is None else horizon - SLACK,  # what can be folded is there
                 )
         self._cursors_at = now
-
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[bool]:
-        """Whether no other projector does it. The lock belongs to the connection: whoever loses that, or dies, is followed."""
-        connection = await self._pool.acquire(timeout=ASK_SECONDS)
-        try:
-            yield bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", KEEP_LOCK, timeout=ASK_SECONDS))
-        finally:
-            with contextlib.suppress(*AWAY):
-                connection.terminate()
-            with contextlib.suppress(*AWAY):
-                await self._pool.release(connection)
-
-    @contextlib.asynccontextmanager
-    async def _asking(self, seconds: float = ASK_SECONDS) -> AsyncIterator[Connection]:
-        async with asking(self._pool, seconds) as connection:
-            yield connection
 
 
 def _say_nothing() -> None:
@@ -291,11 +248,3 @@ def month_of(part: str) -> Month | None:
     year, month = int(found[1]), int(found[2])
     over = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
     return Month(f"{found[1]}{found[2]}", over)
-
-
-async def _parts(connection: Connection, table: str) -> list[str]:
-    rows = await connection.fetch(
-        "SELECT c.relname FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid WHERE h.inhparent = to_regclass($1)",
-        table,
-    )
-    return [row["relname"] for row in rows]

@@ -80,7 +80,7 @@ class UnreadFrames:
             self._broker.publish(self._prefix + user.encode(), frame)
         except BrokerError as error:
             metrics.unread_frames.labels("lost").inc()
-            _log.debug("an unread count was not told", error=type(error).__name__)
+            _log.debug("unread_count_not_told", error=type(error).__name__)
         else:
             metrics.unread_frames.labels("sent").inc()
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import msgspec
 from redis.asyncio import Redis
 
 from engine.redisscript import RedisScript
 from projections.folds.unread import Unread
 from projections.store import Checkpoint
+from projections.unread.frames import told
 from projections.unread.script import READ
 from projections.unread.store import FIRST_VERSION, VERSION_SECONDS, asked, meta_key, read_version, unread_of
+from seamark.protocol import frames
 from seamark.protocol.cursor import parse_cursor
 
 USERS_MAX: Final = 256
@@ -38,6 +41,28 @@ class Counts(NamedTuple):
     age_seconds: float = 0.0
 
 
+class UnreadCount(msgspec.Struct, frozen=True):
+    """A user's unread notifications, as others may know them.
+
+    Attributes:
+        count: exact; with `more`, that of the newest, and a lower bound of all.
+        by_category: of those that have a category.
+        as_of: the records up to this position are counted.
+        stale: records beyond it may have been stored some time ago.
+    """
+
+    count: int
+    by_category: dict[str, int]
+    as_of: Checkpoint
+    stale: bool
+    more: bool
+
+
+def shown(unread: UnreadCount, *, stale: bool = False) -> frames.Unread:
+    """The count as a client is told it."""
+    return told(unread, unread.as_of.seq, stale=unread.stale or stale)
+
+
 class UnreadReader:
     """Reads the live version. A switch to another is noticed within a second."""
 
@@ -59,6 +84,11 @@ class UnreadReader:
             self._version_until = 0.0  # a switch, and the former version has been dropped
             counts = await self._read_version(partition, users, now)
         return counts
+
+    async def unread_of(self, partition: int, users: Sequence[str]) -> list[UnreadCount]:
+        """The same for whoever shows them; empty when nothing is known (Redis is empty)."""
+        at, stale, counts, _ = await self.read(partition, users)
+        return [] if at is None else [UnreadCount(one.count, one.by_category, at, stale, one.more) for one in counts]
 
     async def close(self) -> None:
         """Drop the connection."""

@@ -57,12 +57,11 @@ APPLY: Final = (
     _COUNT
     + """
 -- ARGV: expected checkpoint, checkpoint reached, its seq, until, age in ms of the newest record, now in ms (0: no counts),
--- bound, packed users: [user, number of values, values of its operations ...] ..., how many
--- notifications are remembered (where operations name some)
+-- bound, packed users: [user, number of values, values of its operations ...] ..., how many notifications are remembered
 if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return false end
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
-local remembered = tonumber(ARGV[9] or 0)
+local remembered = tonumber(ARGV[9])
 local user, s, c, x, d, r, n, cats, crowded
 
 -- whether it is one of the last notifications; from now on it is
@@ -194,6 +193,9 @@ local function clear(up_to)
   for _, id in ipairs(ids) do forget(id) end
 end
 
+-- operations by their numbers, and how many values each takes; an `add` may come without category, or without key and expiry
+local doing = {add, add, add, remove, clear, repeats, leave, unlearn}
+local takes = {4, 5, 7, 1, 1, 2, 2, 1}
 local values = cmsgpack.unpack(ARGV[8])
 local out = {}
 local at = 1
@@ -205,31 +207,8 @@ while values[at] do
   at = at + 2
   while at <= last do
     local what = values[at]
-    if what == 1 then
-      add(values[at + 1], values[at + 2], values[at + 3], values[at + 4])
-      at = at + 5
-    elseif what == 2 then
-      add(values[at + 1], values[at + 2], values[at + 3], values[at + 4], values[at + 5])
-      at = at + 6
-    elseif what == 3 then
-      add(values[at + 1], values[at + 2], values[at + 3], values[at + 4], values[at + 5], values[at + 6], values[at + 7])
-      at = at + 8
-    elseif what == 4 then
-      remove(values[at + 1])
-      at = at + 2
-    elseif what == 5 then
-      clear(values[at + 1])
-      at = at + 2
-    elseif what == 7 then
-      leave(values[at + 1], values[at + 2])
-      at = at + 3
-    elseif what == 8 then
-      unlearn(values[at + 1])
-      at = at + 2
-    else
-      repeats(values[at + 1], values[at + 2])
-      at = at + 3
-    end
+    doing[what](unpack(values, at + 1, at + takes[what]))
+    at = at + 1 + takes[what]
   end
   if crowded then thin_out() end
   for category, change in pairs(cats) do

@@ -1,4 +1,7 @@
-"""The unread counts of a partition in Redis: sets, counts and checkpoint are changed by one script or not at all."""
+"""The unread counts of a partition in Redis: sets, counts and checkpoint are changed by one script or not at all.
+
+Whatever asks Redis raises StoreUnavailable when there is no answer in time: the outcome is unknown, ask again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from engine import metrics
 from engine.dispatch.claims import AWAY
 from engine.partition.reader import Delivered
 from engine.redisscript import Argument, RedisScript
-from projections.folds.changes import NEVER_SHOWN, Change, clean, decode_change
+from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, fingerprint
 from projections.folds.unread import FOR_EVER, UNREAD_MAX, Unread, milliseconds
 from projections.outages import redis_failure
@@ -30,6 +33,8 @@ WEIGHT_MAX: Final = 1000
 
 CLEAR_WEIGHT: Final = 20
 """A `read` up to a sequence may take a thousand ids off one by one; most take all there are at once."""
+
+USERS_AT_A_TIME: Final = WEIGHT_MAX // CLEAR_WEIGHT
 
 DUE_USERS_MAX: Final = 256
 
@@ -75,30 +80,18 @@ def meta_key(partition: int, version: int) -> str:
 
 
 async def read_version(redis: Redis) -> int:
-    """The version readers read.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """The version readers read."""
     value = await asked(redis.get(VERSION_KEY))
     return int(value) if value is not None else FIRST_VERSION
 
 
 async def write_version(redis: Redis, version: int) -> None:
-    """Switch readers and projectors to `version`, at once.
-
-    Raises:
-        StoreUnavailable: the outcome is unknown.
-    """
+    """Switch readers and projectors to `version`, at once."""
     await asked(redis.set(VERSION_KEY, version))
 
 
 async def drop_version(redis: Redis, partition: int, version: int) -> None:
-    """Forget all keys of a partition's version, a few hundred at a time.
-
-    Raises:
-        StoreUnavailable: some are left; call it again.
-    """
+    """Forget all keys of a partition's version, a few hundred at a time."""
     # The checkpoint goes first: without it nobody who still believes in this version takes half of it for counts, or writes.
     await asked(redis.unlink(meta_key(partition, version)))
     async for keys in scanned(redis, f"{key_prefix(partition, version)}*"):
@@ -106,11 +99,7 @@ async def drop_version(redis: Redis, partition: int, version: int) -> None:
 
 
 async def scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
-    """The keys that match, a few hundred at a time.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """The keys that match, a few hundred at a time."""
     cursor = 0
     while True:
         cursor, keys = await asked(redis.scan(cursor, match=pattern, count=500))
@@ -118,6 +107,15 @@ async def scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
             yield keys
         if not cursor:
             return
+
+
+async def users_of(redis: Redis, partition: int, version: int, kind: str) -> AsyncIterator[list[str]]:
+    """Users who have a key of this kind (see `projections.unread.script`), as many as one script can do much for."""
+    prefix = f"{key_prefix(partition, version)}{kind}:"
+    async for keys in scanned(redis, f"{prefix}*"):
+        users = [key.decode().removeprefix(prefix) for key in keys]
+        for start in range(0, len(users), USERS_AT_A_TIME):
+            yield users[start : start + USERS_AT_A_TIME]
 
 
 class UnreadStore:
@@ -202,28 +200,33 @@ class UnreadStore:
     async def _script(
         self, users: dict[str, list[Any]], newest: Delivered, expected: Checkpoint | None, to: Checkpoint
     ) -> bool:
-        now = time.time()
+        now = round(time.time() * 1000)
         quiet = to.seq < self.until or self._applied is None
-        args: list[Argument] = [
-            _text(expected),
-            _text(to),
-            to.seq,
-            self.until,
-            max(0, round(now * 1000) - newest.time_nanoseconds // 1_000_000),
-            0 if quiet else round(now * 1000),
-            self._bound,
-            _packed(users),
-            self._remembered,
-        ]
         # Until it is answered: its effect may show, but the counts it gives are lost then.
         self._unanswered = Applied(to.seq, [], list(users))
-        answer = await asked(self._apply([self._meta], args))
+        age = max(0, now - newest.time_nanoseconds // 1_000_000)
+        answer = await self._run(users, expected, to, until=self.until, age=age, now=0 if quiet else now)
         if answer is None:
             return False
         self.reached, self._unanswered = to, None
         if self._applied is not None:
             self._applied(Applied(to.seq, _counts(answer), list(users)))
         return True
+
+    async def _run(
+        self,
+        users: dict[str, list[Any]],
+        expected: Checkpoint | None,
+        to: Checkpoint,
+        *,
+        until: int = 0,
+        age: int = 0,
+        now: int = 0,
+    ) -> Any:
+        """Run the script that does operations and moves the checkpoint; None where another one is stored than `expected`."""
+        packed = _packed(users)
+        args = (_text(expected), _text(to), to.seq, until, age, now, self._bound, packed, self._remembered)
+        return await asked(self._apply([self._meta], args))
 
     async def attend(
         self, checkpoint: Checkpoint, *, complete: bool, age_seconds: float | None, now: float
@@ -235,9 +238,6 @@ class UnreadStore:
             complete: all there is in the log is counted.
             age_seconds: all that was stored so long ago is counted; None: not known.
             now: Unix time.
-
-        Raises:
-            StoreUnavailable: ask again.
         """
         age = -1 if age_seconds is None else max(0, round(age_seconds * 1000))
         args: list[Argument] = [_text(checkpoint), int(complete), age, round(now * 1000), DUE_USERS_MAX]
@@ -259,32 +259,20 @@ class UnreadStore:
 
     async def carry(self, users: dict[str, list[Any]], expected: Checkpoint | None, checkpoint: Checkpoint) -> bool:
         """Take operations over as they are, and store where the log begins behind them. False: as of `apply`."""
-        args: list[Argument] = [
-            _text(expected),
-            _text(checkpoint),
-            checkpoint.seq,
-            0,
-            0,
-            0,
-            self._bound,
-            _packed(users),
-            self._remembered,
-        ]
-        if await asked(self._apply([self._meta], args)) is None:
+        if await self._run(users, expected, checkpoint) is None:
             return False
         self.reached = checkpoint
         return True
 
     async def forget(self, users: dict[str, list[Any]]) -> bool:
         """Do operations that follow from no record (`projections.retention.counts`). False: the checkpoint moved, ask again."""
-        stored = await asked(self._redis.hmget(self._meta, "checkpoint", "seq", "until", "fresh"))
-        if stored[0] is None:
+        stored, until, fresh = await asked(self._redis.hmget(self._meta, "checkpoint", "until", "fresh"))
+        if stored is None:
             return True  # nothing counts
         seconds, micros = await asked(self._redis.time())
-        age = max(0, seconds * 1000 + micros // 1000 - int(stored[3] or 0))
-        at = stored[0].decode()
-        args: list[Argument] = [at, at, int(stored[1]), int(stored[2] or 0), age, 0, self._bound, _packed(users)]
-        return await asked(self._apply([self._meta], args)) is not None
+        age = max(0, seconds * 1000 + micros // 1000 - int(fresh or 0))
+        at = Checkpoint(*parse_cursor(stored.decode()))
+        return await self._run(users, at, at, until=int(until or 0), age=age) is not None
 
 
 def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[Any]], int]:
@@ -297,7 +285,7 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
             # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
             user = record.subject.split(b".", 2)[2].decode()
             change = decode_change(record.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NO_RECORD:
             metrics.projection_skipped.labels("unread").inc()
             continue
         ops = users.get(user)
@@ -368,11 +356,7 @@ def _text(checkpoint: Checkpoint | None) -> str:
 
 
 async def asked(question: Any) -> Any:
-    """The answer, within a deadline.
-
-    Raises:
-        StoreUnavailable: Redis does not answer. StoreBroken: it refuses, and asking again would not help.
-    """
+    """The answer, within a deadline."""
     try:
         async with asyncio.timeout(REDIS_SECONDS):
             return await question

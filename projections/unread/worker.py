@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -14,14 +13,14 @@ from redis.asyncio import Redis
 from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
-from engine.partition.reader import PartitionReader, Phase, Source
+from engine.partition.reader import PartitionReader, Phase
 from engine.tasks import end_if_cancelled, set_or_after
+from projections.projection import UNREAD
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint, StoreUnavailable
 from projections.unread.frames import UnreadFrames
 from projections.unread.reader import USERS_MAX, UnreadReader
 from projections.unread.store import Applied, Counted, UnreadStore
-from seamark.protocol.subjects import log_stream
 
 _log = structlog.get_logger("seamark.unread")
 
@@ -44,7 +43,7 @@ class UnreadWorker(ProjectionWorker):
 
     def __init__(self, broker: Broker, partition: int, redis: Redis) -> None:
         self._unread = UnreadStore(redis, partition, applied=self._changed)
-        super().__init__(broker, "unread", log_stream(partition), self._unread, f"log.{partition}.>")
+        super().__init__(broker, UNREAD, partition, self._unread)
         self._partition = partition
         self._frames = UnreadFrames(broker, partition)
         self._reader = UnreadReader(redis)
@@ -106,10 +105,10 @@ class UnreadWorker(ProjectionWorker):
                 if reached is not None:
                     await self._attend(reached)
         except (BrokerError, StoreUnavailable, OSError, TimeoutError) as error:
-            self._log.debug("could not attend", error=type(error).__name__, detail=str(error)[:200])
+            self._log.debug("counts_not_attended", error=type(error).__name__, detail=str(error)[:200])
         except Exception:
             # Without this task counts turn stale though they are not; what we did not foresee must not end it.
-            self._log.exception("attending failed, it goes on")
+            self._log.exception("attending_failed")
 
     async def _neglected(self) -> bool:
         """Whether nobody attends: where there is nothing to read, no reader has been chosen yet."""
@@ -119,7 +118,7 @@ class UnreadWorker(ProjectionWorker):
     def _suspect(self, reader: PartitionReader, reached: Checkpoint) -> None:
         """Twice in a row another checkpoint is stored than the one reached: Redis has lost its data, or gone back."""
         if self._missed == reached == self._unread.reached:
-            self._log.warning("Redis has another checkpoint than was stored", reached=str(reached))
+            self._log.warning("checkpoint_gone_back", reached=str(reached))
             self._missed = None
             reader.reclaim()
         else:
@@ -163,12 +162,3 @@ class UnreadWorker(ProjectionWorker):
 
 def _stored_at(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
-
-
-def unread(redis: Redis) -> tuple[Callable[[int], Source], Callable[[Broker, int], ProjectionWorker]]:
-    """What the projector needs: where it reads, and who folds."""
-
-    def source(p: int) -> Source:
-        return Source(log_stream(p), f"unread-{p}", f"log.{p}.>")
-
-    return source, lambda broker, p: UnreadWorker(broker, p, redis)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -20,10 +19,11 @@ PARTS_MAX: Final = 4096
 BUFFERED_BYTES: Final = 32 << 20
 """Buffers are written when they hold this much, so that each write has a few KB even with the most files."""
 
-Users = dict[str, tuple[list[bytes], list[bytes]]]
+Users = dict[str, tuple[list[Any], list[Any]]]
 """For each user (`<tenant>.<user>`, as tokens) what the streams say, and what is stored."""
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[int, str, Any]).decode
 _LENGTH: Final = 4
 
 
@@ -41,15 +41,15 @@ class Spill:
         self._buffers = [bytearray() for _ in range(self.parts)]
         self._buffered = 0
 
-    def said(self, user: str, item: bytes) -> None:
-        """An item that a stream gives."""
+    def said(self, user: str, item: Any) -> None:
+        """An item that a stream gives: what msgpack knows; tuples come back as lists."""
         self._add(user, item, 0)
 
-    def stored(self, user: str, item: bytes = b"") -> None:
+    def stored(self, user: str, item: Any = None) -> None:
         """An item that is stored."""
         self._add(user, item, 1)
 
-    def _add(self, user: str, item: bytes, side: int) -> None:
+    def _add(self, user: str, item: Any, side: int) -> None:
         packed = _encode((side, user, item))
         buffer = self._buffers[zlib.crc32(user.encode()) % self.parts]
         buffer += len(packed).to_bytes(_LENGTH)
@@ -77,21 +77,11 @@ class Spill:
     def take(self, number: int) -> Users:
         """The items of one part, which is removed from the disk."""
         users: Users = {}
-        for side, user, item in self._read(number):
-            both = users.get(user)
-            if both is None:
-                both = users[user] = ([], [])
-            both[side].append(item)
-        self._path(number).unlink(missing_ok=True)
-        return users
-
-    def _read(self, number: int) -> Iterator[tuple[int, str, bytes]]:
         path = self._path(number)
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            while length := file.read(_LENGTH):
-                yield _decode(file.read(int.from_bytes(length)))
-
-
-_decode = msgspec.msgpack.Decoder(tuple[int, str, bytes]).decode
+        if path.exists():
+            with path.open("rb") as file:
+                while length := file.read(_LENGTH):
+                    side, user, item = _decode(file.read(int.from_bytes(length)))
+                    users.setdefault(user, ([], []))[side].append(item)
+            path.unlink()
+        return users

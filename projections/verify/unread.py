@@ -6,42 +6,36 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.partition.reader import Delivered
-from projections.folds.changes import NEVER_SHOWN, decode_change
 from projections.folds.repeats import Remembered
 from projections.folds.unread import Unread, UserFold
 from projections.inbox.queries import SHOWN_AT, UNREAD
-from projections.inbox.table import INBOX
-from projections.postgres.patience import patiently
-from projections.postgres.versions import asking
+from projections.patience import patiently
+from projections.postgres.versions import LOOK_SECONDS, Place, Pool, asking, live, live_version, read_place
+from projections.projection import INBOX
+from projections.projection import UNREAD as COUNTS
+from projections.replay import Progress, untold
 from projections.store import Checkpoint, StoreBroken
 from projections.unread.carry import remembered_before
 from projections.unread.reader import USERS_MAX, UnreadReader
-from projections.unread.store import asked, key_prefix, read_version, scanned
+from projections.unread.store import asked, key_prefix, read_version, users_of
+from projections.verify import inbox
+from projections.verify.scan import scan
 from projections.verify.spill import Spill, Users
 from projections.verify.streams import (
-    LIVE,
-    LOOK_SECONDS,
     Difference,
     Judgement,
     Part,
-    Progress,
     StreamVerification,
-    Tables,
-    checkpoint_of,
     names_of,
     tokens_of,
 )
-from seamark.protocol.subjects import log_stream
-
-if TYPE_CHECKING:
-    from projections.postgres.versions import Pool
 
 LOOKS: Final = 20
 """How often a user for whom records keep coming is compared, until count and list are of the same records."""
@@ -50,22 +44,11 @@ LOOK_AGAIN_SECONDS: Final = 0.1
 
 _LISTED: Final = f"""
 SELECT o.tenant, o.user_id, (
-    SELECT count(*) FROM inbox i WHERE i.version = {LIVE.format(INBOX)}
+    SELECT count(*) FROM inbox i WHERE i.version = {live("inbox")}
         AND i.tenant = o.tenant AND i.user_id = o.user_id AND {UNREAD} AND {SHOWN_AT.format(now="$3::timestamptz")}
 ) AS unread
 FROM unnest($1::text[], $2::text[]) AS o (tenant, user_id)
 """
-
-
-class _Light(msgspec.Struct, array_like=True):
-    seq: int
-    stored_ms: int
-    never_shown: bool
-    payload: bytes
-
-
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(_Light).decode
 
 
 class UnreadVerification(StreamVerification):
@@ -75,8 +58,7 @@ class UnreadVerification(StreamVerification):
         pool: the database with the inbox; None: counts are compared with the logs only.
     """
 
-    projection = "unread"
-    kind = "log"
+    projection = COUNTS
 
     def __init__(
         self,
@@ -85,7 +67,7 @@ class UnreadVerification(StreamVerification):
         partitions: int,
         *,
         pool: Pool | None = None,
-        progress: Progress | None = None,
+        progress: Progress = untold,
     ) -> None:
         super().__init__(broker, partitions, progress)
         self._redis = redis
@@ -95,48 +77,39 @@ class UnreadVerification(StreamVerification):
     async def _close(self) -> None:
         await self._reader.close()
 
-    def _stream(self, p: int) -> str:
-        return log_stream(p)
+    def _light(self, stored: Delivered) -> Delivered | None:
+        return inbox.light(stored)
 
-    async def _checkpoint(self, p: int) -> Checkpoint | None:
-        return (await self._reader.read(p, [])).checkpoint
-
-    def _light(self, stored: Delivered) -> bytes | None:
-        try:
-            payload = msgspec.json.encode(decode_change(stored.payload))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-        never_shown = NEVER_SHOWN in stored.headers
-        return _pack(_Light(stored.seq, stored.time_nanoseconds // 1_000_000, never_shown, payload))
+    async def _place(self, p: int) -> Place | None:
+        at = (await self._reader.read(p, [])).checkpoint
+        return None if at is None else Place(at, era=1)
 
     async def _read_stored(self, spill: Spill) -> None:
         """Add the users who have something stored, in Redis or in the inbox. The counts are read when they are compared."""
         for p in self._parts:
-            prefix = f"{key_prefix(p, await patiently(lambda: read_version(self._redis)))}s:"
-            async for keys in scanned(self._redis, f"{prefix}*"):
-                for key in keys:
-                    spill.stored(key.decode().removeprefix(prefix))
+            async for users in users_of(self._redis, p, await patiently(read_version, self._redis), "s"):
+                for user in users:
+                    spill.stored(user)
         if self._pool is not None:
             where = f"{UNREAD} AND {SHOWN_AT.format(now='now()')}"
             columns = "DISTINCT tenant, user_id"
-            async for rows in Tables(self._pool, INBOX, self._progress).rows("inbox", columns, where):
+            async for rows in scan(self._pool, INBOX.name, "inbox", columns, self._progress, where):
                 for row in rows:
                     spill.stored(tokens_of(row["tenant"], row["user_id"]))
 
-    async def _compare(self, users: Users) -> list[str]:
+    async def _suspects(self, users: Users) -> list[str]:
         suspects = []
         by_partition: dict[int, list[str]] = {}
         for user in users:
             by_partition.setdefault(self.partition(user), []).append(user)
-        for p, names in by_partition.items():
-            if p not in self._parts:
-                continue
-            for start in range(0, len(names), USERS_MAX):
-                page, now = names[start : start + USERS_MAX], time.time()
-                counts = await patiently(lambda p=p, page=page, now=now: self._counts(p, page, now))  # type: ignore[misc]
-                listed = await patiently(lambda page=page, now=now: self._listed(page, now))  # type: ignore[misc]
-                for user, stored in zip(page, counts[1], strict=True):
-                    expected = _folded(UserFold(), users[user][0]).count(round(now * 1000))
+        for p in by_partition.keys() & self._parts.keys():
+            for start in range(0, len(by_partition[p]), USERS_MAX):
+                page, now = by_partition[p][start : start + USERS_MAX], time.time()
+                _, counts = await patiently(self._counts, p, page, now)
+                listed = await patiently(self._listed, page, now)
+                for user, stored in zip(page, counts, strict=True):
+                    said = [Delivered(*one) for one in users[user][0]]
+                    expected = _folded(UserFold(), said).count(round(now * 1000))
                     if stored != expected or not agree(stored, listed.get(user)):
                         suspects.append(user)
                     else:
@@ -158,27 +131,21 @@ class UnreadVerification(StreamVerification):
             rows = await connection.fetch(_LISTED, *map(list, columns), datetime.fromtimestamp(now, UTC))
         return {tokens_of(row["tenant"], row["user_id"]): row["unread"] for row in rows}
 
-    def _judge(self, user: str, part: Part, said: Sequence[bytes], stored: Sequence[bytes]) -> Judgement:
-        raise NotImplementedError("counts are asked for many users at a time")
-
     async def _look(self, user: str) -> Judgement:
-        part = self._parts[self.partition(user)]
-        first = await self._broker.leader_next(part.stream, f"log.{part.number}.>", 1)
-        now = time.time()
-        checkpoint, [stored] = await self._counts(part.number, [user], now)
-        await self._check_epoch(part.stream, checkpoint)
-        oldest = first.seq if first is not None else checkpoint.seq + 1
-        prefix = key_prefix(part.number, await read_version(self._redis))
-        before = remembered_before(await asked(self._redis.hgetall(f"{prefix}r:{user}")), oldest)
+        p, now = self.partition(user), time.time()
+        checkpoint, [stored] = await self._counts(p, [user], now)
+        part = await self._part(p, Place(checkpoint, era=1))
+        prefix = key_prefix(p, await read_version(self._redis))
+        before = remembered_before(await asked(self._redis.hgetall(f"{prefix}r:{user}")), part.oldest)
         since = {mark: newer for newer, (_, mark) in enumerate(reversed(before))}
-        fold = _folded(UserFold(remembered=Remembered(since)), await self._said(user, part, checkpoint.seq))
-        differences = []
+        fold = _folded(UserFold(remembered=Remembered(since)), await self._said(user, part))
         expected = fold.count(round(now * 1000))
-        if stored != expected:
-            if await self._is_older(prefix, user, oldest):
-                return Judgement(await self._disagreements(user, part), 0, 1)
-            differences.append(Difference("unread", user.split("."), stored=stored, expected=expected))
-        return Judgement(differences + await self._disagreements(user, part), 1)
+        disagreements = await self._disagreements(user, part)
+        if stored == expected:
+            return Judgement(disagreements, 1)
+        if await self._is_older(prefix, user, part.oldest):
+            return Judgement(disagreements, 0, 1)
+        return Judgement([Difference("unread", user.split("."), stored=stored, expected=expected), *disagreements], 1)
 
     async def _is_older(self, prefix: str, user: str, oldest: int) -> bool:
         """Whether a notification counts, or was given up, whose record the log no longer holds."""
@@ -190,30 +157,32 @@ class UnreadVerification(StreamVerification):
         """Compare the count with the list once both are of the same records: each projection folds at its own pace."""
         if self._pool is None:
             return []
+        stream = self.projection.stream(part.number)
         for _ in range(LOOKS):
             now = time.time()
             # Asked before the list: a position read after it may be that of records which the list did not hold yet.
-            at, before = await self._positions(part)
+            before, version = await self._inbox_place(part)
             listed = (await self._listed([user], now))[user]
             checkpoint, [stored] = await self._counts(part.number, [user], now)
-            _, after = await self._positions(part)
-            newest = await self._broker.leader_last(part.stream, f"log.{part.number}.{user}")
+            _, after = await self._inbox_place(part)
+            newest = await self._broker.leader_last(stream, f"{self.projection.kind}.{part.number}.{user}")
             if agree(stored, listed):
                 return []
-            both = before == after and at is not None and at.epoch == checkpoint.epoch
-            if both and at is not None and (newest is None or newest.seq <= min(at.seq, checkpoint.seq)):
-                return [Difference("unread count and inbox disagree", user.split("."), stored=stored, expected=listed)]
+            if before is not None and version == after and before.checkpoint.epoch == checkpoint.epoch:
+                both = min(before.checkpoint.seq, checkpoint.seq)
+                if newest is None or newest.seq <= both:
+                    what = "unread count and inbox disagree"
+                    return [Difference(what, user.split("."), stored=stored, expected=listed)]
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
         self.result.not_verifiable += 1
         return []
 
-    async def _positions(self, part: Part) -> tuple[Checkpoint | None, int]:
+    async def _inbox_place(self, part: Part) -> tuple[Place | None, int]:
         """The checkpoint and the live version of the inbox."""
         assert self._pool is not None
         async with asking(self._pool, LOOK_SECONDS) as connection:
-            at = await checkpoint_of(connection, INBOX, part.stream, part.number)
-            version = await connection.fetchval(f"SELECT {LIVE.format(INBOX)}")
-        return (at[0] if at is not None else None), version
+            place = await read_place(connection, INBOX.name, INBOX.stream(part.number), part.number)
+            return place, await live_version(connection, INBOX.name)
 
 
 def agree(unread: Unread, listed: int | None) -> bool:
@@ -221,7 +190,8 @@ def agree(unread: Unread, listed: int | None) -> bool:
     return listed is None or (unread.count <= listed if unread.more else unread.count == listed)
 
 
-def _folded(fold: UserFold, said: Sequence[bytes]) -> UserFold:
-    for light in map(_unpack, said):
-        fold.apply(light.seq, light.stored_ms, NEVER_SHOWN if light.never_shown else b"", light.payload)
+def _folded(fold: UserFold, said: Sequence[Delivered]) -> UserFold:
+    for one in said:
+        _, entry = inbox.record_of(one)
+        fold.apply(msgspec.structs.replace(one, payload=entry))
     return fold

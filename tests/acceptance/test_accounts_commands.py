@@ -1,9 +1,6 @@
 """Commands against a broker with accounts: whoever is named, in the address or apart, gets the answers meant for it."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +11,9 @@ from engine.topology import server as topology
 from engine.topology.files import Overrides
 from ops.dev.servers import NatsServer
 from seamark import Publisher
-from tests.support.devstack import ROOT
+from tests.support.commands import seamark
 from tests.support.topology import password, running_with_accounts, settings_for
 
-ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 
 
@@ -40,11 +36,6 @@ def with_login(url: str, user: str) -> str:
     return url.replace("nats://", f"nats://{user}:{password(user)}@")
 
 
-def seamark(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "ops", *words, "--json"]
-    return subprocess.run(argv, cwd=folder, env=ENV | env, capture_output=True, text=True, timeout=50)
-
-
 @pytest.mark.parametrize("apart", [True, False], ids=["variables", "address"])
 def test_who_the_settings_name_publishes_and_looks(server: NatsServer, tmp_path: Path, apart: bool) -> None:
     def login(user: str) -> dict[str, str]:
@@ -52,16 +43,16 @@ def test_who_the_settings_name_publishes_and_looks(server: NatsServer, tmp_path:
             return {"SEAMARK_NATS_USER": user, "SEAMARK_NATS_PASSWORD": password(user), "SEAMARK_NATS_URL": server.url}
         return {"SEAMARK_NATS_URL": with_login(server.url, user)}
 
-    stored = seamark(tmp_path, "publish", "--to", "alice", **login("publisher"))
+    stored = seamark("publish", "--to", "alice", folder=tmp_path, **login("publisher"))
     assert stored.returncode == 0, stored.stderr
-    looked = seamark(tmp_path, "log", "alice", **login("operator"))
+    looked = seamark("log", "alice", folder=tmp_path, **login("operator"))
     assert looked.returncode == 0, looked.stderr
 
 
 def test_an_inbox_prefix_that_is_set_is_the_publishing_commands_too(server: NatsServer, tmp_path: Path) -> None:
     env = {"SEAMARK_NATS_URL": with_login(server.url, "publisher")}
-    assert seamark(tmp_path, "publish", "--to", "alice", **env).returncode == 0
-    elsewhere = seamark(tmp_path, "publish", "--to", "alice", **env, SEAMARK_NATS_INBOX_PREFIX="_INBOX_gateway")
+    assert seamark("publish", "--to", "alice", folder=tmp_path, **env).returncode == 0
+    elsewhere = seamark("publish", "--to", "alice", folder=tmp_path, **env, SEAMARK_NATS_INBOX_PREFIX="_INBOX_gateway")
     assert elsewhere.returncode == 1
 
 

@@ -62,16 +62,12 @@ def test_rebuilding_is_measured_for_every_projection_beside_a_bare_pull() -> Non
     assert all(ratio > 0 for ratio in figures["ratio"].values())
 
 
-def test_sustained_load_with_projections_says_how_far_they_were_behind_and_when_they_had_caught_up() -> None:
-    [measured] = run("sustained", "--projections")["result"]["runs"]
+def test_sustained_load_with_projections_says_how_far_they_were_behind_and_shows_each_stretch_for_itself() -> None:
+    [measured] = run("sustained", "--projections", "--stretch-seconds", "0.4")["result"]["runs"]
     assert measured["projections_caught_up_after_seconds"] is not None
     assert measured["lag_max"].keys() == {"dispatcher", "unread", "inbox", "deliveries"}
     assert measured["cpu_us_per_notification"]["projector"] > 0
-
-
-def test_a_long_run_shows_each_stretch_for_itself() -> None:
-    figures = run("sustained", "--stretch-seconds", "0.4")["result"]["runs"][0]
-    stretches = figures["course"]
+    stretches = measured["course"]
     assert len(stretches) >= 2  # of a second and what the publisher takes to start
-    assert 0 < sum(one["delivered"] for one in stretches) <= figures["delivered"]
+    assert 0 < sum(one["delivered"] for one in stretches) <= measured["delivered"]
     assert all({"p99_ms", "lag_max", "cpu_us_per_notification"} <= one.keys() for one in stretches)

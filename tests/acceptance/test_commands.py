@@ -1,6 +1,5 @@
 """Commands without a server: one line that says what is wrong, and nothing on standard output for a program to trip over."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,27 +11,14 @@ from ops.cli.target import shown
 from ops.cli.token import sign
 from ops.dev.child import free_port
 from ops.exitcode import MISCONFIGURED
-from tests.support.devstack import ROOT
-
-ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
-
-
-def seamark(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ops", *words],
-        cwd=folder,
-        env=ENV | env,
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+from tests.support.commands import ENV, seamark
 
 
 def test_a_broker_that_is_away_is_one_line_on_standard_error(tmp_path: Path) -> None:
     env = {"SEAMARK_NATS_URL": f"nats://127.0.0.1:{free_port()}"}
     commands = [("publish", "--to", "alice"), ("log", "alice"), ("topology", "plan")]
     with ThreadPoolExecutor() as side_by_side:  # each of them waits ten seconds for a server to come
-        for done in side_by_side.map(lambda words: seamark(tmp_path, *words, "--json", **env), commands):
+        for done in side_by_side.map(lambda words: seamark(*words, "--json", folder=tmp_path, **env), commands):
             assert done.returncode == 1
             assert done.stdout == ""
             assert len(done.stderr.splitlines()) == 1
@@ -67,7 +53,7 @@ def test_tail_says_when_it_is_not_connected_and_goes_on_trying(tmp_path: Path) -
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
 )
 def test_a_mistake_is_answered_with_its_remedy(tmp_path: Path, words: tuple[str, ...], remedy: str) -> None:
-    done = seamark(tmp_path, *words)
+    done = seamark(*words, folder=tmp_path)
     assert done.returncode == 1
     assert remedy in done.stderr
     assert "Traceback" not in done.stderr
@@ -95,7 +81,7 @@ def test_a_mistake_is_answered_with_its_remedy(tmp_path: Path, words: tuple[str,
 def test_what_is_missing_or_wrong_before_anything_was_tried_has_an_exit_code_of_its_own(
     tmp_path: Path, words: tuple[str, ...], remedy: str
 ) -> None:
-    done = seamark(tmp_path, *words)
+    done = seamark(*words, folder=tmp_path)
     assert done.returncode == MISCONFIGURED
     assert remedy in done.stderr
     assert "Traceback" not in done.stderr
@@ -103,7 +89,7 @@ def test_what_is_missing_or_wrong_before_anything_was_tried_has_an_exit_code_of_
 
 @pytest.mark.parametrize("words", ["gateway", "gateway --processes 2", "dispatcher", "projector", "dev", "log alice"])
 def test_a_wrong_setting_starts_nothing_and_is_named(tmp_path: Path, words: str) -> None:
-    done = seamark(tmp_path, *words.split(), SEAMARK_HEALTH_PORT="many", SEAMARK_NATS_URL="nats://127.0.0.1:1")
+    done = seamark(*words.split(), folder=tmp_path, SEAMARK_HEALTH_PORT="many", SEAMARK_NATS_URL="nats://127.0.0.1:1")
     assert done.returncode == MISCONFIGURED
     assert "SEAMARK_HEALTH_PORT" in done.stderr
     assert "Traceback" not in done.stderr
@@ -111,14 +97,14 @@ def test_a_wrong_setting_starts_nothing_and_is_named(tmp_path: Path, words: str)
 
 @pytest.mark.parametrize("variable", ["SEAMARK_NATS_URL", "SEAMARK_REDIS_URL", "SEAMARK_POSTGRES_URL"])
 def test_the_stack_reads_a_server_from_a_file_as_roles_do(tmp_path: Path, variable: str) -> None:
-    done = seamark(tmp_path, "dev", **{f"{variable}_FILE": "nowhere"})
+    done = seamark("dev", folder=tmp_path, **{f"{variable}_FILE": "nowhere"})
     assert done.returncode == MISCONFIGURED
     assert f"{variable}_FILE" in done.stderr
     assert not (tmp_path / ".seamark/nats").exists()
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
-    done = seamark(tmp_path, "--help")
+    done = seamark("--help", folder=tmp_path)
     assert done.returncode == 0
     for name in ("dev", "gateway", "dispatcher", "topology", "publish", "tail", "token", "log"):
         assert name in done.stdout
@@ -130,7 +116,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 )
 def test_tail_does_not_show_one_users_log_as_that_of_another(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
     (tmp_path / "token").write_text(sign("a secret for tests that is long enough for HS256", "default", "alice", 60))
-    done = seamark(tmp_path, "tail", *words, "--url", "http://127.0.0.1:1", "--token-file", "token")
+    done = seamark("tail", *words, "--url", "http://127.0.0.1:1", "--token-file", "token", folder=tmp_path)
     assert done.returncode == MISCONFIGURED
     assert says in done.stderr
 
@@ -150,14 +136,14 @@ def test_tail_does_not_show_one_users_log_as_that_of_another(tmp_path: Path, wor
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_starts(tmp_path: Path, words: str) -> None:
-    done = seamark(tmp_path, *words.split())
+    done = seamark(*words.split(), folder=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_database_that_was_not_named_is_not_taken_from_another_stack(tmp_path: Path) -> None:
-    done = seamark(tmp_path, "migrate", SEAMARK_NATS_URL="nats://127.0.0.1:1")
+    done = seamark("migrate", folder=tmp_path, SEAMARK_NATS_URL="nats://127.0.0.1:1")
     assert done.returncode == MISCONFIGURED
     assert "SEAMARK_POSTGRES_URL is not set" in done.stderr
 
@@ -174,7 +160,7 @@ def test_a_database_that_was_not_named_is_not_taken_from_another_stack(tmp_path:
 def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(
     tmp_path: Path, words: str, url: str, code: int, says: str
 ) -> None:
-    done = seamark(tmp_path, *words.split(), SEAMARK_POSTGRES_URL=url)
+    done = seamark(*words.split(), folder=tmp_path, SEAMARK_POSTGRES_URL=url)
     assert done.returncode == code
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1

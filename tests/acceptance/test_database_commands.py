@@ -1,7 +1,6 @@
 """`seamark migrate` and `seamark api-key`, as an operator types them against a database of one's own."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,22 +8,17 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.access.api_keys import PostgresKeys
+from gateway.access.api_keys import postgres_keys
 from gateway.access.key_table import hash_of
+from gateway.access.principals import Operator, Service
 from ops.exitcode import MISCONFIGURED
-from tests.support.devstack import ROOT
-
-ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
+from tests.support import commands
+from tests.support.commands import ENV
+from tests.support.forks import ROOT
 
 
 def seamark(*words: str, url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ops", *words],
-        env=ENV | {"SEAMARK_POSTGRES_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    return commands.seamark(*words, SEAMARK_POSTGRES_URL=url)
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -32,34 +26,33 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_database_is_migrated_once_and_then_left_as_it_is(postgres: str) -> None:
-    [first] = lines(seamark("migrate", "--json", url=postgres))
-    [again] = lines(seamark("migrate", "--json", url=postgres))
+def test_a_database_is_migrated_once_and_then_left_as_it_is(empty_postgres: str) -> None:
+    [first] = lines(seamark("migrate", "--json", url=empty_postgres))
+    [again] = lines(seamark("migrate", "--json", url=empty_postgres))
     assert (first["before"], again["before"], again["after"]) == (None, first["after"], first["after"])
-    assert "nothing to do" in seamark("migrate", url=postgres).stdout
-    password = postgres.split(":")[2].partition("@")[0]
+    assert "nothing to do" in seamark("migrate", url=empty_postgres).stdout
+    password = empty_postgres.split(":")[2].partition("@")[0]
     assert password not in json.dumps([first, again])
 
 
-def test_options_of_the_address_reach_the_driver(postgres: str) -> None:
-    assert seamark("migrate", url=f"{postgres}?sslmode=prefer").returncode == 0
-    done = seamark("migrate", url=f"{postgres}?sslmode=require")  # the server of the tests has no certificate
+def test_options_of_the_address_reach_the_driver(empty_postgres: str) -> None:
+    assert seamark("migrate", url=f"{empty_postgres}?sslmode=prefer").returncode == 0
+    done = seamark("migrate", url=f"{empty_postgres}?sslmode=require")  # the server of the tests has no certificate
     assert done.returncode == 1
     assert "SSL" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> None:
-    lines(seamark("migrate", "--json", url=postgres))
     made = seamark("api-key", "create", "--tenant", "acme", "--name", "orders", url=postgres)
     key = made.stdout.strip()
     assert made.returncode == 0
     assert made.stdout == f"{key}\n"
-    keys = PostgresKeys(postgres)
+    keys = await postgres_keys(postgres)
     try:
         found = await keys.find(hash_of(key))
-        assert found is not None
-        assert (found.tenant, found.scopes) == ("acme", {"events:write"})
+        assert isinstance(found, Service)
+        assert (found.tenant, found.scopes) == ("acme", {"events:write", "notifications:read"})
         lines(seamark("api-key", "create", "--tenant", "other", "--days", "1", "--json", url=postgres))
         [stored] = lines(seamark("api-key", "list", "--tenant", "acme", "--json", url=postgres))
         assert (stored["name"], stored["revoked_at"]) == ("orders", None)
@@ -77,21 +70,36 @@ async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> No
         await keys.close()
 
 
-async def test_what_has_to_be_changed_first_is_one_line_with_the_remedy(postgres: str) -> None:
-    done = seamark("api-key", "list", url=postgres)
+async def test_a_key_is_made_for_a_tenant_or_for_an_operator(empty_postgres: str) -> None:
+    lines(seamark("migrate", "--json", url=empty_postgres))
+    [made] = lines(seamark("api-key", "create", "--operator", "--json", url=empty_postgres))
+    assert (made["tenant"], made["scopes"]) == (None, [])
+    keys = await postgres_keys(empty_postgres)
+    try:
+        assert await keys.find(hash_of(str(made["key"]))) == Operator(1)
+    finally:
+        await keys.close()
+    assert "operator" in seamark("api-key", "list", url=empty_postgres).stdout
+    for wrong in ((), ("--operator", "--tenant", "acme"), ("--operator", "--scope", "events:write")):
+        done = seamark("api-key", "create", *wrong, url=empty_postgres)
+        assert (done.returncode, "--operator" in done.stderr) == (MISCONFIGURED, True)
+
+
+async def test_what_has_to_be_changed_first_is_one_line_with_the_remedy(empty_postgres: str) -> None:
+    done = seamark("api-key", "list", url=empty_postgres)
     assert (done.returncode, "run `seamark migrate`" in done.stderr) == (MISCONFIGURED, True)
-    lines(seamark("migrate", "--json", url=postgres))
-    connection = await asyncpg.connect(postgres)
+    lines(seamark("migrate", "--json", url=empty_postgres))
+    connection = await asyncpg.connect(empty_postgres)
     try:
         await connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        newer = seamark("migrate", url=postgres)
+        newer = seamark("migrate", url=empty_postgres)
         assert (newer.returncode, "9999" in newer.stderr, "newer version" in newer.stderr) == (
             MISCONFIGURED,
             True,
             True,
         )
         await connection.execute("UPDATE alembic_version SET version_num = '0001'")
-        done = seamark("migrate", url=postgres)  # tables of 0002 are there already
+        done = seamark("migrate", url=empty_postgres)  # tables of 0002 are there already
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
     finally:

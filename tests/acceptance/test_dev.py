@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -23,7 +24,8 @@ import pytest
 from ops.dev.servers import NatsServer, Valkey
 from ops.exitcode import MISCONFIGURED
 from seamark.protocol.subjects import log_subject, partition_of
-from tests.support.devstack import ROOT, Stack
+from tests.support.devstack import Stack
+from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected, eventually
 
 pytestmark = pytest.mark.timeout(180)
@@ -31,38 +33,52 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path)
+    """A stack that the test may hurt."""
+    with _running(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that several tests use, each as a user of its own."""
+    with _running(tmp_path_factory.mktemp("shared")) as running:
+        yield running
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[Stack]:
+    stack = Stack(folder)
     stack.start()
     yield stack
     if stack.process is not None and stack.process.poll() is None:
         stack.stop()
 
 
-def test_the_printed_command_delivers_a_first_notification(stack: Stack) -> None:
-    printed = re.search(r"seamark (publish .*)$", stack.output.read_text(), re.MULTILINE)
+def test_the_printed_command_delivers_a_first_notification(shared: Stack) -> None:
+    printed = re.search(r"seamark (publish .*)$", shared.output.read_text(), re.MULTILINE)
     assert printed is not None
     subprocess.run(
-        f"{sys.executable} -m ops {printed[1]}", shell=True, cwd=stack.folder, env=stack.env, check=True, timeout=30
+        f"{sys.executable} -m ops {printed[1]}", shell=True, cwd=shared.folder, env=shared.env, check=True, timeout=30
     )
-    [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
+    [line] = shared.run("tail", "alice", "-n", "1", "--json").splitlines()
     frame = json.loads(line)
     assert frame["record"]["data"] == {"text": "hi"}
     assert frame["prev"] < frame["seq"]
     assert frame["cursor"].endswith(f".{frame['seq']}")
-    shown = stack.run("tail", "alice", "-n", "1")
+    shown = shared.run("tail", "alice", "-n", "1")
     assert f"seq {frame['seq']}" in shown
     assert f"cursor {frame['cursor']}" in shown
-    assert "demo.hello" in stack.run("log", "alice")
+    assert "demo.hello" in shared.run("log", "alice")
 
 
-async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_nothing(stack: Stack) -> None:
-    async with connected(stack.describe().nats_url) as broker:
+async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_nothing(shared: Stack) -> None:
+    async with connected(shared.describe().nats_url) as broker:
         for _ in range(2):
-            broker.publish("events.default.alice.demo.hello", b'{"id":"e1","to":["alice"],"data":{}}')
-        broker.publish("events.default.alice.demo.hello", b'{"id":"e2","to":["alice"],"data":{}}')
+            broker.publish("events.default.bob.demo.hello", b'{"id":"e1","to":["bob"],"data":{}}')
+        broker.publish("events.default.bob.demo.hello", b'{"id":"e2","to":["bob"],"data":{}}')
         await eventually(lambda: _has(broker, "e2"))
-        assert [entry.id for entry in await all_records(broker, 4)] == ["e1", "e2"]
-    lines = await asyncio.to_thread(stack.run, "tail", "alice", "-n", "2", "--json")
+        assert [entry.id for entry in await all_records(broker, 4) if entry.user == "bob"] == ["e1", "e2"]
+    lines = await asyncio.to_thread(shared.run, "tail", "bob", "-n", "2", "--json")
     assert [json.loads(line)["record"]["id"] for line in lines.splitlines()] == ["e1", "e2"]
 
 
@@ -118,18 +134,18 @@ def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(st
     assert (frame["record"]["id"], frame["prev"]) == ("second", int(cursor.split(".")[1]))
 
 
-def test_keys_to_the_stack_are_readable_by_its_owner_only(stack: Stack) -> None:
+def test_keys_to_the_stack_are_readable_by_its_owner_only(shared: Stack) -> None:
     for name in ("dev.json", "kept.json"):
-        assert stat.S_IMODE((stack.folder / ".seamark" / name).stat().st_mode) == 0o600
-    kept = stack.describe()
-    logs = "".join(path.read_text(errors="replace") for path in (stack.folder / ".seamark").glob("*.log"))
+        assert stat.S_IMODE((shared.folder / ".seamark" / name).stat().st_mode) == 0o600
+    kept = shared.describe()
+    logs = "".join(path.read_text(errors="replace") for path in (shared.folder / ".seamark").glob("*.log"))
     assert kept.jwt_secret not in logs
     assert kept.api_key not in logs
 
 
-def test_a_second_stack_on_the_same_data_says_so(stack: Stack) -> None:
+def test_a_second_stack_on_the_same_data_says_so(shared: Stack) -> None:
     argv = [sys.executable, "-m", "ops", "dev"]
-    done = subprocess.run(argv, cwd=stack.folder, env=stack.env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(argv, cwd=shared.folder, env=shared.env, capture_output=True, text=True, timeout=30)
     assert done.returncode == MISCONFIGURED
     assert "a stack already runs" in done.stderr
 
@@ -163,12 +179,12 @@ def test_the_suggested_commands_find_a_stack_in_a_folder_of_another_name(tmp_pat
 
 @pytest.mark.parametrize("as_files", [False, True], ids=["by value", "by file"])
 def test_servers_named_in_the_environment_are_used_and_left_running(
-    as_files: bool, tmp_path: Path, nats_server: NatsServer, valkey: Valkey, postgres: str
+    as_files: bool, tmp_path: Path, nats_server: NatsServer, valkey: Valkey, empty_postgres: str
 ) -> None:
     urls = {
         "SEAMARK_NATS_URL": nats_server.url,
         "SEAMARK_REDIS_URL": valkey.url,
-        "SEAMARK_POSTGRES_URL": postgres,
+        "SEAMARK_POSTGRES_URL": empty_postgres,
     }
     stack = Stack(tmp_path, **(written(tmp_path, urls) if as_files else urls))
     stack.start()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from pathlib import Path
+import urllib.error
+import urllib.request
 from typing import Any
 
 import pytest
 import typer
 
 from ops.cli import app
-from tests.support.chromium import Chromium, Page, chromium
-from tests.support.devstack import ROOT
+from tests.support.chromium import Chromium, Page
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands
+from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected
 from tests.support.manual import FIRST_EVENT, Manual
 from tests.support.natscli import PARTITIONS, ask
@@ -78,8 +79,15 @@ def test_a_block_of_python_runs_as_it_stands(reader: Manual, block: Block) -> No
 
 
 @of_kind("json")
-def test_a_block_of_json_looks_like_what_is_stored(reader: Manual, block: Block) -> None:
+def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, block: Block) -> None:
     shown = json.loads(block.text)
+    if "request_id" in shown:
+        headers = {"Authorization": f"Bearer {reader.described.token}", "X-Request-Id": shown["request_id"]}
+        request = urllib.request.Request(f"{reader.described.gateway_url}/v1/inbox?limit=0", headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert json.load(refused.value) == shown
+        return
 
     async def stored() -> dict[str, object]:
         async with connected(reader.described.nats_url) as broker:
@@ -103,14 +111,15 @@ STAND_INS = """
 
 
 @of_kind("js")
-async def test_a_block_of_javascript_follows_a_log_in_a_browser(reader: Manual, block: Block, tmp_path: Path) -> None:
-    async with chromium(tmp_path) as browser:
-        page = await stood_in(browser, reader)
-        imports = block.text.replace('import { Seamark } from "./seamark.js"', "", 1)
-        imports = imports.replace('import { Seamark } from "/seamark.js"', "", 1)
-        assert imports != block.text, "the block imports the SDK from somewhere else"
-        await page.evaluate(f'import("/seamark.js").then(({{ Seamark }}) => {{ {imports} }})')
-        await page.until("got.some((value) => value?.type?.startsWith('demo.'))")
+async def test_a_block_of_javascript_follows_a_log_in_a_browser(
+    reader: Manual, block: Block, browser: Chromium
+) -> None:
+    page = await stood_in(browser, reader)
+    imports = block.text.replace('import { Seamark } from "./seamark.js"', "", 1)
+    imports = imports.replace('import { Seamark } from "/seamark.js"', "", 1)
+    assert imports != block.text, "the block imports the SDK from somewhere else"
+    await page.evaluate(f'import("/seamark.js").then(({{ Seamark }}) => {{ {imports} }})')
+    await page.until("got.some((value) => value?.type?.startsWith('demo.'))")
 
 
 async def stood_in(browser: Chromium, reader: Manual) -> Page:
@@ -124,12 +133,12 @@ async def stood_in(browser: Chromium, reader: Manual) -> Page:
 
 
 def test_commands_that_sentences_name_exist_with_the_options_named() -> None:
-    assert [fault for where, words in named_commands() if (fault := missing(where, words))] == []
+    seamark = typer.main.get_command(app)
+    assert [fault for where, words in named_commands() if (fault := missing(seamark, where, words))] == []
 
 
-def missing(where: str, words: list[str]) -> str:
+def missing(command: Any, where: str, words: list[str]) -> str:
     """What of this command there is not."""
-    command: Any = typer.main.get_command(app)
     left = words[1:]
     while left and hasattr(command, "commands"):
         name = left.pop(0)

@@ -13,7 +13,7 @@ import pytest
 from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import encode_token, partition_of
-from tests.support.chromium import Chromium, Page, chromium
+from tests.support.chromium import Chromium, Page
 from tests.support.network import BadNetwork, bad_network
 from tests.support.spine import RunningGateway, Spine, spine
 from tests.support.tables import projecting_tables
@@ -41,12 +41,6 @@ async def gateway(way: Spine) -> AsyncIterator[RunningGateway]:
 @pytest.fixture
 async def network(gateway: RunningGateway) -> AsyncIterator[BadNetwork]:
     async with bad_network(gateway.port) as running:
-        yield running
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Chromium]:
-    async with chromium(tmp_path) as running:
         yield running
 
 

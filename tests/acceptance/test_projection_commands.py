@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import sys
 from typing import Any
 
 import asyncpg
@@ -11,26 +9,19 @@ import pytest
 
 from engine.topology import server as topology
 from ops.exitcode import MISCONFIGURED
-from ops.migrate import migrate
+from tests.support.commands import seamark
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
 from tests.support.tables import projecting_tables
 
 
 async def command(*words: str, env: dict[str, str]) -> tuple[int, list[Any], str]:
     """Exit code, what it printed as JSON, what it said on standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ops", *words, "--json"),
-        env={**os.environ, **env},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode, [json.loads(line) for line in output.splitlines()], errors.decode()
+    done = await asyncio.to_thread(seamark, *words, "--json", timeout_seconds=60, **env)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
 @pytest.mark.timeout(300)
 async def test_an_operator_proves_counts_verifies_and_rebuilds(nats_server, valkey, postgres: str) -> None:
-    await migrate(postgres)
     env = {
         "SEAMARK_NATS_URL": nats_server.url,
         "SEAMARK_REDIS_URL": valkey.url,

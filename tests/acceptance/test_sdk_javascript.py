@@ -7,7 +7,6 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +14,10 @@ from seamark.client.receiver import Advance, Deliver, Drop, Joined, Receiver, Re
 from seamark.protocol.close_codes import STOP, TABLE
 from seamark.protocol.errors import BadFrame
 from seamark.protocol.frames import decode_gateway_frame
-from tests.support.chromium import Chromium, Page, chromium
+from tests.support.chromium import Chromium, Page
 from tests.support.gatewaysim import SimGateway, sim_gateway
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Chromium]:
-    async with chromium(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,25 +13,14 @@ from engine.topology import server as topology
 from ops.dev.child import free_port
 from ops.dev.servers import NatsServer, Valkey
 from ops.exitcode import FAILED, MISCONFIGURED
-from tests.support.devstack import ROOT
+from tests.support import commands
+from tests.support.commands import ENV
 from tests.support.logs import FAST, connected, eventually
-
-ENV = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {"PYTHONPATH": str(ROOT)}
 
 
 async def seamark(folder: Path, *words: str, answer: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `seamark topology`; without an answer its standard input is at its end."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "ops", "topology", *words],
-        cwd=folder,
-        env=ENV | env,
-        input=answer,
-        stdin=subprocess.DEVNULL if answer is None else None,
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    return await asyncio.to_thread(commands.seamark, "topology", *words, folder=folder, text=answer or "", **env)
 
 
 async def stream_names(broker: Broker) -> set[str]:

@@ -1,16 +1,15 @@
 """Streams change their incarnation under running dispatchers: partitions stop, name the repair, and go on after it."""
 
 import asyncio
-import os
-import sys
 
 import pytest
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
 from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.commands import seamark
 from tests.support.logs import FAST, eventually
-from tests.support.roles import ROOT, DispatcherProcess
+from tests.support.roles import DispatcherProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -26,7 +25,7 @@ async def repair_is_named(why: str, *processes: DispatcherProcess) -> None:
     """The log tells to repair; where a stream was missing for a moment only at the next look, ten seconds later."""
 
     def said() -> bool:
-        lines = [line for process in processes for line in process.said("partition stopped until it is repaired")]
+        lines = [line for process in processes for line in process.said("partition_stopped")]
         return any(why in line["why"] and "seamark topology repair" in line["remedy"] for line in lines)
 
     await eventually(said, seconds=20)
@@ -35,15 +34,9 @@ async def repair_is_named(why: str, *processes: DispatcherProcess) -> None:
 async def repaired(dispatcher: DispatcherProcess, *positions: str) -> None:
     """What the dispatchers' log told the operator to run, on the same servers."""
     at = [word for position in positions for word in ("--at", position)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ops", "topology", "repair", "--yes", *at),
-        cwd=ROOT,
-        env={**os.environ, "SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, said.decode()
+    servers = {"SEAMARK_NATS_URL": dispatcher.nats_url, "SEAMARK_REDIS_URL": dispatcher.redis_url}
+    done = await asyncio.to_thread(seamark, "topology", "repair", "--yes", *at, **servers)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("stream", ["EVENTS", "LOG-2"])
@@ -140,7 +133,7 @@ async def test_what_is_no_mark_on_a_marks_subject_stops_the_partition_and_names_
     ack = await broker.append("mark.3.3", b"oops")
     await load.run(100)
     await eventually(lambda: only.metric(STOPPED) == 1)
-    [said] = only.said("partition stopped until it is repaired")
+    [said] = only.said("partition_stopped")
     assert said["remedy"] == f"Delete message {ack.seq} of LOG-3: the mark before it counts then"
     await broker.api("STREAM.MSG.DELETE.LOG-3", {"seq": ack.seq})
     await chaos.judge(broker)

@@ -250,7 +250,9 @@ async def test_a_server_frozen_for_longer_than_pings_wait_costs_nothing_but_time
             async with chaos.under_load(broker, shared=0.4, rate=200) as load:
                 await eventually(lambda: load.acknowledged > 100)
                 nats_server.suspend()
-                await eventually(lambda: first.said("disconnected") and second.said("disconnected"), seconds=15)
+                await eventually(
+                    lambda: first.said("nats_disconnected") and second.said("nats_disconnected"), seconds=15
+                )
                 nats_server.resume()
                 before = load.acknowledged
                 await eventually(lambda: load.acknowledged > before + 200, seconds=15)

@@ -13,9 +13,10 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker, Outgoing
+from engine.partition.reader import Delivered
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
-from projections.folds.unread import LogRecord, Unread, UserFold, fold
+from projections.folds.unread import Unread, UserFold, fold
 from projections.store import StoreUnavailable
 from projections.unread.reader import UnreadReader
 from seamark.protocol.records import state_record
@@ -111,7 +112,7 @@ class Observer:
     async def close(self) -> None:
         await self._reader.close()
 
-    def wrong(self, logs: dict[int, list[LogRecord]]) -> list[str]:
+    def wrong(self, logs: dict[int, list[Delivered]]) -> list[str]:
         """What was shown as fresh and is not the fold of the log up to the position it named."""
         found = []
         for p, log in logs.items():
@@ -122,8 +123,7 @@ class Observer:
             for _, user, seq, count, more, categories in waiting:
                 while at < len(log) and log[at].seq <= seq:
                     record = log[at]
-                    state = folds.setdefault(record.user, UserFold())
-                    state.apply(record.seq, record.stored_ms, record.headers, record.payload)
+                    folds.setdefault(record.subject.decode().split(".", 2)[2], UserFold()).apply(record)
                     at += 1
                 true = folds[user].count(0) if user in folds else Unread(0, {})
                 if (count, more, dict(categories)) != (true.count, true.more, true.by_category):
@@ -163,11 +163,11 @@ async def everything(redis: Redis) -> dict[str, Unread]:
     return found
 
 
-async def whole_log(broker: Broker) -> dict[int, list[LogRecord]]:
+async def whole_log(broker: Broker) -> dict[int, list[Delivered]]:
     return {p: await log_of(broker, p) for p in range(PARTITIONS)}
 
 
-def folded(logs: dict[int, list[LogRecord]]) -> dict[str, Unread]:
+def folded(logs: dict[int, list[Delivered]]) -> dict[str, Unread]:
     return fold([record for log in logs.values() for record in log], round(time.time() * 1000))
 
 

@@ -17,6 +17,7 @@ from engine.topology import server as topology
 from engine.topology.repair_plan import parse_positions
 from ops.dev.servers import NatsServer, Valkey
 from projections import runner
+from projections.projection import INBOX
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 from seamark.protocol.subjects import encode_token, partition_of
@@ -204,7 +205,7 @@ async def test_a_projection_stops_on_a_log_that_went_back_and_is_not_fooled_when
         for _ in range(3):
             await broker.append("log.1.default.alice", b"{}")
         store = Folded(5, (await broker.stream("LOG-1")).epoch or "")
-        worker = ProjectionWorker(broker, "inbox", "LOG-1", store)
+        worker = ProjectionWorker(broker, INBOX, 1, store)
         with pytest.raises(PartitionStopped, match=r"topology restore LOG-1`, then `seamark rebuild inbox"):
             await worker.acquire()
         for _ in range(5):
@@ -223,7 +224,7 @@ async def test_a_leader_that_has_shown_the_past_stops_a_projection_only_until_th
         for _ in range(5):
             await broker.append("log.1.default.alice", b"{}")
         state = await broker.stream("LOG-1")
-        worker = ProjectionWorker(broker, "inbox", "LOG-1", Folded(5, state.epoch or ""))
+        worker = ProjectionWorker(broker, INBOX, 1, Folded(5, state.epoch or ""))
 
         async def deposed(_name: str) -> StreamState:
             return replace(state, last_seq=3)

@@ -126,11 +126,15 @@ async def test_a_refusal_in_the_log_names_no_notification(nats_server: NatsServe
     async with gateway_on(nats_server) as gateway:
         url = f"{gateway.url}/v1/notifications/reset-of-alice@example.com/trace"
         with capture_logs() as lines:
-            async with gateway.http.get(url, headers={"Authorization": "Bearer x"}) as response:
+            async with gateway.http.get(url, headers={"Authorization": "Bearer x.y.z"}) as response:
                 assert response.status == 401
             async with gateway.http.get(url, headers={"Origin": "https://evil.example"}) as response:
                 assert response.status == 403
-    assert [line["event"] for line in lines] == ["token_refused", "handshake_refused"]
+    assert [line["event"] for line in lines] == ["request_refused"] * 2
+    assert [(line["code"], line["route"]) for line in lines] == [
+        ("unauthenticated", "/v1/notifications/{id}/trace"),
+        ("origin", "/v1/notifications/{id}/trace"),
+    ]
     assert "alice" not in str(lines)
 
 
@@ -158,7 +162,8 @@ async def test_a_request_that_cannot_be_served_gets_a_problem(
             assert response.content_type == "application/problem+json"
             problem = await response.json()
         assert problem["status"] == status
-        assert set(problem) <= {"type", "title", "status", "detail", "field"}
+        assert {"type", "title", "status", "detail", "code", "request_id"} == set(problem) - {"field"}
+        assert problem["request_id"] == response.headers["X-Request-Id"]
         assert not len(gateway.context.sessions)
 
 

@@ -16,7 +16,6 @@ from prometheus_client import REGISTRY
 from engine.errors import ApiError
 from gateway.limits import BULK_IN_FLIGHT
 from ops.dev.servers import NatsServer
-from ops.migrate import migrate
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import token
@@ -27,7 +26,6 @@ KEY = "sk_test_0123456789"
 @asynccontextmanager
 async def with_keys(nats: NatsServer, postgres: str) -> AsyncIterator[TestGateway]:
     """A gateway that knows the API key `KEY` of tenant acme."""
-    await migrate(postgres)
     await add_key(postgres, KEY, ["events:write"])
     async with gateway_on(nats, postgres_url=postgres) as gateway:
         yield gateway
@@ -230,7 +228,6 @@ async def test_invalid_keys_of_one_address_are_looked_up_only_so_often_and_known
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.server.API_KEY_GUESSES_PER_MINUTE", 3)
-    await migrate(postgres)
     await add_key(postgres, KEY, ["events:write"])
     await add_key(postgres, "unused", ["events:write"])
     async with gateway_on(nats_server, postgres_url=postgres, trusted_proxies=("127.0.0.1",)) as gateway:

@@ -7,7 +7,6 @@ from typing import Any
 import asyncpg
 from prometheus_client import REGISTRY
 
-from ops.migrate import migrate
 from projections.deliveries.table import DeliveriesStore
 from projections.funnel import counts as funnel_module
 from projections.funnel.cohorts import COHORT, SETTLED, WINDOW, Cohorts, Step
@@ -68,7 +67,6 @@ async def test_every_notification_counts_once_at_every_step_it_has_reached(pool:
 
 
 async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgres: str, monkeypatch) -> None:
-    await migrate(postgres)
     pools = [await asyncpg.create_pool(postgres, min_size=1, max_size=2) for _ in range(3)]
     asked: list[int] = []
     steps = funnel_module._steps

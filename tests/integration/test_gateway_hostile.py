@@ -118,7 +118,7 @@ async def test_a_malformed_request_is_answered_and_logged_in_one_line_that_quote
     assert answer.split(b" ")[1] == b"%d" % status
     assert b"aiohttp" not in answer
     assert b"application/problem+json" in answer
-    assert [line["event"] for line in lines if line["log_level"] != "debug"][:1] == ["request_malformed"]
+    assert [line["event"] for line in lines if line["log_level"] != "debug"][:1] == ["request_refused"]
     for text in (answer.decode(), str(lines), caplog.text):
         assert "secret" not in text
     assert "Traceback" not in caplog.text

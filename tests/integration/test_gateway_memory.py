@@ -37,7 +37,7 @@ async def come_and_go(gateway: TestGateway, count: int) -> None:
             await gateway.append(f"user{number}")
             await device.say("ack", cursor=(await device.records(1))[0]["cursor"])
             if number % 2:
-                await device.say("nonsense")
+                await device.say("hello", device="again")
                 await device.closed()
 
 

@@ -214,7 +214,7 @@ async def nothing_is_left(gateway: TestGateway) -> None:
     """No session, no subscription and nobody who waits in the gateway."""
     await eventually(lambda: not len(gateway.context.sessions))
     assert not any(partition.logs for partition in gateway.context.partitions)
-    assert not any(partition.watch._waiting for partition in gateway.context.partitions)
+    assert not any(partition.watch._questions._waiting for partition in gateway.context.partitions)
     assert set(gateway.context.broker.nc._subs) == gateway.subscriptions
 
 
@@ -452,7 +452,7 @@ async def test_only_listed_origins_may_open_a_session(nats_server: NatsServer, o
                 assert refused.value.status == status
         await nothing_is_left(gateway)
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == (
-        [] if status == 101 else ["handshake_refused"]
+        [] if status == 101 else ["request_refused"]
     )
 
 

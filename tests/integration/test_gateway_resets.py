@@ -237,9 +237,9 @@ async def test_sessions_that_wait_for_the_same_read_share_it(nats_server: NatsSe
         heads = [partition.heads for partition in gateway.context.partitions]
         async with contextlib.AsyncExitStack() as under_way:
             for reader in heads:  # as while a read is under way
-                await under_way.enter_async_context(reader._in_flight)
+                await under_way.enter_async_context(reader._turn)
             joining = asyncio.gather(*(join(user, cursors[user]) for user in users))
-            await eventually(lambda: sum(len(reader._opening) for reader in heads) == len(users))
+            await eventually(lambda: sum(len(reader._opening._waiting) for reader in heads) == len(users))
         assert await joining == [0] * len(users)
         assert reads(gateway) - before <= 2 * len(heads)  # one for all of a partition, and one to check them later
 

@@ -11,7 +11,8 @@ from yarl import URL
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
-from ops.migrate import migrate
+from gateway.access.key_table import KeyTable
+from gateway.access.principals import Scope
 from seamark.protocol.close_codes import TABLE
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
@@ -24,7 +25,6 @@ PHONE = bearer()
 
 @pytest.fixture
 async def house(nats_server, valkey, postgres) -> AsyncIterator[TestGateway]:
-    await migrate(postgres)
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
     options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url}
@@ -216,7 +216,7 @@ async def test_a_user_whose_name_no_table_can_hold_costs_the_others_nothing(hous
     assert house.context.tables._away_until == 0.0
 
 
-async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGateway) -> None:
+async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGateway, postgres: str) -> None:
     await publish(house.broker, to=["alice", "bob"], type="demo.hello", id="e1")
     await shows(house, ["e1"])
     async with house.device() as device:
@@ -236,11 +236,41 @@ async def test_a_proof_orders_what_is_known_and_names_what_is_not(house: TestGat
         "phone"
     }
     assert [line for line in proof["not_proven"] if line.startswith(("sent", "acknowledged", "read"))] == []
-    _, answer = await trace(house, "e1", token("operator", scope="operator"))
-    assert [one["user"] for one in answer["proofs"]] == ["alice", "bob"]
-    assert any(line.startswith("sent: no receipt") for line in answer["proofs"][1]["not_proven"])
     assert (await trace(house, "e1", token(), user="bob"))[0] == 403
     assert (await trace(house, "e1", token(tenant="other")))[0] == 404
+    assert (await trace(house, "e1", token("operator", scope="operator")))[0] == 404, "a token speaks for one user only"
+
+    service, other, publisher, operator = await keys_for(postgres)
+    _, answer = await trace(house, "e1", service)
+    assert [one["user"] for one in answer["proofs"]] == ["alice", "bob"]
+    assert any(line.startswith("sent: no receipt") for line in answer["proofs"][1]["not_proven"])
+    _, answer = await trace(house, "e1", service, user="bob", tenant="default")
+    assert [one["user"] for one in answer["proofs"]] == ["bob"]
+    assert (await trace(house, "e1", service, tenant="other"))[0] == 403
+    assert (await trace(house, "e1", other))[0] == 404
+    assert (await trace(house, "e1", publisher))[0] == 403
+    status, problem = await trace(house, "e1", operator)
+    assert (status, problem["field"]) == (400, "tenant")
+    _, answer = await trace(house, "e1", operator, tenant="default")
+    assert [one["user"] for one in answer["proofs"]] == ["alice", "bob"]
+    async with house.http.post(f"{house.url}/v1/events", headers={"Authorization": f"Bearer {operator}"}) as refused:
+        assert refused.status == 403, "an operator belongs to no tenant, and so publishes for none"
+
+
+async def keys_for(postgres: str) -> list[str]:
+    """Keys of a service that may read, of one of another tenant, of one that may not, and of an operator."""
+    connection = await asyncpg.connect(postgres)
+    try:
+        table = KeyTable(connection)
+        made = [
+            await table.create("default", [Scope.NOTIFICATIONS_READ]),
+            await table.create("other", [Scope.NOTIFICATIONS_READ]),
+            await table.create("default", [Scope.EVENTS_WRITE]),
+            await table.create(None, []),
+        ]
+    finally:
+        await connection.close()
+    return [one.key for one in made]
 
 
 async def test_without_postgres_a_device_without_a_cursor_gets_what_the_log_holds(nats_server, postgres_server) -> None:
@@ -279,7 +309,7 @@ async def test_a_mark_that_cannot_be_made_is_refused_and_not_to_be_tried_again(
     body = {"device": "phone", **body}
     async with house.http.post(f"{house.url}/v1/inbox/{kind}", json=body, headers=PHONE) as answer:
         problem = await answer.json()
-        assert (answer.status, problem["type"]) == (400, f"urn:seamark:problem:invalid_{kind}")
+        assert (answer.status, problem["code"]) == (400, "invalid_body")
         assert named in problem["detail"]
 
 

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.partition.reader import Delivered
-from ops.migrate import migrate
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
@@ -31,18 +30,12 @@ many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.fixture
-def runner(postgres_server):
-    """A runner of scenarios over one migrated database that is emptied between them."""
+def runner(postgres: str):
+    """A runner of scenarios over one database that is emptied between them."""
     with asyncio.Runner() as runner:
 
         async def start() -> asyncpg.Pool:
-            admin = await asyncpg.connect(postgres_server.url)
-            await admin.execute("DROP DATABASE IF EXISTS property WITH (FORCE)")
-            await admin.execute("CREATE DATABASE property")
-            await admin.close()
-            url = postgres_server.database_url("property")
-            await migrate(url)
-            return await asyncpg.create_pool(url, min_size=1, max_size=2)
+            return await asyncpg.create_pool(postgres, min_size=1, max_size=2)
 
         pool = runner.run(start())
         try:

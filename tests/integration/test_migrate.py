@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from engine.errors import Unavailable
-from gateway.access.api_keys import ApiKeys, PostgresKeys
+from gateway.access.api_keys import ApiKeys, postgres_keys
 from gateway.access.key_table import hash_of
 from gateway.limits import API_KEY_QUERY_SECONDS, API_KEY_SECONDS
 from ops import migrate as migrate_module
@@ -20,17 +20,17 @@ HASH = bytes(32)
 NEWEST = max(path.name[:4] for path in (Path(migrate_module.__file__).parent / "migrations/versions").glob("[0-9]*.py"))
 
 
-async def test_migrating_again_or_from_several_places_at_once_changes_nothing(postgres: str) -> None:
-    await asyncio.gather(*(migrate(postgres) for _ in range(3)))
-    await migrate(postgres)
-    connection = await asyncpg.connect(postgres)
+async def test_migrating_again_or_from_several_places_at_once_changes_nothing(empty_postgres: str) -> None:
+    await asyncio.gather(*(migrate(empty_postgres) for _ in range(3)))
+    await migrate(empty_postgres)
+    connection = await asyncpg.connect(empty_postgres)
     try:
         assert [row[0] for row in await connection.fetch("SELECT version_num FROM alembic_version")] == [NEWEST]
     finally:
         await connection.close()
 
 
-async def test_a_database_that_does_not_answer_is_said(postgres: str) -> None:
+async def test_a_database_that_does_not_answer_is_said() -> None:
     with pytest.raises(Unavailable, match="PostgreSQL"):
         await migrate(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")
 
@@ -44,9 +44,8 @@ async def test_a_database_that_does_not_answer_is_said(postgres: str) -> None:
     ],
 )
 async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, column: str, valid: bool) -> None:
-    await migrate(postgres)
     connection = await asyncpg.connect(postgres)
-    keys = PostgresKeys(postgres)
+    keys = await postgres_keys(postgres)
     try:
         await connection.execute("INSERT INTO api_keys (tenant, name, key_hash) VALUES ('acme', 'test', $1)", HASH)
         assert await keys.find(HASH) is not None
@@ -58,7 +57,6 @@ async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, colum
 
 
 async def test_a_look_up_of_a_silent_postgresql_ends_and_the_key_goes_on(postgres: str) -> None:
-    await migrate(postgres)
     connection = await asyncpg.connect(postgres)
     await connection.execute("INSERT INTO api_keys (tenant, name, key_hash) VALUES ('acme', 'test', $1)", hash_of("sk"))
     await connection.close()
@@ -66,7 +64,7 @@ async def test_a_look_up_of_a_silent_postgresql_ends_and_the_key_goes_on(postgre
     async with bad_network(address.port or 0) as network:
         through = postgres.replace(f":{address.port}/", f":{network.port}/")
         now = [0.0]
-        keys = ApiKeys(PostgresKeys(through), now=lambda: now[0])
+        keys = ApiKeys(await postgres_keys(through), now=lambda: now[0])
         try:
             assert (found := await keys.find("sk")) is not None
             network.blackhole()
@@ -78,7 +76,7 @@ async def test_a_look_up_of_a_silent_postgresql_ends_and_the_key_goes_on(postgre
             await keys.close()
 
 
-async def test_options_of_the_address_reach_the_driver(postgres: str) -> None:
-    first = await migrate(f"{postgres}?sslmode=prefer&application_name=provisioner")
+async def test_options_of_the_address_reach_the_driver(empty_postgres: str) -> None:
+    first = await migrate(f"{empty_postgres}?sslmode=prefer&application_name=provisioner")
     assert first == (None, NEWEST)
-    assert await migrate(postgres) == (NEWEST, NEWEST)
+    assert await migrate(empty_postgres) == (NEWEST, NEWEST)

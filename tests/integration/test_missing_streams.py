@@ -24,6 +24,7 @@ from engine.partition.reader import Phase
 from engine.topology import server as topology
 from engine.topology.check import report_start
 from ops.dev.servers import NatsServer, Valkey
+from projections.projection import INBOX
 from projections.rebuild.unread import rebuild_unread
 from projections.runner import ProjectionWorker
 from seamark.protocol.subjects import partition_of
@@ -176,7 +177,7 @@ async def test_a_projection_of_a_missing_log_stops_and_names_it(nats_server: Nat
             return None
 
     async with connected(nats_server.url) as broker:
-        worker = ProjectionWorker(broker, "inbox", "LOG-1", Nothing())  # type: ignore[arg-type]
+        worker = ProjectionWorker(broker, INBOX, 1, Nothing())  # type: ignore[arg-type]
         with pytest.raises(PartitionStopped, match="no stream LOG-1"):
             await worker.acquire()
 
@@ -189,7 +190,7 @@ async def test_a_start_says_what_the_server_does_otherwise_than_the_profile_need
     async with connected(nats_server.url) as broker:
         with capture_logs() as logs:
             await report_start(broker, profile)  # type: ignore[arg-type]
-            assert [line["event"] for line in logs] == ["copies could not be read"]
+            assert [line["event"] for line in logs] == ["copies_not_read"]
         await topology.ensure(broker, "dev", overrides=FAST)
         with capture_logs() as logs:
             await report_start(broker, profile)  # type: ignore[arg-type]

@@ -60,8 +60,8 @@ async def test_the_first_record_of_a_poll_follows_upon_the_cursor_that_was_asked
         await gateway.append(other, count=20)  # the position verified moves on, and an old cursor is told so by `live`
         waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
         await eventually(lambda: len(gateway.context.sessions) == 1)
-        [log] = gateway.context.live._logs.values()
-        await eventually(lambda: log.followers[0].feed.last > first)
+        [log] = gateway.context.partition("default", "alice").logs.values()
+        await eventually(lambda: log.listeners[0].feed.last > first)
         seqs = await gateway.append()
         answer = await waiting
         record = answer["records"][0]
@@ -74,11 +74,11 @@ async def test_a_poll_that_has_heard_of_more_than_it_brings_does_not_say_live(na
         cursor = (await poll(gateway))["cursor"]
         waiting = asyncio.create_task(poll(gateway, cursor, wait=20), name="poll")
         await eventually(lambda: len(gateway.context.sessions) == 1)
-        [log] = gateway.context.live._logs.values()
-        await eventually(lambda: log.confirmed and log.followers[0].feed.state is State.LIVE)
-        followers, log.followers = log.followers, []
+        [log] = gateway.context.partition("default", "alice").logs.values()
+        await eventually(lambda: log._confirmed and log.listeners[0].feed.state is State.LIVE)
+        listeners, log.listeners = log.listeners, []
         seqs = await gateway.append(count=300)  # their live copies are lost
-        log.followers = followers
+        log.listeners = listeners
         seqs += await gateway.append()
         answer = await waiting
         assert [frame["seq"] for frame in answer["records"]] == seqs[: len(answer["records"])]

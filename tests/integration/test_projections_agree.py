@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from engine.partition.reader import Delivered
 from projections.folds import inbox as inbox_fold
 from projections.folds import unread as unread_fold
-from projections.folds.unread import LogRecord, Unread
+from projections.folds.unread import Unread
 from projections.inbox import queries as inbox_queries
 from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
@@ -85,11 +85,7 @@ def assert_agree(counts: dict[str, Unread], lists: dict[str, Counter[str]]) -> N
 
 
 def counted(log: Sequence[Delivered], now: int) -> dict[str, Unread]:
-    plain = [
-        LogRecord(r.subject.decode()[len("log.0.") :], r.seq, r.time_nanoseconds // 1_000_000, r.headers, r.payload)
-        for r in log
-    ]
-    return unread_fold.fold(plain, now * 1000, bound=BOUND, remembered=REMEMBERED)
+    return unread_fold.fold(log, now * 1000, bound=BOUND, remembered=REMEMBERED)
 
 
 @settings(max_examples=300, deadline=None)

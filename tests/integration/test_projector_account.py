@@ -14,8 +14,9 @@ from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from projections.projector import Projector, projections
 from projections.rebuild.tables import Rebuild
-from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.rebuild.unread import rebuild_unread
 from projections.verify.tables import Verification
+from projections.verify.unread import UnreadVerification
 from seamark.protocol.records import state_record
 from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
 from tests.support.inbox import Inbox

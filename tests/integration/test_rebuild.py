@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
-from ops.migrate import migrate
 from projections.inbox.queries import Filter, InboxQueries
 from projections.rebuild.tables import Rebuild
-from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.rebuild.unread import rebuild_unread
 from projections.verify.tables import Verification
+from projections.verify.unread import UnreadVerification
 from seamark.protocol.records import state_record
 from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of, receipt_subject
 from tests.support.logs import FAST, connected, eventually
@@ -37,7 +37,6 @@ class House(NamedTuple):
 
 @pytest.fixture
 async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
-    await migrate(postgres)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)

@@ -20,19 +20,21 @@ from projections.deliveries.table import DeliveriesStore
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
-from projections.queries import Queries
+from projections.postgres.versions import holding
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
-from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
-from projections.retention.months import Months, month_of
-from projections.retention.rules import EVERY_TENANT, RetentionTable
+from projections.retention.months import KEEP_LOCK, Months, month_of
+from projections.retention.rules import EVERY_TENANT, Retention, RetentionTable
 from projections.store import Checkpoint
+from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
-from projections.verify import streams as verification
+from projections.verify import scan
 from projections.verify.tables import Verification
+from projections.verify.unread import UnreadVerification
 from seamark.protocol.subjects import log_subject
-from tests.support.logs import FAST, connected
+from tests.support.logs import FAST, connected, eventually
 from tests.support.tables import EPOCH, stored_deliveries, stored_inbox
 
 PLAN = {"inapp": {"when": "now", "why": "default"}}
@@ -75,10 +77,9 @@ class House(NamedTuple):
     async def shown(self, tenant: str = "default", user: str = "alice") -> tuple[list[str], int]:
         """The ids of the list, and the count over it."""
         page = await InboxQueries(self.pool, 1).page(tenant, user, Filter())
-        queries = Queries(self.redis, 1)
-        unread = await queries.unread(tenant, user)
-        await queries.close()
-        assert unread is not None
+        reader = UnreadReader(self.redis)
+        [unread] = await reader.unread_of(0, [f"{tenant}.{user}"])
+        await reader.close()
         return [json.loads(bytes(row))["id"] for row in page.rows], unread.count
 
     async def differences(self) -> list[Any]:
@@ -88,7 +89,6 @@ class House(NamedTuple):
 
 @pytest.fixture
 async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
-    await migrate(postgres)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
@@ -159,6 +159,42 @@ async def test_a_tenant_with_a_shorter_time_leaves_earlier_and_nobody_else_does(
     assert await house.shown("long") == (["a"], 1)
 
 
+async def test_the_first_batch_after_a_retention_was_set_is_kept_by_it(pool: asyncpg.Pool) -> None:
+    store = InboxStore(pool, 0)
+    assert await store.apply([stored(1, 0, {"id": "a", "kind": "notification"})], None, Checkpoint(EPOCH, 1))
+    await RetentionTable(pool).set(EVERY_TENANT, 200)
+    to = Checkpoint(EPOCH, 2)
+    assert await store.apply([stored(2, 0, {"id": "b", "kind": "notification"})], Checkpoint(EPOCH, 1), to)
+    days = await pool.fetch("SELECT kept_until - stored_at AS kept FROM inbox ORDER BY seq")
+    assert [round(row["kept"] / timedelta(days=1)) for row in days] == [90, 200]
+
+
+async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_that_newer_rows_leave_no_sooner(
+    pool: asyncpg.Pool, postgres: str, monkeypatch
+) -> None:
+    read, go_on, retention = asyncio.Event(), asyncio.Event(), InboxStore._retention
+
+    async def slowly(*args: Any) -> Retention:
+        found = await retention(*args)
+        read.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(InboxStore, "_retention", slowly)
+    batch = [stored(1, 0, {"id": "a", "kind": "notification"})]
+    folding = asyncio.create_task(InboxStore(pool, 0).apply(batch, None, Checkpoint(EPOCH, 1)))
+    await read.wait()
+    setting = asyncio.create_task(RetentionTable(pool).set(EVERY_TENANT, 30))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncpg.create_pool(postgres, min_size=1, max_size=1) as others:  # both connections of `pool` are in use
+        await eventually(lambda: others.fetchval(waiting))
+    go_on.set()
+    assert await folding
+    kept = await setting
+    assert kept.not_before is not None
+    assert await pool.fetchval("SELECT kept_until FROM inbox") <= kept.not_before
+
+
 async def test_a_rebuild_gives_all_rows_the_time_that_is_set_now(house: House) -> None:
     await house.append("a")
     await house.fold()
@@ -210,12 +246,11 @@ async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_ti
 async def test_one_of_two_projectors_keeps_the_months_and_makes_those_to_come(house: House) -> None:
     name = f"inbox_1_{later():%Y%m}"
     await house.pool.execute(f"DROP TABLE {name}")
-    first, second = house.months(), house.months()
-    async with first._alone() as mine, second._alone() as too:
-        assert (mine, too) == (True, False)
-        await first.keep()
-    async with second._alone() as too:
-        assert too
+    async with holding(house.pool, KEEP_LOCK) as mine, holding(house.pool, KEEP_LOCK) as too:
+        assert (mine is None, too is None) == (False, True)
+        await house.months().keep()
+    async with holding(house.pool, KEEP_LOCK) as too:
+        assert too is not None
     assert await house.pool.fetchval("SELECT to_regclass($1)::text", name) == name
 
 
@@ -307,13 +342,13 @@ async def test_cursors_of_devices_that_were_silent_for_as_long_as_rows_are_kept_
 
 
 async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_divides_it(
-    nats_server, valkey, postgres, monkeypatch
+    nats_server, valkey, empty_postgres, monkeypatch
 ) -> None:
     upgrade = migrate_module.command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(migrate_module.command, "upgrade", lambda config, _: upgrade(config, "0002"))
-        await migrate(postgres)
-    pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
+        await migrate(empty_postgres)
+    pool = await asyncpg.create_pool(empty_postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
         house = House(broker, pool, redis)
@@ -331,7 +366,7 @@ async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_d
             EPOCH,
         )
         before = await stored_inbox(pool)
-        await migrate(postgres)
+        await migrate(empty_postgres)
         assert await stored_inbox(pool) == before
         told = {"channel": "inapp", "device": "tv", "epoch": EPOCH, "after": 0, "up_to": 3, "at": AT}
         mail = {"id": "e1", "channel": "email", "state": "sent", "at": AT}
@@ -405,19 +440,56 @@ async def test_what_leaves_while_the_counts_are_rebuilt_is_not_counted_by_the_ne
     await house.append("new", user="bob")
     await house.fold()
     over_at = await apart(house)
-    fold = unread_rebuild._Rebuild.fold
+    fold = unread_rebuild._Counts.fold
     left = []
 
-    async def fold_and_age(self: Any, store: UnreadStore, partition: int) -> None:
-        await fold(self, store, partition)
+    async def fold_and_age(self: Any) -> None:
+        await fold(self)
         if not left:
             left.extend(await house.months().keep(over_at))
 
-    monkeypatch.setattr(unread_rebuild._Rebuild, "fold", fold_and_age)
+    monkeypatch.setattr(unread_rebuild._Counts, "fold", fold_and_age)
     await rebuild_unread(house.broker, house.redis, 1)
     assert left
     assert await house.shown() == ([], 0)
     assert await house.shown(user="bob") == (["new"], 1)
+
+
+async def test_a_retention_that_is_set_while_the_tables_are_rebuilt_is_not_held_for_some_rows_only(
+    house: House,
+) -> None:
+    await house.append("a")
+    await house.fold()
+    work = Rebuild(house.broker, house.pool, "inbox", 1)
+    fold = work._fold_until_caught_up
+
+    async def fold_and_set() -> None:
+        await fold()
+        await RetentionTable(house.pool).set(EVERY_TENANT, 30)
+
+    work._fold_until_caught_up = fold_and_set  # type: ignore[method-assign]
+    with pytest.raises(TopologyError, match="a retention was set"):
+        await work.run()
+    assert await house.shown() == (["a"], 1)
+
+
+async def test_a_row_whose_id_came_again_stays_until_the_log_has_lost_the_repetition_too(house: House) -> None:
+    await house.append("again")
+    await house.broker.append(log_subject(0, "default", "alice"), b'{"id":"r","kind":"read","ids":["again"]}')
+    await house.fold()
+    await house.purge()
+    await house.append("again")  # it was read, and stays so
+    await house.fold()
+    await house.pool.execute("UPDATE inbox SET stored_at = stored_at - interval '1 day'")
+    for _ in range(2):
+        await house.months().keep(later(days=90 + 32))
+        assert await house.shown() == (["again"], 0)
+        assert await house.differences() == []
+        await Rebuild(house.broker, house.pool, "inbox", 1).run()
+        await rebuild_unread(house.broker, house.redis, 1)
+    await house.purge()
+    await house.months().keep(later(days=90 + 32))
+    assert (await house.shown())[0] == []
 
 
 async def test_what_leaves_while_the_inbox_is_rebuilt_does_not_stand_in_the_list_again(
@@ -483,12 +555,12 @@ async def test_a_month_that_goes_in_the_midst_of_a_verification_is_no_difference
     await house.append("new")
     await house.fold()
     over_at = await apart(house)
-    leaves = verification.Tables._leaves
+    parts_of = scan.parts_of
 
-    async def then_age(self: Any, table: str) -> Any:
-        found = await leaves(self, table)
+    async def then_age(*args: Any) -> Any:
+        found = await parts_of(*args)
         assert await house.months().keep(over_at)
         return found
 
-    monkeypatch.setattr(verification.Tables, "_leaves", then_age)
+    monkeypatch.setattr(scan, "parts_of", then_age)
     assert [one async for one in Verification(house.broker, house.pool, "inbox", 1).differences()] == []

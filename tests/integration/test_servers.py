@@ -161,8 +161,8 @@ async def test_a_postgres_whose_programs_only_we_can_reach_runs_and_leaves_no_co
     assert not copy.exists()
 
 
-async def test_each_test_gets_a_database_of_its_own(postgres: str) -> None:
-    connection = await asyncpg.connect(postgres)
+async def test_each_test_gets_a_database_of_its_own(empty_postgres: str) -> None:
+    connection = await asyncpg.connect(empty_postgres)
     assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
     await connection.close()
 

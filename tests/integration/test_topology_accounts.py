@@ -3,8 +3,6 @@
 import asyncio
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +16,7 @@ from engine.topology import server as topology
 from engine.topology.files import Overrides, files_folder
 from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
+from tests.support.commands import seamark
 from tests.support.logs import eventually
 from tests.support.topology import ROLES, password, running_with_accounts, settings_for
 
@@ -103,9 +102,7 @@ async def test_a_tenants_publisher_publishes_the_events_of_its_tenant_and_of_no_
     files = tmp_path / "files"
     shutil.copytree(files_folder(), files)
     command = ["topology", "publisher", tenant, "--add-to", str(files / "accounts.conf"), "--json"]
-    made = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-m", "ops", *command], capture_output=True, text=True, timeout=50
-    )
+    made = await asyncio.to_thread(seamark, *command)
     assert made.returncode == 0, made.stderr
     told = json.loads(made.stdout)
     monkeypatch.setenv("SEAMARK_NATS_FILES", str(files))

@@ -178,7 +178,7 @@ async def test_without_redis_there_is_no_count_and_everything_else_goes_on(
             await gateway.append(body=body("b"))
             for device in (phone, laptop):
                 assert (await device.until("record"))["record"]["id"] == "b"
-        gateway.context.partition("default", "alice").counts.suspect()
+        gateway.context.partition("default", "alice").suspect()
         assert (await phone.until("unread"))["stale"] is True
         valkey.start()
         # It has come back empty: the projector folds the log anew, and what is told again is the whole count.

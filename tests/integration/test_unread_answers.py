@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from engine.errors import StepDown
 from engine.partition.reader import Delivered
 from ops.dev.servers import Valkey
+from projections.projection import UNREAD
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint
 from projections.unread import store as unread
@@ -25,7 +26,7 @@ class Far:
         self.network = network
         self.applied: list[Applied] = []
         self.store = UnreadStore(far, 0, applied=self._on_applied)
-        self.worker = ProjectionWorker(None, "unread", "LOG-0", self.store)  # type: ignore[arg-type] # it asks no broker here
+        self.worker = ProjectionWorker(None, UNREAD, 0, self.store)  # type: ignore[arg-type] # it asks no broker here
         self.worker._epoch = "e"
         self._near = UnreadStore(near, 0)
         self.cut_after = 0

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from engine.partition.reader import Delivered
 from ops.dev.servers import Valkey
-from projections.folds.unread import LogRecord, Unread, fold
+from projections.folds.unread import Unread, fold
 from projections.store import Checkpoint
 from projections.unread import store as unread
 from projections.unread.reader import UnreadReader
@@ -65,11 +65,7 @@ def as_log(drawn: Iterable[tuple[str, int, Any]]) -> list[Delivered]:
 
 
 def expected(log: Sequence[Delivered], now: float, bound: int = BOUND) -> dict[str, Unread]:
-    plain = [
-        LogRecord(r.subject.decode()[len("log.0.") :], r.seq, r.time_nanoseconds // 1_000_000, r.headers, r.payload)
-        for r in log
-    ]
-    return fold(plain, round(now * 1000), bound=bound)
+    return fold(log, round(now * 1000), bound=bound)
 
 
 async def shown(redis: Redis, now: float) -> dict[str, Unread]:

@@ -13,11 +13,12 @@ from engine.partition.reader import Delivered
 from engine.topology import server as topology
 from projections.folds.unread import Unread
 from projections.rebuild import unread as unread_rebuild
-from projections.rebuild.unread import UnreadVerification, rebuild_unread
+from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
 from projections.store import Checkpoint
 from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore, drop_version, read_version, write_version
+from projections.verify.unread import UnreadVerification
 from seamark.protocol.records import state_record
 from tests.support.logs import FAST, connected
 

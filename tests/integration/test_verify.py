@@ -13,7 +13,7 @@ from engine.broker.jetstream import Broker
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Postgres, Valkey
 from projections import replay
-from projections.verify import streams as verification
+from projections.verify import scan
 from projections.verify.tables import Verification
 from projections.verify.unread import UnreadVerification
 from seamark.protocol.records import state_record
@@ -33,12 +33,12 @@ class House(NamedTuple):
     valkey: Valkey
     postgres_url: str
 
-    def verification(self, projection: str, progress: Any = None) -> Verification | UnreadVerification:
+    def verification(self, projection: str, progress: Any = replay.untold) -> Verification | UnreadVerification:
         if projection == "unread":
             return UnreadVerification(self.broker, self.redis, PARTITIONS, pool=self.pool, progress=progress)
         return Verification(self.broker, self.pool, projection, PARTITIONS, progress=progress)
 
-    async def differences(self, projection: str, progress: Any = None) -> list[Any]:
+    async def differences(self, projection: str, progress: Any = replay.untold) -> list[Any]:
         return [one async for one in self.verification(projection, progress).differences()]
 
     async def folded(self) -> bool:
@@ -139,7 +139,7 @@ async def test_a_broker_that_restarts_in_the_midst_of_each_stage_is_waited_for(
 async def test_a_database_that_restarts_in_the_midst_of_it_is_waited_for(
     nats_server: NatsServer, valkey: Valkey, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(verification, "BLOCKS", 1)
+    monkeypatch.setattr(scan, "BLOCKS", 1)
     server = Postgres(tmp_path / "postgres")
     await asyncio.to_thread(server.start)
     try:
@@ -215,5 +215,33 @@ async def test_a_row_that_stands_twice_or_nowhere_is_a_difference(house: House) 
     assert found == {
         ("inbox row is missing", "user-1-1"),
         ("inbox row is missing", "user-2-2"),
-        ("inbox row that the log does not give", "made-up"),
+        ("inbox row that the stream does not give", "made-up"),
     }
+
+
+async def test_a_record_that_comes_between_the_list_and_the_count_of_one_who_is_looked_at_closely_is_no_difference(
+    house: House, monkeypatch
+) -> None:
+    listed, looks = UnreadVerification._listed, []
+
+    async def comes(id: str) -> None:
+        looks.append(id)
+        await append(house, "alice", id)
+        await eventually(house.folded)
+
+    async def while_records_come(self: UnreadVerification, *args: Any) -> dict[str, int]:
+        if not looks:
+            await comes("before the list and after the count")  # who has another count than list is looked at closely
+            return await listed(self, *args)
+        found = await listed(self, *args)
+        if len(looks) == 1:
+            await comes("after the list and before the count")
+        return found
+
+    monkeypatch.setattr(UnreadVerification, "_listed", while_records_come)
+    async with projecting_tables(house.nats.url, house.valkey.url, house.postgres_url, PARTITIONS):
+        await append(house, "alice", "first")
+        await eventually(house.folded)
+        work = house.verification("unread")
+        assert [one async for one in work.differences()] == []
+    assert (len(looks), work.result.looked_at_closely) == (2, 1)

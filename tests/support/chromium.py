@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +51,17 @@ class JavaScriptError(AssertionError):
 
 
 class Chromium:
-    """A running browser. Pages opened in one `context` share storage, as tabs do; other contexts share nothing."""
+    """A running browser. Pages opened in one `context` share storage, as tabs do; other contexts share nothing.
+
+    Starting a browser takes longer than most tests with it, so tests share one, each in contexts of its own.
+    """
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self._ws = ws
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._pages: dict[str, Page] = {}
+        self._contexts: list[str] = []
         self._reader = asyncio.create_task(self._read(), name="chromium-reader")
 
     async def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
@@ -74,9 +80,9 @@ class Chromium:
         return answer["result"]
 
     async def open(self, url: str, *, context: str | None = None) -> Page:
-        """A new tab that has loaded `url`."""
-        where = {} if context is None else {"browserContextId": context}
-        target = (await self.call("Target.createTarget", url="about:blank", **where))["targetId"]
+        """A new tab that has loaded `url`, in the first context unless another is named."""
+        where = context or (self._contexts[0] if self._contexts else await self.new_context())
+        target = (await self.call("Target.createTarget", url="about:blank", browserContextId=where))["targetId"]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         page = self._pages[session] = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -86,7 +92,8 @@ class Chromium:
 
     async def new_context(self) -> str:
         """An empty profile of its own: another person's browser."""
-        return (await self.call("Target.createBrowserContext"))["browserContextId"]
+        self._contexts.append((await self.call("Target.createBrowserContext"))["browserContextId"])
+        return self._contexts[-1]
 
     async def _read(self) -> None:
         async for message in self._ws:
@@ -99,10 +106,10 @@ class Chromium:
                 page.note(frame["method"], frame["params"])
 
     async def close(self) -> None:
+        """Close what was opened; the browser goes on."""
         with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError):
-            async with asyncio.timeout(5):
-                await self._ws.send_json({"id": next(self._ids), "method": "Browser.close"})
-                await self._reader
+            for context in self._contexts:
+                await self.call("Target.disposeBrowserContext", browserContextId=context)
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
@@ -210,47 +217,47 @@ class Page:
         path.write_bytes(base64.b64decode(picture["data"]))
 
 
-@asynccontextmanager
-async def chromium(folder: Path) -> AsyncIterator[Chromium]:
-    """A browser with a fresh profile in `folder`. Skips where none is installed; in CI a skip fails the run."""
+@contextmanager
+def chromium_process(folder: Path) -> Iterator[str]:
+    """A browser at work in `folder`; the address of its protocol. Skips where none is installed; in CI a skip fails the run."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium here: install the package `chromium`")
-    profile = folder / "profile"
-    profile.mkdir(parents=True, exist_ok=True)
-    log = (folder / "chromium.log").open("wb")
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *FLAGS,
-        f"--user-data-dir={profile}",
-        "about:blank",
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        env={**os.environ, "HOME": str(folder)},
-    )
+    profile, log = folder / "profile", folder / "chromium.log"
+    profile.mkdir(parents=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "HOME": str(folder)},
+        )
     try:
-        url = await _endpoint(profile / "DevToolsActivePort", process, folder / "chromium.log")
-        async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as ws:
-            browser = Chromium(ws)
-            try:
-                yield browser
-            finally:
-                await browser.close()
+        yield _address(profile / "DevToolsActivePort", process, log)
     finally:
         with contextlib.suppress(ProcessLookupError):
             # Its own session and so its own group: renderers and helpers go with it.
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        log.close()
+        process.wait()
 
 
-async def _endpoint(port_file: Path, process: asyncio.subprocess.Process, log: Path) -> str:
-    """The address of the browser's protocol, once it has written it down."""
-    async with asyncio.timeout(START_SECONDS):
-        while True:
-            if process.returncode is not None:
-                raise RuntimeError(f"Chromium ended with {process.returncode}: {log.read_text()[-2000:]}")
-            if port_file.exists() and len(lines := port_file.read_text().split()) == 2:
-                return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
-            await asyncio.sleep(0.05)
+def _address(port_file: Path, process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where the browser speaks its protocol, once it has written that down."""
+    deadline = time.monotonic() + START_SECONDS
+    while not (port_file.exists() and len(lines := port_file.read_text().split()) == 2):
+        assert process.poll() is None, f"Chromium ended with {process.returncode}: {log.read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"no Chromium after {START_SECONDS:g} s: {log.read_text()[-2000:]}"
+        time.sleep(0.05)
+    return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+
+
+@asynccontextmanager
+async def chromium(address: str) -> AsyncIterator[Chromium]:
+    """The browser that speaks at `address`, with profiles that nobody has seen before and that are gone afterwards."""
+    async with aiohttp.ClientSession() as http, http.ws_connect(address, max_msg_size=0) as ws:
+        browser = Chromium(ws)
+        try:
+            yield browser
+        finally:
+            await browser.close()

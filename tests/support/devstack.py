@@ -1,6 +1,5 @@
 """A `seamark dev` as a newcomer runs it: a process in a folder of its own."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ import psutil
 
 from ops.cli.target import DevFile, read_dev_file
 from ops.dev.child import free_port
+from tests.support.commands import ENV, seamark
 
-ROOT = Path(__file__).parents[2]
 READY_SECONDS_MAX = 90
 
 
@@ -25,8 +24,8 @@ class Stack:
         # Two stacks that look at the same moment would both find the usual port free, and share it.
         self.words = ["--port", str(free_port()), *([] if data == ".seamark" else ["--folder", data])]
         self.output = folder / "output.txt"
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
-        self.env |= {"PYTHONPATH": str(ROOT), **env}
+        self.settings = env
+        self.env = ENV | env
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -58,18 +57,13 @@ class Stack:
         return read_dev_file(self.data)
 
     def run(self, *words: str, timeout: float = 30) -> str:
-        argv = [sys.executable, "-m", "ops", *words]
-        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
+        done = seamark(*words, folder=self.folder, timeout_seconds=timeout, **self.settings)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def refused(self, *words: str, timeout: float = 30) -> str:
+    def refused(self, *words: str) -> str:
         """What a command says on standard error, however it ends; its standard input is empty."""
-        argv = [sys.executable, "-m", "ops", *words]
-        done = subprocess.run(
-            argv, cwd=self.folder, env=self.env, input="", capture_output=True, text=True, timeout=timeout
-        )
-        return done.stderr
+        return seamark(*words, folder=self.folder, timeout_seconds=30, **self.settings).stderr
 
     @property
     def pid(self) -> int:

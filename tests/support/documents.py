@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support.devstack import ROOT
+from tests.support.forks import ROOT
 
 PROGRAMS: Final = ("seamark", "nats", "make", "export")
 """What a line of commands may begin with. A test that runs a block knows what to do with each of them."""

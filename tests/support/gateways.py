@@ -17,6 +17,7 @@ from gateway.options import GatewayOptions, Times
 from gateway.server import run
 from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
+from tests.support.openapi import conforming
 from tests.support.tokens import SECRET, token
 
 PARTITIONS = 4
@@ -159,7 +160,8 @@ async def gateway_on(nats: NatsServer, *, topology_ready: bool = False, **option
         if task.done():
             await task
         port, context = started.result()
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, middlewares=(conforming,)) as http:
             subscriptions = frozenset(context.broker.nc._subs)
             yield TestGateway(port, context, broker, http, stop, task, nats, subscriptions)
         stop.set()

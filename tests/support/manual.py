@@ -23,7 +23,8 @@ from engine.topology.files import files_folder
 from ops.cli.target import DevFile
 from ops.cli.token import sign
 from seamark import Publisher, connect
-from tests.support.devstack import ROOT, Stack
+from tests.support.devstack import Stack
+from tests.support.forks import ROOT
 from tests.support.logs import connected
 
 USERS: Final = ("alice", "bob", "alice@example.com")

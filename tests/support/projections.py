@@ -8,9 +8,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from chaos.load import whole_stream
-from engine.broker.jetstream import Broker, Stored
+from engine.broker.jetstream import Broker
+from engine.partition.reader import Delivered
 from ops.dev.child import free_port
-from projections.folds.unread import LogRecord
 from projections.projector import Projector, projections
 from seamark.protocol.subjects import log_stream
 from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
@@ -40,7 +40,7 @@ class ProjectorProcess(RoleProcess):
         super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
-        return ["-m", "ops", "projector"]
+        return ["ops", "projector"]
 
     def settings(self) -> dict[str, str]:
         return {"SEAMARK_REDIS_URL": self.redis_url}
@@ -59,12 +59,15 @@ def projector_processes(
             process.kill()
 
 
-def as_record(stored: Stored) -> LogRecord:
-    """What the stream keeps, as the fold takes it."""
-    at = round(datetime.fromisoformat(stored.time).timestamp() * 1000)
-    return LogRecord(stored.subject.split(".", 2)[2], stored.seq, at, stored.headers, stored.payload)
-
-
-async def log_of(broker: Broker, partition: int) -> list[LogRecord]:
+async def log_of(broker: Broker, partition: int) -> list[Delivered]:
     """Every record of a partition, in order."""
-    return [as_record(stored) for stored in await whole_stream(broker, log_stream(partition), f"log.{partition}.>")]
+    return [
+        Delivered(
+            one.subject.encode(),
+            one.seq,
+            round(datetime.fromisoformat(one.time).timestamp() * 1e9),
+            one.headers,
+            one.payload,
+        )
+        for one in await whole_stream(broker, log_stream(partition), f"log.{partition}.>")
+    ]

@@ -6,17 +6,25 @@ import math
 import os
 import re
 import signal
-import sys
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ops.dev.child import Child, free_port
+from tests.support.forks import ROOT, fork
 from tests.support.tokens import SECRET
 
-ROOT = Path(__file__).parents[2]
+
+class ForkedChild(Child):
+    """A child process whose program is a module of ours, see `tests.support.forks`."""
+
+    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **_: Any) -> None:
+        assert not self.alive, f"{self.name} is running already (pid {self.pid})"
+        with self.log_path.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            files = {"stdin": nothing.fileno(), "stdout": log.fileno(), "stderr": log.fileno()}
+            self._process = fork(list(argv), env=env or os.environ, death_signal=self.death_signal, **files)
 
 
 class RoleProcess(ABC):
@@ -27,11 +35,11 @@ class RoleProcess(ABC):
         self.nats_url = nats_url
         self.port = free_port()
         """Of health and metrics."""
-        self._child = Child(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
+        self._child = ForkedChild(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Arguments of python."""
+        """Arguments of `python -m`."""
 
     @abstractmethod
     def settings(self) -> dict[str, str]:
@@ -40,7 +48,7 @@ class RoleProcess(ABC):
     def spawn(self, *, fail_point: str = "") -> None:
         """Start it and return at once."""
         self._child.spawn(
-            [sys.executable, *self.command()],
+            self.command(),
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
@@ -140,7 +148,7 @@ class DispatcherProcess(RoleProcess):
         self.lie = ""
 
     def command(self) -> list[str]:
-        return ["-m", "tests.support.lying_dispatcher"] if self.lie else ["-m", "ops", "dispatcher"]
+        return ["tests.support.lying_dispatcher"] if self.lie else ["ops", "dispatcher"]
 
     def settings(self) -> dict[str, str]:
         return {"SEAMARK_REDIS_URL": self.redis_url, "TEST_LIE": self.lie}
@@ -158,7 +166,7 @@ class GatewayRole(RoleProcess):
         return f"http://127.0.0.1:{self.gateway_port}"
 
     def command(self) -> list[str]:
-        return ["-m", "ops", "gateway", "--processes", "1"]
+        return ["ops", "gateway", "--processes", "1"]
 
     def settings(self) -> dict[str, str]:
         return {

@@ -15,7 +15,6 @@ from engine.topology import server as topology
 from gateway.context import Context
 from gateway.options import GatewayOptions
 from gateway.server import run
-from ops.migrate import migrate
 from tests.support.logs import FAST, connected, dispatching
 from tests.support.tokens import SECRET
 
@@ -86,7 +85,6 @@ async def spine(nats_url: str, redis_url: str, postgres_url: str) -> AsyncIterat
 
 
 async def _add_api_key(postgres_url: str) -> None:
-    await migrate(postgres_url)
     connection = await asyncpg.connect(postgres_url, timeout=10)
     try:
         await connection.execute(

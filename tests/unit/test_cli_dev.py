@@ -21,7 +21,6 @@ def test_addresses_are_printed_without_user_and_password(monkeypatch: pytest.Mon
         tenant="default",
         user="alice",
         token="token",
-        operator_token="hidden",
         api_key="hidden",
         jwt_secret="hidden",
     )

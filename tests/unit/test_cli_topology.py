@@ -20,7 +20,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("NATS_URL", "REDIS_URL", "PROFILE", "PARTITIONS", "SETTINGS"):
         for suffix in ("", "_FILE"):
             monkeypatch.delenv(f"SEAMARK_{name}{suffix}", raising=False)
-    names = ("postgres_url", "gateway_url", "tenant", "user", "token", "operator_token", "api_key", "jwt_secret")
+    names = ("postgres_url", "gateway_url", "tenant", "user", "token", "api_key", "jwt_secret")
     described = dict.fromkeys(names, "x") | {"nats_url": "nats://stack:1", "redis_url": STACK_REDIS}
     (tmp_path / "dev.json").write_text(json.dumps(described))
     return tmp_path

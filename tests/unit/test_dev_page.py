@@ -11,8 +11,10 @@ import pytest
 from aiohttp import web
 
 import gateway
-from gateway.api.dev_page import FILES, DevPage, dev_routes, is_loopback_host
+from engine.broker.jetstream import NatsSettings
+from gateway.api.dev_page import FILES, dev_routes, is_loopback_host
 from gateway.http.problems import as_problems
+from gateway.options import GatewayOptions
 from tests.support.tokens import SECRET
 
 WEB = Path(gateway.__file__).parent / "web"
@@ -21,7 +23,10 @@ WEB = Path(gateway.__file__).parent / "web"
 @pytest.fixture
 async def page():
     app = web.Application(middlewares=[as_problems])
-    app.add_routes(dev_routes(DevPage(jwt_secret=SECRET, api_key="key", issuer="us", audience="them")))
+    options = GatewayOptions(
+        nats=NatsSettings(""), dev=True, jwt_secret=SECRET, dev_api_key="key", issuer="us", audience="them"
+    )
+    app.add_routes(dev_routes(options))
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

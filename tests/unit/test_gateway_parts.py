@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.broker.jetstream import Outgoing
-from gateway.access.admission import Handshakes
+from gateway.access.buckets import Buckets
 from gateway.carriers.poll import PollOutlet
 from gateway.limits import ROOM_BYTES, WRITE_HIGH_BYTES, WRITE_LOW_BYTES
 from gateway.log.message import Message, live_position
@@ -359,9 +359,9 @@ async def test_a_fault_with_one_receipt_ends_neither_the_task_nor_the_receipts_o
 
 def test_handshakes_of_an_address_are_bounded_and_come_back_with_time() -> None:
     now = [0.0]
-    handshakes = Handshakes(2, now=lambda: now[0])
+    handshakes = Buckets(2, now=lambda: now[0])
     assert [handshakes.take("a") for _ in range(3)] == [True, True, False]
     assert handshakes.take("b")
     now[0] = 30
     assert [handshakes.take("a") for _ in range(2)] == [True, False]
-    assert all(Handshakes(0).take("a") for _ in range(1_000))
+    assert all(Buckets(0).take("a") for _ in range(1_000))

@@ -1,8 +1,10 @@
 """The shape of the house: arrows go one way, `nats/` is data, and a role loads only what it works with."""
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -66,13 +68,42 @@ def test_the_map_of_rooms_names_every_package() -> None:
     assert missing == set()
 
 
-def imported(path: Path) -> list[str]:
-    names: list[str] = []
+def test_no_circle_among_modules_type_checking_imports_included() -> None:
+    modules = {module_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    arrows = {name: (modules.keys() & imported(path)) - {name} for name, path in modules.items()}
+    assert sum(map(len, arrows.values())) > len(modules), "the arrows were found"
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_the_log_names_what_happened_in_one_form() -> None:
+    """Whoever searches a log by an event searches for its name; the rest of the line are fields."""
+    sentences = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {said.value}"
+        for package in ("engine", "gateway", "ops", "projections")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args
+        if ast.unparse(node.func).removeprefix("self.").startswith("_log.") and node.func.attr not in ("bind", "msg")
+        if isinstance(said := node.args[0], ast.Constant) and not re.fullmatch(r"[a-z0-9_]+", str(said.value))
+    ]
+    assert sentences == []
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports, at its top, in functions and for type checking: modules, and names that may be modules."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.append(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 

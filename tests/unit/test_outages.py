@@ -6,10 +6,9 @@ import asyncpg
 import pytest
 from redis import exceptions as redis
 
+from projections import patience
 from projections.outages import postgres_failure, redis_failure
-from projections.postgres import patience
 from projections.store import StoreBroken, StoreUnavailable
-from projections.verify import streams as verification
 
 
 @pytest.mark.parametrize(
@@ -71,8 +70,7 @@ def test_an_outage_of_redis_is_told_from_a_fault():
     assert [isinstance(redis_failure(error), StoreBroken) for error in broken] == [True] * len(broken)
 
 
-@pytest.mark.parametrize("patiently", [patience.patiently, verification.patiently])
-async def test_a_fault_of_a_store_is_not_waited_for(patiently):
+async def test_a_fault_of_a_store_is_not_waited_for():
     asked = []
 
     async def ask():
@@ -80,7 +78,7 @@ async def test_a_fault_of_a_store_is_not_waited_for(patiently):
         raise StoreBroken("PostgreSQL: a constraint")
 
     with pytest.raises(StoreBroken):
-        await asyncio.wait_for(patiently(ask), 5.0)
+        await asyncio.wait_for(patience.patiently(ask), 5.0)
     assert len(asked) == 1
 
 

@@ -18,8 +18,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.broker.connection import NatsSettings
 from engine.broker.jetstream import Stored, StreamState
+from engine.broker.settings import NatsSettings
 from engine.errors import ApiError, BrokerError, StepDown, Unanswered, Unavailable
 from engine.partition import pulls
 from engine.partition import reader as partition

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.errors import Unavailable
-from projections.postgres import patience
-from projections.postgres.patience import patiently
+from engine.errors import ApiError, Unavailable
+from projections import patience
+from projections.patience import patiently
 from projections.store import StoreBroken, StoreUnavailable
 
 
@@ -40,3 +40,13 @@ async def test_an_outage_that_lasts_too_long_is_told():
     server = _Server(Unavailable("no leader"))
     with pytest.raises(Unavailable):
         await patiently(server.ask, seconds=0.0)
+
+
+async def test_a_broker_in_trouble_of_its_own_is_waited_for_and_one_that_refuses_is_not(monkeypatch):
+    monkeypatch.setattr(patience, "PAUSE_SECONDS_MIN", 0.0)
+    trouble = _Server(ApiError(503, 10008, "JetStream system temporarily unavailable"))
+    assert await patiently(trouble.ask) == "answer"
+    refusing = _Server(ApiError(404, 10059, "stream not found"))
+    with pytest.raises(ApiError):
+        await patiently(refusing.ask)
+    assert (trouble.asked, refusing.asked) == (2, 1)

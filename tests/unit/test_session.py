@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.auth import Claims
+from gateway.access.principals import User
 from gateway.join.port import FeedCounters, ResetReason, Snapshot
 from gateway.log.live import UserLog
 from gateway.options import Times
@@ -58,52 +58,54 @@ class Window:
 
 def session_on(window: Window, **more: Any) -> Session:
     context: Any = SimpleNamespace(wheel=Wheel(), sessions=Sessions(), times=Times(hello_seconds=0.1), **more)
-    session = Session(context, window, "ws")
-    session._follower = SimpleNamespace(writable=lambda: None)  # type: ignore[assignment]
-    return session
+    return Session(context, window, "ws")
 
 
-async def test_a_count_that_waited_for_room_is_never_told_after_a_newer_one() -> None:
+def follower_on(window: Window) -> Follower:
+    receipts = SimpleNamespace(add=lambda receipts: None)
+    context = SimpleNamespace(counters=FeedCounters(), receipts=receipts, tables=None)
+    session: Any = SimpleNamespace(context=context, id="s", tenant="default", user="alice", device="d", ended=False)
+    partition: Any = SimpleNamespace(number=0, heads=SimpleNamespace(opening=lambda subject, answer: None))
+    follower = Follower(session, window, partition, "e.90")
+    follower.log = UserLog(0, "default", "alice")
+    return follower
+
+
+def test_a_count_that_waited_for_room_is_never_told_after_a_newer_one() -> None:
     window = Window()
-    session = session_on(window)
-    session.ready(Cursor("e", 1))
+    follower = follower_on(window)
+    follower.resumed(Cursor("e", 1))
     window.has_room = False
-    session.unread(unread_frame(Unread(1, 5)))
+    follower.unread(unread_frame(Unread(1, 5)))
     window.has_room = True  # some of it has drained, but not enough yet for the session to be told
-    session.unread(unread_frame(Unread(2, 6)))
-    session.writable()
+    follower.unread(unread_frame(Unread(2, 6)))
+    follower.writable()
     assert window.counts == [2]
 
 
-async def test_a_count_that_came_before_ready_is_not_told_after_the_newer_one_in_it() -> None:
+def test_a_count_that_came_before_ready_is_not_told_after_the_newer_one_in_it() -> None:
     window = Window()
-    session = session_on(window)
-    session.unread(unread_frame(Unread(1, 5)))
-    session.counted(Unread(2, 6))
-    session.ready(Cursor("e", 1))
+    follower = follower_on(window)
+    follower.unread(unread_frame(Unread(1, 5)))
+    follower._counted(Unread(2, 6))
+    follower.resumed(Cursor("e", 1))
     assert window.counts == [2]
 
 
-async def test_a_count_that_came_before_a_reset_is_told_after_it_only_if_it_is_newer() -> None:
+def test_a_count_that_came_before_a_reset_is_told_after_it_only_if_it_is_newer() -> None:
     for waiting, told in ((5, [2, 2]), (7, [2, 2, 1])):
         window = Window()
-        session = session_on(window)
-        session.unread(unread_frame(Unread(1, waiting)))
-        session._follower.tally = None  # type: ignore[union-attr]
-        session.reset(ResetReason.NEW, Snapshot(None, unread=Unread(2, 6)), Cursor("e", 1))
+        follower = follower_on(window)
+        follower.unread(unread_frame(Unread(1, waiting)))
+        follower.reset(ResetReason.NEW, Snapshot(None, unread=Unread(2, 6)), Cursor("e", 1))
         assert window.counts == told
 
 
 def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sent_after_it() -> None:
-    session = SimpleNamespace(
-        context=SimpleNamespace(counters=FeedCounters()), tell_receipts=lambda: None,
-        ready=lambda cursor: None, reset=lambda *facts: None,
-    )  # fmt: skip
-    told: list[bytes] = []
-    session.unread = told.append
-    follower = Follower(session, Window(), None, "e.90")  # type: ignore[arg-type]
-    follower.log = UserLog(SimpleNamespace(number=0), "default", "alice")  # type: ignore[arg-type]
-    follower.log.followers = [follower]
+    window = Window()
+    follower = follower_on(window)
+    assert follower.log is not None
+    follower.log.listeners = [follower]
     follower.log.count(unread_frame(Unread(4, 100)))
     follower.resumed(Cursor("e", 90))
     follower._moved(100)
@@ -113,7 +115,7 @@ def test_an_acknowledgement_that_crossed_a_reset_counts_for_nothing_that_was_sen
     assert acknowledged("e.95", follower) is None, "a record that is no more"
     assert acknowledged("e.55", follower) is None, "it may be of the record that was there before"
     follower.log.count(unread_frame(Unread(1, 55)))
-    assert len(told) == 2, "a count of the log as it is now counts, though a higher position was told before"
+    assert window.counts == [4, 1], "a count of the log as it is now counts, though a higher position was told before"
     with pytest.raises(StaleCursor):
         read_up_to(Read(up_to="e.95"), follower)
     with pytest.raises(BadFrame):
@@ -138,14 +140,14 @@ def test_the_session_that_makes_room_is_of_the_same_device_or_the_one_that_was_s
     assert gone is same[0] if same else gone.heard_at == min(session.heard_at for session in older)
 
 
-async def test_a_count_of_the_former_log_that_waits_is_not_told_after_a_reset_in_mid_session() -> None:
+def test_a_count_of_the_former_log_that_waits_is_not_told_after_a_reset_in_mid_session() -> None:
     window = Window()
-    session = session_on(window)
-    session.ready(Cursor("e", 1))
+    follower = follower_on(window)
+    follower.resumed(Cursor("e", 1))
     window.has_room = False
-    session.unread(unread_frame(Unread(9, 100)))
+    follower.unread(unread_frame(Unread(9, 100)))
     window.has_room = True
-    session.reset(ResetReason.EPOCH, Snapshot(None, unread=Unread(0, 3)), Cursor("f", 3))
+    follower.reset(ResetReason.EPOCH, Snapshot(None, unread=Unread(0, 3)), Cursor("f", 3))
     assert window.counts == [0]
 
 
@@ -158,11 +160,11 @@ class Listener:
 
 
 async def test_a_change_of_the_count_that_was_lost_reaches_everybody_when_another_session_reads_it() -> None:
-    log = UserLog(SimpleNamespace(number=0), "default", "alice")  # type: ignore[arg-type]
+    log = UserLog(0, "default", "alice")
     first, second = Listener(), Listener()
-    log.followers = [first]  # type: ignore[list-item]
+    log.listeners = [first]  # type: ignore[list-item]
     log.counted(Unread(1, 5))
-    log.followers = [first, second]  # type: ignore[list-item]
+    log.listeners = [first, second]  # type: ignore[list-item]
     log.counted(Unread(2, 6))  # what the projector said of it was lost
     assert first.counts == [2]
     log.compare(Unread(2, 6))
@@ -173,13 +175,12 @@ async def test_a_token_that_cannot_be_checked_in_time_is_no_fault_of_the_token()
     checking = asyncio.Event()
 
     class Slow:
-        async def verify(self, token: str) -> Claims:
+        async def verify(self, token: str) -> User:
             await checking.wait()
             raise AssertionError
 
     window = Window()
     session = session_on(window, verifier=Slow())
-    session._follower = None
     work = session.receive(b'{"op":"hello","token":"t","device":"d"}')
     assert work is not None
     task = asyncio.create_task(work, name="hello")
@@ -192,24 +193,22 @@ async def test_a_token_that_cannot_be_checked_in_time_is_no_fault_of_the_token()
 
 async def test_a_client_that_says_no_hello_in_time_may_come_back() -> None:
     window = Window()
-    session = session_on(window)
-    session._follower = None
+    session_on(window)
     async with asyncio.timeout(5):
         while window.closed is None:
             await asyncio.sleep(0.01)
     assert (window.closed.code, window.closed.reconnect) == (4407, True)
 
 
-async def test_a_ping_before_there_is_a_position_is_answered_with_the_first_one() -> None:
+def test_a_ping_before_there_is_a_position_is_answered_with_the_first_one() -> None:
     for tell in (
-        lambda session: session.ready(Cursor("e", 7)),
-        lambda session: session.reset(ResetReason.NEW, Snapshot(None), Cursor("e", 7)),
+        lambda follower: follower.resumed(Cursor("e", 7)),
+        lambda follower: follower.reset(ResetReason.NEW, Snapshot(None), Cursor("e", 7)),
     ):
         window = Window()
-        session = session_on(window)
-        session._follower = SimpleNamespace(pong=lambda: None, writable=lambda: None)  # type: ignore[assignment]
-        session.receive(b'{"op":"ping"}')
+        follower = follower_on(window)
+        follower.pong()
         assert window.frames == []
-        tell(session)
+        tell(follower)
         assert window.frames[0]["op"] == "ready"
         assert window.frames[-1] == {"op": "pong", "cursor": "e.7", "seq": 7}

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from projections.folds.unread import NONE_UNREAD, LogRecord, Unread, UserFold, fold
+from engine.partition.reader import Delivered
+from projections.folds.unread import NONE_UNREAD, Unread, fold
 
 ALICE = "default.alice"
 
 
-def log(*records: dict[str, Any] | bytes, headers: bytes = b"") -> list[LogRecord]:
+def log(*records: dict[str, Any] | bytes, headers: bytes = b"") -> list[Delivered]:
     bodies = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
-    return [LogRecord(ALICE, seq, seq * 1000, headers, body) for seq, body in enumerate(bodies, 1)]
+    return [Delivered(b"log.0.default.alice", seq, seq * 10**9, headers, body) for seq, body in enumerate(bodies, 1)]
 
 
 def new(id: str, **fields: Any) -> dict[str, Any]:
@@ -87,10 +88,3 @@ def test_room_is_made_by_what_has_expired_by_the_time_of_the_log():
 
 def test_what_is_no_record_changes_nothing():
     assert count(b"{", b"[]", b'{"id":1,"kind":"notification"}', {"id": "a", "kind": "unheard-of"}) == NONE_UNREAD
-
-
-def test_ids_are_remembered_in_the_order_of_the_log():
-    state = UserFold()
-    for seq, id in enumerate("cab", 1):
-        state.apply(seq, 0, b"", json.dumps(new(id)).encode())
-    assert state.ids == ["c", "a", "b"]

@@ -1,0 +1,49 @@
+"""Who makes a request. A token speaks for one user; an API key for a service, or for whoever operates this Seamark."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Scope(StrEnum):
+    """What the key of a service may allow."""
+
+    EVENTS_WRITE = "events:write"
+    """To publish events."""
+
+    NOTIFICATIONS_READ = "notifications:read"
+    """To see what became of the notifications of the tenant's users."""
+
+
+class User(msgspec.Struct, frozen=True):
+    """A user, who may see and change what is theirs. `expires_at`: when the token ends, in Unix seconds."""
+
+    tenant: str
+    user: str
+    expires_at: float
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A service, which may do for its tenant what its scopes allow.
+
+    Attributes:
+        key_id: of the key in the table `api_keys`.
+        expires_at: Unix seconds; None: never.
+    """
+
+    tenant: str
+    scopes: frozenset[str]
+    key_id: int
+    expires_at: float | None = None
+
+
+class Operator(msgspec.Struct, frozen=True):
+    """Whoever operates this Seamark, for all tenants; the attributes are those of `Service`."""
+
+    key_id: int
+    expires_at: float | None = None
+
+
+Principal = User | Service | Operator

@@ -1,0 +1,105 @@
+"""Questions that many ask at once: one request for those that came before it, and exactly one answer for each."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import Unanswered
+from gateway.questions import Questions
+
+
+class Server:
+    """Answers with the question itself, once it is let; some requests fail."""
+
+    def __init__(self, failing: Sequence[bool] = ()) -> None:
+        self.requests: list[list[int]] = []
+        self.let = asyncio.Event()
+        self._failing = list(failing)
+
+    async def ask(self, questions: list[int]) -> list[int]:
+        self.requests.append(questions)
+        await self.let.wait()
+        if self._failing and self._failing.pop(0):
+            raise Unanswered if len(questions) % 2 else RuntimeError
+        return questions
+
+
+async def until(answers: list[int | None], number: int) -> None:
+    async with asyncio.timeout(5):
+        while len(answers) < number:
+            await asyncio.sleep(0)
+
+
+async def test_a_question_that_comes_alone_is_asked_at_once_and_those_that_come_meanwhile_share_the_next_request() -> (
+    None
+):
+    server, answers = Server(), list[int | None]()
+    questions = Questions("numbers", server.ask)
+    questions.ask(1, answers.append)
+    assert answers == [], "never inside the call"
+    await asyncio.sleep(0)
+    assert server.requests == [[1]]
+    for number in (2, 3, 4):
+        questions.ask(number, answers.append)
+    server.let.set()
+    await until(answers, 4)
+    assert server.requests == [[1], [2, 3, 4]]
+    assert answers == [1, 2, 3, 4]
+
+
+async def test_kinds_that_take_turns_have_no_two_requests_under_way_and_gather_while_they_wait() -> None:
+    one, other, turn = Server(), Server(), asyncio.Lock()
+    answers = list[int | None]()
+    first, second = Questions("one", one.ask, turn=turn), Questions("other", other.ask, turn=turn)
+    first.ask(1, answers.append)
+    await asyncio.sleep(0)
+    second.ask(2, answers.append)
+    await asyncio.sleep(0)
+    second.ask(3, answers.append)
+    assert (one.requests, other.requests) == ([[1]], [])
+    other.let.set()
+    one.let.set()
+    await until(answers, 3)
+    assert other.requests == [[2, 3]]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_who_waits_when_asking_ends_gets_no_answer_instead_of_none_at_all(begun: bool) -> None:
+    server, answers = Server(), list[int | None]()
+    questions = Questions("numbers", server.ask, most=1)
+    for number in (1, 2):
+        questions.ask(number, answers.append)
+    if begun:
+        await asyncio.sleep(0)
+    await questions.close()
+    assert answers == [None, None]
+
+
+@given(st.lists(st.integers(1, 5), max_size=6), st.lists(st.booleans(), max_size=12), st.integers(1, 3))
+def test_each_question_gets_its_own_answer_or_none_exactly_once(
+    bursts: list[int], failing: list[bool], most: int
+) -> None:
+    async def run() -> None:
+        server, answers = Server(failing), dict[int, int | None]()
+        server.let.set()
+        questions = Questions("numbers", server.ask, most=most)
+        asked = 0
+        for burst in bursts:
+            for _ in range(burst):
+                questions.ask(asked, lambda answer, number=asked: answers.update({number: answer}))  # type: ignore[misc]
+                asked += 1
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            while len(answers) < asked:
+                await asyncio.sleep(0.001)
+        assert [number for request in server.requests for number in request] == list(range(asked))
+        assert all(len(request) <= most for request in server.requests)
+        failed = {
+            number for request, fails in zip(server.requests, failing, strict=False) if fails for number in request
+        }
+        assert answers == {number: None if number in failed else number for number in range(asked)}
+
+    asyncio.run(run())
