@@ -71,12 +71,12 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("frame", FROM_CLIENTS, ids=repr)
+@pytest.mark.parametrize("frame", FROM_CLIENTS, ids=lambda frame: type(frame).__name__)
 def test_what_a_client_says_a_gateway_reads(frame: ClientFrame) -> None:
     assert decode_client_frame(encode(frame)) == frame
 
 
-@pytest.mark.parametrize("frame", FROM_GATEWAYS, ids=repr)
+@pytest.mark.parametrize("frame", FROM_GATEWAYS, ids=lambda frame: type(frame).__name__)
 def test_what_a_gateway_says_a_client_reads(frame: GatewayFrame) -> None:
     assert decode_gateway_frame(encode(frame)) == frame
 
@@ -89,11 +89,11 @@ def test_frames_of_the_hot_path_are_those_of_the_table() -> None:
     assert decode_gateway_frame(unread_frame(COUNT)) == UnreadFrame(*msgspec.structs.astuple(COUNT))
 
 
-@pytest.mark.parametrize("frame", [*FROM_CLIENTS, *FROM_GATEWAYS], ids=repr)
+@pytest.mark.parametrize("frame", [*FROM_CLIENTS, *FROM_GATEWAYS], ids=lambda frame: type(frame).__name__)
 def test_fields_of_a_newer_side_are_passed_over(frame: ClientFrame | GatewayFrame) -> None:
     newer = {**json.loads(encode(frame)), "sparkle": {"colour": [1]}, "parts": {}}
     decode: Any = decode_client_frame if frame in FROM_CLIENTS else decode_gateway_frame
-    assert decode(json.dumps(newer).encode()) == frame
+    assert decode(json.dumps(newer, separators=(",", ":")).encode()) == frame
 
 
 DECODERS: Any = {"client": decode_client_frame, "gateway": decode_gateway_frame}
