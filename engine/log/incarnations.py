@@ -115,10 +115,10 @@ def translated(
 
 def younger(part: int, source: str, placed: Mark, meant: Mark) -> PartitionStopped:
     """What to raise where what a mark tells to be dispatched was stored after the mark: it is another message."""
-    detail = f"message {meant.seq} of {source} is younger than the mark that tells it to be dispatched"
+    detail = f"event {meant.seq} of {source} is younger than the mark that tells it to be dispatched"
     at = f"`seamark topology repair --at {part}="
     if placed.epoch != meant.epoch:
-        remedy = f"The backup ended earlier than was said. Name the last message of the backup: {at}<sequence>`"
+        remedy = f"The backup ended earlier than was said. Name the last event of the backup: {at}<sequence>`"
     else:
         restored = RESTORED.format(source)
         remedy = f"{restored}. If it was not, the servers' clocks disagreed: name the position, {at}{meant.seq}`"

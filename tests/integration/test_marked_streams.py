@@ -24,6 +24,8 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
     async with connected(nats_server.url) as connection:
         await topology.ensure(connection, "dev", overrides=FAST)
         await make_jobs(connection)
+        for _ in range(9):
+            await connection.append("log.0.default.alice", b"{}")
         yield connection
 
 
