@@ -103,6 +103,8 @@ def runner(valkey: Valkey):
         runner.run(redis.aclose())
 
 
+pytestmark = pytest.mark.timeout(180)  # a few hundred small logs, written and folded again and again
+
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
