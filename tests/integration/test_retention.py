@@ -27,7 +27,7 @@ from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
 from projections.retention.months import KEEP_LOCK, Months, month_of
 from projections.retention.rules import EVERY_TENANT, Retention, RetentionTable
-from projections.store import Checkpoint
+from projections.store import Checkpoint, StoreUnavailable
 from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
 from projections.verify import scan
@@ -193,6 +193,18 @@ async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_th
     kept = await setting
     assert kept.not_before is not None
     assert await pool.fetchval("SELECT kept_until FROM inbox") <= kept.not_before
+
+
+async def test_no_batch_waits_behind_who_could_not_set_a_retention(pool: asyncpg.Pool) -> None:
+    begun = "BEGIN; LOCK TABLE retention IN ROW SHARE MODE"
+    async with pool.acquire() as slow_batch:
+        await slow_batch.execute(begun)
+        with pytest.raises(StoreUnavailable):
+            await RetentionTable(pool).set(EVERY_TENANT, 30)
+        async with pool.acquire() as next_batch:
+            await next_batch.execute("SET lock_timeout = '1s'")
+            await next_batch.execute(f"{begun}; ROLLBACK")
+        await slow_batch.execute("ROLLBACK")
 
 
 async def test_a_rebuild_gives_all_rows_the_time_that_is_set_now(house: House) -> None:
