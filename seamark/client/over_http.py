@@ -28,6 +28,7 @@ class OverHttp:
 
     def __init__(self, url: str, api_key: str, http: aiohttp.ClientSession | None) -> None:
         self._url = URL(url) / "v1/events"
+        self.address = str(self._url.origin())
         self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
         self._http, self._own_http = http, http is None
 

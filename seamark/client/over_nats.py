@@ -68,6 +68,7 @@ class OverNats:
         inbox_prefix: str | None = None,
     ) -> None:
         self._url = url
+        self.address = shown(url)
         self._login = login_of(url, user, password, credentials_file)
         self._inbox_prefix = inbox_prefix or inbox_prefix_of(url, user)
         self._secret = secret_of(self._login)
@@ -183,7 +184,7 @@ class OverNats:
             await _close(client)
             if isinstance(failed, (TimeoutError, OSError, nats.errors.Error)):
                 said = Again(client.last_error or failed)
-                raise Again(f"no NATS server takes us in at {shown(self._url)}: {said}") from failed
+                raise Again(f"no NATS server takes us in at {self.address}: {said}") from failed
             raise
         return client
 

@@ -220,7 +220,7 @@ class Publisher:
                 # An earlier attempt may have stored it.
                 raise PublishFailed(f"{PublishFailed.__doc__} ({refused})") from refused
             except (Again, TimeoutError) as error:
-                failed = error if isinstance(error, Again) else Again("no answer in time")
+                failed = error if isinstance(error, Again) else Again(f"no answer in time from {self._way.address}")
             delay = failed.wait_seconds + backoff.next_seconds()
             if deadline - clock.monotonic() <= delay:
                 raise PublishFailed(f"{PublishFailed.__doc__} ({failed})") from failed
