@@ -108,6 +108,9 @@ def test_an_op_of_a_newer_side_is_told_apart_from_what_is_no_frame(side: str) ->
     with pytest.raises(UnknownOp, match="sparkle") as unknown:
         DECODERS[side](b'{"op":"sparkle","x":1,"id":"7"}')
     assert unknown.value.id == "7"
+    with pytest.raises(UnknownOp) as unknown:
+        DECODERS[side](b'{"op":"sparkle","id":"' + b"x" * 65 + b'"}')
+    assert unknown.value.id is None, "it would be sent back, however long it is"
     known_op_without_its_fields = b'{"op":"ack"}' if side == "client" else b'{"op":"record"}'
     for wrong in (b"", b"{", b"[]", b"{}", b'{"op":5}', known_op_without_its_fields, b'{"op":"\xff"}', b"[" * 30_000):
         with pytest.raises(BadFrame):
