@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -35,6 +36,7 @@ from projections.verify.tables import Verification
 from projections.verify.unread import UnreadVerification
 from seamark.protocol.subjects import log_subject
 from tests.support.logs import FAST, connected, eventually
+from tests.support.network import bad_network
 from tests.support.tables import EPOCH, stored_deliveries, stored_inbox
 
 PLAN = {"inapp": {"when": "now", "why": "default"}}
@@ -195,15 +197,25 @@ async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_th
     assert await pool.fetchval("SELECT kept_until FROM inbox") <= kept.not_before
 
 
-async def test_no_batch_waits_behind_who_could_not_set_a_retention(pool: asyncpg.Pool) -> None:
-    begun = "BEGIN; LOCK TABLE retention IN ROW SHARE MODE"
-    async with pool.acquire() as slow_batch:
+async def test_no_batch_waits_behind_a_client_that_was_lost_while_it_set_a_retention(
+    pool: asyncpg.Pool, postgres: str
+) -> None:
+    begun, port = "BEGIN; LOCK TABLE retention IN ROW SHARE MODE", urlsplit(postgres).port or 0
+    async with bad_network(port) as network, pool.acquire() as slow_batch, pool.acquire() as next_batch:
         await slow_batch.execute(begun)
+        far = await asyncpg.create_pool(postgres.replace(f":{port}/", f":{network.port}/"), min_size=1, max_size=1)
+        setting = asyncio.create_task(RetentionTable(far).set(EVERY_TENANT, 30), name="setting")
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await eventually(lambda: next_batch.fetchval(waiting))
+        network.blackhole()
         with pytest.raises(StoreUnavailable):
-            await RetentionTable(pool).set(EVERY_TENANT, 30)
-        async with pool.acquire() as next_batch:
-            await next_batch.execute("SET lock_timeout = '1s'")
-            await next_batch.execute(f"{begun}; ROLLBACK")
+            async with asyncio.timeout(8):
+                await setting
+        far.terminate()
+        await next_batch.execute("SET lock_timeout = '1s'")
+        await next_batch.execute(f"{begun}; ROLLBACK")
         await slow_batch.execute("ROLLBACK")
 
 
