@@ -21,6 +21,13 @@ DAYS: Final = 90
 DAYS_MAX: Final = 400
 """A year and a month. A row is looked for in every month there is, so each further month costs every batch a little work."""
 
+_BEGIN: Final = (
+    "BEGIN; SET LOCAL lock_timeout = '4s'; SET LOCAL idle_in_transaction_session_timeout = '5s';"
+    " LOCK TABLE retention IN EXCLUSIVE MODE"
+)
+"""Whoever folds a batch has a lock of the same table: each batch comes wholly before this, or wholly after it. While this waits,
+batches that begin wait behind it. So the server ends that by itself: it does not notice that a client has left."""
+
 EVERY_TENANT: Final = ""
 """The tenant of the row that holds for all tenants without a row of their own."""
 
@@ -100,9 +107,8 @@ class RetentionTable:
         """
         if not 1 <= days <= DAYS_MAX:
             raise InvalidSetting(f"days must be 1 to {DAYS_MAX}, not {days}")
-        async with asking(self._pool) as connection, connection.transaction():
-            # Whoever folds a batch has a lock of the same table: each batch comes wholly before this, or wholly after it.
-            await connection.execute("LOCK TABLE retention IN EXCLUSIVE MODE")
+        async with asking(self._pool) as connection:
+            await connection.execute(_BEGIN)
             # The tables of the months must be there before anybody can write to them.
             await connection.execute(
                 "SELECT seamark_create_months(projection, version, $1) FROM projection_versions", days
@@ -116,6 +122,7 @@ class RetentionTable:
                 kept.days,
                 kept.not_before,
             )
+            await connection.execute("COMMIT")
         return kept
 
 

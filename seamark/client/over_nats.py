@@ -74,6 +74,7 @@ class OverNats:
         self._secret = secret_of(self._login)
         self._salt = secrets.token_bytes(16)
         self._client: Client | None = None
+        self._is_open = False
         self._connecting = asyncio.Lock()
         self._inbox = ""
         self._numbers = itertools.count()
@@ -85,10 +86,12 @@ class OverNats:
         Raises:
             Again: no server takes us in.
         """
+        self._is_open = True
         await self._connected()
 
     async def close(self) -> None:
         """Write what waits and close; attempts under way fail."""
+        self._is_open = False
         client, self._client = self._client, None
         if client is not None:
             await _close(client)
@@ -151,7 +154,11 @@ class OverNats:
     async def _connected(self) -> Client:
         async with self._connecting:
             if self._client is None or not self._client.is_connected:
-                self._client = await self._connect()
+                client = await self._connect()
+                if not self._is_open:  # closed meanwhile: nobody would ever close this one
+                    await _close(client)
+                    raise Again("the publisher was closed")
+                self._client = client
             return self._client
 
     async def _connect(self) -> Client:

@@ -28,7 +28,10 @@ class InvalidEvent(SeamarkError):
 
 
 class BadFrame(SeamarkError, ValueError):
-    """This is no frame of seamark.v1. The message says which field is wrong and why; `field` names it where it is one."""
+    """This is no frame of seamark.v1. The message says which field is wrong and why; `field` names it where it is one.
+
+    A ValueError, as msgspec takes no other for what a struct's `__post_init__` refuses.
+    """
 
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)

@@ -226,7 +226,7 @@ class Decoder(Generic[F]):
             head = _head_of(data)
             if head is None or head.op in self._ops:
                 raise BadFrame(str(error)) from error
-            raise UnknownOp(head.op, head.id) from None
+            raise UnknownOp(head.op, request_id(data)) from None
         except RecursionError as error:
             raise BadFrame("nested too deeply") from error
         return frame
@@ -239,7 +239,7 @@ def _head_of(data: bytes | str) -> _Head | None:
         return None
 
 
-def request_id(data: bytes) -> str | None:
+def request_id(data: bytes | str) -> str | None:
     """The `id` of a frame that could not be obeyed; None where it has none that can be read."""
     head = _head_of(data)
     return None if head is None or head.id is None or len(head.id) > REQUEST_ID_CHARS_MAX else head.id

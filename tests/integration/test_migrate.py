@@ -30,6 +30,25 @@ async def test_migrating_again_or_from_several_places_at_once_changes_nothing(em
         await connection.close()
 
 
+async def test_keys_are_looked_up_again_soon_where_a_reader_holds_a_migration_up(
+    empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = migrate_module.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module.command, "upgrade", lambda config, _: upgrade(config, "0003"))
+        await migrate(empty_postgres)
+    backup = await asyncpg.connect(empty_postgres)
+    try:
+        await backup.execute("BEGIN; LOCK TABLE api_keys IN ACCESS SHARE MODE")
+        async with asyncio.timeout(20):
+            with pytest.raises(Unavailable, match="lock timeout"):
+                await migrate(empty_postgres)
+        await backup.execute("ROLLBACK")
+    finally:
+        await backup.close()
+    assert await migrate(empty_postgres) == ("0003", NEWEST)
+
+
 async def test_a_database_that_does_not_answer_is_said() -> None:
     with pytest.raises(Unavailable, match="PostgreSQL"):
         await migrate(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")

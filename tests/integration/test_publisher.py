@@ -134,3 +134,20 @@ async def test_closing_ends_a_publish_under_way(nats_server: NatsServer) -> None
     async with asyncio.timeout(3):
         with pytest.raises(ConnectionClosed):
             await publishing
+
+
+async def test_closing_ends_a_publish_that_is_connecting_anew_and_leaves_no_connection(nats_server: NatsServer) -> None:
+    await prepare(nats_server)
+    port = int(nats_server.url.rpartition(":")[2])
+    async with bad_network(port) as network, Publisher(nats_url=f"nats://127.0.0.1:{network.port}") as publisher:
+        network.cut()
+        network.restore()
+        network.to_server.silence()
+        publishing = asyncio.create_task(publisher.publish(to="alice", type="demo.n"), name="publishing")
+        await eventually(lambda: network.connections == 2)
+        await publisher.close()
+        network.restore()
+        async with asyncio.timeout(10):
+            with pytest.raises(ConnectionClosed):
+                await publishing
+        assert await stored(nats_server) == 0

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -27,7 +28,7 @@ from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
 from projections.retention.months import KEEP_LOCK, Months, month_of
 from projections.retention.rules import EVERY_TENANT, Retention, RetentionTable
-from projections.store import Checkpoint
+from projections.store import Checkpoint, StoreUnavailable
 from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
 from projections.verify import scan
@@ -35,6 +36,7 @@ from projections.verify.tables import Verification
 from projections.verify.unread import UnreadVerification
 from seamark.protocol.subjects import log_subject
 from tests.support.logs import FAST, connected, eventually
+from tests.support.network import bad_network
 from tests.support.tables import EPOCH, stored_deliveries, stored_inbox
 
 PLAN = {"inapp": {"when": "now", "why": "default"}}
@@ -193,6 +195,28 @@ async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_th
     kept = await setting
     assert kept.not_before is not None
     assert await pool.fetchval("SELECT kept_until FROM inbox") <= kept.not_before
+
+
+async def test_no_batch_waits_behind_a_client_that_was_lost_while_it_set_a_retention(
+    pool: asyncpg.Pool, postgres: str
+) -> None:
+    begun, port = "BEGIN; LOCK TABLE retention IN ROW SHARE MODE", urlsplit(postgres).port or 0
+    async with bad_network(port) as network, pool.acquire() as slow_batch, pool.acquire() as next_batch:
+        await slow_batch.execute(begun)
+        far = await asyncpg.create_pool(postgres.replace(f":{port}/", f":{network.port}/"), min_size=1, max_size=1)
+        setting = asyncio.create_task(RetentionTable(far).set(EVERY_TENANT, 30), name="setting")
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await eventually(lambda: next_batch.fetchval(waiting))
+        network.blackhole()
+        with pytest.raises(StoreUnavailable):
+            async with asyncio.timeout(8):
+                await setting
+        far.terminate()
+        await next_batch.execute("SET lock_timeout = '1s'")
+        await next_batch.execute(f"{begun}; ROLLBACK")
+        await slow_batch.execute("ROLLBACK")
 
 
 async def test_a_rebuild_gives_all_rows_the_time_that_is_set_now(house: House) -> None:

@@ -10,6 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.api.acks import AckBody
+from gateway.api.inbox import ReadBody
+from gateway.carriers.sse import SessionQuery
+from gateway.http.problems import field_of
 from gateway.session.frames import check_device, check_read
 from seamark.protocol.errors import BadFrame, UnknownOp
 from seamark.protocol.frames import (
@@ -104,6 +108,9 @@ def test_an_op_of_a_newer_side_is_told_apart_from_what_is_no_frame(side: str) ->
     with pytest.raises(UnknownOp, match="sparkle") as unknown:
         DECODERS[side](b'{"op":"sparkle","x":1,"id":"7"}')
     assert unknown.value.id == "7"
+    with pytest.raises(UnknownOp) as unknown:
+        DECODERS[side](b'{"op":"sparkle","id":"' + b"x" * 65 + b'"}')
+    assert unknown.value.id is None, "it would be sent back, however long it is"
     known_op_without_its_fields = b'{"op":"ack"}' if side == "client" else b'{"op":"record"}'
     for wrong in (b"", b"{", b"[]", b"{}", b'{"op":5}', known_op_without_its_fields, b'{"op":"\xff"}', b"[" * 30_000):
         with pytest.raises(BadFrame):
@@ -147,3 +154,18 @@ def test_a_device_that_cannot_be_is_a_bad_frame(device: str) -> None:
 def test_a_read_says_in_one_way_what_was_read(frame: Read) -> None:
     with pytest.raises(BadFrame):
         check_read(frame)
+
+
+@pytest.mark.parametrize(
+    ("form", "said", "field"),
+    [
+        (AckBody, {"device": "", "after": "e.1", "cursor": "e.2"}, "device"),
+        (ReadBody, {"device": "a", "ids": []}, "ids"),
+        (ReadBody, {"device": "a"}, None),
+        (SessionQuery, {"device": "a\nb"}, "device"),
+    ],
+)
+def test_a_request_is_refused_for_what_would_be_a_bad_frame(form: Any, said: dict[str, Any], field: str | None) -> None:
+    with pytest.raises(msgspec.ValidationError) as refused:
+        msgspec.convert(said, form, strict=False)
+    assert field_of(refused.value) == field
