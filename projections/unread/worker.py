@@ -95,7 +95,7 @@ class UnreadWorker(ProjectionWorker):
         try:
             if reader.phase is Phase.READING:
                 if await self._unread.superseded():
-                    reader.reclaim()
+                    reader.take_over_again()
                     return
                 reached = self._unread.reached or await self._begin()
                 if reached is not None and not await self._attend(reached):
@@ -120,7 +120,7 @@ class UnreadWorker(ProjectionWorker):
         if self._missed == reached == self._unread.reached:
             self._log.warning("checkpoint_gone_back", reached=str(reached))
             self._missed = None
-            reader.reclaim()
+            reader.take_over_again()
         else:
             self._missed = reached
 
