@@ -56,7 +56,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         return seq < self.seq or (seq == self.seq and (self.user is None or user_token <= self.user))
 
     def up_to(self, seq: int) -> Mark:
-        """The same mark, but telling of no event beyond `seq`: those are dispatched, and buried, again."""
+        """The same mark, but covering no event beyond `seq`: those are dispatched, and buried, again."""
         if self.seq <= seq:
             return self
         unburied = self.unburied if self.unburied is not None and self.unburied <= seq else None

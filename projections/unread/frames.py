@@ -35,7 +35,7 @@ class Countable(Protocol):
 
 
 def told(unread: Countable, as_of: int, *, stale: bool = False) -> Unread:
-    """The count as clients are told it; of many categories those with most unread."""
+    """The count as clients get it: of many categories only those with the most unread."""
     categories = unread.by_category
     if len(categories) > CATEGORIES_MAX:
         categories = dict(sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:CATEGORIES_MAX])
