@@ -31,7 +31,7 @@ from projections.postgres.versions import (
 from projections.projection import IN_TABLES
 from projections.rebuild.carrying import Carrying
 from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
-from projections.replay import Progress, untold
+from projections.replay import Progress, no_progress
 from projections.retention.rules import Kept, read_retention
 from projections.store import Checkpoint, StoreUnavailable
 from projections.stores import STORES
@@ -71,7 +71,7 @@ class Rebuild:
         partitions: int,
         *,
         tenant: str | None = None,
-        progress: Progress = untold,
+        progress: Progress = no_progress,
     ) -> None:
         if projection not in IN_TABLES:
             raise InvalidSetting(f"{projection} is no projection in PostgreSQL")

@@ -129,7 +129,7 @@ class UnreadWorker(ProjectionWorker):
         asked_at = time.monotonic()
         waiting = await self._broker.leader_next(self._stream, self._subject, reached.seq + 1)
         now = time.time()
-        age = time.monotonic() - asked_at if waiting is None else now - _stored_at(waiting.time)
+        age = time.monotonic() - asked_at if waiting is None else now - datetime.fromisoformat(waiting.time).timestamp()
         due = await self._unread.attend(reached, complete=waiting is None, age_seconds=age, now=now)
         if due is None:
             return False
@@ -158,7 +158,3 @@ class UnreadWorker(ProjectionWorker):
         if self._epoch == state.epoch:
             self._expected = checkpoint
         return checkpoint
-
-
-def _stored_at(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
