@@ -120,8 +120,6 @@ def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str],
     """The plan that makes the server what the files say.
 
     Args:
-        topology: the files.
-        observed: the server.
         new_epoch: called for each stream that needs a tag.
         recreate: whether a stream that existed once is made anew. It is refused otherwise: a stream of that name in
             its place, and no backup can be restored any more.

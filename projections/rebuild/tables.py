@@ -58,7 +58,6 @@ class Rebuild:
     """One rebuild of `inbox` or `deliveries`.
 
     Args:
-        partitions: how many there are.
         tenant: only this tenant's rows; they are exchanged in the live version.
         progress: told how much is carried over, and how far partitions are folded, now and then.
     """

@@ -105,7 +105,6 @@ class StreamVerification(ABC):
     """One verification; iterate over `differences`, then look at `result`.
 
     Args:
-        partitions: how many there are.
         progress: told now and then.
     """
 
