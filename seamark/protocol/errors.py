@@ -27,7 +27,7 @@ class InvalidEvent(SeamarkError):
         self.detail = detail
 
 
-class BadFrame(SeamarkError):
+class BadFrame(SeamarkError, ValueError):
     """This is no frame of seamark.v1. The message says which field is wrong and why; `field` names it where it is one."""
 
     def __init__(self, detail: str, *, field: str | None = None) -> None:

@@ -108,7 +108,7 @@ async def test_a_compressed_body_is_refused_and_never_unpacked(
 
 
 @pytest.mark.parametrize(("body", "field"), [
-    ({"device": 7, "all": True}, "device"), ({"device": "tab", "oops": 1}, "oops"), ({"all": True}, "device"),
+    ({"device": 7, "all": True}, "device"), ({"all": True}, "device"),
     ({"device": "tab", "ids": ["a", 3]}, "ids[1]"), ({"device": "tab", "filter": {"unread": 3}}, "filter.unread"),
     ({"device": "tab", "filter": {"type": ""}}, "filter.type"), ({"device": "a\nb", "all": True}, "device"),
 ])  # fmt: skip

@@ -365,9 +365,10 @@ async def test_a_filled_database_migrates_without_touching_a_row_and_a_rebuild_d
             "INSERT INTO delivery_ranges VALUES (1, 'default', 'alice', 'tv', 'inapp', 'sent', $1, 0, 3, now(), NULL)",
             EPOCH,
         )
-        before = await stored_inbox(pool)
+        rows = "SELECT tenant, user_id, id, era, seq, epoch, stored_at, record FROM inbox ORDER BY seq"
+        before = await pool.fetch(rows)
         await migrate(empty_postgres)
-        assert await stored_inbox(pool) == before
+        assert await pool.fetch(rows) == before
         told = {"channel": "inapp", "device": "tv", "epoch": EPOCH, "after": 0, "up_to": 3, "at": AT}
         mail = {"id": "e1", "channel": "email", "state": "sent", "at": AT}
         receipts = [stored(n + 1, 1, one, b"rcpt") for n, one in enumerate([{**told, "state": "sent"}, mail])]

@@ -78,10 +78,6 @@ def of_no_former_incarnation(self: DispatchWorker, event: Planned) -> Claim:
     return msgspec.structs.replace(claim(self, event), former=())
 
 
-async def own_term_only(self: DispatchWorker, home: Mark | None, streams: Any) -> int:
-    return home.term if home else 0
-
-
 def believing(verdict: Verdict) -> Callable[..., Verdict]:
     """A settlement that takes everything unclear for the same thing."""
     return lambda sent, expected, found: verdict
@@ -103,7 +99,6 @@ def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
         (logwriter, "settle", steps_never_down),
         (dispatcher, "not_covered", lambda entries, mark: list(entries)),
         (DispatchWorker, "_claim", of_no_former_incarnation),
-        (DispatchWorker, "_newest_term", own_term_only),
         (Mark, "up_to", lambda self, seq: self),
     ],
     ids=[
@@ -114,7 +109,6 @@ def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
         "never-steps-down",
         "no-skip",
         "claims-not-translated",
-        "terms-not-compared",
         "marks-not-cut",
     ],
 )
