@@ -61,7 +61,7 @@ MONITOR_SECONDS = 3.0
 """How often, and at most for how long, a server is asked at its monitoring address whether it can write."""
 
 CONTROL_READ_SECONDS = 0.5
-"""How often the control bucket is read: a switch is to take effect within a second, also where the news of it were lost."""
+"""How often the control bucket is read: a switch takes effect within a second, even if the message about it was lost."""
 
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""

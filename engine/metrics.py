@@ -15,7 +15,7 @@ class PartitionMetrics(NamedTuple):
     owned: Gauge
     stopped: Gauge
     handled: Counter
-    claims: Counter
+    take_overs: Counter
     resets: Counter
     gaps: Counter
     step_downs: Counter
@@ -26,7 +26,7 @@ _PARTITION_METRICS = PartitionMetrics(
     owned=Gauge("seamark_partition_owned", "1 while this process reads the partition", _PARTITION),
     stopped=Gauge("seamark_partition_stopped", "1 while the partition waits for an operator", _PARTITION),
     handled=Counter("seamark_partition_messages", "Messages whose effect and position are stored", _PARTITION),
-    claims=Counter("seamark_partition_claims", "Take-overs begun", _PARTITION),
+    take_overs=Counter("seamark_partition_take_overs", "Take-overs begun", _PARTITION),
     resets=Counter("seamark_partition_resets", "Times the reading head was put back to the position", _PARTITION),
     gaps=Counter("seamark_partition_gaps", "Holes or restarts seen in the consumer's sequence", _PARTITION),
     step_downs=Counter("seamark_partition_step_downs", "Times another owner was found", _PARTITION),

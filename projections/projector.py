@@ -44,7 +44,6 @@ class Projector:
 
     Args:
         folds: what is folded.
-        partitions: how many there are.
         pin_timeout_seconds: silence after which a standby is chosen; None: as the consumers are configured.
     """
 

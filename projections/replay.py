@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: how far long work has come."""
 
 
-def untold(stage: str, done: int, total: int) -> None:
+def no_progress(stage: str, done: int, total: int) -> None:
     """Tells nobody."""
 
 
@@ -152,7 +152,7 @@ class _Head:
             return
         try:
             await self._broker.api(f"CONSUMER.DELETE.{self._stream}.{self._name}", timeout_seconds=2.0)
-        except (ApiError, BrokerError):
+        except BrokerError:
             return  # it goes by itself
 
     def _pull(self) -> None:

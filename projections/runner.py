@@ -72,7 +72,7 @@ class ProjectionWorker:
         self._applied = metrics.projection_applied.labels(self._name, self._stream)
 
     async def acquire(self) -> int:
-        """Read the checkpoint; nothing is claimed, for only a projector with the right checkpoint changes anything."""
+        """Read the checkpoint; nothing is taken over, for only a projector with the right checkpoint changes anything."""
         next_seq, self._expected, self._epoch = await self._look()
         return next_seq
 

@@ -55,7 +55,7 @@ class Heads(NamedTuple):
 class StreamState:
     """What a stream's leader says of it. `epoch` and `partitions` are None when its metadata has none.
 
-    `oldest_at`: when it stored its first message, or the last one it had, as Unix time; what was trimmed is older.
+    `oldest_at`: when its first message was stored, of an empty stream the last it had, in Unix seconds; trimmed ones are older.
     `asked_at` is the same clock's time of this answer, `replicas` are the copies beside the leader's.
     """
 
@@ -93,10 +93,10 @@ _decode_ack = msgspec.json.Decoder(_PubAckReply).decode
 
 
 def pub_ack(payload: bytes) -> PubAck:
-    """What a write was answered.
+    """The acknowledgement in the answer to a write.
 
     Raises:
-        ApiError: the server refused it. Unanswered: JetStream did not say this.
+        ApiError: the server refused it. Unanswered: the answer is not JetStream's.
     """
     try:
         reply = _decode_ack(payload)

@@ -13,7 +13,7 @@ from engine.broker.connection import Delivery, settle
 from engine.errors import BrokerError
 
 _ID_BYTES = 6
-"""An id is shared with no other batch on its way to the stream, of which the server takes 50. Each message is stored with it."""
+"""Enough to differ from the ids of the 50 batches that a stream takes at once, and no more: it is stored with each message."""
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Entry(NamedTuple, Generic[T]):
-    """What a key holds, None where it holds nothing, and the revision of that; 0: nothing was ever written there."""
+    """The value of a key, None where there is none, and its revision, 0 where the key was never written."""
 
     value: T | None
     revision: int
@@ -61,7 +61,7 @@ class Control(Generic[T]):
         return Entry(self._decode(stored.payload) if stored.payload else None, stored.seq)
 
     async def put(self, key: str, value: T, revision: int) -> int:
-        """Replace the entry if it is still of this revision; the new one.
+        """Replace the entry if it still has this revision; returns the new revision.
 
         Raises:
             ApiError: 10071 or 10164 when it is not.
@@ -70,13 +70,13 @@ class Control(Generic[T]):
         return (await self._broker.append(self._prefix + key, msgspec.json.encode(value), after=after)).seq
 
     async def watch(self, tell: Callable[[dict[str, T]], None]) -> None:
-        """Tell all entries by key, now and when they have changed, for ever. Ends by cancellation.
+        """Call `tell` with all entries by key, now and after each change, until it is cancelled.
 
-        All are read every half second, so nothing that gets lost on its way can keep a change from being told. What is written
-        to the bucket comes here as well, at times before it is stored: it only says that now is a good time to read.
+        All are read every half second, so no message that gets lost hides a change. Writes to the bucket are heard here as well,
+        sometimes before they are stored: they only make the next read come sooner.
         """
-        news, told = asyncio.Event(), None
-        subscription = self._broker.subscribe(f"{self._prefix}>", lambda *_: news.set())
+        written, last = asyncio.Event(), None
+        subscription = self._broker.subscribe(f"{self._prefix}>", lambda *_: written.set())
         try:
             while True:
                 try:
@@ -84,10 +84,10 @@ class Control(Generic[T]):
                 except BrokerError as error:
                     _log.debug("control_bucket_not_read", error=type(error).__name__)
                 else:
-                    if entries is not None and entries != told:
-                        told = entries
+                    if entries is not None and entries != last:
+                        last = entries
                         tell(entries)
-                await set_or_after(news, CONTROL_READ_SECONDS)
+                await set_or_after(written, CONTROL_READ_SECONDS)
         finally:
             subscription.unsubscribe()
 

@@ -22,11 +22,7 @@ _LOOK_SECONDS_MIN = 1.0
 
 
 class EventStore:
-    """Appends events, each at most once within the broker's window of two minutes.
-
-    Args:
-        broker: a connection that may publish events.
-    """
+    """Appends events, each at most once within the broker's window of two minutes."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker

@@ -123,7 +123,7 @@ class Dispatcher:
             for worker, reader, streams in zip(self._workers, self.readers, noted, strict=True):
                 # Who has begun anew meanwhile may know more than was read here.
                 if worker.streams is streams and worker.changed(now):
-                    reader.reclaim()
+                    reader.take_over_again()
 
 
 class DispatchWorker:
@@ -147,7 +147,7 @@ class DispatchWorker:
     # --- ownership ---------------------------------------------------------------------------------------------------
 
     async def acquire(self) -> int:
-        """Claim the home mark with the next term; foreign marks are claimed when they are first needed."""
+        """Take the home mark over with the next term; foreign marks are taken over when they are first needed."""
         self.streams, self._writers = await self._read_streams(), {}
         found, mark = await self._mark(self._q, self.streams)
         if mark and found.mark and mark.epoch != found.mark.epoch:
@@ -156,13 +156,13 @@ class DispatchWorker:
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
-        home = await self._claim_writer(self._q, found, mark, start_seq=max(0, events.first_seq - 1))
+        home = await self._take_over(self._q, found, mark, start_seq=max(0, events.first_seq - 1))
         self.burials.take_over(self._ownership.source_epoch, home.mark)
         failpoints.reach("after-take-over")
         return home.mark.next_seq
 
     async def position(self) -> int:
-        """Where the home mark stands, checked but not claimed, and with it the marks that have stopped this partition."""
+        """Where the home mark stands, checked but not taken over, and with it the marks that have stopped this partition."""
         streams = await self._read_streams()
         _, home = await self._mark(self._q, streams)
         for partition in sorted(self._faulty):
@@ -208,9 +208,9 @@ class DispatchWorker:
                 terms.append(found.mark.term if found.mark else 0)
         return max(terms)
 
-    async def _claim_writer(self, partition: int, found: PlacedMark, mark: Mark | None, start_seq: int) -> MarkedWriter:
+    async def _take_over(self, partition: int, found: PlacedMark, mark: Mark | None, start_seq: int) -> MarkedWriter:
         assert self.streams is not None
-        writer = self._writers[partition] = await MarkedWriter.claim(
+        writer = self._writers[partition] = await MarkedWriter.take_over(
             self._broker,
             self._marked(partition),
             self._ownership,
@@ -222,7 +222,7 @@ class DispatchWorker:
         return writer
 
     def changed(self, now: dict[str, str | None]) -> bool:
-        """Is one of the streams not the one this worker began with?
+        """Whether one of the streams is another incarnation than when this worker began, or is missing.
 
         Args:
             now: epochs by stream, as far as they could be read; None for a stream that is missing.
@@ -245,7 +245,7 @@ class DispatchWorker:
             await self._settle_round(round_)
 
     async def pass_over(self, seq: int) -> None:
-        """Move the home mark to `seq`: up to there no event is left. Say in it from which event on letters are missing now."""
+        """Move the home mark to `seq`: no event is left up to there. It says from which event on dead letters are missing now."""
         home, unburied = self._writers[self._q], self.burials.first
         if seq > home.mark.seq:
             await home.append([], seq, unburied=unburied)
@@ -294,7 +294,7 @@ class DispatchWorker:
             home = self._writers[self._q].mark
             assert self.streams is not None
             found, mark = await self._mark(partition, self.streams)
-            writer = await self._claim_writer(partition, found, mark, start_seq=home.next_seq - 1)
+            writer = await self._take_over(partition, found, mark, start_seq=home.next_seq - 1)
         for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
             if batch.messages or partition == self._q:
                 unburied = self.burials.first if partition == self._q else None

@@ -13,7 +13,6 @@ class EventSource(NamedTuple):
     """A stream of events.
 
     Args:
-        stream: its name.
         prefix: the first word of the subjects it stores events under, before the number of the partition.
         mark: what stands before that number in the names of its marks, so that sources tell theirs apart.
     """

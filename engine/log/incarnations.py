@@ -114,11 +114,11 @@ def translated(
 
 
 def younger(part: int, source: str, placed: Mark, meant: Mark) -> PartitionStopped:
-    """What to raise where what a mark tells to be dispatched was stored after the mark: it is another message."""
-    detail = f"event {meant.seq} of {source} is younger than the mark that tells it to be dispatched"
+    """The error for an event that a mark covers but that was stored after the mark: it is not the event that was dispatched."""
+    detail = f"event {meant.seq} of {source} is younger than the mark that says it was dispatched"
     at = f"`seamark topology repair --at {part}="
     if placed.epoch != meant.epoch:
-        remedy = f"The backup ended earlier than was said. Name the last event of the backup: {at}<sequence>`"
+        remedy = f"The backup ended earlier than you said. Name the last event of the backup: {at}<sequence>`"
     else:
         restored = RESTORED.format(source)
         remedy = f"{restored}. If it was not, the servers' clocks disagreed: name the position, {at}{meant.seq}`"

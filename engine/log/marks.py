@@ -56,7 +56,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         return seq < self.seq or (seq == self.seq and (self.user is None or user_token <= self.user))
 
     def up_to(self, seq: int) -> Mark:
-        """The same mark, but telling of no event beyond `seq`: those are dispatched, and buried, again."""
+        """The same mark, but covering no event beyond `seq`: those are dispatched, and buried, again."""
         if self.seq <= seq:
             return self
         unburied = self.unburied if self.unburied is not None and self.unburied <= seq else None
@@ -83,7 +83,7 @@ class Verdict(enum.Enum):
     SEND_AGAIN = "send again"
     ASK_AGAIN = "ask again"
     STEP_DOWN = "step down"
-    CLAIM = "claim"
+    TAKE_OVER = "take over"
     GONE = "gone"
     FOLLOW = "follow"
 
@@ -98,7 +98,7 @@ def settle(sent: Mark, expected: PlacedMark, found: PlacedMark) -> Verdict:
 
     Returns:
         COMMITTED: it is stored. SEND_AGAIN: it is not, nothing has changed. ASK_AGAIN: the answer is older than what I
-        know to be stored. STEP_DOWN: a newer owner is at work. CLAIM: an older owner got in before me; claim the mark and
+        know to be stored. STEP_DOWN: a newer owner is at work. TAKE_OVER: an older owner got in before me; take over and
         go on from what it says. GONE: there is no mark where one was expected; ask for the stream's epoch. FOLLOW: it is
         mine and newer than the one I demanded, so "there is none" was a stale answer: demand this one and send again.
     """
@@ -110,4 +110,4 @@ def settle(sent: Mark, expected: PlacedMark, found: PlacedMark) -> Verdict:
         return Verdict.COMMITTED
     if found.mark.owner == sent.owner:
         return Verdict.FOLLOW if found.seq > expected.seq else Verdict.ASK_AGAIN
-    return Verdict.STEP_DOWN if found.mark.term >= sent.term else Verdict.CLAIM
+    return Verdict.STEP_DOWN if found.mark.term >= sent.term else Verdict.TAKE_OVER

@@ -21,7 +21,7 @@ RETRY_SECONDS_MAX = 1.0
 
 
 class Overtaken(BrokerError):
-    """An older owner wrote between my claim and my batch: read every position again."""
+    """An older owner wrote between my take-over and my batch: read every position again."""
 
 
 class Ownership(NamedTuple):
@@ -56,7 +56,7 @@ async def read_mark(broker: Broker, marked: MarkedStream) -> PlacedMark:
 class MarkedWriter:
     """Appends batches to one stream, each ended by a mark that must follow the one before.
 
-    Made by `claim`. One batch is in flight at a time.
+    Made by `take_over`. One batch is in flight at a time.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class MarkedWriter:
         self._placed = placed
 
     @classmethod
-    async def claim(
+    async def take_over(
         cls,
         broker: Broker,
         marked: MarkedStream,
@@ -156,7 +156,7 @@ class MarkedWriter:
                 continue
             if verdict is Verdict.STEP_DOWN:
                 raise StepDown(f"{name} was taken over by another owner")
-            if verdict is Verdict.CLAIM:
+            if verdict is Verdict.TAKE_OVER:
                 raise Overtaken(f"{name} was written by an older owner")
             if verdict is not Verdict.ASK_AGAIN:
                 self._placed = found

@@ -40,7 +40,7 @@ _log = structlog.get_logger("seamark.partition")
 
 PULL_GRACE_SECONDS = 1.0
 RETRY_SECONDS_MIN = 0.25
-RETRY_SECONDS_MAX = 2.0  # trying again may begin with a claim, which is stored: hours of it must not fill the log
+RETRY_SECONDS_MAX = 2.0  # trying again may begin with a take-over, which is stored: hours of it must not fill the log
 STOPPED_RETRY_SECONDS = 10.0
 CLOCKS_SECONDS = 60.0  # how far the broker's clock may be from ours
 
@@ -49,7 +49,7 @@ class Phase(enum.Enum):
     """Where a reader stands."""
 
     STANDBY = "standby"
-    CLAIMING = "claiming"
+    TAKING_OVER = "taking over"
     READING = "reading"
     STOPPED = "stopped"
 
@@ -121,8 +121,8 @@ class PartitionReader:
         try:
             if self.phase is Phase.STOPPED:
                 await self._wait_for_repair()
-            elif self.phase is Phase.CLAIMING:
-                await self._claim()
+            elif self.phase is Phase.TAKING_OVER:
+                await self._take_over()
             elif self.phase is Phase.READING and self._doubt and not (self._buffer and self._verified):
                 await self._reset(self._last_seq + 1 if self._verified else self._start_seq)
             elif self.phase is Phase.READING and self._buffer:
@@ -144,11 +144,11 @@ class PartitionReader:
             self._log.warning("partition_interrupted", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(self._retries.next_seconds())
 
-    async def _claim(self) -> None:
-        self._metrics.claims.inc()
+    async def _take_over(self) -> None:
+        self._metrics.take_overs.inc()
         pin = self._pin
         next_seq = await self._worker.acquire()
-        if self.phase is Phase.CLAIMING and self._pin == pin:
+        if self.phase is Phase.TAKING_OVER and self._pin == pin:
             self._metrics.owned.set(1)
             self._clear_at, self._keep_at, self._keep_seq = 0.0, time.monotonic() + KEEP_POSITION_SECONDS, 0
             self._log.info("partition_taken_over", next_seq=next_seq)
@@ -170,7 +170,7 @@ class PartitionReader:
         if next_seq > state.last_seq + 1:
             # A new leader that has not caught up, or a stream put back to a backup: the stored position knows.
             if self.phase is Phase.READING:
-                self.phase = Phase.CLAIMING
+                self.phase = Phase.TAKING_OVER
             raise Unanswered(f"{source.stream} ends at {state.last_seq}, and {next_seq} was to come next")
         # Not where nothing of this partition waited when what is left was stored already: others' messages were trimmed.
         if state.first_seq > next_seq and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
@@ -212,7 +212,7 @@ class PartitionReader:
         except (BrokerError, OSError, TimeoutError):
             # What of the batch is applied only the stored position knows.
             if self.phase is Phase.READING:
-                self.phase = Phase.CLAIMING
+                self.phase = Phase.TAKING_OVER
             raise
         self._retries.succeeded()
         self._metrics.handled.inc(len(batch))
@@ -297,7 +297,7 @@ class PartitionReader:
         pin = wire.last_header(headers, b"Nats-Pin-Id")
         if pin is None or self.phase is Phase.STOPPED:
             return
-        self._pin, self.phase, self._doubt = pin, Phase.CLAIMING, False
+        self._pin, self.phase, self._doubt = pin, Phase.TAKING_OVER, False
         self._empty_buffer()
         self._wake.set()
 
@@ -315,7 +315,7 @@ class PartitionReader:
             self.suspect()
 
     def _pull(self) -> None:
-        if self.phase not in (Phase.CLAIMING, Phase.STOPPED):
+        if self.phase not in (Phase.TAKING_OVER, Phase.STOPPED):
             self._pulls.order(self._pin, len(self._buffer), self._buffer_bytes)
 
     def _empty_buffer(self) -> None:
@@ -327,10 +327,10 @@ class PartitionReader:
             self._doubt = True
             self._wake.set()
 
-    def reclaim(self) -> None:
+    def take_over_again(self) -> None:
         """The stored position may not be what the worker left: take the partition over again, from what is stored now."""
         if self.phase is Phase.READING:
-            self.phase = Phase.CLAIMING
+            self.phase = Phase.TAKING_OVER
             self._wake.set()
 
     def _on_reconnect(self) -> None:

@@ -42,7 +42,7 @@ COPIES_MIN: Final = 3
 _log = structlog.get_logger("seamark.server")
 
 Level = Literal["ok", "unknown", "warn", "refuse", "wanted"]
-"""`wanted`: production refuses where this is missing, dev warns. It stands in no result."""
+"""`wanted`: `judge` makes it `refuse` in production, and `warn` in dev."""
 
 
 @dataclass(frozen=True, slots=True)

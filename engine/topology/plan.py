@@ -108,20 +108,18 @@ def remembered_partitions(observed: Observed) -> int | None:
     """
     events = observed.streams.get(EVENTS_STREAM)
     logs = [stream for name, stream in sorted(observed.streams.items()) if is_log(name)]
-    told = [stream.partitions for stream in (*filter(None, [events]), *logs)]
+    numbers = [stream.partitions for stream in (*filter(None, [events]), *logs)]
     if events is not None:
         transform = (events.config.get("subject_transform") or {}).get("dest", "")
-        told += [int(number) for number in re.findall(r"\{\{partition\((\d+),", transform)]
+        numbers += [int(number) for number in re.findall(r"\{\{partition\((\d+),", transform)]
     known = [p for name in (*observed.streams, *(observed.epochs or {})) if (p := log_partition(name)) is not None]
-    return next((number for number in told if number is not None), max(known) + 1 if known else None)
+    return next((number for number in numbers if number is not None), max(known) + 1 if known else None)
 
 
 def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str], *, recreate: bool = False) -> Plan:
     """The plan that makes the server what the files say.
 
     Args:
-        topology: the files.
-        observed: the server.
         new_epoch: called for each stream that needs a tag.
         recreate: whether a stream that existed once is made anew. It is refused otherwise: a stream of that name in
             its place, and no backup can be restored any more.

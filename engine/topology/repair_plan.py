@@ -120,9 +120,9 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
         # Of events beyond `home` a foreign mark may tell which are applied; one that cannot be read tells nothing.
         at = home if p == q else known or msgspec.structs.replace(home, seq=home.next_seq - 1, user=None, unburied=None)
         after = msgspec.structs.replace(at, term=term, owner=owner, stream_epoch=log.epoch or "")
-        seen = {"seq": found.marks.get((p, q), NO_MARK).seq}
+        before = {"seq": found.marks.get((p, q), NO_MARK).seq}
         why = (f"{_shown(marks.get(p))} -> {_shown(after)}",)
-        yield Step("write_mark", mark_subject(p, q), why, msgspec.to_builtins(after), seen)
+        yield Step("write_mark", mark_subject(p, q), why, msgspec.to_builtins(after), before)
 
 
 def _home(found: Found, q: int, position: Position) -> Mark | None:

@@ -200,7 +200,7 @@ def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
         backups[found[1]] = int(found[2]) if found[2] else None
     if backups.get(EVENTS_STREAM, 0) is None:
         remedy = "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json."
-        raise TopologyError("it is not said where the backup of EVENTS ends", remedy)
+        raise TopologyError("EVENTS is named without the end of its backup", remedy)
     return backups
 
 
@@ -221,18 +221,18 @@ async def restore(
     """
     found: dict[str, StreamState] = {}
     for name in streams:
-        seen, end = await _stream_or_none(broker, name), (ends or {}).get(name)
-        if seen is None:
+        stream, end = await _stream_or_none(broker, name), (ends or {}).get(name)
+        if stream is None:
             raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
-        if end is not None and end > seen.last_seq:
-            detail = f"{name} ends at {seen.last_seq}: its backup cannot have ended at {end}"
+        if end is not None and end > stream.last_seq:
+            detail = f"{name} ends at {stream.last_seq}: its backup cannot have ended at {end}"
             raise TopologyError(detail, "Read state.last_seq in the backup's backup.json again.")
-        found[name] = seen
+        found[name] = stream
     rotated = {}
-    for name, seen in found.items():
-        rotated[name] = (seen.epoch, fresh := new_epoch())
-        config = seen.config | {"metadata": restored_metadata(seen, fresh, (ends or {}).get(name))}
-        await _update_stream(broker, Step("update_stream", name, (), config, seen.config))
+    for name, stream in found.items():
+        rotated[name] = (stream.epoch, fresh := new_epoch())
+        config = stream.config | {"metadata": restored_metadata(stream, fresh, (ends or {}).get(name))}
+        await _update_stream(broker, Step("update_stream", name, (), config, stream.config))
     return rotated
 
 

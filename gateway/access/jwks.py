@@ -109,7 +109,6 @@ class KeySet:
         self._fetching: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
         self.generation = 0
-        self.fetches = 0
 
     async def find(self, kid: str | None) -> Key | None:
         """The key named `kid`.
@@ -163,7 +162,6 @@ class KeySet:
             self._lacking.clear()
             self._fetched_at, self._began_at = self._now(), began_at
         finally:
-            self.fetches += 1
             self._tried_at = self._now()
             self._fetching = None
 

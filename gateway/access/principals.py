@@ -26,23 +26,16 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A service, which may do for its tenant what its scopes allow.
-
-    Attributes:
-        key_id: of the key in the table `api_keys`.
-        expires_at: Unix seconds; None: never.
-    """
+    """A service, which may do for its tenant what its scopes allow. `expires_at`: when its key ends, in Unix seconds."""
 
     tenant: str
     scopes: frozenset[str]
-    key_id: int
     expires_at: float | None = None
 
 
 class Operator(msgspec.Struct, frozen=True):
-    """Whoever operates this Seamark, for all tenants; the attributes are those of `Service`."""
+    """Whoever operates this Seamark, for all tenants; `expires_at` as of a `Service`."""
 
-    key_id: int
     expires_at: float | None = None
 
 

@@ -29,12 +29,12 @@ class AckBody(msgspec.Struct):
 
 
 class Acknowledged(msgspec.Struct):
-    """Nothing more is to be said."""
+    """An empty object."""
 
 
 @Endpoint("POST", "/v1/ack", status=202, body_bytes=FRAME_BYTES, refuses=(STALE_CURSOR,))
 async def acknowledge(call: Call[User, None, AckBody]) -> Acknowledged:
-    """Acknowledge records. The receipt is stored within a second; as over a WebSocket, one may be lost: a later one says it."""
+    """Acknowledge records. The receipt is stored within a second. It may be lost, as over a WebSocket; a later one covers it."""
     user, body = call.principal, call.body
     partition = call.context.partition(user.tenant, user.user)
     state = await log_state(partition)

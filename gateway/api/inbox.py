@@ -120,7 +120,7 @@ class ReadBody(msgspec.Struct):
 
 
 class Marked(msgspec.Struct):
-    """The id of the record that says so. By a filter: how many it names, and whether there are more to ask for again."""
+    """`id`: of the record that marks them. After a filter also `count`, how many it names, and `more`: whether to ask again."""
 
     id: str | None
     count: int | UnsetType = UNSET

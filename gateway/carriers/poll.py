@@ -122,7 +122,7 @@ def _done(future: asyncio.Future[None]) -> None:
 
 
 class PollQuery(SessionQuery, frozen=True):
-    """How many records at most, and for how many seconds to wait for a first one. More than is allowed means as much as is."""
+    """How many records at most, and how many seconds to wait for a first one. Larger values count as the largest allowed."""
 
     limit: Annotated[int, msgspec.Meta(ge=1)] = POLL_LIMIT
     wait: Annotated[float, msgspec.Meta(ge=0)] = 0
@@ -147,7 +147,7 @@ class Polled(msgspec.Struct):
 
 
 _STATUS: Final = {4401: 401, 4403: 403, 4409: 409}
-"""Of a session that was ended, by its close code; else 503."""
+"""The status that answers for a session that was closed with this code; 503 for all other codes."""
 
 _ENDED: Final = {row.code: Kind(_STATUS.get(row.code, 503), row.name) for row in TABLE}
 

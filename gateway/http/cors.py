@@ -42,7 +42,7 @@ def _preflight(endpoints: list[Endpoint]) -> Handler:
 
 
 async def allow(request: web.Request, response: web.StreamResponse) -> None:
-    """Name the origin in the answer to it, if it is on the list; name the request; and do not tell the versions we run on."""
+    """Add the request's id and, if it is allowed, the request's origin; hide the versions of the software we run on."""
     response.headers["Server"] = "seamark"
     response.headers[REQUEST_ID] = request_id(request)
     origin = request.headers.get("Origin")

@@ -29,7 +29,6 @@ class Heads:
     """Reads heads of one partition.
 
     Args:
-        broker: the connection.
         stream: `LOG-<p>`.
         watch: gives the leader's state that goes with a head.
         anchor: a subject that has messages as soon as the stream has: asked along, because an answer without any

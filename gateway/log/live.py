@@ -27,19 +27,19 @@ CONFIRM_PAUSE_SECONDS: Final = 0.5
 
 
 class Listener(Protocol):
-    """A session that follows a log. It does not raise: others are told after it."""
+    """A session that follows a log. Its methods do not raise, as those of other sessions are called after them."""
 
     def joined(self) -> None:
         """The live subscription is confirmed: what is stored from now on comes as a live copy."""
 
     def live(self, seq: int, prev: int, message: Message, epoch: str) -> None:
-        """A live copy; `prev` is the sequence of the user's record before it, `epoch` the incarnation it says it is of."""
+        """A live copy; `prev` is the sequence of the user's record before it, `epoch` the incarnation that the copy names."""
 
     def unread(self, frame: bytes) -> None:
         """A new unread count."""
 
     def watch(self, state: LogState) -> None:
-        """The leader's periodic word."""
+        """The leader's periodic answer."""
 
     def check(self) -> None:
         """Something may have been lost."""
@@ -136,14 +136,14 @@ class UserLog:
 
 
 class Live:
-    """Makes live subscriptions. All that are new at the time are confirmed by one PING; no session goes on before it."""
+    """Makes live subscriptions. One PING confirms all that are new; no session goes on before its own is confirmed."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._confirming = Questions("live-confirm", self._confirm)
 
     def subscribe(self, subject: str, log: UserLog) -> Subscription:
-        """Hand the copies on `subject` to `log`, and tell it once that is confirmed."""
+        """Hand the copies on `subject` to `log`, and call `log.confirmed` once the subscription stands."""
         subscription = self._broker.subscribe(subject, log.on_copy)
         self._confirming.ask(subscription, lambda confirmed: log.confirmed() if confirmed else None)
         return subscription

@@ -60,7 +60,7 @@ def number(headers: bytes, line: bytes) -> int:
 
 
 def live_position(headers: bytes) -> tuple[int, int, str]:
-    """`(seq, prev, epoch)` of a republished copy, the epoch empty where it says none; `seq` is -1 for a message that is none."""
+    """`(seq, prev, epoch)` of a republished copy: `epoch` empty where it has none, `seq` -1 where the message is no copy."""
     seq = number(headers, _SEQUENCE)
     if seq < 0:
         return -1, -1, ""

@@ -21,7 +21,6 @@ class Watch:
     """Asks the leader of one partition.
 
     Args:
-        broker: the connection.
         stream: `LOG-<p>`.
         tell: given every periodic answer; it returns when all feeds of the partition have been told. The next periodic
             question is sent only then, so that two answers in a row prove something to a feed.

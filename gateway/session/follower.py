@@ -306,7 +306,7 @@ class Follower:
         self._guard(self.feed.timer, generation, ask)
 
     def _or_failed(self, generation: int, ask: Ask, act: Callable[[_Answer], None]) -> Callable[[_Answer | None], None]:
-        """What takes an answer: `act` does, unless there is none."""
+        """A callback for an answer: it calls `act`, or tells the feed that the question failed if there is no answer."""
 
         def take(answer: _Answer | None) -> None:
             if answer is None:
@@ -317,7 +317,7 @@ class Follower:
         return take
 
     def _end_overloaded(self) -> None:
-        """Too many sessions ask for what this one needs. Its client shall come back, and is not told that there is nothing."""
+        """Close, as too many sessions wait for a snapshot: the client comes back, instead of taking its inbox for empty."""
         self._session.end(OVERLOADED, "too many sessions wait for the inbox: come back")
 
     @property

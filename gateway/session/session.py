@@ -125,9 +125,8 @@ class Session:
 
     def writable(self) -> None:
         """The outlet has room again."""
-        if self._follower is None or self.ended:
-            return
-        self._follower.writable()
+        if self._follower is not None and not self.ended:
+            self._follower.writable()
 
     @property
     def heard_at(self) -> float:
@@ -140,7 +139,7 @@ class Session:
         return self._follower is not None and self._follower.feed.state is State.LIVE
 
     def start(self, user: User, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
-        """Who it is for is known: join the log at `cursor`, or with a snapshot whatever the cursor."""
+        """Join the log of `user` at `cursor`, or with a snapshot whatever the cursor."""
         self.tenant, self.user, self.device = user.tenant, user.user, device
         self._live_until(user.expires_at)
         self._token = None
@@ -228,7 +227,7 @@ class Session:
         self.context.tasks.begin(self._append_read(frame, up_to, follower, follower.epoch), "append-read")
 
     async def _append_read(self, frame: Read, up_to: int | None, follower: Follower, epoch: str) -> None:
-        """A read marker is a record of the log; the copy that comes back tells all devices, this one included."""
+        """Store a read mark as a record of the log; its live copy tells all devices, this one included."""
         try:
             await self.context.state_records.append(
                 "read", tenant=self.tenant, user=self.user, device=self.device,
@@ -255,7 +254,7 @@ class Session:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, code: CloseCode, detail: str, id: str | None = None) -> None:
-        """Close with `code`, because of the frame with this `id` if it is one; one line in the log says so."""
+        """Close with `code`, and log it. `id`: of the frame that is the reason, if one is."""
         if self.ended:
             return
         _log.info("session_closed", code=code.code, name=code.name, detail=detail[:200], carrier=self.carrier,

@@ -37,7 +37,6 @@ class Counts:
 
     Args:
         queries: the projections; None: there are none, every answer is None.
-        partition: its number.
         epoch: the log's incarnation as far as it is known: a count of another one is stale.
     """
 

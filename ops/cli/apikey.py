@@ -30,11 +30,11 @@ app = typer.Typer(help="API keys of services: create, list, revoke.", no_args_is
 
 @app.command()
 def create(
-    tenant: Annotated[
-        str | None, typer.Option("--tenant", help="What the key allows, it allows for this tenant.")
-    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="The tenant whose service gets the key.")] = None,
     scope: Annotated[list[str] | None, typer.Option("--scope", help="What it allows; all by default.")] = None,
-    operator: Annotated[bool, typer.Option("--operator", help="Of an operator, who may ask for every tenant.")] = False,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="A key for an operator, who may ask for every tenant.")
+    ] = False,
     name: Annotated[str, typer.Option("--name", help="For people: which service has it.")] = "",
     days: Annotated[
         int | None, typer.Option("--days", help="How long it is valid; for ever by default.", min=1, max=DAYS_MAX)
@@ -62,7 +62,7 @@ def list_(
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """List all keys ever made, by what is known of them."""
+    """List all keys ever made, without the keys themselves."""
     for key in _run(folder, lambda table: table.all(tenant)):
         if as_json:
             print_json(key)

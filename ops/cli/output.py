@@ -41,7 +41,7 @@ def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
         quiet: show nothing.
 
     Yields:
-        `told(stage, done, total)`, to be called as work goes on.
+        `progress(stage, done, total)`, to be called as work goes on.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -51,12 +51,12 @@ def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=err, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def told(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        yield told
+        yield progress
 
 
 def keep_logs_apart() -> None:

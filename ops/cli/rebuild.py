@@ -31,7 +31,7 @@ def rebuild(
 ) -> None:
     """Build a projection from its streams beside the live one and switch: readers see the one or the other, whole.
 
-    Rows that the log no longer holds are carried over, and said to be.
+    Rows that the log no longer holds are carried over and counted.
     """
     import uvloop
 
@@ -44,11 +44,11 @@ def rebuild(
 
     async def run() -> Rebuilt:
         async with stores(folder, "seamark-rebuild") as found:
-            with stages(quiet=as_json) as told:
+            with stages(quiet=as_json) as progress:
                 if projection is Projection.unread:
-                    return await rebuild_unread(found.broker, found.redis, found.partitions, progress=told)
+                    return await rebuild_unread(found.broker, found.redis, found.partitions, progress=progress)
                 name, partitions = projection.value, found.partitions
-                return await Rebuild(found.broker, found.pool, name, partitions, tenant=tenant, progress=told).run()
+                return await Rebuild(found.broker, found.pool, name, partitions, tenant=tenant, progress=progress).run()
 
     done = uvloop.run(run())
     if as_json:

@@ -37,12 +37,12 @@ def set_(
         int, typer.Argument(help="Rows are kept for so long, and until the end of that month.", min=1, max=DAYS_MAX)
     ],
     tenant: Annotated[
-        str | None, typer.Option("--tenant", help="Of this tenant; default: all without a time of their own.")
+        str | None, typer.Option("--tenant", help="For this tenant; default: for all that have no time of their own.")
     ] = None,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Set it for what is folded from now on. `seamark rebuild` applies it to all rows."""
+    """Set for how long rows are kept that are folded from now on. `seamark rebuild` applies it to all rows."""
     from seamark.protocol.subjects import encode_token
 
     try:

@@ -33,12 +33,12 @@ def verify(
     async def run() -> Verified:
         async with stores(folder, "seamark-verify") as found:
             broker, pool, partitions = found.broker, found.pool, found.partitions
-            with stages(quiet=as_json) as told:
+            with stages(quiet=as_json) as progress:
                 work: StreamVerification
                 if projection is Projection.unread:
-                    work = UnreadVerification(broker, found.redis, partitions, pool=pool, progress=told)
+                    work = UnreadVerification(broker, found.redis, partitions, pool=pool, progress=progress)
                 else:
-                    work = Verification(broker, pool, projection.value, partitions, progress=told)
+                    work = Verification(broker, pool, projection.value, partitions, progress=progress)
                 async for one in work.differences():
                     if as_json:
                         print_json({"difference": one})

@@ -38,7 +38,7 @@ class FullDisk:
         self._restart_at = 0.0
         self._restarts = Backoff(RESTART_SECONDS_MIN, RESTART_SECONDS_MAX, jitter=0.0)
 
-    def seen(self, error: str | None, free_bytes: int, now: float) -> Action:
+    def decide(self, error: str | None, free_bytes: int, now: float) -> Action:
         """What to do now that the server reports this write error (None: it can write) with so many bytes free."""
         if error is None:
             if now >= self._restart_at + RESTART_SECONDS_MAX:  # it has worked for a while
@@ -67,7 +67,7 @@ async def keep_writable(server: NatsServer, say: Callable[[str], None]) -> None:
             free = shutil.disk_usage(server.data).free
         except OSError:  # the folder is gone: the server will say more about that
             continue
-        action = disk.seen(error, free, time.monotonic())
+        action = disk.decide(error, free, time.monotonic())
         if action is Action.SAY:
             say(
                 f"{server.name} cannot write {error}; it is restarted once {ROOM_BYTES_MIN >> 20} MiB are free:"

@@ -35,7 +35,6 @@ def reachable(installed: PostgresInstallation, link: Path) -> PostgresInstallati
     """The installation itself if the user `nobody` can run its programs, else a copy of it (25 MB) that this user can run.
 
     Args:
-        installed: the installation.
         link: becomes a symbolic link to the copy. A copy found there, left by a process that was killed, is used again.
 
     Raises:

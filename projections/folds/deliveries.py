@@ -25,7 +25,6 @@ from seamark.protocol.receipts import Receipt, decode_receipt
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
 STATES: Final = (*_BELOW, *_ARRIVED)
-TERMINAL: Final = frozenset({"ambiguous", "suppressed", "cancelled", "expired", "failed"}) | frozenset(_ARRIVED)
 ATTEMPTS_MAX: Final = 1_000_000
 
 DEVICES_MAX: Final = 50

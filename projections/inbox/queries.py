@@ -120,11 +120,7 @@ SELECT epoch, seq FROM device_cursors WHERE tenant = $1 AND user_id = $2 AND dev
 
 
 class InboxQueries:
-    """Reads of the tables in PostgreSQL.
-
-    Args:
-        partitions: how many there are.
-    """
+    """Reads of the tables in PostgreSQL."""
 
     def __init__(self, pool: Pool, partitions: int) -> None:
         self._pool = pool

@@ -19,8 +19,8 @@ APPLY_SECONDS: Final = 30.0
 MONTHS_SECONDS: Final = 60.0
 """How often the tables of the months that may be written to are made; `RetentionTable.set` makes those of a longer time."""
 
-# A batch touches a few hundred rows by their keys, whatever the statistics of a table that has just grown say. The lock: who
-# sets a retention waits for batches under the former one, and this waits for who sets one, so no batch believes an old one.
+# A batch touches a few hundred rows by their keys, whatever the statistics of a table that has just grown say. The lock
+# excludes whoever sets a retention (`RetentionTable.set`): each batch is wholly under the former one or the new one.
 _BEGIN: Final = (
     "BEGIN; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off;"
     " LOCK TABLE retention IN ROW SHARE MODE"

@@ -26,7 +26,7 @@ LOOK_SECONDS: Final = 30.0
 """A statement of a verification, or the rows of one user."""
 
 LOCK_SECONDS: Final = 0.25
-"""To take a table away all who read it must let go of it, and new ones wait meanwhile: not for long."""
+"""How long to wait for those who read a table before it is taken away. Whoever wants to read it meanwhile waits, too."""
 
 LOCK_TRIES: Final = 5
 

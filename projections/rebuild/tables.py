@@ -31,7 +31,7 @@ from projections.postgres.versions import (
 from projections.projection import IN_TABLES
 from projections.rebuild.carrying import Carrying
 from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
-from projections.replay import Progress, untold
+from projections.replay import Progress, no_progress
 from projections.retention.rules import Kept, read_retention
 from projections.store import Checkpoint, StoreUnavailable
 from projections.stores import STORES
@@ -58,7 +58,6 @@ class Rebuild:
     """One rebuild of `inbox` or `deliveries`.
 
     Args:
-        partitions: how many there are.
         tenant: only this tenant's rows; they are exchanged in the live version.
         progress: told how much is carried over, and how far partitions are folded, now and then.
     """
@@ -71,7 +70,7 @@ class Rebuild:
         partitions: int,
         *,
         tenant: str | None = None,
-        progress: Progress = untold,
+        progress: Progress = no_progress,
     ) -> None:
         if projection not in IN_TABLES:
             raise InvalidSetting(f"{projection} is no projection in PostgreSQL")

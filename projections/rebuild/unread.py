@@ -12,14 +12,14 @@ from engine.broker.jetstream import Broker
 from projections.patience import patiently
 from projections.projection import UNREAD
 from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
-from projections.replay import Progress, untold
+from projections.replay import Progress, no_progress
 from projections.retention.counts import forget_counts, read_left
 from projections.store import Checkpoint
 from projections.unread.carry import carried, carry_given_up
 from projections.unread.store import FIRST_VERSION, UnreadStore, drop_version, read_version, write_version
 
 
-async def rebuild_unread(broker: Broker, redis: Redis, partitions: int, *, progress: Progress = untold) -> Rebuilt:
+async def rebuild_unread(broker: Broker, redis: Redis, partitions: int, *, progress: Progress = no_progress) -> Rebuilt:
     """Fold all logs into the next version, switch, forget the former one.
 
     Raises:

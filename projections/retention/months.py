@@ -62,11 +62,7 @@ class Month(NamedTuple):
 
 
 class Months:
-    """Keeps the months of all tables.
-
-    Args:
-        partitions: how many there are.
-    """
+    """Keeps the months of all tables."""
 
     def __init__(self, broker: Broker, redis: Redis, pool: Pool, partitions: int) -> None:
         self._broker = broker

@@ -34,8 +34,8 @@ class Countable(Protocol):
     def more(self) -> bool: ...
 
 
-def told(unread: Countable, as_of: int, *, stale: bool = False) -> Unread:
-    """The count as clients are told it; of many categories those with most unread."""
+def count_for_clients(unread: Countable, as_of: int, *, stale: bool = False) -> Unread:
+    """The count as clients get it: of many categories only those with the most unread."""
     categories = unread.by_category
     if len(categories) > CATEGORIES_MAX:
         categories = dict(sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:CATEGORIES_MAX])
@@ -58,7 +58,7 @@ class UnreadFrames:
     def tell(self, counts: Iterable[Counted], as_of: int) -> None:
         """Tell these users' sessions; those told within the last quarter of a second are told again at its end."""
         for user, unread in counts:
-            frame = unread_frame(told(unread, as_of))
+            frame = unread_frame(count_for_clients(unread, as_of))
             if user in self._recent:
                 self._later[user] = frame
             else:

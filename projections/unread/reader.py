@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from engine.redisscript import RedisScript
 from projections.folds.unread import Unread
 from projections.store import Checkpoint
-from projections.unread.frames import told
+from projections.unread.frames import count_for_clients
 from projections.unread.script import READ
 from projections.unread.store import FIRST_VERSION, VERSION_SECONDS, asked, meta_key, read_version, unread_of
 from seamark.protocol import frames
@@ -60,7 +60,7 @@ class UnreadCount(msgspec.Struct, frozen=True):
 
 def shown(unread: UnreadCount, *, stale: bool = False) -> frames.Unread:
     """The count as a client is told it."""
-    return told(unread, unread.as_of.seq, stale=unread.stale or stale)
+    return count_for_clients(unread, unread.as_of.seq, stale=unread.stale or stale)
 
 
 class UnreadReader:

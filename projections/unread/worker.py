@@ -95,7 +95,7 @@ class UnreadWorker(ProjectionWorker):
         try:
             if reader.phase is Phase.READING:
                 if await self._unread.superseded():
-                    reader.reclaim()
+                    reader.take_over_again()
                     return
                 reached = self._unread.reached or await self._begin()
                 if reached is not None and not await self._attend(reached):
@@ -120,7 +120,7 @@ class UnreadWorker(ProjectionWorker):
         if self._missed == reached == self._unread.reached:
             self._log.warning("checkpoint_gone_back", reached=str(reached))
             self._missed = None
-            reader.reclaim()
+            reader.take_over_again()
         else:
             self._missed = reached
 
@@ -129,7 +129,7 @@ class UnreadWorker(ProjectionWorker):
         asked_at = time.monotonic()
         waiting = await self._broker.leader_next(self._stream, self._subject, reached.seq + 1)
         now = time.time()
-        age = time.monotonic() - asked_at if waiting is None else now - _stored_at(waiting.time)
+        age = time.monotonic() - asked_at if waiting is None else now - datetime.fromisoformat(waiting.time).timestamp()
         due = await self._unread.attend(reached, complete=waiting is None, age_seconds=age, now=now)
         if due is None:
             return False
@@ -158,7 +158,3 @@ class UnreadWorker(ProjectionWorker):
         if self._epoch == state.epoch:
             self._expected = checkpoint
         return checkpoint
-
-
-def _stored_at(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

@@ -30,7 +30,7 @@ from engine.partition.reader import Delivered
 from projections.patience import patiently
 from projections.postgres.versions import Place
 from projections.projection import Projection, Table
-from projections.replay import Progress, replay, untold
+from projections.replay import Progress, no_progress, replay
 from projections.verify.spill import Spill, Users
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import decode_token, encode_token, partition_of
@@ -105,13 +105,12 @@ class StreamVerification(ABC):
     """One verification; iterate over `differences`, then look at `result`.
 
     Args:
-        partitions: how many there are.
         progress: told now and then.
     """
 
     projection: Projection
 
-    def __init__(self, broker: Broker, partitions: int, progress: Progress = untold) -> None:
+    def __init__(self, broker: Broker, partitions: int, progress: Progress = no_progress) -> None:
         self._broker = broker
         self._partitions = partitions
         self._progress = progress

@@ -11,7 +11,7 @@ from engine.partition.reader import Delivered
 from projections.folds.inbox import User
 from projections.postgres.versions import Place, Pool, asking, live, one_view, read_place
 from projections.projection import IN_TABLES, Table
-from projections.replay import Progress, untold
+from projections.replay import Progress, no_progress
 from projections.verify import deliveries, inbox
 from projections.verify.scan import scan
 from projections.verify.spill import Spill, Users
@@ -52,7 +52,7 @@ class Verification(StreamVerification):
     """One verification of `inbox` or `deliveries`; iterate over `differences`, then look at `result`."""
 
     def __init__(
-        self, broker: Broker, pool: Pool, projection: str, partitions: int, *, progress: Progress = untold
+        self, broker: Broker, pool: Pool, projection: str, partitions: int, *, progress: Progress = no_progress
     ) -> None:
         self.projection = IN_TABLES[projection]
         super().__init__(broker, partitions, progress)

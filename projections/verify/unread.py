@@ -20,7 +20,7 @@ from projections.patience import patiently
 from projections.postgres.versions import LOOK_SECONDS, Place, Pool, asking, live, live_version, read_place
 from projections.projection import INBOX
 from projections.projection import UNREAD as COUNTS
-from projections.replay import Progress, untold
+from projections.replay import Progress, no_progress
 from projections.store import Checkpoint, StoreBroken
 from projections.unread.carry import remembered_before
 from projections.unread.reader import USERS_MAX, UnreadReader
@@ -67,7 +67,7 @@ class UnreadVerification(StreamVerification):
         partitions: int,
         *,
         pool: Pool | None = None,
-        progress: Progress = untold,
+        progress: Progress = no_progress,
     ) -> None:
         super().__init__(broker, partitions, progress)
         self._redis = redis

@@ -62,7 +62,7 @@ async def test_headers_that_a_publisher_forges_confuse_nobody(
     load = chaos.load(broker, headers={header: "17"})
     await load.run(100)
     await chaos.judge(broker, seconds=10)
-    assert only.metric("seamark_partition_claims_total") == PARTITIONS
+    assert only.metric("seamark_partition_take_overs_total") == PARTITIONS
 
 
 async def test_events_trimmed_before_anybody_read_them_are_counted_and_the_rest_is_dispatched(

@@ -162,7 +162,7 @@ async def claim(broker: Broker, ownership: Ownership) -> MarkedWriter:
     epoch, marked = (await broker.stream("LOG-0")).epoch or "", EVENTS.marked(0, 0)
     found = await read_mark(broker, marked)
     facts = {"epoch": epoch, "found": found, "mark": found.mark, "start_seq": 0}
-    return await MarkedWriter.claim(broker, marked, ownership, **facts)
+    return await MarkedWriter.take_over(broker, marked, ownership, **facts)
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES)

@@ -81,7 +81,7 @@ async def test_no_record_of_a_log_that_is_made_anew_under_traffic_is_shown_as_on
             found = await read_mark(gateway.broker, marked)
             owner = Ownership(len(written) + 1, "owner", "eeeeeeee")
             facts = {"epoch": epoch, "found": found, "mark": found.mark, "start_seq": len(written)}
-            return epoch, await MarkedWriter.claim(gateway.broker, marked, owner, **facts)
+            return epoch, await MarkedWriter.take_over(gateway.broker, marked, owner, **facts)
 
         async def write(rounds: int, others: int) -> None:
             epoch, log = await writer()

@@ -46,7 +46,7 @@ async def taken_over(broker: Broker, term: int) -> MarkedWriter:
     found, mark = await meant(broker)
     ownership = Ownership(term, f"owner{term}", (await broker.stream(JOBS.source)).epoch or "")
     facts = {"epoch": "jobs0001", "found": found, "mark": mark, "start_seq": 0}
-    return await MarkedWriter.claim(broker, JOBS, ownership, **facts)
+    return await MarkedWriter.take_over(broker, JOBS, ownership, **facts)
 
 
 async def test_a_writer_of_another_stream_is_refused_whole_once_another_has_taken_over_and_that_one_goes_on(

@@ -81,7 +81,7 @@ async def test_a_log_that_is_deleted_under_a_batch_stops_its_partition(nats_serv
         await topology.ensure(broker, "dev", overrides=FAST)
         state = await broker.stream("LOG-1")
         facts = {"epoch": state.epoch or "", "found": NO_MARK, "mark": None, "start_seq": 0}
-        writer = await MarkedWriter.claim(broker, EVENTS.marked(1, 1), Ownership(1, "owner", "eeeeeeee"), **facts)
+        writer = await MarkedWriter.take_over(broker, EVENTS.marked(1, 1), Ownership(1, "owner", "eeeeeeee"), **facts)
         config = (await broker.api("STREAM.INFO.LOG-1"))["config"]
         older = await broker.leader_last("LOG-1", "mark.1.1")
         assert older is not None

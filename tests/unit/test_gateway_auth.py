@@ -432,7 +432,7 @@ async def test_an_api_key_known_or_not_is_asked_for_once_a_minute() -> None:
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
     assert await asyncio.gather(*(keys.find("k") for _ in range(20))) == [None] * 20
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset({"events:write"}), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset({"events:write"}))
     assert await keys.find("k") is None
     assert table.asked == 1
     now[0] = 61
@@ -450,7 +450,7 @@ async def test_while_the_store_is_away_keys_seen_before_go_on_and_others_do_not(
 
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     assert await keys.find("k") is not None
     table.away = True
     now[0] = 800
@@ -465,7 +465,7 @@ async def test_a_key_that_cannot_be_confirmed_for_a_quarter_of_an_hour_is_believ
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
     key_hash = hashlib.sha256(b"k").digest()
-    table.rows[key_hash] = Service("acme", frozenset(), 1)
+    table.rows[key_hash] = Service("acme", frozenset())
     assert await keys.find("k") is not None
     table.away = True
     for second in range(0, int(API_KEY_STALE_SECONDS), 10):
@@ -485,7 +485,7 @@ async def test_a_key_that_cannot_be_confirmed_for_a_quarter_of_an_hour_is_believ
 async def test_a_key_revoked_while_the_store_was_away_ends_once_it_is_back() -> None:
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     assert await keys.find("k") is not None
     table.away = True
     now[0] = 100
@@ -501,7 +501,7 @@ async def test_a_key_revoked_while_the_store_was_away_ends_once_it_is_back() -> 
 async def test_a_key_that_is_used_is_confirmed_behind_its_requests() -> None:
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     await keys.find("k")
     table.answers.clear()
     now[0] = 31
@@ -516,7 +516,7 @@ async def test_the_time_of_a_key_ends_while_it_is_remembered_and_while_the_store
     now, table, expires_at = [0.0], Table(), time.time() + 60
     wall = [time.time()]
     keys = ApiKeys(table, now=lambda: now[0], wall=lambda: wall[0])
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1, expires_at)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), expires_at)
     assert await keys.find("k") is not None
     table.away = True
     wall[0] = expires_at
@@ -528,7 +528,7 @@ async def test_keys_never_seen_before_reach_the_store_at_a_bounded_rate(monkeypa
     monkeypatch.setattr("gateway.access.api_keys.API_KEY_FIRST_AT_ONCE", 60)
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     assert await keys.find("k") is not None
     found = await asyncio.gather(*(keys.find(f"guess{number}") for number in range(500)), return_exceptions=True)
     assert table.asked == 60
@@ -543,7 +543,7 @@ async def test_an_address_that_guesses_keys_uses_up_no_look_ups_of_others(monkey
     monkeypatch.setattr("gateway.access.api_keys.API_KEY_FIRST_AT_ONCE", 20)
     table = Table()
     keys = ApiKeys(table, guesses_per_minute=10, now=lambda: 0.0)
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     guesses = (keys.find(f"guess{number}", lambda: "1.2.3.4") for number in range(100))
     await asyncio.gather(*guesses, return_exceptions=True)
     assert await keys.find("k", lambda: "5.6.7.8") is not None
@@ -552,7 +552,7 @@ async def test_an_address_that_guesses_keys_uses_up_no_look_ups_of_others(monkey
 async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> None:
     table = Table()
     keys = ApiKeys(table, guesses_per_minute=10)
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     guesses = (keys.find(f"guess{number}", lambda: "1.2.3.4") for number in range(100))
     found = await asyncio.gather(*guesses, return_exceptions=True)
     assert sum(isinstance(one, TooManyGuesses) for one in found) == 90
@@ -567,7 +567,7 @@ async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> Non
 async def test_a_service_that_begins_with_many_requests_at_once_is_not_taken_for_one_that_guesses() -> None:
     table = Table()
     keys = ApiKeys(table, guesses_per_minute=10)
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     found = await asyncio.gather(*(keys.find("k", lambda: "1.2.3.4") for _ in range(100)))
     assert all(one is not None for one in found)
     assert table.asked == 1
@@ -582,7 +582,7 @@ async def test_a_service_that_begins_with_many_requests_at_once_is_not_taken_for
 async def test_a_flood_of_unknown_api_keys_pushes_out_none_that_is_used() -> None:
     table = Table()
     keys = ApiKeys(table, cache_size=3)
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     assert await keys.find("k") is not None
     for number in range(10):
         assert await keys.find(f"guess{number}") is None
@@ -593,7 +593,7 @@ async def test_a_flood_of_unknown_api_keys_pushes_out_none_that_is_used() -> Non
 async def test_a_revoked_api_key_is_not_remembered_as_a_known_one() -> None:
     now, table = [0.0], Table()
     keys = ApiKeys(table, now=lambda: now[0])
-    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset(), 1)
+    table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     assert await keys.find("k") is not None
     table.rows.clear()
     for at in (100, 101):
@@ -605,7 +605,7 @@ async def test_the_memory_of_api_keys_is_bounded() -> None:
     table = Table()
     keys = ApiKeys(table, cache_size=3)
     for number in range(10):
-        table.rows[hashlib.sha256(b"k%d" % number).digest()] = Service("acme", frozenset(), 1)
+        table.rows[hashlib.sha256(b"k%d" % number).digest()] = Service("acme", frozenset())
         await keys.find(f"k{number}")
         await keys.find(f"unknown{number}")
     assert (len(keys._known), len(keys._unknown)) == (3, 3)

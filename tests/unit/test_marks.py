@@ -75,7 +75,7 @@ SENT = mark(8)
         (PlacedMark(40, mark(3)), Verdict.ASK_AGAIN),
         (PlacedMark(60, mark(5, owner="other", term=3)), Verdict.STEP_DOWN),
         (PlacedMark(60, mark(5, owner="other", term=2)), Verdict.STEP_DOWN),
-        (PlacedMark(60, mark(7, owner="other", term=1)), Verdict.CLAIM),
+        (PlacedMark(60, mark(7, owner="other", term=1)), Verdict.TAKE_OVER),
         (NO_MARK, Verdict.GONE),
     ],
 )
@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
         found, marked = await read_mark(broker, EVENTS.marked(0, 0)), EVENTS.marked(0, 0)
         own = Ownership((found.mark.term if found.mark else 0) + 1, f"owner{next(self.names)}", "ev")
         facts = {"epoch": "log", "found": found, "mark": found.mark, "start_seq": self.first_event - 1}
-        writer = await MarkedWriter.claim(broker, marked, own, **facts)
+        writer = await MarkedWriter.take_over(broker, marked, own, **facts)
         seq = writer.mark.next_seq
         while seq <= len(PUBLISHED):
             last = min(seq + 2, len(PUBLISHED))
