@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 from ops.dev.servers import NatsServer
 from seamark import Live, Record, connect
-from tests.support.chromium import chromium
+from tests.support.chromium import Chromium
 from tests.support.gateways import gateway_on
 from tests.support.logs import eventually
 from tests.support.newer import newer_gateway
@@ -66,13 +65,9 @@ async def test_a_gateway_with_frames_and_fields_that_the_python_sdk_does_not_kno
 
 
 async def test_a_gateway_with_frames_and_fields_that_the_javascript_sdk_does_not_know_is_followed(
-    nats_server: NatsServer, tmp_path: Path
+    nats_server: NatsServer, browser: Chromium
 ) -> None:
-    async with (
-        gateway_on(nats_server) as today,
-        newer_gateway(today.url) as gateway,
-        chromium(tmp_path) as browser,
-    ):
+    async with gateway_on(nats_server) as today, newer_gateway(today.url) as gateway:
         seqs = await today.append(count=3)
         page = await browser.open(f"{gateway.url}/")
         await page.evaluate(
