@@ -12,7 +12,7 @@ EVENTS = 4_000
 
 
 def count(name: str) -> float:
-    """Of all dispatchers' partitions in this process: `resets` or `claims`."""
+    """Of all dispatchers' partitions in this process: `resets` or `take_overs`."""
     found = (getattr(metrics.partition("EVENTS", dispatch_consumer(q)), name) for q in range(PARTITIONS))
     return sum(counter._value.get() for counter in found)
 
@@ -24,7 +24,7 @@ async def test_a_backlog_is_read_without_putting_the_reading_head_back(nats_serv
         events = [Outgoing(f"events.default.user-{i % 50}.demo.n", body % (i, i % 50)) for i in range(EVENTS)]
         for start in range(0, EVENTS, 1000):
             await broker.commit(events[start : start + 1000])
-        before = count("resets") - count("claims")
+        before = count("resets") - count("take_overs")
         async with dispatching(nats_server.url, valkey.url):
 
             async def done() -> bool:
@@ -32,5 +32,5 @@ async def test_a_backlog_is_read_without_putting_the_reading_head_back(nats_serv
 
             await eventually(done, seconds=30)
     # One for each take-over (a busy machine may lose a pin): the pulls that follow end in order, with all they asked for.
-    assert count("resets") - count("claims") == before
-    assert count("claims") >= PARTITIONS
+    assert count("resets") - count("take_overs") == before
+    assert count("take_overs") >= PARTITIONS

@@ -33,12 +33,12 @@ class House(NamedTuple):
     valkey: Valkey
     postgres_url: str
 
-    def verification(self, projection: str, progress: Any = replay.untold) -> Verification | UnreadVerification:
+    def verification(self, projection: str, progress: Any = replay.no_progress) -> Verification | UnreadVerification:
         if projection == "unread":
             return UnreadVerification(self.broker, self.redis, PARTITIONS, pool=self.pool, progress=progress)
         return Verification(self.broker, self.pool, projection, PARTITIONS, progress=progress)
 
-    async def differences(self, projection: str, progress: Any = replay.untold) -> list[Any]:
+    async def differences(self, projection: str, progress: Any = replay.no_progress) -> list[Any]:
         return [one async for one in self.verification(projection, progress).differences()]
 
     async def folded(self) -> bool:
