@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta, tzinfo
 from typing import Literal, get_args
 
 import msgspec
 
+from engine.plan.hours import zone_of
 from engine.plan.preferences import TenantDefaults
 from engine.plan.profile import Profile
 from engine.plan.rules import TypeRule
@@ -113,6 +114,10 @@ class Kill(msgspec.Struct, frozen=True, omit_defaults=True):
     channel: str | None = None
     category: str | None = None
 
+    def holds(self, channel: str, category: str | None) -> bool:
+        """Whether it stops `channel` for a notification of `category`."""
+        return self.channel in {None, channel} and self.category in {None, category}
+
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that a decision is made from: who has these bytes can make it again, and gets the same.
@@ -132,3 +137,30 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     defaults: TenantDefaults = TenantDefaults()
     templates: tuple[str, ...] = ()
     kills: tuple[Kill, ...] = ()
+
+    @property
+    def category(self) -> str | None:
+        """The notification's, or the one its rule gives it."""
+        if self.notification.category is None and self.rule is not None:
+            return self.rule.category
+        return self.notification.category
+
+    @property
+    def critical(self) -> bool:
+        """Whether this goes by all channels of the rule at once, whatever the user has chosen."""
+        said = self.notification.priority
+        if said == "normal" and self.rule is not None:
+            return self.rule.priority == "critical"
+        return said == "critical"
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """From when on no channel sends it any more."""
+        if self.notification.expires_at is None and self.rule is not None and self.rule.ttl_seconds is not None:
+            return self.facts.stored_at + timedelta(seconds=self.rule.ttl_seconds)
+        return self.notification.expires_at
+
+    @property
+    def zone(self) -> tzinfo:
+        """The user's time: what he has chosen, what the directory has, what the tenant has."""
+        return zone_of(self.profile.preferences.timezone, self.profile.timezone, self.defaults.timezone)

@@ -10,8 +10,8 @@ from engine.plan.hours import Windows
 from engine.plan.rules import Channel
 from seamark.protocol.events import Label
 
-Choice = Literal["on", "off", "digest"]
-"""`on`: as the type's rule says; `off`: not at all; `digest`: together with others, also where the rule says at once."""
+Choice = Literal["on", "off", "digest", "instant"]
+"""`on`: as the type's rule says; `off`: not at all; `digest`: together with others, and `instant`: alone, whatever it says."""
 
 Choices = dict[Channel | Literal["*"], Choice]
 """The choice of each channel; `*` is every channel that is not named."""

@@ -28,6 +28,14 @@ class Suppression(msgspec.Struct, frozen=True, omit_defaults=True):
     scope: str = SCOPE_ALL
     expires_at: datetime | None = None
 
+    def holds(self, channel: str, category: str | None, now: datetime) -> bool:
+        """Whether it forbids `channel` for a notification of `category`."""
+        return (
+            self.channel == channel
+            and self.scope in {SCOPE_ALL, category}
+            and (self.expires_at is None or now < self.expires_at)
+        )
+
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A user as decisions see him. One who is in no directory has the empty profile, and is reached in the app.
