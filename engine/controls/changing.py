@@ -140,7 +140,9 @@ def _check_pattern(pattern: str) -> None:
 def _check_text(asked: Asked) -> None:
     for field, text in (("why", asked.why), ("who", asked.who)):
         if not text.strip() or len(text) > 200:
-            raise InvalidControl(field, f"`{field}` must be 1 to 200 characters: it is what others will read in the log")
+            raise InvalidControl(
+                field, f"`{field}` must be 1 to 200 characters: it is what others will read in the log"
+            )
         if not text.isprintable():
             raise InvalidControl(field, f"`{field}` must be one printable line")
 

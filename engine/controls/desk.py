@@ -1,4 +1,4 @@
-"""Reading and changing the document in the control bucket: by compare-and-set, so that two operators never undo each other unseen."""
+"""Reading and changing the document in the control bucket: by compare-and-set, as there may be two operators."""
 
 from __future__ import annotations
 

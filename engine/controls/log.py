@@ -1,5 +1,7 @@
-"""The table `control_log`: a copy of the changes in the control bucket, for good. The bucket is the truth: controls can be changed
-while PostgreSQL is away, and the rows come later."""
+"""The table `control_log`: a copy of the changes in the control bucket.
+
+The bucket is the truth: controls can be changed while PostgreSQL is away, and the rows come later.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ INSERT INTO control_log (id, number, at, who, why, action, before, after) VALUES
 ON CONFLICT (id) DO NOTHING
 """
 
-_FORGET: Final = f"DELETE FROM control_log WHERE at < now() - interval '{KEPT_DAYS} days'"
+_FORGET: Final = "DELETE FROM control_log WHERE at < now() - make_interval(days => $1)"
 
 _LAST: Final = """
 SELECT id, number, at, who, why, action, before::text, after::text FROM control_log ORDER BY at DESC, number DESC LIMIT $1
@@ -54,7 +56,7 @@ async def write(connection: asyncpg.Connection[Any], changes: Sequence[Change]) 
         for each in changes
     ]  # fmt: skip
     await connection.executemany(_WRITE, rows, timeout=QUERY_SECONDS)
-    await connection.execute(_FORGET, timeout=QUERY_SECONDS)
+    await connection.execute(_FORGET, KEPT_DAYS, timeout=QUERY_SECONDS)
 
 
 async def last(connection: asyncpg.Connection[Any], most: int) -> list[Row]:

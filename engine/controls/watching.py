@@ -64,7 +64,9 @@ class WatchedControls:
             document = msgspec.json.decode(entries[KEY], type=Document) if KEY in entries else Document()
         except msgspec.DecodeError as error:
             # To go on as before is safer than to go on without any control.
-            self._unreadable = "controls were written by a newer version, and cannot be read: the former ones are obeyed"
+            self._unreadable = (
+                "controls were written by a newer version, and cannot be read: the former ones are obeyed"
+            )
             _log.error("controls_not_read", why=str(error))
             return
         self._unreadable = ""

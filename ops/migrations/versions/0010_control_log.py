@@ -27,7 +27,7 @@ _STATEMENTS = (
         after jsonb
     )
     """,
-    "COMMENT ON TABLE control_log IS 'each change of a control, copied from the control bucket by gateways and `seamark control`'",
+    "COMMENT ON TABLE control_log IS 'each change of a control, copied from the control bucket'",
     "COMMENT ON COLUMN control_log.number IS 'counts the changes in the bucket: a gap is a change that never got here'",
     "CREATE INDEX control_log_at ON control_log (at)",
 )
