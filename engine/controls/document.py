@@ -11,6 +11,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from engine.plan.rules import Channel
+
 PREFIX: Final = "controls."
 KEY: Final = "document"
 """Where the document is in the control bucket: the key, and what stands before it."""
@@ -27,7 +29,6 @@ quick succession must not push out what one of them has not read yet."""
 
 NAME_CHARS_MAX: Final = 128
 
-Channel = Literal["inapp", "push", "email", "sms", "webhook"]
 Lane = Literal["critical", "normal", "bulk"]
 Mode = Literal["hold", "drop"]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]

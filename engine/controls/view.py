@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from engine.controls.document import Document, Kill, Pause, Throttle
+from engine.plan import decisions
 from seamark.protocol.subjects import fnv1a
 
 
@@ -44,10 +45,10 @@ class Controls:
                     found = Verdict("drop", kill.name)
         return found
 
-    def drops(self, tenant: str, user: str) -> tuple[Kill, ...]:
-        """The switches by which a user's notifications end before they are sent, whatever provider would send them."""
+    def drops(self, tenant: str, user: str) -> tuple[decisions.Kill, ...]:
+        """The switches by which a user's notifications end where they are planned, whatever provider would send them."""
         return tuple(
-            kill
+            decisions.Kill(kill.name, kill.channel, kill.category)
             for kill in self._kills
             if kill.mode == "drop"
             and kill.provider is None
