@@ -1,0 +1,288 @@
+"""The decision: by which channels a notification goes to a user, when, and why. Pure: the same inputs give the same answer.
+
+What comes first wins: what has become of the notification > legal opt-out and suppression > kill switch > critical > the
+user's type > his category > his channel > the tenant's the same > the rule. Who would be sent something is then looked at for an
+address and a template, and at last for a reason to wait.
+
+A decision that waits is made again when it is due. A stage that has woken never asks for itself or for one before it, so every
+notification ends. Only a cap may ask again, and for no longer than a day.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar, cast
+
+import msgspec
+
+from engine.plan.choices import Effective, Source, effective
+from engine.plan.decisions import Decision, Inputs, Stage
+from engine.plan.hours import HORIZON, Digest, Window, open_from, silent_until, spread, window_end
+from engine.plan.patterns import patterns_of
+from engine.plan.preferences import QUIETABLE, Preferences
+from engine.plan.profile import OPTED_OUT
+from engine.plan.rules import Channel, ChannelRule
+from seamark.protocol.events import INAPP
+
+CAP_WAIT: Final = timedelta(days=1)
+"""How long a notification waits for a cap, counted from when the log stored it: then it is no news any more."""
+
+TEMPLATED: Final = frozenset({"push", "email", "sms"})
+"""Channels whose messages are made from a template. A webhook's receiver gets the record itself."""
+
+_RANK: Final[dict[Stage, int]] = {
+    "first": 0, "retry": 1, "escalation": 1, "digest": 1, "quiet_hours": 2, "send_window": 2, "cap": 3,
+}  # fmt: skip
+"""A stage may ask only for stages of a higher rank. A retry is not escalated anew, but it may come into the quiet hours."""
+
+_OFF: Final[dict[Source, str]] = {
+    "user_type": "type_off",
+    "user_category": "category_off",
+    "user_channel": "user_off",
+    "tenant_type": "tenant_off",
+    "tenant_category": "tenant_off",
+    "tenant_channel": "tenant_off",
+}
+
+
+def plan(inputs: Inputs) -> dict[str, Decision]:
+    """The decision of each channel: those that the event asks for, else the app and all of the rule."""
+    return {channel: decide(channel, inputs) for channel in channels_of(inputs)}
+
+
+def channels_of(inputs: Inputs) -> tuple[str, ...]:
+    """The channels there is something to decide about, each once."""
+    if inputs.notification.channels is not None:
+        return tuple(dict.fromkeys(inputs.notification.channels))
+    return tuple(dict.fromkeys((INAPP, *(inputs.rule.channels if inputs.rule is not None else ()))))
+
+
+def decide(channel: str, inputs: Inputs) -> Decision:
+    """When `channel` is used, and why. There is an answer for all inputs."""
+    return (
+        _ended(channel, inputs)
+        or _forbidden(channel, inputs)
+        or _critical(channel, inputs)
+        or _switched_off(channel, inputs)
+        or _noticed(channel, inputs)
+        or _unreachable(channel, inputs)
+        or _later(channel, inputs)
+        or Decision("now", _reason(channel, inputs))
+    )
+
+
+def _never(why: str) -> Decision:
+    return Decision("never", why)
+
+
+def _ended(channel: str, inputs: Inputs) -> Decision | None:
+    """What has become of the notification or its user, so that nothing of it is sent any more."""
+    facts, expires_at = inputs.facts, _expires_at(channel, inputs)
+    if inputs.profile.deleted:
+        return _never("user_deleted")
+    for said, why in (
+        (facts.duplicate, "duplicate"),
+        (facts.recalled, "recalled"),
+        (facts.cancelled, "cancelled"),
+        (facts.superseded, "superseded"),
+        (expires_at is not None and expires_at <= inputs.now, "expired"),
+    ):
+        if said:
+            return _never(why)
+    return None
+
+
+def _expires_at(channel: str, inputs: Inputs) -> datetime | None:
+    """A rule's `ttl_seconds` is for the channels: the record itself stays."""
+    return inputs.notification.expires_at if channel == INAPP else inputs.expires_at
+
+
+def _line(channel: str, inputs: Inputs) -> ChannelRule | None:
+    """What the rule says of the channel."""
+    return None if inputs.rule is None else inputs.rule.channels.get(cast("Channel", channel))
+
+
+def _forbidden(channel: str, inputs: Inputs) -> Decision | None:
+    """What holds even for critical notifications. The record is in the log, so nothing of this is about the app."""
+    if channel == INAPP:
+        return None
+    if _line(channel, inputs) is None:
+        return _never("no_rule")
+    held = [each for each in inputs.profile.suppressions if each.holds(channel, inputs.category, inputs.now)]
+    if any(each.reason == OPTED_OUT for each in held):
+        return _never("opted_out")
+    if held:
+        return _never(f"suppressed:{min(each.reason for each in held)}")
+    kills = [kill.switch for kill in inputs.kills if kill.holds(channel, inputs.category)]
+    return _never(f"killed:{min(kills)}") if kills else None
+
+
+def _critical(channel: str, inputs: Inputs) -> Decision | None:
+    if not inputs.critical:
+        return None
+    return _unreachable(channel, inputs) or Decision("now", "critical")
+
+
+def _switched_off(channel: str, inputs: Inputs) -> Decision | None:
+    found = _choice(channel, inputs)
+    return _never(_OFF.get(found.source, "default")) if found.choice == "off" else None
+
+
+def _noticed(channel: str, inputs: Inputs) -> Decision | None:
+    """Nobody needs to be told by another channel what was shown, or read, meanwhile."""
+    facts, line = inputs.facts, _line(channel, inputs)
+    if channel == INAPP or line is None:
+        return None
+    done = facts.read or facts.archived
+    if done and facts.stage == "digest":
+        return _never("all_read")
+    escalated = line.unless_seen_seconds is not None
+    if (done and (escalated or facts.stage != "first")) or (facts.seen and escalated):
+        return _never("seen_in_app")
+    return None
+
+
+def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
+    if channel == INAPP:
+        return None
+    if channel not in inputs.profile.reach:
+        return _never("no_token" if channel == "push" else "no_address")
+    if channel in TEMPLATED and channel not in inputs.templates:
+        return _never("no_template")
+    return None
+
+
+def _reason(channel: str, inputs: Inputs) -> str:
+    if _choice(channel, inputs).source.startswith("user_"):
+        return "user_on"
+    return "default" if inputs.notification.channels is None else "requested"
+
+
+def _choice(channel: str, inputs: Inputs) -> Effective:
+    preferences, defaults = inputs.profile.preferences, inputs.defaults
+    return effective(channel, inputs.notification.type, inputs.category, inputs.rule, preferences, defaults)
+
+
+def _later(channel: str, inputs: Inputs) -> Decision | None:
+    """Why to wait, if there is a reason. What would wait until after it has expired is over now."""
+    line = _line(channel, inputs)
+    if channel == INAPP or line is None:
+        return None
+    rank = _RANK[inputs.facts.stage]
+    found = None
+    if rank < _RANK["escalation"]:
+        found = _gathered(channel, line, inputs)
+    if found is None and rank < _RANK["quiet_hours"] and channel in QUIETABLE:
+        found = _in_silence(channel, inputs)
+    if found is None:
+        found = _capped(line, inputs)
+    woken = None if found is None else wakes(found, inputs)
+    expires_at = inputs.expires_at
+    if woken is not None and expires_at is not None and expires_at <= woken[1]:
+        return _never("expired")
+    return found
+
+
+def _gathered(channel: str, line: ChannelRule, inputs: Inputs) -> Decision | None:
+    """To be sent together with others, or only if nobody has seen it."""
+    choice = _choice(channel, inputs).choice
+    if choice == "digest" or (choice == "on" and line.digest is not None):
+        end = window_end(line.digest or Digest(), inputs.facts.stored_at, inputs.zone)
+        return Decision(f"digest:{inputs.category or ''}/{_text(end)}", "digest")
+    if line.unless_seen_seconds is not None:
+        return Decision(f"unless_seen:{line.unless_seen_seconds}", "escalation")
+    return None
+
+
+def _in_silence(channel: str, inputs: Inputs) -> Decision | None:
+    """Not now: the user's quiet hours, or outside the tenant's send windows.
+
+    Where quiet hours leave no hour to send in, there is none: whoever asks for silence all the time gets it.
+    """
+    windows = inputs.defaults.send_windows
+    quiet = _quiet_windows(channel, inputs)
+    moment, why = inputs.now, ""
+    while moment - inputs.now <= HORIZON:
+        until = silent_until(quiet, moment, inputs.zone)
+        if until is None:
+            return _never("quiet_hours")
+        opens = open_from(windows, until, inputs.zone) if windows else until
+        if opens is None:
+            return _never("send_window")
+        why = why or ("quiet_hours" if until > moment else "send_window")
+        if opens == moment:
+            return None if moment == inputs.now else Decision(f"at:{_text(_spread_out(moment, quiet, inputs))}", why)
+        moment = opens
+    return _never(why)
+
+
+def _quiet_windows(channel: str, inputs: Inputs) -> tuple[Window, ...]:
+    own = inputs.profile.preferences.quiet_hours
+    quiet = own if own is not None else inputs.defaults.quiet_hours
+    return quiet.windows if quiet is not None and channel in quiet.channels else ()
+
+
+def _spread_out(moment: datetime, quiet: tuple[Window, ...], inputs: Inputs) -> datetime:
+    """This user's turn after `moment`; `moment` itself, if sending would be forbidden again by then."""
+    turn = moment + spread(inputs.notification.tenant, inputs.notification.user)
+    windows = inputs.defaults.send_windows
+    clear = silent_until(quiet, turn, inputs.zone) == turn
+    return turn if clear and (not windows or open_from(windows, turn, inputs.zone) == turn) else moment
+
+
+def _capped(line: ChannelRule, inputs: Inputs) -> Decision | None:
+    until = inputs.facts.capped_until
+    if line.cap is None or until is None or until <= inputs.now:
+        return None
+    return (
+        Decision(f"at:{_text(until)}", "throttled")
+        if until <= inputs.facts.stored_at + CAP_WAIT
+        else _never("throttled")
+    )
+
+
+def wakes(decision: Decision, inputs: Inputs) -> tuple[Stage, datetime] | None:
+    """Which stage decides again, and when; None where the decision is the last."""
+    kind, _, rest = decision.when.partition(":")
+    if kind == "at":
+        stage: Stage = "cap" if decision.why == "throttled" else "quiet_hours"
+        return "send_window" if decision.why == "send_window" else stage, datetime.fromisoformat(rest)
+    if kind == "unless_seen":
+        return "escalation", inputs.facts.stored_at + timedelta(seconds=int(rest))
+    if kind == "digest":
+        end = datetime.fromisoformat(rest.rpartition("/")[2])
+        return "digest", end + spread(inputs.notification.tenant, inputs.notification.user)
+    return None
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def narrowed(inputs: Inputs) -> Inputs:
+    """The inputs without what has no say in this plan: small enough to be stored with it, and it gives the same plan."""
+    named = frozenset(channels_of(inputs))
+    profile = inputs.profile
+    return msgspec.structs.replace(
+        inputs,
+        profile=msgspec.structs.replace(
+            profile,
+            preferences=_narrowed(profile.preferences, inputs),
+            suppressions=tuple(each for each in profile.suppressions if each.channel in named),
+        ),
+        defaults=_narrowed(inputs.defaults, inputs),
+        templates=tuple(channel for channel in inputs.templates if channel in named),
+    )
+
+
+_Document = TypeVar("_Document", bound=Preferences)
+
+
+def _narrowed(document: _Document, inputs: Inputs) -> _Document:
+    """The lines that are about the notification's type and category."""
+    patterns, category = tuple(patterns_of(inputs.notification.type)), inputs.category
+    return msgspec.structs.replace(
+        document,
+        types={pattern: document.types[pattern] for pattern in patterns if pattern in document.types},
+        categories={name: line for name, line in document.categories.items() if name == category},
+    )
