@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from engine import metrics
 from engine.broker.jetstream import StreamState
-from gateway.access.buckets import Buckets
+from engine.buckets import Buckets
 from gateway.limits import (
     LOG_AGE_ASSUMED_SECONDS,
     LOG_BYTES_ASSUMED,
