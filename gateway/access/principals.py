@@ -13,6 +13,9 @@ class Scope(StrEnum):
     EVENTS_WRITE = "events:write"
     """To publish events."""
 
+    BROADCASTS_WRITE = "broadcasts:write"
+    """To show a message to all of the tenant's users who are connected."""
+
     NOTIFICATIONS_READ = "notifications:read"
     """To see what became of the notifications of the tenant's users."""
 
