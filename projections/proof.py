@@ -170,7 +170,11 @@ def _of_the_log(row: asyncpg.Record, record: Record | None, stored: StoredEvent 
     by = "by the clock of the publisher, or when it was stored if it gave none"
     facts = [Fact("emitted", record.at, detail=by)] if record is not None else []
     if place is not None:
-        facts.append(Fact("stored", None, f"event {place}") if stored is None else Fact("stored", stored.at, f"{stored.stream} {place}"))
+        facts.append(
+            Fact("stored", None, f"event {place}")
+            if stored is None
+            else Fact("stored", stored.at, f"{stored.stream} {place}")
+        )
     facts.append(Fact("dispatched", row["stored_at"], f"LOG {row['epoch']}.{row['seq']}"))
     for channel, plan in record.plan.items() if record is not None else ():
         why = f"{plan.get('when', '?')}, because: {plan.get('why', '?')}"
