@@ -317,7 +317,7 @@ async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
 
 async def test_an_operator_sees_everything_and_changes_nothing(connected: Connect):
     operator = await connected("operator")
-    assert len((await operator.api("STREAM.LIST"))["streams"]) == 9
+    assert len((await operator.api("STREAM.LIST"))["streams"]) == 10
     subjects = await operator.api("STREAM.INFO.LOG-0", {"subjects_filter": ">"})
     assert subjects["config"]["name"] == "LOG-0"
     assert len((await operator.api("CONSUMER.LIST.EVENTS"))["consumers"]) == 4
