@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
-from seamark.protocol.subjects import CONTROL_BUCKET, DEAD_LETTERS_STREAM, EVENTS_STREAM, RECEIPTS_STREAM, log_stream
+from seamark.protocol.subjects import DEAD_LETTERS_STREAM, EVENTS_STREAM, RECEIPTS_STREAM, log_stream
 
 
 class Writes:
@@ -62,5 +62,5 @@ def stream_of_subject(subject: str) -> str | None:
         number = rest.partition(".")[0]
         return log_stream(int(number)) if number.isdecimal() else None
     if kind == "$KV":
-        return f"KV_{CONTROL_BUCKET}"
+        return f"KV_{rest.partition('.')[0]}"
     return {"events": EVENTS_STREAM, "rcpt": RECEIPTS_STREAM, "dlq": DEAD_LETTERS_STREAM}.get(kind)
