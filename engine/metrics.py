@@ -112,7 +112,7 @@ gateway_state_records = Counter("seamark_gateway_state_records", "Read and archi
 """fate: stored, failed, refused_user and refused_tenant (the allowance is used up), refused_waiting."""
 
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
-"""outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
+"""outcome: accepted, duplicate, invalid, refused, throttled, unavailable, unanswered."""
 
 gateway_idempotency_keys = Counter(
     "seamark_gateway_idempotency_keys", "Requests with an Idempotency-Key, by what was known of it", ("known",)

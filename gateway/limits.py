@@ -362,6 +362,10 @@ DRAIN_SPREAD_MS: Final = 5_000
 DRAIN_CLOSE_SECONDS: Final = 5.0
 """For sessions to take their `bye` and close; then they are aborted."""
 
+REHYDRATED_PER_SECOND: Final = 100
+"""Sessions of a process that are given a snapshot in a second, where those of a whole tenant are to get one: each costs
+PostgreSQL a few milliseconds, and devices that connect meanwhile need some too."""
+
 DRAIN_WORK_SECONDS: Final = 5.0
 """For requests, read records and receipts under way; then they are given up, and said so."""
 

@@ -37,9 +37,10 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Operator(msgspec.Struct, frozen=True):
-    """Whoever operates this Seamark, for all tenants; `expires_at` as of a `Service`."""
+    """Whoever operates this Seamark, for all tenants; `expires_at` as of a `Service`. `key`: number of the API key."""
 
     expires_at: float | None = None
+    key: int | None = None
 
 
 Principal = User | Service | Operator

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
@@ -39,6 +40,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    show_controls,
+    change_controls,
     healthz,
     readyz,
     openapi,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -18,6 +19,7 @@ from engine.broker.jetstream import Broker, PubAck
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
+from gateway.access.throttles import Throttles
 from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.idempotency import always
@@ -47,6 +49,7 @@ _log = structlog.get_logger("seamark.events_api")
 
 INVALID_EVENT: Final = Kind(400, "invalid_event")
 EVENT_TOO_LARGE: Final = Kind(413, "invalid_event")
+THROTTLED: Final = Kind(429, "throttled")
 STORE_FULL: Final = Kind(503, "store_full")
 UNANSWERED: Final = Kind(503, "unanswered")
 
@@ -114,11 +117,23 @@ class Results(msgspec.Struct):
 class Publishing:
     """Storing events within bounds: all that are stored at a time, and how many of one tenant."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, throttles: Throttles) -> None:
+        self._throttles = throttles
         self._events = EventStore(broker)
         self.now = NowMessages(broker)
         self._bulk_appends = Queue(BULK_APPENDS, BULK_APPENDS_PER_TENANT)
         self.singles = Shares(EVENTS_IN_FLIGHT, EVENTS_IN_FLIGHT_PER_TENANT)
+
+    async def check_throttles(self, tenant: str, event: Encoded) -> None:
+        """Pass an event that may be published now, and count it.
+
+        Raises:
+            Problem: 429.
+        """
+        wait = await self._throttles.wait_seconds(tenant, event.subject.split(".", 3)[3])
+        if wait:
+            said = "the operator lets this tenant publish fewer events of this type"
+            raise Problem(THROTTLED, said, retry_after_seconds=math.ceil(wait))
 
     async def store(self, event: Encoded, trace: Mapping[str, str]) -> PubAck:
         """Store one event.
@@ -155,8 +170,12 @@ class Publishing:
                         continue
                     bulk.results[index] = Result(id, error=_UNANSWERED)  # until there is an answer
                     try:
+                        await self.check_throttles(tenant, event)
                         ack = await self.store(event, trace)
                         bulk.results[index] = Result(id, ack.seq, ack.duplicate)
+                    except Problem as problem:
+                        stopped = True
+                        bulk.results[index] = Result(id, error=_failure(problem))
                     except BrokerError as error:
                         stopped = True
                         if not isinstance(error, ApiError) or error.err_code in RETRIED_ERR_CODES:
@@ -180,7 +199,7 @@ PUBLISHING: Final = web.AppKey("publishing", Publishing)
     scope=Scope.EVENTS_WRITE,
     status=202,
     body_bytes=EVENT_BODY_BYTES,
-    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, STORE_FULL, UNANSWERED, TOO_MANY_MESSAGES),
+    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, THROTTLED, STORE_FULL, UNANSWERED, TOO_MANY_MESSAGES),
     keyed=always,
 )
 async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -> Stored:
@@ -198,6 +217,7 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
         event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error
+    await publishing.check_throttles(tenant, event)
     try:
         with publishing.singles.place(tenant):
             ack = await publishing.store(event, _trace(call.request))

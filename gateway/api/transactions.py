@@ -17,7 +17,7 @@ import msgspec
 
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
-from engine.errors import ApiError, BrokerError, Unanswered
+from engine.errors import ApiError, BrokerError, StoreUnavailable, Unanswered
 from engine.limits import CANCEL_SETTLE_SECONDS
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import Shares
@@ -38,7 +38,7 @@ from gateway.limits import (
 )
 from gateway.log.partition import Partition
 from projections.inbox.transactions import Fates, Transactions
-from projections.store import Checkpoint, StoreUnavailable
+from projections.store import Checkpoint
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.records import EPOCH_HEADER, state_record
 from seamark.protocol.subjects import encode_token, log_subject

@@ -112,6 +112,8 @@ class Follower:
         """Say hello with the client's cursor, or with the one that the device is known to have acknowledged."""
         if self._session.ended:
             return
+        if self._start is ResetReason.SNAPSHOT:
+            start = self._start  # asked for meanwhile, perhaps
         if start is NotRead.TOO_MANY:
             self._end_overloaded()
         elif isinstance(start, ResetReason):
@@ -149,6 +151,11 @@ class Follower:
     def check(self) -> None:
         """Something may have been lost."""
         self._guard(self.feed.check)
+
+    def rehydrate(self) -> None:
+        """Begin anew with a snapshot; a session that has not begun yet begins with it."""
+        self._start = ResetReason.SNAPSHOT
+        self._guard(self.feed.rehydrate)
 
     def writable(self) -> None:
         """The socket has room again."""

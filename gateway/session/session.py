@@ -266,6 +266,11 @@ class Session:
         if not self.ended:
             self._outlet.send(encode(ErrorFrame(code, detail, id)))
 
+    def rehydrate(self) -> None:
+        """Replace what the client shows by a snapshot, and go on from there: an operator asks for it."""
+        if self._follower is not None and not self.ended:
+            self._follower.rehydrate()
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, code: CloseCode, detail: str, id: str | None = None) -> None:

@@ -16,11 +16,11 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import structlog
 
+from engine.errors import StoreUnavailable
 from engine.tasks import Tasks
 from projections.inbox.queries import InboxQueries, Page
 from projections.inbox.transactions import Transactions
 from projections.proof import Proofs
-from projections.store import StoreUnavailable
 from seamark.protocol.cursor import Cursor
 
 _log = structlog.get_logger("seamark.tables")

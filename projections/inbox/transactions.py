@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from projections.postgres.versions import Pool, asking, live
+from engine.postgres import Pool, asking
+from projections.postgres.versions import live
 from projections.store import Checkpoint
 
 QUERY_SECONDS: Final = 5.0

@@ -357,6 +357,71 @@ def _retention_set(reader: Manual, folder: Path) -> None:
     reader.seamark("retention", "set", "0", code=2)
 
 
+@checks("control show")
+def _control_show(reader: Manual, folder: Path) -> None:
+    [shown] = lines(reader.seamark("control", "show", "--json"))
+    assert shown["version"] >= 0
+    assert all(each["why"] for each in shown["controls"])
+
+
+@checks("control kill")
+def _control_kill(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "kill", "--why", "everything", code=MISCONFIGURED)
+    reader.seamark("control", "kill", "--channel", "pusj", "--why", "a typo", code=MISCONFIGURED)
+    [made] = lines(reader.seamark("control", "kill", "--channel", "sms", "--mode", "drop", "--why", "price", "--json"))
+    assert made["change"]["after"] == {"kind": "kill", "channel": "sms", "mode": "drop"}
+    [shown] = lines(reader.seamark("control", "show", "--json"))
+    assert made["change"]["after"] in [each["control"] for each in shown["controls"]]
+    reader.seamark("control", "restore", "kill", "--channel", "sms", "--why", "paid")
+
+
+@checks("control pause")
+def _control_pause(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "pause", "--lane", "fast", "--why", "no lane", code=MISCONFIGURED)
+    [made] = lines(reader.seamark("control", "pause", "--lane", "normal", "--channel", "push", "--why", "x", "--json"))
+    assert made["change"]["action"] == "pause"
+    reader.seamark("control", "restore", "pause", "--lane", "normal", "--channel", "push", "--why", "y")
+
+
+@checks("control throttle")
+def _control_throttle(reader: Manual, folder: Path) -> None:
+    words = ["--tenant", "default", "--type", "stop.*"]
+    reader.seamark("control", "throttle", *words, "--per-minute", "0", "--why", "a loop")
+    url, event = f"{reader.described.gateway_url}/v1/events", {"to": ["alice"], "type": "stop.this"}
+    wait_for(lambda: answered(url, reader.described.api_key, event)[0] == 429)
+    assert answered(url, reader.described.api_key, {**event, "type": "go.on"})[0] == 202
+    reader.seamark("control", "restore", "throttle", *words, "--why", "mended")
+    wait_for(lambda: answered(url, reader.described.api_key, event)[0] == 202)
+
+
+@checks("control restore")
+def _control_restore(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "restore", "kill", "--tenant", "nobody", "--why", "x", code=MISCONFIGURED)
+    reader.seamark("control", "kill", "--category", "promo", "--why", "x")
+    words = ["control", "restore", "kill", "--category", "promo", "--why", "y", "--json"]
+    [half] = lines(reader.seamark(*words, "--percent", "50"))
+    assert half["change"]["after"]["percent"] == 50
+    [whole] = lines(reader.seamark(*words))
+    assert "after" not in whole["change"]
+
+
+@checks("control rehydrate")
+def _control_rehydrate(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "rehydrate", "--why", "nobody", code=MISCONFIGURED)
+    words = ["control", "rehydrate", "--tenant", "default", "--user", "alice", "--why", "rebuilt", "--json"]
+    [made] = lines(reader.seamark(*words))
+    assert made["change"]["after"] == {"kind": "rehydrate", "tenant": "default", "user": "alice"}
+    reader.traffic.check()
+
+
+@checks("control log")
+def _control_log(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "rehydrate", "--tenant", "nobody", "--who", "ann", "--why", "to be found")
+    assert any(
+        row["who"] == "ann" and row["why"] == "to be found" for row in lines(reader.seamark("control", "log", "--json"))
+    )
+
+
 @checks("topology restore")
 def _restore(reader: Manual, folder: Path) -> None:
     """On a stack of its own: whoever followed a log before is told to begin anew, and its dispatcher goes on by itself."""

@@ -151,7 +151,7 @@ async def test_an_event_of_a_cancelled_transaction_becomes_a_record_that_nobody_
         200,
         {"id": "order 17", "cancelled": 0, "recalled": 0, "too_late": 1, "more": False},
     )
-    await publish(broker, to=["alice", "bob"], type="order.paid", id="e1", transaction_id="order 17", category="x")
+    await publish(broker, to=["alice", "bob"], type="order.paid", id="e1", transaction_id="order 17", key="alice")
     await publish(broker, to=["alice"], type="order.paid", id="mail", transaction_id="order 17", channels=["email"])
     await publish(broker, to=["alice"], type="order.paid", id="e2", transaction_id="order 18")
     async with house.device() as device:
