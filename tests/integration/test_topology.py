@@ -59,7 +59,7 @@ async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
     await topology.ensure(broker, "dev")
     observed = await topology.observe(broker, "dev")
     epochs = [stream.epoch or "" for stream in observed.streams.values()]
-    assert len(set(epochs)) == 10
+    assert len(set(epochs)) == 11
     assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
     recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "BULK", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
     assert observed.epochs == recorded
@@ -141,7 +141,7 @@ async def test_another_number_of_partitions_is_refused_by_plan_and_apply(broker:
     assert plan.refusals
     with pytest.raises(TopologyError, match="made for 4 partitions, 8 are asked for"):
         await topology.apply(broker, plan)
-    assert len((await topology.observe(broker, "dev")).streams) == 10, "four logs and six others"
+    assert len((await topology.observe(broker, "dev")).streams) == 11, "four logs and seven others"
 
 
 async def test_without_a_number_the_server_decides(broker: Broker):
