@@ -190,6 +190,7 @@ EVENTS_STREAM = "EVENTS"
 RECEIPTS_STREAM = "RECEIPTS"
 DEAD_LETTERS_STREAM = "DEAD-LETTERS"
 CONTROL_BUCKET = "control"
+SIGN_OUTS_BUCKET = "signouts"
 
 
 def dispatch_consumer(event_partition: int) -> str:
