@@ -9,11 +9,11 @@ from aiohttp import web
 
 from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
+from engine.buckets import Buckets
 from engine.controls.watching import WatchedControls
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
-from gateway.access.buckets import Buckets
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
 from gateway.access.sign_outs import SignOuts

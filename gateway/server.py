@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
+from engine.buckets import Buckets
 from engine.controls.watching import WatchedControls
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
@@ -21,7 +22,6 @@ from engine.topology.check import report_start
 from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
 from gateway.access.api_keys import ApiKeys, postgres_keys
 from gateway.access.auth import Verifier
-from gateway.access.buckets import Buckets
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
@@ -44,6 +44,7 @@ from gateway.log.partition import Partition
 from gateway.obeying import obey
 from gateway.options import GatewayOptions
 from gateway.presence.gateways import Gateways
+from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
@@ -194,6 +195,8 @@ async def _context(
     context.gateways.start()
     await sign_outs.start()
     context.descriptors.start()
+    broadcasts = Broadcasts(broker, context.sessions)
+    broadcasts.start()
     try:
         yield context
     finally:
@@ -201,6 +204,7 @@ async def _context(
         await obeying.end()
         await context.gateways.close()
         await sign_outs.close()
+        await broadcasts.close()
         await context.descriptors.close()
         await context.state_records.close()
         await live.close()

@@ -20,6 +20,7 @@ from engine.broker.jetstream import Broker, StreamState
 from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
+from engine.dispatch.relay import relaying
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.dispatch.source import EVENTS, EventSource
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
@@ -372,4 +373,5 @@ async def run(
     count = await read_partitions(broker, partitions)
     pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
     work = Dispatcher(broker, Claims(redis), count, controls=controls, pin_timeout_seconds=pin_timeout)
-    await run_until(stop, work.run(), name="dispatcher")
+    async with relaying(broker.settings, count):
+        await run_until(stop, work.run(), name="dispatcher")

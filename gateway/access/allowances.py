@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from engine import metrics
 from engine.broker.jetstream import StreamState
-from gateway.access.buckets import Buckets
+from engine.buckets import Buckets
 from gateway.access.shared_buckets import Bound, Empty, SharedBuckets
 from gateway.limits import (
     LOG_AGE_ASSUMED_SECONDS,

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from engine import metrics
-from gateway.access.buckets import Buckets
+from engine.buckets import Buckets
 from gateway.access.key_table import hash_of
 from gateway.access.principals import Operator, Service
 from gateway.limits import (

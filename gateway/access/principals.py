@@ -19,6 +19,9 @@ class Scope(StrEnum):
     SESSIONS_WRITE = "sessions:write"
     """To end sessions of the tenant's users, and to sign users out."""
 
+    BROADCASTS_WRITE = "broadcasts:write"
+    """To show a message to all of the tenant's users who are connected."""
+
     NOTIFICATIONS_READ = "notifications:read"
     """To see what became of the notifications of the tenant's users."""
 

@@ -10,6 +10,7 @@ from gateway.api.acks import acknowledge
 from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
+from gateway.api.now import broadcast
 from gateway.api.proof import trace_notification
 from gateway.api.sessions import end_session, end_sessions, list_sessions
 from gateway.carriers.poll import poll_records
@@ -29,6 +30,7 @@ async def openapi(call: Call[None, None, None]) -> Annotated[msgspec.Raw, dict[s
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
+    broadcast,
     follow_socket,
     follow_stream,
     poll_records,

@@ -23,6 +23,9 @@ class Member(Protocol):
     def heard_at(self) -> float:
         """When its client last showed life."""
 
+    def now(self, frame: bytes) -> None:
+        """Send it a message that is never stored."""
+
     def end(self, code: CloseCode, detail: str) -> None:
         """Close it."""
 

@@ -9,6 +9,7 @@ import typer
 
 from ops.cli import (
     apikey,
+    broadcast,
     control,
     dev,
     dispatcher,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("dev")(dev.dev)
 app.command("publish")(publish.publish)
+app.command("broadcast")(broadcast.broadcast)
 app.command("tail")(tail.tail)
 app.command("log")(log.log)
 app.command("token")(token.token)

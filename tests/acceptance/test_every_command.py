@@ -134,6 +134,43 @@ def _publish(reader: Manual, folder: Path) -> None:
     assert records[1].items() >= {"id": "p17", "type": "order.paid", "category": "orders"}.items()
 
 
+@checks("broadcast")
+def _broadcast(reader: Manual, folder: Path) -> None:
+    """A device of carol sees the broadcast and a now message, neither of which her log has."""
+    before = len(_records(reader, "carol"))
+    program = f"""
+import asyncio
+from seamark import Now, connect
+
+async def main():
+    async with connect({reader.described.gateway_url!r}, token={reader.seamark("token", "carol").strip()!r}) as device:
+        async for item in device.events():
+            if isinstance(item, Now):
+                print(item.type, item.data, flush=True)
+                if item.type == "chat.typing":
+                    return
+
+asyncio.run(main())
+"""
+    device = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
+                              env=reader.environment())  # fmt: skip
+    try:
+
+        def seen() -> bool:
+            reader.seamark("broadcast", "--type", "system.down", "--data", '{"in":5}', "--json")
+            words = ["--to", "carol", "--type", "chat.typing", "--semantics", "at_most_once", "--json"]
+            assert lines(reader.seamark("publish", *words))[0]["seq"] is None
+            return device.poll() is not None
+
+        wait_for(seen)
+        output, _ = device.communicate(timeout=10)
+        assert output.splitlines()[0] == "system.down {'in': 5}"
+        assert output.splitlines()[-1] == "chat.typing {}"
+    finally:
+        device.kill()
+    assert len(_records(reader, "carol")) == before
+
+
 def _records(reader: Manual, user: str) -> list[dict[str, Any]]:
     return [line["record"] for line in lines(reader.seamark("log", user, "--json"))]
 
