@@ -13,6 +13,7 @@ from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
 from gateway.api.proof import trace_notification
 from gateway.api.sessions import end_session, end_sessions, list_sessions
+from gateway.api.transactions import cancel_transaction
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
@@ -31,6 +32,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
     broadcast,
+    cancel_transaction,
     follow_socket,
     follow_stream,
     poll_records,

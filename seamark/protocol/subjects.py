@@ -197,6 +197,7 @@ DEAD_LETTERS_STREAM = "DEAD-LETTERS"
 JOBS_STREAM = "JOBS"
 CONTROL_BUCKET = "control"
 SIGN_OUTS_BUCKET = "signouts"
+CANCELS_BUCKET = "cancels"
 
 
 def dispatch_consumer(event_partition: int) -> str:
