@@ -26,6 +26,7 @@ from gateway.access.auth import Verifier
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.access.sign_outs import SignOuts
 from gateway.access.throttles import Throttles
 from gateway.api.dev_page import dev_routes
 from gateway.api.endpoints import ENDPOINTS
@@ -43,6 +44,7 @@ from gateway.log.live import Live
 from gateway.log.partition import Partition
 from gateway.obeying import obey
 from gateway.options import GatewayOptions
+from gateway.presence.gateways import Gateways
 from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
@@ -160,16 +162,19 @@ async def _context(
         else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
     queries = None if redis is None else UnreadReader(redis)
-    live, controls = Live(broker), WatchedControls(broker)
+    live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
+    sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
     partitions = [Partition(broker, number, live, queries) for number in range(count)]
     context = Context(
         broker=broker,
         broker_health=broker_health,
         controls=controls,
         throttles=Throttles(redis, controls),
-        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
+        sign_outs=sign_outs,
+        gateways=Gateways(broker, sessions, sign_outs),
+        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience, sign_outs=sign_outs),
         origins=origins,
-        sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
+        sessions=sessions,
         receipts=Receipts(broker),
         state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
         partitions=partitions,
@@ -190,6 +195,8 @@ async def _context(
         partition.start()
     context.receipts.start()
     obeying = obey(context, options.postgres_url)
+    context.gateways.start()
+    await sign_outs.start()
     context.descriptors.start()
     broadcasts = Broadcasts(broker, context.sessions)
     broadcasts.start()
@@ -198,6 +205,8 @@ async def _context(
     finally:
         REGISTRY.unregister(collector)
         await obeying.end()
+        await context.gateways.close()
+        await sign_outs.close()
         await broadcasts.close()
         await context.descriptors.close()
         await context.state_records.close()

@@ -12,6 +12,7 @@ from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
 from gateway.api.proof import trace_notification
+from gateway.api.sessions import end_session, end_sessions, list_sessions
 from gateway.api.transactions import cancel_transaction
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
@@ -40,6 +41,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    list_sessions,
+    end_sessions,
+    end_session,
     show_controls,
     change_controls,
     healthz,
