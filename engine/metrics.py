@@ -95,6 +95,12 @@ gateway_state_records = Counter("seamark_gateway_state_records", "Read and archi
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
 
+gateway_idempotency_keys = Counter(
+    "seamark_gateway_idempotency_keys", "Requests with an Idempotency-Key, by what was known of it", ("known",)
+)
+"""known: first, done (answered as before), running, other (another body), full (the tenant's allowance is used up), unkept
+(Redis was away: carried out, and not remembered)."""
+
 event_ids_taken = Counter(
     "seamark_event_ids_taken",
     "Events that were stored although another event had used their message id",

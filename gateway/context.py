@@ -16,6 +16,7 @@ from gateway.access.buckets import Buckets
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
 from gateway.descriptors import Descriptors
+from gateway.http.idempotency import IdempotencyKeys
 from gateway.join.port import FeedCounters
 from gateway.limits import REQUESTS_PER_MINUTE
 from gateway.log.partition import Partition
@@ -47,6 +48,7 @@ class Context:
     times: Times
     tables: Tables | None = None
     api_keys: ApiKeys | None = None
+    idempotency_keys: IdempotencyKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
     proxies: Proxies = field(default_factory=Proxies)

@@ -32,6 +32,7 @@ from gateway.context import CONTEXT, Context
 from gateway.descriptors import sessions_within_limit
 from gateway.drain import drain
 from gateway.http import cors
+from gateway.http.idempotency import IdempotencyKeys
 from gateway.http.problems import as_problems
 from gateway.join.counters import FeedCollector
 from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, DRAIN_CLOSE_SECONDS
@@ -170,6 +171,7 @@ async def _context(
         times=options.times,
         tables=tables,
         api_keys=await _api_keys(options),
+        idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
     )
     collector = FeedCollector(context.counters)
@@ -192,6 +194,8 @@ async def _context(
             await tables.close()
         if context.api_keys is not None:
             await context.api_keys.close()
+        if context.idempotency_keys is not None:
+            await context.idempotency_keys.close()
         if queries is not None:
             await queries.close()
         if redis is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
@@ -18,6 +19,7 @@ from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.http.endpoint import Call, Endpoint
+from gateway.http.idempotency import always
 from gateway.http.problems import UNAVAILABLE, Kind, Problem, field_of
 from gateway.limits import (
     BULK_APPENDS,
@@ -46,6 +48,9 @@ EVENT_TOO_LARGE: Final = Kind(413, "invalid_event")
 STORE_FULL: Final = Kind(503, "store_full")
 UNANSWERED: Final = Kind(503, "unanswered")
 
+_PASSING: Final = frozenset({429, 503})
+"""Errors of single events in a bulk request that may be gone when it is sent again."""
+
 _STORE_FULL: Final = frozenset({10047, 10077, 10023})
 """The server's words for a store that takes no more: the event was not stored and may be sent again later."""
 
@@ -61,12 +66,6 @@ class NewEvent(Event, kw_only=True):
     tenant: str | None = None
     ordering_key: str | None = None
     data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
-
-
-class PublishQuery(msgspec.Struct, frozen=True):
-    """`Idempotency-Key`: the id of an event that has none."""
-
-    idempotency_key: str | None = msgspec.field(default=None, name="Idempotency-Key")
 
 
 _OF_EVENTS: Final = {"items": {"$ref": "#/components/schemas/NewEvent"}}
@@ -179,12 +178,16 @@ PUBLISHING: Final = web.AppKey("publishing", Publishing)
     status=202,
     body_bytes=EVENT_BODY_BYTES,
     refuses=(INVALID_EVENT, EVENT_TOO_LARGE, STORE_FULL, UNANSWERED),
+    keyed=always,
 )
-async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEvent]]) -> Stored:
-    """Publish one event. Answered once it is stored; sent again with the same id, it adds nothing."""
+async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -> Stored:
+    """Publish one event. Answered once it is stored; sent again with the same id, it adds nothing.
+
+    An event without an id has one made from `Idempotency-Key`, if there is one, else a random one.
+    """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
     try:
-        event, id = _event(call.body, tenant, call.query.idempotency_key)
+        event, id = _event(call.body, tenant, None if call.key is None else _id_from(call.key))
     except InvalidEvent as error:
         raise _refused(error) from error
     try:
@@ -205,14 +208,18 @@ async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEv
     status=202,
     body_bytes=BULK_BODY_BYTES,
     places=Shares(BULK_REQUESTS, BULK_REQUESTS_PER_TENANT),
+    keyed=lambda answer: not any(one.error and one.error.status in _PASSING for one in answer.results),
 )
 async def publish_events(call: Call[Service, None, Bulk]) -> Results:
     """Publish up to 1000 events. Each gets a result of its own, in order: one that was not stored has `error` in it.
 
     Events with one ordering key are stored one after the other, in order, the others side by side. After half a minute
     the request stores no more events.
+
+    With an `Idempotency-Key`, events that could not be stored for now are tried again when the request is sent again; those
+    that were stored are duplicates then, even without an id.
     """
-    bulk = _Bulk(call.body.events, call.principal.tenant)
+    bulk = _Bulk(call.body.events, call.principal.tenant, call.key)
     await call.request.app[PUBLISHING].store_all(bulk, call.principal.tenant, _trace(call.request))
     return Results(bulk.results)
 
@@ -220,13 +227,13 @@ async def publish_events(call: Call[Service, None, Bulk]) -> Results:
 class _Bulk:
     """The events of one bulk request, and what became of each."""
 
-    def __init__(self, bodies: list[msgspec.Raw], tenant: str) -> None:
+    def __init__(self, bodies: list[msgspec.Raw], tenant: str, key: str | None) -> None:
         self.results = [Result() for _ in bodies]
         self.lines: dict[str, list[tuple[int, Encoded, str]]] = {}
         """By ordering key, in the order they are to be stored."""
         for index, body in enumerate(bodies):
             try:
-                event, id = _event(bytes(body), tenant, None)
+                event, id = _event(bytes(body), tenant, None if key is None else _id_from(f"{key}\n{index}"))
             except InvalidEvent as error:
                 self.results[index] = Result(error=_failure(_refused(error)))
             else:
@@ -239,8 +246,11 @@ _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_event = msgspec.json.Decoder(NewEvent).decode
 
 
-def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encoded, str]:
+def _event(body: bytes, tenant: str, default_id: str | None) -> tuple[Encoded, str]:
     """The event in a body and its id. The members we do not know are kept as they stand.
+
+    Args:
+        default_id: of an event that has none; None: a random one.
 
     Raises:
         InvalidEvent: with the member at fault.
@@ -253,7 +263,7 @@ def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encod
         raise InvalidEvent("json", "an event is a JSON object, not nested too deeply") from error
     if given.tenant not in (None, tenant):
         raise InvalidEvent("tenant", "`tenant` is not the tenant of the API key: leave it out")
-    id = _id(given.id, idempotency_key)
+    id = _id(given.id) or default_id or new_event_id()
     _check_names(
         ("type", check_type, given.type),
         ("ordering_key", encode_token, given.ordering_key),
@@ -268,16 +278,16 @@ _GIVEN: Final = frozenset({"id", "to", "type", "tenant", "ordering_key", "data"}
 """The members of an event that are not passed on as they stand."""
 
 
-def _id(given: str | None, idempotency_key: str | None) -> str:
-    """The event's own id, else the request's idempotency key, else a random id.
+def _id(given: str | None) -> str | None:
+    """The event's own id. One that is not valid is not replaced: sent again, the event would be stored twice."""
+    if given is not None and not is_event_id(given):
+        raise InvalidEvent("id", f"`id` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks")
+    return given
 
-    An id or key that is not valid is refused and never replaced: an event sent again under another id would be stored twice.
-    """
-    where, id = ("id", given) if given is not None else ("Idempotency-Key", idempotency_key)
-    if id is not None and not is_event_id(id):
-        said = f"`{where}` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks"
-        raise InvalidEvent(where, said)
-    return id or new_event_id()
+
+def _id_from(key: str) -> str:
+    """The id of an event that an idempotency key stands for: the key itself, where it can be one."""
+    return key if is_event_id(key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _check_names(*names: tuple[str, Callable[[str], str], str | None]) -> None:
