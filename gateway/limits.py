@@ -249,6 +249,18 @@ IDEMPOTENCY_BURST_BYTES: Final = 64 << 20
 IDEMPOTENCY_BYTES_PER_DAY: Final = 192 << 20
 """How much of that comes back in a day: never more than 256 MiB are kept for a tenant, 6 requests a second without end."""
 
+DIRECTORY_CONNECTIONS: Final = 8
+"""Connections of a process for what services ask of the directory: each question takes some milliseconds."""
+
+DIRECTORY_REQUESTS: Final = 32
+"""Such requests at a time; each may hold a body."""
+
+DIRECTORY_REQUESTS_PER_TENANT: Final = 4
+"""Half of the connections: changes of one tenant wait for each other, and must not hold all connections while they do."""
+
+DIRECTORY_PAGE_ITEMS: Final = 250
+"""Items of a page at most, and 50 if nothing is said: what an application shows, or goes through, at a time."""
+
 RETRY_AFTER_SECONDS: Final = 2
 """`Retry-After` of a 503."""
 

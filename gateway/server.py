@@ -44,6 +44,7 @@ from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
 from gateway.session.state_records import StateRecords
 from gateway.session.wheel import Wheel
+from gateway.stores.directory import open_directory
 from gateway.stores.tables import open_tables
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import log_stream
@@ -148,6 +149,7 @@ async def _context(
     count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
     tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
+    directory = None if options.postgres_url is None else await open_directory(options.postgres_url)
     redis = (
         None
         if options.redis_url is None
@@ -170,6 +172,7 @@ async def _context(
         handshakes=Buckets(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        directory=directory,
         api_keys=await _api_keys(options),
         idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
@@ -192,6 +195,8 @@ async def _context(
         context.wheel.close()
         if tables is not None:
             await tables.close()
+        if directory is not None:
+            directory.terminate()
         if context.api_keys is not None:
             await context.api_keys.close()
         if context.idempotency_keys is not None:

@@ -10,6 +10,19 @@ from gateway.api.acks import acknowledge
 from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.proof import trace_notification
+from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
+from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
+from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
+from gateway.api.types import get_type, list_types, remove_type, replace_type
+from gateway.api.webhooks import (
+    get_webhook,
+    list_webhooks,
+    make_webhook,
+    remove_webhook,
+    replace_webhook,
+    retire_webhook_secret,
+    rotate_webhook_secret,
+)
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
@@ -35,6 +48,29 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    list_types,
+    get_type,
+    replace_type,
+    remove_type,
+    list_templates,
+    get_template,
+    replace_template,
+    activate,
+    remove_template,
+    suppress,
+    list_suppressions,
+    search_suppressions,
+    lift,
+    make_webhook,
+    list_webhooks,
+    get_webhook,
+    replace_webhook,
+    remove_webhook,
+    rotate_webhook_secret,
+    retire_webhook_secret,
+    get_defaults,
+    replace_defaults,
+    remove_defaults,
     healthz,
     readyz,
     openapi,

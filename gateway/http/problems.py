@@ -13,6 +13,7 @@ import structlog
 from aiohttp import web
 
 from engine import metrics
+from engine.directory.changes import LimitReached, VersionConflict
 from engine.errors import StoreUnavailable
 from gateway.access.shares import NoPlace
 from gateway.limits import RETRY_AFTER_SECONDS
@@ -51,6 +52,12 @@ TOO_LARGE: Final = Kind(413, "too_large")
 COMPRESSED: Final = Kind(415, "compressed")
 HEAD_TOO_LARGE: Final = Kind(431, "too_large")
 INTERNAL: Final = Kind(500, "internal")
+VERSION_CONFLICT: Final = Kind(409, "version_conflict")
+"""What was to be changed is no longer what the request says it is."""
+
+LIMIT_REACHED: Final = Kind(409, "limit_reached")
+"""There may be only so many of these; which, and how many, is said."""
+
 UNAVAILABLE: Final = Kind(503, "unavailable")
 """The request was not carried out, and may be repeated."""
 
@@ -149,6 +156,10 @@ def problem_of(error: Exception) -> Problem:
             return Problem(Kind(error.status, code), error.reason)
         case StoreUnavailable():
             return Problem(UNAVAILABLE, "the database does not answer: try again", error=type(error).__name__)
+        case VersionConflict():
+            return Problem(VERSION_CONFLICT, str(error), field="version")
+        case LimitReached():
+            return Problem(LIMIT_REACHED, str(error))
         case NoPlace():
             return Problem(UNAVAILABLE, "too many of these requests are under way: try again")
     return Problem(INTERNAL, "the request failed; it was logged")
