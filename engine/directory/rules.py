@@ -36,7 +36,7 @@ _VERSIONS: Final = "SELECT tenant, version FROM rule_versions WHERE tenant = ANY
 
 # One statement, so one moment: the version is that of all that comes with it.
 _READ: Final = """
-SELECT 'version' AS what, '' AS key, NULL AS channels, NULL::text AS text, version FROM rule_versions WHERE tenant = $1
+SELECT 'version' AS what, '' AS key, NULL::text[] AS channels, NULL::text AS text, version FROM rule_versions WHERE tenant = $1
 UNION ALL
 SELECT 'type', pattern, NULL, rule::text, version FROM notification_types WHERE tenant = $1
 UNION ALL

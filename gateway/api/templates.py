@@ -28,7 +28,6 @@ from gateway.api.directory import (
     Deleted,
     PageQuery,
     Version,
-    VersionQuery,
     cursor_after,
     directory_of,
     key_of,
@@ -68,13 +67,14 @@ class ShownQuery(TemplateQuery, frozen=True, kw_only=True):
     version: Version | None = None
 
 
-class TemplateVersionQuery(VersionQuery, TemplateQuery, frozen=True, kw_only=True):
+class TemplateVersionQuery(TemplateQuery, frozen=True, kw_only=True):
     """Which template; `version`: change it only if this one is still active; 0: only if there is none."""
+
+    version: Version | None = None
 
 
 class TemplateBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`parts`: the texts. All have a `body`; an e-mail has a `subject`, and `html` if that is not made of `body`; push and in-app
-    may have a `title`."""
+    """Texts by their names: `body`; an e-mail's `subject`, and `html` if it is not made of `body`; a push's `title`."""
 
     parts: dict[str, str]
 

@@ -15,7 +15,7 @@ from gateway.api.directory import (
     PLACES,
     Deleted,
     PageQuery,
-    VersionQuery,
+    Version,
     cursor_after,
     directory_of,
     key_of,
@@ -37,8 +37,10 @@ class PatternQuery(msgspec.Struct, frozen=True):
         check_pattern(self.pattern)
 
 
-class PatternVersionQuery(VersionQuery, PatternQuery, frozen=True, kw_only=True):
+class PatternVersionQuery(PatternQuery, frozen=True, kw_only=True):
     """Which rule; and `version`, as everywhere."""
+
+    version: Version | None = None
 
 
 class TypesPage(msgspec.Struct):

@@ -27,7 +27,7 @@ from gateway.api.directory import (
     PLACES,
     Deleted,
     PageQuery,
-    VersionQuery,
+    Version,
     cursor_after,
     directory_of,
     key_of,
@@ -45,8 +45,10 @@ class EndpointQuery(msgspec.Struct, frozen=True):
     id: Annotated[str, Meta(pattern="^wh_[0-9a-f]{24}$")]
 
 
-class EndpointVersionQuery(VersionQuery, EndpointQuery, frozen=True, kw_only=True):
+class EndpointVersionQuery(EndpointQuery, frozen=True, kw_only=True):
     """Which endpoint; and `version`, as everywhere."""
+
+    version: Version | None = None
 
 
 class EndpointsQuery(PageQuery, frozen=True):
