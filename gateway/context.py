@@ -9,7 +9,7 @@ from aiohttp import web
 
 from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
-from engine.postgres import Pool
+from engine.directory.changing import Directory
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
@@ -48,7 +48,7 @@ class Context:
     handshakes: Buckets
     times: Times
     tables: Tables | None = None
-    directory: Pool | None = None
+    directory: Directory | None = None
     api_keys: ApiKeys | None = None
     idempotency_keys: IdempotencyKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)

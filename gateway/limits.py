@@ -249,18 +249,6 @@ IDEMPOTENCY_BURST_BYTES: Final = 64 << 20
 IDEMPOTENCY_BYTES_PER_DAY: Final = 192 << 20
 """How much of that comes back in a day: never more than 256 MiB are kept for a tenant, 6 requests a second without end."""
 
-DIRECTORY_CONNECTIONS: Final = 8
-"""Connections of a process for what services ask of the directory: each question takes some milliseconds."""
-
-DIRECTORY_REQUESTS: Final = 32
-"""Such requests at a time; each may hold a body."""
-
-DIRECTORY_REQUESTS_PER_TENANT: Final = 4
-"""Half of the connections: changes of one tenant wait for each other, and must not hold all connections while they do."""
-
-DIRECTORY_PAGE_ITEMS: Final = 250
-"""Items of a page at most, and 50 if nothing is said: what an application shows, or goes through, at a time."""
-
 RETRY_AFTER_SECONDS: Final = 2
 """`Retry-After` of a 503."""
 
@@ -344,3 +332,31 @@ assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
 assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
     "any record of a user's must fit its allowance"
 )
+
+# --- the directory --------------------------------------------------------------------------------------------------
+
+DIRECTORY_CONNECTIONS: Final = 8
+"""Questions and changes of the directory at a time of one process: each takes a few milliseconds."""
+
+DIRECTORY_CONNECT_SECONDS: Final = 2.0
+
+DIRECTORY_SECONDS: Final = 5.0
+"""One question or change, with the wait for a connection; then 503."""
+
+RULE_REQUESTS: Final = 32
+"""Requests about rules (types, templates, defaults, webhooks) under way in one process; then 503."""
+
+RULE_REQUESTS_PER_TENANT: Final = 4
+"""Changes of one tenant's rules wait for each other, each with a connection: half of them stay free for others."""
+
+DIRECTORY_REQUESTS: Final = 64
+"""Requests of the directory under way in one process, of which most wait for one of its connections; then 503."""
+
+DIRECTORY_REQUESTS_PER_TENANT: Final = 32
+"""Of one tenant: whoever imports users request by request leaves room for others."""
+
+MEMBERS_BODY_BYTES: Final = 400_000
+"""A thousand ids of 128 bytes each, some of them written as escapes."""
+
+INLINE_RECIPIENTS_MAX: Final = 100
+"""Recipients of one event that bring what is known of them: they are stored in one transaction, before the event is."""

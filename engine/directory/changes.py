@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from engine.errors import LimitReached
 from engine.limits import RULE_BYTES_MAX, TEMPLATES_MAX, TYPES_MAX
 from engine.postgres import Connection, Pool, transaction
-from seamark.protocol.errors import SeamarkError
 
 CHANGE_SECONDS: Final = 10.0
 """One change; it waits for others of the same tenant within it."""
@@ -32,23 +32,6 @@ SELECT count(*) AS types, coalesce(sum(octet_length(rule::text)), 0)
     (SELECT count(*) FROM templates WHERE tenant = $1 AND active) AS templates
 FROM notification_types WHERE tenant = $1
 """
-
-
-class VersionConflict(SeamarkError):
-    """What is to be changed has another version than the caller knows. Nothing was changed.
-
-    Attributes:
-        version: what it has; 0: there is none.
-    """
-
-    def __init__(self, what: str, version: int) -> None:
-        there = f"has version {version}" if version else "does not exist"
-        super().__init__(f"{what} {there}: read it again, and repeat the change with the version that you see")
-        self.version = version
-
-
-class LimitReached(SeamarkError):
-    """A tenant may have only so many of these. Nothing was changed. The message names the number and the remedy."""
 
 
 class Change:
@@ -77,16 +60,6 @@ async def changing(pool: Pool, tenant: str, seconds: float = CHANGE_SECONDS) -> 
         if change.made:
             await _check_size(change)
             await connection.execute(_COUNT, tenant, change.version)
-
-
-def check_version(what: str, expected: int | None, found: int) -> None:
-    """Pass a change that was made for the version there is, or for whichever there is (None).
-
-    Raises:
-        VersionConflict: it was made for another one.
-    """
-    if expected is not None and expected != found:
-        raise VersionConflict(what, found)
 
 
 async def _check_size(change: Change) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from engine.directory.changes import Change, check_version
+from engine.directory.changes import Change
+from engine.directory.changing import check_version
 from engine.limits import TEMPLATE_BYTES_MAX, TEMPLATE_VERSIONS_MAX
 from engine.plan.rules import Channel
 from engine.postgres import Connection

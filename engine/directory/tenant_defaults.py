@@ -6,7 +6,8 @@ from typing import Final
 
 import msgspec
 
-from engine.directory.changes import Change, check_version
+from engine.directory.changes import Change
+from engine.directory.changing import check_version
 from engine.plan.preferences import TenantDefaults
 from engine.postgres import Connection
 

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from engine.directory.changes import Change, LimitReached, check_version
+from engine.directory.changes import Change
+from engine.directory.changing import check_version
 from engine.directory.webhook_urls import check_url
+from engine.errors import LimitReached
 from engine.limits import WEBHOOKS_PER_TENANT, WEBHOOKS_PER_USER
 from engine.plan.patterns import check_pattern
 from engine.postgres import Connection

@@ -1,27 +1,24 @@
-"""What endpoints of the directory share: its connections, pages, versions."""
+"""What endpoints of a tenant's configuration share: places, cursors, and how processes are told of a change."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
-from msgspec import Meta
 
 from engine.directory.bell import ring
 from engine.directory.changes import Change, changing
-from engine.postgres import Pool
 from gateway.access.shares import Shares
+from gateway.api.directory import Version, directory_of
 from gateway.context import Context
-from gateway.http.problems import INVALID_QUERY, UNAVAILABLE, Problem
-from gateway.limits import DIRECTORY_PAGE_ITEMS, DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT
+from gateway.http.problems import INVALID_QUERY, Problem
+from gateway.limits import DIRECTORY_SECONDS, RULE_REQUESTS, RULE_REQUESTS_PER_TENANT
 
-PLACES: Final = Shares(DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT)
-"""Of a process, for all requests that ask the directory."""
-
-Version = Annotated[int, Meta(ge=0)]
+PLACES: Final = Shares(RULE_REQUESTS, RULE_REQUESTS_PER_TENANT)
+"""Of a process."""
 
 CURSOR_CHARS_MAX: Final = 1024
 
@@ -32,34 +29,16 @@ class VersionQuery(msgspec.Struct, frozen=True):
     version: Version | None = None
 
 
-class PageQuery(msgspec.Struct, frozen=True):
-    """How many, and where to go on. `cursor`: the `next` of the page before."""
-
-    limit: Annotated[int, Meta(ge=1, le=DIRECTORY_PAGE_ITEMS)] = 50
-    cursor: str | None = None
-
-
-class Deleted(msgspec.Struct):
+class Deletion(msgspec.Struct):
     """`deleted`: false where there was nothing to delete."""
 
     deleted: bool
 
 
-def directory_of(context: Context) -> Pool:
-    """The connections.
-
-    Raises:
-        Problem: 503, this gateway has no database.
-    """
-    if context.directory is None:
-        raise Problem(UNAVAILABLE, "this gateway has no database: there is no directory")
-    return context.directory
-
-
 @asynccontextmanager
 async def rules_changing(context: Context, tenant: str) -> AsyncIterator[Change]:
     """A transaction that may change a tenant's rules; afterwards every process is told of it."""
-    async with changing(directory_of(context), tenant) as change:
+    async with changing(directory_of(context).pool, tenant, DIRECTORY_SECONDS) as change:
         yield change
     if change.made:
         await ring(context.broker)

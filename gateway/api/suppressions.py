@@ -18,9 +18,10 @@ from engine.directory.suppressions import (
     put_suppressions,
 )
 from engine.limits import SUPPRESSIONS_PER_REQUEST
-from engine.postgres import asking, transaction
+from engine.postgres import transaction
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import PLACES, Deleted, PageQuery, cursor_after, directory_of, key_of
+from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of
+from gateway.api.directory import PageQuery, directory_of, reading
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_QUERY, Problem
 
@@ -70,7 +71,7 @@ class IdQuery(msgspec.Struct, frozen=True):
 @Endpoint("POST", "/v1/suppressions", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES, body_bytes=BODY_BYTES)
 async def suppress(call: Call[Service, None, SuppressionsBody]) -> Suppressed:
     """Suppress addresses. What is suppressed already gets the new reason and end; only a legal opt-out (`opted_out`) stays."""
-    async with transaction(directory_of(call.context)) as connection:
+    async with transaction(directory_of(call.context).pool) as connection:
         return Suppressed(await put_suppressions(connection, call.principal.tenant, call.body.suppressions))
 
 
@@ -81,7 +82,7 @@ async def list_suppressions(call: Call[Service, SuppressionsQuery, None]) -> Sup
     [after] = key_of(query.cursor)
     if query.cursor is not None and not _is_id(after):
         raise Problem(INVALID_QUERY, "`cursor` is none that a page has given", field="cursor")
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await page_of_suppressions(
             connection, call.principal.tenant, after, query.limit + 1, channel=query.channel, reason=query.reason
         )
@@ -93,16 +94,16 @@ async def list_suppressions(call: Call[Service, SuppressionsQuery, None]) -> Sup
 async def search_suppressions(call: Call[Service, None, SearchBody]) -> SuppressionsPage:
     """The suppressions of one address that count now. A request with a body, so that the address is in no log."""
     body = call.body
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await find_suppressions(connection, call.principal.tenant, {body.channel: body.address})
     return SuppressionsPage(found, None)
 
 
 @Endpoint("DELETE", "/v1/suppressions/{id}", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES)
-async def lift(call: Call[Service, IdQuery, None]) -> Deleted:
+async def lift(call: Call[Service, IdQuery, None]) -> Deletion:
     """Lift a suppression."""
-    async with transaction(directory_of(call.context)) as connection:
-        return Deleted(await lift_suppression(connection, call.principal.tenant, call.query.id) is not None)
+    async with transaction(directory_of(call.context).pool) as connection:
+        return Deletion(await lift_suppression(connection, call.principal.tenant, call.query.id) is not None)
 
 
 def _is_id(text: str) -> bool:

@@ -21,18 +21,9 @@ from engine.directory.templates import (
 )
 from engine.plan.patterns import check_pattern
 from engine.plan.rules import Channel
-from engine.postgres import asking
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import (
-    PLACES,
-    Deleted,
-    PageQuery,
-    Version,
-    cursor_after,
-    directory_of,
-    key_of,
-    rules_changing,
-)
+from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
+from gateway.api.directory import PageQuery, Version, reading
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
 
@@ -111,7 +102,7 @@ class TemplatesPage(msgspec.Struct):
 async def list_templates(call: Call[Service, PageQuery, None]) -> TemplatesPage:
     """The active templates of the tenant, without their texts."""
     after = TemplateKey(*key_of(call.query.cursor, 3))
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await page_of_templates(connection, call.principal.tenant, after, call.query.limit + 1)
     items = found[: call.query.limit]
     shown = [TemplateSummary(*one.key, one.version) for one in items]  # type: ignore[arg-type]
@@ -122,7 +113,7 @@ async def list_templates(call: Call[Service, PageQuery, None]) -> TemplatesPage:
 async def get_template(call: Call[Service, ShownQuery, None]) -> ShownTemplate:
     """A template: its active version, or the one that `version` names."""
     tenant, key = call.principal.tenant, call.query.key
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await find_template(connection, tenant, key, call.query.version)
         versions = await versions_of_template(connection, tenant, key)
     if found is None:
@@ -153,7 +144,7 @@ async def activate(call: Call[Service, TemplateVersionQuery, ActiveBody]) -> Tem
 
 
 @Endpoint("DELETE", _PATH, scope=Scope.CONFIG_WRITE, places=PLACES, refuses=_CHANGES)
-async def remove_template(call: Call[Service, TemplateVersionQuery, None]) -> Deleted:
+async def remove_template(call: Call[Service, TemplateVersionQuery, None]) -> Deletion:
     """Delete a template with all its versions."""
     async with rules_changing(call.context, call.principal.tenant) as change:
-        return Deleted(await delete_template(change, call.query.key, call.query.version))
+        return Deletion(await delete_template(change, call.query.key, call.query.version))

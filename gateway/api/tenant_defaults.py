@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine.directory.tenant_defaults import delete_defaults, find_defaults, put_defaults
 from engine.plan.preferences import TenantDefaults
-from engine.postgres import asking
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import PLACES, Deleted, VersionQuery, directory_of, rules_changing
+from gateway.api.configuring import PLACES, Deletion, VersionQuery, rules_changing
+from gateway.api.directory import reading
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, LIMIT_REACHED, VERSION_CONFLICT, Problem
 
@@ -16,7 +16,7 @@ _CHANGES = (VERSION_CONFLICT, LIMIT_REACHED)
 @Endpoint("GET", "/v1/tenant/defaults", scope=Scope.CONFIG_READ, places=PLACES)
 async def get_defaults(call: Call[Service, None, None]) -> TenantDefaults:
     """The tenant's document of preferences. One that was never written is empty and has no version."""
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         return await find_defaults(connection, call.principal.tenant)
 
 
@@ -31,7 +31,7 @@ async def replace_defaults(call: Call[Service, VersionQuery, TenantDefaults]) ->
 
 
 @Endpoint("DELETE", "/v1/tenant/defaults", scope=Scope.CONFIG_WRITE, places=PLACES, refuses=_CHANGES)
-async def remove_defaults(call: Call[Service, VersionQuery, None]) -> Deleted:
+async def remove_defaults(call: Call[Service, VersionQuery, None]) -> Deletion:
     """Delete the document: rules alone hold for users who have said nothing."""
     async with rules_changing(call.context, call.principal.tenant) as change:
-        return Deleted(await delete_defaults(change, call.query.version))
+        return Deletion(await delete_defaults(change, call.query.version))

@@ -9,18 +9,9 @@ import msgspec
 from engine.directory.types import delete_type, find_type, page_of_types, put_type
 from engine.plan.patterns import check_pattern
 from engine.plan.rules import Rule, TypeRule
-from engine.postgres import asking
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import (
-    PLACES,
-    Deleted,
-    PageQuery,
-    Version,
-    cursor_after,
-    directory_of,
-    key_of,
-    rules_changing,
-)
+from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
+from gateway.api.directory import PageQuery, Version, reading
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
 
@@ -54,7 +45,7 @@ class TypesPage(msgspec.Struct):
 async def list_types(call: Call[Service, PageQuery, None]) -> TypesPage:
     """The rules of the tenant, by pattern."""
     [after] = key_of(call.query.cursor)
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await page_of_types(connection, call.principal.tenant, after, call.query.limit + 1)
     items = found[: call.query.limit]
     return TypesPage(items, cursor_after(items[-1].pattern) if len(found) > len(items) else None)
@@ -63,7 +54,7 @@ async def list_types(call: Call[Service, PageQuery, None]) -> TypesPage:
 @Endpoint("GET", "/v1/types/{pattern}", scope=Scope.CONFIG_READ, places=PLACES, refuses=(NOT_FOUND,))
 async def get_type(call: Call[Service, PatternQuery, None]) -> TypeRule:
     """The rule under exactly this pattern."""
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await find_type(connection, call.principal.tenant, call.query.pattern)
     if found is None:
         raise Problem(NOT_FOUND, "there is no rule under this pattern: GET /v1/types lists all", field="pattern")
@@ -79,7 +70,7 @@ async def replace_type(call: Call[Service, PatternVersionQuery, Rule]) -> TypeRu
 
 
 @Endpoint("DELETE", "/v1/types/{pattern}", scope=Scope.CONFIG_WRITE, places=PLACES, refuses=_CHANGES)
-async def remove_type(call: Call[Service, PatternVersionQuery, None]) -> Deleted:
+async def remove_type(call: Call[Service, PatternVersionQuery, None]) -> Deletion:
     """Delete the rule under this pattern. Its types fall under the next pattern that matches them, or go in the app only."""
     async with rules_changing(call.context, call.principal.tenant) as change:
-        return Deleted(await delete_type(change, call.query.pattern, call.query.version))
+        return Deletion(await delete_type(change, call.query.pattern, call.query.version))

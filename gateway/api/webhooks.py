@@ -21,18 +21,9 @@ from engine.directory.webhooks import (
     retire_secret,
     rotate_secret,
 )
-from engine.postgres import asking
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import (
-    PLACES,
-    Deleted,
-    PageQuery,
-    Version,
-    cursor_after,
-    directory_of,
-    key_of,
-    rules_changing,
-)
+from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
+from gateway.api.directory import PageQuery, Version, reading
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
 
@@ -99,7 +90,7 @@ async def list_webhooks(call: Call[Service, EndpointsQuery, None]) -> EndpointsP
     """The endpoints of the tenant and its users, without secrets."""
     query = call.query
     [after] = key_of(query.cursor)
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         found = await page_of_endpoints(connection, call.principal.tenant, after, query.limit + 1, query.user)
     items = found[: query.limit]
     return EndpointsPage(items, cursor_after(items[-1].id) if len(found) > len(items) else None)
@@ -108,7 +99,7 @@ async def list_webhooks(call: Call[Service, EndpointsQuery, None]) -> EndpointsP
 @Endpoint("GET", "/v1/webhooks/{id}", scope=Scope.WEBHOOKS_READ, places=PLACES, refuses=(NOT_FOUND,))
 async def get_webhook(call: Call[Service, EndpointQuery, None]) -> WebhookEndpoint:
     """An endpoint, without its secrets."""
-    async with asking(directory_of(call.context)) as connection:
+    async with reading(call.context) as connection:
         return _found(await find_endpoint(connection, call.principal.tenant, call.query.id))
 
 
@@ -120,10 +111,10 @@ async def replace_webhook(call: Call[Service, EndpointVersionQuery, EndpointSett
 
 
 @Endpoint("DELETE", "/v1/webhooks/{id}", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES)
-async def remove_webhook(call: Call[Service, EndpointVersionQuery, None]) -> Deleted:
+async def remove_webhook(call: Call[Service, EndpointVersionQuery, None]) -> Deletion:
     """Delete an endpoint with its secrets."""
     async with rules_changing(call.context, call.principal.tenant) as change:
-        return Deleted(await delete_endpoint(change, call.query.id, call.query.version) is not None)
+        return Deletion(await delete_endpoint(change, call.query.id, call.query.version) is not None)
 
 
 @Endpoint("POST", "/v1/webhooks/{id}/secret", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES)

@@ -11,13 +11,13 @@ import pytest
 from engine.broker.jetstream import Broker
 from engine.directory import changes, rules
 from engine.directory.bell import ring
-from engine.directory.changes import LimitReached, VersionConflict, changing
+from engine.directory.changes import changing
 from engine.directory.rules import Rules, read_rules
 from engine.directory.templates import TemplateKey, activate_template, delete_template, find_template, put_template
 from engine.directory.tenant_defaults import delete_defaults, put_defaults
 from engine.directory.types import delete_type, find_type, put_type
 from engine.directory.webhooks import EndpointSettings, NewEndpoint, create_endpoint, delete_endpoint, replace_endpoint
-from engine.errors import StoreBroken, StoreUnavailable
+from engine.errors import LimitReached, StoreBroken, StoreUnavailable, VersionConflict
 from engine.plan.preferences import TenantDefaults
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.postgres import Pool
