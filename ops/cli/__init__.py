@@ -9,6 +9,7 @@ import typer
 
 from ops.cli import (
     apikey,
+    config,
     dev,
     dispatcher,
     funnel,
@@ -50,6 +51,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(config.app, name="config")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
 
