@@ -133,7 +133,6 @@ def test_a_change_names_the_members_that_differ() -> None:
 
 
 @pytest.mark.parametrize(("path", "text", "said"), [
-    ("path", "text", "said"),
     ("types/x.toml", "ttl_seconds = ", "x.toml: "),
     ("types/x.toml", "ttl_seconds = 0", "ttl_seconds"),
     ("types/a..b.toml", "", "'a..b'"),
