@@ -9,7 +9,9 @@ import typer
 
 from ops.cli import (
     apikey,
+    broadcast,
     config,
+    control,
     dev,
     dispatcher,
     funnel,
@@ -24,6 +26,7 @@ from ops.cli import (
     tail,
     token,
     topology,
+    users,
     verify,
 )
 from ops.cli.output import keep_logs_apart
@@ -39,6 +42,7 @@ app = typer.Typer(
 )
 app.command("dev")(dev.dev)
 app.command("publish")(publish.publish)
+app.command("broadcast")(broadcast.broadcast)
 app.command("tail")(tail.tail)
 app.command("log")(log.log)
 app.command("token")(token.token)
@@ -52,8 +56,10 @@ app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
 app.add_typer(config.app, name="config")
+app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:
