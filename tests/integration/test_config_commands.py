@@ -1,7 +1,6 @@
 """`seamark config`, as an operator types it: files and database come to say the same, whole or not at all."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 @pytest.fixture
 def config(postgres: str, nats_server: NatsServer) -> Any:
     def run(*words: object, code: int = 0) -> list[dict[str, Any]]:
-        done: subprocess.CompletedProcess[str] = commands.seamark(
-            "config",
-            *map(str, words),
-            "--json",
-            "--tenant",
-            "acme",
-            SEAMARK_POSTGRES_URL=postgres,
-            SEAMARK_NATS_URL=nats_server.url,
-        )
+        settings = {"SEAMARK_POSTGRES_URL": postgres, "SEAMARK_NATS_URL": nats_server.url}
+        done = commands.seamark("config", *map(str, words), "--json", "--tenant", "acme", **settings)
         assert done.returncode == code, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
