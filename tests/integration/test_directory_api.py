@@ -355,7 +355,8 @@ async def test_caches_hear_of_users_whose_profile_a_suppression_or_an_endpoint_c
     try:
         await connection.execute(
             "INSERT INTO users (tenant, user_id, email, phone, version) VALUES"
-            " ('acme', 'ann', 'Wonder.Land@example.com', NULL, 1), ('acme', 'bob', NULL, '+4366412345678', 1), ('acme', 'cid', 'other@example.com', NULL, 1),"
+            " ('acme', 'ann', 'Wonder.Land@example.com', NULL, 1),"
+            " ('acme', 'bob', NULL, '+4366412345678', 1), ('acme', 'cid', 'other@example.com', NULL, 1),"
             " ('other', 'ann', 'wonder.land@example.com', NULL, 1)"
         )
 
