@@ -81,6 +81,12 @@ async def test_what_is_not_in_the_files_stays_until_it_is_to_be_deleted(
     assert set((await read_rules(pool, "acme")).types) == {"order.*"}
 
 
+async def test_an_empty_file_is_a_document_too(config: Any, tmp_path: Path) -> None:
+    files = write(tmp_path, {"tenant.toml": ""})
+    assert [one["action"] for one in config("apply", files)] == ["add"]
+    assert config("diff", files) == []
+
+
 async def test_a_fault_in_one_file_changes_nothing(config: Any, pool: Pool, tmp_path: Path) -> None:
     files = write(tmp_path, {**FILES, "types/z.toml": "ttl_seconds = 0\n"})
     for command in ("diff", "apply"):
