@@ -24,6 +24,7 @@ from gateway.api.suppressions import lift, list_suppressions, search_suppression
 from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
 from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
+from gateway.api.transactions import cancel_transaction
 from gateway.api.types import get_type, list_types, remove_type, replace_type
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
 from gateway.api.webhooks import (
@@ -53,6 +54,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
     broadcast,
+    cancel_transaction,
     follow_socket,
     follow_stream,
     poll_records,
