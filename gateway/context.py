@@ -12,6 +12,7 @@ from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.cancels import Cancels
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
@@ -62,6 +63,7 @@ class Context:
     handshakes: Buckets
     times: Times
     tables: Tables | None = None
+    directory: Directory | None = None
     api_keys: ApiKeys | None = None
     idempotency_keys: IdempotencyKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)

@@ -10,6 +10,7 @@ import typer
 from ops.cli import (
     apikey,
     broadcast,
+    config,
     control,
     dev,
     dispatcher,
@@ -25,6 +26,7 @@ from ops.cli import (
     tail,
     token,
     topology,
+    users,
     verify,
 )
 from ops.cli.output import keep_logs_apart
@@ -53,9 +55,11 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(config.app, name="config")
 app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:
