@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -17,7 +19,10 @@ from engine.broker.jetstream import Broker, PubAck
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
+from gateway.access.throttles import Throttles
+from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
 from gateway.http.endpoint import Call, Endpoint
+from gateway.http.idempotency import always
 from gateway.http.problems import UNAVAILABLE, Kind, Problem, field_of
 from gateway.limits import (
     BULK_APPENDS,
@@ -37,14 +42,19 @@ from seamark.protocol.appends import RETRIED_ERR_CODES
 from seamark.protocol.errors import InvalidEvent, InvalidToken
 from seamark.protocol.events import Encoded, Event, encode, is_event_id, new_event_id
 from seamark.protocol.limits import EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX
+from seamark.protocol.now import is_now
 from seamark.protocol.subjects import check_type, encode_token
 
 _log = structlog.get_logger("seamark.events_api")
 
 INVALID_EVENT: Final = Kind(400, "invalid_event")
 EVENT_TOO_LARGE: Final = Kind(413, "invalid_event")
+THROTTLED: Final = Kind(429, "throttled")
 STORE_FULL: Final = Kind(503, "store_full")
 UNANSWERED: Final = Kind(503, "unanswered")
+
+_PASSING: Final = frozenset({429, 503})
+"""Errors of single events in a bulk request that may be gone when it is sent again."""
 
 _STORE_FULL: Final = frozenset({10047, 10077, 10023})
 """The server's words for a store that takes no more: the event was not stored and may be sent again later."""
@@ -63,12 +73,6 @@ class NewEvent(Event, kw_only=True):
     data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
-class PublishQuery(msgspec.Struct, frozen=True):
-    """`Idempotency-Key`: the id of an event that has none."""
-
-    idempotency_key: str | None = msgspec.field(default=None, name="Idempotency-Key")
-
-
 _OF_EVENTS: Final = {"items": {"$ref": "#/components/schemas/NewEvent"}}
 
 
@@ -79,10 +83,10 @@ class Bulk(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Stored(msgspec.Struct):
-    """Where an event is in EVENTS. `duplicate`: it was there before."""
+    """Where an event is in EVENTS; null: it is `at_most_once`, and in no stream. `duplicate`: it was there before."""
 
     event_id: str
-    seq: int
+    seq: int | None
     duplicate: bool
 
 
@@ -113,10 +117,23 @@ class Results(msgspec.Struct):
 class Publishing:
     """Storing events within bounds: all that are stored at a time, and how many of one tenant."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, throttles: Throttles) -> None:
+        self._throttles = throttles
         self._events = EventStore(broker)
+        self.now = NowMessages(broker)
         self._bulk_appends = Queue(BULK_APPENDS, BULK_APPENDS_PER_TENANT)
         self.singles = Shares(EVENTS_IN_FLIGHT, EVENTS_IN_FLIGHT_PER_TENANT)
+
+    async def check_throttles(self, tenant: str, event: Encoded) -> None:
+        """Pass an event that may be published now, and count it.
+
+        Raises:
+            Problem: 429.
+        """
+        wait = await self._throttles.wait_seconds(tenant, event.subject.split(".", 3)[3])
+        if wait:
+            said = "the operator lets this tenant publish fewer events of this type"
+            raise Problem(THROTTLED, said, retry_after_seconds=math.ceil(wait))
 
     async def store(self, event: Encoded, trace: Mapping[str, str]) -> PubAck:
         """Store one event.
@@ -153,8 +170,12 @@ class Publishing:
                         continue
                     bulk.results[index] = Result(id, error=_UNANSWERED)  # until there is an answer
                     try:
+                        await self.check_throttles(tenant, event)
                         ack = await self.store(event, trace)
                         bulk.results[index] = Result(id, ack.seq, ack.duplicate)
+                    except Problem as problem:
+                        stopped = True
+                        bulk.results[index] = Result(id, error=_failure(problem))
                     except BrokerError as error:
                         stopped = True
                         if not isinstance(error, ApiError) or error.err_code in RETRIED_ERR_CODES:
@@ -178,15 +199,25 @@ PUBLISHING: Final = web.AppKey("publishing", Publishing)
     scope=Scope.EVENTS_WRITE,
     status=202,
     body_bytes=EVENT_BODY_BYTES,
-    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, STORE_FULL, UNANSWERED),
+    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, THROTTLED, STORE_FULL, UNANSWERED, TOO_MANY_MESSAGES),
+    keyed=always,
 )
-async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEvent]]) -> Stored:
-    """Publish one event. Answered once it is stored; sent again with the same id, it adds nothing."""
+async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -> Stored:
+    """Publish one event. Answered once it is stored; sent again with the same id, it adds nothing.
+
+    An event without an id has one made from `Idempotency-Key`, if there is one, else a random one. One that is `at_most_once`
+    is never stored. It is handed to the broker for those who are connected, and `seq` is null.
+    """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
     try:
-        event, id = _event(call.body, tenant, call.query.idempotency_key)
+        given = _given(call.body, tenant, None if call.key is None else _id_from(call.key))
+        if is_now(given.event):
+            publishing.now.publish(tenant, **given.parts)
+            return Stored(given.id, None, False)
+        event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error
+    await publishing.check_throttles(tenant, event)
     try:
         with publishing.singles.place(tenant):
             ack = await publishing.store(event, _trace(call.request))
@@ -205,14 +236,18 @@ async def publish_event(call: Call[Service, PublishQuery, Annotated[bytes, NewEv
     status=202,
     body_bytes=BULK_BODY_BYTES,
     places=Shares(BULK_REQUESTS, BULK_REQUESTS_PER_TENANT),
+    keyed=lambda answer: not any(one.error and one.error.status in _PASSING for one in answer.results),
 )
 async def publish_events(call: Call[Service, None, Bulk]) -> Results:
     """Publish up to 1000 events. Each gets a result of its own, in order: one that was not stored has `error` in it.
 
     Events with one ordering key are stored one after the other, in order, the others side by side. After half a minute
     the request stores no more events.
+
+    With an `Idempotency-Key`, events that could not be stored for now are tried again when the request is sent again; those
+    that were stored are duplicates then, even without an id.
     """
-    bulk = _Bulk(call.body.events, call.principal.tenant)
+    bulk = _Bulk(call.body.events, call.principal.tenant, call.key)
     await call.request.app[PUBLISHING].store_all(bulk, call.principal.tenant, _trace(call.request))
     return Results(bulk.results)
 
@@ -220,13 +255,14 @@ async def publish_events(call: Call[Service, None, Bulk]) -> Results:
 class _Bulk:
     """The events of one bulk request, and what became of each."""
 
-    def __init__(self, bodies: list[msgspec.Raw], tenant: str) -> None:
+    def __init__(self, bodies: list[msgspec.Raw], tenant: str, key: str | None) -> None:
         self.results = [Result() for _ in bodies]
         self.lines: dict[str, list[tuple[int, Encoded, str]]] = {}
         """By ordering key, in the order they are to be stored."""
         for index, body in enumerate(bodies):
             try:
-                event, id = _event(bytes(body), tenant, None)
+                default_id = None if key is None else _id_from(f"{key}\n{index}")
+                event, id = _encoded(_given(bytes(body), tenant, default_id), tenant)
             except InvalidEvent as error:
                 self.results[index] = Result(error=_failure(_refused(error)))
             else:
@@ -239,8 +275,27 @@ _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_event = msgspec.json.Decoder(NewEvent).decode
 
 
-def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encoded, str]:
-    """The event in a body and its id. The members we do not know are kept as they stand.
+class _Given(NamedTuple):
+    """An event as it came, its id, and its members that are kept as they stand."""
+
+    event: NewEvent
+    id: str
+    data: msgspec.Raw | None
+    unknown: dict[str, msgspec.Raw]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a now message is made of."""
+        given = {name: value for name, value in self.unknown.items() if bytes(value) != b"null"}
+        fields = {**given, "ordering_key": self.event.ordering_key}
+        return {"to": self.event.to, "type": self.event.type, "id": self.id, "data": self.data, "fields": fields}
+
+
+def _given(body: bytes, tenant: str, default_id: str | None) -> _Given:
+    """The event in a body. The members we do not know are kept as they stand.
+
+    Args:
+        default_id: of an event that has none; None: a random one.
 
     Raises:
         InvalidEvent: with the member at fault.
@@ -253,31 +308,41 @@ def _event(body: bytes, tenant: str, idempotency_key: str | None) -> tuple[Encod
         raise InvalidEvent("json", "an event is a JSON object, not nested too deeply") from error
     if given.tenant not in (None, tenant):
         raise InvalidEvent("tenant", "`tenant` is not the tenant of the API key: leave it out")
-    id = _id(given.id, idempotency_key)
+    id = _id(given.id) or default_id or new_event_id()
     _check_names(
         ("type", check_type, given.type),
         ("ordering_key", encode_token, given.ordering_key),
         ("to", encode_token, given.to[0] if given.to else None),
     )
     unknown = {name: value for name, value in members.items() if name not in _GIVEN}
-    data, key = members.get("data"), given.ordering_key
-    return encode(to=given.to, type=given.type, tenant=tenant, data=data, id=id, key=key, unknown=unknown), id
+    return _Given(given, id, members.get("data"), unknown)
+
+
+def _encoded(given: _Given, tenant: str) -> tuple[Encoded, str]:
+    """The event as it is stored, and its id.
+
+    Raises:
+        InvalidEvent: with the member at fault.
+    """
+    event, id = given.event, given.id
+    key, unknown = event.ordering_key, given.unknown
+    return encode(to=event.to, type=event.type, tenant=tenant, data=given.data, id=id, key=key, unknown=unknown), id
 
 
 _GIVEN: Final = frozenset({"id", "to", "type", "tenant", "ordering_key", "data"})
 """The members of an event that are not passed on as they stand."""
 
 
-def _id(given: str | None, idempotency_key: str | None) -> str:
-    """The event's own id, else the request's idempotency key, else a random id.
+def _id(given: str | None) -> str | None:
+    """The event's own id. One that is not valid is not replaced: sent again, the event would be stored twice."""
+    if given is not None and not is_event_id(given):
+        raise InvalidEvent("id", f"`id` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks")
+    return given
 
-    An id or key that is not valid is refused and never replaced: an event sent again under another id would be stored twice.
-    """
-    where, id = ("id", given) if given is not None else ("Idempotency-Key", idempotency_key)
-    if id is not None and not is_event_id(id):
-        said = f"`{where}` must be 1 to {EVENT_ID_BYTES_MAX} printable ASCII characters without blanks"
-        raise InvalidEvent(where, said)
-    return id or new_event_id()
+
+def _id_from(key: str) -> str:
+    """The id of an event that an idempotency key stands for: the key itself, where it can be one."""
+    return key if is_event_id(key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _check_names(*names: tuple[str, Callable[[str], str], str | None]) -> None:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from gateway.context import CONTEXT
 from gateway.http.endpoint import Endpoint
+from gateway.http.idempotency import REPLAYED
 from gateway.http.problems import REQUEST_ID, Handler, request_id
 
 _HEADERS: Final = ("Authorization", "Content-Type", REQUEST_ID, "traceparent", "tracestate")
@@ -48,5 +49,5 @@ async def allow(request: web.Request, response: web.StreamResponse) -> None:
     origin = request.headers.get("Origin")
     if origin is not None and request.app[CONTEXT].origins.allows(origin, request.headers.get("Host")):
         response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = f"Retry-After, {REQUEST_ID}"
+        response.headers["Access-Control-Expose-Headers"] = f"Retry-After, {REQUEST_ID}, {REPLAYED}"
         response.headers.add("Vary", "Origin")

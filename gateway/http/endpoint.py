@@ -24,7 +24,7 @@ from gateway.access import admission
 from gateway.access.principals import Operator, Principal, Scope, Service, User
 from gateway.access.shares import Shares
 from gateway.context import CONTEXT, Context
-from gateway.http import bodies
+from gateway.http import bodies, idempotency
 from gateway.http.problems import (
     INTERNAL,
     INVALID_BODY,
@@ -57,6 +57,7 @@ class Call(Generic[P, Q, B]):
         query: what the path, the query and the headers say, as a struct. A name in the path's braces is taken from the path,
             one that begins with a capital letter is a header's. None: nothing is looked at.
         body: decoded, or as it came where it is declared as `Annotated[bytes, <form>]`. None: there is none.
+        key: the request's `Idempotency-Key`, if it has one and they are taken here.
     """
 
     request: web.Request
@@ -64,6 +65,7 @@ class Call(Generic[P, Q, B]):
     principal: P
     query: Q
     body: B
+    key: str | None = None
 
 
 @dataclass(eq=False)
@@ -79,6 +81,9 @@ class Endpoint:
         body_bytes: the largest body.
         places: how many such requests may be under way at a time.
         opens_session: needs room for a session, and counts as a handshake.
+        keyed: takes `Idempotency-Key`, and says of an answer whether it is final. A request with the same key gets the final
+            answer again; else it is carried out again, as it is where Redis was away. So the handler must not do twice what it
+            does for one key: the ids of all that it makes come from `Call.key`.
     """
 
     method: str
@@ -91,6 +96,7 @@ class Endpoint:
     body_bytes: int = 65_536
     places: Shares | None = None
     opens_session: bool = False
+    keyed: Callable[[Any], bool] | None = None
 
     def __call__(self, handler: Handler) -> Endpoint:
         """Read the signature of `handler`. A form is None where there is none; without `answer` it makes its response itself."""
@@ -105,6 +111,9 @@ class Endpoint:
         for field in msgspec.structs.fields(self.query) if self.query is not None else ():
             name = field.encode_name
             self.parameters[name] = "path" if f"{{{name}}}" in self.path else "header" if name[0].isupper() else "query"
+        if self.keyed is not None:
+            self.parameters[idempotency.HEADER] = "header"
+            assert User not in self.principals, "keys are told apart by tenant"
         self.handler = handler
         self._decode = None if get_origin(body) is Annotated else msgspec.json.Decoder(self.body or Any).decode
         return self
@@ -124,6 +133,7 @@ class Endpoint:
             *(bodies.PROBLEMS if self.body else ()),
             *((INVALID_BODY,) if self.body and self._decode else ()),
             *((UNAVAILABLE,) if self.principals else ()),
+            *(idempotency.PROBLEMS if self.keyed else ()),
             *(admission.OF_TOKENS if User in self.principals else ()),
             *(admission.OF_KEYS if self.takes_keys else ()),
             *(admission.OF_SESSIONS if self.opens_session else ()),
@@ -168,8 +178,24 @@ class Endpoint:
         query = None if self.query is None else self._query(request)
         # The place is taken before the body is read, since the body is what takes memory.
         with nullcontext() if self.places is None else self.places.place(getattr(principal, "tenant", "")):
-            body = None if self.body is None else await self._body(request)
-            answer = await self.handler(Call(request, context, principal, query, body))
+            data = b"" if self.body is None else await bodies.read_body(request, self.body_bytes)
+            body = None if self.body is None else self._body(data)
+            if self.keyed is not None and (key := idempotency.key_of(request)) is not None:
+                call = Call(request, context, principal, query, body, key)
+                return await self._once(call, getattr(principal, "tenant", ""), key, data)
+            return self._response(await self.handler(Call(request, context, principal, query, body)))
+
+    async def _once(self, call: Call[Any, Any, Any], tenant: str, key: str, data: bytes) -> web.StreamResponse:
+        async def carry_out() -> tuple[web.StreamResponse, bool]:
+            answer = await self.handler(call)
+            return self._response(answer), self.keyed is not None and self.keyed(answer)
+
+        keys = call.context.idempotency_keys
+        if keys is None:
+            return (await carry_out())[0]
+        return await idempotency.once(keys, tenant, key, idempotency.fingerprint(call.request, data), carry_out)
+
+    def _response(self, answer: Any) -> web.StreamResponse:
         if isinstance(answer, web.StreamResponse):
             return answer
         headers = {"Cache-Control": "no-store"}
@@ -198,8 +224,7 @@ class Endpoint:
             text = str(error).replace(", got `str`", "").replace("`bool`", "`true` or `false`")
             raise Problem(INVALID_QUERY, text + _SEE, field=field_of(error)) from error
 
-    async def _body(self, request: web.Request) -> Any:
-        data = await bodies.read_body(request, self.body_bytes)
+    def _body(self, data: bytes) -> Any:
         if self._decode is None:
             return data
         try:

@@ -13,7 +13,9 @@ import msgspec
 
 from gateway.access.principals import Operator, Service, User
 from gateway.http.endpoint import Endpoint
+from gateway.http.idempotency import HEADER, REPLAYED
 from gateway.http.problems import CONTENT_TYPE, Kind, ProblemDocument
+from gateway.limits import IDEMPOTENCY_KEY_BYTES
 
 _REF: Final = "#/components/schemas/{name}"
 
@@ -21,6 +23,14 @@ _SCHEMES: Final[dict[type, tuple[str, dict[str, str]]]] = {
     User: ("user", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A user's token."}),
     Service: ("service", {"type": "http", "scheme": "bearer", "description": "The API key of a service."}),
     Operator: ("operator", {"type": "http", "scheme": "bearer", "description": "The API key of an operator."}),
+}
+
+_KEY: Final = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_BYTES},
+    "description": f"Sent again with the same key and body within a day, the request is answered as before ({REPLAYED}: true).",
 }
 
 
@@ -50,7 +60,10 @@ def _operation(one: Endpoint, parameters: dict[str, Any], schema_of: dict[Any, A
         "summary": summary,
         "description": cleandoc(rest),
         "security": [{_SCHEMES[kind][0]: [one.scope] if kind is Service else []} for kind in one.principals],
-        "parameters": _parameters(one, parameters[one.query.__name__]) if one.query is not None else [],
+        "parameters": [
+            *(_parameters(one, parameters[one.query.__name__]) if one.query is not None else ()),
+            *((_KEY,) if one.keyed else ()),
+        ],
         "responses": {
             **_problems(one.problems),
             **{str(status): {"description": HTTPStatus(status).phrase, **answer} for status in (one.status, *one.also)},
