@@ -112,8 +112,8 @@ def test_a_window_over_a_change_of_the_clock_begins_and_ends_by_the_clock(
         moment = change + n * MINUTE
         ends = [end for begin, end in spans if begin <= moment < end]
         follow = [begin for begin, end in spans if moment < begin < end]
-        assert silent_until([window], moment, clock) == (_on(spans, max(ends)) if ends else moment)
-        opens = open_from([window], moment, clock)
+        assert silent_until((window,), moment, clock) == (_on(spans, max(ends)) if ends else moment)
+        opens = open_from((window,), moment, clock)
         assert opens == moment if ends else not follow or opens == min(follow)
 
 
@@ -132,7 +132,7 @@ def test_new_york_as_the_calendar_has_it() -> None:
 
 
 def test_a_night_passes_midnight_and_the_days_are_those_on_which_it_begins() -> None:
-    night = [Window("22:00", "07:00", ("fri",))]
+    night = (Window("22:00", "07:00", ("fri",)),)
     friday = datetime(2026, 3, 6, tzinfo=UTC)
     ends = friday.replace(day=7, hour=7)
     assert silent_until(night, friday.replace(hour=6), UTC) == friday.replace(hour=6)
@@ -143,14 +143,14 @@ def test_a_night_passes_midnight_and_the_days_are_those_on_which_it_begins() -> 
 
 def test_windows_that_meet_are_one_silence_and_one_without_end_is_said() -> None:
     moment = datetime(2026, 3, 4, 12, tzinfo=UTC)
-    meeting = [Window("11:00", "13:00"), Window("13:00", "14:00")]
+    meeting = Window("11:00", "13:00"), Window("13:00", "14:00")
     assert silent_until(meeting, moment, UTC) == moment.replace(hour=14)
-    assert silent_until([Window("00:00", "00:00")], moment, UTC) is None
+    assert silent_until((Window("00:00", "00:00"),), moment, UTC) is None
 
 
 def test_a_night_before_a_day_that_a_zone_left_out_goes_on_after_it() -> None:
     apia = ZoneInfo("Pacific/Apia")  # after the night of 29 December 2011 came the 31st
-    night = [Window("22:00", "07:00", ("thu",))]
+    night = (Window("22:00", "07:00", ("thu",)),)
     assert silent_until(night, datetime(2011, 12, 30, 10, 30, tzinfo=UTC), apia) > datetime(
         2011, 12, 30, 16, tzinfo=UTC
     )

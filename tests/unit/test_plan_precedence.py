@@ -66,11 +66,11 @@ CAUSES: dict[str, tuple[Cause, Decision]] = {
     ),
     "quiet hours": (
         lambda i: with_document(i, "user", quiet_hours=QuietHours(LUNCH)),
-        Decision("at:2026-03-04T13:04:52.703000Z", "quiet_hours"),
+        Decision("at:2026-03-04T13:08:07.717000Z", "quiet_hours"),
     ),
     "send window": (
         lambda i: with_document(i, "tenant", send_windows=EVENING),
-        Decision("at:2026-03-04T18:04:52.703000Z", "send_window"),
+        Decision("at:2026-03-04T18:08:07.717000Z", "send_window"),
     ),
     "cap": (
         lambda i: with_facts(with_line(i, "email", cap=Cap(1, 3600)), capped_until=NOON + HOUR),
@@ -105,7 +105,9 @@ def test_each_reason_alone_decides(name: str) -> None:
 @pytest.mark.parametrize(("stronger", "weaker"), list(combinations(CAUSES, 2)))
 def test_of_two_reasons_the_stronger_decides(stronger: str, weaker: str) -> None:
     if stronger == "quiet hours" and weaker == "send window":
-        expected = Decision("at:2026-03-04T18:04:52.703000Z", "quiet_hours")  # the first that forbids, the end of both
+        expected = Decision("at:2026-03-04T18:08:07.717000Z", "quiet_hours")  # the first that forbids, the end of both
+    elif (stronger, weaker) == ("rule's default", "digest"):
+        expected = CAUSES["digest"][1]  # whoever says digest says that it is wanted
     elif stronger == "critical" and weaker in NO_WAY:
         expected = CAUSES[weaker][1]
     else:
