@@ -26,6 +26,7 @@ from ops.cli import (
     tail,
     token,
     topology,
+    users,
     verify,
 )
 from ops.cli.output import keep_logs_apart
@@ -58,6 +59,7 @@ app.add_typer(apikey.app, name="api-key")
 app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:

@@ -1,0 +1,150 @@
+"""`seamark users`: the directory from the command line, and many users at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from engine.errors import InvalidSetting
+from ops.cli.output import err, out, print_json, stages
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, postgres_url
+from ops.exitcode import FAILED
+
+if TYPE_CHECKING:
+    from engine.directory.bulk import Imported
+    from engine.directory.changing import Directory
+    from engine.directory.push_tokens import StoredToken
+    from engine.directory.users import User
+    from ops.users_file import Fault, UsersFile
+
+EXIT_UNKNOWN = 2
+FAULTS_SHOWN = 50
+"""For people; `--json` prints all."""
+
+Found = TypeVar("Found")
+
+app = typer.Typer(help="Users of the directory: import, show.", no_args_is_help=True)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="CSV (with a header) or NDJSON; - is standard input.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv or ndjson; by default what the file's name ends with.")
+    ] = None,
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Store all users of a file, or none, with each fault and its line. What a line does not say stays as it is.
+
+    The same file again changes nothing. Users who were deleted are passed over.
+    """
+    found = _read(file, form)
+    if found.faults:
+        _show_faults(file, found.faults, as_json=as_json)
+        sys.exit(FAILED)
+    name, total = tenant or "default", len(found.users)
+
+    async def work(directory: Directory) -> Imported:
+        from engine.directory.bulk import import_users
+
+        with stages() as progress:
+            return await import_users(directory, name, found.users, lambda done: progress("sent", done, total))
+
+    done = _run(folder, work)
+    if as_json:
+        print_json(done)
+    else:
+        out.print(
+            f"{total} users: {done.made} made, {done.changed} changed, {done.unchanged} as they were,"
+            f" {done.deleted} passed over as they were deleted"
+        )
+
+
+@app.command()
+def show(
+    user: Annotated[str, typer.Argument(help="Whose entry.")],
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Show what the directory has of a user, without his push tokens themselves; exit code 2 when it has nothing."""
+
+    async def work(directory: Directory) -> tuple[User | None, list[StoredToken]]:
+        from engine.directory.push_tokens import tokens_of
+        from engine.directory.users import find_user
+        from engine.postgres import asking
+
+        async with asking(directory.pool) as connection:
+            name = tenant or "default"
+            return await find_user(connection, name, user), await tokens_of(connection, name, user)
+
+    found, tokens = _run(folder, work)
+    if found is None:
+        err.print(f"the directory has no user {user!r}; whoever is in no directory is reached in the app", markup=False)
+        sys.exit(EXIT_UNKNOWN)
+    if as_json:
+        print_json({"user": found, "devices": tokens})
+        return
+    for field in found.__struct_fields__:
+        out.print(f"{field:>12}  {getattr(found, field)}", markup=False)
+    for token in tokens:
+        state = f"retired {token.retired_at:%Y-%m-%d}: {token.reason}" if token.retired_at is not None else "in use"
+        out.print(
+            f"{'device':>12}  {token.id}  {token.platform} {token.environment}  {token.app}  {state}", markup=False
+        )
+
+
+def _read(file: Path, form: str | None) -> UsersFile:
+    from ops.users_file import form_of, read_users
+
+    known = form_of(file) if form is None else form
+    if known != "csv" and known != "ndjson":
+        raise InvalidSetting("--format: say csv or ndjson, as the file's name ends with neither .csv nor .ndjson")
+    try:
+        source = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+        with source, stages() as progress:
+            return read_users(source, known, lambda done: progress("checked", done, done))
+    except OSError as error:
+        raise InvalidSetting(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _show_faults(file: Path, faults: list[Fault], *, as_json: bool) -> None:
+    if as_json:
+        for fault in faults:
+            print_json(fault)
+    else:
+        for fault in faults[:FAULTS_SHOWN]:
+            err.print(f"{file}:{fault.line}: {fault.detail}", markup=False)
+        if len(faults) > FAULTS_SHOWN:
+            err.print(f"… and {len(faults) - FAULTS_SHOWN} more; --json prints all")
+    err.print(f"nothing was imported: mend {len(faults)} lines, then import the file again")
+
+
+def _run(folder: Path, work: Callable[[Directory], Awaitable[Found]]) -> Found:
+    """Do `work` on the directory of the database that the settings or the folder name."""
+    import asyncpg
+    import uvloop
+
+    from engine.directory.changing import Directory
+    from engine.errors import StoreUnavailable
+    from ops.postgres import CONNECT_SECONDS, FAILURES, explained
+
+    url = postgres_url(folder)
+
+    async def run() -> Found:
+        pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
+        try:
+            await pool
+            return await work(Directory(pool))
+        except (*FAILURES, StoreUnavailable) as error:
+            raise explained(error) from error
+        finally:
+            pool.terminate()
+
+    return uvloop.run(run())
