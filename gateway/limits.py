@@ -362,6 +362,12 @@ DIRECTORY_CONNECT_SECONDS: Final = 2.0
 DIRECTORY_SECONDS: Final = 5.0
 """One question or change, with the wait for a connection; then 503."""
 
+RULE_REQUESTS: Final = 32
+"""Requests about rules (types, templates, defaults, webhooks) under way in one process; then 503."""
+
+RULE_REQUESTS_PER_TENANT: Final = 4
+"""Changes of one tenant's rules wait for each other, each with a connection: half of them stay free for others."""
+
 DIRECTORY_REQUESTS: Final = 64
 """Requests of the directory under way in one process, of which most wait for one of its connections; then 503."""
 

@@ -19,6 +19,24 @@ class Scope(StrEnum):
     NOTIFICATIONS_READ = "notifications:read"
     """To see what became of the notifications of the tenant's users."""
 
+    CONFIG_READ = "config:read"
+    """To see the tenant's notification types, templates and defaults."""
+
+    CONFIG_WRITE = "config:write"
+    """To change them."""
+
+    SUPPRESSIONS_READ = "suppressions:read"
+    """To see which addresses get nothing, and why."""
+
+    SUPPRESSIONS_WRITE = "suppressions:write"
+    """To suppress addresses, and to lift that."""
+
+    WEBHOOKS_READ = "webhooks:read"
+    """To see webhook endpoints, without their secrets."""
+
+    WEBHOOKS_WRITE = "webhooks:write"
+    """To make, change and delete webhook endpoints."""
+
     USERS_READ = "users:read"
     """To see the users of the directory: addresses, attributes."""
 

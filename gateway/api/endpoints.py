@@ -20,8 +20,21 @@ from gateway.api.push_tokens import (
     remove_token,
     tokens_of_user,
 )
+from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
+from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
+from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
+from gateway.api.types import get_type, list_types, remove_type, replace_type
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
+from gateway.api.webhooks import (
+    get_webhook,
+    list_webhooks,
+    make_webhook,
+    remove_webhook,
+    replace_webhook,
+    retire_webhook_secret,
+    rotate_webhook_secret,
+)
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
@@ -48,6 +61,29 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    list_types,
+    get_type,
+    replace_type,
+    remove_type,
+    list_templates,
+    get_template,
+    replace_template,
+    activate,
+    remove_template,
+    suppress,
+    list_suppressions,
+    search_suppressions,
+    lift,
+    make_webhook,
+    list_webhooks,
+    get_webhook,
+    replace_webhook,
+    remove_webhook,
+    rotate_webhook_secret,
+    retire_webhook_secret,
+    get_defaults,
+    replace_defaults,
+    remove_defaults,
     user_page,
     get_user,
     put_user,
