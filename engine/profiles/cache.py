@@ -1,9 +1,9 @@
 """Profiles in Redis, read through: ten minutes old at most, and right within a second of each change.
 
-Whoever changes a user marks him first, commits, and takes the mark off. Who finds a mark asks the primary and stores nothing. Who
-finds nothing gets a lease, reads the primary and stores what it read, if the lease is still there: every mark ends it. So what was
-read before a change is never stored after it, and nothing has to be compared. A mark of somebody who died ends by itself; by
-then his transaction is over, since marks outlast the longest transaction.
+Whoever changes a user marks him first, commits, and takes the mark off. Who finds a mark asks the primary and stores nothing.
+Who finds nothing gets a lease, reads the primary and stores what it read, if the lease is still there: every mark ends it. So
+what was read before a change is never stored after it, and nothing has to be compared. A mark of somebody who died ends by
+itself; by then his transaction is over, since marks outlast the longest transaction.
 """
 
 from __future__ import annotations

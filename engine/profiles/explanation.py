@@ -1,4 +1,4 @@
-"""What would be decided about an event for a user, and from what: the planner's function on the planner's data, and nothing is sent."""
+"""What would be decided about an event for a user, and from what: by the planner's function, and nothing is sent."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 import msgspec
 
 from engine.directory.changing import ProfileChange, check_version
+from engine.directory.contacts import checked_locale, checked_timezone
 from engine.errors import LimitReached
 from engine.limits import PREFERENCES_BYTES_MAX
-from engine.plan.hours import is_zone
 from engine.plan.patterns import check_pattern
 from engine.plan.preferences import Preferences
 from engine.postgres import Connection
@@ -46,8 +46,9 @@ async def patch_preferences(
     """Merge a patch (RFC 7396) into the document: what is left out stays, null takes away, on every level.
 
     Raises:
-        ValueError: the result is no document; the message names the member. VersionConflict: it has another version than `expected`.
-        LimitReached: it would be too large. UserDeleted: the user was deleted.
+        ValueError: the result is no document; the message names the member.
+        VersionConflict: it has another version than `expected`. LimitReached: it would be too large.
+        UserDeleted: the user was deleted.
     """
     await change.check_there(user)
     before = await find_preferences(change.connection, change.tenant, user)
@@ -55,13 +56,12 @@ async def patch_preferences(
     document = merged(before.document, patch)
     if document == before.document:
         return before
-    text = msgspec.json.encode(document).decode()
-    if len(text.encode()) > PREFERENCES_BYTES_MAX:
-        raise LimitReached(
-            f"preferences may have {PREFERENCES_BYTES_MAX} bytes, not {len(text.encode())}: let a category or a pattern stand for many types"
-        )
+    encoded = msgspec.json.encode(document)
+    if len(encoded) > PREFERENCES_BYTES_MAX:
+        said = f"preferences may have {PREFERENCES_BYTES_MAX} bytes, not {len(encoded)}"
+        raise LimitReached(f"{said}: let a category or a pattern stand for many types")
     version = change.touch(user)
-    await change.connection.execute(_STORE, change.tenant, user, text, version)
+    await change.connection.execute(_STORE, change.tenant, user, encoded.decode(), version)
     return Stored(document, version)
 
 
@@ -74,8 +74,9 @@ def merged(document: Preferences, patch: dict[str, Any]) -> Preferences:
     merged = msgspec.convert(_merge(msgspec.to_builtins(document), patch), Preferences)
     for pattern in merged.types:
         check_pattern(pattern)
-    if merged.timezone is not None and not is_zone(merged.timezone):
-        raise ValueError("`timezone` is none of the IANA database: write it as in Europe/Berlin - at `$.timezone`")
+    for name, checked in (("timezone", checked_timezone), ("locale", checked_locale)):
+        if (value := getattr(merged, name)) is not None:
+            merged = msgspec.structs.replace(merged, **{name: checked(value)})
     return _without_empty_lines(merged)
 
 

@@ -25,8 +25,8 @@ def explain(
     """Show by which channels an event would go to a user, when, why, and from what that was decided. Publishes nothing."""
     import uvloop
 
-    from engine.controls.view import Controls
     from engine.controls.desk import Desk
+    from engine.controls.view import Controls
     from engine.directory.rules import read_rules
     from engine.plan.decisions import Facts
     from engine.plan.gathering import gathered
@@ -78,7 +78,9 @@ def _print(explained: Explanation) -> None:
     out.print(f"[bold]{escape(about.type)}[/] for {escape(about.user)} of {escape(about.tenant)}")
     out.print(table)
     rule = f"{inputs.rule.pattern} (version {inputs.rule.version})" if inputs.rule is not None else "none"
-    known = f"version {profile.version}, reached by {', '.join(profile.reach) or 'nothing'}" if profile.version else "none"
+    known = (
+        f"version {profile.version}, reached by {', '.join(profile.reach) or 'nothing'}" if profile.version else "none"
+    )
     for name, value in (
         ("rule", rule),
         ("category", inputs.category or "none"),

@@ -1,7 +1,7 @@
 """The cache of profiles against a real Valkey, while writers, readers and Redis itself are stopped at any step.
 
-PostgreSQL is a dict here, which commits at once: what is held is the order of steps. The scripts are the real ones. A mark that has
-run out and a lease that has are written as such into Valkey, so no test waits for a minute.
+PostgreSQL is a number here, which changes at once: what is held is the order of steps. The scripts are the real ones. A mark or a
+lease that has run out is written as such into Valkey, so no test waits for a minute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
