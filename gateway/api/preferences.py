@@ -75,7 +75,7 @@ class Held(msgspec.Struct):
     types: list[OfType]
 
 
-@Endpoint("GET", "/v1/preferences", places=PLACES)
+@Endpoint("GET", "/v1/preferences", places=PLACES, refuses=(USER_DELETED,))
 async def own_preferences(call: Call[User, None, None]) -> Held:
     """The user's preferences, and the effective value of every type and channel with where it comes from."""
     return await _held(call.context, call.principal.tenant, call.principal.user)
@@ -87,7 +87,7 @@ async def patch_own_preferences(call: Call[User, ChangeQuery, Patch]) -> Held:
     return await _patch(call.context, call.principal.tenant, call.principal.user, call.body, call.query.version)
 
 
-@Endpoint("GET", "/v1/users/{id}/preferences", scope=Scope.USERS_READ, places=PLACES)
+@Endpoint("GET", "/v1/users/{id}/preferences", scope=Scope.USERS_READ, places=PLACES, refuses=(USER_DELETED,))
 async def preferences_of_user(call: Call[Service, UserAt, None]) -> Held:
     """A user's preferences, as he sees them himself."""
     return await _held(call.context, call.principal.tenant, call.query.id)
