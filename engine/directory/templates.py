@@ -34,7 +34,7 @@ class Form(NamedTuple):
     may: frozenset[str]
 
 
-FORMS: Final[Mapping[Channel, Form]] = {
+FORMS: Final[Mapping[str, Form]] = {
     "inapp": Form(frozenset({"body"}), frozenset({"title"})),
     "push": Form(frozenset({"body"}), frozenset({"title"})),
     "email": Form(frozenset({"subject", "body"}), frozenset({"html"})),
@@ -79,7 +79,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         return TemplateKey(self.type, self.channel, self.locale)
 
 
-def check_parts(channel: Channel, parts: Mapping[str, str]) -> None:
+def check_parts(channel: str, parts: Mapping[str, str]) -> None:
     """Pass texts that can be a template of this channel.
 
     Raises:

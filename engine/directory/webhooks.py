@@ -52,8 +52,11 @@ class EndpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         """Raise ValueError where the address or a pattern cannot be."""
         check_url(self.url)
-        for pattern in self.types:
-            check_pattern(pattern)
+        try:
+            for pattern in self.types:
+                check_pattern(pattern)
+        except ValueError as error:
+            raise ValueError(f"`types`: {error}") from error
 
 
 class NewEndpoint(EndpointSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -44,7 +44,10 @@ class TemplateQuery(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Raise ValueError where `type` is none."""
-        check_pattern(self.type)
+        try:
+            check_pattern(self.type)
+        except ValueError as error:
+            raise ValueError(f"`type`: {error}") from error
 
     @property
     def key(self) -> TemplateKey:

@@ -25,7 +25,10 @@ class PatternQuery(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Raise ValueError where it is none."""
-        check_pattern(self.pattern)
+        try:
+            check_pattern(self.pattern)
+        except ValueError as error:
+            raise ValueError(f"`pattern`: {error}") from error
 
 
 class PatternVersionQuery(PatternQuery, frozen=True, kw_only=True):

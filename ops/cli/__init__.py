@@ -10,6 +10,7 @@ import typer
 from ops.cli import (
     apikey,
     broadcast,
+    config,
     control,
     dev,
     dispatcher,
@@ -56,6 +57,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(config.app, name="config")
 app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")

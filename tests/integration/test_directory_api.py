@@ -96,8 +96,9 @@ async def test_pages_show_each_type_once_in_order_although_others_come_meanwhile
 
 
 REFUSED: tuple[tuple[str, Any, str | None], ...] = (
-    ("types/order..x", {}, None), ("types/order.*.x", {}, None), ("types/o%20x", {}, None), ("types/%00", {}, None),
-    ("types/x", {"channels": {"fax": {}}}, "channels"), ("types/x", {"unknown": 1}, "unknown"),
+    ("types/order..x", {}, "pattern"), ("types/order.*.x", {}, "pattern"), ("types/o%20x", {}, "pattern"),
+    ("types/%00", {}, "pattern"),
+    ("types/x", {"channels": {"fax": {}}}, None), ("types/x", {"unknown": 1}, "unknown"),
     ("types/x", {"channels": {"push": {"unless_seen_seconds": 0}}}, "unless_seen_seconds"),
     ("types/x", {"version": 3}, "version"),
     ("types/x", {"ttl_seconds": "1"}, "ttl_seconds"), ("tenant/defaults", {"version": 3}, "version"),
@@ -143,9 +144,9 @@ async def test_templates_are_versions_of_which_one_is_active(gateway: TestGatewa
 
 
 async def test_defaults_of_a_tenant_hold_everywhere_a_second_after_they_were_put(gateway: TestGateway) -> None:
-    pool = gateway.context.directory
-    assert pool is not None
-    rules = Rules(pool, gateway.broker)
+    directory = gateway.context.directory
+    assert directory is not None
+    rules = Rules(directory.pool, gateway.broker)
     rules.start()
     try:
         assert await done(gateway, "GET", "tenant/defaults") == {}
@@ -167,7 +168,7 @@ async def test_defaults_of_a_tenant_hold_everywhere_a_second_after_they_were_put
         await rules.close()
 
 
-ALICE = {"channel": "email", "address": "Alice@Example.com ", "reason": "hard_bounce"}
+ALICE = {"channel": "email", "address": "Wonder.Land@Example.com ", "reason": "hard_bounce"}
 
 
 async def test_an_address_is_suppressed_in_whichever_way_it_is_written_until_that_ends(
@@ -181,10 +182,12 @@ async def test_an_address_is_suppressed_in_whichever_way_it_is_written_until_tha
     ]
     ids = (await done(gateway, "POST", "suppressions", {"suppressions": new}))["ids"]
     assert len(set(ids)) == 4
-    found = await done(gateway, "POST", "suppressions/search", {"channel": "email", "address": "alice@EXAMPLE.com"})
+    found = await done(
+        gateway, "POST", "suppressions/search", {"channel": "email", "address": "wonder.land@EXAMPLE.com"}
+    )
     assert [(one["id"], one["scope"], one["address"]) for one in found["items"]] == [
-        (ids[0], "all", "alice@example.com"),
-        (ids[2], "news", "alice@example.com"),
+        (ids[0], "all", "wonder.land@example.com"),
+        (ids[2], "news", "wonder.land@example.com"),
     ]
     assert {one["id"] for one in await all_of(gateway, "suppressions")} == set(ids[:3])
     assert [one["id"] for one in await all_of(gateway, "suppressions", channel="sms")] == [ids[1]]
@@ -211,7 +214,7 @@ async def test_a_legal_opt_out_is_not_replaced_by_something_that_ends(gateway: T
 
 
 NO_SUPPRESSIONS: tuple[dict[str, Any], ...] = (
-    {"address": "alice"}, {"address": "a b@example.com"}, {"channel": "sms"}, {"channel": "sms", "address": "066412345678"},
+    {"address": "wonder"}, {"address": "a b@example.com"}, {"channel": "sms"}, {"channel": "sms", "address": "066412345678"},
     {"reason": "Hard Bounce"}, {"expires_at": "2036-01-31T12:00:00"}, {"scope": "a\x00b"}, {"source": "a\nb"}, {"unknown": 1},
 )  # fmt: skip
 
@@ -221,7 +224,7 @@ async def test_of_suppressions_all_are_kept_or_none_and_no_address_is_repeated(g
         with capture_logs() as lines:
             status, problem = await ask(gateway, "POST", "suppressions", {"suppressions": [ALICE, {**ALICE, **wrong}]})
         assert (status, problem["code"]) == (400, "invalid_body"), wrong
-        assert "alice" not in str(problem).lower() + str(lines).lower()
+        assert "wonder" not in str(problem).lower() + str(lines).lower()
     assert await all_of(gateway, "suppressions") == []
 
 
@@ -231,7 +234,7 @@ async def test_postgresql_has_no_address_to_repeat_in_its_errors(gateway: TestGa
     try:
         with pytest.raises(asyncpg.UniqueViolationError) as violated:
             await connection.execute("INSERT INTO suppressions SELECT * FROM suppressions")
-        assert "alice" not in str(violated.value)
+        assert "wonder" not in str(violated.value)
         named = await connection.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 'suppressions'")
         assert not any("address)" in row["indexdef"].replace("address_hash", "") for row in named)
     finally:
