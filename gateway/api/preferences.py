@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -34,7 +34,8 @@ class ChangeQuery(msgspec.Struct, frozen=True):
     version: Version | None = None
 
 
-Patch = Annotated[dict[str, Any], msgspec.Meta(description="Of the document of preferences, as RFC 7396 merges it.")]
+Patch = dict[str, Any]
+"""Of the document of preferences, as RFC 7396 merges it."""
 
 
 class OfType(msgspec.Struct, frozen=True):
