@@ -378,4 +378,4 @@ MEMBERS_BODY_BYTES: Final = 400_000
 """A thousand ids of 128 bytes each, some of them written as escapes."""
 
 INLINE_RECIPIENTS_MAX: Final = 100
-"""Recipients of one event that bring what is known of them: they are stored in one transaction, before the event is."""
+"""Recipients of one request that bring what is known of them: they are stored in one transaction, before any event is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from engine.directory.push_tokens import StoredToken
     from engine.directory.users import User
     from ops.users_file import Fault, UsersFile
+    from projections.erasure import Deletion
 
 EXIT_UNKNOWN = 2
 FAULTS_SHOWN = 50
@@ -27,7 +29,7 @@ FAULTS_SHOWN = 50
 
 Found = TypeVar("Found")
 
-app = typer.Typer(help="Users of the directory: import, show.", no_args_is_help=True)
+app = typer.Typer(help="Users of the directory: import, show, delete.", no_args_is_help=True)
 
 
 @app.command("import")
@@ -100,11 +102,85 @@ def show(
         )
 
 
-def _read(file: Path, form: str | None) -> UsersFile:
-    from ops.users_file import form_of, read_users
+@app.command()
+def delete(
+    user: Annotated[str, typer.Argument(help="Who is deleted.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Delete a user: his entry at once; his log, receipts, inbox, deliveries and counts within minutes, by the projectors.
 
-    known = form_of(file) if form is None else form
-    if known != "csv" and known != "ndjson":
+    It cannot be taken back. `verify-deleted` tells when nothing is left. For 31 days nothing that arrives late brings him back.
+    """
+    name = tenant or "default"
+    if not yes:
+        typer.confirm(f"Delete user {user!r} of tenant {name!r}, and all he has?", abort=True, err=True)
+
+    async def work(directory: Directory) -> datetime:
+        from engine.directory.users import checked_user_id, delete_user
+
+        try:
+            checked_user_id(user)
+        except ValueError as error:
+            raise InvalidSetting(str(error)) from error
+        async with directory.changing(name, [user]) as change:
+            return await delete_user(change, user)
+
+    at = _run(folder, work)
+    if as_json:
+        print_json({"id": user, "deleted_at": at})
+    else:
+        out.print(f"deleted at {at:%Y-%m-%d %H:%M:%S}; `seamark users verify-deleted` tells what is left", markup=False)
+
+
+@app.command("verify-deleted")
+def verify_deleted(
+    user: Annotated[str, typer.Argument(help="Who was deleted.")],
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Look everywhere for what is left of a user. Exit code 0: nothing is; 1: something is, or may still arrive.
+
+    Events in EVENTS and dead letters, which may name others too, leave by age and are not looked at.
+    """
+    import uvloop
+
+    async def run() -> tuple[Deletion | None, dict[str, int]]:
+        from ops.cli.stores import stores
+        from projections.erasure import Eraser, find_deletion
+
+        name = tenant or "default"
+        async with stores(folder, "seamark-users") as at:
+            eraser = Eraser(at.broker, at.redis, at.pool, at.partitions)
+            return await find_deletion(at.pool, name, user), await eraser.remains(name, user)
+
+    deletion, left = uvloop.run(run())
+    erased_at = deletion.erased_at if deletion is not None else None
+    if as_json:
+        print_json({"deleted_at": deletion and deletion.deleted_at, "erased_at": erased_at, "left": left})
+    elif left:
+        for place, many in left.items():
+            out.print(f"{many:>8}  {place}", markup=False)
+    elif deletion is None:
+        out.print("nothing is stored of this user, and no deletion within the last 31 days", markup=False)
+    elif erased_at is None:
+        out.print(
+            "nothing is left now; what was under way at the deletion may still arrive, and is erased", markup=False
+        )
+    else:
+        out.print(f"nothing is left: erased at {erased_at:%Y-%m-%d %H:%M:%S}", markup=False)
+    if left or (deletion is not None and erased_at is None):
+        sys.exit(FAILED)
+
+
+def _read(file: Path, form: str | None) -> UsersFile:
+    from ops.users_file import FORMS, form_of, read_users
+
+    known = form_of(file) if form is None else FORMS.get(form)
+    if known is None:
         raise InvalidSetting("--format: say csv or ndjson, as the file's name ends with neither .csv nor .ndjson")
     try:
         source = sys.stdin.buffer if str(file) == "-" else file.open("rb")

@@ -365,6 +365,57 @@ def _retention_set(reader: Manual, folder: Path) -> None:
     reader.seamark("retention", "set", "0", code=2)
 
 
+def _imported(reader: Manual, folder: Path, *ids: str) -> None:
+    file = folder / "users.ndjson"
+    file.write_text("".join(json.dumps({"id": id, "email": f"{id}@example.com"}) + "\n" for id in ids))
+    reader.seamark("users", "import", str(file))
+
+
+@checks("users import")
+def _users_import(reader: Manual, folder: Path) -> None:
+    file = folder / "people.csv"
+    file.write_text("id,email\nzoe,zoe@example.com\nyves,nobody\n")
+    [fault] = lines(reader.seamark("users", "import", str(file), "--json", code=1))
+    assert (fault["line"], fault["field"]) == (3, "email")
+    reader.seamark("users", "show", "zoe", code=2)
+    file.write_text("id,email\nzoe,zoe@example.com\nyves,yves@example.com\n")
+    for made in (2, 0):
+        [done] = lines(reader.seamark("users", "import", str(file), "--json"))
+        assert (done["made"], done["unchanged"]) == (made, 2 - made)
+    reader.seamark("users", "import", str(folder / "people.txt"), code=MISCONFIGURED)
+
+
+@checks("users show")
+def _users_show(reader: Manual, folder: Path) -> None:
+    _imported(reader, folder, "xaver")
+    [shown] = lines(reader.seamark("users", "show", "xaver", "--json"))
+    assert (shown["user"]["email"], shown["devices"]) == ("xaver@example.com", [])
+    assert "xaver@example.com" in reader.seamark("users", "show", "xaver")
+
+
+@checks("users delete")
+def _users_delete(reader: Manual, folder: Path) -> None:
+    _imported(reader, folder, "willi")
+    [deleted] = lines(reader.seamark("users", "delete", "willi", "--yes", "--json"))
+    assert deleted["id"] == "willi"
+    reader.seamark("users", "show", "willi", code=2)
+
+
+@checks("users verify-deleted")
+def _users_verify_deleted(reader: Manual, folder: Path) -> None:
+    _imported(reader, folder, "vera")
+    reader.seamark("publish", "--to", "vera", "--type", "demo.hello", "--data", "{}")
+    [found] = lines(reader.seamark("users", "verify-deleted", "vera", "--json", code=1))
+    assert found["left"]["users"] == 1
+    reader.seamark("users", "delete", "vera", "--yes")
+
+    def gone() -> bool:
+        done = reader.run([sys.executable, "-m", "ops", "users", "verify-deleted", "vera", "--json"])
+        return bool(lines(done.stdout)[0]["left"] == {})
+
+    wait_for(gone)
+
+
 @checks("control show")
 def _control_show(reader: Manual, folder: Path) -> None:
     [shown] = lines(reader.seamark("control", "show", "--json"))

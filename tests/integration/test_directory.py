@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from engine.directory import topics, users
@@ -346,3 +347,62 @@ async def test_caches_hear_before_and_after_and_nothing_changes_unheard(pool: as
         async with directory.changing("acme", ["carol"]):
             raise AssertionError("the block must not run")
     assert await pool.fetchval("SELECT version FROM profiles WHERE user_id = 'alice'") == 1
+
+
+async def test_a_recipient_brings_what_is_known_of_him_and_the_event_keeps_the_id(
+    house: TestGateway, pool: asyncpg.Pool
+) -> None:
+    known = {"id": "alice", "email": "alice@example.com", "locale": "de-AT"}
+    event = {"type": "order.shipped", "to": ["bob", known], "data": {"n": 1}, "ordering_key": "o1", "note": {"kept": 1}}
+    assert (await ask(house, "POST", "/v1/events", event))[0] == 202
+    stored = await house.broker.leader_last("EVENTS", "ev.*.acme.o1.order.shipped")
+    assert stored is not None
+    assert msgspec.json.decode(stored.payload)["to"] == ["bob", "alice"]
+    assert msgspec.json.decode(stored.payload)["note"] == {"kept": 1}
+    _, alice = await ask(house, "GET", "/v1/users/alice")
+    assert (alice["email"], alice["locale"]) == ("alice@example.com", "de-AT")
+    assert (await ask(house, "GET", "/v1/users/bob"))[0] == 404, "an id alone makes no entry"
+    await ask(house, "PATCH", "/v1/users/alice", {"phone": "+4366412345678"})
+    bulk = {
+        "events": [{**event, "to": [{"id": "alice", "locale": None}]}, {**event, "to": [{"id": "carol", "email": "x"}]}]
+    }
+    status, answer = await ask(house, "POST", "/v1/events/bulk", bulk)
+    assert status == 202
+    assert answer["results"][0]["seq"]
+    assert answer["results"][1]["error"]["field"] == "to"
+    _, alice = await ask(house, "GET", "/v1/users/alice")
+    assert (alice["locale"], alice["phone"]) == (None, "+4366412345678")
+    assert (await ask(house, "GET", "/v1/users/carol"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("to", "field"),
+    [
+        ([{"email": "a@example.com"}], "to[0]"),
+        ([{"id": "alice", "email": "nobody"}], "to"),
+        ([{"id": "alice", "attributes": {}}], "to[0]"),
+        ([{"id": "topic:x"}], "to"),
+        ([{"id": f"u{n}"} for n in range(101)], "to"),
+    ],
+)
+async def test_a_wrong_recipient_is_told_and_neither_event_nor_user_is_stored(
+    house: TestGateway, pool: asyncpg.Pool, to: Any, field: str
+) -> None:
+    status, problem = await ask(house, "POST", "/v1/events", {"type": "order.shipped", "to": to})
+    assert (status, problem["code"]) == (400, "invalid_event")
+    assert problem["field"].startswith(field)
+    assert "nobody" not in problem["detail"]
+    assert (await house.broker.stream("EVENTS")).last_seq == 0
+    assert await pool.fetchval("SELECT count(*) FROM users") == 0
+
+
+async def test_recipients_are_stored_only_for_keys_that_may_write_users(house: TestGateway, pool: asyncpg.Pool) -> None:
+    await pool.execute("UPDATE api_keys SET scopes = ARRAY['events:write'] WHERE tenant = 'other'")
+    event = {"type": "order.shipped", "to": [{"id": "alice", "email": "alice@example.com"}]}
+    status, problem = await ask(house, "POST", "/v1/events", event, key="other")
+    assert (status, problem["field"]) == (403, "to")
+    assert (await ask(house, "POST", "/v1/events", {**event, "to": ["alice"]}, key="other"))[0] == 202
+    async with changing(pool, "alice") as change:
+        await users.delete_user(change, "alice")
+    status, problem = await ask(house, "POST", "/v1/events", event)
+    assert (status, problem["code"]) == (409, "user_deleted"), "an event does not bring him back while he is erased"

@@ -7,7 +7,7 @@ its log.
 from alembic import op
 
 revision = "0006"
-down_revision = "0010"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
