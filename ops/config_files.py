@@ -162,7 +162,8 @@ def write_folder(folder: Path, configuration: Configuration) -> list[Path]:
             place = folder / TEMPLATES / key.type / f"{key.channel}.{key.locale}"
             files[place / _part_file(key.channel, part)] = f"{text}\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for name in (TYPES, TEMPLATES):  # also empty ones: a folder without any is no configuration
+            (folder / name).mkdir(parents=True)
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:  # where `Order` and `order` are one name, one must not replace the other
@@ -183,7 +184,10 @@ def _lines(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
             yield f"{_key(name)} = {_value(value)}"
     for name, value in table.items():
         if isinstance(value, dict):
-            yield f"\n[{prefix}{_key(name)}]"
+            if not value or not all(
+                isinstance(one, dict) for one in value.values()
+            ):  # else its tables say that it is there
+                yield f"\n[{prefix}{_key(name)}]"
             yield from _lines(value, f"{prefix}{_key(name)}.")
 
 

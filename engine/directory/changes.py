@@ -54,12 +54,18 @@ async def changing(pool: Pool, tenant: str, seconds: float = CHANGE_SECONDS) -> 
     Raises:
         StoreUnavailable: no answer in time; the outcome may be unknown. LimitReached: the tenant would have too many rules.
     """
-    async with transaction(pool, seconds) as connection:
-        change = Change(connection, tenant, await connection.fetchval(_BEGIN, tenant))
+    async with transaction(pool, seconds) as connection, changing_in(connection, tenant) as change:
         yield change
-        if change.made:
-            await _check_size(change)
-            await connection.execute(_COUNT, tenant, change.version)
+
+
+@asynccontextmanager
+async def changing_in(connection: Connection, tenant: str) -> AsyncIterator[Change]:
+    """The same in a transaction of the caller's. One that changes users, too, holds these first, and the rules last."""
+    change = Change(connection, tenant, await connection.fetchval(_BEGIN, tenant))
+    yield change
+    if change.made:
+        await _check_size(change)
+        await connection.execute(_COUNT, tenant, change.version)
 
 
 async def _check_size(change: Change) -> None:

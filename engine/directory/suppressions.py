@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -72,7 +72,7 @@ class StoredSuppression(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     channel: Addressed
-    address: str | None
+    address: str
     scope: str
     reason: str
     source: str
@@ -114,6 +114,11 @@ DELETE FROM suppressions WHERE (tenant, id) IN (
 )
 """
 
+_USERS: Final = """
+SELECT user_id FROM users WHERE tenant = $1 AND lower(email) = ANY($2)
+UNION SELECT user_id FROM users WHERE tenant = $1 AND phone = ANY($3)
+"""
+
 _PAGE: Final = f"""
 SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND id > $2 AND {_COUNTS} AND ($4::text IS NULL OR channel = $4)
     AND ($5::text IS NULL OR reason = $5)
@@ -123,6 +128,14 @@ ORDER BY id LIMIT $3
 _OF_ADDRESSES: Final = f"""
 SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND address_hash = ANY($2) AND {_COUNTS} ORDER BY scope
 """
+
+
+async def users_of(connection: Connection, tenant: str, addresses: Iterable[tuple[Addressed, str]]) -> set[str]:
+    """The users who have one of these addresses: their profiles change with its suppressions."""
+    forms = {(channel, normalized(channel, address)) for channel, address in addresses}
+    emails = [address for channel, address in forms if channel == "email"]
+    phones = [address for channel, address in forms if channel == "sms"]
+    return {row["user_id"] for row in await connection.fetch(_USERS, tenant, emails, phones)}
 
 
 async def put_suppressions(connection: Connection, tenant: str, new: Sequence[NewSuppression]) -> list[str]:
@@ -174,6 +187,14 @@ async def of_addresses(
         profile.Suppression(one.channel, one.reason, one.scope, one.expires_at)
         for one in await find_suppressions(connection, tenant, addresses)
     )
+
+
+async def find_suppression(connection: Connection, tenant: str, id: str) -> StoredSuppression | None:
+    """The suppression of this id."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND id = $2", tenant, bytes.fromhex(id)
+    )
+    return None if row is None else _stored(row)
 
 
 async def lift_suppression(connection: Connection, tenant: str, id: str) -> StoredSuppression | None:

@@ -35,7 +35,7 @@ async def put_defaults(change: Change, document: TenantDefaults, expected: int |
     """
     there = await find_defaults(change.connection, change.tenant)
     check_version("the document of defaults", expected, there.version)
-    if msgspec.structs.replace(document, version=there.version) == there:
+    if there.version and msgspec.structs.replace(document, version=there.version) == there:
         return there
     written = msgspec.structs.replace(document, version=0)
     await change.connection.execute(_PUT, change.tenant, msgspec.json.encode(written).decode(), change.version)

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from engine.directory.bell import ring
-from engine.directory.changes import Change, changing
+from engine.directory.changes import Change, changing, changing_in
 from gateway.access.shares import Shares
 from gateway.api.directory import Version, directory_of
 from gateway.context import Context
@@ -36,10 +36,23 @@ class Deletion(msgspec.Struct):
 
 
 @asynccontextmanager
-async def rules_changing(context: Context, tenant: str) -> AsyncIterator[Change]:
-    """A transaction that may change a tenant's rules; afterwards every process is told of it."""
-    async with changing(directory_of(context).pool, tenant, DIRECTORY_SECONDS) as change:
-        yield change
+async def rules_changing(context: Context, tenant: str, user: str | None = None) -> AsyncIterator[Change]:
+    """A transaction that may change a tenant's rules; afterwards every process is told of it.
+
+    `user`: whose profile changes by it, too.
+    """
+    directory = directory_of(context)
+    if user is None:
+        async with changing(directory.pool, tenant, DIRECTORY_SECONDS) as change:
+            yield change
+    else:
+        async with (
+            directory.changing(tenant, [user], DIRECTORY_SECONDS) as profiles,
+            changing_in(profiles.connection, tenant) as change,
+        ):
+            await profiles.check_there(user)
+            yield change
+            profiles.touch(user)
     if change.made:
         await ring(context.broker)
 

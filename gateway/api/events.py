@@ -366,18 +366,6 @@ def _check_names(*names: tuple[str, Callable[[str], str], str | None]) -> None:
             raise InvalidEvent(field, f"`{field}`: {error}") from error
 
 
-def event_in(body: bytes, tenant: str) -> Encoded:
-    """The event in a body, as it would be published by this tenant.
-
-    Raises:
-        Problem: it would be refused.
-    """
-    try:
-        return _encoded(_given(body, tenant, None), tenant)[0]
-    except InvalidEvent as error:
-        raise _refused(error) from error
-
-
 def _refused(error: InvalidEvent) -> Problem:
     metrics.gateway_events.labels("invalid").inc()
     whole = error.reason in ("json", "size", "schema", "subject", "disagreement")

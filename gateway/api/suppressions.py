@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 import msgspec
@@ -12,18 +14,22 @@ from engine.directory.suppressions import (
     NewSuppression,
     Reason,
     StoredSuppression,
+    find_suppression,
     find_suppressions,
     lift_suppression,
     page_of_suppressions,
     put_suppressions,
+    users_of,
 )
 from engine.limits import SUPPRESSIONS_PER_REQUEST
-from engine.postgres import transaction
+from engine.postgres import Connection
 from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of
 from gateway.api.directory import PageQuery, directory_of, reading
+from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_QUERY, Problem
+from gateway.limits import DIRECTORY_SECONDS
 
 BODY_BYTES: Final = 1 << 20
 """A thousand suppressions, each with the longest address and words."""
@@ -71,8 +77,9 @@ class IdQuery(msgspec.Struct, frozen=True):
 @Endpoint("POST", "/v1/suppressions", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES, body_bytes=BODY_BYTES)
 async def suppress(call: Call[Service, None, SuppressionsBody]) -> Suppressed:
     """Suppress addresses. What is suppressed already gets the new reason and end; only a legal opt-out (`opted_out`) stays."""
-    async with transaction(directory_of(call.context).pool) as connection:
-        return Suppressed(await put_suppressions(connection, call.principal.tenant, call.body.suppressions))
+    new, tenant = call.body.suppressions, call.principal.tenant
+    async with _changing(call.context, tenant, [(one.channel, one.address) for one in new]) as connection:
+        return Suppressed(await put_suppressions(connection, tenant, new))
 
 
 @Endpoint("GET", "/v1/suppressions", scope=Scope.SUPPRESSIONS_READ, places=PLACES)
@@ -102,8 +109,34 @@ async def search_suppressions(call: Call[Service, None, SearchBody]) -> Suppress
 @Endpoint("DELETE", "/v1/suppressions/{id}", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES)
 async def lift(call: Call[Service, IdQuery, None]) -> Deletion:
     """Lift a suppression."""
-    async with transaction(directory_of(call.context).pool) as connection:
-        return Deletion(await lift_suppression(connection, call.principal.tenant, call.query.id) is not None)
+    tenant, id = call.principal.tenant, call.query.id
+    async with reading(call.context) as connection:
+        found = await find_suppression(connection, tenant, id)
+    if found is None:
+        return Deletion(False)
+    async with _changing(call.context, tenant, [(found.channel, found.address)]) as connection:
+        return Deletion(await lift_suppression(connection, tenant, id) is not None)
+
+
+@asynccontextmanager
+async def _changing(
+    context: Context, tenant: str, addresses: Sequence[tuple[Addressed, str]]
+) -> AsyncIterator[Connection]:
+    """A transaction that changes suppressions of these addresses, and with them the profiles of users who have one."""
+    directory = directory_of(context)
+    async with reading(context) as connection:
+        users = await users_of(connection, tenant, addresses)
+    async with directory.changing(tenant, users, DIRECTORY_SECONDS) as change:
+        yield change.connection
+        for user in users:
+            change.touch(user)
+    # A user may have got the address since: then his profile may have been read before this was stored.
+    async with reading(context) as connection:
+        since = await users_of(connection, tenant, addresses) - users
+    if since:
+        async with directory.changing(tenant, since, DIRECTORY_SECONDS) as change:
+            for user in since:
+                change.touch(user)
 
 
 def _is_id(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -25,9 +25,9 @@ from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
 from gateway.api.directory import PageQuery, Version, reading
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
+from gateway.http.problems import LIMIT_REACHED, NOT_FOUND, USER_DELETED, VERSION_CONFLICT, Problem
 
-_CHANGES: Final = (NOT_FOUND, VERSION_CONFLICT, LIMIT_REACHED)
+_CHANGES: Final = (NOT_FOUND, VERSION_CONFLICT, LIMIT_REACHED, USER_DELETED)
 
 
 class EndpointQuery(msgspec.Struct, frozen=True):
@@ -77,10 +77,12 @@ class EndpointsPage(msgspec.Struct):
     next: str | None
 
 
-@Endpoint("POST", "/v1/webhooks", status=201, scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=(LIMIT_REACHED,))
+@Endpoint(
+    "POST", "/v1/webhooks", status=201, scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=(LIMIT_REACHED, USER_DELETED)
+)
 async def make_webhook(call: Call[Service, None, NewEndpoint]) -> WithSecret:
     """Make an endpoint of the tenant, or of a user. The answer is the only one with the secret."""
-    async with rules_changing(call.context, call.principal.tenant) as change:
+    async with rules_changing(call.context, call.principal.tenant, call.body.user) as change:
         made, secret = await create_endpoint(change, call.body)
     return _with(made, secret)
 
@@ -106,14 +108,14 @@ async def get_webhook(call: Call[Service, EndpointQuery, None]) -> WebhookEndpoi
 @Endpoint("PUT", "/v1/webhooks/{id}", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES)
 async def replace_webhook(call: Call[Service, EndpointVersionQuery, EndpointSettings]) -> WebhookEndpoint:
     """Replace the address, the types and the state of an endpoint; its user and secrets stay."""
-    async with rules_changing(call.context, call.principal.tenant) as change:
+    async with rules_changing(call.context, call.principal.tenant, await _user_of(call)) as change:
         return _found(await replace_endpoint(change, call.query.id, call.body, call.query.version))
 
 
 @Endpoint("DELETE", "/v1/webhooks/{id}", scope=Scope.WEBHOOKS_WRITE, places=PLACES, refuses=_CHANGES)
 async def remove_webhook(call: Call[Service, EndpointVersionQuery, None]) -> Deletion:
     """Delete an endpoint with its secrets."""
-    async with rules_changing(call.context, call.principal.tenant) as change:
+    async with rules_changing(call.context, call.principal.tenant, await _user_of(call)) as change:
         return Deletion(await delete_endpoint(change, call.query.id, call.query.version) is not None)
 
 
@@ -131,6 +133,13 @@ async def retire_webhook_secret(call: Call[Service, EndpointVersionQuery, None])
     """Let the secret before the present one be good no more, once the receiver knows the new one."""
     async with rules_changing(call.context, call.principal.tenant) as change:
         return _found(await retire_secret(change, call.query.id, call.query.version))
+
+
+async def _user_of(call: Call[Service, EndpointVersionQuery, Any]) -> str | None:
+    """Whose endpoint it is, which never changes."""
+    async with reading(call.context) as connection:
+        found = await find_endpoint(connection, call.principal.tenant, call.query.id)
+    return None if found is None else found.user
 
 
 def _found(endpoint: WebhookEndpoint | None) -> WebhookEndpoint:

@@ -59,7 +59,7 @@ def apply(
     _show(found, as_json=as_json)
     done = sum(one.action != "keep" for one in found)
     if not as_json:
-        err.print(f"{done} changes applied" if done else "nothing to do")
+        out.print(f"{done} changes applied" if done else "nothing to do")
 
 
 @app.command()
@@ -79,7 +79,7 @@ def diff(
     if any(one.action != "keep" for one in found):
         sys.exit(EXIT_DIFFERENT)
     if not as_json:
-        err.print("nothing to do")
+        out.print("nothing to do")
 
 
 @app.command()
@@ -92,7 +92,7 @@ def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as
     if as_json:
         print_json({"written": [str(path) for path in written]})
     else:
-        err.print(f"{len(written)} files written to {files}", markup=False)
+        out.print(f"{len(written)} files written to {files}", markup=False)
 
 
 def _read(files: Path, *, as_json: bool) -> Configuration:

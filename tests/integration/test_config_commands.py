@@ -1,7 +1,6 @@
 """`seamark config`, as an operator types it: files and database come to say the same, whole or not at all."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 @pytest.fixture
 def config(postgres: str, nats_server: NatsServer) -> Any:
     def run(*words: object, code: int = 0) -> list[dict[str, Any]]:
-        done: subprocess.CompletedProcess[str] = commands.seamark(
-            "config",
-            *map(str, words),
-            "--json",
-            "--tenant",
-            "acme",
-            SEAMARK_POSTGRES_URL=postgres,
-            SEAMARK_NATS_URL=nats_server.url,
-        )
+        settings = {"SEAMARK_POSTGRES_URL": postgres, "SEAMARK_NATS_URL": nats_server.url}
+        done = commands.seamark("config", *map(str, words), "--json", "--tenant", "acme", **settings)
         assert done.returncode == code, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -87,6 +79,12 @@ async def test_what_is_not_in_the_files_stays_until_it_is_to_be_deleted(
     deleted = {**kept, "action": "delete"}
     assert config("diff", files, "--prune", code=2) == config("apply", files, "--prune") == [deleted]
     assert set((await read_rules(pool, "acme")).types) == {"order.*"}
+
+
+async def test_an_empty_file_is_a_document_too(config: Any, tmp_path: Path) -> None:
+    files = write(tmp_path, {"tenant.toml": ""})
+    assert [one["action"] for one in config("apply", files)] == ["add"]
+    assert config("diff", files) == []
 
 
 async def test_a_fault_in_one_file_changes_nothing(config: Any, pool: Pool, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """What a tenant says of its notifications, over HTTP: types, templates, defaults, suppressions, webhook endpoints."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.users import delete_user
 from engine.plan.preferences import TenantDefaults
 from ops.dev.servers import NatsServer
 from tests.integration.test_events_api import add_key
@@ -326,3 +328,69 @@ async def test_a_cursor_of_somebody_elses_making_does_no_harm(gateway: TestGatew
             status, problem = await ask(gateway, "GET", path, cursor=cursor)
             refused = (status, problem.get("code"), problem.get("field")) == (400, "invalid_query", "cursor")
             assert status == 200 or refused, (path, cursor)
+
+
+class Marks:
+    """What caches of profiles would be told."""
+
+    def __init__(self) -> None:
+        self.pended: list[set[str]] = []
+        self.settled_for: list[set[str]] = []
+
+    async def pending(self, tenant: str, users: Sequence[str], seconds: float) -> str:
+        assert tenant == "acme"
+        self.pended.append(set(users))
+        return "token"
+
+    async def settled(self, tenant: str, users: Sequence[str], token: str) -> None:
+        self.settled_for.append(set(users))
+
+
+async def test_caches_hear_of_users_whose_profile_a_suppression_or_an_endpoint_changes(
+    gateway: TestGateway, postgres: str
+) -> None:
+    directory = gateway.context.directory
+    assert directory is not None
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute(
+            "INSERT INTO users (tenant, user_id, email, phone, version) VALUES"
+            " ('acme', 'ann', 'Wonder.Land@example.com', NULL, 1),"
+            " ('acme', 'bob', NULL, '+4366412345678', 1), ('acme', 'cid', 'other@example.com', NULL, 1),"
+            " ('other', 'ann', 'wonder.land@example.com', NULL, 1)"
+        )
+
+        async def told(method: str, path: str, body: Any = None) -> tuple[set[str], dict[str, Any]]:
+            marks = Marks()
+            gateway.context.directory = Directory(directory.pool, marks)
+            answer = await done(gateway, method, path, body)
+            assert marks.pended == marks.settled_for
+            return set().union(*marks.pended), answer
+
+        new = [ALICE, {"channel": "sms", "address": "+4366412345678", "reason": "opted_out"}]
+        users, answer = await told("POST", "suppressions", {"suppressions": new})
+        assert users == {"ann", "bob"}
+        assert (await told("DELETE", f"suppressions/{answer['ids'][1]}"))[0] == {"bob"}
+        users, endpoint = await told("POST", "webhooks", {**HOOK, "user": "cid"})
+        assert users == {"cid"}
+        assert (await told("PUT", f"webhooks/{endpoint['id']}", {**HOOK, "state": "disabled"}))[0] == {"cid"}
+        assert (await told("DELETE", f"webhooks/{endpoint['id']}"))[0] == {"cid"}
+        assert (await told("POST", "webhooks", HOOK))[0] == set(), "everybody's: that is a rule"
+        versions = await connection.fetch(
+            "SELECT user_id, version FROM profiles WHERE tenant = 'acme' ORDER BY user_id"
+        )
+        assert [tuple(row) for row in versions] == [("ann", 1), ("bob", 2), ("cid", 3)]
+    finally:
+        gateway.context.directory = directory
+        await connection.close()
+
+
+async def test_a_deleted_user_gets_no_endpoint_and_loses_those_he_had(gateway: TestGateway, postgres: str) -> None:
+    await done(gateway, "POST", "webhooks", {**HOOK, "user": "ann"})
+    directory = gateway.context.directory
+    assert directory is not None
+    async with directory.changing("acme", ["ann"]) as change:
+        await delete_user(change, "ann")
+    assert await all_of(gateway, "webhooks") == []
+    status, problem = await ask(gateway, "POST", "webhooks", {**HOOK, "user": "ann"})
+    assert (status, problem["code"]) == (409, "user_deleted")

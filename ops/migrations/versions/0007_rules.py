@@ -68,7 +68,7 @@ _STATEMENTS = (
         id            bytea NOT NULL,
         address_hash  bytea NOT NULL,
         channel       text COLLATE "C" NOT NULL,
-        address       text,
+        address       text NOT NULL,
         scope         text NOT NULL,
         reason        text NOT NULL,
         source        text NOT NULL,
