@@ -28,7 +28,7 @@ BODY_BYTES: Final = 4 * PREFERENCES_BYTES_MAX
 _REFUSES: Final = (INVALID_BODY, VERSION_CONFLICT, LIMIT_REACHED, USER_DELETED)
 
 
-class ChangeQuery(msgspec.Struct, frozen=True):
+class PreferencesQuery(msgspec.Struct, frozen=True):
     """`version`: only if the document still has it; 0: only if there is none."""
 
     version: Version | None = None
@@ -83,7 +83,7 @@ async def own_preferences(call: Call[User, None, None]) -> Held:
 
 
 @Endpoint("PATCH", "/v1/preferences", places=PLACES, body_bytes=BODY_BYTES, refuses=_REFUSES)
-async def patch_own_preferences(call: Call[User, ChangeQuery, Patch]) -> Held:
+async def patch_own_preferences(call: Call[User, PreferencesQuery, Patch]) -> Held:
     """Change some of the user's preferences: what is left out stays, null takes away. They hold within a second."""
     return await _patch(call.context, call.principal.tenant, call.principal.user, call.body, call.query.version)
 
