@@ -174,3 +174,6 @@ TOMBSTONE_SECONDS = 31 * 86_400
 """How long it is remembered that a user was deleted: longer than anything waits that may still be for him (30 days)."""
 
 assert PUSH_TOKENS_PER_USER > 1, "a new token makes room for itself by taking an older one"
+
+PREFERENCES_BYTES_MAX = 8 << 10
+"""A user's document of preferences: choices for a hundred types. Every decision about him reads it, its record keeps a part."""

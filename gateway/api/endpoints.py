@@ -9,8 +9,15 @@ import msgspec
 from gateway.api.acks import acknowledge
 from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
+from gateway.api.explain import explain_event
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
+from gateway.api.preferences import (
+    own_preferences,
+    patch_own_preferences,
+    patch_preferences_of_user,
+    preferences_of_user,
+)
 from gateway.api.proof import trace_notification
 from gateway.api.push_tokens import (
     own_tokens,
@@ -109,6 +116,11 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     remove_members,
     show_controls,
     change_controls,
+    own_preferences,
+    patch_own_preferences,
+    preferences_of_user,
+    patch_preferences_of_user,
+    explain_event,
     healthz,
     readyz,
     openapi,

@@ -14,6 +14,7 @@ from ops.cli import (
     control,
     dev,
     dispatcher,
+    explain,
     funnel,
     gateway,
     log,
@@ -51,6 +52,7 @@ app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
+app.command("explain")(explain.explain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)

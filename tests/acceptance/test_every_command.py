@@ -239,6 +239,16 @@ def _facts(reader: Manual) -> set[str]:
     return {fact["fact"] for fact in proof["facts"]}
 
 
+@checks("explain")
+def _explain(reader: Manual, folder: Path) -> None:
+    (folder / "explained.json").write_text('{"type":"demo.explained"}')
+    [explained] = lines(
+        reader.seamark("explain", "--event", str(folder / "explained.json"), "--user", "alice", "--json")
+    )
+    assert explained["plan"] == {"inapp": {"when": "now", "why": "default"}}
+    assert explained["inputs"]["notification"]["user"] == "alice"
+
+
 @checks("rebuild")
 def _rebuild(reader: Manual, folder: Path) -> None:
     for projection in PROJECTIONS:
