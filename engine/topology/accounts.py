@@ -25,7 +25,7 @@ _BLOCK: Final = """\
         permissions {{
           publish {{
             allow: [
-              "events.{token}.>"
+              "events.{token}.>", "now.{token}.>", "broadcast.{token}.>"
             ]
           }}
           subscribe: [
@@ -52,7 +52,7 @@ def publisher_variable(tenant: str) -> str:
 
 
 def publisher_block(tenant: str) -> str:
-    """A user that may publish this tenant's events and nothing else."""
+    """A user that may publish this tenant's events, its now messages and broadcasts, and nothing else."""
     user, variable = publisher_user(tenant), publisher_variable(tenant)
     return _BLOCK.format(user=user, variable=variable, token=encode_token(tenant))
 

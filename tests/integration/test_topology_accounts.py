@@ -87,6 +87,28 @@ async def test_a_publisher_publishes_events_and_nothing_else(connected: Connect)
         assert await denied(publisher, subject), subject
 
 
+async def test_now_messages_go_by_the_dispatcher_and_broadcasts_to_gateways_and_nobody_forges_live_copies(
+    connected: Connect,
+):
+    publisher, dispatcher, gateway = [await connected(role) for role in ("publisher", "dispatcher", "gateway")]
+    heard: list[bytes] = []
+    await dispatcher.subscribe("now.>", lambda subject, *_: heard.append(subject), queue="relay").confirmed()
+    await gateway.subscribe("live.0.default.alice", lambda subject, *_: heard.append(subject)).confirmed()
+    await gateway.subscribe("broadcast.>", lambda subject, *_: heard.append(subject)).confirmed()
+    for subject in ("now.default.alice.chat.typing", "broadcast.default.system.down"):
+        publisher.publish(subject, b"{}")
+    dispatcher.publish("live.0.default.alice", b"{}")
+    for broker in (gateway, publisher):
+        assert await denied(broker, "live.0.default.alice")
+    for subject in ("now.acme.alice.chat.typing", "broadcast.acme.system.down"):
+        assert await denied(publisher, subject), subject
+        gateway.publish(subject, b"{}")
+    assert await denied(dispatcher, "live.0.default")
+    await eventually(lambda: len(heard) == 5)
+    with pytest.raises(Forbidden):
+        await gateway.subscribe("now.>", lambda *_: None).confirmed()
+
+
 async def test_the_shipped_publisher_cannot_publish_the_events_of_another_tenant(connected: Connect):
     publisher = await connected("publisher")
     assert await denied(publisher, event_subject("acme", "alice", "demo"))
@@ -156,7 +178,6 @@ async def test_a_dispatcher_changes_no_stream_and_publishes_no_events(connected:
     for subject in (
         event_subject("default", "alice", "demo"),
         "$KV.control.epochs",
-        "live.0.default.alice",
         "$JS.API.STREAM.DELETE.LOG-0",
         "$JS.API.STREAM.PURGE.LOG-0",
         "$JS.API.STREAM.MSG.DELETE.LOG-0",
