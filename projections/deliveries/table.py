@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Final
 
 from engine import metrics
@@ -44,6 +45,7 @@ _KEY: Final = DELIVERIES.tables[0].key
 _FACTS: Final = DELIVERIES.tables[0].facts
 _TOLD: Final = tuple(name for name in _FACTS if not name.startswith("plan_"))
 """What receipts of channels say; the rest is of planners."""
+_facts, _told = attrgetter(*_FACTS), attrgetter(*_TOLD)
 _COLUMNS: Final = (*_KEY, *_FACTS, "kept_until", "version")
 
 _OF_NOTIFICATIONS: Final = f"""
@@ -109,7 +111,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     """Merge what a batch says into what is known. Rows go in the order of their keys, which an index likes."""
     if folded.deliveries:
         rows = [
-            (*key, *(getattr(one, name) for name in _TOLD), kept_until(key[0]))
+            (*key, *_told(one), kept_until(key[0]))
             for key, one in sorted(folded.deliveries.items(), key=lambda item: item[0])
         ]
         # A row that is there already may be in another month, which the key of this month does not cover.
@@ -123,8 +125,8 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     if folded.ranges:
         ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values(), key=lambda one: one[:8])]
         await connection.execute(_RANGES.format(v=version), *transposed(ranges))
-    if folded.cursors:
-        cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
+    cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
+    if cursors:
         written = await connection.fetch(_CURSORS.format(v=version), *transposed(cursors))
         # A user can have too many devices only when one is new.
         users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})
@@ -153,7 +155,7 @@ async def _write_plans(
                 removed.append(place)
                 until = max(until, kept[place])
             if delivery is not None:
-                added.append((*place, "", *(getattr(delivery, name) for name in _FACTS), until, version))
+                added.append((*place, "", *_facts(delivery), until, version))
     if removed:
         await connection.execute(_REMOVE.format(v=version), *transposed(removed))
     if added:
