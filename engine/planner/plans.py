@@ -17,7 +17,7 @@ from engine.plan.profile import Profile
 from engine.plan.rules import Channel, TypeRule
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.events import INAPP, EventId, Label, Priority
-from seamark.protocol.receipts import PLANNED, Planned, Receipt
+from seamark.protocol.receipts import NO_INPUTS, PLANNED, Planned, Receipt
 from seamark.protocol.subjects import decode_token
 
 INPUTS_BYTES_MAX: Final = 16 << 10
@@ -174,6 +174,6 @@ def receipt_of(
         trace=due.trace,
         term=term,
         plan={name: Planned(one.when, one.why) for name, one in (told or decisions).items()},
-        inputs=msgspec.Raw(replayed) if len(replayed) <= INPUTS_BYTES_MAX else None,
+        inputs=msgspec.Raw(replayed) if len(replayed) <= INPUTS_BYTES_MAX else NO_INPUTS,
     )
     return Outgoing(due.subject, _encode(receipt))

@@ -12,6 +12,8 @@ from seamark.protocol.events import EventId, Label
 PLANNED: Final = "planned"
 """State of the receipt in which a planner says what it has decided. It is about all channels, so it names none."""
 
+NO_INPUTS: Final = msgspec.Raw(b"null")
+
 
 class Planned(msgspec.Struct, frozen=True, gc=False):
     """What was decided of a channel: when it is used, and why."""
@@ -50,7 +52,7 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     trace: str | None = None
     term: int = 0
     plan: dict[Label, Planned] | None = None
-    inputs: msgspec.Raw | None = None
+    inputs: msgspec.Raw = NO_INPUTS
 
 
 decode_receipt = msgspec.json.Decoder(Receipt).decode

@@ -72,7 +72,7 @@ async def test_a_decision_is_stored_with_what_it_was_made_from_and_shown_in_tabl
         assert await planned_up_to(broker) == end.seq
         [receipt] = await receipts(broker)
         assert receipt.term == (await read_mark(broker, position.marked(0))).mark.term  # type: ignore[union-attr]
-        again = plan(msgspec.json.decode(receipt.inputs or b"", type=Inputs))
+        again = plan(msgspec.json.decode(receipt.inputs, type=Inputs))
         told = {name: (one.when, one.why) for name, one in (receipt.plan or {}).items()}
         assert told == {name: (one.when, one.why) for name, one in again.items() if name != "inapp"}
         await eventually(lambda: _found(pool))
