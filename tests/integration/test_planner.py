@@ -17,6 +17,7 @@ from engine.partition.reader import Phase
 from engine.plan.decide import plan
 from engine.plan.decisions import Inputs
 from engine.plan.profile import Profile
+from engine.planner import planner as role
 from engine.planner import position
 from engine.planner.witness import Witness, Witnesses
 from engine.planner.worker import PlanWorker
@@ -37,6 +38,13 @@ async def broker(nats_server: NatsServer):
     async with connected(nats_server.url) as connection:
         await topology.ensure(connection, "dev", 1, overrides=FAST)
         yield connection
+
+
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lag and witness follow within a moment."""
+    monkeypatch.setattr(role, "LAG_SECONDS", 0.2)
+    monkeypatch.setattr(role, "PLAN_WITNESS_SECONDS", 0.2)
 
 
 async def write(broker: Broker, *bodies: bytes, user: str = "alice") -> PubAck:
@@ -120,7 +128,7 @@ async def _reached(broker: Broker, seq: int) -> bool:
 
 
 async def test_with_its_stores_away_a_planner_waits_and_its_lag_shows_and_then_it_goes_on(
-    broker: Broker, nats_server: NatsServer, pool: asyncpg.Pool
+    broker: Broker, nats_server: NatsServer, pool: asyncpg.Pool, watchful: None
 ) -> None:
     rules, profiles = FixedRules(), FixedProfiles()
     async with planning(nats_server.url, pool, rules, profiles) as planner:
@@ -142,7 +150,7 @@ async def _stored(broker: Broker, count: int) -> bool:
 
 
 async def test_jobs_that_were_put_back_stop_the_planner_which_names_the_remedy_and_that_helps(
-    broker: Broker, nats_server: NatsServer, pool: asyncpg.Pool
+    broker: Broker, nats_server: NatsServer, pool: asyncpg.Pool, watchful: None
 ) -> None:
     backup = await read_mark(broker, position.marked(0))
     async with planning(nats_server.url, pool):
