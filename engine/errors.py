@@ -57,3 +57,20 @@ class StepDown(SeamarkError):
 
 class PartitionStopped(TopologyError):
     """This partition cannot go on by itself; an operator has to repair it."""
+
+
+class StoreUnavailable(SeamarkError):
+    """A store (PostgreSQL, Redis) does not answer."""
+
+
+class StoreBroken(StoreUnavailable):
+    """The store answers what no outage explains: a constraint, a missing table or permission, an error of ours.
+
+    A reader treats it as an outage. A writer stops, because trying again for ever would hide the fault.
+    """
+
+    def __init__(self, message: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = (
+            remedy or "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself."
+        )

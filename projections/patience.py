@@ -9,9 +9,8 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import structlog
 
-from engine.errors import ApiError, Unanswered, Unavailable
+from engine.errors import ApiError, StoreBroken, StoreUnavailable, Unanswered, Unavailable
 from engine.tasks import end_if_cancelled
-from projections.store import StoreBroken, StoreUnavailable
 from seamark.backoff import Backoff
 
 _log = structlog.get_logger("seamark.projection")

@@ -12,11 +12,11 @@ from engine.broker.jetstream import Broker
 from engine.log.incarnations import read_partitions
 from engine.partition.head import read_pin_timeout
 from engine.partition.reader import PartitionReader
+from engine.postgres import Pool
 from engine.tasks import run_until
 from projections.funnel import counts as funnel
 from projections.funnel.cohorts import folded_until
 from projections.postgres.store import TableStore
-from projections.postgres.versions import Pool
 from projections.projection import UNREAD, Projection
 from projections.retention.months import Months
 from projections.runner import ProjectionWorker

@@ -10,8 +10,9 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from engine.postgres import QUERY_SECONDS, Pool, one_view
 from projections.folds.changes import NO_RECORD
-from projections.postgres.versions import QUERY_SECONDS, Pool, live, one_view
+from projections.postgres.versions import live
 from seamark.protocol.records import Record, decode_record
 from seamark.protocol.subjects import EVENTS_STREAM, RECEIPTS_STREAM
 

@@ -6,24 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from engine.partition.reader import Delivered
-from seamark.protocol.errors import SeamarkError
-
-
-class StoreUnavailable(SeamarkError):
-    """The projection's store does not answer."""
-
-
-class StoreBroken(StoreUnavailable):
-    """The store answers what no outage explains: a constraint, a missing table or permission, an error of ours.
-
-    A reader treats it as an outage. A writer stops, because trying again for ever would hide the fault.
-    """
-
-    def __init__(self, message: str = "", remedy: str = "") -> None:
-        super().__init__(message)
-        self.remedy = (
-            remedy or "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself."
-        )
 
 
 class Checkpoint(NamedTuple):

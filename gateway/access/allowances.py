@@ -17,6 +17,8 @@ from redis.exceptions import RedisError
 
 from engine import metrics
 from engine.broker.jetstream import StreamState
+from engine.errors import StoreBroken
+from engine.outages import redis_failure
 from gateway.access.buckets import Buckets
 from gateway.limits import (
     LOG_AGE_ASSUMED_SECONDS,
@@ -25,8 +27,6 @@ from gateway.limits import (
     STATE_BYTES_PER_DAY,
     STATE_RECORD_BYTES_MAX,
 )
-from projections.outages import redis_failure
-from projections.store import StoreBroken
 from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.allowances")

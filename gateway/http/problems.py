@@ -13,9 +13,9 @@ import structlog
 from aiohttp import web
 
 from engine import metrics
+from engine.errors import StoreUnavailable
 from gateway.access.shares import NoPlace
 from gateway.limits import RETRY_AFTER_SECONDS
-from projections.store import StoreUnavailable
 
 _log = structlog.get_logger("seamark.problems")
 

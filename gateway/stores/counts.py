@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 import structlog
 
+from engine.errors import StoreUnavailable
 from gateway.limits import COUNT_SECONDS
 from gateway.questions import Questions
-from projections.store import StoreUnavailable
 from projections.unread.reader import UnreadReader, shown
 from seamark.protocol.frames import Unread, unread_frame
 

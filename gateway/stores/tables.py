@@ -16,10 +16,10 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import structlog
 
+from engine.errors import StoreUnavailable
 from engine.tasks import Tasks
 from projections.inbox.queries import InboxQueries, Page
 from projections.proof import Proofs
-from projections.store import StoreUnavailable
 from seamark.protocol.cursor import Cursor
 
 _log = structlog.get_logger("seamark.tables")

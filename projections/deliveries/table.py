@@ -12,10 +12,10 @@ from typing import Final
 
 from engine import metrics
 from engine.partition.reader import Delivered
+from engine.postgres import Connection, transposed
 from projections.folds.deliveries import DEVICES_MAX, Receipts, fold
 from projections.folds.inbox import moment
 from projections.postgres.store import TableStore
-from projections.postgres.versions import Connection, transposed
 from projections.projection import DELIVERIES
 
 _MERGE: Final = """

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from engine.broker.jetstream import Broker
-from projections.postgres.versions import Pool, asking
+from engine.postgres import Pool, asking
 from projections.projection import IN_TABLES
 
 WINDOW: Final = timedelta(hours=1)

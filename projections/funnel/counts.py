@@ -15,11 +15,11 @@ from typing import Final
 import structlog
 
 from engine import metrics
-from engine.errors import BrokerError
+from engine.errors import BrokerError, StoreUnavailable
+from engine.outages import postgres_failure
+from engine.postgres import AWAY, Connection, Pool, asking, holding
 from projections.funnel.cohorts import STAGES, Cohorts, Step
-from projections.outages import postgres_failure
-from projections.postgres.versions import AWAY, Connection, Pool, asking, holding, live
-from projections.store import StoreUnavailable
+from projections.postgres.versions import live
 
 _log = structlog.get_logger("seamark.funnel")
 

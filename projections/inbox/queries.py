@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, NamedTuple
 import asyncpg
 import msgspec
 
-from projections.postgres.versions import Pool, asking, live
+from engine.postgres import Pool, asking
+from projections.postgres.versions import live
 from projections.store import Checkpoint
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.limits import LABEL_CHARS_MAX

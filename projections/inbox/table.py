@@ -7,11 +7,11 @@ from operator import attrgetter
 from typing import Any, Final
 
 from engine.partition.reader import Delivered
+from engine.postgres import Connection, Pool, transposed
 from projections.folds.changes import clean
 from projections.folds.inbox import Mark, User, UserChanges, decoded, fold
 from projections.folds.repeats import REMEMBERED_MAX
 from projections.postgres.store import TableStore
-from projections.postgres.versions import Connection, Pool, transposed
 from projections.projection import INBOX
 
 _COLUMNS: Final = (*INBOX.tables[0].columns, "kept_until", "version")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from engine.partition.reader import Delivered
-from projections.postgres.versions import QUERY_SECONDS, Connection, Pool, asking, live, live_version, read_place
+from engine.postgres import QUERY_SECONDS, Connection, Pool, asking
+from projections.postgres.versions import live, live_version, read_place
 from projections.projection import Projection
 from projections.retention.rules import Retention, read_retention
 from projections.store import Checkpoint

@@ -1,87 +1,21 @@
-"""PostgreSQL as projections use it: connections with a deadline, versions, and checkpoints that compare before they move."""
+"""PostgreSQL as projections use it: versions, and checkpoints that compare before they move."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
 
 import asyncpg
 
-from projections.outages import postgres_failure
-from projections.store import Checkpoint, StoreBroken
-
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
-
-AWAY: Final = (OSError, TimeoutError, RuntimeError, asyncpg.PostgresError, asyncpg.InterfaceError,
-               asyncpg.InternalClientError)  # fmt: skip
-"""What the driver may raise: an outage, or a fault; `postgres_failure` tells which."""
-
-QUERY_SECONDS: Final = 5.0
-"""One question of a tool, an operator or a projector."""
-
-LOOK_SECONDS: Final = 30.0
-"""A statement of a verification, or the rows of one user."""
+from engine.errors import StoreBroken
+from engine.postgres import Connection, Pool, asking
+from projections.store import Checkpoint
 
 LOCK_SECONDS: Final = 0.25
 """How long to wait for those who read a table before it is taken away. Whoever wants to read it meanwhile waits, too."""
 
 LOCK_TRIES: Final = 5
-
-
-@contextlib.asynccontextmanager
-async def asking(pool: Pool, seconds: float = QUERY_SECONDS) -> AsyncIterator[Connection]:
-    """A connection for what the block does, within a deadline.
-
-    Where the block fails the connection is dropped: to roll back by asking would wait for a server that may be silent.
-
-    Raises:
-        StoreUnavailable: no answer in time; the outcome may be unknown. StoreBroken: asking again would not help.
-    """
-    connection: Connection | None = None
-    try:
-        async with asyncio.timeout(seconds):
-            connection = await pool.acquire()
-            yield connection
-    except BaseException as error:
-        if connection is not None:
-            with contextlib.suppress(*AWAY):
-                connection.terminate()  # what was given up must not be waited for
-        if isinstance(error, AWAY):
-            raise postgres_failure(error) from error
-        raise
-    finally:
-        if connection is not None:
-            with contextlib.suppress(*AWAY):
-                await pool.release(connection)
-
-
-@contextlib.asynccontextmanager
-async def one_view(pool: Pool, seconds: float = LOOK_SECONDS) -> AsyncIterator[Connection]:
-    """A connection on which all statements of the block see the database as the first of them sees it. Raises as `asking`."""
-    async with asking(pool, seconds) as connection:
-        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        yield connection
-        await connection.execute("COMMIT")
-
-
-@contextlib.asynccontextmanager
-async def holding(pool: Pool, lock: int) -> AsyncIterator[Connection | None]:
-    """A connection that holds an advisory lock, so that of all processes one does the work of the block; None: another has it.
-
-    The lock belongs to the connection: whoever loses that, or dies, is followed by another process.
-    """
-    connection = await pool.acquire(timeout=QUERY_SECONDS)
-    try:
-        mine = await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock, timeout=QUERY_SECONDS)
-        yield connection if mine else None
-    finally:
-        with contextlib.suppress(*AWAY):
-            connection.terminate()
-        with contextlib.suppress(*AWAY):
-            await pool.release(connection)
 
 
 async def take_away(pool: Pool, work: Callable[[Connection], Awaitable[bool]]) -> bool:
@@ -134,11 +68,6 @@ async def read_place(
         partition,
     )
     return None if row is None else Place(Checkpoint(row["epoch"], row["seq"]), row["era"])
-
-
-def transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Columns of rows: arguments of a statement over arrays."""
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 async def leaves(connection: Connection, table: str) -> list[str]:

@@ -14,26 +14,17 @@ from typing import Final
 import structlog
 
 from engine.broker.jetstream import Broker
-from engine.errors import InvalidSetting, TopologyError
-from projections.outages import postgres_failure
+from engine.errors import InvalidSetting, StoreUnavailable, TopologyError
+from engine.outages import postgres_failure
+from engine.postgres import AWAY, Connection, Pool, asking
 from projections.patience import patiently
-from projections.postgres.versions import (
-    AWAY,
-    Connection,
-    Place,
-    Pool,
-    asking,
-    leaves,
-    live_version,
-    read_place,
-    take_away,
-)
+from projections.postgres.versions import Place, leaves, live_version, read_place, take_away
 from projections.projection import IN_TABLES
 from projections.rebuild.carrying import Carrying
 from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
 from projections.replay import Progress, no_progress
 from projections.retention.rules import Kept, read_retention
-from projections.store import Checkpoint, StoreUnavailable
+from projections.store import Checkpoint
 from projections.stores import STORES
 
 _log = structlog.get_logger("seamark.rebuild")

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from engine.errors import StoreUnavailable
 from projections.folds.repeats import fingerprint
-from projections.store import StoreUnavailable
 from projections.unread.store import UnreadStore, asked, users_of
 
 TRIES: Final = 200

@@ -21,12 +21,12 @@ from redis.asyncio import Redis
 
 from engine import metrics
 from engine.broker.jetstream import Broker
-from engine.errors import BrokerError, TopologyError
-from projections.postgres.versions import AWAY, Connection, Pool, asking, holding, leaves, live_version, take_away
+from engine.errors import BrokerError, StoreUnavailable, TopologyError
+from engine.postgres import AWAY, Connection, Pool, asking, holding
+from projections.postgres.versions import leaves, live_version, take_away
 from projections.projection import DELIVERIES, IN_TABLES, INBOX, REPEATED, Projection
 from projections.retention.counts import forget_counts, forget_former, write_left
 from projections.retention.rules import DAYS
-from projections.store import StoreUnavailable
 from projections.unread.store import WEIGHT_MAX, UnreadStore
 from seamark.protocol.subjects import encode_token, partition_of
 

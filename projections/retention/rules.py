@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from engine.errors import InvalidSetting
-from projections.postgres.versions import Connection, Pool, asking
+from engine.postgres import Connection, Pool, asking
 
 DAYS: Final = 90
 """Where nothing else is set; also the first row of the table."""

@@ -15,12 +15,12 @@ from redis.asyncio import Redis
 
 from engine import metrics
 from engine.dispatch.claims import AWAY
+from engine.outages import redis_failure
 from engine.partition.reader import Delivered
 from engine.redisscript import Argument, RedisScript
 from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, fingerprint
 from projections.folds.unread import FOR_EVER, UNREAD_MAX, Unread, milliseconds
-from projections.outages import redis_failure
 from projections.store import Checkpoint
 from projections.unread.script import APPLY, ATTEND
 from seamark.protocol.cursor import parse_cursor

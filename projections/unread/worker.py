@@ -12,12 +12,12 @@ from redis.asyncio import Redis
 
 from engine import metrics
 from engine.broker.jetstream import Broker
-from engine.errors import BrokerError
+from engine.errors import BrokerError, StoreUnavailable
 from engine.partition.reader import PartitionReader, Phase
 from engine.tasks import end_if_cancelled, set_or_after
 from projections.projection import UNREAD
 from projections.runner import ProjectionWorker
-from projections.store import Checkpoint, StoreUnavailable
+from projections.store import Checkpoint
 from projections.unread.frames import UnreadFrames
 from projections.unread.reader import USERS_MAX, UnreadReader
 from projections.unread.store import Applied, Counted, UnreadStore

@@ -7,11 +7,11 @@ from typing import Final
 
 import asyncpg
 
-from engine.errors import TopologyError
+from engine.errors import StoreBroken, TopologyError
+from engine.postgres import LOOK_SECONDS, Pool, asking
 from projections.patience import patiently
-from projections.postgres.versions import LOOK_SECONDS, Pool, asking, live_version
+from projections.postgres.versions import live_version
 from projections.replay import Progress
-from projections.store import StoreBroken
 
 BLOCKS: Final = 1024
 """Blocks of a table that one statement reads: 8 MB, in some 10 ms."""

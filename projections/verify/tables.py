@@ -8,8 +8,9 @@ from typing import Any, Final, Protocol
 
 from engine.broker.jetstream import Broker
 from engine.partition.reader import Delivered
+from engine.postgres import Pool, asking, one_view
 from projections.folds.inbox import User
-from projections.postgres.versions import Place, Pool, asking, live, one_view, read_place
+from projections.postgres.versions import Place, live, read_place
 from projections.projection import IN_TABLES, Table
 from projections.replay import Progress, no_progress
 from projections.verify import deliveries, inbox

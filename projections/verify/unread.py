@@ -12,16 +12,18 @@ import msgspec
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
+from engine.errors import StoreBroken
 from engine.partition.reader import Delivered
+from engine.postgres import LOOK_SECONDS, Pool, asking
 from projections.folds.repeats import Remembered
 from projections.folds.unread import Unread, UserFold
 from projections.inbox.queries import SHOWN_AT, UNREAD
 from projections.patience import patiently
-from projections.postgres.versions import LOOK_SECONDS, Place, Pool, asking, live, live_version, read_place
+from projections.postgres.versions import Place, live, live_version, read_place
 from projections.projection import INBOX
 from projections.projection import UNREAD as COUNTS
 from projections.replay import Progress, no_progress
-from projections.store import Checkpoint, StoreBroken
+from projections.store import Checkpoint
 from projections.unread.carry import remembered_before
 from projections.unread.reader import USERS_MAX, UnreadReader
 from projections.unread.store import asked, key_prefix, read_version, users_of

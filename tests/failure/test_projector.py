@@ -13,11 +13,11 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker, Outgoing
+from engine.errors import StoreUnavailable
 from engine.partition.reader import Delivered
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from projections.folds.unread import Unread, UserFold, fold
-from projections.store import StoreUnavailable
 from projections.unread.reader import UnreadReader
 from seamark.protocol.records import state_record
 from seamark.protocol.subjects import encode_token, log_subject, partition_of

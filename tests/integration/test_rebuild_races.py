@@ -9,13 +9,14 @@ import asyncpg
 import pytest
 
 from engine.broker.jetstream import Broker
+from engine.errors import StoreUnavailable
 from engine.topology import server as topology
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
 from projections.rebuild.tables import Rebuild
 from projections.replay import replay
-from projections.store import Checkpoint, Store, StoreUnavailable
+from projections.store import Checkpoint, Store
 from projections.verify.streams import StreamVerification
 from projections.verify.tables import Verification
 from seamark.protocol.errors import SeamarkError

@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
-from engine.errors import TopologyError
+from engine.errors import StoreUnavailable, TopologyError
 from engine.partition.reader import Delivered
+from engine.postgres import holding
 from engine.topology import server as topology
 from ops import migrate as migrate_module
 from ops.migrate import migrate
@@ -21,14 +22,13 @@ from projections.deliveries.table import DeliveriesStore
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
-from projections.postgres.versions import holding
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
 from projections.retention.months import KEEP_LOCK, Months, month_of
 from projections.retention.rules import EVERY_TENANT, Retention, RetentionTable
-from projections.store import Checkpoint, StoreUnavailable
+from projections.store import Checkpoint
 from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
 from projections.verify import scan

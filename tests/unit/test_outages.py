@@ -6,9 +6,9 @@ import asyncpg
 import pytest
 from redis import exceptions as redis
 
+from engine.errors import StoreBroken, StoreUnavailable
+from engine.outages import postgres_failure, redis_failure
 from projections import patience
-from projections.outages import postgres_failure, redis_failure
-from projections.store import StoreBroken, StoreUnavailable
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,9 @@
 
 import pytest
 
-from engine.errors import ApiError, Unavailable
+from engine.errors import ApiError, StoreBroken, StoreUnavailable, Unavailable
 from projections import patience
 from projections.patience import patiently
-from projections.store import StoreBroken, StoreUnavailable
 
 
 class _Server:

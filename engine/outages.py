@@ -7,7 +7,7 @@ from typing import Final
 import asyncpg
 from redis import exceptions as redis
 
-from projections.store import StoreBroken, StoreUnavailable
+from engine.errors import StoreBroken, StoreUnavailable
 
 _POSTGRES_PASSING: Final = (
     OSError,
