@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from engine.log.marks import MarkedStream
 from engine.partition.worker import Source
-from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream, mark_subject
+from seamark.protocol.subjects import BULK_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream, mark_subject
 
 
 class EventSource(NamedTuple):
@@ -32,3 +32,5 @@ class EventSource(NamedTuple):
 
 
 EVENTS: Final = EventSource(EVENTS_STREAM, "ev")
+BULK: Final = EventSource(BULK_STREAM, "bk", "b")
+"""Pages of campaigns: a backlog of hours delays no event of EVENTS."""

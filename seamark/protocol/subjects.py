@@ -187,6 +187,7 @@ def log_stream(partition: int) -> str:
 
 
 EVENTS_STREAM = "EVENTS"
+BULK_STREAM = "BULK"
 RECEIPTS_STREAM = "RECEIPTS"
 DEAD_LETTERS_STREAM = "DEAD-LETTERS"
 CONTROL_BUCKET = "control"
