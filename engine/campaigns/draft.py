@@ -128,6 +128,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
             raise InvalidCampaign("not_after", "`not_after` must be later than `start_at`")
         if self.audience.users == ():
             raise InvalidCampaign("audience.users", "`audience.users` names nobody: give at least one user")
+        if self.exclude is not None and self.exclude.everyone:
+            raise InvalidCampaign("exclude.everyone", "`exclude` leaves nobody: name a topic, a segment or users")
         for field, audience in (("audience", self.audience), ("exclude", self.exclude)):
             _check_names(field, audience)
         try:
@@ -139,15 +141,13 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 def _check_names(field: str, audience: Audience | None) -> None:
     if audience is None:
         return
-    if "\0" in (audience.topic or "") or "\0" in str(audience.segment or ""):
+    if b"\\u0000" in msgspec.json.encode(audience):
         raise InvalidCampaign(field, f"`{field}`: a text with a NUL cannot be stored")
     for index, user in enumerate(audience.users or ()):
         try:
             encode_user(user)
         except InvalidToken as error:
             raise InvalidCampaign(f"{field}.users[{index}]", f"`{field}.users[{index}]`: {error}") from error
-        if "\0" in user:
-            raise InvalidCampaign(f"{field}.users[{index}]", "a name with a NUL cannot be stored")
 
 
 def page_event(tenant: str, campaign: str, message: Message, number: int, to: list[str], **inside: Any) -> Encoded:

@@ -67,7 +67,7 @@ class CampaignTable:
         """The audience behind a user, as far as it is looked at for one page; with `up_to` nobody behind that one."""
         question = Question(campaign.audience, campaign.exclude)
         async with asking(self._pool) as connection:
-            row = await connection.fetchrow(question.sql, campaign.tenant, campaign.id, after, up_to, *question.args)
+            row = await connection.fetchrow(question.window, campaign.tenant, campaign.id, after, up_to, *question.args)
         assert row is not None
         members = [Member(user, excluded) for user, excluded in zip(row["users"], row["excluded"], strict=True)]
         final = row["scanned"] < question.limit

@@ -7,7 +7,7 @@ that forgot them would cut the same users into other pages.
 from alembic import op
 
 revision = "0011"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -29,7 +29,7 @@ _STATEMENTS = (
                       CHECK (state IN ('running', 'paused', 'cancelled', 'expired', 'done')),
         revision      integer NOT NULL DEFAULT 1,
         fingerprint   bytea NOT NULL,
-        message       jsonb NOT NULL,
+        message       json NOT NULL,
         audience      jsonb NOT NULL,
         exclude       jsonb,
         users         text[] COLLATE "C",
@@ -49,6 +49,7 @@ _STATEMENTS = (
         PRIMARY KEY (tenant, id)
     )
     """,
+    "COMMENT ON COLUMN campaigns.message IS 'json, not jsonb: it is published as the service wrote it'",
     "COMMENT ON COLUMN campaigns.users IS 'the users that the audience names one by one; the column audience has none of them'",
     "COMMENT ON COLUMN campaigns.publish_at IS 'when the rate allows the next page'",
     "COMMENT ON COLUMN campaigns.cut_up_to IS 'where the last page ends that was cut; cut_final: the audience ends there'",
