@@ -63,6 +63,15 @@ MONITOR_SECONDS = 3.0
 CONTROL_READ_SECONDS = 0.5
 """How often the control bucket is read: a switch takes effect within a second, even if the message about it was lost."""
 
+NOW_PER_SECOND_OF_TENANT = 1_000
+"""Now messages of one tenant that one dispatcher relays in a second; those beyond it are dropped. A tenth of what it could do."""
+
+NOW_PER_SECOND = 2_000
+"""The same of all tenants together: the process dispatches stored events, which relaying must not slow down noticeably."""
+
+NOW_BURST_SECONDS = 2
+"""How many seconds' worth of them may come at once."""
+
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""
 

@@ -62,6 +62,17 @@ dispatch_delay_seconds = Histogram(
     "From the moment EVENTS stored an event to the commit of its records (one observation per round, the oldest event)",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
 )
+now_messages = Counter("seamark_now_messages", "Messages that are never stored, at the relay, by fate", ("fate",))
+"""fate: relayed, invalid, expired, throttled (more than a tenant or a process may), lost (the broker was away)."""
+
+gateway_now_frames = Counter(
+    "seamark_gateway_now_frames", "Now messages and broadcasts at sessions, by fate", ("fate",)
+)
+"""fate: sent, no_room (the socket was slow), early (the session had no `ready` yet)."""
+
+gateway_broadcasts = Counter("seamark_gateway_broadcasts", "Broadcasts that reached this gateway, by fate", ("fate",))
+"""fate: sent, invalid, throttled (too many of a tenant), overflow (too many waited)."""
+
 claims_missed = Counter("seamark_claims_missed", "Claims not written because Redis was away, by fate", ("fate",))
 """fate: owed (to be written afterwards), lost (the bounded list was full)."""
 
@@ -93,7 +104,7 @@ gateway_state_records = Counter("seamark_gateway_state_records", "Read and archi
 """fate: stored, failed, refused_user and refused_tenant (the allowance is used up), refused_waiting."""
 
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
-"""outcome: accepted, duplicate, invalid, refused, unavailable, unanswered."""
+"""outcome: accepted, duplicate, invalid, refused, throttled, unavailable, unanswered."""
 
 gateway_idempotency_keys = Counter(
     "seamark_gateway_idempotency_keys", "Requests with an Idempotency-Key, by what was known of it", ("known",)

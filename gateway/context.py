@@ -9,12 +9,14 @@ from aiohttp import web
 
 from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
+from engine.buckets import Buckets
+from engine.controls.watching import WatchedControls
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
-from gateway.access.buckets import Buckets
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.access.throttles import Throttles
 from gateway.descriptors import Descriptors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.join.port import FeedCounters
@@ -36,6 +38,8 @@ class Context:
 
     broker: Broker
     broker_health: BrokerHealth
+    controls: WatchedControls
+    throttles: Throttles
     verifier: Verifier
     origins: Origins
     sessions: Sessions

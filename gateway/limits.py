@@ -95,6 +95,21 @@ LOG_BYTES_ASSUMED: Final = 4 << 30
 LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
 """The age that shares are computed from where a log keeps its records for ever."""
 
+BROADCASTS_PER_MINUTE: Final = 12
+"""Broadcasts of one tenant that a gateway passes on in a minute: each is a frame for every session it has."""
+
+BROADCAST_BURST: Final = 3
+"""How many of them may come at once."""
+
+BROADCASTS_WAITING: Final = 16
+"""Broadcasts that wait for the one being sent; then they are dropped, as nothing of them was promised."""
+
+BROADCAST_SENDS_PER_TURN: Final = 64
+"""Sessions sent a broadcast in one turn of the loop. A send is 13 us with its write, so a live record waits for 1 ms of them."""
+
+BROADCAST_LOOKS_PER_TURN: Final = 4096
+"""Sessions of other tenants that are looked at in one turn: some 0.3 ms."""
+
 REQUESTS_PER_MINUTE: Final = 600
 """Requests (inbox, reads, proofs, sessions) of one user to one process; then 429. Each may cost PostgreSQL a query of
 some milliseconds, on one of 8 connections that all users of the process share."""
@@ -322,6 +337,10 @@ DRAIN_SPREAD_MS: Final = 5_000
 
 DRAIN_CLOSE_SECONDS: Final = 5.0
 """For sessions to take their `bye` and close; then they are aborted."""
+
+REHYDRATED_PER_SECOND: Final = 100
+"""Sessions of a process that are given a snapshot in a second, where those of a whole tenant are to get one: each costs
+PostgreSQL a few milliseconds, and devices that connect meanwhile need some too."""
 
 DRAIN_WORK_SECONDS: Final = 5.0
 """For requests, read records and receipts under way; then they are given up, and said so."""

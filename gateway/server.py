@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 
 from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
+from engine.buckets import Buckets
+from engine.controls.watching import WatchedControls
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
 from engine.settings import cannot_listen
@@ -20,10 +22,10 @@ from engine.topology.check import report_start
 from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
 from gateway.access.api_keys import ApiKeys, postgres_keys
 from gateway.access.auth import Verifier
-from gateway.access.buckets import Buckets
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.access.throttles import Throttles
 from gateway.api.dev_page import dev_routes
 from gateway.api.endpoints import ENDPOINTS
 from gateway.api.events import PUBLISHING, Publishing
@@ -38,7 +40,9 @@ from gateway.join.counters import FeedCollector
 from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, DRAIN_CLOSE_SECONDS
 from gateway.log.live import Live
 from gateway.log.partition import Partition
+from gateway.obeying import obey
 from gateway.options import GatewayOptions
+from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
@@ -108,7 +112,7 @@ def create_app(context: Context, options: GatewayOptions) -> web.Application:
     """The application; it runs under `gateway.carriers.connection.Runner`."""
     app = web.Application(middlewares=[as_problems])
     app[CONTEXT] = context
-    app[PUBLISHING] = Publishing(context.broker)
+    app[PUBLISHING] = Publishing(context.broker, context.throttles)
     app.add_routes(one.route() for one in ENDPOINTS if one.status != 101)
     app.add_routes([*cors.preflights(ENDPOINTS), *dev_routes(options)])
     app.on_response_prepare.append(cors.allow)
@@ -154,11 +158,13 @@ async def _context(
         else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
     queries = None if redis is None else UnreadReader(redis)
-    live = Live(broker)
+    live, controls = Live(broker), WatchedControls(broker)
     partitions = [Partition(broker, number, live, queries) for number in range(count)]
     context = Context(
         broker=broker,
         broker_health=broker_health,
+        controls=controls,
+        throttles=Throttles(redis, controls),
         verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
         origins=origins,
         sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
@@ -180,11 +186,16 @@ async def _context(
     for partition in partitions:
         partition.start()
     context.receipts.start()
+    obeying = obey(context, options.postgres_url)
     context.descriptors.start()
+    broadcasts = Broadcasts(broker, context.sessions)
+    broadcasts.start()
     try:
         yield context
     finally:
         REGISTRY.unregister(collector)
+        await obeying.end()
+        await broadcasts.close()
         await context.descriptors.close()
         await context.state_records.close()
         await live.close()

@@ -46,6 +46,11 @@ class Health:
 
     not_ready: Callable[[], list[str]] = field(default=lambda: ["starting"])
 
+    def also(self, not_ready: Callable[[], list[str]]) -> None:
+        """Be not ready for these reasons, too."""
+        before = self.not_ready
+        self.not_ready = lambda: [*before(), *not_ready()]
+
 
 Work = Callable[[asyncio.Event, Health], Coroutine[Any, Any, None]]
 """`work(stop, health)`: serve until `stop` is set, then end in order."""

@@ -139,16 +139,21 @@ class Connection:
     def connected(self) -> bool:
         return self.nc.is_connected
 
-    def subscribe(self, subject: str, callback: wire.Handler) -> Subscription:
-        """Register interest; `callback` runs in the read loop for each message. Await `confirmed()` where order matters."""
+    def subscribe(self, subject: str, callback: wire.Handler, *, queue: str = "") -> Subscription:
+        """Register interest; `callback` runs in the read loop for each message. Await `confirmed()` where order matters.
+
+        Args:
+            queue: each message goes to one of those who subscribe under this name.
+        """
         client = self.nc
         client._sid += 1
         sid = client._sid
         # In nats-py's own table so that it is replayed after a reconnect, but never started: no task, no queue.
-        client._subs[sid] = entry = NatsSubscription(client, sid, subject, pending_msgs_limit=1)
+        client._subs[sid] = entry = NatsSubscription(client, sid, subject, queue, pending_msgs_limit=1)
         entry._pending_queue = _NO_QUEUE  # its own would cost 3 KB for each connected user
         client.parser.handlers[b"%d" % sid] = callback
-        self._gather(b"SUB %b %d\r\n" % (subject.encode(), sid))
+        named = f"{subject} {queue}" if queue else subject
+        self._gather(b"SUB %b %d\r\n" % (named.encode(), sid))
         return Subscription(self, sid, subject)
 
     def _unsubscribe(self, sid: int) -> None:

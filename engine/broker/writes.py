@@ -9,9 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
-from seamark.protocol.subjects import CONTROL_BUCKET, DEAD_LETTERS_STREAM, EVENTS_STREAM, RECEIPTS_STREAM, log_stream
+from seamark.protocol.subjects import (
+    CONTROL_BUCKET,
+    DEAD_LETTERS_STREAM,
+    EVENTS_STREAM,
+    JOBS_STREAM,
+    RECEIPTS_STREAM,
+    log_stream,
+)
+
+_STREAMS: Final = {"events": EVENTS_STREAM, "rcpt": RECEIPTS_STREAM, "dlq": DEAD_LETTERS_STREAM} | dict.fromkeys(
+    ("job", "jobsched", "jmark"), JOBS_STREAM
+)
+"""By the first word of their subjects, as far as that word alone tells."""
 
 
 class Writes:
@@ -63,4 +76,4 @@ def stream_of_subject(subject: str) -> str | None:
         return log_stream(int(number)) if number.isdecimal() else None
     if kind == "$KV":
         return f"KV_{CONTROL_BUCKET}"
-    return {"events": EVENTS_STREAM, "rcpt": RECEIPTS_STREAM, "dlq": DEAD_LETTERS_STREAM}.get(kind)
+    return _STREAMS.get(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -43,7 +43,7 @@ class Asked(msgspec.Struct, frozen=True):
 
     Args:
         target: the control to set or to restore, or what is to be done once.
-        restore: take `target` off, or let more through: `Kill.percent` says how many, 100 for all.
+        restore: take `target` off, or let more through: `Kill.percent` says how many; 100, or 0, which says nothing: all.
     """
 
     target: Control | Rehydrate
@@ -54,10 +54,7 @@ class Asked(msgspec.Struct, frozen=True):
     @property
     def action(self) -> Action:
         """What is done, in a word."""
-        return "restore" if self.restore else _ACTIONS[type(self.target)]
-
-
-_ACTIONS: Final[dict[type, Action]] = {Kill: "kill", Pause: "pause", Throttle: "throttle", Rehydrate: "rehydrate"}
+        return "restore" if self.restore else cast("Action", self.target.__struct_config__.tag)
 
 
 def change(document: Document, asked: Asked, *, id: str, now: float) -> Document:
@@ -149,7 +146,7 @@ def _check_text(asked: Asked) -> None:
 
 def _restored(found: Control, target: Control) -> Control | None:
     """What is left of a control; None: nothing."""
-    if not isinstance(found, Kill) or not isinstance(target, Kill) or target.percent == 100:
+    if not isinstance(found, Kill) or not isinstance(target, Kill) or target.percent in (0, 100):
         return None
     if target.percent <= found.percent:
         said = f"`percent` is {found.percent} already: restore more, or set the switch anew to let fewer through"

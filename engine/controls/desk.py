@@ -27,10 +27,10 @@ class ChangedMeanwhile(SeamarkError):
 
 
 class Read(NamedTuple):
-    """The document, and the revision that the bucket has it under: 0 where none was ever written."""
+    """The document, and its version: the revision that the bucket has it under: 0 where none was ever written."""
 
     document: Document
-    revision: int
+    version: int
 
 
 class Desk:
@@ -56,14 +56,14 @@ class Desk:
             raise
         return Read(entry.value or Document(), entry.revision)
 
-    async def change(self, asked: Asked, *, revision: int | None = None) -> Read:
+    async def change(self, asked: Asked, *, version: int | None = None) -> Read:
         """Make a change; returns what is stored then.
 
         Args:
-            revision: what the document must have for it; None: whichever, as long as nobody changes the same control meanwhile.
+            version: what the document must have for it; None: whichever, as long as nobody changes the same control meanwhile.
 
         Raises:
-            ChangedMeanwhile: it has another revision, or somebody changes the same control. InvalidControl, TooManyChanges: see
+            ChangedMeanwhile: it has another version, or somebody changes the same control. InvalidControl, TooManyChanges: see
                 `change`.
         """
         first: InForce | None = None
@@ -71,8 +71,8 @@ class Desk:
         for attempt in range(TRIES_MAX):
             document, seen = await self.read()
             found = None if isinstance(asked.target, Rehydrate) else document.find(asked.target.scope)
-            if revision is not None and seen != revision:
-                raise ChangedMeanwhile(f"the controls have revision {seen} by now{_by(document)}: look at them again")
+            if version is not None and seen != version:
+                raise ChangedMeanwhile(f"the controls have version {seen} by now{_by(document)}: look at them again")
             if attempt and found != first:
                 raise ChangedMeanwhile(f"this control was changed at the same time{_by(document)}: look at it again")
             first = found

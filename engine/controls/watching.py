@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -21,12 +21,6 @@ _log = structlog.get_logger("seamark.controls")
 OLD_SECONDS: Final = 5.0
 """Controls last read so long ago are said to be old: ten reads came to nothing. A leader election delays none of them, as
 any replica answers."""
-
-
-class Ready(Protocol):
-    """Whatever says whether a process is ready."""
-
-    not_ready: Callable[[], list[str]]
 
 
 class WatchedControls:
@@ -80,10 +74,9 @@ class WatchedControls:
 
 
 @asynccontextmanager
-async def watched_controls(broker: Broker, health: Ready) -> AsyncIterator[WatchedControls]:
-    """The controls, followed until the block ends; `health` says from now on, too, when they are not known."""
-    watched, tasks, others = WatchedControls(broker), Tasks(), health.not_ready
-    health.not_ready = lambda: [*others(), *watched.not_ready()]
+async def watched_controls(broker: Broker) -> AsyncIterator[WatchedControls]:
+    """The controls, followed until the block ends."""
+    watched, tasks = WatchedControls(broker), Tasks()
     tasks.begin(watched.run(), "controls")
     try:
         yield watched

@@ -17,8 +17,10 @@ from redis.asyncio import Redis
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, StreamState
+from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
+from engine.dispatch.relay import relaying
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.dispatch.source import EVENTS, EventSource
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
@@ -52,6 +54,7 @@ _DEAD = metrics.dispatched_events.labels("dead")
 
 CLAIMS_RETRY_SECONDS = 1.0
 EPOCH_WATCH_SECONDS = 5.0
+PAUSED_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Dispatcher:
     Args:
         partitions: as the streams' metadata says; see `read_partitions`.
         source: where the events come from.
+        controls: while the source's lane is paused, nothing of it is dispatched.
     """
 
     def __init__(
@@ -82,12 +86,13 @@ class Dispatcher:
         partitions: int,
         *,
         source: EventSource = EVENTS,
+        controls: WatchedControls | None = None,
         pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
         self._claims = claims
         self._source = source
-        self._workers = [DispatchWorker(broker, claims, q, partitions, source) for q in range(partitions)]
+        self._workers = [DispatchWorker(broker, claims, q, partitions, source, controls) for q in range(partitions)]
         self.readers = [
             PartitionReader(broker, source.partition(q), worker, pin_timeout_seconds=pin_timeout_seconds)
             for q, worker in enumerate(self._workers)
@@ -130,13 +135,20 @@ class DispatchWorker:
     """One event partition: its position, its ownership, its rounds. A `partition.Worker`."""
 
     def __init__(
-        self, broker: Broker, claims: Claims, event_partition: int, partitions: int, source: EventSource = EVENTS
+        self,
+        broker: Broker,
+        claims: Claims,
+        event_partition: int,
+        partitions: int,
+        source: EventSource = EVENTS,
+        controls: WatchedControls | None = None,
     ) -> None:
         self._broker = broker
         self._claims = claims
         self._q = event_partition
         self._partitions = partitions
         self._source = source
+        self._controls = controls
         self._ownership = Ownership(0, "", "")
         self.streams: Streams | None = None
         self._writers: dict[int, MarkedWriter] = {}
@@ -242,7 +254,15 @@ class DispatchWorker:
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
         for round_ in rounds(batch, self._ownership.source_epoch):
+            await self._until_resumed()
             await self._settle_round(round_)
+
+    async def _until_resumed(self) -> None:
+        """Wait while the lane is paused: the events stay where they are, and so does the position."""
+        lane, watched = self._source.lane, self._controls
+        while lane is not None and watched is not None and watched.controls.paused(lane):
+            end_if_cancelled()
+            await asyncio.sleep(PAUSED_LOOK_SECONDS)
 
     async def pass_over(self, seq: int) -> None:
         """Move the home mark to `seq`: no event is left up to there. It says from which event on dead letters are missing now."""
@@ -337,7 +357,14 @@ class DispatchWorker:
         metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
 
 
-async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, stop: asyncio.Event) -> None:
+async def run(
+    broker: Broker,
+    redis: Redis,
+    *,
+    partitions: int | None = None,
+    controls: WatchedControls | None = None,
+    stop: asyncio.Event,
+) -> None:
     """Dispatch until `stop` is set; a batch that is in flight then is settled by whoever reads its mark next.
 
     Raises:
@@ -345,5 +372,6 @@ async def run(broker: Broker, redis: Redis, *, partitions: int | None = None, st
     """
     count = await read_partitions(broker, partitions)
     pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
-    work = Dispatcher(broker, Claims(redis), count, pin_timeout_seconds=pin_timeout)
-    await run_until(stop, work.run(), name="dispatcher")
+    work = Dispatcher(broker, Claims(redis), count, controls=controls, pin_timeout_seconds=pin_timeout)
+    async with relaying(broker.settings, count):
+        await run_until(stop, work.run(), name="dispatcher")

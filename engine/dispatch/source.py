@@ -15,11 +15,13 @@ class EventSource(NamedTuple):
     Args:
         prefix: the first word of the subjects it stores events under, before the number of the partition.
         mark: what stands before that number in the names of its marks, so that sources tell theirs apart.
+        lane: whose pause holds this source up; none: it is never held up.
     """
 
     stream: str
     prefix: str
     mark: str = ""
+    lane: str | None = None
 
     def partition(self, number: int) -> Source:
         """What the dispatcher of a partition reads."""

@@ -21,7 +21,7 @@ from engine.broker.jetstream import Broker
 from engine.errors import ApiError, PartitionStopped, TopologyError
 from engine.log.marks import Mark, MarkedStream, PlacedMark
 from seamark.protocol.cursor import parse_cursor
-from seamark.protocol.subjects import EVENTS_STREAM
+from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM
 
 RESTORED_KEY: Final = "seamark.restored"
 """`<epoch>.<last seq of the backup>` for each time a stream was restored from one, newest first, separated by blanks."""
@@ -135,7 +135,9 @@ def is_missing(error: BaseException) -> bool:
 
 def missing(stream: str) -> PartitionStopped:
     """What to raise for a stream that is not there."""
-    remedy = "Restore it from a backup if it existed once, else run `seamark topology apply`"
+    remedy = "Run `seamark topology apply`"
+    if stream != JOBS_STREAM:  # what waited in a backup of JOBS was sent since
+        remedy = "Restore it from a backup if it existed once, else run `seamark topology apply`"
     return PartitionStopped(f"there is no stream {stream}", remedy)
 
 

@@ -8,9 +8,12 @@ therefore refused whole, and a reader of the mark knows what is applied: there i
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
+
+ROLLUP_LINE: Final = b"Nats-Rollup:sub\r\n"
+"""Header of a message that takes the place of all before it on its subject."""
 
 
 class MarkedStream(NamedTuple):
@@ -20,11 +23,18 @@ class MarkedStream(NamedTuple):
         source: the stream whose sequence its marks count, such as EVENTS.
         name: the stream itself, such as LOG-3.
         subject: where in it the marks of this writer are. Writers of other parts of the source have other subjects.
+        rollup: whether a mark takes the place of the one before. Where marks do not leave by age, they must.
     """
 
     source: str
     name: str
     subject: str
+    rollup: bool = False
+
+    def lines(self, expected_seq: int) -> bytes:
+        """Header lines of the mark that must follow the one at `expected_seq`; 0: it is the first."""
+        expected = b"Nats-Expected-Last-Subject-Sequence:%d\r\n" % expected_seq
+        return expected + ROLLUP_LINE if self.rollup else expected
 
 
 class Mark(msgspec.Struct, frozen=True, omit_defaults=True):

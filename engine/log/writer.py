@@ -122,8 +122,8 @@ class MarkedWriter:
         stall, backoff = Stall(self._marked.name), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:
             while True:
-                expect = b"Nats-Expected-Last-Subject-Sequence:%d\r\n" % self._placed.seq
-                batch = [*messages, Outgoing(self._marked.subject, payload, expect)]
+                lines = self._marked.lines(self._placed.seq)
+                batch = [*messages, Outgoing(self._marked.subject, payload, lines)]
                 try:
                     if messages:
                         failpoints.reach("before-append")

@@ -14,7 +14,9 @@ from seamark.protocol.subjects import encode_token
 PUBLISHERS_MARK: Final = "      # Publishers of further tenants stand above this line"
 """The line of `accounts.conf` before which blocks are put."""
 
-_LOG_LAST: Final = re.compile(r'(?P<indent> *).*"(?P<api>\$JS\.API\.[A-Z.]+)\.LOG-(?P<log>\d+)"')
+_LOG_LAST: Final = re.compile(r'(?P<indent> *).*"(?P<api>\$JS\.API\.[A-Z.]+\.(?:LOG|\*\.plan)-)(?P<log>\d+)"')
+"""The last of the line in a list of logs, or of the consumers that read each of them."""
+
 _LOGS_PER_LINE: Final = 4
 
 _BLOCK: Final = """\
@@ -23,7 +25,7 @@ _BLOCK: Final = """\
         permissions {{
           publish {{
             allow: [
-              "events.{token}.>"
+              "events.{token}.>", "now.{token}.>", "broadcast.{token}.>"
             ]
           }}
           subscribe: [
@@ -50,7 +52,7 @@ def publisher_variable(tenant: str) -> str:
 
 
 def publisher_block(tenant: str) -> str:
-    """A user that may publish this tenant's events and nothing else."""
+    """A user that may publish this tenant's events, its now messages and broadcasts, and nothing else."""
     user, variable = publisher_user(tenant), publisher_variable(tenant)
     return _BLOCK.format(user=user, variable=variable, token=encode_token(tenant))
 
@@ -77,9 +79,9 @@ def with_logs(accounts: str, partitions: int) -> str:
     lines = accounts.split("\n")
     for index in range(len(lines) - 1, -1, -1):
         found = _LOG_LAST.fullmatch(lines[index])
-        if found is None or (index + 1 < len(lines) and f'"{found["api"]}.LOG-' in lines[index + 1]):
+        if found is None or (index + 1 < len(lines) and f'"{found["api"]}' in lines[index + 1]):
             continue
-        missing = [f'"{found["api"]}.LOG-{p}"' for p in range(int(found["log"]) + 1, partitions)]
+        missing = [f'"{found["api"]}{p}"' for p in range(int(found["log"]) + 1, partitions)]
         lines[index + 1 : index + 1] = [
             found["indent"] + ", ".join(missing[start : start + _LOGS_PER_LINE])
             for start in range(0, len(missing), _LOGS_PER_LINE)

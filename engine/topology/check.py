@@ -18,17 +18,18 @@ import structlog
 from engine.broker.answers import PARTITIONS_KEY
 from engine.broker.jetstream import Broker
 from engine.dispatch.source import EVENTS
-from engine.errors import BrokerError, TopologyError
+from engine.errors import BrokerError, PartitionStopped, TopologyError
 from engine.limits import MONITOR_SECONDS
 from engine.log.incarnations import RESTORED
 from engine.log.marks import PlacedMark
 from engine.log.writer import read_mark
+from engine.planner.position import meant
 from engine.topology import server as topology
 from engine.topology.files import Profile, is_log, log_partition, render
 from engine.topology.plan import Observed, decide, remembered_partitions
 from engine.topology.room import Intake, read_intake, room
 from engine.topology.size import FULL_SHARE
-from seamark.protocol.subjects import EVENTS_STREAM, log_stream
+from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM, log_stream
 
 VERSION_MIN: Final = (2, 14)
 """CONSUMER.RESET, the reading head's way back to a position, is in 2.14 and later."""
@@ -97,10 +98,12 @@ async def check(
         partitions: the number this deployment is meant to have; default: the server's own.
         monitor_urls: monitoring addresses of all servers (`http://host:8222`); without them fsync is unknown.
     """
-    logs = [p for name in (await topology.observe(broker, profile)).streams if (p := log_partition(name)) is not None]
-    # Marks before the state of EVENTS: the other way round, a busy dispatcher would seem to be ahead of it.
+    before = await topology.observe(broker, profile)
+    logs = [p for name in before.streams if (p := log_partition(name)) is not None]
+    # Marks before the state of their sources: the other way round, a busy role would seem to be ahead of it.
     marks = {p: await read_mark(broker, EVENTS.marked(p, p)) for p in sorted(logs)}
-    seen = await _seen(broker, await topology.observe(broker, profile), monitor_urls)
+    observed = replace(await topology.observe(broker, profile), planned=before.planned)
+    seen = await _seen(broker, observed, monitor_urls)
     intakes = {name: await read_intake(broker, stream) for name, stream in seen.observed.streams.items()}
     return judge(replace(seen, marks=marks, intakes=intakes), profile, partitions)
 
@@ -215,6 +218,8 @@ def _files(seen: Seen, profile: Profile, partitions: int | None) -> Iterator[Fin
         if step.action.startswith("update"):
             fatal = any("no epoch" in why for why in step.why)
             yield Finding("refuse" if fatal else "warn", "files", f"{step.target}: {'; '.join(step.why)}", remedy)
+        elif step.action == "begin_planning" and not missing:
+            yield Finding("refuse", "files", f"planners wait for a mark at {step.target}", remedy)
         elif step.action == "record_epochs" and not missing:
             yield Finding("refuse", "files", f"epochs are not recorded, {'; '.join(step.why)}", remedy)
     for name, stream in seen.observed.streams.items():
@@ -270,9 +275,17 @@ def _room(seen: Seen) -> Iterator[Finding]:
 
 
 def _positions(seen: Seen) -> Iterator[Finding]:
-    """A mark beyond the end of EVENTS: EVENTS went back, and new events would pass for dispatched ones."""
+    """A mark beyond the end of EVENTS: EVENTS went back, and new events would pass for dispatched ones. The same of planners."""
     events = seen.observed.streams.get(EVENTS_STREAM)
     for q, (_, mark) in seen.marks.items():
         if events and mark and mark.epoch == events.epoch and mark.seq > events.last_seq:
             detail = f"partition {q} has dispatched event {mark.seq}, EVENTS ends at {events.last_seq}"
             yield Finding("refuse", "positions", detail, f"{RESTORED.format(EVENTS_STREAM)}.")
+    jobs = seen.observed.streams.get(JOBS_STREAM)
+    for p, placed in seen.observed.planned.items():
+        log = seen.observed.streams.get(log_stream(p))
+        if log is not None and jobs is not None and placed.mark is not None:
+            try:
+                meant(placed, log, jobs)
+            except PartitionStopped as error:
+                yield Finding("refuse", "positions", error.detail, f"{error.remedy}.")

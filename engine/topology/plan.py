@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.log.incarnations import continues
+from engine.log.marks import NO_MARK, PlacedMark
 from engine.topology.diff import Change, changes_between, lost_by, unchangeable
 from engine.topology.files import File, Topology, is_log, log_partition
-from seamark.protocol.subjects import EVENTS_STREAM
+from seamark.protocol.subjects import EVENTS_STREAM, log_stream, plan_mark_subject
 
 Action = Literal[
     "create_stream",
@@ -23,6 +24,7 @@ Action = Literal[
     "create_consumer",
     "update_consumer",
     "record_epochs",
+    "begin_planning",
     "forget_claims",
     "write_mark",
     "replace_epochs",
@@ -31,11 +33,15 @@ Action = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the server has. `epochs` is what the control bucket remembers, None when it has never been written."""
+    """What the server has. `epochs` is what the control bucket remembers, None when it has never been written.
+
+    `planned`: the planners' marks in JOBS, by the partition of their log.
+    """
 
     streams: dict[str, StreamState] = field(default_factory=dict)
     consumers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     epochs: dict[str, str] | None = None
+    planned: dict[int, PlacedMark] = field(default_factory=dict)
 
     def config(self, file: File) -> dict[str, Any] | None:
         """The configuration on the server of what a file describes."""
@@ -132,12 +138,21 @@ def decide(topology: Topology, observed: Observed, new_epoch: Callable[[], str],
     for file in (*topology.streams, *topology.consumers):
         seen = observed.config(file)
         outcomes += _create(file, observed, new_epoch, recreate) if seen is None else _change(file, observed, new_epoch)
+    outcomes += _begin_planning(topology, observed)
     recorded = observed.epochs or {}
     if unknown := [name for name in recorded_streams(file.name for file in topology.streams) if name not in recorded]:
         outcomes.append(Step("record_epochs", "epochs", (f"seen for the first time: {', '.join(unknown)}",)))
     steps = tuple(each for each in outcomes if isinstance(each, Step))
     refusals = tuple(each for each in outcomes if isinstance(each, Refusal))
     return Plan(agreed, steps, refusals, tuple(_notes(topology, observed)))
+
+
+def _begin_planning(topology: Topology, observed: Observed) -> Iterator[Step]:
+    """Where JOBS was never there, or was lost, nothing tells what was planned: all that logs hold counts as planned."""
+    for p in range(topology.partitions):
+        if observed.planned.get(p, NO_MARK).mark is None:
+            why = f"behind what {log_stream(p)} holds by then, for JOBS has no mark of it"
+            yield Step("begin_planning", plan_mark_subject(p), (why,))
 
 
 def _partitions_refused(has: int, asked: int) -> Refusal:

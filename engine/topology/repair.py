@@ -18,11 +18,12 @@ from engine.dispatch.source import EVENTS
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_younger, stream_of
 from engine.log.writer import read_mark
+from engine.planner import position
 from engine.topology import repair_plan
 from engine.topology import server as topology
 from engine.topology.plan import Plan, Step
 from engine.topology.repair_plan import Found, Positions
-from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream
+from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM, dispatch_consumer, log_stream
 
 STOPPED_WAIT_SECONDS: Final = 10.0
 """A stopped dispatcher's pulls end within 2.5 s and its pin within 5 s (`priority_timeout`)."""
@@ -45,9 +46,11 @@ async def examine(broker: Broker) -> Found:
         raise TopologyError("EVENTS does not say how many partitions it has", "Run seamark topology apply first.")
     logs = {p: await stream_of(broker, log_stream(p)) for p in range(partitions)}
     marks = {(p, q): await read_mark(broker, EVENTS.marked(p, q)) for p in logs for q in logs}
+    planned = {p: await read_mark(broker, position.marked(p)) for p in logs}
     recorded, revision = await topology.read_epochs(broker)
     # EVENTS after the marks: a dispatcher at work would be ahead of what was read before.
     found = Found(await stream_of(broker, EVENTS_STREAM), logs, marks, recorded or {}, revision)
+    found = replace(found, jobs=await stream_of(broker, JOBS_STREAM), planned=planned)
     known = {pair: mark.seq for pair in marks if (mark := found.known(*pair)) is not None}
     return replace(
         found,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import msgspec
@@ -18,8 +18,9 @@ from engine.broker.answers import StreamState
 from engine.errors import PartitionStopped, TopologyError
 from engine.log.incarnations import RESTORED, continues, renumbered, translated, younger
 from engine.log.marks import NO_MARK, Mark, PlacedMark
+from engine.planner.position import repaired
 from engine.topology.plan import Plan, Refusal, Step
-from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject
+from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject, plan_mark_subject
 
 Position = int | Literal["mark", "first", "last"]
 """Where a partition goes on: after this event, where its mark stands, before the first event kept, or after the last."""
@@ -50,6 +51,7 @@ def parse_positions(texts: Sequence[str]) -> Positions:
 class Found:
     """What the server holds. `marks` by (LOG partition, event partition); `recorded` are the epochs dispatchers expect.
 
+    `planned` are the planners' marks in `jobs`, by the partition of their log.
     `late` are the marks whose last event in the present EVENTS was stored after they were written: another event than they mean.
     """
 
@@ -59,6 +61,8 @@ class Found:
     recorded: Mapping[str, str]
     revision: int = 0
     late: frozenset[tuple[int, int]] = frozenset()
+    jobs: StreamState | None = None
+    planned: Mapping[int, PlacedMark] = field(default_factory=dict)
 
     def marks_of(self, event_partition: int) -> dict[int, Mark]:
         """The marks of an event partition by the partition of the LOG they lie in."""
@@ -84,6 +88,7 @@ def decide(found: Found, positions: Positions, owner: str) -> Plan:
         return Plan("", refusals=(refusal,))
     everywhere = positions.get(None, "mark")
     outcomes = [each for q in found.logs for each in _partition(found, q, positions.get(q, everywhere), owner)]
+    outcomes += _planning(found)
     notes = [*_log_notes(found), *(each for each in outcomes if isinstance(each, str))]
     refusals = [each for each in outcomes if isinstance(each, Refusal)]
     refusals += [
@@ -123,6 +128,22 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
         before = {"seq": found.marks.get((p, q), NO_MARK).seq}
         why = (f"{_shown(marks.get(p))} -> {_shown(after)}",)
         yield Step("write_mark", mark_subject(p, q), why, msgspec.to_builtins(after), before)
+
+
+def _planning(found: Found) -> Iterator[Step | str]:
+    """A log that was made anew holds nothing that was planned, and what it holds by now was most likely planned before."""
+    if found.jobs is None:
+        return
+    for p, placed in found.planned.items():
+        log, subject = found.logs[p], plan_mark_subject(p)
+        try:
+            after = repaired(placed, log, found.jobs)
+        except PartitionStopped as error:
+            yield f"{subject}: {error}"
+            continue
+        if after is not None:
+            why = f"planning goes on behind record {after.seq} of {log.name} {log.epoch}"
+            yield Step("write_mark", subject, (why,), msgspec.to_builtins(after), {"seq": placed.seq})
 
 
 def _home(found: Found, q: int, position: Position) -> Mark | None:

@@ -21,13 +21,16 @@ import msgspec
 from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.broker.control import CONTROL_STREAM, Control, Entry
 from engine.broker.jetstream import After, Broker
+from engine.broker.writes import stream_of_subject
 from engine.errors import ApiError, TopologyError
-from engine.log.incarnations import is_missing, restored_metadata
+from engine.log.incarnations import is_missing, restored_metadata, stream_of
+from engine.log.writer import read_mark
+from engine.planner import position
 from engine.topology import plan as topology_plan
 from engine.topology.diff import changes_between
-from engine.topology.files import Override, Profile, is_log, render
+from engine.topology.files import Override, Profile, is_log, log_partition, render
 from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
-from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM
+from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM, JOBS_STREAM, log_stream
 
 Answer = TypeVar("Answer")
 
@@ -119,7 +122,9 @@ async def observe(broker: Broker, profile: Profile) -> Observed:
             if (answer := await _or_none(asked)) is not None:
                 consumers[stream, name] = answer["config"]
     epochs = (await read_epochs(broker))[0] if CONTROL_STREAM in streams else None
-    return Observed(streams, consumers, epochs)
+    logs = [p for name in streams if (p := log_partition(name)) is not None] if JOBS_STREAM in streams else []
+    planned = {p: await read_mark(broker, position.marked(p)) for p in sorted(logs)}
+    return Observed(streams, consumers, epochs, planned)
 
 
 def _kind(stream: str) -> str:
@@ -221,6 +226,8 @@ async def restore(
     """
     found: dict[str, StreamState] = {}
     for name in streams:
+        if name == JOBS_STREAM:
+            raise TopologyError("what waited in a backup of JOBS was sent since", position.ANEW)
         stream, end = await _stream_or_none(broker, name), (ends or {}).get(name)
         if stream is None:
             raise TopologyError(f"there is no stream {name}", "Restore it first: nats stream restore <folder>.")
@@ -309,12 +316,25 @@ async def _replace(broker: Broker, step: Step) -> None:
     """Write a mark, or the recorded epochs, in place of what the plan has seen."""
     seq = (step.seen or {})["seq"]
     if step.action == "write_mark":
-        after = After(f"LOG-{step.target.split('.')[1]}", seq)
-        stored = await _stored(broker.append(step.target, msgspec.json.encode(step.config), after=after))
+        stored = await _stored(_put_mark(broker, step.target, step.config, seq))
     else:
         stored = await _stored(_put_epochs(broker, step.config, seq))
     if not stored:
         raise TopologyError(f"{step.target} moved while this was planned", "Stop the dispatchers and plan again.")
+
+
+async def _begin_planning(broker: Broker, step: Step) -> None:
+    """Set a planner's mark behind everything that its log holds now, unless somebody else has set it."""
+    p = int(step.target.rpartition(".")[2])
+    log, jobs = await stream_of(broker, log_stream(p)), await stream_of(broker, JOBS_STREAM)
+    await _stored(_put_mark(broker, step.target, msgspec.to_builtins(position.at_the_end(log, jobs)), 0))
+
+
+async def _put_mark(broker: Broker, subject: str, mark: Mapping[str, Any], seq: int) -> None:
+    """Write a mark behind the one that is at `seq`. In JOBS it takes its place."""
+    stream = stream_of_subject(subject) or ""
+    headers = {"Nats-Rollup": "sub"} if stream == JOBS_STREAM else {}
+    await broker.append(subject, msgspec.json.encode(mark), headers, after=After(stream, seq))
 
 
 async def _put_epochs(broker: Broker, epochs: Mapping[str, Any], revision: int) -> int:
@@ -338,6 +358,7 @@ _STEPS: Final = {
     "create_consumer": _put_consumer,
     "update_consumer": _put_consumer,
     "record_epochs": _record_epochs,
+    "begin_planning": _begin_planning,
     "replace_epochs": _replace,
     "write_mark": _replace,
 }

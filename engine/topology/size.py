@@ -18,6 +18,7 @@ from engine.errors import TopologyError
 from engine.limits import BATCH_MESSAGES_MAX, LINGER_SECONDS
 from engine.topology.accounts import with_logs
 from engine.topology.files import PARTITIONS_MAX, check_partitions, files_folder, is_log, render
+from seamark.protocol.subjects import JOBS_STREAM
 
 # What a record takes on disk beside its JSON: subject, headers of its batch, the file's own frame. Measured: 137 with a
 # tenant and a user of 20 bytes together.
@@ -68,7 +69,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class StreamSize:
-    """One kind of stream. `stored_bytes` and `max_bytes` are those of one of `count` streams, on one server."""
+    """One kind of stream. `stored_bytes` and `max_bytes` are those of one of `count` streams, on one server.
+
+    `max_bytes` 0: it has no bound.
+    """
 
     name: str
     count: int
@@ -111,7 +115,7 @@ def size(demand: Demand, *, folder: Path | None = None) -> Sizing:
     partitions = next(comfortable, offered[-1])
     streams = sized[partitions]
     consumers = len(one.consumers) * partitions
-    reserved = sum(each.count * each.max_bytes for each in streams) * COPIES / demand.servers
+    reserved = sum(each.count * max(each.stored_bytes, each.max_bytes) for each in streams) * COPIES / demand.servers
     store = math.ceil(reserved / (10 * _GIB)) * 10 * _GIB
     groups = (sum(each.count for each in streams) + consumers) * COPIES / demand.servers
     disk = store + round(groups * RAFT_GROUP_BYTES)
@@ -141,6 +145,7 @@ def write(sizing: Sizing, target: Path, *, folder: Path | None = None) -> list[P
             r'("max_age": )\d+': round(each.max_age_days * _DAY * 1e9),
         }
         for each in sizing.streams
+        if each.max_bytes
     }
     # What nats-server reads as GB are 2^30 bytes.
     numbers[target / "server.conf"] = {r"(?m)^(\s*max_file_store: )\S+": f"{sizing.max_file_store // _GIB}GB"}
@@ -195,7 +200,10 @@ def _streams(demand: Demand, partitions: int, files: Mapping[str, Mapping[str, A
         bound = max(1, math.ceil(stored / FULL_SHARE / _GIB)) * _GIB
         yield StreamSize(name, number, round(stored), bound, days, why[name])
     for name, config in files.items():
-        if name not in why and not is_log(name):
+        if name == JOBS_STREAM:
+            marks = f"{partitions} marks of {MARK_BYTES} B. It has no bound, for a stream with schedules cannot refuse"
+            yield StreamSize(name, 1, partitions * MARK_BYTES, 0, ages[name], marks)
+        elif name not in why and not is_log(name):
             as_filed = "as in its file: it does not grow with the rate"
             yield StreamSize(name, 1, 0, config["max_bytes"], ages[name], as_filed)
 

@@ -6,20 +6,15 @@ of them could fill the partition for everybody (ADR 0022).
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from engine import metrics
 from engine.broker.jetstream import StreamState
-from engine.errors import StoreBroken
-from engine.outages import redis_failure
-from gateway.access.buckets import Buckets
+from engine.buckets import Buckets
+from gateway.access.shared_buckets import Bound, Empty, SharedBuckets
 from gateway.limits import (
     LOG_AGE_ASSUMED_SECONDS,
     LOG_BYTES_ASSUMED,
@@ -29,31 +24,7 @@ from gateway.limits import (
 )
 from seamark.protocol.subjects import encode_token
 
-_log = structlog.get_logger("seamark.allowances")
-
-REDIS_SECONDS: Final = 0.25
-"""Deadline of one count in Redis: a silent Redis delays a read by no more."""
-
-PAUSE_SECONDS: Final = 2.0
-"""After a failure Redis is left alone this long."""
-
 _DAY_SECONDS: Final = 86_400.0
-
-# Each key holds the moment at which its bucket is full again (GCRA). All are charged, or none.
-_TAKE: Final = """
-local clock = redis.call('TIME')
-local now, cost, full_at = clock[1] + clock[2] / 1e6, tonumber(ARGV[1]), {}
-for i, key in ipairs(KEYS) do
-  local burst, rate = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
-  full_at[i] = math.max(tonumber(redis.call('GET', key) or now), now) + cost / rate
-  local wait = full_at[i] - now - burst / rate
-  if wait > 0 then return {i, tostring(wait)} end
-end
-for i, key in ipairs(KEYS) do
-  redis.call('SET', key, string.format('%.6f', full_at[i]), 'PX', math.ceil((full_at[i] - now) * 1000))
-end
-return {0, '0'}
-"""
 
 
 class Allowance(NamedTuple):
@@ -105,11 +76,10 @@ class Allowances:
     """
 
     def __init__(self, redis: Redis | None, user: Allowance, tenants: Sequence[Allowance]) -> None:
-        self._script = None if redis is None else redis.register_script(_TAKE)
+        self._buckets = SharedBuckets(redis, "allowances")
         self._user, self._tenants = user, list(tenants)
         self._own_user = user.buckets()
         self._own_tenants = [tenant.buckets() for tenant in self._tenants]
-        self._away_until = 0.0
 
     async def take(self, tenant: str, user: str, partition: int, size: int) -> Refusal | None:
         """Count `size` bytes that are about to be stored for a user. None: they may be stored.
@@ -145,18 +115,8 @@ class Allowances:
         return refusal
 
     async def _shared(self, tenant: str, user: str, partition: int, size: int) -> Refusal | None:
-        if self._script is None or time.monotonic() < self._away_until:
-            return None
         token = encode_token(tenant)  # the hash tag: one script touches one slot of a Redis cluster
         keys = [f"allowance:{{{token}}}:user:{encode_token(user)}", f"allowance:{{{token}}}:log:{partition}"]
-        try:
-            async with asyncio.timeout(REDIS_SECONDS):
-                which, wait = await self._script(keys, [size, *self._user, *self._tenants[partition]])
-        except (RedisError, OSError, TimeoutError, RuntimeError) as error:
-            # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.
-            if isinstance(error, RuntimeError) and isinstance(redis_failure(error), StoreBroken):
-                raise
-            self._away_until = time.monotonic() + PAUSE_SECONDS
-            _log.warning("allowances_not_shared", error=type(error).__name__)
-            return None
-        return Refusal(("user", "tenant")[which - 1], float(wait)) if which else None
+        bounds = [Bound(*self._user), Bound(*self._tenants[partition])]
+        taken = await self._buckets.take(keys, size, bounds)
+        return Refusal(("user", "tenant")[taken.bucket], taken.wait_seconds) if isinstance(taken, Empty) else None

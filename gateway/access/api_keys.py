@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from engine import metrics
-from gateway.access.buckets import Buckets
+from engine.buckets import Buckets
 from gateway.access.key_table import hash_of
 from gateway.access.principals import Operator, Service
 from gateway.limits import (
@@ -61,7 +61,7 @@ class PostgresKeys:
         connection = await self._pool.acquire()
         try:
             row = await connection.fetchrow(
-                "SELECT tenant, scopes, extract(epoch FROM expires_at)::float8 AS expires_at FROM api_keys"
+                "SELECT id, tenant, scopes, extract(epoch FROM expires_at)::float8 AS expires_at FROM api_keys"
                 " WHERE key_hash = $1 AND revoked_at IS NULL"
                 " AND (expires_at IS NULL OR expires_at > now())",
                 key_hash,
@@ -75,7 +75,7 @@ class PostgresKeys:
         if row is None:
             return None
         if row["tenant"] is None:
-            return Operator(row["expires_at"])
+            return Operator(row["expires_at"], row["id"])
         return Service(row["tenant"], frozenset(row["scopes"]), row["expires_at"])
 
     async def close(self) -> None:

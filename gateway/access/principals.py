@@ -13,6 +13,9 @@ class Scope(StrEnum):
     EVENTS_WRITE = "events:write"
     """To publish events."""
 
+    BROADCASTS_WRITE = "broadcasts:write"
+    """To show a message to all of the tenant's users who are connected."""
+
     NOTIFICATIONS_READ = "notifications:read"
     """To see what became of the notifications of the tenant's users."""
 
@@ -34,9 +37,10 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Operator(msgspec.Struct, frozen=True):
-    """Whoever operates this Seamark, for all tenants; `expires_at` as of a `Service`."""
+    """Whoever operates this Seamark, for all tenants; `expires_at` as of a `Service`. `key`: number of the API key."""
 
     expires_at: float | None = None
+    key: int | None = None
 
 
 Principal = User | Service | Operator

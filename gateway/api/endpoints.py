@@ -7,8 +7,10 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
+from gateway.api.now import broadcast
 from gateway.api.proof import trace_notification
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
@@ -27,6 +29,7 @@ async def openapi(call: Call[None, None, None]) -> Annotated[msgspec.Raw, dict[s
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
+    broadcast,
     follow_socket,
     follow_stream,
     poll_records,
@@ -35,6 +38,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    show_controls,
+    change_controls,
     healthz,
     readyz,
     openapi,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -18,6 +19,8 @@ from engine.broker.jetstream import Broker, PubAck
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
+from gateway.access.throttles import Throttles
+from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.idempotency import always
 from gateway.http.problems import UNAVAILABLE, Kind, Problem, field_of
@@ -39,12 +42,14 @@ from seamark.protocol.appends import RETRIED_ERR_CODES
 from seamark.protocol.errors import InvalidEvent, InvalidToken
 from seamark.protocol.events import Encoded, Event, encode, is_event_id, new_event_id
 from seamark.protocol.limits import EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX
+from seamark.protocol.now import is_now
 from seamark.protocol.subjects import check_type, encode_token
 
 _log = structlog.get_logger("seamark.events_api")
 
 INVALID_EVENT: Final = Kind(400, "invalid_event")
 EVENT_TOO_LARGE: Final = Kind(413, "invalid_event")
+THROTTLED: Final = Kind(429, "throttled")
 STORE_FULL: Final = Kind(503, "store_full")
 UNANSWERED: Final = Kind(503, "unanswered")
 
@@ -78,10 +83,10 @@ class Bulk(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Stored(msgspec.Struct):
-    """Where an event is in EVENTS. `duplicate`: it was there before."""
+    """Where an event is in EVENTS; null: it is `at_most_once`, and in no stream. `duplicate`: it was there before."""
 
     event_id: str
-    seq: int
+    seq: int | None
     duplicate: bool
 
 
@@ -112,10 +117,23 @@ class Results(msgspec.Struct):
 class Publishing:
     """Storing events within bounds: all that are stored at a time, and how many of one tenant."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, throttles: Throttles) -> None:
+        self._throttles = throttles
         self._events = EventStore(broker)
+        self.now = NowMessages(broker)
         self._bulk_appends = Queue(BULK_APPENDS, BULK_APPENDS_PER_TENANT)
         self.singles = Shares(EVENTS_IN_FLIGHT, EVENTS_IN_FLIGHT_PER_TENANT)
+
+    async def check_throttles(self, tenant: str, event: Encoded) -> None:
+        """Pass an event that may be published now, and count it.
+
+        Raises:
+            Problem: 429.
+        """
+        wait = await self._throttles.wait_seconds(tenant, event.subject.split(".", 3)[3])
+        if wait:
+            said = "the operator lets this tenant publish fewer events of this type"
+            raise Problem(THROTTLED, said, retry_after_seconds=math.ceil(wait))
 
     async def store(self, event: Encoded, trace: Mapping[str, str]) -> PubAck:
         """Store one event.
@@ -152,8 +170,12 @@ class Publishing:
                         continue
                     bulk.results[index] = Result(id, error=_UNANSWERED)  # until there is an answer
                     try:
+                        await self.check_throttles(tenant, event)
                         ack = await self.store(event, trace)
                         bulk.results[index] = Result(id, ack.seq, ack.duplicate)
+                    except Problem as problem:
+                        stopped = True
+                        bulk.results[index] = Result(id, error=_failure(problem))
                     except BrokerError as error:
                         stopped = True
                         if not isinstance(error, ApiError) or error.err_code in RETRIED_ERR_CODES:
@@ -177,19 +199,25 @@ PUBLISHING: Final = web.AppKey("publishing", Publishing)
     scope=Scope.EVENTS_WRITE,
     status=202,
     body_bytes=EVENT_BODY_BYTES,
-    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, STORE_FULL, UNANSWERED),
+    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, THROTTLED, STORE_FULL, UNANSWERED, TOO_MANY_MESSAGES),
     keyed=always,
 )
 async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -> Stored:
     """Publish one event. Answered once it is stored; sent again with the same id, it adds nothing.
 
-    An event without an id has one made from `Idempotency-Key`, if there is one, else a random one.
+    An event without an id has one made from `Idempotency-Key`, if there is one, else a random one. One that is `at_most_once`
+    is never stored. It is handed to the broker for those who are connected, and `seq` is null.
     """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
     try:
-        event, id = _event(call.body, tenant, None if call.key is None else _id_from(call.key))
+        given = _given(call.body, tenant, None if call.key is None else _id_from(call.key))
+        if is_now(given.event):
+            publishing.now.publish(tenant, **given.parts)
+            return Stored(given.id, None, False)
+        event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error
+    await publishing.check_throttles(tenant, event)
     try:
         with publishing.singles.place(tenant):
             ack = await publishing.store(event, _trace(call.request))
@@ -233,7 +261,8 @@ class _Bulk:
         """By ordering key, in the order they are to be stored."""
         for index, body in enumerate(bodies):
             try:
-                event, id = _event(bytes(body), tenant, None if key is None else _id_from(f"{key}\n{index}"))
+                default_id = None if key is None else _id_from(f"{key}\n{index}")
+                event, id = _encoded(_given(bytes(body), tenant, default_id), tenant)
             except InvalidEvent as error:
                 self.results[index] = Result(error=_failure(_refused(error)))
             else:
@@ -246,8 +275,24 @@ _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_event = msgspec.json.Decoder(NewEvent).decode
 
 
-def _event(body: bytes, tenant: str, default_id: str | None) -> tuple[Encoded, str]:
-    """The event in a body and its id. The members we do not know are kept as they stand.
+class _Given(NamedTuple):
+    """An event as it came, its id, and its members that are kept as they stand."""
+
+    event: NewEvent
+    id: str
+    data: msgspec.Raw | None
+    unknown: dict[str, msgspec.Raw]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a now message is made of."""
+        given = {name: value for name, value in self.unknown.items() if bytes(value) != b"null"}
+        fields = {**given, "ordering_key": self.event.ordering_key}
+        return {"to": self.event.to, "type": self.event.type, "id": self.id, "data": self.data, "fields": fields}
+
+
+def _given(body: bytes, tenant: str, default_id: str | None) -> _Given:
+    """The event in a body. The members we do not know are kept as they stand.
 
     Args:
         default_id: of an event that has none; None: a random one.
@@ -270,8 +315,18 @@ def _event(body: bytes, tenant: str, default_id: str | None) -> tuple[Encoded, s
         ("to", encode_token, given.to[0] if given.to else None),
     )
     unknown = {name: value for name, value in members.items() if name not in _GIVEN}
-    data, key = members.get("data"), given.ordering_key
-    return encode(to=given.to, type=given.type, tenant=tenant, data=data, id=id, key=key, unknown=unknown), id
+    return _Given(given, id, members.get("data"), unknown)
+
+
+def _encoded(given: _Given, tenant: str) -> tuple[Encoded, str]:
+    """The event as it is stored, and its id.
+
+    Raises:
+        InvalidEvent: with the member at fault.
+    """
+    event, id = given.event, given.id
+    key, unknown = event.ordering_key, given.unknown
+    return encode(to=event.to, type=event.type, tenant=tenant, data=given.data, id=id, key=key, unknown=unknown), id
 
 
 _GIVEN: Final = frozenset({"id", "to", "type", "tenant", "ordering_key", "data"})

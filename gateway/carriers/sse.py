@@ -33,9 +33,13 @@ class SessionQuery(msgspec.Struct, frozen=True):
 
 
 class StreamQuery(SessionQuery, frozen=True):
-    """`Last-Event-ID`: the cursor of the last event that has come; it goes before `cursor` and `snapshot`."""
+    """`Last-Event-ID`: the cursor of the last event that has come; it goes before `cursor` and `snapshot`.
+
+    `capabilities`: the client's, separated by commas.
+    """
 
     seen: str | None = msgspec.field(default=None, name="Last-Event-ID")
+    capabilities: str = ""
 
 
 @Endpoint("GET", "/v1/stream", opens_session=True)
@@ -68,7 +72,9 @@ async def follow_stream(call: Call[User, StreamQuery, None]) -> web.StreamRespon
     connection.on_writable = outlet.writable
     connection.on_lost = finish
     try:
-        session.start(call.principal, query.device, cursor, snapshot=snapshot)
+        session.start(
+            call.principal, query.device, cursor, snapshot=snapshot, capabilities=query.capabilities.split(",")
+        )
         await over
     finally:
         session.gone()

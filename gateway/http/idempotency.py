@@ -23,6 +23,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine import metrics
+from engine.errors import StoreBroken
+from engine.outages import redis_failure
 from engine.redisscript import RedisScript
 from gateway.http.problems import Kind, Problem, problem_of
 from gateway.limits import (
@@ -33,8 +35,6 @@ from gateway.limits import (
     IDEMPOTENCY_KEY_BYTES,
     IDEMPOTENCY_RUNNING_SECONDS,
 )
-from projections.outages import redis_failure
-from projections.store import StoreBroken
 from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.idempotency")

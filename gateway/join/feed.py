@@ -83,6 +83,11 @@ class Feed(CatchUp):
         else:
             self._want_head(Ask.LEADER)
 
+    def rehydrate(self) -> None:
+        """Give the position up and begin anew with a snapshot. Before `hello` there is none to give up."""
+        if self.state in ACTIVE or (self.state is State.OPEN and self._cursor is not None):
+            self._reset(ResetReason.SNAPSHOT)
+
     def head(self, generation: int, ask: Ask, seq: int, up_to: int, state: LogState) -> None:
         """Answer to `want_head`: the newest record is `seq` (0: none) in a view that ends at `up_to`.
 

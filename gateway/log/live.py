@@ -1,7 +1,7 @@
 """Live copies: one hot subscription per user and process, shared by all sessions of the user.
 
 The broker republishes a stored record on `live.<p>.<tenant>.<user>` with its sequence and that of the user's record
-before it. What comes there without a sequence is an `unread` count from the projector.
+before it. What comes there without a sequence is an `unread` count from the projector, or a now message from a dispatcher.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Listener(Protocol):
 
     def unread(self, frame: bytes) -> None:
         """A new unread count."""
+
+    def now(self, frame: bytes) -> None:
+        """A message that is never stored."""
 
     def watch(self, state: LogState) -> None:
         """The leader's periodic answer."""
@@ -90,8 +93,11 @@ class UserLog:
         """A message on the live subject; called from the read loop of the connection."""
         seq, prev, epoch = live_position(headers)
         if seq < 0:
-            if payload.startswith(b'{"op":"unread"'):  # anything else there is not for clients
+            if payload.startswith(b'{"op":"unread"'):
                 self.count(payload)
+            elif payload.startswith(b'{"op":"now"'):  # anything else there is not for clients
+                for listener in self.listeners:
+                    listener.now(payload)
             return
         message = Message(seq, payload, headers)
         for listener in self.listeners:

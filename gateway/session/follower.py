@@ -32,6 +32,7 @@ NO_EPOCH: Final = "-"
 """Epoch of a cursor that cannot be read: no stream has it, so the feed answers it with a reset, as any foreign one."""
 
 _JOINED = {reason: metrics.gateway_joins.labels(reason.value) for reason in ResetReason}
+_NOW_SENT, _NOW_NO_ROOM, _NOW_EARLY = map(metrics.gateway_now_frames.labels, ("sent", "no_room", "early"))
 _RESUMED = metrics.gateway_joins.labels("resumed")
 
 _Answer = TypeVar("_Answer")
@@ -59,6 +60,7 @@ class Follower:
 
     Attributes:
         log: the user's, set once it is joined.
+        takes_now: the client has declared the capability `now`.
         sent: sequence of the last cursor the client was sent: `prev` of the next frame.
         sent_max: the highest of them in this epoch since the last reset: what the client may acknowledge.
         sent_before_reset: the highest before that reset. The log may have gone back, and other records may have these
@@ -66,7 +68,7 @@ class Follower:
     """
 
     __slots__ = ("_context", "_count", "_epoch_bytes", "_outlet", "_pong_owed", "_session", "_start", "epoch", "feed",
-                 "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "tally")  # fmt: skip
+                 "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "takes_now", "tally")  # fmt: skip
 
     def __init__(
         self, session: Owner, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
@@ -83,6 +85,7 @@ class Follower:
         self.log: UserLog | None = None
         self.epoch = ""
         self.former_epoch = ""
+        self.takes_now = False
         self.sent = 0
         self.sent_max = 0
         self.sent_before_reset = 0
@@ -109,6 +112,8 @@ class Follower:
         """Say hello with the client's cursor, or with the one that the device is known to have acknowledged."""
         if self._session.ended:
             return
+        if self._start is ResetReason.SNAPSHOT:
+            start = self._start  # asked for meanwhile, perhaps
         if start is NotRead.TOO_MANY:
             self._end_overloaded()
         elif isinstance(start, ResetReason):
@@ -127,6 +132,18 @@ class Follower:
         """A new unread count for the user."""
         self._count.tell(frame)
 
+    def now(self, frame: bytes) -> None:
+        """A message that is never stored: the client gets it now or not at all."""
+        if not self.takes_now:
+            return
+        if not self._count.begun:
+            _NOW_EARLY.inc()
+        elif not self._outlet.room():
+            _NOW_NO_ROOM.inc()
+        else:
+            self._outlet.send(frame)
+            _NOW_SENT.inc()
+
     def watch(self, state: LogState) -> None:
         """The leader said how its stream stands."""
         self._guard(self.feed.watch, state)
@@ -134,6 +151,11 @@ class Follower:
     def check(self) -> None:
         """Something may have been lost."""
         self._guard(self.feed.check)
+
+    def rehydrate(self) -> None:
+        """Begin anew with a snapshot; a session that has not begun yet begins with it."""
+        self._start = ResetReason.SNAPSHOT
+        self._guard(self.feed.rehydrate)
 
     def writable(self) -> None:
         """The socket has room again."""

@@ -21,8 +21,14 @@ class Member(Protocol):
     def heard_at(self) -> float:
         """When its client last showed life."""
 
+    def now(self, frame: bytes) -> None:
+        """Send it a message that is never stored."""
+
     def end(self, code: CloseCode, detail: str) -> None:
         """Close it."""
+
+    def rehydrate(self) -> None:
+        """Have it read its log again."""
 
     def bye(self, retry_after_ms: int) -> None:
         """Close it as the process leaves."""
@@ -70,6 +76,14 @@ class Sessions:
             mine.remove(session)
             if not mine:
                 del self._users[key]
+
+    def of_user(self, tenant: str, user: str) -> list[Member]:
+        """The sessions of a user."""
+        return [session for polls in (False, True) for session in self._users.get((tenant, user, polls), ())]
+
+    def of_tenant(self, tenant: str) -> list[Member]:
+        """The sessions of all users of a tenant."""
+        return [session for key, mine in self._users.items() if key[0] == tenant for session in mine]
 
     def everyone(self) -> list[Member]:
         """All sessions, as they are now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from time import time
 from typing import Any
 
@@ -38,6 +38,7 @@ from seamark.protocol.close_codes import (
 )
 from seamark.protocol.errors import BadFrame, InvalidCursor, UnknownOp
 from seamark.protocol.frames import (
+    NOW,
     Ack,
     Bye,
     ClientFrame,
@@ -138,17 +139,31 @@ class Session:
         """Everything heard of has been sent."""
         return self._follower is not None and self._follower.feed.state is State.LIVE
 
-    def start(self, user: User, device: str, cursor: str | None, *, snapshot: bool = False) -> None:
-        """Join the log of `user` at `cursor`, or with a snapshot whatever the cursor."""
+    def start(
+        self,
+        user: User,
+        device: str,
+        cursor: str | None,
+        *,
+        snapshot: bool = False,
+        capabilities: Collection[str] = (),
+    ) -> None:
+        """Join the log of `user` at `cursor`, or with a snapshot whatever the cursor. `capabilities`: the client's."""
         self.tenant, self.user, self.device = user.tenant, user.user, device
         self._live_until(user.expires_at)
         self._token = None
         context = self.context
         partition = context.partition(self.tenant, self.user)
         self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
+        self._follower.takes_now = NOW in capabilities
         context.sessions.admit(self)
         if not self.ended:
             self._follower.log = partition.join(self._follower, self.tenant, self.user)
+
+    def now(self, frame: bytes) -> None:
+        """A message that is never stored."""
+        if self._follower is not None and not self.ended:
+            self._follower.now(frame)
 
     def _handle(self, frame: ClientFrame, follower: Follower) -> Coroutine[Any, Any, None] | None:
         match frame:
@@ -171,7 +186,7 @@ class Session:
             return
         user = await self._verify(token)
         if user is not None and not self.ended:
-            self.start(user, frame.device, frame.cursor, snapshot=frame.snapshot)
+            self.start(user, frame.device, frame.cursor, snapshot=frame.snapshot, capabilities=frame.capabilities)
 
     async def _refresh(self, frame: Refresh) -> None:
         user = await self._verify(frame.token)
@@ -250,6 +265,11 @@ class Session:
         """Tell that the frame with this `id` was not obeyed. The session goes on."""
         if not self.ended:
             self._outlet.send(encode(ErrorFrame(code, detail, id)))
+
+    def rehydrate(self) -> None:
+        """Replace what the client shows by a snapshot, and go on from there: an operator asks for it."""
+        if self._follower is not None and not self.ended:
+            self._follower.rehydrate()
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

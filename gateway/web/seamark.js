@@ -310,9 +310,10 @@ class StreamTransport {
   }
 
   async #run(to) {
-    const { token, device, cursor, snapshot } = this.hello;
+    const { token, device, cursor, snapshot, capabilities } = this.hello;
     const url = new URL("v1/stream", this.base);
     url.searchParams.set("device", device);
+    url.searchParams.set("capabilities", capabilities.join());
     if (snapshot) url.searchParams.set("snapshot", "true");
     const headers = { Authorization: `Bearer ${token}`, Accept: "text/event-stream" };
     if (cursor) headers["Last-Event-ID"] = cursor;
@@ -606,7 +607,7 @@ export class Seamark extends EventTarget {
   }
 
   #hello() {
-    const hello = { op: "hello", token: this.token, device: this.device };
+    const hello = { op: "hello", token: this.token, device: this.device, capabilities: ["now"] };
     if (this.receiver.position) hello.cursor = this.receiver.position;
     else if (this.snapshot) hello.snapshot = true;
     return hello;

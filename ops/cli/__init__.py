@@ -9,6 +9,8 @@ import typer
 
 from ops.cli import (
     apikey,
+    broadcast,
+    control,
     dev,
     dispatcher,
     funnel,
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 app.command("dev")(dev.dev)
 app.command("publish")(publish.publish)
+app.command("broadcast")(broadcast.broadcast)
 app.command("tail")(tail.tail)
 app.command("log")(log.log)
 app.command("token")(token.token)
@@ -50,6 +53,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
 

@@ -21,8 +21,10 @@ def dispatcher() -> None:
 
 
 async def _dispatch(settings: Settings, stop: asyncio.Event, health: Health) -> None:
+    from engine.controls.watching import watched_controls
     from engine.dispatch.dispatcher import run
     from ops.process import stores
 
-    async with stores("dispatcher", settings, health) as (broker, redis):
-        await run(broker, redis, partitions=settings.partitions, stop=stop)
+    async with stores("dispatcher", settings, health) as (broker, redis), watched_controls(broker) as controls:
+        health.also(controls.not_ready)
+        await run(broker, redis, partitions=settings.partitions, controls=controls, stop=stop)

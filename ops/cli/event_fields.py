@@ -25,7 +25,7 @@ _REMEDIES: Final = {
     "expires_at": _MOMENT,
     "send_at": _MOMENT,
     "priority": "choose one of critical, high, normal, low",
-    "semantics": "choose one of at_least_once, effectively_once",
+    "semantics": "choose one of at_least_once, effectively_once, at_most_once",
 }
 _TOKENS: Final[dict[str, Callable[[str], str]]] = {
     "tenant": encode_token,

@@ -40,7 +40,9 @@ def publish(
     time: Annotated[Text, typer.Option("--time", help="When it happened, RFC 3339 with an offset.")] = None,
     priority: Annotated[Text, typer.Option("--priority", help="critical, high, normal or low.")] = None,
     category: Annotated[Text, typer.Option("--category", help="What users filter by.")] = None,
-    semantics: Annotated[Text, typer.Option("--semantics", help="at_least_once or effectively_once.")] = None,
+    semantics: Annotated[
+        Text, typer.Option("--semantics", help="at_least_once, effectively_once, or at_most_once: never stored.")
+    ] = None,
     collapse_key: Annotated[
         Text, typer.Option("--collapse-key", help="Only the newest record of a key is shown and counts as unread.")
     ] = None,
@@ -56,7 +58,7 @@ def publish(
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Publish an event and wait until it is stored."""
+    """Publish an event and wait until it is stored, or (`--semantics at_most_once`) sent."""
     import uvloop
 
     options = {
@@ -82,6 +84,8 @@ def publish(
     published = uvloop.run(_publish(nats_settings(folder, "seamark-publish"), event))
     if as_json:
         print_json({"event_id": published.event_id, "seq": published.seq, "duplicate": published.duplicate})
+    elif published.seq is None:
+        out.print(f"[green]sent[/] message {published.event_id} to who is connected; it is stored nowhere")
     elif published.duplicate:
         out.print(f"[yellow]already stored[/] as event {published.event_id}")
     else:

@@ -30,13 +30,13 @@ def tail(
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Print a user's records as they come, each with its seq, prev and cursor. Ctrl-C ends."""
+    """Print a user's records as they come, each with its seq, prev and cursor, and what is never stored. Ctrl-C ends."""
     import uvloop
 
     address, secret = _gateway(url, token, folder, user, tenant)
 
     async def run() -> None:
-        from seamark import Record, Reset, State, connect
+        from seamark import Now, Record, Reset, State, connect
 
         def say(state: State) -> None:
             if state is State.WAITING:
@@ -53,6 +53,8 @@ def tail(
                     if count and left <= 0:
                         item.ack()
                         return
+                elif isinstance(item, Now):
+                    _show_now(item, as_json=as_json)
                 elif isinstance(item, Reset):
                     err.print(f"[yellow]reset[/] ({item.reason}): the log goes on from {item.cursor}")
 
@@ -106,6 +108,13 @@ def _check_whose(token: str, user: str, tenant: str | None) -> None:
         raise InvalidSetting(
             f"--token-file holds a token of tenant {claims.get('tenant')!r}, not of {tenant!r}: leave --tenant out"
         )
+
+
+def _show_now(item: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"now": {"id": item.id, "type": item.type, "data": item.data}})
+    else:
+        out.print(f"[dim]not stored[/]  [bold]{escape(item.type)}[/]  {escape(str(item.data))}")
 
 
 def _show(item: Any, *, as_json: bool) -> None:

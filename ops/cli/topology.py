@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from engine.broker.jetstream import Broker
     from engine.topology.plan import Plan
-    from engine.topology.size import Sizing
+    from engine.topology.size import Sizing, StreamSize
 
 Outcome = TypeVar("Outcome")
 
@@ -264,7 +264,7 @@ def _show_sizes(found: Sizing) -> None:
     table = Table("stream", "number", "stored in each", "max_bytes of each", "kept", box=None, pad_edge=False)
     for each in found.streams:
         kept = f"{each.max_age_days:g} d" if each.max_age_days else "for ever"
-        table.add_row(each.name, str(each.count), _gib(each.stored_bytes), _gib(each.max_bytes), kept)
+        table.add_row(each.name, str(each.count), _gib(each.stored_bytes), _bound(each), kept)
     out.print(table)
     out.print()
     for name, value in (
@@ -278,6 +278,10 @@ def _show_sizes(found: Sizing) -> None:
     out.print()
     for line in (*(f"{each.name}: {each.why}" for each in found.streams), *found.reasons):
         out.print(f"- {line}", markup=False)
+
+
+def _bound(each: StreamSize) -> str:
+    return _gib(each.max_bytes) if each.max_bytes else "none"
 
 
 def _gib(size: int) -> str:

@@ -22,7 +22,7 @@ from seamark.client.session import End, Session, Timing, endpoint
 from seamark.client.token import Owner, TokenCallable, TokenSource
 from seamark.client.uplink import Uplink
 from seamark.protocol.close_codes import STOP, TOO_MANY_FRAMES, UNAUTHENTICATED
-from seamark.protocol.frames import ErrorFrame, Hello, NowFrame, Ready, Unread, UnreadFrame
+from seamark.protocol.frames import NOW, ErrorFrame, Hello, NowFrame, Ready, Unread, UnreadFrame
 
 log = logging.getLogger("seamark.client")
 
@@ -284,7 +284,7 @@ class Connection:
         self._uplink.begins(session)
         cursor = self._receiver.resume_cursor
         snapshot = self._snapshot and cursor is None
-        hello = Hello(token=token, device=self.device, cursor=cursor, snapshot=snapshot)
+        hello = Hello(token=token, device=self.device, cursor=cursor, snapshot=snapshot, capabilities=[NOW])
         up = self._uplink
         tending = [up.tend_acks(), up.tend_reads(), up.tend_marks(), up.tend_token()]
         return await session.run(self._http, self._url, hello, tending)
@@ -342,7 +342,7 @@ class Connection:
                 self.unread = Unread(frame.count, frame.as_of, frame.more, frame.categories, frame.stale)
                 await self._delivery.put(self.unread)
             case Notice(NowFrame() as frame):
-                await self._delivery.put(Now(frame.type, frame.data))
+                await self._delivery.put(Now(frame.type, frame.data, frame.id))
             case Notice(ErrorFrame() as frame):
                 self._uplink.refused(frame)
                 await self._delivery.put(Problem(frame.code, frame.detail))

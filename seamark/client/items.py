@@ -108,10 +108,11 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """An `at_most_once` event: typing, presence. It is in no log and moves no cursor."""
+    """A message that is never stored (`at_most_once`, a broadcast): typing, presence. It is in no log and moves no cursor."""
 
     type: str
     data: Any
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

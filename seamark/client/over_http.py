@@ -1,4 +1,4 @@
-"""Publishing through the gateway's `POST /v1/events`."""
+"""Publishing through the gateway's HTTP interface."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OverHttp:
     """Longer than the gateway itself tries to have an event stored."""
 
     def __init__(self, url: str, api_key: str, http: aiohttp.ClientSession | None) -> None:
-        self._url = URL(url) / "v1/events"
+        self._url = URL(url)
         self.address = str(self._url.origin())
         self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
         self._http, self._own_http = http, http is None
@@ -51,11 +51,23 @@ class OverHttp:
         Raises:
             Again: another attempt may succeed. PublishRefused: none will.
         """
+        answer = await self._post("v1/events", event.payload, trace)
+        seq = answer.get("seq")
+        return seq if isinstance(seq, int) else None, answer.get("duplicate") is True
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> None:
+        """Send something that is not stored, once.
+
+        Raises:
+            Again: it may not have been taken. PublishRefused: it was not.
+        """
+        await self._post(path, msgspec.json.encode(body), {})
+
+    async def _post(self, path: str, body: bytes, trace: Mapping[str, str]) -> dict[str, Any]:
         assert self._http is not None
+        headers = {**self._headers, **trace}
         try:
-            async with self._http.post(
-                self._url, data=event.payload, headers={**self._headers, **trace}, allow_redirects=False
-            ) as response:
+            async with self._http.post(self._url / path, data=body, headers=headers, allow_redirects=False) as response:
                 answer = _object(await response.read())
         except (aiohttp.ClientError, OSError) as failed:
             raise Again(failed) from failed
@@ -63,8 +75,7 @@ class OverHttp:
             raise Again(f"answered with {response.status}", retry_after_seconds(response.headers) or 0.0)
         if response.status not in (200, 202):
             raise PublishRefused(response.status, answer)
-        seq = answer.get("seq")
-        return seq if isinstance(seq, int) else None, answer.get("duplicate") is True
+        return answer
 
 
 def _object(body: bytes) -> dict[str, Any]:

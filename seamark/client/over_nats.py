@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -20,12 +20,14 @@ from seamark.client.errors import Again, PublishRefused
 from seamark.protocol.appends import RETRIED_ERR_CODES, is_same, sealed
 from seamark.protocol.events import Encoded
 from seamark.protocol.logins import inbox_prefix_of, login_of, secret_of, shown
+from seamark.protocol.now import Passing
 from seamark.protocol.subjects import EVENTS_STREAM
 
 log = logging.getLogger("seamark.client")
 
 CONNECT_SECONDS: Final = 4.0
 CLOSE_SECONDS: Final = 3.0
+FLUSH_SECONDS: Final = 3.0
 PING_SECONDS: Final = 3.0
 """Two unanswered pings end a half-open connection: after 9 s at most."""
 
@@ -112,6 +114,28 @@ class OverNats:
             # Nobody can have foreseen this one. Another publication of the event is caught by its claim.
             ack = await self._append(event, trace, sealed(event.msg_id, self._salt))
         return ack.seq, ack.duplicate
+
+    async def pass_on(self, messages: Sequence[Passing]) -> None:
+        """Publish what is never stored, once.
+
+        Raises:
+            Again: it may not have been published. PublishRefused: it was not.
+        """
+        client = await self._connected()
+        refused: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        keys = {f"now {next(self._numbers)}": message.subject.lower() for message in messages}
+        self._waiting.update({key: (subject, refused) for key, subject in keys.items()})
+        try:
+            for message in messages:
+                await client.publish(message.subject, message.payload)
+            await client.flush(FLUSH_SECONDS)  # type: ignore[arg-type]  # a refusal comes before the answer to a ping
+            if refused.done():
+                refused.result()
+        except (nats.errors.Error, OSError) as failed:
+            raise Again(failed) from failed
+        finally:
+            for key in keys:
+                del self._waiting[key]
 
     async def _append(self, event: Encoded, trace: Mapping[str, str], msg_id: str) -> _Answer:
         ack = await self._ask(event.subject, event.payload, {**trace, "Nats-Msg-Id": msg_id})

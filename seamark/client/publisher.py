@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time as clock
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -14,6 +14,7 @@ from seamark.backoff import Backoff
 from seamark.client.errors import Again, ConnectionClosed, PublishFailed, PublishRefused
 from seamark.client.over_http import OverHttp
 from seamark.client.over_nats import OverNats
+from seamark.protocol import now
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Event, encode, new_event_id
 
@@ -158,7 +159,8 @@ class Publisher:
             time: when it happened, with an offset; when it was stored if absent.
             priority: critical, high, normal or low.
             category: what users set preferences for.
-            semantics: at_least_once or effectively_once.
+            semantics: at_least_once, effectively_once, or at_most_once: shown to who is connected now, and never stored.
+                Such a message is handed over once. `PublishFailed` then says that nobody may have got it.
             collapse_key: only the newest record per key counts as unread.
             expires_at: not delivered after it.
             send_at: when it is due.
@@ -177,6 +179,13 @@ class Publisher:
                 known[0], f"`{known[0]}` is no extra field: give it as an argument, the ordering key as `key`"
             )
         id = id if id is not None else new_event_id()
+        if semantics == "at_most_once":
+            fields = {
+                "source": source, "time": time, "priority": priority, "category": category, "subject": subject,
+                "semantics": semantics, "expires_at": expires_at, "ordering_key": key, "collapse_key": collapse_key,
+                "send_at": send_at, "channels": channels, "transaction_id": transaction_id, **(extra or {}),
+            }  # fmt: skip
+            return await self._now(id, [to] if isinstance(to, str) else list(to), type, data, fields)
         # Over HTTP there is no subject to carry the two.
         told = {"type": type, "ordering_key": key} if isinstance(self._way, OverHttp) else {}
         event = encode(
@@ -204,6 +213,46 @@ class Publisher:
             _propagator.inject(trace)
         seq, duplicate = await self._persist(lambda: self._way.attempt(event, trace), self._budget_seconds)
         return Published(id, seq, duplicate)
+
+    async def broadcast(self, *, type: str, data: Any = None, id: str | None = None) -> str:
+        """Show a message to all of the tenant's users who are connected now; it is not stored. Returns its id.
+
+        Over HTTP the key needs the scope `broadcasts:write`.
+
+        Raises:
+            InvalidEvent, PublishRefused, ConnectionClosed: as `publish`. PublishFailed: nobody may have got it.
+        """
+        id = id if id is not None else new_event_id()
+        message = now.encode_broadcast(type=type, tenant=self._tenant, id=id, data=data)
+        way = self._way
+        if isinstance(way, OverHttp):
+            body = {"id": id, "type": type, **({} if data is None else {"data": data})}
+            await self._once(way.post("v1/broadcasts", body))
+        else:
+            await self._once(way.pass_on([message]))
+        return id
+
+    async def _now(self, id: str, to: list[str], type: str, data: Any, fields: dict[str, Any]) -> Published:
+        messages = now.encode(to=to, type=type, tenant=self._tenant, id=id, data=data, fields=fields)
+        way = self._way
+        if isinstance(way, OverHttp):
+            given = {name: value for name, value in fields.items() if value is not None}
+            body = {**given, "id": id, "to": to, "type": type, **({} if data is None else {"data": data})}
+            await self._once(way.post("v1/events", body))
+        else:
+            await self._once(way.pass_on(messages))
+        return Published(id, None, False)
+
+    async def _once(self, attempt: Coroutine[Any, Any, None]) -> None:
+        """One attempt: another one could show the message twice."""
+        if not self._is_open:
+            attempt.close()
+            raise ConnectionClosed("the publisher is not open: use `async with`")
+        try:
+            async with asyncio.timeout(self._way.attempt_seconds):
+                await attempt
+        except (Again, TimeoutError) as error:
+            raise PublishFailed(f"the message may not have been sent ({error})") from error
 
     async def _persist(self, attempt: Callable[[], Awaitable[T]], budget_seconds: float) -> T:
         """Attempt it until it succeeds, is refused, or the budget is spent. Every attempt means the same event."""

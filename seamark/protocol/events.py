@@ -36,6 +36,11 @@ Channels = Annotated[list[Label], msgspec.Meta(max_length=CHANNELS_MAX)]
 INAPP = "inapp"
 """The channel that shows a record on connected devices."""
 
+NOT_HERE = (
+    "`at_most_once` messages are never stored, so not by bulk or on events.>: use the SDK, `POST /v1/events`, "
+    "or on now.<tenant>.<user>.<type>"
+)
+
 _ID = re.compile(rf"[\x21-\x7e]{{1,{EVENT_ID_BYTES_MAX}}}", re.ASCII)
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
@@ -131,14 +136,22 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
     if event.tenant is not None or event.type is not None or event.ordering_key is not None:
         _check_agreement(event, at)
     if event.semantics == "at_most_once":
-        raise InvalidEvent("semantics", "`at_most_once` messages are never stored: they do not belong on events.>")
+        raise InvalidEvent("semantics", NOT_HERE)
     if event.send_at is not None:
         raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
     if event.time is not None:
         _check_moment("time", event.time)
     if event.expires_at is not None:
         _check_moment("expires_at", event.expires_at)
-    data = bytes(event.data)
+    check_data(bytes(event.data))
+
+
+def check_data(data: bytes) -> None:
+    """Pass `data` that is small and flat enough for all who read it.
+
+    Raises:
+        InvalidEvent: it is not.
+    """
     if len(data) > EVENT_DATA_BYTES_MAX:
         raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
     if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:

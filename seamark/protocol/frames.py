@@ -15,8 +15,11 @@ from seamark.protocol.limits import REQUEST_ID_CHARS_MAX
 PROTOCOL: Final = "seamark.v1"
 """The WebSocket sub-protocol."""
 
-CAPABILITIES: Final[tuple[str, ...]] = ()
-"""What this version can do beyond the first version of the protocol: nothing yet."""
+NOW: Final = "now"
+"""The capability to be sent now messages."""
+
+CAPABILITIES: Final[tuple[str, ...]] = (NOW,)
+"""What this version can do beyond the first version of the protocol."""
 
 encode: Final = msgspec.json.Encoder().encode
 """A frame as it is sent."""
@@ -165,10 +168,11 @@ class Bye(msgspec.Struct, frozen=True, tag="bye", tag_field="op"):
 
 
 class NowFrame(msgspec.Struct, frozen=True, tag="now", tag_field="op"):
-    """An event that is never stored: no sequence, no cursor. No gateway sends it yet."""
+    """A message that is never stored: no sequence, no cursor. Only clients that declare the capability `now` are sent it."""
 
     type: str = ""
     data: Any = None
+    id: str | None = None
 
 
 GatewayFrame = Ready | RecordFrame | Skip | LiveFrame | Pong | UnreadFrame | ResetFrame | ErrorFrame | Bye | NowFrame

@@ -32,6 +32,12 @@ RECIPIENTS_MAX = 10_000
 FANOUT_BYTES_MAX = 64 << 20
 """`data` bytes x recipients of one event: the same bound seen in bytes."""
 
+NOW_BYTES_MAX = 16 << 10
+"""One now message: it is relayed by a process that has stored records to care for, and dropped where a socket has no room."""
+
+NOW_RECIPIENTS_MAX = 100
+"""Users one publication of a now message may name: it becomes one message for each. Everybody at once is a broadcast."""
+
 RECORD_BYTES_MAX = 1 << 20
 """One record: the limits above keep it far below; the broker would close the connection over one above `max_payload`."""
 

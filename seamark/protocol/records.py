@@ -94,7 +94,7 @@ class NotificationTemplate:
             priority=event.priority,
             at=stored_at if event.time is None else event.time.astimezone(UTC),
             event=EventPosition(epoch, seq),
-            data=_one_line(event.data),
+            data=one_line(event.data),
             collapse_key=event.collapse_key,
             expires_at=None if event.expires_at is None else event.expires_at.astimezone(UTC),
         )
@@ -120,7 +120,7 @@ class NotificationTemplate:
         return b"".join((self._before, _encode(user), self._plan, self._after))
 
 
-def _one_line(data: msgspec.Raw) -> msgspec.Raw:
+def one_line(data: msgspec.Raw) -> msgspec.Raw:
     """`data` without raw line breaks: a record is one line, so that SSE can carry it as it stands."""
     text = bytes(data)
     return msgspec.Raw(msgspec.json.format(text, indent=-1)) if b"\n" in text or b"\r" in text else data

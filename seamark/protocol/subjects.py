@@ -176,6 +176,11 @@ def mark_subject(partition: int, event_partition: int | str) -> str:
     return f"mark.{partition}.{event_partition}"
 
 
+def plan_mark_subject(partition: int) -> str:
+    """Where the planner of a partition keeps its position, in JOBS."""
+    return f"jmark.{partition}"
+
+
 def dead_letter_subject(event_partition: int, epoch: str, seq: int) -> str:
     """One subject per dead event: together with an expected last sequence of 0 it can be written only once."""
     return f"dlq.{event_partition}.{epoch}.{seq}"
@@ -190,9 +195,15 @@ EVENTS_STREAM = "EVENTS"
 BULK_STREAM = "BULK"
 RECEIPTS_STREAM = "RECEIPTS"
 DEAD_LETTERS_STREAM = "DEAD-LETTERS"
+JOBS_STREAM = "JOBS"
 CONTROL_BUCKET = "control"
 
 
 def dispatch_consumer(event_partition: int) -> str:
     """The durable consumer a dispatcher reads an event partition through."""
     return f"dispatch-{event_partition}"
+
+
+def plan_consumer(partition: int) -> str:
+    """The durable consumer a planner reads the logs of a partition through."""
+    return f"plan-{partition}"

@@ -76,7 +76,7 @@ async def test_a_key_is_made_for_a_tenant_or_for_an_operator(empty_postgres: str
     assert (made["tenant"], made["scopes"]) == (None, [])
     keys = await postgres_keys(empty_postgres)
     try:
-        assert await keys.find(hash_of(str(made["key"]))) == Operator()
+        assert await keys.find(hash_of(str(made["key"]))) == Operator(key=made["id"])
     finally:
         await keys.close()
     assert "operator" in seamark("api-key", "list", url=empty_postgres).stdout

@@ -134,6 +134,43 @@ def _publish(reader: Manual, folder: Path) -> None:
     assert records[1].items() >= {"id": "p17", "type": "order.paid", "category": "orders"}.items()
 
 
+@checks("broadcast")
+def _broadcast(reader: Manual, folder: Path) -> None:
+    """A device of carol sees the broadcast and a now message, neither of which her log has."""
+    before = len(_records(reader, "carol"))
+    program = f"""
+import asyncio
+from seamark import Now, connect
+
+async def main():
+    async with connect({reader.described.gateway_url!r}, token={reader.seamark("token", "carol").strip()!r}) as device:
+        async for item in device.events():
+            if isinstance(item, Now):
+                print(item.type, item.data, flush=True)
+                if item.type == "chat.typing":
+                    return
+
+asyncio.run(main())
+"""
+    device = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
+                              env=reader.environment())  # fmt: skip
+    try:
+
+        def seen() -> bool:
+            reader.seamark("broadcast", "--type", "system.down", "--data", '{"in":5}', "--json")
+            words = ["--to", "carol", "--type", "chat.typing", "--semantics", "at_most_once", "--json"]
+            assert lines(reader.seamark("publish", *words))[0]["seq"] is None
+            return device.poll() is not None
+
+        wait_for(seen)
+        output, _ = device.communicate(timeout=10)
+        assert output.splitlines()[0] == "system.down {'in': 5}"
+        assert output.splitlines()[-1] == "chat.typing {}"
+    finally:
+        device.kill()
+    assert len(_records(reader, "carol")) == before
+
+
 def _records(reader: Manual, user: str) -> list[dict[str, Any]]:
     return [line["record"] for line in lines(reader.seamark("log", user, "--json"))]
 
@@ -318,6 +355,71 @@ def _retention_set(reader: Manual, folder: Path) -> None:
     assert (kept["tenant"], kept["days"]) == ("shop", 30)
     assert kept in lines(reader.seamark("retention", "list", "--json"))
     reader.seamark("retention", "set", "0", code=2)
+
+
+@checks("control show")
+def _control_show(reader: Manual, folder: Path) -> None:
+    [shown] = lines(reader.seamark("control", "show", "--json"))
+    assert shown["version"] >= 0
+    assert all(each["why"] for each in shown["controls"])
+
+
+@checks("control kill")
+def _control_kill(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "kill", "--why", "everything", code=MISCONFIGURED)
+    reader.seamark("control", "kill", "--channel", "pusj", "--why", "a typo", code=MISCONFIGURED)
+    [made] = lines(reader.seamark("control", "kill", "--channel", "sms", "--mode", "drop", "--why", "price", "--json"))
+    assert made["change"]["after"] == {"kind": "kill", "channel": "sms", "mode": "drop"}
+    [shown] = lines(reader.seamark("control", "show", "--json"))
+    assert made["change"]["after"] in [each["control"] for each in shown["controls"]]
+    reader.seamark("control", "restore", "kill", "--channel", "sms", "--why", "paid")
+
+
+@checks("control pause")
+def _control_pause(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "pause", "--lane", "fast", "--why", "no lane", code=MISCONFIGURED)
+    [made] = lines(reader.seamark("control", "pause", "--lane", "normal", "--channel", "push", "--why", "x", "--json"))
+    assert made["change"]["action"] == "pause"
+    reader.seamark("control", "restore", "pause", "--lane", "normal", "--channel", "push", "--why", "y")
+
+
+@checks("control throttle")
+def _control_throttle(reader: Manual, folder: Path) -> None:
+    words = ["--tenant", "default", "--type", "stop.*"]
+    reader.seamark("control", "throttle", *words, "--per-minute", "0", "--why", "a loop")
+    url, event = f"{reader.described.gateway_url}/v1/events", {"to": ["alice"], "type": "stop.this"}
+    wait_for(lambda: answered(url, reader.described.api_key, event)[0] == 429)
+    assert answered(url, reader.described.api_key, {**event, "type": "go.on"})[0] == 202
+    reader.seamark("control", "restore", "throttle", *words, "--why", "mended")
+    wait_for(lambda: answered(url, reader.described.api_key, event)[0] == 202)
+
+
+@checks("control restore")
+def _control_restore(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "restore", "kill", "--tenant", "nobody", "--why", "x", code=MISCONFIGURED)
+    reader.seamark("control", "kill", "--category", "promo", "--why", "x")
+    words = ["control", "restore", "kill", "--category", "promo", "--why", "y", "--json"]
+    [half] = lines(reader.seamark(*words, "--percent", "50"))
+    assert half["change"]["after"]["percent"] == 50
+    [whole] = lines(reader.seamark(*words))
+    assert "after" not in whole["change"]
+
+
+@checks("control rehydrate")
+def _control_rehydrate(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "rehydrate", "--why", "nobody", code=MISCONFIGURED)
+    words = ["control", "rehydrate", "--tenant", "default", "--user", "alice", "--why", "rebuilt", "--json"]
+    [made] = lines(reader.seamark(*words))
+    assert made["change"]["after"] == {"kind": "rehydrate", "tenant": "default", "user": "alice"}
+    reader.traffic.check()
+
+
+@checks("control log")
+def _control_log(reader: Manual, folder: Path) -> None:
+    reader.seamark("control", "rehydrate", "--tenant", "nobody", "--who", "ann", "--why", "to be found")
+    assert any(
+        row["who"] == "ann" and row["why"] == "to be found" for row in lines(reader.seamark("control", "log", "--json"))
+    )
 
 
 @checks("topology restore")

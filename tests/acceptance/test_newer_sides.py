@@ -25,7 +25,7 @@ async def test_a_client_with_fields_and_an_op_that_this_gateway_does_not_know_is
         assert (refused["code"], refused["id"]) == ("unknown_op", "before hello")
         await device.say("hello", token=token(), device="d", cursor="start", capabilities=["feeds", "sparkle"], **newer)
         ready = await device.next()
-        assert (ready["resumed"], ready["capabilities"]) == (True, [])
+        assert (ready["resumed"], ready["capabilities"]) == (True, ["now"])
         records = await device.records(2)
         await device.until("live")
         await device.say("sparkle", id="1", **newer)

@@ -334,6 +334,16 @@ async def test_a_reset_replaces_the_count_too(browser, gateway):
     assert await page.evaluate("s.unread.count") == 4
 
 
+async def test_a_now_message_reaches_the_page_as_the_client_has_declared_that_it_takes_them(browser, gateway):
+    page = await client(browser, gateway)
+    await page.until("s.state === 'live'")
+    assert gateway.hellos[0]["capabilities"] == ["now"]
+    position = await page.evaluate("s.receiver.position")
+    await gateway.sessions[0].send({"op": "now", "id": "n1", "type": "chat.typing", "data": {}})
+    await page.until("got.now.length === 1")
+    assert await page.evaluate("[got.now[0], s.receiver.position]") == ["chat.typing", position]
+
+
 # --- state and position ---------------------------------------------------------------------------------------------
 
 FRESH = "cursor: undefined, times: { backoffFirst: 20, backoffMax: 100, ack: 20 }"

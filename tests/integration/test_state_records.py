@@ -125,7 +125,7 @@ async def test_what_redis_refuses_is_not_counted_by_the_process_either(valkey: V
 async def test_after_a_silence_of_redis_gateways_count_together_again(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.access.allowances.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.access.shared_buckets.PAUSE_SECONDS", 0.0)
     async with Redis.from_url(valkey.url, socket_timeout=None) as redis:
         one, two = (Allowances(redis, Allowance(1_000, 0.001), [Allowance(1e6, 1)]) for _ in range(2))
         assert await one.take("acme", "alice", 0, 300) is None

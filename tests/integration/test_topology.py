@@ -36,13 +36,16 @@ async def test_every_file_of_dev_is_taken_byte_for_byte(broker: Broker, tmp_path
     assert plan.refusals == ()
     assert {why.split(":")[0].split(",")[0] for step in plan.steps for why in step.why} == {
         "it has no epoch",
+        "behind what LOG-0 holds by then",
+        "behind what LOG-1 holds by then",
+        "behind what LOG-2 holds by then",
         "seen for the first time",
     }
 
 
 async def test_after_apply_server_and_files_agree_and_applying_again_changes_nothing(broker: Broker):
     done = await topology.ensure(broker, "dev")
-    assert len(done) == 25
+    assert len(done) == 34
     before = await topology.observe(broker, "dev")
     assert (await topology.plan(broker, "dev")).empty
     assert await topology.ensure(broker, "dev") == []
@@ -56,7 +59,7 @@ async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
     await topology.ensure(broker, "dev")
     observed = await topology.observe(broker, "dev")
     epochs = [stream.epoch or "" for stream in observed.streams.values()]
-    assert len(set(epochs)) == 8
+    assert len(set(epochs)) == 9
     assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
     recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
     assert observed.epochs == recorded
@@ -138,7 +141,7 @@ async def test_another_number_of_partitions_is_refused_by_plan_and_apply(broker:
     assert plan.refusals
     with pytest.raises(TopologyError, match="made for 4 partitions, 8 are asked for"):
         await topology.apply(broker, plan)
-    assert len((await topology.observe(broker, "dev")).streams) == 8, "four logs and four others"
+    assert len((await topology.observe(broker, "dev")).streams) == 9, "four logs and five others"
 
 
 async def test_without_a_number_the_server_decides(broker: Broker):

@@ -87,6 +87,28 @@ async def test_a_publisher_publishes_events_and_nothing_else(connected: Connect)
         assert await denied(publisher, subject), subject
 
 
+async def test_now_messages_go_by_the_dispatcher_and_broadcasts_to_gateways_and_nobody_forges_live_copies(
+    connected: Connect,
+):
+    publisher, dispatcher, gateway = [await connected(role) for role in ("publisher", "dispatcher", "gateway")]
+    heard: list[bytes] = []
+    await dispatcher.subscribe("now.>", lambda subject, *_: heard.append(subject), queue="relay").confirmed()
+    await gateway.subscribe("live.0.default.alice", lambda subject, *_: heard.append(subject)).confirmed()
+    await gateway.subscribe("broadcast.>", lambda subject, *_: heard.append(subject)).confirmed()
+    for subject in ("now.default.alice.chat.typing", "broadcast.default.system.down"):
+        publisher.publish(subject, b"{}")
+    dispatcher.publish("live.0.default.alice", b"{}")
+    for broker in (gateway, publisher):
+        assert await denied(broker, "live.0.default.alice")
+    for subject in ("now.acme.alice.chat.typing", "broadcast.acme.system.down"):
+        assert await denied(publisher, subject), subject
+        gateway.publish(subject, b"{}")
+    assert await denied(dispatcher, "live.0.default")
+    await eventually(lambda: len(heard) == 5)
+    with pytest.raises(Forbidden):
+        await gateway.subscribe("now.>", lambda *_: None).confirmed()
+
+
 async def test_the_shipped_publisher_cannot_publish_the_events_of_another_tenant(connected: Connect):
     publisher = await connected("publisher")
     assert await denied(publisher, event_subject("acme", "alice", "demo"))
@@ -156,7 +178,6 @@ async def test_a_dispatcher_changes_no_stream_and_publishes_no_events(connected:
     for subject in (
         event_subject("default", "alice", "demo"),
         "$KV.control.epochs",
-        "live.0.default.alice",
         "$JS.API.STREAM.DELETE.LOG-0",
         "$JS.API.STREAM.PURGE.LOG-0",
         "$JS.API.STREAM.MSG.DELETE.LOG-0",
@@ -204,6 +225,43 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
         assert await denied(gateway, subject), subject
 
 
+async def test_a_planner_reads_its_consumers_and_writes_receipts_and_jobs_and_nothing_else(connected: Connect):
+    await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
+    planner = await connected("planner")
+    arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    inbox = planner.nc.new_inbox()
+    planner.subscribe(inbox, lambda subject, *_: arrived.set_result(subject))
+    body = b'{"batch":1,"group":"owner","expires":5000000000}'
+    planner.publish("$JS.API.CONSUMER.MSG.NEXT.LOG-0.plan-0", body, reply=inbox)
+    async with asyncio.timeout(5):
+        assert await arrived == b"log.0.default.alice"
+    await planner.api("CONSUMER.INFO.LOG-0.plan-0")
+    await planner.api("CONSUMER.RESET.LOG-0.plan-0", {"seq": 1})
+    await planner.api("CONSUMER.UNPIN.LOG-0.plan-0", {"group": "owner"})
+    for stream in ("LOG-0", "JOBS"):
+        assert (await planner.stream(stream)).epoch
+    mark = await planner.leader_last("JOBS", "jmark.0")
+    assert mark is not None
+    after = Outgoing(
+        "jmark.0", mark.payload, b"Nats-Expected-Last-Subject-Sequence: %d\r\nNats-Rollup: sub\r\n" % mark.seq
+    )
+    await planner.commit([Outgoing("job.push.normal.default.alice", b"{}"), after])
+    await planner.commit([Outgoing(receipt_subject(0, "default", "alice"), b"{}")])
+    for subject in (
+        "log.0.default.alice",
+        "mark.0.0",
+        event_subject("default", "alice", "demo"),
+        "live.0.default.alice",
+        "$KV.control.epochs",
+        "$JS.API.STREAM.PURGE.JOBS",
+        "$JS.API.STREAM.DELETE.JOBS",
+        "$JS.API.CONSUMER.RESET.LOG-0.inbox-0",
+        "$JS.API.CONSUMER.CREATE.JOBS.mine.job.>",
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
+    ):
+        assert await denied(planner, subject), subject
+
+
 async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatchers_be(connected: Connect):
     projector = await connected("projector")
     arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -245,7 +303,7 @@ async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
 
 async def test_an_operator_sees_everything_and_changes_nothing(connected: Connect):
     operator = await connected("operator")
-    assert len((await operator.api("STREAM.LIST"))["streams"]) == 8
+    assert len((await operator.api("STREAM.LIST"))["streams"]) == 9
     subjects = await operator.api("STREAM.INFO.LOG-0", {"subjects_filter": ">"})
     assert subjects["config"]["name"] == "LOG-0"
     assert len((await operator.api("CONSUMER.LIST.EVENTS"))["consumers"]) == 4

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access import buckets
-from gateway.access.buckets import Buckets
+from engine import buckets
+from engine.buckets import Buckets
 from gateway.access.shares import NoPlace, Queue, Shares
 
 STEPS = st.lists(st.tuples(st.floats(0, 30), st.floats(0.1, 12)), max_size=60)

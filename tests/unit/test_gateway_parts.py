@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.broker.jetstream import Outgoing
-from gateway.access.buckets import Buckets
+from engine.buckets import Buckets
 from gateway.carriers.poll import PollOutlet
 from gateway.limits import ROOM_BYTES, WRITE_HIGH_BYTES, WRITE_LOW_BYTES
 from gateway.log.message import Message, live_position

@@ -27,7 +27,8 @@ def seen(profile="production", *, monitors=None, **changes):
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
     epochs = dict.fromkeys(("EVENTS", "LOG-0", "LOG-1"), "epoch000")
     monitors = {"http://n1:8222": SYNCED} if monitors is None else monitors
-    whole = Seen("2.15.1", 2 << 20, monitors, Observed(streams, consumers, epochs))
+    planned = {p: PlacedMark(1, Mark("epoch000", 10, 1, "owner", "epoch000")) for p in range(2)}
+    whole = Seen("2.15.1", 2 << 20, monitors, Observed(streams, consumers, epochs, planned))
     return replace(whole, **changes)
 
 

@@ -6,6 +6,7 @@ from itertools import count
 import msgspec
 import pytest
 
+from engine.log.marks import Mark, PlacedMark
 from engine.topology.diff import changes_between
 from engine.topology.files import render
 from engine.topology.plan import Observed, decide, remembered_partitions
@@ -27,7 +28,8 @@ def server_with(topology, *, epoch="aaaaaaaa", **stored):
         streams[file.name] = stream_with(file.config | {"metadata": metadata, "sealed": False}, **stored)
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
     epochs = {name: epoch for name in streams if name == "EVENTS" or name.startswith("LOG-")}
-    return Observed(streams, consumers, epochs)
+    planned = {p: PlacedMark(1, Mark(epoch, 0, 1, "owner", epoch)) for p in range(topology.partitions)}
+    return Observed(streams, consumers, epochs, planned)
 
 
 def changed(observed, name, **fields):
@@ -39,9 +41,29 @@ def changed(observed, name, **fields):
 def test_on_an_empty_server_everything_is_created_and_then_recorded():
     topology = render("dev")
     plan = decide(topology, Observed(), tags())
-    assert [step.action for step in plan.steps] == ["create_stream"] * 8 + ["create_consumer"] * 16 + ["record_epochs"]
+    actions = [step.action for step in plan.steps]
+    created = ["create_stream"] * 9 + ["create_consumer"] * 20
+    assert actions == [*created, *["begin_planning"] * 4, "record_epochs"]
     epochs = [step.config["metadata"]["seamark.epoch"] for step in plan.steps if step.action == "create_stream"]
-    assert len(set(epochs)) == 8
+    assert len(set(epochs)) == 9
+
+
+def test_only_a_log_without_a_mark_in_jobs_gets_one():
+    topology = render("dev")
+    observed = server_with(topology)
+    del observed.planned[2]
+    (step,) = decide(topology, observed, tags()).steps
+    assert (step.action, step.target) == ("begin_planning", "jmark.2")
+
+
+def test_jobs_that_are_gone_are_made_anew_without_asking_for_the_stream_holds_no_position_that_could_be_restored():
+    topology = render("dev")
+    observed = server_with(topology, last_seq=7)
+    del observed.streams["JOBS"]
+    observed.planned.clear()
+    plan = decide(topology, observed, tags())
+    assert not plan.refusals
+    assert [step.target for step in plan.steps] == ["JOBS", *(f"jmark.{p}" for p in range(4))]
 
 
 def test_where_files_and_server_agree_nothing_is_planned():

@@ -114,7 +114,9 @@ def test_roles_may_read_every_log_that_written_files_make(tmp_path: Path) -> Non
         for method in ("DIRECT.GET", "STREAM.MSG.GET", "STREAM.INFO"):
             permission = f'"$JS.API.{method}.LOG-{{}}"'
             assert text.count(permission.format(log)) == shipped.count(permission.format(0)), log
+        for method in ("MSG.NEXT", "INFO", "RESET", "UNPIN"):
+            assert text.count(f'"$JS.API.CONSUMER.{method}.*.plan-{log}"') == 1, log
     assert [line for line in text.splitlines() if line not in shipped.splitlines()] == [
-        line for line in text.splitlines() if re.search(r"LOG-(1[6-9]|[2-6]\d)", line)
+        line for line in text.splitlines() if re.search(r"(LOG|plan)-(1[6-9]|[2-6]\d)", line)
     ]
     assert write(found, tmp_path / "nats", folder=tmp_path / "nats") == []

@@ -1,0 +1,106 @@
+"""`/v1/controls`: operators hold, drop, pause and throttle, and see what is in force."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from engine.controls import document
+from engine.controls.changing import Asked, InvalidControl, TooManyChanges
+from engine.controls.desk import ChangedMeanwhile, Desk, Read
+from engine.errors import BrokerError, TopologyError
+from gateway.access.principals import Operator
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Kind, Problem
+
+VERSION_CONFLICT: Final = Kind(409, "version_conflict")
+TOO_MANY_CHANGES: Final = Kind(429, "too_many_changes")
+
+RETRY_SECONDS: Final = 10
+"""`Retry-After` where too much was changed in a short time."""
+
+
+class NewKill(document.Kill, frozen=True, tag="kill", tag_field="kind", forbid_unknown_fields=True):
+    """A kill switch, for all that its members name together. `hold` puts jobs back, `drop` ends them.
+
+    `percent`, to restore it: how many of the users are let through again, always the same ones; all, if it is not said.
+    """
+
+
+class NewPause(document.Pause, frozen=True, tag="pause", tag_field="kind", forbid_unknown_fields=True):
+    """A lane that waits, of a channel or of all."""
+
+
+class NewThrottle(document.Throttle, frozen=True, tag="throttle", tag_field="kind", forbid_unknown_fields=True):
+    """How many events of a type (`order.shipped`, `order.*`; none: of all) a tenant's services may publish in a minute."""
+
+
+class NewRehydrate(document.Rehydrate, frozen=True, tag="rehydrate", tag_field="kind", forbid_unknown_fields=True):
+    """Connected devices of a user, or of all users of a tenant, read their log again: once, and stored nowhere."""
+
+
+class Order(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to be done, and why. `restore`: take the control off that has the same members, or let more through."""
+
+    control: NewKill | NewPause | NewThrottle | NewRehydrate
+    why: Annotated[str, Meta(min_length=1, max_length=200)]
+    restore: bool = False
+
+
+class ChangeQuery(msgspec.Struct, frozen=True):
+    """`version`: only if the controls still have it; 0: only if there never was one."""
+
+    version: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Shown(msgspec.Struct):
+    """The controls in force, the last changes, and the version of both."""
+
+    version: int
+    controls: tuple[document.InForce, ...]
+    changes: tuple[document.Change, ...]
+
+
+@Endpoint("GET", "/v1/controls")
+async def show_controls(call: Call[Operator, None, None]) -> Shown:
+    """What is in force, since when, by whom and why; and the last changes. `seamark control log` shows older ones."""
+    try:
+        return _shown(await Desk(call.context.broker).read())
+    except (BrokerError, TopologyError) as error:
+        raise _away(error) from error
+
+
+@Endpoint("POST", "/v1/controls", refuses=(VERSION_CONFLICT, TOO_MANY_CHANGES))
+async def change_controls(call: Call[Operator, ChangeQuery, Order]) -> Shown:
+    """Change a control. Every process obeys within a second; one that has not heard of it says so in its readiness.
+
+    Somebody else may change another control at the same time. Where it is the same one, the second is refused: look again.
+    """
+    order, key = call.body, call.principal.key
+    asked = Asked(order.control, f"api-key {key}" if key is not None else "operator", order.why, order.restore)
+    try:
+        return _shown(await Desk(call.context.broker).change(asked, version=call.query.version))
+    except InvalidControl as error:
+        field = (
+            None if error.field is None else error.field if error.field in ("why", "who") else f"control.{error.field}"
+        )
+        raise Problem(INVALID_BODY, str(error), field=field) from error
+    except TooManyChanges as error:
+        raise Problem(TOO_MANY_CHANGES, str(error), retry_after_seconds=RETRY_SECONDS) from error
+    except ChangedMeanwhile as error:
+        raise Problem(VERSION_CONFLICT, str(error)) from error
+    except (BrokerError, TopologyError) as error:
+        raise _away(error) from error
+
+
+def _shown(read: Read) -> Shown:
+    return Shown(read.version, read.document.controls, read.document.changes)
+
+
+def _away(error: Exception) -> Problem:
+    said = (
+        str(error) if isinstance(error, TopologyError) else "the control bucket does not answer: look, then try again"
+    )
+    return Problem(UNAVAILABLE, said, error=type(error).__name__)
