@@ -96,3 +96,29 @@ assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
 assert PULL_BATCH <= PULL_MESSAGES_MAX, "a pull must be one the server takes"
 assert PULL_BYTES > EVENT_BYTES_MAX + (64 << 10), "a pull must be able to bring the largest event with its headers"
+
+ATTRIBUTE_BYTES_MAX = 8 << 10
+"""Attributes of one user as JSON: a hundred of them fit. A million users have 8 GiB at most, and segments read all of it."""
+
+ATTRIBUTE_DEPTH_MAX = 8
+"""Nesting of attributes: segments name them by path, and merging recurses."""
+
+PUSH_TOKENS_PER_USER = 20
+"""Apps and browsers of one user that get a push: each notification becomes so many requests. The oldest one makes room."""
+
+PUSH_TOKEN_BYTES_MAX = 2048
+"""One token. FCM's have some 200 characters and may grow; a browser's endpoint has up to 600."""
+
+TOPICS_MAX = 10_000
+"""Topics of a tenant: they are named by people, or stand for an entity. For more, ask attributes of users."""
+
+TOPIC_MEMBERS_MAX = 50_000_000
+"""Members of one topic: 5 GiB of rows and indexes."""
+
+MEMBERS_PER_CHANGE = 1000
+"""Users that one request adds to a topic or removes: it holds the topic for some 10 ms, and 1000 ids are 128 KiB at most."""
+
+TOMBSTONE_SECONDS = 31 * 86_400
+"""How long it is remembered that a user was deleted: longer than anything waits that may still be for him (30 days)."""
+
+assert PUSH_TOKENS_PER_USER > 1, "a new token makes room for itself by taking an older one"

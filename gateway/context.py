@@ -11,6 +11,7 @@ from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
@@ -51,6 +52,7 @@ class Context:
     handshakes: Buckets
     times: Times
     tables: Tables | None = None
+    directory: Directory | None = None
     api_keys: ApiKeys | None = None
     idempotency_keys: IdempotencyKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)

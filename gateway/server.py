@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import asyncpg
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
@@ -15,6 +16,7 @@ from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
 from engine.settings import cannot_listen
@@ -37,7 +39,14 @@ from gateway.http import cors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.http.problems import as_problems
 from gateway.join.counters import FeedCollector
-from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, DRAIN_CLOSE_SECONDS
+from gateway.limits import (
+    ACCEPT_BACKLOG,
+    API_KEY_GUESSES_PER_MINUTE,
+    COUNT_SECONDS,
+    DIRECTORY_CONNECT_SECONDS,
+    DIRECTORY_CONNECTIONS,
+    DRAIN_CLOSE_SECONDS,
+)
 from gateway.log.live import Live
 from gateway.log.partition import Partition
 from gateway.obeying import obey
@@ -142,6 +151,13 @@ async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
     return ApiKeys(await postgres_keys(options.postgres_url), guesses_per_minute=guesses)
 
 
+async def _directory(url: str) -> Directory:
+    """The directory in the database at `url`; connects when first asked, so that a gateway starts without PostgreSQL."""
+    pool = asyncpg.create_pool(url, min_size=0, max_size=DIRECTORY_CONNECTIONS, timeout=DIRECTORY_CONNECT_SECONDS)
+    await pool
+    return Directory(pool)
+
+
 @asynccontextmanager
 async def _context(
     options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys
@@ -152,6 +168,7 @@ async def _context(
     count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
     tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
+    directory = None if options.postgres_url is None else await _directory(options.postgres_url)
     redis = (
         None
         if options.redis_url is None
@@ -176,6 +193,7 @@ async def _context(
         handshakes=Buckets(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        directory=directory,
         api_keys=await _api_keys(options),
         idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
@@ -203,6 +221,8 @@ async def _context(
         context.wheel.close()
         if tables is not None:
             await tables.close()
+        if directory is not None:
+            await directory.close()
         if context.api_keys is not None:
             await context.api_keys.close()
         if context.idempotency_keys is not None:

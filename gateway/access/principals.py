@@ -19,6 +19,24 @@ class Scope(StrEnum):
     NOTIFICATIONS_READ = "notifications:read"
     """To see what became of the notifications of the tenant's users."""
 
+    USERS_READ = "users:read"
+    """To see the users of the directory: addresses, attributes."""
+
+    USERS_WRITE = "users:write"
+    """To make, change and delete users, also by naming a recipient with what is known of him."""
+
+    DEVICES_READ = "devices:read"
+    """To see where users get pushes; never the tokens themselves."""
+
+    DEVICES_WRITE = "devices:write"
+    """To register and remove push tokens of users."""
+
+    TOPICS_READ = "topics:read"
+    """To see topics and their members."""
+
+    TOPICS_WRITE = "topics:write"
+    """To make and delete topics, and to change who is in them."""
+
 
 class User(msgspec.Struct, frozen=True):
     """A user, who may see and change what is theirs. `expires_at`: when the token ends, in Unix seconds."""

@@ -12,6 +12,16 @@ from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
 from gateway.api.proof import trace_notification
+from gateway.api.push_tokens import (
+    own_tokens,
+    register_own_token,
+    register_token,
+    remove_own_token,
+    remove_token,
+    tokens_of_user,
+)
+from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
+from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
@@ -40,6 +50,23 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     trace_notification,
     show_controls,
     change_controls,
+    user_page,
+    get_user,
+    put_user,
+    patch_user,
+    delete_user,
+    own_tokens,
+    register_own_token,
+    remove_own_token,
+    tokens_of_user,
+    register_token,
+    remove_token,
+    topic_page,
+    get_topic,
+    delete_topic,
+    member_page,
+    add_members,
+    remove_members,
     healthz,
     readyz,
     openapi,
