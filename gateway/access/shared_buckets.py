@@ -11,8 +11,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from projections.outages import redis_failure
-from projections.store import StoreBroken
+from engine.errors import StoreBroken
+from engine.outages import redis_failure
 
 _log = structlog.get_logger("seamark.shared_buckets")
 

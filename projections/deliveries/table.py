@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Final
 
 from engine import metrics
@@ -40,6 +41,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigi
 WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.channel = o.channel AND d.device = o.device
 RETURNING d.tenant, d.user_id, d.id, d.channel, d.device
 """
+_facts: Final = attrgetter(*DELIVERIES.tables[0].facts)
 _COLUMNS: Final = (*DELIVERIES.tables[0].columns, "kept_until", "version")
 
 # A row that is there already may be in another month, which the key of this month does not cover.
@@ -94,7 +96,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     """Merge what a batch says into what is known. Rows go in the order of their keys, which an index likes."""
     if folded.deliveries:
         rows = [
-            (*key, *(getattr(one, name) for name in DELIVERIES.tables[0].facts), kept_until(key[0]))
+            (*key, *_facts(one), kept_until(key[0]))
             for key, one in sorted(folded.deliveries.items(), key=lambda item: item[0])
         ]
         # A row that is there already may be in another month, which the key of this month does not cover.
@@ -105,8 +107,8 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     if folded.ranges:
         ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values(), key=lambda one: one[:8])]
         await connection.execute(_RANGES.format(v=version), *transposed(ranges))
-    if folded.cursors:
-        cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
+    cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
+    if cursors:
         written = await connection.fetch(_CURSORS.format(v=version), *transposed(cursors))
         # A user can have too many devices only when one is new.
         users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})
