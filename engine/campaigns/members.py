@@ -20,6 +20,9 @@ _OWN: Final = frozenset({"locale", "timezone"})
 
 _USERS: Final = "users u"
 
+_DELETED: Final = "SELECT FROM profiles p WHERE p.tenant = $1 AND p.user_id = u.user_id AND p.deleted_at IS NOT NULL"
+"""Members of topics go with their user; whom a campaign names must not come back by that."""
+
 _COMPARE: Final = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 _NAMED: Final = "SELECT unnest($2::text[])", "SELECT unnest($3::text[])"
@@ -80,7 +83,7 @@ class Question:
         if audience.topic is not None:
             return f"topic_members u WHERE u.tenant = $1 AND u.topic = {self._arg(audience.topic)}"
         if audience.users is not None:
-            return f"({self._named_users}) u (user_id) WHERE $1::text IS NOT NULL"
+            return f"({self._named_users}) u (user_id) WHERE NOT EXISTS ({_DELETED})"
         return f"{_USERS} WHERE u.tenant = $1"
 
     def _excluded(self, exclude: Audience | None) -> str:
