@@ -120,7 +120,7 @@ class Campaigns:
             row = await connection.fetchrow(f"{PROGRESS} AND c.id = $2", tenant, id)
         if row is None:
             raise NoCampaign(f"there is no campaign {id!r}")
-        return progress_of(row)
+        return progress_of(dict(row))
 
     async def list(self, tenant: str, limit: int, after: tuple[datetime, str] | None = None) -> list[Progress]:
         """Campaigns, the newest first.
@@ -133,7 +133,7 @@ class Campaigns:
             ORDER BY c.created_at DESC, c.id DESC LIMIT $4"""
         async with asking(self._pool) as connection:
             rows = await connection.fetch(statement, tenant, at, id, min(limit, LIST_MAX))
-        return [progress_of(row) for row in rows]
+        return [progress_of(dict(row)) for row in rows]
 
     async def pause(self, tenant: str, id: str) -> None:
         """Begin no page any more, until it is resumed. Raises NoCampaign, CampaignConflict."""

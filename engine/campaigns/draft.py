@@ -75,12 +75,14 @@ class Audience(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     topic: Label | None = None
     segment: Annotated[tuple[Condition, ...], Meta(min_length=1, max_length=CONDITIONS_MAX)] | None = None
     users: Annotated[tuple[str, ...], Meta(max_length=USERS_MAX)] | None = None
-    everyone: Literal[True] | None = None
+    everyone: bool | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError unless one is given."""
         if sum(given is not None for given in (self.topic, self.segment, self.users, self.everyone)) != 1:
             raise ValueError("give exactly one of `topic`, `segment`, `users`, `everyone`")
+        if self.everyone is False:
+            raise ValueError("`everyone` can only be true")
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -97,8 +97,8 @@ def _speed(row: Mapping[str, Any]) -> float:
     """Recipients a second, of the last half minute or of the time since the first page if that is shorter."""
     if not row["recent"]:
         return 0.0
-    since = (row["now"] - row["first_claimed_at"]).total_seconds()
-    return float(row["recent"]) / max(1.0, min(RATE_SECONDS, since))
+    since: float = (row["now"] - row["first_claimed_at"]).total_seconds()
+    return int(row["recent"]) / max(1.0, min(RATE_SECONDS, since))
 
 
 def _stuck(row: Mapping[str, Any]) -> str | None:
