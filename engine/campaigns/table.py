@@ -256,7 +256,7 @@ _CLAIM: Final = f"""
         UPDATE campaigns SET pages = pages + ($6::text <> $5::text)::integer,
                publish_at = CASE WHEN $9::bytea IS NULL OR rate IS NULL THEN publish_at
                             ELSE greatest(publish_at, now() - interval '1 second')
-                                 + make_interval(secs => ($7 - $8)::double precision / rate) END
+                                 + make_interval(secs => ($7::integer - $8::integer)::double precision / rate) END
         WHERE tenant = $1 AND id = $2 AND revision = $3 AND state = 'running' AND publish_at <= clock_timestamp()
           AND (not_after IS NULL OR not_after > clock_timestamp())
           AND EXISTS (SELECT FROM campaign_pages WHERE tenant = $1 AND campaign = $2 AND number = $4 AND up_to = $5
@@ -271,7 +271,7 @@ _CLAIM: Final = f"""
         FROM held WHERE tenant = $1 AND campaign = $2 AND number = $4 RETURNING true
     ), rest AS (
         INSERT INTO campaign_pages (tenant, campaign, number, after_user, up_to, count, excluded)
-        SELECT $1, $2, held.pages - 1, $6, $5, $12, $13 FROM held WHERE $6::text <> $5::text
+        SELECT $1, $2, held.pages - 1, $6, $5, $12::integer, $13::integer FROM held WHERE $6::text <> $5::text
     )
     SELECT true FROM claimed
 """

@@ -11,7 +11,7 @@ import pytest
 
 from engine.campaigns.commands import CampaignConflict, Campaigns, NoCampaign, Size, TooManyCampaigns
 from engine.campaigns.cuts import Bounds, Cut, cut, remainder
-from engine.campaigns.draft import Audience, Condition, Draft, InvalidCampaign, Message
+from engine.campaigns.draft import Audience, Condition, Draft, Message
 from engine.campaigns.states import PAGES_OF_CAMPAIGN, Campaign, Page, PageState, Position
 from engine.campaigns.table import CampaignTable
 from engine.postgres import Pool
@@ -59,9 +59,9 @@ async def claim(table: CampaignTable, campaign: Campaign, page: Page, most: Boun
     return await table.claim(campaign, page, piece, remainder(window, piece), b"event", AT)
 
 
-async def users_of(table: CampaignTable) -> list[str]:
+async def users_of(table: CampaignTable, id: str = "c0") -> list[str]:
     """Everybody on any page, in order."""
-    campaign = await taken(table)
+    campaign = await taken(table, id)
     window = await table.window(campaign, "", None)
     return [member.user for member in window.members if not member.excluded]
 
@@ -187,36 +187,36 @@ PEOPLE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("attribute", "op", "value", "found"),
-    [
-        ("plan", "eq", "pro", {"anna", "Carl"}),
-        ("plan", "ne", "pro", {"bob", "dora", "Émile"}),
-        ("plan", "in", ["free", "pro"], {"anna", "bob", "Carl"}),
-        ("plan", "exists", True, {"anna", "bob", "Carl"}),
-        ("plan", "exists", False, {"dora", "Émile"}),
-        ("age", "ge", 7, {"anna", "bob"}),
-        ("age", "lt", 41, {"bob"}),
-        ("age", "le", "41", {"dora"}),
-        ("age", "gt", 41.5, set()),
-        ("age", "eq", 41.0, {"anna"}),
-        ("beta", "eq", True, {"Carl"}),
-        ("beta", "eq", 1, set()),
-        ("locale", "eq", "de", {"anna"}),
-        ("locale", "exists", False, {"bob", "dora", "Émile"}),
-        ("tags", "in", ["a"], set()),
-        ("plan') OR true --", "exists", True, set()),
-    ],
-)
-async def test_a_segment_holds_those_who_meet_its_conditions(
-    attribute: str, op: Any, value: Any, found: set[str], pool: Pool
-) -> None:
+SEGMENTS: list[tuple[str, Any, Any, set[str]]] = [
+    ("plan", "eq", "pro", {"anna", "Carl"}),
+    ("plan", "ne", "pro", {"bob", "dora", "Émile"}),
+    ("plan", "in", ["free", "pro"], {"anna", "bob", "Carl"}),
+    ("plan", "exists", True, {"anna", "bob", "Carl"}),
+    ("plan", "exists", False, {"dora", "Émile"}),
+    ("age", "ge", 7, {"anna", "bob"}),
+    ("age", "lt", 41, {"bob"}),
+    ("age", "le", "41", {"dora"}),
+    ("age", "gt", 41.5, set()),
+    ("age", "eq", 41.0, {"anna"}),
+    ("beta", "eq", True, {"Carl"}),
+    ("beta", "eq", 1, set()),
+    ("locale", "eq", "de", {"anna"}),
+    ("locale", "exists", False, {"bob", "dora", "Émile"}),
+    ("tags", "in", ["a"], set()),
+    ("plan') OR true --", "exists", True, set()),
+]
+
+
+async def test_a_segment_holds_those_who_meet_its_conditions(pool: Pool) -> None:
     await add_users(pool, {user: dict(said) for user, said in PEOPLE.items()})
     await add_users(pool, {"eve": {"plan": "pro"}}, tenant="other")
-    audience = Audience(segment=(Condition(attribute, op, value),))
-    await Campaigns(pool).create(T, draft(audience))
-    assert set(await users_of(CampaignTable(pool))) == found
-    assert await Campaigns(pool).size(T, draft(audience)) == Size(len(found), 0)
+    commands, table = Campaigns(pool), CampaignTable(pool)
+    for number, (attribute, op, value, found) in enumerate(SEGMENTS):
+        asked = draft(Audience(segment=(Condition(attribute, op, value),)), f"c{number}")
+        await commands.create(T, asked)
+        assert set(await users_of(table, asked.id)) == found, asked
+        assert await commands.size(T, asked) == Size(len(found), 0)
+        await pool.execute("DELETE FROM campaigns")
 
 
 async def test_all_conditions_of_a_segment_must_be_met(pool: Pool) -> None:
@@ -225,28 +225,28 @@ async def test_all_conditions_of_a_segment_must_be_met(pool: Pool) -> None:
     assert await Campaigns(pool).size(T, draft(audience)) == Size(1, 0)
 
 
-@pytest.mark.parametrize(
-    ("audience", "exclude", "found"),
-    [
-        (Audience(everyone=True), None, ["Carl", "anna", "bob", "dora", "Émile"]),
-        (Audience(topic="news"), None, ["Zoe", "anna", "ümit"]),
-        (Audience(users=("b", "a", "b", "Z")), None, ["Z", "a", "b"]),
-        (Audience(everyone=True), Audience(topic="news"), ["Carl", "bob", "dora", "Émile"]),
-        (Audience(topic="news"), Audience(users=("anna", "nobody")), ["Zoe", "ümit"]),
-        (Audience(everyone=True), Audience(segment=(Condition("plan", "eq", "pro"),)), ["bob", "dora", "Émile"]),
-        (Audience(users=("a", "anna")), Audience(segment=(Condition("age", "exists", True),)), ["a"]),
-    ],
-)
-async def test_an_audience_is_read_in_byte_order_without_those_who_are_excluded(
-    audience: Audience, exclude: Audience | None, found: list[str], pool: Pool
-) -> None:
+AUDIENCES: list[tuple[Audience, Audience | None, list[str]]] = [
+    (Audience(everyone=True), None, ["Carl", "anna", "bob", "dora", "Émile"]),
+    (Audience(topic="news"), None, ["Zoe", "anna", "ümit"]),
+    (Audience(users=("b", "a", "b", "Z")), None, ["Z", "a", "b"]),
+    (Audience(everyone=True), Audience(topic="news"), ["Carl", "bob", "dora", "Émile"]),
+    (Audience(topic="news"), Audience(users=("anna", "nobody")), ["Zoe", "ümit"]),
+    (Audience(everyone=True), Audience(segment=(Condition("plan", "eq", "pro"),)), ["bob", "dora", "Émile"]),
+    (Audience(users=("a", "anna")), Audience(segment=(Condition("age", "exists", True),)), ["a"]),
+]
+
+
+async def test_an_audience_is_read_in_byte_order_without_those_who_are_excluded(pool: Pool) -> None:
     await add_users(pool, {user: dict(said) for user, said in PEOPLE.items()})
     await join(pool, "news", "anna", "ümit", "Zoe")
     await join(pool, "news", "mallory", tenant="other")
-    await Campaigns(pool).create(T, draft(audience, exclude=exclude))
-    assert await users_of(CampaignTable(pool)) == found == sorted(found)
-    size = await Campaigns(pool).size(T, draft(audience, exclude=exclude))
-    assert size.recipients == len(found)
+    commands, table = Campaigns(pool), CampaignTable(pool)
+    for number, (audience, exclude, found) in enumerate(AUDIENCES):
+        asked = draft(audience, f"c{number}", exclude=exclude)
+        await commands.create(T, asked)
+        assert await users_of(table, asked.id) == found == sorted(found)
+        assert (await commands.size(T, asked)).recipients == len(found)
+        await pool.execute("DELETE FROM campaigns")
 
 
 async def test_a_user_who_was_deleted_is_not_brought_back_by_a_campaign_that_names_him(pool: Pool) -> None:
@@ -474,24 +474,3 @@ async def test_a_tenant_has_so_many_unfinished_campaigns_and_no_more(
     with pytest.raises(TooManyCampaigns, match="cancel some"):
         await commands.create(T, draft(Audience(users=("a",)), "c"))
     assert not await commands.create(T, draft(Audience(users=("a",)), "b"))
-
-
-@pytest.mark.parametrize(
-    ("asked", "field"),
-    [
-        (draft(Audience(users=("a",)), "no blanks"), "id"),
-        (draft(Audience(users=())), "audience.users"),
-        (draft(Audience(users=("a", ""))), "audience.users[1]"),
-        (draft(Audience(topic="a\0")), "audience"),
-        (draft(Audience(topic="a"), exclude=Audience(everyone=True)), "exclude.everyone"),
-        (draft(Audience(topic="a"), start_at=datetime(2026, 1, 1)), "start_at"),  # noqa: DTZ001
-        (Draft(id="a", audience=Audience(topic="a"), message=Message(type="no blanks")), "message.subject"),
-    ],
-)
-async def test_a_campaign_that_could_not_be_sent_is_refused_with_the_member_at_fault(
-    asked: Draft, field: str, pool: Pool
-) -> None:
-    with pytest.raises(InvalidCampaign) as refused:
-        await Campaigns(pool).create(T, asked)
-    assert refused.value.field == field
-    assert await pool.fetchval("SELECT count(*) FROM campaigns") == 0
