@@ -8,7 +8,7 @@ from engine.dispatch.source import BULK
 from engine.log.incarnations import epoch_of, stream_of
 from engine.log.marks import Mark
 from engine.log.writer import read_mark
-from seamark.protocol.subjects import partition_of
+from seamark.protocol.subjects import partition_of, stored_event
 
 APPEND_SECONDS = 5.0
 """How long a page is tried. What is unknown then is settled by the next look."""
@@ -48,7 +48,7 @@ class Bulk:
             Unavailable, Unanswered: as `Broker.append`.
         """
         ack = await self._broker.append(
-            f"bulk.{_tail(subject)}", payload, after=After(BULK.stream, 0), epoch=epoch, budget_seconds=APPEND_SECONDS
+            subject, payload, after=After(BULK.stream, 0), epoch=epoch, budget_seconds=APPEND_SECONDS
         )
         return Position(epoch, ack.seq)
 
@@ -58,12 +58,8 @@ class Bulk:
         return (await read_mark(self._broker, BULK.marked(partition, partition))).mark
 
     def _stored(self, subject: str) -> str:
-        return f"{BULK.prefix}.{self._partition(subject)}.{_tail(subject)}"
+        return stored_event(subject, self._partition(subject))
 
     def _partition(self, subject: str) -> int:
-        tenant, key, _ = _tail(subject).split(".", 2)
+        _, tenant, key, _ = subject.split(".", 3)
         return partition_of(tenant, key, self._partitions)
-
-
-def _tail(subject: str) -> str:
-    return subject.removeprefix("events.")

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from seamark.protocol.errors import InvalidEvent, InvalidToken, SeamarkError
 from seamark.protocol.events import Channels, Encoded, Label, Priority, encode
-from seamark.protocol.subjects import encode_user
+from seamark.protocol.subjects import bulk_subject, encode_user
 
 ID_CHARS_MAX: Final = 100
 """A page's event is called `<campaign>:<page>`, and that must be an ordering key: 128 bytes once encoded."""
@@ -153,7 +153,7 @@ def _check_names(field: str, audience: Audience | None) -> None:
 
 
 def page_event(tenant: str, campaign: str, message: Message, number: int, to: list[str], **inside: Any) -> Encoded:
-    """The event of a page, on its subject below `events.`.
+    """The event of a page, on its subject below `bulk.`.
 
     Its ordering key is its own id, so that pages spread over partitions. `transaction_id` is what all pages have in common.
 
@@ -165,7 +165,7 @@ def page_event(tenant: str, campaign: str, message: Message, number: int, to: li
     """
     fields = {name: getattr(message, name) for name in _PASSED_ON}
     id = event_id(campaign, number)
-    return encode(
+    event = encode(
         to=to,
         type=message.type,
         tenant=tenant,
@@ -176,6 +176,7 @@ def page_event(tenant: str, campaign: str, message: Message, number: int, to: li
         transaction_id=transaction_id(campaign),
         **fields,
     )
+    return event._replace(subject=bulk_subject(tenant, id, message.type))
 
 
 _PASSED_ON: Final = ("category", "priority", "collapse_key", "expires_at", "channels")

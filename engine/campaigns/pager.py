@@ -23,7 +23,7 @@ from engine.errors import StoreBroken
 from engine.tasks import Tasks
 from seamark.protocol.errors import SeamarkError
 from seamark.protocol.events import Encoded
-from seamark.protocol.subjects import event_subject
+from seamark.protocol.subjects import bulk_subject
 
 _log = structlog.get_logger("seamark.pager")
 
@@ -217,4 +217,4 @@ def _event(campaign: Campaign, page: Page, piece: Cut) -> Encoded:
 
 
 def _subject(campaign: Campaign, page: Page) -> str:
-    return event_subject(campaign.tenant, event_id(campaign.id, page.number), campaign.message.type)
+    return bulk_subject(campaign.tenant, event_id(campaign.id, page.number), campaign.message.type)

@@ -1,7 +1,6 @@
 """Pagers on a real broker and a real database: what is appended to BULK, once, and when a page is done."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,7 +21,6 @@ from engine.log.marks import Mark, encode_mark
 from engine.postgres import Pool
 from engine.tasks import end
 from engine.topology import server as topology
-from engine.topology.files import files_folder
 from ops.dev.servers import NatsServer
 from seamark.protocol.events import accept
 from tests.support.logs import FAST, connected, eventually
@@ -35,19 +33,7 @@ MESSAGE = Message(type="sale.autumn", data=msgspec.Raw(b'{"text":"hi"}'))
 async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
     async with connected(nats_server.url) as connection:
         await topology.ensure(connection, "dev", overrides=FAST)
-        await make_bulk(connection)
         yield connection
-
-
-async def make_bulk(broker: Broker) -> None:
-    """BULK with the shape of EVENTS, where the topology has none of its own yet."""
-    if (files_folder() / "streams" / "BULK.dev.json").exists():
-        return
-    text = (files_folder() / "streams" / "EVENTS.dev.json").read_text()
-    text = text.replace("EVENTS", BULK.stream).replace("events.", "bulk.").replace('"ev.', f'"{BULK.prefix}.')
-    config = json.loads(text.replace("${N}", str(await read_partitions(broker))))
-    config["metadata"]["seamark.epoch"] = "bulk0001"
-    await broker.api(f"STREAM.CREATE.{BULK.stream}", config)
 
 
 @pytest.fixture
@@ -72,8 +58,7 @@ async def stored(broker: Broker) -> list[Any]:
     """The events of BULK, each one that a dispatcher accepts."""
     found, seq = [], 1
     while message := await broker.leader_next(BULK.stream, f"{BULK.prefix}.>", seq):
-        subject = message.subject.replace(f"{BULK.prefix}.", "ev.", 1)
-        found.append(accept(subject, message.payload))
+        found.append(accept(message.subject, message.payload))
         seq = message.seq + 1
     return found
 

@@ -409,7 +409,7 @@ class World:
         )
 
     def stored_subject(self, subject: str) -> str:
-        return Bulk(self.broker, PARTITIONS)._stored(f"events.{subject.removeprefix('bulk.')}")  # type: ignore[arg-type]
+        return Bulk(self.broker, PARTITIONS)._stored(subject)  # type: ignore[arg-type]
 
     async def pass_time(self) -> None:
         for _ in range(self.rng.choice([0, 1, 1, 2, 3])):

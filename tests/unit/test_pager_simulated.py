@@ -76,7 +76,7 @@ async def published_before_it_was_claimed(self: Pager, campaign: Any, page: Page
 
 
 async def stored_whatever_is_there(self: Bulk, subject: str, payload: bytes, epoch: str) -> Position:
-    ack = await self._broker.append(f"bulk.{subject.removeprefix('events.')}", payload)
+    ack = await self._broker.append(subject, payload)
     return Position(epoch, ack.seq)
 
 
