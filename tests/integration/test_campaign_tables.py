@@ -12,6 +12,7 @@ import pytest
 from engine.campaigns.commands import CampaignConflict, Campaigns, NoCampaign, Size, TooManyCampaigns
 from engine.campaigns.cuts import Bounds, Cut, cut, remainder
 from engine.campaigns.draft import Audience, Condition, Draft, Message
+from engine.campaigns.members import WINDOW_USERS
 from engine.campaigns.states import PAGES_OF_CAMPAIGN, Campaign, Page, PageState, Position
 from engine.campaigns.table import CampaignTable
 from engine.postgres import Pool
@@ -71,11 +72,11 @@ async def users_of(table: CampaignTable, id: str = "c0") -> list[str]:
 
 async def test_the_simulated_table_answers_like_the_real_one(pool: Pool) -> None:
     """The same steps in both, drawn at random: each answer and every page is the same."""
-    claimed = split = 0
+    claimed = 0
     for seed in range(25):
         rng = random.Random(seed)
         id = f"c{seed}"
-        world = World(seed)
+        world = World(seed, window=WINDOW_USERS)
         world.calm = True
         real, simulated, commands = CampaignTable(pool), world.table, Campaigns(pool)
         simulated.campaigns.clear()
@@ -90,12 +91,15 @@ async def test_the_simulated_table_answers_like_the_real_one(pool: Pool) -> None
             one, other = await _both(real, simulated, id)
             if one is None or other is None:
                 assert one is other, "one of them has nothing to do"
-                break
+                if simulated.campaigns[T, id]["state"] != "paused":
+                    break
+                await commands.resume(T, id)
+                simulated.command(T, id, state="running")
+                continue
             assert _plain(one) == _plain(other)
             outcome = await _step(rng, world, pool, real, one), await _step_again(simulated, other)
             assert outcome[0] == outcome[1], f"seed {seed}"
             claimed += outcome[0] == ("claim", True)
-        split += any(page.number > 8 for page in (one.open if one else ()))
         await pool.execute("DELETE FROM campaigns")
     assert claimed > 40
 
@@ -109,7 +113,7 @@ async def _both(real: CampaignTable, simulated: Any, id: str) -> tuple[Campaign 
 
 
 def _plain(campaign: Campaign) -> dict[str, Any]:
-    said = msgspec.to_builtins(campaign)
+    said = msgspec.structs.asdict(campaign)
     for name in ("now", "publish_at", "audience", "exclude", "message"):
         said.pop(name)
     return said

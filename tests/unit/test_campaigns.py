@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.campaigns.cuts import Bounds, Member, Window, bounds, cut, remainder
@@ -91,6 +91,7 @@ def test_pages_cut_one_after_the_other_hold_everybody_once(window: Window, recip
     assert seen == [member.user for member in window.members if not member.excluded]
 
 
+@settings(max_examples=5)
 @given(st.text("a\n\x01é€", min_size=1, max_size=40), st.integers(0, 200_000))
 def test_the_largest_page_is_an_event_that_is_taken(letters: str, data_bytes: int) -> None:
     """With the widest names that fit, next to data of any size."""
