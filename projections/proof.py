@@ -136,7 +136,11 @@ def prove(
     record = _record(row)
     present = any(one["epoch"] == row["epoch"] for one in folded)
     facts = (
-        _of_the_log(row, record, stored) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row, present)
+        _of_the_log(row, record, stored)
+        # A range covers what devices were sent as a position only, too: of a record that was withheld it proves nothing.
+        + _of_gateways(ranges if row["withheld"] is None else [])
+        + _of_channels(receipts)
+        + _of_the_user(row, present)
     )
     facts.sort(key=_order)
     as_of = [
@@ -170,7 +174,11 @@ def _of_the_log(row: asyncpg.Record, record: Record | None, stored: StoredEvent 
     by = "by the clock of the publisher, or when it was stored if it gave none"
     facts = [Fact("emitted", record.at, detail=by)] if record is not None else []
     if place is not None:
-        facts.append(Fact("stored", None, f"event {place}") if stored is None else Fact("stored", stored.at, f"{stored.stream} {place}"))
+        facts.append(
+            Fact("stored", None, f"event {place}")
+            if stored is None
+            else Fact("stored", stored.at, f"{stored.stream} {place}")
+        )
     facts.append(Fact("dispatched", row["stored_at"], f"LOG {row['epoch']}.{row['seq']}"))
     for channel, plan in record.plan.items() if record is not None else ():
         why = f"{plan.get('when', '?')}, because: {plan.get('why', '?')}"
@@ -235,7 +243,7 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
         gaps.append("which event it came from: the record names none")
     elif ("stored", None) in {(fact.fact, fact.at) for fact in facts}:
         gaps.append("when the event was stored: its stream was not asked, or no longer holds it")
-    for channel in record.plan if record is not None else ():
+    for channel in record.plan if record is not None and row["withheld"] is None else ():
         states = {state for state, other in known if other == channel} - {"planned"}
         if not states and channel == "inapp":
             gaps.append("sent: no receipt of a gateway says that a device was sent it")
@@ -243,7 +251,7 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
             gaps.append(f"sent by {channel}: no receipt of that channel")
     silent = sorted(device or "?" for device in sent - acknowledged)
     gaps += [f"acknowledged by device {device}: it was sent, no acknowledgement is stored" for device in silent]
-    if row["read_seq"] is None:
+    if row["read_seq"] is None and row["withheld"] is None:
         gaps.append("read: no record says so")
     if row["carried"]:
         gaps.append("that the tables still equal the log here: the record is older than what the log holds")

@@ -10,14 +10,15 @@ from typing import Annotated, Final
 import msgspec
 
 from engine.campaigns.commands import CampaignConflict, Campaigns, NoCampaign, TooManyCampaigns
-from engine.campaigns.draft import RATE_MAX, Draft, InvalidCampaign
+from engine.campaigns.draft import RATE_MAX, Draft, InvalidCampaign, transaction_id
 from engine.campaigns.progress import Progress
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import Shares
 from gateway.api.directory import PLACES, Limit, directory_of
+from gateway.api.transactions import CANCELS_FULL, TOO_MANY_CANCELS, store_cancel
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import INVALID_BODY, INVALID_QUERY, LIMIT_REACHED, NOT_FOUND, Kind, Problem
+from gateway.http.problems import INVALID_BODY, INVALID_QUERY, LIMIT_REACHED, NOT_FOUND, UNAVAILABLE, Kind, Problem
 from gateway.limits import CAMPAIGN_BODIES, CAMPAIGN_BODIES_PER_TENANT, CAMPAIGN_BODY_BYTES
 
 CAMPAIGN_CONFLICT: Final = Kind(409, "campaign_conflict")
@@ -129,10 +130,19 @@ async def resume_campaign(call: Call[Service, CampaignAt, None]) -> Progress:
     return await _changed(call, "resume")
 
 
-@Endpoint("POST", "/v1/campaigns/{id}/cancel", scope=Scope.CAMPAIGNS_WRITE, places=PLACES, refuses=_REFUSED)
+@Endpoint(
+    "POST",
+    "/v1/campaigns/{id}/cancel",
+    scope=Scope.CAMPAIGNS_WRITE,
+    places=PLACES,
+    refuses=(*_REFUSED, INVALID_QUERY, TOO_MANY_CANCELS, CANCELS_FULL, UNAVAILABLE),
+)
 async def cancel_campaign(call: Call[Service, CampaignAt, None]) -> Progress:
-    """Begin no page ever again. Pages that were begun are finished: at most four."""
-    return await _changed(call, "cancel")
+    """Begin no page ever again. What is not dispatched a second later is shown to nobody; `stored` counts it all the same."""
+    progress = await _changed(call, "cancel")
+    # Afterwards: a page that is claimed before is in doubt for a while, and whenever it comes, it is withheld.
+    await store_cancel(call.context, call.principal.tenant, transaction_id(call.query.id))
+    return progress
 
 
 @Endpoint("PUT", "/v1/campaigns/{id}/rate", scope=Scope.CAMPAIGNS_WRITE, places=PLACES, refuses=_REFUSED)

@@ -12,7 +12,7 @@ import typer
 from engine.errors import InvalidSetting
 from ops.cli.event_fields import read_data
 from ops.cli.output import err, out, print_json, stages
-from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, postgres_url
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, nats_settings, postgres_url
 
 if TYPE_CHECKING:
     from engine.campaigns.commands import Campaigns
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS: Final = 0.5
 """How often a campaign that is followed is asked for its progress."""
+
+CANCEL_SECONDS: Final = 10.0
+"""How long it is tried to tell dispatchers; the command may be repeated."""
 
 Found = TypeVar("Found")
 Text = str | None
@@ -117,8 +120,21 @@ def resume(id: Id, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json:
 
 @app.command()
 def cancel(id: Id, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
-    """Begin no page ever again. Pages that were begun are finished: at most four."""
-    _change(folder, tenant, id, lambda campaigns, name: campaigns.cancel(name, id), as_json=as_json)
+    """Begin no page ever again. What is not dispatched a second later is shown to nobody."""
+    from engine.broker.jetstream import connect
+    from engine.campaigns.draft import transaction_id
+    from engine.cancels import cancel as store_cancel
+
+    async def change(campaigns: Campaigns, name: str) -> None:
+        await campaigns.cancel(name, id)
+        # Afterwards: a page that is claimed before is in doubt for a while, and whenever it comes, it is withheld.
+        broker = await connect(nats_settings(folder, "seamark-campaign"))
+        try:
+            await store_cancel(broker, name, transaction_id(id), budget_seconds=CANCEL_SECONDS)
+        finally:
+            await broker.close()
+
+    _change(folder, tenant, id, change, as_json=as_json)
 
 
 @app.command()

@@ -59,6 +59,9 @@ async def test_a_service_starts_a_campaign_and_sees_holds_up_and_ends_it(
             assert (status, said["state"], said["rate"]) == (200, state, 100)
         assert (await ask(gateway, "PUT", "/autumn/rate", {"rate": 7}))[1]["rate"] == 7
         assert (await ask(gateway, "POST", "/autumn/cancel"))[1]["state"] == "cancelled"
+        assert await gateway.broker.leader_last("KV_cancels", "$KV.cancels.acme.campaign=3Aautumn"), (
+            "dispatchers hear of it"
+        )
         assert (await ask(gateway, "GET", "/autumn/progress"))[1]["state"] == "cancelled"
         status, problem = await ask(gateway, "POST", "/autumn/resume")
         assert (status, problem["code"]) == (409, "campaign_conflict")
