@@ -11,8 +11,12 @@ import pytest
 
 from engine.broker.control import Control
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
+from engine.campaigns.bulk import Bulk
+from engine.campaigns.draft import Message, page_event
+from engine.campaigns.planners import JobsPlanners
 from engine.cancels import cancel, watching
 from engine.errors import ApiError, BrokerError, Forbidden
+from engine.log.incarnations import read_partitions
 from engine.topology import server as topology
 from engine.topology.files import files_folder, render
 from ops.dev.servers import NatsServer
@@ -248,6 +252,31 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
     ):
         assert await denied(gateway, subject), subject
+
+
+async def test_a_pager_appends_pages_and_reads_what_became_of_them_and_nothing_else(connected: Connect):
+    await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
+    broker = await connected("pager")
+    bulk, planners = Bulk(broker, await read_partitions(broker)), JobsPlanners(broker, await read_partitions(broker))
+    event = page_event("acme", "c0", Message(type="sale.autumn"), 0, ["alice"])
+    at = await bulk.store(event.subject, event.payload, (await bulk.state()).epoch or "")
+    assert await bulk.find(event.subject) == at.seq
+    await bulk.home_mark(event.subject)
+    assert await planners.has_room()
+    assert not await planners.passed(await planners.heads())
+    for subject in (
+        event_subject("acme", "alice", "demo"),
+        "log.0.default.alice",
+        "mark.0.b0",
+        "jmark.0",
+        "rcpt.0.default.alice",
+        "live.0.default.alice",
+        "$KV.control.epochs",
+        "$JS.API.STREAM.MSG.GET.EVENTS",
+        "$JS.API.STREAM.PURGE.BULK",
+        "$JS.API.CONSUMER.MSG.NEXT.BULK.dispatch-0",
+    ):
+        assert await denied(broker, subject), subject
 
 
 async def test_a_planner_reads_its_consumers_and_writes_receipts_and_jobs_and_nothing_else(connected: Connect):
