@@ -212,6 +212,24 @@ async def test_a_user_erased_again_at_once_does_not_count_as_erased_too_early(ho
     assert await house.pool.fetchval("SELECT due_at - now() > interval '23 hours' FROM deletions"), "then daily"
 
 
+async def test_a_pass_that_comes_late_takes_nothing_from_a_user_who_was_made_anew(house: House) -> None:
+    """A projector was stopped between its look at the deletion and its pass; meanwhile the user was made anew."""
+    await house.make("alice")
+    await house.delete("alice")
+    await house.round(3)
+    deletion = await find_deletion(house.pool, TENANT, "alice")
+    assert deletion is not None
+    await house.make("alice")
+    subject = f"log.{house.eraser._partition(TENANT, 'alice')}.{TENANT}.alice"
+    await house.broker.append(subject, b'{"id":"new","kind":"notification"}')
+    before = await house.remains("alice")
+    assert await house.eraser.take_away(deletion) is None
+    await house.eraser._pass(deletion, deletion.deleted_at)
+    await house.eraser._forget(deletion)
+    assert await house.remains("alice") == before
+    assert await house.pool.fetchval("SELECT version FROM profiles WHERE user_id = 'alice'") > 2
+
+
 async def test_a_tombstone_ends_with_its_time_and_not_before(house: House) -> None:
     await house.make("alice")
     await house.delete("alice")
