@@ -21,6 +21,7 @@ from gateway.api.push_tokens import (
     tokens_of_user,
 )
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
+from gateway.api.transactions import cancel_transaction
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
@@ -40,6 +41,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
     broadcast,
+    cancel_transaction,
     follow_socket,
     follow_stream,
     poll_records,
