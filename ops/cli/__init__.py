@@ -10,9 +10,11 @@ import typer
 from ops.cli import (
     apikey,
     broadcast,
+    config,
     control,
     dev,
     dispatcher,
+    explain,
     funnel,
     gateway,
     log,
@@ -50,10 +52,12 @@ app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
+app.command("explain")(explain.explain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(config.app, name="config")
 app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")

@@ -239,6 +239,16 @@ def _facts(reader: Manual) -> set[str]:
     return {fact["fact"] for fact in proof["facts"]}
 
 
+@checks("explain")
+def _explain(reader: Manual, folder: Path) -> None:
+    (folder / "explained.json").write_text('{"type":"demo.explained"}')
+    [explained] = lines(
+        reader.seamark("explain", "--event", str(folder / "explained.json"), "--user", "alice", "--json")
+    )
+    assert explained["plan"] == {"inapp": {"when": "now", "why": "default"}}
+    assert explained["inputs"]["notification"]["user"] == "alice"
+
+
 @checks("rebuild")
 def _rebuild(reader: Manual, folder: Path) -> None:
     for projection in PROJECTIONS:
@@ -340,6 +350,38 @@ def _publisher(reader: Manual, folder: Path) -> None:
     [made] = lines(reader.seamark("topology", "publisher", "shop", "--add-to", str(accounts), "--json"))
     assert made["block"].strip() in accounts.read_text()
     assert "events.shop.>" in made["block"]
+
+
+@checks("config apply")
+def _config_apply(reader: Manual, folder: Path) -> None:
+    (folder / "types").mkdir()
+    (folder / "types" / "order.*.toml").write_text("ttl_seconds = 60\n")
+    words = [str(folder), "--tenant", "shop", "--json"]
+    added = {"kind": "type", "name": "order.*", "action": "add"}
+    assert lines(reader.seamark("config", "diff", *words, code=2)) == [added]
+    assert lines(reader.seamark("config", "apply", *words)) == [added]
+    assert lines(reader.seamark("config", "apply", *words)) == lines(reader.seamark("config", "diff", *words)) == []
+    made = lines(reader.seamark("api-key", "create", "--tenant", "shop", "--scope", "config:read", "--json"))[0]
+    status, rule = answered(f"{reader.described.gateway_url}/v1/types/order.*", made["key"])
+    assert (status, rule["ttl_seconds"]) == (200, 60)
+    reader.seamark("config", "apply", *words, "--prune")
+
+
+@checks("config diff")
+def _config_diff(reader: Manual, folder: Path) -> None:
+    reader.seamark("config", "diff", str(folder), code=MISCONFIGURED)
+    (folder / "tenant.toml").write_text("unknown = 1\n")
+    said = reader.seamark("config", "diff", str(folder), "--json", code=MISCONFIGURED)
+    assert "unknown" in lines(said)[0]["fault"]
+
+
+@checks("config export")
+def _config_export(reader: Manual, folder: Path) -> None:
+    (folder / "tenant.toml").write_text('timezone = "Europe/Vienna"\n')
+    reader.seamark("config", "apply", str(folder), "--tenant", "exported")
+    [done] = lines(reader.seamark("config", "export", str(folder / "new"), "--tenant", "exported", "--json"))
+    assert [Path(path).read_text() for path in done["written"]] == ['timezone = "Europe/Vienna"\n']
+    reader.seamark("config", "export", str(folder / "new"), "--tenant", "exported", code=MISCONFIGURED)
 
 
 @checks("retention list")
