@@ -447,3 +447,15 @@ MEMBERS_BODY_BYTES: Final = 400_000
 
 INLINE_RECIPIENTS_MAX: Final = 100
 """Recipients of one request that bring what is known of them: they are stored in one transaction, before any event is."""
+
+# --- campaigns ------------------------------------------------------------------------------------------------------
+
+CAMPAIGN_BODY_BYTES: Final = 8 << 20
+"""50 000 users that are named one by one, with ids of 128 bytes and some escapes."""
+
+CAMPAIGN_BODIES: Final = 4
+"""Requests that bring a campaign, or count an audience, under way in one process: each may hold one of the directory's
+connections for half a minute."""
+
+CAMPAIGN_BODIES_PER_TENANT: Final = 2
+"""Of one tenant; others find a place."""
