@@ -265,6 +265,7 @@ async def forget_user(connection: Connection, tenant: str, id: str) -> int:
     gone = 0
     for statement in (
         "DELETE FROM push_tokens WHERE tenant = $1 AND user_id = $2",
+        "DELETE FROM preferences WHERE tenant = $1 AND user_id = $2",
         "DELETE FROM webhook_endpoints WHERE tenant = $1 AND user_id = $2",
         "DELETE FROM users WHERE tenant = $1 AND user_id = $2",
     ):

@@ -7,10 +7,28 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.campaigns import (
+    campaign_page,
+    campaign_progress,
+    cancel_campaign,
+    create_campaign,
+    get_campaign,
+    pause_campaign,
+    resume_campaign,
+    set_campaign_rate,
+    try_campaign,
+)
 from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
+from gateway.api.explain import explain_event
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
+from gateway.api.preferences import (
+    own_preferences,
+    patch_own_preferences,
+    patch_preferences_of_user,
+    preferences_of_user,
+)
 from gateway.api.proof import trace_notification
 from gateway.api.push_tokens import (
     own_tokens,
@@ -20,6 +38,7 @@ from gateway.api.push_tokens import (
     remove_token,
     tokens_of_user,
 )
+from gateway.api.sessions import end_session, end_sessions, list_sessions
 from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
 from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
 from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
@@ -63,6 +82,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    list_sessions,
+    end_sessions,
+    end_session,
     list_types,
     get_type,
     replace_type,
@@ -105,6 +127,20 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     remove_members,
     show_controls,
     change_controls,
+    own_preferences,
+    patch_own_preferences,
+    preferences_of_user,
+    patch_preferences_of_user,
+    explain_event,
+    create_campaign,
+    try_campaign,
+    campaign_page,
+    get_campaign,
+    campaign_progress,
+    pause_campaign,
+    resume_campaign,
+    cancel_campaign,
+    set_campaign_rate,
     healthz,
     readyz,
     openapi,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -12,7 +13,8 @@ import typer
 
 from engine.errors import InvalidSetting
 from ops.cli.output import err, out, print_json, stages
-from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, postgres_url
+from ops.cli.stores import urls
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant
 from ops.exitcode import FAILED
 
 if TYPE_CHECKING:
@@ -206,18 +208,26 @@ def _run(folder: Path, work: Callable[[Directory], Awaitable[Found]]) -> Found:
     """Do `work` on the directory of the database that the settings or the folder name."""
     import asyncpg
     import uvloop
+    from redis.asyncio import Redis
 
     from engine.directory.changing import Directory
     from engine.errors import StoreUnavailable
+    from engine.profiles.cache import ProfileCache
+    from engine.profiles.reader import read_profile
     from ops.postgres import CONNECT_SECONDS, FAILURES, explained
 
-    url = postgres_url(folder)
+    url, redis_url = urls(folder)
 
     async def run() -> Found:
         pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
         try:
             await pool
-            return await work(Directory(pool))
+            async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None) as redis:
+                profiles = ProfileCache(redis, partial(read_profile, pool))
+                try:
+                    return await work(Directory(pool, profiles))
+                finally:
+                    await profiles.close()
         except (*FAILURES, StoreUnavailable) as error:
             raise explained(error) from error
         finally:
