@@ -40,6 +40,18 @@ KEEP_POSITION_SECONDS = 600.0
 """How often the position of a partition without messages moves past those of other partitions. It is far below the age of any
 stream, and each move costs 150 bytes."""
 
+PLAN_ROUND = 500
+"""Records a planner decides about at a time: their receipts are one atomic batch, and so are the jobs that follow from them."""
+
+PLAN_MARK_SECONDS = 1.0
+"""How often a planner's mark moves past records that plan nothing but the app: each move is a batch of its own."""
+
+PLAN_WITNESS_SECONDS = 5.0
+"""How far the witness of the planners' marks may lag behind them: so much may be planned again after JOBS were put back."""
+
+PLAN_PROFILES_MAX = 64
+"""Profiles a planner asks for at once: enough to hide the way to Redis, few enough to leave its connections to others."""
+
 APPEND_BUDGET_SECONDS = 30.0
 """A leader election takes 4-9 s; an append that fails for this long is reported, not retried further."""
 
@@ -71,6 +83,21 @@ NOW_PER_SECOND = 2_000
 
 NOW_BURST_SECONDS = 2
 """How many seconds' worth of them may come at once."""
+
+CANCEL_KEPT_SECONDS = 31 * 86_400
+"""How long a transaction stays cancelled: `max_age` of KV_cancels, a day longer than anything can be scheduled ahead."""
+
+CANCELS_READ_SECONDS = 0.5
+"""How often the cancelled transactions are read, if no message about a new one comes before."""
+
+CANCELS_FRESH_SECONDS = 1.0
+"""A view of them that is older is not acted upon: whoever cancels is promised that it holds after a second."""
+
+CANCELS_PATIENCE_SECONDS = 10.0
+"""How long events of transactions wait for a fresh view, once in an outage: an election takes 4-9 s."""
+
+CANCEL_SETTLE_SECONDS = 1.25
+"""From a cancel to the moment when nothing of its transaction is on its way any more: the age of a view, and a batch."""
 
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""
@@ -131,6 +158,7 @@ assert LETTER_SECONDS < PIN_TIMEOUT_SECONDS, "whoever waits for a letter must no
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
 assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many users must be one the server takes"
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
+assert PLAN_ROUND <= BATCH_MESSAGES_MAX, "the receipts of a round must be one batch"
 assert PULL_BATCH <= PULL_MESSAGES_MAX, "a pull must be one the server takes"
 assert PULL_BYTES > EVENT_BYTES_MAX + (64 << 10), "a pull must be able to bring the largest event with its headers"
 

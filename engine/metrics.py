@@ -73,6 +73,14 @@ gateway_now_frames = Counter(
 gateway_broadcasts = Counter("seamark_gateway_broadcasts", "Broadcasts that reached this gateway, by fate", ("fate",))
 """fate: sent, invalid, throttled (too many of a tenant), overflow (too many waited)."""
 
+cancels_unheard = Gauge(
+    "seamark_cancels_unheard", "1 while this process does not know what is cancelled, and dispatches without knowing"
+)
+withheld_records = Counter(
+    "seamark_dispatcher_withheld_records", "Records stored as not to be shown, by reason", ("reason",)
+)
+"""reason: cancelled, expired."""
+
 claims_missed = Counter("seamark_claims_missed", "Claims not written because Redis was away, by fate", ("fate",))
 """fate: owed (to be written afterwards), lost (the bounded list was full)."""
 
@@ -120,6 +128,13 @@ event_ids_taken = Counter(
 gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
 """how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed, guessed
 (not looked up: too many invalid keys came from the address)."""
+
+planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
+"""outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
+
+planner_lag = Gauge(
+    "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
+)
 
 projection_lag = Gauge(
     "seamark_projection_lag_seconds",

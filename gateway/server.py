@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
+from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -31,6 +32,7 @@ from gateway.access.auth import Verifier
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.access.sign_outs import SignOuts
 from gateway.access.throttles import Throttles
 from gateway.api.dev_page import dev_routes
 from gateway.api.endpoints import ENDPOINTS
@@ -55,6 +57,7 @@ from gateway.log.live import Live
 from gateway.log.partition import Partition
 from gateway.obeying import obey
 from gateway.options import GatewayOptions
+from gateway.presence.gateways import Gateways
 from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
@@ -93,7 +96,8 @@ async def run(
     try:
         async with (
             watched(broker, options.nats_monitor_urls) as broker_health,
-            _context(options, broker, broker_health, keys) as context,
+            watching(broker) as cancels,
+            _context(options, broker, broker_health, keys, cancels) as context,
         ):
             direct = {one.path: one.directly(context) for one in ENDPOINTS if one.status == 101}
             runner = Runner(create_app(context, options), direct=direct, shutdown_timeout=DRAIN_CLOSE_SECONDS)
@@ -168,7 +172,7 @@ async def _directory(url: str, redis: Redis | None) -> tuple[Directory, ProfileC
 
 @asynccontextmanager
 async def _context(
-    options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys
+    options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys, cancels: Cancels
 ) -> AsyncIterator[Context]:
     """Everything sessions share, started; stopped again at the end."""
     origins, proxies = _trusted(options)
@@ -185,16 +189,19 @@ async def _context(
     directory, profiles = (
         (None, None) if options.postgres_url is None else await _directory(options.postgres_url, redis)
     )
-    live, controls = Live(broker), WatchedControls(broker)
+    live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
+    sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
     partitions = [Partition(broker, number, live, queries) for number in range(count)]
     context = Context(
         broker=broker,
         broker_health=broker_health,
         controls=controls,
         throttles=Throttles(redis, controls),
-        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
+        sign_outs=sign_outs,
+        gateways=Gateways(broker, sessions, sign_outs),
+        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience, sign_outs=sign_outs),
         origins=origins,
-        sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
+        sessions=sessions,
         receipts=Receipts(broker),
         state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
         partitions=partitions,
@@ -209,6 +216,7 @@ async def _context(
         api_keys=await _api_keys(options),
         idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
+        cancels=cancels,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)
@@ -219,6 +227,8 @@ async def _context(
     if context.rules is not None:
         context.rules.start()
     obeying = obey(context, options.postgres_url)
+    context.gateways.start()
+    await sign_outs.start()
     context.descriptors.start()
     broadcasts = Broadcasts(broker, context.sessions)
     broadcasts.start()
@@ -227,6 +237,8 @@ async def _context(
     finally:
         REGISTRY.unregister(collector)
         await obeying.end()
+        await context.gateways.close()
+        await sign_outs.close()
         await broadcasts.close()
         await context.descriptors.close()
         await context.state_records.close()

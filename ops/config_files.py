@@ -201,7 +201,7 @@ def _value(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case bool():
             return str(value).lower()
-        case list():
+        case list() | tuple():
             return f"[{', '.join(map(_value, value))}]"
         case dict():
             return f"{{ {', '.join(f'{_key(name)} = {_value(one)}' for name, one in value.items())} }}"

@@ -11,28 +11,31 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 from redis.asyncio import Redis
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, StreamState
+from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.relay import relaying
-from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
-from engine.dispatch.source import EVENTS, EventSource
+from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds, withhold
+from engine.dispatch.source import EVENTS, SOURCES, EventSource
+from engine.dispatch.turns import Turns
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import (
-    REPAIR,
     continues,
     epoch_of,
     inherited,
     is_younger,
     reaching,
     read_partitions,
+    repair_of,
     stream_of,
     translated,
     younger,
@@ -71,12 +74,13 @@ class Streams:
 
 
 class Dispatcher:
-    """All partitions of a source in one process; each is worked on while this process holds its pin.
+    """All partitions of all sources in one process; each is worked on while this process holds its pin.
 
     Args:
         partitions: as the streams' metadata says; see `read_partitions`.
-        source: where the events come from.
-        controls: while the source's lane is paused, nothing of it is dispatched.
+        sources: where events come from.
+        cancels: which transactions are cancelled; None: none is.
+        controls: while a source's lane is paused, nothing of it is dispatched.
     """
 
     def __init__(
@@ -85,17 +89,23 @@ class Dispatcher:
         claims: Claims,
         partitions: int,
         *,
-        source: EventSource = EVENTS,
+        sources: Sequence[EventSource] = SOURCES,
+        cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
         pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
         self._claims = claims
-        self._source = source
-        self._workers = [DispatchWorker(broker, claims, q, partitions, source, controls) for q in range(partitions)]
+        self._streams = [*(source.stream for source in sources), *map(log_stream, range(partitions))]
+        turns = Turns()
+        self._workers = [
+            DispatchWorker(broker, claims, q, partitions, source, turns, cancels, controls)
+            for source in sources
+            for q in range(partitions)
+        ]
         self.readers = [
-            PartitionReader(broker, source.partition(q), worker, pin_timeout_seconds=pin_timeout_seconds)
-            for q, worker in enumerate(self._workers)
+            PartitionReader(broker, worker.reads, worker, pin_timeout_seconds=pin_timeout_seconds)
+            for worker in self._workers
         ]
 
     async def run(self) -> None:
@@ -104,21 +114,20 @@ class Dispatcher:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._claims.watch(), name="claims-watch")
                 tasks.create_task(self._watch_epochs(), name="epoch-watch")
-                for q, (worker, reader) in enumerate(zip(self._workers, self.readers, strict=True)):
-                    tasks.create_task(reader.run(), name=f"dispatch-{q}")
-                    tasks.create_task(worker.burials.tend(reader), name=f"bury-{q}")
+                for worker, reader in zip(self._workers, self.readers, strict=True):
+                    tasks.create_task(reader.run(), name=f"dispatch {worker.name}")
+                    tasks.create_task(worker.burials.tend(reader), name=f"bury {worker.name}")
         finally:
             await self._claims.close()
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
-        names = [self._source.stream, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
             noted = [worker.streams for worker in self._workers]
             # One that is missing or has no leader says nothing about the others.
             now: dict[str, str | None] = {}
-            for name in names:
+            for name in self._streams:
                 try:
                     now[name] = (await stream_of(self._broker, name)).epoch
                 except PartitionStopped:
@@ -141,14 +150,20 @@ class DispatchWorker:
         event_partition: int,
         partitions: int,
         source: EventSource = EVENTS,
+        turns: Turns | None = None,
+        cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
     ) -> None:
+        self._cancels = cancels
         self._broker = broker
         self._claims = claims
         self._q = event_partition
         self._partitions = partitions
         self._source = source
+        self._turns = turns or Turns()
         self._controls = controls
+        self.reads = source.partition(event_partition)
+        self.name = f"{source.stream}-{event_partition}"
         self._ownership = Ownership(0, "", "")
         self.streams: Streams | None = None
         self._writers: dict[int, MarkedWriter] = {}
@@ -190,7 +205,7 @@ class DispatchWorker:
             raise PartitionStopped(error.detail, error.remedy) from error
         if not continues(events, recorded.get(events.name)):
             raise PartitionStopped(
-                f"{events.name} is another incarnation than the recorded one", REPAIR.format(q=self._q)
+                f"{events.name} is another incarnation than the recorded one", repair_of(events.name, self._q)
             )
         return Streams(events, {}, recorded, inherited(events))
 
@@ -253,9 +268,10 @@ class DispatchWorker:
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
-        for round_ in rounds(batch, self._ownership.source_epoch):
-            await self._until_resumed()
-            await self._settle_round(round_)
+        with self._turns.work(self._source):
+            for round_ in rounds(batch, self._ownership.source_epoch):
+                await self._until_resumed()
+                await self._settle_round(round_)
 
     async def _until_resumed(self) -> None:
         """Wait while the lane is paused: the events stay where they are, and so does the position."""
@@ -279,13 +295,22 @@ class DispatchWorker:
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
         failpoints.reach("after-claims-before-append")
+        await self._withhold(planned)
         entries = fan_out(planned, self._partitions)
         home = entries.pop(self._q, [])
         if entries:
             await self._append_foreign(entries, round_.last_seq)
             failpoints.reach("between-foreign-and-home")
+            await self._withhold(planned)
         await self._append(self._q, home, round_.last_seq)
         self._count(round_, planned, len(home) + sum(map(len, entries.values())))
+
+    async def _withhold(self, planned: list[Planned]) -> None:
+        """The last look before records are written: claims, or other partitions, may have taken long."""
+        cancels = self._cancels
+        if cancels is not None and any(p.accepted.event.transaction_id is not None for p in planned):
+            await cancels.heard()
+        withhold(planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
 
     async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
         """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
@@ -315,10 +340,15 @@ class DispatchWorker:
             assert self.streams is not None
             found, mark = await self._mark(partition, self.streams)
             writer = await self._take_over(partition, found, mark, start_seq=home.next_seq - 1)
-        for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
-            if batch.messages or partition == self._q:
-                unburied = self.burials.first if partition == self._q else None
-                await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
+        due, turn = batches(not_covered(entries, writer.mark), partition, last_seq), self._turns.turn(self._source)
+        while True:
+            async with turn:
+                batch = next(due)
+                if batch.messages or partition == self._q:
+                    unburied = self.burials.first if partition == self._q else None
+                    await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
+            if batch.seq == last_seq and batch.user is None:
+                return
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""
@@ -372,6 +402,8 @@ async def run(
     """
     count = await read_partitions(broker, partitions)
     pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
-    work = Dispatcher(broker, Claims(redis), count, controls=controls, pin_timeout_seconds=pin_timeout)
-    async with relaying(broker.settings, count):
+    async with relaying(broker.settings, count), watching(broker) as cancels:
+        work = Dispatcher(
+            broker, Claims(redis), count, cancels=cancels, controls=controls, pin_timeout_seconds=pin_timeout
+        )
         await run_until(stop, work.run(), name="dispatcher")

@@ -13,6 +13,12 @@ class Scope(StrEnum):
     EVENTS_WRITE = "events:write"
     """To publish events."""
 
+    SESSIONS_READ = "sessions:read"
+    """To see which devices of the tenant's users are connected."""
+
+    SESSIONS_WRITE = "sessions:write"
+    """To end sessions of the tenant's users, and to sign users out."""
+
     BROADCASTS_WRITE = "broadcasts:write"
     """To show a message to all of the tenant's users who are connected."""
 
@@ -55,13 +61,24 @@ class Scope(StrEnum):
     TOPICS_WRITE = "topics:write"
     """To make and delete topics, and to change who is in them."""
 
+    CAMPAIGNS_READ = "campaigns:read"
+    """To see campaigns and how far they have come."""
+
+    CAMPAIGNS_WRITE = "campaigns:write"
+    """To send to whole audiences, to hold campaigns up and to end them."""
+
 
 class User(msgspec.Struct, frozen=True):
-    """A user, who may see and change what is theirs. `expires_at`: when the token ends, in Unix seconds."""
+    """A user, who may see and change what is theirs.
+
+    Attributes:
+        expires_at, issued_at: of the token, in Unix seconds; `issued_at` is 0 where the token does not say it.
+    """
 
     tenant: str
     user: str
     expires_at: float
+    issued_at: float = 0.0
 
 
 class Service(msgspec.Struct, frozen=True):

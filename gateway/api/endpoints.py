@@ -7,6 +7,17 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.campaigns import (
+    campaign_page,
+    campaign_progress,
+    cancel_campaign,
+    create_campaign,
+    get_campaign,
+    pause_campaign,
+    resume_campaign,
+    set_campaign_rate,
+    try_campaign,
+)
 from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
 from gateway.api.explain import explain_event
@@ -27,10 +38,12 @@ from gateway.api.push_tokens import (
     remove_token,
     tokens_of_user,
 )
+from gateway.api.sessions import end_session, end_sessions, list_sessions
 from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
 from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
 from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
+from gateway.api.transactions import cancel_transaction
 from gateway.api.types import get_type, list_types, remove_type, replace_type
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
 from gateway.api.webhooks import (
@@ -60,6 +73,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
     broadcast,
+    cancel_transaction,
     follow_socket,
     follow_stream,
     poll_records,
@@ -68,6 +82,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     mark_read,
     mark_archived,
     trace_notification,
+    list_sessions,
+    end_sessions,
+    end_session,
     list_types,
     get_type,
     replace_type,
@@ -115,6 +132,15 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     preferences_of_user,
     patch_preferences_of_user,
     explain_event,
+    create_campaign,
+    try_campaign,
+    campaign_page,
+    get_campaign,
+    campaign_progress,
+    pause_campaign,
+    resume_campaign,
+    cancel_campaign,
+    set_campaign_rate,
     healthz,
     readyz,
     openapi,

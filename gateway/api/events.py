@@ -86,7 +86,7 @@ class Bulk(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Stored(msgspec.Struct):
-    """Where an event is in EVENTS; null: it is `at_most_once`, and in no stream. `duplicate`: it was there before."""
+    """Where an event is in its stream; null: it is `at_most_once`, and in no stream. `duplicate`: it was there before."""
 
     event_id: str
     seq: int | None

@@ -139,6 +139,8 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         raise InvalidEvent("semantics", NOT_HERE)
     if event.send_at is not None:
         raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
+    if event.transaction_id is not None:
+        _check_transaction(event.transaction_id)
     if event.time is not None:
         _check_moment("time", event.time)
     if event.expires_at is not None:
@@ -156,6 +158,13 @@ def check_data(data: bytes) -> None:
         raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
     if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
         raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+
+
+def _check_transaction(transaction: str) -> None:
+    try:
+        subjects.encode_token(transaction)
+    except InvalidToken as error:
+        raise InvalidEvent("transaction_id", f"`transaction_id`: {error}") from error
 
 
 def _check_agreement(event: Event, at: subjects.EventSubject) -> None:
@@ -213,7 +222,7 @@ def _recipients(event: Event) -> list[Recipient]:
 
 def _recipient(user: str) -> Recipient:
     if user.startswith((subjects.TOPIC, "segment:")):
-        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
+        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}: start a campaign for others")
     try:
         return Recipient(subjects.encode_token(user), user)
     except InvalidToken as error:
@@ -271,7 +280,9 @@ def encode(
         raise InvalidEvent("json", f"the event cannot be written as JSON: {error}") from error
     if len(payload) > EVENT_BYTES_MAX - 1024:
         raise InvalidEvent("size", f"the event has {len(payload)} bytes, at most {EVENT_BYTES_MAX - 1024} are allowed")
-    accept(f"ev.0.{subject.removeprefix('events.')}", payload)
+    accepted = accept(subjects.stored_event(subject, 0), payload)
+    if accepted.event.priority == "low":
+        subject = subjects.bulk_subject(tenant, key, type)
     return Encoded(subject, payload, message_id(tenant, id))
 
 

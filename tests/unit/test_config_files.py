@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.directory.configuration import Configuration, Difference, differences
@@ -86,6 +86,7 @@ def configurations(draw: st.DrawFn) -> Configuration:
     )
 
 
+@settings(max_examples=50)  # each writes a folder
 @given(configuration=configurations())
 def test_what_was_written_is_read_as_it_was(configuration: Configuration) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +94,7 @@ def test_what_was_written_is_read_as_it_was(configuration: Configuration) -> Non
         assert read_folder(Path(folder)) == (configuration, [])
 
 
+@settings(max_examples=50)
 @given(one=configurations(), other=configurations())
 def test_differences_are_none_only_between_equals(one: Configuration, other: Configuration) -> None:
     assert differences(one, one, prune=True) == []
