@@ -12,6 +12,7 @@ import msgspec
 
 from engine.postgres import QUERY_SECONDS, Pool, one_view
 from projections.folds.changes import NO_RECORD
+from projections.folds.deliveries import PLAN_RANK
 from projections.postgres.versions import live
 from seamark.protocol.records import Record, decode_record
 from seamark.protocol.subjects import RECEIPTS_STREAM
@@ -203,6 +204,12 @@ def _of_gateways(ranges: list[asyncpg.Record]) -> list[Fact]:
 def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
     facts = []
     for one in receipts:
+        if one["plan_at"] is not None:
+            plan = f"{one['plan_when']}, because: {one['plan_why']}"
+            place = f"receipt of the planner, term {one['plan_term']}"
+            facts.append(Fact("planned", one["plan_at"], place, one["channel"], detail=plan))
+        if one["rank"] <= PLAN_RANK:
+            continue
         words = [f"attempt {one['attempts']}" if one["attempts"] else "", one["provider"], one["reason"]]
         detail = ", ".join(word for word in words if word) or None
         where, device = "receipt", one["device"] or None
@@ -243,7 +250,10 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
         gaps.append("which event it came from: the record names none")
     elif ("stored", None) in {(fact.fact, fact.at) for fact in facts}:
         gaps.append("when the event was stored: its stream was not asked, or no longer holds it")
-    for channel in record.plan if record is not None and row["withheld"] is None else ():
+    # The planner's word comes after the record's, and counts.
+    planned = {fact.channel: fact.detail or "" for fact in facts if fact.fact == "planned"}
+    wanted = [channel for channel, plan in planned.items() if not plan.startswith("never,")]
+    for channel in wanted if row["withheld"] is None else ():
         states = {state for state, other in known if other == channel} - {"planned"}
         if not states and channel == "inapp":
             gaps.append("sent: no receipt of a gateway says that a device was sent it")

@@ -1,17 +1,19 @@
 """Changes of what decisions know of users: one transaction at a time for each user, each change counted once.
 
-Whoever changes anything of a user (his row, his tokens, his preferences) does it in the block of `Directory.changing`. It holds the users' rows of
-`profiles`, so versions never go back and a deletion is never overtaken, and it tells caches before and after (`ProfileMarks`).
+Whoever changes anything of a user (his row, his tokens, his preferences) does it in the block of `Directory.changing`. It holds
+the users' rows of `profiles`, so versions never go back and a deletion is never overtaken, and tells caches before and after
+(`ProfileMarks`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 
-from engine.errors import VersionConflict
+from engine.errors import StoreUnavailable, VersionConflict
 from engine.postgres import Connection, Pool, transaction
 from seamark.protocol.errors import SeamarkError
 
@@ -25,8 +27,14 @@ ON CONFLICT (tenant, user_id) DO UPDATE SET version = profiles.version
 RETURNING user_id, version, deleted_at
 """
 
+_IDLE: Final = "SET LOCAL idle_in_transaction_session_timeout = '15s'"
+"""Of a process that was stopped in between, PostgreSQL ends the transaction while its marks still stand."""
+
+STOPPED_SECONDS: Final = 20.0
+
 _COUNT: Final = """
-UPDATE profiles SET version = version + 1, deleted_at = deletion FROM unnest($2::text[], $3::timestamptz[]) AS touched (id, deletion)
+UPDATE profiles SET version = version + 1, deleted_at = deletion
+FROM unnest($2::text[], $3::timestamptz[]) AS touched (id, deletion)
 WHERE tenant = $1 AND user_id = id
 """
 
@@ -50,15 +58,15 @@ class UserDeleted(SeamarkError):
 class ProfileMarks(Protocol):
     """What caches of profiles have to be told."""
 
-    async def pending(self, tenant: str, users: Sequence[str]) -> None:
-        """Their profiles may change from now on.
+    async def pending(self, tenant: str, users: Sequence[str], seconds: float) -> str:
+        """Their profiles may change from now on, for `seconds` and some more. Returns what tells this change from others.
 
         Raises:
             StoreUnavailable: that cannot be said, so nothing may be changed.
         """
 
-    async def settled(self, tenant: str, versions: Mapping[str, int]) -> None:
-        """The users have these versions now. Not called where the outcome is unknown: marks end by themselves."""
+    async def settled(self, tenant: str, users: Sequence[str], token: str) -> None:
+        """The outcome is known: committed, or rolled back. Not called where it is unknown, as marks end by themselves."""
 
 
 class _State(NamedTuple):
@@ -93,8 +101,8 @@ class ProfileChange:
         return user in self._states
 
     def deleted_at(self, user: str) -> datetime | None:
-        """When the user was deleted, if there is a tombstone of him."""
-        return self._states[user].deleted_at
+        """When the user was deleted, if there is a tombstone of him that this change leaves."""
+        return self._touched.get(user, self._states[user].deleted_at)
 
     def touch(self, user: str) -> int:
         """Count a change of the user, once for the transaction; the version that he gets by it. A tombstone stays one."""
@@ -139,12 +147,11 @@ class ProfileChange:
         statement = "SELECT erased_at IS NULL FROM deletions WHERE tenant = $1 AND user_id = $2"
         return bool(await self.connection.fetchval(statement, self.tenant, user))
 
-    async def count(self) -> dict[str, int]:
-        """Store the versions of all that was touched; what they are."""
+    async def count(self) -> None:
+        """Store the versions of all that was touched."""
         if self._touched:
             args = self.tenant, list(self._touched), list(self._touched.values())
             await self.connection.execute(_COUNT, *args)
-        return {user: state.version + (user in self._touched) for user, state in self._states.items()}
 
 
 class Directory:
@@ -168,16 +175,36 @@ class Directory:
             StoreUnavailable: no answer in time; the outcome may be unknown.
         """
         ids = sorted(set(users))
-        if self._marks is not None:
-            await self._marks.pending(tenant, ids)
-        async with transaction(self.pool, seconds) as connection:
+        began = time.monotonic()
+        async with self.announced(tenant, ids, seconds), transaction(self.pool, seconds) as connection:
+            await connection.execute(_IDLE)
             rows = await connection.fetch(_HOLD, tenant, ids)
             states = {row["user_id"]: _State(row["version"], row["deleted_at"]) for row in rows}
             change = ProfileChange(connection, tenant, states)
             yield change
-            versions = await change.count()
-        if self._marks is not None:
-            await self._marks.settled(tenant, versions)
+            await change.count()
+            if time.monotonic() - began > seconds + STOPPED_SECONDS:
+                raise StoreUnavailable("this process was stopped for so long that its marks may have ended")
+
+    @asynccontextmanager
+    async def announced(self, tenant: str, users: Sequence[str], seconds: float) -> AsyncIterator[None]:
+        """Tell caches that these users may change in the block, which takes `seconds` at most, and when that is over.
+
+        Raises:
+            StoreUnavailable: that cannot be told, so nothing may be changed.
+        """
+        if self._marks is None or not users:
+            yield
+            return
+        token = await self._marks.pending(tenant, users, seconds)
+        try:
+            yield
+        except StoreUnavailable:
+            raise  # whether it is committed is unknown
+        except SeamarkError:
+            await self._marks.settled(tenant, users, token)
+            raise
+        await self._marks.settled(tenant, users, token)
 
     async def close(self) -> None:
         """Drop the connections, whatever they are doing."""

@@ -1,7 +1,7 @@
 """Push tokens: where the apps and browsers of a user are reached. A token belongs to one user at a time.
 
-A phone that changes hands, or an app that somebody else signs in to, registers the token it had: then it moves, so that nobody reads
-what is meant for the user before.
+An app that somebody else signs in to registers the token that it has. The token moves with it, so that nobody reads what is meant
+for the user before.
 """
 
 from __future__ import annotations
@@ -170,10 +170,11 @@ async def register_token(change: ProfileChange, user: str, id: str, new: NewToke
         await remove_token(change, row["user_id"], row["token_id"])
     keys = None if new.keys is None else msgspec.json.encode(new.keys).decode()
     args = new.platform, new.environment, new.app, new.device, new.token, keys, hash
-    stored = StoredToken(**dict(await change.connection.fetchrow(_STORE, tenant, user, id, *args)))
+    stored = await change.connection.fetchrow(_STORE, tenant, user, id, *args)
+    assert stored is not None, "an upsert returns its row"
     await change.connection.execute(_CROWDED_OUT, tenant, user, id, PUSH_TOKENS_PER_USER - 1)
     change.touch(user)
-    return stored
+    return StoredToken(**dict(stored))
 
 
 async def remove_token(change: ProfileChange, user: str, id: str) -> bool:

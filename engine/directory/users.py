@@ -261,10 +261,12 @@ async def delete_user(change: ProfileChange, id: str, expected: int | None = Non
 
 
 async def forget_user(connection: Connection, tenant: str, id: str) -> int:
-    """Delete every row that the directory has of a user; how many users and tokens these were."""
+    """Delete every row that the directory has of a user; how many users, tokens and webhook endpoints these were."""
     gone = 0
     for statement in (
         "DELETE FROM push_tokens WHERE tenant = $1 AND user_id = $2",
+        "DELETE FROM preferences WHERE tenant = $1 AND user_id = $2",
+        "DELETE FROM webhook_endpoints WHERE tenant = $1 AND user_id = $2",
         "DELETE FROM users WHERE tenant = $1 AND user_id = $2",
     ):
         gone += int((await connection.execute(statement, tenant, id)).rpartition(" ")[2])

@@ -94,8 +94,8 @@ def translated(
     repair, name = repair_of(source.name, part), source.name
     if placed.mark is None:
         # Marks outlive what they count: without one nothing that the source still holds was applied, unless the stream was
-        # made anew.
-        if not continues(stream, recorded.get(stream.name)):
+        # made anew. Of a source that has never held anything nothing was.
+        if source.last_seq and not continues(stream, recorded.get(stream.name)):
             raise PartitionStopped(f"{stream.name} was re-created and holds no mark", repair)
         return None
     if not continues(stream, placed.mark.stream_epoch):

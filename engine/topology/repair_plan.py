@@ -128,7 +128,8 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
         yield Refusal(found.named(q), error.detail, error.remedy)
         return
     if home is None:
-        yield f"{found.named(q)} has no mark: it starts at the first event"
+        if found.events.last_seq:
+            yield f"{found.named(q)} has no mark: it starts at the first event"
         return
     marks = found.marks_of(q)
     yield from _partition_notes(found, q, home, marks.get(q))

@@ -86,7 +86,7 @@ class Deleted(msgspec.Struct):
 
 @Endpoint("DELETE", "/v1/users/{id}", scope=Scope.USERS_WRITE, status=202, places=PLACES, refuses=(VERSION_CONFLICT,))
 async def delete_user(call: Call[Service, UserAt, None]) -> Deleted:
-    """Delete a user. His row, tokens and memberships are gone with the answer; his log, inbox, deliveries and counts within minutes.
+    """Delete a user. His row, tokens and memberships are gone with the answer; log, inbox, deliveries and counts within minutes.
 
     He needs no row: any user who has a log can be deleted. For 31 days nothing that arrives late brings him back.
     """

@@ -18,7 +18,7 @@ from engine.cancels import cancel, watching
 from engine.errors import ApiError, BrokerError, Forbidden
 from engine.log.incarnations import read_partitions
 from engine.topology import server as topology
-from engine.topology.files import files_folder
+from engine.topology.files import files_folder, render
 from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import (
     bulk_subject,
@@ -358,7 +358,7 @@ async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
 
 async def test_an_operator_sees_everything_and_changes_nothing(connected: Connect):
     operator = await connected("operator")
-    assert len((await operator.api("STREAM.LIST"))["streams"]) == 10
+    assert len((await operator.api("STREAM.LIST"))["streams"]) == len(render("dev").streams)
     subjects = await operator.api("STREAM.INFO.LOG-0", {"subjects_filter": ">"})
     assert subjects["config"]["name"] == "LOG-0"
     assert len((await operator.api("CONSUMER.LIST.EVENTS"))["consumers"]) == 4

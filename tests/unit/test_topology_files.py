@@ -21,7 +21,7 @@ def test_every_partition_has_a_log_a_dispatch_consumer_and_one_for_each_projecti
     topology = render(profile)
     numbers = range(PARTITIONS_DEFAULT[profile])
     streams = {stream.name for stream in topology.streams}
-    fixed = {"EVENTS", "BULK", "RECEIPTS", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels"}
+    fixed = {"EVENTS", "BULK", "RECEIPTS", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"}
     assert streams == {*fixed, *(f"LOG-{p}" for p in numbers)}
     assert {(consumer.stream, consumer.name) for consumer in topology.consumers} == {
         *((source, f"dispatch-{q}") for source in ("EVENTS", "BULK") for q in numbers),

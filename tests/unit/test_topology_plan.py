@@ -42,10 +42,10 @@ def test_on_an_empty_server_everything_is_created_and_then_recorded():
     topology = render("dev")
     plan = decide(topology, Observed(), tags())
     actions = [step.action for step in plan.steps]
-    created = ["create_stream"] * 9 + ["create_consumer"] * 20
+    created = ["create_stream"] * len(topology.streams) + ["create_consumer"] * len(topology.consumers)
     assert actions == [*created, *["begin_planning"] * 4, "record_epochs"]
     epochs = [step.config["metadata"]["seamark.epoch"] for step in plan.steps if step.action == "create_stream"]
-    assert len(set(epochs)) == 9
+    assert len(set(epochs)) == len(topology.streams)
 
 
 def test_only_a_log_without_a_mark_in_jobs_gets_one():

@@ -215,6 +215,15 @@ def test_a_source_that_was_made_anew_is_repaired_by_its_own_positions_and_the_ot
     assert epochs(plan) == recorded | {"BULK": "bulknew0"}
 
 
+def test_a_source_that_has_never_held_an_event_needs_no_position_in_a_log_that_was_made_anew():
+    bulk = replace(
+        found(events=stream("bulk0000", name="BULK", first=0, last=0), logs={1: log(1, "log1new0")}, marks={}),
+        source=BULK,
+    )
+    plan = repair_plan.decide([bulk], {}, "repair")
+    assert (plan.refusals, after(plan)) == ((), {})
+
+
 def test_without_epochs_there_is_nothing_to_repair_to():
     bare = stream_with({"name": "LOG-1"})
     (refusal,) = decide(found(logs={1: bare}), {None: "first"}, "repair").refusals

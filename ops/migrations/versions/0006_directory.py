@@ -7,7 +7,7 @@ its log.
 from alembic import op
 
 revision = "0006"
-down_revision = "0010"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -19,7 +19,7 @@ def upgrade() -> None:
 
 
 _STATEMENTS = (
-    # COLLATE "C": pages of a campaign are bounded by ids, which mean the same in every database and with any of the system's locales.
+    # COLLATE "C": pages of a campaign are bounded by ids, which mean the same in every database, whatever its locale.
     """
     CREATE TABLE users (
         tenant      text COLLATE "C" NOT NULL,

@@ -7,7 +7,7 @@ that forgot them would cut the same users into other pages.
 from alembic import op
 
 revision = "0011"
-down_revision = "0006"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
