@@ -252,7 +252,7 @@ def _campaign_ls(reader: Manual, folder: Path) -> None:
 def _campaign_show(reader: Manual, folder: Path) -> None:
     _campaign(reader, "c3")
     [asked] = lines(reader.seamark("campaign", "show", "c3"))
-    assert asked["message"] == {"type": "sale.winter"}
+    assert asked["message"] == {"type": "sale.winter", "data": {}}
     reader.seamark("campaign", "show", "no-such-campaign", code=1)
 
 
