@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 
@@ -32,6 +32,18 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
     for task in begun:
         task.cancel()
     await asyncio.gather(*begun, return_exceptions=True)
+
+
+async def together(works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Do all of these at once, each as a task of this name; the first failure ends the others, and is raised."""
+    # No TaskGroup: one that is cancelled while a task of it fails raises the failure alone, and the end would be missed.
+    tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        await end(*tasks)
+    for task in done:
+        await task
 
 
 class Tasks(set[asyncio.Task[None]]):

@@ -45,7 +45,7 @@ from engine.log.stalls import CLAIMS, Stall
 from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.partition.head import read_pin_timeout
 from engine.partition.reader import Delivered, PartitionReader
-from engine.tasks import end, end_if_cancelled, run_until
+from engine.tasks import end_if_cancelled, run_until, together
 from engine.topology import server as topology
 from seamark.protocol.subjects import log_stream
 
@@ -299,7 +299,11 @@ class DispatchWorker:
         entries = fan_out(planned, self._partitions)
         home = entries.pop(self._q, [])
         if entries:
-            await self._append_foreign(entries, round_.last_seq)
+            # Where one fails, positions are read anew before anything is tried again.
+            works = {
+                f"append {self.name} to {p}": self._append_to(p, each, round_.last_seq) for p, each in entries.items()
+            }
+            await together(works)
             failpoints.reach("between-foreign-and-home")
             await self._withhold(planned)
         await self._append(self._q, home, round_.last_seq)
@@ -311,20 +315,6 @@ class DispatchWorker:
         if cancels is not None and any(p.accepted.event.transaction_id is not None for p in planned):
             await cancels.heard()
         withhold(planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
-
-    async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
-        """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
-        # No TaskGroup: one that is cancelled while a task of it fails raises the failure alone, and the end would be missed.
-        tasks = [
-            asyncio.create_task(self._append_to(partition, foreign, last_seq), name=f"append {self._q}-{partition}")
-            for partition, foreign in entries.items()
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            await end(*tasks)
-        for task in done:
-            await task
 
     async def _append_to(self, partition: int, entries: list[Entry], last_seq: int) -> None:
         try:
