@@ -77,7 +77,7 @@ async def test_the_simulated_table_answers_like_the_real_one(pool: Pool) -> None
         rng = random.Random(seed)
         id = f"c{seed}"
         world = World(seed, window=WINDOW_USERS)
-        world.calm = True
+        world.calm, world.placed[id] = True, {}  # type: ignore[assignment]
         real, simulated, commands = CampaignTable(pool), world.table, Campaigns(pool)
         simulated.campaigns.clear()
         users = sorted(f"u{n:03}" for n in rng.sample(range(200), 25))

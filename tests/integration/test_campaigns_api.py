@@ -53,7 +53,8 @@ async def test_a_service_starts_a_campaign_and_sees_holds_up_and_ends_it(
         assert await pool.fetchval("SELECT count(*) FROM campaigns") == 0
         assert await ask(gateway, "POST", "", CAMPAIGN) == (202, {"id": "autumn", "created": True})
         assert await ask(gateway, "POST", "", CAMPAIGN) == (202, {"id": "autumn", "created": False})
-        assert await ask(gateway, "GET", "/autumn") == (200, CAMPAIGN)
+        status, asked = await ask(gateway, "GET", "/autumn")
+        assert (status, bool(asked.pop("start_at")), asked) == (200, True, CAMPAIGN)
         for change, state in (("pause", "paused"), ("resume", "running")):
             status, said = await ask(gateway, "POST", f"/autumn/{change}")
             assert (status, said["state"], said["rate"]) == (200, state, 100)

@@ -18,7 +18,7 @@ from engine.campaigns.states import Dispatched, Page, Position, Step
 from engine.campaigns.states import steps as right_steps
 from tests.support.pagersim import World
 
-WORLDS = int(os.environ.get("SEAMARK_WORLDS", "250"))
+WORLDS = int(os.environ.get("SEAMARK_WORLDS", "150"))
 MUTANT_WORLDS = 400
 
 
@@ -46,7 +46,7 @@ async def test_whatever_is_lost_late_stale_or_killed_everybody_gets_a_campaign_o
 async def test_the_simulated_worlds_are_wild_enough() -> None:
     states: list[str] = []
     grown = kills = 0
-    for seed in range(80):
+    for seed in range(100):
         world = World(seed)
         await world.run()
         kills += world.kills
@@ -57,7 +57,7 @@ async def test_the_simulated_worlds_are_wild_enough() -> None:
             ]
             grown += numbers != sorted(numbers)
     assert {"done", "cancelled", "expired", "ambiguous", "paused"} <= set(states)
-    assert grown > 10, "pages grew before they were published, and were split"
+    assert grown > 5, "pages grew before they were published, and were split"
     assert kills > 100
 
 
