@@ -84,6 +84,21 @@ NOW_PER_SECOND = 2_000
 NOW_BURST_SECONDS = 2
 """How many seconds' worth of them may come at once."""
 
+CANCEL_KEPT_SECONDS = 31 * 86_400
+"""How long a transaction stays cancelled: `max_age` of KV_cancels, a day longer than anything can be scheduled ahead."""
+
+CANCELS_READ_SECONDS = 0.5
+"""How often the cancelled transactions are read, if no message about a new one comes before."""
+
+CANCELS_FRESH_SECONDS = 1.0
+"""A view of them that is older is not acted upon: whoever cancels is promised that it holds after a second."""
+
+CANCELS_PATIENCE_SECONDS = 10.0
+"""How long events of transactions wait for a fresh view, once in an outage: an election takes 4-9 s."""
+
+CANCEL_SETTLE_SECONDS = 1.25
+"""From a cancel to the moment when nothing of its transaction is on its way any more: the age of a view, and a batch."""
+
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""
 

@@ -73,6 +73,14 @@ gateway_now_frames = Counter(
 gateway_broadcasts = Counter("seamark_gateway_broadcasts", "Broadcasts that reached this gateway, by fate", ("fate",))
 """fate: sent, invalid, throttled (too many of a tenant), overflow (too many waited)."""
 
+cancels_unheard = Gauge(
+    "seamark_cancels_unheard", "1 while this process does not know what is cancelled, and dispatches without knowing"
+)
+withheld_records = Counter(
+    "seamark_dispatcher_withheld_records", "Records stored as not to be shown, by reason", ("reason",)
+)
+"""reason: cancelled, expired."""
+
 claims_missed = Counter("seamark_claims_missed", "Claims not written because Redis was away, by fate", ("fate",))
 """fate: owed (to be written afterwards), lost (the bounded list was full)."""
 

@@ -10,6 +10,7 @@ from aiohttp import web
 from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
+from engine.cancels import Cancels
 from engine.controls.watching import WatchedControls
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
@@ -20,7 +21,7 @@ from gateway.access.throttles import Throttles
 from gateway.descriptors import Descriptors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.join.port import FeedCounters
-from gateway.limits import REQUESTS_PER_MINUTE
+from gateway.limits import BROADCAST_BURST, BROADCASTS_PER_MINUTE, CANCELS_PER_MINUTE, REQUESTS_PER_MINUTE
 from gateway.log.partition import Partition
 from gateway.options import Times
 from gateway.session.outlet import Flusher
@@ -56,6 +57,9 @@ class Context:
     descriptors: Descriptors = field(default_factory=Descriptors)
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
     proxies: Proxies = field(default_factory=Proxies)
+    cancels: Cancels | None = None
+    broadcast_rate: Buckets = field(default_factory=lambda: Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST))
+    cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: Tasks = field(default_factory=Tasks)
     draining: bool = False

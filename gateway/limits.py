@@ -95,6 +95,30 @@ LOG_BYTES_ASSUMED: Final = 4 << 30
 LOG_AGE_ASSUMED_SECONDS: Final = 30 * 86_400
 """The age that shares are computed from where a log keeps its records for ever."""
 
+CANCELS_PER_MINUTE: Final = 60
+"""Requests of one tenant to one process to cancel a transaction; then 429. Each waits for a second and reads the inbox."""
+
+CANCELS_PER_TENANT: Final = 10_000
+"""Cancelled transactions of one tenant at a time; then 429. All dispatchers hold all of them for 31 days, 150 bytes each."""
+
+CANCEL_REQUESTS: Final = 16
+"""Such requests under way in one process; then 503. One that recalls may take half a minute."""
+
+CANCEL_REQUESTS_PER_TENANT: Final = 4
+"""Those of one tenant."""
+
+INBOX_PASSES_SECONDS: Final = 8.0
+"""How long such a request waits for the inbox to be folded up to the present; it mostly is within a tenth of a second."""
+
+RECALL_SECONDS: Final = 15.0
+"""How long one request goes on recalling; then it says that there is more."""
+
+RECALL_ROWS: Final = 1000
+"""Notifications that it looks for at a time."""
+
+RECALL_APPENDS: Final = 32
+"""Records of one request that are on their way to logs: some thousands in a second, beside those of everybody else."""
+
 BROADCASTS_PER_MINUTE: Final = 12
 """Broadcasts of one tenant that a gateway passes on in a minute: each is a frame for every session it has."""
 

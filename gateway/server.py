@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
+from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
@@ -80,7 +81,8 @@ async def run(
     try:
         async with (
             watched(broker, options.nats_monitor_urls) as broker_health,
-            _context(options, broker, broker_health, keys) as context,
+            watching(broker) as cancels,
+            _context(options, broker, broker_health, keys, cancels) as context,
         ):
             direct = {one.path: one.directly(context) for one in ENDPOINTS if one.status == 101}
             runner = Runner(create_app(context, options), direct=direct, shutdown_timeout=DRAIN_CLOSE_SECONDS)
@@ -144,7 +146,7 @@ async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
 
 @asynccontextmanager
 async def _context(
-    options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys
+    options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys, cancels: Cancels
 ) -> AsyncIterator[Context]:
     """Everything sessions share, started; stopped again at the end."""
     origins, proxies = _trusted(options)
@@ -179,6 +181,7 @@ async def _context(
         api_keys=await _api_keys(options),
         idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
+        cancels=cancels,
     )
     collector = FeedCollector(context.counters)
     REGISTRY.register(collector)

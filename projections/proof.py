@@ -130,7 +130,11 @@ def prove(
     record = _record(row)
     present = any(one["epoch"] == row["epoch"] for one in folded)
     facts = (
-        _of_the_log(row, record, stored_at) + _of_gateways(ranges) + _of_channels(receipts) + _of_the_user(row, present)
+        _of_the_log(row, record, stored_at)
+        # A range covers what devices were sent as a position only, too: of a record that was withheld it proves nothing.
+        + _of_gateways(ranges if row["withheld"] is None else [])
+        + _of_channels(receipts)
+        + _of_the_user(row, present)
     )
     facts.sort(key=_order)
     as_of = [
@@ -235,9 +239,10 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
         gaps.append("which event it came from: the record names none")
     elif ("stored", None) in {(fact.fact, fact.at) for fact in facts}:
         gaps.append("when the event was stored: EVENTS was not asked, or no longer holds it")
-    # The planner's word comes after the record's, and counts.
+    # The planner's word comes after the record's, and counts. What was withheld goes to nobody, whatever was planned.
     planned = {fact.channel: fact.detail or "" for fact in facts if fact.fact == "planned"}
-    for channel in (channel for channel, plan in planned.items() if not plan.startswith("never,")):
+    goes = [channel for channel, plan in planned.items() if not plan.startswith("never,")]
+    for channel in goes if row["withheld"] is None else ():
         states = {state for state, other in known if other == channel} - {"planned"}
         if not states and channel == "inapp":
             gaps.append("sent: no receipt of a gateway says that a device was sent it")
@@ -245,7 +250,7 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
             gaps.append(f"sent by {channel}: no receipt of that channel")
     silent = sorted(device or "?" for device in sent - acknowledged)
     gaps += [f"acknowledged by device {device}: it was sent, no acknowledgement is stored" for device in silent]
-    if row["read_seq"] is None:
+    if row["read_seq"] is None and row["withheld"] is None:
         gaps.append("read: no record says so")
     if row["carried"]:
         gaps.append("that the tables still equal the log here: the record is older than what the log holds")

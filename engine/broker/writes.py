@@ -13,7 +13,6 @@ from typing import Final
 
 from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
 from seamark.protocol.subjects import (
-    CONTROL_BUCKET,
     DEAD_LETTERS_STREAM,
     EVENTS_STREAM,
     JOBS_STREAM,
@@ -75,5 +74,5 @@ def stream_of_subject(subject: str) -> str | None:
         number = rest.partition(".")[0]
         return log_stream(int(number)) if number.isdecimal() else None
     if kind == "$KV":
-        return f"KV_{CONTROL_BUCKET}"
+        return f"KV_{rest.partition('.')[0]}"
     return _STREAMS.get(kind)

@@ -11,17 +11,19 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 from redis.asyncio import Redis
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, StreamState
+from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.relay import relaying
-from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
+from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds, withhold
 from engine.dispatch.source import EVENTS, EventSource
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
@@ -76,6 +78,7 @@ class Dispatcher:
     Args:
         partitions: as the streams' metadata says; see `read_partitions`.
         source: where the events come from.
+        cancels: which transactions are cancelled; None: none is.
         controls: while the source's lane is paused, nothing of it is dispatched.
     """
 
@@ -86,13 +89,16 @@ class Dispatcher:
         partitions: int,
         *,
         source: EventSource = EVENTS,
+        cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
         pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
         self._claims = claims
         self._source = source
-        self._workers = [DispatchWorker(broker, claims, q, partitions, source, controls) for q in range(partitions)]
+        self._workers = [
+            DispatchWorker(broker, claims, q, partitions, source, cancels, controls) for q in range(partitions)
+        ]
         self.readers = [
             PartitionReader(broker, source.partition(q), worker, pin_timeout_seconds=pin_timeout_seconds)
             for q, worker in enumerate(self._workers)
@@ -141,8 +147,10 @@ class DispatchWorker:
         event_partition: int,
         partitions: int,
         source: EventSource = EVENTS,
+        cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
     ) -> None:
+        self._cancels = cancels
         self._broker = broker
         self._claims = claims
         self._q = event_partition
@@ -279,13 +287,22 @@ class DispatchWorker:
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
         failpoints.reach("after-claims-before-append")
+        await self._withhold(planned)
         entries = fan_out(planned, self._partitions)
         home = entries.pop(self._q, [])
         if entries:
             await self._append_foreign(entries, round_.last_seq)
             failpoints.reach("between-foreign-and-home")
+            await self._withhold(planned)
         await self._append(self._q, home, round_.last_seq)
         self._count(round_, planned, len(home) + sum(map(len, entries.values())))
+
+    async def _withhold(self, planned: list[Planned]) -> None:
+        """The last look before records are written: claims, or other partitions, may have taken long."""
+        cancels = self._cancels
+        if cancels is not None and any(p.accepted.event.transaction_id is not None for p in planned):
+            await cancels.heard()
+        withhold(planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
 
     async def _append_foreign(self, entries: dict[int, list[Entry]], last_seq: int) -> None:
         """All at once; the first failure ends the others, and positions are read anew before anything is tried again."""
@@ -372,6 +389,8 @@ async def run(
     """
     count = await read_partitions(broker, partitions)
     pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
-    work = Dispatcher(broker, Claims(redis), count, controls=controls, pin_timeout_seconds=pin_timeout)
-    async with relaying(broker.settings, count):
+    async with relaying(broker.settings, count), watching(broker) as cancels:
+        work = Dispatcher(
+            broker, Claims(redis), count, cancels=cancels, controls=controls, pin_timeout_seconds=pin_timeout
+        )
         await run_until(stop, work.run(), name="dispatcher")

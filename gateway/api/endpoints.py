@@ -12,6 +12,7 @@ from gateway.api.events import publish_event, publish_events
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
 from gateway.api.proof import trace_notification
+from gateway.api.transactions import cancel_transaction
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
@@ -30,6 +31,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_event,
     publish_events,
     broadcast,
+    cancel_transaction,
     follow_socket,
     follow_stream,
     poll_records,

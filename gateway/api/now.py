@@ -17,7 +17,6 @@ from engine.limits import NOW_BURST_SECONDS, NOW_PER_SECOND_OF_TENANT
 from gateway.access.principals import Scope, Service
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Kind, Problem
-from gateway.limits import BROADCAST_BURST, BROADCASTS_PER_MINUTE
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import EventId, new_event_id
 from seamark.protocol.limits import NOW_BYTES_MAX
@@ -66,9 +65,6 @@ class BroadcastSent(msgspec.Struct):
     id: str
 
 
-_BROADCASTS: Final = Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST)
-
-
 @Endpoint(
     "POST",
     "/v1/broadcasts",
@@ -85,7 +81,7 @@ async def broadcast(call: Call[Service, None, Broadcast]) -> BroadcastSent:
         message = encode_broadcast(type=body.type, tenant=tenant, id=id, data=body.data)
     except InvalidEvent as error:
         raise Problem(INVALID_BODY, error.detail, field=None if error.reason == "json" else error.reason) from error
-    _take(_BROADCASTS, tenant, 1, "broadcasts")
+    _take(call.context.broadcast_rate, tenant, 1, "broadcasts")
     try:
         call.context.broker.publish(message.subject, message.payload)
         await call.context.broker.flush()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from engine.broker.jetstream import Stored
 from seamark.protocol.frames import record_frame, skip_frame
-from seamark.protocol.records import EPOCH_HEADER
+from seamark.protocol.records import EPOCH_HEADER, EXPIRES_HEADER
 
 _EPOCH: Final = f"\r\n{EPOCH_HEADER}:".encode()
 _SKIP: Final = b"\r\nSeamark-Skip:"
+_EXPIRES: Final = f"\r\n{EXPIRES_HEADER}:".encode()
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
 
 
 class Message:
-    """One record. `skip`: it is not for the screen, or its body is no JSON object (a marker of the broker, a stray write)."""
+    """One record.
+
+    `skip`: it is not for the screen, has expired, or its body is no JSON object (a marker of the broker, a stray write).
+    """
 
     __slots__ = ("_epoch", "_frame", "_prev", "body", "seq", "skip")
 
@@ -24,7 +29,8 @@ class Message:
             body = body.strip()
         self.seq = seq
         self.body = body
-        self.skip = _SKIP in headers or body[:1] != b"{" or body[-1:] != b"}"
+        over = _EXPIRES in headers and _has_expired(headers)  # looked for here: a call for each record would cost more
+        self.skip = over or _SKIP in headers or body[:1] != b"{" or body[-1:] != b"}"
         self._frame = b""
         self._prev = -1
         self._epoch = b""
@@ -36,6 +42,11 @@ class Message:
             self._frame = skip_frame(seq, prev, epoch) if self.skip else record_frame(seq, prev, epoch, self.body)
             self._prev, self._epoch = prev, epoch
         return self._frame
+
+
+def _has_expired(headers: bytes) -> bool:
+    """Whether the record says that it was over before it was read from the log, or its copy came."""
+    return 0 <= number(headers, _EXPIRES) <= time.time() * 1000
 
 
 def of_stored(stored: Stored) -> Message:

@@ -19,6 +19,7 @@ import structlog
 from engine.errors import StoreUnavailable
 from engine.tasks import Tasks
 from projections.inbox.queries import InboxQueries, Page
+from projections.inbox.transactions import Transactions
 from projections.proof import Proofs
 from seamark.protocol.cursor import Cursor
 
@@ -58,6 +59,7 @@ class Tables:
         self._away_until = 0.0
         self.inbox = InboxQueries(pool, partitions)
         self.proofs = Proofs(pool)
+        self.transactions = Transactions(pool)
 
     def snapshot(self, tenant: str, user: str, answer: Callable[[Page | NotRead], None]) -> None:
         """The newest rows of a user's inbox; `answer` is called once, never inside this call."""

@@ -26,6 +26,7 @@ from engine.partition.reader import Delivered
 from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, Remembered
 from seamark.protocol.errors import InvalidToken
+from seamark.protocol.events import Label
 from seamark.protocol.records import EventPosition
 from seamark.protocol.subjects import decode_token
 
@@ -40,6 +41,7 @@ class Entry(Change, gc=False, omit_defaults=True):
     event: EventPosition | None = None
     plan: dict[str, Any] = msgspec.field(default_factory=dict)
     device: str | None = None
+    transaction_id: Label | None = None
 
 
 _decode_whole = msgspec.json.Decoder(Entry).decode
@@ -91,6 +93,8 @@ class Row:
     recalled_at: datetime | None = None
     superseded_seq: int | None = None
     repeated_at: datetime | None = None
+    transaction_id: str | None = None
+    withheld: str | None = None
 
 
 @dataclass(slots=True)
@@ -222,7 +226,8 @@ def fold(
 
 
 def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> Row:
-    event = entry.event
+    event, plan = entry.event, entry.plan
+    withheld = _withheld(plan)
     return Row(
         tenant=user[0],
         user_id=user[1],
@@ -235,12 +240,23 @@ def _row(user: User, stored: Delivered, entry: Entry, epoch: str, era: int) -> R
         category=clean(entry.category) if entry.category is not None else None,
         collapse_key=clean(entry.collapse_key) or None if entry.collapse_key else None,
         expires_at=zoned(entry.expires_at),
-        channels=[clean(channel) for channel in entry.plan],
+        channels=[] if withheld else [clean(channel) for channel in plan],
         shown=NEVER_SHOWN not in stored.headers,
         event_epoch=clean(event.epoch) if event is not None else None,
         event_seq=max(0, min(event.seq, SEQ_MAX)) if event is not None else None,
         record=stored.payload,
+        transaction_id=clean(entry.transaction_id) if entry.transaction_id is not None else None,
+        withheld=withheld,
     )
+
+
+def _withheld(plan: dict[str, Any]) -> str | None:
+    """Why a dispatcher has had the record stored, but shown to nobody; None: it has not."""
+    parts = list(plan.values())
+    if not parts or not all(isinstance(one, dict) and one.get("when") == "never" for one in parts):
+        return None
+    why = parts[0].get("why")
+    return clean(why) if isinstance(why, str) else None
 
 
 def _as_mark(stored: Delivered, entry: Entry) -> Mark:

@@ -139,6 +139,8 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
         raise InvalidEvent("semantics", NOT_HERE)
     if event.send_at is not None:
         raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
+    if event.transaction_id is not None:
+        _check_transaction(event.transaction_id)
     if event.time is not None:
         _check_moment("time", event.time)
     if event.expires_at is not None:
@@ -156,6 +158,13 @@ def check_data(data: bytes) -> None:
         raise InvalidEvent("data", f"`data` has {len(data)} bytes, at most {EVENT_DATA_BYTES_MAX} are allowed")
     if data.count(b"[") + data.count(b"{") > DATA_DEPTH_MAX and _depth(data) > DATA_DEPTH_MAX:
         raise InvalidEvent("data", f"`data` is nested more than {DATA_DEPTH_MAX} levels deep")
+
+
+def _check_transaction(transaction: str) -> None:
+    try:
+        subjects.encode_token(transaction)
+    except InvalidToken as error:
+        raise InvalidEvent("transaction_id", f"`transaction_id`: {error}") from error
 
 
 def _check_agreement(event: Event, at: subjects.EventSubject) -> None:

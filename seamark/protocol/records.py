@@ -15,6 +15,14 @@ Kind = Literal["notification", "read", "archive", "recall"]
 SKIP_LINE = b"Seamark-Skip: 1\r\n"
 """Header of a record that is not for the screen: the gateway sends its position, not its body."""
 
+EXPIRES_HEADER = "Seamark-Expires"
+"""Header of a record that expires, and when, in Unix milliseconds: a gateway that reads it later sends its position only.
+
+One with a collapse key has none. It supersedes earlier records also after it has expired, so devices must see it."""
+
+Withheld = Literal["cancelled", "expired"]
+"""Why a record is stored, but shown to nobody."""
+
 EPOCH_HEADER = "Seamark-Epoch"
 """Header of a record: the incarnation of the log it was written for. Its live copies are then never taken for another's."""
 
@@ -53,6 +61,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     ids: list[str] = []
     up_to: int | None = None
     device: str | None = None
+    transaction_id: str | None = None
 
 
 decode_record = msgspec.json.Decoder(Record).decode
@@ -70,6 +79,7 @@ class _Rest(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     collapse_key: str | None = None
     expires_at: datetime | None = None
     trace: str | None = None
+    transaction_id: str | None = None
 
 
 class NotificationTemplate:
@@ -83,7 +93,7 @@ class NotificationTemplate:
         stored_at: when EVENTS stored it; the record's time where the event has none, so that a repetition gives equal bytes.
     """
 
-    __slots__ = ("_after", "_before", "_plan", "lines")
+    __slots__ = ("_after", "_before", "_channels", "_plan", "lines", "withheld")
 
     def __init__(self, accepted: Accepted, epoch: str, seq: int, stored_at: datetime) -> None:
         event, at = accepted.event, accepted.at
@@ -97,6 +107,7 @@ class NotificationTemplate:
             data=one_line(event.data),
             collapse_key=event.collapse_key,
             expires_at=None if event.expires_at is None else event.expires_at.astimezone(UTC),
+            transaction_id=event.transaction_id,
         )
         lines = b""
         if accepted.traceparent:
@@ -106,9 +117,22 @@ class NotificationTemplate:
                 lines += b"tracestate: %b\r\n" % accepted.tracestate
         if event.channels is not None and INAPP not in event.channels:
             lines += SKIP_LINE
+        elif rest.expires_at is not None and not event.collapse_key:
+            lines += b"%b:%d\r\n" % (EXPIRES_HEADER.encode(), int(rest.expires_at.timestamp() * 1000))
+        self.withheld: Withheld | None = None
+        self._channels = event.channels
         self._plan = b',"plan":%b' % _plan(event.channels)
         self._after = b",%b" % _encode(rest)[1:]
         self.lines = lines
+
+    def withhold(self, why: Withheld) -> None:
+        """Make records that no device is shown: a stored fact, with the reason, in the place of a notification."""
+        self.withheld = why
+        self._plan = b',"plan":%b' % _encode(
+            {channel: {"when": "never", "why": why} for channel in self._channels or [INAPP]}
+        )
+        if SKIP_LINE not in self.lines:
+            self.lines += SKIP_LINE
 
     @property
     def size(self) -> int:
@@ -137,17 +161,17 @@ def _plan(channels: list[str] | None) -> bytes:
 
 
 def state_record(
-    kind: Literal["read", "archive"],
+    kind: Literal["read", "archive", "recall"],
     *,
     tenant: str,
     user: str,
-    device: str,
+    device: str | None,
     ids: Sequence[str] = (),
     up_to: int | None = None,
     record_id: str | None = None,
     at: datetime | None = None,
 ) -> tuple[str, bytes]:
-    """A `read` or `archive` record: its id and its bytes. Devices converge by replaying it like any other record.
+    """A `read`, `archive` or `recall` record: its id and its bytes. Devices converge by replaying it like any other record.
 
     Args:
         ids: records it covers, or

@@ -196,6 +196,7 @@ RECEIPTS_STREAM = "RECEIPTS"
 DEAD_LETTERS_STREAM = "DEAD-LETTERS"
 JOBS_STREAM = "JOBS"
 CONTROL_BUCKET = "control"
+CANCELS_BUCKET = "cancels"
 
 
 def dispatch_consumer(event_partition: int) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)
         assert json.load(refused.value) == shown
+        return
+    if "too_late" in shown:
+        url = f"{reader.described.gateway_url}/v1/transactions/{urllib.parse.quote(shown['id'])}"
+        headers = {"Authorization": f"Bearer {reader.described.api_key}"}
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers, method="DELETE"), timeout=20
+        ) as answer:
+            said = json.load(answer)
+        assert {name: type(value) for name, value in said.items()} == {name: type(shown[name]) for name in shown}
         return
 
     async def stored() -> dict[str, object]:

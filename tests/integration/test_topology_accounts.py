@@ -11,6 +11,7 @@ import pytest
 
 from engine.broker.control import Control
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
+from engine.cancels import cancel, watching
 from engine.errors import ApiError, BrokerError, Forbidden
 from engine.topology import server as topology
 from engine.topology.files import files_folder
@@ -107,6 +108,17 @@ async def test_now_messages_go_by_the_dispatcher_and_broadcasts_to_gateways_and_
     await eventually(lambda: len(heard) == 5)
     with pytest.raises(Forbidden):
         await gateway.subscribe("now.>", lambda *_: None).confirmed()
+
+
+async def test_gateways_cancel_transactions_and_dispatchers_hear_of_it_and_write_none(connected: Connect):
+    gateway, dispatcher = await connected("gateway"), await connected("dispatcher")
+    async with watching(dispatcher) as heard, watching(gateway) as own:
+        await cancel(gateway, "default", "order 17", budget_seconds=5)
+        await eventually(lambda: heard.holds("default", "order 17") and own.holds("default", "order 17"))
+        assert heard.fresh
+        assert own.fresh
+    for role in ("dispatcher", "publisher", "worker", "projector"):
+        assert await denied(await connected(role), "$KV.cancels.default.t"), role
 
 
 async def test_the_shipped_publisher_cannot_publish_the_events_of_another_tenant(connected: Connect):
@@ -303,7 +315,7 @@ async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
 
 async def test_an_operator_sees_everything_and_changes_nothing(connected: Connect):
     operator = await connected("operator")
-    assert len((await operator.api("STREAM.LIST"))["streams"]) == 9
+    assert len((await operator.api("STREAM.LIST"))["streams"]) == 10
     subjects = await operator.api("STREAM.INFO.LOG-0", {"subjects_filter": ">"})
     assert subjects["config"]["name"] == "LOG-0"
     assert len((await operator.api("CONSUMER.LIST.EVENTS"))["consumers"]) == 4

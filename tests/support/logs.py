@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, NatsSettings, PubAck, Stored, connect
+from engine.cancels import watching
 from engine.dispatch.claims import Claims
 from engine.dispatch.dispatcher import Dispatcher
 from engine.log.incarnations import read_partitions
@@ -64,9 +65,13 @@ async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 @contextlib.asynccontextmanager
 async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
-    async with connected(url) as broker, Redis.from_url(redis_url) as redis:
+    async with connected(url) as broker, Redis.from_url(redis_url) as redis, watching(broker) as cancels:
         dispatcher = Dispatcher(
-            broker, Claims(redis), await read_partitions(broker), pin_timeout_seconds=PIN_TIMEOUT_SECONDS
+            broker,
+            Claims(redis),
+            await read_partitions(broker),
+            cancels=cancels,
+            pin_timeout_seconds=PIN_TIMEOUT_SECONDS,
         )
         async with at_work(dispatcher.run(), "dispatcher"):
             yield dispatcher

@@ -24,7 +24,8 @@ async def ask(broker: Broker, words: list[str]) -> None:
     match words:
         case ["stream", "report"]:
             names = {stream["config"]["name"] for stream in (await broker.api("STREAM.LIST"))["streams"]}
-            assert {"EVENTS", "RECEIPTS", "DEAD-LETTERS", "KV_control", *map(log_stream, range(PARTITIONS))} == names
+            others = {"EVENTS", "RECEIPTS", "DEAD-LETTERS", "JOBS", "KV_control", "KV_cancels"}
+            assert {*others, *map(log_stream, range(PARTITIONS))} == names
         case ["stream", "subjects", stream]:
             info = await broker.api(f"STREAM.INFO.{stream}", {"subjects_filter": ">"})
             subjects = info["state"]["subjects"]

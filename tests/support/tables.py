@@ -32,7 +32,16 @@ notifications = st.fixed_dictionaries(
         "expires_at": st.sampled_from(
             [None, "2026-01-31T12:00:00Z", "2126-01-31T12:00:00+02:00", "2026-01-31T12:00:00"]
         ),
-        "plan": st.sampled_from([{}, {"inapp": {"when": "now", "why": "default"}}, {"email": {}, "inapp": {}}]),
+        "plan": st.sampled_from(
+            [
+                {},
+                {"inapp": {"when": "now", "why": "default"}},
+                {"email": {}, "inapp": {}},
+                {"inapp": {"when": "never", "why": "cancelled"}},
+                {"a": {"when": "never", "why": 7}},
+            ]
+        ),
+        "transaction_id": st.sampled_from([None, "t1", "nul\0", 7]),
         "event": st.sampled_from([None, {"epoch": "e", "seq": 7}]),
         "skip": st.booleans(),
     },

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.broker import wire
 from seamark.protocol import events, limits
 from seamark.protocol.receipts import decode_receipt
-from seamark.protocol.records import SKIP_LINE, NotificationTemplate, decode_record, state_record
+from seamark.protocol.records import SKIP_LINE, NotificationTemplate, Withheld, decode_record, state_record
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "records"
 SUBJECT = "ev.0.default.alice.demo.hello"
@@ -47,6 +47,7 @@ def template(payload: bytes, parent: bytes | None = None, state: bytes | None = 
             "collapse_key": TEXT,
             "time": TIMES,
             "expires_at": TIMES,
+            "transaction_id": NAMES,
             "priority": st.sampled_from(["critical", "high", "normal", "low"]),
             "channels": st.lists(st.sampled_from(["inapp", "email", 'a"b', "c\nd"]), max_size=4, unique=True),
         },
@@ -78,13 +79,28 @@ def test_a_record_is_one_line_of_json_that_says_what_the_event_said(
             assert read["expires_at"].endswith("Z")
         channels = fields.get("channels", ["inapp"])
         assert list(read["plan"]) == channels
-        assert made.lines == (b"" if "inapp" in channels else SKIP_LINE)
+        assert read.get("transaction_id") == fields.get("transaction_id")
+        expires = fields.get("expires_at") if not fields.get("collapse_key") else None
+        line_of_expiry = b"" if expires is None else b"Seamark-Expires:%d\r\n" % int(expires.timestamp() * 1000)
+        assert made.lines == (line_of_expiry if "inapp" in channels else SKIP_LINE)
         decoded = decode_record(line)
         assert (decoded.user, decoded.category, bytes(decoded.data)) == (
             user,
             fields.get("category"),
             bytes(msgspec.json.decode(line, type=dict[str, msgspec.Raw])["data"]),
         )
+
+
+@given(st.sampled_from(["cancelled", "expired"]), st.sampled_from([None, ["inapp"], ["email"], ["inapp", "sms"], []]))
+def test_a_withheld_record_says_why_for_every_channel_and_is_shown_to_nobody(
+    why: Withheld, channels: list[str] | None
+) -> None:
+    event = {"id": "e1", "to": ["alice"]} | ({"channels": channels} if channels is not None else {})
+    made = template(json.dumps(event).encode())
+    made.withhold(why)
+    record = json.loads(made.body("alice"))
+    assert record["plan"] == {name: {"when": "never", "why": why} for name in channels or ["inapp"]}
+    assert made.lines.count(SKIP_LINE) == 1
 
 
 def test_records_of_ten_thousand_recipients_differ_in_the_user_only() -> None:
