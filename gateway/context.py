@@ -12,18 +12,29 @@ from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.cancels import Cancels
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
+from engine.directory.rules import Rules
+from engine.profiles.cache import ProfileCache
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.access.sign_outs import SignOuts
 from gateway.access.throttles import Throttles
 from gateway.descriptors import Descriptors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.join.port import FeedCounters
-from gateway.limits import BROADCAST_BURST, BROADCASTS_PER_MINUTE, CANCELS_PER_MINUTE, REQUESTS_PER_MINUTE
+from gateway.limits import (
+    BROADCAST_BURST,
+    BROADCASTS_PER_MINUTE,
+    CANCELS_PER_MINUTE,
+    QUESTIONS_PER_MINUTE,
+    REQUESTS_PER_MINUTE,
+)
 from gateway.log.partition import Partition
 from gateway.options import Times
+from gateway.presence.gateways import Gateways
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
@@ -41,6 +52,8 @@ class Context:
     broker_health: BrokerHealth
     controls: WatchedControls
     throttles: Throttles
+    sign_outs: SignOuts
+    gateways: Gateways
     verifier: Verifier
     origins: Origins
     sessions: Sessions
@@ -52,9 +65,13 @@ class Context:
     handshakes: Buckets
     times: Times
     tables: Tables | None = None
+    directory: Directory | None = None
+    profiles: ProfileCache | None = None
+    rules: Rules | None = None
     api_keys: ApiKeys | None = None
     idempotency_keys: IdempotencyKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)
+    questions: Buckets = field(default_factory=lambda: Buckets(QUESTIONS_PER_MINUTE))
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
     proxies: Proxies = field(default_factory=Proxies)
     cancels: Cancels | None = None

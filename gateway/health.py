@@ -18,6 +18,7 @@ def not_ready(context: Context) -> list[str]:
         reasons.append("draining")
     reasons += context.broker_health.not_ready()
     reasons += context.controls.not_ready()
+    reasons += context.sign_outs.not_ready()
     if context.descriptors.exhausted:
         reasons.append("out of file descriptors")
     unknown = [partition.stream for partition in context.partitions if partition.watch.last is None]

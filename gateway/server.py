@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
+import asyncpg
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
@@ -16,8 +18,12 @@ from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
 from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
+from engine.directory.rules import Rules
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
+from engine.profiles.cache import ProfileCache
+from engine.profiles.reader import read_profile
 from engine.settings import cannot_listen
 from engine.topology.check import report_start
 from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
@@ -26,6 +32,7 @@ from gateway.access.auth import Verifier
 from gateway.access.jwks import Keys, KeySet, SharedSecret
 from gateway.access.origins import Origins
 from gateway.access.proxies import Proxies
+from gateway.access.sign_outs import SignOuts
 from gateway.access.throttles import Throttles
 from gateway.api.dev_page import dev_routes
 from gateway.api.endpoints import ENDPOINTS
@@ -38,11 +45,19 @@ from gateway.http import cors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.http.problems import as_problems
 from gateway.join.counters import FeedCollector
-from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, DRAIN_CLOSE_SECONDS
+from gateway.limits import (
+    ACCEPT_BACKLOG,
+    API_KEY_GUESSES_PER_MINUTE,
+    COUNT_SECONDS,
+    DIRECTORY_CONNECT_SECONDS,
+    DIRECTORY_CONNECTIONS,
+    DRAIN_CLOSE_SECONDS,
+)
 from gateway.log.live import Live
 from gateway.log.partition import Partition
 from gateway.obeying import obey
 from gateway.options import GatewayOptions
+from gateway.presence.gateways import Gateways
 from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
@@ -144,6 +159,17 @@ async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
     return ApiKeys(await postgres_keys(options.postgres_url), guesses_per_minute=guesses)
 
 
+async def _directory(url: str, redis: Redis | None) -> tuple[Directory, ProfileCache | None]:
+    """The directory in the database at `url`, and the cache of its profiles.
+
+    It connects when first asked, so that a gateway starts without PostgreSQL.
+    """
+    pool = asyncpg.create_pool(url, min_size=0, max_size=DIRECTORY_CONNECTIONS, timeout=DIRECTORY_CONNECT_SECONDS)
+    await pool
+    profiles = None if redis is None else ProfileCache(redis, partial(read_profile, pool))
+    return Directory(pool, profiles), profiles
+
+
 @asynccontextmanager
 async def _context(
     options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys, cancels: Cancels
@@ -160,16 +186,22 @@ async def _context(
         else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
     queries = None if redis is None else UnreadReader(redis)
-    live, controls = Live(broker), WatchedControls(broker)
+    directory, profiles = (
+        (None, None) if options.postgres_url is None else await _directory(options.postgres_url, redis)
+    )
+    live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
+    sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
     partitions = [Partition(broker, number, live, queries) for number in range(count)]
     context = Context(
         broker=broker,
         broker_health=broker_health,
         controls=controls,
         throttles=Throttles(redis, controls),
-        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience),
+        sign_outs=sign_outs,
+        gateways=Gateways(broker, sessions, sign_outs),
+        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience, sign_outs=sign_outs),
         origins=origins,
-        sessions=Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most)),
+        sessions=sessions,
         receipts=Receipts(broker),
         state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
         partitions=partitions,
@@ -178,6 +210,9 @@ async def _context(
         handshakes=Buckets(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        directory=directory,
+        profiles=profiles,
+        rules=None if directory is None else Rules(directory.pool, broker),
         api_keys=await _api_keys(options),
         idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
@@ -189,7 +224,11 @@ async def _context(
     for partition in partitions:
         partition.start()
     context.receipts.start()
+    if context.rules is not None:
+        context.rules.start()
     obeying = obey(context, options.postgres_url)
+    context.gateways.start()
+    await sign_outs.start()
     context.descriptors.start()
     broadcasts = Broadcasts(broker, context.sessions)
     broadcasts.start()
@@ -198,6 +237,8 @@ async def _context(
     finally:
         REGISTRY.unregister(collector)
         await obeying.end()
+        await context.gateways.close()
+        await sign_outs.close()
         await broadcasts.close()
         await context.descriptors.close()
         await context.state_records.close()
@@ -206,6 +247,12 @@ async def _context(
         context.wheel.close()
         if tables is not None:
             await tables.close()
+        if context.rules is not None:
+            await context.rules.close()
+        if profiles is not None:
+            await profiles.close()
+        if directory is not None:
+            await directory.close()
         if context.api_keys is not None:
             await context.api_keys.close()
         if context.idempotency_keys is not None:

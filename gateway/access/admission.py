@@ -68,7 +68,7 @@ async def user_of(request: web.Request, context: Context) -> User:
         user = await context.verifier.verify(token)
     except Refused as refused:
         metrics.gateway_refused_tokens.labels(refused.reason).inc()
-        kind = KEYS_UNAVAILABLE if refused.reason == "keys_unavailable" else UNAUTHENTICATED
+        kind = KEYS_UNAVAILABLE if refused.passing else UNAUTHENTICATED
         raise Problem(kind, str(refused), reason=refused.reason) from refused
     whose = user.tenant, user.user
     if not context.requests.take(whose):

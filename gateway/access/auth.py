@@ -14,7 +14,8 @@ import jwt
 
 from gateway.access.jwks import Key, Keys, KeysUnavailable
 from gateway.access.principals import User
-from gateway.limits import TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
+from gateway.access.sign_outs import SignOuts
+from gateway.limits import SIGN_OUTS_KEPT_SECONDS, TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_token, encode_user
 
@@ -25,6 +26,11 @@ class Refused(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+    @property
+    def passing(self) -> bool:
+        """Whether it is no fault of the token, which may be accepted in a moment."""
+        return self.reason in ("keys_unavailable", "sign_outs_unknown")
 
 
 class _Verified(NamedTuple):
@@ -44,6 +50,7 @@ class Verifier:
         keys: a shared secret or a key set.
         issuer: `iss` a token must carry; None accepts any and none.
         audience: `aud` a token must carry; None accepts any and none.
+        sign_outs: users of whom no token is believed that was issued before; None: there are none.
         wall: wall clock in Unix seconds.
     """
 
@@ -53,12 +60,14 @@ class Verifier:
         *,
         issuer: str | None = None,
         audience: str | None = None,
+        sign_outs: SignOuts | None = None,
         wall: Callable[[], float] = time.time,
         cache_size: int = TOKEN_CACHE,
     ) -> None:
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
+        self._sign_outs = sign_outs
         self._wall = wall
         self._cache: dict[bytes, _Verified] = {}
         self._cache_size = cache_size
@@ -69,7 +78,8 @@ class Verifier:
         """The user that `token` speaks for.
 
         Raises:
-            Refused: it is malformed, forged, expired, for another audience, or the keys cannot be had.
+            Refused: it is malformed, forged, expired, for another audience, of a user who was signed out since; or the keys
+                cannot be had, or who was signed out is not known.
         """
         if len(token) > TOKEN_BYTES:
             raise Refused("too_long", "the token is too long")
@@ -87,7 +97,22 @@ class Verifier:
         if known.user.expires_at <= self._wall():
             self._cache.pop(digest, None)
             raise Refused("expired", "the token has expired")
+        self._check_sign_out(known.user)
         return known.user
+
+    def _check_sign_out(self, user: User) -> None:
+        sign_outs = self._sign_outs
+        if sign_outs is None:
+            return
+        if not sign_outs.known:
+            raise Refused("sign_outs_unknown", "tokens cannot be checked at the moment")
+        if user.issued_at and self._wall() - user.issued_at > SIGN_OUTS_KEPT_SECONDS:
+            days = SIGN_OUTS_KEPT_SECONDS // 86_400
+            raise Refused(
+                "too_old", f"the token is older than {days} days: so long it is remembered who was signed out"
+            )
+        if sign_outs.refuses(user.tenant, user.user, user.issued_at):
+            raise Refused("signed_out", "the user was signed out after this token was issued")
 
     def _remember(self, digest: bytes, verified: _Verified) -> None:
         if len(self._cache) >= self._cache_size:
@@ -144,7 +169,7 @@ def _user(payload: dict[str, Any]) -> User:
         encode_token(tenant), encode_user(user)
     except InvalidToken as error:
         raise Refused("invalid", "`sub` or `tenant` cannot name a log") from error
-    return User(tenant, user, float(payload["exp"]))
+    return User(tenant, user, float(payload["exp"]), float(payload.get("iat", 0)))
 
 
 def _refuse_duplicates(token: str) -> None:

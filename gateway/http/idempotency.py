@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -26,7 +26,7 @@ from engine import metrics
 from engine.errors import StoreBroken
 from engine.outages import redis_failure
 from engine.redisscript import RedisScript
-from gateway.http.problems import Kind, Problem, problem_of
+from gateway.http.problems import UNAVAILABLE, Kind, Problem, problem_of
 from gateway.limits import (
     IDEMPOTENCY_ANSWER_BYTES,
     IDEMPOTENCY_BURST_BYTES,
@@ -52,6 +52,9 @@ _KEY: Final = re.compile(rf"[ -~]{{1,{IDEMPOTENCY_KEY_BYTES}}}")
 
 REDIS_SECONDS: Final = 2.0
 """Deadline of one question to Redis. A thousand requests at once share a connection: the last one waits for a few tenths."""
+
+SILENT_SECONDS: Final = 10.0
+"""A Redis that has answered nothing for so long is away. Before that this process may be slow, or Redis for a moment."""
 
 PAUSE_SECONDS: Final = 1.0
 """After a failure Redis is left alone this long: not every request shall pay for the time-out."""
@@ -149,6 +152,9 @@ class IdempotencyKeys:
         self._rate, self._burst = bytes_per_day / 86_400, burst_bytes
         self._kept_seconds, self._running_seconds = kept_seconds, running_seconds
         self._away_until = 0.0
+        self._silent_since: float | None = None
+        # One for the process, where `alone` lets no two requests hold a key: what a call did whose answer was lost is its own.
+        self._owner = secrets.token_hex(8)
         self._here: set[tuple[str, str]] = set()
 
     @contextmanager
@@ -171,13 +177,20 @@ class IdempotencyKeys:
         """Hold a key for a request, or find what was answered before. None: Redis is away, so nothing is remembered.
 
         Raises:
-            Problem: 409, 422 or 429.
+            Problem: 409, 422 or 429; 503 where Redis is slow, and for the first seconds in which it is silent: a process that is
+                busy for long must not take it for away.
         """
         token = encode_token(tenant) if tenant else "="  # the hash tag: one script touches one slot of a Redis cluster
         names = f"idempotency:{{{token}}}:{key}", f"allowance:{{{token}}}:idempotency"
-        owner, cost = secrets.token_hex(8), _OVERHEAD_BYTES + len(key)
+        owner, cost = self._owner, _OVERHEAD_BYTES + len(key)
         limits = (self._running_seconds, self._kept_seconds, cost, self._burst, self._rate)
-        said = await self._ask(self._begin, names, [fingerprint, owner, *map(repr, limits)])
+        try:
+            said = await self._ask(self._begin, names, [fingerprint, owner, *map(repr, limits)])
+        except TimeoutError as error:
+            # The key may be held for this request by now: who sends it again to another process must not wait for a minute.
+            await self.again(Held(names, owner, cost))
+            text = "what is known of the key was not answered in time; nothing was done: send the request again"
+            raise Problem(UNAVAILABLE, text) from error
         word = "unkept" if said is None else said[0].decode()
         metrics.gateway_idempotency_keys.labels(word).inc()
         match word:
@@ -213,24 +226,36 @@ class IdempotencyKeys:
 
     async def _settle(self, held: Held, how: str, size: int, *answer: str | bytes) -> None:
         args = [how, held.owner, self._kept_seconds, size, repr(self._rate), *answer]
-        await self._ask(
-            self._end, held.names, args
-        )  # if it fails: the key is free for this body when its time to run is over
+        with suppress(TimeoutError):  # the key is free for this body when its time to run is over
+            await self._ask(self._end, held.names, args)
 
     async def _ask(self, script: RedisScript, keys: tuple[str, str], args: list[str | bytes | int]) -> Any:
-        """What the script says; None where Redis is away."""
+        """What the script says; None where Redis is away.
+
+        Raises:
+            TimeoutError: it is slow, or silent for not very long.
+        """
         if time.monotonic() < self._away_until:
             return None
         try:
             async with asyncio.timeout(REDIS_SECONDS):
-                return await script(keys, args)
-        except (RedisError, OSError, TimeoutError, RuntimeError) as error:
+                said = await script(keys, args)
+        except TimeoutError:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since < SILENT_SECONDS:
+                raise
+            return self._away("silent")
+        except (RedisError, OSError, RuntimeError) as error:
             # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.
             if isinstance(error, RuntimeError) and isinstance(redis_failure(error), StoreBroken):
                 raise
-            self._away_until = time.monotonic() + PAUSE_SECONDS
-            _log.warning("idempotency_keys_not_kept", error=type(error).__name__)
-            return None
+            return self._away(type(error).__name__)
+        self._silent_since = None
+        return said
+
+    def _away(self, why: str) -> None:
+        self._away_until = time.monotonic() + PAUSE_SECONDS
+        _log.warning("idempotency_keys_not_kept", why=why)
 
     async def close(self) -> None:
         """Drop the connections."""

@@ -16,6 +16,8 @@ class Member(Protocol):
     user: str
     device: str
     carrier: str
+    id: str
+    issued_at: float
 
     @property
     def heard_at(self) -> float:

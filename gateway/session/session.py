@@ -74,7 +74,7 @@ class Session:
 
     __slots__ = (
         "_expires_at", "_follower", "_greeted", "_outlet", "_pulse", "_token",
-        "carrier", "context", "device", "ended", "id", "tenant", "user",
+        "carrier", "context", "device", "ended", "id", "issued_at", "tenant", "user",
     )  # fmt: skip
 
     def __init__(self, context: Context, outlet: Outlet, carrier: str, token: str | None = None) -> None:
@@ -90,6 +90,7 @@ class Session:
         self._follower: Follower | None = None
         self._greeted = False
         self._expires_at = 0.0
+        self.issued_at = 0.0
         self._pulse = Pulse(context.wheel.now(), context.times, outlet)
         context.sessions.open(self)
         _OPEN[carrier].inc()
@@ -150,13 +151,16 @@ class Session:
     ) -> None:
         """Join the log of `user` at `cursor`, or with a snapshot whatever the cursor. `capabilities`: the client's."""
         self.tenant, self.user, self.device = user.tenant, user.user, device
-        self._live_until(user.expires_at)
+        self._live_by(user)
         self._token = None
         context = self.context
         partition = context.partition(self.tenant, self.user)
         self._follower = Follower(self, self._outlet, partition, cursor, snapshot=snapshot)
         self._follower.takes_now = NOW in capabilities
         context.sessions.admit(self)
+        if not self.ended and context.sign_outs.refuses(user.tenant, user.user, user.issued_at):
+            # Signed out since the token was checked, while the answer's head was on its way.
+            self.end(UNAUTHENTICATED, "signed_out: the user was signed out after this token was issued")
         if not self.ended:
             self._follower.log = partition.join(self._follower, self.tenant, self.user)
 
@@ -195,11 +199,12 @@ class Session:
         if (user.tenant, user.user) != (self.tenant, self.user):
             self.end(FORBIDDEN, "a refreshed token must name the same user and tenant")
             return
-        self._live_until(user.expires_at)
+        self._live_by(user)
 
-    def _live_until(self, expires_at: float) -> None:
-        self._expires_at = expires_at
-        left = expires_at - time()
+    def _live_by(self, user: User) -> None:
+        """Go on for as long as the token that speaks for `user`."""
+        self._expires_at, self.issued_at = user.expires_at, user.issued_at
+        left = user.expires_at - time()
         if left < self.context.times.ping_seconds:  # the next tick, at most that far away, would be late
             self.context.wheel.later(max(0.0, left), self._check_expiry)
 
@@ -214,7 +219,7 @@ class Session:
             metrics.gateway_refused_tokens.labels(refused.reason).inc()
             if not self.ended:
                 # Nobody's fault but ours: the client should come back, not ask for another token.
-                code = FAILED if refused.reason == "keys_unavailable" else UNAUTHENTICATED
+                code = FAILED if refused.passing else UNAUTHENTICATED
                 self.end(code, f"{refused.reason}: {refused}")
             return None
         if self.context.requests.take((user.tenant, user.user)):

@@ -74,8 +74,10 @@ async def test_a_thousand_requests_at_once_are_one_event_and_one_record(
     ):
         both = [send((first, second)[number % 2], ANONYMOUS) for number in range(1000)]
         answers = await asyncio.gather(*both)
-        assert {answer.status for answer in answers} <= {202, 409}
+        assert {answer.status for answer in answers} <= {202, 409, 503}  # 503: this one process does the work of many
         taken = [answer for answer in answers if answer.status == 202]
+        if not taken:
+            taken = [await eventually(lambda: _taken(first))]
         assert [answer.replayed for answer in taken].count(None) == 1
         assert all(answer.body == taken[0].body for answer in taken)
         assert all(answer.retry_after == "1" for answer in answers if answer.status == 409)
@@ -119,9 +121,7 @@ async def test_the_same_body_sent_elsewhere_is_another_request(
 async def test_while_a_request_runs_others_with_its_key_are_told_to_wait(
     nats_server: NatsServer, postgres: str, valkey: Valkey
 ) -> None:
-    async with at_the_door(nats_server, postgres, valkey) as gateway:
-        keys = gateway.context.idempotency_keys
-        assert keys is not None
+    async with at_the_door(nats_server, postgres, valkey) as gateway, remembered(valkey) as keys:
         held = await keys.begin("acme", "k1", b"a request under way")
         assert isinstance(held, Held)
         waiting = await send(gateway, ANONYMOUS)
@@ -155,8 +155,8 @@ async def test_a_request_whose_outcome_is_unknown_keeps_its_key_for_its_own_body
         assert await events(gateway) == 1
 
 
-async def _taken(gateway: TestGateway) -> Answer | None:
-    answer = await send(gateway, ANONYMOUS)
+async def _taken(gateway: TestGateway, key: str = "k1") -> Answer | None:
+    answer = await send(gateway, ANONYMOUS, key)
     return answer if answer.status == 202 else None
 
 
@@ -192,6 +192,26 @@ async def test_while_redis_is_away_events_are_taken_and_known_again_by_their_ids
         assert (await send(gateway, ANONYMOUS)).body["duplicate"] is True
         assert (await send(gateway, ANONYMOUS)).replayed == "true"
         assert await events(gateway) == 1
+
+
+async def test_a_silent_redis_is_waited_for_before_it_is_taken_for_away(
+    nats_server: NatsServer, postgres: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.http.idempotency.REDIS_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.http.idempotency.SILENT_SECONDS", 1.5)
+    async with at_the_door(nats_server, postgres, valkey) as gateway:
+        assert (await send(gateway, EVENT, "before")).status == 202
+        valkey.suspend()
+        assert (await send(gateway, ANONYMOUS)).status == 503
+        assert await events(gateway) == 1
+        valkey.resume()
+        assert (await eventually(lambda: _taken(gateway), seconds=5)).body["event_id"] == "k1"
+        valkey.suspend()
+        try:
+            gone_on = await eventually(lambda: _taken(gateway, "k2"), seconds=10)
+            assert gone_on.replayed is None
+        finally:
+            valkey.resume()
 
 
 async def test_keys_are_those_of_a_tenant(nats_server: NatsServer, postgres: str, valkey: Valkey) -> None:
@@ -234,17 +254,17 @@ async def refused(keys: IdempotencyKeys, key: str, body: bytes, tenant: str = "a
 
 
 async def test_who_died_over_a_request_leaves_it_to_the_same_body_and_says_nothing_afterwards(valkey: Valkey) -> None:
-    async with remembered(valkey, running_seconds=0.3) as keys:
-        dead = await keys.begin("acme", "k1", b"body")
+    async with remembered(valkey, running_seconds=0.3) as other, remembered(valkey) as keys:
+        dead = await other.begin("acme", "k1", b"body")
         assert isinstance(dead, Held)
         assert await refused(keys, "k1", b"body") == 409
         await asyncio.sleep(0.35)
         assert await refused(keys, "k1", b"other") == 422
         heir = await keys.begin("acme", "k1", b"body")
         assert isinstance(heir, Held)
-        await keys.done(dead, 202, b"late")  # it was only slow
-        await keys.forget(dead)
-        assert await refused(keys, "k1", b"body") == 409
+        await other.done(dead, 202, b"late")  # it was only slow
+        await other.forget(dead)
+        assert await refused(other, "k1", b"body") == 409
         await keys.done(heir, 202, b"heir")
         assert await keys.begin("acme", "k1", b"body") == Kept(202, b"heir")
 

@@ -22,6 +22,8 @@ from tests.support.logs import connected
 from tests.support.overlays import SYNCED_LATE
 from tests.support.topology import Overrides, send_as_they_are
 
+FILES = render("dev")
+
 
 @pytest.fixture
 async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
@@ -45,7 +47,7 @@ async def test_every_file_of_dev_is_taken_byte_for_byte(broker: Broker, tmp_path
 
 async def test_after_apply_server_and_files_agree_and_applying_again_changes_nothing(broker: Broker):
     done = await topology.ensure(broker, "dev")
-    assert len(done) == 34
+    assert len(done) == len(FILES.streams) + len(FILES.consumers) + 4 + 1  # marks of planners, and the epochs
     before = await topology.observe(broker, "dev")
     assert (await topology.plan(broker, "dev")).empty
     assert await topology.ensure(broker, "dev") == []
@@ -59,9 +61,9 @@ async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
     await topology.ensure(broker, "dev")
     observed = await topology.observe(broker, "dev")
     epochs = [stream.epoch or "" for stream in observed.streams.values()]
-    assert len(set(epochs)) == 9
+    assert len(set(epochs)) == len(FILES.streams)
     assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
-    recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
+    recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "BULK", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
     assert observed.epochs == recorded
     state = await broker.stream("LOG-3")
     assert (state.epoch, state.partitions) == (recorded["LOG-3"], 4)
@@ -141,7 +143,7 @@ async def test_another_number_of_partitions_is_refused_by_plan_and_apply(broker:
     assert plan.refusals
     with pytest.raises(TopologyError, match="made for 4 partitions, 8 are asked for"):
         await topology.apply(broker, plan)
-    assert len((await topology.observe(broker, "dev")).streams) == 9, "four logs and five others"
+    assert len((await topology.observe(broker, "dev")).streams) == len(FILES.streams)
 
 
 async def test_without_a_number_the_server_decides(broker: Broker):
@@ -216,7 +218,7 @@ async def test_two_provisioners_that_want_different_things_do_not_both_report_su
     nats_cluster: NatsCluster, second: tuple[Profile, int]
 ):
     async with connected(nats_cluster.url) as one, connected(nats_cluster.url) as other:
-        small = dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24)
+        small = dict.fromkeys(("EVENTS", "BULK", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24)
         plans = [
             await topology.plan(one, "dev", 4, overrides=Overrides(stream_bytes=small)),
             await topology.plan(other, *second, overrides=Overrides(stream_bytes=small)),

@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from engine.broker.jetstream import Broker
-from seamark.protocol.subjects import log_stream
+from engine.topology.files import render
 from tests.support.logs import all_records, eventually
 
 PARTITIONS: Final = 4
@@ -24,8 +24,7 @@ async def ask(broker: Broker, words: list[str]) -> None:
     match words:
         case ["stream", "report"]:
             names = {stream["config"]["name"] for stream in (await broker.api("STREAM.LIST"))["streams"]}
-            others = {"EVENTS", "RECEIPTS", "DEAD-LETTERS", "JOBS", "KV_control", "KV_cancels"}
-            assert {*others, *map(log_stream, range(PARTITIONS))} == names
+            assert {stream.name for stream in render("dev", PARTITIONS).streams} == names
         case ["stream", "subjects", stream]:
             info = await broker.api(f"STREAM.INFO.{stream}", {"subjects_filter": ">"})
             subjects = info["state"]["subjects"]
