@@ -21,6 +21,7 @@ from ops.cli import (
     log,
     migrate,
     pager,
+    planner,
     projector,
     prove,
     publish,
@@ -53,6 +54,7 @@ app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
 app.command("pager")(pager.pager)
+app.command("planner")(planner.planner)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
 app.command("explain")(explain.explain)

@@ -298,6 +298,12 @@ def _state(reader: Manual, change: str, id: str) -> str:
     return str(progress["state"])
 
 
+@checks("planner")
+def _planner(reader: Manual, folder: Path) -> None:
+    with role(reader, "planner") as health:
+        assert _status(f"{health}/healthz") == 200
+
+
 @checks("funnel")
 def _funnel(reader: Manual, folder: Path) -> None:
     steps = lines(reader.seamark("funnel", "--json"))
