@@ -21,6 +21,7 @@ import structlog
 from aiohttp import web
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from engine import metrics
 from engine.errors import StoreBroken
@@ -153,7 +154,7 @@ class IdempotencyKeys:
         self._kept_seconds, self._running_seconds = kept_seconds, running_seconds
         self._away_until = 0.0
         self._silent_since: float | None = None
-        # One for the process, where `alone` lets no two requests hold a key: what a call has done whose answer was lost is its own.
+        # One for the process, as `alone` lets no two requests hold a key: so what a call did whose answer was lost is its own.
         self._owner = secrets.token_hex(8)
         self._here: set[tuple[str, str]] = set()
 
@@ -240,10 +241,10 @@ class IdempotencyKeys:
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 said = await script(keys, args)
-        except TimeoutError:
+        except (TimeoutError, RedisTimeoutError) as error:
             self._silent_since = self._silent_since or time.monotonic()
             if time.monotonic() - self._silent_since < SILENT_SECONDS:
-                raise
+                raise TimeoutError from error
             return self._away("silent")
         except (RedisError, OSError, RuntimeError) as error:
             # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.
