@@ -74,3 +74,20 @@ class StoreBroken(StoreUnavailable):
         self.remedy = (
             remedy or "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself."
         )
+
+
+class VersionConflict(SeamarkError):
+    """What is to be changed has another version than the caller knows. Nothing was changed.
+
+    Attributes:
+        version: what it has; 0: there is none.
+    """
+
+    def __init__(self, what: str, version: int) -> None:
+        there = f"has version {version}" if version else "does not exist"
+        super().__init__(f"{what} {there}: read it again, and repeat the change with the version that you see")
+        self.version = version
+
+
+class LimitReached(SeamarkError):
+    """A tenant, or a user, may have only so many of these. Nothing was changed. The message names the number and the remedy."""

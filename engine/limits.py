@@ -40,6 +40,18 @@ KEEP_POSITION_SECONDS = 600.0
 """How often the position of a partition without messages moves past those of other partitions. It is far below the age of any
 stream, and each move costs 150 bytes."""
 
+PLAN_ROUND = 500
+"""Records a planner decides about at a time: their receipts are one atomic batch, and so are the jobs that follow from them."""
+
+PLAN_MARK_SECONDS = 1.0
+"""How often a planner's mark moves past records that plan nothing but the app: each move is a batch of its own."""
+
+PLAN_WITNESS_SECONDS = 5.0
+"""How far the witness of the planners' marks may lag behind them: so much may be planned again after JOBS were put back."""
+
+PLAN_PROFILES_MAX = 64
+"""Profiles a planner asks for at once: enough to hide the way to Redis, few enough to leave its connections to others."""
+
 APPEND_BUDGET_SECONDS = 30.0
 """A leader election takes 4-9 s; an append that fails for this long is reported, not retried further."""
 
@@ -105,9 +117,76 @@ PAGE_RECORDS = 256
 OUTBOUND_BYTES_MAX = 64 << 20
 """Bytes written to the broker and not yet on the wire; above it publishing raises Unavailable instead of growing."""
 
+TYPES_MAX = 1000
+"""Types and patterns of a tenant: every process that plans holds them all."""
+
+TEMPLATES_MAX = 5000
+"""Active templates of a tenant; processes hold only which there are, about 100 bytes for each."""
+
+TEMPLATE_VERSIONS_MAX = 20
+"""Versions kept of one template, so that the last changes can be taken back. The oldest go."""
+
+TEMPLATE_BYTES_MAX = 100 << 10
+"""All parts of a template: mail programs cut longer messages off (Gmail at 102 KB)."""
+
+RULE_BYTES_MAX = 256 << 10
+"""Types and defaults of a tenant, as JSON: a thousand of usual size. As Python objects they take about four times as much."""
+
+RULES_HELD_BYTES = 32 << 20
+"""What a process holds of the rules of all tenants, as JSON; those that were not asked for the longest time are left out."""
+
+RULES_HELD_TENANTS = 10_000
+"""The same for tenants that have hardly any rules. The versions of all of them are asked for in one statement."""
+
+RULES_CHECK_SECONDS = 30.0
+"""How often versions are compared although nobody has rung: a process may die between its change and the bell."""
+
+RULES_DOUBT_SECONDS = 60.0
+"""How long rules are still used after it is known that they may have changed, while PostgreSQL does not answer."""
+
+BELL_SECONDS = 2.0
+"""How long a change that is stored waits until it is made known. Processes find it by themselves, if later."""
+
+SUPPRESSIONS_PER_REQUEST = 1000
+"""About 200 KiB of addresses, and one statement."""
+
+WEBHOOKS_PER_TENANT = 100
+WEBHOOKS_PER_USER = 10
+"""Each event of a matching type is a request to every endpoint: so many that one event cannot become a flood."""
+
 assert LETTER_SECONDS < PIN_TIMEOUT_SECONDS, "whoever waits for a letter must not lose its partition by that"
 assert BATCH_BYTES_MAX * 2 < OUTBOUND_BYTES_MAX, "two batches in flight must fit the outbound buffer"
 assert FAN_OUT_MESSAGES_MAX <= BATCH_MESSAGES_MAX, "a batch of an event for many users must be one the server takes"
 assert BATCH_BYTES_MAX > RECORD_BYTES_MAX, "the largest record must fit a batch"
+assert PLAN_ROUND <= BATCH_MESSAGES_MAX, "the receipts of a round must be one batch"
 assert PULL_BATCH <= PULL_MESSAGES_MAX, "a pull must be one the server takes"
 assert PULL_BYTES > EVENT_BYTES_MAX + (64 << 10), "a pull must be able to bring the largest event with its headers"
+
+ATTRIBUTE_BYTES_MAX = 8 << 10
+"""Attributes of one user as JSON: a hundred of them fit. A million users have 8 GiB at most, and segments read all of it."""
+
+ATTRIBUTE_DEPTH_MAX = 8
+"""Nesting of attributes: segments name them by path, and merging recurses."""
+
+PUSH_TOKENS_PER_USER = 20
+"""Apps and browsers of one user that get a push: each notification becomes so many requests. The oldest one makes room."""
+
+PUSH_TOKEN_BYTES_MAX = 2048
+"""One token. FCM's have some 200 characters and may grow; a browser's endpoint has up to 600."""
+
+TOPICS_MAX = 10_000
+"""Topics of a tenant: they are named by people, or stand for an entity. For more, ask attributes of users."""
+
+TOPIC_MEMBERS_MAX = 50_000_000
+"""Members of one topic: 5 GiB of rows and indexes."""
+
+MEMBERS_PER_CHANGE = 1000
+"""Users that one request adds to a topic or removes: it holds the topic for some 10 ms, and 1000 ids are 128 KiB at most."""
+
+TOMBSTONE_SECONDS = 31 * 86_400
+"""How long it is remembered that a user was deleted: longer than anything waits that may still be for him (30 days)."""
+
+assert PUSH_TOKENS_PER_USER > 1, "a new token makes room for itself by taking an older one"
+
+PREFERENCES_BYTES_MAX = 8 << 10
+"""A user's document of preferences: choices for a hundred types. Every decision about him reads it, its record keeps a part."""

@@ -129,6 +129,13 @@ gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how
 """how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed, guessed
 (not looked up: too many invalid keys came from the address)."""
 
+planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
+"""outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
+
+planner_lag = Gauge(
+    "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
+)
+
 projection_lag = Gauge(
     "seamark_projection_lag_seconds",
     "Age of the oldest record that waits to be folded; 0 when none waits",

@@ -12,6 +12,9 @@ from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.cancels import Cancels
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
+from engine.directory.rules import Rules
+from engine.profiles.cache import ProfileCache
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
 from gateway.access.auth import Verifier
@@ -57,6 +60,9 @@ class Context:
     handshakes: Buckets
     times: Times
     tables: Tables | None = None
+    directory: Directory | None = None
+    profiles: ProfileCache | None = None
+    rules: Rules | None = None
     api_keys: ApiKeys | None = None
     idempotency_keys: IdempotencyKeys | None = None
     descriptors: Descriptors = field(default_factory=Descriptors)

@@ -375,3 +375,43 @@ assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
 assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
     "any record of a user's must fit its allowance"
 )
+
+# --- the directory --------------------------------------------------------------------------------------------------
+
+DIRECTORY_CONNECTIONS: Final = 8
+"""Questions and changes of the directory at a time of one process: each takes a few milliseconds."""
+
+DIRECTORY_CONNECT_SECONDS: Final = 2.0
+
+DIRECTORY_SECONDS: Final = 5.0
+"""One question or change, with the wait for a connection; then 503."""
+
+RULE_REQUESTS: Final = 32
+"""Requests about rules (types, templates, defaults, webhooks) under way in one process; then 503."""
+
+RULE_REQUESTS_PER_TENANT: Final = 4
+"""Changes of one tenant's rules wait for each other, each with a connection: half of them stay free for others."""
+
+DIRECTORY_REQUESTS: Final = 64
+"""Requests of the directory under way in one process, of which most wait for one of its connections; then 503."""
+
+DIRECTORY_REQUESTS_PER_TENANT: Final = 32
+"""Of one tenant: whoever imports users request by request leaves room for others."""
+
+MEMBERS_BODY_BYTES: Final = 400_000
+"""A thousand ids of 128 bytes each, some of them written as escapes."""
+
+INLINE_RECIPIENTS_MAX: Final = 100
+"""Recipients of one request that bring what is known of them: they are stored in one transaction, before any event is."""
+
+# --- campaigns ------------------------------------------------------------------------------------------------------
+
+CAMPAIGN_BODY_BYTES: Final = 8 << 20
+"""50 000 users that are named one by one, with ids of 128 bytes and some escapes."""
+
+CAMPAIGN_BODIES: Final = 4
+"""Requests that bring a campaign, or count an audience, under way in one process: each may hold one of the directory's
+connections for half a minute."""
+
+CAMPAIGN_BODIES_PER_TENANT: Final = 2
+"""Of one tenant; others find a place."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
+import asyncpg
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
@@ -16,8 +18,12 @@ from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
 from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
+from engine.directory.changing import Directory
+from engine.directory.rules import Rules
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
+from engine.profiles.cache import ProfileCache
+from engine.profiles.reader import read_profile
 from engine.settings import cannot_listen
 from engine.topology.check import report_start
 from gateway.access.allowances import Allowances, tenant_allowance, user_allowance
@@ -39,7 +45,14 @@ from gateway.http import cors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.http.problems import as_problems
 from gateway.join.counters import FeedCollector
-from gateway.limits import ACCEPT_BACKLOG, API_KEY_GUESSES_PER_MINUTE, COUNT_SECONDS, DRAIN_CLOSE_SECONDS
+from gateway.limits import (
+    ACCEPT_BACKLOG,
+    API_KEY_GUESSES_PER_MINUTE,
+    COUNT_SECONDS,
+    DIRECTORY_CONNECT_SECONDS,
+    DIRECTORY_CONNECTIONS,
+    DRAIN_CLOSE_SECONDS,
+)
 from gateway.log.live import Live
 from gateway.log.partition import Partition
 from gateway.obeying import obey
@@ -146,6 +159,17 @@ async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
     return ApiKeys(await postgres_keys(options.postgres_url), guesses_per_minute=guesses)
 
 
+async def _directory(url: str, redis: Redis | None) -> tuple[Directory, ProfileCache | None]:
+    """The directory in the database at `url`, and the cache of its profiles.
+
+    It connects when first asked, so that a gateway starts without PostgreSQL.
+    """
+    pool = asyncpg.create_pool(url, min_size=0, max_size=DIRECTORY_CONNECTIONS, timeout=DIRECTORY_CONNECT_SECONDS)
+    await pool
+    profiles = None if redis is None else ProfileCache(redis, partial(read_profile, pool))
+    return Directory(pool, profiles), profiles
+
+
 @asynccontextmanager
 async def _context(
     options: GatewayOptions, broker: Broker, broker_health: BrokerHealth, keys: Keys, cancels: Cancels
@@ -162,6 +186,9 @@ async def _context(
         else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
     )
     queries = None if redis is None else UnreadReader(redis)
+    directory, profiles = (
+        (None, None) if options.postgres_url is None else await _directory(options.postgres_url, redis)
+    )
     live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
     sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
     partitions = [Partition(broker, number, live, queries) for number in range(count)]
@@ -183,6 +210,9 @@ async def _context(
         handshakes=Buckets(options.handshakes_per_minute),
         times=options.times,
         tables=tables,
+        directory=directory,
+        profiles=profiles,
+        rules=None if directory is None else Rules(directory.pool, broker),
         api_keys=await _api_keys(options),
         idempotency_keys=None if redis is None else IdempotencyKeys(redis),
         proxies=proxies,
@@ -194,6 +224,8 @@ async def _context(
     for partition in partitions:
         partition.start()
     context.receipts.start()
+    if context.rules is not None:
+        context.rules.start()
     obeying = obey(context, options.postgres_url)
     context.gateways.start()
     await sign_outs.start()
@@ -215,6 +247,12 @@ async def _context(
         context.wheel.close()
         if tables is not None:
             await tables.close()
+        if context.rules is not None:
+            await context.rules.close()
+        if profiles is not None:
+            await profiles.close()
+        if directory is not None:
+            await directory.close()
         if context.api_keys is not None:
             await context.api_keys.close()
         if context.idempotency_keys is not None:

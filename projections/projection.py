@@ -99,7 +99,7 @@ DELIVERIES: Final = Projection(
             "deliveries",
             (*_KEY, "channel", "device"),
             tuple(one.name for one in fields(Delivery)),
-            earliest="least(at, sent_at, delivered_at, acknowledged_at, seen_at, read_at)",
+            earliest="least(at, sent_at, delivered_at, acknowledged_at, seen_at, read_at, plan_at)",
             moves=True,
         ),
         Table(

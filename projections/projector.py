@@ -14,6 +14,7 @@ from engine.partition.head import read_pin_timeout
 from engine.partition.reader import PartitionReader
 from engine.postgres import Pool
 from engine.tasks import run_until
+from projections.erasure import Eraser
 from projections.funnel import counts as funnel
 from projections.funnel.cohorts import folded_until
 from projections.postgres.store import TableStore
@@ -96,5 +97,6 @@ async def run(
                 folded = functools.partial(folded_until, broker, pool, work.partitions)
                 tasks.create_task(funnel.export(pool, folded), name="funnel")
                 tasks.create_task(Months(broker, redis, pool, work.partitions).run(), name="months")
+                tasks.create_task(Eraser(broker, redis, pool, work.partitions).run(), name="erasure")
 
     await run_until(stop, fold(), name="projector")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 import msgspec
 
 from engine.postgres import QUERY_SECONDS, Pool, one_view
 from projections.folds.changes import NO_RECORD
+from projections.folds.deliveries import PLAN_RANK
 from projections.postgres.versions import live
 from seamark.protocol.records import Record, decode_record
-from seamark.protocol.subjects import EVENTS_STREAM, RECEIPTS_STREAM
+from seamark.protocol.subjects import RECEIPTS_STREAM
 
 USERS_MAX: Final = 20
 """Users of one event shown at a time; name one for more."""
@@ -84,8 +85,15 @@ class Proof(msgspec.Struct):
     carried: bool = False
 
 
-EventTime = Callable[[str, int], Awaitable[datetime | None]]
-"""`event_time(epoch, seq)`: when EVENTS stored an event; None when it no longer holds it, or cannot be asked."""
+class StoredEvent(NamedTuple):
+    """Which stream has stored an event, and when."""
+
+    stream: str
+    at: datetime
+
+
+FindEvent = Callable[[str, int], Awaitable[StoredEvent | None]]
+"""`find_event(epoch, seq)`: None when its stream no longer holds it, or cannot be asked."""
 
 
 class Proofs:
@@ -95,7 +103,7 @@ class Proofs:
         self._pool = pool
 
     async def of(
-        self, tenant: str, id: str, user: str | None = None, *, event_time: EventTime | None = None
+        self, tenant: str, id: str, user: str | None = None, *, find_event: FindEvent | None = None
     ) -> list[Proof]:
         """What is known of the notification `id`, for one user or the first few; empty when nothing is.
 
@@ -112,10 +120,10 @@ class Proofs:
                 ranges = await connection.fetch(_RANGES, *place)
                 found.append((row, ranges, await connection.fetch(_FACTS, tenant, row["user_id"], id)))
             folded = await connection.fetch(_FOLDED)
-        stored_at = None
-        if event_time is not None and rows and rows[0]["event_seq"] is not None:
-            stored_at = await event_time(rows[0]["event_epoch"], rows[0]["event_seq"])
-        return [prove(row, ranges, facts, folded, stored_at) for row, ranges, facts in found]
+        stored = None
+        if find_event is not None and rows and rows[0]["event_seq"] is not None:
+            stored = await find_event(rows[0]["event_epoch"], rows[0]["event_seq"])
+        return [prove(row, ranges, facts, folded, stored) for row, ranges, facts in found]
 
 
 def prove(
@@ -123,13 +131,13 @@ def prove(
     ranges: list[asyncpg.Record],
     receipts: list[asyncpg.Record],
     folded: list[asyncpg.Record],
-    stored_at: datetime | None,
+    stored: StoredEvent | None,
 ) -> Proof:
-    """Put the facts of one notification in order, and name the gaps. `stored_at`: when EVENTS stored its event, if known."""
+    """Put the facts of one notification in order, and name the gaps. `stored`: where its event is and since when, if known."""
     record = _record(row)
     present = any(one["epoch"] == row["epoch"] for one in folded)
     facts = (
-        _of_the_log(row, record, stored_at)
+        _of_the_log(row, record, stored)
         # A range covers what devices were sent as a position only, too: of a record that was withheld it proves nothing.
         + _of_gateways(ranges if row["withheld"] is None else [])
         + _of_channels(receipts)
@@ -162,12 +170,16 @@ def _record(row: asyncpg.Record) -> Record | None:
         return None
 
 
-def _of_the_log(row: asyncpg.Record, record: Record | None, stored_at: datetime | None) -> list[Fact]:
+def _of_the_log(row: asyncpg.Record, record: Record | None, stored: StoredEvent | None) -> list[Fact]:
     place = f"{row['event_epoch']}.{row['event_seq']}" if row["event_seq"] is not None else None
     by = "by the clock of the publisher, or when it was stored if it gave none"
     facts = [Fact("emitted", record.at, detail=by)] if record is not None else []
     if place is not None:
-        facts.append(Fact("stored", stored_at, f"{EVENTS_STREAM} {place}"))
+        facts.append(
+            Fact("stored", None, f"event {place}")
+            if stored is None
+            else Fact("stored", stored.at, f"{stored.stream} {place}")
+        )
     facts.append(Fact("dispatched", row["stored_at"], f"LOG {row['epoch']}.{row['seq']}"))
     for channel, plan in record.plan.items() if record is not None else ():
         why = f"{plan.get('when', '?')}, because: {plan.get('why', '?')}"
@@ -192,6 +204,12 @@ def _of_gateways(ranges: list[asyncpg.Record]) -> list[Fact]:
 def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
     facts = []
     for one in receipts:
+        if one["plan_at"] is not None:
+            plan = f"{one['plan_when']}, because: {one['plan_why']}"
+            place = f"receipt of the planner, term {one['plan_term']}"
+            facts.append(Fact("planned", one["plan_at"], place, one["channel"], detail=plan))
+        if one["rank"] <= PLAN_RANK:
+            continue
         words = [f"attempt {one['attempts']}" if one["attempts"] else "", one["provider"], one["reason"]]
         detail = ", ".join(word for word in words if word) or None
         where, device = "receipt", one["device"] or None
@@ -231,8 +249,11 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
     if row["event_seq"] is None:
         gaps.append("which event it came from: the record names none")
     elif ("stored", None) in {(fact.fact, fact.at) for fact in facts}:
-        gaps.append("when the event was stored: EVENTS was not asked, or no longer holds it")
-    for channel in record.plan if record is not None and row["withheld"] is None else ():
+        gaps.append("when the event was stored: its stream was not asked, or no longer holds it")
+    # The planner's word comes after the record's, and counts.
+    planned = {fact.channel: fact.detail or "" for fact in facts if fact.fact == "planned"}
+    wanted = [channel for channel, plan in planned.items() if not plan.startswith("never,")]
+    for channel in wanted if row["withheld"] is None else ():
         states = {state for state, other in known if other == channel} - {"planned"}
         if not states and channel == "inapp":
             gaps.append("sent: no receipt of a gateway says that a device was sent it")

@@ -16,7 +16,7 @@ from engine.errors import ApiError, BrokerError, TopologyError, Unanswered
 from engine.limits import PULL_MESSAGES_MAX
 from engine.log.incarnations import reaching
 from engine.partition.reader import Delivered
-from projections.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
+from engine.patience import PATIENCE_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
 from seamark.backoff import Backoff
 
 BATCH: Final = 2000

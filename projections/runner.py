@@ -22,8 +22,8 @@ from engine.broker.jetstream import Broker, StreamState
 from engine.errors import BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable
 from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
+from engine.patience import PATIENCE_SECONDS, patiently
 from engine.tasks import end_if_cancelled
-from projections.patience import PATIENCE_SECONDS, patiently
 from projections.projection import Projection
 from projections.store import Checkpoint, Store
 from seamark.protocol.errors import SeamarkError

@@ -1,4 +1,4 @@
-"""Appending to EVENTS for the gateway, by the rules of `seamark.protocol.appends`."""
+"""Appending to EVENTS and BULK for the gateway, by the rules of `seamark.protocol.appends`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from engine.limits import APPEND_BUDGET_SECONDS
 from seamark.protocol.appends import is_same, sealed
 from seamark.protocol.events import Encoded, new_event_id
 from seamark.protocol.logins import login_of, secret_of
-from seamark.protocol.subjects import EVENTS_STREAM
 
 _log = structlog.get_logger("seamark.events")
 
@@ -49,7 +48,7 @@ class EventStore:
         if not ack.duplicate or self._secret is not None:
             return ack
         left = max(_LOOK_SECONDS_MIN, deadline - time.monotonic())
-        if await self._holds(event, ack.seq, left):
+        if await self._holds(event, ack, left):
             return ack
         metrics.event_ids_taken.inc()
         _log.warning(
@@ -65,10 +64,10 @@ class EventStore:
         )
         return again._replace(duplicate=False)
 
-    async def _holds(self, event: Encoded, seq: int, timeout_seconds: float) -> bool:
-        """Whether the message stored at `seq` is this event; False also where reading is not allowed."""
+    async def _holds(self, event: Encoded, ack: PubAck, timeout_seconds: float) -> bool:
+        """Whether the message stored where `ack` says is this event; False also where reading is not allowed."""
         try:
-            stored = await self._broker.leader_next(EVENTS_STREAM, "ev.>", seq, timeout_seconds=timeout_seconds)
+            stored = await self._broker.leader_next(ack.stream, ">", ack.seq, timeout_seconds=timeout_seconds)
         except Forbidden:
             return False
-        return stored is not None and stored.seq == seq and is_same(event, stored.subject, stored.payload)
+        return stored is not None and stored.seq == ack.seq and is_same(event, stored.subject, stored.payload)

@@ -13,6 +13,7 @@ from typing import Final
 
 from engine.limits import UNSTORED_DOUBT_SECONDS, UNSTORED_SECONDS
 from seamark.protocol.subjects import (
+    BULK_STREAM,
     DEAD_LETTERS_STREAM,
     EVENTS_STREAM,
     JOBS_STREAM,
@@ -20,9 +21,12 @@ from seamark.protocol.subjects import (
     log_stream,
 )
 
-_STREAMS: Final = {"events": EVENTS_STREAM, "rcpt": RECEIPTS_STREAM, "dlq": DEAD_LETTERS_STREAM} | dict.fromkeys(
-    ("job", "jobsched", "jmark"), JOBS_STREAM
-)
+_STREAMS: Final = {
+    "events": EVENTS_STREAM,
+    "bulk": BULK_STREAM,
+    "rcpt": RECEIPTS_STREAM,
+    "dlq": DEAD_LETTERS_STREAM,
+} | dict.fromkeys(("job", "jobsched", "jmark"), JOBS_STREAM)
 """By the first word of their subjects, as far as that word alone tells."""
 
 

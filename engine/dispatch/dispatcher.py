@@ -24,17 +24,18 @@ from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.relay import relaying
 from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds, withhold
-from engine.dispatch.source import EVENTS, EventSource
+from engine.dispatch.source import EVENTS, SOURCES, EventSource
+from engine.dispatch.turns import Turns
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import (
-    REPAIR,
     continues,
     epoch_of,
     inherited,
     is_younger,
     reaching,
     read_partitions,
+    repair_of,
     stream_of,
     translated,
     younger,
@@ -73,13 +74,13 @@ class Streams:
 
 
 class Dispatcher:
-    """All partitions of a source in one process; each is worked on while this process holds its pin.
+    """All partitions of all sources in one process; each is worked on while this process holds its pin.
 
     Args:
         partitions: as the streams' metadata says; see `read_partitions`.
-        source: where the events come from.
+        sources: where events come from.
         cancels: which transactions are cancelled; None: none is.
-        controls: while the source's lane is paused, nothing of it is dispatched.
+        controls: while a source's lane is paused, nothing of it is dispatched.
     """
 
     def __init__(
@@ -88,20 +89,23 @@ class Dispatcher:
         claims: Claims,
         partitions: int,
         *,
-        source: EventSource = EVENTS,
+        sources: Sequence[EventSource] = SOURCES,
         cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
         pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
         self._claims = claims
-        self._source = source
+        self._streams = [*(source.stream for source in sources), *map(log_stream, range(partitions))]
+        turns = Turns()
         self._workers = [
-            DispatchWorker(broker, claims, q, partitions, source, cancels, controls) for q in range(partitions)
+            DispatchWorker(broker, claims, q, partitions, source, turns, cancels, controls)
+            for source in sources
+            for q in range(partitions)
         ]
         self.readers = [
-            PartitionReader(broker, source.partition(q), worker, pin_timeout_seconds=pin_timeout_seconds)
-            for q, worker in enumerate(self._workers)
+            PartitionReader(broker, worker.reads, worker, pin_timeout_seconds=pin_timeout_seconds)
+            for worker in self._workers
         ]
 
     async def run(self) -> None:
@@ -110,21 +114,20 @@ class Dispatcher:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._claims.watch(), name="claims-watch")
                 tasks.create_task(self._watch_epochs(), name="epoch-watch")
-                for q, (worker, reader) in enumerate(zip(self._workers, self.readers, strict=True)):
-                    tasks.create_task(reader.run(), name=f"dispatch-{q}")
-                    tasks.create_task(worker.burials.tend(reader), name=f"bury-{q}")
+                for worker, reader in zip(self._workers, self.readers, strict=True):
+                    tasks.create_task(reader.run(), name=f"dispatch {worker.name}")
+                    tasks.create_task(worker.burials.tend(reader), name=f"bury {worker.name}")
         finally:
             await self._claims.close()
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
-        names = [self._source.stream, *(log_stream(p) for p in range(len(self._workers)))]
         while True:
             await asyncio.sleep(EPOCH_WATCH_SECONDS)
             noted = [worker.streams for worker in self._workers]
             # One that is missing or has no leader says nothing about the others.
             now: dict[str, str | None] = {}
-            for name in names:
+            for name in self._streams:
                 try:
                     now[name] = (await stream_of(self._broker, name)).epoch
                 except PartitionStopped:
@@ -147,6 +150,7 @@ class DispatchWorker:
         event_partition: int,
         partitions: int,
         source: EventSource = EVENTS,
+        turns: Turns | None = None,
         cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
     ) -> None:
@@ -156,7 +160,10 @@ class DispatchWorker:
         self._q = event_partition
         self._partitions = partitions
         self._source = source
+        self._turns = turns or Turns()
         self._controls = controls
+        self.reads = source.partition(event_partition)
+        self.name = f"{source.stream}-{event_partition}"
         self._ownership = Ownership(0, "", "")
         self.streams: Streams | None = None
         self._writers: dict[int, MarkedWriter] = {}
@@ -198,7 +205,7 @@ class DispatchWorker:
             raise PartitionStopped(error.detail, error.remedy) from error
         if not continues(events, recorded.get(events.name)):
             raise PartitionStopped(
-                f"{events.name} is another incarnation than the recorded one", REPAIR.format(q=self._q)
+                f"{events.name} is another incarnation than the recorded one", repair_of(events.name, self._q)
             )
         return Streams(events, {}, recorded, inherited(events))
 
@@ -261,9 +268,10 @@ class DispatchWorker:
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
-        for round_ in rounds(batch, self._ownership.source_epoch):
-            await self._until_resumed()
-            await self._settle_round(round_)
+        with self._turns.work(self._source):
+            for round_ in rounds(batch, self._ownership.source_epoch):
+                await self._until_resumed()
+                await self._settle_round(round_)
 
     async def _until_resumed(self) -> None:
         """Wait while the lane is paused: the events stay where they are, and so does the position."""
@@ -332,10 +340,15 @@ class DispatchWorker:
             assert self.streams is not None
             found, mark = await self._mark(partition, self.streams)
             writer = await self._take_over(partition, found, mark, start_seq=home.next_seq - 1)
-        for batch in batches(not_covered(entries, writer.mark), partition, last_seq):
-            if batch.messages or partition == self._q:
-                unburied = self.burials.first if partition == self._q else None
-                await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
+        due, turn = batches(not_covered(entries, writer.mark), partition, last_seq), self._turns.turn(self._source)
+        while True:
+            async with turn:
+                batch = next(due)
+                if batch.messages or partition == self._q:
+                    unburied = self.burials.first if partition == self._q else None
+                    await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
+            if batch.seq == last_seq and batch.user is None:
+                return
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from engine.log.marks import MarkedStream
 from engine.partition.worker import Source
-from seamark.protocol.subjects import EVENTS_STREAM, dispatch_consumer, log_stream, mark_subject
+from seamark.protocol.subjects import BULK_STREAM, EVENTS_STREAM, dispatch_consumer, log_stream, mark_subject
 
 
 class EventSource(NamedTuple):
@@ -16,12 +16,14 @@ class EventSource(NamedTuple):
         prefix: the first word of the subjects it stores events under, before the number of the partition.
         mark: what stands before that number in the names of its marks, so that sources tell theirs apart.
         lane: whose pause holds this source up; none: it is never held up.
+        urgent: whether it goes before sources that are not.
     """
 
     stream: str
     prefix: str
     mark: str = ""
     lane: str | None = None
+    urgent: bool = True
 
     def partition(self, number: int) -> Source:
         """What the dispatcher of a partition reads."""
@@ -34,3 +36,8 @@ class EventSource(NamedTuple):
 
 
 EVENTS: Final = EventSource(EVENTS_STREAM, "ev")
+
+BULK: Final = EventSource(BULK_STREAM, "bk", "b", lane="bulk", urgent=False)
+"""What may wait: events of low priority and pages of campaigns. However much of it waits, EVENTS goes first."""
+
+SOURCES: Final = (EVENTS, BULK)

@@ -37,9 +37,6 @@ CLOCKS: Final = timedelta(seconds=60)
 ASK_AGAIN_SECONDS: Final = (0.25, 0.75)
 """A deposed leader may still answer for a moment, and shows the past: what would stop a partition is asked again."""
 
-REPAIR: Final = (
-    "With the dispatchers stopped run `seamark topology repair`. Name first, last or {q}=<sequence> there, with --at"
-)
 RESTORED: Final = (
     "It was restored from a backup: with the dispatchers stopped run "
     "`seamark topology restore {0}=<its last sequence in the backup>`"
@@ -94,11 +91,11 @@ def translated(
     Raises:
         PartitionStopped: a stream was made anew, or ends before the mark; an operator has to say where to go on.
     """
-    repair, name = REPAIR.format(q=part), source.name
+    repair, name = repair_of(source.name, part), source.name
     if placed.mark is None:
         # Marks outlive what they count: without one nothing that the source still holds was applied, unless the stream was
-        # made anew.
-        if not continues(stream, recorded.get(stream.name)):
+        # made anew. Of a source that has never held anything nothing was.
+        if source.last_seq and not continues(stream, recorded.get(stream.name)):
             raise PartitionStopped(f"{stream.name} was re-created and holds no mark", repair)
         return None
     if not continues(stream, placed.mark.stream_epoch):
@@ -113,10 +110,22 @@ def translated(
     return mark
 
 
+def repair_of(source: str, part: int) -> str:
+    """The remedy where an operator has to say at which message of a source to go on with this part of it."""
+    of = place_of(source)
+    named = f"{of}first, {of}last or {of}{part}=<sequence>"
+    return f"With the dispatchers stopped run `seamark topology repair`. Name {named} there, with --at"
+
+
+def place_of(source: str) -> str:
+    """What stands before the positions of a source on the command line: nothing for EVENTS, else its name."""
+    return "" if source == EVENTS_STREAM else f"{source}:"
+
+
 def younger(part: int, source: str, placed: Mark, meant: Mark) -> PartitionStopped:
     """The error for an event that a mark covers but that was stored after the mark: it is not the event that was dispatched."""
     detail = f"event {meant.seq} of {source} is younger than the mark that says it was dispatched"
-    at = f"`seamark topology repair --at {part}="
+    at = f"`seamark topology repair --at {place_of(source)}{part}="
     if placed.epoch != meant.epoch:
         remedy = f"The backup ended earlier than you said. Name the last event of the backup: {at}<sequence>`"
     else:

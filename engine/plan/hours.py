@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from operator import itemgetter
 from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -87,44 +89,48 @@ def moment_of(day: date, clock: str, zone: tzinfo) -> datetime:
     return datetime(day.year, day.month, day.day, int(clock[:2]), int(clock[3:]), tzinfo=zone).astimezone(UTC)
 
 
-def silent_until(windows: Sequence[Window], moment: datetime, zone: tzinfo) -> datetime | None:
+def silent_until(windows: tuple[Window, ...], moment: datetime, zone: tzinfo) -> datetime | None:
     """When the window that holds `moment` ends, with all that follow it without a break.
 
     Returns:
         `moment` itself outside of all windows; None if they go on for `HORIZON`.
     """
-    until = moment
-    while (end := max(_ends(windows, until, zone), default=None)) is not None:
-        until = end
-        if until - moment > HORIZON:
-            return None
-    return until
+    spans = _spans(windows, zone, moment.astimezone(zone).date())
+    before = bisect_right(spans, moment, key=itemgetter(0)) - 1
+    if before < 0 or spans[before][1] <= moment:
+        return moment
+    end = spans[before][1]
+    return end if end - moment <= HORIZON else None
 
 
-def _ends(windows: Sequence[Window], moment: datetime, zone: tzinfo) -> Iterator[datetime]:
-    return (end for begin, end in _occurrences(windows, moment, zone, range(-2, 2)) if begin <= moment < end)
+def open_from(windows: tuple[Window, ...], moment: datetime, zone: tzinfo) -> datetime | None:
+    """`moment` if a window holds it, or when the next one begins; None if there is none."""
+    spans = _spans(windows, zone, moment.astimezone(zone).date())
+    after = bisect_right(spans, moment, key=itemgetter(0))
+    if after > 0 and moment < spans[after - 1][1]:
+        return moment
+    return spans[after][0] if after < len(spans) else None
 
 
-def open_from(windows: Sequence[Window], moment: datetime, zone: tzinfo) -> datetime | None:
-    """`moment` if a window holds it, or when the next one begins; None if there is none.
+@functools.lru_cache(maxsize=256)  # of one tenant's users most have the same; a few milliseconds and 50 KB at the worst
+def _spans(windows: tuple[Window, ...], zone: tzinfo, today: date) -> list[tuple[datetime, datetime]]:
+    """When windows hold that begin around a day, in order; those without a break between them are one.
 
-    Fifteen days, as a change of the clock may leave nothing of the one window in a week.
+    From two days before: where a zone left out a day, a night that began before it is still going on after it. Until a fortnight
+    after: a change of the clock may leave nothing of the one window in a week.
     """
-    found = _occurrences(windows, moment, zone, range(-2, 16))
-    return min((max(begin, moment) for begin, end in found if end > moment), default=None)
+    spans: list[tuple[datetime, datetime]] = []
+    for begin, end in sorted(_occurrences(windows, zone, [today + timedelta(days=offset) for offset in range(-2, 16)])):
+        if spans and begin <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(spans[-1][1], end)
+        else:
+            spans.append((begin, end))
+    return spans
 
 
-def _occurrences(
-    windows: Sequence[Window], moment: datetime, zone: tzinfo, days: range
-) -> Iterator[tuple[datetime, datetime]]:
-    """Begin and end of the windows that begin on days around `moment`.
-
-    Two days back: where a zone left out a day, a night that began before it is still going on after it. One that the change of
-    the clock leaves nothing of has no occurrence.
-    """
-    today = moment.astimezone(zone).date()
-    for offset in days:
-        day = today + timedelta(days=offset)
+def _occurrences(windows: Sequence[Window], zone: tzinfo, days: Sequence[date]) -> Iterator[tuple[datetime, datetime]]:
+    """Begin and end of the windows that begin on these days. One that a change of the clock leaves nothing of has none."""
+    for day in days:
         name = DAYS[day.weekday()]
         for window in windows:
             if name in window.days:

@@ -25,7 +25,7 @@ _BLOCK: Final = """\
         permissions {{
           publish {{
             allow: [
-              "events.{token}.>", "now.{token}.>", "broadcast.{token}.>"
+              "events.{token}.>", "bulk.{token}.>", "now.{token}.>", "broadcast.{token}.>"
             ]
           }}
           subscribe: [

@@ -17,7 +17,7 @@ import structlog
 
 from engine.broker.answers import PARTITIONS_KEY
 from engine.broker.jetstream import Broker
-from engine.dispatch.source import EVENTS
+from engine.dispatch.source import SOURCES
 from engine.errors import BrokerError, PartitionStopped, TopologyError
 from engine.limits import MONITOR_SECONDS
 from engine.log.incarnations import RESTORED
@@ -81,7 +81,7 @@ class Seen:
     max_payload: int
     monitors: Mapping[str, Mapping[str, Any] | None]
     observed: Observed
-    marks: Mapping[int, PlacedMark] = field(default_factory=dict)
+    marks: Mapping[tuple[str, int], PlacedMark] = field(default_factory=dict)
     intakes: Mapping[str, Intake] = field(default_factory=dict)
 
 
@@ -101,7 +101,7 @@ async def check(
     before = await topology.observe(broker, profile)
     logs = [p for name in before.streams if (p := log_partition(name)) is not None]
     # Marks before the state of their sources: the other way round, a busy role would seem to be ahead of it.
-    marks = {p: await read_mark(broker, EVENTS.marked(p, p)) for p in sorted(logs)}
+    marks = {(each.stream, p): await read_mark(broker, each.marked(p, p)) for each in SOURCES for p in sorted(logs)}
     observed = replace(await topology.observe(broker, profile), planned=before.planned)
     seen = await _seen(broker, observed, monitor_urls)
     intakes = {name: await read_intake(broker, stream) for name, stream in seen.observed.streams.items()}
@@ -254,11 +254,12 @@ def _copies(seen: Seen) -> Iterator[Finding]:
 def _ages(seen: Seen) -> Iterator[Finding]:
     """Marks age with their log: were they gone before the events, a partition would start anew and append twice."""
     ages = {name: stream.config.get("max_age", 0) for name, stream in seen.observed.streams.items()}
-    kept = ages.get(EVENTS_STREAM)
     for name, age in ages.items():
-        if kept is not None and is_log(name) and age and (not kept or age <= kept):
-            detail = f"{name} keeps records for {age / 86400e9:.3g} days, no longer than EVENTS keeps events"
-            yield Finding("wanted", "max_age", detail, "Let logs outlive events.")
+        for source in (each.stream for each in SOURCES if each.stream in ages):
+            kept = ages[source]
+            if is_log(name) and age and (not kept or age <= kept):
+                detail = f"{name} keeps records for {age / 86400e9:.3g} days, no longer than {source} keeps events"
+                yield Finding("wanted", "max_age", detail, "Let logs outlive events.")
 
 
 def _room(seen: Seen) -> Iterator[Finding]:
@@ -275,12 +276,12 @@ def _room(seen: Seen) -> Iterator[Finding]:
 
 
 def _positions(seen: Seen) -> Iterator[Finding]:
-    """A mark beyond the end of EVENTS: EVENTS went back, and new events would pass for dispatched ones. The same of planners."""
-    events = seen.observed.streams.get(EVENTS_STREAM)
-    for q, (_, mark) in seen.marks.items():
+    """A mark beyond the end of its source: it went back, and new events would pass for dispatched ones. The same of planners."""
+    for (name, q), (_, mark) in seen.marks.items():
+        events = seen.observed.streams.get(name)
         if events and mark and mark.epoch == events.epoch and mark.seq > events.last_seq:
-            detail = f"partition {q} has dispatched event {mark.seq}, EVENTS ends at {events.last_seq}"
-            yield Finding("refuse", "positions", detail, f"{RESTORED.format(EVENTS_STREAM)}.")
+            detail = f"partition {q} has dispatched event {mark.seq}, {name} ends at {events.last_seq}"
+            yield Finding("refuse", "positions", detail, f"{RESTORED.format(name)}.")
     jobs = seen.observed.streams.get(JOBS_STREAM)
     for p, placed in seen.observed.planned.items():
         log = seen.observed.streams.get(log_stream(p))

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
+from engine.dispatch.source import SOURCES
 from engine.log.incarnations import continues
 from engine.log.marks import NO_MARK, PlacedMark
 from engine.topology.diff import Change, changes_between, lost_by, unchangeable
 from engine.topology.files import File, Topology, is_log, log_partition
 from seamark.protocol.subjects import EVENTS_STREAM, log_stream, plan_mark_subject
+
+_SOURCES: Final = frozenset(source.stream for source in SOURCES)
 
 Action = Literal[
     "create_stream",
@@ -235,8 +238,8 @@ def _losses(file: File, changes: Iterable[Change], seen: StreamState) -> Iterato
 
 
 def recorded_streams(streams: Iterable[str]) -> Iterator[str]:
-    """The streams whose epochs dispatchers compare with the control bucket: EVENTS and every LOG."""
-    return (name for name in streams if name == EVENTS_STREAM or is_log(name))
+    """The streams whose epochs dispatchers compare with the control bucket: their sources and every LOG."""
+    return (name for name in streams if name in _SOURCES or is_log(name))
 
 
 def _notes(topology: Topology, observed: Observed) -> Iterator[str]:
@@ -250,5 +253,5 @@ def _notes(topology: Topology, observed: Observed) -> Iterator[str]:
     named = {file.target for file in topology.consumers}
     for stream_name, consumer in observed.consumers:
         target = f"{stream_name}/{consumer}"
-        if target.startswith(f"{EVENTS_STREAM}/dispatch-") and target not in named:
+        if stream_name in _SOURCES and consumer.startswith("dispatch-") and target not in named:
             yield f"{target} is in no file and is left alone"

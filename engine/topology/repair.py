@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
-from engine.dispatch.source import EVENTS
+from engine.dispatch.source import EVENTS, SOURCES, EventSource
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_younger, stream_of
 from engine.log.writer import read_mark
@@ -23,7 +24,7 @@ from engine.topology import repair_plan
 from engine.topology import server as topology
 from engine.topology.plan import Plan, Step
 from engine.topology.repair_plan import Found, Positions
-from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM, dispatch_consumer, log_stream
+from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM, log_stream
 
 STOPPED_WAIT_SECONDS: Final = 10.0
 """A stopped dispatcher's pulls end within 2.5 s and its pin within 5 s (`priority_timeout`)."""
@@ -35,42 +36,45 @@ PAGE_CLAIMS: Final = 500
 _FORGET: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end"
 
 
-async def examine(broker: Broker) -> Found:
-    """Epochs and every mark, as the leaders have them now.
+async def examine(broker: Broker, source: EventSource = EVENTS) -> Found:
+    """Epochs and every mark of a source, as the leaders have them now; of EVENTS also those of the planners.
 
     Raises:
-        TopologyError: EVENTS or a LOG is missing, or does not say how many partitions there are.
+        TopologyError: the source or a LOG is missing, or does not say how many partitions there are.
     """
     partitions = (await stream_of(broker, EVENTS_STREAM)).partitions
     if partitions is None:
         raise TopologyError("EVENTS does not say how many partitions it has", "Run seamark topology apply first.")
     logs = {p: await stream_of(broker, log_stream(p)) for p in range(partitions)}
-    marks = {(p, q): await read_mark(broker, EVENTS.marked(p, q)) for p in logs for q in logs}
-    planned = {p: await read_mark(broker, position.marked(p)) for p in logs}
+    marks = {(p, q): await read_mark(broker, source.marked(p, q)) for p in logs for q in logs}
+    planned = {p: await read_mark(broker, position.marked(p)) for p in logs} if source == EVENTS else {}
     recorded, revision = await topology.read_epochs(broker)
-    # EVENTS after the marks: a dispatcher at work would be ahead of what was read before.
-    found = Found(await stream_of(broker, EVENTS_STREAM), logs, marks, recorded or {}, revision)
-    found = replace(found, jobs=await stream_of(broker, JOBS_STREAM), planned=planned)
+    # The source after the marks: a dispatcher at work would be ahead of what was read before.
+    found = Found(await stream_of(broker, source.stream), logs, marks, recorded or {}, revision, source=source)
+    if planned:
+        found = replace(found, jobs=await stream_of(broker, JOBS_STREAM), planned=planned)
     known = {pair: mark.seq for pair in marks if (mark := found.known(*pair)) is not None}
     return replace(
         found,
-        late=frozenset([pair for pair, seq in known.items() if await is_younger(broker, EVENTS.marked(*pair), seq)]),
+        late=frozenset([pair for pair, seq in known.items() if await is_younger(broker, source.marked(*pair), seq)]),
     )
 
 
-async def prepare(broker: Broker, positions: Positions, *, forget_claims: bool = False) -> Plan:
+async def prepare(broker: Broker, positions: Mapping[str, Positions], *, forget_claims: bool = False) -> Plan:
     """What a repair would do; changes nothing.
 
     Args:
         positions: see `parse_positions`.
-        forget_claims: whether claims of other incarnations of EVENTS go: the logs are lost too, and services publish anew.
+        forget_claims: whether claims of other incarnations of the sources go: the logs are lost too, and services publish anew.
     """
-    found = await examine(broker)
-    plan = repair_plan.decide(found, positions, f"repair-{secrets.token_hex(4)}")
+    founds = [await examine(broker, source) for source in SOURCES]
+    plan = repair_plan.decide(founds, positions, f"repair-{secrets.token_hex(4)}")
     if not forget_claims:
         return plan
-    why = (f"all that events of other incarnations of EVENTS than {found.events.epoch} hold",)
-    return replace(plan, steps=(Step("forget_claims", "claims", why, {"epoch": found.events.epoch}), *plan.steps))
+    present = {found.events.name: found.events.epoch for found in founds}
+    named = " and ".join(f"{name} {epoch}" for name, epoch in present.items())
+    why = (f"all but those that events of {named} hold",)
+    return replace(plan, steps=(Step("forget_claims", "claims", why, {"epochs": [*present.values()]}), *plan.steps))
 
 
 async def apply(
@@ -95,7 +99,7 @@ async def apply(
     forget = [step for step in plan.steps if step.action == "forget_claims"]
     if forget and redis is None:
         raise TopologyError("claims cannot be forgotten without Redis", "Name it.")
-    removed = [await _forget_claims(cast(Redis, redis), step.config["epoch"]) for step in forget]
+    removed = [await _forget_claims(cast(Redis, redis), step.config["epochs"]) for step in forget]
     rest = replace(plan, steps=tuple(step for step in plan.steps if step not in forget))
     return [f"~ {count} claim(s) removed" for count in removed] + await topology.apply(broker, rest)
 
@@ -106,7 +110,8 @@ async def check_stopped(broker: Broker, *, wait_seconds: float = STOPPED_WAIT_SE
     Raises:
         TopologyError: after `wait_seconds` somebody still does.
     """
-    names = [dispatch_consumer(q) for q in range((await stream_of(broker, EVENTS_STREAM)).partitions or 0)]
+    count = (await stream_of(broker, EVENTS_STREAM)).partitions or 0
+    names = [f"{each.stream}.{each.partition(q).consumer}" for each in SOURCES for q in range(count)]
     deadline = time.monotonic() + wait_seconds
     while busy := [name for name in names if await _is_read(broker, name)]:
         if time.monotonic() > deadline:
@@ -116,7 +121,7 @@ async def check_stopped(broker: Broker, *, wait_seconds: float = STOPPED_WAIT_SE
 
 async def _is_read(broker: Broker, consumer: str) -> bool:
     try:
-        info = await broker.api(f"CONSUMER.INFO.{EVENTS_STREAM}.{consumer}")
+        info = await broker.api(f"CONSUMER.INFO.{consumer}")
     except ApiError as error:
         if error.code == 404:
             return False
@@ -125,8 +130,9 @@ async def _is_read(broker: Broker, consumer: str) -> bool:
     return pinned or bool(info.get("num_waiting"))
 
 
-async def _forget_claims(redis: Redis, epoch: str) -> int:
-    """Remove the claims of all incarnations of EVENTS but `epoch`; returns how many."""
+async def _forget_claims(redis: Redis, epochs: Sequence[str]) -> int:
+    """Remove the claims of all incarnations of sources but `epochs`; returns how many."""
+    kept = tuple(f"{epoch}.".encode() for epoch in epochs)
     cursor, removed = 0, 0
     while True:
         async with asyncio.timeout(REDIS_SECONDS):
@@ -137,7 +143,7 @@ async def _forget_claims(redis: Redis, epoch: str) -> int:
                 pipeline.get(key)
             holders = await pipeline.execute()
             for key, holder in zip(keys, holders, strict=True):
-                if holder and not holder.startswith(f"{epoch}.".encode()):
+                if holder and not holder.startswith(kept):
                     removed += int(await cast(Any, redis.eval(_FORGET, 1, key, holder)))
         if not int(cursor):
             return removed

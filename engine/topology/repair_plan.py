@@ -1,8 +1,8 @@
 """Where dispatchers go on when they cannot know it themselves: decided here from what was found, nothing is touched.
 
-A mark counts in an incarnation of EVENTS and lies in an incarnation of its LOG. Dispatchers translate one that is older where
-the streams' lineage says what it means (`engine.log.incarnations`). Else they stop, because only an operator knows what the new
-incarnation holds. The operator names a position, and that is written; marks that can be read are left alone.
+A mark counts in an incarnation of its source (EVENTS, BULK) and lies in an incarnation of its LOG. Dispatchers translate one that
+is older where the streams' lineage says what it means (`engine.log.incarnations`). Else they stop, because only an operator knows
+what the new incarnation holds. The operator names a position, and that is written; marks that can be read are left alone.
 """
 
 from __future__ import annotations
@@ -15,44 +15,52 @@ from typing import Literal, cast
 import msgspec
 
 from engine.broker.answers import StreamState
+from engine.dispatch.source import EVENTS, SOURCES, EventSource
 from engine.errors import PartitionStopped, TopologyError
-from engine.log.incarnations import RESTORED, continues, renumbered, translated, younger
+from engine.log.incarnations import RESTORED, continues, place_of, renumbered, translated, younger
 from engine.log.marks import NO_MARK, Mark, PlacedMark
 from engine.planner.position import repaired
 from engine.topology.plan import Plan, Refusal, Step
-from seamark.protocol.subjects import EVENTS_STREAM, log_stream, mark_subject, plan_mark_subject
+from seamark.protocol.subjects import log_stream, plan_mark_subject
 
 Position = int | Literal["mark", "first", "last"]
 """Where a partition goes on: after this event, where its mark stands, before the first event kept, or after the last."""
 
 Positions = Mapping[int | None, Position]
-"""The positions an operator names: under None that of all partitions, and others for single ones."""
+"""The positions an operator names in one source: under None that of all partitions, and others for single ones."""
 
 
-def parse_positions(texts: Sequence[str]) -> Positions:
-    """Positions as written on a command line: `first`, `last`, `mark`, `4711`, or one partition's `3=4711`.
+def parse_positions(texts: Sequence[str]) -> dict[str, Positions]:
+    """Positions as written on a command line, by source: `first`, `last`, `mark`, `4711`, one partition's `3=4711`.
+
+    Those of another source than EVENTS begin with its name: `BULK:first`, `BULK:3=4711`.
 
     Raises:
         TopologyError: a text has another form, or two of them name the same partition, or all.
     """
-    positions: dict[int | None, Position] = {}
+    others = "|".join(source.stream for source in SOURCES if source != EVENTS)
+    positions: dict[str, dict[int | None, Position]] = {source.stream: {} for source in SOURCES}
     for text in texts:
-        found = re.fullmatch(r"(?:([0-9]+)=)?(?:(mark|first|last)|([0-9]+))", text)
+        found = re.fullmatch(rf"(?:({others}):)?(?:([0-9]+)=)?(?:(mark|first|last)|([0-9]+))", text)
         if found is None:
-            remedy = "Write first, last, mark or a sequence, or 3=<one of these>."
+            remedy = (
+                f"Write first, last, mark or a sequence, or 3=<one of these>; for {others} its name and a colon before."
+            )
             raise TopologyError(f"not a position: {text!r}", remedy)
-        position = cast(Position, found[2] or int(found[3]))
-        if positions.setdefault(int(found[1]) if found[1] else None, position) != position:
+        named = positions[found[1] or EVENTS.stream]
+        position = cast(Position, found[3] or int(found[4]))
+        if named.setdefault(int(found[2]) if found[2] else None, position) != position:
             raise TopologyError(f"{text!r} is not the only position for the same", "Name one for all, and exceptions.")
-    return positions
+    return {**positions}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the server holds. `marks` by (LOG partition, event partition); `recorded` are the epochs dispatchers expect.
+    """What the server holds of one source, whose stream is `events`.
 
+    `marks` are by (LOG partition, event partition); `recorded` are the epochs dispatchers expect.
     `planned` are the planners' marks in `jobs`, by the partition of their log.
-    `late` are the marks whose last event in the present EVENTS was stored after they were written: another event than they mean.
+    `late` are the marks whose last event in the present stream was stored after they were written: another event than they mean.
     """
 
     events: StreamState
@@ -63,38 +71,39 @@ class Found:
     late: frozenset[tuple[int, int]] = frozenset()
     jobs: StreamState | None = None
     planned: Mapping[int, PlacedMark] = field(default_factory=dict)
+    source: EventSource = EVENTS
 
     def marks_of(self, event_partition: int) -> dict[int, Mark]:
         """The marks of an event partition by the partition of the LOG they lie in."""
         return {p: at.mark for (p, q), at in self.marks.items() if q == event_partition and at.mark is not None}
 
+    def named(self, event_partition: int) -> str:
+        """An event partition as operators name it."""
+        return f"partition {place_of(self.events.name)}{event_partition}"
+
     def known(self, partition: int, event_partition: int) -> Mark | None:
-        """A mark in the present numbering of EVENTS, if it still tells something."""
+        """A mark in the present numbering of its source, if it still tells something."""
         mark = self.marks.get((partition, event_partition), NO_MARK).mark
         return None if mark is None or (partition, event_partition) in self.late else renumbered(mark, self.events)
 
 
-def decide(found: Found, positions: Positions, owner: str) -> Plan:
+def decide(founds: Sequence[Found], positions: Mapping[str, Positions], owner: str) -> Plan:
     """The marks and recorded epochs to write, so that every dispatcher can start.
 
     Args:
-        found: what the server holds.
-        positions: what the operator names.
+        founds: what the server holds of each source. The first also says what it holds of the planners.
+        positions: what the operator names, by source.
         owner: written into every mark, so that no process takes one for its own.
     """
-    streams = {EVENTS_STREAM: found.events} | {log_stream(p): log for p, log in found.logs.items()}
+    found = founds[0]
+    streams = {each.events.name: each.events for each in founds} | {log_stream(p): at for p, at in found.logs.items()}
     if lacking := [name for name, stream in streams.items() if stream.epoch is None]:
         refusal = Refusal("epochs", f"{', '.join(lacking)} without epoch", "Run seamark topology apply first.")
         return Plan("", refusals=(refusal,))
-    everywhere = positions.get(None, "mark")
-    outcomes = [each for q in found.logs for each in _partition(found, q, positions.get(q, everywhere), owner)]
+    outcomes = [each for of in founds for each in _source(of, positions.get(of.events.name, {}), owner)]
     outcomes += _planning(found)
     notes = [*_log_notes(found), *(each for each in outcomes if isinstance(each, str))]
     refusals = [each for each in outcomes if isinstance(each, Refusal)]
-    refusals += [
-        Refusal(f"partition {q}", "there is no such event partition", "Name those there are.")
-        for q in sorted(q for q in positions if q is not None and q not in found.logs)
-    ]
     steps = [each for each in outcomes if isinstance(each, Step)]
     epochs = {**found.recorded, **{name: stream.epoch for name, stream in streams.items()}}
     recorded = {name: found.recorded.get(name, "none") for name in epochs}
@@ -103,15 +112,24 @@ def decide(found: Found, positions: Positions, owner: str) -> Plan:
     return Plan("nothing to repair", tuple(steps), tuple(refusals), tuple(notes))
 
 
+def _source(found: Found, positions: Positions, owner: str) -> Iterator[Step | Refusal | str]:
+    everywhere = positions.get(None, "mark")
+    for q in found.logs:
+        yield from _partition(found, q, positions.get(q, everywhere), owner)
+    for q in sorted(q for q in positions if q is not None and q not in found.logs):
+        yield Refusal(found.named(q), "there is no such event partition", "Name those there are.")
+
+
 def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator[Step | Refusal | str]:
     """Foreign marks first and the home mark last, as in every round. Marks that dispatchers can read are left alone."""
     try:
         home = _home(found, q, position)
     except PartitionStopped as error:
-        yield Refusal(f"partition {q}", error.detail, error.remedy)
+        yield Refusal(found.named(q), error.detail, error.remedy)
         return
     if home is None:
-        yield f"partition {q} has no mark: it starts at the first event"
+        if found.events.last_seq:
+            yield f"{found.named(q)} has no mark: it starts at the first event"
         return
     marks = found.marks_of(q)
     yield from _partition_notes(found, q, home, marks.get(q))
@@ -126,8 +144,8 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
         at = home if p == q else known or msgspec.structs.replace(home, seq=home.next_seq - 1, user=None, unburied=None)
         after = msgspec.structs.replace(at, term=term, owner=owner, stream_epoch=log.epoch or "")
         before = {"seq": found.marks.get((p, q), NO_MARK).seq}
-        why = (f"{_shown(marks.get(p))} -> {_shown(after)}",)
-        yield Step("write_mark", mark_subject(p, q), why, msgspec.to_builtins(after), before)
+        why = (f"{_shown(marks.get(p), found)} -> {_shown(after, found)}",)
+        yield Step("write_mark", found.source.marked(p, q).subject, why, msgspec.to_builtins(after), before)
 
 
 def _planning(found: Found) -> Iterator[Step | str]:
@@ -150,13 +168,13 @@ def _home(found: Found, q: int, position: Position) -> Mark | None:
     """Where event partition `q` goes on, in the present numbering; None: there is no mark, and none is needed.
 
     Raises:
-        PartitionStopped: that has to be named, or EVENTS was put back to a backup and still has the epoch of before: then no
+        PartitionStopped: that has to be named, or the source was put back to a backup and still has the epoch of before: then no
             position would make its marks mean anything.
     """
     events, log, placed = found.events, found.logs[q], found.marks.get((q, q), NO_MARK)
     for p, mark in found.marks_of(q).items():
         if mark.epoch == events.epoch and mark.seq > events.last_seq:
-            detail = f"{mark_subject(p, q)} is at event {mark.seq}, and EVENTS ends at {events.last_seq}"
+            detail = f"{found.source.marked(p, q).subject} is at event {mark.seq}, and {events.name} ends at {events.last_seq}"
             raise PartitionStopped(detail, RESTORED.format(events.name))
         if position == "mark" and (p, q) in found.late and (p == q or mark.epoch == events.epoch):
             raise younger(q, events.name, mark, renumbered(mark, events) or mark)
@@ -173,17 +191,17 @@ def _home(found: Found, q: int, position: Position) -> Mark | None:
     seq = {"first": max(0, events.first_seq - 1), "last": events.last_seq}.get(str(position), position)
     assert isinstance(seq, int)
     if seq > events.last_seq:
-        raise PartitionStopped(f"EVENTS ends at {events.last_seq}, before {seq}", "Name last instead.")
+        raise PartitionStopped(f"{events.name} ends at {events.last_seq}, before {seq}", "Name last instead.")
     left = found.known(q, q) or Mark(events.epoch or "", seq, 0, "", "")
     return msgspec.structs.replace(left.up_to(seq), seq=seq, user=None)
 
 
-def _shown(mark: Mark | None) -> str:
+def _shown(mark: Mark | None, found: Found) -> str:
     if mark is None:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
     partly += f", dead letters missing from event {mark.unburied} on" if mark.unburied is not None else ""
-    return f"event {mark.seq}{partly} of EVENTS {mark.epoch} in LOG {mark.stream_epoch}, term {mark.term}"
+    return f"event {mark.seq}{partly} of {found.events.name} {mark.epoch} in LOG {mark.stream_epoch}, term {mark.term}"
 
 
 def _log_notes(found: Found) -> Iterator[str]:
@@ -198,8 +216,8 @@ def _log_notes(found: Found) -> Iterator[str]:
 def _partition_notes(found: Found, q: int, home: Mark, mark: Mark | None) -> Iterator[str]:
     events, known = found.events, found.known(q, q)
     if home.next_seq < events.first_seq:
-        yield f"partition {q}: events {home.next_seq} to {events.first_seq - 1} are no longer in EVENTS"
+        yield f"{found.named(q)}: events {home.next_seq} to {events.first_seq - 1} are no longer in {events.name}"
     if mark and known and known.seq < mark.seq:
-        yield f"partition {q}: events {known.seq + 1} to {mark.seq} were dispatched, but are not in the restored EVENTS"
+        yield f"{found.named(q)}: events {known.seq + 1} to {mark.seq} were dispatched, but are not in the restored {events.name}"
     if known and home.next_seq < known.next_seq:
-        yield f"partition {q}: events {home.next_seq} to {known.next_seq - 1} are dispatched again; their records come twice"
+        yield f"{found.named(q)}: events {home.next_seq} to {known.next_seq - 1} are dispatched again; their records come twice"

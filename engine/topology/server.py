@@ -22,6 +22,7 @@ from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.broker.control import CONTROL_STREAM, Control, Entry
 from engine.broker.jetstream import After, Broker
 from engine.broker.writes import stream_of_subject
+from engine.dispatch.source import SOURCES
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_missing, restored_metadata, stream_of
 from engine.log.writer import read_mark
@@ -30,7 +31,7 @@ from engine.topology import plan as topology_plan
 from engine.topology.diff import changes_between
 from engine.topology.files import Override, Profile, is_log, log_partition, render
 from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
-from seamark.protocol.subjects import CONTROL_BUCKET, EVENTS_STREAM, JOBS_STREAM, log_stream
+from seamark.protocol.subjects import CONTROL_BUCKET, JOBS_STREAM, log_stream
 
 Answer = TypeVar("Answer")
 
@@ -193,8 +194,8 @@ def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
     """Restored streams as written on a command line: `LOG-2`, or `EVENTS=1000` with the last sequence of its backup.
 
     Raises:
-        TopologyError: a text has another form, two of them name the same stream, or EVENTS comes without a number: services
-            publish as soon as the stream is there again, and what they stored since would pass for dispatched.
+        TopologyError: a text has another form, two of them name the same stream, or a stream of events comes without a number:
+            services publish as soon as it is there again, and what they stored since would pass for dispatched.
     """
     backups: dict[str, int | None] = {}
     for text in texts:
@@ -203,9 +204,10 @@ def parse_backups(texts: Sequence[str]) -> dict[str, int | None]:
             remedy = "Write LOG-2, or EVENTS=<its last sequence>, and name each stream once."
             raise TopologyError(f"not a restored stream: {text!r}", remedy)
         backups[found[1]] = int(found[2]) if found[2] else None
-    if backups.get(EVENTS_STREAM, 0) is None:
-        remedy = "Write EVENTS=<last sequence>: state.last_seq in the backup's backup.json."
-        raise TopologyError("EVENTS is named without the end of its backup", remedy)
+    for source in SOURCES:
+        if backups.get(source.stream, 0) is None:
+            remedy = f"Write {source.stream}=<last sequence>: state.last_seq in the backup's backup.json."
+            raise TopologyError(f"{source.stream} is named without the end of its backup", remedy)
     return backups
 
 

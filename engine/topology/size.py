@@ -39,6 +39,9 @@ MESSAGE_ID_MEMORY_BYTES: Final = 200
 CONSUMER_MEMORY_BYTES: Final = 50_000
 # Event types that one ordering key sees within EVENTS' age: each is a subject of its own there.
 TYPES_PER_KEY: Final = 3
+# BULK's part of EVENTS' room. It holds a quarter of all records as events of their own, or every record as one of thousands that
+# share a page of a campaign: some 30 to 160 B of names a recipient.
+BULK_SHARE: Final = 0.25
 # Allowed on disk for the log of each replicated stream and consumer, which `max_file_store` does not count.
 RAFT_GROUP_BYTES: Final = 64 << 20
 COPIES: Final = 3
@@ -188,12 +191,14 @@ def _streams(demand: Demand, partitions: int, files: Mapping[str, Mapping[str, A
         "LOG-p": f"{demand.record_bytes} B of JSON + {RECORD_OVERHEAD_BYTES} B of subject and headers"
         f" + a mark of {MARK_BYTES} B for every {batch:.3g} records = {record:.0f} B a record",
         "EVENTS": f"{body} B of JSON + {EVENT_OVERHEAD_BYTES} B of subject and headers = {event} B an event, an event a record",
+        "BULK": f"{BULK_SHARE:.0%} of EVENTS: a quarter of the records of low priority, or all of them in pages of campaigns",
         "RECEIPTS": f"{count:g} receipts a record of {RECEIPT_BYTES} B",
     }
     ages = {name: config["max_age"] / 1e9 / _DAY for name, config in files.items()}
     for name, number, bytes_each, days in (
         ("LOG-p", partitions, record / partitions, demand.days),
         ("EVENTS", 1, event, ages["EVENTS"]),
+        ("BULK", 1, BULK_SHARE * event, ages["BULK"]),
         ("RECEIPTS", 1, RECEIPT_BYTES * count, demand.days),
     ):
         stored = demand.rate * days * _DAY * bytes_each

@@ -25,6 +25,48 @@ class Scope(StrEnum):
     NOTIFICATIONS_READ = "notifications:read"
     """To see what became of the notifications of the tenant's users."""
 
+    CONFIG_READ = "config:read"
+    """To see the tenant's notification types, templates and defaults."""
+
+    CONFIG_WRITE = "config:write"
+    """To change them."""
+
+    SUPPRESSIONS_READ = "suppressions:read"
+    """To see which addresses get nothing, and why."""
+
+    SUPPRESSIONS_WRITE = "suppressions:write"
+    """To suppress addresses, and to lift that."""
+
+    WEBHOOKS_READ = "webhooks:read"
+    """To see webhook endpoints, without their secrets."""
+
+    WEBHOOKS_WRITE = "webhooks:write"
+    """To make, change and delete webhook endpoints."""
+
+    USERS_READ = "users:read"
+    """To see the users of the directory: addresses, attributes."""
+
+    USERS_WRITE = "users:write"
+    """To make, change and delete users, also by naming a recipient with what is known of him."""
+
+    DEVICES_READ = "devices:read"
+    """To see where users get pushes; never the tokens themselves."""
+
+    DEVICES_WRITE = "devices:write"
+    """To register and remove push tokens of users."""
+
+    TOPICS_READ = "topics:read"
+    """To see topics and their members."""
+
+    TOPICS_WRITE = "topics:write"
+    """To make and delete topics, and to change who is in them."""
+
+    CAMPAIGNS_READ = "campaigns:read"
+    """To see campaigns and how far they have come."""
+
+    CAMPAIGNS_WRITE = "campaigns:write"
+    """To send to whole audiences, to hold campaigns up and to end them."""
+
 
 class User(msgspec.Struct, frozen=True):
     """A user, who may see and change what is theirs.

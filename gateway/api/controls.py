@@ -13,9 +13,8 @@ from engine.controls.desk import ChangedMeanwhile, Desk, Read
 from engine.errors import BrokerError, TopologyError
 from gateway.access.principals import Operator
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Kind, Problem
+from gateway.http.problems import INVALID_BODY, UNAVAILABLE, VERSION_CONFLICT, Kind, Problem
 
-VERSION_CONFLICT: Final = Kind(409, "version_conflict")
 TOO_MANY_CHANGES: Final = Kind(429, "too_many_changes")
 
 RETRY_SECONDS: Final = 10

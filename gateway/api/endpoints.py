@@ -7,13 +7,54 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.campaigns import (
+    campaign_page,
+    campaign_progress,
+    cancel_campaign,
+    create_campaign,
+    get_campaign,
+    pause_campaign,
+    resume_campaign,
+    set_campaign_rate,
+    try_campaign,
+)
 from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
+from gateway.api.explain import explain_event
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
+from gateway.api.preferences import (
+    own_preferences,
+    patch_own_preferences,
+    patch_preferences_of_user,
+    preferences_of_user,
+)
 from gateway.api.proof import trace_notification
+from gateway.api.push_tokens import (
+    own_tokens,
+    register_own_token,
+    register_token,
+    remove_own_token,
+    remove_token,
+    tokens_of_user,
+)
 from gateway.api.sessions import end_session, end_sessions, list_sessions
+from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
+from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
+from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
+from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
 from gateway.api.transactions import cancel_transaction
+from gateway.api.types import get_type, list_types, remove_type, replace_type
+from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
+from gateway.api.webhooks import (
+    get_webhook,
+    list_webhooks,
+    make_webhook,
+    remove_webhook,
+    replace_webhook,
+    retire_webhook_secret,
+    rotate_webhook_secret,
+)
 from gateway.carriers.poll import poll_records
 from gateway.carriers.sse import follow_stream
 from gateway.carriers.ws import follow_socket
@@ -44,8 +85,62 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     list_sessions,
     end_sessions,
     end_session,
+    list_types,
+    get_type,
+    replace_type,
+    remove_type,
+    list_templates,
+    get_template,
+    replace_template,
+    activate,
+    remove_template,
+    suppress,
+    list_suppressions,
+    search_suppressions,
+    lift,
+    make_webhook,
+    list_webhooks,
+    get_webhook,
+    replace_webhook,
+    remove_webhook,
+    rotate_webhook_secret,
+    retire_webhook_secret,
+    get_defaults,
+    replace_defaults,
+    remove_defaults,
+    user_page,
+    get_user,
+    put_user,
+    patch_user,
+    delete_user,
+    own_tokens,
+    register_own_token,
+    remove_own_token,
+    tokens_of_user,
+    register_token,
+    remove_token,
+    topic_page,
+    get_topic,
+    delete_topic,
+    member_page,
+    add_members,
+    remove_members,
     show_controls,
     change_controls,
+    own_preferences,
+    patch_own_preferences,
+    preferences_of_user,
+    patch_preferences_of_user,
+    explain_event,
+    create_campaign,
+    try_campaign,
+    campaign_page,
+    get_campaign,
+    campaign_progress,
+    pause_campaign,
+    resume_campaign,
+    cancel_campaign,
+    set_campaign_rate,
     healthz,
     readyz,
     openapi,

@@ -21,9 +21,11 @@ from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.access.throttles import Throttles
 from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
+from gateway.api.recipients import SCHEMA, Inline
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.idempotency import always
-from gateway.http.problems import UNAVAILABLE, Kind, Problem, field_of
+from gateway.http.problems import UNAVAILABLE, USER_DELETED, Kind, Problem, field_of
+from gateway.http.tracing import trace_of
 from gateway.limits import (
     BULK_APPENDS,
     BULK_APPENDS_PER_TENANT,
@@ -71,6 +73,7 @@ class NewEvent(Event, kw_only=True):
     tenant: str | None = None
     ordering_key: str | None = None
     data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    to: Annotated[list[str], Meta(extra_json_schema={"items": SCHEMA})]
 
 
 _OF_EVENTS: Final = {"items": {"$ref": "#/components/schemas/NewEvent"}}
@@ -83,7 +86,7 @@ class Bulk(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Stored(msgspec.Struct):
-    """Where an event is in EVENTS; null: it is `at_most_once`, and in no stream. `duplicate`: it was there before."""
+    """Where an event is in its stream; null: it is `at_most_once`, and in no stream. `duplicate`: it was there before."""
 
     event_id: str
     seq: int | None
@@ -199,7 +202,7 @@ PUBLISHING: Final = web.AppKey("publishing", Publishing)
     scope=Scope.EVENTS_WRITE,
     status=202,
     body_bytes=EVENT_BODY_BYTES,
-    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, THROTTLED, STORE_FULL, UNANSWERED, TOO_MANY_MESSAGES),
+    refuses=(INVALID_EVENT, EVENT_TOO_LARGE, THROTTLED, STORE_FULL, UNANSWERED, TOO_MANY_MESSAGES, USER_DELETED),
     keyed=always,
 )
 async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -> Stored:
@@ -207,20 +210,25 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
 
     An event without an id has one made from `Idempotency-Key`, if there is one, else a random one. One that is `at_most_once`
     is never stored. It is handed to the broker for those who are connected, and `seq` is null.
+
+    A recipient may bring what is known of him (`{"id": "alice", "email": "alice@example.com"}`), with the scope `users:write`.
     """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
+    inline = Inline(call.context, call.principal)
     try:
-        given = _given(call.body, tenant, None if call.key is None else _id_from(call.key))
+        given = _given(inline.split(call.body), tenant, None if call.key is None else _id_from(call.key))
         if is_now(given.event):
+            await inline.store()
             publishing.now.publish(tenant, **given.parts)
             return Stored(given.id, None, False)
         event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error
     await publishing.check_throttles(tenant, event)
+    await inline.store()
     try:
         with publishing.singles.place(tenant):
-            ack = await publishing.store(event, _trace(call.request))
+            ack = await publishing.store(event, trace_of(call.request))
     except NoPlace:
         metrics.gateway_events.labels("unavailable").inc()
         raise
@@ -236,6 +244,7 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
     status=202,
     body_bytes=BULK_BODY_BYTES,
     places=Shares(BULK_REQUESTS, BULK_REQUESTS_PER_TENANT),
+    refuses=(USER_DELETED,),
     keyed=lambda answer: not any(one.error and one.error.status in _PASSING for one in answer.results),
 )
 async def publish_events(call: Call[Service, None, Bulk]) -> Results:
@@ -247,22 +256,24 @@ async def publish_events(call: Call[Service, None, Bulk]) -> Results:
     With an `Idempotency-Key`, events that could not be stored for now are tried again when the request is sent again; those
     that were stored are duplicates then, even without an id.
     """
-    bulk = _Bulk(call.body.events, call.principal.tenant, call.key)
-    await call.request.app[PUBLISHING].store_all(bulk, call.principal.tenant, _trace(call.request))
+    inline = Inline(call.context, call.principal)
+    bulk = _Bulk(call.body.events, call.principal.tenant, call.key, inline)
+    await inline.store()
+    await call.request.app[PUBLISHING].store_all(bulk, call.principal.tenant, trace_of(call.request))
     return Results(bulk.results)
 
 
 class _Bulk:
     """The events of one bulk request, and what became of each."""
 
-    def __init__(self, bodies: list[msgspec.Raw], tenant: str, key: str | None) -> None:
+    def __init__(self, bodies: list[msgspec.Raw], tenant: str, key: str | None, inline: Inline) -> None:
         self.results = [Result() for _ in bodies]
         self.lines: dict[str, list[tuple[int, Encoded, str]]] = {}
         """By ordering key, in the order they are to be stored."""
         for index, body in enumerate(bodies):
             try:
                 default_id = None if key is None else _id_from(f"{key}\n{index}")
-                event, id = _encoded(_given(bytes(body), tenant, default_id), tenant)
+                event, id = _encoded(_given(inline.split(bytes(body)), tenant, default_id), tenant)
             except InvalidEvent as error:
                 self.results[index] = Result(error=_failure(_refused(error)))
             else:
@@ -353,13 +364,6 @@ def _check_names(*names: tuple[str, Callable[[str], str], str | None]) -> None:
                 check(text)
         except InvalidToken as error:
             raise InvalidEvent(field, f"`{field}`: {error}") from error
-
-
-def _trace(request: web.Request) -> dict[str, str]:
-    """The caller's trace context, to travel with the event."""
-    given = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
-    # Bytes beyond ASCII stand in no valid one, and cannot be written into a header of the event.
-    return {name: value for name, value in given.items() if 1 <= len(value) <= 512 and value.isascii()}
 
 
 def _refused(error: InvalidEvent) -> Problem:

@@ -154,7 +154,7 @@ class IdempotencyKeys:
         self._kept_seconds, self._running_seconds = kept_seconds, running_seconds
         self._away_until = 0.0
         self._silent_since: float | None = None
-        # One for the process, as `alone` lets no two requests hold a key: so what a call did whose answer was lost is its own.
+        # One for the process, where `alone` lets no two requests hold a key: what a call did whose answer was lost is its own.
         self._owner = secrets.token_hex(8)
         self._here: set[tuple[str, str]] = set()
 

@@ -13,7 +13,8 @@ import structlog
 from aiohttp import web
 
 from engine import metrics
-from engine.errors import StoreUnavailable
+from engine.directory.changing import UserDeleted
+from engine.errors import LimitReached, StoreUnavailable, VersionConflict
 from gateway.access.shares import NoPlace
 from gateway.limits import RETRY_AFTER_SECONDS
 
@@ -46,6 +47,9 @@ INVALID_BODY: Final = Kind(400, "invalid_body")
 UNAUTHENTICATED: Final = Kind(401, "unauthenticated")
 FORBIDDEN: Final = Kind(403, "forbidden")
 NOT_FOUND: Final = Kind(404, "not_found")
+VERSION_CONFLICT: Final = Kind(409, "version_conflict")
+LIMIT_REACHED: Final = Kind(409, "limit_reached")
+USER_DELETED: Final = Kind(409, "user_deleted")
 REQUEST_TIMEOUT: Final = Kind(408, "request_timeout")
 TOO_LARGE: Final = Kind(413, "too_large")
 COMPRESSED: Final = Kind(415, "compressed")
@@ -147,6 +151,12 @@ def problem_of(error: Exception) -> Problem:
         case web.HTTPException():
             code = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
             return Problem(Kind(error.status, code), error.reason)
+        case VersionConflict():
+            return Problem(VERSION_CONFLICT, str(error), field="version")
+        case LimitReached():
+            return Problem(LIMIT_REACHED, str(error))
+        case UserDeleted():
+            return Problem(USER_DELETED, str(error), retry_after_seconds=RETRY_AFTER_SECONDS if error.erasing else None)
         case StoreUnavailable():
             return Problem(UNAVAILABLE, "the database does not answer: try again", error=type(error).__name__)
         case NoPlace():

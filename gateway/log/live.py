@@ -41,6 +41,9 @@ class Listener(Protocol):
     def now(self, frame: bytes) -> None:
         """A message that is never stored."""
 
+    def rehydrate(self) -> None:
+        """The log was taken away on purpose: what the client shows is replaced."""
+
     def watch(self, state: LogState) -> None:
         """The leader's periodic answer."""
 
@@ -95,9 +98,12 @@ class UserLog:
         if seq < 0:
             if payload.startswith(b'{"op":"unread"'):
                 self.count(payload)
-            elif payload.startswith(b'{"op":"now"'):  # anything else there is not for clients
+            elif payload.startswith(b'{"op":"now"'):
                 for listener in self.listeners:
                     listener.now(payload)
+            elif payload.startswith(b'{"op":"erased"'):  # anything else there is not for clients
+                for listener in self.listeners:
+                    listener.rehydrate()
             return
         message = Message(seq, payload, headers)
         for listener in self.listeners:

@@ -7,11 +7,12 @@ from typing import Final
 
 from engine.broker.jetstream import Stored
 from seamark.protocol.frames import record_frame, skip_frame
-from seamark.protocol.records import EPOCH_HEADER, EXPIRES_HEADER
+from seamark.protocol.records import EPOCH_HEADER, SKIP_AFTER_HEADER
 
 _EPOCH: Final = f"\r\n{EPOCH_HEADER}:".encode()
 _SKIP: Final = b"\r\nSeamark-Skip:"
-_EXPIRES: Final = f"\r\n{EXPIRES_HEADER}:".encode()
+_SKIP_AFTER: Final = f"\r\n{SKIP_AFTER_HEADER}:".encode()
+_SKIPS: Final = b"\r\nSeamark-Skip"
 _SEQUENCE: Final = b"\r\nNats-Sequence:"
 _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
 
@@ -29,8 +30,10 @@ class Message:
             body = body.strip()
         self.seq = seq
         self.body = body
-        over = _EXPIRES in headers and _has_expired(headers)  # looked for here: a call for each record would cost more
-        self.skip = over or _SKIP in headers or body[:1] != b"{" or body[-1:] != b"}"
+        self.skip = (
+            # One search finds both headers; nearly all records have neither.
+            (_SKIPS in headers and _is_skipped(headers)) or body[:1] != b"{" or body[-1:] != b"}"
+        )
         self._frame = b""
         self._prev = -1
         self._epoch = b""
@@ -44,9 +47,9 @@ class Message:
         return self._frame
 
 
-def _has_expired(headers: bytes) -> bool:
-    """Whether the record says that it was over before it was read from the log, or its copy came."""
-    return 0 <= number(headers, _EXPIRES) <= time.time() * 1000
+def _is_skipped(headers: bytes) -> bool:
+    """Whether the record is not for the screen, or was over before it was read from the log or its copy came."""
+    return _SKIP in headers or 0 <= number(headers, _SKIP_AFTER) <= time.time() * 1000
 
 
 def of_stored(stored: Stored) -> Message:

@@ -10,13 +10,17 @@ import typer
 from ops.cli import (
     apikey,
     broadcast,
+    campaign,
+    config,
     control,
     dev,
     dispatcher,
+    explain,
     funnel,
     gateway,
     log,
     migrate,
+    pager,
     projector,
     prove,
     publish,
@@ -25,6 +29,7 @@ from ops.cli import (
     tail,
     token,
     topology,
+    users,
     verify,
 )
 from ops.cli.output import keep_logs_apart
@@ -47,15 +52,20 @@ app.command("token")(token.token)
 app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
+app.command("pager")(pager.pager)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
+app.command("explain")(explain.explain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
+app.add_typer(config.app, name="config")
+app.add_typer(campaign.app, name="campaign")
 app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:

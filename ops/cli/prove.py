@@ -13,7 +13,7 @@ from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant
 
 if TYPE_CHECKING:
     from engine.broker.jetstream import Broker
-    from projections.proof import EventTime, Proof
+    from projections.proof import FindEvent, Proof
 
 EXIT_UNKNOWN = 2
 
@@ -34,7 +34,7 @@ def prove(
     async def run() -> list[Proof]:
         async with stores(folder, "seamark-prove") as found:
             proofs = Proofs(found.pool)
-            return await proofs.of(tenant or "default", notification, user, event_time=_event_time(found.broker))
+            return await proofs.of(tenant or "default", notification, user, find_event=_find_event(found.broker))
 
     proofs = uvloop.run(run())
     for proof in proofs:
@@ -47,19 +47,21 @@ def prove(
         sys.exit(EXIT_UNKNOWN)
 
 
-def _event_time(broker: Broker) -> EventTime:
-    """When EVENTS stored an event, asked from the stream itself."""
+def _find_event(broker: Broker) -> FindEvent:
+    """Where an event is and since when, asked from the streams of events themselves."""
+    from engine.dispatch.source import SOURCES
     from engine.errors import BrokerError
-    from seamark.protocol.subjects import EVENTS_STREAM
+    from projections.proof import StoredEvent
 
-    async def ask(epoch: str, seq: int) -> datetime | None:
+    async def ask(epoch: str, seq: int) -> StoredEvent | None:
         try:
-            if (await broker.stream(EVENTS_STREAM)).epoch != epoch:
-                return None
-            answer = await broker.api(f"STREAM.MSG.GET.{EVENTS_STREAM}", {"seq": seq})
-            return datetime.fromisoformat(answer["message"]["time"])
+            for source in SOURCES:
+                if (await broker.stream(source.stream)).epoch == epoch:
+                    answer = await broker.api(f"STREAM.MSG.GET.{source.stream}", {"seq": seq})
+                    return StoredEvent(source.stream, datetime.fromisoformat(answer["message"]["time"]))
         except BrokerError:
-            return None  # trimmed, or this user of the broker may not look
+            pass  # trimmed, or this user of the broker may not look
+        return None
 
     return ask
 

@@ -45,7 +45,7 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
     from engine.broker.jetstream import connect
     from engine.log.incarnations import read_partitions
 
-    postgres_url, redis_url = _urls(folder)
+    postgres_url, redis_url = urls(folder)
     broker = await connect(nats_settings(folder, name))
     pool = asyncpg.create_pool(postgres_url, min_size=0, max_size=POOL_CONNECTIONS, timeout=CONNECT_SECONDS)
     try:
@@ -57,7 +57,8 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
         await broker.close()
 
 
-def _urls(folder: Path) -> tuple[str, str]:
+def urls(folder: Path) -> tuple[str, str]:
+    """The addresses of PostgreSQL and Redis."""
     if "nats_url" not in given_settings():
         stack = read_dev_file(folder)
         return stack.postgres_url, stack.redis_url

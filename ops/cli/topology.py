@@ -133,7 +133,10 @@ def restore(
 @app.command()
 def repair(
     at: Annotated[
-        list[str] | None, typer.Option(help="Position: first, last, mark or a sequence; 3=… for one partition. Repeat.")
+        list[str] | None,
+        typer.Option(
+            help="Position: first, last, mark or a sequence; 3=… for one partition; BULK:… for another source than EVENTS."
+        ),
     ] = None,
     forget_claims: Annotated[
         bool, typer.Option("--forget-claims", help="EVENTS and the logs are lost: let services publish all again.")

@@ -163,7 +163,8 @@ class Stack:
             ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
         env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
-        for name, words in (("dispatcher", ["dispatcher"]), ("projector", ["projector"]), ("gateway", gateway)):
+        roles = [("dispatcher", ["dispatcher"]), ("projector", ["projector"]), ("pager", ["pager", "--not-planned"])]
+        for name, words in (*roles, ("gateway", gateway)):
             self._say(f"starting {name}")
             role = Role(name, words, env, data / f"{name}.log", self._say)
             role.child.holds = (self._lock,)

@@ -6,7 +6,7 @@ log to have been folded before it, and is expanded where somebody asks (view `de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Final
@@ -14,7 +14,7 @@ from typing import Final
 from engine import metrics
 from engine.partition.reader import Delivered
 from engine.postgres import Connection, transposed
-from projections.folds.deliveries import DEVICES_MAX, Receipts, fold
+from projections.folds.deliveries import DEVICES_MAX, Delivery, Notification, Plan, Receipts, fold, replanned
 from projections.folds.inbox import moment
 from projections.postgres.store import TableStore
 from projections.projection import DELIVERIES
@@ -41,8 +41,23 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigi
 WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.channel = o.channel AND d.device = o.device
 RETURNING d.tenant, d.user_id, d.id, d.channel, d.device
 """
-_facts: Final = attrgetter(*DELIVERIES.tables[0].facts)
-_COLUMNS: Final = (*DELIVERIES.tables[0].columns, "kept_until", "version")
+_KEY: Final = DELIVERIES.tables[0].key
+_FACTS: Final = DELIVERIES.tables[0].facts
+_TOLD: Final = tuple(name for name in _FACTS if not name.startswith("plan_"))
+"""What receipts of channels say; the rest is of planners."""
+_facts, _told = attrgetter(*_FACTS), attrgetter(*_TOLD)
+_COLUMNS: Final = (*_KEY, *_FACTS, "kept_until", "version")
+
+_OF_NOTIFICATIONS: Final = f"""
+SELECT d.tenant, d.user_id, d.id, d.channel, {", ".join(f"d.{name}" for name in _FACTS)}, d.kept_until
+FROM deliveries_{{v}} d, unnest($1::text[], $2::text[], $3::text[]) AS o (tenant, user_id, id)
+WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.device = ''
+"""
+
+_REMOVE: Final = """
+DELETE FROM deliveries_{v} d USING unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS o (tenant, user_id, id, channel)
+WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.channel = o.channel AND d.device = ''
+"""
 
 # A row that is there already may be in another month, which the key of this month does not cover.
 _RANGES: Final = """
@@ -84,7 +99,7 @@ class DeliveriesStore(TableStore):
 
     async def _fold(self, connection: Connection, batch: Sequence[Delivered], epoch: str, era: int) -> None:
         folded = fold(batch)
-        tenants = {key[0] for key in folded.deliveries} | {one[0] for one in folded.ranges.values()}
+        tenants = {key[0] for key in (*folded.deliveries, *folded.plans)} | {one[0] for one in folded.ranges.values()}
         retention = await self._retention(connection, tenants)
         at = moment(batch[-1].time_nanoseconds)
         await write(connection, self._version, folded, lambda tenant: retention.kept_until(tenant, at))
@@ -96,14 +111,17 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     """Merge what a batch says into what is known. Rows go in the order of their keys, which an index likes."""
     if folded.deliveries:
         rows = [
-            (*key, *_facts(one), kept_until(key[0]))
+            (*key, *_told(one), kept_until(key[0]))
             for key, one in sorted(folded.deliveries.items(), key=lambda item: item[0])
         ]
         # A row that is there already may be in another month, which the key of this month does not cover.
         known = {tuple(row) for row in await connection.fetch(_MERGE.format(v=version), *transposed(rows))}
         added = [(*row, version) for row in rows if row[:5] not in known]
+        columns = (*_KEY, *_TOLD, "kept_until", "version")
         if added:
-            await connection.copy_records_to_table(f"deliveries_{version}", records=added, columns=_COLUMNS)
+            await connection.copy_records_to_table(f"deliveries_{version}", records=added, columns=columns)
+    if folded.plans:
+        await _write_plans(connection, version, folded.plans, kept_until)
     if folded.ranges:
         ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values(), key=lambda one: one[:8])]
         await connection.execute(_RANGES.format(v=version), *transposed(ranges))
@@ -114,3 +132,31 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
         users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})
         if users:
             await connection.execute(_SURPLUS.format(v=version, most=DEVICES_MAX), *transposed(users))
+
+
+async def _write_plans(
+    connection: Connection,
+    version: int,
+    plans: Mapping[Notification, Plan],
+    kept_until: Callable[[str], datetime],
+) -> None:
+    """Make each notification's rows those of its plan, unless they are those of a plan that wins over it."""
+    known: dict[Notification, dict[str, Delivery]] = {}
+    kept: dict[tuple[str, ...], datetime] = {}
+    for row in await connection.fetch(_OF_NOTIFICATIONS.format(v=version), *transposed(sorted(plans))):
+        notification, channel = (row["tenant"], row["user_id"], row["id"]), row["channel"]
+        known.setdefault(notification, {})[channel] = Delivery(*row[4:-1])
+        kept[*notification, channel] = row["kept_until"]
+    removed, added = [], []
+    for notification, plan in sorted(plans.items(), key=lambda item: item[0]):
+        for channel, delivery in sorted(replanned(known.get(notification, {}), plan).items()):
+            place, until = (*notification, channel), kept_until(notification[0])
+            if place in kept:
+                removed.append(place)
+                until = max(until, kept[place])
+            if delivery is not None:
+                added.append((*place, "", *_facts(delivery), until, version))
+    if removed:
+        await connection.execute(_REMOVE.format(v=version), *transposed(removed))
+    if added:
+        await connection.copy_records_to_table(f"deliveries_{version}", records=added, columns=_COLUMNS)

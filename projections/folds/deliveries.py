@@ -4,23 +4,25 @@ One delivery is a (notification, user, channel, device). Facts are merged by ran
 is commutative, associative and idempotent, and a receipt that comes late, twice or first changes nothing else.
 
 - Proof of arrival wins over everything: delivered < acknowledged < seen < read.
-- Below it the later attempt wins over the earlier one, and within one attempt
+- What was planned is below all of these. The plan of the highest term counts, and it counts whole: a planner that was
+  overtaken may have stored another one, but what came of it was refused.
+- Below proof of arrival the later attempt wins over the earlier one, and within one attempt
   queued < ambiguous < suppressed < cancelled < expired < sent < failed: what was sent is no longer cancelled, and what a
   provider took may still come back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from engine.partition.reader import Delivered
 from projections.folds.changes import NO_RECORD, clean
 from projections.folds.inbox import SEQ_MAX, User, moment, user_of, zoned
 from seamark.protocol.errors import InvalidToken
-from seamark.protocol.receipts import Receipt, decode_receipt
+from seamark.protocol.receipts import PLANNED, Receipt, decode_receipt
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
@@ -32,6 +34,12 @@ DEVICES_MAX: Final = 50
 person has more devices than twice the sessions that a user may have open."""
 
 _ARRIVAL: Final = (ATTEMPTS_MAX + 1) * 10
+PLAN_RANK: Final = -1
+"""Of a row of which nothing is known but its plan."""
+TERM_MAX: Final = (1 << 63) - 1
+
+_ENDED: Final = {"expired": "expired", "cancelled": "cancelled", "recalled": "cancelled"}
+"""States of what is never sent, by the reason; for all other reasons it is suppressed."""
 
 
 def rank(state: str, attempt: int = 0) -> int:
@@ -48,10 +56,16 @@ def rank(state: str, attempt: int = 0) -> int:
 Key = tuple[str, str, str, str, str]
 """Tenant, user, id, channel, device."""
 
+Notification = tuple[str, str, str]
+"""Tenant, user, id."""
+
 
 @dataclass(slots=True)
 class Delivery:
-    """Everything known of one delivery. Fields are columns of the table `deliveries`."""
+    """Everything known of one delivery. Fields are columns of the table `deliveries`.
+
+    The last four say what was planned: `plan_term` 0: nothing.
+    """
 
     rank: int
     state: str
@@ -65,6 +79,10 @@ class Delivery:
     acknowledged_at: datetime | None = None
     seen_at: datetime | None = None
     read_at: datetime | None = None
+    plan_term: int = 0
+    plan_when: str = ""
+    plan_why: str = ""
+    plan_at: datetime | None = None
 
     def merge(self, other: Delivery) -> None:
         """Take in what `other` knows. Of two facts with one rank the earlier says when and why."""
@@ -102,6 +120,53 @@ def delivery_of(receipt: Receipt) -> Delivery:
     return fact
 
 
+class Plan(NamedTuple):
+    """What was planned of a notification: by channel when, and why."""
+
+    term: int
+    at: datetime
+    trace: str
+    channels: dict[str, tuple[str, str]]
+
+    def wins(self, other: Plan | None) -> bool:
+        """Whether this one counts: the higher term; of two with the same (an id that came again) the earlier."""
+        return other is None or self.order() > other.order()
+
+    def order(self) -> tuple[int, float, list[tuple[str, tuple[str, str]]]]:
+        """Of two plans of a notification the one that comes last in this order counts."""
+        return (self.term, -(self.at - _UNIX).total_seconds(), sorted(self.channels.items()))
+
+    def on(self, channel: str, known: Delivery | None = None) -> Delivery:
+        """A channel's row: what is `known` of it, if anything, and its plan."""
+        when, why = self.channels[channel]
+        if known is None or known.rank <= PLAN_RANK:
+            state = _ENDED.get(why, "suppressed") if when == "never" else PLANNED
+            known = Delivery(PLAN_RANK, state, why, "", self.trace, self.at, 0)
+        return replace(known, plan_term=self.term, plan_when=when, plan_why=why, plan_at=self.at)
+
+
+def plan_in(rows: Mapping[str, Delivery]) -> Plan | None:
+    """The plan that stands in the rows of a notification, by channel; None: nothing was planned of it."""
+    planned = {channel: row for channel, row in rows.items() if row.plan_term}
+    channels = {channel: (row.plan_when, row.plan_why) for channel, row in planned.items()}
+    for row in planned.values():
+        return Plan(row.plan_term, row.plan_at or row.at, row.trace, channels)
+    return None
+
+
+def replanned(rows: Mapping[str, Delivery], plan: Plan) -> dict[str, Delivery | None]:
+    """What a plan changes in the rows of its notification, by channel; None: the row goes."""
+    former = plan_in(rows)
+    if not plan.wins(former):
+        return {}
+    changed: dict[str, Delivery | None] = {channel: plan.on(channel, rows.get(channel)) for channel in plan.channels}
+    for channel in (former.channels if former is not None else {}).keys() - changed.keys():
+        row = rows[channel]
+        unplanned = replace(row, plan_term=0, plan_when="", plan_why="", plan_at=None)
+        changed[channel] = None if row.rank <= PLAN_RANK else unplanned
+    return changed
+
+
 Range = tuple[str, str, str, int, int, str, str, str, datetime, datetime | None]
 """Tenant, user, epoch, up_to, after, device, channel, state (its key), at, sent_at."""
 
@@ -128,12 +193,13 @@ class DeviceCursor:
 
 @dataclass(slots=True)
 class Receipts:
-    """The fold of receipts: deliveries by their key, ranges once each, the newest cursor of each device.
+    """The fold of receipts: deliveries by their key, plans by notification, ranges once each, the newest cursor of each device.
 
     `devices`: by user, those of the `DEVICES_MAX` devices that acknowledged last, the last one at the end.
     """
 
     deliveries: dict[Key, Delivery] = field(default_factory=dict)
+    plans: dict[Notification, Plan] = field(default_factory=dict)
     ranges: dict[tuple[str | int, ...], Range] = field(default_factory=dict)
     devices: dict[User, dict[str, DeviceCursor]] = field(default_factory=dict)
     skipped: int = 0
@@ -142,6 +208,15 @@ class Receipts:
     def cursors(self) -> dict[tuple[str, str, str], DeviceCursor]:
         """The cursors by tenant, user and device."""
         return {(*user, device): one for user, devices in self.devices.items() for device, one in devices.items()}
+
+    def rows(self) -> dict[Key, Delivery]:
+        """What the table `deliveries` holds: the deliveries that channels tell of, and a row for each channel of a plan."""
+        found = dict(self.deliveries)
+        for notification, plan in self.plans.items():
+            for channel in plan.channels:
+                key = (*notification, channel, "")
+                found[key] = plan.on(channel, found.get(key))
+        return found
 
 
 def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
@@ -157,11 +232,23 @@ def fold(batch: Iterable[Delivered], found: Receipts | None = None) -> Receipts:
             receipt = decode_receipt(stored.payload)
             if receipt.state in STATES:
                 _add(found, tenant, user, receipt, stored)
+            elif receipt.state == PLANNED and (plan := _plan_of(receipt)) is not None:
+                notification = (tenant, user, clean(receipt.id or ""))
+                if plan.wins(found.plans.get(notification)):
+                    found.plans[notification] = plan
             else:
                 found.skipped += 1
         except (*NO_RECORD, InvalidToken):
             found.skipped += 1
     return found
+
+
+def _plan_of(receipt: Receipt) -> Plan | None:
+    """None: this is no plan of anything."""
+    if receipt.id is None or not receipt.plan or not 0 < receipt.term <= TERM_MAX:
+        return None
+    channels = {clean(channel): (clean(one.when), clean(one.why)) for channel, one in receipt.plan.items()}
+    return Plan(receipt.term, zoned(receipt.at) or receipt.at, clean(receipt.trace or ""), channels)
 
 
 def _add(found: Receipts, tenant: str, user: str, receipt: Receipt, stored: Delivered) -> None:

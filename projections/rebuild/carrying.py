@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from engine.errors import TopologyError
+from engine.patience import patiently
 from engine.postgres import Connection, Pool, asking
-from projections.patience import patiently
 from projections.postgres.versions import leaves
 from projections.projection import Projection, Table
 from projections.rebuild.folding import Horizon

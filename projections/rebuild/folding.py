@@ -11,8 +11,8 @@ import msgspec
 from engine.broker.jetstream import Broker
 from engine.errors import StepDown, TopologyError
 from engine.log.incarnations import epoch_of, stream_of
+from engine.patience import patiently
 from projections.folds.inbox import moment
-from projections.patience import patiently
 from projections.projection import Projection
 from projections.replay import Progress, replay
 from projections.runner import fold_in

@@ -16,8 +16,8 @@ import structlog
 from engine.broker.jetstream import Broker
 from engine.errors import InvalidSetting, StoreUnavailable, TopologyError
 from engine.outages import postgres_failure
+from engine.patience import patiently
 from engine.postgres import AWAY, Connection, Pool, asking
-from projections.patience import patiently
 from projections.postgres.versions import Place, leaves, live_version, read_place, take_away
 from projections.projection import IN_TABLES
 from projections.rebuild.carrying import Carrying

@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
-from projections.patience import patiently
+from engine.patience import patiently
 from projections.projection import UNREAD
 from projections.rebuild.folding import Horizon, Partition, Rebuilt, another_rebuild
 from projections.replay import Progress, no_progress

@@ -35,7 +35,7 @@ def expected(user: User, part: Part, said: Sequence[Delivered], older: Sequence[
     deliveries, ranges, cursors = DELIVERIES.tables
     rows: dict[Key, dict[str, Any]] = {
         (deliveries.name, *key): {name: getattr(one, name) for name in deliveries.facts}
-        for key, one in folded.deliveries.items()
+        for key, one in folded.rows().items()
     }
     rows |= {(ranges.name, *one[:8]): dict(zip(ranges.facts, one[8:], strict=True)) for one in folded.ranges.values()}
     rows |= {

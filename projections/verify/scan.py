@@ -8,8 +8,8 @@ from typing import Final
 import asyncpg
 
 from engine.errors import StoreBroken, TopologyError
+from engine.patience import patiently
 from engine.postgres import LOOK_SECONDS, Pool, asking
-from projections.patience import patiently
 from projections.postgres.versions import live_version
 from projections.replay import Progress
 

@@ -27,7 +27,7 @@ from engine.broker.jetstream import Broker
 from engine.errors import TopologyError
 from engine.log.incarnations import stream_of
 from engine.partition.reader import Delivered
-from projections.patience import patiently
+from engine.patience import patiently
 from projections.postgres.versions import Place
 from projections.projection import Projection, Table
 from projections.replay import Progress, no_progress, replay

@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from engine.broker.jetstream import Broker
 from engine.errors import StoreBroken
 from engine.partition.reader import Delivered
+from engine.patience import patiently
 from engine.postgres import LOOK_SECONDS, Pool, asking
 from projections.folds.repeats import Remembered
 from projections.folds.unread import Unread, UserFold
 from projections.inbox.queries import SHOWN_AT, UNREAD
-from projections.patience import patiently
 from projections.postgres.versions import Place, live, live_version, read_place
 from projections.projection import INBOX
 from projections.projection import UNREAD as COUNTS

@@ -1,4 +1,4 @@
-"""Publishing straight into the stream EVENTS, over a connection to the broker."""
+"""Publishing straight into the streams of events, over a connection to the broker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from seamark.protocol.appends import RETRIED_ERR_CODES, is_same, sealed
 from seamark.protocol.events import Encoded
 from seamark.protocol.logins import inbox_prefix_of, login_of, secret_of, shown
 from seamark.protocol.now import Passing
-from seamark.protocol.subjects import EVENTS_STREAM
 
 log = logging.getLogger("seamark.client")
 
@@ -42,6 +41,7 @@ class _Stored(msgspec.Struct):
 class _Answer(msgspec.Struct):
     """What JetStream answers to an append, or to the question what is stored."""
 
+    stream: str = ""
     seq: int = 0
     duplicate: bool = False
     message: _Stored | None = None
@@ -102,14 +102,14 @@ class OverNats:
     async def attempt(self, event: Encoded, trace: Mapping[str, str]) -> tuple[int, bool]:
         """Publish once, under a message id that is the same for every attempt.
 
-        Returns: its sequence in EVENTS, and whether it was stored before.
+        Returns: its sequence in its stream, and whether it was stored before.
 
         Raises:
             Again: another attempt may succeed. PublishRefused: none will.
         """
         msg_id = event.msg_id if self._secret is None else sealed(event.msg_id, self._secret)
         ack = await self._append(event, trace, msg_id)
-        if ack.duplicate and self._secret is None and not await self._holds(event, ack.seq):
+        if ack.duplicate and self._secret is None and not await self._holds(event, ack):
             log.warning("another publisher has used the id of an event; let publishers have accounts of their own")
             # Nobody can have foreseen this one. Another publication of the event is caught by its claim.
             ack = await self._append(event, trace, sealed(event.msg_id, self._salt))
@@ -147,10 +147,10 @@ class OverNats:
             raise Again("not an answer of JetStream")
         return ack
 
-    async def _holds(self, event: Encoded, seq: int) -> bool:
-        """Whether the message stored at `seq` is this event; False also where reading is not allowed."""
+    async def _holds(self, event: Encoded, ack: _Answer) -> bool:
+        """Whether the message stored where `ack` says is this event; False also where reading is not allowed."""
         try:
-            found = await self._ask(f"$JS.API.STREAM.MSG.GET.{EVENTS_STREAM}", b'{"seq":%d}' % seq)
+            found = await self._ask(f"$JS.API.STREAM.MSG.GET.{ack.stream}", b'{"seq":%d}' % ack.seq)
         except PublishRefused:
             return False
         return found.message is not None and is_same(event, found.message.subject, found.message.data)

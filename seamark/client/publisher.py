@@ -41,7 +41,7 @@ class Published(NamedTuple):
 
     Attributes:
         event_id: the event's id; publishing it again adds nothing.
-        seq: its sequence in EVENTS, None where the way does not tell it.
+        seq: its sequence in its stream of events, None where the way does not tell it.
         duplicate: it was stored before, and this call changed nothing.
     """
 

@@ -222,7 +222,7 @@ def _recipients(event: Event) -> list[Recipient]:
 
 def _recipient(user: str) -> Recipient:
     if user.startswith((subjects.TOPIC, "segment:")):
-        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
+        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}: start a campaign for others")
     try:
         return Recipient(subjects.encode_token(user), user)
     except InvalidToken as error:
@@ -280,7 +280,9 @@ def encode(
         raise InvalidEvent("json", f"the event cannot be written as JSON: {error}") from error
     if len(payload) > EVENT_BYTES_MAX - 1024:
         raise InvalidEvent("size", f"the event has {len(payload)} bytes, at most {EVENT_BYTES_MAX - 1024} are allowed")
-    accept(f"ev.0.{subject.removeprefix('events.')}", payload)
+    accepted = accept(subjects.stored_event(subject, 0), payload)
+    if accepted.event.priority == "low":
+        subject = subjects.bulk_subject(tenant, key, type)
     return Encoded(subject, payload, message_id(tenant, id))
 
 

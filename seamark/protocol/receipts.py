@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from seamark.protocol.events import EventId, Label
 
+PLANNED: Final = "planned"
+"""State of the receipt in which a planner says what it has decided. It is about all channels, so it names none."""
+
+NO_INPUTS: Final = msgspec.Raw(b"null")
+
+
+class Planned(msgspec.Struct, frozen=True, gc=False):
+    """What was decided of a channel: when it is used, and why."""
+
+    when: str
+    why: str
+
 
 class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
-    """That something is in `state` on a channel: one notification (`id`), or a range of the user's log.
+    """That something is in `state` on a channel: one notification (`id`), or a range of the log; or what was planned.
 
     Fields are only ever appended.
 
@@ -19,6 +32,8 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
         epoch, after, up_to: the range: all of the user's records with `after < seq <= up_to` of this incarnation; -1: none.
         sent_at: when it was sent, where that is not told by a receipt of its own.
         attempt: the number of the try, from 1.
+        term, plan: of a plan: the planner's term, and what it has decided of each channel.
+        inputs: what that was decided from; whoever decides from it again decides the same.
     """
 
     user: str
@@ -35,6 +50,9 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     attempt: int = 0
     provider: str | None = None
     trace: str | None = None
+    term: int = 0
+    plan: dict[Label, Planned] | None = None
+    inputs: msgspec.Raw = NO_INPUTS
 
 
 decode_receipt = msgspec.json.Decoder(Receipt).decode

@@ -15,7 +15,7 @@ Kind = Literal["notification", "read", "archive", "recall"]
 SKIP_LINE = b"Seamark-Skip: 1\r\n"
 """Header of a record that is not for the screen: the gateway sends its position, not its body."""
 
-EXPIRES_HEADER = "Seamark-Expires"
+SKIP_AFTER_HEADER = "Seamark-Skip-After"
 """Header of a record that expires, and when, in Unix milliseconds: a gateway that reads it later sends its position only.
 
 One with a collapse key has none. It supersedes earlier records also after it has expired, so devices must see it."""
@@ -118,7 +118,7 @@ class NotificationTemplate:
         if event.channels is not None and INAPP not in event.channels:
             lines += SKIP_LINE
         elif rest.expires_at is not None and not event.collapse_key:
-            lines += b"%b:%d\r\n" % (EXPIRES_HEADER.encode(), int(rest.expires_at.timestamp() * 1000))
+            lines += b"%b:%d\r\n" % (SKIP_AFTER_HEADER.encode(), int(rest.expires_at.timestamp() * 1000))
         self.withheld: Withheld | None = None
         self._channels = event.channels
         self._plan = b',"plan":%b' % _plan(event.channels)

@@ -20,11 +20,13 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+", re.ASCII)
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _STORED_EVENT = re.compile(
-    rf"ev\.([0-9]+)\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})"
+    rf"(?:ev|bk)\.([0-9]+)\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})\.([A-Za-z0-9_-]{{1,{TOKEN_BYTES_MAX}}})"
     rf"\.(?=.{{1,{EVENT_TYPE_BYTES_MAX}}}$)([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)",
     re.ASCII,
 )
 """A stored event whose tokens are plain text, in one look: nearly all are."""
+_STORED_PREFIXES: Final = {"events": "ev", "bulk": "bk"}
+"""What stored events' subjects begin with, by the first word of the subject they were published on."""
 _ESCAPE = re.compile(rb"=([0-9A-F]{2})")
 _PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
@@ -135,11 +137,26 @@ def event_subject(tenant: str, key: str, type: str) -> str:
     Raises:
         InvalidToken: a part cannot be a subject token.
     """
-    return f"events.{encode_token(tenant)}.{encode_token(key)}.{check_type(type)}"
+    return f"events.{_published(tenant, key, type)}"
+
+
+def bulk_subject(tenant: str, key: str, type: str) -> str:
+    """The same for what may wait behind everything else: `bulk.<tenant>.<key>.<type>`."""
+    return f"bulk.{_published(tenant, key, type)}"
+
+
+def _published(tenant: str, key: str, type: str) -> str:
+    return f"{encode_token(tenant)}.{encode_token(key)}.{check_type(type)}"
+
+
+def stored_event(subject: str, partition: int) -> str:
+    """The subject under which the event published on `subject` is stored: its stream writes the number of the partition in."""
+    kind, rest = subject.split(".", 1)
+    return f"{_STORED_PREFIXES[kind]}.{partition}.{rest}"
 
 
 def parse_stored_event(subject: str) -> EventSubject:
-    """The parts of `ev.<q>.<tenant>.<key>.<type>`, the subject under which EVENTS keeps an event.
+    """The parts of `ev.<q>.<tenant>.<key>.<type>`, the subject under which EVENTS keeps an event; BULK's begin with `bk`.
 
     Raises:
         InvalidToken: a token is not canonical, or the subject has another form.
@@ -149,7 +166,7 @@ def parse_stored_event(subject: str) -> EventSubject:
         partition, tenant, key, type = plain.groups()
         return EventSubject(int(partition), tenant, key, type, tenant, key)
     parts = subject.split(".", 4)
-    if len(parts) != 5 or parts[0] != "ev" or not parts[1].isdecimal():
+    if len(parts) != 5 or parts[0] not in _STORED_PREFIXES.values() or not parts[1].isdecimal():
         raise InvalidToken(f"not a stored event's subject: {subject[:300]!r}")
     return EventSubject(
         int(parts[1]), decode_token(parts[2]), decode_token(parts[3]), check_type(parts[4]), parts[2], parts[3]
@@ -192,6 +209,7 @@ def log_stream(partition: int) -> str:
 
 
 EVENTS_STREAM = "EVENTS"
+BULK_STREAM = "BULK"
 RECEIPTS_STREAM = "RECEIPTS"
 DEAD_LETTERS_STREAM = "DEAD-LETTERS"
 JOBS_STREAM = "JOBS"

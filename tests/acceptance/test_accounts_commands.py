@@ -13,7 +13,7 @@ from seamark import Publisher
 from tests.support.commands import seamark
 from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
-SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
+SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 
 
 @pytest.fixture

@@ -219,6 +219,86 @@ def _projector(reader: Manual, folder: Path) -> None:
         assert _status(f"{health}/healthz") == 200
 
 
+@checks("pager")
+def _pager(reader: Manual, folder: Path) -> None:
+    with role(reader, "pager") as health:
+        assert _status(f"{health}/healthz") == 200
+
+
+@checks("campaign start")
+def _campaign_start(reader: Manual, folder: Path) -> None:
+    """Three users of whom one is excluded have it in their logs, and a repetition adds nothing."""
+    users = ["erin", "frank", "grace"]
+    asked = {"id": "c1", "audience": {"users": users}, "exclude": {"users": ["grace"]}}
+    asked["message"] = {"type": "sale.autumn", "data": {"off": 20}}
+    words = ["campaign", "start", "--file", "-", "--json"]
+    [size] = lines(reader.seamark(*words, "--dry-run", text=json.dumps(asked)))
+    assert size == {"audience": 3, "recipients": 2, "reasons": {"excluded": 1}}
+    assert lines(reader.seamark(*words, text=json.dumps(asked))) == [{"id": "c1", "created": True}]
+    wait_for(lambda: all(_records(reader, user) for user in users[:2]))
+    assert lines(reader.seamark(*words, text=json.dumps(asked))) == [{"id": "c1", "created": False}]
+    followed = lines(reader.seamark("campaign", "progress", "c1", "--follow", "--json"))
+    assert followed[-1].items() >= {"state": "done", "audience": 3, "dispatched": 2, "excluded": 1}.items()
+    assert [len(_records(reader, user)) for user in users] == [1, 1, 0]
+    reader.seamark("campaign", "start", "--id", "no blanks", "--everyone", "--type", "a", code=MISCONFIGURED)
+
+
+@checks("campaign ls")
+def _campaign_ls(reader: Manual, folder: Path) -> None:
+    _campaign(reader, "c2")
+    assert "c2" in [each["id"] for each in lines(reader.seamark("campaign", "ls", "--json"))]
+
+
+@checks("campaign show")
+def _campaign_show(reader: Manual, folder: Path) -> None:
+    _campaign(reader, "c3")
+    [asked] = lines(reader.seamark("campaign", "show", "c3"))
+    assert asked["message"] == {"type": "sale.winter"}
+    reader.seamark("campaign", "show", "no-such-campaign", code=1)
+
+
+@checks("campaign progress")
+def _campaign_progress(reader: Manual, folder: Path) -> None:
+    _campaign(reader, "c4")
+    assert "c4  running" in reader.seamark("campaign", "progress", "c4")
+
+
+@checks("campaign pause")
+def _campaign_pause(reader: Manual, folder: Path) -> None:
+    _campaign(reader, "c5")
+    assert _state(reader, "pause", "c5") == "paused"
+    assert _state(reader, "resume", "c5") == "running"
+
+
+@checks("campaign resume")
+def _campaign_resume(reader: Manual, folder: Path) -> None:
+    _campaign_pause(reader, folder)
+
+
+@checks("campaign cancel")
+def _campaign_cancel(reader: Manual, folder: Path) -> None:
+    _campaign(reader, "c6")
+    assert _state(reader, "cancel", "c6") == "cancelled"
+
+
+@checks("campaign rate")
+def _campaign_rate(reader: Manual, folder: Path) -> None:
+    _campaign(reader, "c7")
+    [progress] = lines(reader.seamark("campaign", "rate", "c7", "10", "--json"))
+    assert progress["rate"] == 10
+
+
+def _campaign(reader: Manual, id: str) -> None:
+    """One that begins in ten years."""
+    words = ["--type", "sale.winter", "--user", "erin", "--start-at", "2036-01-31T12:00:00Z"]
+    reader.seamark("campaign", "start", "--id", id, *words)
+
+
+def _state(reader: Manual, change: str, id: str) -> str:
+    [progress] = lines(reader.seamark("campaign", change, id, "--json"))
+    return str(progress["state"])
+
+
 @checks("funnel")
 def _funnel(reader: Manual, folder: Path) -> None:
     steps = lines(reader.seamark("funnel", "--json"))
@@ -237,6 +317,16 @@ def _prove(reader: Manual, folder: Path) -> None:
 def _facts(reader: Manual) -> set[str]:
     [proof] = lines(reader.seamark("prove", FIRST_EVENT, "--user", "alice", "--json"))
     return {fact["fact"] for fact in proof["facts"]}
+
+
+@checks("explain")
+def _explain(reader: Manual, folder: Path) -> None:
+    (folder / "explained.json").write_text('{"type":"demo.explained"}')
+    [explained] = lines(
+        reader.seamark("explain", "--event", str(folder / "explained.json"), "--user", "alice", "--json")
+    )
+    assert explained["plan"] == {"inapp": {"when": "now", "why": "default"}}
+    assert explained["inputs"]["notification"]["user"] == "alice"
 
 
 @checks("rebuild")
@@ -342,6 +432,38 @@ def _publisher(reader: Manual, folder: Path) -> None:
     assert "events.shop.>" in made["block"]
 
 
+@checks("config apply")
+def _config_apply(reader: Manual, folder: Path) -> None:
+    (folder / "types").mkdir()
+    (folder / "types" / "order.*.toml").write_text("ttl_seconds = 60\n")
+    words = [str(folder), "--tenant", "shop", "--json"]
+    added = {"kind": "type", "name": "order.*", "action": "add"}
+    assert lines(reader.seamark("config", "diff", *words, code=2)) == [added]
+    assert lines(reader.seamark("config", "apply", *words)) == [added]
+    assert lines(reader.seamark("config", "apply", *words)) == lines(reader.seamark("config", "diff", *words)) == []
+    made = lines(reader.seamark("api-key", "create", "--tenant", "shop", "--scope", "config:read", "--json"))[0]
+    status, rule = answered(f"{reader.described.gateway_url}/v1/types/order.*", made["key"])
+    assert (status, rule["ttl_seconds"]) == (200, 60)
+    reader.seamark("config", "apply", *words, "--prune")
+
+
+@checks("config diff")
+def _config_diff(reader: Manual, folder: Path) -> None:
+    reader.seamark("config", "diff", str(folder), code=MISCONFIGURED)
+    (folder / "tenant.toml").write_text("unknown = 1\n")
+    said = reader.seamark("config", "diff", str(folder), "--json", code=MISCONFIGURED)
+    assert "unknown" in lines(said)[0]["fault"]
+
+
+@checks("config export")
+def _config_export(reader: Manual, folder: Path) -> None:
+    (folder / "tenant.toml").write_text('timezone = "Europe/Vienna"\n')
+    reader.seamark("config", "apply", str(folder), "--tenant", "exported")
+    [done] = lines(reader.seamark("config", "export", str(folder / "new"), "--tenant", "exported", "--json"))
+    assert [Path(path).read_text() for path in done["written"]] == ['timezone = "Europe/Vienna"\n']
+    reader.seamark("config", "export", str(folder / "new"), "--tenant", "exported", code=MISCONFIGURED)
+
+
 @checks("retention list")
 def _retention_list(reader: Manual, folder: Path) -> None:
     [everybody, *_] = lines(reader.seamark("retention", "list", "--json"))
@@ -355,6 +477,57 @@ def _retention_set(reader: Manual, folder: Path) -> None:
     assert (kept["tenant"], kept["days"]) == ("shop", 30)
     assert kept in lines(reader.seamark("retention", "list", "--json"))
     reader.seamark("retention", "set", "0", code=2)
+
+
+def _imported(reader: Manual, folder: Path, *ids: str) -> None:
+    file = folder / "users.ndjson"
+    file.write_text("".join(json.dumps({"id": id, "email": f"{id}@example.com"}) + "\n" for id in ids))
+    reader.seamark("users", "import", str(file))
+
+
+@checks("users import")
+def _users_import(reader: Manual, folder: Path) -> None:
+    file = folder / "people.csv"
+    file.write_text("id,email\nzoe,zoe@example.com\nyves,nobody\n")
+    [fault] = lines(reader.seamark("users", "import", str(file), "--json", code=1))
+    assert (fault["line"], fault["field"]) == (3, "email")
+    reader.seamark("users", "show", "zoe", code=2)
+    file.write_text("id,email\nzoe,zoe@example.com\nyves,yves@example.com\n")
+    for made in (2, 0):
+        [done] = lines(reader.seamark("users", "import", str(file), "--json"))
+        assert (done["made"], done["unchanged"]) == (made, 2 - made)
+    reader.seamark("users", "import", str(folder / "people.txt"), code=MISCONFIGURED)
+
+
+@checks("users show")
+def _users_show(reader: Manual, folder: Path) -> None:
+    _imported(reader, folder, "xaver")
+    [shown] = lines(reader.seamark("users", "show", "xaver", "--json"))
+    assert (shown["user"]["email"], shown["devices"]) == ("xaver@example.com", [])
+    assert "xaver@example.com" in reader.seamark("users", "show", "xaver")
+
+
+@checks("users delete")
+def _users_delete(reader: Manual, folder: Path) -> None:
+    _imported(reader, folder, "willi")
+    [deleted] = lines(reader.seamark("users", "delete", "willi", "--yes", "--json"))
+    assert deleted["id"] == "willi"
+    reader.seamark("users", "show", "willi", code=2)
+
+
+@checks("users verify-deleted")
+def _users_verify_deleted(reader: Manual, folder: Path) -> None:
+    _imported(reader, folder, "vera")
+    reader.seamark("publish", "--to", "vera", "--type", "demo.hello", "--data", "{}")
+    [found] = lines(reader.seamark("users", "verify-deleted", "vera", "--json", code=1))
+    assert found["left"]["users"] == 1
+    reader.seamark("users", "delete", "vera", "--yes")
+
+    def gone() -> bool:
+        done = reader.run([sys.executable, "-m", "ops", "users", "verify-deleted", "vera", "--json"])
+        return bool(lines(done.stdout)[0]["left"] == {})
+
+    wait_for(gone)
 
 
 @checks("control show")

@@ -6,13 +6,17 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from engine.cancels import cancel
+from engine.limits import CANCELS_FRESH_SECONDS
 from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
-from seamark.protocol.subjects import encode_token, partition_of
+from seamark.protocol.records import state_record
+from seamark.protocol.subjects import encode_token, log_subject, partition_of
 from tests.support.chromium import Chromium, Page
 from tests.support.network import BadNetwork, bad_network
 from tests.support.spine import RunningGateway, Spine, spine
@@ -209,6 +213,27 @@ async def test_what_the_form_publishes_appears_and_so_does_what_a_service_publis
     cursor = await page.evaluate("document.querySelector('#cursor').textContent")
     assert cursor == await page.evaluate("seamark.cursor")
     assert page.errors == []
+
+
+async def test_what_is_recalled_leaves_the_page_and_what_was_cancelled_or_over_never_comes(browser, gateway, way):
+    page = await live_page(browser, gateway.url)
+    await cancel(way.broker, "default", "cancelled", budget_seconds=5)
+    await asyncio.sleep(CANCELS_FRESH_SECONDS)  # until then it need not hold
+    async with Publisher(nats_url=way.nats_url) as publisher:
+        over = datetime.now(UTC) - timedelta(seconds=1)
+        for title, more in (
+            ("stays", {}),
+            ("sent", {"transaction_id": "recalled"}),
+            ("cancelled", {"transaction_id": "cancelled"}),
+            ("over", {"expires_at": over}),
+            ("last", {}),
+        ):
+            await publisher.publish(to="alice", type="demo.x", id=title, data={"title": title}, **more)
+    assert await shown(page, 3) == ["stays", "sent", "last"]
+    _, recall = state_record("recall", tenant="default", user="alice", device=None, ids=["sent"])
+    partition = partition_of("default", "alice", 4)
+    await way.broker.append(log_subject(partition, "default", "alice"), recall)
+    assert await shown(page, 2) == ["stays", "last"]
 
 
 async def test_what_is_published_while_the_network_is_cut_appears_once_in_order_after_it(browser, network, way):

@@ -148,7 +148,7 @@ async def test_a_paused_lane_holds_its_source_up_and_nothing_is_lost_when_it_goe
             broker,
             Claims(redis),
             PARTITIONS,
-            source=EVENTS._replace(lane="bulk"),
+            sources=(EVENTS._replace(lane="bulk"),),
             controls=watched,
             pin_timeout_seconds=PIN_TIMEOUT_SECONDS,
         )

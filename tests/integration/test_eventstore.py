@@ -17,7 +17,7 @@ from seamark.protocol.events import encode, message_id
 from tests.support.logs import connected
 from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
-SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
+SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 # With accounts a publisher may publish events of its own tenant only; a service of the same tenant is still another one.
 ATTACK = b'{"id":"victim","to":["mallory"]}'
 

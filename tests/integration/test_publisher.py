@@ -16,8 +16,10 @@ from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
 from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
-SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
-TINY = Overrides(stream_bytes={**dict.fromkeys(("LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24), "EVENTS": 1 << 19})
+SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
+TINY = Overrides(
+    stream_bytes={**dict.fromkeys(("BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24), "EVENTS": 1 << 19}
+)
 
 
 async def prepare(server: NatsServer, overrides: Overrides = SMALL) -> None:

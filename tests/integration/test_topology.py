@@ -63,7 +63,7 @@ async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
     epochs = [stream.epoch or "" for stream in observed.streams.values()]
     assert len(set(epochs)) == len(FILES.streams)
     assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
-    recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
+    recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "BULK", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
     assert observed.epochs == recorded
     state = await broker.stream("LOG-3")
     assert (state.epoch, state.partitions) == (recorded["LOG-3"], 4)
@@ -218,7 +218,7 @@ async def test_two_provisioners_that_want_different_things_do_not_both_report_su
     nats_cluster: NatsCluster, second: tuple[Profile, int]
 ):
     async with connected(nats_cluster.url) as one, connected(nats_cluster.url) as other:
-        small = dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24)
+        small = dict.fromkeys(("EVENTS", "BULK", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24)
         plans = [
             await topology.plan(one, "dev", 4, overrides=Overrides(stream_bytes=small)),
             await topology.plan(other, *second, overrides=Overrides(stream_bytes=small)),

@@ -12,23 +12,34 @@ import pytest
 
 from engine.broker.control import Control
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
+from engine.campaigns.bulk import Bulk
+from engine.campaigns.draft import Message, page_event
+from engine.campaigns.planners import JobsPlanners
 from engine.cancels import cancel, watching
 from engine.controls.changing import Asked
 from engine.controls.desk import Desk
 from engine.controls.document import Kill
 from engine.errors import ApiError, BrokerError, Forbidden
+from engine.log.incarnations import read_partitions
 from engine.topology import server as topology
 from engine.topology.files import files_folder, render
 from gateway.access.sign_outs import SignOuts
 from ops.dev.servers import NatsServer
-from seamark.protocol.subjects import dead_letter_subject, event_subject, log_subject, mark_subject, receipt_subject
+from seamark.protocol.subjects import (
+    bulk_subject,
+    dead_letter_subject,
+    event_subject,
+    log_subject,
+    mark_subject,
+    receipt_subject,
+)
 from tests.support.commands import seamark
 from tests.support.logs import eventually
 from tests.support.topology import ROLES, Overrides, password, running_with_accounts, settings_for
 
 PEOPLE_AND_PROCESSES = [role for role in ROLES if role != "system"]
 
-SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
+SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 
 Connect = Callable[[str], Awaitable[Broker]]
 
@@ -82,6 +93,7 @@ async def test_a_publisher_publishes_events_and_nothing_else(connected: Connect)
     publisher = await connected("publisher")
     ack = await publisher.append(event_subject("default", "alice", "demo.hello"), b"{}", msg_id="default:e1")
     assert (ack.stream, ack.seq) == ("EVENTS", 1)
+    assert (await publisher.append(bulk_subject("default", "alice", "demo.hello"), b"{}")).stream == "BULK"
     batch = [Outgoing(event_subject("default", "alice", "demo"), b"{}") for _ in range(3)]
     assert (await publisher.commit(batch)).seq == 4
     for subject in (
@@ -132,6 +144,7 @@ async def test_the_shipped_publisher_cannot_publish_the_events_of_another_tenant
     with pytest.raises(Forbidden):
         await publisher.commit([Outgoing(event_subject("acme", "alice", "demo"), b"{}")])
     assert await denied(publisher, "events.defaultx.alice.demo")
+    assert await denied(publisher, bulk_subject("acme", "alice", "demo"))
 
 
 @pytest.mark.parametrize("tenant", ["acme", "ac-me.com", "Ümläut"])
@@ -155,6 +168,7 @@ async def test_a_tenants_publisher_publishes_the_events_of_its_tenant_and_of_no_
             publisher = await connect(NatsSettings(server.url, user=user, password="a-password", inbox_prefix=prefix))
             stack.push_async_callback(publisher.close)
             assert (await publisher.append(event_subject(tenant, "alice", "demo"), b"{}")).stream == "EVENTS"
+            assert (await publisher.append(bulk_subject(tenant, "alice", "demo"), b"{}")).stream == "BULK"
             for subject in (
                 event_subject("default", "alice", "demo"),
                 event_subject(f"{tenant}x", "alice", "demo"),
@@ -172,6 +186,9 @@ async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(c
     arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     inbox = dispatcher.nc.new_inbox()
     dispatcher.subscribe(inbox, lambda subject, *_: arrived.set_result(subject))
+    assert (await dispatcher.api("CONSUMER.INFO.BULK.dispatch-3"))["name"] == "dispatch-3"
+    await dispatcher.api("CONSUMER.RESET.BULK.dispatch-0", {"seq": 1})
+    await dispatcher.api("CONSUMER.UNPIN.BULK.dispatch-0", {"group": "owner"})
     for q in range(4):
         dispatcher.publish(
             f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-{q}",
@@ -242,6 +259,31 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
         assert await denied(gateway, subject), subject
 
 
+async def test_a_pager_appends_pages_and_reads_what_became_of_them_and_nothing_else(connected: Connect):
+    await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
+    broker = await connected("pager")
+    bulk, planners = Bulk(broker, await read_partitions(broker)), JobsPlanners(broker, await read_partitions(broker))
+    event = page_event("acme", "c0", Message(type="sale.autumn"), 0, ["alice"])
+    at = await bulk.store(event.subject, event.payload, (await bulk.state()).epoch or "")
+    assert await bulk.find(event.subject) == at.seq
+    await bulk.home_mark(event.subject)
+    assert await planners.has_room()
+    assert not await planners.passed(await planners.heads())
+    for subject in (
+        event_subject("acme", "alice", "demo"),
+        "log.0.default.alice",
+        "mark.0.b0",
+        "jmark.0",
+        "rcpt.0.default.alice",
+        "live.0.default.alice",
+        "$KV.control.epochs",
+        "$JS.API.STREAM.MSG.GET.EVENTS",
+        "$JS.API.STREAM.PURGE.BULK",
+        "$JS.API.CONSUMER.MSG.NEXT.BULK.dispatch-0",
+    ):
+        assert await denied(broker, subject), subject
+
+
 async def test_a_planner_reads_its_consumers_and_writes_receipts_and_jobs_and_nothing_else(connected: Connect):
     await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
     planner = await connected("planner")
@@ -305,6 +347,7 @@ async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatche
         "$JS.API.CONSUMER.RESET.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.DELETE.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
+        "$JS.API.CONSUMER.RESET.BULK.dispatch-0",
         "$JS.API.STREAM.PURGE.LOG-0",
     ):
         assert await denied(projector, subject), subject

@@ -50,10 +50,10 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """`commands`, `python`, `js`, `json`, `not run`, or `unknown`."""
+        """`commands`, `python`, `js`, `json`, `toml`, `not run`, or `unknown`."""
         if (self.document, self._first_line) in NOT_RUN:
             return "not run"
-        if self.language in ("python", "js", "json"):
+        if self.language in ("python", "js", "json", "toml"):
             return self.language
         lines = self.commands
         return "commands" if lines and all(words[0] in PROGRAMS for words in lines) else "unknown"

@@ -108,6 +108,10 @@ class Manual:
             "https://notify.example.com": self.described.gateway_url,
         }.items():
             text = text.replace(shown, ours)
+        if text == "users.csv":  # a tenant's own file
+            (self.stack.folder / text).write_text("id,email,attributes.plan\nalice,alice@example.com,pro\nbob,,free\n")
+        if text == "event.json":  # a service's own event
+            (self.stack.folder / text).write_text('{"to":["alice"],"type":"order.shipped"}')
         if text == "nats/accounts.conf":  # an operator's own copy
             copy = self.stack.folder / text
             copy.parent.mkdir(exist_ok=True)

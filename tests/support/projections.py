@@ -8,7 +8,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from chaos.load import whole_stream
-from engine.broker.jetstream import Broker
+from engine.broker.jetstream import Broker, Stored
 from engine.partition.reader import Delivered
 from ops.dev.child import free_port
 from projections.projector import Projector, projections
@@ -61,13 +61,10 @@ def projector_processes(
 
 async def log_of(broker: Broker, partition: int) -> list[Delivered]:
     """Every record of a partition, in order."""
-    return [
-        Delivered(
-            one.subject.encode(),
-            one.seq,
-            round(datetime.fromisoformat(one.time).timestamp() * 1e9),
-            one.headers,
-            one.payload,
-        )
-        for one in await whole_stream(broker, log_stream(partition), f"log.{partition}.>")
-    ]
+    return [delivered(one) for one in await whole_stream(broker, log_stream(partition), f"log.{partition}.>")]
+
+
+def delivered(one: Stored) -> Delivered:
+    """A stored message, as a reader is handed it."""
+    at = round(datetime.fromisoformat(one.time).timestamp() * 1e9)
+    return Delivered(one.subject.encode(), one.seq, at, one.headers, one.payload)

@@ -90,11 +90,31 @@ ranges = st.builds(
     moments,
     st.one_of(st.none(), moments),
 )
+plans = st.fixed_dictionaries(
+    {
+        "id": ids,
+        "channel": st.just(""),
+        "state": st.just("planned"),
+        "at": moments,
+        "term": st.integers(0, 3),
+        "plan": st.dictionaries(
+            st.sampled_from(["email", "push", "inapp"]),
+            st.sampled_from(
+                [
+                    {"when": "now", "why": "default"},
+                    {"when": "never", "why": "expired"},
+                    {"when": "never", "why": "nul\0"},
+                ]
+            ),
+            max_size=3,
+        ),
+    }
+)
 nonsense = st.sampled_from(
     [{"channel": "inapp"}, {"channel": "email", "state": "lost", "at": "2026-01-01T00:00:00Z", "id": "e1"}, 3]
 )
 receipts = st.lists(
-    st.tuples(st.sampled_from(USERS), st.integers(1, 3), st.one_of(facts, ranges, nonsense)), max_size=30
+    st.tuples(st.sampled_from(USERS), st.integers(1, 3), st.one_of(facts, ranges, plans, nonsense)), max_size=30
 )
 
 
@@ -129,7 +149,7 @@ async def stored_inbox(connection: asyncpg.Connection) -> list[dict[str, Any]]:
 def expected_deliveries(stream: Sequence[Delivered]) -> dict[str, Any]:
     folded = delivery_state.fold(stream)
     return {
-        "deliveries": {key: asdict(one) for key, one in folded.deliveries.items()},
+        "deliveries": {key: asdict(one) for key, one in folded.rows().items()},
         "ranges": set(folded.ranges.values()),
         "cursors": {key: (one.epoch, one.seq, one.at) for key, one in folded.cursors.items()},
     }

@@ -6,9 +6,9 @@ import asyncpg
 import pytest
 from redis import exceptions as redis
 
+from engine import patience
 from engine.errors import StoreBroken, StoreUnavailable
 from engine.outages import postgres_failure, redis_failure
-from projections import patience
 
 
 @pytest.mark.parametrize(

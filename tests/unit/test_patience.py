@@ -3,8 +3,8 @@
 import pytest
 
 from engine.errors import ApiError, StoreBroken, StoreUnavailable, Unavailable
+from engine.patience import patiently
 from projections import patience
-from projections.patience import patiently
 
 
 class _Server:

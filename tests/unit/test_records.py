@@ -81,7 +81,7 @@ def test_a_record_is_one_line_of_json_that_says_what_the_event_said(
         assert list(read["plan"]) == channels
         assert read.get("transaction_id") == fields.get("transaction_id")
         expires = fields.get("expires_at") if not fields.get("collapse_key") else None
-        line_of_expiry = b"" if expires is None else b"Seamark-Expires:%d\r\n" % int(expires.timestamp() * 1000)
+        line_of_expiry = b"" if expires is None else b"Seamark-Skip-After:%d\r\n" % int(expires.timestamp() * 1000)
         assert made.lines == (line_of_expiry if "inapp" in channels else SKIP_LINE)
         decoded = decode_record(line)
         assert (decoded.user, decoded.category, bytes(decoded.data)) == (

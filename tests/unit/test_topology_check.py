@@ -25,7 +25,7 @@ def seen(profile="production", *, monitors=None, **changes):
             file.config | {"metadata": metadata}, messages=10, bytes=1000, first_seq=1, last_seq=10
         )
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
-    epochs = dict.fromkeys(("EVENTS", "LOG-0", "LOG-1"), "epoch000")
+    epochs = dict.fromkeys(("EVENTS", "BULK", "LOG-0", "LOG-1"), "epoch000")
     monitors = {"http://n1:8222": SYNCED} if monitors is None else monitors
     planned = {p: PlacedMark(1, Mark("epoch000", 10, 1, "owner", "epoch000")) for p in range(2)}
     whole = Seen("2.15.1", 2 << 20, monitors, Observed(streams, consumers, epochs, planned))
@@ -157,11 +157,13 @@ def test_a_stream_that_is_nearly_full_is_named():
     assert levels(findings)["room"] == "warn"
 
 
-def test_events_that_went_back_without_a_restore_are_refused_everywhere():
-    marks = {0: PlacedMark(3, Mark("epoch000", 11, 1, "dispatcher", "epoch000"))}
+@pytest.mark.parametrize("source", ["EVENTS", "BULK"])
+def test_events_that_went_back_without_a_restore_are_refused_everywhere(source):
+    marks = {(source, 0): PlacedMark(3, Mark("epoch000", 11, 1, "dispatcher", "epoch000"))}
     findings = judge(seen("dev", marks=marks), "dev")
     assert levels(findings)["positions"] == "refuse"
-    assert not judge(seen("dev", marks={0: PlacedMark(3, Mark("epoch000", 10, 1, "d", "epoch000"))}), "dev").refused
+    marks = {("EVENTS", 0): PlacedMark(3, Mark("epoch000", 10, 1, "d", "epoch000"))}
+    assert not judge(seen("dev", marks=marks), "dev").refused
 
 
 @pytest.mark.parametrize(("profile", "names"), [("dev", {"sync_always"}), ("production", {"sync_always", "replicas"})])

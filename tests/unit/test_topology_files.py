@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.dispatch.source import SOURCES
 from engine.errors import TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS, PULL_BATCH
 from engine.topology.files import PARTITIONS_DEFAULT, PROFILES, files_folder, render
@@ -20,10 +21,10 @@ def test_every_partition_has_a_log_a_dispatch_consumer_and_one_for_each_projecti
     topology = render(profile)
     numbers = range(PARTITIONS_DEFAULT[profile])
     streams = {stream.name for stream in topology.streams}
-    fixed = {"EVENTS", "RECEIPTS", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"}
+    fixed = {"EVENTS", "BULK", "RECEIPTS", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"}
     assert streams == {*fixed, *(f"LOG-{p}" for p in numbers)}
     assert {(consumer.stream, consumer.name) for consumer in topology.consumers} == {
-        *(("EVENTS", f"dispatch-{q}") for q in numbers),
+        *((source, f"dispatch-{q}") for source in ("EVENTS", "BULK") for q in numbers),
         *((f"LOG-{p}", f"{name}-{p}") for p in numbers for name in ("unread", "inbox", "plan")),
         *(("RECEIPTS", f"deliveries-{p}") for p in numbers),
     }
@@ -48,7 +49,7 @@ def test_the_number_of_partitions_reaches_the_transform_and_the_metadata():
         for stream in topology.streams
         if (stream.config.get("metadata") or {}).get("seamark.partitions") == "7"
     }
-    assert told == {"EVENTS", *(f"LOG-{p}" for p in range(7))}
+    assert told == {"EVENTS", "BULK", *(f"LOG-{p}" for p in range(7))}
 
 
 def test_profiles_differ_in_size_and_copies_only():
@@ -81,10 +82,11 @@ def test_no_stream_drops_what_it_has_accepted_before_its_time(profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_logs_outlive_events_and_hold_whatever_an_event_may_become(profile):
     streams = {stream.name: stream.config for stream in render(profile).streams}
-    assert streams["EVENTS"]["max_msg_size"] == EVENT_BYTES_MAX
+    for source in SOURCES:
+        assert streams[source.stream]["max_msg_size"] == EVENT_BYTES_MAX
     for name, config in streams.items():
         if name.startswith("LOG-"):
-            assert config["max_age"] > streams["EVENTS"]["max_age"]
+            assert config["max_age"] > max(streams[source.stream]["max_age"] for source in SOURCES)
             assert config["max_msg_size"] > EVENT_BYTES_MAX
 
 

@@ -27,7 +27,7 @@ def server_with(topology, *, epoch="aaaaaaaa", **stored):
         metadata = (file.config.get("metadata") or {}) | {"seamark.epoch": epoch, "_nats.ver": "2.15.1"}
         streams[file.name] = stream_with(file.config | {"metadata": metadata, "sealed": False}, **stored)
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
-    epochs = {name: epoch for name in streams if name == "EVENTS" or name.startswith("LOG-")}
+    epochs = {name: epoch for name in streams if name in ("EVENTS", "BULK") or name.startswith("LOG-")}
     planned = {p: PlacedMark(1, Mark(epoch, 0, 1, "owner", epoch)) for p in range(topology.partitions)}
     return Observed(streams, consumers, epochs, planned)
 
@@ -42,7 +42,7 @@ def test_on_an_empty_server_everything_is_created_and_then_recorded():
     topology = render("dev")
     plan = decide(topology, Observed(), tags())
     actions = [step.action for step in plan.steps]
-    created = ["create_stream"] * len(topology.streams) + ["create_consumer"] * 20
+    created = ["create_stream"] * len(topology.streams) + ["create_consumer"] * len(topology.consumers)
     assert actions == [*created, *["begin_planning"] * 4, "record_epochs"]
     epochs = [step.config["metadata"]["seamark.epoch"] for step in plan.steps if step.action == "create_stream"]
     assert len(set(epochs)) == len(topology.streams)

@@ -5,9 +5,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from engine.dispatch.source import BULK
 from engine.errors import TopologyError
 from engine.log.marks import NO_MARK, Mark, PlacedMark
-from engine.topology.repair_plan import Found, decide, parse_positions
+from engine.topology import repair_plan
+from engine.topology.repair_plan import Found, parse_positions
 from tests.support.topology import stream_with
 
 EVENTS, LOGS = "events00", ("log00000", "log11111")
@@ -31,6 +33,10 @@ def found(*, events=None, logs=None, marks=None, recorded=None):
     marks = marks if marks is not None else {(0, 0): mark(50), (1, 1): mark(60, p=1)}
     recorded = recorded or {"EVENTS": EVENTS, "LOG-0": LOGS[0], "LOG-1": LOGS[1]}
     return Found(events or stream(EVENTS), logs, marks, recorded, 7)
+
+
+def decide(found, positions, owner):
+    return repair_plan.decide([found], {"EVENTS": positions}, owner)
 
 
 def after(plan):
@@ -192,6 +198,32 @@ def test_events_that_are_gone_are_told():
     assert any("partition 0: events 51 to 79 are no longer in EVENTS" in note for note in plan.notes)
 
 
+def test_a_source_that_was_made_anew_is_repaired_by_its_own_positions_and_the_others_are_left_alone():
+    marks = {
+        (0, 0): mark(30, epoch="bulk0000"),
+        (1, 1): mark(20, p=1, epoch="bulk0000"),
+        (0, 1): mark(19, epoch="bulk0000"),
+    }
+    recorded = {"EVENTS": EVENTS, "BULK": "bulk0000", "LOG-0": LOGS[0], "LOG-1": LOGS[1]}
+    events = found(recorded=recorded)
+    bulk = replace(found(events=stream("bulknew0", name="BULK", last=5), marks=marks, recorded=recorded), source=BULK)
+    refused = repair_plan.decide([events, bulk], parse_positions(["first"]), "repair").refusals
+    assert [refusal.target for refusal in refused] == ["partition BULK:0", "partition BULK:1"]
+    assert "Name BULK:first, BULK:last or BULK:0=<sequence>" in refused[0].remedy
+    plan = repair_plan.decide([events, bulk], parse_positions(["BULK:first", "BULK:1=3"]), "repair")
+    assert after(plan) == {"mark.0.b0": (0, None), "mark.0.b1": (3, None), "mark.1.b1": (3, None)}
+    assert epochs(plan) == recorded | {"BULK": "bulknew0"}
+
+
+def test_a_source_that_has_never_held_an_event_needs_no_position_in_a_log_that_was_made_anew():
+    bulk = replace(
+        found(events=stream("bulk0000", name="BULK", first=0, last=0), logs={1: log(1, "log1new0")}, marks={}),
+        source=BULK,
+    )
+    plan = repair_plan.decide([bulk], {}, "repair")
+    assert (plan.refusals, after(plan)) == ((), {})
+
+
 def test_without_epochs_there_is_nothing_to_repair_to():
     bare = stream_with({"name": "LOG-1"})
     (refusal,) = decide(found(logs={1: bare}), {None: "first"}, "repair").refusals
@@ -219,7 +251,9 @@ def test_a_plan_says_all_of_it_before_anything_is_done():
     ],
 )
 def test_positions_are_read_as_written(texts, positions):
-    assert parse_positions(texts) == positions
+    assert parse_positions(texts) == {"EVENTS": positions, "BULK": {}}
+    bulk = [f"BULK:{text}" for text in texts]
+    assert parse_positions(bulk) == {"EVENTS": {}, "BULK": positions}
 
 
 @pytest.mark.parametrize("texts", [["soon"], ["3=soon"], ["x=1"], ["=1"], ["-1"], ["1=1", "1=2"], ["first", "last"]])
@@ -231,7 +265,7 @@ def test_other_texts_are_no_positions(texts):
 def test_dead_letters_that_are_still_to_be_stored_are_not_forgotten_by_a_repair():
     def unburied(first: int, at: str) -> int | None:
         left = msgspec.structs.replace(mark(50).mark, unburied=first)
-        plan = decide(found(marks={(0, 0): PlacedMark(7, left)}), parse_positions([at]), "repair")
+        plan = decide(found(marks={(0, 0): PlacedMark(7, left)}), parse_positions([at])["EVENTS"], "repair")
         return written(plan)["mark.0.0"].unburied
 
     assert unburied(40, "0=60") == 40

@@ -13,7 +13,7 @@ from engine.errors import ApiError, StoreBroken, StoreUnavailable, Unanswered, U
 from engine.tasks import end_if_cancelled
 from seamark.backoff import Backoff
 
-_log = structlog.get_logger("seamark.projection")
+_log = structlog.get_logger("seamark.patience")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -1,0 +1,1 @@
+"""The directory: whom notifications can go to, and what a tenant says of them."""

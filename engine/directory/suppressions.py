@@ -1,0 +1,209 @@
+"""Suppressions of a tenant: addresses that a channel sends nothing to, for a reason, until somebody lifts it or it ends.
+
+An address is personal data. It stands in a column that no index, key or check knows, since PostgreSQL repeats the values of those
+in errors and in its log; what is looked for is its hash. A suppression is named by a hash, too, so no address gets into a URL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from engine.plan import profile
+from engine.plan.profile import SCOPE_ALL
+from engine.postgres import Connection
+from seamark.protocol.limits import LABEL_CHARS_MAX
+
+Addressed = Literal["email", "sms"]
+"""Channels with addresses that people have elsewhere, too. Tokens and endpoints are retired where they are kept."""
+
+REASON: Final = r"^[a-z][a-z0-9_]{0,63}$"
+Reason = Annotated[str, msgspec.Meta(pattern=REASON)]
+"""A word, which decisions repeat: `suppressed:hard_bounce`. A legal opt-out is `opted_out`."""
+
+Source = Annotated[str, msgspec.Meta(min_length=1, max_length=LABEL_CHARS_MAX, pattern=r"^[^\u0000-\u001f\u007f]*$")]
+Scope = Annotated[str, msgspec.Meta(min_length=1, max_length=LABEL_CHARS_MAX, pattern=r"^[^\u0000]*$")]
+
+_FORMS: Final[Mapping[Addressed, tuple[re.Pattern[str], str]]] = {
+    "email": (
+        re.compile(r"[^\s@\x00-\x1f\x7f\ud800-\udfff]{1,64}@[^\s@\x00-\x1f\x7f\ud800-\udfff]{1,255}"),
+        "alice@example.com",
+    ),
+    "sms": (re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII), "+4366412345678"),
+}
+
+PURGED_AT_ONCE: Final = 100
+"""Suppressions that have ended are deleted by those who write new ones, so many at a time: the table never grows by them."""
+
+
+class NewSuppression(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is to be suppressed.
+
+    Args:
+        address: an e-mail address, or a phone number as `+4366412345678`.
+        scope: `all`, or the category that it is about.
+        source: who says so.
+        expires_at: from then on it does not count.
+    """
+
+    channel: Addressed
+    address: str
+    reason: Reason
+    scope: Scope = SCOPE_ALL
+    source: Source = "api"
+    expires_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the address is none, without repeating it."""
+        form, example = _FORMS[self.channel]
+        if form.fullmatch(normalized(self.channel, self.address)) is None:
+            raise ValueError(f"`address` is none for {self.channel}: write it as in {example}")
+        if self.expires_at is not None and self.expires_at.tzinfo is None:
+            raise ValueError("`expires_at` needs an offset, as in 2026-01-31T12:00:00Z")
+
+
+class StoredSuppression(msgspec.Struct, frozen=True, kw_only=True):
+    """A suppression as its tenant sees it."""
+
+    id: str
+    channel: Addressed
+    address: str
+    scope: str
+    reason: str
+    source: str
+    created_at: datetime
+    expires_at: datetime | None
+
+
+def normalized(channel: Addressed, address: str) -> str:
+    """The one form of an address: spaces around it and capital letters of an e-mail address make no other."""
+    text = address.strip()
+    return text.lower() if channel == "email" else text
+
+
+def address_hash(channel: Addressed, address: str) -> bytes:
+    """What an address is looked for by."""
+    return hashlib.sha256(f"{channel}\n{normalized(channel, address)}".encode("utf-8", "surrogatepass")).digest()
+
+
+def id_of(hash: bytes, scope: str) -> bytes:
+    """The name of the suppression of an address and scope."""
+    return hashlib.sha256(hash + scope.encode()).digest()
+
+
+_COLUMNS: Final = "id, channel, address, scope, reason, source, created_at, expires_at"
+_COUNTS: Final = "(expires_at IS NULL OR expires_at > now())"
+
+# A legal opt-out stays what it is: a bounce that comes later must not turn it into something that ends by itself.
+_PUT: Final = f"""
+INSERT INTO suppressions (tenant, id, address_hash, channel, address, scope, reason, source, expires_at)
+SELECT $1, * FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
+ON CONFLICT (tenant, id) DO UPDATE SET reason = excluded.reason, source = excluded.source,
+    expires_at = excluded.expires_at, created_at = now()
+WHERE suppressions.reason <> '{profile.OPTED_OUT}' OR suppressions.expires_at <= now() OR excluded.reason = '{profile.OPTED_OUT}'
+"""
+
+_PURGE: Final = """
+DELETE FROM suppressions WHERE (tenant, id) IN (
+    SELECT tenant, id FROM suppressions WHERE expires_at < now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+"""
+
+_USERS: Final = """
+SELECT user_id FROM users WHERE tenant = $1 AND lower(email) = ANY($2)
+UNION SELECT user_id FROM users WHERE tenant = $1 AND phone = ANY($3)
+"""
+
+_PAGE: Final = f"""
+SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND id > $2 AND {_COUNTS} AND ($4::text IS NULL OR channel = $4)
+    AND ($5::text IS NULL OR reason = $5)
+ORDER BY id LIMIT $3
+"""
+
+_OF_ADDRESSES: Final = f"""
+SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND address_hash = ANY($2) AND {_COUNTS} ORDER BY scope
+"""
+
+
+async def users_of(connection: Connection, tenant: str, addresses: Iterable[tuple[Addressed, str]]) -> set[str]:
+    """The users who have one of these addresses: their profiles change with its suppressions."""
+    forms = {(channel, normalized(channel, address)) for channel, address in addresses}
+    emails = [address for channel, address in forms if channel == "email"]
+    phones = [address for channel, address in forms if channel == "sms"]
+    return {row["user_id"] for row in await connection.fetch(_USERS, tenant, emails, phones)}
+
+
+async def put_suppressions(connection: Connection, tenant: str, new: Sequence[NewSuppression]) -> list[str]:
+    """Suppress addresses; returns the ids, in this order. What is suppressed already gets the new reason and end.
+
+    Of several about one address and scope the last one counts.
+    """
+    rows: dict[bytes, tuple[Any, ...]] = {}
+    ids = []
+    for one in new:
+        hash = address_hash(one.channel, one.address)
+        id = id_of(hash, one.scope)
+        ids.append(id.hex())
+        address = normalized(one.channel, one.address)
+        rows[id] = (id, hash, one.channel, address, one.scope, one.reason, one.source, one.expires_at)
+    # In one order for all, so that two who write the same addresses never wait for each other.
+    columns = list(zip(*(rows[id] for id in sorted(rows)), strict=True)) or [()] * 8
+    await connection.execute(_PUT, tenant, *columns)
+    await connection.execute(_PURGE, PURGED_AT_ONCE)
+    return ids
+
+
+async def page_of_suppressions(
+    connection: Connection,
+    tenant: str,
+    after: str,
+    limit: int,
+    *,
+    channel: Addressed | None = None,
+    reason: str | None = None,
+) -> list[StoredSuppression]:
+    """At most `limit` suppressions that count now, in the order of their ids, behind the id `after`; `""` begins."""
+    return [_stored(row) for row in await connection.fetch(_PAGE, tenant, bytes.fromhex(after), limit, channel, reason)]
+
+
+async def find_suppressions(
+    connection: Connection, tenant: str, addresses: Mapping[Addressed, str]
+) -> list[StoredSuppression]:
+    """Suppressions of these addresses that count now."""
+    hashes = [address_hash(channel, address) for channel, address in addresses.items()]
+    return [_stored(row) for row in await connection.fetch(_OF_ADDRESSES, tenant, hashes)]
+
+
+async def of_addresses(
+    connection: Connection, tenant: str, addresses: Mapping[Addressed, str]
+) -> tuple[profile.Suppression, ...]:
+    """The same as a profile holds them."""
+    return tuple(
+        profile.Suppression(one.channel, one.reason, one.scope, one.expires_at)
+        for one in await find_suppressions(connection, tenant, addresses)
+    )
+
+
+async def find_suppression(connection: Connection, tenant: str, id: str) -> StoredSuppression | None:
+    """The suppression of this id."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND id = $2", tenant, bytes.fromhex(id)
+    )
+    return None if row is None else _stored(row)
+
+
+async def lift_suppression(connection: Connection, tenant: str, id: str) -> StoredSuppression | None:
+    """Delete a suppression, and say what it was; None: there is none of this id."""
+    row = await connection.fetchrow(
+        f"DELETE FROM suppressions WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}", tenant, bytes.fromhex(id)
+    )
+    return None if row is None else _stored(row)
+
+
+def _stored(row: Any) -> StoredSuppression:
+    return StoredSuppression(**{**dict(row), "id": row["id"].hex()})

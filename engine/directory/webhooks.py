@@ -1,0 +1,258 @@
+"""Webhook endpoints of a tenant, or of one of its users: where notifications are posted to, and by which secrets they are signed.
+
+A secret is told to its owner once, when it is made, and never again. While it is replaced, both are good. Only the tenant's own
+endpoints are part of its rules: those of users are facts about a user, as a push token is.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from engine.directory.changes import Change
+from engine.directory.changing import check_version
+from engine.directory.webhook_urls import check_url
+from engine.errors import LimitReached
+from engine.limits import WEBHOOKS_PER_TENANT, WEBHOOKS_PER_USER
+from engine.plan.patterns import check_pattern
+from engine.postgres import Connection
+from seamark.protocol.errors import InvalidToken
+from seamark.protocol.limits import EVENT_TYPE_BYTES_MAX
+from seamark.protocol.subjects import encode_user
+
+PREFIX: Final = "whsec_"
+"""As Standard Webhooks writes a secret: this, and 24 to 64 bytes in base64."""
+
+SECRET_BYTES: Final = 32
+
+State = Literal["active", "disabled"]
+
+Pattern = Annotated[str, msgspec.Meta(max_length=EVENT_TYPE_BYTES_MAX)]
+Patterns = Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1, max_length=100)]
+
+
+class EndpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be changed of an endpoint.
+
+    Args:
+        url: https, on a public server.
+        types: types and patterns that are posted to it; none named: all.
+        state: a disabled one gets nothing.
+    """
+
+    url: str
+    types: Patterns = ("*",)
+    state: State = "active"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the address or a pattern cannot be."""
+        check_url(self.url)
+        try:
+            for pattern in self.types:
+                check_pattern(pattern)
+        except ValueError as error:
+            raise ValueError(f"`types`: {error}") from error
+
+
+class NewEndpoint(EndpointSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An endpoint to be made.
+
+    Args:
+        user: whose notifications it gets; none: those of all users of the tenant.
+        secret: `whsec_` and 24 to 64 bytes in base64; none: one is made.
+    """
+
+    user: str | None = None
+    secret: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a member cannot be. A secret is not repeated."""
+        EndpointSettings.__post_init__(self)
+        if self.user is not None:
+            check_user(self.user)
+        if self.secret is not None:
+            check_secret(self.secret)
+
+
+class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint as its owner sees it, without its secrets. `secrets`: how many are good."""
+
+    id: str
+    user: str | None
+    url: str
+    types: tuple[str, ...]
+    state: State
+    secrets: int
+    version: int
+    created_at: datetime
+    changed_at: datetime
+
+
+def check_user(user: str) -> str:
+    """`user` itself, if a user can be called so.
+
+    Raises:
+        ValueError: not.
+    """
+    try:
+        encode_user(user)
+    except InvalidToken as error:
+        raise ValueError(f"`user`: {error}") from error
+    if "\0" in user:
+        raise ValueError("`user`: a name with a NUL cannot be stored")
+    return user
+
+
+def check_secret(secret: str) -> str:
+    """`secret` itself, if it is one of Standard Webhooks.
+
+    Raises:
+        ValueError: it is none. The text does not repeat it.
+    """
+    try:
+        size = len(base64.b64decode(secret.removeprefix(PREFIX), validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if not secret.startswith(PREFIX) or not 24 <= size <= 64:
+        raise ValueError(f"`secret` must be {PREFIX} and 24 to 64 bytes in base64; leave it out, and one is made")
+    return secret
+
+
+def make_secret() -> str:
+    """A new one."""
+    return PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+_SECRETS: Final = "1 + (previous_secret IS NOT NULL)::integer AS secrets"
+_COLUMNS: Final = f'id, user_id AS "user", url, types, state, {_SECRETS}, version, created_at, changed_at'
+_COUNT: Final = "SELECT count(*) FROM webhook_endpoints WHERE tenant = $1 AND user_id IS NOT DISTINCT FROM $2"
+
+_INSERT: Final = f"""
+INSERT INTO webhook_endpoints (tenant, id, user_id, url, secret, types, state, version) VALUES ($1, $2, $3, $4, $5, $6, $7, 1)
+RETURNING {_COLUMNS}
+"""
+
+_REPLACE: Final = f"""
+UPDATE webhook_endpoints SET url = $3, types = $4, state = $5, version = version + 1, changed_at = now()
+WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}
+"""
+
+_ROTATE: Final = f"""
+UPDATE webhook_endpoints SET secret = $3, previous_secret = secret, version = version + 1, changed_at = now()
+WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}
+"""
+
+_RETIRE: Final = f"""
+UPDATE webhook_endpoints SET previous_secret = NULL, version = version + 1, changed_at = now()
+WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}
+"""
+
+_PAGE: Final = f"""
+SELECT {_COLUMNS} FROM webhook_endpoints WHERE tenant = $1 AND id > $2 AND ($4::text IS NULL OR user_id = $4)
+ORDER BY id LIMIT $3
+"""
+
+
+async def find_endpoint(connection: Connection, tenant: str, id: str) -> WebhookEndpoint | None:
+    """The endpoint of this id."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE tenant = $1 AND id = $2", tenant, id
+    )
+    return None if row is None else _endpoint(row)
+
+
+async def page_of_endpoints(
+    connection: Connection, tenant: str, after: str, limit: int, user: str | None = None
+) -> list[WebhookEndpoint]:
+    """At most `limit` endpoints (of a user), in the order of their ids, behind the id `after`; `""` begins."""
+    return [_endpoint(row) for row in await connection.fetch(_PAGE, tenant, after, limit, user)]
+
+
+async def create_endpoint(change: Change, new: NewEndpoint) -> tuple[WebhookEndpoint, str]:
+    """Make an endpoint; it, and its secret, which is not told again.
+
+    Raises:
+        LimitReached: the tenant, or the user, has as many as there may be.
+    """
+    most = WEBHOOKS_PER_TENANT if new.user is None else WEBHOOKS_PER_USER
+    if await change.connection.fetchval(_COUNT, change.tenant, new.user) >= most:
+        whose = "a tenant" if new.user is None else "a user"
+        raise LimitReached(f"{whose} may have {most} webhook endpoints: delete one first")
+    secret = new.secret or make_secret()
+    id = f"wh_{secrets.token_hex(12)}"
+    args = change.tenant, id, new.user, new.url, secret, list(new.types), new.state
+    made = _endpoint(await change.connection.fetchrow(_INSERT, *args))
+    change.made |= new.user is None
+    return made, secret
+
+
+async def replace_endpoint(
+    change: Change, id: str, settings: EndpointSettings, expected: int | None = None
+) -> WebhookEndpoint | None:
+    """Replace what can be changed; as it was, nothing is written. None: there is no such endpoint.
+
+    Raises:
+        VersionConflict: it has another version than `expected`.
+    """
+    there = await _expected(change, id, expected)
+    if there is None or (there.url, there.types, there.state) == (settings.url, settings.types, settings.state):
+        return there
+    change.made |= there.user is None
+    args = change.tenant, id, settings.url, list(settings.types), settings.state
+    return _endpoint(await change.connection.fetchrow(_REPLACE, *args))
+
+
+async def rotate_secret(
+    change: Change, id: str, secret: str | None, expected: int | None = None
+) -> tuple[WebhookEndpoint, str] | None:
+    """Make another secret the first one; the one before stays good until `retire_secret`. None: there is no such endpoint.
+
+    Raises:
+        VersionConflict: it has another version than `expected`.
+    """
+    if await _expected(change, id, expected) is None:
+        return None
+    new = secret or make_secret()
+    return _endpoint(await change.connection.fetchrow(_ROTATE, change.tenant, id, new)), new
+
+
+async def retire_secret(change: Change, id: str, expected: int | None = None) -> WebhookEndpoint | None:
+    """Let the secret before the present one be good no more. None: there is no such endpoint.
+
+    Raises:
+        VersionConflict: it has another version than `expected`.
+    """
+    there = await _expected(change, id, expected)
+    if there is None or there.secrets == 1:
+        return there
+    return _endpoint(await change.connection.fetchrow(_RETIRE, change.tenant, id))
+
+
+async def delete_endpoint(change: Change, id: str, expected: int | None = None) -> WebhookEndpoint | None:
+    """Delete an endpoint with its secrets, and say what it was; None: there is none of this id.
+
+    Raises:
+        VersionConflict: it has another version than `expected`.
+    """
+    there = await _expected(change, id, expected)
+    if there is not None:
+        await change.connection.execute(
+            "DELETE FROM webhook_endpoints WHERE tenant = $1 AND id = $2", change.tenant, id
+        )
+        change.made |= there.user is None
+    return there
+
+
+async def _expected(change: Change, id: str, expected: int | None) -> WebhookEndpoint | None:
+    there = await find_endpoint(change.connection, change.tenant, id)
+    check_version(f"webhook {id}", expected, 0 if there is None else there.version)
+    return there
+
+
+def _endpoint(row: Any) -> WebhookEndpoint:
+    return WebhookEndpoint(**{**dict(row), "types": tuple(row["types"])})

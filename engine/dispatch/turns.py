@@ -1,0 +1,76 @@
+"""Who goes first among the sources that one process dispatches."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Final
+
+from engine.dispatch.source import EventSource
+
+WAIT_SECONDS: Final = 0.05
+"""How long a batch of what may wait waits for the others. It is a share of the process, too: while urgent events come without a
+pause, 20 batches a second of what may wait are still appended, so that no backlog stands still for ever."""
+
+
+class Turns:
+    """Lets urgent sources go first.
+
+    What may wait is built and appended one batch at a time, each when nothing urgent is under way. So however much of it waits,
+    an urgent event finds at most one such batch before it, in this process and in the broker.
+    """
+
+    def __init__(self) -> None:
+        self._urgent = _Urgent()
+        self._patient = _Patient(self._urgent.none)
+
+    def work(self, source: EventSource) -> AbstractContextManager[None]:
+        """To be entered for as long as events of `source` are worked on."""
+        return self._urgent if source.urgent else nullcontext()
+
+    def turn(self, source: EventSource) -> AbstractAsyncContextManager[None]:
+        """To be entered for each batch of `source`: waits until it is its turn."""
+        return nullcontext() if source.urgent else self._patient
+
+
+class _Urgent:
+    """How much urgent work is under way. `none`: there is none."""
+
+    def __init__(self) -> None:
+        self.none = asyncio.Event()
+        self.none.set()
+        self._number = 0
+
+    def __enter__(self) -> None:
+        self._number += 1
+        self.none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._number -= 1
+        if not self._number:
+            self.none.set()
+
+
+class _Patient:
+    """The turn of what may wait. `quiet`: nothing urgent is under way."""
+
+    def __init__(self, quiet: asyncio.Event) -> None:
+        self._quiet = quiet
+        self._one = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._one.acquire()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._quiet.wait()
+        except TimeoutError:
+            pass  # its share
+        except BaseException:
+            self._one.release()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._one.release()

@@ -1,0 +1,285 @@
+"""One log's planner: reads records in order, decides, writes down what it has decided, and then moves its mark in JOBS.
+
+The receipts of a round are stored before the mark moves. So a planner that dies in between has its round planned again, by one
+with a higher term: whatever both have written down, the plan of the highest term counts, and only the highest term can commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from engine import failpoints, metrics
+from engine.broker.jetstream import Broker, Outgoing, StreamState
+from engine.errors import BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
+from engine.limits import PLAN_MARK_SECONDS, PLAN_PROFILES_MAX, PLAN_ROUND
+from engine.log.incarnations import ASK_AGAIN_SECONDS, epoch_of, stream_of
+from engine.log.marks import Mark, PlacedMark
+from engine.log.stalls import Stall
+from engine.log.writer import MarkedWriter, Ownership, read_mark
+from engine.partition.reader import Delivered, PartitionReader, Phase
+from engine.patience import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
+from engine.plan.decide import plan
+from engine.plan.decisions import Kill
+from engine.plan.profile import Profile
+from engine.planner import position
+from engine.planner.plans import Due, TenantRules, User, due_in, goes_further, inputs_of, receipt_of
+from engine.planner.witness import Witness, Witnesses
+from engine.tasks import end_if_cancelled
+from seamark.backoff import Backoff
+from seamark.protocol.subjects import JOBS_STREAM, RECEIPTS_STREAM
+
+_log = structlog.get_logger("seamark.planner")
+
+T = TypeVar("T")
+
+_FAULT: Final = "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself"
+
+_PLANNED = metrics.planner_records.labels("planned")
+_PASSED = metrics.planner_records.labels("passed")
+
+
+class Rules(Protocol):
+    """The rules of tenants."""
+
+    async def of(self, tenant: str, /) -> TenantRules:
+        """Those of one tenant. Raises StoreUnavailable."""
+
+
+class Profiles(Protocol):
+    """Users as decisions see them."""
+
+    async def of(self, tenant: str, user: str, /) -> Profile:
+        """One user. Raises StoreUnavailable, where neither Redis nor PostgreSQL answers."""
+
+
+Drops = Callable[[str, str], tuple[Kill, ...]]
+"""`drops(tenant, user)`: the kill switches that are set for him."""
+
+
+class PlanWorker:
+    """The planner of one log. A `partition.Worker`.
+
+    Args:
+        rules, profiles, drops: what decisions are made from, beside the record.
+    """
+
+    def __init__(
+        self, broker: Broker, partition: int, rules: Rules, profiles: Profiles, drops: Drops, witnesses: Witnesses
+    ) -> None:
+        self._broker = broker
+        self._p = partition
+        self._marked = position.marked(partition)
+        self._rules, self._profiles, self._drops, self._witnesses = rules, profiles, drops, witnesses
+        self._writer: MarkedWriter | None = None
+        self._log_state: StreamState | None = None
+        # What is decided up to here; the mark may lag behind it where nothing was to be written down.
+        self._passed = 0
+        self._marked_at = 0.0
+        # Records that an earlier owner may have written plans for: the first round behind its mark, of what was there by then.
+        self._doubtful_up_to, self._doubtful = 0, 0
+        # The round that has stopped this partition.
+        self._unplanned: Sequence[Delivered] = ()
+        # A round moves the mark, and so does `tend`: one at a time.
+        self._moving = asyncio.Lock()
+
+    # --- where it stands ---------------------------------------------------------------------------------------------
+
+    async def acquire(self) -> int:
+        """Take the mark over with the next term. Needs PostgreSQL, which says whether JOBS is the one it was."""
+        async with self._moving:
+            found, mark, log, witness = await self._look()
+            self._writer, self._log_state = None, log
+            jobs = await stream_of(self._broker, JOBS_STREAM)
+            ownership = Ownership((found.mark or mark).term + 1, secrets.token_hex(8), epoch_of(log))
+            self._writer = await MarkedWriter.take_over(
+                self._broker, self._marked, ownership, epoch=epoch_of(jobs), found=found, mark=mark, start_seq=mark.seq
+            )
+            self._passed, self._marked_at = mark.seq, time.monotonic()
+            self._doubtful_up_to, self._doubtful = log.last_seq, PLAN_ROUND
+            await self._ask_store(self._witnesses.begin(self._p, Witness(epoch_of(log), mark.seq), witness))
+            failpoints.reach("after-take-over")
+            return mark.next_seq
+
+    async def position(self) -> int:
+        """Where the mark stands, checked but not taken over; and what has stopped this partition can be planned now."""
+        mark = (await self._look())[1]
+        if self._unplanned:
+            await self._decide(self._unplanned)
+        return mark.next_seq
+
+    async def _look(self) -> tuple[PlacedMark, Mark, StreamState, Witness | None]:
+        """The mark as it is stored, what it says now, the log, and what its witness says.
+
+        Raises:
+            PartitionStopped: the mark cannot be trusted. Unavailable: nobody can tell now.
+        """
+        witness = await self._ask_store(self._witnesses.of(self._p))
+        pauses = iter(ASK_AGAIN_SECONDS)
+        while True:
+            found = await read_mark(self._broker, self._marked)
+            log = await stream_of(self._broker, self._marked.source)
+            jobs = await stream_of(self._broker, JOBS_STREAM)
+            mark = await position.read_meant(self._broker, self._p, found, log, jobs)
+            seen = None if witness is None else witness.in_log(log)
+            if seen is None or seen <= mark.seq:
+                return found, mark, log, witness
+            pause = next(pauses, None)
+            if pause is None:
+                detail = f"the mark for {log.name} is at {mark.seq}, and its witness has seen it at {seen}"
+                raise PartitionStopped(f"JOBS was put back: {detail}", position.ANEW)
+            await asyncio.sleep(pause)  # a leader that was deposed shows the past
+
+    async def _ask_store(self, answer: Awaitable[T]) -> T:
+        try:
+            return await answer
+        except StoreBroken as error:
+            raise PartitionStopped(
+                f"the witness of {self._marked.subject} cannot be used: {error}", error.remedy
+            ) from error
+        except StoreUnavailable as error:
+            raise Unavailable(str(error)) from error
+
+    def check(self, state: StreamState) -> None:
+        """A log that was made anew, or restored, has the same name, and other records."""
+        if self._log_state is not None and state.epoch != self._log_state.epoch:
+            raise StepDown(f"{state.name} changed its incarnation")
+
+    async def pass_over(self, seq: int) -> None:
+        """Move the mark past what other partitions have added: a mark that lags far behind could be trimmed past."""
+        async with self._moving:
+            self._passed = max(self._passed, seq)
+            await self._move()
+
+    @property
+    def reached(self) -> Witness | None:
+        """How far the log is planned by this owner's last mark; None: it owns none."""
+        return None if self._writer is None else Witness(self._writer.mark.epoch, self._writer.mark.seq)
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        """Decide about a batch of records, round by round."""
+        for start in range(0, len(batch), PLAN_ROUND):
+            async with self._moving:
+                await self._settle_round(batch[start : start + PLAN_ROUND])
+
+    async def _settle_round(self, round_: Sequence[Delivered]) -> None:
+        receipts = await self._decide(round_)
+        if receipts:
+            # Whoever takes over reckons with plans that were written down for one round behind the mark, not for more.
+            await self._move()
+            failpoints.reach("before-receipts")
+            await self._store(receipts)
+            failpoints.reach("between-receipts-and-mark")
+        self._passed = round_[-1].seq
+        self._doubtful -= len(round_)
+        if receipts or time.monotonic() - self._marked_at >= PLAN_MARK_SECONDS:
+            await self._move()
+        _PLANNED.inc(len(receipts))
+        _PASSED.inc(len(round_) - len(receipts))
+
+    async def _move(self, jobs: Sequence[Outgoing] = ()) -> None:
+        """Store the mark, and what follows from the round together with it or not at all."""
+        assert self._writer is not None
+        if jobs or self._passed > self._writer.mark.seq:
+            await self._writer.append(list(jobs), self._passed)
+            self._marked_at = time.monotonic()
+
+    async def _decide(self, round_: Sequence[Delivered]) -> list[Outgoing]:
+        """The receipts of a round. While what decisions are made from cannot be read, it waits.
+
+        Raises:
+            PartitionStopped: there is a fault. To pass over the records would lose what they were to send.
+        """
+        try:
+            receipts = await patiently(self._receipts, list(due_in(round_)), seconds=math.inf)
+        except Exception as error:
+            self._unplanned = round_
+            _log.exception("records_not_planned", stream=self._marked.source)
+            why, remedy = (
+                (str(error), error.remedy) if isinstance(error, StoreBroken) else (type(error).__name__, _FAULT)
+            )
+            seqs = f"records {round_[0].seq} to {round_[-1].seq} of {self._marked.source}"
+            raise PartitionStopped(f"{seqs} cannot be planned: {why}", remedy) from error
+        self._unplanned = ()
+        return receipts
+
+    async def _receipts(self, due: Sequence[Due]) -> list[Outgoing]:
+        rules = {tenant: await self._rules.of(tenant) for tenant in {one.notification.tenant for one in due}}
+        doubtful = self._doubtful_up_to if self._doubtful > 0 else 0
+        wanted = [one for one in due if one.seq <= doubtful or goes_further(one, rules[one.notification.tenant])]
+        if not wanted:
+            return []
+        profiles = await self._profiles_of({one.user for one in wanted})
+        now, term, receipts = datetime.now(UTC), self._term, []
+        for one in wanted:
+            inputs = inputs_of(one, rules[one.notification.tenant], profiles[one.user], self._drops(*one.user), now)
+            receipt = receipt_of(one, inputs, plan(inputs), term, always=one.seq <= doubtful)
+            if receipt is not None:
+                receipts.append(receipt)
+        return receipts
+
+    @property
+    def _term(self) -> int:
+        assert self._writer is not None
+        return self._writer.mark.term
+
+    async def _profiles_of(self, users: set[User]) -> dict[User, Profile]:
+        asked, found = sorted(users), []
+        for start in range(0, len(asked), PLAN_PROFILES_MAX):
+            found += await asyncio.gather(
+                *(self._profiles.of(*user) for user in asked[start : start + PLAN_PROFILES_MAX])
+            )
+        return dict(zip(asked, found, strict=True))
+
+    async def _store(self, receipts: list[Outgoing]) -> None:
+        """Store receipts, whatever it takes. Stored twice they say the same.
+
+        Raises:
+            PartitionStopped: the broker refuses them for good.
+        """
+        stall, backoff = (
+            Stall(RECEIPTS_STREAM, "planner_waits"),
+            Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5),
+        )
+        try:
+            while True:
+                end_if_cancelled()
+                try:
+                    await self._broker.commit(receipts)
+                    return
+                except BrokerError as error:
+                    if not passes(error):
+                        raise PartitionStopped(f"RECEIPTS refuses what was planned: {error}", _FAULT) from error
+                    metrics.append_retries.labels("receipts").inc()
+                    stall.report(error)
+                await asyncio.sleep(backoff.next_seconds())
+        finally:
+            stall.over()
+
+    async def tend(self, reader: PartitionReader) -> None:
+        """Move the mark behind the last records, for as long as `reader` runs; ends by cancellation."""
+        while True:
+            await asyncio.sleep(PLAN_MARK_SECONDS)
+            end_if_cancelled()
+            waits = self._moving.locked() or time.monotonic() - self._marked_at < PLAN_MARK_SECONDS
+            if reader.phase is not Phase.READING or waits or self._writer is None:
+                continue
+            try:
+                async with self._moving:
+                    await self._move()
+            except StepDown as error:
+                _log.info("mark_not_moved", partition=self._p, why=str(error))  # the next round steps down
+            except (BrokerError, PartitionStopped):
+                reader.take_over_again()
+            except Exception:
+                # Without this task a mark would lag for ever, so an unforeseen error must not end it.
+                _log.exception("mark_not_moved", partition=self._p)

@@ -1,0 +1,81 @@
+"""What endpoints of a tenant's configuration share: places, cursors, and how processes are told of a change."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from engine.directory.bell import ring
+from engine.directory.changes import Change, changing, changing_in
+from gateway.access.shares import Shares
+from gateway.api.directory import Version, directory_of
+from gateway.context import Context
+from gateway.http.problems import INVALID_QUERY, Problem
+from gateway.limits import DIRECTORY_SECONDS, RULE_REQUESTS, RULE_REQUESTS_PER_TENANT
+
+PLACES: Final = Shares(RULE_REQUESTS, RULE_REQUESTS_PER_TENANT)
+"""Of a process."""
+
+CURSOR_CHARS_MAX: Final = 1024
+
+
+class VersionQuery(msgspec.Struct, frozen=True):
+    """`version`: change it only if it still has this one; 0: only if there is none. Left out: whichever there is."""
+
+    version: Version | None = None
+
+
+class Deletion(msgspec.Struct):
+    """`deleted`: false where there was nothing to delete."""
+
+    deleted: bool
+
+
+@asynccontextmanager
+async def rules_changing(context: Context, tenant: str, user: str | None = None) -> AsyncIterator[Change]:
+    """A transaction that may change a tenant's rules; afterwards every process is told of it.
+
+    `user`: whose profile changes by it, too.
+    """
+    directory = directory_of(context)
+    if user is None:
+        async with changing(directory.pool, tenant, DIRECTORY_SECONDS) as change:
+            yield change
+    else:
+        async with (
+            directory.changing(tenant, [user], DIRECTORY_SECONDS) as profiles,
+            changing_in(profiles.connection, tenant) as change,
+        ):
+            await profiles.check_there(user)
+            yield change
+            profiles.touch(user)
+    if change.made:
+        await ring(context.broker)
+
+
+def cursor_after(*key: str) -> str:
+    """The cursor of what follows the row with this key. Opaque to clients."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
+
+
+def key_of(cursor: str | None, parts: int = 1) -> tuple[str, ...]:
+    """The key that a cursor was made of; empty texts where there is none.
+
+    Raises:
+        Problem: 400, it is none of ours.
+    """
+    if cursor is None:
+        return ("",) * parts
+    try:
+        if len(cursor) > CURSOR_CHARS_MAX:
+            raise ValueError("too long")
+        key = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=tuple[str, ...])
+        if len(key) != parts or any("\0" in part for part in key):
+            raise ValueError("not as long as a key, or with a NUL")
+    except ValueError as error:  # of the decoders, too
+        raise Problem(INVALID_QUERY, "`cursor` is none that a page has given", field="cursor") from error
+    return key

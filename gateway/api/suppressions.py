@@ -1,0 +1,143 @@
+"""Suppressions of a tenant: addresses that a channel sends nothing to. None stands in a path or query, where logs have it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from engine.directory.suppressions import (
+    Addressed,
+    NewSuppression,
+    Reason,
+    StoredSuppression,
+    find_suppression,
+    find_suppressions,
+    lift_suppression,
+    page_of_suppressions,
+    put_suppressions,
+    users_of,
+)
+from engine.limits import SUPPRESSIONS_PER_REQUEST
+from engine.postgres import Connection
+from gateway.access.principals import Scope, Service
+from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of
+from gateway.api.directory import PageQuery, directory_of, reading
+from gateway.context import Context
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import INVALID_QUERY, Problem
+from gateway.limits import DIRECTORY_SECONDS
+
+BODY_BYTES: Final = 1 << 20
+"""A thousand suppressions, each with the longest address and words."""
+
+
+class SuppressionsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to be suppressed: all of it, or nothing where one of them cannot be."""
+
+    suppressions: Annotated[list[NewSuppression], Meta(min_length=1, max_length=SUPPRESSIONS_PER_REQUEST)]
+
+
+class Suppressed(msgspec.Struct):
+    """The ids, in the order of the request."""
+
+    ids: list[str]
+
+
+class SuppressionsQuery(PageQuery, frozen=True):
+    """Which of them, and how many."""
+
+    channel: Addressed | None = None
+    reason: Reason | None = None
+
+
+class SearchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """An address: its suppressions are asked for."""
+
+    channel: Addressed
+    address: Annotated[str, Meta(max_length=320)]
+
+
+class SuppressionsPage(msgspec.Struct):
+    """In no order that means something. `next`: the `cursor` of the following page; null behind the last."""
+
+    items: list[StoredSuppression]
+    next: str | None
+
+
+class IdQuery(msgspec.Struct, frozen=True):
+    """`id`: as lists and searches give it."""
+
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+@Endpoint("POST", "/v1/suppressions", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES, body_bytes=BODY_BYTES)
+async def suppress(call: Call[Service, None, SuppressionsBody]) -> Suppressed:
+    """Suppress addresses. What is suppressed already gets the new reason and end; only a legal opt-out (`opted_out`) stays."""
+    new, tenant = call.body.suppressions, call.principal.tenant
+    async with _changing(call.context, tenant, [(one.channel, one.address) for one in new]) as connection:
+        return Suppressed(await put_suppressions(connection, tenant, new))
+
+
+@Endpoint("GET", "/v1/suppressions", scope=Scope.SUPPRESSIONS_READ, places=PLACES)
+async def list_suppressions(call: Call[Service, SuppressionsQuery, None]) -> SuppressionsPage:
+    """The suppressions of the tenant that count now."""
+    query = call.query
+    [after] = key_of(query.cursor)
+    if query.cursor is not None and not _is_id(after):
+        raise Problem(INVALID_QUERY, "`cursor` is none that a page has given", field="cursor")
+    async with reading(call.context) as connection:
+        found = await page_of_suppressions(
+            connection, call.principal.tenant, after, query.limit + 1, channel=query.channel, reason=query.reason
+        )
+    items = found[: query.limit]
+    return SuppressionsPage(items, cursor_after(items[-1].id) if len(found) > len(items) else None)
+
+
+@Endpoint("POST", "/v1/suppressions/search", scope=Scope.SUPPRESSIONS_READ, places=PLACES)
+async def search_suppressions(call: Call[Service, None, SearchBody]) -> SuppressionsPage:
+    """The suppressions of one address that count now. A request with a body, so that the address is in no log."""
+    body = call.body
+    async with reading(call.context) as connection:
+        found = await find_suppressions(connection, call.principal.tenant, {body.channel: body.address})
+    return SuppressionsPage(found, None)
+
+
+@Endpoint("DELETE", "/v1/suppressions/{id}", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES)
+async def lift(call: Call[Service, IdQuery, None]) -> Deletion:
+    """Lift a suppression."""
+    tenant, id = call.principal.tenant, call.query.id
+    async with reading(call.context) as connection:
+        found = await find_suppression(connection, tenant, id)
+    if found is None:
+        return Deletion(False)
+    async with _changing(call.context, tenant, [(found.channel, found.address)]) as connection:
+        return Deletion(await lift_suppression(connection, tenant, id) is not None)
+
+
+@asynccontextmanager
+async def _changing(
+    context: Context, tenant: str, addresses: Sequence[tuple[Addressed, str]]
+) -> AsyncIterator[Connection]:
+    """A transaction that changes suppressions of these addresses, and with them the profiles of users who have one."""
+    directory = directory_of(context)
+    async with reading(context) as connection:
+        users = await users_of(connection, tenant, addresses)
+    async with directory.changing(tenant, users, DIRECTORY_SECONDS) as change:
+        yield change.connection
+        for user in users:
+            change.touch(user)
+    # A user may have got the address since: then his profile may have been read before this was stored.
+    async with reading(context) as connection:
+        since = await users_of(connection, tenant, addresses) - users
+    if since:
+        async with directory.changing(tenant, since, DIRECTORY_SECONDS) as change:
+            for user in since:
+                change.touch(user)
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

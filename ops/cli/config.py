@@ -1,0 +1,191 @@
+"""`seamark config`: a tenant's types, templates and defaults as files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from engine.errors import InvalidSetting
+from ops.cli.output import err, out, print_json, stages
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, nats_settings, postgres_url
+from ops.exitcode import MISCONFIGURED
+from seamark.protocol.errors import InvalidToken
+
+if TYPE_CHECKING:
+    from engine.directory.configuration import Configuration, Difference
+    from engine.postgres import Pool
+
+EXIT_DIFFERENT = 2
+
+APPLY_SECONDS = 120.0
+"""All changes of a folder are one transaction: thousands of templates, each some milliseconds."""
+
+SIGNS = {"add": "+", "change": "~", "delete": "-", "keep": "?"}
+
+Found = TypeVar("Found")
+
+Files = Annotated[Path, typer.Argument(help="Folder of the files.")]
+Prune = Annotated[bool, typer.Option("--prune", help="Delete what is not in the files.")]
+
+app = typer.Typer(help="A tenant's types, templates and defaults as files: apply, diff, export.", no_args_is_help=True)
+
+
+@app.command()
+def apply(
+    files: Files, prune: Prune = False, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False
+) -> None:
+    """Make the tenant's configuration what the files say, or change nothing where a file has a fault."""
+    wanted, name = _read(files, as_json=as_json), _checked(tenant)
+
+    async def work(pool: Pool) -> list[Difference]:
+        from engine.directory.changes import changing
+        from engine.directory.configuration import apply_configuration
+
+        with stages(quiet=as_json) as progress:
+            async with changing(pool, name, APPLY_SECONDS) as change:
+                found = await apply_configuration(
+                    change, wanted, prune=prune, progress=lambda done, total: progress("apply", done, total)
+                )
+        if change.made:
+            await _ring(folder)
+        return found
+
+    found = _run(folder, work)
+    _show(found, as_json=as_json)
+    done = sum(one.action != "keep" for one in found)
+    if not as_json:
+        out.print(f"{done} changes applied" if done else "nothing to do")
+
+
+@app.command()
+def diff(
+    files: Files, prune: Prune = False, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False
+) -> None:
+    """Show what `apply` would change, and change nothing; exit code 2 when there is something."""
+    wanted, name = _read(files, as_json=as_json), _checked(tenant)
+
+    async def work(pool: Pool) -> list[Difference]:
+        from engine.directory.configuration import differences
+
+        return differences(await _stored(pool, name), wanted, prune=prune)
+
+    found = _run(folder, work)
+    _show(found, as_json=as_json)
+    if any(one.action != "keep" for one in found):
+        sys.exit(EXIT_DIFFERENT)
+    if not as_json:
+        out.print("nothing to do")
+
+
+@app.command()
+def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
+    """Write the tenant's configuration into a folder that has none. Applying it changes nothing."""
+    from ops.config_files import write_folder
+
+    name = _checked(tenant)
+    written = write_folder(files, _run(folder, lambda pool: _stored(pool, name)))
+    if as_json:
+        print_json({"written": [str(path) for path in written]})
+    else:
+        out.print(f"{len(written)} files written to {files}", markup=False)
+
+
+def _read(files: Path, *, as_json: bool) -> Configuration:
+    """The files; where one has a fault, all faults are shown and the command ends."""
+    from ops.config_files import read_folder
+
+    wanted, faults = read_folder(files)
+    for fault in faults:
+        if as_json:
+            print_json({"fault": fault})
+        else:
+            err.print(f"seamark: {fault}", style="red", markup=False)
+    if faults:
+        sys.exit(MISCONFIGURED)
+    return wanted
+
+
+def _checked(tenant: str | None) -> str:
+    from seamark.protocol.subjects import encode_token
+
+    name = tenant or "default"
+    try:
+        encode_token(name)
+    except InvalidToken as error:
+        raise InvalidSetting(f"--tenant: {error}") from error
+    if "\0" in name:
+        raise InvalidSetting("--tenant: a name with a NUL cannot be stored")
+    return name
+
+
+async def _stored(pool: Pool, tenant: str) -> Configuration:
+    from engine.directory.configuration import read_configuration
+    from engine.postgres import one_view
+
+    async with one_view(pool) as connection:
+        return await read_configuration(connection, tenant)
+
+
+async def _ring(folder: Path) -> None:
+    """Tell processes. What is stored stays so where that fails: they find it by themselves within half a minute."""
+    from engine.broker.jetstream import connect
+    from engine.directory.bell import ring
+    from engine.errors import BrokerError
+
+    try:
+        broker = await connect(nats_settings(folder, "seamark-config"))
+    except BrokerError as error:
+        err.print(f"stored; the broker does not answer ({error}): processes find the change within half a minute")
+        return
+    try:
+        await ring(broker)
+    finally:
+        await broker.close()
+
+
+def _show(found: list[Difference], *, as_json: bool) -> None:
+    for one in found:
+        if as_json:
+            print_json(one)
+            continue
+        why = f": {', '.join(one.fields)}" if one.fields else ""
+        kept = " is not in the files; --prune deletes it" if one.action == "keep" else ""
+        out.print(f"{SIGNS[one.action]} {one.kind} {one.name}{why}{kept}", markup=False)
+
+
+@asynccontextmanager
+async def _pool(url: str) -> AsyncIterator[Pool]:
+    import asyncpg
+
+    from ops.postgres import CONNECT_SECONDS
+
+    pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
+    try:
+        await pool
+        yield pool
+    finally:
+        pool.terminate()
+
+
+def _run(folder: Path, work: Callable[[Pool], Awaitable[Found]]) -> Found:
+    """Do `work` on the database that the settings or the folder name."""
+    import uvloop
+
+    from engine.errors import StoreUnavailable
+    from ops.postgres import FAILURES, explained
+
+    url = postgres_url(folder)
+
+    async def run() -> Found:
+        async with _pool(url) as pool:
+            try:
+                return await work(pool)
+            except (*FAILURES, StoreUnavailable) as error:
+                raise explained(error) from error
+
+    return uvloop.run(run())

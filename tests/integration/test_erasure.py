@@ -1,0 +1,275 @@
+"""Users who were deleted leave nothing, whatever is under way: on real servers, with dispatcher, projector and gateway."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from engine.broker.jetstream import Broker
+from engine.directory import topics, users
+from engine.directory.changing import Directory
+from engine.directory.push_tokens import NewToken, register_token
+from engine.directory.users import UserFields, UserPatch, merge_user, put_user
+from engine.postgres import transaction
+from engine.topology import server as topology
+from gateway.access.principals import Scope
+from projections.erasure import Eraser, find_deletion
+from tests.support.gateways import TestGateway, gateway_on
+from tests.support.logs import FAST, connected, dispatching, eventually, publish
+from tests.support.tables import projecting_tables
+from tests.support.tokens import bearer
+
+PARTITIONS = 4
+TENANT = "default"
+
+
+@dataclass
+class House:
+    """Real servers, and an eraser whose rounds the test makes."""
+
+    nats: Any
+    valkey: Any
+    postgres: str
+    broker: Broker
+    redis: Redis
+    pool: asyncpg.Pool
+    eraser: Eraser
+    work: AsyncExitStack
+
+    async def start_roles(self) -> None:
+        await self.work.enter_async_context(dispatching(self.nats.url, self.valkey.url))
+        await self.work.enter_async_context(projecting_tables(self.nats.url, self.valkey.url, self.postgres))
+
+    async def gateway(self) -> TestGateway:
+        options: dict[str, Any] = {"postgres_url": self.postgres, "redis_url": self.valkey.url}
+        return await self.work.enter_async_context(gateway_on(self.nats, topology_ready=True, **options))
+
+    async def make(self, *ids: str) -> None:
+        """Users with all that a directory knows."""
+        for id in ids:
+            async with Directory(self.pool).changing(TENANT, [id]) as change:
+                await put_user(change, id, UserFields(email=f"{id}@example.com"))
+                await register_token(change, id, "phone", NewToken(platform="fcm", app="shop", token=id))
+            async with transaction(self.pool) as connection:
+                await topics.add_members(connection, TENANT, "news", [id])
+
+    async def delete(self, id: str) -> None:
+        async with Directory(self.pool).changing(TENANT, [id]) as change:
+            await users.delete_user(change, id)
+
+    async def round(self, times: int = 1) -> None:
+        """Make passes without waiting until they are due."""
+        for _ in range(times):
+            await self.pool.execute("UPDATE deletions SET due_at = now()")
+            await self.eraser.round()
+
+    async def remains(self, id: str) -> dict[str, int]:
+        return await self.eraser.remains(TENANT, id)
+
+    async def erased(self, id: str) -> bool:
+        found = await find_deletion(self.pool, TENANT, id)
+        return found is not None and found.erased_at is not None
+
+    async def shown(self, id: str, count: int) -> None:
+        """Wait until the inbox has so many rows of the user, and the counts have him, too."""
+
+        async def enough() -> bool:
+            found = await self.remains(id)
+            return found.get("inbox") == count and "Redis" in found
+
+        await eventually(enough)
+
+
+@pytest.fixture
+async def house(nats_server: Any, valkey: Any, postgres: str, pool: asyncpg.Pool) -> AsyncIterator[House]:
+    async with AsyncExitStack() as work, connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
+        await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
+        eraser = Eraser(broker, redis, pool, PARTITIONS)
+        yield House(nats_server, valkey, postgres, broker, redis, pool, eraser, work)
+        await work.aclose()
+
+
+async def test_a_deleted_user_leaves_nothing_anywhere_and_others_keep_theirs(house: House) -> None:
+    await house.start_roles()
+    gateway = await house.gateway()
+    await house.pool.execute(
+        "INSERT INTO api_keys (key_hash, tenant, name, scopes) VALUES ($1, $2, 'test', $3)",
+        hashlib.sha256(b"key").digest(), TENANT, list(Scope),
+    )  # fmt: skip
+    await house.make("alice", "bob")
+    for number in range(3):
+        await publish(house.broker, to=["alice", "bob"], type="demo.hello", id=f"e{number}")
+    await house.shown("alice", 3)
+    await house.shown("bob", 3)
+    async with gateway.device() as device, gateway.device("bob", name="bobs") as other:
+        for each in (device, other):
+            await each.say("ack", cursor=(await each.records(3))[-1]["cursor"])
+            await each.until("live")
+
+        async def receipts() -> bool:
+            found = await house.remains("alice")
+            return {"inbox", "users", "push_tokens", "topic_members", "Redis", "RECEIPTS", "device_cursors"} <= set(
+                found
+            )
+
+        await eventually(receipts)
+        before = await house.remains("bob")
+        async with gateway.http.delete(
+            f"{gateway.url}/v1/users/alice", headers={"Authorization": "Bearer key"}
+        ) as answer:
+            assert answer.status == 202
+        await house.round()
+        reset = await device.until("reset")
+        assert reset["snapshot"]["items"] == [] if "snapshot" in reset else True
+        await house.round(3)
+        assert await house.remains("alice") == {}
+        assert await house.erased("alice")
+        async with gateway.http.get(f"{gateway.url}/v1/inbox", headers=bearer()) as answer:
+            assert (await answer.json())["items"] == []
+        after = await house.remains("bob")
+        assert {place: after.get(place) for place in before} == before, "nobody else has lost anything"
+
+        # Made anew, he begins with an empty log, and his device goes on.
+        async with Directory(house.pool).changing(TENANT, ["alice"]) as change:
+            await put_user(change, "alice", UserFields())
+        await publish(house.broker, to=["alice"], type="demo.hello", id="anew")
+        assert (await device.until("record"))["record"]["id"] == "anew"
+        await house.round(2)
+        assert (await house.remains("alice"))["users"] == 1, "nobody erases a user who was made anew"
+
+
+async def test_an_event_from_before_the_deletion_that_is_dispatched_after_it_is_erased_too(house: House) -> None:
+    """The purge comes first, the record later: until all that was accepted is dispatched, a user does not count as erased."""
+    await house.make("alice")
+    for number in range(3):
+        await publish(house.broker, to=["bob", "alice"], type="demo.hello", id=f"e{number}", key="shared")
+    await house.delete("alice")
+    await house.round(4)
+    assert await house.remains("alice") == {}
+    assert not await house.erased("alice"), "the event waits in EVENTS"
+    with pytest.raises(users_deleted()):
+        async with Directory(house.pool).changing(TENANT, ["alice"]) as change:
+            await put_user(change, "alice", UserFields())
+    await house.start_roles()
+    await house.shown("alice", 3)
+    await house.round()
+    assert await house.remains("alice") == {}
+    assert not await house.erased("alice"), (
+        "this pass has found something: what was folded meanwhile may still be written"
+    )
+    await house.round(2)
+    assert await house.erased("alice")
+    await house.shown("bob", 3)
+
+
+def users_deleted() -> type[Exception]:
+    from engine.directory.changing import UserDeleted
+
+    return UserDeleted
+
+
+async def test_what_arrives_after_a_pass_is_found_by_the_next_one(house: House) -> None:
+    """A projector that had read the log before the purge writes its rows, an old list adds a member, a device reads on."""
+    await house.make("alice")
+    await house.delete("alice")
+    await house.round(2)
+    assert await house.remains("alice") == {}
+    await house.start_roles()
+    subject = f"log.{house.eraser._partition(TENANT, 'alice')}.{TENANT}.alice"
+    record = b'{"id":"late","kind":"notification","at":"2026-01-01T00:00:00Z","plan":{"inapp":{"when":"now","why":"default"}}}'
+    await house.broker.append(subject, record)
+    await house.shown("alice", 1)
+    await house.pool.execute("INSERT INTO topics (tenant, name, members) VALUES ('default', 'late', 1)")
+    await house.pool.execute("INSERT INTO topic_members (tenant, topic, user_id) VALUES ('default', 'late', 'alice')")
+    await house.round()
+    assert await house.remains("alice") == {}
+    assert not await house.erased("alice")
+    assert await house.pool.fetchval("SELECT members FROM topics WHERE name = 'late'") == 0
+    await house.round(2)
+    assert await house.erased("alice")
+    await house.broker.append(subject, record)  # a day later, by a way that nobody thought of
+    await house.shown("alice", 1)
+    await house.round()
+    assert await house.remains("alice") == {}
+    assert await house.erased("alice")
+
+
+async def test_a_user_erased_again_at_once_does_not_count_as_erased_too_early(house: House) -> None:
+    await house.make("alice")
+    await house.delete("alice")
+    await house.round(2)
+    assert not await house.erased("alice"), "half a minute must pass without anything found"
+    due = await house.pool.fetchval("SELECT extract(epoch FROM due_at - now()) FROM deletions")
+    assert 20 < due <= 31
+    await house.round()
+    assert await house.erased("alice")
+    assert await house.pool.fetchval("SELECT due_at - now() > interval '23 hours' FROM deletions"), "then daily"
+
+
+async def test_a_pass_that_comes_late_takes_nothing_from_a_user_who_was_made_anew(house: House) -> None:
+    """A projector was stopped between its look at the deletion and its pass; meanwhile the user was made anew."""
+    await house.make("alice")
+    await house.delete("alice")
+    await house.round(3)
+    deletion = await find_deletion(house.pool, TENANT, "alice")
+    assert deletion is not None
+    await house.make("alice")
+    subject = f"log.{house.eraser._partition(TENANT, 'alice')}.{TENANT}.alice"
+    await house.broker.append(subject, b'{"id":"new","kind":"notification"}')
+    before = await house.remains("alice")
+    assert await house.eraser.take_away(deletion) is None
+    await house.eraser._pass(deletion, deletion.deleted_at)
+    await house.eraser._forget(deletion)
+    assert await house.remains("alice") == before
+    assert await house.pool.fetchval("SELECT version FROM profiles WHERE user_id = 'alice'") > 2
+
+
+async def test_a_tombstone_ends_with_its_time_and_not_before(house: House) -> None:
+    await house.make("alice")
+    await house.delete("alice")
+    await house.round(3)
+    for days, left in ((30, 1), (32, 0)):
+        for table in ("deletions", "profiles"):
+            await house.pool.execute(f"UPDATE {table} SET deleted_at = now() - interval '{days} days'")
+        await house.pool.execute("UPDATE profiles SET deleted_at = d.deleted_at FROM deletions d")
+        await house.round()
+        assert await house.pool.fetchval("SELECT count(*) FROM deletions") == left
+        assert await house.pool.fetchval("SELECT count(*) FROM profiles WHERE user_id = 'alice'") == left
+    async with Directory(house.pool).changing(TENANT, ["alice"]) as change:
+        await merge_user(change, "alice", UserPatch(locale="de"))
+
+
+async def test_a_table_that_has_a_user_is_erased_whoever_adds_it(house: House) -> None:
+    await house.pool.execute("CREATE TABLE later_on (tenant text, user_id text, what text)")
+    await house.pool.execute("CREATE TABLE nobodys (tenant text, what text)")
+    await house.pool.execute(
+        "INSERT INTO later_on VALUES ('default', 'alice', 'x'), ('other', 'alice', 'x'), ('default', 'bob', 'x')"
+    )
+    assert await house.remains("alice") == {"later_on": 1}
+    await house.delete("alice")
+    await house.round()
+    assert await house.remains("alice") == {}
+    assert await house.pool.fetchval("SELECT count(*) FROM later_on") == 2
+
+
+async def test_one_projector_erases_while_the_others_wait(house: House) -> None:
+    await house.make(*(f"u{n}" for n in range(5)))
+    for number in range(5):
+        await house.delete(f"u{number}")
+    async with asyncpg.create_pool(house.postgres, min_size=0, max_size=4) as pool:
+        workers = [asyncio.create_task(Eraser(house.broker, house.redis, pool, PARTITIONS).run()) for _ in range(2)]
+
+        async def passed() -> bool:
+            return bool(await house.pool.fetchval("SELECT count(*) = 5 FROM deletions WHERE passes = 1"))
+
+        await eventually(passed)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    assert await house.pool.fetchval("SELECT max(passes) FROM deletions") == 1

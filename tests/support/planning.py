@@ -1,0 +1,131 @@
+"""A planner with the rules and users of a test, in the test's own loop or, as a module that is run, as the role's process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import asyncpg
+
+from engine.broker.jetstream import Broker
+from engine.errors import StoreUnavailable
+from engine.log.incarnations import read_partitions
+from engine.plan.patterns import patterns_of
+from engine.plan.preferences import TenantDefaults
+from engine.plan.profile import Profile
+from engine.plan.rules import CHANNELS, Channel, ChannelRule, TypeRule
+from engine.planner.planner import Planner
+from engine.settings import Settings, load_settings
+from engine.tasks import run_until
+from ops.dev.child import free_port
+from ops.process import Health, run_role, stores
+from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
+from tests.support.roles import RoleProcess
+
+MAIL = TypeRule(pattern="order.*", channels={"email": ChannelRule(), "push": ChannelRule()})
+
+REACHED = Profile(version=1, reach=("email", "push"))
+
+
+class FixedRules:
+    """The rules of all tenants."""
+
+    def __init__(self, rules: Iterable[TypeRule] = (MAIL,)) -> None:
+        self.rules = list(rules)
+        self.defaults = TenantDefaults()
+        self.away = False
+
+    async def of(self, tenant: str) -> "FixedRules":
+        if self.away:
+            raise StoreUnavailable("away")
+        return FixedRules(self.rules)
+
+    def rule_of(self, type: str) -> TypeRule | None:
+        by_pattern = {rule.pattern: rule for rule in self.rules}
+        return next((by_pattern[pattern] for pattern in patterns_of(type) if pattern in by_pattern), None)
+
+    def templates_of(self, type: str) -> tuple[Channel, ...]:
+        return CHANNELS
+
+    def webhook_of(self, type: str) -> bool:
+        return False
+
+
+class FixedProfiles:
+    """Every user has this profile."""
+
+    def __init__(self, profile: Profile = REACHED) -> None:
+        self.profile = profile
+        self.away = False
+
+    async def of(self, tenant: str, user: str) -> Profile:
+        if self.away:
+            raise StoreUnavailable("away")
+        await asyncio.sleep(0)
+        return self.profile
+
+
+def planner_of(
+    broker: Broker, pool: asyncpg.Pool, rules: FixedRules, profiles: FixedProfiles, partitions: int
+) -> Planner:
+    return Planner(
+        broker, pool, rules, profiles, lambda tenant, user: (), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS
+    )
+
+
+@contextlib.asynccontextmanager
+async def planning(
+    url: str, pool: asyncpg.Pool, rules: FixedRules | None = None, profiles: FixedProfiles | None = None
+) -> AsyncIterator[Planner]:
+    """A planner at work on a connection of its own; a fault of it fails the test."""
+    async with connected(url) as broker:
+        work = planner_of(
+            broker, pool, rules or FixedRules(), profiles or FixedProfiles(), await read_partitions(broker)
+        )
+        async with at_work(work.run(), "planner"):
+            yield work
+
+
+class PlannerProcess(RoleProcess):
+    """One planner process."""
+
+    def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str, postgres_url: str) -> None:
+        super().__init__(name, folder, nats_url)
+        self.urls = {"SEAMARK_REDIS_URL": redis_url, "SEAMARK_POSTGRES_URL": postgres_url}
+
+    def spawn(self, *, fail_point: str = "") -> None:
+        self.port = free_port()  # while it lay dead, somebody else may have taken the former one
+        super().spawn(fail_point=fail_point)
+
+    def command(self) -> list[str]:
+        return ["tests.support.planning"]
+
+    def settings(self) -> dict[str, str]:
+        return self.urls
+
+
+async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None:
+    assert settings.postgres_url is not None
+    pool = asyncpg.create_pool(settings.postgres_url.reveal(), min_size=0, max_size=4, timeout=5)
+    await pool
+    try:
+        async with stores("planner", settings, health) as (broker, _):
+            work = planner_of(broker, pool, FixedRules(), FixedProfiles(), await read_partitions(broker))
+            await run_until(stop, work.run(), name="planner")
+    finally:
+        pool.terminate()
+
+
+def record(id: str, user: str = "alice", type: str = "order.shipped") -> bytes:
+    """A record as a dispatcher writes it."""
+    plan = {"inapp": {"when": "now", "why": "default"}}
+    body = {"id": id, "kind": "notification", "tenant": "default", "user": user, "type": type, "plan": plan}
+    return json.dumps(body | {"at": "2026-01-31T12:00:00Z"}).encode()
+
+
+if __name__ == "__main__":
+    settings_ = load_settings(os.environ)
+    sys.exit(run_role("planner", settings_, lambda stop, health: _plan(settings_, stop, health)))

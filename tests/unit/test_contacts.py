@@ -1,0 +1,179 @@
+"""Addresses, numbers, languages and zones: what is taken, in which one form, and that a refusal repeats nothing."""
+
+import string
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.directory.contacts import checked_email, checked_locale, checked_phone, checked_timezone
+from engine.directory.users import (
+    InvalidCursor,
+    UserFields,
+    UserPatch,
+    checked_user_id,
+    cursor_after,
+    encoded_attributes,
+    id_of_cursor,
+    merged,
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("alice@example.com", "alice@example.com"),
+        (" Alice+news@EXAMPLE.Com ", "Alice+news@example.com"),
+        ("o'hara@sub.example.co.uk", "o'hara@sub.example.co.uk"),
+        ("jürgen@bücher.example", "jürgen@bücher.example"),
+        ("a@xn--bcher-kva.example", "a@xn--bcher-kva.example"),
+    ],
+)
+def test_an_address_is_kept_in_one_form(given: str, kept: str) -> None:
+    assert checked_email(given) == kept
+    assert checked_email(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "alice", "alice@", "@example.com", "a b@example.com", "a@b@example.com", "alice@example", "a@-x.com", "a@x-.com",
+     "a@x..com", "a@.com", "a\n@example.com", "a,b@example.com", "<a@example.com>", "a" * 65 + "@example.com",
+     "a@" + "b" * 64 + ".com", "a@" + ".".join(["b" * 60] * 5), "a@example.com\r\nBcc: x@example.com", "a\x00@example.com"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_without_being_repeated(wrong: str) -> None:
+    with pytest.raises(ValueError, match="`email` is no e-mail address") as refused:
+        checked_email(wrong)
+    assert len(wrong) < 14 or wrong not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "43664",
+        "+0664123456",
+        "+43 664 1234567",
+        "0043664123456",
+        "+4366412345678901",
+        "+\u0664\u0663\u0666\u0666\u0664\u0661\u0662",
+    ],
+)
+def test_a_number_is_one_of_e164_or_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="`phone` is no number"):
+        checked_phone(wrong)
+
+
+def test_numbers_of_all_lengths_that_exist_are_taken() -> None:
+    for digits in ("1234567", "4366412345678", "123456789012345"):
+        assert checked_phone(f"+{digits}") == f"+{digits}"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("DE", "de"), ("de-at", "de-AT"), ("zh-hant-tw", "zh-Hant-TW"), ("es-419", "es-419"), ("sl-rozaj-biske", "sl-rozaj-biske"),
+     ("de-CH-1996", "de-CH-1996"), ("en-us-u-islamcal", "en-US-u-islamcal"), ("de-x-private", "de-x-private")],
+)  # fmt: skip
+def test_a_locale_is_kept_in_its_usual_letters(given: str, kept: str) -> None:
+    assert checked_locale(given) == kept
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "d", "de_AT", "de-", "-de", "de-AT-", "de-A", "en" + "-abcde" * 8, "de AT", "d\u00e9"]
+)
+def test_what_is_no_locale_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="`locale` is no language tag"):
+        checked_locale(wrong)
+
+
+def test_zones_of_the_database_are_taken_and_nothing_else() -> None:
+    for zone in ("Europe/Vienna", "UTC", "America/Argentina/Buenos_Aires", "Asia/Kolkata"):
+        assert checked_timezone(zone) == zone
+    for wrong in ("", "Vienna", "europe/vienna", "../../etc/passwd", "localtime", "CET+1", "Europe/Vienna\0", "x" * 65):
+        with pytest.raises(ValueError, match="`timezone` is not in the IANA database"):
+            checked_timezone(wrong)
+
+
+def test_a_user_is_refused_with_the_field_at_fault() -> None:
+    for field, value in (("email", "no"), ("phone", "no"), ("locale", "no_NO"), ("timezone", "no")):
+        with pytest.raises(msgspec.ValidationError, match=f"`{field}`"):
+            msgspec.json.decode(msgspec.json.encode({field: value}), type=UserFields)
+
+
+def test_attributes_have_bounds_and_no_text_that_cannot_be_stored() -> None:
+    deep: object = 1
+    for _ in range(3000):
+        deep = [deep]
+    for wrong, said in (
+        ({"a": "x" * 8200}, "bytes"),
+        ({"a": deep}, "levels"),
+        ({"a": "x\0y"}, "NUL"),
+        ({"\0": 1}, "NUL"),
+        ({"a": "\ud800"}, "surrogate"),
+    ):
+        with pytest.raises(ValueError, match=f"`attributes`.*{said}"):
+            encoded_attributes(wrong)
+    assert encoded_attributes({"path": "\\u0000"}) == '{"path":"\\\\u0000"}', "a backslash is no NUL"
+    eight: object = 1
+    for _ in range(7):
+        eight = {"a": eight}
+    encoded_attributes({"a": eight})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-100, 100) | st.text(string.ascii_letters, max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+OBJECT = st.dictionaries(st.sampled_from("abc"), JSON, max_size=3)
+
+
+def by_the_book(target: object, patch: object) -> object:
+    """MergePatch of RFC 7396, section 2, word by word."""
+    if not isinstance(patch, dict):
+        return patch
+    if not isinstance(target, dict):
+        target = {}
+    target = dict(target)
+    for name, value in patch.items():
+        if value is None:
+            if name in target:
+                del target[name]
+        else:
+            target[name] = by_the_book(target.get(name), value)
+    return target
+
+
+@given(OBJECT, OBJECT)
+def test_attributes_are_merged_as_rfc_7396_says(target: dict[str, object], patch: dict[str, object]) -> None:
+    before = msgspec.json.encode(target)
+    assert merged(UserFields(attributes=target), UserPatch(attributes=patch)).attributes == by_the_book(target, patch)
+    assert msgspec.json.encode(target) == before, "what was there is not changed in place"
+
+
+def test_a_patch_changes_what_it_names_and_its_result_is_checked() -> None:
+    fields = UserFields(email="a@example.com", locale="de", attributes={"plan": "pro"})
+    assert merged(fields, UserPatch()) == fields
+    assert merged(fields, UserPatch(email=None, locale="en-us")) == UserFields(
+        locale="en-US", attributes={"plan": "pro"}
+    )
+    assert merged(fields, UserPatch(attributes=None)).attributes == {}
+    with pytest.raises(ValueError, match="`phone`"):
+        merged(fields, UserPatch(phone="123"))
+
+
+@given(st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text and text.isprintable()))
+def test_a_cursor_is_the_one_that_a_page_gave_or_refused(id: str) -> None:
+    cursor = cursor_after(id)
+    assert id_of_cursor(cursor) == id
+    with pytest.raises(InvalidCursor):
+        id_of_cursor(cursor + "=")
+    for wrong in ("", "!", "A", cursor + "\n"):
+        with pytest.raises(InvalidCursor):
+            id_of_cursor(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["", "topic:news", "x" * 129, "a\0b", "\ud800"])
+def test_an_id_that_no_log_can_have_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="`id`"):
+        checked_user_id(wrong)

@@ -1,0 +1,76 @@
+"""What holds for every decision, whatever it is about."""
+
+import re
+from datetime import datetime, timedelta
+
+import msgspec
+from hypothesis import given, settings
+from msgspec.structs import replace
+
+from engine.plan.decide import CAP_WAIT, channels_of, decide, narrowed, plan, wakes
+from engine.plan.decisions import WHYS, Inputs
+from engine.plan.hours import open_from, silent_until
+from engine.plan.preferences import QUIETABLE
+from tests.support.plans import inputs
+
+_WHEN = re.compile(r"now|never|at:\S+Z|unless_seen:[1-9]\d*|digest:.*/\S+Z")
+
+
+@settings(max_examples=150, deadline=None)
+@given(inputs())
+def test_there_is_a_decision_for_everything_and_its_record_gives_the_same_again(given_inputs: Inputs) -> None:
+    decided = plan(given_inputs)
+    assert tuple(decided) == channels_of(given_inputs)
+    for decision in decided.values():
+        assert _WHEN.fullmatch(decision.when)
+        why, _, which = decision.why.partition(":")
+        assert why in WHYS
+        assert bool(which) == (why in {"suppressed", "killed"})
+    stored = msgspec.json.encode(narrowed(given_inputs))
+    assert plan(msgspec.json.decode(stored, type=Inputs)) == decided
+    assert plan(msgspec.json.decode(msgspec.json.encode(given_inputs), type=Inputs)) == decided
+
+
+@settings(max_examples=150, deadline=None)
+@given(inputs())
+def test_every_wait_ends_and_no_stage_but_a_cap_asks_for_itself(given_inputs: Inputs) -> None:
+    for channel in channels_of(given_inputs):
+        asked, steps = given_inputs, 0
+        while (woken := wakes(decide(channel, asked), asked)) is not None:
+            stage, at = woken
+            assert stage != asked.facts.stage or stage == "cap"
+            now = max(at, asked.now)
+            assert stage != "cap" or now <= asked.facts.stored_at + CAP_WAIT
+            capped_until = now + timedelta(hours=5)  # the worst: each time it is asked, the cap is exhausted again
+            asked = replace(asked, now=now, facts=replace(asked.facts, stage=stage, capped_until=capped_until))
+            steps += 1
+            assert steps < 10
+
+
+@settings(max_examples=150, deadline=None)
+@given(inputs())
+def test_nobody_is_disturbed_in_quiet_hours_or_outside_send_windows_but_by_what_is_critical(asked: Inputs) -> None:
+    asked = replace(asked, facts=replace(asked.facts, stage="first"))
+    own = asked.profile.preferences.quiet_hours
+    quiet = own if own is not None else asked.defaults.quiet_hours
+    for channel, decision in plan(asked).items():
+        if channel not in QUIETABLE or decision.when == "never" or decision.why in {"critical", "throttled"}:
+            continue
+        kind, _, rest = decision.when.partition(":")
+        if kind not in {"now", "at"}:
+            continue
+        due = asked.now if kind == "now" else datetime.fromisoformat(rest)
+        assert (due > asked.now) == (kind == "at")
+        if quiet is not None and channel in quiet.channels:
+            assert silent_until(quiet.windows, due, asked.zone) == due
+        if asked.defaults.send_windows:
+            assert open_from(asked.defaults.send_windows, due, asked.zone) == due
+
+
+@settings(max_examples=150, deadline=None)
+@given(inputs())
+def test_nothing_goes_through_a_legal_opt_out(asked: Inputs) -> None:
+    for channel, decision in plan(asked).items():
+        held = [s for s in asked.profile.suppressions if s.channel == channel != "inapp" and s.reason == "opted_out"]
+        if any(s.scope in {"all", asked.category} and not (s.expires_at and s.expires_at <= asked.now) for s in held):
+            assert decision.when == "never"

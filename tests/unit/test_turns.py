@@ -1,0 +1,67 @@
+"""Who goes first among the sources of one process."""
+
+import asyncio
+
+import pytest
+
+from engine.dispatch import turns as module
+from engine.dispatch.source import BULK, EVENTS
+from engine.dispatch.turns import Turns
+
+
+async def taken(turns: Turns, done: list[str], name: str) -> None:
+    async with turns.turn(BULK):
+        done.append(name)
+
+
+async def test_what_may_wait_goes_on_as_soon_as_nothing_urgent_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 60)
+    turns, done = Turns(), []
+    with turns.work(EVENTS):
+        with turns.work(EVENTS):
+            patient = asyncio.create_task(taken(turns, done, "bulk"))
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        done.append("urgent")
+    await asyncio.wait_for(patient, 5)
+    assert done == ["urgent", "bulk"]
+
+
+async def test_what_may_wait_goes_on_slowly_while_urgent_work_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    turns, done = Turns(), []
+    with turns.work(EVENTS):
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                await taken(turns, done, "bulk")
+    assert done == ["bulk"] * 3
+
+
+async def test_one_batch_of_what_may_wait_is_under_way_at_a_time_and_urgent_ones_wait_for_none() -> None:
+    turns, at_once, most = Turns(), 0, 0
+
+    async def batch() -> None:
+        nonlocal at_once, most
+        async with turns.turn(BULK):
+            at_once, most = at_once + 1, max(most, at_once + 1)
+            async with turns.turn(EVENTS):
+                await asyncio.sleep(0)
+            at_once -= 1
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(batch() for _ in range(10)))
+    assert most == 1
+
+
+async def test_a_turn_that_is_cancelled_while_it_waits_keeps_nobody_from_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 60)
+    turns, done = Turns(), []
+    with turns.work(EVENTS):
+        waiting = asyncio.create_task(taken(turns, done, "cancelled"))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await asyncio.wait_for(taken(turns, done, "next"), 5)
+    assert done == ["next"]
