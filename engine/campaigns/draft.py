@@ -89,7 +89,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     """What everybody of the audience gets; the members are those of an event."""
 
     type: str
-    data: msgspec.Raw = msgspec.Raw(b"{}")
+    data: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     category: Label | None = None
     priority: Priority | None = None
     collapse_key: Label | None = None

@@ -27,8 +27,7 @@ from engine import metrics
 from engine.errors import StoreBroken
 from engine.outages import redis_failure
 from engine.redisscript import RedisScript
-from gateway.http.problems import UNAVAILABLE, Kind, Problem, problem_of
-from gateway.limits import (
+from gateway.http.limits import (
     IDEMPOTENCY_ANSWER_BYTES,
     IDEMPOTENCY_BURST_BYTES,
     IDEMPOTENCY_BYTES_PER_DAY,
@@ -36,6 +35,7 @@ from gateway.limits import (
     IDEMPOTENCY_KEY_BYTES,
     IDEMPOTENCY_RUNNING_SECONDS,
 )
+from gateway.http.problems import UNAVAILABLE, Kind, Problem, problem_of
 from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.idempotency")
