@@ -20,7 +20,6 @@ from ops.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
 from ops.migrate import migrate
 from tests.support.overlays import FORGETFUL, UNSYNCED
 
-
 DATABASE_SECONDS = 20.0
 """For making or dropping a database, and for the end of its server."""
 
@@ -66,7 +65,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def end(server: Postgres) -> None:
-    """End it at once, without a last checkpoint. One that was killed starts once more for it: shared memory outlives a SIGKILL."""
+    """End it at once, without a last checkpoint. One that was killed starts again first: shared memory outlives a SIGKILL."""
     if server.child.exit_code == -signal.SIGKILL:
         server.start()
     server.child.stop(server.death_signal, DATABASE_SECONDS)
