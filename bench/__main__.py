@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from bench import campaign as campaign_bench
 from bench import dispatch as dispatch_bench
 from bench import fanout as fanout_bench
 from bench import idle as idle_bench
@@ -53,6 +54,14 @@ def dispatch(
     measure(
         "dispatch", dispatch_bench.run(events=events, users=users, data=data, sync=sync, hurry=quick), data, quick=quick
     )
+
+
+@app.command()
+def campaign(users: int = 200_000, data: Data = None, sync: Sync = None, quick: Quick = False) -> None:
+    """How fast a campaign reaches the logs of a topic's members, against the broker's own limit."""
+    if quick:
+        users = 2_000
+    measure("campaign", campaign_bench.run(users=users, data=data, sync=sync, hurry=quick), data, quick=quick)
 
 
 @app.command()

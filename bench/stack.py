@@ -33,6 +33,10 @@ FORGETFUL = (
 """For `Valkey`."""
 
 
+_OPTIONS = {"gateway": ("--processes", "1"), "pager": ("--not-planned",)}
+"""What roles are started with."""
+
+
 @dataclass
 class Stack:
     """What runs. `roles` holds the processes of each role; the broker connection is the benchmark's own."""
@@ -80,7 +84,7 @@ class Stack:
             if self.postgres is not None:
                 env["SEAMARK_POSTGRES_URL"] = self.postgres.url
             log = self.folder / f"{role}-{number}.log"
-            arguments = ["-m", "ops", role, *(["--processes", "1"] if role == "gateway" else [])]
+            arguments = ["-m", "ops", role, *_OPTIONS.get(role, ())]
             worker = await self._exits.enter_async_context(running(role, arguments, log, env=env, speaks=False))
             await worker.until(lambda port=health: _is_ready(port), READY_SECONDS)
             self.roles.setdefault(role, []).append(worker)

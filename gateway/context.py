@@ -25,16 +25,11 @@ from gateway.access.throttles import Throttles
 from gateway.descriptors import Descriptors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.join.port import FeedCounters
-from gateway.limits import (
-    BROADCAST_BURST,
-    BROADCASTS_PER_MINUTE,
-    CANCELS_PER_MINUTE,
-    QUESTIONS_PER_MINUTE,
-    REQUESTS_PER_MINUTE,
-)
+from gateway.limits import BROADCAST_BURST, BROADCASTS_PER_MINUTE, CANCELS_PER_MINUTE, REQUESTS_PER_MINUTE
 from gateway.log.partition import Partition
 from gateway.options import Times
 from gateway.presence.gateways import Gateways
+from gateway.presence.limits import QUESTIONS_PER_MINUTE
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions

@@ -138,48 +138,6 @@ REQUESTS_PER_MINUTE: Final = 600
 """Requests (inbox, reads, proofs, sessions) of one user to one process; then 429. Each may cost PostgreSQL a query of
 some milliseconds, on one of 8 connections that all users of the process share."""
 
-# --- who was signed out, and which gateways there are --------------------------------------------------------------------
-
-SIGN_OUTS_KEPT_SECONDS: Final = 31 * 86_400
-"""How long it is remembered that a user was signed out (`max_age` of the bucket `signouts`), and so the age of the oldest token
-that is believed."""
-
-SIGN_OUTS_PER_TENANT: Final = 200_000
-"""Users of one tenant that are remembered as signed out; then 429. With 180 bytes each they fill half of the smallest bucket."""
-
-SIGN_OUTS_OLD_SECONDS: Final = 10.0
-"""After so long without knowing who was signed out, no token is believed. A leader election takes 4-9 s, and nobody can be
-signed out meanwhile; a gateway that knows nothing for longer is cut off."""
-
-BEAT_SECONDS: Final = 2.0
-"""How often a gateway says that it is there."""
-
-ALONE_SECONDS: Final = 60.0
-"""A gateway that was cut off from the broker for so long ends its sessions: they get nothing here, and perhaps do elsewhere.
-Shorter outages of the broker are not worth a storm of reconnects."""
-
-GATEWAY_FORGOTTEN_SECONDS: Final = 90.0
-"""After so long in silence a gateway is taken to have no sessions: it is dead, or has ended them by `ALONE_SECONDS`."""
-
-GATEWAYS_MAX: Final = 10_000
-"""Gateways remembered; with one more, answers are no longer said to be complete."""
-
-ANSWER_SECONDS: Final = 1.0
-"""How long an answer of all gateways is waited for; who has not answered by then is named."""
-
-OBEY_SECONDS: Final = 0.9
-"""How long a gateway that is asked to obey a sign-out looks for it; then it gives no answer, and is named."""
-
-QUESTIONS_PER_MINUTE: Final = 600
-"""Questions to all gateways that a tenant may have asked by one process; then 429. With 100 gateways they are 1 000 messages a
-second."""
-
-QUESTIONS_AT_A_TIME: Final = 64
-"""Such questions under way in one process; then 503. Each waits for a second where a gateway is silent."""
-
-QUESTIONS_AT_A_TIME_PER_TENANT: Final = 16
-"""Of them, one tenant's."""
-
 # --- one process ----------------------------------------------------------------------------------------------------
 
 SESSIONS_PER_PROCESS: Final = 50_000
@@ -311,25 +269,6 @@ EVENTS_IN_FLIGHT_PER_TENANT: Final = 256
 EVENT_BUDGET_SECONDS: Final = 10.0
 """How long a request tries to have its event stored; then 503 with Retry-After."""
 
-IDEMPOTENCY_KEY_BYTES: Final = 255
-"""Length of an `Idempotency-Key`."""
-
-IDEMPOTENCY_KEPT_SECONDS: Final = 86_400
-"""How long a key belongs to the request that it came with, and its answer is given again."""
-
-IDEMPOTENCY_RUNNING_SECONDS: Final = 60
-"""How long a request may run that holds a key; then it is taken for dead, and the same request may be tried again. A bulk request
-takes half a minute at most."""
-
-IDEMPOTENCY_ANSWER_BYTES: Final = 524_288
-"""Largest answer kept. A thousand results of a bulk request, each with an error, have less."""
-
-IDEMPOTENCY_BURST_BYTES: Final = 64 << 20
-"""What keys of one tenant may take of Redis at once, then 429: some 130 000 of single events."""
-
-IDEMPOTENCY_BYTES_PER_DAY: Final = 192 << 20
-"""How much of that comes back in a day: never more than 256 MiB are kept for a tenant, 6 requests a second without end."""
-
 RETRY_AFTER_SECONDS: Final = 2
 """`Retry-After` of a 503."""
 
@@ -412,8 +351,6 @@ DRAIN_WORK_SECONDS: Final = 5.0
 """For requests, read records and receipts under way; then they are given up, and said so."""
 
 assert WRITE_LOW_BYTES < WRITE_HIGH_BYTES < ROOM_BYTES, "a session refused room must find its transport paused"
-assert ALONE_SECONDS + 10 * BEAT_SECONDS < GATEWAY_FORGOTTEN_SECONDS, "who is forgotten must have ended its sessions"
-assert SIGN_OUTS_OLD_SECONDS < ALONE_SECONDS, "sessions that were ended must not begin anew in the same place"
 assert BULK_IN_FLIGHT <= BULK_APPENDS_PER_TENANT < BULK_APPENDS, "one tenant must leave places to others"
 assert POLL_LIMIT <= PAGE_RECORDS, "a poll is answered from one page"
 assert READ_IDS * DEVICE_BYTES < STATE_RECORD_BYTES_MAX < STATE_BURST_BYTES, (
@@ -447,3 +384,15 @@ MEMBERS_BODY_BYTES: Final = 400_000
 
 INLINE_RECIPIENTS_MAX: Final = 100
 """Recipients of one request that bring what is known of them: they are stored in one transaction, before any event is."""
+
+# --- campaigns ------------------------------------------------------------------------------------------------------
+
+CAMPAIGN_BODY_BYTES: Final = 8 << 20
+"""50 000 users that are named one by one, with ids of 128 bytes and some escapes."""
+
+CAMPAIGN_BODIES: Final = 4
+"""Requests that bring a campaign, or count an audience, under way in one process: each may hold one of the directory's
+connections for half a minute."""
+
+CAMPAIGN_BODIES_PER_TENANT: Final = 2
+"""Of one tenant; others find a place."""

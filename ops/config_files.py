@@ -117,7 +117,10 @@ def _templates(reading: _Reading) -> Iterator[tuple[TemplateKey, dict[str, str]]
             if channel not in FORMS or re.match(LOCALE, locale) is None or not path.is_dir():
                 reading.fault(path, "is no folder of a template: it is called as channel and locale, as in email.de")
                 continue
+            known = len(reading.faults)
             parts = dict(_parts(reading, path, channel))
+            if len(reading.faults) > known:  # a part is missing because its file has a fault, which is told already
+                continue
             try:
                 check_parts(channel, parts)
             except ValueError as error:

@@ -25,7 +25,7 @@ from engine.limits import TOMBSTONE_SECONDS
 from engine.log.incarnations import epoch_of
 from engine.log.marks import decode_mark
 from engine.postgres import AWAY, Connection, Pool, asking, holding, transaction
-from projections.unread.store import key_prefix, read_version
+from projections.unread.store import asked, key_prefix, read_version
 from seamark.protocol.subjects import (
     EVENTS_STREAM,
     RECEIPTS_STREAM,
@@ -43,7 +43,7 @@ _log = structlog.get_logger("seamark.erasure")
 LOCK: Final = 0x5EA_3A2B
 """Advisory lock: one projector of all makes the passes."""
 
-EVERY_SECONDS: Final = 1.0
+EVERY_SECONDS: Final = 2.0
 ROUND_SECONDS: Final = 120.0
 AT_ONCE: Final = 50
 """Users of one round. Whoever has more deleted at once has them erased in the order of their turns."""
@@ -76,9 +76,11 @@ AND 2 = (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid AND attname IN
 ORDER BY 1
 """
 
+_TOMBSTONE: Final = "SELECT deleted_at FROM profiles WHERE tenant = $1 AND user_id = $2 FOR UPDATE"
+
 _AFTER_PASS: Final = """
 UPDATE deletions SET passes = passes + 1, due_at = now() + $3::interval, bounds = $4, erased_at = coalesce(erased_at, $5)
-WHERE tenant = $1 AND user_id = $2
+WHERE tenant = $1 AND user_id = $2 AND deleted_at = $6
 """
 
 
@@ -107,15 +109,21 @@ class Eraser:
         """Erase for ever; ends by cancellation. What fails is said, and tried again."""
         while True:
             try:
-                async with asyncio.timeout(ROUND_SECONDS), holding(self._pool, LOCK) as mine:
-                    if mine is not None:
-                        await self.round()
+                async with asyncio.timeout(ROUND_SECONDS):
+                    if await self._anybody_due():  # the lock costs a connection
+                        async with holding(self._pool, LOCK) as mine:
+                            if mine is not None:
+                                await self.round()
             except (BrokerError, TopologyError, StoreUnavailable, *AWAY) as error:
                 _log.warning("users_not_erased", why=str(error)[:200] or type(error).__name__)
             except Exception:
                 # Without this task nobody is ever erased; what we did not foresee must not end it.
                 _log.exception("users_not_erased")
             await asyncio.sleep(EVERY_SECONDS)
+
+    async def _anybody_due(self) -> bool:
+        async with asking(self._pool) as connection:
+            return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM deletions WHERE due_at <= now())"))
 
     async def round(self) -> int:
         """One pass over each user who is due; how many these were.
@@ -143,7 +151,9 @@ class Eraser:
         tenant, user = deletion.tenant, deletion.user
         bounds = deletion.bounds or await self._end_of_events()
         waits = not await self._dispatched(bounds)  # asked before: what is dispatched meanwhile is found by this pass
-        found = await self.take_away(tenant, user)
+        found = await self.take_away(deletion)
+        if found is None:
+            return
         gone = not found and not waits and deletion.passes > 0
         again = DAILY if gone or deletion.erased_at else timedelta(seconds=_again(deletion.passes))
         if found or deletion.passes == 0:
@@ -153,7 +163,7 @@ class Eraser:
         if gone and erased_at is None and deletion.erased_at is None:
             again = timedelta(seconds=SETTLED_SECONDS)
         async with asking(self._pool) as connection:
-            args = again, msgspec.json.encode(bounds).decode(), erased_at
+            args = again, msgspec.json.encode(bounds).decode(), erased_at, deletion.deleted_at
             await connection.execute(_AFTER_PASS, tenant, user, *args)
         _log.info(
             "user_erased" if erased_at else "user_pass",
@@ -162,23 +172,27 @@ class Eraser:
             found=sum(found.values()),
         )
 
-    async def take_away(self, tenant: str, user: str) -> dict[str, int]:
+    async def take_away(self, deletion: Deletion) -> dict[str, int] | None:
         """Take away all that there is of a user; how much it was, by place. Places without anything are left out.
 
+        All of it happens while his row of `profiles` is held: one who is made anew loses nothing. None: that has happened.
         Streams go first: what is folded from them meanwhile is gone with the rows, or found by the next pass.
         """
+        tenant, user = deletion.tenant, deletion.user
         p = self._partition(tenant, user)
-        found = {
-            log_stream(p): await self._purge(log_stream(p), log_subject(p, tenant, user)),
-            RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
-        }
         async with transaction(self._pool, SWEEP_SECONDS) as connection:
+            if await connection.fetchval(_TOMBSTONE, tenant, user) != deletion.deleted_at:
+                return None
+            found = {
+                log_stream(p): await self._purge(log_stream(p), log_subject(p, tenant, user)),
+                RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
+            }
             found["directory"] = await forget_user(connection, tenant, user)
             for table in await _tables(connection):
                 done = await connection.execute(f"DELETE FROM {table} WHERE tenant = $1 AND user_id = $2", tenant, user)
                 found[table] = int(done.rpartition(" ")[2])
-        found["Redis"] = await self._redis.unlink(*await self._keys(tenant, user))
-        await self._forget_due(tenant, user)
+            found["Redis"] = await asked(self._redis.unlink(*await self._keys(tenant, user)))
+            await self._forget_due(tenant, user)
         return {place: many for place, many in found.items() if many}
 
     async def remains(self, tenant: str, user: str) -> dict[str, int]:
@@ -187,7 +201,7 @@ class Eraser:
         found = {
             log_stream(p): await self._messages(log_stream(p), log_subject(p, tenant, user)),
             RECEIPTS_STREAM: await self._messages(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
-            "Redis": await self._redis.exists(*await self._keys(tenant, user)),
+            "Redis": await asked(self._redis.exists(*await self._keys(tenant, user))),
         }
         async with asking(self._pool, SWEEP_SECONDS) as connection:
             for table in await _tables(connection):
@@ -213,7 +227,7 @@ class Eraser:
     async def _forget_due(self, tenant: str, user: str) -> None:
         version, token = await read_version(self._redis), f"{encode_token(tenant)}.{encode_token(user)}"
         for v in (version, version + 1):
-            await self._redis.zrem(f"{key_prefix(self._partition(tenant, user), v)}due", token)
+            await asked(self._redis.zrem(f"{key_prefix(self._partition(tenant, user), v)}due", token))
 
     async def _end_of_events(self) -> tuple[str, int]:
         state = await self._broker.stream(EVENTS_STREAM)
@@ -238,7 +252,7 @@ class Eraser:
 
     async def _forget(self, deletion: Deletion) -> None:
         """The tombstone has ended: nothing says any more that there was such a user. One last pass comes before."""
-        if await self.take_away(deletion.tenant, deletion.user):
+        if await self.take_away(deletion):
             _log.warning("erased_user_found_again")
         async with transaction(self._pool) as connection:
             for statement in (

@@ -101,8 +101,8 @@ class ProfileChange:
         return user in self._states
 
     def deleted_at(self, user: str) -> datetime | None:
-        """When the user was deleted, if there is a tombstone of him."""
-        return self._states[user].deleted_at
+        """When the user was deleted, if there is a tombstone of him that this change leaves."""
+        return self._touched.get(user, self._states[user].deleted_at)
 
     def touch(self, user: str) -> int:
         """Count a change of the user, once for the transaction; the version that he gets by it. A tombstone stays one."""

@@ -80,16 +80,16 @@ def merged(document: Preferences, patch: dict[str, Any]) -> Preferences:
     return _without_empty_lines(merged)
 
 
-def _merge(target: Any, patch: Any) -> Any:
-    """RFC 7396, section 2."""
-    if not isinstance(patch, dict):
+def _merge(target: Any, patch: Any, levels: int = 3) -> Any:
+    """RFC 7396, section 2. A document has three levels of objects; what is deeper is refused as it stands, not followed."""
+    if not isinstance(patch, dict) or levels == 0:
         return patch
     result = dict(target) if isinstance(target, dict) else {}
     for name, value in patch.items():
         if value is None:
             result.pop(name, None)
         else:
-            result[name] = _merge(result.get(name), value)
+            result[name] = _merge(result.get(name), value, levels - 1)
     return result
 
 

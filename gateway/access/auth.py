@@ -15,7 +15,8 @@ import jwt
 from gateway.access.jwks import Key, Keys, KeysUnavailable
 from gateway.access.principals import User
 from gateway.access.sign_outs import SignOuts
-from gateway.limits import SIGN_OUTS_KEPT_SECONDS, TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
+from gateway.limits import TOKEN_BYTES, TOKEN_CACHE, TOKEN_LEEWAY_SECONDS
+from gateway.presence.limits import SIGN_OUTS_KEPT_SECONDS
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_token, encode_user
 

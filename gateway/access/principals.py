@@ -61,6 +61,12 @@ class Scope(StrEnum):
     TOPICS_WRITE = "topics:write"
     """To make and delete topics, and to change who is in them."""
 
+    CAMPAIGNS_READ = "campaigns:read"
+    """To see campaigns and how far they have come."""
+
+    CAMPAIGNS_WRITE = "campaigns:write"
+    """To send to whole audiences, to hold campaigns up and to end them."""
+
 
 class User(msgspec.Struct, frozen=True):
     """A user, who may see and change what is theirs.

@@ -19,7 +19,7 @@ from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
 from engine.broker.tail import BucketTail
 from engine.errors import ApiError, Unavailable
 from engine.tasks import Tasks
-from gateway.limits import SIGN_OUTS_KEPT_SECONDS, SIGN_OUTS_OLD_SECONDS
+from gateway.presence.limits import SIGN_OUTS_KEPT_SECONDS, SIGN_OUTS_OLD_SECONDS
 from seamark.protocol.subjects import SIGN_OUTS_BUCKET, decode_token, encode_token, encode_user
 
 _log = structlog.get_logger("seamark.sign_outs")

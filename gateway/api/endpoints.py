@@ -7,6 +7,17 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.campaigns import (
+    campaign_page,
+    campaign_progress,
+    cancel_campaign,
+    create_campaign,
+    get_campaign,
+    pause_campaign,
+    resume_campaign,
+    set_campaign_rate,
+    try_campaign,
+)
 from gateway.api.controls import change_controls, show_controls
 from gateway.api.events import publish_event, publish_events
 from gateway.api.explain import explain_event
@@ -121,6 +132,15 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     preferences_of_user,
     patch_preferences_of_user,
     explain_event,
+    create_campaign,
+    try_campaign,
+    campaign_page,
+    get_campaign,
+    campaign_progress,
+    pause_campaign,
+    resume_campaign,
+    cancel_campaign,
+    set_campaign_rate,
     healthz,
     readyz,
     openapi,

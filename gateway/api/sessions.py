@@ -14,13 +14,9 @@ from gateway.access.shares import Shares
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import FORBIDDEN, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Kind, Problem
-from gateway.limits import (
-    QUESTIONS_AT_A_TIME,
-    QUESTIONS_AT_A_TIME_PER_TENANT,
-    SIGN_OUTS_PER_TENANT,
-    TOKEN_LEEWAY_SECONDS,
-)
+from gateway.limits import TOKEN_LEEWAY_SECONDS
 from gateway.presence.gateways import Connected, Gathered
+from gateway.presence.limits import QUESTIONS_AT_A_TIME, QUESTIONS_AT_A_TIME_PER_TENANT, SIGN_OUTS_PER_TENANT
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import encode_token, encode_user
 

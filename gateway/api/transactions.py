@@ -89,7 +89,7 @@ async def cancel_transaction(call: Call[Service, CancelQuery, None]) -> Cancelle
     again, the request does what is left to do, and counts anew.
     """
     context, tenant, query = call.context, call.principal.tenant, call.query
-    await _store(context, tenant, query.id)
+    await store_cancel(context, tenant, query.id)
     await asyncio.sleep(CANCEL_SETTLE_SECONDS)
     try:
         transactions = await _folded(context)
@@ -112,7 +112,12 @@ def _recalled(id: str, before: Fates, *, whole: bool) -> Cancelled:
     return Cancelled(id, before.cancelled, before.recalled, before.seen, more=True)
 
 
-async def _store(context: Context, tenant: str, id: str) -> None:
+async def store_cancel(context: Context, tenant: str, id: str) -> None:
+    """Store that a transaction is cancelled. It holds after a second.
+
+    Raises:
+        Problem: it is not, or that is not known: with INVALID_QUERY, TOO_MANY_CANCELS, CANCELS_FULL or UNAVAILABLE.
+    """
     try:
         token, _ = encode_token(tenant), encode_token(id)
     except InvalidToken as error:

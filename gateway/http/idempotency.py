@@ -21,13 +21,13 @@ import structlog
 from aiohttp import web
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from engine import metrics
 from engine.errors import StoreBroken
 from engine.outages import redis_failure
 from engine.redisscript import RedisScript
-from gateway.http.problems import UNAVAILABLE, Kind, Problem, problem_of
-from gateway.limits import (
+from gateway.http.limits import (
     IDEMPOTENCY_ANSWER_BYTES,
     IDEMPOTENCY_BURST_BYTES,
     IDEMPOTENCY_BYTES_PER_DAY,
@@ -35,6 +35,7 @@ from gateway.limits import (
     IDEMPOTENCY_KEY_BYTES,
     IDEMPOTENCY_RUNNING_SECONDS,
 )
+from gateway.http.problems import UNAVAILABLE, Kind, Problem, problem_of
 from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.idempotency")
@@ -240,10 +241,10 @@ class IdempotencyKeys:
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 said = await script(keys, args)
-        except TimeoutError:
+        except (TimeoutError, RedisTimeoutError) as error:
             self._silent_since = self._silent_since or time.monotonic()
             if time.monotonic() - self._silent_since < SILENT_SECONDS:
-                raise
+                raise TimeoutError from error
             return self._away("silent")
         except (RedisError, OSError, RuntimeError) as error:
             # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.

@@ -14,8 +14,8 @@ import msgspec
 from gateway.access.principals import Operator, Service, User
 from gateway.http.endpoint import Endpoint
 from gateway.http.idempotency import HEADER, REPLAYED
+from gateway.http.limits import IDEMPOTENCY_KEY_BYTES
 from gateway.http.problems import CONTENT_TYPE, Kind, ProblemDocument
-from gateway.limits import IDEMPOTENCY_KEY_BYTES
 
 _REF: Final = "#/components/schemas/{name}"
 

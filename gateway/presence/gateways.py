@@ -19,13 +19,8 @@ from engine.broker.jetstream import Broker, Subscription
 from engine.errors import BrokerError
 from engine.tasks import Tasks
 from gateway.access.sign_outs import SignOuts
-from gateway.limits import (
-    ALONE_SECONDS,
-    ANSWER_SECONDS,
-    BEAT_SECONDS,
-    DRAIN_SPREAD_MS,
-    OBEY_SECONDS,
-)
+from gateway.limits import DRAIN_SPREAD_MS
+from gateway.presence.limits import ALONE_SECONDS, ANSWER_SECONDS, BEAT_SECONDS, OBEY_SECONDS
 from gateway.presence.roll import Roll
 from gateway.session.registry import Member, Sessions
 from seamark.protocol.close_codes import UNAUTHENTICATED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.limits import GATEWAY_FORGOTTEN_SECONDS, GATEWAYS_MAX
+from gateway.presence.limits import GATEWAY_FORGOTTEN_SECONDS, GATEWAYS_MAX
 
 
 class Roll:

@@ -10,6 +10,7 @@ import typer
 from ops.cli import (
     apikey,
     broadcast,
+    campaign,
     config,
     control,
     dev,
@@ -19,6 +20,8 @@ from ops.cli import (
     gateway,
     log,
     migrate,
+    pager,
+    planner,
     projector,
     prove,
     publish,
@@ -50,6 +53,8 @@ app.command("token")(token.token)
 app.command("gateway")(gateway.gateway)
 app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
+app.command("pager")(pager.pager)
+app.command("planner")(planner.planner)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
 app.command("explain")(explain.explain)
@@ -58,6 +63,7 @@ app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
 app.add_typer(apikey.app, name="api-key")
 app.add_typer(config.app, name="config")
+app.add_typer(campaign.app, name="campaign")
 app.add_typer(control.app, name="control")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")

@@ -78,7 +78,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         option = OPTIONS.get(name, "--" + name.replace("_", "-"))
         if name == "data":
-            fields[name] = _data(value)
+            fields[name] = read_data(value)
             continue
         try:
             fields[name] = msgspec.convert(value, _TYPES[name])
@@ -98,8 +98,12 @@ def _with_remedy(said: str, name: str) -> str:
     return f"{said}; {_REMEDIES[name]}" if name in _REMEDIES else said
 
 
-def _data(text: str) -> msgspec.Raw:
-    """The JSON that `--data` holds, or that of the file it names, unchanged."""
+def read_data(text: str) -> msgspec.Raw:
+    """The JSON that `--data` holds, or that of the file it names, unchanged.
+
+    Raises:
+        InvalidEvent: it is none.
+    """
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")

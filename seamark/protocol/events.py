@@ -222,7 +222,7 @@ def _recipients(event: Event) -> list[Recipient]:
 
 def _recipient(user: str) -> Recipient:
     if user.startswith((subjects.TOPIC, "segment:")):
-        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}")
+        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}: start a campaign for others")
     try:
         return Recipient(subjects.encode_token(user), user)
     except InvalidToken as error:

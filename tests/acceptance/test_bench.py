@@ -29,7 +29,9 @@ def run(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["dispatch", "users", "sustained", "fanout", "storm", "idle", "resume", "inbox"])
+@pytest.mark.parametrize(
+    "name", ["campaign", "dispatch", "users", "sustained", "fanout", "storm", "idle", "resume", "inbox"]
+)
 def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name: str) -> None:
     figures = run(name)
     assert figures["benchmark"] == name

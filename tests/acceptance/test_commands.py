@@ -87,7 +87,9 @@ def test_what_is_missing_or_wrong_before_anything_was_tried_has_an_exit_code_of_
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", ["gateway", "gateway --processes 2", "dispatcher", "projector", "dev", "log alice"])
+@pytest.mark.parametrize(
+    "words", ["gateway", "gateway --processes 2", "dispatcher", "projector", "planner", "dev", "log alice"]
+)
 def test_a_wrong_setting_starts_nothing_and_is_named(tmp_path: Path, words: str) -> None:
     done = seamark(*words.split(), folder=tmp_path, SEAMARK_HEALTH_PORT="many", SEAMARK_NATS_URL="nats://127.0.0.1:1")
     assert done.returncode == MISCONFIGURED

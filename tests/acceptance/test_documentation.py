@@ -11,9 +11,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 
+from engine.campaigns.draft import Draft
 from ops.cli import app
 from tests.support.chromium import Chromium, Page
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands
@@ -83,6 +85,9 @@ def test_a_block_of_python_runs_as_it_stands(reader: Manual, block: Block) -> No
 @of_kind("json")
 def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, block: Block) -> None:
     shown = json.loads(block.text)
+    if "audience" in shown:
+        msgspec.json.decode(block.text, type=Draft).check("default")
+        return
     if "request_id" in shown:
         headers = {"Authorization": f"Bearer {reader.described.token}", "X-Request-Id": shown["request_id"]}
         request = urllib.request.Request(f"{reader.described.gateway_url}/v1/inbox?limit=0", headers=headers)

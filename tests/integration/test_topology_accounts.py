@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,10 +12,18 @@ import pytest
 
 from engine.broker.control import Control
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
+from engine.campaigns.bulk import Bulk
+from engine.campaigns.draft import Message, page_event
+from engine.campaigns.planners import JobsPlanners
 from engine.cancels import cancel, watching
+from engine.controls.changing import Asked
+from engine.controls.desk import Desk
+from engine.controls.document import Kill
 from engine.errors import ApiError, BrokerError, Forbidden
+from engine.log.incarnations import read_partitions
 from engine.topology import server as topology
 from engine.topology.files import files_folder, render
+from gateway.access.sign_outs import SignOuts
 from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import (
     bulk_subject,
@@ -250,6 +259,31 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
         assert await denied(gateway, subject), subject
 
 
+async def test_a_pager_appends_pages_and_reads_what_became_of_them_and_nothing_else(connected: Connect):
+    await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
+    broker = await connected("pager")
+    bulk, planners = Bulk(broker, await read_partitions(broker)), JobsPlanners(broker, await read_partitions(broker))
+    event = page_event("acme", "c0", Message(type="sale.autumn"), 0, ["alice"])
+    at = await bulk.store(event.subject, event.payload, (await bulk.state()).epoch or "")
+    assert await bulk.find(event.subject) == at.seq
+    await bulk.home_mark(event.subject)
+    assert await planners.has_room()
+    assert not await planners.passed(await planners.heads())
+    for subject in (
+        event_subject("acme", "alice", "demo"),
+        "log.0.default.alice",
+        "mark.0.b0",
+        "jmark.0",
+        "rcpt.0.default.alice",
+        "live.0.default.alice",
+        "$KV.control.epochs",
+        "$JS.API.STREAM.MSG.GET.EVENTS",
+        "$JS.API.STREAM.PURGE.BULK",
+        "$JS.API.CONSUMER.MSG.NEXT.BULK.dispatch-0",
+    ):
+        assert await denied(broker, subject), subject
+
+
 async def test_a_planner_reads_its_consumers_and_writes_receipts_and_jobs_and_nothing_else(connected: Connect):
     await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
     planner = await connected("planner")
@@ -325,6 +359,23 @@ async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
     assert (await worker.leader_next("LOG-0", "log.0.>", 1)) is None
     for subject in (log_subject(0, "default", "alice"), "events.default.alice.demo", "$JS.API.STREAM.MSG.GET.EVENTS"):
         assert await denied(worker, subject), subject
+
+
+async def test_a_gateway_sets_controls_and_signs_users_out_but_records_no_epochs(connected: Connect):
+    gateway, dispatcher = await connected("gateway"), await connected("dispatcher")
+    await Desk(gateway).change(Asked(Kill(channel="push"), "ops", "outage"))
+    sign_outs = SignOuts(gateway)
+    await sign_outs.start()
+    try:
+        seq = await sign_outs.sign_out("default", "alice", time.time())
+        await sign_outs.read_up_to(seq)
+        assert sign_outs.refuses("default", "alice", time.time() - 60)
+        assert sign_outs.known
+    finally:
+        await sign_outs.close()
+    assert await denied(gateway, "$KV.control.epochs")
+    for subject in ("$KV.control.controls.document", "$KV.signouts.default.alice", "gateways.ask"):
+        assert await denied(dispatcher, subject), subject
 
 
 async def test_an_operator_sees_everything_and_changes_nothing(connected: Connect):

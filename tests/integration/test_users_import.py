@@ -59,7 +59,9 @@ async def test_an_import_that_fails_midway_leaves_nothing(directory: Directory) 
     assert await imported(directory, people()) == (COUNT, 0, 0, 0), "the connection is not left in pieces"
 
 
-async def test_who_was_deleted_is_passed_over_also_when_it_happens_meanwhile(directory: Directory) -> None:
+async def test_who_was_deleted_is_passed_over_also_when_it_happens_meanwhile(
+    directory: Directory, postgres: str
+) -> None:
     await imported(directory, people())
     async with directory.changing("acme", ["u00001"]) as change:
         await delete_user(change, "u00001")
@@ -69,7 +71,7 @@ async def test_who_was_deleted_is_passed_over_also_when_it_happens_meanwhile(dir
         """Deletes a user between the look of the import and its locks."""
 
         async def pending(self, tenant: str, users: list[str], seconds: float) -> str:
-            other = await asyncpg.connect(**address)
+            other = await asyncpg.connect(postgres)
             await other.execute("DELETE FROM users WHERE user_id = 'u00002'")
             await other.execute("UPDATE profiles SET deleted_at = now() WHERE user_id = 'u00002'")
             await other.close()
@@ -78,9 +80,6 @@ async def test_who_was_deleted_is_passed_over_also_when_it_happens_meanwhile(dir
         async def settled(self, tenant: str, users: list[str], token: str) -> None:
             heard.append(len(users))
 
-    async with directory.pool.acquire() as connection:
-        host, port = connection._addr
-        address = {"host": host, "port": port, "database": connection._params.database, "user": connection._params.user}
     heard: list[int] = []
     assert await imported(Directory(directory.pool, Marks()), people(locale="fr")) == (0, COUNT - 2, 0, 2)
     assert heard == [COUNT - 1]

@@ -12,7 +12,7 @@ from engine.planner import plans, worker
 from engine.planner.worker import PlanWorker
 from tests.support.plansim import World
 
-WORLDS = 300
+WORLDS = 150
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.limits import ALONE_SECONDS, BEAT_SECONDS, GATEWAY_FORGOTTEN_SECONDS, GATEWAYS_MAX
+from gateway.presence.limits import ALONE_SECONDS, BEAT_SECONDS, GATEWAY_FORGOTTEN_SECONDS, GATEWAYS_MAX
 from gateway.presence.roll import Roll
 
 

@@ -6,7 +6,7 @@ An address that is suppressed stands in no index, key or check: PostgreSQL repea
 from alembic import op
 
 revision = "0007"
-down_revision = "0010"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

@@ -6,7 +6,7 @@ Columns are added with constants as their defaults, so no row is touched.
 from alembic import op
 
 revision = "0009"
-down_revision = "0005"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -6,7 +6,7 @@ The index is made for versions to come, so no row is touched. A version from bef
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,76 @@
+"""`seamark planner`: the role that decides by which channels records go to their users, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from typing import TYPE_CHECKING
+
+from engine.errors import InvalidSetting
+from engine.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from engine.plan.decisions import Kill
+    from ops.process import Health
+
+POOL_CONNECTIONS_MAX = 8
+"""Profiles that Redis does not have are read from PostgreSQL, so many at once; more of them wait for a connection."""
+
+
+def planner() -> None:
+    """Run a planner. Start two or more: one plans a log, the others stand by."""
+    from ops.process import run_role
+
+    settings = load_settings()
+    sys.exit(run_role("planner", settings, lambda stop, health: _plan(settings, stop, health)))
+
+
+async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None:
+    import asyncpg
+
+    from engine.controls.watching import watched_controls
+    from engine.directory.rules import Rules
+    from engine.log.incarnations import read_partitions
+    from engine.partition.head import read_pin_timeout
+    from engine.planner import position
+    from engine.planner.planner import Planner
+    from engine.profiles.cache import ProfileCache
+    from engine.profiles.reader import read_profile
+    from engine.tasks import run_until
+    from ops.process import stores
+
+    if settings.postgres_url is None:
+        raise InvalidSetting("SEAMARK_POSTGRES_URL is not set: planners read rules and users there")
+    # Connects when first needed: while the database is away, what Redis and this process hold is enough to go on.
+    pool = asyncpg.create_pool(
+        settings.postgres_url.reveal(), min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60
+    )
+    await pool
+    try:
+        async with stores("planner", settings, health) as (broker, redis), watched_controls(broker) as controls:
+            rules, profiles = Rules(pool, broker), ProfileCache(redis, functools.partial(read_profile, pool))
+
+            def drops(tenant: str, user: str) -> tuple[Kill, ...]:
+                return controls.controls.drops(tenant, user)  # those of this moment
+
+            rules.start()
+            health.also(controls.not_ready)
+            partitions = await read_partitions(broker, settings.partitions)
+            pin_timeout = await read_pin_timeout(broker, position.source(0))
+            work = Planner(
+                broker,
+                pool,
+                rules,
+                profiles,
+                drops,
+                partitions,
+                pin_timeout_seconds=pin_timeout,
+            )
+            try:
+                await run_until(stop, work.run(), name="planner")
+            finally:
+                await rules.close()
+                await profiles.close()
+    finally:
+        pool.terminate()

@@ -1,0 +1,211 @@
+"""Pagers on a real broker and a real database: what is appended to BULK, once, and when a page is done."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.broker.jetstream import Broker
+from engine.campaigns.bulk import Bulk
+from engine.campaigns.commands import Campaigns
+from engine.campaigns.draft import Audience, Draft, Message, page_event
+from engine.campaigns.pager import Pager
+from engine.campaigns.planners import JobsPlanners
+from engine.campaigns.table import CampaignTable
+from engine.dispatch.source import BULK
+from engine.errors import ApiError, OtherIncarnation, Unanswered
+from engine.log.incarnations import read_partitions
+from engine.log.marks import Mark, encode_mark
+from engine.postgres import Pool
+from engine.tasks import end
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer
+from seamark.protocol.events import accept
+from tests.support.logs import FAST, connected, eventually
+
+T = "acme"
+MESSAGE = Message(type="sale.autumn", data=msgspec.Raw(b'{"text":"hi"}'))
+
+
+@pytest.fixture
+async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
+    async with connected(nats_server.url) as connection:
+        await topology.ensure(connection, "dev", overrides=FAST)
+        yield connection
+
+
+@pytest.fixture
+async def bulk(broker: Broker) -> Bulk:
+    return Bulk(broker, await read_partitions(broker))
+
+
+async def epoch(bulk: Bulk) -> str:
+    return (await bulk.state()).epoch or ""
+
+
+async def dispatch_all(broker: Broker) -> None:
+    """Say, as dispatchers do, that all that is in BULK is dispatched."""
+    state = await broker.stream(BULK.stream)
+    for q in range(await read_partitions(broker)):
+        log = await broker.stream(f"LOG-{q}")
+        mark = Mark(state.epoch or "", state.last_seq, 1, "d", log.epoch or "")
+        await broker.append(BULK.marked(q, q).subject, encode_mark(mark))
+
+
+async def stored(broker: Broker) -> list[Any]:
+    """The events of BULK, each one that a dispatcher accepts."""
+    found, seq = [], 1
+    while message := await broker.leader_next(BULK.stream, f"{BULK.prefix}.>", seq):
+        found.append(accept(message.subject, message.payload))
+        seq = message.seq + 1
+    return found
+
+
+async def test_a_page_is_appended_once_whoever_else_tries(broker: Broker, bulk: Bulk) -> None:
+    event = page_event(T, "c0", MESSAGE, 0, ["alice"])
+    assert await bulk.find(event.subject) is None
+    at = await bulk.store(event.subject, event.payload, await epoch(bulk))
+    assert await bulk.find(event.subject) == at.seq
+    with pytest.raises(ApiError) as refused:
+        await bulk.store(event.subject, event.payload, at.epoch)
+    assert refused.value.err_code == 10071
+    many = [bulk.store(page_event(T, "c0", MESSAGE, 1, ["bob"]).subject, b"{}", at.epoch) for _ in range(8)]
+    outcomes = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 1
+    assert (await bulk.state()).last_seq == 2
+
+
+async def test_a_page_of_another_incarnation_of_bulk_is_not_appended(bulk: Bulk) -> None:
+    event = page_event(T, "c0", MESSAGE, 0, ["alice"])
+    with pytest.raises(OtherIncarnation):
+        await bulk.store(event.subject, event.payload, "another1")
+    assert (await bulk.state()).last_seq == 0
+
+
+@pytest.fixture
+def members(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Users of eleven, on pages of four."""
+    monkeypatch.setattr("engine.campaigns.cuts.RECIPIENTS_MAX", 4)
+    return tuple(f"user{n:02}" for n in range(11))
+
+
+async def start(pool: Pool, users: tuple[str, ...], **more: Any) -> Campaigns:
+    campaigns = Campaigns(pool)
+    await campaigns.create(T, Draft(id="c0", audience=Audience(users=users), message=MESSAGE, **more))
+    return campaigns
+
+
+async def until(campaigns: Campaigns, reached: Any) -> None:
+    async with asyncio.timeout(20):
+        while not reached(await campaigns.progress(T, "c0")):
+            await asyncio.sleep(0.02)
+
+
+async def test_everybody_is_on_one_page_and_the_campaign_ends_once_all_is_dispatched(
+    broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...]
+) -> None:
+    campaigns = await start(pool, members, exclude=Audience(users=("user03",)))
+    pager = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="pager")
+    try:
+        await until(campaigns, lambda said: said.stored == 10 and said.audience_final)
+        assert (await campaigns.progress(T, "c0")).finished_at is None, "nothing is dispatched yet"
+        await dispatch_all(broker)
+        await until(campaigns, lambda said: said.finished_at is not None)
+    finally:
+        await end(pager)
+    events = await stored(broker)
+    assert [event.event.to for event in events] == [
+        [user for user in members[:5] if user != "user03"],
+        list(members[5:9]),
+        list(members[9:]),
+    ]
+    assert [(event.event.id, event.event.transaction_id, event.at.type) for event in events] == [
+        (f"c0:{n}", "campaign:c0", "sale.autumn") for n in range(3)
+    ]
+    said = await campaigns.progress(T, "c0")
+    assert (said.state, said.audience, said.dispatched, said.excluded, said.adds_up) == ("done", 11, 10, 1, True)
+
+
+async def test_a_page_is_not_done_before_every_planner_has_passed_it(
+    broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...]
+) -> None:
+    campaigns, partitions = await start(pool, members[:2]), await read_partitions(broker)
+    planners = JobsPlanners(broker, partitions)
+    assert await planners.has_room()
+    pager = asyncio.create_task(Pager(CampaignTable(pool), bulk, planners=planners).run(), name="pager")
+    try:
+        await until(campaigns, lambda said: said.stored == 2)
+        await broker.append("log.0.acme.user00", b"{}")
+        await dispatch_all(broker)
+        await eventually(lambda: pool.fetchval("SELECT heads FROM campaign_pages WHERE heads IS NOT NULL"))
+        assert (await campaigns.progress(T, "c0")).dispatched == 0
+        jobs = await broker.stream("JOBS")
+        for p in range(partitions):
+            log = await broker.stream(f"LOG-{p}")
+            await broker.append(
+                f"jmark.{p}", encode_mark(Mark(log.epoch or "", log.last_seq, 9, "p", jobs.epoch or ""))
+            )
+        await until(campaigns, lambda said: said.finished_at is not None)
+    finally:
+        await end(pager)
+
+
+@pytest.mark.parametrize("was_stored", [True, False])
+@pytest.mark.parametrize("change", [None, "pause"])
+async def test_what_a_dead_pager_left_in_doubt_is_settled_by_reading_bulk_paused_or_not(
+    was_stored: bool,
+    change: str | None,
+    broker: Broker,
+    bulk: Bulk,
+    pool: Pool,
+    members: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    campaigns, store = await start(pool, members[:4]), Bulk.store
+
+    async def unanswered(self: Bulk, *page: Any) -> Any:
+        if was_stored:
+            await store(self, *page)
+        raise Unanswered("who knows")
+
+    monkeypatch.setattr(Bulk, "store", unanswered)
+    first = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="first")
+    await until(campaigns, lambda said: said.publishing == 4)
+    await end(first)
+    monkeypatch.setattr(Bulk, "store", store)
+    if change:
+        await campaigns.pause(T, "c0")
+    await pool.execute("UPDATE campaigns SET leased_until = now() - interval '1 second'")
+    second = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="second")
+    try:
+        await until(campaigns, lambda said: said.stored == 4)
+    finally:
+        await end(second)
+    assert [event.event.to for event in await stored(broker)] == [list(members[:4])]
+
+
+async def test_a_page_in_doubt_whose_time_bulk_has_forgotten_is_ambiguous_and_never_appended_again(
+    broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaigns, store = await start(pool, members[:4]), Bulk.store
+
+    async def unanswered(self: Bulk, *page: Any) -> Any:
+        await store(self, *page)
+        raise Unanswered("who knows")
+
+    monkeypatch.setattr(Bulk, "store", unanswered)
+    first = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="first")
+    await until(campaigns, lambda said: said.publishing == 4)
+    await end(first)
+    monkeypatch.setattr(Bulk, "store", store)
+    await broker.api(f"STREAM.PURGE.{BULK.stream}", {})
+    await pool.execute("UPDATE campaigns SET leased_until = now() - interval '1 second'")
+    second = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="second")
+    try:
+        await until(campaigns, lambda said: said.ambiguous == 4 and said.finished_at is not None)
+    finally:
+        await end(second)
+    assert await stored(broker) == []
+    assert "does not reach back" in await pool.fetchval("SELECT reason FROM campaign_pages")
