@@ -224,7 +224,7 @@ async def test_sessions_that_wait_for_the_same_read_share_it(nats_server: NatsSe
 
         async def join(user: str, cursor: str) -> int:
             async with gateway.device(user, cursor=cursor) as device:
-                ready = await device.next()
+                ready = await device.next(timeout=20)
                 assert ready["resumed"] is True
                 await device.until("live")
                 cursors[user] = device.frames[-1]["cursor"]

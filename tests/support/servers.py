@@ -1,8 +1,8 @@
 """Fixtures over real servers. Every test gets servers of its own, except PostgreSQL, where it gets a database of its own.
 
 A nats-server starts in some 30 ms and Valkey in 50 ms, so nothing is gained by sharing them, and a test may kill, suspend
-and restart what it was given. They are killed at the end of the test: none of their data is needed any more. PostgreSQL is
-ended in good order, as it holds shared memory of the system.
+and restart what it was given. They are killed at the end of the test: none of their data is needed any more. PostgreSQL ends
+itself, as it holds shared memory of the system.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from ops.migrate import migrate
 from tests.support.overlays import FORGETFUL, UNSYNCED
 
 DATABASE_SECONDS = 20.0
-"""For making or dropping a database, and for the end of its server."""
+"""For making or dropping a database."""
 
 
 @pytest.fixture
@@ -68,7 +68,8 @@ def end(server: Postgres) -> None:
     """End it at once, without a last checkpoint. One that was killed starts again first: shared memory outlives a SIGKILL."""
     if server.child.exit_code == -signal.SIGKILL:
         server.start()
-    server.child.stop(server.death_signal, DATABASE_SECONDS)
+    server.stop_signal = server.death_signal
+    server.stop()
 
 
 @pytest.fixture(scope="session")
