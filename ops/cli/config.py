@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +25,9 @@ EXIT_DIFFERENT = 2
 
 APPLY_SECONDS = 120.0
 """All changes of a folder are one transaction: thousands of templates, each some milliseconds."""
+
+BROKER_SECONDS = 3.0
+"""What is stored is only made known sooner by the broker: nobody waits long for that."""
 
 SIGNS = {"add": "+", "change": "~", "delete": "-", "keep": "?"}
 
@@ -138,9 +142,10 @@ async def _ring(folder: Path) -> None:
     from engine.errors import BrokerError
 
     try:
-        broker = await connect(nats_settings(folder, "seamark-config"))
-    except BrokerError as error:
-        err.print(f"stored; the broker does not answer ({error}): processes find the change within half a minute")
+        async with asyncio.timeout(BROKER_SECONDS):
+            broker = await connect(nats_settings(folder, "seamark-config"))
+    except (BrokerError, TimeoutError):
+        err.print("stored, but the broker does not answer: processes find the change within half a minute")
         return
     try:
         await ring(broker)

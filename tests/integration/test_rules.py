@@ -176,6 +176,8 @@ async def test_a_process_holds_only_so_much_and_reads_the_rest_again(
     monkeypatch.setattr(rules, "RULES_HELD_TENANTS", 1)
     assert (await held.of("t1")).rule_of("order.shipped") == written[1]
     assert (list(held._held), held._bytes) == (["t1"], size)
+    held._hold("t1", await read_rules(pool, "t1"))
+    assert held._bytes == size, "what is read anew takes the place of what was held"
 
 
 async def test_rules_of_a_newer_version_stop_their_own_tenant_only(pool: Pool, broker: Broker) -> None:
