@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
 R3 = Overrides(replicas=3, pin_timeout_seconds=1.0)
 USERS = [f"user{number}" for number in range(24)]
+FROZEN_SECONDS = 3.0
+"""How long a node stands still: the length of a fault, waited for by nobody."""
 Inject = Callable[[random.Random], Awaitable[None]]
 
 
@@ -56,7 +58,7 @@ def frozen(cluster: NatsCluster, choose: Callable[[NatsCluster, random.Random], 
     async def inject(rng: random.Random) -> None:
         node = await asyncio.to_thread(choose, cluster, rng)
         node.suspend()
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(FROZEN_SECONDS)
         node.resume()
 
     return inject
@@ -69,7 +71,7 @@ def majority_frozen(cluster: NatsCluster) -> Inject:
         nodes = rng.sample(cluster.servers, 2)
         for node in nodes:
             node.suspend()
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(FROZEN_SECONDS)
         for node in nodes:
             node.resume()
 

@@ -163,7 +163,7 @@ async def test_on_a_cluster_lagging_followers_and_lost_leaders_cause_no_false_re
                         stream = log_stream(rng.randrange(PARTITIONS))
                         leader = await asyncio.to_thread(nats_cluster.leader_of, stream)
                         if leader is None:
-                            await asyncio.sleep(0.2)
+                            await asyncio.sleep(0.2)  # an election is under way: asked again until the test is over
                             continue
                         if rng.random() < 0.5:
                             leader.kill()
@@ -172,7 +172,7 @@ async def test_on_a_cluster_lagging_followers_and_lost_leaders_cause_no_false_re
                         else:
                             follower = rng.choice([server for server in nats_cluster.servers if server is not leader])
                             follower.suspend()
-                            await asyncio.sleep(3)
+                            await asyncio.sleep(3)  # how long it lags behind
                             follower.resume()
                         for device in rng.sample(devices, 20):
                             await device.reconnect()

@@ -177,7 +177,7 @@ async def test_a_batch_interrupted_in_mid_flight_is_settled_by_its_mark_and_stor
             append = asyncio.create_task(writer.append(messages, number), name="append")
             await asyncio.sleep(0.02 * number)
             BREAKAGES[breakage](network)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.3)  # how long the network stays broken
             network.restore()
             if number > 1:
                 network.reset()

@@ -108,6 +108,7 @@ async def test_while_records_come_and_are_folded_nothing_differs(house: House, p
         writing = asyncio.create_task(write())
         try:
             while number <= 10:
+                assert not writing.done(), "it writes until it is told to stop"
                 assert await house.differences(projection) == []
         finally:
             over.set()

@@ -1,8 +1,8 @@
 """Fixtures over real servers. Every test gets servers of its own, except PostgreSQL, where it gets a database of its own.
 
 A nats-server starts in some 30 ms and Valkey in 50 ms, so nothing is gained by sharing them, and a test may kill, suspend
-and restart what it was given. They are killed at the end of the test: none of their data is needed any more. PostgreSQL ends
-itself, as it holds shared memory of the system.
+and restart what it was given. They are killed at the end of the test: none of their data is needed any more. PostgreSQL is
+told to end instead, so that it gives back the shared memory it holds.
 """
 
 import asyncio
@@ -65,7 +65,10 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def end(server: Postgres) -> None:
-    """End it at once, without a last checkpoint. One that was killed starts again first: shared memory outlives a SIGKILL."""
+    """End it at once: the last checkpoint of an orderly end would write what nobody reads any more.
+
+    One that was killed starts again first, as shared memory outlives a SIGKILL.
+    """
     if server.child.exit_code == -signal.SIGKILL:
         server.start()
     server.stop_signal = server.death_signal
