@@ -189,7 +189,7 @@ async def test_a_mark_made_while_the_connection_dies_is_there_afterwards_on_both
 
 async def way_holds(network: BadNetwork) -> None:
     """Until something is on its way to the server."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not network.to_server.held:
             await asyncio.sleep(0.01)
 

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,30 @@ async def gateway() -> AsyncIterator[SimGateway]:
 def jwt(seconds: float = 600, user: str = "alice", number: int = 0) -> str:
     claims = json.dumps({"sub": user, "tenant": "t", "exp": time.time() + seconds, "n": number}).encode()
     return f"e30.{base64.urlsafe_b64encode(claims).rstrip(b'=').decode()}.s"
+
+
+def minted(*tokens: tuple[str, float]) -> str:
+    """A token source, counted in `got.asked`, that makes each token when asked: opening a page may take longer than one lives.
+
+    Args:
+        tokens: user and seconds of validity of each; the last is given from then on.
+    """
+    return f"""token: (() => {{
+      const list = {json.dumps(tokens)};
+      let n = 0;
+      return () => {{
+        got.asked = n + 1;
+        const [sub, seconds] = list[Math.min(n, list.length - 1)];
+        const claims = {{ sub, tenant: "t", exp: Date.now() / 1000 + seconds, n: n++ }};
+        return `e30.${{btoa(JSON.stringify(claims)).replaceAll("=", "")}}.s`;
+      }};
+    }})()"""
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    body = token.split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    return claims
 
 
 async def client(browser: Chromium, gateway: SimGateway, options: str = "", *, connect: bool = True) -> Page:
@@ -240,12 +265,9 @@ async def test_a_token_service_that_is_away_is_asked_again(browser, gateway):
 
 
 async def test_the_session_is_kept_by_refreshing_before_the_token_expires(browser, gateway):
-    tokens = [jwt(2.0, number=number) for number in range(9)]
-    page = await client(
-        browser, gateway, f"token: (() => {{ const t = {json.dumps(tokens)}; return () => t.shift(); }})()"
-    )
+    page = await client(browser, gateway, minted(("alice", 2.0)))
     await gateway.until(lambda: bool(gateway.of("refresh")))
-    assert gateway.of("refresh")[0]["token"] == tokens[1]
+    assert claims_of(gateway.of("refresh")[0]["token"])["n"] == 1
     assert len(gateway.hellos) == 1
     assert page.errors == []
 
@@ -412,14 +434,11 @@ async def test_after_switching_user_nothing_of_the_former_one_is_kept_or_sent(br
 
 
 async def test_a_refresh_that_brings_another_users_token_begins_a_session_of_that_user(browser, gateway):
-    tokens = [jwt(2.0), jwt(600, user="bob")]
-    page = await client(
-        browser, gateway, f"{FRESH}, token: (() => {{ const t = {json.dumps(tokens)}; return () => t.shift(); }})()"
-    )
+    page = await client(browser, gateway, f"{FRESH}, {minted(('alice', 2.0), ('bob', 600.0))}")
     await gateway.until(lambda: len(gateway.hellos) == 2)
     await page.until("s.state === 'live'")
     assert gateway.of("refresh") == []
-    assert gateway.hellos[1]["token"] == tokens[1]
+    assert claims_of(gateway.hellos[1]["token"])["sub"] == "bob"
     assert gateway.hellos[1]["snapshot"] is True
     assert await page.evaluate("got.resets") == ["snapshot", "user", "snapshot"]
 
@@ -516,8 +535,9 @@ async def test_listeners_are_added_once_removed_and_may_remove_themselves_or_clo
 
 @pytest.mark.parametrize("state", ["connecting", "catching-up", "live"])
 async def test_a_client_that_is_closed_in_any_state_stays_closed_and_asks_for_nothing(browser, gateway, state):
-    source = f"token: () => (got.asked = (got.asked ?? 0) + 1, {json.dumps(jwt(1.2))})"
-    page = await client(browser, gateway, f"{source}, times: {{ backoffFirst: 1, backoffMax: 1 }}", connect=False)
+    page = await client(
+        browser, gateway, f"{minted(('alice', 1.2))}, times: {{ backoffFirst: 1, backoffMax: 1 }}", connect=False
+    )
     await page.evaluate(f"(s.addEventListener('state', (e) => e.detail.state === '{state}' && s.close()), s.connect())")
     await page.until("s.state === 'closed'")
     await gateway.until(lambda: not gateway.sessions)

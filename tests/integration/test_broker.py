@@ -112,7 +112,7 @@ async def test_every_reconnect_callback_is_called_whatever_another_does(nats_ser
 
 
 async def test_a_request_nobody_listens_for_is_unavailable_at_once(nats_server: NatsServer) -> None:
-    async with connected(nats_server.url) as broker, asyncio.timeout(5):
+    async with connected(nats_server.url) as broker, asyncio.timeout(20):
         with pytest.raises(Unavailable, match=r"nobody answers on no\.body"):
             await broker.request("no.body.alice", timeout_seconds=30)
 
@@ -213,7 +213,7 @@ async def test_what_is_not_permitted_is_said_at_once_and_the_rest_goes_on(guarde
     async with (
         connected(url, user="all", password="secret") as owner,
         connected(url, user="few", password="secret") as broker,
-        asyncio.timeout(5),
+        asyncio.timeout(20),
     ):
         await stream(owner)
         with structlog.testing.capture_logs() as logs:

@@ -151,7 +151,7 @@ async def test_a_trace_that_is_none_does_not_keep_an_event_from_being_stored(
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         try:
             writer.write(head + body)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 assert b" 202 " in await reader.readline()
         finally:
             writer.close()
@@ -406,7 +406,7 @@ async def test_bulk_requests_of_one_tenant_hold_up_no_other_publisher(
         await eventually(lambda: sum(task.done() for task in bulks) == 4)
         assert [task.result()[0] for task in bulks if task.done()] == [503] * 4
         waiting = [task for task in bulks if not task.done()]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert (await post(gateway, {**EVENT, "id": "single"}))[0] == 202
             assert (await post(gateway, EVENT, key="other"))[0] == 202
             status, answer = await bulk_of(gateway, "other", "o")
@@ -430,7 +430,7 @@ async def test_a_bulk_is_answered_within_its_time_and_says_what_became_of_each_e
             return await append(subject, *rest, **options)
 
         monkeypatch.setattr(gateway.context.broker, "append", stuck)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             status, answer = await bulk_of(gateway, KEY, "e", 6)
         codes = [result.get("error", {}).get("code") for result in answer["results"]]
         assert (status, codes) == (202, [None, None, None, "unanswered", "unavailable", "unavailable"])
@@ -446,7 +446,7 @@ async def test_a_body_that_never_ends_is_given_up(
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         head = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
         writer.write(head.encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert b" 408 " in await reader.readline()
         writer.close()
         await writer.wait_closed()

@@ -39,7 +39,7 @@ async def opened(gateway: TestGateway) -> tuple[asyncio.StreamReader, asyncio.St
 
 async def close_code(reader: asyncio.StreamReader) -> int:
     """The code of the close frame that the gateway ends a WebSocket with."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             head = await reader.readexactly(2)
             size = head[1] if head[1] < 126 else int.from_bytes(await reader.readexactly(2), "big")
@@ -112,7 +112,7 @@ async def test_a_malformed_request_is_answered_and_logged_in_one_line_that_quote
         with capture_logs() as lines:
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.write(request)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 answer = await reader.read()
             writer.close()
     assert answer.split(b" ")[1] == b"%d" % status

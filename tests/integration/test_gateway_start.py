@@ -85,7 +85,7 @@ async def test_the_sub_protocol_is_agreed_on_or_the_handshake_refused(
 
 async def test_health_and_readiness_are_told_apart(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 async with gateway.http.get(f"{gateway.url}/readyz") as response:
                     if response.status == 200:

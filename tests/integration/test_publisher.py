@@ -149,7 +149,7 @@ async def test_closing_ends_a_publish_that_is_connecting_anew_and_leaves_no_conn
         await eventually(lambda: network.connections == 2)
         await publisher.close()
         network.restore()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with pytest.raises(ConnectionClosed):
                 await publishing
         assert await stored(nats_server) == 0

@@ -211,7 +211,7 @@ async def test_no_batch_waits_behind_a_client_that_was_lost_while_it_set_a_reten
         await eventually(lambda: next_batch.fetchval(waiting))
         network.blackhole()
         with pytest.raises(StoreUnavailable):
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(20):
                 await setting
         far.terminate()
         await next_batch.execute("SET lock_timeout = '1s'")

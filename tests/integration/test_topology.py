@@ -101,7 +101,7 @@ async def test_records_are_republished_and_marks_are_not(broker: Broker):
     await broker.nc.flush()
     await broker.append("mark.3.3", b"{}")
     await broker.append(log_subject(3, "default", "alice"), b"{}")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await arrived.wait()
     assert heard == [b"live.3.default.alice"]
 
@@ -318,7 +318,7 @@ async def pull_one(broker: Broker, body: dict[str, str]) -> tuple[bytes, bytes]:
     request = json.dumps({"batch": 1, "expires": 5_000_000_000} | body).encode()
     broker.publish("$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0", request, reply=inbox)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return await arrived
     finally:
         subscription.unsubscribe()

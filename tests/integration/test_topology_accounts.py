@@ -80,7 +80,7 @@ async def test_nobody_connects_without_the_password_of_the_role(server: NatsServ
         # On the wire: a client library would go on trying.
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 assert (await reader.readline()).startswith(b"INFO ")
                 writer.write(b"CONNECT %b\r\nPING\r\n" % json.dumps(login | {"verbose": False}).encode())
                 assert b"Authorization Violation" in await reader.readline()
@@ -195,7 +195,7 @@ async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(c
             b'{"batch":1,"group":"owner","expires":5000000000}',
             reply=inbox,
         )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await arrived).endswith(b".default.alice.demo")
     await dispatcher.api("CONSUMER.RESET.EVENTS.dispatch-0", {"seq": 1})
     await dispatcher.api("CONSUMER.UNPIN.EVENTS.dispatch-0", {"group": "owner"})
@@ -228,7 +228,7 @@ async def test_a_gateway_reads_logs_hears_live_records_and_appends(connected: Co
     subscription = gateway.subscribe("live.3.default.alice", lambda subject, *_: heard.set_result(subject))
     await subscription.confirmed()
     ack = await gateway.append(log_subject(3, "default", "alice"), b"{}", msg_id="read:1")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await heard == b"live.3.default.alice"
     page = await gateway.next_by_subject("LOG-3", log_subject(3, "default", "alice"), 1)
     assert [record.seq for record in page.records] == [ack.seq]
@@ -329,7 +329,7 @@ async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatche
     await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
     body = b'{"batch":1,"group":"owner","expires":5000000000}'
     projector.publish("$JS.API.CONSUMER.MSG.NEXT.LOG-0.unread-0", body, reply=inbox)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await arrived == b"log.0.default.alice"
     for durable in ("LOG-0.unread-0", "LOG-0.inbox-0", "RECEIPTS.deliveries-0"):
         await projector.api(f"CONSUMER.INFO.{durable}")
@@ -437,7 +437,7 @@ async def test_a_backup_reads_a_whole_stream_and_changes_none(connected: Connect
     backup.subscribe(inbox, on_chunk)
     answer = await backup.api("STREAM.SNAPSHOT.LOG-0", {"deliver_subject": inbox})
     assert answer["config"]["name"] == "LOG-0"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await arrived.wait()
     with pytest.raises(ApiError, match="already in use"):
         await backup.api("STREAM.RESTORE.LOG-0", {"config": answer["config"], "state": answer["state"]})

@@ -44,7 +44,7 @@ async def counting(nats: NatsServer, valkey: Valkey) -> AsyncIterator[TestGatewa
         yield gateway
 
 
-async def counted(device: Device, count: int, seconds: float = 5.0) -> dict[str, Any]:
+async def counted(device: Device, count: int, seconds: float = 20.0) -> dict[str, Any]:
     """Read on until the device has been told this count."""
     async with asyncio.timeout(seconds):
         while True:

@@ -44,7 +44,7 @@ async def snapshot(broker: Broker, stream: str) -> tuple[dict[str, Any], list[by
     subscription = broker.subscribe(inbox, on_chunk)
     try:
         described = await broker.api(f"STREAM.SNAPSHOT.{stream}", {"deliver_subject": inbox, "no_consumers": True})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await whole.wait()
     finally:
         subscription.unsubscribe()

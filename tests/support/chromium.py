@@ -162,7 +162,7 @@ class Page:
             raise JavaScriptError(details.get("exception", {}).get("description") or details["text"])
         return answer["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 10.0) -> Any:
+    async def until(self, expression: str, seconds: float = 30.0) -> Any:
         """Poll until `expression` is truthy, and give its value."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:

@@ -92,7 +92,7 @@ class SimGateway:
             else:
                 await session.ws.close(code=code, message=reason.encode())
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait until something the clients do makes `condition` true."""
         async with asyncio.timeout(seconds), self.changed:
             await self.changed.wait_for(condition)

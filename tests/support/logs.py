@@ -23,7 +23,7 @@ PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
 
 
-async def eventually(check: Callable[[], Any], *, seconds: float = 15.0, every_seconds: float = 0.02) -> Any:
+async def eventually(check: Callable[[], Any], *, seconds: float = 30.0, every_seconds: float = 0.02) -> Any:
     """Poll `check` (plain or coroutine function) until it is true; its value. Fails with its last value."""
     deadline = time.monotonic() + seconds
     while True:

@@ -42,7 +42,7 @@ async def ask(broker: Broker, words: list[str]) -> None:
         case ["sub", subject]:
             heard = asyncio.Event()
             subscription = broker.subscribe(subject, lambda *_: heard.set())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await heard.wait()
             subscription.unsubscribe()
         case ["pub", subject, payload]:

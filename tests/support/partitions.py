@@ -133,6 +133,6 @@ async def reading(broker: Broker, worker: Any) -> AsyncIterator[PartitionReader]
             await task  # a reader that failed says why, whatever else did not happen then
 
 
-async def done(store: Store, load: Load, *, seconds: float = 15) -> None:
+async def done(store: Store, load: Load, *, seconds: float = 30) -> None:
     await eventually(lambda: len(store.applied) >= load.count, seconds=seconds)
     assert len(store.applied) == load.count

@@ -86,9 +86,10 @@ class RoleProcess(ABC):
     @property
     def suspended(self) -> bool:
         """Whether it has been stopped by a signal, and not continued."""
-        if not self.alive:
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             return False
-        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state == "T"
 
     def kill(self) -> None:

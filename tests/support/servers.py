@@ -134,7 +134,7 @@ async def pool(postgres: str) -> AsyncIterator[asyncpg.Pool]:
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
     try:
         yield pool
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await pool.close()
     finally:
         pool.terminate()

@@ -67,7 +67,7 @@ async def test_a_subscription_that_meets_a_fault_while_it_is_confirmed_is_confir
     live = Live(broker)
     joined = asyncio.Event()
     Partition(broker, 0, live).join(cast("Any", SimpleNamespace(joined=joined.set)), "default", "alice")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await joined.wait()
     await live.close()
 
@@ -87,7 +87,7 @@ async def test_heads_that_meet_a_fault_are_answered_and_so_are_those_that_waited
 
     heads.opening("a", answer)
     heads.opening("b", answer)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await both.wait()
     assert answers == [None, Head(0, 0, LogState("e", 1, 1))]
     await heads.close()
@@ -106,7 +106,7 @@ async def test_sessions_whose_count_meets_a_fault_go_on_without_one(monkeypatch:
 
     counts.ask("default.alice", answer)
     counts.ask("default.bob", answer)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await both.wait()
     assert answers == [None, None]
     await counts.close()
@@ -121,7 +121,7 @@ async def test_a_leader_whose_answer_meets_a_fault_is_asked_again(monkeypatch: p
 
     watch = Watch(Faulty(), "LOG-0", tell)  # type: ignore[arg-type]
     watch.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not told:
             await asyncio.sleep(0.005)
     await watch.close()

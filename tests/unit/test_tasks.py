@@ -79,7 +79,7 @@ async def test_what_work_raises_reaches_the_caller_even_while_it_is_being_ended(
 async def test_a_wait_ends_by_its_event_or_after_its_time_and_the_event_can_be_waited_for_again() -> None:
     event = asyncio.Event()
     event.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await set_or_after(event, 3600)
     assert not event.is_set()
     await set_or_after(event, 0.01)
