@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-import asyncpg
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
@@ -22,6 +21,7 @@ from engine.directory.changing import Directory
 from engine.directory.rules import Rules
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
+from engine.postgres import lazy_pool
 from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import cannot_listen
@@ -164,8 +164,7 @@ async def _directory(url: str, redis: Redis | None) -> tuple[Directory, ProfileC
 
     It connects when first asked, so that a gateway starts without PostgreSQL.
     """
-    pool = asyncpg.create_pool(url, min_size=0, max_size=DIRECTORY_CONNECTIONS, timeout=DIRECTORY_CONNECT_SECONDS)
-    await pool
+    pool = await lazy_pool(url, DIRECTORY_CONNECTIONS, connect_seconds=DIRECTORY_CONNECT_SECONDS)
     profiles = None if redis is None else ProfileCache(redis, partial(read_profile, pool))
     return Directory(pool, profiles), profiles
 
