@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from datetime import datetime
 from typing import Any, Final
@@ -282,32 +280,3 @@ async def _store(change: ProfileChange, id: str, fields: UserFields) -> User:
 
 def _user(row: Any) -> User:
     return User(**{**dict(row), "attributes": msgspec.json.decode(row["attributes"])})
-
-
-class InvalidCursor(ValueError):
-    """`cursor` is none that a page has given: begin without it."""
-
-    def __init__(self) -> None:
-        super().__init__("`cursor` is none that a page has given: begin without it")
-
-
-def cursor_after(id: str) -> str:
-    """The cursor of the page behind an id: opaque, so that nobody builds one."""
-    return base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
-
-
-def id_of_cursor(cursor: str | None) -> str:
-    """The id that a cursor stands for; of none the empty one, which is before all.
-
-    Raises:
-        InvalidCursor: no page has given it.
-    """
-    if cursor is None:
-        return ""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError) as error:
-        raise InvalidCursor from error
-    if not text or "\0" in text or cursor_after(text) != cursor:
-        raise InvalidCursor
-    return text

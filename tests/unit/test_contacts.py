@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 
 from engine.directory.contacts import checked_email, checked_locale, checked_phone, checked_timezone
 from engine.directory.users import (
-    InvalidCursor,
     UserFields,
     UserPatch,
     checked_user_id,
-    cursor_after,
     encoded_attributes,
-    id_of_cursor,
     merged,
 )
 
@@ -160,17 +157,6 @@ def test_a_patch_changes_what_it_names_and_its_result_is_checked() -> None:
     assert merged(fields, UserPatch(attributes=None)).attributes == {}
     with pytest.raises(ValueError, match="`phone`"):
         merged(fields, UserPatch(phone="123"))
-
-
-@given(st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text and text.isprintable()))
-def test_a_cursor_is_the_one_that_a_page_gave_or_refused(id: str) -> None:
-    cursor = cursor_after(id)
-    assert id_of_cursor(cursor) == id
-    with pytest.raises(InvalidCursor):
-        id_of_cursor(cursor + "=")
-    for wrong in ("", "!", "A", cursor + "\n"):
-        with pytest.raises(InvalidCursor):
-            id_of_cursor(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["", "topic:news", "x" * 129, "a\0b", "\ud800"])
