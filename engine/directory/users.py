@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine import merging
 from engine.directory.changing import ProfileChange, check_version
 from engine.directory.contacts import checked_email, checked_locale, checked_phone, checked_timezone
 from engine.limits import ATTRIBUTE_BYTES_MAX, ATTRIBUTE_DEPTH_MAX
@@ -162,23 +163,10 @@ def merged(fields: UserFields, patch: UserPatch) -> UserFields:
     changes = {name: getattr(patch, name) for name in UserPatch.__struct_fields__}
     given = {name: value for name, value in changes.items() if value is not UNSET}
     if isinstance(patch.attributes, dict):
-        given["attributes"] = _merge(fields.attributes, patch.attributes)
+        given["attributes"] = merging.merged(fields.attributes, patch.attributes, ATTRIBUTE_DEPTH_MAX)
     elif patch.attributes is None:
         given["attributes"] = {}
     return msgspec.structs.replace(fields, **given)
-
-
-def _merge(target: Any, patch: Any) -> Any:
-    """RFC 7396, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merge(result.get(name), value)
-    return result
 
 
 async def find_user(connection: Connection, tenant: str, id: str) -> User | None:
