@@ -119,10 +119,11 @@ async def import_users(
             await connection.execute(_HOLD, tenant)
             # Whoever was deleted since we looked stays deleted: nobody else gets at him now.
             deleted += _count(await connection.execute(_DELETED, tenant))
-            made, changed = await connection.fetchrow(_MERGE, tenant)
+            counts = await connection.fetchrow(_MERGE, tenant)
+            assert counts is not None, "an aggregate has a row"
             check_not_stopped(began, IMPORT_SECONDS)
             await connection.execute("COMMIT")
-    return Imported(made, changed, unchanged, deleted)
+    return Imported(*counts, unchanged, deleted)
 
 
 async def _ids(connection: Connection) -> list[str]:
