@@ -123,7 +123,7 @@ async def import_users(
             assert counts is not None, "an aggregate has a row"
             check_not_stopped(began, IMPORT_SECONDS)
             await connection.execute("COMMIT")
-    return Imported(*counts, unchanged, deleted)
+    return Imported(counts[0], counts[1], unchanged, deleted)
 
 
 async def _ids(connection: Connection) -> list[str]:
