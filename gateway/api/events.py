@@ -266,10 +266,12 @@ class _Bulk:
         self.lines: dict[str, list[tuple[int, Encoded, str]]] = {}
         """By ordering key, in the order they are to be stored."""
         for index, body in enumerate(bodies):
+            known = len(inline.found)
             try:
                 default_id = None if key is None else _id_from(f"{key}\n{index}")
                 event, id = _encoded(_given(inline.split(bytes(body)), tenant, default_id), tenant)
             except InvalidEvent as error:
+                del inline.found[known:]  # of an event that is refused nobody is stored
                 self.results[index] = Result(error=_failure(_refused(error)))
             else:
                 # events.<tenant>.<key>.<type>: the key decides about order, whatever the type.

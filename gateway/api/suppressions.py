@@ -9,8 +9,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from engine.directory.contacts import Addressed
 from engine.directory.suppressions import (
-    Addressed,
     NewSuppression,
     Reason,
     StoredSuppression,
@@ -71,7 +71,7 @@ class SuppressionsPage(msgspec.Struct):
 class IdQuery(msgspec.Struct, frozen=True):
     """`id`: as lists and searches give it."""
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
 
 @Endpoint("POST", "/v1/suppressions", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES, body_bytes=BODY_BYTES)

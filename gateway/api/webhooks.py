@@ -34,7 +34,7 @@ _CHANGES: Final = (NOT_FOUND, VERSION_CONFLICT, LIMIT_REACHED, USER_DELETED)
 class EndpointQuery(msgspec.Struct, frozen=True):
     """`id`: as it was given when the endpoint was made."""
 
-    id: Annotated[str, Meta(pattern="^wh_[0-9a-f]{24}$")]
+    id: Annotated[str, Meta(pattern=r"^wh_[0-9a-f]{24}$(?!\n)")]
 
 
 class EndpointVersionQuery(EndpointQuery, frozen=True, kw_only=True):
