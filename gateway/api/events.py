@@ -20,6 +20,7 @@ from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.access.throttles import Throttles
+from gateway.api.audiences import expanded
 from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
 from gateway.api.recipients import SCHEMA, Inline
 from gateway.http.endpoint import Call, Endpoint
@@ -211,6 +212,8 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
     An event without an id has one made from `Idempotency-Key`, if there is one, else a random one. One that is `at_most_once`
     is never stored. It is handed to the broker for those who are connected, and `seq` is null.
 
+    `topic:<name>` in `to` is for the members of a topic: those who are when the event comes first.
+
     A recipient may bring what is known of him (`{"id": "alice", "email": "alice@example.com"}`), with the scope `users:write`.
     """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
@@ -221,6 +224,7 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
             await inline.store()
             publishing.now.publish(tenant, **given.parts)
             return Stored(given.id, None, False)
+        given.event.to = await expanded(call.context, tenant, given.event.to)
         event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error

@@ -49,6 +49,7 @@ async def _page(settings: Settings, stop: asyncio.Event, health: Health, *, plan
     from engine.log.incarnations import read_partitions
     from engine.tasks import run_until
     from ops.process import stores
+    from projections.inbox.withheld import WithheldRecords
 
     if settings.postgres_url is None:
         raise InvalidSetting("SEAMARK_POSTGRES_URL is not set: campaigns are kept in PostgreSQL")
@@ -58,8 +59,12 @@ async def _page(settings: Settings, stop: asyncio.Event, health: Health, *, plan
         await pool
         async with stores("pager", settings, health) as (broker, _):
             partitions = await read_partitions(broker, settings.partitions)
-            planners = JobsPlanners(broker, partitions) if planned else None
-            work = Pager(CampaignTable(pool), Bulk(broker, partitions), planners=planners)
+            work = Pager(
+                CampaignTable(pool),
+                Bulk(broker, partitions),
+                planners=JobsPlanners(broker) if planned else None,
+                folds=WithheldRecords(pool),
+            )
             removing = asyncio.create_task(_remove_old(Campaigns(pool)), name="remove old campaigns")
             try:
                 await run_until(stop, work.run(), "pager")
