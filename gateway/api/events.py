@@ -212,9 +212,8 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
     An event without an id has one made from `Idempotency-Key`, if there is one, else a random one. One that is `at_most_once`
     is never stored. It is handed to the broker for those who are connected, and `seq` is null.
 
-    `topic:<name>` in `to` is for the members of a topic: those who are when the event comes first.
-
     A recipient may bring what is known of him (`{"id": "alice", "email": "alice@example.com"}`), with the scope `users:write`.
+    `topic:<name>` in `to` is for the members of a topic: those who are when the event comes first.
     """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
     inline = Inline(call.context, call.principal)
