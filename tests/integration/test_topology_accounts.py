@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.broker.control import Control
+from engine.broker.control import ControlBucket
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
 from engine.campaigns.bulk import Bulk
 from engine.campaigns.draft import Message, page_event
@@ -491,9 +491,9 @@ async def test_the_system_account_sees_the_server_and_none_of_the_streams(connec
 
 async def test_every_role_reads_and_watches_the_control_bucket_and_only_the_provisioner_writes_it(connected: Connect):
     switch = {"why": "outage"}
-    await Control(await connected("provisioner"), dict[str, str], "switch.").put("push", switch, 0)
+    await ControlBucket(await connected("provisioner"), dict[str, str], "switch.").put("push", switch, 0)
     for role in ("dispatcher", "gateway", "projector", "worker"):
-        control, told = Control(await connected(role), dict[str, str], "switch."), []
+        control, told = ControlBucket(await connected(role), dict[str, str], "switch."), []
         assert (await control.get("push")).value == switch, role
         watch = asyncio.create_task(control.watch(told.append), name="watch")
         try:
