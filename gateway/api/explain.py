@@ -21,6 +21,7 @@ from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Problem, field_of
 from gateway.limits import EVENT_BODY_BYTES
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, accept, encode
+from seamark.protocol.subjects import encode_token
 
 _AN_EVENT: Final = {"$ref": "#/components/schemas/NewEvent"}
 
@@ -50,9 +51,10 @@ async def explain_event(call: Call[Service, None, ExplainBody]) -> Explanation:
         raise Problem(INVALID_BODY, "`user` must be one of those in `event.to`", field="user")
     rules = await rules_of(context, tenant)
     profile = await profiles_of(context).of(tenant, user)
-    now = datetime.now(UTC)
-    kills = context.controls.controls.drops(tenant, user)
-    return explain(gathered(notification_of(accepted, user), Facts(stored_at=now), rules, profile, kills, now))
+    now, transaction, cancels = datetime.now(UTC), accepted.event.transaction_id, context.cancels
+    cancelled = transaction is not None and cancels is not None and cancels.holds(encode_token(tenant), transaction)
+    facts, kills = Facts(stored_at=now, cancelled=cancelled), context.controls.controls.drops(tenant, user)
+    return explain(gathered(notification_of(accepted, user), facts, rules, profile, kills, now))
 
 
 def _accepted(body: bytes, tenant: str) -> Accepted:

@@ -29,6 +29,7 @@ def planner() -> None:
 async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None:
     import asyncpg
 
+    from engine.cancels import watching
     from engine.controls.watching import watched_controls
     from engine.directory.rules import Rules
     from engine.log.incarnations import read_partitions
@@ -48,7 +49,11 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
     )
     await pool
     try:
-        async with stores("planner", settings, health) as (broker, redis), watched_controls(broker) as controls:
+        async with (
+            stores("planner", settings, health) as (broker, redis),
+            watched_controls(broker) as controls,
+            watching(broker) as cancels,
+        ):
             rules, profiles = Rules(pool, broker), ProfileCache(redis, functools.partial(read_profile, pool))
 
             def drops(tenant: str, user: str) -> tuple[Kill, ...]:
@@ -65,6 +70,7 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
                 profiles,
                 drops,
                 partitions,
+                cancels=cancels,
                 pin_timeout_seconds=pin_timeout,
             )
             try:
