@@ -64,7 +64,7 @@ def _accepted(file: str, user: str, tenant: str | None) -> Accepted:
     known = {name: fields.pop(name, None) for name in ("to", "type", "data", "id")}
     key = fields.pop("ordering_key", None)
     event = encode(**known, tenant=fields.pop("tenant", None) or "default", key=key, unknown=fields)
-    return accept(f"ev.0.{event.subject.removeprefix('events.')}", event.payload)
+    return accept(f"ev.0.{event.subject.partition('.')[2]}", event.payload)  # `bulk.` is another way to the same record
 
 
 def _print(explained: Explanation) -> None:

@@ -9,18 +9,20 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 import typer
 
+from chaos.load import whole_stream
 from engine.campaigns.draft import Draft
 from ops.cli import app
+from seamark import Publisher
 from tests.support.chromium import Chromium, Page
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands
 from tests.support.forks import ROOT
-from tests.support.logs import all_records, connected
+from tests.support.logs import all_records, connected, eventually
 from tests.support.manual import FIRST_EVENT, Manual
 from tests.support.natscli import PARTITIONS, ask
 
@@ -105,6 +107,13 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
         assert {name: type(value) for name, value in said.items()} == {name: type(shown[name]) for name in shown}
         return
 
+    if "term" in shown:
+        receipt = asyncio.run(planned(reader))
+        assert shown.keys() - {"trace"} == receipt.keys() - {"trace", "inputs"}
+        said = [one for each in (shown, receipt) for one in each["plan"].values()]
+        assert all(one.keys() == {"when", "why"} for one in said)
+        return
+
     async def stored() -> dict[str, object]:
         async with connected(reader.described.nats_url) as broker:
             return next(one.record for one in await all_records(broker, PARTITIONS) if one.id == FIRST_EVENT)
@@ -112,6 +121,20 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
     record = asyncio.run(stored())
     assert shown.keys() - {"trace"} == record.keys() - {"trace"}
     assert {name: type(value) for name, value in shown["event"].items()} == {"epoch": str, "seq": int}
+
+
+async def planned(reader: Manual) -> dict[str, Any]:
+    """The receipt of a plan, of an event that asks for more than the app."""
+    id = "planned-by-the-manual"
+    async with Publisher(nats_url=reader.described.nats_url) as publisher:
+        await publisher.publish(to=["alice"], type="demo.planned", id=id, channels=["email", "push"])
+    async with connected(reader.described.nats_url) as broker:
+
+        async def found() -> dict[str, Any] | None:
+            receipts = [json.loads(one.payload) for one in await whole_stream(broker, "RECEIPTS", "rcpt.>")]
+            return next((one for one in receipts if one.get("id") == id and one["state"] == "planned"), None)
+
+        return cast("dict[str, Any]", await eventually(found))
 
 
 @of_kind("toml")

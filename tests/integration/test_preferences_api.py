@@ -201,6 +201,16 @@ async def test_an_explanation_knows_which_transactions_are_cancelled(gateway: Te
     await eventually(told)
 
 
+@pytest.mark.parametrize(
+    "event", [{"priority": "low"}, {"to": [{"id": "alice", "email": "new@example.com"}]}, {"ordering_key": "order 17"}]
+)
+async def test_an_event_is_explained_whichever_way_it_would_go(gateway: TestGateway, event: dict[str, Any]) -> None:
+    found = await explained(gateway, {**EVENT, **event})
+    assert found["plan"]["email"] == {"when": "now", "why": "default"}
+    about = found["inputs"]["notification"]
+    assert (about["tenant"], about["user"], about["type"]) == ("acme", "alice", "order.shipped")
+
+
 async def test_explaining_stores_and_sends_nothing(gateway: TestGateway) -> None:
     before = [(await gateway.broker.stream(name)).last_seq for name in ("EVENTS", "LOG-0", "RECEIPTS")]
     await explained(gateway, {**EVENT, "priority": "critical"})

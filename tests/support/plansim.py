@@ -305,7 +305,7 @@ class World:
                         await worker.pass_over(next_seq - 1)
                         return
                     else:
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(0.5)
                     if not held and self.chosen is worker:  # only the one that was chosen last is handed more
                         held = [record for record in self.broker.records if record.seq >= next_seq]
             except SeamarkError:
