@@ -19,7 +19,7 @@ from tests.support.plans import inputs
 _WHEN = re.compile(r"now|never|at:\S+Z|unless_seen:[1-9]\d*|digest:.*/\S+Z")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_there_is_a_decision_for_everything_and_its_record_explains_it_and_gives_the_same_again(
     given_inputs: Inputs,
@@ -51,7 +51,7 @@ def recorded(asked: Inputs, decided: dict[str, Decision]) -> Receipt:
     return decode_receipt(written.payload)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_every_wait_ends_and_no_stage_but_a_cap_asks_for_itself(given_inputs: Inputs) -> None:
     for channel in channels_of(given_inputs):
@@ -67,7 +67,7 @@ def test_every_wait_ends_and_no_stage_but_a_cap_asks_for_itself(given_inputs: In
             assert steps < 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_nobody_is_disturbed_in_quiet_hours_or_outside_send_windows_but_by_what_is_critical(asked: Inputs) -> None:
     asked = replace(asked, facts=replace(asked.facts, stage="first"))
@@ -87,7 +87,7 @@ def test_nobody_is_disturbed_in_quiet_hours_or_outside_send_windows_but_by_what_
             assert open_from(asked.defaults.send_windows, due, asked.zone) == due
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_nothing_goes_through_a_legal_opt_out(asked: Inputs) -> None:
     for channel, decision in plan(asked).items():

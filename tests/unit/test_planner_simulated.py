@@ -17,7 +17,7 @@ from engine.planner import plans, worker
 from engine.planner.worker import PlanWorker
 from tests.support.plansim import SimWitnesses, World, simulated
 
-WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 300)
+WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 150)
 MUTANT_WORLDS = 1000
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
