@@ -87,7 +87,8 @@ class DeliveriesStore(TableStore):
         tenants = {key[0] for key in folded.deliveries} | {one[0] for one in folded.ranges.values()}
         retention = await self._retention(connection, tenants)
         at = moment(batch[-1].time_nanoseconds)
-        await write(connection, self._version, folded, lambda tenant: retention.kept_until(tenant, at))
+        until = {tenant: retention.kept_until(tenant, at) for tenant in tenants}
+        await write(connection, self._version, folded, until.__getitem__)
         if folded.skipped:
             metrics.projection_skipped.labels(DELIVERIES.name).inc(folded.skipped)
 
@@ -105,9 +106,11 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
         if added:
             await connection.copy_records_to_table(f"deliveries_{version}", records=added, columns=_COLUMNS)
     if folded.ranges:
-        ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values(), key=lambda one: one[:8])]
+        ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values())]
         await connection.execute(_RANGES.format(v=version), *transposed(ranges))
-    cursors = [(*key, c.epoch, c.seq, c.at, c.touched_at, c.anew) for key, c in sorted(folded.cursors.items())]
+    cursors = [
+        (*key, c.epoch, c.seq, c.at, moment(c.touched_nanoseconds), c.anew) for key, c in sorted(folded.cursors.items())
+    ]
     if cursors:
         written = await connection.fetch(_CURSORS.format(v=version), *transposed(cursors))
         # A user can have too many devices only when one is new.
