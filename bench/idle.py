@@ -36,8 +36,8 @@ async def run(
             await settled(bench)
             fresh = (rss_bytes(gateway) - before) / sessions
             cpu, started = cpu_seconds(gateway), time.monotonic()
-            # Heads of all users are compared every 30 s, and what that leaves behind counts; silent clients are pinged every 20 s.
-            # In 60 s each happens equally often, whenever they begin: in 35 s it would be once or twice.
+            # Heads of all users are compared every 30 s, and what that leaves counts. Silent clients are pinged every 20 s.
+            # 60 s hold as much of both whenever they begin; 35 s hold one ping of some sessions and two of others.
             await asyncio.sleep(settle_seconds)
             busy = (cpu_seconds(gateway) - cpu) / (time.monotonic() - started)
             ours = (rss_bytes(gateway) - before) / sessions
