@@ -18,7 +18,7 @@ class Buckets:
     """Grants each key an amount per minute. All of it, or `burst`, may be taken at once.
 
     A bucket is remembered as the moment at which it will be full again (GCRA), one number a key. One that is full is as good as
-    none: each `take` forgets up to two of those used longest ago, else every user who was ever here would cost 150 bytes.
+    none: each `take` forgets up to two of those used longest ago, else every user who was ever here would cost 110 bytes.
 
     Args:
         per_minute: how much comes back in a minute; 0 sets no bound.
