@@ -166,7 +166,7 @@ def storm(
 @app.command()
 def idle(
     sessions: int = 10_000,
-    settle_seconds: Annotated[float, typer.Option(help="From the last join to the measurement.")] = 35.0,
+    settle_seconds: Annotated[float, typer.Option(help="From the last join to the measurement.")] = 60.0,
     data: Data = None,
     sync: Sync = None,
     quick: Quick = False,
