@@ -352,6 +352,31 @@ async def test_a_table_that_has_a_user_is_erased_whoever_adds_it(house: House) -
     assert await house.pool.fetchval("SELECT count(*) FROM later_on") == 2
 
 
+async def test_a_campaign_that_names_a_user_brings_him_back_in_no_year(house: House) -> None:
+    statement = (
+        "INSERT INTO campaigns (tenant, id, fingerprint, message, audience, users, exclude_users, start_at, publish_at)"
+        " VALUES ($1, $2, '', '{}', '{}', $3, $4, now() + interval '1 year', now() + interval '1 year')"
+    )
+    for row in (
+        (TENANT, "named", ["alice", "bob"], None),
+        (TENANT, "excluded", None, ["alice"]),
+        (TENANT, "others", ["bob"], []),
+        ("other", "named", ["alice"], None),
+    ):
+        await house.pool.execute(statement, *row)
+    assert await house.remains("alice") == {"campaigns": 2}
+    await house.delete("alice")
+    await house.round()
+    assert await house.remains("alice") == {}
+    rows = await house.pool.fetch("SELECT tenant, id, users, exclude_users FROM campaigns ORDER BY tenant, id")
+    assert [tuple(row) for row in rows] == [
+        (TENANT, "excluded", None, []),
+        (TENANT, "named", ["bob"], None),
+        (TENANT, "others", ["bob"], []),
+        ("other", "named", ["alice"], None),
+    ]
+
+
 async def test_one_projector_erases_while_the_others_wait(house: House) -> None:
     await house.make(*(f"u{n}" for n in range(5)))
     for number in range(5):
