@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from datetime import datetime
 from typing import Any, Final
@@ -11,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine import merging
 from engine.directory.changing import ProfileChange, check_version
 from engine.directory.contacts import address_hash, checked_email, checked_locale, checked_phone, checked_timezone
 from engine.limits import ATTRIBUTE_BYTES_MAX, ATTRIBUTE_DEPTH_MAX
@@ -205,26 +204,13 @@ def merged(there: User | UserFields, patch: UserPatch) -> UserFields:
     changes = {name: getattr(patch, name) for name in UserPatch.__struct_fields__}
     fields |= {name: value for name, value in changes.items() if value is not UNSET}
     if isinstance(patch.attributes, dict):
-        fields["attributes"] = _merge(there.attributes, patch.attributes)
+        fields["attributes"] = merging.merged(there.attributes, patch.attributes, ATTRIBUTE_DEPTH_MAX)
     elif patch.attributes is None:
         fields["attributes"] = {}
     try:
         return UserFields(**fields)
     except ValueError as error:
         raise InvalidUser(str(error)) from error
-
-
-def _merge(target: Any, patch: Any) -> Any:
-    """RFC 7396, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merge(result.get(name), value)
-    return result
 
 
 async def find_user(connection: Connection, tenant: str, id: str) -> User | None:
@@ -326,32 +312,3 @@ async def _store(change: ProfileChange, id: str, fields: UserFields) -> User:
 
 def _user(row: Any) -> User:
     return User(**{**dict(row), "attributes": msgspec.json.decode(row["attributes"])})
-
-
-class InvalidCursor(ValueError):
-    """`cursor` is none that a page has given: begin without it."""
-
-    def __init__(self) -> None:
-        super().__init__("`cursor` is none that a page has given: begin without it")
-
-
-def cursor_after(id: str) -> str:
-    """The cursor of the page behind an id: opaque, so that nobody builds one."""
-    return base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
-
-
-def id_of_cursor(cursor: str | None) -> str:
-    """The id that a cursor stands for; of none the empty one, which is before all.
-
-    Raises:
-        InvalidCursor: no page has given it.
-    """
-    if cursor is None:
-        return ""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError) as error:
-        raise InvalidCursor from error
-    if not text or "\0" in text or cursor_after(text) != cursor:
-        raise InvalidCursor
-    return text

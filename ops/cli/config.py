@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -148,34 +147,16 @@ def _show(found: list[Difference], *, as_json: bool) -> None:
         out.print(f"{SIGNS[one.action]} {one.kind} {one.name}{why}{kept}", markup=False)
 
 
-@asynccontextmanager
-async def _pool(url: str) -> AsyncIterator[Pool]:
-    import asyncpg
-
-    from ops.postgres import CONNECT_SECONDS
-
-    pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
-    try:
-        await pool
-        yield pool
-    finally:
-        pool.terminate()
-
-
 def _run(folder: Path, work: Callable[[Pool], Awaitable[Found]]) -> Found:
     """Do `work` on the database that the settings or the folder name."""
     import uvloop
 
-    from engine.errors import StoreUnavailable
-    from ops.postgres import FAILURES, explained
+    from ops.postgres import opened
 
     url = postgres_url(folder)
 
     async def run() -> Found:
-        async with _pool(url) as pool:
-            try:
-                return await work(pool)
-            except (*FAILURES, StoreUnavailable) as error:
-                raise explained(error) from error
+        async with opened(url) as pool:
+            return await work(pool)
 
     return uvloop.run(run())

@@ -208,31 +208,23 @@ def _show_faults(file: Path, faults: list[Fault], *, as_json: bool) -> None:
 
 def _run(folder: Path, work: Callable[[Directory], Awaitable[Found]]) -> Found:
     """Do `work` on the directory of the database that the settings or the folder name."""
-    import asyncpg
     import uvloop
     from redis.asyncio import Redis
 
     from engine.directory.changing import Directory
-    from engine.errors import StoreUnavailable
     from engine.profiles.cache import ProfileCache
     from engine.profiles.reader import read_profile
-    from ops.postgres import CONNECT_SECONDS, FAILURES, explained
+    from ops.postgres import opened
 
     url, redis_url = urls(folder)
 
     async def run() -> Found:
-        pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
-        try:
-            await pool
-            async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None) as redis:
-                profiles = ProfileCache(redis, partial(read_profile, pool))
-                try:
-                    return await work(Directory(pool, profiles))
-                finally:
-                    await profiles.close()
-        except (*FAILURES, StoreUnavailable) as error:
-            raise explained(error) from error
-        finally:
-            pool.terminate()
+        redis = Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None)
+        async with opened(url) as pool, redis:
+            profiles = ProfileCache(redis, partial(read_profile, pool))
+            try:
+                return await work(Directory(pool, profiles))
+            finally:
+                await profiles.close()
 
     return uvloop.run(run())

@@ -13,13 +13,10 @@ from engine.directory.suppressions import NewSuppression, Reason
 from engine.directory.templates import Locale
 from engine.directory.topics import TopicName
 from engine.directory.users import (
-    InvalidCursor,
     UserFields,
     UserPatch,
     checked_user_id,
-    cursor_after,
     encoded_attributes,
-    id_of_cursor,
     merged,
 )
 
@@ -206,17 +203,6 @@ def test_an_address_is_compared_without_its_capital_letters_in_every_alphabet() 
     )
     assert UserFields(email="ÅSA@x.com").email_hash == UserFields(email="åsa@X.COM").email_hash
     assert UserFields().email_hash is None
-
-
-@given(st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text and text.isprintable()))
-def test_a_cursor_is_the_one_that_a_page_gave_or_refused(id: str) -> None:
-    cursor = cursor_after(id)
-    assert id_of_cursor(cursor) == id
-    with pytest.raises(InvalidCursor):
-        id_of_cursor(cursor + "=")
-    for wrong in ("", "!", "A", cursor + "\n"):
-        with pytest.raises(InvalidCursor):
-            id_of_cursor(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["", "topic:news", "x" * 129, "a\0b", "\ud800"])
