@@ -157,6 +157,12 @@ class Cancels:
         self._seq = 0
 
 
+async def is_cancelled(broker: Broker, tenant: str, transaction: str) -> bool:
+    """The same, asked of the bucket's leader: for who asks once."""
+    subject = f"{_KEYS}{encode_token(tenant)}.{encode_token(transaction)}"
+    return await broker.leader_last(CANCELS_STREAM, subject) is not None
+
+
 async def cancel(broker: Broker, tenant: str, transaction: str, *, budget_seconds: float) -> None:
     """Store that a transaction is cancelled; cancelled once more, it is kept for another 31 days.
 

@@ -88,10 +88,9 @@ AND 2 = (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid AND attname IN
 ORDER BY 1
 """
 
-# Users whom a campaign names one by one. One that begins in a year must not bring back whose tombstone has ended by then.
-_NAMED: Final = "tenant = $1 AND (users @> ARRAY[$2] OR exclude_users @> ARRAY[$2])"
-
-_LEAVE_CAMPAIGNS: Final = f"""
+# A campaign that is not over names its users; one that is over has no names any more.
+_NAMED: Final = "tenant = $1 AND finished_at IS NULL AND ($2 = ANY(users) OR $2 = ANY(exclude_users))"
+_UNNAME: Final = f"""
 UPDATE campaigns SET users = array_remove(users, $2), exclude_users = array_remove(exclude_users, $2) WHERE {_NAMED}
 """
 
@@ -221,10 +220,10 @@ class Eraser:
                 RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
             }
             found["directory"] = await forget_user(connection, tenant, user)
-            found["campaigns"] = _count(await connection.execute(_LEAVE_CAMPAIGNS, tenant, user))
+            found["campaigns"] = int((await connection.execute(_UNNAME, tenant, user)).rpartition(" ")[2])
             for table in await _tables(connection):
                 done = await connection.execute(f"DELETE FROM {table} WHERE tenant = $1 AND user_id = $2", tenant, user)
-                found[table] = _count(done)
+                found[table] = int(done.rpartition(" ")[2])
             found["Redis"] = await asked(self._redis.unlink(*await self._keys(tenant, user)))
             await self._forget_due(tenant, user)
         return {place: many for place, many in found.items() if many}
@@ -238,8 +237,9 @@ class Eraser:
             "Redis": await asked(self._redis.exists(*await self._keys(tenant, user))),
         }
         async with asking(self._pool, SWEEP_SECONDS) as connection:
-            named = f"SELECT count(*) FROM campaigns WHERE {_NAMED}"
-            found["campaigns"] = await connection.fetchval(named, tenant, user)
+            found["campaigns"] = await connection.fetchval(
+                f"SELECT count(*) FROM campaigns WHERE {_NAMED}", tenant, user
+            )
             for table in await _tables(connection):
                 statement = f"SELECT count(*) FROM {table} WHERE tenant = $1 AND user_id = $2"
                 found[table] = await connection.fetchval(statement, tenant, user)
@@ -315,11 +315,6 @@ async def find_deletion(pool: Pool, tenant: str, user: str) -> Deletion | None:
 def _again(passes: int) -> int:
     """In how many seconds to come again after so many passes before this one."""
     return AGAIN_SECONDS[min(max(passes, 0), len(AGAIN_SECONDS) - 1)]
-
-
-def _count(status: str) -> int:
-    """How many rows a statement has changed."""
-    return int(status.rpartition(" ")[2])
 
 
 async def _tables(connection: Connection) -> list[str]:
