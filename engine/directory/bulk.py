@@ -14,8 +14,8 @@ from engine.directory.users import UserFields, encoded_attributes
 from engine.postgres import Connection, asking
 
 IMPORT_SECONDS: Final = 240.0
-"""The whole import, on a machine that others use, too. While it stores what it has been sent, other changes of the same users wait,
-and are given up after their own few seconds. Its marks only have readers ask the primary meanwhile."""
+"""The whole import, on a machine that others use, too. While it stores what it was sent, other changes of its users wait, and
+are given up after their own few seconds. Its marks only have readers ask the primary meanwhile."""
 
 ROWS_PER_TURN: Final = 500
 """Rows that are sent before others get a turn and the progress is told."""
