@@ -16,13 +16,15 @@ import pytest
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
+from engine.log.writer import read_mark
+from engine.planner import position
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Postgres, Valkey
 from ops.migrate import migrate
 from seamark.protocol.receipts import decode_receipt
 from seamark.protocol.subjects import log_subject
 from tests.support.chaos import SECONDS
-from tests.support.logs import FAST, at_work, connected, eventually
+from tests.support.logs import FAST, connected, eventually
 from tests.support.planning import record
 from tests.support.roles import GatewayRole, RoleProcess
 from tests.support.servers import end
@@ -99,17 +101,26 @@ class Arriving:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self.count = 0
+        self.count = self.end = 0
+        self.stopped = False
 
     async def run(self) -> None:
-        batch = RATE // 20
-        while True:
-            began = time.monotonic()
+        """Write until `stopped`. A batch that was not answered is written again, and may then be there twice."""
+        batch, answered = RATE // 20, True
+        while not (self.stopped and answered):
+            began, answered = time.monotonic(), False
             ids = range(self.count, self.count + batch)
             with contextlib.suppress(BrokerError):
-                await self._broker.commit([Outgoing(log_subject(0, "default", "alice"), record(f"e{n}")) for n in ids])
+                records = [Outgoing(log_subject(0, "default", "alice"), record(f"e{n}")) for n in ids]
+                self.end = (await self._broker.commit(records)).seq
                 self.count += batch
+                answered = True
             await asyncio.sleep(max(0.0, began + 0.05 - time.monotonic()))
+
+    async def planned(self) -> bool:
+        """Whether all of them are."""
+        mark = (await read_mark(self._broker, position.marked(0))).mark
+        return mark is not None and mark.seq >= self.end
 
 
 class Planning(RoleProcess):
@@ -160,7 +171,7 @@ async def test_a_channel_that_is_switched_off_is_off_for_whatever_is_planned_a_s
     async def kill_api(point: str) -> None:
         api.kill()
         await asyncio.to_thread(api.spawn, fail_point=point)
-        await eventually(lambda: api.exit_code == -9)
+        await eventually(lambda: api.exit_code == -9, seconds=MENDED_SECONDS)
         await asyncio.to_thread(api.start)
 
     async def restart(server: Valkey | Postgres | RoleProcess) -> None:
@@ -180,8 +191,9 @@ async def test_a_channel_that_is_switched_off_is_off_for_whatever_is_planned_a_s
             await topology.ensure(broker, "dev", 1, overrides=FAST)
             await asyncio.gather(*(asyncio.to_thread(role.start) for role in (planner, api)))
             user, arriving = User(api.url, http), Arriving(broker)
-            async with at_work(arriving.run(), "arriving"):
-                changing = asyncio.create_task(user.run(), name="user")
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(arriving.run(), name="arriving")
+                changing = tasks.create_task(user.run(), name="user")
                 until = time.monotonic() + SECONDS
                 for die in itertools.cycle(deaths):
                     await die()
@@ -194,16 +206,12 @@ async def test_a_channel_that_is_switched_off_is_off_for_whatever_is_planned_a_s
                 assert last.answered_at is not None
                 await asyncio.sleep(max(0.0, last.answered_at + HOLDS_SECONDS - time.time()))
                 await eventually(lambda: arriving.count > arrived + RATE)
-            await eventually(lambda: _planned(broker, arriving.count), seconds=MENDED_SECONDS)
+                arriving.stopped = True
+            await eventually(arriving.planned, seconds=MENDED_SECONDS + 5 * SECONDS)
             await _judge(broker, user, arriving.count)
     finally:
         planner.kill()
         api.kill()
-
-
-async def _planned(broker: Broker, count: int) -> bool:
-    newest = await broker.leader_last("RECEIPTS", "rcpt.0.default.alice")
-    return newest is not None and decode_receipt(newest.payload).id == f"e{count - 1}"
 
 
 async def _judge(broker: Broker, user: User, count: int) -> None:
