@@ -341,6 +341,9 @@ def _explain(reader: Manual, folder: Path) -> None:
         reader.seamark("explain", "--event", str(folder / "explained.json"), "--user", "alice", "--json")
     )
     assert explained["plan"] == {"inapp": {"when": "now", "why": "default"}}
+    (folder / "low.json").write_text('{"type":"demo.explained","priority":"low"}')
+    [low] = lines(reader.seamark("explain", "--event", str(folder / "low.json"), "--user", "alice", "--json"))
+    assert low["inputs"]["notification"]["type"] == "demo.explained"
     assert explained["inputs"]["notification"]["user"] == "alice"
 
 
