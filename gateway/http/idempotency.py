@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import re
 import secrets
 import time
@@ -262,7 +263,9 @@ class IdempotencyKeys:
             return None
         try:
             async with patiently_within(REDIS_SECONDS):
-                said = await scripts[hash(keys[0]) % CONNECTIONS](keys, args)
+                # The first that is free: one that was used before is connected.
+                script = next((each for each in scripts if not each.busy), random.choice(scripts))
+                said = await script(keys, args)
         except (TimeoutError, RedisTimeoutError) as error:
             self._silent_since = self._silent_since or time.monotonic()
             if time.monotonic() - self._silent_since < SILENT_SECONDS:

@@ -12,6 +12,7 @@ import pytest
 
 from engine import cancels as cancels_module
 from engine.broker.jetstream import Broker
+from engine.buckets import Buckets
 from engine.cancels import CANCELS_STREAM, Cancels, cancel, watching
 from engine.errors import Unanswered
 from engine.topology import server as topology
@@ -240,8 +241,8 @@ async def test_one_tenant_cannot_fill_the_bucket_of_all(house: TestGateway, monk
     await eventually(lambda: house.context.cancels.of_tenant("default") == 2)  # type: ignore[union-attr]
     assert (await delete(house, "c"))[1]["code"] == "too_many_cancels"
     assert (await delete(house, "a"))[0] == 200, "what is cancelled may be recalled"
-    statuses = [(await delete(house, "a"))[0] for _ in range(60)]
-    assert statuses[-1] == 429
+    house.context.cancel_rate = Buckets(1)
+    assert [(await delete(house, "a"))[0] for _ in range(2)] == [200, 429]
 
 
 async def test_a_cancel_is_stored_though_the_inbox_is_away_and_a_recall_says_that_it_is_not_done(

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -81,8 +80,12 @@ async def test_a_thousand_requests_at_once_are_one_event_and_one_record(
         taken = [answer for answer in answers if answer.status == 202]
         if not taken:
             taken = [await eventually(lambda: _taken(first))]
-        assert [answer.replayed for answer in taken].count(None) == 1
-        assert all(answer.body == taken[0].body for answer in taken)
+        # A second one is carried out only where Redis was too slow to be told how the first has ended, and says so.
+        carried_out = [answer.body["duplicate"] for answer in taken if answer.replayed is None]
+        assert carried_out.count(False) == 1
+        assert {(answer.body["event_id"], answer.body["seq"]) for answer in taken} == {
+            (taken[0].body["event_id"], taken[0].body["seq"])
+        }
         assert all(answer.retry_after == "1" for answer in answers if answer.status == 409)
         assert await events(first) == 1
         await eventually(lambda: _records(first))
@@ -101,16 +104,26 @@ async def test_of_two_bodies_with_one_key_exactly_one_wins(
 ) -> None:
     async with at_the_door(nats_server, postgres, valkey) as gateway:
         for number in range(5):
-            bodies = [ANONYMOUS, OTHER] * 50
-            answers = await asyncio.gather(*(send(gateway, body, f"k{number}") for body in bodies))
+            key, bodies = f"k{number}", [ANONYMOUS, OTHER] * 50
+            answers = await asyncio.gather(*(send(gateway, body, key) for body in bodies))
+            # 503: a busy process was not answered in time by Redis, and nothing was done.
+            assert {answer.status for answer in answers} <= {202, 409, 422, 503}
             winners = {json.dumps(body) for body, answer in zip(bodies, answers, strict=True) if answer.status == 202}
+            if not winners:
+                winners = {await eventually(lambda key=key: _winner(gateway, key))}
             assert len(winners) == 1
-            assert Counter(answer.status for answer in answers).keys() <= {202, 409, 422}
             assert await events(gateway) == number + 1
             loser = OTHER if winners == {json.dumps(ANONYMOUS)} else ANONYMOUS
-            refused = await send(gateway, loser, f"k{number}")
+            refused = await send(gateway, loser, key)
             assert (refused.status, refused.body["code"]) == (422, "idempotency_key_reused")
             assert refused.body["field"] == "Idempotency-Key"
+
+
+async def _winner(gateway: TestGateway, key: str) -> str | None:
+    for body in (ANONYMOUS, OTHER):
+        if (await send(gateway, body, key)).status == 202:
+            return json.dumps(body)
+    return None
 
 
 async def test_the_same_body_sent_elsewhere_is_another_request(
