@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import structlog
 from redis.asyncio import Redis
@@ -23,9 +22,10 @@ from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.relay import relaying
-from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds, withhold
+from engine.dispatch.rounds import Entry, Planned, Round, batches, fan_out, not_covered, rounds
 from engine.dispatch.source import EVENTS, SOURCES, EventSource
 from engine.dispatch.turns import Turns
+from engine.dispatch.withholding import Withholding
 from engine.errors import BrokerError, PartitionStopped, StepDown, TopologyError
 from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import (
@@ -294,35 +294,30 @@ class DispatchWorker:
             failpoints.reach("after-dead-letter")
         planned = await self._claim_events(round_.planned)
         failpoints.reach("after-claims-before-append")
-        await self._withhold(planned)
+        look = Withholding(self._cancels, planned)
+        await look.look()
         entries = fan_out(planned, self._partitions)
         home = entries.pop(self._q, [])
         if entries:
             # Where one fails, positions are read anew before anything is tried again.
             works = {
-                f"append {self.name} to {p}": self._append_to(p, each, round_.last_seq) for p, each in entries.items()
+                f"append {self.name} to {p}": self._append_to(p, each, round_.last_seq, look)
+                for p, each in entries.items()
             }
             await together(works)
             failpoints.reach("between-foreign-and-home")
-            await self._withhold(planned)
-        await self._append(self._q, home, round_.last_seq)
+            await look.look()
+        await self._append(self._q, home, round_.last_seq, look)
         self._count(round_, planned, len(home) + sum(map(len, entries.values())))
 
-    async def _withhold(self, planned: list[Planned]) -> None:
-        """The last look before records are written: claims, or other partitions, may have taken long."""
-        cancels = self._cancels
-        if cancels is not None and any(p.accepted.event.transaction_id is not None for p in planned):
-            await cancels.heard()
-        withhold(planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
-
-    async def _append_to(self, partition: int, entries: list[Entry], last_seq: int) -> None:
+    async def _append_to(self, partition: int, entries: list[Entry], last_seq: int, look: Withholding) -> None:
         try:
-            await self._append(partition, entries, last_seq)
+            await self._append(partition, entries, last_seq, look)
         except PartitionStopped:
             self._faulty.add(partition)
             raise
 
-    async def _append(self, partition: int, entries: Sequence[Entry], last_seq: int) -> None:
+    async def _append(self, partition: int, entries: Sequence[Entry], last_seq: int, look: Withholding) -> None:
         writer = self._writers.get(partition)
         if writer is None:
             home = self._writers[self._q].mark
@@ -330,15 +325,15 @@ class DispatchWorker:
             found, mark = await self._mark(partition, self.streams)
             writer = await self._take_over(partition, found, mark, start_seq=home.next_seq - 1)
         due, turn = batches(not_covered(entries, writer.mark), partition, last_seq), self._turns.turn(self._source)
-        batch = None
-        while batch is None or batch.seq != last_seq or batch.user is not None:
+        while True:
             async with turn:
-                if batch is not None:  # a page has many, and each may have waited long for its turn
-                    await self._withhold(list({entry.seq: entry.planned for entry in entries}.values()))
+                await look.look_if_old()
                 batch = next(due)
                 if batch.messages or partition == self._q:
-                    unburied = self.burials.first if partition == self._q else None
-                    await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
+                    unburied, until = self.burials.first if partition == self._q else None, look.until
+                    await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied, until=until)
+            if batch.seq == last_seq and batch.user is None:
+                return
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -10,7 +10,6 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from engine import metrics
 from engine.broker import wire
 from engine.broker.jetstream import Outgoing
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, FAN_OUT_MESSAGES_MAX
@@ -20,7 +19,7 @@ from seamark.protocol import events
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, Recipient
 from seamark.protocol.limits import RECORD_BYTES_MAX
-from seamark.protocol.records import NotificationTemplate, Withheld
+from seamark.protocol.records import NotificationTemplate
 from seamark.protocol.subjects import partition_of
 
 _log = structlog.get_logger("seamark.dispatcher")
@@ -126,28 +125,6 @@ def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
         # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
         _log.exception("event_not_planned", seq=delivered.seq)
         return Dead(delivered, "internal", f"{type(error).__name__} while planning")
-
-
-def withhold(planned: Iterable[Planned], cancelled: Callable[[str, str], bool], now: datetime) -> None:
-    """Have the records of events that are over or cancelled stored as shown to nobody.
-
-    Args:
-        cancelled: whether a tenant, named by its token, has cancelled a transaction.
-        now: what expiry is compared with.
-    """
-    for one in planned:
-        if one.template.withheld is not None:
-            continue
-        event = one.accepted.event
-        transaction, expires_at = event.transaction_id, event.expires_at
-        why: Withheld | None = None
-        if transaction is not None and cancelled(one.accepted.at.tenant_token, transaction):
-            why = "cancelled"
-        elif expires_at is not None and expires_at <= now:
-            why = "expired"
-        if why is not None:
-            one.template.withhold(why)
-            metrics.withheld_records.labels(why).inc(len(one.accepted.recipients))
 
 
 def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry]]:

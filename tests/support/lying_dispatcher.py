@@ -8,6 +8,7 @@ from engine.broker.jetstream import Broker, Outgoing, PubAck
 from engine.dispatch import dispatcher
 from engine.dispatch.dispatcher import DispatchWorker
 from engine.dispatch.rounds import Round
+from engine.dispatch.withholding import Withholding
 from ops.cli.dispatcher import dispatcher as command
 
 
@@ -25,7 +26,7 @@ def tell(lie: str) -> None:
         settle = DispatchWorker._settle_round
 
         async def home_first(self: DispatchWorker, round_: Round) -> None:
-            await self._append(self._q, [], round_.last_seq)
+            await self._append(self._q, [], round_.last_seq, Withholding(None, []))
             await settle(self, round_)
 
         DispatchWorker._settle_round = home_first  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from engine.dispatch import dispatcher, rounds
 from engine.dispatch.claims import Claim
 from engine.dispatch.dispatcher import DispatchWorker
 from engine.dispatch.rounds import Planned
+from engine.dispatch.withholding import Withholding
 from engine.log import writer as logwriter
 from engine.log.marks import Mark, Verdict
 from tests.support.marksim import World
@@ -64,7 +65,7 @@ def whole_events_only(self: Mark, seq: int, user_token: str) -> bool:
 
 
 async def home_first(self: DispatchWorker, round_: Any) -> None:
-    await self._append(self._q, [], round_.last_seq)
+    await self._append(self._q, [], round_.last_seq, Withholding(None, []))
     await settle_round(self, round_)
 
 
