@@ -9,7 +9,7 @@ const SHOWN = 20;
 /** All users of an audience are in exactly one of these. */
 const PARTS = {
   dispatched: "in their logs",
-  stored: "stored, not dispatched yet",
+  stored: "on the way",
   publishing: "being published",
   fixed: "waiting",
   excluded: "excluded",

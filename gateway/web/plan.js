@@ -6,7 +6,7 @@ const LOOKS = 20; // a planner decides within a second or two, and the projectio
 const LOOK_MS = 700;
 
 const WHYS = {
-  default: "as the type's rule says",
+  default: "as nobody says otherwise",
   requested: "the event names this channel",
   critical: "critical goes by all channels",
   user_on: "you have switched it on",
@@ -53,7 +53,7 @@ async function linesOf(id) {
     const planned = new Map(proof.facts.filter(({ fact }) => fact === "planned").map((fact) => [fact.channel, fact.detail]));
     return [
       ...[...planned].map(([channel, detail]) => lineOf(channel, detail)),
-      ...proof.not_proven.map((what) => element("li", { class: "unproven" }, `Not proven: ${what}`)),
+      ...proof.not_proven.filter((what) => what.startsWith("sent")).map((what) => element("li", { class: "unproven" }, `Not proven: ${what}`)),
     ];
   } catch (error) {
     return [element("li", {}, error.code === "not_found" ? "Not decided yet…" : `Cannot be read: ${error.message}`)];

@@ -94,7 +94,7 @@ function drawChoices() {
   const head = element("tr", {}, element("th", { scope: "col" }, "For"), ...channels.map((one) => element("th", { scope: "col" }, CHANNELS[one])));
   $("choices").tHead.replaceChildren(head);
   $("choices").tBodies[0].replaceChildren(...linesOf(held).map((line) => element("tr", {},
-    element("th", { scope: "row" }, element("code", {}, line.name), line.kind && element("small", {}, ` ${line.kind}`), othersOf(line)),
+    element("th", { scope: "row" }, element(line.kind ? "code" : "span", {}, line.name), line.kind && element("small", {}, ` ${line.kind}`), othersOf(line)),
     ...channels.map((channel) => cellOf(line, channel)))));
 }
 

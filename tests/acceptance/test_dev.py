@@ -353,7 +353,7 @@ async def choose(page: Page, selector: str, value: str) -> None:
 def holds(line: str, channel: str) -> str:
     """What stands in the table for a channel of a type: the choice and its source; null before it is drawn."""
     return (
-        "[...document.querySelectorAll('#choices tbody tr')].filter((row) => row.querySelector('code').textContent"
+        "[...document.querySelectorAll('#choices tbody tr')].filter((row) => row.querySelector('th').firstChild.textContent"
         f" === {json.dumps(line)}).map((row) => row.querySelector('[data-label=\"{channel}\"] .holds'))"
         ".map((cell) => cell && `${cell.dataset.choice} ${cell.dataset.source}`)[0]"
     )
@@ -381,7 +381,7 @@ async def test_what_is_switched_off_on_the_page_holds_for_the_next_event_and_its
     await page.evaluate("location.hash = 'inbox'")
     await page.fill("#type", "parcel.sent")
     await page.click("#publish button:not(.quiet)")
-    await page.until("document.querySelector('#list details')")
+    await page.until("!!document.querySelector('#list details')")
     await page.evaluate("document.querySelector('#list details').open = true")
     for channel, why in (("inapp", "default"), ("email", "type_off"), ("push", "no_token")):
         await page.until(f"document.querySelector('#list li[data-channel={channel}]')?.dataset.why === '{why}'")
@@ -450,7 +450,7 @@ async def test_a_campaign_started_on_the_page_reaches_its_total_and_the_inbox(sh
     assert served(shared, "GET", "/v1/topics/news")[1]["members"] == 3, "there is somebody from the first minute"
     assert served(shared, "PUT", "/v1/topics/crew/members", {"users": ["fay", "gil"]}) == (200, {"members": 2})
     page = await browser.open(f"{url}/?user=fay#campaigns")
-    await page.until("document.querySelector('#campaign-audience option[value=\"topic:crew\"]')")
+    await page.until("!!document.querySelector('#campaign-audience option[value=\"topic:crew\"]')")
     await page.click("#dry-run")
     await page.until(f"{text('campaign-said')}.startsWith('Dry run: ')")
     await choose(page, "#campaign-audience", "topic:crew")
@@ -461,7 +461,7 @@ async def test_a_campaign_started_on_the_page_reaches_its_total_and_the_inbox(sh
     await page.fill("#campaign-title", "All hands")
     await page.click("#start")
     item = f"document.querySelector('[data-id=\"{id}\"]')"
-    await page.until(f"{item}?.dataset.state === 'done'")
+    await page.until(f"{item}?.dataset.state === 'done'", seconds=60)
     assert await page.evaluate(f"{item}.querySelector('.sum').textContent") == "2 users = 2 in their logs"
     bar = f"{item}.querySelector('[role=progressbar]')"
     assert await page.evaluate(f"[{bar}.ariaValueNow, {bar}.ariaValueMax]") == ["2", "2"]
@@ -477,7 +477,7 @@ async def test_a_campaign_is_held_up_resumed_and_ended_by_the_buttons_and_its_nu
     crowd = [f"h{number:02}" for number in range(40)]
     assert served(shared, "PUT", "/v1/topics/crowd/members", {"users": crowd}) == (200, {"members": 40})
     page = await browser.open(f"{shared.describe().gateway_url}/?user=h00#campaigns")
-    await page.until("document.querySelector('#campaign-audience option[value=\"topic:crowd\"]')")
+    await page.until("!!document.querySelector('#campaign-audience option[value=\"topic:crowd\"]')")
     await choose(page, "#campaign-audience", "topic:crowd")
     await page.fill("#campaign-rate", "1")  # five users to a page, and five seconds between them: time to press buttons
     await page.fill("#campaign-id", "slow")
@@ -490,12 +490,12 @@ async def test_a_campaign_is_held_up_resumed_and_ended_by_the_buttons_and_its_nu
     )
     await page.click("#start")
     state = "document.querySelector('[data-id=slow]')?.dataset.state"
-    await page.until("window.sums.at(-1)?.includes('in their logs')")
+    await page.until("window.sums.at(-1)?.includes('in their logs')", seconds=60)
     for button, then in (("Pause", "paused"), ("Resume", "running"), ("Pause", "paused"), ("Cancel", "cancelled")):
         await page.click(f"[data-id=slow] [data-do={button}]")
         await page.until(f"{state} === '{then}'")
         assert served(shared, "GET", "/v1/campaigns/slow/progress")[1]["state"] == then
-    await page.until("document.querySelector('[data-id=slow] .pace').textContent.includes('over since')")
+    await page.until("!!document.querySelector('[data-id=slow] .pace').textContent.includes('over since')", seconds=60)
     sums = await page.evaluate("sums")
     assert "cancelled" in sums[-1]
     for said in sums:
