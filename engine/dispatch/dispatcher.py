@@ -178,8 +178,7 @@ class DispatchWorker:
         self.streams, self._writers = await self._read_streams(), {}
         found, mark = await self._mark(self._q, self.streams)
         if mark and found.mark and mark.epoch != found.mark.epoch:
-            dispatched = found.mark.seq
-            _log.warning("source_restored", partition=self._q, dispatched=dispatched, goes_on_after=mark.seq)
+            _log.warning("source_restored", partition=self._q, dispatched=found.mark.seq, goes_on_after=mark.seq)
         term = await self._newest_term(found.mark, self.streams) + 1
         events = self.streams.events
         self._ownership = Ownership(term, secrets.token_hex(8), epoch_of(events))
@@ -256,7 +255,7 @@ class DispatchWorker:
         """
         if self.streams is None:
             return False
-        known = (self.streams.events, *self.streams.logs.values())
+        known = self.streams.events, *self.streams.logs.values()
         return any(now.get(state.name, state.epoch) != state.epoch for state in known)
 
     def check(self, state: StreamState) -> None:
@@ -331,14 +330,15 @@ class DispatchWorker:
             found, mark = await self._mark(partition, self.streams)
             writer = await self._take_over(partition, found, mark, start_seq=home.next_seq - 1)
         due, turn = batches(not_covered(entries, writer.mark), partition, last_seq), self._turns.turn(self._source)
-        while True:
+        batch = None
+        while batch is None or batch.seq != last_seq or batch.user is not None:
             async with turn:
+                if batch is not None:  # a page has many, and each may have waited long for its turn
+                    await self._withhold(list({entry.seq: entry.planned for entry in entries}.values()))
                 batch = next(due)
                 if batch.messages or partition == self._q:
                     unburied = self.burials.first if partition == self._q else None
                     await writer.append(batch.messages, batch.seq, batch.user, unburied=unburied)
-            if batch.seq == last_seq and batch.user is None:
-                return
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

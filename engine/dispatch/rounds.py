@@ -187,6 +187,7 @@ def batches(entries: Sequence[Entry], partition: int, last_seq: int) -> Iterator
         if messages and (len(messages) >= most - 1 or size + cost > BATCH_BYTES_MAX):
             yield Batch(messages, before.seq, before.recipient.token if inside else None)
             messages, size = [], 0
+            message = entry.message(partition)  # as it is now: it may be withheld since
         messages.append(message)
         size += cost
     yield Batch(messages, last_seq, None)

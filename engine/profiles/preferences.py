@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine import merging
 from engine.directory.changing import ProfileChange, check_version
 from engine.directory.contacts import checked_locale, checked_timezone
 from engine.errors import LimitReached
@@ -13,6 +14,7 @@ from engine.limits import PREFERENCES_BYTES_MAX
 from engine.plan.patterns import check_pattern
 from engine.plan.preferences import Preferences
 from engine.postgres import Connection
+from seamark.protocol.errors import SeamarkError
 
 _FIND: Final = "SELECT document, version FROM preferences WHERE tenant = $1 AND user_id = $2"
 
@@ -20,6 +22,13 @@ _STORE: Final = """
 INSERT INTO preferences (tenant, user_id, document, version) VALUES ($1, $2, $3, $4)
 ON CONFLICT (tenant, user_id) DO UPDATE SET document = excluded.document, version = excluded.version, changed_at = now()
 """
+
+LEVELS: Final = 3
+"""Of objects in a document: itself, its lines by type, the choices of a line."""
+
+
+class NoDocument(SeamarkError, ValueError):
+    """With this patch the document would be none; nothing was changed. The message names the member."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -46,14 +55,17 @@ async def patch_preferences(
     """Merge a patch (RFC 7396) into the document: what is left out stays, null takes away, on every level.
 
     Raises:
-        ValueError: the result is no document; the message names the member.
-        VersionConflict: it has another version than `expected`. LimitReached: it would be too large.
-        UserDeleted: the user was deleted.
+        NoDocument: the result is no document. VersionConflict: it has another version than `expected`.
+        LimitReached: it would be too large. UserDeleted: the user was deleted.
     """
     await change.check_there(user)
     before = await find_preferences(change.connection, change.tenant, user)
     check_version("the document of preferences", expected, before.version)
-    document = merged(before.document, patch)
+    try:
+        document = merged(before.document, patch)
+    except ValueError as error:
+        # As one of ours: else each such patch would cost a connection, and leave the user marked for a minute.
+        raise NoDocument(str(error)) from error
     if document == before.document:
         return before
     encoded = msgspec.json.encode(document)
@@ -71,26 +83,13 @@ def merged(document: Preferences, patch: dict[str, Any]) -> Preferences:
     Raises:
         ValueError: the result is none; the message names the member.
     """
-    merged = msgspec.convert(_merge(msgspec.to_builtins(document), patch), Preferences)
+    merged = msgspec.convert(merging.merged(msgspec.to_builtins(document), patch, LEVELS), Preferences)
     for pattern in merged.types:
         check_pattern(pattern)
     for name, checked in (("timezone", checked_timezone), ("locale", checked_locale)):
         if (value := getattr(merged, name)) is not None:
             merged = msgspec.structs.replace(merged, **{name: checked(value)})
     return _without_empty_lines(merged)
-
-
-def _merge(target: Any, patch: Any, levels: int = 3) -> Any:
-    """RFC 7396, section 2. A document has three levels of objects; what is deeper is refused as it stands, not followed."""
-    if not isinstance(patch, dict) or levels == 0:
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merge(result.get(name), value, levels - 1)
-    return result
 
 
 def _without_empty_lines(document: Preferences) -> Preferences:

@@ -19,6 +19,7 @@ from engine.cancels import cancel, watching
 from engine.controls.changing import Asked
 from engine.controls.desk import Desk
 from engine.controls.document import Kill
+from engine.directory.bell import listen, ring
 from engine.errors import ApiError, BrokerError, Forbidden
 from engine.log.incarnations import read_partitions
 from engine.topology import server as topology
@@ -127,14 +128,13 @@ async def test_now_messages_go_by_the_dispatcher_and_broadcasts_to_gateways_and_
         await gateway.subscribe("now.>", lambda *_: None).confirmed()
 
 
-async def test_gateways_cancel_transactions_and_dispatchers_hear_of_it_and_write_none(connected: Connect):
-    gateway, dispatcher = await connected("gateway"), await connected("dispatcher")
-    async with watching(dispatcher) as heard, watching(gateway) as own:
+async def test_gateways_cancel_transactions_and_who_must_not_send_them_hears_of_it_and_writes_none(connected: Connect):
+    gateway, *others = [await connected(role) for role in ("gateway", "dispatcher", "planner")]
+    async with watching(others[0]) as heard, watching(others[1]) as planner, watching(gateway) as own:
         await cancel(gateway, "default", "order 17", budget_seconds=5)
-        await eventually(lambda: heard.holds("default", "order 17") and own.holds("default", "order 17"))
-        assert heard.fresh
-        assert own.fresh
-    for role in ("dispatcher", "publisher", "worker", "projector"):
+        await eventually(lambda: all(view.holds("default", "order 17") for view in (heard, planner, own)))
+        assert all(view.fresh for view in (heard, planner, own))
+    for role in ("dispatcher", "publisher", "worker", "projector", "planner"):
         assert await denied(await connected(role), "$KV.cancels.default.t"), role
 
 
@@ -262,13 +262,13 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
 async def test_a_pager_appends_pages_and_reads_what_became_of_them_and_nothing_else(connected: Connect):
     await (await connected("gateway")).append(log_subject(0, "default", "alice"), b"{}")
     broker = await connected("pager")
-    bulk, planners = Bulk(broker, await read_partitions(broker)), JobsPlanners(broker, await read_partitions(broker))
+    bulk, planners = Bulk(broker, await read_partitions(broker)), JobsPlanners(broker)
     event = page_event("acme", "c0", Message(type="sale.autumn"), 0, ["alice"])
     at = await bulk.store(event.subject, event.payload, (await bulk.state()).epoch or "")
     assert await bulk.find(event.subject) == at.seq
     await bulk.home_mark(event.subject)
     assert await planners.has_room()
-    assert not await planners.passed(await planners.heads())
+    assert not await planners.passed(await bulk.heads())
     for subject in (
         event_subject("acme", "alice", "demo"),
         "log.0.default.alice",
@@ -348,9 +348,35 @@ async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatche
         "$JS.API.CONSUMER.DELETE.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.RESET.BULK.dispatch-0",
-        "$JS.API.STREAM.PURGE.LOG-0",
     ):
         assert await denied(projector, subject), subject
+
+
+async def test_a_projector_erases_a_user_from_his_log_and_receipts_and_purges_nothing_else(connected: Connect):
+    gateway, projector = await connected("gateway"), await connected("projector")
+    for user in ("alice", "bob"):
+        await gateway.append(log_subject(3, "default", user), b"{}")
+        await gateway.append(receipt_subject(3, "default", user), b"{}")
+    for stream, subject in (("LOG-3", log_subject), ("RECEIPTS", receipt_subject)):
+        done = await projector.api(f"STREAM.PURGE.{stream}", {"filter": subject(3, "default", "alice")})
+        assert done["purged"] == 1
+        assert await projector.leader_last(stream, subject(3, "default", "alice")) is None
+        assert await projector.leader_last(stream, subject(3, "default", "bob")) is not None
+    for stream in ("EVENTS", "BULK", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"):
+        assert await denied(projector, f"$JS.API.STREAM.PURGE.{stream}"), stream
+
+
+async def test_a_gateway_rings_the_bell_of_rules_and_other_roles_only_hear_it(connected: Connect):
+    gateway, planner = await connected("gateway"), await connected("planner")
+    heard: list[None] = []
+    listening = asyncio.create_task(listen(planner, lambda: heard.append(None)))
+    await eventually(lambda: len(heard) == 1)  # as it is when one begins to listen
+    for rings in (2, 3):
+        await ring(gateway)
+        await eventually(lambda rings=rings: len(heard) == rings)
+    listening.cancel()
+    for role in ("planner", "dispatcher", "projector", "pager", "worker", "publisher"):
+        assert await denied(await connected(role), "$KV.control.rules.changed"), role
 
 
 async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
