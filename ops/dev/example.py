@@ -12,7 +12,7 @@ import asyncpg
 
 from engine.directory.changes import changing_in
 from engine.directory.changing import Directory, ProfileChange
-from engine.directory.templates import ANY_LOCALE, TemplateKey, put_template
+from engine.directory.templates import TemplateKey, put_template
 from engine.directory.topics import add_members
 from engine.directory.types import put_type
 from engine.directory.users import UserFields, put_user
@@ -40,9 +40,9 @@ TYPES: Final = (
 )
 
 TEMPLATES: Final = {
-    TemplateKey("parcel.*", "email", ANY_LOCALE): {"subject": "{{ data.text }}", "body": "{{ data.text }}"},
-    TemplateKey("parcel.*", "push", ANY_LOCALE): {"body": "{{ data.text }}"},
-    TemplateKey("news.*", "email", ANY_LOCALE): {"subject": "{{ data.title }}", "body": "{{ data.body }}"},
+    TemplateKey("parcel.*", "email", "default"): {"subject": "{{ data.text }}", "body": "{{ data.text }}"},
+    TemplateKey("parcel.*", "push", "default"): {"body": "{{ data.text }}"},
+    TemplateKey("news.*", "email", "default"): {"subject": "{{ data.title }}", "body": "{{ data.body }}"},
 }
 
 _ANYTHING: Final = """
