@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -33,6 +32,7 @@ from tests.support.chromium import Chromium, Page
 from tests.support.devstack import Stack
 from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected, eventually
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -97,10 +97,7 @@ def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(stack: Stack
             if Path(child.exe()).name.startswith(server) and child.ppid() == stack.pid
         ]
         victim.kill()
-        deadline = time.monotonic() + 30
-        while f"{server} ended (SIGKILL), restarting" not in stack.output.read_text():
-            assert time.monotonic() < deadline, stack.output.read_text()
-            time.sleep(0.05)
+        is_restarted(stack, server)
     stack.run("publish", "--to", "alice", "--id", "after")
     lines = stack.run("tail", "alice", "-n", "2", "--json", timeout=60).splitlines()
     assert [json.loads(line)["record"]["id"] for line in lines] == ["before", "after"]
@@ -121,6 +118,12 @@ def served(stack: Stack, method: str, path: str, body: Any = None, *, key: str |
         return refused.code, json.load(refused)
 
 
+def is_restarted(stack: Stack, name: str) -> None:
+    """Returns when the stack has said that it starts this process again, as it was killed."""
+    said = stack.output.read_text
+    wait_for(lambda: f"{name} ended (SIGKILL), restarting" in said(), said=said)
+
+
 async def _has(broker: object, event_id: str) -> bool:
     return any(entry.id == event_id for entry in await all_records(broker, 4))  # type: ignore[arg-type]
 
@@ -129,10 +132,7 @@ def test_a_crashed_role_is_restarted_and_that_is_said(stack: Stack) -> None:
     for role in ("dispatcher", "gateway"):
         [victim] = [child for child in stack.children() if role in child.cmdline()]
         victim.kill()
-        deadline = time.monotonic() + 30
-        while f"{role} ended (SIGKILL), restarting" not in stack.output.read_text():
-            assert time.monotonic() < deadline, stack.output.read_text()
-            time.sleep(0.05)
+        is_restarted(stack, role)
     stack.run("publish", "--to", "alice", "--id", "after")
     [line] = stack.run("tail", "alice", "-n", "1", "--json", timeout=60).splitlines()
     assert json.loads(line)["record"]["id"] == "after"
@@ -283,15 +283,14 @@ def test_a_stack_that_is_ended_while_it_makes_its_database_holds_the_folder_unti
     with stack.output.open("wb") as output:
         argv = [sys.executable, "-m", "ops", "dev", *stack.words]
         stack.process = subprocess.Popen(argv, cwd=tmp_path, env=stack.env, stdout=output, stderr=output)
-    deadline = time.monotonic() + 60
-    while not (making := [child for child in stack.children() if "initdb" in child.name()]):
-        assert time.monotonic() < deadline, stack.output.read_text()
-        time.sleep(0.005)
+    # Both are looked at often, as a database is made within a second.
+    said = stack.output.read_text
+    making = wait_for(
+        lambda: [child for child in stack.children() if "initdb" in child.name()], every_seconds=0.005, said=said
+    )
     stack.process.send_signal(signal.SIGINT)
     with (stack.data / "lock").open() as lock:
-        while not locks(lock):
-            assert time.monotonic() < deadline, stack.output.read_text()
-            time.sleep(0.005)
+        wait_for(lambda: locks(lock), every_seconds=0.005, said=said)
         assert not any(runs(process) for process in making)
     assert stack.process.wait(60) == 0, stack.output.read_text()
     stack.start()

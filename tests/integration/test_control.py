@@ -113,7 +113,7 @@ async def test_a_watch_outlives_the_broker_and_says_how_old_its_knowledge_is(
         nats_server.kill()
         await eventually(lambda: not broker.connected)
         read_at = control.read_at
-        await asyncio.sleep(2 * SOON_SECONDS)
+        await asyncio.sleep(2 * SOON_SECONDS)  # nothing may be read while the broker is away: no event to wait for
         assert control.read_at == read_at
         nats_server.start()
         await eventually(lambda: control.read_at > read_at)
