@@ -63,7 +63,9 @@ async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 @contextlib.asynccontextmanager
-async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
+async def dispatching(
+    url: str, redis_url: str, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS
+) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
     async with connected(url) as broker, Redis.from_url(redis_url) as redis, watching(broker) as cancels:
         dispatcher = Dispatcher(
@@ -71,7 +73,7 @@ async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
             Claims(redis),
             await read_partitions(broker),
             cancels=cancels,
-            pin_timeout_seconds=PIN_TIMEOUT_SECONDS,
+            pin_timeout_seconds=pin_timeout_seconds,
         )
         async with at_work(dispatcher.run(), "dispatcher"):
             yield dispatcher
