@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ import aiohttp
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-START_SECONDS = 30.0
-CALL_SECONDS = 20.0
+START_SECONDS = 60.0
+CALL_SECONDS = 40.0
 
 FLAGS = (
     "--headless=new",
@@ -87,6 +87,7 @@ class Chromium:
         page = self._pages[session] = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):
             await page.call(f"{domain}.enable")
+        await page.call("Page.setLifecycleEventsEnabled", enabled=True)
         await page.goto(url)
         return page
 
@@ -125,6 +126,8 @@ class Page:
         """What the page threw, and what the browser refused it (for example by its security policy)."""
         self.sent: list[str] = []
         """What the page has written into WebSockets, since it was opened."""
+        self._loads: set[str] = set()
+        """Documents that have loaded. The empty one of a new tab may do so after the tab was told to load another."""
         self._loaded = asyncio.Event()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -133,7 +136,8 @@ class Page:
 
     def note(self, method: str, params: dict[str, Any]) -> None:
         """An event of this tab."""
-        if method == "Page.loadEventFired":
+        if method == "Page.lifecycleEvent" and params["name"] == "load":
+            self._loads.add(params["loaderId"])
             self._loaded.set()
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
@@ -147,10 +151,14 @@ class Page:
 
     async def goto(self, url: str) -> None:
         """Load `url` and wait until it has loaded."""
-        self._loaded.clear()
-        await self.call("Page.navigate", url=url)
+        document = (await self.call("Page.navigate", url=url))["loaderId"]
+        await self._until_loaded(lambda: document in self._loads)
+
+    async def _until_loaded(self, loaded: Callable[[], Any]) -> None:
         async with asyncio.timeout(CALL_SECONDS):
-            await self._loaded.wait()
+            while not loaded():
+                self._loaded.clear()
+                await self._loaded.wait()
 
     async def evaluate(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression; promises are awaited."""
@@ -191,10 +199,9 @@ class Page:
 
     async def reload(self) -> None:
         """As with F5."""
-        self._loaded.clear()
+        before = set(self._loads)
         await self.call("Page.reload")
-        async with asyncio.timeout(CALL_SECONDS):
-            await self._loaded.wait()
+        await self._until_loaded(lambda: self._loads - before)
 
     async def block(self, *patterns: str) -> None:
         """Refuse this tab's requests to addresses that match; none lifts it."""

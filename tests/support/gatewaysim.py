@@ -87,8 +87,8 @@ class SimGateway:
         for session in self.sessions[:]:
             if code == 1006:
                 assert session.ws._req is not None
-                assert session.ws._req.transport is not None
-                session.ws._req.transport.abort()
+                if session.ws._req.transport is not None:  # else it has been cut already, and nobody has noticed yet
+                    session.ws._req.transport.abort()
             else:
                 await session.ws.close(code=code, message=reason.encode())
 
