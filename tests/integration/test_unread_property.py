@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from engine.partition.reader import Delivered
@@ -236,7 +237,7 @@ async def test_a_count_is_stale_unless_somebody_has_lately_seen_that_nothing_is_
         checkpoint = Checkpoint(EPOCH, 3)
         assert (await reader.read(0, USERS))[:3] == (None, True, [])
         [one] = as_log([(USERS[0], 3, {"id": "a", "kind": "notification"})])
-        assert await store.apply([one._replace(time_nanoseconds=time.time_ns())], None, checkpoint)
+        assert await store.apply([replace(one, time_nanoseconds=time.time_ns())], None, checkpoint)
         assert not (await reader.read(0, USERS)).stale, "its newest record was stored just now"
         for age, stale in ((0.5, False), (60.0, True), (1.0, False)):
             await store.attend(checkpoint, complete=False, age_seconds=age, now=START)
