@@ -82,7 +82,7 @@ async def fleet(users: Sequence[str], url: str, rng: random.Random) -> AsyncIter
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         tasks = [asyncio.create_task(device.run(http, url, rng), name=f"device-{device.user}") for device in devices]
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 for device in devices:
                     await device.live.wait()
             yield devices
