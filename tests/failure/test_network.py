@@ -139,7 +139,7 @@ async def test_an_append_that_never_got_through_says_that_its_outcome_is_unknown
 
         monkeypatch.setattr(far, "request", noted)
         network.blackhole()
-        append = asyncio.create_task(far.append("events.t.k.x", b"{}", msg_id="t:1", budget_seconds=6.5), name="append")
+        append = asyncio.create_task(far.append("events.t.k.x", b"{}", msg_id="t:1", budget_seconds=5), name="append")
         await eventually(lambda: attempts, seconds=10)
         network.refusing = True
         network.reset()  # the last attempts find no connection at all

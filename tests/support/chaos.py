@@ -20,7 +20,7 @@ PARTITIONS = 4
 SECONDS = float(os.environ.get("SEAMARK_CHAOS_SECONDS") or 0)
 """How much longer than usual random parts go on."""
 
-TIMEOUT = 300 + 5 * SECONDS
+TIMEOUT = 500 + 5 * SECONDS
 """Of a scenario with a random part, in seconds."""
 
 SETTLED_SECONDS = 80.0

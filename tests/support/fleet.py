@@ -37,7 +37,7 @@ class FleetDevice:
         while True:
             with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
                 async with asyncio.timeout(10):
-                    socket = await http.ws_connect(f"{url}/v1/ws", heartbeat=2.0)
+                    socket = await http.ws_connect(f"{url}/v1/ws", heartbeat=10.0)
                 try:
                     self._socket = socket
                     self.connects += 1
