@@ -160,16 +160,16 @@ async def write(broker: Broker, rng: random.Random, count: int) -> None:
 
 @pytest.mark.chaos(takes_seconds=30)
 async def test_projectors_killed_in_the_midst_of_batches_lose_nothing_and_count_nothing_twice(
-    nats_server, valkey, database: Postgres, tmp_path: Path, rng: random.Random
+    nats_server, valkey, postgres: str, tmp_path: Path, rng: random.Random
 ) -> None:
     kills = 20 if SECONDS else 5
     processes = [Projector(f"projector-{i}", tmp_path, nats_server.url, valkey.url) for i in range(2)]
     try:
         async with connected(nats_server.url) as broker:
             await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
-            pool = await asyncpg.create_pool(database.url, min_size=1, max_size=2)
+            pool = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
             for process in processes:
-                process.postgres_url = database.url
+                process.postgres_url = postgres
                 await asyncio.to_thread(process.start)
             over = asyncio.Event()
             reached = "SELECT coalesce(sum(seq), 0) FROM projection_checkpoints WHERE projection = 'inbox'"
