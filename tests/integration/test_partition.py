@@ -20,6 +20,7 @@ from tests.support.logs import connected, eventually
 from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (
     PIN_KEPT_SECONDS,
+    PIN_TIMEOUT_SECONDS,
     SOURCE,
     Load,
     RecordingWorker,
@@ -29,6 +30,7 @@ from tests.support.partitions import (
     make_stream,
     reading,
 )
+from tests.support.waiting import ended
 
 pytestmark = pytest.mark.overlay(QUICK_DISK)
 
@@ -113,6 +115,26 @@ async def test_a_reader_that_lost_its_pin_without_a_word_takes_nobody_elses_when
             await done(store, load)
             assert owner.phase is Phase.READING
             assert worker.acquired == 1
+
+
+async def test_a_reader_ends_though_what_it_asks_for_its_position_swallows_that(nats_server: NatsServer) -> None:
+    class Swallowing(RecordingWorker):
+        """Its store's client loses a cancellation in the midst of a call, as redis-py does."""
+
+        async def position(self) -> int:
+            asked.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            return await super().position()
+
+    asked = asyncio.Event()
+    async with connected(nats_server.url) as broker:
+        await make_stream(broker)
+        reader = PartitionReader(broker, SOURCE, Swallowing(Store()), pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+        task = asyncio.create_task(reader.run(), name="reader")
+        async with asyncio.timeout(30):
+            await asked.wait()  # nothing comes and nobody is chosen: a standby looks whether anything is left
+        await ended(task)
 
 
 async def test_a_reader_that_ends_while_disconnected_leaves_no_subscription_behind(nats_server: NatsServer) -> None:
