@@ -5,12 +5,9 @@ from engine.broker.jetstream import Outgoing
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import dispatch_consumer
-from tests.support.logs import all_records, connected, dispatching, eventually
-from tests.support.topology import Overrides
+from tests.support.logs import PATIENT, PIN_KEPT_SECONDS, all_records, connected, dispatching, eventually
 
 PARTITIONS = 4
-PIN_KEPT_SECONDS = 30.0
-"""A pause of this process must cost no pin, and look like no silence of the broker."""
 EVENTS = 4_000
 
 
@@ -22,12 +19,13 @@ def count(name: str) -> float:
 
 async def test_a_backlog_is_read_without_putting_the_reading_head_back(nats_server: NatsServer, valkey: Valkey) -> None:
     async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=Overrides(replicas=1, pin_timeout_seconds=PIN_KEPT_SECONDS))
+        await topology.ensure(broker, "dev", overrides=PATIENT)
         body = b'{"id":"e%d","to":["user-%d"]}'
         events = [Outgoing(f"events.default.user-{i % 50}.demo.n", body % (i, i % 50)) for i in range(EVENTS)]
         for start in range(0, EVENTS, 1000):
             await broker.commit(events[start : start + 1000])
         resets, take_overs = count("resets"), count("take_overs")
+        # A pause of this process costs no pin, and does not look like silence of the broker.
         async with dispatching(nats_server.url, valkey.url, pin_timeout_seconds=PIN_KEPT_SECONDS):
 
             async def done() -> bool:

@@ -33,16 +33,12 @@ from projections.verify.tables import Verification
 from seamark.protocol.receipts import Receipt, decode_receipt
 from seamark.protocol.subjects import log_subject
 from tests.support import planning as support
-from tests.support.logs import connected, eventually
+from tests.support.logs import PATIENT, PIN_KEPT_SECONDS, connected, eventually
 from tests.support.planning import FixedProfiles, FixedRules, record
 from tests.support.projections import log_of
 from tests.support.tables import projecting_tables
-from tests.support.topology import Overrides
 
-PIN_KEPT_SECONDS = 30.0
-"""A planner alone does not lose its log to a pause: without one to come, it would wait for the next record to be owner again."""
-
-KEPT = Overrides(replicas=1, pin_timeout_seconds=PIN_KEPT_SECONDS)
+# A planner alone does not lose its log to a pause: it would wait for the next record to be its owner again.
 planning = functools.partial(support.planning, pin_timeout_seconds=PIN_KEPT_SECONDS)
 
 
@@ -50,7 +46,7 @@ planning = functools.partial(support.planning, pin_timeout_seconds=PIN_KEPT_SECO
 async def broker(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(head, "GIVE_BACK_SECONDS", 20.0)  # the next one would wait for the pin's time-out
     async with connected(nats_server.url) as connection:
-        await topology.ensure(connection, "dev", 1, overrides=KEPT)
+        await topology.ensure(connection, "dev", 1, overrides=PATIENT)
         yield connection
 
 
@@ -193,7 +189,7 @@ async def test_jobs_that_were_put_back_stop_the_planner_which_names_the_remedy_a
     await broker.api("STREAM.DELETE.JOBS")
     with pytest.raises(PartitionStopped, match=r"there is no stream JOBS\. Run `seamark topology apply`"):
         await worker.position()
-    await topology.apply(broker, await topology.plan(broker, "dev", overrides=KEPT))
+    await topology.apply(broker, await topology.plan(broker, "dev", overrides=PATIENT))
     assert await worker.position() == 3
     async with planning(nats_server.url, pool):
         await write(broker, record("e3"))

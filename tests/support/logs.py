@@ -22,7 +22,8 @@ from tests.support.waiting import ended
 
 PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
-PATIENT = Overrides(replicas=1, pin_timeout_seconds=60.0)
+PIN_KEPT_SECONDS = 60.0
+PATIENT = Overrides(replicas=1, pin_timeout_seconds=PIN_KEPT_SECONDS)
 """Where nobody takes over: who stands still for a moment must not lose what it owns."""
 
 
