@@ -49,7 +49,7 @@ def follow(gateway: SimGateway, **options: object) -> Connection:
 async def take(records: Connection, number: int) -> list[int]:
     """The sequences of the next `number` records, each done."""
     got = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(got) < number:
             record = await anext(records)
             got.append(record.seq)
@@ -80,7 +80,7 @@ async def test_what_was_received_but_not_taken_survives_a_reconnect_without_doub
         assert await take(records, 4) == [1, 2, 3, 4]
 
 
-async def until(condition, seconds: float = 20.0):
+async def until(condition, seconds: float = 60.0):
     """Poll for what no event tells."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -418,7 +418,7 @@ async def test_closing_ends_a_waiting_iteration(gateway):
     waiting = asyncio.create_task(collect(records), name="waiting")
     await gateway.until(lambda: bool(gateway.sessions))
     await records.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await waiting == []
 
 
