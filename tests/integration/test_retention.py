@@ -23,6 +23,7 @@ from projections.deliveries.table import RANGES_IN_ALL_MONTHS_MAX, DeliveriesSto
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
+from projections.postgres import versions
 from projections.postgres.versions import filled_leaves
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
@@ -252,7 +253,8 @@ async def test_a_month_whose_projector_died_before_dropping_it_is_dropped_by_the
     assert await house.shown() == ([], 0)
 
 
-async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House) -> None:
+async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House, monkeypatch) -> None:
+    monkeypatch.setattr(versions, "LOCK_SECONDS", 0.05)
     await house.append("old")
     await house.fold()
     await house.purge()

@@ -65,7 +65,7 @@ async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_
     server = NatsServer(tmp_path / "a folder" / "nats")
     try:
         server.start()
-        stored = server.monitor("/varz")["jetstream"]["config"]
+        stored = wait_for(lambda: server.monitor("/varz"))["jetstream"]["config"]
         assert stored["store_dir"].startswith(str(tmp_path / "a folder/nats/store"))
         assert stored["sync_always"] is True
     finally:
@@ -75,7 +75,7 @@ async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_
 def test_the_shipped_configuration_takes_the_largest_pull_and_batch_that_the_engine_asks_for(
     nats_server: NatsServer,
 ) -> None:
-    limits = nats_server.monitor("/varz")["jetstream"]["limits"]
+    limits = wait_for(lambda: nats_server.monitor("/varz"))["jetstream"]["limits"]
     assert limits["max_request_batch"] == PULL_MESSAGES_MAX
     assert limits["max_batch_size"] == BATCH_MESSAGES_MAX
     assert nats_server.max_payload_bytes > RECORD_BYTES_MAX

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -81,13 +81,17 @@ def family(folder: Path, **env: str) -> Iterator[Family]:
 
 def test_an_end_that_was_asked_for_has_the_worst_code_of_all(tmp_path: Path) -> None:
     deaf = {"DEAF": "1", "STOP_SECONDS": "1"}
-    for codes, code in (({}, 0), ({"CODE_0": "1"}, 1), ({"CODE_1": "78", "CODE_0": "1"}, 78), (deaf, 1)):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        with family(folder, **codes) as running:
-            running.eventually(lambda: running.pid(0) and running.pid(1))
+    expected = [({}, 0), ({"CODE_0": "1"}, 1), ({"CODE_1": "78", "CODE_0": "1"}, 78), (deaf, 1)]
+    with ExitStack() as stack:
+        families = []
+        for number, (env, _) in enumerate(expected):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            families.append(stack.enter_context(family(folder, **env)))
+        for running in families:
+            running.eventually(lambda: running.pid(0) and running.pid(1))  # noqa: B023 - called before the next turn
             running.process.send_signal(signal.SIGTERM)
-            assert running.process.wait(60) == code, codes
+        assert [running.process.wait(60) for running in families] == [code for _, code in expected]
 
 
 def test_one_that_asks_for_another_configuration_before_it_was_up_ends_all(tmp_path: Path) -> None:
