@@ -18,24 +18,37 @@ from engine.log.incarnations import read_partitions
 from seamark.protocol import events
 from seamark.protocol.subjects import log_stream
 from tests.support.topology import Overrides
+from tests.support.waiting import ended
 
 PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+PATIENT = Overrides(replicas=1, pin_timeout_seconds=60.0)
+"""Where nobody takes over: who stands still for a moment must not lose what it owns."""
 
 
 async def eventually(check: Callable[[], Any], *, seconds: float = 30.0, every_seconds: float = 0.02) -> Any:
     """Poll `check` (plain or coroutine function) until it is true; its value. Fails with its last value."""
     deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
+    while not (value := await _value_of(check)):
         assert time.monotonic() < deadline, (
             f"not within {seconds} s: {getattr(check, '__name__', check)} gave {value!r}"
         )
         await asyncio.sleep(every_seconds)
+    return value
+
+
+async def within(check: Callable[[], Any], seconds: float, *, every_seconds: float = 0.02) -> Any:
+    """As `eventually`, where time is the promise: by a clock that stands still while this process does."""
+    for _ in range(round(seconds / every_seconds)):
+        if value := await _value_of(check):
+            return value
+        await asyncio.sleep(every_seconds)
+    raise AssertionError(f"not within {seconds} s")
+
+
+async def _value_of(check: Callable[[], Any]) -> Any:
+    value = check()
+    return await value if asyncio.iscoroutine(value) else value
 
 
 @contextlib.asynccontextmanager
@@ -48,6 +61,11 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Broker]:
         await broker.close()
 
 
+def redis_at(url: str) -> Redis:
+    """A client as the roles have it: with a time-out of its own redis-py loses a cancellation that comes as it sends."""
+    return Redis.from_url(url, socket_connect_timeout=10, socket_timeout=None)
+
+
 @contextlib.asynccontextmanager
 async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Goes on beside the body and must outlast it. Its own fault is what fails the test, not what followed from that."""
@@ -58,14 +76,13 @@ async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
     finally:
         if task.done():
             task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await ended(task)
 
 
 @contextlib.asynccontextmanager
 async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
-    async with connected(url) as broker, Redis.from_url(redis_url) as redis, watching(broker) as cancels:
+    async with connected(url) as broker, redis_at(redis_url) as redis, watching(broker) as cancels:
         dispatcher = Dispatcher(
             broker,
             Claims(redis),
