@@ -15,7 +15,7 @@ from gateway.access.allowances import Allowance, Allowances, tenant_allowance, u
 from gateway.limits import STATE_PAUSE_SECONDS, STATE_RECORD_BYTES_MAX
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.gateways import TestGateway, gateway_on
-from tests.support.logs import eventually
+from tests.support.logs import eventually, redis_at
 from tests.support.tokens import bearer
 
 IDS = [f"{number:05d}-{'x' * 120}" for number in range(500)]
@@ -87,7 +87,7 @@ async def test_a_user_cannot_fill_the_log_through_any_number_of_gateways_and_car
 
 @pytest.mark.usefixtures("heard_redis")
 async def test_the_users_of_one_tenant_cannot_fill_a_log_together(nats_server: NatsServer, valkey: Valkey) -> None:
-    async with Redis.from_url(valkey.url) as redis:
+    async with redis_at(valkey.url) as redis:
         share = Allowance(1_000, 0.001)
         gateways = [Allowances(redis, user_allowance(), [share]) for _ in range(2)]
         refusals = [await gateways[number % 2].take("acme", f"user{number}", 0, 100) for number in range(14)]
