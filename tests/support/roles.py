@@ -123,7 +123,7 @@ class RoleProcess(ABC):
         self._child.send(signal.SIGCONT)
 
     def _get(self, path: str, seconds: float = PROBE_SECONDS) -> str | None:
-        if self.port is None:
+        if not self.alive or self.port is None:  # another process may have the port of one that has ended
             return None
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=seconds) as answer:
