@@ -26,7 +26,7 @@ PATIENT = Overrides(replicas=1, pin_timeout_seconds=60.0)
 """Where nobody takes over: who stands still for a moment must not lose what it owns."""
 
 
-async def eventually(check: Callable[[], Any], *, seconds: float = 30.0, every_seconds: float = 0.02) -> Any:
+async def eventually(check: Callable[[], Any], *, seconds: float = 60.0, every_seconds: float = 0.02) -> Any:
     """Poll `check` (plain or coroutine function) until it is true; its value. Fails with its last value."""
     deadline = time.monotonic() + seconds
     while not (value := await _value_of(check)):
