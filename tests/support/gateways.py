@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,6 +143,24 @@ class TestGateway:
             body = json.loads(base64.b64decode(answer["message"]["data"]))
             found.append({"subject": answer["message"]["subject"], **body})
         return found
+
+
+@asynccontextmanager
+async def again_and_again(say: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
+    """Say something beside the body until the gateway hangs up, however often: what a bound allows grows while time passes."""
+
+    async def flood() -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await say()
+                await asyncio.sleep(0)
+
+    flooding = asyncio.create_task(flood(), name="flood")
+    try:
+        yield
+    finally:
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
 
 
 @asynccontextmanager

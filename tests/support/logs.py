@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -24,6 +24,17 @@ PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
 PATIENT = Overrides(replicas=1, pin_timeout_seconds=60.0)
 """Where nobody takes over: who stands still for a moment must not lose what it owns."""
+
+BROKER_IS_SLOW: Final = frozenset({
+    "controls_not_read", "copies_not_read", "gateways_silent", "log_not_read", "nats_disconnected", "nats_reconnected",
+    "question_not_answered", "receipts_wait", "rules_not_compared", "subscriptions_not_confirmed",
+})  # fmt: skip
+"""What tasks of a gateway that serve no client log when the broker does not answer in time, as on a busy machine."""
+
+
+def of_clients(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The log lines above debug level, without those that only tell of a slow broker."""
+    return [line for line in lines if line["log_level"] != "debug" and line["event"] not in BROKER_IS_SLOW]
 
 
 async def eventually(check: Callable[[], Any], *, seconds: float = 60.0, every_seconds: float = 0.02) -> Any:
