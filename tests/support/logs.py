@@ -37,7 +37,7 @@ def of_clients(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [line for line in lines if line["log_level"] != "debug" and line["event"] not in BROKER_IS_SLOW]
 
 
-async def eventually(check: Callable[[], Any], *, seconds: float = 30.0, every_seconds: float = 0.02) -> Any:
+async def eventually(check: Callable[[], Any], *, seconds: float = 60.0, every_seconds: float = 0.02) -> Any:
     """Poll `check` (plain or coroutine function) until it is true; its value. Fails with its last value."""
     deadline = time.monotonic() + seconds
     while not (value := await _value_of(check)):
