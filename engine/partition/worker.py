@@ -12,11 +12,15 @@ from engine.broker.jetstream import StreamState
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A partition of a stream and the durable consumer that reads it."""
+    """A partition of a stream and the durable consumer that reads it.
+
+    `sparse`: messages of others leave the stream by themselves, so that a beginning that has moved says nothing about ours.
+    """
 
     stream: str
     consumer: str
     subject: str
+    sparse: bool = False
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
