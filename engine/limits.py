@@ -102,6 +102,10 @@ CANCEL_SETTLE_SECONDS = 1.25
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""
 
+DUE_SECONDS = 4 * 86_400
+"""How long LATER keeps what was due: a day more than the claims, after whose horizon it is not dispatched any more. Logs, whose
+marks say what was dispatched, must keep theirs longer."""
+
 CLAIMS_OWED_MAX = 100_000
 """Claims missed while Redis was away, written afterwards; beyond it they are counted as lost."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
@@ -12,11 +12,14 @@ import structlog
 
 from engine import metrics
 from engine.broker import wire
-from engine.broker.jetstream import Outgoing
-from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, FAN_OUT_MESSAGES_MAX
+from engine.broker.jetstream import Outgoing, Stored
+from engine.dispatch.later import NotPutOff, Page, PutOff, behind, event_subject_of, moment_of, origin_of, part_of
+from engine.dispatch.source import Place
+from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
 from engine.log.marks import Mark
 from engine.partition.reader import Delivered
 from seamark.protocol import events
+from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, Recipient
 from seamark.protocol.limits import RECORD_BYTES_MAX
@@ -38,11 +41,20 @@ class Dead(NamedTuple):
 
 
 class Planned(msgspec.Struct, frozen=True, gc=False):
-    """An event with its records' template, ready to be claimed and fanned out."""
+    """An event with its records' template, ready to be claimed and fanned out.
+
+    Attributes:
+        later: the event as it is stored, where it has to be put off.
+        part: what the parts of an event begin with that was put off; `seq` is that of its wake-up then.
+        claimed: the positions under which its id was claimed before it was due.
+    """
 
     seq: int
     accepted: Accepted
     template: NotificationTemplate
+    later: Delivered | None = None
+    part: str = ""
+    claimed: tuple[str, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -53,19 +65,27 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     planned: Planned
 
     @property
-    def is_of_many(self) -> bool:
-        """Whether its event is for so many users that the first should not wait for a full batch."""
-        return len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
+    def part(self) -> str:
+        """Which part of message `seq` this is, in the order marks count in."""
+        return self.planned.part + self.recipient.token
 
-    def message(self, partition: int) -> Outgoing:
+    def most(self, inside: bool) -> int:
+        """How many messages its batch may have. `inside`: the batch holds other records of its event.
+
+        Of an event for very many users the first should not wait for a full batch.
+        """
+        of_many = inside and len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
+        return FAN_OUT_MESSAGES_MAX if of_many else BATCH_MESSAGES_MAX
+
+    def message(self, place: Place) -> Outgoing:
         token = self.recipient.token
-        subject = f"log.{partition}.{self.planned.accepted.at.tenant_token}.{token}"
+        subject = f"log.{place}.{self.planned.accepted.at.tenant_token}.{token}"
         template = self.planned.template
         return Outgoing(subject, template.body(self.recipient.user), template.lines)
 
 
 class Batch(NamedTuple):
-    """Messages of one atomic batch and the position they bring the partition to (see `Mark`)."""
+    """Messages of one atomic batch and the position they bring their place to (see `Mark`)."""
 
     messages: list[Outgoing]
     seq: int
@@ -74,12 +94,17 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class Round:
-    """Consecutive events of one partition, checked. `last_seq` is where the home mark will stand afterwards."""
+    """Consecutive events of one partition, checked.
+
+    `last_seq` and `last_part` are where the home mark will stand afterwards. `puts_off`: some of its events are not due yet.
+    """
 
     planned: list[Planned] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
     last_seq: int = 0
     oldest_nanoseconds: int = 0
+    last_part: str | None = None
+    puts_off: bool = False
 
 
 def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
@@ -98,28 +123,89 @@ def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
             current.dead.append(outcome)
         else:
             current.planned.append(outcome)
+            current.puts_off = current.puts_off or outcome.later is not None
     if current.last_seq:
         yield current
 
 
+def due_rounds(page: Page, wake_up: Delivered) -> Iterator[Round]:
+    """Cut events that are due by a wake-up into rounds."""
+    current, records = Round(last_seq=wake_up.seq), 0
+    for stored in page.events:
+        outcome = plan_due(stored, wake_up)
+        size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
+        if records and records + size >= BATCH_MESSAGES_MAX:
+            yield current
+            current, records = Round(last_seq=wake_up.seq), 0
+        records += size
+        current.last_part = behind(page.tenth, stored.seq)
+        current.oldest_nanoseconds = int(moment_of(page.tenth).timestamp() * 1e9)
+        if isinstance(outcome, Dead):
+            current.dead.append(outcome)
+        else:
+            current.planned.append(outcome)
+    yield current
+
+
 def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
-    """Check one event in every respect that could fail; afterwards only passing failures remain."""
-    try:
-        headers = delivered.headers
-        traceparent = wire.header(headers, b"traceparent")
-        accepted = events.accept(
-            delivered.subject.decode(),
-            delivered.payload,
-            traceparent,
-            wire.header(headers, b"tracestate") if traceparent else None,
-        )
+    """Check one event in every respect that could fail; afterwards only passing failures remain.
+
+    Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
+    """
+
+    def checked() -> Planned | Dead:
         stored_at = datetime.fromtimestamp(delivered.time_nanoseconds / 1e9, UTC)
-        template = NotificationTemplate(accepted, epoch, delivered.seq, stored_at)
-        if template.size > RECORD_BYTES_MAX:
-            return Dead(delivered, "size", f"a record of this event would have {template.size} bytes")
-        return Planned(delivered.seq, accepted, template)
+        planned = _planned(delivered, Cursor(epoch, delivered.seq), stored_at)
+        send_at = planned.accepted.event.send_at
+        if send_at is None or send_at <= stored_at:
+            return planned
+        events.check_send_at(planned.accepted.event, stored_at)
+        return msgspec.structs.replace(planned, later=delivered)
+
+    return _survived(delivered, checked)
+
+
+def plan_due(stored: Stored, wake_up: Delivered) -> Planned | Dead:
+    """The same of an event that was put off and is due. Its records say where it was when it was published."""
+    at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
+    delivered = Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
+
+    def checked() -> Planned | Dead:
+        subject, tenth = event_subject_of(delivered.subject)
+        origin, due_at = origin_of(delivered.headers), moment_of(tenth)
+        woken_at = datetime.fromtimestamp(wake_up.time_nanoseconds / 1e9, UTC)
+        if woken_at > due_at + timedelta(seconds=CLAIM_SECONDS):
+            return Dead(delivered, "late", f"it was due at {due_at.isoformat()}: who sent it first is forgotten by now")
+        planned = _planned(msgspec.structs.replace(delivered, subject=subject), origin.place, due_at)
+        part = part_of(tenth, stored.seq)
+        return msgspec.structs.replace(planned, seq=wake_up.seq, part=part, claimed=origin.positions)
+
+    return _survived(delivered, checked)
+
+
+def _planned(delivered: Delivered, place: Cursor, at: datetime) -> Planned:
+    """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
+    headers = delivered.headers
+    traceparent = wire.header(headers, b"traceparent")
+    accepted = events.accept(
+        delivered.subject.decode(),
+        delivered.payload,
+        traceparent,
+        wire.header(headers, b"tracestate") if traceparent else None,
+    )
+    template = NotificationTemplate(accepted, place.epoch, place.seq, at)
+    if template.size > RECORD_BYTES_MAX:
+        raise InvalidEvent("size", f"a record of this event would have {template.size} bytes")
+    return Planned(delivered.seq, accepted, template)
+
+
+def _survived(delivered: Delivered, checked: Callable[[], Planned | Dead]) -> Planned | Dead:
+    try:
+        return checked()
     except InvalidEvent as error:
         return Dead(delivered, error.reason, error.detail)
+    except NotPutOff as error:
+        return Dead(delivered, "not_put_off", str(error))
     except UnicodeDecodeError:
         return Dead(delivered, "subject", "the subject is not UTF-8")
     except Exception as error:
@@ -150,9 +236,9 @@ def withhold(planned: Iterable[Planned], cancelled: Callable[[str, str], bool], 
             metrics.withheld_records.labels(why).inc(len(one.accepted.recipients))
 
 
-def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry]]:
+def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Entry | PutOff]]:
     """The records of each partition, by event and then by recipient's token: the order marks count in."""
-    entries: dict[int, list[Entry]] = {}
+    entries: dict[Place, list[Entry | PutOff]] = {}
     for event in planned:
         at = event.accepted.at
         for recipient in event.accepted.recipients:
@@ -163,30 +249,31 @@ def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry
     return entries
 
 
-def not_covered(entries: Sequence[Entry], mark: Mark) -> list[Entry]:
-    """What a partition's mark does not say to be applied already. `entries` are in the order marks count in."""
+def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:
+    """What a place's mark does not say to be applied already. `entries` are in the order marks count in."""
     if not entries or entries[0].seq > mark.seq:
         return list(entries)
-    return [entry for entry in entries if not mark.covers(entry.seq, entry.recipient.token)]
+    return [entry for entry in entries if not mark.covers(entry.seq, entry.part)]
 
 
-def batches(entries: Sequence[Entry], partition: int, last_seq: int) -> Iterator[Batch]:
-    """Cut a partition's records into atomic batches; bodies are built as each batch is due, not before.
+def batches(
+    entries: Sequence[Entry | PutOff], place: Place, last_seq: int, last_part: str | None = None
+) -> Iterator[Batch]:
+    """Cut the entries of a place into atomic batches; bodies are built as each batch is due, not before.
 
-    Each batch says the position it brings the partition to: a user inside an event when the cut falls there, the event
-    when it falls behind it, `last_seq` for the last one. There is always a last one, be it without records.
+    Each batch says the position it brings the place to: a part of a message when the cut falls inside it, the message
+    when it falls behind it, `last_seq` and `last_part` for the last one. There is always a last one, be it without messages.
     """
     messages: list[Outgoing] = []
     size = 0
     for index, entry in enumerate(entries):
-        message = entry.message(partition)
+        message = entry.message(place)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
         before = entries[index - 1] if index else entry
         inside = before.seq == entry.seq
-        most = FAN_OUT_MESSAGES_MAX if inside and entry.is_of_many else BATCH_MESSAGES_MAX
-        if messages and (len(messages) >= most - 1 or size + cost > BATCH_BYTES_MAX):
-            yield Batch(messages, before.seq, before.recipient.token if inside else None)
+        if messages and (len(messages) >= entry.most(inside) - 1 or size + cost > BATCH_BYTES_MAX):
+            yield Batch(messages, before.seq, before.part if inside else None)
             messages, size = [], 0
         messages.append(message)
         size += cost
-    yield Batch(messages, last_seq, None)
+    yield Batch(messages, last_seq, last_part)

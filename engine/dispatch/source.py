@@ -34,7 +34,7 @@ class EventSource(NamedTuple):
         mark: what stands before that number in the names of its marks, so that sources tell theirs apart.
         lane: whose pause holds this source up; none: it is never held up.
         urgent: whether it goes before sources that are not.
-        due: whether its events had to wait until they were due. Those of other sources may still have to.
+        due: whether its messages are wake-ups of events that were put off, and not events, which may have to be.
     """
 
     stream: str
@@ -46,7 +46,12 @@ class EventSource(NamedTuple):
 
     def partition(self, number: int) -> Source:
         """What the dispatcher of a partition reads."""
-        return Source(self.stream, dispatch_consumer(number), f"{self.prefix}.{number}.>", sparse=self.due)
+        own = "*" if self.due else ">"
+        return Source(self.stream, dispatch_consumer(number), f"{self.prefix}.{number}.{own}", sparse=self.due)
+
+    def places(self, partitions: int) -> list[Place]:
+        """Where its events may end up."""
+        return [*range(partitions)] if self.due else [*range(partitions), LATER_PLACE]
 
     def marked(self, place: Place, event_partition: int) -> MarkedStream:
         """A place as it is written from one of this source's partitions."""
@@ -60,7 +65,7 @@ EVENTS: Final = EventSource(EVENTS_STREAM, "ev")
 BULK: Final = EventSource(BULK_STREAM, "bk", "b", lane="bulk", urgent=False)
 """What may wait: events of low priority and pages of campaigns. However much of it waits, EVENTS goes first."""
 
-LATER: Final = EventSource(LATER_STREAM, "due", "l", due=True)
-"""What had a `send_at` and is due now. The other sources put it there."""
+LATER: Final = EventSource(LATER_STREAM, "due", "l", urgent=False, due=True)
+"""What had a `send_at` and is due now; the other sources put it there. However much is due at once, EVENTS goes first."""
 
 SOURCES: Final = (EVENTS, BULK, LATER)

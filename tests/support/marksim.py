@@ -8,12 +8,12 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
-from engine.dispatch.dispatcher import DispatchWorker
+from engine.dispatch.worker import DispatchWorker
 from engine.errors import ApiError, Unanswered, Unavailable
 from engine.log.incarnations import restored_metadata
 from engine.partition.reader import Delivered
@@ -23,7 +23,7 @@ from seamark.protocol.subjects import encode_token, partition_of
 
 PARTITIONS = 3
 CALM_ATTEMPTS_MAX = 50
-EPOCHS = {"EVENTS": "eeeeeeee", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}
+EPOCHS = {"EVENTS": "eeeeeeee", "LATER": "aaaaaaaa", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}
 
 
 class Log:
@@ -106,7 +106,8 @@ class SimBroker:
 
     async def commit(self, batch: Sequence[Outgoing], **_: Any) -> PubAck:
         await self._pass_time()
-        stream = f"LOG-{batch[-1].subject.split('.')[1]}"
+        place = batch[-1].subject.split(".")[1]
+        stream = f"LOG-{place}" if place.isdecimal() else "LATER"
         if self._fault(0.05):
             raise Unavailable  # not stored
         if self._fault(0.05):
@@ -196,12 +197,16 @@ class World:
 
     async def process(self, worker: DispatchWorker) -> None:
         """What a partition's reader does, over and over: take over, read from the position, hand on in batches."""
+        await self.reading(worker, lambda: self.events)
+
+    async def reading(self, worker: DispatchWorker, source: Callable[[], list[Delivered]]) -> None:
+        """The same over any messages."""
         for attempt in itertools.count():
             if self.broker.calm and attempt > CALM_ATTEMPTS_MAX:
                 return  # what is missing then tells
             try:
                 position = await worker.acquire()
-                left = [event for event in self.events if event.seq >= position]
+                left = [message for message in source() if message.seq >= position]
                 while left:
                     size = self.rng.randint(1, 8)
                     await worker.handle(left[:size])

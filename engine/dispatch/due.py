@@ -1,0 +1,52 @@
+"""Events that were put off, dispatched when they are due."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from engine.dispatch.later import NotPutOff, due_by, moment_of, slot_of
+from engine.dispatch.rounds import Dead, Round, due_rounds
+from engine.dispatch.worker import DispatchWorker
+from engine.partition.worker import Delivered
+from engine.tasks import end_if_cancelled
+
+_log = structlog.get_logger("seamark.dispatcher")
+
+
+class DueWorker(DispatchWorker):
+    """One partition of LATER: what it reads are wake-ups, and what it dispatches are the events that these say to be due."""
+
+    async def handle(self, batch: list[Delivered]) -> None:
+        """Dispatch what the wake-ups of a batch are for, each event when its time has come."""
+        for wake_up in batch:
+            await self._settle_wake_up(wake_up)
+
+    async def _settle_wake_up(self, wake_up: Delivered) -> None:
+        try:
+            slot_of(wake_up)
+        except NotPutOff as error:
+            _log.error("no_wake_up", why=str(error), source=self.name, seq=wake_up.seq)
+        else:
+            await self._settle_slot(wake_up)
+        await self._settle_round(Round(last_seq=wake_up.seq))
+
+    async def _settle_slot(self, wake_up: Delivered) -> None:
+        mark = self._writers[self._q].mark
+        async for page in due_by(self._broker, self._q, wake_up, mark.user if mark.seq == wake_up.seq else None):
+            await asyncio.sleep(_seconds_until(page.tenth, wake_up))
+            end_if_cancelled()
+            for round_ in due_rounds(page, wake_up):
+                await self._settle_round(round_)
+
+    async def _bury(self, dead: Dead) -> None:
+        """No event of LATER waits for its letter: read again, it would be taken for one that may be dispatched."""
+        await self._bury_now(dead)
+
+
+def _seconds_until(tenth: int, wake_up: Delivered) -> float:
+    """How long until this tenth begins; by the broker's clock, which fired the wake-up, at most that long."""
+    at = moment_of(tenth).timestamp()
+    return max(0.0, min(at - time.time(), at - wake_up.time_nanoseconds / 1e9))
