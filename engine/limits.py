@@ -106,6 +106,10 @@ DUE_SECONDS = 4 * 86_400
 """How long LATER keeps what was due: a day more than the claims, after whose horizon it is not dispatched any more. Logs, whose
 marks say what was dispatched, must keep theirs longer."""
 
+LATER_SUBJECTS_MAX = 2_000_000
+"""Times (and tenants) that events in LATER may wait for. Each is a subject, and mostly a schedule, in the memory of the broker:
+some 500 bytes. Without a bound, one event for each tenth of a second would be a cheap way to fill it."""
+
 CLAIMS_OWED_MAX = 100_000
 """Claims missed while Redis was away, written afterwards; beyond it they are counted as lost."""
 

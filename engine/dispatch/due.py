@@ -7,8 +7,8 @@ import time
 
 import structlog
 
-from engine.dispatch.later import NotPutOff, due_by, moment_of, slot_of
-from engine.dispatch.rounds import Dead, Round, due_rounds
+from engine.dispatch.later import NotPutOff, due_by, moment_of
+from engine.dispatch.rounds import Dead, due_rounds
 from engine.dispatch.worker import DispatchWorker
 from engine.partition.worker import Delivered
 from engine.tasks import end_if_cancelled
@@ -22,18 +22,13 @@ class DueWorker(DispatchWorker):
     async def handle(self, batch: list[Delivered]) -> None:
         """Dispatch what the wake-ups of a batch are for, each event when its time has come."""
         for wake_up in batch:
-            await self._settle_wake_up(wake_up)
-
-    async def _settle_wake_up(self, wake_up: Delivered) -> None:
-        try:
-            slot_of(wake_up)
-        except NotPutOff as error:
-            _log.error("no_wake_up", why=str(error), source=self.name, seq=wake_up.seq)
-        else:
-            await self._settle_slot(wake_up)
-        await self._settle_round(Round(last_seq=wake_up.seq))
+            try:
+                await self._settle_slot(wake_up)
+            except NotPutOff as error:
+                _log.error("no_wake_up", why=str(error), source=self.name, seq=wake_up.seq)
 
     async def _settle_slot(self, wake_up: Delivered) -> None:
+        """The mark stays inside the wake-up, behind its last event: who reads it again finds nothing more, and saves a batch."""
         mark = self._writers[self._q].mark
         async for page in due_by(self._broker, self._q, wake_up, mark.user if mark.seq == wake_up.seq else None):
             await asyncio.sleep(_seconds_until(page.tenth, wake_up))

@@ -7,6 +7,7 @@ the wake-up before, and before this one in the stream, is due. A schedule that i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -14,17 +15,20 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.broker import wire
-from engine.broker.jetstream import Broker, Outgoing, Stored
+from engine.broker.jetstream import Broker, Outgoing, Stored, StreamState
 from engine.errors import Unanswered
-from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS
+from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LATER_SUBJECTS_MAX
 from engine.partition.worker import Delivered
 from seamark.protocol.cursor import Cursor, parse_cursor
 from seamark.protocol.errors import SeamarkError
 from seamark.protocol.events import Accepted
 from seamark.protocol.subjects import LATER_STREAM, schedule_subject, waiting_subject, wake_up_subject
 
+SUBJECT: Final = b"Seamark-Subject"
+"""Header of an event that waits: the subject it was stored under. In its own subject it would be one in the broker's memory."""
+
 POSITIONS: Final = b"Seamark-Positions"
-"""Header of an event that waits: where it is, `<epoch>.<seq>` of its source. Where it was before restores may follow."""
+"""Another: where it is, `<epoch>.<seq>` of its source. Where it was before restores may follow."""
 
 WATERMARK_KEY: Final = "seamark.watermark_bytes"
 """In LATER's metadata: how much it may hold. It has no `max_bytes`: a stream with schedules would drop what is oldest."""
@@ -55,7 +59,7 @@ class PutOff(msgspec.Struct, frozen=True, gc=False):
 
     seq: int
     accepted: Accepted
-    payload: bytes
+    event: Delivered
     positions: Sequence[str]
     tenth: int
     seconds: float
@@ -69,21 +73,33 @@ class PutOff(msgspec.Struct, frozen=True, gc=False):
     def message(self, _place: object) -> Outgoing:
         """The event as it waits."""
         kept = int(max(0.0, self.seconds)) + DUE_SECONDS - MARGIN_SECONDS
-        lines = [b"Nats-TTL:%ds" % kept, b"%b:%b" % (POSITIONS, " ".join(self.positions).encode())]
+        lines = [
+            b"Nats-TTL:%ds" % kept,
+            b"%b:%b" % (SUBJECT, self.event.subject),
+            b"%b:%b" % (POSITIONS, " ".join(self.positions).encode()),
+        ]
         if self.accepted.traceparent:
             lines.append(b"traceparent:%b" % self.accepted.traceparent)
         if self.accepted.tracestate:
             lines.append(b"tracestate:%b" % self.accepted.tracestate)
-        subject = waiting_subject(self.accepted.at, self.tenth)
-        return Outgoing(subject, self.payload, b"\r\n".join([*lines, b""]))
+        subject = waiting_subject(self.accepted.at.partition, self.tenth, self.accepted.at.tenant_token)
+        return Outgoing(subject, self.event.payload, b"\r\n".join([*lines, b""]))
 
 
-def put_off(
-    seq: int, accepted: Accepted, payload: bytes, send_at: datetime, positions: Sequence[str], now: datetime
-) -> PutOff:
+def full(later: StreamState) -> str | None:
+    """Why LATER takes no more events; None: it takes some."""
+    most = int(later.metadata.get(WATERMARK_KEY, sys.maxsize))
+    if later.bytes >= most:
+        return f"{later.name} holds {later.bytes} of {most} bytes: publish the event when it is due"
+    if later.subjects >= LATER_SUBJECTS_MAX:
+        return f"events wait for {LATER_SUBJECTS_MAX} different times: publish the event when it is due"
+    return None
+
+
+def put_off(event: Delivered, accepted: Accepted, send_at: datetime, positions: Sequence[str], now: datetime) -> PutOff:
     """An event as it is to wait. What is overdue already waits in the present tenth, so that few slots are woken again."""
     tenth = tenth_of(max(send_at, now))
-    return PutOff(seq, accepted, payload, positions, tenth, (moment_of(tenth) - now).total_seconds())
+    return PutOff(event.seq, accepted, event, positions, tenth, (moment_of(tenth) - now).total_seconds())
 
 
 def with_schedules(messages: Iterable[Outgoing]) -> list[Outgoing]:
@@ -91,7 +107,7 @@ def with_schedules(messages: Iterable[Outgoing]) -> list[Outgoing]:
     found = list(messages)
     slots = {}
     for message in found:
-        _, q, tenth, _ = message.subject.split(".", 3)
+        _, q, tenth, _ = message.subject.split(".")
         slots[int(q), int(tenth) // SLOT_TENTHS] = None
     return found + [_schedule(q, slot) for q, slot in slots]
 
@@ -140,8 +156,9 @@ def reached(part: str) -> tuple[int, int]:
 
 
 class Origin(NamedTuple):
-    """Where an event was that is due now: `place` in its source, and all `positions` under which its id may be claimed."""
+    """What an event that is due now was before: its `subject`, its `place` in its source, and all `positions` of its claim."""
 
+    subject: bytes
     place: Cursor
     positions: tuple[str, ...]
 
@@ -154,21 +171,21 @@ def origin_of(headers: bytes) -> Origin:
     """
     positions = tuple((wire.header(headers, POSITIONS) or b"").decode("ascii", "replace").split())
     try:
-        return Origin(parse_cursor(positions[0]), positions)
+        return Origin(wire.header(headers, SUBJECT) or b"", parse_cursor(positions[0]), positions)
     except (ValueError, IndexError, SeamarkError) as error:
         raise NotPutOff("it does not say where the event was before it was due") from error
 
 
-def event_subject_of(waiting: bytes) -> tuple[bytes, int]:
-    """The subject under which EVENTS would keep an event that waits, and the tenth it is due in.
+def waiting_tenth(subject: str) -> int:
+    """The tenth that an event waits for.
 
     Raises:
         NotPutOff: no dispatcher writes such a subject.
     """
-    parts = waiting.split(b".", 3)
-    if len(parts) != 4 or not parts[2].isdigit():
+    parts = subject.split(".")
+    if len(parts) != 4 or not parts[2].isdecimal():
         raise NotPutOff("nothing waits under such a subject")
-    return b"ev.%b.%b" % (parts[1], parts[3]), int(parts[2])
+    return int(parts[2])
 
 
 def slot_of(wake_up: Delivered) -> int:
@@ -205,7 +222,7 @@ async def due_by(
     floor = await _woken_before(broker, wake_up)
     first, begun = (0, 0) if done is None else reached(done)
     for tenth in range(slot * SLOT_TENTHS + first, (slot + 1) * SLOT_TENTHS):
-        subject, seq, begun = f"wait.{event_partition}.{tenth}.>", max(floor + 1, begun), 0
+        subject, seq, begun = waiting_subject(event_partition, tenth), max(floor + 1, begun), 0
         while events := await _page(broker, subject, seq, wake_up.seq):
             yield Page(tenth, events)
             seq = events[-1].seq + 1

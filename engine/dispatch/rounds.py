@@ -13,11 +13,11 @@ import structlog
 from engine import metrics
 from engine.broker import wire
 from engine.broker.jetstream import Outgoing, Stored
-from engine.dispatch.later import NotPutOff, Page, PutOff, behind, event_subject_of, moment_of, origin_of, part_of
+from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
 from engine.dispatch.source import Place
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
 from engine.log.marks import Mark
-from engine.partition.reader import Delivered
+from engine.partition.worker import Delivered, delivered
 from seamark.protocol import events
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import InvalidEvent
@@ -110,15 +110,15 @@ class Round:
 def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
     """Cut a pulled batch into rounds whose home batch is usually one atomic batch."""
     current, records = Round(), 0
-    for delivered in batch:
-        outcome = plan(delivered, epoch)
+    for event in batch:
+        outcome = plan(event, epoch)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
         if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
             current, records = Round(), 0
         records += size
-        current.last_seq = delivered.seq
-        current.oldest_nanoseconds = current.oldest_nanoseconds or delivered.time_nanoseconds
+        current.last_seq = event.seq
+        current.oldest_nanoseconds = current.oldest_nanoseconds or event.time_nanoseconds
         if isinstance(outcome, Dead):
             current.dead.append(outcome)
         else:
@@ -147,71 +147,70 @@ def due_rounds(page: Page, wake_up: Delivered) -> Iterator[Round]:
     yield current
 
 
-def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
+def plan(event: Delivered, epoch: str) -> Planned | Dead:
     """Check one event in every respect that could fail; afterwards only passing failures remain.
 
     Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
     """
 
     def checked() -> Planned | Dead:
-        stored_at = datetime.fromtimestamp(delivered.time_nanoseconds / 1e9, UTC)
-        planned = _planned(delivered, Cursor(epoch, delivered.seq), stored_at)
+        stored_at = datetime.fromtimestamp(event.time_nanoseconds / 1e9, UTC)
+        planned = _planned(event, Cursor(epoch, event.seq), stored_at)
         send_at = planned.accepted.event.send_at
         if send_at is None or send_at <= stored_at:
             return planned
         events.check_send_at(planned.accepted.event, stored_at)
-        return msgspec.structs.replace(planned, later=delivered)
+        return msgspec.structs.replace(planned, later=event)
 
-    return _survived(delivered, checked)
+    return _survived(event, checked)
 
 
 def plan_due(stored: Stored, wake_up: Delivered) -> Planned | Dead:
     """The same of an event that was put off and is due. Its records say where it was when it was published."""
-    at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
-    delivered = Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
+    event = delivered(stored)
 
     def checked() -> Planned | Dead:
-        subject, tenth = event_subject_of(delivered.subject)
-        origin, due_at = origin_of(delivered.headers), moment_of(tenth)
+        tenth, origin = waiting_tenth(stored.subject), origin_of(event.headers)
+        published, due_at = msgspec.structs.replace(event, subject=origin.subject), moment_of(tenth)
         woken_at = datetime.fromtimestamp(wake_up.time_nanoseconds / 1e9, UTC)
         if woken_at > due_at + timedelta(seconds=CLAIM_SECONDS):
-            return Dead(delivered, "late", f"it was due at {due_at.isoformat()}: who sent it first is forgotten by now")
-        planned = _planned(msgspec.structs.replace(delivered, subject=subject), origin.place, due_at)
+            return Dead(published, "late", f"it was due at {due_at.isoformat()}: who sent it first is forgotten by now")
+        planned = _planned(published, origin.place, due_at)
         part = part_of(tenth, stored.seq)
         return msgspec.structs.replace(planned, seq=wake_up.seq, part=part, claimed=origin.positions)
 
-    return _survived(delivered, checked)
+    return _survived(event, checked)
 
 
-def _planned(delivered: Delivered, place: Cursor, at: datetime) -> Planned:
+def _planned(event: Delivered, place: Cursor, at: datetime) -> Planned:
     """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
-    headers = delivered.headers
+    headers = event.headers
     traceparent = wire.header(headers, b"traceparent")
     accepted = events.accept(
-        delivered.subject.decode(),
-        delivered.payload,
+        event.subject.decode(),
+        event.payload,
         traceparent,
         wire.header(headers, b"tracestate") if traceparent else None,
     )
     template = NotificationTemplate(accepted, place.epoch, place.seq, at)
     if template.size > RECORD_BYTES_MAX:
         raise InvalidEvent("size", f"a record of this event would have {template.size} bytes")
-    return Planned(delivered.seq, accepted, template)
+    return Planned(event.seq, accepted, template)
 
 
-def _survived(delivered: Delivered, checked: Callable[[], Planned | Dead]) -> Planned | Dead:
+def _survived(event: Delivered, checked: Callable[[], Planned | Dead]) -> Planned | Dead:
     try:
         return checked()
     except InvalidEvent as error:
-        return Dead(delivered, error.reason, error.detail)
+        return Dead(event, error.reason, error.detail)
     except NotPutOff as error:
-        return Dead(delivered, "not_put_off", str(error))
+        return Dead(event, "not_put_off", str(error))
     except UnicodeDecodeError:
-        return Dead(delivered, "subject", "the subject is not UTF-8")
+        return Dead(event, "subject", "the subject is not UTF-8")
     except Exception as error:
         # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
-        _log.exception("event_not_planned", seq=delivered.seq)
-        return Dead(delivered, "internal", f"{type(error).__name__} while planning")
+        _log.exception("event_not_planned", seq=event.seq)
+        return Dead(event, "internal", f"{type(error).__name__} while planning")
 
 
 def withhold(planned: Iterable[Planned], cancelled: Callable[[str, str], bool], now: datetime) -> None:

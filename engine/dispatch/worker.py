@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from engine.cancels import Cancels
 from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
-from engine.dispatch.later import WATERMARK_KEY, PutOff, put_off, with_schedules
+from engine.dispatch.later import PutOff, full, put_off, with_schedules
 from engine.dispatch.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds, withhold
 from engine.dispatch.source import EVENTS, LATER, LATER_PLACE, EventSource, Place, stream_at
 from engine.dispatch.turns import Turns
@@ -262,20 +261,18 @@ class DispatchWorker:
         be claimed under a position that does not wait with it, and would pass for its own repetition when it is due.
         """
         kept = (await self._writer(LATER_PLACE)).mark
-        later = await stream_of(self._broker, LATER.stream)
-        most = int(later.metadata.get(WATERMARK_KEY, sys.maxsize))
+        why = full(await stream_of(self._broker, LATER.stream))
         planned = []
         for event in round_.planned:
             if event.later is None:
                 planned.append(event)
             elif kept.covers(event.seq, ""):
                 continue
-            elif later.bytes < most:
+            elif why is None:
                 planned.append(event)
             else:
-                detail = f"{later.name} holds {later.bytes} of {most} bytes: publish the event when it is due"
                 # It is not left for later, as others are: read again, it would look like one that can be put off.
-                await self._bury_now(dead := Dead(event.later, "later_full", detail))
+                await self._bury_now(dead := Dead(event.later, "later_full", why))
                 round_.dead.append(dead)
         return planned
 
@@ -284,7 +281,7 @@ class DispatchWorker:
         assert event.later is not None
         assert send_at is not None
         positions = (claim.position, *claim.former)
-        return put_off(event.seq, event.accepted, event.later.payload, send_at, positions, datetime.now(UTC))
+        return put_off(event.later, event.accepted, send_at, positions, datetime.now(UTC))
 
     async def _withhold(self, planned: list[Planned]) -> None:
         """The last look before records are written: claims, or other partitions, may have taken long."""

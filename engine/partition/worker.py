@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
-from engine.broker.jetstream import StreamState
+from engine.broker.jetstream import Stored, StreamState
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,12 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
     time_nanoseconds: int
     headers: bytes
     payload: bytes
+
+
+def delivered(stored: Stored) -> Delivered:
+    """A message that was read by itself, as a partition would bring it."""
+    at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
+    return Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
 
 
 class Worker(Protocol):

@@ -196,9 +196,9 @@ def mark_subject(place: int | str, event_partition: int | str) -> str:
     return f"mark.{place}.{event_partition}"
 
 
-def waiting_subject(at: EventSubject, tenth: int | str) -> str:
-    """Where LATER keeps an event until this tenth of a second has come (Unix time)."""
-    return f"wait.{at.partition}.{tenth}.{at.tenant_token}.{at.key_token}.{at.type}"
+def waiting_subject(event_partition: int, tenth: int, tenant_token: str = "*") -> str:
+    """Where LATER keeps the events of a tenant until this tenth of a second has come (Unix time)."""
+    return f"wait.{event_partition}.{tenth}.{tenant_token}"
 
 
 def schedule_subject(event_partition: int, slot: int) -> str:

@@ -215,7 +215,7 @@ async def all_fired(broker: Broker, end: int) -> bool:
     for q in range(PARTITIONS):
         mark = (await read_mark(broker, LATER.marked(q, q))).mark
         last = await broker.leader_last("LATER", f"due.{q}.*")
-        if last is not None and last.seq > end and (mark is None or mark.next_seq <= last.seq):
+        if last is not None and last.seq > end and (mark is None or mark.seq < last.seq):
             return False
     return True
 

@@ -65,7 +65,7 @@ class LaterLog(Log):
 
     def of(self, subject: str, seq: int, upto: int) -> list[Stored]:
         """The messages of a subject from `seq` on."""
-        own = subject.removesuffix(">")
+        own = subject.removesuffix("*")
         return [
             Stored(name, number, "1970-01-01T00:00:00Z", b"NATS/1.0\r\n" + self.headers[number - 1] + b"\r\n", payload)
             for number, (name, payload) in enumerate(self.messages[:upto], 1)

@@ -12,10 +12,11 @@ from engine.broker.jetstream import Outgoing, Stored
 from engine.dispatch.later import (
     EARLY,
     SLOT_TENTHS,
+    WATERMARK_KEY,
     NotPutOff,
     Page,
     behind,
-    event_subject_of,
+    full,
     moment_of,
     origin_of,
     part_of,
@@ -23,17 +24,20 @@ from engine.dispatch.later import (
     reached,
     slot_of,
     tenth_of,
+    waiting_tenth,
     with_schedules,
 )
 from engine.dispatch.rounds import Dead, Planned, due_rounds, plan, plan_due
-from engine.limits import BATCH_MESSAGES_MAX, CLAIM_SECONDS, DUE_SECONDS
+from engine.limits import BATCH_MESSAGES_MAX, CLAIM_SECONDS, DUE_SECONDS, LATER_SUBJECTS_MAX
 from engine.partition.worker import Delivered
 from seamark.protocol.limits import SEND_AHEAD_SECONDS_MAX
+from seamark.protocol.subjects import waiting_subject
+from tests.support.topology import stream_with
 
 EPOCH = "abcd1234"
 STORED_AT = datetime(2026, 11, 29, 12, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-moments = st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+moments = st.integers(-(10**14), 10**15).map(lambda microseconds: STORED_AT + timedelta(microseconds=microseconds))
 
 
 def delivered(send_at: datetime | None, *, seq: int = 7, to: tuple[str, ...] = ("alice",), **fields: Any) -> Delivered:
@@ -47,7 +51,7 @@ def waiting(send_at: datetime, *, seq: int = 7, at: int = 40) -> Stored:
     event = delivered(send_at, seq=seq)
     planned = plan(event, EPOCH)
     assert isinstance(planned, Planned)
-    message = put_off(seq, planned.accepted, event.payload, send_at, (f"{EPOCH}.{seq}", "old.9"), STORED_AT).message("")
+    message = put_off(event, planned.accepted, send_at, (f"{EPOCH}.{seq}", "old.9"), STORED_AT).message("")
     headers = b"NATS/1.0\r\n" + message.headers + b"\r\n"
     return Stored(message.subject, at, STORED_AT.isoformat(), headers, message.payload)
 
@@ -86,9 +90,10 @@ def test_no_event_is_due_before_its_time_nor_a_tenth_of_a_second_after_it(moment
 
 @given(moments, moments)
 def test_what_is_overdue_waits_in_the_present_tenth(send_at: datetime, now: datetime) -> None:
-    planned = plan(delivered(STORED_AT + HOUR), EPOCH)
+    event = delivered(STORED_AT + HOUR)
+    planned = plan(event, EPOCH)
     assert isinstance(planned, Planned)
-    found = put_off(7, planned.accepted, b"{}", send_at, ("e.7",), now)
+    found = put_off(event, planned.accepted, send_at, ("e.7",), now)
     assert found.tenth == max(tenth_of(send_at), tenth_of(now))
     ttl = int(found.message("").headers.split(b"Nats-TTL:")[1].split(b"s")[0])
     assert timedelta(seconds=ttl) <= max(send_at, now) - now + timedelta(seconds=DUE_SECONDS, milliseconds=100)
@@ -96,7 +101,7 @@ def test_what_is_overdue_waits_in_the_present_tenth(send_at: datetime, now: date
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=BATCH_MESSAGES_MAX // 2 - 1))
 def test_a_batch_of_events_has_one_schedule_for_each_of_its_slots_and_room_for_its_mark(tenths: list[int]) -> None:
-    events = [Outgoing(f"wait.3.{tenth}.default.alice.demo", b"") for tenth in tenths]
+    events = [Outgoing(waiting_subject(3, tenth, "default"), b"") for tenth in tenths]
     found = with_schedules(events)
     schedules = found[len(events) :]
     assert found[: len(events)] == events
@@ -105,9 +110,23 @@ def test_a_batch_of_events_has_one_schedule_for_each_of_its_slots_and_room_for_i
     assert len(found) + 1 <= BATCH_MESSAGES_MAX
 
 
+@pytest.mark.parametrize(
+    ("state", "full_of"),
+    [
+        ({}, None),
+        ({"bytes": 99}, None),
+        ({"bytes": 100}, "bytes"),
+        ({"subjects": LATER_SUBJECTS_MAX}, "different times"),
+    ],
+)
+def test_later_is_full_by_bytes_or_by_how_many_times_are_waited_for(state: dict[str, int], full_of: str | None) -> None:
+    said = full(stream_with({"name": "LATER", "metadata": {WATERMARK_KEY: "100"}}, **state))
+    assert said is None if full_of is None else full_of in (said or "")
+
+
 def test_a_schedule_fires_a_quarter_of_a_second_before_its_slot_begins() -> None:
     tenth = tenth_of(STORED_AT)
-    (_, schedule) = with_schedules([Outgoing(f"wait.3.{tenth}.default.alice.demo", b"")])
+    (_, schedule) = with_schedules([Outgoing(waiting_subject(3, tenth, "default"), b"")])
     lines = dict(line.split(":", 1) for line in schedule.headers.decode().splitlines())
     assert (
         lines["Nats-Schedule"] == f"@at {STORED_AT - EARLY:%Y-%m-%dT%H:%M:%S.%f}Z" == "@at 2026-11-29T11:59:59.750000Z"
@@ -168,9 +187,9 @@ def test_what_no_dispatcher_has_put_there_is_a_dead_letter(headers: bytes) -> No
         origin_of(stored.headers)
 
 
-@pytest.mark.parametrize("subject", [b"wait.3.x.default.alice.demo", b"wait.3", b"wait.3..a"])
-def test_a_subject_that_says_no_time_is_none_of_ours(subject: bytes) -> None:
+@pytest.mark.parametrize("subject", ["wait.3.x.default", "wait.3", "wait.3..a"])
+def test_a_subject_that_says_no_time_is_none_of_ours(subject: str) -> None:
     with pytest.raises(NotPutOff):
-        event_subject_of(subject)
+        waiting_tenth(subject)
     with pytest.raises(NotPutOff):
         slot_of(Delivered(b"due.3.soon", 1, 0, b"", b""))
