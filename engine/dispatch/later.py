@@ -105,7 +105,7 @@ def put_off(event: Delivered, accepted: Accepted, send_at: datetime, positions: 
 def with_schedules(messages: Iterable[Outgoing]) -> list[Outgoing]:
     """The events of a batch, and the schedules of their slots, each once."""
     found = list(messages)
-    slots = {}
+    slots: dict[tuple[int, int], None] = {}
     for message in found:
         _, q, tenth, _ = message.subject.split(".")
         slots[int(q), int(tenth) // SLOT_TENTHS] = None

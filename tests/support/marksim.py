@@ -60,7 +60,7 @@ class SimBroker:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.logs = {f"LOG-{p}": Log() for p in range(PARTITIONS)}
+        self.logs = {f"LOG-{p}": Log() for p in range(PARTITIONS)} | {"LATER": Log()}
         self.late: list[tuple[Log, Sequence[Outgoing]]] = []
         self.calm = False
         self.metadata = {name: {EPOCH_KEY: epoch} for name, epoch in EPOCHS.items()}

@@ -14,7 +14,7 @@ from engine.dispatch.rounds import Planned
 from engine.dispatch.worker import DispatchWorker
 from tests.support.latersim import LaterWorld
 
-WORLDS = 160
+WORLDS = 80
 
 
 @pytest.fixture(autouse=True)
