@@ -93,7 +93,7 @@ async def test_a_page_reloaded_shows_the_same_list_and_badge_as_before(browser, 
         for _ in range(2):
             await page.reload()
             await page.until(f"{STATE} === 'live'")
-            await page.until(f"{LOOKS} === {json.dumps(before)}", seconds=3)
+            await page.until(f"{LOOKS} === {json.dumps(before)}")
         # What comes while the page loads is in the log behind the snapshot.
         await publisher.publish(to="alice", type="demo.n", data={"text": "later"})
         await page.reload()

@@ -324,7 +324,7 @@ async def test_a_waiting_page_tries_again_as_soon_as_the_network_returns(browser
     await gateway.cut()
     await page.until("s.state === 'waiting'")
     await page.evaluate("(s.random = () => 0, dispatchEvent(new Event('online')))")
-    await page.until("s.state === 'live'", seconds=5)
+    await page.until("s.state === 'live'")
 
 
 async def test_a_page_that_comes_back_does_not_come_before_the_time_the_gateway_asked_for(browser, gateway):
@@ -341,7 +341,7 @@ async def test_a_page_that_comes_back_does_not_come_before_the_time_the_gateway_
 async def test_a_token_that_never_comes_is_asked_for_again(browser, gateway):
     token = "token: (() => { let n = 0; return () => ++n < 2 ? new Promise(() => {}) : 't'; })()"
     page = await client(browser, gateway, f"{token}, times: {{ connect: 200, backoffFirst: 20, backoffMax: 100 }}")
-    await page.until("s.state === 'live'", seconds=5)
+    await page.until("s.state === 'live'")
 
 
 async def test_a_reset_replaces_the_count_too(browser, gateway):

@@ -123,7 +123,7 @@ async def test_a_request_nobody_answers_ends_at_its_deadline(nats_server: NatsSe
         started = time.monotonic()
         with pytest.raises(Unanswered, match=r"within 0\.2 s"):
             await broker.request("slow", timeout_seconds=0.2)
-        assert 0.15 < time.monotonic() - started < 1
+        assert 0.15 < time.monotonic() - started < 4
         assert broker._waiting == {}
 
 
@@ -135,11 +135,11 @@ async def test_requests_in_flight_fail_when_the_connection_is_lost_and_later_one
         waiting = [asyncio.create_task(broker.request("slow", timeout_seconds=30), name=f"r{i}") for i in range(5)]
         await broker.flush()
         nats_server.kill()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             results = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(result) for result in results} == {Unanswered}
         await lost(broker)
-        async with asyncio.timeout(1):  # each of them would wait longer for an answer
+        async with asyncio.timeout(4):  # each of them would wait longer for an answer
             for attempt in (broker.request("slow"), broker.commit([Outgoing("s.a", b"")]), broker.api("INFO")):
                 with pytest.raises(Unavailable, match="not connected"):
                     await attempt

@@ -76,7 +76,7 @@ async def test_a_stream_carries_the_same_frames_with_the_cursor_as_event_id(nats
 
 async def test_a_stream_shows_life_and_says_why_it_ends(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server, times=QUICK) as gateway:
-        short = {"Authorization": f"Bearer {token(seconds=1.5)}"}
+        short = {"Authorization": f"Bearer {token(seconds=3.0)}"}
         async with stream(gateway, **short) as events:
             await events.until("live")
             while True:

