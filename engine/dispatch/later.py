@@ -17,7 +17,7 @@ import msgspec
 from engine.broker import wire
 from engine.broker.jetstream import Broker, Outgoing, Stored, StreamState
 from engine.errors import Unanswered
-from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LATER_SUBJECTS_MAX
+from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LATER_SUBJECTS_MAX, PULL_BYTES
 from engine.partition.worker import Delivered
 from seamark.protocol.cursor import Cursor, parse_cursor
 from seamark.protocol.errors import SeamarkError
@@ -245,6 +245,7 @@ async def _page(broker: Broker, subject: str, seq: int, end: int) -> list[Stored
     first = await broker.leader_next(LATER_STREAM, subject, seq)
     if first is None or first.seq >= end:
         return []
-    page = (await broker.next_by_subject(LATER_STREAM, subject, first.seq)).records
+    most = {"batch": BATCH_MESSAGES_MAX - 1, "max_bytes": PULL_BYTES}  # one atomic batch, if each is for one user
+    page = (await broker.next_by_subject(LATER_STREAM, subject, first.seq, **most)).records
     events = page if page and page[0].seq == first.seq else [first]
     return [stored for stored in events if stored.seq < end]
