@@ -12,6 +12,7 @@ from bench import campaign as campaign_bench
 from bench import dispatch as dispatch_bench
 from bench import fanout as fanout_bench
 from bench import idle as idle_bench
+from bench import imports as imports_bench
 from bench import inbox as inbox_bench
 from bench import months as months_bench
 from bench import rebuild as rebuild_bench
@@ -224,6 +225,14 @@ def inbox(
     if quick:
         records, users, pages = 4_000, 100, 20
     measure("inbox", inbox_bench.run(records=records, users=users, pages=pages, data=data), data, quick=quick)
+
+
+@app.command("import")
+def import_(users: int = 100_000, kills: int = 5, data: Data = None, quick: Quick = False) -> None:
+    """How long an import of users takes, against a bare copy of its file; whoever kills it finds all of them, or none."""
+    if quick:
+        users, kills = 2_000, 1
+    measure("import", imports_bench.run(users=users, kills=kills, data=data), data, quick=quick)
 
 
 @app.command()

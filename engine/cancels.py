@@ -19,6 +19,7 @@ import structlog
 
 from engine import metrics
 from engine.broker.jetstream import Broker, Stored
+from engine.broker.refusals import is_missing
 from engine.errors import ApiError, BrokerError
 from engine.limits import CANCEL_KEPT_SECONDS, CANCELS_FRESH_SECONDS, CANCELS_PATIENCE_SECONDS, CANCELS_READ_SECONDS
 from engine.tasks import end, set_or_after
@@ -27,7 +28,6 @@ from seamark.protocol.subjects import CANCELS_BUCKET, encode_token
 
 CANCELS_STREAM: Final = f"KV_{CANCELS_BUCKET}"
 _KEYS: Final = f"$KV.{CANCELS_BUCKET}."
-_NO_STREAM: Final = 10059
 _PAGE: Final = 1000
 
 _log = structlog.get_logger("seamark.cancels")
@@ -104,7 +104,7 @@ class Cancels:
         try:
             await self._read_new()
         except ApiError as error:
-            if error.err_code != _NO_STREAM:
+            if not is_missing(error):
                 _log.debug("cancels_not_read", error=str(error))
                 return
             self._forget()  # before `seamark topology apply` nobody can have cancelled anything

@@ -29,6 +29,10 @@ _REDIS_PASSING: Final = (OSError, TimeoutError, redis.ConnectionError, redis.Tim
 _REDIS_PASSING_WORDS: Final = ("BUSY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 """First words of answers for which redis-py has no class: a script runs, data are being loaded, the disk or a replica is away."""
 
+REDIS_AWAY: Final = (redis.RedisError, OSError, TimeoutError, RuntimeError)
+"""What the driver may raise: an outage, or a fault; `redis_failure` tells which. Of a connection that was just lost uvloop raises
+a RuntimeError."""
+
 _REFUSED: Final = (redis.AuthenticationError, redis.AuthorizationError)
 """redis-py counts them as lost connections. For us they are a wrong password, which does not pass by itself."""
 

@@ -27,6 +27,21 @@ LOOK_SECONDS: Final = 30.0
 """A statement of a verification, or the rows of one user."""
 
 
+async def lazy_pool(
+    url: str, connections: int, *, connect_seconds: float, statement_seconds: float | None = None
+) -> Pool:
+    """A pool of at most so many connections, made when they are first needed: whoever has one starts while PostgreSQL is away.
+
+    Args:
+        statement_seconds: how long a statement may take for which its caller names no other time.
+    """
+    pool = asyncpg.create_pool(
+        url, min_size=0, max_size=connections, timeout=connect_seconds, command_timeout=statement_seconds
+    )
+    await pool
+    return pool
+
+
 @contextlib.asynccontextmanager
 async def asking(pool: Pool, seconds: float = QUERY_SECONDS) -> AsyncIterator[Connection]:
     """A connection for what the block does, within a deadline.

@@ -60,9 +60,9 @@ class Settings:
     """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs
     to disk, and to a role that writes nothing whether it can write."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
-    """Redis or Valkey, for claims and unread counts; it must run `noeviction`."""
+    """Redis or Valkey, for claims, unread counts, profiles and idempotency keys; it must run `noeviction`."""
     postgres_url: Secret | None = None
-    """PostgreSQL, for API keys. Without it `POST /v1/events` is not served."""
+    """PostgreSQL. Without it no API key is known, there are no tables, and planners and pagers do not start."""
     profile: Profile = "production"
     """`dev` serves the inbox page and accepts what `production` refuses to run with."""
     partitions: int | None = None

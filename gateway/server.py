@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
-import asyncpg
 import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
@@ -22,6 +22,7 @@ from engine.directory.changing import Directory
 from engine.directory.rules import Rules
 from engine.errors import InvalidSetting, TopologyError
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
+from engine.postgres import lazy_pool
 from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import cannot_listen
@@ -64,7 +65,7 @@ from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
 from gateway.session.state_records import StateRecords
 from gateway.session.wheel import Wheel
-from gateway.stores.tables import open_tables
+from gateway.stores.tables import Tables, open_tables
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import log_stream
 
@@ -151,23 +152,50 @@ def _keys(options: GatewayOptions) -> Keys:
     raise InvalidSetting("set exactly one of SEAMARK_JWT_SECRET (development) and SEAMARK_JWKS_URL")
 
 
-async def _api_keys(options: GatewayOptions) -> ApiKeys | None:
-    if options.postgres_url is None:
-        return None
+async def _api_keys(options: GatewayOptions, url: str) -> ApiKeys:
     addresses_differ = options.handshakes_per_minute > 0 or options.trusted_proxies
     guesses = API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
-    return ApiKeys(await postgres_keys(options.postgres_url), guesses_per_minute=guesses)
+    return ApiKeys(await postgres_keys(url), guesses_per_minute=guesses)
 
 
-async def _directory(url: str, redis: Redis | None) -> tuple[Directory, ProfileCache | None]:
-    """The directory in the database at `url`, and the cache of its profiles.
+class _Stores(NamedTuple):
+    """What a gateway has beside the broker: what no setting names is None, and the gateway goes on without it."""
 
-    It connects when first asked, so that a gateway starts without PostgreSQL.
-    """
-    pool = asyncpg.create_pool(url, min_size=0, max_size=DIRECTORY_CONNECTIONS, timeout=DIRECTORY_CONNECT_SECONDS)
-    await pool
-    profiles = None if redis is None else ProfileCache(redis, partial(read_profile, pool))
-    return Directory(pool, profiles), profiles
+    redis: Redis | None = None
+    counts: UnreadReader | None = None
+    idempotency_keys: IdempotencyKeys | None = None
+    tables: Tables | None = None
+    directory: Directory | None = None
+    profiles: ProfileCache | None = None
+    rules: Rules | None = None
+    api_keys: ApiKeys | None = None
+
+
+async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held: AsyncExitStack) -> _Stores:
+    """Redis and PostgreSQL; `held` closes them. Both connect when first asked, so that a gateway starts without them."""
+    found = _Stores()
+    if options.redis_url is not None:
+        redis = Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
+        held.push_async_callback(redis.aclose)
+        counts, keys = UnreadReader(redis), IdempotencyKeys(redis)
+        held.push_async_callback(counts.close)
+        held.push_async_callback(keys.close)
+        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys)
+    if options.postgres_url is not None:
+        tables = await open_tables(options.postgres_url, partitions)
+        held.push_async_callback(tables.close)
+        api_keys = await _api_keys(options, options.postgres_url)
+        held.push_async_callback(api_keys.close)
+        pool = await lazy_pool(options.postgres_url, DIRECTORY_CONNECTIONS, connect_seconds=DIRECTORY_CONNECT_SECONDS)
+        profiles = None if found.redis is None else ProfileCache(found.redis, partial(read_profile, pool))
+        directory, rules = Directory(pool, profiles), Rules(pool, broker)
+        held.push_async_callback(directory.close)
+        if profiles is not None:
+            held.push_async_callback(profiles.close)
+        held.push_async_callback(rules.close)
+        rules.start()
+        found = found._replace(tables=tables, api_keys=api_keys, directory=directory, profiles=profiles, rules=rules)
+    return found
 
 
 @asynccontextmanager
@@ -177,90 +205,68 @@ async def _context(
     """Everything sessions share, started; stopped again at the end."""
     origins, proxies = _trusted(options)
     logs = await _logs(broker, options.partitions)
-    count = len(logs)
     await report_start(broker, "dev" if options.dev else "production")
-    tables = None if options.postgres_url is None else await open_tables(options.postgres_url, count)
-    redis = (
-        None
-        if options.redis_url is None
-        else Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
-    )
-    queries = None if redis is None else UnreadReader(redis)
-    directory, profiles = (
-        (None, None) if options.postgres_url is None else await _directory(options.postgres_url, redis)
-    )
-    live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
-    sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
-    partitions = [Partition(broker, number, live, queries) for number in range(count)]
-    context = Context(
-        broker=broker,
-        broker_health=broker_health,
-        controls=controls,
-        throttles=Throttles(redis, controls),
-        sign_outs=sign_outs,
-        gateways=Gateways(broker, sessions, sign_outs),
-        verifier=Verifier(keys, issuer=options.issuer, audience=options.audience, sign_outs=sign_outs),
-        origins=origins,
-        sessions=sessions,
-        receipts=Receipts(broker),
-        state_records=StateRecords(broker, _allowances(redis, logs, options.tenant_state_percent)),
-        partitions=partitions,
-        wheel=Wheel(),
-        flusher=Flusher(),
-        handshakes=Buckets(options.handshakes_per_minute),
-        times=options.times,
-        tables=tables,
-        directory=directory,
-        profiles=profiles,
-        rules=None if directory is None else Rules(directory.pool, broker),
-        api_keys=await _api_keys(options),
-        idempotency_keys=None if redis is None else IdempotencyKeys(redis),
-        proxies=proxies,
-        cancels=cancels,
-    )
-    collector = FeedCollector(context.counters)
+    async with AsyncExitStack() as held:
+        stores = await _stores(options, broker, len(logs), held)
+        live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
+        sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
+        context = Context(
+            broker=broker,
+            broker_health=broker_health,
+            controls=controls,
+            throttles=Throttles(stores.redis, controls),
+            sign_outs=sign_outs,
+            gateways=Gateways(broker, sessions, sign_outs),
+            verifier=Verifier(keys, issuer=options.issuer, audience=options.audience, sign_outs=sign_outs),
+            origins=origins,
+            sessions=sessions,
+            receipts=Receipts(broker),
+            state_records=StateRecords(broker, _allowances(stores.redis, logs, options.tenant_state_percent)),
+            partitions=[Partition(broker, number, live, stores.counts) for number in range(len(logs))],
+            wheel=Wheel(),
+            flusher=Flusher(),
+            handshakes=Buckets(options.handshakes_per_minute),
+            times=options.times,
+            tables=stores.tables,
+            directory=stores.directory,
+            profiles=stores.profiles,
+            rules=stores.rules,
+            api_keys=stores.api_keys,
+            idempotency_keys=stores.idempotency_keys,
+            proxies=proxies,
+            cancels=cancels,
+        )
+        async with _working(context, live, options):
+            yield context
+
+
+@asynccontextmanager
+async def _working(context: Context, live: Live, options: GatewayOptions) -> AsyncIterator[None]:
+    """The tasks that sessions rely on, at work for as long as the block runs."""
+    collector, broadcasts = FeedCollector(context.counters), Broadcasts(context.broker, context.sessions)
     REGISTRY.register(collector)
-    _listen(broker, partitions)
-    for partition in partitions:
+    _listen(context.broker, context.partitions)
+    for partition in context.partitions:
         partition.start()
     context.receipts.start()
-    if context.rules is not None:
-        context.rules.start()
     obeying = obey(context, options.postgres_url)
     context.gateways.start()
-    await sign_outs.start()
+    await context.sign_outs.start()
     context.descriptors.start()
-    broadcasts = Broadcasts(broker, context.sessions)
     broadcasts.start()
     try:
-        yield context
+        yield
     finally:
         REGISTRY.unregister(collector)
         await obeying.end()
         await context.gateways.close()
-        await sign_outs.close()
+        await context.sign_outs.close()
         await broadcasts.close()
         await context.descriptors.close()
         await context.state_records.close()
         await live.close()
-        await asyncio.gather(*(partition.close() for partition in partitions))
+        await asyncio.gather(*(partition.close() for partition in context.partitions))
         context.wheel.close()
-        if tables is not None:
-            await tables.close()
-        if context.rules is not None:
-            await context.rules.close()
-        if profiles is not None:
-            await profiles.close()
-        if directory is not None:
-            await directory.close()
-        if context.api_keys is not None:
-            await context.api_keys.close()
-        if context.idempotency_keys is not None:
-            await context.idempotency_keys.close()
-        if queries is not None:
-            await queries.close()
-        if redis is not None:
-            await redis.aclose()
 
 
 def _trusted(options: GatewayOptions) -> tuple[Origins, Proxies]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Final
 
 import asyncpg
 
-from engine.errors import InvalidSetting, Unavailable
+from engine.errors import InvalidSetting, StoreUnavailable, Unavailable
+from engine.postgres import Pool
 from seamark.protocol.errors import SeamarkError
 
 CONNECT_SECONDS: Final = 10.0
@@ -33,6 +36,29 @@ async def connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
         raise explained(error) from error
     except ValueError as error:  # not repeated: a password with a / in it is taken for the port
         raise _not_an_address() from error
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Pool]:
+    """The database at `url` for what a command does in the block, over one connection.
+
+    Raises:
+        InvalidSetting, Unavailable: as `connect`, also for failures in the block.
+    """
+    # Connected before the block begins: a ValueError of the block is none about the address.
+    pool = asyncpg.create_pool(url, min_size=1, max_size=1, timeout=CONNECT_SECONDS)
+    try:
+        await pool
+    except FAILURES as error:
+        raise explained(error) from error
+    except ValueError as error:  # see `connect`
+        raise _not_an_address() from error
+    try:
+        yield pool
+    except (*FAILURES, StoreUnavailable) as error:
+        raise explained(error) from error
+    finally:
+        pool.terminate()
 
 
 def explained(error: BaseException) -> SeamarkError:

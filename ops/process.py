@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
@@ -28,6 +28,9 @@ from engine.topology.check import report_start
 from ops.exitcode import FAILED, MISCONFIGURED, exit_code_of
 from seamark.protocol.errors import SeamarkError
 
+if TYPE_CHECKING:
+    from engine.postgres import Pool
+
 _log = structlog.get_logger("seamark.process")
 
 STOP_SECONDS_MAX = 20.0
@@ -35,6 +38,10 @@ STOP_SECONDS_MAX = 20.0
 
 CLEAN_UP_SECONDS_MAX = 2.0
 """What a role that is cut off may still take for its clean-up."""
+
+DATABASE_CONNECT_SECONDS = 5.0
+DATABASE_STATEMENT_SECONDS = 60.0
+"""The longest statement of a role is the fold of a large batch."""
 
 GC_THRESHOLDS = (20_000, 20, 20)
 """Batches of hundreds of messages live for milliseconds; by the default (700) the collector walks them again and again."""
@@ -90,6 +97,32 @@ async def stores(role: str, settings: Settings, health: Health) -> AsyncIterator
             yield broker, redis
     finally:
         await broker.close()
+
+
+@contextlib.asynccontextmanager
+async def database(settings: Settings, connections: int, what_for: str) -> AsyncIterator[Pool]:
+    """PostgreSQL for a role that needs it, connected when it is first asked.
+
+    Args:
+        what_for: why the role needs it, for whoever has not set its address.
+
+    Raises:
+        InvalidSetting: no address is set.
+    """
+    from engine.postgres import lazy_pool  # a dispatcher has nothing to do with PostgreSQL
+
+    if settings.postgres_url is None:
+        raise InvalidSetting(f"SEAMARK_POSTGRES_URL is not set: {what_for}")
+    pool = await lazy_pool(
+        settings.postgres_url.reveal(),
+        connections,
+        connect_seconds=DATABASE_CONNECT_SECONDS,
+        statement_seconds=DATABASE_STATEMENT_SECONDS,
+    )
+    try:
+        yield pool
+    finally:
+        pool.terminate()
 
 
 async def _to_the_end(supervised: Coroutine[Any, Any, int]) -> int:

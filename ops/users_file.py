@@ -6,7 +6,7 @@ No message repeats what it is about, which may be somebody's address.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final, Literal
 
@@ -24,7 +24,11 @@ USERS_MAX: Final = 500_000
 FAULTS_MAX: Final = 10_000
 """Faults that are told; a file with more is the wrong file."""
 
+LINE_BYTES_MAX: Final = 1 << 20
+"""A line with more is no user, and the file perhaps one endless line: memory must not depend on it."""
+
 LINES_PER_LOOK: Final = 1000
+BOM: Final = b"\xef\xbb\xbf"
 _ATTRIBUTE: Final = "attributes."
 
 
@@ -66,15 +70,13 @@ def read_users(file: IO[bytes], form: Form, progress: Callable[[int], None]) -> 
 
     Args:
         file: open for reading bytes.
-        progress: told how many lines have been read, now and then.
+        progress: told how many bytes have been read, now and then.
     """
     read = _csv if form == "csv" else _ndjson
     users: list[ImportedUser] = []
     faults: list[Fault] = []
     lines: dict[str, int] = {}
-    for number, (line, given) in enumerate(read(file)):
-        if number % LINES_PER_LOOK == 0:
-            progress(number)
+    for line, given in read(_lines(file, progress)):
         found = given
         if isinstance(given, ImportedUser) and given.id in lines:
             found = Fault(line, f"`id` stands in line {lines[given.id]} as well: leave one of the two out", "id")
@@ -90,9 +92,22 @@ def read_users(file: IO[bytes], form: Form, progress: Callable[[int], None]) -> 
     return UsersFile(users, faults)
 
 
-def _ndjson(file: IO[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
-    for line, text in enumerate(file, 1):
-        if text.isspace():
+def _lines(file: IO[bytes], progress: Callable[[int], None]) -> Iterator[bytes]:
+    """The lines of a file, without what some editors put before the first. One that is too long is the last, and cut."""
+    done = number = 0
+    while text := file.readline(LINE_BYTES_MAX + 1):
+        number, done = number + 1, done + len(text)
+        yield text.removeprefix(BOM) if number == 1 else text
+        if number % LINES_PER_LOOK == 0:
+            progress(done)
+        if len(text) > LINE_BYTES_MAX:
+            break
+    progress(done)
+
+
+def _ndjson(lines: Iterable[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
+    for line, text in enumerate(lines, 1):
+        if not text.strip():
             continue
         try:
             given = _decode(text)
@@ -105,12 +120,10 @@ def _ndjson(file: IO[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
             yield line, _user(line, given.id, {name: one for name, one in values.items() if one is not UNSET})
 
 
-def _csv(file: IO[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
+def _csv(lines: Iterable[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
     begins = 1
     try:
-        rows = csv.reader(
-            (text.decode("utf-8-sig" if not number else "utf-8") for number, text in enumerate(file)), strict=True
-        )
+        rows = csv.reader((text.decode() for text in lines), strict=True)
         header = next(rows, [])
         if fault := _header_fault(header):
             yield 1, fault
@@ -130,13 +143,19 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int, ImportedUser | Fault]]:
     except UnicodeDecodeError:
         yield begins, Fault(begins, "the file is not in UTF-8 from here on: save it so")
     except csv.Error as error:
-        yield begins, Fault(begins, f"this is no CSV from here on ({error}): close every quote")
+        why = "lines end with \\r alone" if "new-line" in str(error) else str(error)
+        yield (
+            begins,
+            Fault(begins, f"this is no CSV from here on ({why}): close every quote, end lines with \\n or \\r\\n"),
+        )
 
 
 def _header_fault(header: list[str]) -> Fault | None:
     known = ("id", *FIELDS[:-1])
     wrong = [name for name in header if name not in known and not (name.startswith(_ATTRIBUTE) and name != _ATTRIBUTE)]
     twice = [name for name in header if header.count(name) > 1]
+    if len(header) == 1 and (found := next((one for one in ";\t" if one in header[0]), None)):
+        return Fault(1, f"cells are separated by {found!r} here: save the file with commas between them")
     if "id" not in header:
         return Fault(
             1,

@@ -19,7 +19,9 @@ import structlog
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
+from engine.directory.changing import IDLE
 from engine.directory.users import forget_user
+from engine.dispatch.source import SOURCES, EventSource
 from engine.errors import BrokerError, StoreUnavailable, TopologyError
 from engine.limits import TOMBSTONE_SECONDS
 from engine.log.incarnations import epoch_of
@@ -27,13 +29,11 @@ from engine.log.marks import decode_mark
 from engine.postgres import AWAY, Connection, Pool, asking, holding, transaction
 from projections.unread.store import asked, key_prefix, read_version
 from seamark.protocol.subjects import (
-    EVENTS_STREAM,
     RECEIPTS_STREAM,
     encode_token,
     live_subject,
     log_stream,
     log_subject,
-    mark_subject,
     partition_of,
     receipt_subject,
 )
@@ -46,13 +46,16 @@ LOCK: Final = 0x5EA_3A2B
 EVERY_SECONDS: Final = 2.0
 ROUND_SECONDS: Final = 120.0
 AT_ONCE: Final = 50
-"""Users of one round. Whoever has more deleted at once has them erased in the order of their turns."""
+"""Users of one round. Tenants take turns: one that has a million deleted at once keeps no other waiting."""
 
 AGAIN_SECONDS: Final = (5, 30, 60, 300)
 """After the first passes, until the user is erased; then always the last."""
 
 SETTLED_SECONDS: Final = 30.0
 """How long after a pass the next one must find nothing. A batch that a projector had read by then is folded, or refused."""
+
+FAILED_SECONDS: Final = 60
+"""After a pass that failed, until the next one. Others are erased meanwhile: a log may be away, or a user have too many rows."""
 
 DAILY: Final = timedelta(days=1)
 SWEEP_SECONDS: Final = 30.0
@@ -63,9 +66,18 @@ ERASED: Final = b'{"op":"erased"}'
 NOT_ERASED: Final = ("profiles", "deletions")
 """Tables with the tombstone: an id, a number and two times."""
 
+# Hops from tenant to tenant by the key, so that it reads a few rows of each, however many are due.
 _DUE: Final = """
-SELECT tenant, user_id, deleted_at, passes, bounds::text, erased_at, now() AS now FROM deletions WHERE due_at <= now()
-ORDER BY due_at LIMIT $1
+WITH RECURSIVE tenants AS (
+    SELECT min(tenant) AS tenant FROM deletions
+    UNION ALL SELECT (SELECT min(d.tenant) FROM deletions d WHERE d.tenant > t.tenant) FROM tenants t WHERE t.tenant IS NOT NULL
+)
+SELECT d.tenant, user_id, deleted_at, passes, bounds::text, erased_at, now() AS now
+FROM tenants t CROSS JOIN LATERAL (
+    SELECT *, row_number() OVER (ORDER BY due_at) AS turn FROM deletions
+    WHERE tenant = t.tenant AND due_at <= now() ORDER BY due_at LIMIT $1
+) d
+ORDER BY turn, due_at LIMIT $1
 """
 
 # Whatever has a tenant and a user is his: a table that is added later is erased without anybody thinking of it.
@@ -78,6 +90,10 @@ ORDER BY 1
 
 _TOMBSTONE: Final = "SELECT deleted_at FROM profiles WHERE tenant = $1 AND user_id = $2 FOR UPDATE"
 
+_POSTPONE: Final = """
+UPDATE deletions SET due_at = now() + $3 * interval '1 second' WHERE tenant = $1 AND user_id = $2 AND deleted_at = $4
+"""
+
 _AFTER_PASS: Final = """
 UPDATE deletions SET passes = passes + 1, due_at = now() + $3::interval, bounds = $4, erased_at = coalesce(erased_at, $5)
 WHERE tenant = $1 AND user_id = $2 AND deleted_at = $6
@@ -88,14 +104,14 @@ class Deletion(msgspec.Struct, frozen=True):
     """A user who was deleted, and how far he is erased.
 
     Args:
-        bounds: the incarnation of EVENTS and its last sequence when the first pass was made: what is behind it came later.
+        bounds: the incarnation of each source and its last sequence when the first pass was made: what is behind it came later.
     """
 
     tenant: str
     user: str
     deleted_at: datetime
     passes: int = 0
-    bounds: tuple[str, int] | None = None
+    bounds: Mapping[str, tuple[str, int]] = {}
     erased_at: datetime | None = None
 
 
@@ -126,30 +142,39 @@ class Eraser:
             return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM deletions WHERE due_at <= now())"))
 
     async def round(self) -> int:
-        """One pass over each user who is due; how many these were.
+        """One pass over each user who is due; how many these were. One whose pass fails has another in a minute.
 
         Raises:
-            StoreUnavailable, BrokerError: ask again.
+            StoreUnavailable: ask again.
         """
         async with asking(self._pool) as connection:
             rows = await connection.fetch(_DUE, AT_ONCE)
         for row in rows:
-            bounds = None if row["bounds"] is None else msgspec.json.decode(row["bounds"], type=tuple[str, int])
             deletion = Deletion(
-                row["tenant"], row["user_id"], row["deleted_at"], row["passes"], bounds, row["erased_at"]
+                row["tenant"],
+                row["user_id"],
+                row["deleted_at"],
+                row["passes"],
+                msgspec.json.decode(row["bounds"], type=dict[str, tuple[str, int]]) if row["bounds"] else {},
+                row["erased_at"],
             )
-            if (
-                row["now"] - deletion.deleted_at
-            ).total_seconds() > TOMBSTONE_SECONDS and deletion.erased_at is not None:
-                await self._forget(deletion)
-            else:
-                await self._pass(deletion, row["now"])
+            ended = (row["now"] - deletion.deleted_at).total_seconds() > TOMBSTONE_SECONDS
+            try:
+                if ended and deletion.erased_at is not None:
+                    await self._forget(deletion)
+                else:
+                    await self._pass(deletion, row["now"])
+            except (BrokerError, TopologyError, StoreUnavailable) as error:
+                _log.warning("user_not_erased", passes=deletion.passes, why=str(error)[:200] or type(error).__name__)
+                async with asking(self._pool) as connection:
+                    args = deletion.tenant, deletion.user, FAILED_SECONDS, deletion.deleted_at
+                    await connection.execute(_POSTPONE, *args)
         return len(rows)
 
     async def _pass(self, deletion: Deletion, now: datetime) -> None:
         """Take away all that is there, then note when to come again."""
         tenant, user = deletion.tenant, deletion.user
-        bounds = deletion.bounds or await self._end_of_events()
+        bounds = {source.stream: deletion.bounds.get(source.stream) or await self._end(source) for source in SOURCES}
         waits = not await self._dispatched(bounds)  # asked before: what is dispatched meanwhile is found by this pass
         found = await self.take_away(deletion)
         if found is None:
@@ -181,6 +206,7 @@ class Eraser:
         tenant, user = deletion.tenant, deletion.user
         p = self._partition(tenant, user)
         async with transaction(self._pool, SWEEP_SECONDS) as connection:
+            await connection.execute(IDLE)
             if await connection.fetchval(_TOMBSTONE, tenant, user) != deletion.deleted_at:
                 return None
             found = {
@@ -229,25 +255,27 @@ class Eraser:
         for v in (version, version + 1):
             await asked(self._redis.zrem(f"{key_prefix(self._partition(tenant, user), v)}due", token))
 
-    async def _end_of_events(self) -> tuple[str, int]:
-        state = await self._broker.stream(EVENTS_STREAM)
+    async def _end(self, source: EventSource) -> tuple[str, int]:
+        state = await self._broker.stream(source.stream)
         return epoch_of(state), state.last_seq
 
-    async def _dispatched(self, bounds: tuple[str, int]) -> bool:
-        """Whether no event up to the bound waits to be dispatched, in any partition: others' events may name the user, too.
+    async def _dispatched(self, bounds: Mapping[str, tuple[str, int]]) -> bool:
+        """Whether no event up to the bounds waits to be dispatched, in any partition: others' events may name the user, too.
 
-        EVENTS in another incarnation counts as dispatched: its dispatchers stop until an operator says what the positions mean.
+        A source in another incarnation counts as dispatched: its dispatchers stop until an operator says what the positions mean.
         """
-        epoch, last = bounds
-        for q in range(self._partitions):
-            placed = await self._broker.leader_last(log_stream(q), mark_subject(q, q))
-            mark = None if placed is None else decode_mark(placed.payload)
-            if mark is not None and mark.epoch != epoch:
-                continue
-            after = 1 if mark is None else mark.next_seq
-            waiting = await self._broker.leader_next(EVENTS_STREAM, f"ev.{q}.>", after)
-            if waiting is not None and waiting.seq <= last:
-                return False
+        for source in SOURCES:
+            epoch, last = bounds[source.stream]
+            for q in range(self._partitions):
+                marked = source.marked(q, q)
+                placed = await self._broker.leader_last(marked.name, marked.subject)
+                mark = None if placed is None else decode_mark(placed.payload)
+                if mark is not None and mark.epoch != epoch:
+                    continue
+                after = 1 if mark is None else mark.next_seq
+                waiting = await self._broker.leader_next(source.stream, source.partition(q).subject, after)
+                if waiting is not None and waiting.seq <= last:
+                    return False
         return True
 
     async def _forget(self, deletion: Deletion) -> None:
@@ -271,7 +299,7 @@ async def find_deletion(pool: Pool, tenant: str, user: str) -> Deletion | None:
         row: Any = await connection.fetchrow(
             "SELECT deleted_at, passes, erased_at FROM deletions WHERE tenant = $1 AND user_id = $2", tenant, user
         )
-    return None if row is None else Deletion(tenant, user, row["deleted_at"], row["passes"], None, row["erased_at"])
+    return None if row is None else Deletion(tenant, user, row["deleted_at"], row["passes"], {}, row["erased_at"])
 
 
 def _again(passes: int) -> int:

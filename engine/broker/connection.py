@@ -20,6 +20,7 @@ from nats.nuid import NUID
 
 from engine.broker import wire
 from engine.broker.client import EngineClient, outgoing
+from engine.broker.refusals import TOO_LARGE
 from engine.broker.settings import NatsSettings
 from engine.errors import ApiError, BrokerError, Forbidden, Unanswered, Unavailable
 from engine.limits import OUTBOUND_BYTES_MAX
@@ -35,7 +36,6 @@ PING_INTERVAL_SECONDS = 3.0
 CLOSE_TIMEOUT_SECONDS = 5.0
 REFUSAL_LOG_SECONDS = 60.0
 
-_TOO_LARGE = 10054
 _REFUSAL = re.compile(r'for (Publish|Subscription) to "([^"]*)"')
 
 _NO_QUEUE: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
@@ -210,7 +210,7 @@ class Connection:
         """The server would close the connection over it, and with it whatever else is in flight."""
         if size > self.nc.max_payload:
             raise ApiError(
-                413, _TOO_LARGE, f"a message of {size} bytes is above the server's max_payload of {self.nc.max_payload}"
+                413, TOO_LARGE, f"a message of {size} bytes is above the server's max_payload of {self.nc.max_payload}"
             )
 
     def expect(self, callback: Callable[[Delivery | BrokerError], None], concerns: Callable[[str], bool]) -> bytes:

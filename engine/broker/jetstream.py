@@ -28,6 +28,7 @@ from engine.broker.answers import (
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, Subscription, settle
+from engine.broker.refusals import WRONG_LAST_SEQUENCE
 from engine.broker.settings import NatsSettings
 from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
@@ -36,6 +37,7 @@ from seamark.backoff import Backoff
 from seamark.protocol.appends import RETRIED_ERR_CODES
 
 __all__ = [
+    "WRONG_LAST_SEQUENCE",
     "After",
     "Broker",
     "Delivery",
@@ -49,8 +51,6 @@ __all__ = [
     "Subscription",
     "connect",
 ]
-
-WRONG_LAST_SEQUENCE = 10071
 
 BATCH_INCOMPLETE = 10176
 """A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""

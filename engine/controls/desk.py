@@ -9,17 +9,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.broker.control import CONTROL_STREAM, Control
-from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Broker
+from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_missing, is_overtaken
 from engine.controls.changing import Asked, change
 from engine.controls.document import KEY, PREFIX, Document, InForce, Rehydrate
 from engine.errors import ApiError, TopologyError
-from engine.log.incarnations import is_missing
 from seamark.protocol.errors import SeamarkError
 
 TRIES_MAX: Final = 10
 """Attempts at a compare-and-set that changes of other controls keep winning."""
-
-_WRONG_SEQUENCE: Final = frozenset({WRONG_LAST_SEQUENCE, 10164})
 
 
 class ChangedMeanwhile(SeamarkError):
@@ -80,7 +78,7 @@ class Desk:
             try:
                 return Read(changed, await self._bucket.put(KEY, changed, seen))
             except ApiError as error:
-                if error.err_code not in _WRONG_SEQUENCE:
+                if not is_overtaken(error):
                     raise
         raise ChangedMeanwhile("others keep changing controls: try again in a moment")
 

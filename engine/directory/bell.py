@@ -14,6 +14,7 @@ import structlog
 
 from engine.broker.control import Control
 from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_overtaken
 from engine.errors import BrokerError
 from engine.limits import BELL_SECONDS
 
@@ -35,7 +36,7 @@ async def ring(broker: Broker) -> None:
             # Whoever was faster has rung after our change was stored: processes that hear it find ours, too.
             await control.put(KEY, revision, revision)
     except (BrokerError, TimeoutError) as error:
-        if getattr(error, "err_code", None) not in (10071, 10164):
+        if not is_overtaken(error):
             _log.warning("rules_bell_not_rung", error=type(error).__name__)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from engine.directory.changing import Directory
+from engine.directory.changing import IDLE, Directory, check_not_stopped
 from engine.directory.users import UserFields, encoded_attributes
 from engine.postgres import Connection, asking
 
 IMPORT_SECONDS: Final = 50.0
-"""The whole import. Profiles are marked as changing for 60 s, which no transaction may outlast."""
+"""The whole import. Whoever else changes one of its users, and is not given up before, waits for as long."""
 
 ROWS_PER_TURN: Final = 500
 """Rows that are sent before others get a turn and the progress is told."""
@@ -24,13 +25,15 @@ FIELDS: Final = UserFields.__struct_fields__
 _TABLE: Final = """
 CREATE TEMPORARY TABLE imported (
     user_id text COLLATE "C" PRIMARY KEY,
-    email text, phone text, locale text, timezone text, attributes jsonb, given integer NOT NULL
+    email text, phone text, locale text, timezone text, attributes jsonb, given integer NOT NULL, email_hash bytea
 ) ON COMMIT DROP
 """
 
+_COLUMNS: Final = (*FIELDS, "email_hash")
+
 _MERGED: Final = ", ".join(
-    f"CASE WHEN i.given & {1 << bit} <> 0 OR u.user_id IS NULL THEN i.{name} ELSE u.{name} END AS {name}"
-    for bit, name in enumerate(FIELDS)
+    f"CASE WHEN i.given & {1 << FIELDS.index(said)} <> 0 OR u.user_id IS NULL THEN i.{name} ELSE u.{name} END AS {name}"
+    for name, said in zip(_COLUMNS, (*FIELDS, "email"), strict=True)
 )
 
 _SAME: Final = " AND ".join(
@@ -54,15 +57,15 @@ WITH wanted AS (
     FROM imported i JOIN profiles p ON p.tenant = $1 AND p.user_id = i.user_id
     LEFT JOIN users u ON u.tenant = $1 AND u.user_id = i.user_id
 ), stored AS (
-    INSERT INTO users AS u (tenant, user_id, {", ".join(FIELDS)}, version)
-    SELECT $1, user_id, {", ".join(FIELDS)}, version FROM wanted
-    ON CONFLICT (tenant, user_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in FIELDS)},
+    INSERT INTO users AS u (tenant, user_id, {", ".join(_COLUMNS)}, version)
+    SELECT $1, user_id, {", ".join(_COLUMNS)}, version FROM wanted
+    ON CONFLICT (tenant, user_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)},
         version = excluded.version, updated_at = now()
     RETURNING u.user_id, u.version, (u.xmax = 0) AS made
 ), counted AS (
     UPDATE profiles p SET version = s.version FROM stored s WHERE p.tenant = $1 AND p.user_id = s.user_id
 )
-SELECT made FROM stored
+SELECT count(*) FILTER (WHERE made), count(*) FILTER (WHERE NOT made) FROM stored
 """
 
 
@@ -77,7 +80,7 @@ class ImportedUser(msgspec.Struct, frozen=True):
         """As it is sent to PostgreSQL."""
         bits = sum(1 << bit for bit, name in enumerate(FIELDS) if name in self.given)
         plain = [getattr(self.fields, name) for name in FIELDS[:-1]]
-        return self.id, *plain, encoded_attributes(self.fields.attributes), bits
+        return self.id, *plain, encoded_attributes(self.fields.attributes), bits, self.fields.email_hash
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -110,14 +113,17 @@ async def import_users(
         await connection.execute("ANALYZE imported")
         deleted = _count(await connection.execute(_DELETED, tenant))
         unchanged = _count(await connection.execute(_UNCHANGED, tenant))
-        async with directory.announced(tenant, await _ids(connection), IMPORT_SECONDS):
+        ids, began = await _ids(connection), time.monotonic()
+        async with directory.announced(tenant, ids, IMPORT_SECONDS):
+            await connection.execute(IDLE)
             await connection.execute(_HOLD, tenant)
             # Whoever was deleted since we looked stays deleted: nobody else gets at him now.
             deleted += _count(await connection.execute(_DELETED, tenant))
-            stored = await connection.fetch(_MERGE, tenant)
+            counts = await connection.fetchrow(_MERGE, tenant)
+            assert counts is not None, "an aggregate has a row"
+            check_not_stopped(began, IMPORT_SECONDS)
             await connection.execute("COMMIT")
-    made = sum(row["made"] for row in stored)
-    return Imported(made, len(stored) - made, unchanged, deleted)
+    return Imported(counts[0], counts[1], unchanged, deleted)
 
 
 async def _ids(connection: Connection) -> list[str]:

@@ -7,11 +7,13 @@ the users' rows of `profiles`, so versions never go back and a deletion is never
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from engine.errors import StoreUnavailable, VersionConflict
 from engine.postgres import Connection, Pool, transaction
@@ -27,10 +29,15 @@ ON CONFLICT (tenant, user_id) DO UPDATE SET version = profiles.version
 RETURNING user_id, version, deleted_at
 """
 
-_IDLE: Final = "SET LOCAL idle_in_transaction_session_timeout = '15s'"
-"""Of a process that was stopped in between, PostgreSQL ends the transaction while its marks still stand."""
+IDLE: Final = "SET LOCAL idle_in_transaction_session_timeout = '15s'"
+"""Of a process that was stopped in between, PostgreSQL ends the transaction while its marks still stand, and nobody waits on."""
 
 STOPPED_SECONDS: Final = 20.0
+"""How much longer than it may a change can have taken, and still be committed: less than its marks last."""
+
+CHANGES_PER_TENANT: Final = 4
+"""Changes of one tenant's users under way in one process: each has a connection, and waits with it for whoever holds the same
+users, an import for up to a minute. Of a gateway's 8 connections half stay free for other tenants."""
 
 _COUNT: Final = """
 UPDATE profiles SET version = version + 1, deleted_at = deletion
@@ -46,11 +53,11 @@ class UserDeleted(SeamarkError):
         erasing: what he had is still being erased.
     """
 
-    def __init__(self, *, erasing: bool) -> None:
+    def __init__(self, user: str, *, erasing: bool) -> None:
         super().__init__(
-            "the user was deleted, and what he had is still being erased: try again later"
+            f"user {user} was deleted, and what he had is still being erased: try again later"
             if erasing
-            else "the user was deleted: make him anew first, with PUT /v1/users/{id}"
+            else f"user {user} was deleted: make him anew first, with PUT /v1/users/{{id}}"
         )
         self.erasing = erasing
 
@@ -82,6 +89,16 @@ def check_version(what: str, expected: int | None, found: int) -> None:
     """
     if expected is not None and expected != found:
         raise VersionConflict(what, found)
+
+
+def check_not_stopped(began: float, seconds: float) -> None:
+    """Pass a change that may still be committed: it began then, by the monotonic clock, and may take so many seconds.
+
+    Raises:
+        StoreUnavailable: it took so long that its marks may have ended.
+    """
+    if time.monotonic() - began > seconds + STOPPED_SECONDS:
+        raise StoreUnavailable("this process was stopped for so long that its marks may have ended")
 
 
 class ProfileChange:
@@ -117,7 +134,7 @@ class ProfileChange:
             UserDeleted: he was.
         """
         if self.deleted_at(user) is not None:
-            raise UserDeleted(erasing=await self._erasing(user))
+            raise UserDeleted(user, erasing=await self._erasing(user))
 
     async def make_anew(self, user: str) -> None:
         """Take the tombstone from a user of whom nothing is left.
@@ -127,7 +144,7 @@ class ProfileChange:
         """
         if self.deleted_at(user) is not None:
             if await self._erasing(user):
-                raise UserDeleted(erasing=True)
+                raise UserDeleted(user, erasing=True)
             await self.connection.execute("DELETE FROM deletions WHERE tenant = $1 AND user_id = $2", self.tenant, user)
             self._touched[user] = None
 
@@ -164,6 +181,8 @@ class Directory:
 
     def __init__(self, pool: Pool, marks: ProfileMarks | None = None) -> None:
         self.pool, self._marks = pool, marks
+        # Each semaphore lives as long as somebody holds it or waits for it.
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
     async def changing(
@@ -175,16 +194,36 @@ class Directory:
             StoreUnavailable: no answer in time; the outcome may be unknown.
         """
         ids = sorted(set(users))
-        began = time.monotonic()
-        async with self.announced(tenant, ids, seconds), transaction(self.pool, seconds) as connection:
-            await connection.execute(_IDLE)
-            rows = await connection.fetch(_HOLD, tenant, ids)
-            states = {row["user_id"]: _State(row["version"], row["deleted_at"]) for row in rows}
-            change = ProfileChange(connection, tenant, states)
-            yield change
-            await change.count()
-            if time.monotonic() - began > seconds + STOPPED_SECONDS:
-                raise StoreUnavailable("this process was stopped for so long that its marks may have ended")
+        async with self._turn(tenant, seconds):
+            began = time.monotonic()
+            async with self.announced(tenant, ids, seconds), transaction(self.pool, seconds) as connection:
+                await connection.execute(IDLE)
+                rows = await connection.fetch(_HOLD, tenant, ids)
+                states = {row["user_id"]: _State(row["version"], row["deleted_at"]) for row in rows}
+                change = ProfileChange(connection, tenant, states)
+                yield change
+                await change.count()
+                check_not_stopped(began, seconds)
+
+    @asynccontextmanager
+    async def _turn(self, tenant: str, seconds: float) -> AsyncIterator[None]:
+        """One of the tenant's places, waited for in the order of asking.
+
+        Raises:
+            StoreUnavailable: none came free in time; nothing was done.
+        """
+        turn = self._turns.get(tenant)
+        if turn is None:
+            turn = self._turns[tenant] = asyncio.Semaphore(CHANGES_PER_TENANT)
+        try:
+            async with asyncio.timeout(seconds):
+                await turn.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("too many changes of this tenant's users are under way") from error
+        try:
+            yield
+        finally:
+            turn.release()
 
     @asynccontextmanager
     async def announced(self, tenant: str, users: Sequence[str], seconds: float) -> AsyncIterator[None]:

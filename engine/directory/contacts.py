@@ -5,10 +5,14 @@ A message says what is wrong and how to write it. It never repeats what was give
 
 from __future__ import annotations
 
+import hashlib
 import re
-from typing import Final
+from typing import Final, Literal
 
 from engine.plan.hours import is_zone
+
+Addressed = Literal["email", "sms"]
+"""Channels with addresses that people have elsewhere, too. Tokens and endpoints are retired where they are kept."""
 
 EMAIL_BYTES_MAX: Final = 254
 """RFC 5321 leaves so many for an address in a path of 256."""
@@ -99,3 +103,14 @@ def checked_timezone(text: str) -> str:
             "`timezone` is not in the IANA database: write it as Europe/Vienna or UTC, capital letters included"
         )
     return text
+
+
+def normalized(channel: Addressed, address: str) -> str:
+    """The one form in which addresses are compared: spaces around it and capital letters of an e-mail address make no other."""
+    text = address.strip()
+    return text.lower() if channel == "email" else text
+
+
+def address_hash(channel: Addressed, address: str) -> bytes:
+    """What an address is looked for by."""
+    return hashlib.sha256(f"{channel}\n{normalized(channel, address)}".encode("utf-8", "surrogatepass")).digest()

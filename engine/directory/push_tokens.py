@@ -24,8 +24,8 @@ from seamark.protocol.limits import EVENT_ID_BYTES_MAX
 Platform = Literal["apns", "fcm", "webpush"]
 Environment = Literal["production", "sandbox"]
 
-TokenId = Annotated[str, msgspec.Meta(min_length=1, max_length=EVENT_ID_BYTES_MAX, pattern=r"^[!-~]+$")]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+TokenId = Annotated[str, msgspec.Meta(min_length=1, max_length=EVENT_ID_BYTES_MAX, pattern=r"^[!-~]+$(?!\n)")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[!-~]+$(?!\n)")]
 
 _APNS_HEX_MAX: Final = 200
 """Apple says 100 bytes at most, and that nobody should count on it."""

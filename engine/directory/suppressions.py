@@ -10,19 +10,17 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from engine.directory.contacts import Addressed, address_hash, normalized
 from engine.plan import profile
 from engine.plan.profile import SCOPE_ALL
 from engine.postgres import Connection
 from seamark.protocol.limits import LABEL_CHARS_MAX
 
-Addressed = Literal["email", "sms"]
-"""Channels with addresses that people have elsewhere, too. Tokens and endpoints are retired where they are kept."""
-
-REASON: Final = r"^[a-z][a-z0-9_]{0,63}$"
+REASON: Final = r"^[a-z][a-z0-9_]{0,63}$(?!\n)"
 Reason = Annotated[str, msgspec.Meta(pattern=REASON)]
 """A word, which decisions repeat: `suppressed:hard_bounce`. A legal opt-out is `opted_out`."""
 
@@ -80,17 +78,6 @@ class StoredSuppression(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
 
 
-def normalized(channel: Addressed, address: str) -> str:
-    """The one form of an address: spaces around it and capital letters of an e-mail address make no other."""
-    text = address.strip()
-    return text.lower() if channel == "email" else text
-
-
-def address_hash(channel: Addressed, address: str) -> bytes:
-    """What an address is looked for by."""
-    return hashlib.sha256(f"{channel}\n{normalized(channel, address)}".encode("utf-8", "surrogatepass")).digest()
-
-
 def id_of(hash: bytes, scope: str) -> bytes:
     """The name of the suppression of an address and scope."""
     return hashlib.sha256(hash + scope.encode()).digest()
@@ -115,7 +102,7 @@ DELETE FROM suppressions WHERE (tenant, id) IN (
 """
 
 _USERS: Final = """
-SELECT user_id FROM users WHERE tenant = $1 AND lower(email) = ANY($2)
+SELECT user_id FROM users WHERE tenant = $1 AND email_hash = ANY($2)
 UNION SELECT user_id FROM users WHERE tenant = $1 AND phone = ANY($3)
 """
 
@@ -133,7 +120,7 @@ SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND address_hash = ANY($2)
 async def users_of(connection: Connection, tenant: str, addresses: Iterable[tuple[Addressed, str]]) -> set[str]:
     """The users who have one of these addresses: their profiles change with its suppressions."""
     forms = {(channel, normalized(channel, address)) for channel, address in addresses}
-    emails = [address for channel, address in forms if channel == "email"]
+    emails = [address_hash(channel, address) for channel, address in forms if channel == "email"]
     phones = [address for channel, address in forms if channel == "sms"]
     return {row["user_id"] for row in await connection.fetch(_USERS, tenant, emails, phones)}
 

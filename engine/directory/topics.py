@@ -17,7 +17,7 @@ from engine.postgres import Connection
 from seamark.protocol.limits import TOKEN_BYTES_MAX
 
 TopicName = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=TOKEN_BYTES_MAX, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
+    str, msgspec.Meta(min_length=1, max_length=TOKEN_BYTES_MAX, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$(?!\n)")
 ]
 """As types are called: dot-separated words of letters, digits, _ and -."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from datetime import datetime
 from typing import Any, Final
@@ -11,11 +9,12 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine import merging
 from engine.directory.changing import ProfileChange, check_version
-from engine.directory.contacts import checked_email, checked_locale, checked_phone, checked_timezone
+from engine.directory.contacts import address_hash, checked_email, checked_locale, checked_phone, checked_timezone
 from engine.limits import ATTRIBUTE_BYTES_MAX, ATTRIBUTE_DEPTH_MAX
 from engine.postgres import Connection
-from seamark.protocol.errors import InvalidToken
+from seamark.protocol.errors import InvalidToken, SeamarkError
 from seamark.protocol.subjects import encode_user
 
 Attributes = dict[str, Any]
@@ -25,9 +24,11 @@ _COLUMNS: Final = "user_id AS id, email, phone, locale, timezone, attributes::te
 _FIND: Final = f"SELECT {_COLUMNS} FROM users WHERE tenant = $1 AND user_id = $2"
 
 _STORE: Final = f"""
-INSERT INTO users (tenant, user_id, email, phone, locale, timezone, attributes, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO users (tenant, user_id, email, phone, locale, timezone, attributes, version, email_hash)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ON CONFLICT (tenant, user_id) DO UPDATE SET email = excluded.email, phone = excluded.phone, locale = excluded.locale,
-    timezone = excluded.timezone, attributes = excluded.attributes, version = excluded.version, updated_at = now()
+    timezone = excluded.timezone, attributes = excluded.attributes, version = excluded.version, email_hash = excluded.email_hash,
+    updated_at = now()
 RETURNING {_COLUMNS}
 """
 
@@ -70,6 +71,11 @@ class UserFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 msgspec.structs.force_setattr(self, name, checked(value))
         encoded_attributes(self.attributes)
 
+    @property
+    def email_hash(self) -> bytes | None:
+        """What the address is found by."""
+        return None if self.email is None else address_hash("email", self.email)
+
 
 class UserPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is to be changed of a user, as RFC 7396 merges it: a member that is left out stays, null takes it away."""
@@ -79,6 +85,11 @@ class UserPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     locale: str | UnsetType | None = UNSET
     timezone: str | UnsetType | None = UNSET
     attributes: Attributes | UnsetType | None = UNSET
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where attributes are nested so deep that merging them would not end well."""
+        if isinstance(self.attributes, dict):
+            _check_depth(self.attributes)
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,11 +105,13 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
 
-    @property
-    def fields(self) -> UserFields:
-        """What of it can be changed, as it is stored."""
-        return UserFields(**{name: getattr(self, name) for name in UserFields.__struct_fields__})
+    def says(self, fields: UserFields) -> bool:
+        """Whether this is what is stored. To Python `true` and `1` are the same, to a segment they are not."""
+        return all(_same(getattr(self, name), getattr(fields, name)) for name in UserFields.__struct_fields__)
 
+
+NUMBER_MAX: Final = 2**63 - 1
+NUMBER_MIN: Final = 1e-15
 
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL in a text of JSON, and no backslash before `u0000`."""
@@ -109,6 +122,10 @@ _CHECKS: Final = {
     "locale": checked_locale,
     "timezone": checked_timezone,
 }
+
+
+class InvalidUser(SeamarkError, ValueError):
+    """What a change would make of a user is not valid. Nothing was changed."""
 
 
 def checked_user_id(id: str) -> str:
@@ -132,8 +149,8 @@ def encoded_attributes(attributes: Attributes) -> str:
     Raises:
         ValueError: they are too large or too deep, or have text that cannot be stored.
     """
-    if _depth(attributes) > ATTRIBUTE_DEPTH_MAX:
-        raise ValueError(f"`attributes` may be nested {ATTRIBUTE_DEPTH_MAX} levels deep")
+    _check_depth(attributes)
+    _check_numbers(attributes)
     try:
         encoded = msgspec.json.encode(attributes)
     except UnicodeEncodeError as error:
@@ -147,6 +164,28 @@ def encoded_attributes(attributes: Attributes) -> str:
     return text
 
 
+def _check_depth(attributes: Attributes) -> None:
+    if _depth(attributes) > ATTRIBUTE_DEPTH_MAX:
+        raise ValueError(f"`attributes` may be nested {ATTRIBUTE_DEPTH_MAX} levels deep")
+
+
+def _check_numbers(value: Any) -> None:
+    """PostgreSQL writes numbers out: `1e300` comes back as 301 digits, so 8 KiB would become 400, and another number."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _check_numbers(one)
+    elif isinstance(value, int | float) and value and not NUMBER_MIN <= abs(value) <= NUMBER_MAX:
+        raise ValueError("`attributes` has a number beyond 2^63, or closer to 0 than 1e-15: write it as a text")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
 def _depth(value: Any, left: int = ATTRIBUTE_DEPTH_MAX) -> int:
     """How deep a value is nested; it stops one level below what is allowed."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
@@ -155,32 +194,23 @@ def _depth(value: Any, left: int = ATTRIBUTE_DEPTH_MAX) -> int:
     return 1 if left < 0 else 1 + max((_depth(one, left - 1) for one in inner), default=0)
 
 
-def merged(fields: UserFields, patch: UserPatch) -> UserFields:
-    """The fields with a patch merged into them.
+def merged(there: User | UserFields, patch: UserPatch) -> UserFields:
+    """What is stored with a patch merged into it. Only the result is checked: a patch can mend what was valid once.
 
     Raises:
-        ValueError: the result is not valid.
+        InvalidUser: the result is not valid.
     """
+    fields = {name: getattr(there, name) for name in UserFields.__struct_fields__}
     changes = {name: getattr(patch, name) for name in UserPatch.__struct_fields__}
-    given = {name: value for name, value in changes.items() if value is not UNSET}
+    fields |= {name: value for name, value in changes.items() if value is not UNSET}
     if isinstance(patch.attributes, dict):
-        given["attributes"] = _merge(fields.attributes, patch.attributes)
+        fields["attributes"] = merging.merged(there.attributes, patch.attributes, ATTRIBUTE_DEPTH_MAX)
     elif patch.attributes is None:
-        given["attributes"] = {}
-    return msgspec.structs.replace(fields, **given)
-
-
-def _merge(target: Any, patch: Any) -> Any:
-    """RFC 7396, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merge(result.get(name), value)
-    return result
+        fields["attributes"] = {}
+    try:
+        return UserFields(**fields)
+    except ValueError as error:
+        raise InvalidUser(str(error)) from error
 
 
 async def find_user(connection: Connection, tenant: str, id: str) -> User | None:
@@ -203,7 +233,7 @@ async def put_user(change: ProfileChange, id: str, fields: UserFields, expected:
     await change.make_anew(id)
     there = await find_user(change.connection, change.tenant, id)
     check_version(f"user {id}", expected, there.version if there is not None else 0)
-    if there is not None and there.fields == fields:
+    if there is not None and there.says(fields):
         return there
     return await _store(change, id, fields)
 
@@ -212,21 +242,21 @@ async def patch_user(change: ProfileChange, id: str, patch: UserPatch, expected:
     """Merge a patch into what is stored of the user. None: there is no such user.
 
     Raises:
-        ValueError: the result is not valid. VersionConflict: he has another version than `expected`.
+        InvalidUser: the result is not valid. VersionConflict: he has another version than `expected`.
     """
     there = await find_user(change.connection, change.tenant, id)
     check_version(f"user {id}", expected, there.version if there is not None else 0)
     if there is None:
         return None
-    fields = merged(there.fields, patch)
-    return there if fields == there.fields else await _store(change, id, fields)
+    fields = merged(there, patch)
+    return there if there.says(fields) else await _store(change, id, fields)
 
 
 async def merge_user(change: ProfileChange, id: str, patch: UserPatch) -> User:
     """Merge a patch into a user, who is made if there is none.
 
     Raises:
-        ValueError: the result is not valid. UserDeleted: what he had is still being erased.
+        InvalidUser: the result is not valid. UserDeleted: what he had is still being erased.
     """
     await change.make_anew(id)
     there = await patch_user(change, id, patch)
@@ -276,38 +306,9 @@ async def forget_user(connection: Connection, tenant: str, id: str) -> int:
 
 async def _store(change: ProfileChange, id: str, fields: UserFields) -> User:
     attributes = encoded_attributes(fields.attributes)
-    args = fields.email, fields.phone, fields.locale, fields.timezone, attributes, change.touch(id)
+    args = fields.email, fields.phone, fields.locale, fields.timezone, attributes, change.touch(id), fields.email_hash
     return _user(await change.connection.fetchrow(_STORE, change.tenant, id, *args))
 
 
 def _user(row: Any) -> User:
     return User(**{**dict(row), "attributes": msgspec.json.decode(row["attributes"])})
-
-
-class InvalidCursor(ValueError):
-    """`cursor` is none that a page has given: begin without it."""
-
-    def __init__(self) -> None:
-        super().__init__("`cursor` is none that a page has given: begin without it")
-
-
-def cursor_after(id: str) -> str:
-    """The cursor of the page behind an id: opaque, so that nobody builds one."""
-    return base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
-
-
-def id_of_cursor(cursor: str | None) -> str:
-    """The id that a cursor stands for; of none the empty one, which is before all.
-
-    Raises:
-        InvalidCursor: no page has given it.
-    """
-    if cursor is None:
-        return ""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError) as error:
-        raise InvalidCursor from error
-    if not text or "\0" in text or cursor_after(text) != cursor:
-        raise InvalidCursor
-    return text

@@ -218,7 +218,8 @@ async def rotate_secret(
     if await _expected(change, id, expected) is None:
         return None
     new = secret or make_secret()
-    return _endpoint(await change.connection.fetchrow(_ROTATE, change.tenant, id, new)), new
+    row = await change.connection.fetchrow(_ROTATE, change.tenant, id, new)
+    return None if row is None else (_endpoint(row), new)  # its user may be being deleted
 
 
 async def retire_secret(change: Change, id: str, expected: int | None = None) -> WebhookEndpoint | None:
@@ -230,7 +231,8 @@ async def retire_secret(change: Change, id: str, expected: int | None = None) ->
     there = await _expected(change, id, expected)
     if there is None or there.secrets == 1:
         return there
-    return _endpoint(await change.connection.fetchrow(_RETIRE, change.tenant, id))
+    row = await change.connection.fetchrow(_RETIRE, change.tenant, id)
+    return None if row is None else _endpoint(row)
 
 
 async def delete_endpoint(change: Change, id: str, expected: int | None = None) -> WebhookEndpoint | None:

@@ -18,6 +18,7 @@ import msgspec
 
 from engine.broker.answers import EPOCH_KEY, StreamState
 from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_missing
 from engine.errors import ApiError, PartitionStopped, TopologyError
 from engine.log.marks import Mark, MarkedStream, PlacedMark
 from seamark.protocol.cursor import parse_cursor
@@ -28,8 +29,6 @@ RESTORED_KEY: Final = "seamark.restored"
 
 RESTORES_REMEMBERED: Final = 16
 """Positions older than this many restores have to be named by the operator."""
-
-STREAM_MISSING: Final = 10059
 
 CLOCKS: Final = timedelta(seconds=60)
 """How far the clocks of two servers may be apart: each message carries the time of its own stream's leader."""
@@ -135,11 +134,6 @@ def younger(part: int, source: str, placed: Mark, meant: Mark) -> PartitionStopp
 
 
 # --- asking the leaders, which raises ApiError, Unavailable and Unanswered as `Broker` does ---------------------------------
-
-
-def is_missing(error: BaseException) -> bool:
-    """Does the server say that there is no such stream?"""
-    return isinstance(error, ApiError) and error.err_code == STREAM_MISSING
 
 
 def missing(stream: str) -> PartitionStopped:

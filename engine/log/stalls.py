@@ -7,23 +7,14 @@ import time
 import structlog
 
 from engine import metrics
-from engine.errors import ApiError
+from engine.broker.refusals import is_full
 from engine.limits import STALL_SECONDS
 from seamark.protocol.errors import SeamarkError
 
 _log = structlog.get_logger("seamark.dispatcher")
 
-FULL_ERR_CODES = frozenset({10077, 10023, 10028, 10047})
-"""The stream is at its `max_bytes`, or the account or server has no room left: no election ends that."""
-
-
 CLAIMS = "claims"
 """In place of a stream's name: Redis, which keeps the claims."""
-
-
-def is_full(error: BaseException) -> bool:
-    """Does the server say that there is no room?"""
-    return isinstance(error, ApiError) and error.err_code in FULL_ERR_CODES
 
 
 class Stall:

@@ -9,8 +9,9 @@ import msgspec
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
+from engine.broker.refusals import is_missing
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
-from engine.log.incarnations import is_missing, missing, reaching, stream_of
+from engine.log.incarnations import missing, reaching, stream_of
 from engine.log.marks import NO_MARK, Mark, MarkedStream, PlacedMark, Verdict, decode_mark, encode_mark, settle
 from engine.log.stalls import Stall
 from seamark.backoff import Backoff

@@ -19,6 +19,7 @@ from nats.nuid import NUID
 from engine import metrics
 from engine.broker import wire
 from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_missing
 from engine.errors import BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.limits import (
     BUFFERED_PULLS_MAX,
@@ -27,7 +28,7 @@ from engine.limits import (
     PULL_BATCH,
     QUIET_CHECK_SECONDS,
 )
-from engine.log.incarnations import is_missing, missing
+from engine.log.incarnations import missing
 from engine.partition.head import ReadingHead
 from engine.partition.pulls import Pace, Pulls
 from engine.partition.worker import Delivered, Source, Worker

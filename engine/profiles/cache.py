@@ -17,9 +17,8 @@ from typing import Any, Final
 import msgspec
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from engine.outages import redis_failure
+from engine.outages import REDIS_AWAY, redis_failure
 from engine.plan.profile import Profile
 from engine.redisscript import Argument, RedisScript
 from seamark.protocol.subjects import encode_token
@@ -41,8 +40,6 @@ PAUSE_SECONDS: Final = 1.0
 
 KEYS_PER_CALL: Final = 500
 """Marks that one call sets: a millisecond of Redis's time."""
-
-AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 _NOW: Final = "local clock = redis.call('TIME')\nlocal now = clock[1] * 1000 + math.floor(clock[2] / 1000)\n"
 
@@ -130,7 +127,7 @@ class ProfileCache:
         token = secrets.token_hex(8)
         try:
             await self._for_all(self._mark, tenant, users, [token, round((seconds + MARK_SECONDS) * 1000)])
-        except AWAY as error:
+        except REDIS_AWAY as error:
             raise redis_failure(error) from error
         return token
 
@@ -138,7 +135,7 @@ class ProfileCache:
         """Take marks off: the change was committed, or rolled back. What cannot be taken off ends by itself."""
         try:
             await self._for_all(self._settle, tenant, users, [token])
-        except AWAY as error:
+        except REDIS_AWAY as error:
             _log.warning("profiles_stay_marked", users=len(users), error=type(error).__name__)
 
     async def _for_all(self, script: RedisScript, tenant: str, users: Sequence[str], args: Sequence[Argument]) -> None:
@@ -154,7 +151,7 @@ class ProfileCache:
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 return await script(keys, args)
-        except AWAY as error:
+        except REDIS_AWAY as error:
             failure = redis_failure(error)
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("profiles_not_cached", error=str(failure))

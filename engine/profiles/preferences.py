@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine import merging
 from engine.directory.changing import ProfileChange, check_version
 from engine.directory.contacts import checked_locale, checked_timezone
 from engine.errors import LimitReached
@@ -20,6 +21,9 @@ _STORE: Final = """
 INSERT INTO preferences (tenant, user_id, document, version) VALUES ($1, $2, $3, $4)
 ON CONFLICT (tenant, user_id) DO UPDATE SET document = excluded.document, version = excluded.version, changed_at = now()
 """
+
+LEVELS: Final = 3
+"""Of objects in a document: itself, its lines by type, the choices of a line."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -71,26 +75,13 @@ def merged(document: Preferences, patch: dict[str, Any]) -> Preferences:
     Raises:
         ValueError: the result is none; the message names the member.
     """
-    merged = msgspec.convert(_merge(msgspec.to_builtins(document), patch), Preferences)
+    merged = msgspec.convert(merging.merged(msgspec.to_builtins(document), patch, LEVELS), Preferences)
     for pattern in merged.types:
         check_pattern(pattern)
     for name, checked in (("timezone", checked_timezone), ("locale", checked_locale)):
         if (value := getattr(merged, name)) is not None:
             merged = msgspec.structs.replace(merged, **{name: checked(value)})
     return _without_empty_lines(merged)
-
-
-def _merge(target: Any, patch: Any, levels: int = 3) -> Any:
-    """RFC 7396, section 2. A document has three levels of objects; what is deeper is refused as it stands, not followed."""
-    if not isinstance(patch, dict) or levels == 0:
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merge(result.get(name), value, levels - 1)
-    return result
 
 
 def _without_empty_lines(document: Preferences) -> Preferences:

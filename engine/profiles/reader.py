@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.directory.suppressions import Addressed, of_addresses
+from engine.directory.contacts import Addressed
+from engine.directory.suppressions import of_addresses
 from engine.plan.preferences import Preferences
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel

@@ -21,10 +21,11 @@ import msgspec
 from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
 from engine.broker.control import CONTROL_STREAM, Control, Entry
 from engine.broker.jetstream import After, Broker
+from engine.broker.refusals import STREAM_MISSING, is_missing, is_overtaken
 from engine.broker.writes import stream_of_subject
 from engine.dispatch.source import SOURCES
 from engine.errors import ApiError, TopologyError
-from engine.log.incarnations import is_missing, restored_metadata, stream_of
+from engine.log.incarnations import restored_metadata, stream_of
 from engine.log.writer import read_mark
 from engine.planner import position
 from engine.topology import plan as topology_plan
@@ -49,8 +50,7 @@ _RACES_MAX: Final = 10
 _NAME_IN_USE: Final = 10058
 _NOT_ENOUGH_SERVERS: Final = frozenset({10074, 10005})
 _NO_STORAGE: Final = frozenset({10047, 10028})
-_NOT_FOUND: Final = frozenset({10059, 10014})
-_WRONG_SEQUENCE: Final = frozenset({10071, 10164})
+_NOT_FOUND: Final = frozenset({STREAM_MISSING, 10014})
 
 
 def new_epoch() -> str:
@@ -348,7 +348,7 @@ async def _stored(write: Awaitable[object]) -> bool:
     try:
         await write
     except ApiError as error:
-        if error.err_code not in _WRONG_SEQUENCE:
+        if not is_overtaken(error):
             raise
         return False
     return True

@@ -16,6 +16,7 @@ import structlog
 
 from engine import metrics
 from engine.buckets import Buckets
+from engine.postgres import Pool, lazy_pool
 from gateway.access.key_table import hash_of
 from gateway.access.principals import Operator, Service
 from gateway.limits import (
@@ -49,7 +50,7 @@ class TooManyGuesses(Exception):
 class PostgresKeys:
     """The table `api_keys`, over a pool that connects when first needed: a gateway starts without PostgreSQL."""
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def find(self, key_hash: bytes) -> Holder | None:
@@ -85,9 +86,7 @@ class PostgresKeys:
 
 async def postgres_keys(url: str) -> PostgresKeys:
     """The keys in the database at `url`."""
-    pool = asyncpg.create_pool(url, min_size=0, max_size=API_KEY_CONNECTIONS, timeout=API_KEY_QUERY_SECONDS)
-    await pool
-    return PostgresKeys(pool)
+    return PostgresKeys(await lazy_pool(url, API_KEY_CONNECTIONS, connect_seconds=API_KEY_QUERY_SECONDS))
 
 
 class _Remembered(msgspec.Struct):

@@ -9,10 +9,9 @@ from typing import Final, NamedTuple
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from engine.errors import StoreBroken
-from engine.outages import redis_failure
+from engine.outages import REDIS_AWAY, redis_failure
 
 _log = structlog.get_logger("seamark.shared_buckets")
 
@@ -77,7 +76,7 @@ class SharedBuckets:
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 which, wait = await self._script(list(keys), [cost, *(number for bound in bounds for number in bound)])
-        except (RedisError, OSError, TimeoutError, RuntimeError) as error:
+        except REDIS_AWAY as error:
             # uvloop raises a RuntimeError for a connection that was just lost; any other one is a bug.
             if isinstance(error, RuntimeError) and isinstance(redis_failure(error), StoreBroken):
                 raise

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
+from engine.broker.jetstream import After, Broker, Stored
+from engine.broker.refusals import is_overtaken
 from engine.broker.tail import BucketTail
 from engine.errors import ApiError, Unavailable
 from engine.tasks import Tasks
@@ -28,7 +29,6 @@ FIRST_READ_SECONDS: Final = 5.0
 """How long a gateway that starts waits for what the bucket holds. Without it, it starts and believes no token yet."""
 
 _RACES_MAX: Final = 10
-_WRONG_SEQUENCE: Final = frozenset({WRONG_LAST_SEQUENCE, 10164})
 
 
 class SignOut(msgspec.Struct):
@@ -113,7 +113,7 @@ class SignOuts:
                 after = After(f"KV_{SIGN_OUTS_BUCKET}", last.seq if last is not None else 0)
                 return (await self._broker.append(key, body, after=after, budget_seconds=5.0)).seq
             except ApiError as error:
-                if error.err_code not in _WRONG_SEQUENCE:
+                if not is_overtaken(error):
                     raise
         raise Unavailable("others keep signing this user out")
 

@@ -14,7 +14,8 @@ from engine.campaigns.draft import RATE_MAX, Draft, InvalidCampaign, transaction
 from engine.campaigns.progress import Progress
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import Shares
-from gateway.api.directory import PLACES, Limit, directory_of
+from gateway.api.directory import PLACES, directory_of
+from gateway.api.pages import PageQuery, begin_of, cut, invalid_cursor
 from gateway.api.transactions import CANCELS_FULL, TOO_MANY_CANCELS, store_cancel
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
@@ -30,13 +31,6 @@ class CampaignAt(msgspec.Struct, frozen=True):
     """A campaign in the path."""
 
     id: str
-
-
-class CampaignsQuery(msgspec.Struct, frozen=True):
-    """A part of the list. `cursor`: the `next` of the page before."""
-
-    limit: Limit = 50
-    cursor: str | None = None
 
 
 class Created(msgspec.Struct):
@@ -92,13 +86,11 @@ async def try_campaign(call: Call[Service, None, Draft]) -> DryRun:
 
 
 @Endpoint("GET", "/v1/campaigns", scope=Scope.CAMPAIGNS_READ, places=PLACES)
-async def campaign_page(call: Call[Service, CampaignsQuery, None]) -> CampaignPage:
+async def campaign_page(call: Call[Service, PageQuery, None]) -> CampaignPage:
     """A page of the tenant's campaigns and their progress."""
     limit = call.query.limit
-    after = None if call.query.cursor is None else _after(call.query.cursor)
-    found = await _campaigns(call.context).list(call.principal.tenant, limit + 1, after)
-    last = found[limit - 1] if len(found) > limit else None
-    return CampaignPage(found[:limit], None if last is None else f"{last.created_at.isoformat()}_{last.id}")
+    found = await _campaigns(call.context).list(call.principal.tenant, limit + 1, _after(call.query))
+    return CampaignPage(*cut(found, limit, lambda one: (one.created_at.isoformat(), one.id)))
 
 
 @Endpoint("GET", "/v1/campaigns/{id}", scope=Scope.CAMPAIGNS_READ, places=_BODIES, refuses=(NOT_FOUND,))
@@ -180,13 +172,15 @@ def _answered() -> Iterator[None]:
         raise Problem(NOT_FOUND, str(error)) from error
 
 
-def _after(cursor: str) -> tuple[datetime, str]:
+def _after(query: PageQuery) -> tuple[datetime, str] | None:
     """When the last campaign of the page before was created, and its id."""
-    at, _, id = cursor.partition("_")
+    at, id = begin_of(query, 2)
+    if query.cursor is None:
+        return None
     try:
-        moment = datetime.fromisoformat(at)
+        created_at = datetime.fromisoformat(at)
     except ValueError as error:
-        raise Problem(INVALID_QUERY, "`cursor` is none that `next` gave", field="cursor") from error
-    if moment.tzinfo is None or not id:
-        raise Problem(INVALID_QUERY, "`cursor` is none that `next` gave", field="cursor")
-    return moment, id
+        raise invalid_cursor() from error
+    if created_at.tzinfo is None:
+        raise invalid_cursor()
+    return created_at, id

@@ -1,8 +1,7 @@
-"""What endpoints of a tenant's configuration share: places, cursors, and how processes are told of a change."""
+"""What endpoints of a tenant's configuration share: places, and how processes are told of a change."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -14,13 +13,10 @@ from engine.directory.changes import Change, changing, changing_in
 from gateway.access.shares import Shares
 from gateway.api.directory import Version, directory_of
 from gateway.context import Context
-from gateway.http.problems import INVALID_QUERY, Problem
 from gateway.limits import DIRECTORY_SECONDS, RULE_REQUESTS, RULE_REQUESTS_PER_TENANT
 
 PLACES: Final = Shares(RULE_REQUESTS, RULE_REQUESTS_PER_TENANT)
 """Of a process."""
-
-CURSOR_CHARS_MAX: Final = 1024
 
 
 class VersionQuery(msgspec.Struct, frozen=True):
@@ -55,27 +51,3 @@ async def rules_changing(context: Context, tenant: str, user: str | None = None)
             profiles.touch(user)
     if change.made:
         await ring(context.broker)
-
-
-def cursor_after(*key: str) -> str:
-    """The cursor of what follows the row with this key. Opaque to clients."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
-
-
-def key_of(cursor: str | None, parts: int = 1) -> tuple[str, ...]:
-    """The key that a cursor was made of; empty texts where there is none.
-
-    Raises:
-        Problem: 400, it is none of ours.
-    """
-    if cursor is None:
-        return ("",) * parts
-    try:
-        if len(cursor) > CURSOR_CHARS_MAX:
-            raise ValueError("too long")
-        key = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=tuple[str, ...])
-        if len(key) != parts or any("\0" in part for part in key):
-            raise ValueError("not as long as a key, or with a NUL")
-    except ValueError as error:  # of the decoders, too
-        raise Problem(INVALID_QUERY, "`cursor` is none that a page has given", field="cursor") from error
-    return key

@@ -1,26 +1,25 @@
-"""What the endpoints of the directory have in common: places, pages, problems."""
+"""What the endpoints of the directory have in common: places, connections, problems."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from engine.directory.changing import Directory
-from engine.directory.users import InvalidCursor, checked_user_id, cursor_after, id_of_cursor
+from engine.directory.users import checked_user_id
 from engine.postgres import Connection, asking
 from gateway.access.shares import Shares
 from gateway.context import Context
-from gateway.http.problems import INVALID_BODY, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem, field_of
+from gateway.http.problems import INVALID_BODY, NOT_FOUND, UNAVAILABLE, Problem, field_of
 from gateway.limits import DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT, DIRECTORY_SECONDS
 
 PLACES: Final = Shares(DIRECTORY_REQUESTS, DIRECTORY_REQUESTS_PER_TENANT)
 
 T = TypeVar("T")
 
-Limit = Annotated[int, msgspec.Meta(ge=1, le=250)]
 Version = Annotated[int, msgspec.Meta(ge=0)]
 """Only if this is still the version of what is there; 0: only if there is nothing."""
 
@@ -34,13 +33,6 @@ class UserAt(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Raise ValueError where no user can be called so."""
         checked_user_id(self.id)
-
-
-class PageQuery(msgspec.Struct, frozen=True):
-    """A part of a list. `cursor`: the `next` of the page before."""
-
-    limit: Limit = 50
-    cursor: str | None = None
 
 
 def directory_of(context: Context) -> Directory:
@@ -66,25 +58,8 @@ def checked() -> Iterator[None]:
     """Answer 400 where the block finds that what was sent does not go together with what is stored."""
     try:
         yield
-    except InvalidCursor as error:
-        raise Problem(INVALID_QUERY, str(error), field="cursor") from error
     except ValueError as error:
         raise Problem(INVALID_BODY, str(error), field=field_of(error)) from error
-
-
-def begin_of(query: PageQuery) -> str:
-    """The id behind which the page begins.
-
-    Raises:
-        Problem: 400, the cursor is none.
-    """
-    with checked():
-        return id_of_cursor(query.cursor)
-
-
-def cut(rows: Sequence[T], limit: int, id: Callable[[T], str]) -> tuple[list[T], str | None]:
-    """The rows of a page out of those that were read, one more than it has, and the cursor of the next page."""
-    return list(rows[:limit]), cursor_after(id(rows[limit - 1])) if len(rows) > limit else None
 
 
 def there(found: T | None, what: str) -> T:

@@ -16,6 +16,7 @@ from msgspec import Meta
 from engine import metrics
 from engine.broker.eventstore import EventStore
 from engine.broker.jetstream import Broker, PubAck
+from engine.broker.refusals import TOO_LARGE, is_full
 from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
@@ -57,12 +58,6 @@ UNANSWERED: Final = Kind(503, "unanswered")
 
 _PASSING: Final = frozenset({429, 503})
 """Errors of single events in a bulk request that may be gone when it is sent again."""
-
-_STORE_FULL: Final = frozenset({10047, 10077, 10023})
-"""The server's words for a store that takes no more: the event was not stored and may be sent again later."""
-
-_TOO_LARGE: Final = 10054
-"""The server's word for a message above `max_msg_size`, headers included: sent again, it is as large as before."""
 
 
 class NewEvent(Event, kw_only=True):
@@ -271,10 +266,12 @@ class _Bulk:
         self.lines: dict[str, list[tuple[int, Encoded, str]]] = {}
         """By ordering key, in the order they are to be stored."""
         for index, body in enumerate(bodies):
+            known = len(inline.found)
             try:
                 default_id = None if key is None else _id_from(f"{key}\n{index}")
                 event, id = _encoded(_given(inline.split(bytes(body)), tenant, default_id), tenant)
             except InvalidEvent as error:
+                del inline.found[known:]  # of an event that is refused nobody is stored
                 self.results[index] = Result(error=_failure(_refused(error)))
             else:
                 # events.<tenant>.<key>.<type>: the key decides about order, whatever the type.
@@ -374,9 +371,9 @@ def _refused(error: InvalidEvent) -> Problem:
 
 
 def _problem_of_broker(error: BrokerError) -> Problem:
-    if isinstance(error, ApiError) and error.err_code in _STORE_FULL:
+    if is_full(error):
         return Problem(STORE_FULL, "the event store is full; nothing was stored", retry_after_seconds=30)
-    if isinstance(error, ApiError) and error.err_code == _TOO_LARGE:
+    if isinstance(error, ApiError) and error.err_code == TOO_LARGE:
         said = f"the event and its headers have more than {EVENT_BYTES_MAX} bytes: shorten `data` or `tracestate`"
         return Problem(EVENT_TOO_LARGE, said)
     if isinstance(error, Unanswered):

@@ -119,7 +119,7 @@ async def _held(context: Context, tenant: str, user: str) -> Held:
     rules = await rules_of(context, tenant)
     profile = await read_profile(directory_of(context).pool, tenant, user)
     if profile.deleted:
-        raise UserDeleted(erasing=False)
+        raise UserDeleted(user, erasing=False)
     async with reading(context) as connection:
         stored = await find_preferences(connection, tenant, user)
     return held(stored, profile, rules)

@@ -9,8 +9,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from engine.directory.contacts import Addressed
 from engine.directory.suppressions import (
-    Addressed,
     NewSuppression,
     Reason,
     StoredSuppression,
@@ -24,11 +24,11 @@ from engine.directory.suppressions import (
 from engine.limits import SUPPRESSIONS_PER_REQUEST
 from engine.postgres import Connection
 from gateway.access.principals import Scope, Service
-from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of
-from gateway.api.directory import PageQuery, directory_of, reading
+from gateway.api.configuring import PLACES, Deletion
+from gateway.api.directory import directory_of, reading
+from gateway.api.pages import PageQuery, begin_of, cut, invalid_cursor
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import INVALID_QUERY, Problem
 from gateway.limits import DIRECTORY_SECONDS
 
 BODY_BYTES: Final = 1 << 20
@@ -71,7 +71,7 @@ class SuppressionsPage(msgspec.Struct):
 class IdQuery(msgspec.Struct, frozen=True):
     """`id`: as lists and searches give it."""
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
 
 @Endpoint("POST", "/v1/suppressions", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES, body_bytes=BODY_BYTES)
@@ -86,15 +86,14 @@ async def suppress(call: Call[Service, None, SuppressionsBody]) -> Suppressed:
 async def list_suppressions(call: Call[Service, SuppressionsQuery, None]) -> SuppressionsPage:
     """The suppressions of the tenant that count now."""
     query = call.query
-    [after] = key_of(query.cursor)
+    [after] = begin_of(query)
     if query.cursor is not None and not _is_id(after):
-        raise Problem(INVALID_QUERY, "`cursor` is none that a page has given", field="cursor")
+        raise invalid_cursor()
     async with reading(call.context) as connection:
         found = await page_of_suppressions(
             connection, call.principal.tenant, after, query.limit + 1, channel=query.channel, reason=query.reason
         )
-    items = found[: query.limit]
-    return SuppressionsPage(items, cursor_after(items[-1].id) if len(found) > len(items) else None)
+    return SuppressionsPage(*cut(found, query.limit, lambda one: (one.id,)))
 
 
 @Endpoint("POST", "/v1/suppressions/search", scope=Scope.SUPPRESSIONS_READ, places=PLACES)

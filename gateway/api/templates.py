@@ -22,8 +22,9 @@ from engine.directory.templates import (
 from engine.plan.patterns import check_pattern
 from engine.plan.rules import Channel
 from gateway.access.principals import Scope, Service
-from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
-from gateway.api.directory import PageQuery, Version, reading
+from gateway.api.configuring import PLACES, Deletion, rules_changing
+from gateway.api.directory import Version, reading
+from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
 
@@ -104,12 +105,12 @@ class TemplatesPage(msgspec.Struct):
 @Endpoint("GET", "/v1/templates", scope=Scope.CONFIG_READ, places=PLACES)
 async def list_templates(call: Call[Service, PageQuery, None]) -> TemplatesPage:
     """The active templates of the tenant, without their texts."""
-    after = TemplateKey(*key_of(call.query.cursor, 3))
+    after, limit = TemplateKey(*begin_of(call.query, 3)), call.query.limit
     async with reading(call.context) as connection:
-        found = await page_of_templates(connection, call.principal.tenant, after, call.query.limit + 1)
-    items = found[: call.query.limit]
+        found = await page_of_templates(connection, call.principal.tenant, after, limit + 1)
+    items, next = cut(found, limit, lambda template: template.key)
     shown = [TemplateSummary(*one.key, one.version) for one in items]  # type: ignore[arg-type]
-    return TemplatesPage(shown, cursor_after(*items[-1].key) if len(found) > len(items) else None)
+    return TemplatesPage(shown, next)
 
 
 @Endpoint("GET", _PATH, scope=Scope.CONFIG_READ, places=PLACES, refuses=(NOT_FOUND,))

@@ -12,7 +12,8 @@ from engine.directory.users import checked_user_id
 from engine.limits import MEMBERS_PER_CHANGE
 from engine.postgres import transaction
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import PLACES, PageQuery, begin_of, cut, directory_of, reading, there
+from gateway.api.directory import PLACES, directory_of, reading, there
+from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import LIMIT_REACHED, NOT_FOUND
 from gateway.limits import DIRECTORY_SECONDS, MEMBERS_BODY_BYTES
@@ -67,10 +68,10 @@ class Count(msgspec.Struct):
 @Endpoint("GET", "/v1/topics", scope=Scope.TOPICS_READ, places=PLACES)
 async def topic_page(call: Call[Service, PageQuery, None]) -> TopicPage:
     """A page of the tenant's topics."""
-    after, limit = begin_of(call.query), call.query.limit
+    [after], limit = begin_of(call.query), call.query.limit
     async with reading(call.context) as connection:
         rows = await topics.page_of_topics(connection, call.principal.tenant, after, limit + 1)
-    return TopicPage(*cut(rows, limit, lambda topic: topic.name))
+    return TopicPage(*cut(rows, limit, lambda topic: (topic.name,)))
 
 
 @Endpoint("GET", "/v1/topics/{name}", scope=Scope.TOPICS_READ, places=PLACES, refuses=(NOT_FOUND,))
@@ -92,10 +93,10 @@ async def delete_topic(call: Call[Service, TopicAt, None]) -> Count:
 @Endpoint("GET", "/v1/topics/{name}/members", scope=Scope.TOPICS_READ, places=PLACES)
 async def member_page(call: Call[Service, MembersAt, None]) -> MemberPage:
     """A page of a topic's members. A topic that does not exist has none."""
-    after, limit = begin_of(call.query), call.query.limit
+    [after], limit = begin_of(call.query), call.query.limit
     async with reading(call.context) as connection:
         rows = await topics.page_of_members(connection, call.principal.tenant, call.query.name, after, limit + 1)
-    return MemberPage(*cut(rows, limit, lambda member: member.id))
+    return MemberPage(*cut(rows, limit, lambda member: (member.id,)))
 
 
 @Endpoint(

@@ -16,6 +16,7 @@ from typing import Annotated, Final
 import msgspec
 
 from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_full
 from engine.cancels import cancel
 from engine.errors import ApiError, BrokerError, StoreUnavailable, Unanswered
 from engine.limits import CANCEL_SETTLE_SECONDS
@@ -47,7 +48,6 @@ TOO_MANY_CANCELS: Final = Kind(429, "too_many_cancels")
 CANCELS_FULL: Final = Kind(503, "cancels_full")
 NOT_RECALLED: Final = Kind(503, "not_recalled")
 
-_FULL: Final = frozenset({10047, 10077, 10023})
 _LOOK_SECONDS: Final = 0.1
 
 
@@ -132,7 +132,7 @@ async def store_cancel(context: Context, tenant: str, id: str) -> None:
     try:
         await cancel(context.broker, tenant, id, budget_seconds=STATE_BUDGET_SECONDS)
     except ApiError as error:
-        if error.err_code in _FULL:
+        if is_full(error):
             raise Problem(
                 CANCELS_FULL, "no more cancelled transactions can be kept", retry_after_seconds=3600
             ) from error

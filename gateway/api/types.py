@@ -10,8 +10,9 @@ from engine.directory.types import delete_type, find_type, page_of_types, put_ty
 from engine.plan.patterns import check_pattern
 from engine.plan.rules import Rule, TypeRule
 from gateway.access.principals import Scope, Service
-from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
-from gateway.api.directory import PageQuery, Version, reading
+from gateway.api.configuring import PLACES, Deletion, rules_changing
+from gateway.api.directory import Version, reading
+from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import LIMIT_REACHED, NOT_FOUND, VERSION_CONFLICT, Problem
 
@@ -47,11 +48,10 @@ class TypesPage(msgspec.Struct):
 @Endpoint("GET", "/v1/types", scope=Scope.CONFIG_READ, places=PLACES)
 async def list_types(call: Call[Service, PageQuery, None]) -> TypesPage:
     """The rules of the tenant, by pattern."""
-    [after] = key_of(call.query.cursor)
+    [after], limit = begin_of(call.query), call.query.limit
     async with reading(call.context) as connection:
-        found = await page_of_types(connection, call.principal.tenant, after, call.query.limit + 1)
-    items = found[: call.query.limit]
-    return TypesPage(items, cursor_after(items[-1].pattern) if len(found) > len(items) else None)
+        found = await page_of_types(connection, call.principal.tenant, after, limit + 1)
+    return TypesPage(*cut(found, limit, lambda rule: (rule.pattern,)))
 
 
 @Endpoint("GET", "/v1/types/{pattern}", scope=Scope.CONFIG_READ, places=PLACES, refuses=(NOT_FOUND,))

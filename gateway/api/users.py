@@ -10,7 +10,8 @@ import msgspec
 from engine.directory import users
 from engine.directory.users import User, UserFields, UserPatch
 from gateway.access.principals import Scope, Service
-from gateway.api.directory import PLACES, PageQuery, UserAt, begin_of, checked, cut, directory_of, reading, there
+from gateway.api.directory import PLACES, UserAt, checked, directory_of, reading, there
+from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, NOT_FOUND, USER_DELETED, VERSION_CONFLICT
 from gateway.limits import DIRECTORY_SECONDS
@@ -29,10 +30,10 @@ class UserPage(msgspec.Struct):
 @Endpoint("GET", "/v1/users", scope=Scope.USERS_READ, places=PLACES)
 async def user_page(call: Call[Service, PageQuery, None]) -> UserPage:
     """A page of the tenant's users. Who is added or leaves meanwhile moves no other to another page."""
-    after, limit = begin_of(call.query), call.query.limit
+    [after], limit = begin_of(call.query), call.query.limit
     async with reading(call.context) as connection:
         rows = await users.page_of_users(connection, call.principal.tenant, after, limit + 1)
-    return UserPage(*cut(rows, limit, lambda user: user.id))
+    return UserPage(*cut(rows, limit, lambda user: (user.id,)))
 
 
 @Endpoint("GET", "/v1/users/{id}", scope=Scope.USERS_READ, places=PLACES, refuses=(NOT_FOUND,))

@@ -22,8 +22,9 @@ from engine.directory.webhooks import (
     rotate_secret,
 )
 from gateway.access.principals import Scope, Service
-from gateway.api.configuring import PLACES, Deletion, cursor_after, key_of, rules_changing
-from gateway.api.directory import PageQuery, Version, reading
+from gateway.api.configuring import PLACES, Deletion, rules_changing
+from gateway.api.directory import Version, reading
+from gateway.api.pages import PageQuery, begin_of, cut
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import LIMIT_REACHED, NOT_FOUND, USER_DELETED, VERSION_CONFLICT, Problem
 
@@ -33,7 +34,7 @@ _CHANGES: Final = (NOT_FOUND, VERSION_CONFLICT, LIMIT_REACHED, USER_DELETED)
 class EndpointQuery(msgspec.Struct, frozen=True):
     """`id`: as it was given when the endpoint was made."""
 
-    id: Annotated[str, Meta(pattern="^wh_[0-9a-f]{24}$")]
+    id: Annotated[str, Meta(pattern=r"^wh_[0-9a-f]{24}$(?!\n)")]
 
 
 class EndpointVersionQuery(EndpointQuery, frozen=True, kw_only=True):
@@ -91,11 +92,10 @@ async def make_webhook(call: Call[Service, None, NewEndpoint]) -> WithSecret:
 async def list_webhooks(call: Call[Service, EndpointsQuery, None]) -> EndpointsPage:
     """The endpoints of the tenant and its users, without secrets."""
     query = call.query
-    [after] = key_of(query.cursor)
+    [after] = begin_of(query)
     async with reading(call.context) as connection:
         found = await page_of_endpoints(connection, call.principal.tenant, after, query.limit + 1, query.user)
-    items = found[: query.limit]
-    return EndpointsPage(items, cursor_after(items[-1].id) if len(found) > len(items) else None)
+    return EndpointsPage(*cut(found, query.limit, lambda endpoint: (endpoint.id,)))
 
 
 @Endpoint("GET", "/v1/webhooks/{id}", scope=Scope.WEBHOOKS_READ, places=PLACES, refuses=(NOT_FOUND,))

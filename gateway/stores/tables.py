@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any, Final, TypeVar
 
-import asyncpg
 import structlog
 
 from engine.errors import StoreUnavailable
+from engine.postgres import Pool, lazy_pool
 from engine.tasks import Tasks
 from projections.inbox.queries import InboxQueries, Page
 from projections.inbox.transactions import Transactions
@@ -53,7 +53,7 @@ Found = TypeVar("Found")
 class Tables:
     """The tables of one database; made by `open_tables`."""
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], partitions: int) -> None:
+    def __init__(self, pool: Pool, partitions: int) -> None:
         self._pool = pool
         self._asking = Tasks()
         self._away_until = 0.0
@@ -110,8 +110,5 @@ class Tables:
 
 async def open_tables(url: str, partitions: int) -> Tables:
     """The tables of the database at `url`; connects when first asked, so that a gateway starts without PostgreSQL."""
-    pool = asyncpg.create_pool(
-        url, min_size=0, max_size=POOL_CONNECTIONS, timeout=CONNECT_SECONDS, command_timeout=CONNECT_SECONDS
-    )
-    await pool
+    pool = await lazy_pool(url, POOL_CONNECTIONS, connect_seconds=CONNECT_SECONDS, statement_seconds=CONNECT_SECONDS)
     return Tables(pool, partitions)

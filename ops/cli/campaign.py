@@ -245,26 +245,19 @@ def _follow(folder: Path, tenant: str, id: str, *, as_json: bool) -> None:
 
 def _run(folder: Path, work: Callable[[Campaigns], Awaitable[Found]]) -> Found:
     """Do `work` on the campaigns of the database that the settings or the folder name."""
-    import asyncpg
     import uvloop
 
     from engine.campaigns.commands import Campaigns
     from engine.campaigns.draft import InvalidCampaign
-    from engine.errors import StoreUnavailable
-    from ops.postgres import CONNECT_SECONDS, FAILURES, explained
+    from ops.postgres import opened
 
     url = postgres_url(folder)
 
     async def run() -> Found:
-        pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
-        try:
-            await pool
-            return await work(Campaigns(pool))
-        except InvalidCampaign as error:
-            raise InvalidSetting(f"{error.field}: {error}") from error
-        except (*FAILURES, StoreUnavailable) as error:
-            raise explained(error) from error
-        finally:
-            pool.terminate()
+        async with opened(url) as pool:
+            try:
+                return await work(Campaigns(pool))
+            except InvalidCampaign as error:
+                raise InvalidSetting(f"{error.field}: {error}") from error
 
     return uvloop.run(run())

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from engine.errors import InvalidSetting
 from ops.cli.output import err, out, print_json, stages
-from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, nats_settings, postgres_url
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, checked_tenant, nats_settings, postgres_url
 from ops.exitcode import MISCONFIGURED
-from seamark.protocol.errors import InvalidToken
 
 if TYPE_CHECKING:
     from engine.directory.configuration import Configuration, Difference
@@ -44,7 +41,7 @@ def apply(
     files: Files, prune: Prune = False, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False
 ) -> None:
     """Make the tenant's configuration what the files say, or change nothing where a file has a fault."""
-    wanted, name = _read(files, as_json=as_json), _checked(tenant)
+    wanted, name = _read(files, as_json=as_json), checked_tenant(tenant)
 
     async def work(pool: Pool) -> list[Difference]:
         from engine.directory.changes import changing
@@ -71,7 +68,7 @@ def diff(
     files: Files, prune: Prune = False, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False
 ) -> None:
     """Show what `apply` would change, and change nothing; exit code 2 when there is something."""
-    wanted, name = _read(files, as_json=as_json), _checked(tenant)
+    wanted, name = _read(files, as_json=as_json), checked_tenant(tenant)
 
     async def work(pool: Pool) -> list[Difference]:
         from engine.directory.configuration import differences
@@ -91,7 +88,7 @@ def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as
     """Write the tenant's configuration into a folder that has none. Applying it changes nothing."""
     from ops.config_files import write_folder
 
-    name = _checked(tenant)
+    name = checked_tenant(tenant)
     written = write_folder(files, _run(folder, lambda pool: _stored(pool, name)))
     if as_json:
         print_json({"written": [str(path) for path in written]})
@@ -112,19 +109,6 @@ def _read(files: Path, *, as_json: bool) -> Configuration:
     if faults:
         sys.exit(MISCONFIGURED)
     return wanted
-
-
-def _checked(tenant: str | None) -> str:
-    from seamark.protocol.subjects import encode_token
-
-    name = tenant or "default"
-    try:
-        encode_token(name)
-    except InvalidToken as error:
-        raise InvalidSetting(f"--tenant: {error}") from error
-    if "\0" in name:
-        raise InvalidSetting("--tenant: a name with a NUL cannot be stored")
-    return name
 
 
 async def _stored(pool: Pool, tenant: str) -> Configuration:
@@ -163,34 +147,16 @@ def _show(found: list[Difference], *, as_json: bool) -> None:
         out.print(f"{SIGNS[one.action]} {one.kind} {one.name}{why}{kept}", markup=False)
 
 
-@asynccontextmanager
-async def _pool(url: str) -> AsyncIterator[Pool]:
-    import asyncpg
-
-    from ops.postgres import CONNECT_SECONDS
-
-    pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
-    try:
-        await pool
-        yield pool
-    finally:
-        pool.terminate()
-
-
 def _run(folder: Path, work: Callable[[Pool], Awaitable[Found]]) -> Found:
     """Do `work` on the database that the settings or the folder name."""
     import uvloop
 
-    from engine.errors import StoreUnavailable
-    from ops.postgres import FAILURES, explained
+    from ops.postgres import opened
 
     url = postgres_url(folder)
 
     async def run() -> Found:
-        async with _pool(url) as pool:
-            try:
-                return await work(pool)
-            except (*FAILURES, StoreUnavailable) as error:
-                raise explained(error) from error
+        async with opened(url) as pool:
+            return await work(pool)
 
     return uvloop.run(run())

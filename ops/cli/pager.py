@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.errors import InvalidSetting
 from engine.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -39,35 +38,27 @@ def pager(
 
 
 async def _page(settings: Settings, stop: asyncio.Event, health: Health, *, planned: bool) -> None:
-    import asyncpg
-
     from engine.campaigns.bulk import Bulk
     from engine.campaigns.commands import Campaigns
     from engine.campaigns.pager import Pager
     from engine.campaigns.planners import JobsPlanners
     from engine.campaigns.table import CampaignTable
     from engine.log.incarnations import read_partitions
-    from engine.tasks import run_until
-    from ops.process import stores
+    from engine.tasks import end, run_until
+    from ops.process import database, stores
 
-    if settings.postgres_url is None:
-        raise InvalidSetting("SEAMARK_POSTGRES_URL is not set: campaigns are kept in PostgreSQL")
-    url = settings.postgres_url.reveal()
-    pool = asyncpg.create_pool(url, min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60)
-    try:
-        await pool
-        async with stores("pager", settings, health) as (broker, _):
-            partitions = await read_partitions(broker, settings.partitions)
-            planners = JobsPlanners(broker, partitions) if planned else None
-            work = Pager(CampaignTable(pool), Bulk(broker, partitions), planners=planners)
-            removing = asyncio.create_task(_remove_old(Campaigns(pool)), name="remove old campaigns")
-            try:
-                await run_until(stop, work.run(), "pager")
-            finally:
-                removing.cancel()
-                await asyncio.gather(removing, return_exceptions=True)
-    finally:
-        pool.terminate()
+    async with (
+        database(settings, POOL_CONNECTIONS_MAX, "campaigns are kept in PostgreSQL") as pool,
+        stores("pager", settings, health) as (broker, _),
+    ):
+        partitions = await read_partitions(broker, settings.partitions)
+        planners = JobsPlanners(broker, partitions) if planned else None
+        work = Pager(CampaignTable(pool), Bulk(broker, partitions), planners=planners)
+        removing = asyncio.create_task(_remove_old(Campaigns(pool)), name="remove old campaigns")
+        try:
+            await run_until(stop, work.run(), "pager")
+        finally:
+            await end(removing)
 
 
 async def _remove_old(campaigns: Campaigns) -> None:

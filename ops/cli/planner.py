@@ -7,7 +7,6 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
-from engine.errors import InvalidSetting
 from engine.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ def planner() -> None:
 
 
 async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None:
-    import asyncpg
-
     from engine.controls.watching import watched_controls
     from engine.directory.rules import Rules
     from engine.log.incarnations import read_partitions
@@ -38,39 +35,25 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
     from engine.profiles.cache import ProfileCache
     from engine.profiles.reader import read_profile
     from engine.tasks import run_until
-    from ops.process import stores
+    from ops.process import database, stores
 
-    if settings.postgres_url is None:
-        raise InvalidSetting("SEAMARK_POSTGRES_URL is not set: planners read rules and users there")
-    # Connects when first needed: while the database is away, what Redis and this process hold is enough to go on.
-    pool = asyncpg.create_pool(
-        settings.postgres_url.reveal(), min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60
-    )
-    await pool
-    try:
-        async with stores("planner", settings, health) as (broker, redis), watched_controls(broker) as controls:
-            rules, profiles = Rules(pool, broker), ProfileCache(redis, functools.partial(read_profile, pool))
+    async with (
+        database(settings, POOL_CONNECTIONS_MAX, "planners read rules and users there") as pool,
+        stores("planner", settings, health) as (broker, redis),
+        watched_controls(broker) as controls,
+    ):
+        rules, profiles = Rules(pool, broker), ProfileCache(redis, functools.partial(read_profile, pool))
 
-            def drops(tenant: str, user: str) -> tuple[Kill, ...]:
-                return controls.controls.drops(tenant, user)  # those of this moment
+        def drops(tenant: str, user: str) -> tuple[Kill, ...]:
+            return controls.controls.drops(tenant, user)  # those of this moment
 
-            rules.start()
-            health.also(controls.not_ready)
-            partitions = await read_partitions(broker, settings.partitions)
-            pin_timeout = await read_pin_timeout(broker, position.source(0))
-            work = Planner(
-                broker,
-                pool,
-                rules,
-                profiles,
-                drops,
-                partitions,
-                pin_timeout_seconds=pin_timeout,
-            )
-            try:
-                await run_until(stop, work.run(), name="planner")
-            finally:
-                await rules.close()
-                await profiles.close()
-    finally:
-        pool.terminate()
+        rules.start()
+        health.also(controls.not_ready)
+        partitions = await read_partitions(broker, settings.partitions)
+        pin_timeout = await read_pin_timeout(broker, position.source(0))
+        work = Planner(broker, pool, rules, profiles, drops, partitions, pin_timeout_seconds=pin_timeout)
+        try:
+            await run_until(stop, work.run(), name="planner")
+        finally:
+            await rules.close()
+            await profiles.close()

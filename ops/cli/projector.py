@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,21 +25,12 @@ def projector() -> None:
 
 
 async def _project(settings: Settings, stop: asyncio.Event, health: Health) -> None:
-    import asyncpg
-
-    from ops.process import stores
+    from ops.process import database, stores
     from projections.projector import run
 
-    pool = None
-    try:
-        if settings.postgres_url is not None:
-            # Connects when first needed: a database that is away delays its projections, not the others.
-            pool = asyncpg.create_pool(
-                settings.postgres_url.reveal(), min_size=0, max_size=POOL_CONNECTIONS_MAX, timeout=5, command_timeout=60
-            )
-            await pool
-        async with stores("projector", settings, health) as (broker, redis):
-            await run(broker, redis, pool, partitions=settings.partitions, stop=stop)
-    finally:
-        if pool is not None:
-            pool.terminate()
+    async with contextlib.AsyncExitStack() as held:
+        pool = None
+        if settings.postgres_url is not None:  # without it there are counts, and no tables
+            pool = await held.enter_async_context(database(settings, POOL_CONNECTIONS_MAX, "tables are there"))
+        broker, redis = await held.enter_async_context(stores("projector", settings, health))
+        await run(broker, redis, pool, partitions=settings.partitions, stop=stop)

@@ -67,22 +67,15 @@ def _show(tenant: str, kept: Kept, *, as_json: bool) -> None:
 
 def _run(folder: Path, work: Callable[[RetentionTable], Awaitable[Found]]) -> Found:
     """Do `work` on the table `retention` of the database that the settings or the folder name."""
-    import asyncpg
     import uvloop
 
-    from ops.postgres import CONNECT_SECONDS, FAILURES, explained
+    from ops.postgres import opened
     from projections.retention.rules import RetentionTable
 
     url = postgres_url(folder)
 
     async def run() -> Found:
-        pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
-        try:
-            await pool
+        async with opened(url) as pool:
             return await work(RetentionTable(pool))
-        except FAILURES as error:
-            raise explained(error) from error
-        finally:
-            pool.terminate()
 
     return uvloop.run(run())

@@ -13,10 +13,10 @@ from engine.settings import given_settings, load_settings
 from ops.cli.target import nats_settings, read_dev_file
 
 if TYPE_CHECKING:
-    import asyncpg
     from redis.asyncio import Redis
 
     from engine.broker.jetstream import Broker
+    from engine.postgres import Pool
 
 POOL_CONNECTIONS = 4
 CONNECT_SECONDS = 5.0
@@ -27,7 +27,7 @@ class Stores:
     """What a command has at hand."""
 
     broker: Broker
-    pool: asyncpg.Pool[asyncpg.Record]
+    pool: Pool
     redis: Redis
     partitions: int
 
@@ -39,17 +39,16 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
     Raises:
         Unavailable, InvalidSetting: with the remedy.
     """
-    import asyncpg
     from redis.asyncio import Redis
 
     from engine.broker.jetstream import connect
     from engine.log.incarnations import read_partitions
+    from engine.postgres import lazy_pool
 
     postgres_url, redis_url = urls(folder)
     broker = await connect(nats_settings(folder, name))
-    pool = asyncpg.create_pool(postgres_url, min_size=0, max_size=POOL_CONNECTIONS, timeout=CONNECT_SECONDS)
+    pool = await lazy_pool(postgres_url, POOL_CONNECTIONS, connect_seconds=CONNECT_SECONDS)
     try:
-        await pool
         async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None) as redis:
             yield Stores(broker, pool, redis, await read_partitions(broker))
     finally:

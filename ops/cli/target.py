@@ -12,7 +12,9 @@ import typer
 from engine.broker.settings import NatsSettings
 from engine.errors import InvalidSetting
 from engine.settings import given_settings, load_settings
+from seamark.protocol.errors import InvalidToken
 from seamark.protocol.logins import inbox_prefix_of
+from seamark.protocol.subjects import encode_token
 
 _OPTIONS = re.compile(r"\?(?=\w+=)")  # not the ? that a password may hold
 
@@ -52,6 +54,20 @@ def read_dev_file(data: Path) -> DevFile:
         raise InvalidSetting(message) from error
     except (OSError, msgspec.DecodeError) as error:
         raise InvalidSetting(f"{path} cannot be read: {error}") from error
+
+
+def checked_tenant(tenant: str | None) -> str:
+    """The tenant that `--tenant` names, or the stack's own.
+
+    Raises:
+        InvalidSetting: no tenant can be called so.
+    """
+    name = tenant or "default"
+    try:
+        encode_token(name)
+    except InvalidToken as error:
+        raise InvalidSetting(f"--tenant: {error}") from error
+    return name
 
 
 def nats_settings(data: Path, name: str) -> NatsSettings:

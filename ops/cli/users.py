@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -14,7 +15,7 @@ import typer
 from engine.errors import InvalidSetting
 from ops.cli.output import err, out, print_json, stages
 from ops.cli.stores import urls
-from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant
+from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, checked_tenant
 from ops.exitcode import FAILED
 
 if TYPE_CHECKING:
@@ -52,13 +53,13 @@ def import_(
     if found.faults:
         _show_faults(file, found.faults, as_json=as_json)
         sys.exit(FAILED)
-    name, total = tenant or "default", len(found.users)
+    name, total = checked_tenant(tenant), len(found.users)
 
     async def work(directory: Directory) -> Imported:
         from engine.directory.bulk import import_users
 
         with stages() as progress:
-            return await import_users(directory, name, found.users, lambda done: progress("sent", done, total))
+            return await import_users(directory, name, found.users, lambda done: progress("users sent", done, total))
 
     done = _run(folder, work)
     if as_json:
@@ -85,7 +86,7 @@ def show(
         from engine.postgres import asking
 
         async with asking(directory.pool) as connection:
-            name = tenant or "default"
+            name = checked_tenant(tenant)
             return await find_user(connection, name, user), await tokens_of(connection, name, user)
 
     found, tokens = _run(folder, work)
@@ -116,7 +117,7 @@ def delete(
 
     It cannot be taken back. `verify-deleted` tells when nothing is left. For 31 days nothing that arrives late brings him back.
     """
-    name = tenant or "default"
+    name = checked_tenant(tenant)
     if not yes:
         typer.confirm(f"Delete user {user!r} of tenant {name!r}, and all he has?", abort=True, err=True)
 
@@ -154,7 +155,7 @@ def verify_deleted(
         from ops.cli.stores import stores
         from projections.erasure import Eraser, find_deletion
 
-        name = tenant or "default"
+        name = checked_tenant(tenant)
         async with stores(folder, "seamark-users") as at:
             eraser = Eraser(at.broker, at.redis, at.pool, at.partitions)
             return await find_deletion(at.pool, name, user), await eraser.remains(name, user)
@@ -187,7 +188,8 @@ def _read(file: Path, form: str | None) -> UsersFile:
     try:
         source = sys.stdin.buffer if str(file) == "-" else file.open("rb")
         with source, stages() as progress:
-            return read_users(source, known, lambda done: progress("checked", done, done))
+            size = os.fstat(source.fileno()).st_size  # of a pipe 0
+            return read_users(source, known, lambda done: progress("bytes checked", done, max(done, size)))
     except OSError as error:
         raise InvalidSetting(f"{file} cannot be read: {error.strerror}") from error
 
@@ -206,31 +208,23 @@ def _show_faults(file: Path, faults: list[Fault], *, as_json: bool) -> None:
 
 def _run(folder: Path, work: Callable[[Directory], Awaitable[Found]]) -> Found:
     """Do `work` on the directory of the database that the settings or the folder name."""
-    import asyncpg
     import uvloop
     from redis.asyncio import Redis
 
     from engine.directory.changing import Directory
-    from engine.errors import StoreUnavailable
     from engine.profiles.cache import ProfileCache
     from engine.profiles.reader import read_profile
-    from ops.postgres import CONNECT_SECONDS, FAILURES, explained
+    from ops.postgres import opened
 
     url, redis_url = urls(folder)
 
     async def run() -> Found:
-        pool = asyncpg.create_pool(url, min_size=0, max_size=1, timeout=CONNECT_SECONDS)
-        try:
-            await pool
-            async with Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None) as redis:
-                profiles = ProfileCache(redis, partial(read_profile, pool))
-                try:
-                    return await work(Directory(pool, profiles))
-                finally:
-                    await profiles.close()
-        except (*FAILURES, StoreUnavailable) as error:
-            raise explained(error) from error
-        finally:
-            pool.terminate()
+        redis = Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=None)
+        async with opened(url) as pool, redis:
+            profiles = ProfileCache(redis, partial(read_profile, pool))
+            try:
+                return await work(Directory(pool, profiles))
+            finally:
+                await profiles.close()
 
     return uvloop.run(run())

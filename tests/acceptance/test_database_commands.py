@@ -10,7 +10,7 @@ import pytest
 
 from gateway.access.api_keys import postgres_keys
 from gateway.access.key_table import hash_of
-from gateway.access.principals import Operator, Service
+from gateway.access.principals import Operator, Scope, Service
 from ops.exitcode import MISCONFIGURED
 from tests.support import commands
 from tests.support.commands import ENV
@@ -52,7 +52,7 @@ async def test_a_key_is_shown_once_works_and_can_be_revoked(postgres: str) -> No
     try:
         found = await keys.find(hash_of(key))
         assert isinstance(found, Service)
-        assert (found.tenant, found.scopes) == ("acme", {"events:write", "notifications:read"})
+        assert (found.tenant, found.scopes) == ("acme", set(Scope))
         lines(seamark("api-key", "create", "--tenant", "other", "--days", "1", "--json", url=postgres))
         [stored] = lines(seamark("api-key", "list", "--tenant", "acme", "--json", url=postgres))
         assert (stored["name"], stored["revoked_at"]) == ("orders", None)

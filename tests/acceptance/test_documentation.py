@@ -8,6 +8,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ import pytest
 import typer
 
 from engine.campaigns.draft import Draft
+from engine.plan.decide import plan
+from engine.plan.decisions import Facts, Inputs, Notification
+from engine.plan.profile import Profile
+from engine.plan.rules import ChannelRule, TypeRule
 from ops.cli import app
+from seamark.protocol.receipts import PLANNED, Receipt
 from tests.support.chromium import Chromium, Page
 from tests.support.documents import NOT_RUN, Block, blocks, named_commands
 from tests.support.forks import ROOT
@@ -27,6 +33,16 @@ from tests.support.natscli import PARTITIONS, ask
 pytestmark = pytest.mark.timeout(240)
 
 ALL = blocks()
+SHIPPED = Inputs(
+    now=datetime(2026, 11, 29, 8, tzinfo=UTC),
+    notification=Notification(id="order-17-shipped", tenant="default", user="alice", type="order.shipped"),
+    facts=Facts(stored_at=datetime(2026, 11, 29, 8, tzinfo=UTC)),
+    rule=TypeRule(pattern="order.*", channels={"email": ChannelRule(), "push": ChannelRule()}),
+    profile=Profile(version=1, reach=("inapp", "email")),
+    templates=("email", "push"),
+)
+"""What the plan that docs/planner.md shows is made from: a user with an address and without a push token."""
+
 ENDLESS = ("tail",)
 """Commands that go on until Ctrl-C."""
 
@@ -88,6 +104,21 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
     if "audience" in shown:
         msgspec.json.decode(block.text, type=Draft).check("default")
         return
+    if "timezone" in shown or "platform" in shown:
+        path, key = (
+            ("users/alice", reader.described.api_key)
+            if "timezone" in shown
+            else ("devices/phone", reader.described.token)
+        )
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        url = f"{reader.described.gateway_url}/v1/{path}"
+        request = urllib.request.Request(url, block.text.encode(), headers, method="PUT")
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            said = json.load(answer)
+        assert {name: said[name] for name in shown if name != "token"} == {
+            n: v for n, v in shown.items() if n != "token"
+        }
+        return
     if "request_id" in shown:
         headers = {"Authorization": f"Bearer {reader.described.token}", "X-Request-Id": shown["request_id"]}
         request = urllib.request.Request(f"{reader.described.gateway_url}/v1/inbox?limit=0", headers=headers)
@@ -103,6 +134,14 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
         ) as answer:
             said = json.load(answer)
         assert {name: type(value) for name, value in said.items()} == {name: type(shown[name]) for name in shown}
+        return
+
+    if "plan" in shown:
+        receipt = msgspec.json.decode(block.text, type=Receipt)
+        assert json.loads(msgspec.json.encode(receipt)) == shown, "nothing that no receipt has"
+        assert receipt.state == PLANNED
+        decided = {channel: (one.when, one.why) for channel, one in plan(SHIPPED).items() if channel != "inapp"}
+        assert {channel: (one.when, one.why) for channel, one in (receipt.plan or {}).items()} == decided
         return
 
     async def stored() -> dict[str, object]:

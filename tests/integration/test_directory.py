@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import json
+import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -11,9 +13,9 @@ import msgspec
 import pytest
 
 from engine.directory import topics, users
-from engine.directory.changing import Directory, UserDeleted
-from engine.directory.push_tokens import NewToken, WebPushKeys, register_token, retire_token, tokens_of
-from engine.directory.users import UserFields
+from engine.directory.changing import CHANGES_PER_TENANT, Directory, UserDeleted
+from engine.directory.push_tokens import HeldElsewhere, NewToken, WebPushKeys, register_token, retire_token, tokens_of
+from engine.directory.users import InvalidUser, UserFields, UserPatch
 from engine.errors import LimitReached, StoreUnavailable, VersionConflict
 from engine.limits import PUSH_TOKENS_PER_USER
 from engine.postgres import transaction
@@ -163,6 +165,130 @@ async def test_a_token_moves_to_whoever_registers_it_last(house: TestGateway) ->
     assert len((await ask(house, "GET", "/v1/devices", key=bob))[1]["items"]) == 1, "another tenant's token is another"
     assert (await ask(house, "DELETE", "/v1/devices/my-phone", key=bob))[1] == {"removed": True}
     assert (await ask(house, "DELETE", "/v1/users/bob/devices/my-phone"))[1] == {"removed": False}
+
+
+async def test_tokens_that_move_among_users_while_some_are_deleted_have_one_owner_each(
+    pool: asyncpg.Pool, postgres: str
+) -> None:
+    """Registrations and deletions in any order: each is done or refused, none waits for ever, no deleted user has a token."""
+    tokens = [NewToken(platform="fcm", app="shop", token=f"t{n}") for n in range(3)]
+    chance = random.Random(11)
+
+    async def register(directory: Directory, user: str, new: NewToken) -> None:
+        owner: str | None = None
+        for _ in range(200):
+            try:
+                async with directory.changing("acme", {user, owner or user}, 60.0) as change:
+                    await register_token(change, user, f"id-{chance.randrange(2)}", new)
+                return
+            except HeldElsewhere as error:
+                owner = error.user
+            except UserDeleted:
+                return
+        raise AssertionError("others were always faster")
+
+    async def delete(directory: Directory, user: str) -> None:
+        async with directory.changing("acme", [user], 60.0) as change:
+            await users.delete_user(change, user)
+
+    async with asyncpg.create_pool(postgres, min_size=0, max_size=6) as many:
+        directory = Directory(many)
+        work = [register(directory, f"u{chance.randrange(6)}", chance.choice(tokens)) for _ in range(60)]
+        work += [delete(directory, f"u{n}") for n in range(3)]
+        chance.shuffle(work)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*work)
+    rows = await pool.fetch("SELECT user_id, token_hash FROM push_tokens")
+    assert len({row["token_hash"] for row in rows}) == len(rows) >= 1
+    assert {row["user_id"] for row in rows} <= {"u3", "u4", "u5"}
+    assert await pool.fetchval("SELECT count(*) FROM profiles WHERE deleted_at IS NOT NULL") == 3
+
+
+async def test_whoever_waits_for_users_of_one_tenant_leaves_connections_to_others(
+    pool: asyncpg.Pool, postgres: str
+) -> None:
+    """An import holds users of a tenant for up to a minute: their changes wait, other tenants' go on."""
+    async with pool.acquire() as holder, asyncpg.create_pool(postgres, min_size=0, max_size=8) as small:
+        await holder.execute("BEGIN")
+        await holder.execute("INSERT INTO profiles (tenant, user_id) VALUES ('acme', 'held')")
+        directory = Directory(small)
+
+        async def touch(tenant: str, user: str) -> None:
+            async with directory.changing(tenant, [user], 60.0) as mine:
+                await users.put_user(mine, user, UserFields(locale="de"))
+
+        waiting = [asyncio.create_task(touch("acme", "held")) for _ in range(40)]
+        await eventually(lambda: small.get_size() - small.get_idle_size() >= CHANGES_PER_TENANT)
+        await asyncio.gather(*(touch("other", f"u{n}") for n in range(10)))
+        assert not any(task.done() for task in waiting)
+        await holder.execute("COMMIT")
+        await asyncio.gather(*waiting)
+
+
+async def test_a_change_waits_for_its_turn_within_its_deadline(postgres: str) -> None:
+    async with asyncpg.create_pool(postgres, min_size=0, max_size=8) as pool, AsyncExitStack() as held:
+        directory = Directory(pool)
+        for number in range(CHANGES_PER_TENANT):
+            await held.enter_async_context(directory.changing("acme", [f"u{number}"]))
+        with pytest.raises(StoreUnavailable, match="too many changes"):
+            async with directory.changing("acme", ["alice"], 0.05):
+                raise AssertionError("there is no place")
+        await held.aclose()
+        async with directory.changing("acme", ["alice"]) as change:
+            await users.put_user(change, "alice", UserFields())
+
+
+async def test_numbers_and_truths_are_kept_as_they_were_said(house: TestGateway) -> None:
+    """To Python 1 is true, and PostgreSQL writes 1e300 with 301 digits: neither may decide what a segment finds."""
+    values = (1, True, 1.5, 0, False, "1", [True], [1], {"a": True}, {"a": 1}, 9007199254740993, 1e-9)
+    for number, value in enumerate(values):
+        method = ("PUT", "PATCH")[number % 2]
+        status, stored = await ask(house, method, "/v1/users/alice", {"attributes": {"n": value}})
+        assert (status, json.dumps(stored["attributes"])) == (200, json.dumps({"n": value}))
+        assert (await ask(house, method, "/v1/users/alice", {"attributes": {"n": value}}))[1] == stored
+    for method in ("PUT", "PATCH"):
+        for value in (1e300, 10**40, [[1e-300]]):
+            status, problem = await ask(house, method, "/v1/users/alice", {"attributes": {"n": value}})
+            assert (status, problem["field"]) == (400, "attributes")
+    _, page = await ask(house, "GET", "/v1/users")
+    assert [user["attributes"] for user in page["items"]] == [{"n": values[-1]}]
+
+
+async def test_a_patch_mends_what_is_no_longer_valid(house: TestGateway, pool: asyncpg.Pool) -> None:
+    """Zones leave the database of zones; a user who lives in one must stay changeable."""
+    await ask(house, "PUT", "/v1/users/alice", {"email": "alice@example.com"})
+    await pool.execute("UPDATE users SET timezone = 'Europe/Atlantis'")
+    status, problem = await ask(house, "PATCH", "/v1/users/alice", {"locale": "de"})
+    assert (status, problem["field"]) == (400, "timezone")
+    status, mended = await ask(house, "PATCH", "/v1/users/alice", {"timezone": "Europe/Vienna"})
+    assert (status, mended["timezone"], mended["email"]) == (200, "Europe/Vienna", "alice@example.com")
+    await pool.execute("UPDATE users SET timezone = 'Europe/Atlantis'")
+    assert (await ask(house, "PUT", "/v1/users/alice", {}))[0] == 200
+
+
+async def test_a_patch_that_cannot_be_leaves_no_mark_and_costs_no_connection(pool: asyncpg.Pool, postgres: str) -> None:
+    class Marks:
+        left = 0
+
+        async def pending(self, tenant: str, ids: Any, seconds: float) -> str:
+            self.left += 1
+            return ""
+
+        async def settled(self, tenant: str, ids: Any, token: str) -> None:
+            self.left -= 1
+
+    marks = Marks()
+    async with asyncpg.create_pool(postgres, min_size=0, max_size=1) as one:
+        directory = Directory(one, marks)
+        pids = set()
+        for _ in range(3):
+            async with directory.changing("acme", ["alice"]) as change:
+                await users.put_user(change, "alice", UserFields())
+                pids.add(await change.connection.fetchval("SELECT pg_backend_pid()"))
+            with pytest.raises(InvalidUser, match="`email`"):
+                async with directory.changing("acme", ["alice"]) as change:
+                    await users.patch_user(change, "alice", UserPatch(email="nobody"))
+    assert (len(pids), marks.left) == (1, 0)
 
 
 async def test_a_token_that_many_register_at_once_has_one_owner(house: TestGateway, pool: asyncpg.Pool) -> None:
@@ -363,13 +489,12 @@ async def test_a_recipient_brings_what_is_known_of_him_and_the_event_keeps_the_i
     assert (alice["email"], alice["locale"]) == ("alice@example.com", "de-AT")
     assert (await ask(house, "GET", "/v1/users/bob"))[0] == 404, "an id alone makes no entry"
     await ask(house, "PATCH", "/v1/users/alice", {"phone": "+4366412345678"})
-    bulk = {
-        "events": [{**event, "to": [{"id": "alice", "locale": None}]}, {**event, "to": [{"id": "carol", "email": "x"}]}]
-    }
+    to: tuple[dict[str, Any], ...] = {"id": "alice", "locale": None}, {"id": "carol", "email": "x"}, {"id": "carol"}
+    bulk = {"events": [{**event, "to": [to[0]]}, {**event, "to": [to[1]]}, {**event, "to": [to[2]], "type": "no type"}]}
     status, answer = await ask(house, "POST", "/v1/events/bulk", bulk)
     assert status == 202
     assert answer["results"][0]["seq"]
-    assert answer["results"][1]["error"]["field"] == "to"
+    assert [result["error"]["field"] for result in answer["results"][1:]] == ["to", "type"]
     _, alice = await ask(house, "GET", "/v1/users/alice")
     assert (alice["locale"], alice["phone"]) == (None, "+4366412345678")
     assert (await ask(house, "GET", "/v1/users/carol"))[0] == 404

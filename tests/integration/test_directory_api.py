@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
-from engine.directory.users import delete_user
+from engine.directory.users import UserFields, delete_user, put_user
 from engine.plan.preferences import TenantDefaults
 from ops.dev.servers import NatsServer
 from tests.integration.test_events_api import add_key
@@ -353,12 +353,15 @@ async def test_caches_hear_of_users_whose_profile_a_suppression_or_an_endpoint_c
     assert directory is not None
     connection = await asyncpg.connect(postgres)
     try:
-        await connection.execute(
-            "INSERT INTO users (tenant, user_id, email, phone, version) VALUES"
-            " ('acme', 'ann', 'Wonder.Land@example.com', NULL, 1),"
-            " ('acme', 'bob', NULL, '+4366412345678', 1), ('acme', 'cid', 'other@example.com', NULL, 1),"
-            " ('other', 'ann', 'wonder.land@example.com', NULL, 1)"
-        )
+        for tenant, user, fields in (
+            ("acme", "ann", UserFields(email="Wonder.Land@example.com")),
+            ("acme", "bob", UserFields(phone="+4366412345678")),
+            ("acme", "cid", UserFields(email="other@example.com")),
+            ("acme", "dan", UserFields(email="ÅSA.ström@example.com")),
+            ("other", "ann", UserFields(email="wonder.land@example.com")),
+        ):
+            async with directory.changing(tenant, [user]) as change:
+                await put_user(change, user, fields)
 
         async def told(method: str, path: str, body: Any = None) -> tuple[set[str], dict[str, Any]]:
             marks = Marks()
@@ -371,6 +374,8 @@ async def test_caches_hear_of_users_whose_profile_a_suppression_or_an_endpoint_c
         users, answer = await told("POST", "suppressions", {"suppressions": new})
         assert users == {"ann", "bob"}
         assert (await told("DELETE", f"suppressions/{answer['ids'][1]}"))[0] == {"bob"}
+        asa = {**ALICE, "address": "åsa.STRÖM@example.com"}
+        assert (await told("POST", "suppressions", {"suppressions": [asa]}))[0] == {"dan"}
         users, endpoint = await told("POST", "webhooks", {**HOOK, "user": "cid"})
         assert users == {"cid"}
         assert (await told("PUT", f"webhooks/{endpoint['id']}", {**HOOK, "state": "disabled"}))[0] == {"cid"}
@@ -379,7 +384,7 @@ async def test_caches_hear_of_users_whose_profile_a_suppression_or_an_endpoint_c
         versions = await connection.fetch(
             "SELECT user_id, version FROM profiles WHERE tenant = 'acme' ORDER BY user_id"
         )
-        assert [tuple(row) for row in versions] == [("ann", 1), ("bob", 2), ("cid", 3)]
+        assert [tuple(row) for row in versions] == [("ann", 2), ("bob", 3), ("cid", 4), ("dan", 2)]
     finally:
         gateway.context.directory = directory
         await connection.close()

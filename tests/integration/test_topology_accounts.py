@@ -20,6 +20,7 @@ from engine.cancels import cancel, watching
 from engine.controls.changing import Asked
 from engine.controls.desk import Desk
 from engine.controls.document import Kill
+from engine.directory.bell import listen, ring
 from engine.dispatch.later import due_by, tenth_of, with_schedules
 from engine.dispatch.source import EVENTS, LATER_PLACE
 from engine.errors import ApiError, BrokerError, Forbidden
@@ -371,9 +372,35 @@ async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatche
         "$JS.API.CONSUMER.DELETE.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.RESET.BULK.dispatch-0",
-        "$JS.API.STREAM.PURGE.LOG-0",
     ):
         assert await denied(projector, subject), subject
+
+
+async def test_a_projector_erases_a_user_from_his_log_and_receipts_and_purges_nothing_else(connected: Connect):
+    gateway, projector = await connected("gateway"), await connected("projector")
+    for user in ("alice", "bob"):
+        await gateway.append(log_subject(3, "default", user), b"{}")
+        await gateway.append(receipt_subject(3, "default", user), b"{}")
+    for stream, subject in (("LOG-3", log_subject), ("RECEIPTS", receipt_subject)):
+        done = await projector.api(f"STREAM.PURGE.{stream}", {"filter": subject(3, "default", "alice")})
+        assert done["purged"] == 1
+        assert await projector.leader_last(stream, subject(3, "default", "alice")) is None
+        assert await projector.leader_last(stream, subject(3, "default", "bob")) is not None
+    for stream in ("EVENTS", "BULK", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"):
+        assert await denied(projector, f"$JS.API.STREAM.PURGE.{stream}"), stream
+
+
+async def test_a_gateway_rings_the_bell_of_rules_and_other_roles_only_hear_it(connected: Connect):
+    gateway, planner = await connected("gateway"), await connected("planner")
+    heard: list[None] = []
+    listening = asyncio.create_task(listen(planner, lambda: heard.append(None)))
+    await eventually(lambda: len(heard) == 1)  # as it is when one begins to listen
+    for rings in (2, 3):
+        await ring(gateway)
+        await eventually(lambda rings=rings: len(heard) == rings)
+    listening.cancel()
+    for role in ("planner", "dispatcher", "projector", "pager", "worker", "publisher"):
+        assert await denied(await connected(role), "$KV.control.rules.changed"), role
 
 
 async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):

@@ -5,9 +5,13 @@ import asyncio
 import asyncpg
 import pytest
 
+from engine.directory import changing
 from engine.directory.bulk import ImportedUser, import_users
 from engine.directory.changing import Directory
+from engine.directory.contacts import Addressed
+from engine.directory.suppressions import users_of
 from engine.directory.users import UserFields, UserPatch, delete_user, find_user, merge_user, put_user
+from engine.errors import StoreUnavailable
 
 COUNT = 3000
 
@@ -105,3 +109,31 @@ async def test_another_tenant_has_users_of_its_own(directory: Directory) -> None
     found = await find_user(directory.pool, "other", "u00001")
     assert found is not None
     assert found.locale == "fr"
+
+
+async def test_what_an_import_stores_of_an_address_is_found_by_suppressions(directory: Directory) -> None:
+    await imported(directory, [ImportedUser("asa", UserFields(email="ÅSA@Example.com"), frozenset({"email"}))])
+    asked: list[tuple[Addressed, str]] = [("email", "åsa@example.com")]
+    assert await users_of(directory.pool, "acme", asked) == {"asa"}
+    await imported(directory, [ImportedUser("asa", UserFields(locale="de"), frozenset({"locale"}))])
+    assert await users_of(directory.pool, "acme", asked) == {"asa"}, "the address stays, and is found"
+    await imported(directory, [ImportedUser("asa", UserFields(), frozenset({"email"}))])
+    assert await users_of(directory.pool, "acme", asked) == set()
+
+
+async def test_an_import_that_was_stopped_while_its_marks_ended_stores_nothing(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped between its marks and its commit must not commit when it goes on: readers trust old profiles."""
+
+    class Marks:
+        async def pending(self, tenant: str, users: list[str], seconds: float) -> str:
+            monkeypatch.setattr(changing, "STOPPED_SECONDS", -seconds)  # so much time has gone by
+            return ""
+
+        async def settled(self, tenant: str, users: list[str], token: str) -> None:
+            raise AssertionError("whether it is committed is unknown to others")
+
+    with pytest.raises(StoreUnavailable, match="stopped for so long"):
+        await imported(Directory(directory.pool, Marks()), people())
+    assert await directory.pool.fetchval("SELECT count(*) FROM users") == 0

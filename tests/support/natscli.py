@@ -16,7 +16,7 @@ from engine.topology.files import render
 from tests.support.logs import all_records, eventually
 
 PARTITIONS: Final = 4
-_IN_A_LOG: Final = re.compile(r"mark\.\d+\.\d+|log\.\d+\..+")
+_IN_A_LOG: Final = re.compile(r"mark\.\d+\.[a-z]?\d+|log\.\d+\..+")
 
 
 async def ask(broker: Broker, words: list[str]) -> None:

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.directory.contacts import checked_email, checked_locale, checked_phone, checked_timezone
+from engine.directory.contacts import address_hash, checked_email, checked_locale, checked_phone, checked_timezone
+from engine.directory.push_tokens import TokenId
+from engine.directory.suppressions import Reason
+from engine.directory.templates import Locale
+from engine.directory.topics import TopicName
 from engine.directory.users import (
-    InvalidCursor,
     UserFields,
     UserPatch,
     checked_user_id,
-    cursor_after,
     encoded_attributes,
-    id_of_cursor,
     merged,
 )
 
@@ -110,9 +111,13 @@ def test_attributes_have_bounds_and_no_text_that_cannot_be_stored() -> None:
         ({"a": "x\0y"}, "NUL"),
         ({"\0": 1}, "NUL"),
         ({"a": "\ud800"}, "surrogate"),
+        ({"a": {"b": [1, 1e300]}}, "number"),
+        ({"a": 2**63}, "number"),
+        ({"a": -1e-300}, "number"),
     ):
         with pytest.raises(ValueError, match=f"`attributes`.*{said}"):
             encoded_attributes(wrong)
+    assert encoded_attributes({"a": [0, 0.0, -(2**63) + 1, 1e-15, 0.1]})
     assert encoded_attributes({"path": "\\u0000"}) == '{"path":"\\\\u0000"}', "a backslash is no NUL"
     eight: object = 1
     for _ in range(7):
@@ -160,17 +165,33 @@ def test_a_patch_changes_what_it_names_and_its_result_is_checked() -> None:
     assert merged(fields, UserPatch(attributes=None)).attributes == {}
     with pytest.raises(ValueError, match="`phone`"):
         merged(fields, UserPatch(phone="123"))
+    for depth in (9, 300, 900):  # below what a parser takes, and beyond what merging would
+        with pytest.raises(ValueError, match="`attributes` may be nested 8 levels deep"):
+            msgspec.json.decode(b'{"attributes":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1), type=UserPatch)
 
 
-@given(st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text and text.isprintable()))
-def test_a_cursor_is_the_one_that_a_page_gave_or_refused(id: str) -> None:
-    cursor = cursor_after(id)
-    assert id_of_cursor(cursor) == id
-    with pytest.raises(InvalidCursor):
-        id_of_cursor(cursor + "=")
-    for wrong in ("", "!", "A", cursor + "\n"):
-        with pytest.raises(InvalidCursor):
-            id_of_cursor(wrong)
+@pytest.mark.parametrize(
+    ("type", "good"),
+    [
+        (TopicName, "news.sport"),
+        (TokenId, "phone"),
+        (Reason, "hard_bounce"),
+        (Locale, "zh-Hant-TW"),
+        (Locale, "default"),
+    ],
+)
+def test_a_name_ends_where_its_text_ends(type: type[str], good: str) -> None:
+    assert msgspec.convert(good, type) == good
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(f"{good}\n", type)  # to Python's `$` this is the end, too
+
+
+def test_an_address_is_compared_without_its_capital_letters_in_every_alphabet() -> None:
+    assert address_hash("email", " JÜRGEN@Bücher.example") == address_hash(
+        "email", checked_email("jürgen@BÜCHER.example")
+    )
+    assert UserFields(email="ÅSA@x.com").email_hash == UserFields(email="åsa@X.COM").email_hash
+    assert UserFields().email_hash is None
 
 
 @pytest.mark.parametrize("wrong", ["", "topic:news", "x" * 129, "a\0b", "\ud800"])

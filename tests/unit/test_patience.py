@@ -2,9 +2,9 @@
 
 import pytest
 
+from engine import patience
 from engine.errors import ApiError, StoreBroken, StoreUnavailable, Unavailable
 from engine.patience import patiently
-from projections import patience
 
 
 class _Server:

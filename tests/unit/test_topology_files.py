@@ -149,11 +149,17 @@ def test_a_folder_without_files_is_named_with_the_way_out(tmp_path: Path, monkey
 
 def test_accounts_name_every_log_of_production():
     text = (files_folder() / "accounts.conf").read_text()
-    for method in ("DIRECT.GET", "STREAM.MSG.GET", "STREAM.INFO"):
+    for method in ("DIRECT.GET", "STREAM.MSG.GET", "STREAM.INFO", "STREAM.PURGE"):
         named = {int(number) for number in re.findall(rf'"\$JS\.API\.{re.escape(method)}\.LOG-(\d+)"', text)}
         assert named == set(range(PARTITIONS_DEFAULT["production"])), method
 
 
-def test_accounts_let_nobody_delete_or_purge_a_stream():
-    allowed = re.sub(r"deny: \[.*?\]", "", (files_folder() / "accounts.conf").read_text(), flags=re.DOTALL)
-    assert not re.search(r"STREAM\.(DELETE|PURGE|MSG\.DELETE)|\$JS\.API\.>|\$JS\.API\.STREAM\.>", allowed)
+def test_accounts_let_nobody_delete_a_stream_and_only_the_projector_purge_what_is_a_users():
+    text = re.sub(r"deny: \[.*?\]", "", (files_folder() / "accounts.conf").read_text(), flags=re.DOTALL)
+    assert not re.search(r"STREAM\.(DELETE|MSG\.DELETE)|\$JS\.API\.>|\$JS\.API\.STREAM\.[>*]", text)
+    purges = {
+        user.partition(",")[0]: set(re.findall(r'"\$JS\.API\.STREAM\.PURGE\.([^"]+)"', user))
+        for user in text.split("user: ")[1:]
+    }
+    logs = {f"LOG-{p}" for p in range(PARTITIONS_DEFAULT["production"])}
+    assert {user: streams for user, streams in purges.items() if streams} == {"projector": logs | {"RECEIPTS"}}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops import users_file
-from ops.users_file import Form, UsersFile, read_users
+from ops.users_file import LINE_BYTES_MAX, Form, UsersFile, read_users
 
 
 def read(text: str | bytes, form: Form) -> UsersFile:
@@ -71,6 +71,49 @@ def test_a_file_that_is_no_text_or_ends_within_a_quote_is_told() -> None:
     assert faults(b"id,email\nalice,\nb\xff,\n", "csv") == [(3, None)]
     assert faults('id,email\nalice,"x', "csv") == [(2, None)]
     assert faults(b"\xff\xfe", "csv") == [(1, None)]
+
+
+def test_what_other_programs_write_is_read_or_refused_with_what_to_do() -> None:
+    assert [user.id for user in read(b'\xef\xbb\xbf{"id":"alice"}\r\n{"id":"bob"}', "ndjson").users] == ["alice", "bob"]
+    for text, said in (
+        ("id;email\nalice;a@example.com\n", "commas"),
+        ("id\temail\nalice\ta@example.com\n", "commas"),
+        ("id,email\ralice,a@example.com\r", "end lines with"),
+        ("id,email\nalice,a@example.com\n".encode("utf-16"), "UTF-8"),
+        ("id,attributes.name\nalice,Jürgen\n".encode("latin-1"), "UTF-8"),
+    ):
+        found = read(text, "csv")
+        assert said in found.faults[0].detail, text
+    assert [fault.line for fault in read('[\n{"id":"alice"},\n]', "ndjson").faults] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_a_line_without_end_is_not_read_into_memory(form: Form) -> None:
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            buffer[:] = b"x" * len(buffer)
+            self.given += len(buffer)
+            return len(buffer)
+
+    source = Endless()
+    found = read_users(io.BufferedReader(source), form, lambda done: None)
+    assert found.users == []
+    assert found.faults
+    assert source.given < 4 * LINE_BYTES_MAX
+
+
+def test_whoever_watches_is_told_how_many_bytes_of_the_file_have_been_read() -> None:
+    told: list[int] = []
+    text = "id\n" + "".join(f"u{n:05}\n" for n in range(3000))
+    read_users(io.BytesIO(text.encode()), "csv", told.append)
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert told[-1] == len(text)
 
 
 def test_a_file_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 No check, and no index that demands one row, knows an address or a token: PostgreSQL repeats the values of those in its errors and
 its log.
+
+Deliveries get an index by user, for deletions. It is made for versions to come, so no row is touched: a version from before is
+searched without it until it is rebuilt.
 """
 
 from alembic import op
@@ -25,6 +28,7 @@ _STATEMENTS = (
         tenant      text COLLATE "C" NOT NULL,
         user_id     text COLLATE "C" NOT NULL,
         email       text,
+        email_hash  bytea,
         phone       text,
         locale      text,
         timezone    text,
@@ -37,7 +41,8 @@ _STATEMENTS = (
     """,
     "COMMENT ON COLUMN users.version IS 'the version of the profile that the last change of the row made'",
     # For suppressions, which are about addresses: whose profile do they change?
-    "CREATE INDEX users_by_email ON users (tenant, lower(email)) WHERE email IS NOT NULL",
+    "COMMENT ON COLUMN users.email_hash IS 'of the address as suppressions compare it: lower() depends on the database'",
+    "CREATE INDEX users_by_email ON users (tenant, email_hash) WHERE email_hash IS NOT NULL",
     "CREATE INDEX users_by_phone ON users (tenant, phone) WHERE phone IS NOT NULL",
     """
     CREATE TABLE push_tokens (
@@ -103,6 +108,25 @@ _STATEMENTS = (
     )
     """,
     "CREATE INDEX deletions_due ON deletions (due_at)",
+    "CREATE INDEX deletions_due_of_tenant ON deletions (tenant, due_at)",
     "COMMENT ON COLUMN deletions.bounds IS 'ends of streams: what they hold up to there may still arrive at the user'",
     "COMMENT ON COLUMN deletions.erased_at IS 'nothing of the user was left, and nothing from before the deletion can arrive'",
+    # An index is made under a lock that waits for everybody who writes, and everybody else waits behind it: not for long.
+    "SET LOCAL lock_timeout = '5s'",
+    "CREATE INDEX deliveries_of_user ON ONLY deliveries (tenant, user_id)",
+    # Where there are no rows at all, versions are made anew with the index (see 0003).
+    """
+    DO $$
+    DECLARE
+        one record;
+    BEGIN
+        FOR one IN SELECT version FROM projection_versions WHERE projection = 'deliveries' LOOP
+            IF NOT EXISTS (SELECT FROM deliveries) AND NOT EXISTS (SELECT FROM delivery_ranges) THEN
+                EXECUTE format('DROP TABLE %I', 'deliveries_' || one.version);
+                EXECUTE format('DROP TABLE %I', 'delivery_ranges_' || one.version);
+                PERFORM seamark_create_version('deliveries', one.version);
+            END IF;
+        END LOOP;
+    END $$
+    """,
 )
