@@ -19,6 +19,9 @@ _log = structlog.get_logger("seamark.dispatcher")
 class DueWorker(DispatchWorker):
     """One partition of LATER: what it reads are wake-ups, and what it dispatches are the events that these say to be due."""
 
+    _behind_seconds = 0.0
+    """How far our clock is behind the broker's, at least: by its own, a wake-up was stored before it arrived."""
+
     async def handle(self, batch: list[Delivered]) -> None:
         """Dispatch what the wake-ups of a batch are for, each event when its time has come."""
         for wake_up in batch:
@@ -30,8 +33,11 @@ class DueWorker(DispatchWorker):
     async def _settle_slot(self, wake_up: Delivered) -> None:
         """The mark stays inside the wake-up, behind its last event: who reads it again finds nothing more, and saves a batch."""
         mark = self._writers[self._q].mark
+        # It fades, as clocks are put right. Were it forgotten at once, waking up late again and again would add up.
+        self._behind_seconds = max(0.9 * self._behind_seconds, wake_up.time_nanoseconds / 1e9 - time.time())
         async for page in due_by(self._broker, self._q, wake_up, mark.user if mark.seq == wake_up.seq else None):
-            await asyncio.sleep(_seconds_until(page.tenth, wake_up))
+            now = time.time() + self._behind_seconds
+            await asyncio.sleep(max(0.0, moment_of(page.tenth).timestamp() - now))
             end_if_cancelled()
             for round_ in due_rounds(page, wake_up):
                 await self._settle_round(round_)
@@ -39,9 +45,3 @@ class DueWorker(DispatchWorker):
     async def _bury(self, dead: Dead) -> None:
         """No event of LATER waits for its letter: read again, it would be taken for one that may be dispatched."""
         await self._bury_now(dead)
-
-
-def _seconds_until(tenth: int, wake_up: Delivered) -> float:
-    """How long until this tenth begins; by the broker's clock, which fired the wake-up, at most that long."""
-    at = moment_of(tenth).timestamp()
-    return max(0.0, min(at - time.time(), at - wake_up.time_nanoseconds / 1e9))

@@ -245,7 +245,7 @@ async def _page(broker: Broker, subject: str, seq: int, end: int) -> list[Stored
     first = await broker.leader_next(LATER_STREAM, subject, seq)
     if first is None or first.seq >= end:
         return []
-    most = {"batch": BATCH_MESSAGES_MAX - 1, "max_bytes": PULL_BYTES}  # one atomic batch, if each is for one user
-    page = (await broker.next_by_subject(LATER_STREAM, subject, first.seq, **most)).records
+    number = BATCH_MESSAGES_MAX - 1  # one atomic batch, if each is for one user
+    page = (await broker.next_by_subject(LATER_STREAM, subject, first.seq, batch=number, max_bytes=PULL_BYTES)).records
     events = page if page and page[0].seq == first.seq else [first]
     return [stored for stored in events if stored.seq < end]

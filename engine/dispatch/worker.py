@@ -222,7 +222,9 @@ class DispatchWorker:
             await self._bury(dead)
             _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, source=self.name)
             failpoints.reach("after-dead-letter")
-        planned = await self._claim_events(await self._not_kept(round_) if round_.puts_off else round_.planned)
+        if round_.puts_off:
+            round_.planned = await self._not_kept(round_)
+        planned = await self._claim_events(round_.planned)
         failpoints.reach("after-claims-before-append")
         later = [event for event in planned if event.later is not None] if round_.puts_off else []
         now = [event for event in planned if event.later is None] if later else planned
@@ -260,8 +262,12 @@ class DispatchWorker:
         What is kept is not claimed again. Where Redis has lost the claim, and the source was restored since, the event would
         be claimed under a position that does not wait with it, and would pass for its own repetition when it is due.
         """
-        kept = (await self._writer(LATER_PLACE)).mark
-        why = full(await stream_of(self._broker, LATER.stream))
+        try:
+            kept = (await self._writer(LATER_PLACE)).mark
+            why = full(await stream_of(self._broker, LATER.stream))
+        except PartitionStopped:
+            self._faulty.add(LATER_PLACE)
+            raise
         planned = []
         for event in round_.planned:
             if event.later is None:
