@@ -1,7 +1,9 @@
 """Events that are put off: which, until when, and how they are found again."""
 
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.broker.jetstream import Outgoing, Stored
+from engine.dispatch import due
+from engine.dispatch.due import DueWorker
 from engine.dispatch.later import (
     EARLY,
     SLOT_TENTHS,
@@ -27,8 +31,10 @@ from engine.dispatch.later import (
     waiting_tenth,
     with_schedules,
 )
-from engine.dispatch.rounds import Dead, Planned, due_rounds, plan, plan_due
+from engine.dispatch.rounds import Dead, Planned, Round, due_rounds, plan, plan_due
+from engine.dispatch.source import LATER
 from engine.limits import BATCH_MESSAGES_MAX, CLAIM_SECONDS, DUE_SECONDS, LATER_SUBJECTS_MAX
+from engine.log.marks import Mark
 from engine.partition.worker import Delivered
 from seamark.protocol.limits import SEND_AHEAD_SECONDS_MAX
 from seamark.protocol.subjects import waiting_subject
@@ -193,3 +199,36 @@ def test_a_subject_that_says_no_time_is_none_of_ours(subject: str) -> None:
         waiting_tenth(subject)
     with pytest.raises(NotPutOff):
         slot_of(Delivered(b"due.3.soon", 1, 0, b"", b""))
+
+
+@pytest.mark.parametrize("behind_seconds", [0.0, 0.4, 10.0])
+async def test_a_dispatcher_whose_clock_is_behind_keeps_up_with_the_broker(
+    behind_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty slots, each with an event in its last tenth: by the broker's clock none is early, and lateness does not add up."""
+    true, late = STORED_AT.timestamp(), []
+
+    async def pass_time(seconds: float) -> None:
+        nonlocal true
+        true += seconds
+
+    async def one_page(_broker: Any, _q: int, found: Delivered, _done: str | None) -> AsyncIterator[Page]:
+        yield Page(slot_of(found) * SLOT_TENTHS + SLOT_TENTHS - 1, [])
+
+    async def settle(_worker: DueWorker, _round: Round) -> None:
+        return
+
+    worker: Any = DueWorker(None, None, 0, 4, LATER)  # type: ignore[arg-type]
+    worker._writers[0] = SimpleNamespace(mark=Mark(EPOCH, 1, 1, "o", "l"))
+    monkeypatch.setattr(due.time, "time", lambda: true - behind_seconds)
+    monkeypatch.setattr(due.asyncio, "sleep", pass_time)
+    monkeypatch.setattr(due, "due_by", one_page)
+    monkeypatch.setattr(DueWorker, "_settle_round", settle)
+    first = tenth_of(STORED_AT) // SLOT_TENTHS + 4
+    for slot in range(first, first + 40):
+        begins = moment_of(slot * SLOT_TENTHS).timestamp()
+        true = max(true, begins - EARLY.total_seconds() + 0.005)  # it takes 5 ms to arrive
+        await worker.handle([wake_up(moment_of(slot * SLOT_TENTHS), woken_at=moment_of(slot * SLOT_TENTHS) - EARLY)])
+        late.append(true - begins - 0.4)
+    assert min(late) > -0.001
+    assert max(late) < 0.1
