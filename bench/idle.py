@@ -14,7 +14,7 @@ from bench.stack import stack
 async def run(
     *,
     sessions: int = 10_000,
-    settle_seconds: float = 35.0,
+    settle_seconds: float = 60.0,
     data: Path | None = None,
     sync: str | None = None,
     hurry: bool = False,
@@ -36,7 +36,8 @@ async def run(
             await settled(bench)
             fresh = (rss_bytes(gateway) - before) / sessions
             cpu, started = cpu_seconds(gateway), time.monotonic()
-            # Heads of all users are compared every 30 s: what that leaves behind counts.
+            # Heads of all users are compared every 30 s, and what that leaves counts. Silent clients are pinged every 20 s.
+            # 60 s hold as much of both whenever they begin; 35 s hold one ping of some sessions and two of others.
             await asyncio.sleep(settle_seconds)
             busy = (cpu_seconds(gateway) - cpu) / (time.monotonic() - started)
             ours = (rss_bytes(gateway) - before) / sessions

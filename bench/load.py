@@ -23,10 +23,11 @@ def user_name(number: int) -> str:
     return f"user-{number}"
 
 
-def event(number: int, user: int, due: float) -> Outgoing:
+def event(number: int, user: int, due: float, *, critical: bool = False) -> Outgoing:
     """A personal event, due at a moment of the wall clock that its record carries to the device."""
-    name = user_name(user)
-    body = b'{"id":"e%d","to":["%b"],"data":{"due":%.6f,"text":"%b"}}' % (number, name.encode(), due, TEXT.encode())
+    name, more = user_name(user), b'"priority":"critical",' if critical else b""
+    data = b'{"due":%.6f,"text":"%b"}' % (due, TEXT.encode())
+    body = b'{"id":"e%d","to":["%b"],%b"data":%b}' % (number, name.encode(), more, data)
     lines = b"Nats-Msg-Id: %b:e%d\r\n%b" % (TENANT.encode(), number, TRACE)
     return Outgoing(f"events.{TENANT}.{name}.{TYPE}", body, lines)
 

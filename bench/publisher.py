@@ -25,6 +25,7 @@ class Settings(msgspec.Struct):
     first: int = 0
     id_from: int = 0
     batches_per_second: int = 50
+    critical: bool = False
 
 
 async def _main() -> None:
@@ -38,7 +39,11 @@ async def _main() -> None:
     async def publish(first: int, last: int, due: float) -> None:
         async with slots:
             await broker.commit(
-                [event(k, settings.first + k % settings.users, due) for k in range(first, last)], timeout_seconds=30
+                [
+                    event(k, settings.first + k % settings.users, due, critical=settings.critical)
+                    for k in range(first, last)
+                ],
+                timeout_seconds=30,
             )
 
     async with asyncio.TaskGroup() as tasks:

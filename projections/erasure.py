@@ -88,6 +88,12 @@ AND 2 = (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid AND attname IN
 ORDER BY 1
 """
 
+# A campaign that is not over names its users; one that is over has no names any more.
+_NAMED: Final = "tenant = $1 AND finished_at IS NULL AND ($2 = ANY(users) OR $2 = ANY(exclude_users))"
+_UNNAME: Final = f"""
+UPDATE campaigns SET users = array_remove(users, $2), exclude_users = array_remove(exclude_users, $2) WHERE {_NAMED}
+"""
+
 _TOMBSTONE: Final = "SELECT deleted_at FROM profiles WHERE tenant = $1 AND user_id = $2 FOR UPDATE"
 
 _POSTPONE: Final = """
@@ -214,6 +220,7 @@ class Eraser:
                 RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
             }
             found["directory"] = await forget_user(connection, tenant, user)
+            found["campaigns"] = int((await connection.execute(_UNNAME, tenant, user)).rpartition(" ")[2])
             for table in await _tables(connection):
                 done = await connection.execute(f"DELETE FROM {table} WHERE tenant = $1 AND user_id = $2", tenant, user)
                 found[table] = int(done.rpartition(" ")[2])
@@ -230,6 +237,9 @@ class Eraser:
             "Redis": await asked(self._redis.exists(*await self._keys(tenant, user))),
         }
         async with asking(self._pool, SWEEP_SECONDS) as connection:
+            found["campaigns"] = await connection.fetchval(
+                f"SELECT count(*) FROM campaigns WHERE {_NAMED}", tenant, user
+            )
             for table in await _tables(connection):
                 statement = f"SELECT count(*) FROM {table} WHERE tenant = $1 AND user_id = $2"
                 found[table] = await connection.fetchval(statement, tenant, user)

@@ -8,7 +8,8 @@ from engine.dispatch.source import BULK
 from engine.log.incarnations import epoch_of, stream_of
 from engine.log.marks import Mark
 from engine.log.writer import read_mark
-from seamark.protocol.subjects import partition_of, stored_event
+from seamark.protocol.cursor import Cursor
+from seamark.protocol.subjects import log_stream, partition_of, stored_event
 
 APPEND_SECONDS = 5.0
 """How long a page is tried. What is unknown then is settled by the next look."""
@@ -56,6 +57,19 @@ class Bulk:
         """How far the partition of this page is dispatched."""
         partition = self._partition(subject)
         return (await read_mark(self._broker, BULK.marked(partition, partition))).mark
+
+    async def heads(self) -> dict[str, str]:
+        """The newest record of each log now, by partition; none of those that hold no record.
+
+        Not the ends of the logs: marks lie there, which planners and projections do not read, and so do not pass by themselves.
+        """
+        heads = {}
+        for partition in range(self._partitions):
+            epoch = epoch_of(await stream_of(self._broker, log_stream(partition)))
+            newest = await self._broker.leader_last(log_stream(partition), f"log.{partition}.>")
+            if newest is not None:
+                heads[str(partition)] = str(Cursor(epoch, newest.seq))
+        return heads
 
     def _stored(self, subject: str) -> str:
         return stored_event(subject, self._partition(subject))

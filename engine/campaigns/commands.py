@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ class Campaigns:
         """Store a campaign, which begins at once or at its time; False: this very campaign is stored already.
 
         Raises:
-            InvalidCampaign: with the member and the remedy. TooManyCampaigns.
+            InvalidCampaign: with the member and the remedy. TooManyCampaigns: others are not finished.
             CampaignConflict: another campaign has this id.
         """
         draft.check(tenant)
@@ -78,12 +79,15 @@ class Campaigns:
                 draft.start_at,
                 draft.not_after,
                 UNFINISHED_MAX,
+                draft.message.expires_at,
             )
             if stored:
                 return True
             known = await connection.fetchval(
                 "SELECT fingerprint FROM campaigns WHERE tenant = $1 AND id = $2", tenant, draft.id
             )
+            if known is None:
+                draft.check_time(await connection.fetchval("SELECT now()"))
         if known is None:
             raise TooManyCampaigns(f"{UNFINISHED_MAX} campaigns are not finished: cancel some, or wait for them")
         if known != fingerprint:
@@ -146,7 +150,8 @@ class Campaigns:
     async def set_rate(self, tenant: str, id: str, rate: int | None) -> None:
         """Go on at another rate, from the next page on. Raises NoCampaign, CampaignConflict."""
         # What a slower rate made the next page wait for is not waited for any more.
-        change = "rate = $4, publish_at = least(publish_at, greatest(start_at, now()))"
+        change = """rate = $4, publish_at = CASE WHEN rate IS NOT DISTINCT FROM $4 THEN publish_at
+                                ELSE least(publish_at, greatest(start_at, now())) END"""
         await self._change(tenant, id, None, change, rate)
 
     async def cancel(self, tenant: str, id: str) -> None:
@@ -163,7 +168,11 @@ class Campaigns:
                 raise NoCampaign(f"there is no campaign {id!r}")
             if found["state"] == target:
                 return
-            if found["finished_at"] is not None or found["state"] not in ("running", "paused"):
+            # One that has expired may have pages in BULK, which can still be withheld.
+            changeable = (
+                ("running", "paused", "expired") if target is CampaignState.CANCELLED else ("running", "paused")
+            )
+            if found["finished_at"] is not None or found["state"] not in changeable:
                 raise CampaignConflict(f"the campaign is {found['state']}: nothing more can be changed")
             await connection.execute(
                 f"UPDATE campaigns SET {change}, revision = revision + 1, changed_at = now()"
@@ -185,10 +194,22 @@ class Campaigns:
         draft.check(tenant)
         question = Question(draft.audience, draft.exclude, named=True)
         lists = _sorted_users(draft.audience), _sorted_users(draft.exclude)
-        async with asking(self._pool, LOOK_SECONDS) as connection:
+        async with transaction(self._pool, LOOK_SECONDS) as connection:
+            draft.check_time(await connection.fetchval("SELECT now()"))
             row = await connection.fetchrow(question.counting, tenant, *lists, None, *question.args)
         assert row is not None
         return Size(row["audience"], row["excluded"])
+
+    async def sample(self, tenant: str, draft: Draft, most: int) -> Sequence[str]:
+        """Recipients that a campaign would have now, drawn at random; all of them where they are no more than `most`.
+
+        Raises: as `size`.
+        """
+        question = Question(draft.audience, draft.exclude, named=True)
+        lists = _sorted_users(draft.audience), _sorted_users(draft.exclude)
+        async with asking(self._pool, LOOK_SECONDS) as connection:
+            rows = await connection.fetch(question.sample(most), tenant, *lists, None, *question.args)
+        return [row["user_id"] for row in rows]
 
     async def remove_old(self, days: int = KEPT_DAYS) -> int:
         """Remove campaigns that were finished so many days ago, some at a time; how many."""
@@ -218,6 +239,7 @@ _CREATE: Final = """
     SELECT $1::text, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, $9,
            coalesce($10, now()), coalesce($10, now()), $11
     WHERE (SELECT count(*) FROM campaigns WHERE tenant = $1 AND finished_at IS NULL) < $12
+      AND coalesce(least($11::timestamptz, $13::timestamptz) > now(), true)
     ON CONFLICT DO NOTHING RETURNING true
 """
 

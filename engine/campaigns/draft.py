@@ -126,8 +126,6 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         for field, moment in (("start_at", self.start_at), ("not_after", self.not_after)):
             if moment is not None and moment.tzinfo is None:
                 raise InvalidCampaign(field, f"`{field}` must carry an offset, such as 2026-01-31T12:00:00Z")
-        if self.start_at is not None and self.not_after is not None and self.not_after <= self.start_at:
-            raise InvalidCampaign("not_after", "`not_after` must be later than `start_at`")
         if self.audience.users == ():
             raise InvalidCampaign("audience.users", "`audience.users` names nobody: give at least one user")
         if self.exclude is not None and self.exclude.everyone:
@@ -138,6 +136,20 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
             page_event(tenant, self.id, self.message, _PAGES_MAX, ["someone"])
         except InvalidEvent as error:
             raise InvalidCampaign(f"message.{error.reason}", error.detail) from error
+        if self.start_at is not None:
+            self.check_time(self.start_at)
+
+    def check_time(self, now: datetime) -> None:
+        """Whether it could still be sent at this moment.
+
+        Raises:
+            InvalidCampaign: nobody would ever get it.
+        """
+        for field, moment in (("not_after", self.not_after), ("message.expires_at", self.message.expires_at)):
+            if moment is not None and moment <= now:
+                raise InvalidCampaign(
+                    field, f"`{field}` must be later than `start_at` and than now: else nobody gets it"
+                )
 
 
 def _check_names(field: str, audience: Audience | None) -> None:

@@ -75,6 +75,14 @@ class Question:
             ) s WHERE $4::text IS NULL OR $2::text[] IS NULL OR $3::text[] IS NULL
         """
 
+    def sample(self, most: int) -> str:
+        """For the same the rows of some users that are not excluded, drawn at random: `user_id`."""
+        return f"""
+            SELECT s.user_id FROM (SELECT u.user_id FROM {self._source} AND {self._meets}) s
+            WHERE NOT {self._out} AND ($4::text IS NULL OR $2::text[] IS NULL OR $3::text[] IS NULL)
+            ORDER BY random() LIMIT {most}
+        """
+
     def _arg(self, value: Any) -> str:
         self.args.append(value)
         return f"${len(self.args) + 4}"

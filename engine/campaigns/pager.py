@@ -17,7 +17,18 @@ from engine import failpoints
 from engine.campaigns.bulk import Bulk
 from engine.campaigns.cuts import Bounds, Cut, bounds, cut, remainder
 from engine.campaigns.draft import event_id, page_event
-from engine.campaigns.states import Campaign, Dispatched, Page, Position, Step, dispatched, reaches_back, steps
+from engine.campaigns.states import (
+    Campaign,
+    Dispatched,
+    Page,
+    Position,
+    Step,
+    Withheld,
+    dispatched,
+    may_be_withheld,
+    reaches_back,
+    steps,
+)
 from engine.campaigns.table import CampaignTable
 from engine.errors import StoreBroken
 from engine.tasks import Tasks
@@ -45,11 +56,15 @@ class Planners(Protocol):
     async def has_room(self) -> bool:
         """Whether more may be begun now."""
 
-    async def heads(self) -> dict[str, str]:
-        """Where the logs end now, by partition."""
-
     async def passed(self, heads: dict[str, str]) -> bool:
         """Whether every planner has passed these."""
+
+
+class Folds(Protocol):
+    """What the inbox says of pages."""
+
+    async def withheld(self, tenant: str, event: str, heads: dict[str, str]) -> Withheld | None:
+        """How many records of an event are withheld; None: the inbox is not folded up to these heads yet."""
 
 
 class Pager:
@@ -57,6 +72,7 @@ class Pager:
 
     Args:
         planners: None: nothing is planned in this installation, so a page is done when it is dispatched.
+        folds: None: nothing is cancelled or over while it is sent, or nobody wants to know of how many that is true.
         sleep: how to wait; simulations pass their own.
     """
 
@@ -66,11 +82,13 @@ class Pager:
         bulk: Bulk,
         *,
         planners: Planners | None = None,
+        folds: Folds | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._table = table
         self._bulk = bulk
         self._planners = planners
+        self._folds = folds
         self._sleep = sleep
         self._owner = secrets.token_hex(8)
         self._tasks = Tasks()
@@ -140,14 +158,15 @@ class Pager:
     async def _cut(self, campaign: Campaign) -> None:
         """Fix the boundaries of the next page."""
         window = await self._table.window(campaign, campaign.cut_up_to, None)
-        await self._table.fix(campaign, cut(window, _bounds(campaign)))
+        # Whatever the rate is now: it may be raised, and then pages of a few users would be a rate of their own.
+        await self._table.fix(campaign, cut(window, _bounds(campaign, None)))
 
     async def _publish(self, campaign: Campaign, page: Page) -> None:
         """Claim a page with its event, append that, and say where it is."""
         # Read before the claim: whatever is appended for it comes behind this.
         bulk = await self._bulk.state()
         window = await self._table.window(campaign, page.after, page.up_to)
-        piece = cut(window, _bounds(campaign))
+        piece = cut(window, _bounds(campaign, campaign.rate))
         rest = remainder(window, piece)
         if not piece.recipients:
             await self._table.claim(campaign, page, piece, rest, None, None)
@@ -179,20 +198,29 @@ class Pager:
             await self._table.published(campaign, page, at)
 
     async def _finish(self, campaign: Campaign, page: Page) -> None:
-        """A page whose event is in BULK is done once it is dispatched and every planner has passed what came of it."""
+        """A page whose event is in BULK is done once it is dispatched and every planner has passed what came of it.
+
+        Where some of it may be withheld it is counted first how much, which the inbox knows.
+        """
         assert page.at is not None
+        count = self._folds is not None and may_be_withheld(campaign)
         if page.heads is None:
             mark = await self._bulk.home_mark(_subject(campaign, page))
             verdict = dispatched(page.at, mark, await self._bulk.state())
             if verdict is Dispatched.UNKNOWN:
                 await self._give_up(campaign, page, "BULK was made anew, or lost this page in a restore")
-            elif verdict is Dispatched.YES and self._planners is None:
-                await self._table.done(campaign, page)
-            elif verdict is Dispatched.YES and self._planners is not None:
+            elif verdict is Dispatched.YES and self._planners is None and not count:
+                await self._table.done(campaign, page, None)
+            elif verdict is Dispatched.YES:
                 # Read once it is dispatched: all its records lie before these.
-                await self._table.note_heads(campaign, page, await self._planners.heads())
+                await self._table.note_heads(campaign, page, await self._bulk.heads())
         elif self._planners is None or await self._planners.passed(page.heads):
-            await self._table.done(campaign, page)
+            withheld = None
+            if self._folds is not None and count:
+                event = event_id(campaign.id, page.number)
+                withheld = await self._folds.withheld(campaign.tenant, event, page.heads)
+            if withheld is not None or not count:
+                await self._table.done(campaign, page, withheld)
 
     async def _give_up(self, campaign: Campaign, page: Page, reason: str) -> None:
         if await self._table.ambiguous(campaign, page, reason):
@@ -206,9 +234,9 @@ class Pager:
             )
 
 
-def _bounds(campaign: Campaign) -> Bounds:
+def _bounds(campaign: Campaign, rate: int | None) -> Bounds:
     empty = page_event(campaign.tenant, campaign.id, campaign.message, _LONGEST_NUMBER, ["-"], after="", up_to="")
-    return bounds(len(empty.payload), len(bytes(campaign.message.data)), campaign.rate)
+    return bounds(len(empty.payload), len(bytes(campaign.message.data)), rate)
 
 
 def _event(campaign: Campaign, page: Page, piece: Cut) -> Encoded:

@@ -6,7 +6,7 @@ from typing import Final
 
 from engine.broker.jetstream import Broker
 from engine.campaigns.states import Dispatched, Position, dispatched
-from engine.log.incarnations import epoch_of, stream_of
+from engine.log.incarnations import stream_of
 from engine.log.writer import read_mark
 from engine.planner.position import marked
 from seamark.protocol.cursor import parse_cursor
@@ -19,21 +19,12 @@ JOBS_BYTES_MAX: Final = 1 << 30
 class JobsPlanners:
     """The planners of all logs."""
 
-    def __init__(self, broker: Broker, partitions: int) -> None:
+    def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._partitions = partitions
 
     async def has_room(self) -> bool:
         """Whether few enough jobs wait for more to be begun."""
         return (await stream_of(self._broker, JOBS_STREAM)).bytes < JOBS_BYTES_MAX
-
-    async def heads(self) -> dict[str, str]:
-        """Where the logs end now, by partition."""
-        heads = {}
-        for partition in range(self._partitions):
-            log = await stream_of(self._broker, log_stream(partition))
-            heads[str(partition)] = f"{epoch_of(log)}.{log.last_seq}"
-        return heads
 
     async def passed(self, heads: dict[str, str]) -> bool:
         """Whether every planner has passed these. What a log has lost in a restore is waited for by nobody."""

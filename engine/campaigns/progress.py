@@ -28,7 +28,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         publishing: on pages of which it is not known yet whether their event is in BULK.
         stored: on pages whose event is in BULK. dispatched: those of them whose notifications are in their logs, and planned.
         excluded: get nothing, as the campaign says so.
-        cancelled, expired: on pages that were not published, as the campaign was cancelled, or its time was over.
+        cancelled, expired: on pages that were not published, as the campaign was cancelled, or its time was over; and on pages
+            that were, but whose notifications were withheld by then. Until those are counted they are among `stored`.
         ambiguous: on pages of which nobody can tell any more whether they were published.
         recipients_per_second: of the last half minute.
         seconds_left: until the last page is published, at the present rate; null while that cannot be told.
@@ -102,9 +103,12 @@ def _speed(row: Mapping[str, Any]) -> float:
 
 
 def _stuck(row: Mapping[str, Any]) -> str | None:
+    behind = "dispatched or planned: look at dispatchers and planners"
+    if row["state"] == CampaignState.CANCELLED:
+        behind = "counted: look at dispatchers, planners and projectors"
     for since, what in (
         (row["publishing_since"], "BULK takes no pages: look at the streams, `seamark topology check`"),
-        (row["published_since"], "pages are in BULK and not dispatched or planned: look at dispatchers and planners"),
+        (row["published_since"], f"pages are in BULK and not {behind}"),
         (row["waiting_since"], "nobody works on it: look at the pagers, `seamark pager`"),
     ):
         if since is not None and (row["now"] - since).total_seconds() > STUCK_SECONDS:
@@ -121,11 +125,12 @@ PROGRESS: Final = f"""
                coalesce(sum(count), 0)::bigint AS audience,
                coalesce(sum(count - excluded) FILTER (WHERE state = 'fixed'), 0)::bigint AS fixed,
                coalesce(sum(count - excluded) FILTER (WHERE state = 'publishing'), 0)::bigint AS publishing,
-               coalesce(sum(count - excluded) FILTER (WHERE state IN ('published', 'done')), 0)::bigint AS stored,
-               coalesce(sum(count - excluded) FILTER (WHERE state = 'done'), 0)::bigint AS dispatched,
+               coalesce(sum(count - excluded - cancelled - expired) FILTER (WHERE state IN ('published', 'done')), 0)::bigint
+                   AS stored,
+               coalesce(sum(count - excluded - cancelled - expired) FILTER (WHERE state = 'done'), 0)::bigint AS dispatched,
                coalesce(sum(excluded), 0)::bigint AS excluded,
-               coalesce(sum(count - excluded) FILTER (WHERE state = 'cancelled'), 0)::bigint AS cancelled,
-               coalesce(sum(count - excluded) FILTER (WHERE state = 'expired'), 0)::bigint AS expired,
+               coalesce(sum(CASE WHEN state = 'cancelled' THEN count - excluded ELSE cancelled END), 0)::bigint AS cancelled,
+               coalesce(sum(CASE WHEN state = 'expired' THEN count - excluded ELSE expired END), 0)::bigint AS expired,
                coalesce(sum(count - excluded) FILTER (WHERE state = 'ambiguous'), 0)::bigint AS ambiguous,
                coalesce(sum(count - excluded) FILTER (WHERE published_at > now() - interval '{RATE_SECONDS} seconds'), 0)
                    ::bigint AS recent,

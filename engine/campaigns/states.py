@@ -8,7 +8,7 @@ publishes the same event again only where it is not there and BULK has forgotten
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -24,6 +24,10 @@ PAGES_OF_CAMPAIGN: Final = 4
 
 PAGES_OF_TENANT: Final = 16
 """The same for all campaigns of a tenant: 160 000 records are a few seconds of a dispatcher's work."""
+
+
+CLOCKS_APART: Final = timedelta(minutes=10)
+"""What is about to expire may have expired for a dispatcher: its clock is another one, and the time was read a moment ago."""
 
 
 class PageState(StrEnum):
@@ -60,6 +64,13 @@ class Position(NamedTuple):
 
     epoch: str
     seq: int
+
+
+class Withheld(NamedTuple):
+    """How many users of a page in BULK have a record that is shown to nobody, by the reason."""
+
+    cancelled: int
+    expired: int
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +145,8 @@ def steps(campaign: Campaign, *, room: bool) -> Iterator[tuple[Step, Page | None
     for page in under_way:
         yield (Step.SETTLE if page.state is PageState.PUBLISHING else Step.FINISH), page
     running = campaign.state is CampaignState.RUNNING
-    if running and campaign.not_after is not None and campaign.not_after <= campaign.now:
+    held = campaign.state is CampaignState.PAUSED  # one that nobody resumes must end, too
+    if (running or held) and campaign.not_after is not None and campaign.not_after <= campaign.now:
         yield Step.EXPIRE, None
         return
     if running and room and campaign.publish_at <= campaign.now:
@@ -146,6 +158,13 @@ def steps(campaign: Campaign, *, room: bool) -> Iterator[tuple[Step, Page | None
         yield Step.CUT, None
     if not campaign.open and (campaign.cut_final or not running) and campaign.state is not CampaignState.PAUSED:
         yield Step.CLOSE, None
+
+
+def may_be_withheld(campaign: Campaign) -> bool:
+    """Whether a page that is found dispatched now may have records that are shown to nobody."""
+    expires_at = campaign.message.expires_at
+    over = expires_at is not None and expires_at <= campaign.now + CLOCKS_APART
+    return over or campaign.state is CampaignState.CANCELLED
 
 
 def reaches_back(page: Page, bulk: StreamState) -> bool:

@@ -21,6 +21,7 @@ from engine.campaigns.states import (
     Page,
     PageState,
     Position,
+    Withheld,
 )
 from engine.postgres import Pool, asking, transaction
 
@@ -147,9 +148,14 @@ class CampaignTable:
         said = msgspec.json.encode(heads).decode()
         return await self._page("heads = $5::jsonb", campaign, page, PageState.PUBLISHED, said)
 
-    async def done(self, campaign: Campaign, page: Page) -> bool:
-        """The page needs nothing more."""
-        return await self._page("state = 'done', finished_at = now()", campaign, page, PageState.PUBLISHED)
+    async def done(self, campaign: Campaign, page: Page, withheld: Withheld | None) -> bool:
+        """The page needs nothing more.
+
+        Args:
+            withheld: None: nobody has looked; then this does nothing where the campaign has been cancelled meanwhile.
+        """
+        looked, counted = withheld is not None, withheld or Withheld(0, 0)
+        return await self._one(_DONE, campaign, page.number, looked, *counted)
 
     async def ambiguous(self, campaign: Campaign, page: Page, reason: str) -> bool:
         """Nobody can tell what became of the page."""
@@ -215,7 +221,8 @@ _LEASE: Final = """
         FROM campaigns c
         WHERE c.finished_at IS NULL AND (c.leased_until < now() OR c.leased_by = $1)
           AND (c.state <> 'running' OR c.start_at <= now())
-          AND (c.state <> 'paused' OR EXISTS (SELECT FROM campaign_pages p WHERE p.tenant = c.tenant AND p.campaign = c.id
+          AND (c.state <> 'paused' OR c.not_after <= now()
+               OR EXISTS (SELECT FROM campaign_pages p WHERE p.tenant = c.tenant AND p.campaign = c.id
                                               AND p.state IN ('publishing', 'published')))
           AND (c.tenant, c.id) NOT IN (SELECT * FROM unnest($2::text[], $3::text[]))
     )
@@ -276,10 +283,19 @@ _CLAIM: Final = f"""
     SELECT true FROM claimed
 """
 
+# Whoever cancels changes the campaign before dispatchers hear of it: what is dispatched by then is not withheld.
+_DONE: Final = f"""
+    UPDATE campaign_pages SET state = 'done', cancelled = least($5, count - excluded),
+           expired = least($6, count - excluded - least($5, count - excluded)), finished_at = now()
+    WHERE {_THIS_PAGE} AND state = 'published'
+      AND ($4 OR EXISTS (SELECT FROM campaigns WHERE tenant = $1 AND id = $2 AND state <> 'cancelled'))
+    RETURNING true
+"""
+
 _EXPIRE: Final = """
     WITH expired AS (
         UPDATE campaigns SET state = 'expired', revision = revision + 1, changed_at = now()
-        WHERE tenant = $1 AND id = $2 AND revision = $3 AND state = 'running' AND not_after <= clock_timestamp()
+        WHERE tenant = $1 AND id = $2 AND revision = $3 AND state IN ('running', 'paused') AND not_after <= clock_timestamp()
         RETURNING true
     ), pages AS (
         UPDATE campaign_pages SET state = 'expired', finished_at = now()
@@ -288,8 +304,10 @@ _EXPIRE: Final = """
     SELECT true FROM expired
 """
 
+# Names that nobody needs any more must not outlast the users who have them.
 _CLOSE: Final = f"""
-    UPDATE campaigns SET finished_at = now(), state = CASE WHEN state = 'running' THEN 'done' ELSE state END
+    UPDATE campaigns SET finished_at = now(), state = CASE WHEN state = 'running' THEN 'done' ELSE state END,
+           users = NULL, exclude_users = NULL
     WHERE tenant = $1 AND id = $2 AND revision = $3 AND finished_at IS NULL
       AND (state IN ('cancelled', 'expired') OR (state = 'running' AND cut_final))
       AND NOT EXISTS (SELECT FROM campaign_pages WHERE tenant = $1 AND campaign = $2 AND {_OPEN})

@@ -248,6 +248,11 @@ def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Ent
     return entries
 
 
+def planned_of(entries: Iterable[Entry | PutOff]) -> list[Planned]:
+    """The events that these entries are records of, each once; what is put off is none."""
+    return list({(one.seq, one.planned.part): one.planned for one in entries if isinstance(one, Entry)}.values())
+
+
 def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:
     """What a place's mark does not say to be applied already. `entries` are in the order marks count in."""
     if not entries or entries[0].seq > mark.seq:
@@ -273,6 +278,7 @@ def batches(
         if messages and (len(messages) >= entry.most(inside) - 1 or size + cost > BATCH_BYTES_MAX):
             yield Batch(messages, before.seq, before.part if inside else None)
             messages, size = [], 0
+            message = entry.message(place)  # as it is now: it may be withheld since
         messages.append(message)
         size += cost
     yield Batch(messages, last_seq, last_part)

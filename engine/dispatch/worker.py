@@ -22,7 +22,18 @@ from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.later import PutOff, full, put_off, with_schedules
-from engine.dispatch.rounds import Dead, Entry, Planned, Round, batches, fan_out, not_covered, rounds, withhold
+from engine.dispatch.rounds import (
+    Dead,
+    Entry,
+    Planned,
+    Round,
+    batches,
+    fan_out,
+    not_covered,
+    planned_of,
+    rounds,
+    withhold,
+)
 from engine.dispatch.source import EVENTS, LATER, LATER_PLACE, EventSource, Place, stream_at
 from engine.dispatch.turns import Turns
 from engine.errors import PartitionStopped, StepDown, TopologyError
@@ -315,15 +326,16 @@ class DispatchWorker:
     async def _append(self, place: Place, round_: Round, entries: Sequence[Entry | PutOff]) -> None:
         writer, end = await self._writer(place), (round_.last_seq, round_.last_part)
         due, turn = batches(not_covered(entries, writer.mark), place, *end), self._turns.turn(self._source)
-        while True:
+        batch = None
+        while batch is None or (batch.seq, batch.user) != end:
             async with turn:
+                if batch is not None:  # a page has many, and each may have waited long for its turn
+                    await self._withhold(planned_of(entries))
                 batch = next(due)
                 if batch.messages or place == self._q:
                     unburied = self.burials.first if place == self._q else None
                     messages = with_schedules(batch.messages) if place == LATER_PLACE else batch.messages
                     await writer.append(messages, batch.seq, batch.user, unburied=unburied)
-            if (batch.seq, batch.user) == end:
-                return
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

@@ -11,16 +11,20 @@ import msgspec
 
 from engine.campaigns.commands import CampaignConflict, Campaigns, NoCampaign, TooManyCampaigns
 from engine.campaigns.draft import RATE_MAX, Draft, InvalidCampaign, transaction_id
+from engine.campaigns.forecast import forecast
 from engine.campaigns.progress import Progress
+from engine.profiles.reader import read_profile
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import Shares
 from gateway.api.directory import PLACES, directory_of
+from gateway.api.explain import rules_of
 from gateway.api.pages import PageQuery, begin_of, cut, invalid_cursor
 from gateway.api.transactions import CANCELS_FULL, TOO_MANY_CANCELS, store_cancel
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, INVALID_QUERY, LIMIT_REACHED, NOT_FOUND, UNAVAILABLE, Kind, Problem
 from gateway.limits import CAMPAIGN_BODIES, CAMPAIGN_BODIES_PER_TENANT, CAMPAIGN_BODY_BYTES
+from projections.deliveries.campaigns import CampaignChannels, ChannelCounts
 
 CAMPAIGN_CONFLICT: Final = Kind(409, "campaign_conflict")
 
@@ -41,11 +45,18 @@ class Created(msgspec.Struct):
 
 
 class DryRun(msgspec.Struct):
-    """How many users an audience has now, how many of them would get the message, and why the others would not."""
+    """How many users an audience has now, how many of them would get the message, and why the others would not.
+
+    Attributes:
+        sample: so many recipients, drawn at random, were looked at; all, where they are few.
+        decisions: what the planner would decide of them now: by channel, how often `<when>: <why>`.
+    """
 
     audience: int
     recipients: int
     reasons: dict[str, int]
+    sample: int
+    decisions: dict[str, dict[str, int]]
 
 
 class CampaignPage(msgspec.Struct):
@@ -79,10 +90,20 @@ async def create_campaign(call: Call[Service, None, Draft]) -> Created:
 
 @Endpoint("POST", "/v1/campaigns/dry-run", scope=Scope.CAMPAIGNS_WRITE, places=_BODIES, body_bytes=CAMPAIGN_BODY_BYTES)
 async def try_campaign(call: Call[Service, None, Draft]) -> DryRun:
-    """Check a campaign and count its audience; nothing is stored or sent."""
+    """Check a campaign, count its audience, and say what would be decided of some recipients; nothing is stored or sent."""
+    context, tenant, campaigns = call.context, call.principal.tenant, _campaigns(call.context)
+    rules, pool = await rules_of(context, tenant), directory_of(context).pool
     with _answered():
-        size = await _campaigns(call.context).size(call.principal.tenant, call.body)
-    return DryRun(size.audience, size.recipients, {"excluded": size.excluded})
+        size = await campaigns.size(tenant, call.body)
+        seen = await forecast(
+            campaigns,
+            tenant,
+            call.body,
+            rules,
+            lambda user: read_profile(pool, tenant, user),
+            lambda user: context.controls.controls.drops(tenant, user),
+        )
+    return DryRun(size.audience, size.recipients, {"excluded": size.excluded}, seen.sample, seen.decisions)
 
 
 @Endpoint("GET", "/v1/campaigns", scope=Scope.CAMPAIGNS_READ, places=PLACES)
@@ -105,6 +126,21 @@ async def campaign_progress(call: Call[Service, CampaignAt, None]) -> Progress:
     """How far a campaign has come: numbers of one moment, which add up."""
     with _answered():
         return await _campaigns(call.context).progress(call.principal.tenant, call.query.id)
+
+
+class Channels(msgspec.Struct):
+    """Notifications of a campaign by channel, of pages that are in BULK, as far as they are folded."""
+
+    channels: dict[str, ChannelCounts]
+
+
+@Endpoint("GET", "/v1/campaigns/{id}/channels", scope=Scope.CAMPAIGNS_READ, places=_BODIES, refuses=(NOT_FOUND,))
+async def campaign_channels(call: Call[Service, CampaignAt, None]) -> Channels:
+    """What became of a campaign's notifications on each channel. It looks at all of them, so do not ask it every second."""
+    with _answered():
+        return Channels(
+            await CampaignChannels(directory_of(call.context).pool).of(call.principal.tenant, call.query.id)
+        )
 
 
 _REFUSED: Final = (NOT_FOUND, CAMPAIGN_CONFLICT)
@@ -130,7 +166,7 @@ async def resume_campaign(call: Call[Service, CampaignAt, None]) -> Progress:
     refuses=(*_REFUSED, INVALID_QUERY, TOO_MANY_CANCELS, CANCELS_FULL, UNAVAILABLE),
 )
 async def cancel_campaign(call: Call[Service, CampaignAt, None]) -> Progress:
-    """Begin no page ever again. What is not dispatched a second later is shown to nobody; `stored` counts it all the same."""
+    """Begin no page ever again. What is not dispatched a second later is shown to nobody, and counted as `cancelled`."""
     progress = await _changed(call, "cancel")
     # Afterwards: a page that is claimed before is in doubt for a while, and whenever it comes, it is withheld.
     await store_cancel(call.context, call.principal.tenant, transaction_id(call.query.id))

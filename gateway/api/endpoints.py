@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.api.acks import acknowledge
 from gateway.api.campaigns import (
+    campaign_channels,
     campaign_page,
     campaign_progress,
     cancel_campaign,
@@ -137,6 +138,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     campaign_page,
     get_campaign,
     campaign_progress,
+    campaign_channels,
     pause_campaign,
     resume_campaign,
     cancel_campaign,

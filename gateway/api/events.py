@@ -21,6 +21,7 @@ from engine.errors import ApiError, BrokerError, Unanswered
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.access.throttles import Throttles
+from gateway.api.audiences import expanded
 from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
 from gateway.api.recipients import SCHEMA, Inline
 from gateway.http.endpoint import Call, Endpoint
@@ -207,6 +208,7 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
     is never stored. It is handed to the broker for those who are connected, and `seq` is null.
 
     A recipient may bring what is known of him (`{"id": "alice", "email": "alice@example.com"}`), with the scope `users:write`.
+    `topic:<name>` in `to` is for the members of a topic: those who are when the event comes first.
     """
     publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
     inline = Inline(call.context, call.principal)
@@ -216,6 +218,7 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
             await inline.store()
             publishing.now.publish(tenant, **given.parts)
             return Stored(given.id, None, False)
+        given.event.to = await expanded(call.context, tenant, given.event.to)
         event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error

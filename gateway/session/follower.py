@@ -11,6 +11,7 @@ from engine.broker.jetstream import Outgoing
 from gateway.context import Context
 from gateway.join.feed import Feed
 from gateway.join.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot
+from gateway.log.heads import Head
 from gateway.log.live import UserLog
 from gateway.log.message import Message
 from gateway.log.partition import Partition
@@ -280,7 +281,14 @@ class Follower:
             return
         heads = self.partition.heads
         read = heads.opening if ask is Ask.OPENING else heads.check
-        read(self._subject, self._or_failed(generation, ask, lambda head: self.feed.head(generation, ask, *head)))
+        read(self._subject, _TakeHead(self, generation, ask))
+
+    def take_head(self, generation: int, ask: Ask, head: Head | None) -> None:
+        """The answer of `heads`."""
+        if head is None:
+            self._guard(self.feed.failed, generation, ask)
+        else:
+            self._guard(self.feed.head, generation, ask, *head)
 
     def _want_last(self, generation: int, state: LogState) -> None:
         def answer(seq: int) -> None:
@@ -353,6 +361,23 @@ class Follower:
             act(*args)
         except Exception as error:
             self._session.failed(error)
+
+
+class _TakeHead:
+    """Hands the answer about a head to its follower.
+
+    All sessions compare heads at the same time, and each waits with one of these. It has 56 bytes; two closures would have 720.
+    """
+
+    __slots__ = ("_ask", "_follower", "_generation")
+
+    def __init__(self, follower: Follower, generation: int, ask: Ask) -> None:
+        self._follower = follower
+        self._generation = generation
+        self._ask = ask
+
+    def __call__(self, head: Head | None) -> None:
+        self._follower.take_head(self._generation, self._ask, head)
 
 
 _CLOSED: Final = Feed(cast("Port", None), FeedCounters())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.campaigns.commands import Campaigns
     from engine.campaigns.draft import Draft
     from engine.campaigns.progress import Progress
+    from engine.postgres import Pool
 
 FOLLOW_SECONDS: Final = 0.5
 """How often a campaign that is followed is asked for its progress."""
@@ -60,13 +61,7 @@ def start(
     draft = _draft(file, given, audience, message)
     name = tenant or "default"
     if dry_run:
-        size = _run(folder, lambda campaigns: campaigns.size(name, draft))
-        if as_json:
-            print_json(
-                {"audience": size.audience, "recipients": size.recipients, "reasons": {"excluded": size.excluded}}
-            )
-        else:
-            out.print(f"{size.recipients} users would get it; {size.excluded} of {size.audience} are excluded")
+        _try(folder, name, draft, as_json=as_json)
         return
     created = _run(folder, lambda campaigns: campaigns.create(name, draft))
     if follow:
@@ -104,6 +99,21 @@ def progress(
         _follow(folder, tenant or "default", id, as_json=as_json)
     else:
         _show(_run(folder, lambda campaigns: campaigns.progress(tenant or "default", id)), as_json=as_json)
+
+
+@app.command()
+def channels(id: Id, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
+    """Count a campaign's notifications on each channel by what became of them."""
+    from projections.deliveries.campaigns import CampaignChannels
+
+    found = _with_pool(folder, lambda pool: CampaignChannels(pool).of(tenant or "default", id))
+    if as_json:
+        print_json({"channels": found})
+        return
+    for channel, counts in sorted(found.items()):
+        states = ", ".join(f"{count} {state}" for state, count in sorted(counts.states.items()))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.reasons.items()))
+        out.print(f"{channel}  {counts.total}: {states}{reasons and f' ({reasons})'}", markup=False)
 
 
 @app.command()
@@ -149,6 +159,45 @@ def rate(
     _change(
         folder, tenant, id, lambda campaigns, name: campaigns.set_rate(name, id, per_second or None), as_json=as_json
     )
+
+
+def _try(folder: Path, tenant: str, draft: Draft, *, as_json: bool) -> None:
+    """Say how large the audience is, and what would be decided of some recipients, as `POST /v1/campaigns/dry-run` does."""
+    from engine.campaigns.commands import Campaigns, Size
+    from engine.campaigns.forecast import Forecast, forecast
+    from engine.controls.desk import Desk
+    from engine.controls.view import Controls
+    from engine.directory.rules import read_rules
+    from engine.profiles.reader import read_profile
+
+    async def run(pool: Pool) -> tuple[Size, Forecast]:
+        from engine.broker.jetstream import connect
+
+        broker = await connect(nats_settings(folder, "seamark-campaign"))
+        try:
+            controls = Controls((await Desk(broker).read()).document)
+        finally:
+            await broker.close()
+        campaigns, rules = Campaigns(pool), await read_rules(pool, tenant)
+        size = await campaigns.size(tenant, draft)
+        return size, await forecast(
+            campaigns,
+            tenant,
+            draft,
+            rules,
+            lambda user: read_profile(pool, tenant, user),
+            lambda user: controls.drops(tenant, user),
+        )
+
+    size, seen = _with_pool(folder, run)
+    if as_json:
+        counted = {"audience": size.audience, "recipients": size.recipients, "reasons": {"excluded": size.excluded}}
+        print_json({**counted, "sample": seen.sample, "decisions": seen.decisions})
+        return
+    out.print(f"{size.recipients} users would get it; {size.excluded} of {size.audience} are excluded")
+    for channel, decisions in seen.decisions.items():
+        said = ", ".join(f"{count} {decision}" for decision, count in sorted(decisions.items()))
+        out.print(f"{channel}, of {seen.sample} drawn at random: {said}", markup=False)
 
 
 def _draft(file: str | None, given: dict[str, Any], audience: dict[str, Any], message: dict[str, Any]) -> Draft:
@@ -245,9 +294,15 @@ def _follow(folder: Path, tenant: str, id: str, *, as_json: bool) -> None:
 
 def _run(folder: Path, work: Callable[[Campaigns], Awaitable[Found]]) -> Found:
     """Do `work` on the campaigns of the database that the settings or the folder name."""
+    from engine.campaigns.commands import Campaigns
+
+    return _with_pool(folder, lambda pool: work(Campaigns(pool)))
+
+
+def _with_pool(folder: Path, work: Callable[[Pool], Awaitable[Found]]) -> Found:
+    """Do `work` on that database."""
     import uvloop
 
-    from engine.campaigns.commands import Campaigns
     from engine.campaigns.draft import InvalidCampaign
     from ops.postgres import opened
 
@@ -256,7 +311,7 @@ def _run(folder: Path, work: Callable[[Campaigns], Awaitable[Found]]) -> Found:
     async def run() -> Found:
         async with opened(url) as pool:
             try:
-                return await work(Campaigns(pool))
+                return await work(pool)
             except InvalidCampaign as error:
                 raise InvalidSetting(f"{error.field}: {error}") from error
 

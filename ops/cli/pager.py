@@ -46,14 +46,19 @@ async def _page(settings: Settings, stop: asyncio.Event, health: Health, *, plan
     from engine.log.incarnations import read_partitions
     from engine.tasks import end, run_until
     from ops.process import database, stores
+    from projections.inbox.withheld import WithheldRecords
 
     async with (
         database(settings, POOL_CONNECTIONS_MAX, "campaigns are kept in PostgreSQL") as pool,
         stores("pager", settings, health) as (broker, _),
     ):
         partitions = await read_partitions(broker, settings.partitions)
-        planners = JobsPlanners(broker, partitions) if planned else None
-        work = Pager(CampaignTable(pool), Bulk(broker, partitions), planners=planners)
+        work = Pager(
+            CampaignTable(pool),
+            Bulk(broker, partitions),
+            planners=JobsPlanners(broker) if planned else None,
+            folds=WithheldRecords(pool),
+        )
         removing = asyncio.create_task(_remove_old(Campaigns(pool)), name="remove old campaigns")
         try:
             await run_until(stop, work.run(), "pager")

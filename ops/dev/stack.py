@@ -163,8 +163,7 @@ class Stack:
             ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
         env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
-        pager = ["pager", "--not-planned"]
-        for words in (["dispatcher"], ["projector"], ["planner"], pager, gateway):
+        for words in (["dispatcher"], ["projector"], ["planner"], ["pager"], gateway):
             name = words[0]
             self._say(f"starting {name}")
             role = Role(name, words, env, data / f"{name}.log", self._say)

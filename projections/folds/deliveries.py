@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from engine.partition.reader import Delivered
 from projections.folds.changes import NO_RECORD, clean
-from projections.folds.inbox import SEQ_MAX, User, moment, user_of, zoned
+from projections.folds.inbox import SEQ_MAX, User, user_of, zoned
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.receipts import PLANNED, Receipt, decode_receipt
 
@@ -173,18 +173,21 @@ Range = tuple[str, str, str, int, int, str, str, str, datetime, datetime | None]
 
 @dataclass(slots=True)
 class DeviceCursor:
-    """How far a device has acknowledged, and when; `touched_at`: when RECEIPTS stored the last acknowledgement."""
+    """How far a device has acknowledged, and when.
+
+    `touched_nanoseconds`: when RECEIPTS stored the last acknowledgement, as Unix time.
+    """
 
     epoch: str
     seq: int
     at: datetime
-    touched_at: datetime
+    touched_nanoseconds: int
     anew: bool = False
     """Of another epoch than the one before it: replaces it whatever the sequences say."""
 
     def merge(self, later: DeviceCursor) -> None:
         """Take in a later receipt: within an epoch a cursor only grows, another epoch replaces it."""
-        self.touched_at = max(self.touched_at, later.touched_at)
+        self.touched_nanoseconds = max(self.touched_nanoseconds, later.touched_nanoseconds)
         if later.epoch != self.epoch:
             self.epoch, self.seq, self.at, self.anew = later.epoch, later.seq, later.at, True
         elif later.seq > self.seq:
@@ -268,7 +271,7 @@ def _add(found: Receipts, tenant: str, user: str, receipt: Receipt, stored: Deli
     # Told twice, it says nothing new: the first one stays.
     found.ranges.setdefault(unique, (*unique, at, zoned(receipt.sent_at)))
     if receipt.state == "acknowledged":
-        cursor = DeviceCursor(epoch, receipt.up_to, at, moment(stored.time_nanoseconds))
+        cursor = DeviceCursor(epoch, receipt.up_to, at, stored.time_nanoseconds)
         _touch(found.devices.setdefault((tenant, user), {}), device, cursor)
 
 

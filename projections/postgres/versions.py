@@ -77,3 +77,10 @@ async def leaves(connection: Connection, table: str) -> list[str]:
         table,
     )
     return [row["relname"] for row in rows]
+
+
+async def filled_leaves(connection: Connection, table: str) -> list[str]:
+    """The tables below one, or itself where it is not divided, that may hold rows. They stay until the transaction ends."""
+    tree = "SELECT relid::regclass::text AS name FROM pg_partition_tree($1::text::regclass)"
+    rows = await connection.fetch(f"{tree} WHERE isleaf AND pg_relation_size(relid) > 0 ORDER BY name", table)
+    return [row["name"] for row in rows]

@@ -149,7 +149,7 @@ class Publisher:
         A repetition with the same id adds nothing, so a caller that got an error may simply try again with it.
 
         Args:
-            to: one user, or up to 10 000.
+            to: one user, or up to 10 000. Over HTTP also `topic:<name>`: the members of a topic.
             type: dot-separated words, such as `order.shipped`.
             data: anything JSON, at most 256 KiB.
             id: names the event for good; random if absent.
@@ -187,7 +187,8 @@ class Publisher:
             }  # fmt: skip
             return await self._now(id, [to] if isinstance(to, str) else list(to), type, data, fields)
         # Over HTTP there is no subject to carry the two.
-        told = {"type": type, "ordering_key": key} if isinstance(self._way, OverHttp) else {}
+        over_http = isinstance(self._way, OverHttp)
+        told = {"type": type, "ordering_key": key} if over_http else {}
         event = encode(
             to=[to] if isinstance(to, str) else list(to),
             type=type,
@@ -207,6 +208,7 @@ class Publisher:
             transaction_id=transaction_id,
             subject=subject,
             unknown={**(extra or {}), **told},
+            topics=over_http,
         )
         trace: dict[str, str] = {}
         if _propagator is not None:

@@ -234,7 +234,8 @@ def _recipients(event: Event) -> list[Recipient]:
 
 def _recipient(user: str) -> Recipient:
     if user.startswith((subjects.TOPIC, "segment:")):
-        raise InvalidEvent("to", f"`to` may name users only, not {user[:80]!r}: start a campaign for others")
+        said = f"`to` may name users only, not {user[:80]!r}"
+        raise InvalidEvent("to", f"{said}: a topic is named in `POST /v1/events`, or start a campaign")
     try:
         return Recipient(subjects.encode_token(user), user)
     except InvalidToken as error:
@@ -260,6 +261,7 @@ def encode(
     id: str | None = None,
     key: str | None = None,
     unknown: Mapping[str, Any] | None = None,
+    topics: bool = False,
     **fields: Any,
 ) -> Encoded:
     """An event as subject, payload and message id, refused here rather than in the dead letters.
@@ -271,6 +273,7 @@ def encode(
         id: given by the publisher so that publishing again adds nothing; random by default.
         key: the ordering key; by default the user, or for several users the event's id (no order among events).
         unknown: members that are kept as they stand, whatever they are called.
+        topics: whether `to` may name topics: it goes to a gateway, which puts their members in their place.
         fields: the other fields of `Event`.
 
     Raises:
@@ -292,7 +295,9 @@ def encode(
         raise InvalidEvent("json", f"the event cannot be written as JSON: {error}") from error
     if len(payload) > EVENT_BYTES_MAX - 1024:
         raise InvalidEvent("size", f"the event has {len(payload)} bytes, at most {EVENT_BYTES_MAX - 1024} are allowed")
-    accepted = accept(subjects.stored_event(subject, 0), payload)
+    named = [user for user in users if not user.startswith(subjects.TOPIC)] if topics else users
+    checked = payload if len(named) == len(users) else msgspec.json.encode({**body, "to": named or ["somebody"]})
+    accepted = accept(subjects.stored_event(subject, 0), checked)
     check_send_at(accepted.event, datetime.now(UTC))
     if accepted.event.priority == "low":
         subject = subjects.bulk_subject(tenant, key, type)

@@ -211,6 +211,6 @@ def missing(command: Any, where: str, words: list[str]) -> str:
         if name not in command.commands:
             return f"{where}: there is no `{' '.join(words)}`"
         command = command.commands[name]
-    options = {option for parameter in command.params for option in parameter.opts}
+    options = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
     named = {word.strip("[]") for word in left if word.strip("[]").startswith("--")}
     return f"{where}: `{' '.join(words)}` has no {', '.join(sorted(named - options))}" if named - options else ""

@@ -233,7 +233,8 @@ def _campaign_start(reader: Manual, folder: Path) -> None:
     asked["message"] = {"type": "sale.autumn", "data": {"off": 20}}
     words = ["campaign", "start", "--file", "-", "--json"]
     [size] = lines(reader.seamark(*words, "--dry-run", text=json.dumps(asked)))
-    assert size == {"audience": 3, "recipients": 2, "reasons": {"excluded": 1}}
+    decided = {"sample": 2, "decisions": {"inapp": {"now: default": 2}}}
+    assert size == {"audience": 3, "recipients": 2, "reasons": {"excluded": 1}, **decided}
     assert lines(reader.seamark(*words, text=json.dumps(asked))) == [{"id": "c1", "created": True}]
     wait_for(lambda: all(_records(reader, user) for user in users[:2]))
     assert lines(reader.seamark(*words, text=json.dumps(asked))) == [{"id": "c1", "created": False}]
@@ -261,6 +262,15 @@ def _campaign_show(reader: Manual, folder: Path) -> None:
 def _campaign_progress(reader: Manual, folder: Path) -> None:
     _campaign(reader, "c4")
     assert "c4  running" in reader.seamark("campaign", "progress", "c4")
+
+
+@checks("campaign channels")
+def _campaign_channels(reader: Manual, folder: Path) -> None:
+    reader.seamark("campaign", "start", "--id", "c8", "--type", "sale.autumn", "--user", "heidi")
+    wait_for(lambda: lines(reader.seamark("campaign", "channels", "c8", "--json"))[0]["channels"])
+    [counted] = lines(reader.seamark("campaign", "channels", "c8", "--json"))
+    assert counted == {"channels": {"inapp": {"total": 1, "states": {"stored": 1}, "reasons": {}}}}
+    reader.seamark("campaign", "channels", "no-such-campaign", code=1)
 
 
 @checks("campaign pause")

@@ -128,11 +128,23 @@ async def test_everybody_is_on_one_page_and_the_campaign_ends_once_all_is_dispat
     assert (said.state, said.audience, said.dispatched, said.excluded, said.adds_up) == ("done", 11, 10, 1, True)
 
 
+async def test_a_rate_that_is_raised_finds_whole_pages_and_not_those_of_the_slow_one(bulk: Bulk, pool: Pool) -> None:
+    campaigns = await start(pool, tuple(f"user{n:04}" for n in range(1000)), rate=1)
+    pager = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="pager")
+    try:
+        await until(campaigns, lambda said: said.stored >= 5 and said.audience_final)
+        await campaigns.set_rate(T, "c0", None)
+        await until(campaigns, lambda said: said.stored == 1000)
+    finally:
+        await end(pager)
+    assert (await campaigns.progress(T, "c0")).pages < 20
+
+
 async def test_a_page_is_not_done_before_every_planner_has_passed_it(
     broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...]
 ) -> None:
     campaigns, partitions = await start(pool, members[:2]), await read_partitions(broker)
-    planners = JobsPlanners(broker, partitions)
+    planners = JobsPlanners(broker)
     assert await planners.has_room()
     pager = asyncio.create_task(Pager(CampaignTable(pool), bulk, planners=planners).run(), name="pager")
     try:

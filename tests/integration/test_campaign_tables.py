@@ -1,6 +1,7 @@
 """Campaigns in a real PostgreSQL: what the simulation of pagers takes for granted holds there, statement by statement."""
 
 import asyncio
+import hashlib
 import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 
 from engine.campaigns.commands import CampaignConflict, Campaigns, NoCampaign, Size, TooManyCampaigns
 from engine.campaigns.cuts import Bounds, Cut, cut, remainder
-from engine.campaigns.draft import Audience, Condition, Draft, Message
+from engine.campaigns.draft import Audience, Condition, Draft, InvalidCampaign, Message
 from engine.campaigns.members import WINDOW_USERS
-from engine.campaigns.states import PAGES_OF_CAMPAIGN, Campaign, Page, PageState, Position
+from engine.campaigns.states import PAGES_OF_CAMPAIGN, Campaign, Page, PageState, Position, Withheld
 from engine.campaigns.table import CampaignTable
 from engine.postgres import Pool
 from tests.support.pagersim import World
@@ -77,7 +78,7 @@ async def test_the_simulated_table_answers_like_the_real_one(pool: Pool) -> None
         rng = random.Random(seed)
         id = f"c{seed}"
         world = World(seed, window=WINDOW_USERS)
-        world.calm, world.placed[id] = True, {}  # type: ignore[assignment]
+        world.calm, world.placed[id] = True, {}
         real, simulated, commands = CampaignTable(pool), world.table, Campaigns(pool)
         simulated.campaigns.clear()
         users = sorted(f"u{n:03}" for n in rng.sample(range(200), 25))
@@ -122,7 +123,12 @@ def _plain(campaign: Campaign) -> dict[str, Any]:
 async def _step(rng: random.Random, world: World, pool: Pool, real: CampaignTable, campaign: Campaign) -> Any:
     """One step on the real table, which `_step_again` makes on the other."""
     page = rng.choice(campaign.open) if campaign.open else None
-    what = rng.choice(["fix", "claim", "claim", "published", "heads", "done", "ambiguous", "close", "join", "change"])
+    what = rng.choice(
+        ["fix", "claim", "claim", "published", "heads", "done", "counted", "ambiguous", "close", "join", "change"]
+    )
+    if page is not None and rng.random() < 0.5:  # what fits goes on: else few pages would come far
+        fitting = {"fixed": ("claim",), "publishing": ("published",), "published": ("heads", "done", "counted")}
+        what = rng.choice(fitting[page.state])
     if what == "join":
         user = f"u{rng.randrange(200):03}"
         if user not in world.members[campaign.id]:
@@ -174,7 +180,9 @@ async def _act(table: Any, campaign: Campaign, page: Page | None, what: str) -> 
     if what == "heads":
         return await table.note_heads(campaign, page, {"0": "e.1"})
     if what == "done":
-        return await table.done(campaign, page)
+        return await table.done(campaign, page, None)
+    if what == "counted":
+        return await table.done(campaign, page, Withheld(1, 1))
     if what == "ambiguous":
         return await table.ambiguous(campaign, page, "why")
     return None
@@ -322,6 +330,42 @@ async def test_a_rate_makes_the_next_page_wait_and_a_new_one_does_not(pool: Pool
     assert await claim(table, campaign, campaign.open[1])
 
 
+async def test_the_rate_said_again_lets_no_page_go_early(pool: Pool) -> None:
+    table, _ = await ready(pool, rate=1)
+    assert await claim(table, (await taken(table)), (await taken(table)).open[0])
+    before = (await taken(table)).publish_at
+    await Campaigns(pool).set_rate(T, "c0", 1)
+    assert (await taken(table)).publish_at == before
+
+
+async def test_a_campaign_that_nobody_would_ever_get_is_refused_unless_it_was_there_before(pool: Pool) -> None:
+    commands, past = Campaigns(pool), datetime.now(UTC) - timedelta(seconds=1)
+    late, message = draft(Audience(everyone=True), not_after=past), msgspec.structs.replace(MESSAGE, expires_at=past)
+    over = Draft(id="c1", audience=Audience(everyone=True), message=message)
+    for asked, member in ((late, "not_after"), (over, "message.expires_at")):
+        for ask in (commands.create, commands.size):
+            with pytest.raises(InvalidCampaign) as refused:
+                await ask(T, asked)
+            assert refused.value.field == member
+    assert await commands.create(T, draft(Audience(everyone=True)))
+    await pool.execute("UPDATE campaigns SET fingerprint = $1", hashlib.sha256(msgspec.json.encode(late)).digest())
+    assert not await commands.create(T, late), "asked for again, it is the one that is there"
+
+
+async def test_a_page_that_is_done_without_a_look_at_what_is_withheld_is_not_where_its_campaign_is_cancelled(
+    pool: Pool,
+) -> None:
+    table, campaign = await ready(pool)
+    page = campaign.open[0]
+    assert await claim(table, campaign, page)
+    assert await table.published(campaign, page, AT)
+    await Campaigns(pool).cancel(T, "c0")
+    assert not await table.done(campaign, page, None)
+    assert await table.done(campaign, page, Withheld(3, 9))
+    progress = await Campaigns(pool).progress(T, "c0")
+    assert (progress.stored, progress.cancelled, progress.expired) == (0, 39, 1), "never more than there are"
+
+
 async def test_a_campaign_begins_at_its_time(pool: Pool) -> None:
     await join(pool, "news", "alice")
     later = datetime.now(UTC) + timedelta(hours=1)
@@ -380,6 +424,30 @@ async def test_a_campaign_expires_with_all_its_pages_that_were_not_begun(pool: P
     progress = await Campaigns(pool).progress(T, "c0")
     assert (progress.state, progress.expired, progress.publishing, progress.fixed) == ("expired", 36, 4, 0)
     assert progress.adds_up
+    await Campaigns(pool).cancel(T, "c0")
+    assert (await Campaigns(pool).progress(T, "c0")).state == "cancelled", "what is in BULK can still be withheld"
+
+
+async def test_a_paused_campaign_expires_too(pool: Pool) -> None:
+    table, _ = await ready(pool, not_after=datetime.now(UTC) + timedelta(hours=1))
+    await Campaigns(pool).pause(T, "c0")
+    assert await table.lease("me", (), 16) == []
+    await pool.execute("UPDATE campaigns SET not_after = now()")
+    assert await table.expire(await taken(table))
+    assert await table.close(await taken(table))
+
+
+async def test_a_campaign_that_is_over_names_nobody_any_more(pool: Pool) -> None:
+    table, commands = CampaignTable(pool), Campaigns(pool)
+    audience, exclude = Audience(users=("a", "b")), Audience(users=("b",))
+    await commands.create(T, draft(audience, exclude=exclude))
+    await commands.cancel(T, "c0")
+    assert (await commands.read(T, "c0")).audience == audience
+    assert await table.close(await taken(table))
+    assert [
+        one and one.users for one in ((await commands.read(T, "c0")).audience, (await commands.read(T, "c0")).exclude)
+    ] == [(), ()]
+    assert not await commands.create(T, draft(audience, exclude=exclude)), "it is still the same"
 
 
 # --- commands ------------------------------------------------------------------------------------------------------------
@@ -409,7 +477,7 @@ async def test_progress_adds_up_in_every_state(pool: Pool) -> None:
         assert await claim(table, campaign, page)
     first, second, third, _ = campaign.open
     assert await table.published(campaign, first, AT)
-    assert await table.done(campaign, first)
+    assert await table.done(campaign, first, Withheld(1, 2))
     assert await table.published(campaign, second, AT)
     assert await table.ambiguous(campaign, msgspec.structs.replace(third, state=PageState.PUBLISHING), "why")
     running = await commands.progress(T, "c0")
@@ -420,8 +488,9 @@ async def test_progress_adds_up_in_every_state(pool: Pool) -> None:
     progress = await commands.progress(T, "c0")
     assert progress.adds_up
     parts = (progress.audience, progress.audience_final, progress.stored, progress.dispatched, progress.excluded)
-    assert parts == (40, True, 8, 4, 2)
-    assert (progress.publishing, progress.ambiguous, progress.cancelled, progress.fixed) == (4, 4, 22, 0)
+    assert parts == (40, True, 5, 1, 2)
+    assert (progress.publishing, progress.ambiguous, progress.cancelled, progress.fixed) == (4, 4, 23, 0)
+    assert progress.expired == 2
 
 
 async def test_what_does_not_move_for_a_minute_is_said_to_be_stuck(pool: Pool) -> None:
@@ -436,7 +505,7 @@ async def test_what_does_not_move_for_a_minute_is_said_to_be_stuck(pool: Pool) -
         "UPDATE campaign_pages SET published_at = now() - interval '2 minutes' WHERE published_at < now()"
     )
     assert "dispatchers" in ((await commands.progress(T, "c0")).stuck or "")
-    assert await table.done(campaign, campaign.open[0])
+    assert await table.done(campaign, campaign.open[0], None)
     ago = "now() - interval '2 minutes'"
     await pool.execute(f"UPDATE campaigns SET leased_until = {ago}, created_at = {ago}, start_at = {ago}")
     assert "pagers" in ((await commands.progress(T, "c0")).stuck or "")

@@ -49,7 +49,8 @@ async def test_a_service_starts_a_campaign_and_sees_holds_up_and_ends_it(
 ) -> None:
     async with serving(nats_server, postgres) as gateway:
         tried = await ask(gateway, "POST", "/dry-run", CAMPAIGN)
-        assert tried == (200, {"audience": 3, "recipients": 2, "reasons": {"excluded": 1}})
+        counted = {"audience": 3, "recipients": 2, "reasons": {"excluded": 1}}
+        assert tried == (200, {**counted, "sample": 2, "decisions": {"inapp": {"now: default": 2}}})
         assert await pool.fetchval("SELECT count(*) FROM campaigns") == 0
         assert await ask(gateway, "POST", "", CAMPAIGN) == (202, {"id": "autumn", "created": True})
         assert await ask(gateway, "POST", "", CAMPAIGN) == (202, {"id": "autumn", "created": False})
@@ -64,6 +65,7 @@ async def test_a_service_starts_a_campaign_and_sees_holds_up_and_ends_it(
             "dispatchers hear of it"
         )
         assert (await ask(gateway, "GET", "/autumn/progress"))[1]["state"] == "cancelled"
+        assert await ask(gateway, "GET", "/autumn/channels") == (200, {"channels": {}}), "nothing was dispatched"
         status, problem = await ask(gateway, "POST", "/autumn/resume")
         assert (status, problem["code"]) == (409, "campaign_conflict")
 
@@ -80,12 +82,16 @@ async def test_what_is_no_campaign_is_refused_with_the_member_and_nothing_is_sto
             ({"id": "b", "audience": {"users": ["topic:news"]}}, 400, "invalid_body", "audience.users[0]"),
             ({"id": "b", "message": {"type": "no blanks"}}, 400, "invalid_body", "message.subject"),
             ({"id": "b", "colour": "red"}, 400, "invalid_body", None),
+            ({"id": "b", "rate": 0}, 400, "invalid_body", None),
+            ({"id": "b", "not_after": "2026-01-01T00:00:00Z"}, 400, "invalid_body", "not_after"),
         ):
             answered, problem = await ask(gateway, "POST", "", CAMPAIGN | changed)
             assert (answered, problem["code"]) == (status, code), problem
             assert field is None or problem["field"] == field
         assert await pool.fetchval("SELECT count(*) FROM campaigns") == 1
-        for path in ("/none", "/none/progress"):
+        status, problem = await ask(gateway, "POST", "/dry-run", CAMPAIGN | {"not_after": "2026-01-01T00:00:00Z"})
+        assert (status, problem["field"]) == (400, "not_after")
+        for path in ("/none", "/none/progress", "/none/channels"):
             assert (await ask(gateway, "GET", path))[1]["code"] == "not_found"
         assert (await ask(gateway, "POST", "/none/pause"))[1]["code"] == "not_found"
 

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -13,6 +14,8 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
+from engine.campaigns.commands import Campaigns
+from engine.campaigns.draft import Audience, Draft, Message
 from engine.directory import topics, users
 from engine.directory.changing import Directory, UserDeleted
 from engine.directory.push_tokens import NewToken, register_token
@@ -97,6 +100,20 @@ async def house(nats_server: Any, valkey: Any, postgres: str, pool: asyncpg.Pool
         eraser = Eraser(broker, redis, pool, PARTITIONS)
         yield House(nats_server, valkey, postgres, broker, redis, pool, eraser, work)
         await work.aclose()
+
+
+async def test_no_campaign_that_is_still_to_be_sent_names_a_deleted_user(house: House) -> None:
+    await house.make("alice", "bob")
+    named, campaigns = Audience(users=("alice", "bob")), Campaigns(house.pool)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    message = Message(type="sale.autumn")
+    await campaigns.create(TENANT, Draft(id="c0", audience=named, exclude=named, message=message, start_at=later))
+    await house.delete("alice")
+    assert (await house.remains("alice"))["campaigns"] == 1
+    await house.round()
+    asked = await campaigns.read(TENANT, "c0")
+    assert asked.audience == asked.exclude == Audience(users=("bob",))
+    assert "campaigns" not in await house.remains("alice")
 
 
 async def test_a_deleted_user_leaves_nothing_anywhere_and_others_keep_theirs(house: House) -> None:

@@ -18,7 +18,7 @@ from engine.postgres import holding
 from engine.topology import server as topology
 from ops import migrate as migrate_module
 from ops.migrate import migrate
-from projections.deliveries.table import DeliveriesStore
+from projections.deliveries.table import FEW, DeliveriesStore
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
@@ -319,6 +319,20 @@ async def test_what_receipts_say_in_several_months_is_one_row_that_goes_with_the
     assert [one["state"] for one in found["deliveries"].values()] == ["read"]
     assert len(found["ranges"]) == await pool.fetchval("SELECT count(*) FROM delivery_ranges") == 1
     assert await pool.fetchval("SELECT kept_until > now() + interval '80 days' FROM deliveries")
+
+
+async def test_ranges_told_again_in_another_month_by_a_large_batch_are_in_the_table_once(pool: asyncpg.Pool) -> None:
+    store, count = DeliveriesStore(pool, 0), FEW + 1
+    ack = {"channel": "inapp", "device": "tv", "state": "acknowledged", "epoch": EPOCH, "at": AT}
+    expected = None
+    for days_ago in (80, 40, 40, 1):
+        first = expected.seq + 1 if expected is not None else 1
+        bounds = [{"after": number, "up_to": number + 1} for number in range(count)]
+        batch = [stored(first + number, days_ago, {**ack, **one}, b"rcpt") for number, one in enumerate(bounds)]
+        reached = Checkpoint(EPOCH, first + count - 1)
+        assert await store.apply(batch, expected, reached)
+        assert await pool.fetchval("SELECT count(*) FROM delivery_ranges") == count
+        expected = reached
 
 
 async def test_a_clock_that_is_wrong_stops_no_projection(pool: asyncpg.Pool) -> None:

@@ -32,11 +32,13 @@ from engine.campaigns.states import (
     Page,
     PageState,
     Position,
+    Withheld,
 )
 from engine.campaigns.table import LEASE_SECONDS
 from engine.dispatch.source import BULK
 from engine.errors import ApiError, StoreUnavailable, Unanswered, Unavailable
 from engine.log.marks import Mark, encode_mark
+from seamark.protocol.cursor import parse_cursor
 
 PARTITIONS = 2
 EPOCH = "bbbbbbbb"
@@ -104,7 +106,8 @@ class SimTable:
             free = row["leased_until"] < now or row["leased_by"] == owner
             open_ = [page for page in self.pages[key].values() if page["state"] in OPEN]
             due = row["state"] != "running" or row["start_at"] <= now
-            due = due and (row["state"] != "paused" or any(page["state"] in UNDER_WAY for page in open_))
+            over = row["not_after"] is not None and row["not_after"] <= now
+            due = due and (row["state"] != "paused" or over or any(page["state"] in UNDER_WAY for page in open_))
             if row["finished"] or not free or not due or key in busy or len(found) >= most:
                 continue
             row.update(leased_by=owner, leased_until=now + LEASE_SECONDS)
@@ -185,6 +188,7 @@ class SimTable:
             if event is not None and row["rate"]:
                 row["publish_at"] = max(row["publish_at"], now - 1) + (piece.members - piece.excluded) / row["rate"]
             if piece.up_to != page.up_to:
+                self.world.splits += 1
                 self._add(campaign, row["pages"], piece.up_to, page.up_to, rest.members, rest.excluded)
                 row["pages"] += 1
             stored.update(up_to=piece.up_to, count=piece.members, excluded=piece.excluded, event=event, at=end)
@@ -204,6 +208,8 @@ class SimTable:
             "at": None,
             "heads": None,
             "event": None,
+            "cancelled": 0,
+            "expired": 0,
         }
 
     async def event(self, campaign: Campaign, page: Page) -> bytes | None:
@@ -218,8 +224,17 @@ class SimTable:
     async def note_heads(self, campaign: Campaign, page: Page, heads: dict[str, str]) -> bool:
         return await self._change(campaign, page, "published", heads=heads)
 
-    async def done(self, campaign: Campaign, page: Page) -> bool:
-        return await self._change(campaign, page, "published", state="done")
+    async def done(self, campaign: Campaign, page: Page, withheld: Withheld | None) -> bool:
+        await self._begin()
+        stored = self.pages[campaign.tenant, campaign.id][page.number]
+        unseen = withheld is None and self._row(campaign)["state"] == "cancelled"
+        ok = stored["state"] == "published" and not unseen
+        if ok:
+            cancelled, expired = withheld or (0, 0)
+            stored.update(state="done", cancelled=cancelled, expired=expired)
+            self.world.page_changed(campaign.id, stored)
+        await self._end()
+        return ok
 
     async def ambiguous(self, campaign: Campaign, page: Page, reason: str) -> bool:
         return await self._change(campaign, page, page.state, state="ambiguous", event=None)
@@ -237,7 +252,7 @@ class SimTable:
     async def expire(self, campaign: Campaign) -> bool:
         await self._begin()
         row, now = self._row(campaign), self.world.clock.seconds
-        ok = row["state"] == "running" and row["revision"] == campaign.revision and row["not_after"] <= now
+        ok = row["state"] in ("running", "paused") and row["revision"] == campaign.revision and row["not_after"] <= now
         if ok:
             self.command(campaign.tenant, campaign.id, state="expired")
         await self._end()
@@ -336,6 +351,9 @@ class SimBroker:
         await self.pass_time()
         if self.world.fault(0.02):
             raise Unanswered("no answer")
+        if subject.startswith("log."):
+            end = self.world.planners.ends[int(stream[4:])]
+            return Stored(subject, end, "", b"", b"") if end else None
         if stream.startswith("LOG-"):
             mark = self.marks[int(stream[4:])]
             return Stored(subject, 1, "", b"", encode_mark(mark))
@@ -364,13 +382,27 @@ class SimPlanners:
         await self.world.pass_time()
         return not self.world.fault(0.1)
 
-    async def heads(self) -> dict[str, str]:
-        await self.world.pass_time()
-        return {str(p): str(end) for p, end in enumerate(self.ends)}
-
     async def passed(self, heads: dict[str, str]) -> bool:
         await self.world.pass_time()
-        return all(self.planned[int(p)] >= int(end) for p, end in heads.items())
+        return all(self.planned[int(p)] >= parse_cursor(end).seq for p, end in heads.items())
+
+
+class SimFolds:
+    """The inbox, which follows the logs, late."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.folded = [0] * PARTITIONS
+
+    async def withheld(self, tenant: str, event: str, heads: dict[str, str]) -> Withheld | None:
+        await self.world.pass_time()
+        if self.world.fault(0.05):
+            raise StoreUnavailable("no answer")
+        if any(self.folded[int(p)] < parse_cursor(end).seq for p, end in heads.items()):
+            return None
+        id, _, number = event.partition(":")
+        ends = self.world.withheld[id].get(int(number), [])
+        return Withheld(sum(self.folded[p] >= end for p, end in ends), 0)
 
 
 class World:
@@ -382,15 +414,19 @@ class World:
         self.clock = Clock()
         self.calm = False
         self.faults: list[str] = []
-        self.refused = self.kills = 0
+        self.kills = self.splits = 0
         self.table, self.broker, self.planners = SimTable(self), SimBroker(self), SimPlanners(self)
+        self.folds = SimFolds(self)
         self.with_planners = self.rng.random() < 0.7
         self.outage = self.rng.random() < 0.2
         self.members: dict[str, set[str]] = {}
         self.always: dict[str, set[str]] = {}
         self.excluded: dict[str, set[str]] = {}
         self.got: dict[str, list[tuple[int, str]]] = {}
-        self.placed: dict[str, list[tuple[int, int]]] = {}
+        self.placed: dict[str, dict[int, list[tuple[int, int]]]] = {}
+        self.withheld: dict[str, dict[int, list[tuple[int, int]]]] = {}
+        self.cancelling: list[str] = []
+        self.cancelled: set[str] = set()
         for number in range(self.rng.randint(1, 3)):
             self._create(f"c{number}")
 
@@ -398,7 +434,7 @@ class World:
         users = {f"u{n:03}" for n in self.rng.sample(range(200), self.rng.randint(0, 30))}
         self.members[id], self.always[id] = set(users), set(users)
         self.excluded[id] = {user for user in users if self.rng.random() < 0.15}
-        self.got[id], self.placed[id] = [], {}  # type: ignore[assignment]
+        self.got[id], self.placed[id], self.withheld[id] = [], {}, {}
         rate = self.rng.choice([None, None, 1, 3])
         self.table.create(
             self.rng.choice(["t1", "t2"]),
@@ -430,7 +466,7 @@ class World:
         if page["state"] == "ambiguous" and not self.outage:
             self.faults.append(f"{id}:{page['number']} is ambiguous although BULK has forgotten nothing")
         if page["state"] == "done":
-            ends = self.placed[id].get(page["number"])  # type: ignore[attr-defined]
+            ends = self.placed[id].get(page["number"])
             if ends is None:
                 self.faults.append(f"{id}:{page['number']} is done before it was dispatched")
             elif self.with_planners and any(self.planners.planned[p] < end for p, end in ends):
@@ -448,25 +484,32 @@ class World:
             return
         event = json.loads(self.broker.messages[min(due)][1])
         id, number = event["campaign"]["id"], event["campaign"]["page"]
+        # Dispatchers hear of a cancelled campaign in the midst of a page, too.
+        shown = (
+            self.rng.choice([0, self.rng.randint(0, len(event["to"]))]) if id in self.cancelled else len(event["to"])
+        )
         ends = []
         for user in event["to"]:
-            self.got[id].append((number, user))
             p = int(user[1:]) % PARTITIONS
             self.planners.ends[p] += 1
             ends.append((p, self.planners.ends[p]))
-        self.placed[id][number] = ends  # type: ignore[call-overload]
+        self.got[id] += [(number, user) for user in event["to"][:shown]]
+        self.placed[id][number], self.withheld[id][number] = ends, ends[shown:]
         self.broker.marks[q] = replace(mark, seq=min(due))
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
     def happen(self) -> None:
         """One thing that happens by itself."""
+        if self.cancelling and self.rng.random() < 0.3:
+            self.cancelled.add(self.cancelling.pop())
         roll = self.rng.random()
         if roll < 0.45:
             self.dispatch(self.rng.randrange(PARTITIONS))
         elif roll < 0.75:
             p = self.rng.randrange(PARTITIONS)
-            self.planners.planned[p] = min(self.planners.ends[p], self.planners.planned[p] + self.rng.randint(1, 8))
+            for reached in (self.planners.planned, self.folds.folded):
+                reached[p] = min(self.planners.ends[p], reached[p] + self.rng.randint(1, 8))
         elif roll < 0.9:
             self._join_or_leave()
         elif roll < 0.93 and not self.calm:
@@ -493,6 +536,8 @@ class World:
             self.table.command(tenant, id, rate=self.rng.choice([None, 1, 5]))
         elif what == "cancel" and self.rng.random() < 0.3:
             self.table.command(tenant, id, state="cancelled")
+            if self.table.campaigns[tenant, id]["state"] == "cancelled":
+                self.cancelling.append(id)
         elif what == "pause" and state == "running":
             self.table.command(tenant, id, state="paused")
         elif what == "resume" and state == "paused":
@@ -503,6 +548,7 @@ class World:
             self.table,  # type: ignore[arg-type]
             Bulk(self.broker, PARTITIONS),  # type: ignore[arg-type]
             planners=self.planners if self.with_planners else None,
+            folds=self.folds,
             sleep=self.clock.sleep,
         )
 
@@ -533,7 +579,7 @@ class World:
 
     def _settled(self, key: tuple[str, str]) -> bool:
         row = self.table.campaigns[key]
-        if row["state"] == "paused":
+        if row["state"] == "paused" and row["not_after"] is None:
             return not any(page["state"] in UNDER_WAY for page in self.table.pages[key].values())
         return bool(row["finished"])
 
@@ -565,6 +611,10 @@ class World:
                 self.faults.append(f"{id} is {row['state']} and never ends: {[page['state'] for page in pages]}")
             if [page["after"] for page in pages] != ["", *(page["up_to"] for page in pages)][: len(pages)]:
                 self._check_gaps(id, pages)
+            for page in pages:
+                withheld = len(self.withheld[id].get(page["number"], ()))
+                if page["state"] == "done" and page["cancelled"] != withheld:
+                    self.faults.append(f"{id}:{page['number']}: {withheld} are withheld, not {page['cancelled']}")
             users = [user for _, user in self.got[id]]
             if len(users) != len(set(users)):
                 self.faults.append(f"{id}: {[user for user in set(users) if users.count(user) > 1]} got it twice")

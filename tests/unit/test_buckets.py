@@ -53,6 +53,21 @@ def test_the_memory_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(bucket._full_at) == 10
 
 
+def test_a_bucket_that_is_full_again_is_forgotten() -> None:
+    now = [0.0]
+    bucket = Buckets(60, now=lambda: now[0])
+    for number in range(100):
+        bucket.take(number)
+    assert len(bucket._full_at) == 100
+    now[0] = 10.0
+    assert bucket.take("spender", 60)
+    for _ in range(50):
+        now[0] += 1.0
+        assert bucket.take("busy")
+    assert list(bucket._full_at) == ["spender", "busy"]
+    assert not bucket.take("spender", 60), "what is not full again is remembered"
+
+
 def test_a_tenant_has_a_part_of_all_places_and_leaves_the_others() -> None:
     shares = Shares(4, 3)
     with shares.place("a"), shares.place("a"), shares.place("a"):

@@ -134,6 +134,17 @@ def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
         assert [batch.user is None for batch in cut] == [False] * (len(cut) - 1) + [True]
 
 
+def test_what_is_withheld_between_two_batches_holds_from_the_first_record_of_the_second_on() -> None:
+    one = planned(event(7, [f"user-{i}" for i in range(600)], {"text": "hi"}))
+    due = batches(fan_out([one], 1)[0], 0, 7)
+    shown = next(due)
+    one.template.withhold("cancelled")
+    rest = [message for batch in due for message in batch.messages]
+    assert len(shown.messages) + len(rest) == 600
+    plans = [{json.loads(m.payload)["plan"]["inapp"]["why"] for m in part} for part in (shown.messages, rest)]
+    assert plans == [{"default"}, {"cancelled"}]
+
+
 def test_large_records_are_cut_by_bytes() -> None:
     data = "x" * (protocol_limits.EVENT_DATA_BYTES_MAX - 2)
     one = planned(event(7, [f"user-{i}" for i in range(200)], data))

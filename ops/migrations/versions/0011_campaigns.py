@@ -67,6 +67,8 @@ _STATEMENTS = (
                       CHECK (state IN ('fixed', 'publishing', 'published', 'done', 'ambiguous', 'cancelled', 'expired')),
         count         integer NOT NULL,
         excluded      integer NOT NULL CHECK (excluded BETWEEN 0 AND count),
+        cancelled     integer NOT NULL DEFAULT 0,
+        expired       integer NOT NULL DEFAULT 0,
         bulk_epoch    text,
         bulk_seq      bigint,
         heads         jsonb,
@@ -78,9 +80,11 @@ _STATEMENTS = (
         PRIMARY KEY (tenant, campaign, number),
         UNIQUE (tenant, campaign, after_user),
         FOREIGN KEY (tenant, campaign) REFERENCES campaigns (tenant, id) ON DELETE CASCADE,
+        CHECK (cancelled + expired <= count - excluded),
         CHECK ((event IS NOT NULL) = (state = 'publishing'))
     )
     """,
+    "COMMENT ON COLUMN campaign_pages.cancelled IS 'users whose records are shown to nobody; expired: the same'",
     "COMMENT ON COLUMN campaign_pages.bulk_seq IS 'where BULK ended before it was published; afterwards where its event is'",
     "COMMENT ON COLUMN campaign_pages.event IS 'what is published, until it is known to be: every attempt brings the same'",
     "COMMENT ON COLUMN campaign_pages.heads IS 'where the logs ended once the page was dispatched: planners have to pass that'",
