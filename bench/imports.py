@@ -86,9 +86,10 @@ async def _imported(pool: asyncpg.Pool, env: dict[str, str], folder: Path, users
         progress(f"{name}: {users} users")
         began = time.perf_counter()
         with _command(env, folder / f"{plan}.csv") as process:
-            said = await asyncio.to_thread(process.communicate, timeout=SECONDS_MAX)
+            said, why = await asyncio.to_thread(process.communicate, timeout=SECONDS_MAX)
         found[f"{name}_seconds"] = round(time.perf_counter() - began, 2)
-        assert json.loads(said[0]) == done, said
+        assert process.returncode == 0, why.decode()[-3000:]
+        assert json.loads(said) == done, said
         assert await pool.fetchval(_OF_PLAN, plan) == users
     return found
 

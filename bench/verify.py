@@ -1,4 +1,4 @@
-"""`verify`: memory and time that the command takes to compare whole projections with their streams, and to rebuild them."""
+"""`verify`: memory and time that the commands take to rebuild whole projections from their streams, and to compare them."""
 
 import asyncio
 import os
@@ -9,19 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
-from redis.asyncio import Redis
 
 from bench.load import bare_records, commit_all
 from bench.report import progress
-from bench.stack import PARTITIONS, TENANT, Stack, stack
+from bench.stack import TENANT, Stack, stack
 from bench.tables import write_receipts
-from projections.rebuild.tables import Rebuild
-from projections.rebuild.unread import rebuild_unread
+from projections.projection import DELIVERIES, INBOX, UNREAD
 
 CHUNK = 100_000
 """Records in memory at a time while the logs are filled."""
+
+PROJECTIONS = tuple(projection.name for projection in (UNREAD, INBOX, DELIVERIES))
+
+MIDST_SECONDS = 20.0
+"""How long after its start a command is in the midst of millions of records."""
 
 
 async def run(
@@ -39,47 +41,39 @@ async def run(
             await asyncio.gather(*(commit_all(bench.broker, messages) for messages in batches.values()))
         await write_receipts(bench.broker, users, records // 10)
         await bench.start_postgres()
-        assert bench.postgres is not None
-        built: dict[str, Any] = {}
-        async with (
-            asyncpg.create_pool(bench.postgres.url, min_size=1, max_size=4) as pool,
-            Redis.from_url(bench.valkey.url) as redis,
-        ):
-            for name in ("unread", "inbox", "deliveries"):
-                progress(f"folding {name}")
-                started = time.perf_counter()
-                if name == "unread":
-                    done = await rebuild_unread(bench.broker, redis, PARTITIONS)
-                else:
-                    done = await Rebuild(bench.broker, pool, name, PARTITIONS).run()
-                built[name] = {"records": done.records, "seconds": round(time.perf_counter() - started, 1)}
-        verified = {name: await _verify(bench, name, restart=restart) for name in built}
-    return {"result": {"built": built, "verified": verified}, "restarted": restart}
+        pause_seconds = (MIDST_SECONDS if records >= 1_000_000 else 2.0) if restart else None
+        built = {name: await _command(bench, "rebuild", name, pause_seconds) for name in PROJECTIONS}
+        verified = {name: await _command(bench, "verify", name, pause_seconds) for name in PROJECTIONS}
+    return {"result": {"built": built, "verified": verified}}
 
 
-async def _verify(bench: Stack, name: str, *, restart: bool) -> dict[str, Any]:
-    progress(f"verifying {name}")
+async def _command(bench: Stack, command: str, name: str, restart_after_seconds: float | None) -> dict[str, Any]:
+    """What `seamark <command> <name> --json` says, and what it took; the broker is killed so long after its start, if at all."""
+    progress(f"seamark {command} {name}")
     assert bench.postgres is not None
     env = {**os.environ, "SEAMARK_NATS_URL": bench.nats.url, "SEAMARK_REDIS_URL": bench.valkey.url,
            "SEAMARK_POSTGRES_URL": bench.postgres.url}  # fmt: skip
     started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "ops", "verify", name, "--json"], env=env, stdout=subprocess.PIPE)
-    working = asyncio.create_task(asyncio.to_thread(_wait, child), name="verify")
-    if restart:
-        await asyncio.sleep(2.0)
+    child = subprocess.Popen([sys.executable, "-m", "ops", command, name, "--json"], env=env, stdout=subprocess.PIPE)
+    working = asyncio.create_task(asyncio.to_thread(_wait, child), name=command)
+    in_the_midst = False
+    if restart_after_seconds is not None:
+        await asyncio.wait((working,), timeout=restart_after_seconds)
+        in_the_midst = not working.done()
         await asyncio.to_thread(bench.nats.kill)
         await asyncio.sleep(5.0)
         await asyncio.to_thread(bench.nats.start)
     lines, code, rss_bytes, cpu = await working
     seconds = time.perf_counter() - started
-    result = msgspec.json.decode(lines[-1]) if lines else {}
-    return {
-        **result,
+    took = {
+        "restarted_in_the_midst": in_the_midst,
         "exit_code": code,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "max_rss_mb": round(rss_bytes / 1e6, 1),
     }
+    progress(f"seamark {command} {name} took {took}")
+    return (msgspec.json.decode(lines[-1]) if lines else {}) | took
 
 
 def _wait(child: subprocess.Popen[bytes]) -> tuple[list[bytes], int, int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from itertools import islice
 from typing import Final
@@ -18,7 +19,8 @@ class Buckets:
     """Grants each key an amount per minute. All of it, or `burst`, may be taken at once.
 
     A bucket is remembered as the moment at which it will be full again (GCRA), one number a key. One that is full is as good as
-    none: each `take` forgets up to two of those used longest ago, else every user who was ever here would cost 110 bytes.
+    none: each `take` forgets up to two of those used longest ago, else each user who was ever here would cost 90 bytes and a key.
+    They are in an OrderedDict, as the front of a plain dict is slow to reach when much was taken off it: 57 µs with 100 000 keys.
 
     Args:
         per_minute: how much comes back in a minute; 0 sets no bound.
@@ -32,7 +34,7 @@ class Buckets:
         self._per_second = per_minute / 60
         self._burst = per_minute if burst is None else burst
         self._now = now
-        self._full_at: dict[Hashable, float] = {}
+        self._full_at: OrderedDict[Hashable, float] = OrderedDict()
 
     @property
     def bounded(self) -> bool:

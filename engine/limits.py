@@ -73,7 +73,7 @@ MONITOR_SECONDS = 3.0
 """How often, and at most for how long, a server is asked at its monitoring address whether it can write."""
 
 CONTROL_READ_SECONDS = 0.5
-"""How often the control bucket is read: a switch takes effect within a second, even if the message about it was lost."""
+"""How often buckets of control are read: a switch takes effect within a second, even if the message about it was lost."""
 
 NOW_PER_SECOND_OF_TENANT = 1_000
 """Now messages of one tenant that one dispatcher relays in a second; those beyond it are dropped. A tenth of what it could do."""
@@ -86,9 +86,6 @@ NOW_BURST_SECONDS = 2
 
 CANCEL_KEPT_SECONDS = 31 * 86_400
 """How long a transaction stays cancelled: `max_age` of KV_cancels, a day longer than anything can be scheduled ahead."""
-
-CANCELS_READ_SECONDS = 0.5
-"""How often the cancelled transactions are read, if no message about a new one comes before."""
 
 CANCELS_FRESH_SECONDS = 1.0
 """A view of them that is older is not acted upon: whoever cancels is promised that it holds after a second."""

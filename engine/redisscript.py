@@ -34,6 +34,11 @@ class RedisScript:
         # One answer at a time: the server runs scripts one after the other anyway.
         self._lock = asyncio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way, which the next one would wait for."""
+        return self._lock.locked()
+
     async def __call__(self, keys: Sequence[Argument], args: Sequence[Argument]) -> Any:
         """What the script returns.
 

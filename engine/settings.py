@@ -64,7 +64,7 @@ class Settings:
     postgres_url: Secret | None = None
     """PostgreSQL. Without it no API key is known, there are no tables, and planners and pagers do not start."""
     profile: Profile = "production"
-    """`dev` serves the inbox page and accepts what `production` refuses to run with."""
+    """`dev` serves the page and accepts what `production` refuses to run with."""
     partitions: int | None = None
     """Number of partitions this process expects; a topology made for another number is refused. Unset: as made."""
     jwt_secret: Secret | None = None
@@ -94,7 +94,7 @@ class Settings:
     log_format: LogFormat = "json"
     """`json` for machines, `console` for people."""
     dev_api_key: Secret | None = None
-    """API key the inbox page of the `dev` profile publishes with."""
+    """API key of the page of the `dev` profile."""
 
     def nats(self, name: str) -> NatsSettings:
         """How this process connects to the broker, as `name` in the server's list of connections."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any
 
 
@@ -24,6 +24,30 @@ async def set_or_after(event: asyncio.Event, seconds: float) -> None:
         async with asyncio.timeout(seconds):
             await event.wait()
     event.clear()
+
+
+@contextlib.asynccontextmanager
+async def patiently_within(seconds: float, looks: int = 10) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but a loop that was busy first reads what came in time: it calls timers before it looks at sockets.
+
+    Args:
+        looks: turns of the loop that pass at least before the time is over.
+
+    Raises:
+        TimeoutError: in the block, when it is.
+    """
+    async with asyncio.timeout(None) as bound:
+        looking = asyncio.create_task(_look(bound, seconds, looks), name="patience")
+        try:
+            yield
+        finally:
+            looking.cancel()
+
+
+async def _look(bound: asyncio.Timeout, seconds: float, looks: int) -> None:
+    for _ in range(looks):
+        await asyncio.sleep(seconds / looks)
+    bound.reschedule(asyncio.get_running_loop().time())
 
 
 async def end(*tasks: asyncio.Task[Any] | None) -> None:

@@ -39,8 +39,8 @@ class GatewayOptions:
         issuer, audience: what tokens must carry; None: not checked.
         origins: web origins that may open sessions.
         host: address to listen on.
-        dev: serve the inbox page and allow its own origin.
-        dev_api_key: key the page publishes with.
+        dev: serve the page and allow its own origin.
+        dev_api_key: key of the page; None: it has no forms for what services do.
         sessions_per_user: bound of one user's sessions in this process.
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.

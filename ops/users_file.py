@@ -19,7 +19,7 @@ from engine.directory.users import UserFields, UserPatch, checked_user_id
 Form = Literal["csv", "ndjson"]
 
 USERS_MAX: Final = 500_000
-"""Users of one file: they are held in memory, and stored in one transaction, which may take 50 s."""
+"""Users of one file: they are held in memory, and stored in one transaction."""
 
 FAULTS_MAX: Final = 10_000
 """Faults that are told; a file with more is the wrong file."""

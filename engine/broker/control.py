@@ -31,8 +31,8 @@ class Entry(NamedTuple, Generic[T]):
     revision: int
 
 
-class Control(Generic[T]):
-    """Entries of the control bucket.
+class ControlBucket(Generic[T]):
+    """Entries of the control bucket, which is small: one read shows all of it. Buckets of many entries have a `BucketTail`.
 
     Args:
         type: what their values are, written as JSON.

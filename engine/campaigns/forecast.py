@@ -14,7 +14,7 @@ from engine.campaigns.commands import Campaigns
 from engine.campaigns.draft import Draft, event_id
 from engine.plan.decide import plan
 from engine.plan.decisions import Facts, Kill, Notification
-from engine.plan.gathering import Rules, gathered
+from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 
 SAMPLE_USERS: Final = 200
@@ -35,7 +35,7 @@ async def forecast(
     campaigns: Campaigns,
     tenant: str,
     draft: Draft,
-    rules: Rules,
+    rules: TenantRules,
     profile_of: Callable[[str], Awaitable[Profile]],
     drops: Callable[[str], tuple[Kill, ...]],
 ) -> Forecast:

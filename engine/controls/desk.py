@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.broker.control import CONTROL_STREAM, Control
+from engine.broker.control import CONTROL_STREAM, ControlBucket
 from engine.broker.jetstream import Broker
 from engine.broker.refusals import is_missing, is_overtaken
 from engine.controls.changing import Asked, change
@@ -35,7 +35,7 @@ class Desk:
     """Where controls are changed. Every call raises BrokerError as `Broker` does, and TopologyError without a bucket."""
 
     def __init__(self, broker: Broker) -> None:
-        self._bucket = Control(broker, Document, PREFIX)
+        self._bucket = ControlBucket(broker, Document, PREFIX)
 
     async def read(self) -> Read:
         """The document as the leader has it.

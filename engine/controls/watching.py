@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.broker.control import Control
+from engine.broker.control import ControlBucket
 from engine.broker.jetstream import Broker
 from engine.controls.document import KEY, PREFIX, Change, Document
 from engine.controls.view import Controls
@@ -33,7 +33,7 @@ class WatchedControls:
     """
 
     def __init__(self, broker: Broker) -> None:
-        self._bucket = Control(broker, msgspec.Raw, PREFIX)
+        self._bucket = ControlBucket(broker, msgspec.Raw, PREFIX)
         self._unreadable = ""
         self._known: frozenset[str] | None = None
         self.document = Document()

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from engine.broker.control import Control
+from engine.broker.control import ControlBucket
 from engine.broker.jetstream import Broker
 from engine.broker.refusals import is_overtaken
 from engine.errors import BrokerError
@@ -29,7 +29,7 @@ async def ring(broker: Broker) -> None:
 
     A ring that does not get through is only logged: the change is stored, and processes find it by themselves.
     """
-    control = Control(broker, int, PREFIX)
+    control = ControlBucket(broker, int, PREFIX)
     try:
         async with asyncio.timeout(BELL_SECONDS):
             revision = (await control.get(KEY)).revision
@@ -42,4 +42,4 @@ async def ring(broker: Broker) -> None:
 
 async def listen(broker: Broker, heard: Callable[[], None]) -> None:
     """Call `heard` now and at each ring, until it is cancelled."""
-    await Control(broker, int, PREFIX).watch(lambda _: heard())
+    await ControlBucket(broker, int, PREFIX).watch(lambda _: heard())

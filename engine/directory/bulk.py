@@ -13,8 +13,9 @@ from engine.directory.changing import IDLE, Directory, check_not_stopped
 from engine.directory.users import UserFields, encoded_attributes
 from engine.postgres import Connection, asking
 
-IMPORT_SECONDS: Final = 50.0
-"""The whole import. Whoever else changes one of its users, and is not given up before, waits for as long."""
+IMPORT_SECONDS: Final = 240.0
+"""The whole import, on a machine that others use, too. While it stores what it was sent, other changes of its users wait, and
+are given up after their own few seconds. Its marks only have readers ask the primary meanwhile."""
 
 ROWS_PER_TURN: Final = 500
 """Rows that are sent before others get a turn and the progress is told."""

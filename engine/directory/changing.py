@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
+from engine import failpoints
 from engine.errors import StoreUnavailable, VersionConflict
 from engine.postgres import Connection, Pool, transaction
 from seamark.protocol.errors import SeamarkError
@@ -236,8 +237,10 @@ class Directory:
             yield
             return
         token = await self._marks.pending(tenant, users, seconds)
+        failpoints.reach("after-marks-before-change")
         try:
             yield
+            failpoints.reach("after-change-before-settled")
         except StoreUnavailable:
             raise  # whether it is committed is unknown
         except SeamarkError:

@@ -53,6 +53,7 @@ def checked_email(text: str) -> str:
         or len(local.encode()) > LOCAL_PART_BYTES_MAX
         or len(labels) < 2
         or not all(_LABEL.fullmatch(label) for label in labels)
+        or any(one.isspace() for one in domain)
         or len(f"{local}@{domain}".encode()) > EMAIL_BYTES_MAX
     ):
         raise ValueError(

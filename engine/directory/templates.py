@@ -18,13 +18,11 @@ from engine.limits import TEMPLATE_BYTES_MAX, TEMPLATE_VERSIONS_MAX
 from engine.plan.rules import Channel
 from engine.postgres import Connection
 
-ANY_LOCALE: Final = "default"
-"""The template for everybody for whose language there is none. BCP 47 has no language of this name."""
-
 LOCALE: Final = r"^(default|[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?)$(?!\n)"
 Locale = Annotated[str, msgspec.Meta(pattern=LOCALE)]
-"""A language with its script and region as BCP 47 writes them (`de`, `pt-BR`, `zh-Hant-TW`), or `default`. Other ways to write
-the same, such as `pt-br`, are refused: they would be other templates."""
+"""A language with its script and region as BCP 47 writes them (`de`, `pt-BR`, `zh-Hant-TW`), or `default` for everybody for whose
+language there is none; BCP 47 has no language of this name. Other ways to write the same, such as `pt-br`, are refused: they
+would be other templates."""
 
 
 class Form(NamedTuple):

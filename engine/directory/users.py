@@ -128,8 +128,8 @@ class InvalidUser(SeamarkError, ValueError):
     """What a change would make of a user is not valid. Nothing was changed."""
 
 
-def checked_user_id(id: str) -> str:
-    """An id that a user may have.
+def checked_user_id(id: str, member: str = "id") -> str:
+    """An id that a user may have. `member`: what has said it.
 
     Raises:
         ValueError: no subject or row can have it.
@@ -137,9 +137,9 @@ def checked_user_id(id: str) -> str:
     try:
         encode_user(id)
     except InvalidToken as error:
-        raise ValueError(f"`id`: {error}") from error
+        raise ValueError(f"`{member}`: {error}") from error
     if "\0" in id:
-        raise ValueError("`id`: a name with a NUL cannot be stored")
+        raise ValueError(f"`{member}`: a name with a NUL cannot be stored")
     return id
 
 

@@ -16,14 +16,13 @@ import msgspec
 
 from engine.directory.changes import Change
 from engine.directory.changing import check_version
+from engine.directory.users import checked_user_id
 from engine.directory.webhook_urls import check_url
 from engine.errors import LimitReached
 from engine.limits import WEBHOOKS_PER_TENANT, WEBHOOKS_PER_USER
 from engine.plan.patterns import check_pattern
 from engine.postgres import Connection
-from seamark.protocol.errors import InvalidToken
 from seamark.protocol.limits import EVENT_TYPE_BYTES_MAX
-from seamark.protocol.subjects import encode_user
 
 PREFIX: Final = "whsec_"
 """As Standard Webhooks writes a secret: this, and 24 to 64 bytes in base64."""
@@ -74,7 +73,7 @@ class NewEndpoint(EndpointSettings, frozen=True, kw_only=True, forbid_unknown_fi
         """Raise ValueError where a member cannot be. A secret is not repeated."""
         EndpointSettings.__post_init__(self)
         if self.user is not None:
-            check_user(self.user)
+            checked_user_id(self.user, "user")
         if self.secret is not None:
             check_secret(self.secret)
 
@@ -91,21 +90,6 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     created_at: datetime
     changed_at: datetime
-
-
-def check_user(user: str) -> str:
-    """`user` itself, if a user can be called so.
-
-    Raises:
-        ValueError: not.
-    """
-    try:
-        encode_user(user)
-    except InvalidToken as error:
-        raise ValueError(f"`user`: {error}") from error
-    if "\0" in user:
-        raise ValueError("`user`: a name with a NUL cannot be stored")
-    return user
 
 
 def check_secret(secret: str) -> str:

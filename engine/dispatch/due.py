@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import structlog
 
@@ -15,12 +14,12 @@ from engine.tasks import end_if_cancelled
 
 _log = structlog.get_logger("seamark.dispatcher")
 
+TIMER_SECONDS = 0.001
+"""So much too early a timer may end: the event loop counts in milliseconds."""
+
 
 class DueWorker(DispatchWorker):
     """One partition of LATER: what it reads are wake-ups, and what it dispatches are the events that these say to be due."""
-
-    _behind_seconds = 0.0
-    """How far our clock is behind the broker's, at least: by its own, a wake-up was stored before it arrived."""
 
     async def handle(self, batch: list[Delivered]) -> None:
         """Dispatch what the wake-ups of a batch are for, each event when its time has come."""
@@ -33,11 +32,10 @@ class DueWorker(DispatchWorker):
     async def _settle_slot(self, wake_up: Delivered) -> None:
         """The mark stays inside the wake-up, behind its last event: who reads it again finds nothing more, and saves a batch."""
         mark = self._writers[self._q].mark
-        # It fades, as clocks are put right. Were it forgotten at once, waking up late again and again would add up.
-        self._behind_seconds = max(0.9 * self._behind_seconds, wake_up.time_nanoseconds / 1e9 - time.time())
         async for page in due_by(self._broker, self._q, wake_up, mark.user if mark.seq == wake_up.seq else None):
-            now = time.time() + self._behind_seconds
-            await asyncio.sleep(max(0.0, moment_of(page.tenth).timestamp() - now))
+            early = moment_of(page.tenth).timestamp() - await self._clock.now()
+            if early > 0:
+                await asyncio.sleep(early + TIMER_SECONDS)
             end_if_cancelled()
             for round_ in due_rounds(page, wake_up):
                 await self._settle_round(round_)

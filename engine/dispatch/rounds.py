@@ -10,7 +10,6 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from engine import metrics
 from engine.broker import wire
 from engine.broker.jetstream import Outgoing, Stored
 from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
@@ -23,13 +22,17 @@ from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, Recipient
 from seamark.protocol.limits import RECORD_BYTES_MAX
-from seamark.protocol.records import NotificationTemplate, Withheld
+from seamark.protocol.records import NotificationTemplate
 from seamark.protocol.subjects import partition_of
 
 _log = structlog.get_logger("seamark.dispatcher")
 
 _MESSAGE_OVERHEAD_BYTES = 512
 """Protocol line, subject and batch headers of one message, generously."""
+
+
+End = tuple[int, str | None]
+"""Where a round leaves its places: behind a message, or behind a part of it."""
 
 
 class Dead(NamedTuple):
@@ -105,6 +108,11 @@ class Round:
     oldest_nanoseconds: int = 0
     last_part: str | None = None
     puts_off: bool = False
+
+    @property
+    def end(self) -> End:
+        """Where its places stand behind it."""
+        return self.last_seq, self.last_part
 
 
 def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
@@ -213,28 +221,6 @@ def _survived(event: Delivered, checked: Callable[[], Planned | Dead]) -> Planne
         return Dead(event, "internal", f"{type(error).__name__} while planning")
 
 
-def withhold(planned: Iterable[Planned], cancelled: Callable[[str, str], bool], now: datetime) -> None:
-    """Have the records of events that are over or cancelled stored as shown to nobody.
-
-    Args:
-        cancelled: whether a tenant, named by its token, has cancelled a transaction.
-        now: what expiry is compared with.
-    """
-    for one in planned:
-        if one.template.withheld is not None:
-            continue
-        event = one.accepted.event
-        transaction, expires_at = event.transaction_id, event.expires_at
-        why: Withheld | None = None
-        if transaction is not None and cancelled(one.accepted.at.tenant_token, transaction):
-            why = "cancelled"
-        elif expires_at is not None and expires_at <= now:
-            why = "expired"
-        if why is not None:
-            one.template.withhold(why)
-            metrics.withheld_records.labels(why).inc(len(one.accepted.recipients))
-
-
 def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Entry | PutOff]]:
     """The records of each partition, by event and then by recipient's token: the order marks count in."""
     entries: dict[Place, list[Entry | PutOff]] = {}
@@ -246,11 +232,6 @@ def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Ent
             partition = at.partition if own else partition_of(at.tenant_token, recipient.token, partitions)
             entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
     return entries
-
-
-def planned_of(entries: Iterable[Entry | PutOff]) -> list[Planned]:
-    """The events that these entries are records of, each once; what is put off is none."""
-    return list({(one.seq, one.planned.part): one.planned for one in entries if isinstance(one, Entry)}.values())
 
 
 def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:

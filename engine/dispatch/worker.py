@@ -21,21 +21,22 @@ from engine.cancels import Cancels
 from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
+from engine.dispatch.clock import BrokerClock
 from engine.dispatch.later import PutOff, full, put_off, with_schedules
 from engine.dispatch.rounds import (
     Dead,
+    End,
     Entry,
     Planned,
     Round,
     batches,
     fan_out,
     not_covered,
-    planned_of,
     rounds,
-    withhold,
 )
 from engine.dispatch.source import EVENTS, LATER, LATER_PLACE, EventSource, Place, stream_at
 from engine.dispatch.turns import Turns
+from engine.dispatch.withholding import Withholding
 from engine.errors import PartitionStopped, StepDown, TopologyError
 from engine.limits import LETTER_SECONDS
 from engine.log.incarnations import (
@@ -107,6 +108,7 @@ class DispatchWorker:
         self._ownership = Ownership(0, "", "")
         self.streams: Streams | None = None
         self._writers: dict[Place, MarkedWriter] = {}
+        self._clock = BrokerClock(broker)
         self.burials = Burials(broker, event_partition, source)
         # Places that have stopped this event partition: it does not go on before they are mended.
         self._faulty: set[Place] = set()
@@ -223,7 +225,7 @@ class DispatchWorker:
     async def pass_over(self, seq: int) -> None:
         """Move the home mark to `seq`: no event is left up to there. It says from which event on dead letters are missing now."""
         home, unburied = self._writers[self._q], self.burials.first
-        if seq > home.mark.seq:
+        if seq >= home.mark.next_seq:
             await home.append([], seq, unburied=unburied)
         elif unburied != home.mark.unburied:
             await home.append([], home.mark.seq, home.mark.user, unburied=unburied)
@@ -239,21 +241,23 @@ class DispatchWorker:
         failpoints.reach("after-claims-before-append")
         later = [event for event in planned if event.later is not None] if round_.puts_off else []
         now = [event for event in planned if event.later is None] if later else planned
-        await self._withhold(now)
+        look = Withholding(self._cancels, now)
+        await look.look()
         entries = fan_out(now, self._partitions)
         if later:
-            entries[LATER_PLACE] = [self._put_off(event) for event in later]
+            time_there = datetime.fromtimestamp(await self._clock.now(), UTC)
+            entries[LATER_PLACE] = [self._put_off(event, time_there) for event in later]
         home = entries.pop(self._q, [])
         if entries:
             # Where one fails, positions are read anew before anything is tried again.
             works = {
-                f"append {self.name} to {place}": self._append_to(place, round_, each)
+                f"append {self.name} to {place}": self._append_to(place, each, round_.end, look)
                 for place, each in entries.items()
             }
             await together(works)
             failpoints.reach("between-foreign-and-home")
-            await self._withhold(now)
-        await self._append(self._q, round_, home)
+            await look.look()
+        await self._append(self._q, home, round_.end, look)
         self._count(round_, len(now), len(later), len(home) + sum(map(len, entries.values())) - len(later))
 
     async def _bury(self, dead: Dead) -> None:
@@ -293,23 +297,16 @@ class DispatchWorker:
                 round_.dead.append(dead)
         return planned
 
-    def _put_off(self, event: Planned) -> PutOff:
+    def _put_off(self, event: Planned, now: datetime) -> PutOff:
         claim, send_at = self._claim(event), event.accepted.event.send_at
         assert event.later is not None
         assert send_at is not None
         positions = (claim.position, *claim.former)
-        return put_off(event.later, event.accepted, send_at, positions, datetime.now(UTC))
+        return put_off(event.later, event.accepted, send_at, positions, now)
 
-    async def _withhold(self, planned: list[Planned]) -> None:
-        """The last look before records are written: claims, or other partitions, may have taken long."""
-        cancels = self._cancels
-        if cancels is not None and any(p.accepted.event.transaction_id is not None for p in planned):
-            await cancels.heard()
-        withhold(planned, cancels.holds if cancels is not None else lambda *_: False, datetime.now(UTC))
-
-    async def _append_to(self, place: Place, round_: Round, entries: list[Entry | PutOff]) -> None:
+    async def _append_to(self, place: Place, entries: list[Entry | PutOff], end: End, look: Withholding) -> None:
         try:
-            await self._append(place, round_, entries)
+            await self._append(place, entries, end, look)
         except PartitionStopped:
             self._faulty.add(place)
             raise
@@ -323,19 +320,19 @@ class DispatchWorker:
         found, mark = await self._mark(place, self.streams)
         return await self._take_over(place, found, mark, start_seq=home.next_seq - 1)
 
-    async def _append(self, place: Place, round_: Round, entries: Sequence[Entry | PutOff]) -> None:
-        writer, end = await self._writer(place), (round_.last_seq, round_.last_part)
+    async def _append(self, place: Place, entries: Sequence[Entry | PutOff], end: End, look: Withholding) -> None:
+        writer = await self._writer(place)
         due, turn = batches(not_covered(entries, writer.mark), place, *end), self._turns.turn(self._source)
-        batch = None
-        while batch is None or (batch.seq, batch.user) != end:
+        while True:
             async with turn:
-                if batch is not None:  # a page has many, and each may have waited long for its turn
-                    await self._withhold(planned_of(entries))
+                await look.look_if_old()
                 batch = next(due)
                 if batch.messages or place == self._q:
-                    unburied = self.burials.first if place == self._q else None
+                    unburied, until = self.burials.first if place == self._q else None, look.until
                     messages = with_schedules(batch.messages) if place == LATER_PLACE else batch.messages
-                    await writer.append(messages, batch.seq, batch.user, unburied=unburied)
+                    await writer.append(messages, batch.seq, batch.user, unburied=unburied, until=until)
+            if (batch.seq, batch.user) == end:
+                return
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +25,10 @@ RETRY_SECONDS_MAX = 1.0
 
 class Overtaken(BrokerError):
     """An older owner wrote between my take-over and my batch: read every position again."""
+
+
+class TooLate(BrokerError):
+    """What a batch was decided by is too old by now, and it is not stored: read every position again, and decide anew."""
 
 
 class Ownership(NamedTuple):
@@ -109,12 +115,23 @@ class MarkedWriter:
         return self._placed.mark
 
     async def append(
-        self, messages: list[Outgoing], seq: int, user: str | None = None, *, unburied: int | None = None
+        self,
+        messages: list[Outgoing],
+        seq: int,
+        user: str | None = None,
+        *,
+        unburied: int | None = None,
+        until: float = math.inf,
     ) -> None:
         """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
+        Args:
+            until: messages are handed to the broker before this moment of the monotonic clock, or not at all. Those that were
+                handed over without an answer may still be stored; whoever takes over finds out.
+
         Raises:
             StepDown: a newer owner took over, or the stream has another epoch. Overtaken: an older owner got in between.
+            TooLate: the messages were not stored by then.
             PartitionStopped: the stream was put back to a backup, and nobody has said so.
         """
         own = self._ownership
@@ -125,9 +142,11 @@ class MarkedWriter:
             while True:
                 lines = self._marked.lines(self._placed.seq)
                 batch = [*messages, Outgoing(self._marked.subject, payload, lines)]
+                if messages:
+                    failpoints.reach("before-append")
+                    if time.monotonic() > until:
+                        raise TooLate
                 try:
-                    if messages:
-                        failpoints.reach("before-append")
                     ack = await self._broker.commit(batch, lines=self._epoch_line)
                     failpoints.reach("after-commit-before-answer")
                     self._placed = PlacedMark(ack.seq, mark)

@@ -20,7 +20,7 @@ from engine.plan.decisions import Decision, Inputs, Stage
 from engine.plan.hours import HORIZON, Digest, Window, open_from, silent_until, spread, window_end
 from engine.plan.patterns import patterns_of
 from engine.plan.preferences import QUIETABLE, Preferences
-from engine.plan.profile import OPTED_OUT
+from engine.plan.profile import OPTED_OUT, SCOPE_ALL
 from engine.plan.rules import Channel, ChannelRule
 from seamark.protocol.events import INAPP
 
@@ -83,7 +83,7 @@ def _ended(channel: str, inputs: Inputs) -> Decision | None:
     for said, why in (
         (facts.duplicate, "duplicate"),
         (facts.recalled, "recalled"),
-        (facts.cancelled, "cancelled"),
+        (facts.cancelled and channel != INAPP, "cancelled"),  # what the log has, the app shows until it is recalled
         (facts.superseded, "superseded"),
         (expires_at is not None and expires_at <= inputs.now, "expired"),
     ):
@@ -268,7 +268,11 @@ def narrowed(inputs: Inputs) -> Inputs:
         profile=msgspec.structs.replace(
             profile,
             preferences=_narrowed(profile.preferences, inputs),
-            suppressions=tuple(each for each in profile.suppressions if each.channel in named),
+            suppressions=tuple(
+                each
+                for each in profile.suppressions
+                if each.channel in named and each.scope in {SCOPE_ALL, inputs.category}
+            ),
         ),
         defaults=_narrowed(inputs.defaults, inputs),
         templates=tuple(channel for channel in inputs.templates if channel in named),

@@ -13,7 +13,7 @@ from engine.plan.profile import Profile
 from engine.plan.rules import Channel, TypeRule
 
 
-class Rules(Protocol):
+class TenantRules(Protocol):
     """What a tenant says of its notifications."""
 
     @property
@@ -31,7 +31,12 @@ class Rules(Protocol):
 
 
 def gathered(
-    notification: Notification, facts: Facts, rules: Rules, profile: Profile, kills: tuple[Kill, ...], now: datetime
+    notification: Notification,
+    facts: Facts,
+    rules: TenantRules,
+    profile: Profile,
+    kills: tuple[Kill, ...],
+    now: datetime,
 ) -> Inputs:
     """What a plan is made from. An endpoint of the tenant gets the notifications of all its users."""
     type = notification.type

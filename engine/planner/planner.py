@@ -10,6 +10,7 @@ import structlog
 
 from engine import metrics
 from engine.broker.jetstream import Broker
+from engine.cancels import Cancels
 from engine.errors import StoreUnavailable
 from engine.limits import PLAN_WITNESS_SECONDS
 from engine.log.writer import read_mark
@@ -32,6 +33,7 @@ class Planner:
 
     Args:
         pool: where the witness of the marks is.
+        cancels: which transactions are cancelled; None: none is.
         pin_timeout_seconds: as the consumers are configured.
     """
 
@@ -44,11 +46,14 @@ class Planner:
         drops: Drops,
         partitions: int,
         *,
+        cancels: Cancels | None = None,
         pin_timeout_seconds: float,
     ) -> None:
         self._broker = broker
         self._witnesses = Witnesses(pool)
-        self._workers = [PlanWorker(broker, p, rules, profiles, drops, self._witnesses) for p in range(partitions)]
+        self._workers = [
+            PlanWorker(broker, p, rules, profiles, drops, self._witnesses, cancels) for p in range(partitions)
+        ]
         self.readers = [
             PartitionReader(broker, position.source(p), worker, pin_timeout_seconds=pin_timeout_seconds)
             for p, worker in enumerate(self._workers)

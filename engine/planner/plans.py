@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, Protocol
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
 from engine.broker.jetstream import Outgoing
 from engine.partition.worker import Delivered
 from engine.plan.decide import narrowed
-from engine.plan.decisions import Decision, Facts, Inputs, Kill, Notification
-from engine.plan.preferences import TenantDefaults
-from engine.plan.profile import Profile
-from engine.plan.rules import Channel, TypeRule
+from engine.plan.decisions import Decision, Inputs, Notification
+from engine.plan.gathering import TenantRules
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.events import INAPP, EventId, Label, Priority
 from seamark.protocol.receipts import NO_INPUTS, PLANNED, Planned, Receipt
-from seamark.protocol.subjects import decode_token
+from seamark.protocol.subjects import decode_token, encode_token
 
 INPUTS_BYTES_MAX: Final = 16 << 10
 """What a plan was decided from is stored with it, if it is no larger: a user with thousands of suppressed addresses must not make
 receipts that the stream refuses."""
 
-WEBHOOK: Final = "webhook"
-
 _NO_RECORD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidToken)
 
 User = tuple[str, str]
 """Tenant and user."""
-
-
-class TenantRules(Protocol):
-    """What a tenant says of its notifications."""
-
-    @property
-    def defaults(self) -> TenantDefaults:
-        """What holds for users who have said nothing."""
-
-    def rule_of(self, type: str, /) -> TypeRule | None:
-        """The rule of a type, if it has one."""
-
-    def templates_of(self, type: str, /) -> tuple[Channel, ...]:
-        """The channels for which a type has a template."""
-
-    def webhook_of(self, type: str, /) -> bool:
-        """Whether an endpoint of the tenant itself gets this type."""
 
 
 class _Said(msgspec.Struct, gc=False):
@@ -65,22 +45,43 @@ class _Entry(msgspec.Struct, gc=False):
     category: Label | None = None
     priority: Priority = "normal"
     plan: dict[str, _Said] = {}
-    expires_at: datetime | None = None
+    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     trace: str | None = None
+    transaction_id: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Entry).decode
 _encode = msgspec.json.Encoder().encode
 
 
+class Found(NamedTuple):
+    """A notification in a log, read no further than it takes to tell whether there is something to decide: mostly there is not.
+
+    `place`: `<p>.<tenant>.<user>` of its subject.
+    """
+
+    stored: Delivered
+    entry: _Entry
+    tenant: str
+    place: str
+
+    @property
+    def stored_at(self) -> datetime:
+        """When the log stored it."""
+        return datetime.fromtimestamp(self.stored.time_nanoseconds / 1e9, UTC)
+
+
 class Due(NamedTuple):
-    """A record to decide about. `subject` is that of its receipts, `seq` its place in the log."""
+    """A record to decide about. `subject` is that of its receipts, `stored_at` when the log stored it.
+
+    `transaction`: what it belongs to, with its tenant's token, as `Cancels.holds` asks for them.
+    """
 
     notification: Notification
     subject: str
-    seq: int
     stored_at: datetime
     trace: str | None
+    transaction: tuple[str, str] | None
 
     @property
     def user(self) -> User:
@@ -88,7 +89,10 @@ class Due(NamedTuple):
         return self.notification.tenant, self.notification.user
 
 
-def due_in(batch: Iterable[Delivered]) -> Iterator[Due]:
+_tenant_of = functools.lru_cache(maxsize=1024)(decode_token)
+
+
+def notifications_in(batch: Iterable[Delivered]) -> Iterator[Found]:
     """The notifications of a batch. What a user did is none, and neither is what somebody else wrote into a log.
 
     One that the dispatcher has found to be over (`never`) is decided already.
@@ -99,57 +103,51 @@ def due_in(batch: Iterable[Delivered]) -> Iterator[Due]:
             if entry.kind != "notification" or (entry.plan and all(one.when == "never" for one in entry.plan.values())):
                 continue
             _, place = stored.subject.decode().split(".", 1)
-            _, tenant, user = place.split(".")
-            notification = Notification(
-                id=entry.id,
-                tenant=decode_token(tenant),
-                user=decode_token(user),
-                type=entry.type or "",
-                category=entry.category,
-                priority=entry.priority,
-                channels=_requested(entry.plan),
-                expires_at=entry.expires_at,
-            )
+            _, tenant, _ = place.split(".")
+            yield Found(stored, entry, _tenant_of(tenant), place)
         except (*_NO_RECORD, ValueError):
             continue
-        yield Due(
-            notification,
-            f"rcpt.{place}",
-            stored.seq,
-            datetime.fromtimestamp(stored.time_nanoseconds / 1e9, UTC),
-            entry.trace,
-        )
+
+
+def goes_further(found: Found, rules: TenantRules) -> bool:
+    """Whether there is something to decide beyond the app, where the record is already."""
+    named = _requested(found.entry.plan)
+    if named is None:
+        rule = rules.rule_of(found.entry.type or "")
+        named = tuple(rule.channels) if rule is not None else ()
+    return any(channel != INAPP for channel in named)
+
+
+def due_of(found: Found) -> Due | None:
+    """The record as it is decided about; None: nobody can have such a name."""
+    entry, (_, tenant, user) = found.entry, found.place.split(".")
+    try:
+        name = decode_token(user)
+        if (transaction := entry.transaction_id) is not None:
+            encode_token(transaction)  # so that whoever asks about it need not fear that there is none of this name
+    except InvalidToken:
+        return None
+    return Due(
+        Notification(
+            id=entry.id,
+            tenant=found.tenant,
+            user=name,
+            type=entry.type or "",
+            category=entry.category,
+            priority=entry.priority,
+            channels=_requested(entry.plan),
+            expires_at=entry.expires_at,
+        ),
+        f"rcpt.{found.place}",
+        found.stored_at,
+        entry.trace,
+        None if transaction is None else (tenant, transaction),
+    )
 
 
 def _requested(plan: Mapping[str, _Said]) -> tuple[str, ...] | None:
     """The channels that the event asked for. One that left the choice to the rule has the default plan: the app."""
     return None if INAPP in plan and plan[INAPP].why == "default" else tuple(plan)
-
-
-def goes_further(due: Due, rules: TenantRules) -> bool:
-    """Whether there is something to decide beyond the app, where the record is already."""
-    rule = rules.rule_of(due.notification.type)
-    named = due.notification.channels
-    if named is None:
-        named = tuple(rule.channels) if rule is not None else ()
-    return any(channel != INAPP for channel in named)
-
-
-def inputs_of(due: Due, rules: TenantRules, profile: Profile, kills: tuple[Kill, ...], now: datetime) -> Inputs:
-    """What a record's plan is decided from."""
-    type = due.notification.type
-    if WEBHOOK not in profile.reach and rules.webhook_of(type):
-        profile = msgspec.structs.replace(profile, reach=(*profile.reach, "webhook"))
-    return Inputs(
-        now=now,
-        notification=due.notification,
-        facts=Facts(stored_at=due.stored_at),
-        rule=rules.rule_of(type),
-        profile=profile,
-        defaults=rules.defaults,
-        templates=rules.templates_of(type),
-        kills=kills,
-    )
 
 
 def receipt_of(

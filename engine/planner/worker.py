@@ -11,13 +11,14 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, TypeVar
 
 import structlog
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, Outgoing, StreamState
+from engine.cancels import Cancels
 from engine.errors import BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
 from engine.limits import PLAN_MARK_SECONDS, PLAN_PROFILES_MAX, PLAN_ROUND
 from engine.log.incarnations import ASK_AGAIN_SECONDS, epoch_of, stream_of
@@ -27,10 +28,11 @@ from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.patience import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
 from engine.plan.decide import plan
-from engine.plan.decisions import Kill
+from engine.plan.decisions import Facts, Inputs, Kill
+from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 from engine.planner import position
-from engine.planner.plans import Due, TenantRules, User, due_in, goes_further, inputs_of, receipt_of
+from engine.planner.plans import Due, Found, User, due_of, goes_further, notifications_in, receipt_of
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
 from seamark.backoff import Backoff
@@ -39,6 +41,10 @@ from seamark.protocol.subjects import JOBS_STREAM, RECEIPTS_STREAM
 _log = structlog.get_logger("seamark.planner")
 
 T = TypeVar("T")
+
+DOUBT: Final = timedelta(minutes=1)
+"""An earlier owner has read nothing that was stored so long after it was followed; clocks differ by less. Where the log ended by
+then nobody can say for sure: a leader that was deposed shows the past."""
 
 _FAULT: Final = "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself"
 
@@ -68,23 +74,31 @@ class PlanWorker:
     """The planner of one log. A `partition.Worker`.
 
     Args:
-        rules, profiles, drops: what decisions are made from, beside the record.
+        rules, profiles, drops, cancels: what decisions are made from, beside the record. Without `cancels` nothing is cancelled.
     """
 
     def __init__(
-        self, broker: Broker, partition: int, rules: Rules, profiles: Profiles, drops: Drops, witnesses: Witnesses
+        self,
+        broker: Broker,
+        partition: int,
+        rules: Rules,
+        profiles: Profiles,
+        drops: Drops,
+        witnesses: Witnesses,
+        cancels: Cancels | None = None,
     ) -> None:
         self._broker = broker
         self._p = partition
         self._marked = position.marked(partition)
         self._rules, self._profiles, self._drops, self._witnesses = rules, profiles, drops, witnesses
+        self._cancels = cancels
         self._writer: MarkedWriter | None = None
         self._log_state: StreamState | None = None
         # What is decided up to here; the mark may lag behind it where nothing was to be written down.
         self._passed = 0
         self._marked_at = 0.0
-        # Records that an earlier owner may have written plans for: the first round behind its mark, of what was there by then.
-        self._doubtful_up_to, self._doubtful = 0, 0
+        # Records that an earlier owner may have written plans for: so many behind its mark, of those stored until then.
+        self._doubtful, self._doubtful_until = 0, datetime.now(UTC)
         # The round that has stopped this partition.
         self._unplanned: Sequence[Delivered] = ()
         # A round moves the mark, and so does `tend`: one at a time.
@@ -103,7 +117,7 @@ class PlanWorker:
                 self._broker, self._marked, ownership, epoch=epoch_of(jobs), found=found, mark=mark, start_seq=mark.seq
             )
             self._passed, self._marked_at = mark.seq, time.monotonic()
-            self._doubtful_up_to, self._doubtful = log.last_seq, PLAN_ROUND
+            self._doubtful, self._doubtful_until = PLAN_ROUND, datetime.now(UTC) + DOUBT
             await self._ask_store(self._witnesses.begin(self._p, Witness(epoch_of(log), mark.seq), witness))
             failpoints.reach("after-take-over")
             return mark.next_seq
@@ -121,10 +135,10 @@ class PlanWorker:
         Raises:
             PartitionStopped: the mark cannot be trusted. Unavailable: nobody can tell now.
         """
+        found, pauses = await read_mark(self._broker, self._marked), iter(ASK_AGAIN_SECONDS)
+        # Asked after the mark was read: else JOBS could be put back in between, to before what the witness is told meanwhile.
         witness = await self._ask_store(self._witnesses.of(self._p))
-        pauses = iter(ASK_AGAIN_SECONDS)
         while True:
-            found = await read_mark(self._broker, self._marked)
             log = await stream_of(self._broker, self._marked.source)
             jobs = await stream_of(self._broker, JOBS_STREAM)
             mark = await position.read_meant(self._broker, self._p, found, log, jobs)
@@ -136,6 +150,7 @@ class PlanWorker:
                 detail = f"the mark for {log.name} is at {mark.seq}, and its witness has seen it at {seen}"
                 raise PartitionStopped(f"JOBS was put back: {detail}", position.ANEW)
             await asyncio.sleep(pause)  # a leader that was deposed shows the past
+            found = await read_mark(self._broker, self._marked)
 
     async def _ask_store(self, answer: Awaitable[T]) -> T:
         try:
@@ -200,7 +215,7 @@ class PlanWorker:
             PartitionStopped: there is a fault. To pass over the records would lose what they were to send.
         """
         try:
-            receipts = await patiently(self._receipts, list(due_in(round_)), seconds=math.inf)
+            receipts = await patiently(self._receipts, list(notifications_in(round_)), seconds=math.inf)
         except Exception as error:
             self._unplanned = round_
             _log.exception("records_not_planned", stream=self._marked.source)
@@ -212,25 +227,38 @@ class PlanWorker:
         self._unplanned = ()
         return receipts
 
-    async def _receipts(self, due: Sequence[Due]) -> list[Outgoing]:
-        rules = {tenant: await self._rules.of(tenant) for tenant in {one.notification.tenant for one in due}}
-        doubtful = self._doubtful_up_to if self._doubtful > 0 else 0
-        wanted = [one for one in due if one.seq <= doubtful or goes_further(one, rules[one.notification.tenant])]
-        if not wanted:
+    async def _receipts(self, found: Sequence[Found]) -> list[Outgoing]:
+        # Before anything is read: whatever a user or tenant has changed by then is in what is read, however long that takes.
+        now = datetime.now(UTC)
+        rules = {tenant: await self._rules.of(tenant) for tenant in {one.tenant for one in found}}
+        wanted = [one for one in found if self._is_doubtful(one) or goes_further(one, rules[one.tenant])]
+        due = [one for one in map(due_of, wanted) if one is not None]
+        if not due:
             return []
-        profiles = await self._profiles_of({one.user for one in wanted})
-        now, term, receipts = datetime.now(UTC), self._term, []
-        for one in wanted:
-            inputs = inputs_of(one, rules[one.notification.tenant], profiles[one.user], self._drops(*one.user), now)
-            receipt = receipt_of(one, inputs, plan(inputs), term, always=one.seq <= doubtful)
+        profiles = await self._profiles_of({one.user for one in due})
+        if self._cancels is not None and any(one.transaction is not None for one in due):
+            await self._cancels.heard()
+        receipts = []
+        for one in due:
+            if profiles[one.user].deleted:
+                continue  # whatever is stored of him now would stay behind when he is erased
+            inputs = self._inputs(one, rules[one.notification.tenant], profiles[one.user], now)
+            receipt = receipt_of(one, inputs, plan(inputs), self._term, always=self._is_doubtful(one))
             if receipt is not None:
                 receipts.append(receipt)
         return receipts
 
+    def _is_doubtful(self, one: Found | Due) -> bool:
+        return self._doubtful > 0 and one.stored_at <= self._doubtful_until
+
+    def _inputs(self, due: Due, rules: TenantRules, profile: Profile, now: datetime) -> Inputs:
+        cancelled = due.transaction is not None and self._cancels is not None and self._cancels.holds(*due.transaction)
+        facts = Facts(stored_at=due.stored_at, cancelled=cancelled)
+        return gathered(due.notification, facts, rules, profile, self._drops(*due.user), now)
+
     @property
     def _term(self) -> int:
-        assert self._writer is not None
-        return self._writer.mark.term
+        return 0 if self._writer is None else self._writer.mark.term
 
     async def _profiles_of(self, users: set[User]) -> dict[User, Profile]:
         asked, found = sorted(users), []

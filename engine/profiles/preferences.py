@@ -14,6 +14,7 @@ from engine.limits import PREFERENCES_BYTES_MAX
 from engine.plan.patterns import check_pattern
 from engine.plan.preferences import Preferences
 from engine.postgres import Connection
+from seamark.protocol.errors import SeamarkError
 
 _FIND: Final = "SELECT document, version FROM preferences WHERE tenant = $1 AND user_id = $2"
 
@@ -24,6 +25,10 @@ ON CONFLICT (tenant, user_id) DO UPDATE SET document = excluded.document, versio
 
 LEVELS: Final = 3
 """Of objects in a document: itself, its lines by type, the choices of a line."""
+
+
+class NoDocument(SeamarkError, ValueError):
+    """With this patch the document would be none; nothing was changed. The message names the member."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -50,14 +55,17 @@ async def patch_preferences(
     """Merge a patch (RFC 7396) into the document: what is left out stays, null takes away, on every level.
 
     Raises:
-        ValueError: the result is no document; the message names the member.
-        VersionConflict: it has another version than `expected`. LimitReached: it would be too large.
-        UserDeleted: the user was deleted.
+        NoDocument: the result is no document. VersionConflict: it has another version than `expected`.
+        LimitReached: it would be too large. UserDeleted: the user was deleted.
     """
     await change.check_there(user)
     before = await find_preferences(change.connection, change.tenant, user)
     check_version("the document of preferences", expected, before.version)
-    document = merged(before.document, patch)
+    try:
+        document = merged(before.document, patch)
+    except ValueError as error:
+        # As one of ours: else each such patch would cost a connection, and leave the user marked for a minute.
+        raise NoDocument(str(error)) from error
     if document == before.document:
         return before
     encoded = msgspec.json.encode(document)

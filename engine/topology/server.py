@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from engine.broker.answers import EPOCH_KEY, StreamState, own_metadata
-from engine.broker.control import CONTROL_STREAM, Control, Entry
+from engine.broker.control import CONTROL_STREAM, ControlBucket, Entry
 from engine.broker.jetstream import After, Broker
 from engine.broker.refusals import STREAM_MISSING, is_missing, is_overtaken
 from engine.broker.writes import stream_of_subject
@@ -179,8 +179,8 @@ async def read_epochs(broker: Broker) -> Entry[dict[str, str]]:
         ) from error
 
 
-def _recorded(broker: Broker) -> Control[dict[str, str]]:
-    return Control(broker, dict[str, str])
+def _recorded(broker: Broker) -> ControlBucket[dict[str, str]]:
+    return ControlBucket(broker, dict[str, str])
 
 
 async def actual_epochs(broker: Broker) -> dict[str, str]:

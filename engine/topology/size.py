@@ -30,6 +30,8 @@ MARK_BYTES: Final = 230
 EVENT_OVERHEAD_BYTES: Final = 210
 # One receipt, whole. Measured: 357 for an acknowledgement with its times.
 RECEIPT_BYTES: Final = 360
+# The receipt of a plan, with what it was made from. Measured: 730 to 1010 of JSON for two channels, and 80 of subject and frame.
+PLAN_BYTES: Final = 1100
 # How full streams are at the given rate. The rest is for busier weeks; `seamark topology check` warns of a stream above it.
 FULL_SHARE: Final = 0.8
 # One subject in a server's memory. Measured: 170 to 260; indexes of blocks in use come on top and leave after 2 minutes.
@@ -66,6 +68,7 @@ class Demand:
     days: float = 30.0
     event_bytes: int | None = None
     receipts_per_record: float = 1.0
+    planned_share: float = 0.0
     users: int = 1_000_000
     servers: int = COPIES
     partitions: int | None = None
@@ -173,6 +176,7 @@ def _check(demand: Demand) -> None:
         ("--record-bytes", demand.record_bytes, 1),
         ("--days", demand.days, 0.001),
         ("--receipts-per-record", demand.receipts_per_record, 0),
+        ("--planned-share", demand.planned_share, 0),
         ("--users", demand.users, 1),
         ("--servers", demand.servers, COPIES),
     ):
@@ -187,20 +191,20 @@ def _streams(demand: Demand, partitions: int, files: Mapping[str, Mapping[str, A
     batch = min(max(1.0, demand.rate / partitions * LINGER_SECONDS), BATCH_MESSAGES_MAX)
     record = demand.record_bytes + RECORD_OVERHEAD_BYTES + MARK_BYTES / batch
     body = demand.record_bytes if demand.event_bytes is None else demand.event_bytes
-    event, count = body + EVENT_OVERHEAD_BYTES, demand.receipts_per_record
+    event, count, planned = body + EVENT_OVERHEAD_BYTES, demand.receipts_per_record, demand.planned_share
     why = {
         "LOG-p": f"{demand.record_bytes} B of JSON + {RECORD_OVERHEAD_BYTES} B of subject and headers"
         f" + a mark of {MARK_BYTES} B for every {batch:.3g} records = {record:.0f} B a record",
         "EVENTS": f"{body} B of JSON + {EVENT_OVERHEAD_BYTES} B of subject and headers = {event} B an event, an event a record",
         "BULK": f"{BULK_SHARE:.0%} of EVENTS: a quarter of the records of low priority, or all of them in pages of campaigns",
-        "RECEIPTS": f"{count:g} receipts a record of {RECEIPT_BYTES} B",
+        "RECEIPTS": f"{count:g} receipts a record of {RECEIPT_BYTES} B, and {planned:g} plans of {PLAN_BYTES} B",
     }
     ages = {name: config["max_age"] / 1e9 / _DAY for name, config in files.items()}
     for name, number, bytes_each, days in (
         ("LOG-p", partitions, record / partitions, demand.days),
         ("EVENTS", 1, event, ages["EVENTS"]),
         ("BULK", 1, BULK_SHARE * event, ages["BULK"]),
-        ("RECEIPTS", 1, RECEIPT_BYTES * count, demand.days),
+        ("RECEIPTS", 1, RECEIPT_BYTES * count + PLAN_BYTES * planned, demand.days),
     ):
         stored = demand.rate * days * _DAY * bytes_each
         bound = max(1, math.ceil(stored / FULL_SHARE / _GIB)) * _GIB

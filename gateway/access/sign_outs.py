@@ -21,6 +21,7 @@ from engine.broker.tail import BucketTail
 from engine.errors import ApiError, Unavailable
 from engine.tasks import Tasks
 from gateway.presence.limits import SIGN_OUTS_KEPT_SECONDS, SIGN_OUTS_OLD_SECONDS
+from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import SIGN_OUTS_BUCKET, decode_token, encode_token, encode_user
 
 _log = structlog.get_logger("seamark.sign_outs")
@@ -47,7 +48,7 @@ class SignOuts:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._tail = BucketTail(broker, SIGN_OUTS_BUCKET, self._add, self._forget)
-        self._until: dict[str, float] = {}  # by `<tenant>.<user>` in tokens, in the order they were stored
+        self._until: dict[tuple[str, str], float] = {}  # by tenant and user, in the order they were stored
         self._of_tenants: Counter[str] = Counter()
         self._tasks = Tasks()
         self.on_sign_out: list[Callable[[str, str, float], None]] = []
@@ -59,7 +60,7 @@ class SignOuts:
             async with asyncio.timeout(FIRST_READ_SECONDS):
                 await self._tail.read_up_to(0)
         except TimeoutError:
-            _log.error("sign_outs_not_known", remedy="run `seamark topology apply`, if the bucket is missing")
+            _log.error("sign_outs_not_known", remedy=self._tail.remedy or f"look at the stream {self._tail.stream}")
 
     async def close(self) -> None:
         """Stop following."""
@@ -68,7 +69,7 @@ class SignOuts:
     @property
     def age_seconds(self) -> float:
         """How long ago everything was known."""
-        return time.monotonic() - self._tail.read_at if self._tail.read_at else float("inf")
+        return self._tail.age_seconds
 
     @property
     def known(self) -> bool:
@@ -79,20 +80,21 @@ class SignOuts:
         """Why no token is believed here; empty where they are."""
         if self.known:
             return []
-        return [
-            f"it is not known who was signed out: the bucket {SIGN_OUTS_BUCKET} cannot be read, so no token is believed"
-        ]
+        why = self._tail.remedy or f"the stream {self._tail.stream} cannot be read"
+        return [f"it is not known who was signed out, so no token is believed: {why}"]
 
     def refuses(self, tenant: str, user: str, issued_at: float) -> bool:
         """Whether a token of a user, issued at this Unix time, counts for nothing."""
-        if not self._until:
-            return False
-        until = self._until.get(_key(tenant, user))
+        until = self._until.get((tenant, user))
         return until is not None and issued_at <= until
+
+    def holds(self, tenant: str, user: str) -> bool:
+        """Whether a user is kept as signed out."""
+        return (tenant, user) in self._until
 
     def of_tenant(self, tenant: str) -> int:
         """How many users of a tenant are kept as signed out."""
-        return self._of_tenants[encode_token(tenant)]
+        return self._of_tenants[tenant]
 
     async def read_up_to(self, seq: int) -> None:
         """Return once everything up to this place in the bucket is obeyed here; the caller sets the deadline."""
@@ -104,7 +106,7 @@ class SignOuts:
         Raises:
             BrokerError: as `Broker.append`; it may be stored again.
         """
-        key = f"$KV.{SIGN_OUTS_BUCKET}.{_key(tenant, user)}"
+        key = f"$KV.{SIGN_OUTS_BUCKET}.{encode_token(tenant)}.{encode_user(user)}"
         for _ in range(_RACES_MAX):
             last = await self._broker.leader_last(f"KV_{SIGN_OUTS_BUCKET}", key)
             before = _decode(last) if last is not None else 0.0
@@ -118,21 +120,27 @@ class SignOuts:
         raise Unavailable("others keep signing this user out")
 
     def _add(self, key: str, stored: Stored) -> None:
-        until, before = _decode(stored), self._until.pop(key, None)
-        tenant, _, user = key.partition(".")
+        try:
+            tenant, user = map(decode_token, key.split("."))
+        except (InvalidToken, ValueError):
+            _log.error(
+                "sign_out_of_nobody", seq=stored.seq
+            )  # not by a gateway; it must not end what follows the bucket
+            return
+        until, before = _decode(stored), self._until.pop((tenant, user), None)
         self._of_tenants[tenant] += before is None
-        self._until[key] = until
+        self._until[tenant, user] = until
         if before is None or until > before:
             for callback in self.on_sign_out:
-                callback(decode_token(tenant), decode_token(user), until)
+                callback(tenant, user, until)
         self._let_go()
 
     def _let_go(self) -> None:
         """What the bucket no longer holds: a token that is so old is not believed in any case."""
         gone = time.time() - SIGN_OUTS_KEPT_SECONDS
-        while self._until and self._until[key := next(iter(self._until))] < gone:
-            del self._until[key]
-            self._of_tenants[key.partition(".")[0]] -= 1
+        while self._until and self._until[whose := next(iter(self._until))] < gone:
+            del self._until[whose]
+            self._of_tenants[whose[0]] -= 1
 
     def _forget(self) -> None:
         self._until.clear()
@@ -146,7 +154,3 @@ def _decode(stored: Stored) -> float:
     except msgspec.DecodeError:
         _log.error("sign_out_not_read", seq=stored.seq)
         return time.time()
-
-
-def _key(tenant: str, user: str) -> str:
-    return f"{encode_token(tenant)}.{encode_user(user)}"

@@ -1,7 +1,7 @@
-"""The inbox page of the dev profile: static files, and a session for whoever opens it on this machine.
+"""The page of the dev profile: static files, and a session for whoever opens it on this machine.
 
-`GET /dev/session` hands out a user's token to anyone who asks, so it exists only in the dev profile and only for a
-browser or tool on this machine that asks for this machine: a page elsewhere that makes its own name resolve to
+`GET /dev/session` hands out a user's token and the page's API key to anyone who asks, so it exists only in the dev profile and
+only for a browser or tool on this machine that asks for this machine: a page elsewhere that makes its own name resolve to
 127.0.0.1 (DNS rebinding) still sends its own name as Host, and a page of another site or another local port says so
 in Origin and Sec-Fetch-Site.
 """
@@ -22,6 +22,7 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
+from gateway.access.principals import Scope
 from gateway.http.problems import INVALID_QUERY, Handler, Kind, Problem
 from gateway.options import GatewayOptions
 from seamark.protocol.errors import InvalidToken
@@ -29,12 +30,18 @@ from seamark.protocol.subjects import encode_user
 
 FILES: Final = {
     "/": ("index.html", "text/html"),
-    "/inbox.js": ("inbox.js", "text/javascript"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript")
+        for name in ("inbox", "preferences", "campaigns", "plan", "page")
+    },
     "/seamark.js": ("seamark.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 """What is served, by path. A list, not a folder: nothing else is ever reachable."""
+
+PAGE_SCOPES: Final = (Scope.EVENTS_WRITE, Scope.CAMPAIGNS_READ, Scope.CAMPAIGNS_WRITE, Scope.TOPICS_READ)
+"""What the key of the page has to allow, and no more, as a browser holds it. Everything else the page asks as the user."""
 
 TOKEN_SECONDS: Final = 900
 """Life of a token of the page. Short, so that the page's refresh is exercised every day."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -22,7 +21,7 @@ from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.access.throttles import Throttles
 from gateway.api.audiences import expanded
-from gateway.api.now import TOO_MANY_MESSAGES, NowMessages
+from gateway.api.now import THROTTLED, TOO_MANY_MESSAGES, NowMessages, check_throttles
 from gateway.api.recipients import SCHEMA, Inline
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.idempotency import always
@@ -53,7 +52,6 @@ _log = structlog.get_logger("seamark.events_api")
 
 INVALID_EVENT: Final = Kind(400, "invalid_event")
 EVENT_TOO_LARGE: Final = Kind(413, "invalid_event")
-THROTTLED: Final = Kind(429, "throttled")
 STORE_FULL: Final = Kind(503, "store_full")
 UNANSWERED: Final = Kind(503, "unanswered")
 
@@ -123,17 +121,6 @@ class Publishing:
         self._bulk_appends = Queue(BULK_APPENDS, BULK_APPENDS_PER_TENANT)
         self.singles = Shares(EVENTS_IN_FLIGHT, EVENTS_IN_FLIGHT_PER_TENANT)
 
-    async def check_throttles(self, tenant: str, event: Encoded) -> None:
-        """Pass an event that may be published now, and count it.
-
-        Raises:
-            Problem: 429.
-        """
-        wait = await self._throttles.wait_seconds(tenant, event.subject.split(".", 3)[3])
-        if wait:
-            said = "the operator lets this tenant publish fewer events of this type"
-            raise Problem(THROTTLED, said, retry_after_seconds=math.ceil(wait))
-
     async def store(self, event: Encoded, trace: Mapping[str, str]) -> PubAck:
         """Store one event.
 
@@ -169,7 +156,7 @@ class Publishing:
                         continue
                     bulk.results[index] = Result(id, error=_UNANSWERED)  # until there is an answer
                     try:
-                        await self.check_throttles(tenant, event)
+                        await check_throttles(self._throttles, tenant, _type_of(event))
                         ack = await self.store(event, trace)
                         bulk.results[index] = Result(id, ack.seq, ack.duplicate)
                     except Problem as problem:
@@ -210,11 +197,12 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
     A recipient may bring what is known of him (`{"id": "alice", "email": "alice@example.com"}`), with the scope `users:write`.
     `topic:<name>` in `to` is for the members of a topic: those who are when the event comes first.
     """
-    publishing, tenant = call.request.app[PUBLISHING], call.principal.tenant
+    publishing, tenant, throttles = call.request.app[PUBLISHING], call.principal.tenant, call.context.throttles
     inline = Inline(call.context, call.principal)
     try:
         given = _given(inline.split(call.body), tenant, None if call.key is None else _id_from(call.key))
         if is_now(given.event):
+            await check_throttles(throttles, tenant, given.event.type)
             await inline.store()
             publishing.now.publish(tenant, **given.parts)
             return Stored(given.id, None, False)
@@ -222,7 +210,7 @@ async def publish_event(call: Call[Service, None, Annotated[bytes, NewEvent]]) -
         event, id = _encoded(given, tenant)
     except InvalidEvent as error:
         raise _refused(error) from error
-    await publishing.check_throttles(tenant, event)
+    await check_throttles(throttles, tenant, given.event.type)
     await inline.store()
     try:
         with publishing.singles.place(tenant):
@@ -344,6 +332,10 @@ _GIVEN: Final = frozenset({"id", "to", "type", "tenant", "ordering_key", "data"}
 """The members of an event that are not passed on as they stand."""
 
 
+def _type_of(event: Encoded) -> str:
+    return event.subject.split(".", 3)[3]
+
+
 def _id(given: str | None) -> str | None:
     """The event's own id. One that is not valid is not replaced: sent again, the event would be stored twice."""
     if given is not None and not is_event_id(given):
@@ -352,7 +344,7 @@ def _id(given: str | None) -> str | None:
 
 
 def _id_from(key: str) -> str:
-    """The id of an event that an idempotency key stands for: the key itself, where it can be one."""
+    """The id of an event that an idempotency key stands for (`Call.key`): as it is, where it can be one."""
     return key if is_event_id(key) else hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -15,12 +15,14 @@ from engine.profiles.explanation import Explanation, explain, notification_of
 from gateway.access.principals import Scope, Service
 from gateway.api.directory import PLACES
 from gateway.api.events import EVENT_TOO_LARGE, INVALID_EVENT, NewEvent
+from gateway.api.recipients import Inline
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Problem, field_of
 from gateway.limits import EVENT_BODY_BYTES
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, accept, encode
+from seamark.protocol.subjects import encode_token
 
 _AN_EVENT: Final = {"$ref": "#/components/schemas/NewEvent"}
 
@@ -43,25 +45,27 @@ class ExplainBody(msgspec.Struct, forbid_unknown_fields=True):
 async def explain_event(call: Call[Service, None, ExplainBody]) -> Explanation:
     """What the planner would decide now about an event for a user: by which channels, when, why, and from what."""
     context, tenant = call.context, call.principal.tenant
-    accepted = _accepted(bytes(call.body.event), tenant)
+    accepted = _accepted(bytes(call.body.event), Inline(context, call.principal), tenant)
     users = [recipient.user for recipient in accepted.recipients]
     user = call.body.user if call.body.user is not None else users[0]
     if user not in users or (call.body.user is None and len(users) > 1):
         raise Problem(INVALID_BODY, "`user` must be one of those in `event.to`", field="user")
     rules = await rules_of(context, tenant)
     profile = await profiles_of(context).of(tenant, user)
-    now = datetime.now(UTC)
-    kills = context.controls.controls.drops(tenant, user)
-    return explain(gathered(notification_of(accepted, user), Facts(stored_at=now), rules, profile, kills, now))
+    now, transaction, cancels = datetime.now(UTC), accepted.event.transaction_id, context.cancels
+    cancelled = transaction is not None and cancels is not None and cancels.holds(encode_token(tenant), transaction)
+    facts, kills = Facts(stored_at=now, cancelled=cancelled), context.controls.controls.drops(tenant, user)
+    return explain(gathered(notification_of(accepted, user), facts, rules, profile, kills, now))
 
 
-def _accepted(body: bytes, tenant: str) -> Accepted:
-    """The event, as it would be stored if this tenant published it.
+def _accepted(body: bytes, inline: Inline, tenant: str) -> Accepted:
+    """The event, as it would be stored if this tenant published it. What it brings of its recipients is not looked at.
 
     Raises:
         Problem: it would be refused.
     """
     try:
+        body = inline.split(body)
         event = msgspec.json.decode(body, type=NewEvent)
         unknown = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         given = {name: unknown.pop(name, None) for name in ("id", "to", "type", "tenant", "ordering_key", "data")}
@@ -76,7 +80,9 @@ def _accepted(body: bytes, tenant: str) -> Accepted:
             key=event.ordering_key,
             unknown=unknown,
         )
-        return accept(f"ev.0.{encoded.subject.removeprefix('events.')}", encoded.payload)
+        return accept(
+            f"ev.0.{encoded.subject.partition('.')[2]}", encoded.payload
+        )  # `bulk.` is another way to the same record
     except InvalidEvent as error:
         raise Problem(EVENT_TOO_LARGE if error.reason == "size" else INVALID_EVENT, error.detail) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

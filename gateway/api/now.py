@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from engine.buckets import Buckets
 from engine.errors import BrokerError
 from engine.limits import NOW_BURST_SECONDS, NOW_PER_SECOND_OF_TENANT
 from gateway.access.principals import Scope, Service
+from gateway.access.throttles import Throttles
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_BODY, UNAVAILABLE, Kind, Problem
 from seamark.protocol.errors import InvalidEvent
@@ -22,6 +24,7 @@ from seamark.protocol.events import EventId, new_event_id
 from seamark.protocol.limits import NOW_BYTES_MAX
 from seamark.protocol.now import encode, encode_broadcast
 
+THROTTLED: Final = Kind(429, "throttled")
 TOO_MANY_MESSAGES: Final = Kind(429, "too_many_messages")
 
 _NOT_SENT: Final = "the broker was not reached: nothing was sent"
@@ -71,7 +74,7 @@ class BroadcastSent(msgspec.Struct):
     scope=Scope.BROADCASTS_WRITE,
     status=202,
     body_bytes=NOW_BYTES_MAX,
-    refuses=(INVALID_BODY, TOO_MANY_MESSAGES, UNAVAILABLE),
+    refuses=(INVALID_BODY, THROTTLED, TOO_MANY_MESSAGES, UNAVAILABLE),
 )
 async def broadcast(call: Call[Service, None, Broadcast]) -> BroadcastSent:
     """Show a message to all who are connected now. It is not stored: who comes later never sees it."""
@@ -81,6 +84,7 @@ async def broadcast(call: Call[Service, None, Broadcast]) -> BroadcastSent:
         message = encode_broadcast(type=body.type, tenant=tenant, id=id, data=body.data)
     except InvalidEvent as error:
         raise Problem(INVALID_BODY, error.detail, field=None if error.reason == "json" else error.reason) from error
+    await check_throttles(call.context.throttles, tenant, body.type)
     _take(call.context.broadcast_rate, tenant, 1, "broadcasts")
     try:
         call.context.broker.publish(message.subject, message.payload)
@@ -88,6 +92,18 @@ async def broadcast(call: Call[Service, None, Broadcast]) -> BroadcastSent:
     except BrokerError as error:
         raise Problem(UNAVAILABLE, _NOT_SENT) from error
     return BroadcastSent(id)
+
+
+async def check_throttles(throttles: Throttles, tenant: str, type: str) -> None:
+    """Pass an event of a type that may be published now, and count it.
+
+    Raises:
+        Problem: 429.
+    """
+    wait = await throttles.wait_seconds(tenant, type)
+    if wait:
+        said = "the operator lets this tenant publish fewer events of this type"
+        raise Problem(THROTTLED, said, retry_after_seconds=math.ceil(wait))
 
 
 def _take(rate: Buckets, tenant: str, count: int, what: str) -> None:

@@ -156,7 +156,8 @@ def _until(tenant: str, query: EndQuery, context: Context) -> float:
     if query.issued_until is not None and query.issued_until > now + TOKEN_LEEWAY_SECONDS:
         said = "`issued_until` lies in the future: users could not sign in again"
         raise Problem(INVALID_QUERY, said, field="issued_until")
-    if context.sign_outs.of_tenant(tenant) >= SIGN_OUTS_PER_TENANT:
+    full = context.sign_outs.of_tenant(tenant) >= SIGN_OUTS_PER_TENANT
+    if full and not context.sign_outs.holds(tenant, query.id):
         said = f"{SIGN_OUTS_PER_TENANT} users of the tenant were signed out within 31 days: no more are remembered"
         raise Problem(TOO_MANY_SIGN_OUTS, said, retry_after_seconds=3_600)
     return now if query.issued_until is None else query.issued_until

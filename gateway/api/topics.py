@@ -39,10 +39,7 @@ class Members(msgspec.Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Raise ValueError where no user can be called so."""
         for index, user in enumerate(self.users):
-            try:
-                checked_user_id(user)
-            except ValueError as error:
-                raise ValueError(f"`users[{index}]`{str(error).removeprefix('`id`')}") from error
+            checked_user_id(user, f"users[{index}]")
 
 
 class TopicPage(msgspec.Struct):

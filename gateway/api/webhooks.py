@@ -7,12 +7,12 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from engine.directory.users import checked_user_id
 from engine.directory.webhooks import (
     EndpointSettings,
     NewEndpoint,
     WebhookEndpoint,
     check_secret,
-    check_user,
     create_endpoint,
     delete_endpoint,
     find_endpoint,
@@ -51,7 +51,7 @@ class EndpointsQuery(PageQuery, frozen=True):
     def __post_init__(self) -> None:
         """Raise ValueError where no user is called so."""
         if self.user is not None:
-            check_user(self.user)
+            checked_user_id(self.user, "user")
 
 
 class SecretBody(msgspec.Struct, forbid_unknown_fields=True):

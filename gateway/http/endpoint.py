@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -57,7 +57,8 @@ class Call(Generic[P, Q, B]):
         query: what the path, the query and the headers say, as a struct. A name in the path's braces is taken from the path,
             one that begins with a capital letter is a header's. None: nothing is looked at.
         body: decoded, or as it came where it is declared as `Annotated[bytes, <form>]`. None: there is none.
-        key: the request's `Idempotency-Key`, if it has one and they are taken here.
+        key: what the ids come from of all that is made, where the request has an `Idempotency-Key` and they are taken here: the
+            same for the same request, and another one where the key is used again when it was forgotten.
     """
 
     request: web.Request
@@ -181,18 +182,18 @@ class Endpoint:
             data = b"" if self.body is None else await bodies.read_body(request, self.body_bytes)
             body = None if self.body is None else self._body(data)
             if self.keyed is not None and (key := idempotency.key_of(request)) is not None:
-                call = Call(request, context, principal, query, body, key)
+                call = Call(request, context, principal, query, body)
                 return await self._once(call, getattr(principal, "tenant", ""), key, data)
             return self._response(await self.handler(Call(request, context, principal, query, body)))
 
     async def _once(self, call: Call[Any, Any, Any], tenant: str, key: str, data: bytes) -> web.StreamResponse:
-        async def carry_out() -> tuple[web.StreamResponse, bool]:
-            answer = await self.handler(call)
+        async def carry_out(named: str) -> tuple[web.StreamResponse, bool]:
+            answer = await self.handler(replace(call, key=named))
             return self._response(answer), self.keyed is not None and self.keyed(answer)
 
         keys = call.context.idempotency_keys
         if keys is None:
-            return (await carry_out())[0]
+            return (await carry_out(idempotency.named(key, idempotency.today())))[0]
         return await idempotency.once(keys, tenant, key, idempotency.fingerprint(call.request, data), carry_out)
 
     def _response(self, answer: Any) -> web.StreamResponse:

@@ -1,20 +1,21 @@
 """`Idempotency-Key`: a request that is sent again is answered as the first time, and nothing is done twice.
 
 What is remembered lies in Redis, for all gateways together. A key belongs to the first body that came with it, for a day. While
-its request runs, others with it are told to wait. Once it was carried out, they get its
-answer. One that was refused leaves nothing.
+its request runs, others with it are told to wait. Once it was carried out, they get its answer. One that was refused leaves
+nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
+import random
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -27,6 +28,7 @@ from engine import metrics
 from engine.errors import StoreBroken
 from engine.outages import redis_failure
 from engine.redisscript import RedisScript
+from engine.tasks import patiently_within
 from gateway.http.limits import (
     IDEMPOTENCY_ANSWER_BYTES,
     IDEMPOTENCY_BURST_BYTES,
@@ -49,10 +51,19 @@ OTHER_BODY: Final = Kind(422, "idempotency_key_reused")
 TOO_MANY: Final = Kind(429, "too_many_idempotency_keys")
 PROBLEMS: Final = (INVALID_KEY, RUNNING, OTHER_BODY, TOO_MANY)
 
+CarryOut = Callable[[str], Awaitable[tuple[web.StreamResponse, bool]]]
+
 _KEY: Final = re.compile(rf"[ -~]{{1,{IDEMPOTENCY_KEY_BYTES}}}")
 
 REDIS_SECONDS: Final = 2.0
-"""Deadline of one question to Redis. A thousand requests at once share a connection: the last one waits for a few tenths."""
+"""Deadline of one question to Redis."""
+
+CONNECTIONS: Final = 8
+"""Connections to Redis for beginnings, and as many for ends. One takes a turn of the loop for each request; with a thousand at
+once turns are long, and the last one would wait for longer than the deadline."""
+
+SETTLE_TRIES: Final = 3
+"""How often it is said how a request has ended, where Redis is slow: a replay is worth a few seconds, an outage is not."""
 
 SILENT_SECONDS: Final = 10.0
 """A Redis that has answered nothing for so long is away. Before that this process may be slow, or Redis for a moment."""
@@ -67,12 +78,13 @@ _OVERHEAD_BYTES: Final = 400
 _BEGIN: Final = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
-local known = redis.call('HMGET', KEYS[1], 'of', 'owner', 'until', 'status', 'answer')
+local known = redis.call('HMGET', KEYS[1], 'of', 'owner', 'until', 'status', 'answer', 'day')
 if known[1] then
   local runs = not known[4] and known[2] ~= ARGV[2] and tonumber(known[3]) > now
   if runs then return {'running'} end -- another body, too: this one may yet be refused
   if known[1] ~= ARGV[1] then return {'other'} end
   if known[4] then return {'done', known[4], known[5]} end
+  redis.call('HSET', KEYS[1], 'tried', '1')
 else
   local cost, burst, rate = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
   local full_at = math.max(tonumber(redis.call('GET', KEYS[2]) or now), now) + cost / rate
@@ -80,9 +92,10 @@ else
   if wait > 0 then return {'full', tostring(wait)} end
   redis.call('SET', KEYS[2], string.format('%.6f', full_at), 'PX', math.ceil((full_at - now) * 1000))
 end
-redis.call('HSET', KEYS[1], 'of', ARGV[1], 'owner', ARGV[2], 'until', string.format('%.6f', now + ARGV[3]))
+local day = known[6] or ARGV[8]
+redis.call('HSET', KEYS[1], 'of', ARGV[1], 'owner', ARGV[2], 'until', string.format('%.6f', now + ARGV[3]), 'day', day)
 redis.call('EXPIRE', KEYS[1], ARGV[4])
-return {'first'}
+return {'first', day}
 """
 
 # Only whoever holds the key says how it ended; a second run of the script (its answer was lost) finds no owner and does nothing.
@@ -91,6 +104,8 @@ local how, owner, kept, bytes, rate = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4
 if redis.call('HGET', KEYS[1], 'owner') ~= owner then return 0 end
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
+-- What is refused this time may have been done by an earlier run of it, whose outcome nobody knows.
+if how == 'forget' and redis.call('HEXISTS', KEYS[1], 'tried') == 1 then how = 'again' end
 if how == 'forget' then
   redis.call('DEL', KEYS[1])
   bytes = -bytes
@@ -104,6 +119,8 @@ end
 local full_at = tonumber(redis.call('GET', KEYS[2]) or now) + bytes / rate
 if full_at > now then
   redis.call('SET', KEYS[2], string.format('%.6f', full_at), 'PX', math.ceil((full_at - now) * 1000))
+else
+  redis.call('DEL', KEYS[2])
 end
 return 1
 """
@@ -122,11 +139,12 @@ class Kept(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A key that this request holds until it ends."""
+    """A key that this request holds until it ends. `day`: on which it came first, see `named`."""
 
     names: tuple[str, str]
     owner: str
     cost: int
+    day: int
 
 
 class IdempotencyKeys:
@@ -149,7 +167,8 @@ class IdempotencyKeys:
         kept_seconds: int = IDEMPOTENCY_KEPT_SECONDS,
         running_seconds: float = IDEMPOTENCY_RUNNING_SECONDS,
     ) -> None:
-        self._begin, self._end = RedisScript(redis, _BEGIN), RedisScript(redis, _END)
+        self._begins = [RedisScript(redis, _BEGIN) for _ in range(CONNECTIONS)]
+        self._ends = [RedisScript(redis, _END) for _ in range(CONNECTIONS)]
         self._rate, self._burst = bytes_per_day / 86_400, burst_bytes
         self._kept_seconds, self._running_seconds = kept_seconds, running_seconds
         self._away_until = 0.0
@@ -184,12 +203,12 @@ class IdempotencyKeys:
         token = encode_token(tenant) if tenant else "="  # the hash tag: one script touches one slot of a Redis cluster
         names = f"idempotency:{{{token}}}:{key}", f"allowance:{{{token}}}:idempotency"
         owner, cost = self._owner, _OVERHEAD_BYTES + len(key)
-        limits = (self._running_seconds, self._kept_seconds, cost, self._burst, self._rate)
+        limits = (self._running_seconds, self._kept_seconds, cost, self._burst, self._rate, today())
         try:
-            said = await self._ask(self._begin, names, [fingerprint, owner, *map(repr, limits)])
+            said = await self._ask(self._begins, names, [fingerprint, owner, *map(repr, limits)])
         except TimeoutError as error:
             # The key may be held for this request by now: who sends it again to another process must not wait for a minute.
-            await self.again(Held(names, owner, cost))
+            await self._settle(Held(names, owner, cost, 0), "again", 0, tries=1)
             text = "what is known of the key was not answered in time; nothing was done: send the request again"
             raise Problem(UNAVAILABLE, text) from error
         word = "unkept" if said is None else said[0].decode()
@@ -198,7 +217,7 @@ class IdempotencyKeys:
             case "unkept":
                 return None
             case "first":
-                return Held(names, owner, cost)
+                return Held(names, owner, cost, int(said[1]))
             case "done":
                 return Kept(int(said[1]), said[2])
             case "running":
@@ -218,19 +237,23 @@ class IdempotencyKeys:
             await self._settle(held, "done", len(body), str(status), body)
 
     async def forget(self, held: Held) -> None:
-        """Nothing was done: whoever comes next with the key is the first, whatever the body."""
+        """Nothing was done: whoever comes next with the key is the first, unless an earlier run of it may have done something."""
         await self._settle(held, "forget", held.cost)
 
     async def again(self, held: Held) -> None:
         """It may have been done, or in part: the same request may be tried again at once, no other one."""
         await self._settle(held, "again", 0)
 
-    async def _settle(self, held: Held, how: str, size: int, *answer: str | bytes) -> None:
+    async def _settle(self, held: Held, how: str, size: int, *answer: str | bytes, tries: int = SETTLE_TRIES) -> None:
         args = [how, held.owner, self._kept_seconds, size, repr(self._rate), *answer]
-        with suppress(TimeoutError):  # the key is free for this body when its time to run is over
-            await self._ask(self._end, held.names, args)
+        for _ in range(tries):
+            with suppress(
+                TimeoutError
+            ):  # after the last one, the key is free for this body when its time to run is over
+                await self._ask(self._ends, held.names, args)
+                return
 
-    async def _ask(self, script: RedisScript, keys: tuple[str, str], args: list[str | bytes | int]) -> Any:
+    async def _ask(self, scripts: list[RedisScript], keys: tuple[str, str], args: list[str | bytes | int]) -> Any:
         """What the script says; None where Redis is away.
 
         Raises:
@@ -239,7 +262,9 @@ class IdempotencyKeys:
         if time.monotonic() < self._away_until:
             return None
         try:
-            async with asyncio.timeout(REDIS_SECONDS):
+            async with patiently_within(REDIS_SECONDS):
+                # The first that is free: one that was used before is connected.
+                script = next((each for each in scripts if not each.busy), random.choice(scripts))
                 said = await script(keys, args)
         except (TimeoutError, RedisTimeoutError) as error:
             self._silent_since = self._silent_since or time.monotonic()
@@ -260,12 +285,25 @@ class IdempotencyKeys:
 
     async def close(self) -> None:
         """Drop the connections."""
-        await self._begin.close()
-        await self._end.close()
+        for script in (*self._begins, *self._ends):
+            await script.close()
 
 
 def _running() -> Problem:
     return Problem(RUNNING, f"a request with this {HEADER} is being carried out: wait", retry_after_seconds=1)
+
+
+def today() -> int:
+    """The number of the day, in UTC."""
+    return int(time.time() // 86_400)
+
+
+def named(key: str, day: int) -> str:
+    """What ids of a request come from: its key, and the day on which that came first.
+
+    Ids are known for longer than keys are. A key that is used anew after a day must not make what was there before.
+    """
+    return f"{key}.{day}"
 
 
 def always(_answer: Any) -> bool:
@@ -298,13 +336,14 @@ async def once(
     tenant: str,
     key: str,
     asked: bytes,
-    carry_out: Callable[[], Awaitable[tuple[web.StreamResponse, bool]]],
+    carry_out: CarryOut,
 ) -> web.StreamResponse:
     """The answer to a request with a key: what `carry_out` gives, and what it has given before.
 
     Args:
         asked: the request's fingerprint.
-        carry_out: gives the answer, and whether it is final. One that is not is given once: the same request is tried again.
+        carry_out: is told what ids come from, and gives the answer, and whether it is final. One that is not is given once: the
+            same request is tried again.
 
     Raises:
         Problem: as `begin`; and whatever `carry_out` raises.
@@ -314,8 +353,8 @@ async def once(
         if isinstance(held, Kept):
             return held.response()
         if held is None:
-            return (await carry_out())[0]
-        return await _carried_out(keys, held, carry_out)
+            return (await carry_out(named(key, today())))[0]
+        return await _carried_out(keys, held, partial(carry_out, named(key, held.day)))
 
 
 async def _carried_out(

@@ -1,14 +1,13 @@
-/** The inbox page of the dev profile: a small fold of one user's log, drawn. */
+/** The page of the dev profile. Its inbox is a small fold of one user's log, drawn. */
 
+import { $, ask, element, notice, session, showView, user } from "/page.js";
+import { planOf } from "/plan.js";
 import { Seamark } from "/seamark.js";
 
 const KEPT = 2_000; // notifications remembered; a page that stays open for weeks must not grow
 const PAGE = 100; // as many as a snapshot has, so that a reload shows what was shown before
 const CUT_CHARS = 500_000; // a gateway sends at most 1 MiB of rows: a snapshot of this size may be only part of a page
 const HAPPENED = 8;
-
-const $ = (id) => document.getElementById(id);
-const user = new URLSearchParams(location.search).get("user") || "alice";
 
 /** What the log says, folded: the same rules on every device, and in the gateway's inbox, give the same inbox. */
 class Inbox {
@@ -90,37 +89,23 @@ const covers = (upTo, { seq, record }) => record.carried === true || seq <= upTo
 
 const inbox = new Inbox();
 let received = 0;
-let apiKey = null;
 let drawing = false;
 let waitingUntil = 0;
 let limit = PAGE; // rows shown
 let isCut = false; // the snapshot has fewer rows than a page, as they are large
 let next; // the gateway's page behind what is known: undefined before the first is asked for, null behind the last
 
-async function session() {
-  const response = await fetch(`/dev/session?user=${encodeURIComponent(user)}`, { cache: "no-store" });
-  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).detail ?? `answered with ${response.status}`);
-  const { token, api_key: key, command } = await response.json();
-  apiKey = key;
-  $("publish-card").hidden = !key;
+async function token() {
+  const { token: made, api_key: key, command } = await session();
+  $("publish-card").hidden = $("to-campaigns").hidden = !key;
   showCommand(command);
-  return token;
+  return made;
 }
 
-const seamark = new Seamark({ token: session });
+const seamark = new Seamark({ token });
 window.seamark = seamark; // for the console
 
 // --- drawing --------------------------------------------------------------------------------------------------------
-
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "class") made.className = value;
-    else if (value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
 
 /** Draws soon, once for many records. A timer, not a frame callback: those stand still in a tab behind. */
 function draw() {
@@ -212,6 +197,7 @@ function draft(one) {
       element("p", { class: "meta" }, element("span", { class: "type" }, record.type ?? record.kind), time,
         element("code", { title: "sequence in the log" }, `#${seq}`),
         record.priority && record.priority !== "normal" ? element("span", { class: `priority ${record.priority}` }, record.priority) : null),
+      planOf(id),
     ),
     read);
   item.one = one;
@@ -238,11 +224,6 @@ function happened(text) {
   const now = new Date();
   $("happened").prepend(element("li", {}, element("time", { datetime: now.toISOString() }, now.toLocaleTimeString()), ` ${text}`));
   while ($("happened").children.length > HAPPENED) $("happened").lastElementChild.remove();
-}
-
-function notice(text) {
-  $("notice").hidden = !text;
-  $("notice").textContent = text;
 }
 
 /** The command that publishes to this user, as a shell takes it. */
@@ -306,24 +287,16 @@ $("who").addEventListener("submit", (event) => {
 
 async function loadOlder() {
   const query = next ? `?cursor=${encodeURIComponent(next)}` : "";
-  const response = await fetch(`/v1/inbox${query}`, { headers: { Authorization: `Bearer ${seamark.token}` }, cache: "no-store" });
-  const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.detail ?? `answered with ${response.status}`);
+  const answer = await ask("GET", `/v1/inbox${query}`);
   inbox.older(answer.items);
   next = answer.next;
 }
 
 async function publish(text) {
-  if (!apiKey) await session();
   const to = $("to").value.split(",").map((one) => one.trim()).filter(Boolean);
-  const response = await fetch("/v1/events", {
-    method: "POST",
-    headers: { Authorization: `Bearer ${apiKey}`, "Content-Type": "application/json", "Idempotency-Key": `page-${crypto.randomUUID()}` },
-    body: JSON.stringify({ to, type: $("type").value.trim(), data: { text } }),
-  });
-  const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.detail ?? `answered with ${response.status}`);
-  return answer.event_id;
+  const body = { to, type: $("type").value.trim(), data: { text } };
+  const headers = { "Idempotency-Key": `page-${crypto.randomUUID()}` };
+  return (await ask("POST", "/v1/events", { body, headers, asService: true })).event_id;
 }
 
 async function publishAll(texts) {
@@ -355,3 +328,5 @@ $("user").value = $("to").value = user;
 $("empty-user").textContent = user;
 $("device").textContent = seamark.device;
 seamark.connect();
+addEventListener("hashchange", showView);
+showView();

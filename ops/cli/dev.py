@@ -81,7 +81,7 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     out.print(f"[bold green]Seamark is running.[/] Data, logs and keys: {data}/ ({data}/dev.json)")
     out.print()
     for name, value in (
-        ("inbox page", f"[link={stack.gateway_url}]{stack.gateway_url}/[/link]"),
+        ("page", f"[link={stack.gateway_url}]{stack.gateway_url}/[/link]"),
         ("gateway", f"{stack.gateway_url}  (WebSocket /v1/ws, events POST /v1/events)"),
         ("NATS", shown(stack.nats_url) + (f"  (monitoring {monitor_url})" if monitor_url else "")),
         ("Valkey", shown(stack.redis_url)),

@@ -25,6 +25,7 @@ def explain(
     """Show by which channels an event would go to a user, when, why, and from what that was decided. Publishes nothing."""
     import uvloop
 
+    from engine.cancels import is_cancelled
     from engine.controls.desk import Desk
     from engine.controls.view import Controls
     from engine.directory.rules import read_rules
@@ -42,9 +43,10 @@ def explain(
             rules = await read_rules(found.pool, at)
             profile = await read_profile(found.pool, at, user)
             kills = Controls((await Desk(found.broker).read()).document).drops(at, user)
-            now = datetime.now(UTC)
-            notification = explanation.notification_of(accepted, user)
-            return explanation.explain(gathered(notification, Facts(stored_at=now), rules, profile, kills, now))
+            transaction, now = accepted.event.transaction_id, datetime.now(UTC)
+            cancelled = transaction is not None and await is_cancelled(found.broker, at, transaction)
+            notification, facts = explanation.notification_of(accepted, user), Facts(stored_at=now, cancelled=cancelled)
+            return explanation.explain(gathered(notification, facts, rules, profile, kills, now))
 
     explained = uvloop.run(run())
     if as_json:
@@ -62,7 +64,7 @@ def _accepted(file: str, user: str, tenant: str | None) -> Accepted:
     known = {name: fields.pop(name, None) for name in ("to", "type", "data", "id")}
     key = fields.pop("ordering_key", None)
     event = encode(**known, tenant=fields.pop("tenant", None) or "default", key=key, unknown=fields)
-    return accept(f"ev.0.{event.subject.removeprefix('events.')}", event.payload)
+    return accept(f"ev.0.{event.subject.partition('.')[2]}", event.payload)  # `bulk.` is another way to the same record
 
 
 def _print(explained: Explanation) -> None:

@@ -26,6 +26,7 @@ def planner() -> None:
 
 
 async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None:
+    from engine.cancels import watching
     from engine.controls.watching import watched_controls
     from engine.directory.rules import Rules
     from engine.log.incarnations import read_partitions
@@ -41,6 +42,7 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
         database(settings, POOL_CONNECTIONS_MAX, "planners read rules and users there") as pool,
         stores("planner", settings, health) as (broker, redis),
         watched_controls(broker) as controls,
+        watching(broker) as cancels,
     ):
         rules, profiles = Rules(pool, broker), ProfileCache(redis, functools.partial(read_profile, pool))
 
@@ -51,7 +53,9 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
         health.also(controls.not_ready)
         partitions = await read_partitions(broker, settings.partitions)
         pin_timeout = await read_pin_timeout(broker, position.source(0))
-        work = Planner(broker, pool, rules, profiles, drops, partitions, pin_timeout_seconds=pin_timeout)
+        work = Planner(
+            broker, pool, rules, profiles, drops, partitions, cancels=cancels, pin_timeout_seconds=pin_timeout
+        )
         try:
             await run_until(stop, work.run(), name="planner")
         finally:

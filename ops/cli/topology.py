@@ -231,6 +231,9 @@ def size(
         int | None, typer.Option(help="JSON of an event, for one user; default: as a record.")
     ] = None,
     receipts_per_record: Annotated[float, typer.Option(help="Receipts for a record; more with several devices.")] = 1.0,
+    planned_share: Annotated[
+        float, typer.Option(help="Which part of the records goes further than the app, 0 to 1.")
+    ] = 0.0,
     users: Annotated[int, typer.Option(help="Users with a record within these days.")] = 1_000_000,
     servers: Annotated[int, typer.Option(help="Servers of the cluster.")] = 3,
     partitions: Annotated[
@@ -245,7 +248,15 @@ def size(
     from engine.topology import size as sizes
 
     demand = sizes.Demand(
-        rate, record_bytes, days, event_bytes, receipts_per_record, users, servers, _partitions(partitions)
+        rate,
+        record_bytes,
+        days,
+        event_bytes,
+        receipts_per_record,
+        planned_share,
+        users,
+        servers,
+        _partitions(partitions),
     )
     found = sizes.size(demand)
     written = [] if write is None else [str(path) for path in sizes.write(found, write)]

@@ -1,4 +1,4 @@
-"""What a development stack keeps over restarts: its secret, its API key, the ports it had. Mode 0600."""
+"""What a development stack keeps over restarts: its secret, its API keys, the ports it had. Mode 0600."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from engine.errors import InvalidSetting
 
 
 class Kept(msgspec.Struct, kw_only=True):
-    """`<data folder>/kept.json`."""
+    """`<data folder>/kept.json`. `api_key`: the developer's. `page_key`: for the page, which a browser holds."""
 
     jwt_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
     api_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
+    page_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
     ports: dict[str, int] = {}
 
 

@@ -17,9 +17,11 @@ from engine.settings import given_settings, load_settings
 from engine.topology import server as topology
 from gateway.access.key_table import KeyTable
 from gateway.access.principals import Scope
+from gateway.api.dev_page import PAGE_SCOPES
 from ops import postgres
 from ops.cli.target import DATA_FOLDER, DevFile
 from ops.cli.token import sign
+from ops.dev import example
 from ops.dev.environment import roles_environment
 from ops.dev.fulldisk import keep_writable
 from ops.dev.lock import locked
@@ -123,11 +125,17 @@ class Stack:
         await migrate(self.postgres_url)
         connection = await postgres.connect(self.postgres_url)
         try:
-            await KeyTable(connection).keep(self._kept.api_key, TENANT, list(Scope), name="dev")
+            keys = KeyTable(connection)
+            await keys.keep(self._kept.api_key, TENANT, list(Scope), name="dev")
+            await keys.keep(self._kept.page_key, TENANT, PAGE_SCOPES, name="dev page")
         except postgres.FAILURES as error:
             raise postgres.explained(error) from error
         finally:
             await connection.close(timeout=10)
+        if any(
+            isinstance(server, Postgres) for server in self._servers
+        ):  # a database of somebody else's stays as it is
+            await example.fill(self.postgres_url, TENANT)
 
     def _gateway_port(self) -> int:
         asked, ports = self._options.port, self._kept.ports
@@ -152,7 +160,7 @@ class Stack:
             "SEAMARK_REDIS_URL": self.redis_url,
             "SEAMARK_POSTGRES_URL": self.postgres_url,
             "SEAMARK_JWT_SECRET": self._kept.jwt_secret,
-            "SEAMARK_DEV_API_KEY": self._kept.api_key,
+            "SEAMARK_DEV_API_KEY": self._kept.page_key,
             "SEAMARK_GATEWAY_HOST": HOST,
             "SEAMARK_GATEWAY_PORT": str(port),
             "SEAMARK_LOG_FORMAT": "json",

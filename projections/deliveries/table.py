@@ -74,9 +74,9 @@ _NEW: Final = """NOT EXISTS (SELECT FROM {month} f
     WHERE f.tenant = o.tenant AND f.user_id = o.user_id AND f.epoch = o.epoch AND f.up_to = o.up_to
       AND f.after_seq = o.after_seq AND f.device = o.device AND f.channel = o.channel AND f.state = o.state)"""
 
-FEW: Final = 200
-"""So few ranges are looked for in all months. For more it costs less to see which months hold rows, and to look in those only:
-in each it takes 2 µs a range, and of the tables of a rebuild all but one may be empty."""
+RANGES_IN_ALL_MONTHS_MAX: Final = 200
+"""Up to so many ranges of a batch are looked for in all months. For more it costs less to see which months hold rows, and to look
+in those only: in each it takes 2 µs a range, and of the tables of a rebuild all but one may be empty."""
 
 _CURSORS: Final = """
 INSERT INTO device_cursors AS c (tenant, user_id, device, epoch, seq, at, touched_at, version)
@@ -133,7 +133,7 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     if folded.ranges:
         ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values())]
         table = f"delivery_ranges_{version}"
-        months = [table] if len(ranges) <= FEW else await filled_leaves(connection, table)
+        months = [table] if len(ranges) <= RANGES_IN_ALL_MONTHS_MAX else await filled_leaves(connection, table)
         new = " AND ".join(_NEW.format(month=month) for month in months) or "true"
         await connection.execute(_RANGES.format(v=version, new=new), *transposed(ranges))
     cursors = [

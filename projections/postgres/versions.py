@@ -80,7 +80,12 @@ async def leaves(connection: Connection, table: str) -> list[str]:
 
 
 async def filled_leaves(connection: Connection, table: str) -> list[str]:
-    """The tables below one, or itself where it is not divided, that may hold rows. They stay until the transaction ends."""
+    """The tables below one, or itself where it is not divided, that may hold rows. They stay until the transaction ends.
+
+    The table itself is locked before them, in the order of whoever takes a month off it: else a month that is being taken off
+    would still be listed, and a row that only it holds be taken for one that is there.
+    """
+    await connection.execute(f"LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
     tree = "SELECT relid::regclass::text AS name FROM pg_partition_tree($1::text::regclass)"
     rows = await connection.fetch(f"{tree} WHERE isleaf AND pg_relation_size(relid) > 0 ORDER BY name", table)
     return [row["name"] for row in rows]

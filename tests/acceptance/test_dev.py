@@ -11,22 +11,28 @@ import socket
 import stat
 import subprocess
 import sys
-import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import msgspec
 import psutil
 import pytest
 
+from engine.plan.preferences import Preferences
+from engine.profiles.preferences import merged
 from ops.dev.servers import NatsServer, Valkey
 from ops.exitcode import MISCONFIGURED
 from seamark.protocol.subjects import log_subject, partition_of
+from tests.support.chromium import Chromium, Page
 from tests.support.devstack import Stack
 from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected, eventually
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -91,13 +97,31 @@ def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(stack: Stack
             if Path(child.exe()).name.startswith(server) and child.ppid() == stack.pid
         ]
         victim.kill()
-        deadline = time.monotonic() + 30
-        while f"{server} ended (SIGKILL), restarting" not in stack.output.read_text():
-            assert time.monotonic() < deadline, stack.output.read_text()
-            time.sleep(0.05)
+        is_restarted(stack, server)
     stack.run("publish", "--to", "alice", "--id", "after")
     lines = stack.run("tail", "alice", "-n", "2", "--json", timeout=60).splitlines()
     assert [json.loads(line)["record"]["id"] for line in lines] == ["before", "after"]
+
+
+def served(stack: Stack, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
+    """What the gateway answers a service that has this key; the developer's where none is given."""
+    described = stack.describe()
+    headers = {"Authorization": f"Bearer {key or described.api_key}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    url = f"{described.gateway_url}{urllib.parse.quote(path, safe='/?=&')}"
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data=data, headers=headers, method=method), timeout=20
+        ) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refused:
+        return refused.code, json.load(refused)
+
+
+def is_restarted(stack: Stack, name: str) -> None:
+    """Returns when the stack has said that it starts this process again, as it was killed."""
+    said = stack.output.read_text
+    wait_for(lambda: f"{name} ended (SIGKILL), restarting" in said(), said=said)
 
 
 async def _has(broker: object, event_id: str) -> bool:
@@ -108,10 +132,7 @@ def test_a_crashed_role_is_restarted_and_that_is_said(stack: Stack) -> None:
     for role in ("dispatcher", "gateway"):
         [victim] = [child for child in stack.children() if role in child.cmdline()]
         victim.kill()
-        deadline = time.monotonic() + 30
-        while f"{role} ended (SIGKILL), restarting" not in stack.output.read_text():
-            assert time.monotonic() < deadline, stack.output.read_text()
-            time.sleep(0.05)
+        is_restarted(stack, role)
     stack.run("publish", "--to", "alice", "--id", "after")
     [line] = stack.run("tail", "alice", "-n", "1", "--json", timeout=60).splitlines()
     assert json.loads(line)["record"]["id"] == "after"
@@ -119,6 +140,7 @@ def test_a_crashed_role_is_restarted_and_that_is_said(stack: Stack) -> None:
 
 def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(stack: Stack) -> None:
     before = stack.describe()
+    assert served(stack, "DELETE", "/v1/users/carol")[0] == 202
     stack.run("publish", "--to", "alice", "--id", "first")
     cursor = json.loads(stack.run("tail", "alice", "-n", "1", "--json"))["cursor"]
     family = stack.stop()
@@ -129,6 +151,9 @@ def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(st
     stack.start()
     after = stack.describe()
     assert (after.jwt_secret, after.api_key, after.nats_url) == (before.jwt_secret, before.api_key, before.nats_url)
+    assert [user["id"] for user in served(stack, "GET", "/v1/users")[1]["items"]] == ["alice", "bob"], (
+        "carol stays away"
+    )
     stack.run("publish", "--to", "alice", "--id", "second")
     frame = json.loads(stack.run("tail", "alice", "-n", "1", "--json", "--cursor", cursor))
     assert (frame["record"]["id"], frame["prev"]) == ("second", int(cursor.split(".")[1]))
@@ -195,6 +220,7 @@ def test_servers_named_in_the_environment_are_used_and_left_running(
         [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
         assert json.loads(line)["record"]["id"] == "outside"
         assert not (tmp_path / ".seamark/nats").exists()
+        assert served(stack, "GET", "/v1/users")[1]["items"] == [], "nobody is added to a database of somebody else's"
     finally:
         stack.stop()
     assert nats_server.alive
@@ -257,15 +283,14 @@ def test_a_stack_that_is_ended_while_it_makes_its_database_holds_the_folder_unti
     with stack.output.open("wb") as output:
         argv = [sys.executable, "-m", "ops", "dev", *stack.words]
         stack.process = subprocess.Popen(argv, cwd=tmp_path, env=stack.env, stdout=output, stderr=output)
-    deadline = time.monotonic() + 60
-    while not (making := [child for child in stack.children() if "initdb" in child.name()]):
-        assert time.monotonic() < deadline, stack.output.read_text()
-        time.sleep(0.005)
+    # Both are looked at often, as a database is made within a second.
+    said = stack.output.read_text
+    making = wait_for(
+        lambda: [child for child in stack.children() if "initdb" in child.name()], every_seconds=0.005, said=said
+    )
     stack.process.send_signal(signal.SIGINT)
     with (stack.data / "lock").open() as lock:
-        while not locks(lock):
-            assert time.monotonic() < deadline, stack.output.read_text()
-            time.sleep(0.005)
+        wait_for(lambda: locks(lock), every_seconds=0.005, said=said)
         assert not any(runs(process) for process in making)
     assert stack.process.wait(60) == 0, stack.output.read_text()
     stack.start()
@@ -303,3 +328,209 @@ async def test_a_message_that_is_no_record_does_not_hide_the_log(stack: Stack) -
     shown = await asyncio.to_thread(stack.run, "log", "alice")
     assert "not json [bold]" in shown
     assert "id last" in shown
+
+
+# --- the page, as a newcomer finds it -------------------------------------------------------------------------------
+
+
+def text(id: str) -> str:
+    return f"document.querySelector('#{id}').textContent"
+
+
+async def choose(page: Page, selector: str, value: str) -> None:
+    """Choose in a list, as a person does."""
+    await page.evaluate(
+        f"""(() => {{
+          const list = document.querySelector({json.dumps(selector)});
+          list.value = {json.dumps(value)};
+          if (list.value !== {json.dumps(value)}) throw new Error("there is no such choice");
+          list.dispatchEvent(new Event("change", {{ bubbles: true }}));
+        }})()"""
+    )
+
+
+def holds(line: str, channel: str) -> str:
+    """What stands in the table for a channel of a type: the choice and its source; null before it is drawn."""
+    return (
+        "[...document.querySelectorAll('#choices tbody tr')].filter((row) => row.querySelector('th').firstChild.textContent"
+        f" === {json.dumps(line)}).map((row) => row.querySelector('[data-label=\"{channel}\"] .holds'))"
+        ".map((cell) => cell && `${cell.dataset.choice} ${cell.dataset.source}`)[0]"
+    )
+
+
+async def test_what_is_switched_off_on_the_page_holds_for_the_next_event_and_its_plan_says_so(
+    shared: Stack, browser: Chromium
+) -> None:
+    assert served(shared, "PUT", "/v1/users/dora", {"email": "dora@example.com"})[0] == 200
+    page = await browser.open(f"{shared.describe().gateway_url}/?user=dora#preferences")
+    await page.until(f"{holds('parcel.*', 'E-mail')} === 'on rule'")
+    await page.until(f"{holds('parcel.*', 'In the app')} === 'on always'")
+    await choose(page, "select[data-path='types/parcel.*/email']", "off")
+    await page.until(f"{text('saved')} === 'Not saved yet'")
+    await page.click("#save")
+    await page.until(f"{holds('parcel.*', 'E-mail')} === 'off user_type'")
+    document = served(shared, "GET", "/v1/users/dora/preferences")[1]["document"]
+    assert document == {"types": {"parcel.*": {"email": "off"}}}
+    for width in (1280, 360):
+        await page.size(width, 800)
+        for view in ("preferences", "campaigns"):
+            await page.evaluate(f"location.hash = '{view}'")
+            await page.until(f"!document.querySelector('#{view}').hidden")
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (view, width)
+    await page.evaluate("location.hash = 'inbox'")
+    await page.fill("#type", "parcel.sent")
+    await page.click("#publish button:not(.quiet)")
+    await page.until("!!document.querySelector('#list details')")
+    await page.evaluate("document.querySelector('#list details').open = true")
+    for channel, why in (("inapp", "default"), ("email", "type_off"), ("push", "no_token")):
+        await page.until(f"document.querySelector('#list li[data-channel={channel}]')?.dataset.why === '{why}'")
+    assert page.errors == []
+
+
+async def test_who_saves_preferences_of_an_older_version_is_told_and_keeps_what_he_chose(
+    shared: Stack, browser: Chromium
+) -> None:
+    page = await browser.open(f"{shared.describe().gateway_url}/?user=emil#preferences")
+    await page.until(f"{holds('news.*', 'E-mail')} === 'on rule'")
+    await choose(page, "select[data-path='channels/push']", "off")
+    await choose(page, "#quiet-mode", "own")
+    status, faster = served(shared, "PATCH", "/v1/users/emil/preferences", {"categories": {"news": {"email": "off"}}})
+    assert status == 200
+    await page.click("#save")
+    await page.until("!document.querySelector('#preferences-notice').hidden")
+    said = await page.evaluate(text("preferences-notice"))
+    assert f"version {faster['version']}; you began with 0" in said
+    assert served(shared, "GET", "/v1/users/emil/preferences")[1] == faster, "nothing was saved"
+    assert await page.evaluate(holds("news.*", "E-mail")) == "off user_category", "what was saved elsewhere is shown"
+    await page.click("#save")
+    await page.until(f"{holds('parcel.*', 'Push')} === 'off user_channel'")
+    assert served(shared, "GET", "/v1/users/emil/preferences")[1]["document"] == {
+        "channels": {"push": "off"},
+        "categories": {"news": {"email": "off"}},
+        "quiet_hours": {"windows": [{"start": "22:00", "end": "07:00"}]},
+    }
+    assert await page.evaluate("document.querySelector('#preferences-notice').hidden")
+    assert "22:00 to 07:00 every day (your choice)" in await page.evaluate(text("quiet-holds"))
+    assert page.errors == []
+
+
+NIGHT = {"windows": [{"start": "22:00", "end": "07:00"}]}
+DOCUMENTS: list[dict[str, Any]] = [
+    {},
+    {"channels": {"push": "off"}},
+    {"channels": {"push": "on", "*": "off"}, "timezone": "Europe/Vienna"},
+    {"categories": {"__proto__": {"email": "off"}, "constructor": {"push": "off"}}},
+    {"types": {"a.b": {"push": "off"}, "a.*": {"email": "digest"}}, "quiet_hours": {}},
+    {"types": {"a.b": {"email": "off"}}, "quiet_hours": NIGHT},
+    {"quiet_hours": {**NIGHT, "channels": ["push"]}},
+    {"quiet_hours": {"windows": [*NIGHT["windows"], {"start": "12:00", "end": "13:00", "days": ["sun"]}]}},
+]
+
+
+async def test_the_patch_of_the_page_makes_any_document_of_any_other(shared: Stack, browser: Chromium) -> None:
+    page = await browser.open(f"{shared.describe().gateway_url}/?user=nobody")
+    told = json.dumps(json.dumps(DOCUMENTS))
+    made = await page.evaluate(
+        f"""import("/preferences.js").then(({{ difference, merged }}) => {{
+          const all = JSON.parse({told});
+          const patched = (one, patch) => [patch, merged(one, patch)];
+          return JSON.stringify(all.map((one) => all.map((other) => patched(one, difference(one, other)))));
+        }})"""
+    )
+    documents = [msgspec.convert(one, Preferences) for one in DOCUMENTS]
+    for before, row in zip(documents, json.loads(made), strict=True):
+        for after, [patch, here] in zip(documents, row, strict=True):
+            assert merged(before, patch) == after, (before, patch)
+            assert msgspec.convert(here, Preferences) == after
+
+
+async def test_a_campaign_started_on_the_page_reaches_its_total_and_the_inbox(shared: Stack, browser: Chromium) -> None:
+    url = shared.describe().gateway_url
+    assert served(shared, "GET", "/v1/topics/news")[1]["members"] == 3, "there is somebody from the first minute"
+    assert served(shared, "PUT", "/v1/topics/crew/members", {"users": ["fay", "gil"]}) == (200, {"members": 2})
+    page = await browser.open(f"{url}/?user=fay#campaigns")
+    await page.until("!!document.querySelector('#campaign-audience option[value=\"topic:crew\"]')")
+    await page.click("#dry-run")
+    await page.until(f"{text('campaign-said')}.startsWith('Dry run: ')")
+    await choose(page, "#campaign-audience", "topic:crew")
+    await page.click("#dry-run")
+    await page.until(f"{text('campaign-said')} === 'Dry run: 2 of 2 would get it. Nothing was sent.'")
+    id = await page.evaluate("document.querySelector('#campaign-id').value")
+    assert served(shared, "GET", f"/v1/campaigns/{id}")[0] == 404
+    await page.fill("#campaign-title", "All hands")
+    await page.click("#start")
+    item = f"document.querySelector('[data-id=\"{id}\"]')"
+    await page.until(f"{item}?.dataset.state === 'done'", seconds=60)
+    assert await page.evaluate(f"{item}.querySelector('.sum').textContent") == "2 users = 2 in their logs"
+    bar = f"{item}.querySelector('[role=progressbar]')"
+    assert await page.evaluate(f"[{bar}.ariaValueNow, {bar}.ariaValueMax]") == ["2", "2"]
+    assert await page.evaluate(f"[...{item}.querySelectorAll('button')].every((one) => one.hidden)")
+    await page.evaluate("location.hash = 'inbox'")
+    await page.until("document.querySelector('#list h3')?.textContent === 'All hands'")
+    assert page.errors == []
+
+
+async def test_a_campaign_is_held_up_resumed_and_ended_by_the_buttons_and_its_numbers_always_add_up(
+    shared: Stack, browser: Chromium
+) -> None:
+    crowd = [f"h{number:02}" for number in range(40)]
+    assert served(shared, "PUT", "/v1/topics/crowd/members", {"users": crowd}) == (200, {"members": 40})
+    page = await browser.open(f"{shared.describe().gateway_url}/?user=h00#campaigns")
+    await page.until("!!document.querySelector('#campaign-audience option[value=\"topic:crowd\"]')")
+    await choose(page, "#campaign-audience", "topic:crowd")
+    await page.fill("#campaign-rate", "1")  # five users to a page, and five seconds between them: time to press buttons
+    await page.fill("#campaign-id", "slow")
+    await page.evaluate(
+        """window.sums = [];
+        new MutationObserver(() => {
+          const sum = document.querySelector("[data-id=slow] .sum");
+          if (sum && sum.textContent !== sums.at(-1)) sums.push(sum.textContent);
+        }).observe(document.querySelector("#campaign-list"), { childList: true, subtree: true, characterData: true })"""
+    )
+    await page.click("#start")
+    state = "document.querySelector('[data-id=slow]')?.dataset.state"
+    await page.until("window.sums.at(-1)?.includes('in their logs')", seconds=60)
+    for button, then in (("Pause", "paused"), ("Resume", "running"), ("Pause", "paused"), ("Cancel", "cancelled")):
+        await page.click(f"[data-id=slow] [data-do={button}]")
+        await page.until(f"{state} === '{then}'")
+        assert served(shared, "GET", "/v1/campaigns/slow/progress")[1]["state"] == then
+    await page.until("!!document.querySelector('[data-id=slow] .pace').textContent.includes('over since')", seconds=60)
+    sums = await page.evaluate("sums")
+    assert "cancelled" in sums[-1]
+    for said in sums:
+        audience, *parts = [int(number) for number in re.findall(r"\d+", said)]
+        assert audience == sum(parts), said
+    assert "do not add up" not in await page.evaluate("document.body.textContent")
+    assert page.errors == []
+
+
+async def test_every_control_of_the_views_has_a_name(shared: Stack, browser: Chromium) -> None:
+    page = await browser.open(f"{shared.describe().gateway_url}/?user=iris#preferences")
+    await page.until(f"{holds('parcel.*', 'E-mail')}")
+    await choose(page, "#quiet-mode", "own")
+    await page.call("Accessibility.enable")
+    for view, least in (("preferences", 20), ("campaigns", 8)):
+        await page.evaluate(f"location.hash = '{view}'")
+        await page.until(f"!document.querySelector('#{view}').hidden")
+        tree = (await page.call("Accessibility.getFullAXTree"))["nodes"]
+        roles = ("button", "textbox", "combobox", "checkbox", "spinbutton", "link", "list", "progressbar")
+        controls = [one for one in tree if one.get("role", {}).get("value") in roles and not one.get("ignored")]
+        assert len(controls) >= least
+        assert [one for one in controls if not one.get("name", {}).get("value")] == []
+
+
+def test_the_key_of_the_page_allows_what_the_page_does_and_no_more(shared: Stack) -> None:
+    described = shared.describe()
+    with urllib.request.urlopen(f"{described.gateway_url}/dev/session", timeout=10) as answer:
+        key = json.load(answer)["api_key"]
+    assert key != described.api_key
+    for path in ("/v1/topics", "/v1/campaigns"):
+        assert served(shared, "GET", path, key=key)[0] == 200
+    for method, path, body in (
+        ("GET", "/v1/users", None),
+        ("PUT", "/v1/users/alice", {}),
+        ("PUT", "/v1/topics/news/members", {"users": ["mallory"]}),
+        ("PUT", "/v1/types/a.b", {}),
+        ("DELETE", "/v1/users/alice/sessions", None),
+    ):
+        assert served(shared, method, path, body, key=key)[0] == 403, path

@@ -22,7 +22,8 @@ from ops.cli import app
 from ops.dev.child import free_port
 from ops.exitcode import MISCONFIGURED
 from tests.support.devstack import Stack
-from tests.support.manual import FIRST_EVENT, Manual, wait_for
+from tests.support.manual import FIRST_EVENT, Manual
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -342,6 +343,9 @@ def _explain(reader: Manual, folder: Path) -> None:
         reader.seamark("explain", "--event", str(folder / "explained.json"), "--user", "alice", "--json")
     )
     assert explained["plan"] == {"inapp": {"when": "now", "why": "default"}}
+    (folder / "low.json").write_text('{"type":"demo.explained","priority":"low"}')
+    [low] = lines(reader.seamark("explain", "--event", str(folder / "low.json"), "--user", "alice", "--json"))
+    assert low["inputs"]["notification"]["type"] == "demo.explained"
     assert explained["inputs"]["notification"]["user"] == "alice"
 
 
@@ -667,7 +671,7 @@ def test_a_log_of_more_than_one_pull_is_verified_and_rebuilt(reader: Manual) -> 
         status, answer = answered(url, reader.described.api_key, {"events": events})
         assert (status, len(answer["results"])) == (202, 1000)
     last = f"{PULL_MESSAGES_MAX * 2}"
-    wait_for(lambda: f"{len(lines(reader.seamark('log', 'erin', '--limit', '0', '--json')))}" == last, 60)
+    wait_for(lambda: f"{len(lines(reader.seamark('log', 'erin', '--limit', '0', '--json')))}" == last, seconds=60)
     for projection in ("unread", "inbox"):
         reader.seamark("rebuild", projection)
         [result] = lines(reader.seamark("verify", projection, "--json"))

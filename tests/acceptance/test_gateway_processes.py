@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +17,7 @@ from engine.topology import server as topology
 from ops.dev.child import free_port
 from ops.dev.servers import NatsServer
 from ops.exitcode import MISCONFIGURED
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,11 +49,11 @@ class Gateway:
         return psutil.Process(self.process.pid).children()
 
     def eventually(self, look: Callable[[], bool], seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not look():
+        def looked() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+            return look()
+
+        wait_for(looked, seconds=seconds, said=self.log.read_text)
 
 
 def ok(url: str) -> bool:

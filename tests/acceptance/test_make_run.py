@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from ops.cli.target import DevFile, read_dev_file
 from ops.dev.child import is_free
 from tests.support.clones import clone
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -40,11 +40,12 @@ class Run:
 
     def described(self) -> DevFile:
         """Where everything is, once it runs."""
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while not (self.folder / ".seamark/dev.json").exists():
+
+        def written() -> bool:
             assert self.make.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.05)
+            return (self.folder / ".seamark/dev.json").exists()
+
+        wait_for(written, seconds=READY_SECONDS_MAX, said=self.output.read_text)
         return read_dev_file(self.folder / ".seamark")
 
     def seamark(self, *words: str) -> str:

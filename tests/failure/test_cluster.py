@@ -153,6 +153,6 @@ async def test_a_cluster_that_loses_leaders_and_followers_loses_doubles_and_reor
 
 
 async def the_tail_comes_at_once(load: Load, found: list[Device]) -> None:
-    """What is published last, with nothing after it to reveal it, reaches every device soon."""
+    """What is published last, with nothing after it to reveal it, reaches every device within two seconds."""
     tail = await load.publish("tail", USERS)
-    await eventually(lambda: {device.last_event for device in found} == {tail}, seconds=8.0)
+    await eventually(lambda: {device.last_event for device in found} == {tail}, seconds=2.0)

@@ -106,7 +106,7 @@ async def test_an_orderly_end_hands_over_at_once_and_a_death_within_the_pins_tim
             ended = time.monotonic()
             await eventually(lambda: second.metric("seamark_partition_owned") == PARTITIONS)
             # The pin was given back; else it would be some three seconds: its time-out, less what the end took.
-            assert time.monotonic() - ended < 2.5
+            assert time.monotonic() - ended < 1.5
             first.start()
             await eventually(lambda: readers(nats_server) == 2 * PARTITIONS)  # it stands by
             second.kill()

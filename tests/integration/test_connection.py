@@ -175,7 +175,7 @@ async def test_closing_while_an_attempt_to_reconnect_fails_leaves_nobody_trying(
     async def refused_when_cancelled(self: EngineClient, server: object) -> None:
         trying.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(60)  # an attempt that only a cancellation ends
         except asyncio.CancelledError:
             if lost.pop():  # the cancellation is taken for the end of the attempt, as `wait_for` of Python 3.11 may
                 raise ConnectionRefusedError from None

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.broker.control import Control, Entry
+from engine.broker.control import ControlBucket, Entry
 from engine.broker.jetstream import Broker
 from engine.errors import ApiError
 from engine.topology import server as topology
@@ -37,7 +37,7 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
 async def watching(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
     """What a watch has told last."""
     told: list[dict[str, Switch]] = []
-    task = asyncio.create_task(Control(broker, Switch, PREFIX).watch(told.append), name="watch")
+    task = asyncio.create_task(ControlBucket(broker, Switch, PREFIX).watch(told.append), name="watch")
     try:
         await eventually(lambda: told)
         yield lambda: told[-1]
@@ -48,7 +48,7 @@ async def watching(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
 
 
 async def test_an_entry_is_replaced_only_by_whom_knows_what_it_holds(broker: Broker) -> None:
-    one, other = Control(broker, Switch, PREFIX), Control(broker, Switch, PREFIX)
+    one, other = ControlBucket(broker, Switch, PREFIX), ControlBucket(broker, Switch, PREFIX)
     assert await one.get("push") == Entry(None, 0)
     first = await one.put("push", Switch("outage"), 0)
     with pytest.raises(ApiError) as refused:
@@ -62,13 +62,13 @@ async def test_an_entry_is_replaced_only_by_whom_knows_what_it_holds(broker: Bro
 async def test_what_is_no_entry_is_refused_by_name(broker: Broker) -> None:
     await broker.append("$KV.control.switch.push", b'{"why":7}')
     with pytest.raises(msgspec.DecodeError):
-        await Control(broker, Switch, PREFIX).get("push")
+        await ControlBucket(broker, Switch, PREFIX).get("push")
 
 
 async def test_a_watch_tells_what_is_there_then_every_change_and_what_was_taken_away(
     broker: Broker, nats_server: NatsServer
 ) -> None:
-    control = Control(broker, Switch, PREFIX)
+    control = ControlBucket(broker, Switch, PREFIX)
     revision = await control.put("push", Switch("outage"), 0)
     async with connected(nats_server.url) as far, watching(far) as told:
         assert told() == {"push": Switch("outage")}
@@ -83,7 +83,7 @@ async def test_a_watch_tells_what_is_there_then_every_change_and_what_was_taken_
 
 
 async def test_a_change_is_told_although_no_news_of_it_came(broker: Broker) -> None:
-    control = Control(broker, Switch, PREFIX)
+    control = ControlBucket(broker, Switch, PREFIX)
     await control.put("push", Switch("outage"), 0)
     async with watching(broker) as told:
         # A purge is published nowhere, so it stands for news that were lost.
@@ -92,7 +92,7 @@ async def test_a_change_is_told_although_no_news_of_it_came(broker: Broker) -> N
 
 
 async def test_a_bucket_that_was_made_anew_is_read_from_its_beginning(broker: Broker) -> None:
-    control = Control(broker, Switch, PREFIX)
+    control = ControlBucket(broker, Switch, PREFIX)
     for number in range(20):
         await control.put(f"s{number}", Switch("old"), 0)
     async with watching(broker) as told:
@@ -106,14 +106,14 @@ async def test_a_bucket_that_was_made_anew_is_read_from_its_beginning(broker: Br
 async def test_a_watch_outlives_the_broker_and_says_how_old_its_knowledge_is(
     broker: Broker, nats_server: NatsServer
 ) -> None:
-    control, told = Control(broker, Switch, PREFIX), []
+    control, told = ControlBucket(broker, Switch, PREFIX), []
     task = asyncio.create_task(control.watch(told.append), name="watch")
     try:
         await eventually(lambda: told)
         nats_server.kill()
         await eventually(lambda: not broker.connected)
         read_at = control.read_at
-        await asyncio.sleep(2 * SOON_SECONDS)
+        await asyncio.sleep(2 * SOON_SECONDS)  # nothing may be read while the broker is away: no event to wait for
         assert control.read_at == read_at
         nats_server.start()
         await eventually(lambda: control.read_at > read_at)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import timedelta
 
 import asyncpg
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from chaos.load import whole_stream
 from engine import metrics
 from engine.broker.jetstream import After, Broker, PubAck
+from engine.cancels import cancel, watching
 from engine.errors import PartitionStopped, StepDown
 from engine.log.marks import encode_mark
 from engine.log.writer import read_mark
@@ -19,6 +21,7 @@ from engine.plan.decisions import Inputs
 from engine.plan.profile import Profile
 from engine.planner import planner as role
 from engine.planner import position
+from engine.planner import worker as worker_module
 from engine.planner.witness import Witness, Witnesses
 from engine.planner.worker import PlanWorker
 from engine.topology import server as topology
@@ -38,6 +41,12 @@ async def broker(nats_server: NatsServer):
     async with connected(nats_server.url) as connection:
         await topology.ensure(connection, "dev", 1, overrides=FAST)
         yield connection
+
+
+@pytest.fixture
+def certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored after a take-over, no earlier planner has read."""
+    monkeypatch.setattr(worker_module, "DOUBT", timedelta())
 
 
 @pytest.fixture
@@ -104,7 +113,7 @@ async def _found(pool: asyncpg.Pool) -> bool:
 
 
 async def test_records_for_the_app_alone_leave_no_receipt_and_move_the_mark_once_a_second(
-    broker: Broker, nats_server: NatsServer, pool: asyncpg.Pool
+    broker: Broker, nats_server: NatsServer, pool: asyncpg.Pool, certain: None
 ) -> None:
     async with planning(nats_server.url, pool) as planner:
         await eventually(lambda: planner.readers[0].phase is Phase.READING or _nudge(broker))
@@ -206,6 +215,31 @@ async def test_of_two_owners_the_later_one_is_shown_whole_and_the_earlier_one_st
     assert len(terms) == 4, "the earlier one has spoken, too"
     assert terms[0] == terms[1] > terms[2] == terms[3]
     assert await planned_up_to(broker) == 2
+
+
+async def test_what_is_cancelled_or_whose_user_was_deleted_before_it_is_planned_goes_nowhere(
+    broker: Broker, pool: asyncpg.Pool
+) -> None:
+    await write(broker, *(record(f"e{n}", transaction_id=f"order {n}") for n in (1, 2)), record("e3"))
+    batch = await log_of(broker, 0)
+    async with watching(broker) as cancels:
+        profiles = FixedProfiles()
+        worker = PlanWorker(broker, 0, FixedRules(), profiles, lambda *_: (), Witnesses(pool), cancels)
+        await worker.acquire()
+        await cancel(broker, "default", "order 1", budget_seconds=5)
+        await eventually(lambda: cancels.holds("default", "order 1"))
+        await worker.handle(batch)
+        whys = {
+            one.id: {channel: plan.why for channel, plan in (one.plan or {}).items()} for one in await receipts(broker)
+        }
+        sent = {"email": "default", "push": "default"}
+        assert whys == {"e1": {"email": "cancelled", "push": "cancelled"}, "e2": sent, "e3": sent}
+        profiles.profile = Profile(version=2, deleted=True)
+        end = await write(broker, record("e4"))
+        await worker.handle((await log_of(broker, 0))[3:])
+        assert await planned_up_to(broker) < end.seq, "nothing was written down, so the mark has time"
+        await worker.pass_over(end.seq)
+        assert len(await receipts(broker)) == 3, "what is stored of him now would outlast his being erased"
 
 
 async def test_a_witness_follows_its_log_and_is_not_moved_back_by_whoever_comes_late(pool: asyncpg.Pool) -> None:

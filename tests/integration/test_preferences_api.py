@@ -8,7 +8,9 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
+from engine.cancels import cancel
 from engine.plan.decide import plan
 from engine.plan.decisions import Inputs
 from ops.dev.servers import NatsServer, Valkey
@@ -76,7 +78,6 @@ async def test_what_holds_for_each_type_and_channel_says_where_it_comes_from(gat
     patch = {"types": {"order.*": {"push": "on"}}, "timezone": "Europe/Vienna", "locale": "de-AT"}
     after = await patched(gateway, patch, version=0)
     assert after["document"] == patch
-    assert after["quiet_hours"] == {"value": night, "source": "tenant"}
     assert after["timezone"] == {"value": "Europe/Vienna", "source": "user"}
 
     async def told() -> bool:  # the rules of the tenant are held by the process, and changed a moment ago
@@ -84,7 +85,9 @@ async def test_what_holds_for_each_type_and_channel_says_where_it_comes_from(gat
         return bool(held["channels"]["email"] == {"choice": "digest", "source": "tenant_category"})
 
     await eventually(told)
-    [held] = (await ask(gateway, "GET", "preferences"))[1]["types"]
+    _, after = await ask(gateway, "GET", "preferences")
+    assert after["quiet_hours"] == {"value": night, "source": "tenant"}
+    [held] = after["types"]
     assert held["channels"]["push"] == {"choice": "on", "source": "user_type"}
 
 
@@ -132,13 +135,16 @@ async def test_of_patches_at_the_same_time_each_counts_and_of_one_version_one_wi
     ],
     ids=lambda value: str(value)[:60],
 )
-async def test_what_is_no_document_is_refused_whole(
-    gateway: TestGateway, patch: dict[str, Any], field: str | None
+async def test_what_is_no_document_is_refused_whole_and_leaves_no_mark(
+    gateway: TestGateway, valkey: Valkey, patch: dict[str, Any], field: str | None
 ) -> None:
     status, problem = await ask(gateway, "PATCH", "preferences", {**patch, "categories": {"orders": {"push": "on"}}})
     assert (status, problem["code"]) == (400, "invalid_body"), problem
     assert field is None or field in problem.get("field", "") + problem["detail"]
     assert (await ask(gateway, "GET", "preferences"))[1]["document"] == {}
+    async with Redis.from_url(valkey.url) as redis:
+        marked = [key for key in await redis.keys("profile:*") if any(b"mark:" in f for f in await redis.hkeys(key))]
+    assert marked == [], "whoever sends nonsense is not read from the primary for a minute because of it"
 
 
 async def test_a_document_has_a_bound(gateway: TestGateway) -> None:
@@ -182,6 +188,28 @@ async def test_an_explanation_says_when_it_is_decided_again(gateway: TestGateway
     assert email["when"].startswith("digest:orders/")
     assert email["again_as"] == "digest"
     assert email["again_at"] >= email["when"].partition("/")[2]
+
+
+async def test_an_explanation_knows_which_transactions_are_cancelled(gateway: TestGateway) -> None:
+    event = {**EVENT, "transaction_id": "order 17"}
+    assert (await explained(gateway, event))["plan"]["email"]["why"] == "default"
+    await cancel(gateway.broker, "acme", "order 17", budget_seconds=5)
+    email = {"when": "never", "why": "cancelled"}
+
+    async def told() -> bool:
+        return bool((await explained(gateway, event))["plan"]["email"] == email)
+
+    await eventually(told)
+
+
+@pytest.mark.parametrize(
+    "event", [{"priority": "low"}, {"to": [{"id": "alice", "email": "new@example.com"}]}, {"ordering_key": "order 17"}]
+)
+async def test_an_event_is_explained_whichever_way_it_would_go(gateway: TestGateway, event: dict[str, Any]) -> None:
+    found = await explained(gateway, {**EVENT, **event})
+    assert found["plan"]["email"] == {"when": "now", "why": "default"}
+    about = found["inputs"]["notification"]
+    assert (about["tenant"], about["user"], about["type"]) == ("acme", "alice", "order.shipped")
 
 
 async def test_explaining_stores_and_sends_nothing(gateway: TestGateway) -> None:

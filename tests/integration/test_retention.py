@@ -18,10 +18,11 @@ from engine.postgres import holding
 from engine.topology import server as topology
 from ops import migrate as migrate_module
 from ops.migrate import migrate
-from projections.deliveries.table import FEW, DeliveriesStore
+from projections.deliveries.table import RANGES_IN_ALL_MONTHS_MAX, DeliveriesStore
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
+from projections.postgres.versions import filled_leaves
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
@@ -321,18 +322,39 @@ async def test_what_receipts_say_in_several_months_is_one_row_that_goes_with_the
     assert await pool.fetchval("SELECT kept_until > now() + interval '80 days' FROM deliveries")
 
 
-async def test_ranges_told_again_in_another_month_by_a_large_batch_are_in_the_table_once(pool: asyncpg.Pool) -> None:
-    store, count = DeliveriesStore(pool, 0), FEW + 1
+MANY = RANGES_IN_ALL_MONTHS_MAX + 1
+"""Ranges of a batch for which only the months that hold rows are looked into."""
+
+
+def many_ranges(first: int, days_ago: float) -> list[Delivered]:
+    """Receipts about the same ranges each time, stored from `first` on."""
     ack = {"channel": "inapp", "device": "tv", "state": "acknowledged", "epoch": EPOCH, "at": AT}
-    expected = None
+    bounds = [{"after": number, "up_to": number + 1} for number in range(MANY)]
+    return [stored(first + number, days_ago, {**ack, **one}, b"rcpt") for number, one in enumerate(bounds)]
+
+
+async def test_ranges_told_again_in_another_month_by_a_large_batch_are_in_the_table_once(pool: asyncpg.Pool) -> None:
+    store, expected = DeliveriesStore(pool, 0), None
     for days_ago in (80, 40, 40, 1):
         first = expected.seq + 1 if expected is not None else 1
-        bounds = [{"after": number, "up_to": number + 1} for number in range(count)]
-        batch = [stored(first + number, days_ago, {**ack, **one}, b"rcpt") for number, one in enumerate(bounds)]
-        reached = Checkpoint(EPOCH, first + count - 1)
-        assert await store.apply(batch, expected, reached)
-        assert await pool.fetchval("SELECT count(*) FROM delivery_ranges") == count
+        reached = Checkpoint(EPOCH, first + MANY - 1)
+        assert await store.apply(many_ranges(first, days_ago), expected, reached)
+        assert await pool.fetchval("SELECT count(*) FROM delivery_ranges") == MANY
         expected = reached
+
+
+async def test_ranges_told_again_while_their_month_is_taken_off_are_stored_again(pool: asyncpg.Pool) -> None:
+    store, reached = DeliveriesStore(pool, 0), Checkpoint(EPOCH, MANY)
+    assert await store.apply(many_ranges(1, 40), None, reached)
+    async with pool.acquire() as keeper:
+        async with keeper.transaction():
+            [month] = await filled_leaves(keeper, "delivery_ranges_1")
+            await keeper.execute(f"ALTER TABLE delivery_ranges_1 DETACH PARTITION {month}")
+            again = store.apply(many_ranges(MANY + 1, 1), reached, Checkpoint(EPOCH, 2 * MANY))
+            applying = asyncio.create_task(again, name="apply")
+            await eventually(lambda: keeper.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        assert await applying
+    assert await pool.fetchval("SELECT count(*) FROM delivery_ranges") == MANY
 
 
 async def test_a_clock_that_is_wrong_stops_no_projection(pool: asyncpg.Pool) -> None:

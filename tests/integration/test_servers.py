@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from seamark.protocol.limits import RECORD_BYTES_MAX
 from tests.support.clones import copy_postgres
 from tests.support.overlays import UNSYNCED
 from tests.support.servers import end
+from tests.support.waiting import wait_for
 
 
 async def test_nats_keeps_stored_messages_and_its_port_when_killed_and_started_again(nats_server: NatsServer) -> None:
@@ -208,15 +208,6 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for(look, seconds: float = 20.0):
-    """Poll until `look()` is true; its value."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks where Linux keeps shared memory")

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,10 +54,7 @@ class Family:
         self.folder = folder
 
     def eventually(self, look: Callable[[], object], seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not look():
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.02)
+        wait_for(look, seconds=seconds, said=(self.folder / "log").read_text)
 
     def pid(self, number: int) -> int:
         """Of the child that said so last."""

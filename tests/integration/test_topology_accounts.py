@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.broker.control import Control
+from engine.broker.control import ControlBucket
 from engine.broker.jetstream import After, Broker, NatsSettings, Outgoing, connect
 from engine.campaigns.bulk import Bulk
 from engine.campaigns.draft import Message, page_event
@@ -134,14 +134,13 @@ async def test_now_messages_go_by_the_dispatcher_and_broadcasts_to_gateways_and_
         await gateway.subscribe("now.>", lambda *_: None).confirmed()
 
 
-async def test_gateways_cancel_transactions_and_dispatchers_hear_of_it_and_write_none(connected: Connect):
-    gateway, dispatcher = await connected("gateway"), await connected("dispatcher")
-    async with watching(dispatcher) as heard, watching(gateway) as own:
+async def test_gateways_cancel_transactions_and_who_must_not_send_them_hears_of_it_and_writes_none(connected: Connect):
+    gateway, *others = [await connected(role) for role in ("gateway", "dispatcher", "planner")]
+    async with watching(others[0]) as heard, watching(others[1]) as planner, watching(gateway) as own:
         await cancel(gateway, "default", "order 17", budget_seconds=5)
-        await eventually(lambda: heard.holds("default", "order 17") and own.holds("default", "order 17"))
-        assert heard.fresh
-        assert own.fresh
-    for role in ("dispatcher", "publisher", "worker", "projector"):
+        await eventually(lambda: all(view.holds("default", "order 17") for view in (heard, planner, own)))
+        assert all(view.fresh for view in (heard, planner, own))
+    for role in ("dispatcher", "publisher", "worker", "projector", "planner"):
         assert await denied(await connected(role), "$KV.cancels.default.t"), role
 
 
@@ -514,9 +513,9 @@ async def test_the_system_account_sees_the_server_and_none_of_the_streams(connec
 
 async def test_every_role_reads_and_watches_the_control_bucket_and_only_the_provisioner_writes_it(connected: Connect):
     switch = {"why": "outage"}
-    await Control(await connected("provisioner"), dict[str, str], "switch.").put("push", switch, 0)
+    await ControlBucket(await connected("provisioner"), dict[str, str], "switch.").put("push", switch, 0)
     for role in ("dispatcher", "gateway", "projector", "worker"):
-        control, told = Control(await connected(role), dict[str, str], "switch."), []
+        control, told = ControlBucket(await connected(role), dict[str, str], "switch."), []
         assert (await control.get("push")).value == switch, role
         watch = asyncio.create_task(control.watch(told.append), name="watch")
         try:

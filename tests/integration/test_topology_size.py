@@ -8,13 +8,18 @@ import pytest
 
 from engine.broker.jetstream import Broker, Outgoing
 from engine.log.marks import Mark, encode_mark
+from engine.plan.decide import plan
+from engine.plan.hours import Window
+from engine.plan.preferences import QuietHours, TenantDefaults
+from engine.planner.plans import Due, receipt_of
 from engine.topology import room as topology_room
 from engine.topology import server as topology
 from engine.topology.check import check
-from engine.topology.size import Demand, size, write
+from engine.topology.size import PLAN_BYTES, Demand, size, write
 from ops.dev.servers import NatsServer
 from seamark.protocol.receipts import Receipt
 from tests.support.logs import connected
+from tests.support.plans import plain, with_notification
 from tests.support.topology import Overrides
 
 NOW = datetime(2026, 11, 28, 12, 30, 15, 123456, tzinfo=UTC)
@@ -57,6 +62,16 @@ async def test_an_event_and_a_receipt_take_on_disk_what_is_reckoned_for_them(bro
     for name, days in (("EVENTS", 7), ("RECEIPTS", 30)):
         taken, reckoned = await bytes_of(broker, name) / 100, sizes[name].stored_bytes / (days * 86_400)
         assert 0.75 * reckoned <= taken <= reckoned, name
+
+
+async def test_a_plan_takes_on_disk_what_is_reckoned_for_it(broker: Broker) -> None:
+    inputs = plain(defaults=TenantDefaults(quiet_hours=QuietHours((Window("22:00", "07:00"),)), version=3))
+    inputs = with_notification(inputs, id="0123456789abcdef0123456789abcdef", user="person00000001", tenant="default")
+    due = Due(inputs.notification, "rcpt.0.default.person00000001", NOW, f"00-{'a' * 32}-{'b' * 16}-01", None)
+    receipt = receipt_of(due, inputs, plan(inputs), 1_795_939_200, always=False)
+    assert receipt is not None
+    await broker.commit([receipt] * 100)
+    assert 0.75 * PLAN_BYTES <= await bytes_of(broker, "RECEIPTS") / 100 <= PLAN_BYTES
 
 
 async def test_a_server_started_from_written_files_has_room_for_every_stream(

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ import psutil
 from ops.cli.target import DevFile, read_dev_file
 from ops.dev.child import free_port
 from tests.support.commands import ENV, seamark
+from tests.support.waiting import wait_for
 
 READY_SECONDS_MAX = 90
 
@@ -46,12 +46,14 @@ class Stack:
             raise
 
     def _wait_until_ready(self, dev_json: Path) -> None:
-        assert self.process is not None
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while not (dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()):
-            assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.05)
+        process = self.process
+        assert process is not None
+
+        def ready() -> bool:
+            assert process.poll() is None, self.output.read_text()
+            return dev_json.exists() and "Ctrl-C stops everything" in self.output.read_text()
+
+        wait_for(ready, seconds=READY_SECONDS_MAX, said=self.output.read_text)
 
     def describe(self) -> DevFile:
         return read_dev_file(self.data)

@@ -67,7 +67,8 @@ class FleetDevice:
             self.resets.append(frame["reason"])
         elif op == "live":
             self.live.set()
-        elif op == "error":
+        elif op == "error" and not frame["detail"].startswith("sign_outs_unknown"):
+            # A gateway that cannot hear who was signed out believes nobody: the device comes again, and goes on from its cursor.
             self.faults.append(f"{self.user}: {frame}")
         if frame.get("cursor"):
             self.cursor = frame["cursor"]

@@ -7,6 +7,7 @@ from typing import Any
 from engine.broker.jetstream import Broker, Outgoing, PubAck
 from engine.dispatch import worker
 from engine.dispatch.rounds import Round
+from engine.dispatch.withholding import Withholding
 from engine.dispatch.worker import DispatchWorker
 from ops.cli.dispatcher import dispatcher as command
 
@@ -25,7 +26,7 @@ def tell(lie: str) -> None:
         settle = DispatchWorker._settle_round
 
         async def home_first(self: DispatchWorker, round_: Round) -> None:
-            await self._append(self._q, round_, [])
+            await self._append(self._q, [], round_.end, Withholding(None, []))
             await settle(self, round_)
 
         DispatchWorker._settle_round = home_first  # type: ignore[method-assign]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from seamark import Publisher, connect
 from tests.support.devstack import Stack
 from tests.support.forks import ROOT
 from tests.support.logs import connected
+from tests.support.waiting import wait_for
 
 USERS: Final = ("alice", "bob", "alice@example.com")
 FIRST_EVENT: Final = "e1"
@@ -196,15 +196,6 @@ class Manual:
         path.write_text("\n".join(lines))
         env = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
         return self.interrupted([sys.executable, str(path)], env=env)
-
-
-def wait_for(look: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
-    """Poll until `look()` is true; its value."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.05)
-    return found
 
 
 @contextlib.contextmanager

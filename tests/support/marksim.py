@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,7 +87,8 @@ class SimBroker:
 
     def state(self, name: str) -> StreamState:
         metadata = self.metadata[name]
-        return StreamState(name, metadata[EPOCH_KEY], PARTITIONS, 1, 1 << 40, 1, {"metadata": metadata})
+        config = {"metadata": metadata}
+        return StreamState(name, metadata[EPOCH_KEY], PARTITIONS, 1, 1 << 40, 1, config, asked_at=time.time())
 
     async def leader_last(self, stream: str, subject: str, **_: Any) -> Stored | None:
         await self._pass_time()

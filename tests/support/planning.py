@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -119,10 +120,10 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
         pool.terminate()
 
 
-def record(id: str, user: str = "alice", type: str = "order.shipped") -> bytes:
+def record(id: str, user: str = "alice", type: str = "order.shipped", **other: Any) -> bytes:
     """A record as a dispatcher writes it."""
     plan = {"inapp": {"when": "now", "why": "default"}}
-    body = {"id": id, "kind": "notification", "tenant": "default", "user": user, "type": type, "plan": plan}
+    body = {"id": id, "kind": "notification", "tenant": "default", "user": user, "type": type, "plan": plan, **other}
     return json.dumps(body | {"at": "2026-01-31T12:00:00Z"}).encode()
 
 

@@ -1,49 +1,70 @@
-"""Planners of one log over a simulated broker that loses, delays and doubles what it is asked, while the tenant's rules change.
+"""Planners of one log in virtual time, over a simulated broker, database and Redis, while rules and preferences change.
 
 A planner that is given the log begins with the mark and reads what is there; from then on only it is handed new records, while
-those before it go on with what they hold: zombies. Everything that is random comes from one seed, and there are no sleeps.
+those before it go on with what they hold: zombies. Answers are lost, batches arrive late, leaders show the past, the database
+fails over, stores are away, processes freeze and die; in some worlds JOBS is put back to a backup. Everything that is random
+comes from one seed.
 """
 
 import asyncio
 import itertools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
-from engine.errors import ApiError, Unanswered, Unavailable
+from engine.errors import ApiError, StoreUnavailable, Unanswered, Unavailable
+from engine.limits import PLAN_WITNESS_SECONDS
 from engine.log.marks import Mark, decode_mark, encode_mark
 from engine.partition.reader import Delivered
+from engine.plan.preferences import Preferences
+from engine.plan.profile import Profile
 from engine.plan.rules import ChannelRule, TypeRule
+from engine.planner import position, worker
 from engine.planner.witness import Witness
 from engine.planner.worker import PlanWorker
-from projections.folds.deliveries import Receipts, fold
+from projections.folds.deliveries import Plan, fold
 from seamark.protocol.errors import SeamarkError
 from seamark.protocol.receipts import decode_receipt
-from tests.support.planning import FixedProfiles, FixedRules
+from tests.support.planning import FixedRules
+from tests.support.virtualtime import VirtualTime
 
-EPOCHS = {"LOG-0": "llllllll", "JOBS": "jjjjjjjj"}
-START = 1_800_000_000
+LOG_EPOCH = "llllllll"
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 CALM_ATTEMPTS_MAX = 50
+LATE_SECONDS = 20.0
+"""A batch that was not answered may still be stored, so much later."""
 NEVER_CHANGED = "order.shipped"
 """Type of the records that always go by mail. The rule of the others comes and goes."""
+ON = Profile(version=1, reach=("email", "push"))
+OFF = Profile(version=2, reach=("email", "push"), preferences=Preferences(channels={"email": "off"}))
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class SimJobs:
     """JOBS: all marks there ever were; a rollup leaves the newest."""
 
-    def __init__(self) -> None:
-        self.marks = [(1, Mark(EPOCHS["LOG-0"], 0, 100, "topology", EPOCHS["JOBS"]))]
+    def __init__(self, epoch: str, seq: int = 0) -> None:
+        self.epoch = epoch
+        self.marks = [(1, Mark(LOG_EPOCH, seq, 100, "topology", epoch))]
         self.seq = 1
 
     def commit(self, batch: Sequence[Outgoing]) -> int:
         """The last sequence; ValueError when the expectation of the mark does not hold."""
         (mark,) = batch
         assert b"Nats-Rollup:sub" in mark.headers
-        expected = int(mark.headers.split(b"Nats-Expected-Last-Subject-Sequence:")[1].split(b"\r\n")[0])
-        if self.marks[-1][0] != expected:
+        _, _, expected = mark.headers.partition(b"Nats-Expected-Last-Subject-Sequence:")
+        if expected and self.marks[-1][0] != int(expected.split(b"\r\n")[0]):
             raise ValueError
         self.seq += 1
         self.marks.append((self.seq, decode_mark(mark.payload)))
@@ -62,7 +83,7 @@ class SimReceipts:
 
     def commit(self, batch: Sequence[Outgoing]) -> int:
         for message in batch:
-            at = (START + len(self.stored)) * 1_000_000_000
+            at = len(self.stored) * 1_000_000_000
             self.stored.append(Delivered(message.subject.encode(), len(self.stored) + 1, at, b"", message.payload))
         return len(self.stored)
 
@@ -70,40 +91,28 @@ class SimReceipts:
 class SimBroker:
     """What a planner asks of a broker. One for all processes; faults are drawn for each request."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+    def __init__(self, world: "World") -> None:
+        self.world = world
         self.records: list[Delivered] = []
-        self.jobs, self.receipts = SimJobs(), SimReceipts()
-        self.late: list[tuple[SimJobs | SimReceipts, Sequence[Outgoing]]] = []
-        self.calm = False
-
-    async def _pass_time(self) -> None:
-        # Now and then a process is not given the processor for long: time for others to take over.
-        for _ in range(self.rng.choice([0, 1, 1, 2, 3, 8, 0 if self.calm else 120])):
-            await asyncio.sleep(0)
-        if self.late and self.rng.random() < 0.3:
-            stream, batch = self.late.pop(self.rng.randrange(len(self.late)))
-            try:
-                stream.commit(batch)
-            except ValueError:
-                return  # refused, and nobody hears of it
-
-    def _fault(self, chance: float) -> bool:
-        return not self.calm and self.rng.random() < chance
+        self.jobs, self.receipts = SimJobs("jjjjjjjj"), SimReceipts()
 
     async def stream(self, name: str, **_: Any) -> StreamState:
-        await self._pass_time()
-        if self._fault(0.02):
+        await self.world.pass_time()
+        if self.world.fault(0.02):
             raise Unavailable
-        last = self.records[-1].seq if name == "LOG-0" else self.jobs.seq
-        return StreamState(name, EPOCHS[name], 1, 1, last, 1, {"metadata": {EPOCH_KEY: EPOCHS[name]}})
+        if name == "JOBS":
+            epoch, last = self.jobs.epoch, self.jobs.seq
+        else:
+            back = self.world.rng.randint(0, 8) if self.world.fault(0.1) else 0
+            epoch, last = LOG_EPOCH, self.records[max(0, len(self.records) - 1 - back)].seq
+        return StreamState(name, epoch, 1, 1, last, 1, {"metadata": {EPOCH_KEY: epoch}})
 
     async def leader_last(self, stream: str, subject: str, **_: Any) -> Stored | None:
-        await self._pass_time()
-        if self._fault(0.03):
+        await self.world.pass_time()
+        if self.world.fault(0.03):
             raise Unanswered
         # A deposed leader may show the past.
-        back = self.rng.randint(0, 3) if self._fault(0.1) else 0
+        back = self.world.rng.randint(0, 3) if self.world.fault(0.1) else 0
         seq, mark = self.jobs.marks[max(0, len(self.jobs.marks) - 1 - back)]
         return Stored(subject, seq, "", b"", encode_mark(mark))
 
@@ -112,55 +121,114 @@ class SimBroker:
         return
 
     async def commit(self, batch: Sequence[Outgoing], **_: Any) -> PubAck:
-        await self._pass_time()
-        stream = self.jobs if batch[-1].subject.startswith("jmark.") else self.receipts
-        if self._fault(0.05):
+        await self.world.pass_time()
+        is_mark = batch[-1].subject.startswith("jmark.")
+        stream: SimJobs | SimReceipts = self.jobs if is_mark else self.receipts
+        if self.world.fault(0.05):
             raise Unavailable  # not stored
-        if self._fault(0.05):
+        if self.world.fault(0.05):
             raise Unanswered  # not stored, but who knows
-        if self._fault(0.08):
-            self.late.append((stream, batch))
+        if self.world.fault(0.08):
+            asyncio.get_running_loop().call_later(
+                self.world.rng.uniform(0.01, LATE_SECONDS), self._arrive, is_mark, batch
+            )
             raise Unanswered  # still on its way
         try:
             seq = stream.commit(batch)
         except ValueError:
-            await self._pass_time()
+            await self.world.pass_time()
             raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence") from None
-        await self._pass_time()
-        if self._fault(0.08):
+        await self.world.pass_time()
+        if self.world.fault(0.08):
             raise Unanswered  # stored, the answer was lost
         return PubAck("", seq)
 
+    def _arrive(self, is_mark: bool, batch: Sequence[Outgoing]) -> None:
+        try:
+            (self.jobs if is_mark else self.receipts).commit(batch)
+        except ValueError:
+            return  # refused, and nobody hears of it
+
 
 class SimWitnesses:
-    """A witness that is never away, and never ahead of the mark."""
+    """A table of which a fail-over may forget what it was told last."""
 
-    def __init__(self) -> None:
-        self.seen: Witness | None = None
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.told: list[Witness] = []
+
+    @property
+    def seen(self) -> Witness | None:
+        return self.told[-1] if self.told else None
 
     async def of(self, _: int) -> Witness | None:
-        await asyncio.sleep(0)
+        await self.world.ask_store()
         return self.seen
 
     async def begin(self, _: int, now: Witness, seen: Witness | None) -> None:
-        await asyncio.sleep(0)
-        if self.seen == seen:
-            self.seen = now
+        await self.world.ask_store()
+        if self.seen == seen and now != seen:
+            self.told.append(now)
+
+    def note(self, reached: Witness) -> None:
+        if self.seen is not None and self.seen.seq < reached.seq:
+            self.told.append(reached)
+
+
+class SimProfiles:
+    """The user's profile: right at the moment it is read, which is some time before whoever asked has it."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.held: list[tuple[float, Profile]] = [(0.0, ON)]
+
+    def turn(self) -> None:
+        self.held.append((now(), OFF if self.held[-1][1] is ON else ON))
+
+    async def of(self, tenant: str, user: str) -> Profile:
+        await self.world.ask_store()
+        found = self.held[-1][1]
+        await self.world.pass_time()
+        return found
+
+    def may_say(self, off: bool, at: float) -> bool:
+        """Whether the choice was this one at a moment, or later."""
+        before = [profile for since, profile in self.held if since <= at][-1:]
+        return any((profile is OFF) == off for profile in before + [held for since, held in self.held if since > at])
 
 
 class World:
-    """One log, rules that change, and planners that fight over it."""
+    """One log, rules and preferences that change, and planners that fight over it."""
 
     def __init__(self, seed: int, *, records: int = 60) -> None:
         self.rng = random.Random(seed)
-        self.broker = SimBroker(self.rng)
+        self.calm = False
+        self.broker, self.witnesses, self.profiles = SimBroker(self), SimWitnesses(self), SimProfiles(self)
         self.rules = FixedRules()
-        self.witnesses = SimWitnesses()
         self.count = records
         self.chosen: object = None
+        self.workers: list[PlanWorker] = []
         self.refused = 0
+        self.found: list[str] = []
+        self.put_back_at = self.rng.uniform(5, 60) if self.rng.random() < 0.2 else None
+        self.witnessed: int | None = None
+        self.judged_from = 0
         self.turn_rules()
-        self.write(5)
+
+    # --- chance ------------------------------------------------------------------------------------------------------
+
+    def fault(self, chance: float) -> bool:
+        return not self.calm and self.rng.random() < chance
+
+    async def pass_time(self) -> None:
+        # Now and then a process is not given the processor for long: time for others to take over.
+        frozen = self.fault(0.03)
+        await asyncio.sleep(self.rng.uniform(1, 30) if frozen else self.rng.choice((0, 0.002, 0.005, 0.05)))
+
+    async def ask_store(self) -> None:
+        await self.pass_time()
+        if self.fault(0.05):
+            raise StoreUnavailable("away")
 
     def turn_rules(self) -> None:
         """The rule of some types comes, goes, or names other channels."""
@@ -175,85 +243,141 @@ class World:
             kind = NEVER_CHANGED if self.rng.random() < 0.3 else "demo.hello"
             body = {"id": f"e{number}", "kind": "notification", "type": kind}
             body |= {"plan": {"inapp": {"when": "now", "why": "default"}}}
-            payload = json.dumps(body).encode()
-            self.broker.records.append(
-                Delivered(b"log.0.default.alice", number * 2, (START + number) * 10**9, b"", payload)
-            )
+            at = int((BEGAN.timestamp() + now()) * 1e9)
+            self.broker.records.append(Delivered(b"log.0.t.alice", number * 2, at, b"", json.dumps(body).encode()))
+
+    async def weather(self) -> None:
+        """What happens by itself, for ever."""
+        noted_at = 0.0
+        while True:
+            await asyncio.sleep(self.rng.uniform(0.01, 1))
+            self.rng.choice([self.turn_rules, self.profiles.turn, *[lambda: self.write(self.rng.randint(1, 8))] * 2])()
+            if now() - noted_at >= PLAN_WITNESS_SECONDS:
+                noted_at = now()
+                for reached in filter(None, (one.reached for one in self.workers)):
+                    self.witnesses.note(reached)
+            if self.rng.random() < 0.02 and len(self.witnesses.told) > 1 and self.witnessed is None:
+                self.witnesses.told.pop()  # the standby that takes over was behind
+            if self.put_back_at is not None and now() >= self.put_back_at and self.witnessed is None:
+                self.put_back()
+
+    def put_back(self) -> None:
+        """JOBS is as it was some marks ago, and nobody has said so."""
+        jobs = self.broker.jobs
+        del jobs.marks[max(1, len(jobs.marks) - self.rng.randint(1, 10)) :]
+        jobs.seq = jobs.marks[-1][0]
+        self.witnessed = self.witnesses.seen.seq if self.witnesses.seen is not None else 0
+
+    async def make_anew(self) -> None:
+        """What an operator does when planners say so: JOBS without its past, its mark at the end of the log."""
+        self.judged_from = self.broker.records[-1].seq
+        self.broker.jobs, self.witnessed, self.put_back_at = SimJobs("kkkkkkkk"), None, None
+        log, jobs = await self.broker.stream("LOG-0"), await self.broker.stream("JOBS")
+        self.broker.jobs.marks = [(1, position.at_the_end(log, jobs))]
+
+    # --- processes ---------------------------------------------------------------------------------------------------
 
     def worker(self) -> PlanWorker:
-        sources = (self.rules, FixedProfiles(), lambda tenant, user: (), self.witnesses)
-        return PlanWorker(self.broker, 0, *sources)  # type: ignore[arg-type]
+        sources = (self.rules, self.profiles, lambda tenant, user: (), self.witnesses)
+        self.workers.append(PlanWorker(self.broker, 0, *sources))  # type: ignore[arg-type]
+        return self.workers[-1]
 
     async def process(self, worker: PlanWorker) -> None:
         """What a reader does, over and over: get the log, take over, read from the mark, hand on in batches."""
         for attempt in itertools.count():
-            if self.broker.calm and attempt > CALM_ATTEMPTS_MAX:
+            if self.calm and attempt > CALM_ATTEMPTS_MAX:
                 return  # what is missing then tells
             self.chosen = worker
             try:
-                position = await worker.acquire()
-                held = [record for record in self.broker.records if record.seq >= position]
+                next_seq = await worker.acquire()
+                if self.witnessed is not None and next_seq <= self.witnessed:
+                    self.found.append(
+                        f"records from {next_seq} on are planned again, and {self.witnessed} was witnessed"
+                    )
+                held = [record for record in self.broker.records if record.seq >= next_seq]
                 while held or self.chosen is worker:
-                    if self.rng.random() < 0.5:
-                        worker._marked_at = -1e9  # a second has passed
                     size = self.rng.randint(1, 10)
                     batch, held = held[:size], held[size:]
                     if batch:
                         await worker.handle(batch)
-                        position = batch[-1].seq + 1
-                    elif self.broker.calm and len(self.broker.records) == self.count:
-                        await worker.pass_over(position - 1)
+                        next_seq = batch[-1].seq + 1
+                    elif self.calm and len(self.broker.records) == self.count:
+                        await worker.pass_over(next_seq - 1)
                         return
-                    await asyncio.sleep(0)
+                    else:
+                        await asyncio.sleep(0.5)
                     if not held and self.chosen is worker:  # only the one that was chosen last is handed more
-                        held = [record for record in self.broker.records if record.seq >= position]
+                        held = [record for record in self.broker.records if record.seq >= next_seq]
             except SeamarkError:
                 self.refused += 1
                 # It woke up, was refused, and wants to work again: sooner or later.
-                for _ in range(self.rng.randint(0, 50)):
-                    await asyncio.sleep(0)
+                await asyncio.sleep(self.rng.uniform(0, 5))
 
     async def run(self) -> None:
         """Planners come, go and die at any await, while records come and rules change; in the end one is left in peace."""
+        random.seed(self.rng.random())  # what the pauses of the engine are drawn from
+        self.write(5)
+        weather = asyncio.create_task(self.weather(), name="weather")
         tasks: list[asyncio.Task[None]] = []
         for _ in range(self.rng.randint(3, 8)):
             if tasks and self.rng.random() < 0.6:
                 tasks.pop(self.rng.randrange(len(tasks))).cancel()
             tasks.append(asyncio.create_task(self.process(self.worker()), name="process"))
-            for _ in range(self.rng.randint(5, 300)):
-                await asyncio.sleep(0)
-                if self.rng.random() < 0.03:
-                    self.turn_rules()
-                if self.rng.random() < 0.05:
-                    self.write(self.rng.randint(1, 8))
-        for task in tasks:
+            await asyncio.sleep(self.rng.uniform(0.01, 15))
+        for task in (weather, *tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for ended in await asyncio.gather(weather, *tasks, return_exceptions=True):
+            if not isinstance(ended, asyncio.CancelledError | None):
+                raise ended
+        self.calm = True
+        await asyncio.sleep(LATE_SECONDS)  # what is still on its way arrives
+        if self.witnessed is not None:
+            await self.make_anew()
         self.write(self.count)
-        self.broker.calm = True
         await self.process(self.worker())
 
-    def shown(self) -> Receipts:
+    # --- judgement ---------------------------------------------------------------------------------------------------
+
+    def shown(self) -> dict[tuple[str, str, str], Plan]:
         """The fold of all receipts, in any order: here in the reverse one."""
-        return fold(reversed(self.broker.receipts.stored))
+        return fold(reversed(self.broker.receipts.stored)).plans
 
     def faults(self) -> list[str]:
         """What is wrong with the plans that are shown."""
-        found, said = [], {}
+        said: dict[tuple[str, int], set[str]] = {}
         for stored in self.broker.receipts.stored:
             receipt = decode_receipt(stored.payload)
-            said[receipt.id, receipt.term] = receipt.plan
-        shown = self.shown().plans
+            plan = receipt.plan or {}
+            said.setdefault((receipt.id or "", receipt.term), set(plan))
+            at = (receipt.at - BEGAN).total_seconds()
+            if "email" in plan and not self.profiles.may_say(plan["email"].why == "user_off", at):
+                self.found.append(f"{receipt.id} was planned at {at:.3f} by a preference from before")
+        shown = self.shown()
         for record in self.broker.records:
             id, kind = (json.loads(record.payload)[name] for name in ("id", "type"))
-            term = self.broker.jobs.planner_of(record.seq)
-            plan = shown.get(("default", "alice", id))
+            term, plan_shown = self.broker.jobs.planner_of(record.seq), shown.get(("t", "alice", id))
+            if record.seq <= self.judged_from:
+                continue
             if term is None:
-                found.append(f"{id} was never planned")
-            elif plan is not None and plan.term != term:
-                found.append(f"{id}: shown is the plan of term {plan.term}, and {term} has committed")
-            elif plan is None and kind == NEVER_CHANGED:
-                found.append(f"{id}: no plan is shown")
-            elif plan is not None and set(said[id, term] or {}) != set(plan.channels):
-                found.append(f"{id}: a plan of {set(plan.channels)} is shown")
-        return found
+                self.found.append(f"{id} was never planned")
+            elif plan_shown is not None and plan_shown.term != term:
+                self.found.append(f"{id}: shown is the plan of term {plan_shown.term}, and {term} has committed")
+            elif plan_shown is None and kind == NEVER_CHANGED:
+                self.found.append(f"{id}: no plan is shown")
+            elif plan_shown is not None and said[id, term] != set(plan_shown.channels):
+                self.found.append(f"{id}: a plan of {set(plan_shown.channels)} is shown")
+        return self.found
+
+
+@contextmanager
+def simulated(patch: pytest.MonkeyPatch) -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """What runs a world to its end. Clocks of workers are the world's, and a round is of four records."""
+    loop = VirtualTime()
+    clock = SimpleNamespace(now=lambda zone: BEGAN + timedelta(seconds=loop.time()))
+    patch.setattr(worker, "datetime", clock)
+    patch.setattr(worker, "time", SimpleNamespace(monotonic=loop.time))
+    patch.setattr(worker, "PLAN_ROUND", 4)
+    try:
+        yield loop.run_until_complete
+    finally:
+        loop.close()

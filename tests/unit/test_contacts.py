@@ -4,12 +4,12 @@ import string
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.directory.contacts import address_hash, checked_email, checked_locale, checked_phone, checked_timezone
 from engine.directory.push_tokens import TokenId
-from engine.directory.suppressions import Reason
+from engine.directory.suppressions import NewSuppression, Reason
 from engine.directory.templates import Locale
 from engine.directory.topics import TopicName
 from engine.directory.users import (
@@ -184,6 +184,17 @@ def test_a_name_ends_where_its_text_ends(type: type[str], good: str) -> None:
     assert msgspec.convert(good, type) == good
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(f"{good}\n", type)  # to Python's `$` this is the end, too
+
+
+@given(st.text(max_size=70), st.from_regex(r"[\w.\u2003\u0085İ-]{1,20}\.[\w-]{2,5}", fullmatch=True))
+@example("İ" * 32, "example.com")
+@example("a", "exa\u2003mple.com")
+def test_whatever_address_a_user_may_have_can_be_suppressed(local: str, domain: str) -> None:
+    try:
+        email = checked_email(f"{local}@{domain}")
+    except ValueError:
+        return
+    assert NewSuppression(channel="email", address=email, reason="opted_out").address == email
 
 
 def test_an_address_is_compared_without_its_capital_letters_in_every_alphabet() -> None:

@@ -135,6 +135,13 @@ def test_no_change_is_pushed_out_before_every_process_has_read_it() -> None:
     assert document.changes[-1].number == CHANGES_KEPT + 1
 
 
+def test_a_clock_that_was_wrong_once_keeps_nobody_from_changing_anything() -> None:
+    document = changed(Document(), Rehydrate("acme"), now=1e9)
+    for number in range(CHANGES_KEPT - 1):
+        document = changed(document, Rehydrate("acme", f"user-{number}"), now=100.0 * number)
+    assert changed(document, PUSH, now=5_000.0).controls
+
+
 names = st.sampled_from([None, "a", "b"])
 kills = st.builds(
     Kill,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.broker.jetstream import Outgoing, Stored
-from engine.dispatch import due
+from engine.dispatch import clock, due
 from engine.dispatch.due import DueWorker
 from engine.dispatch.later import (
     EARLY,
@@ -201,34 +201,76 @@ def test_a_subject_that_says_no_time_is_none_of_ours(subject: str) -> None:
         slot_of(Delivered(b"due.3.soon", 1, 0, b"", b""))
 
 
-@pytest.mark.parametrize("behind_seconds", [0.0, 0.4, 10.0])
-async def test_a_dispatcher_whose_clock_is_behind_keeps_up_with_the_broker(
-    behind_seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forty slots, each with an event in its last tenth: by the broker's clock none is early, and lateness does not add up."""
-    true, late = STORED_AT.timestamp(), []
+class Clocks:
+    """The broker's clock, and ours, which counts from another moment. Each question takes as long as is said."""
 
-    async def pass_time(seconds: float) -> None:
-        nonlocal true
-        true += seconds
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, ours: float) -> None:
+        self.broker, self.ours, self.asked = STORED_AT.timestamp(), ours, 0
+        self.on_the_way = [(0.0, 0.005)]
+        monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: self.ours))
+
+    async def stream(self, _name: str) -> Any:
+        there, back = self.on_the_way[min(self.asked, len(self.on_the_way) - 1)]
+        self.asked += 1
+        self.go_on(there)
+        state = stream_with({"name": "LATER"}, asked_at=self.broker)
+        self.go_on(back)
+        return state
+
+    def go_on(self, seconds: float) -> None:
+        self.broker += seconds
+        self.ours += seconds
+
+
+@pytest.mark.parametrize("ours", [0.0, 1e6, 2e9])
+async def test_events_are_sent_when_it_is_time_by_the_clock_of_the_broker(
+    ours: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty slots, each with an event in its last tenth: none is early, and lateness does not add up."""
+    clocks, late = Clocks(monkeypatch, ours=ours), []
+
+    async def sleep(seconds: float) -> None:
+        clocks.go_on(seconds)
 
     async def one_page(_broker: Any, _q: int, found: Delivered, _done: str | None) -> AsyncIterator[Page]:
         yield Page(slot_of(found) * SLOT_TENTHS + SLOT_TENTHS - 1, [])
 
     async def settle(_worker: DueWorker, _round: Round) -> None:
-        return
+        clocks.go_on(0.01)
 
-    worker: Any = DueWorker(None, None, 0, 4, LATER)  # type: ignore[arg-type]
+    worker: Any = DueWorker(clocks, None, 0, 4, LATER)  # type: ignore[arg-type]
     worker._writers[0] = SimpleNamespace(mark=Mark(EPOCH, 1, 1, "o", "l"))
-    monkeypatch.setattr(due.time, "time", lambda: true - behind_seconds)
-    monkeypatch.setattr(due.asyncio, "sleep", pass_time)
+    monkeypatch.setattr(due, "asyncio", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(due, "due_by", one_page)
     monkeypatch.setattr(DueWorker, "_settle_round", settle)
     first = tenth_of(STORED_AT) // SLOT_TENTHS + 4
     for slot in range(first, first + 40):
         begins = moment_of(slot * SLOT_TENTHS).timestamp()
-        true = max(true, begins - EARLY.total_seconds() + 0.005)  # it takes 5 ms to arrive
-        await worker.handle([wake_up(moment_of(slot * SLOT_TENTHS), woken_at=moment_of(slot * SLOT_TENTHS) - EARLY)])
-        late.append(true - begins - 0.4)
+        clocks.go_on(max(0.0, begins - EARLY.total_seconds() + 0.005 - clocks.broker))  # it takes 5 ms to arrive
+        await worker.handle([wake_up(moment_of(slot * SLOT_TENTHS))])
+        late.append(clocks.broker - begins - 0.4)
     assert min(late) > -0.001
     assert max(late) < 0.1
+    assert clocks.asked <= 5  # in 20 s
+
+
+async def test_an_answer_of_the_broker_that_took_long_makes_its_clock_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(monkeypatch, ours=1e6)
+    clocks.on_the_way = [(0.001, 0.002), (0.0, 3.0), (3.0, 0.0), (1.0, 1.0)]
+    there: Any = clock.BrokerClock(clocks)  # type: ignore[arg-type]
+    for _ in range(8):
+        assert clocks.broker - 0.005 < await there.now() < clocks.broker + 1e-3
+        clocks.go_on(clock.LOOK_SECONDS + 1)
+    assert clocks.asked == 8
+
+
+@pytest.mark.parametrize("step", [-7200.0, -0.5, 0.5, 7200.0])
+async def test_a_clock_of_the_broker_that_is_put_right_holds_from_the_next_question(
+    step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks(monkeypatch, ours=1e6)
+    there: Any = clock.BrokerClock(clocks)  # type: ignore[arg-type]
+    await there.now()
+    clocks.broker += step
+    clocks.go_on(clock.LOOK_SECONDS + 1)
+    assert clocks.broker - 0.01 < await there.now() < clocks.broker + 0.01

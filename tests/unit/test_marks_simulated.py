@@ -10,6 +10,7 @@ import pytest
 from engine.dispatch import rounds, worker
 from engine.dispatch.claims import Claim
 from engine.dispatch.rounds import Planned
+from engine.dispatch.withholding import Withholding
 from engine.dispatch.worker import DispatchWorker
 from engine.log import writer as logwriter
 from engine.log.marks import Mark, Verdict
@@ -64,7 +65,7 @@ def whole_events_only(self: Mark, seq: int, user_token: str) -> bool:
 
 
 async def home_first(self: DispatchWorker, round_: Any) -> None:
-    await self._append(self._q, round_, [])
+    await self._append(self._q, [], round_.end, Withholding(None, []))
     await settle_round(self, round_)
 
 

@@ -8,17 +8,22 @@ from hypothesis import given, settings
 from msgspec.structs import replace
 
 from engine.plan.decide import CAP_WAIT, channels_of, decide, narrowed, plan, wakes
-from engine.plan.decisions import WHYS, Inputs
+from engine.plan.decisions import WHYS, Decision, Inputs
 from engine.plan.hours import open_from, silent_until
 from engine.plan.preferences import QUIETABLE
+from engine.planner.plans import Due, receipt_of
+from engine.profiles.explanation import explain
+from seamark.protocol.receipts import Receipt, decode_receipt
 from tests.support.plans import inputs
 
 _WHEN = re.compile(r"now|never|at:\S+Z|unless_seen:[1-9]\d*|digest:.*/\S+Z")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
-def test_there_is_a_decision_for_everything_and_its_record_gives_the_same_again(given_inputs: Inputs) -> None:
+def test_there_is_a_decision_for_everything_and_its_record_explains_it_and_gives_the_same_again(
+    given_inputs: Inputs,
+) -> None:
     decided = plan(given_inputs)
     assert tuple(decided) == channels_of(given_inputs)
     for decision in decided.values():
@@ -26,12 +31,27 @@ def test_there_is_a_decision_for_everything_and_its_record_gives_the_same_again(
         why, _, which = decision.why.partition(":")
         assert why in WHYS
         assert bool(which) == (why in {"suppressed", "killed"})
-    stored = msgspec.json.encode(narrowed(given_inputs))
-    assert plan(msgspec.json.decode(stored, type=Inputs)) == decided
-    assert plan(msgspec.json.decode(msgspec.json.encode(given_inputs), type=Inputs)) == decided
+    record = recorded(given_inputs, decided)
+    replayed = msgspec.json.decode(record.inputs, type=Inputs)
+    assert (record.at, replayed.now) == (given_inputs.now, given_inputs.now)
+    assert plan(replayed) == decided
+    told = {channel: Decision(one.when, one.why) for channel, one in (record.plan or {}).items()}
+    assert told == {channel: one for channel, one in decided.items() if channel in told}
+    assert decided.keys() - told.keys() <= {"inapp"}
+    explained = explain(given_inputs)
+    assert {channel: Decision(one.when, one.why) for channel, one in explained.plan.items()} == decided
+    assert explained.inputs == narrowed(replayed) == replayed, "there is nothing left to leave out"
 
 
-@settings(max_examples=60, deadline=None)
+def recorded(asked: Inputs, decided: dict[str, Decision]) -> Receipt:
+    """The stored fact of a plan, as a planner writes it."""
+    due = Due(asked.notification, "rcpt.0.t.alice", asked.facts.stored_at, None, None)
+    written = receipt_of(due, asked, decided, 5, always=True)
+    assert written is not None
+    return decode_receipt(written.payload)
+
+
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_every_wait_ends_and_no_stage_but_a_cap_asks_for_itself(given_inputs: Inputs) -> None:
     for channel in channels_of(given_inputs):
@@ -47,7 +67,7 @@ def test_every_wait_ends_and_no_stage_but_a_cap_asks_for_itself(given_inputs: In
             assert steps < 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_nobody_is_disturbed_in_quiet_hours_or_outside_send_windows_but_by_what_is_critical(asked: Inputs) -> None:
     asked = replace(asked, facts=replace(asked.facts, stage="first"))
@@ -67,7 +87,7 @@ def test_nobody_is_disturbed_in_quiet_hours_or_outside_send_windows_but_by_what_
             assert open_from(asked.defaults.send_windows, due, asked.zone) == due
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_nothing_goes_through_a_legal_opt_out(asked: Inputs) -> None:
     for channel, decision in plan(asked).items():

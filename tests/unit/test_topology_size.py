@@ -24,6 +24,7 @@ demands = st.builds(
     record_bytes=st.integers(1, 1 << 20),
     days=st.floats(8, 3650),
     receipts_per_record=st.floats(0, 10),
+    planned_share=st.floats(0, 1),
     users=st.integers(1, 10**9),
     servers=st.integers(3, 30),
 )
@@ -53,6 +54,8 @@ def test_everything_that_comes_in_a_streams_age_has_room_and_every_server_has_ro
     log = sizes["LOG-p"]
     assert log.count * log.max_bytes >= demand.rate * demand.days * DAY * demand.record_bytes
     assert sizes["EVENTS"].max_bytes >= demand.rate * 7 * DAY * demand.record_bytes
+    plans_and_receipts = 730 * demand.planned_share + 300 * demand.receipts_per_record
+    assert sizes["RECEIPTS"].max_bytes >= demand.rate * demand.days * DAY * plans_and_receipts
     reserved = sum(each.count * each.max_bytes for each in found.streams)
     assert found.max_file_store * demand.servers >= reserved * 3
     assert found.disk_bytes >= found.max_file_store
