@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import structlog
 
@@ -30,15 +31,22 @@ class DueWorker(DispatchWorker):
                 _log.error("no_wake_up", why=str(error), source=self.name, seq=wake_up.seq)
 
     async def _settle_slot(self, wake_up: Delivered) -> None:
-        """The mark stays inside the wake-up, behind its last event: who reads it again finds nothing more, and saves a batch."""
+        """The mark ends up behind the wake-up, even of one that brings nothing: by it others know that all is dispatched."""
         mark = self._writers[self._q].mark
-        async for page in due_by(self._broker, self._q, wake_up, mark.user if mark.seq == wake_up.seq else None):
-            early = moment_of(page.tenth).timestamp() - await self._clock.now()
-            if early > 0:
-                await asyncio.sleep(early + TIMER_SECONDS)
-            end_if_cancelled()
-            for round_ in due_rounds(page, wake_up):
-                await self._settle_round(round_)
+        done = mark.user if mark.seq == wake_up.seq else None
+        async with aclosing(due_by(self._broker, self._q, wake_up, done)) as pages:
+            page = await anext(pages, None)
+            if page is None:
+                await self.pass_over(wake_up.seq)
+            while page is not None:
+                following = await anext(pages, None)  # all of it is stored already
+                early = moment_of(page.tenth).timestamp() - await self._clock.now()
+                if early > 0:
+                    await asyncio.sleep(early + TIMER_SECONDS)
+                end_if_cancelled()
+                for round_ in due_rounds(page, wake_up, last=following is None):
+                    await self._settle_round(round_)
+                page = following
 
     async def _bury(self, dead: Dead) -> None:
         """No event of LATER waits for its letter: read again, it would be taken for one that may be dispatched."""

@@ -8,7 +8,7 @@ the wake-up before, and before this one in the stream, is due. A schedule that i
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -209,7 +209,7 @@ class Page(NamedTuple):
 
 async def due_by(
     broker: Broker, event_partition: int, wake_up: Delivered, done: str | None = None
-) -> AsyncIterator[Page]:
+) -> AsyncGenerator[Page]:
     """What a wake-up says to be due, tenth by tenth.
 
     Args:

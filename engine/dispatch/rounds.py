@@ -136,8 +136,8 @@ def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
         yield current
 
 
-def due_rounds(page: Page, wake_up: Delivered) -> Iterator[Round]:
-    """Cut events that are due by a wake-up into rounds."""
+def due_rounds(page: Page, wake_up: Delivered, *, last: bool) -> Iterator[Round]:
+    """Cut events that are due by a wake-up into rounds. `last`: nothing else is due by it."""
     current, records = Round(last_seq=wake_up.seq), 0
     for stored in page.events:
         outcome = plan_due(stored, wake_up)
@@ -152,6 +152,8 @@ def due_rounds(page: Page, wake_up: Delivered) -> Iterator[Round]:
             current.dead.append(outcome)
         else:
             current.planned.append(outcome)
+    if last:
+        current.last_part = None
     yield current
 
 

@@ -16,6 +16,7 @@ from engine.broker.jetstream import Outgoing, Page, Stored
 from engine.dispatch.due import DueWorker
 from engine.dispatch.source import LATER
 from engine.errors import Unanswered
+from engine.log.writer import decode_mark
 from engine.partition.worker import Delivered
 from seamark.protocol.cursor import parse_cursor
 from seamark.protocol.events import encode
@@ -197,7 +198,7 @@ class LaterWorld(World):
         await self.process_due()
 
     def faults(self) -> list[str]:
-        """Who has not had an event exactly once, and whether those that were not put off came in another order."""
+        """Who has not had an event exactly once; whether what was not put off came in another order; what the mark hides."""
         seen: dict[str, list[str]] = {user: [] for user in self.users}
         for name, log in self.broker.logs.items():
             for subject, payload in log.messages:
@@ -205,6 +206,9 @@ class LaterWorld(World):
                     record = json.loads(payload)
                     seen[record["user"]].append(record["id"])
         found = []
+        marks = [body for subject, body in self.broker.logs["LOG-0"].messages if subject == "mark.0.l0"]
+        if (wake_ups := self.wake_ups()) and not (marks and decode_mark(marks[-1]).next_seq > wake_ups[-1].seq):
+            found.append("the mark says that not all wake-ups are done")
         for user, ids in seen.items():
             at_once = [name for name, to in self.due.items() if user in to and name not in self.later]
             if [name for name in ids if name not in self.later] != at_once:

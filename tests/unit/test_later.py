@@ -1,7 +1,7 @@
 """Events that are put off: which, until when, and how they are found again."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -52,9 +52,9 @@ def delivered(send_at: datetime | None, *, seq: int = 7, to: tuple[str, ...] = (
     return Delivered(b"ev.3.default.alice.demo.hello", seq, at, b"", json.dumps(body).encode())
 
 
-def waiting(send_at: datetime, *, seq: int = 7, at: int = 40) -> Stored:
+def waiting(send_at: datetime, *, seq: int = 7, at: int = 40, to: tuple[str, ...] = ("alice",)) -> Stored:
     """The event as LATER keeps it under sequence `at`."""
-    event = delivered(send_at, seq=seq)
+    event = delivered(send_at, seq=seq, to=to)
     planned = plan(event, EPOCH)
     assert isinstance(planned, Planned)
     message = put_off(event, planned.accepted, send_at, (f"{EPOCH}.{seq}", "old.9"), STORED_AT).message("")
@@ -167,9 +167,17 @@ def test_an_event_that_is_due_becomes_a_record_that_says_where_it_was_and_when_i
 def test_rounds_of_what_is_due_end_behind_their_last_event() -> None:
     due = STORED_AT + HOUR
     page = Page(tenth_of(due), [waiting(due, seq=seq, at=40 + seq) for seq in (1, 2, 3)])
-    (found,) = due_rounds(page, wake_up(due))
+    (found,) = due_rounds(page, wake_up(due), last=False)
     assert [event.accepted.event.id for event in found.planned] == ["e1", "e2", "e3"]
-    assert (found.last_seq, found.last_part) == (50, behind(tenth_of(due), 43))
+    assert found.end == (50, behind(tenth_of(due), 43))
+
+
+def test_the_last_round_of_a_wake_up_ends_behind_it() -> None:
+    due = STORED_AT + HOUR
+    recipients = BATCH_MESSAGES_MAX // 2 + 1
+    events = [waiting(due, seq=seq, at=40 + seq, to=tuple(f"u{n}" for n in range(recipients))) for seq in (1, 2)]
+    first, second = due_rounds(Page(tenth_of(due), events), wake_up(due), last=True)
+    assert (first.end, second.end) == ((50, behind(tenth_of(due), 41)), (50, None))
 
 
 def test_what_comes_when_its_claim_may_be_gone_is_a_dead_letter() -> None:
@@ -232,7 +240,7 @@ async def test_events_are_sent_when_it_is_time_by_the_clock_of_the_broker(
     async def sleep(seconds: float) -> None:
         clocks.go_on(seconds)
 
-    async def one_page(_broker: Any, _q: int, found: Delivered, _done: str | None) -> AsyncIterator[Page]:
+    async def one_page(_broker: Any, _q: int, found: Delivered, _done: str | None) -> AsyncGenerator[Page]:
         yield Page(slot_of(found) * SLOT_TENTHS + SLOT_TENTHS - 1, [])
 
     async def settle(_worker: DueWorker, _round: Round) -> None:
