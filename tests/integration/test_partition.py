@@ -364,10 +364,7 @@ async def test_a_partition_that_was_idle_for_longer_than_messages_are_kept_is_ta
         async with reading(broker, RecordingWorker(store)):
             await load.publish(1)
             await done(store, load)
-            for _ in range(20):
-                broker.publish("ev.1.other", b"x")
-            await broker.flush()
-            last = (await broker.stream("EV")).last_seq
+            last = await load.others(20)
             await eventually(lambda: store.next_seq == last + 1)
         await broker.api("STREAM.PURGE.EV")
         async with reading(broker, RecordingWorker(store)):
@@ -386,10 +383,7 @@ async def test_a_reader_goes_on_from_the_position_it_kept_while_nothing_came(
         async with reading(broker, RecordingWorker(store)) as reader:
             await load.publish(1)
             await done(store, load)
-            for _ in range(20):
-                broker.publish("ev.1.other", b"x")
-            await broker.flush()
-            last = (await broker.stream("EV")).last_seq
+            last = await load.others(20)
             await eventually(lambda: store.next_seq == last + 1)
             heads, put = [], reader._head.put
 

@@ -113,6 +113,12 @@ class Load:
             self.count += 1
         await self._broker.flush()
 
+    async def others(self, count: int) -> int:
+        """Messages of another partition; the sequence of the last. They are stored: a flush says only that they have arrived."""
+        for _ in range(count):
+            ack = await self._broker.append("ev.1.other", b"x")
+        return ack.seq
+
     async def surely(self, count: int) -> None:
         """One by one, through whatever happens to the server."""
         for _ in range(count):
