@@ -23,6 +23,7 @@ from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import partition_of
 from tests.support.backups import put_back, take
+from tests.support.gateways import gateway_on
 from tests.support.logs import FAST, Entry, all_records, connected, dispatching, eventually, publish
 from tests.support.roles import dispatcher_processes
 
@@ -79,6 +80,28 @@ async def test_an_event_is_a_record_when_it_is_due_and_says_where_it_was_publish
         assert due <= datetime.fromisoformat(by_id[id].record["at"]) < due + timedelta(seconds=0.1)
         # The clocks of broker and dispatcher are one here.
         assert datetime.fromisoformat(by_id[id].stored.time) >= due
+
+
+async def test_what_is_to_be_sent_in_two_seconds_is_on_the_device_within_a_third_of_a_second_after_them(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey
+) -> None:
+    """Never before. How soon after it is up to the machine, too: one of a few is enough."""
+    async with (
+        dispatching(nats_server.url, valkey.url),
+        gateway_on(nats_server, topology_ready=True, redis_url=valkey.url) as gateway,
+        gateway.device("alice") as device,
+    ):
+        await device.until("live")
+        for number in range(12):
+            due = ahead(2)
+            await publish(broker, to=["alice"], type="demo.later", id=f"e{number}", send_at=due)
+            await device.until("record", timeout=30)
+            seconds = (datetime.now(UTC) - due).total_seconds()
+            assert seconds >= 0
+            if seconds < 0.3:
+                break
+        else:
+            pytest.fail("none was on time")
 
 
 async def test_what_is_due_at_once_shares_schedules_and_marks_leave_nothing_behind(

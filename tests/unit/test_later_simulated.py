@@ -112,7 +112,7 @@ async def test_every_mistake_in_the_protocol_is_noticed(
     target: Any, name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target, name, mistake)
-    for start in range(0, WORLDS, 20):
-        if await violations(range(start, start + 20)):
+    for seed in range(WORLDS):
+        if await violations(range(seed, seed + 1)):
             return
     pytest.fail("no world noticed")
