@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -40,6 +41,10 @@ __all__ = [
 
 WORKER = (("", "gw0"), ("_COUNT", "1"))
 """What pytest-xdist says in PYTEST_XDIST_WORKER…, and what holds without it."""
+
+# Where Python may not keep what it has compiled, each of the hundreds of processes that tests start compiles 200 modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 IN_CI = os.environ.get("SEAMARK_CI") == "1"
 

@@ -352,6 +352,7 @@ class PartitionReader:
     async def _watch(self) -> None:
         """Silence may mean that there is nothing, or that the reading head is past what nobody has applied."""
         while True:
+            end_if_cancelled()  # the worker's position may be in Redis
             await asyncio.sleep(self._quiet_seconds / 4)
             now = time.monotonic()
             silence = now - max(self._heard_at, self._pulls.ordered_at)

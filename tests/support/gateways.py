@@ -19,6 +19,7 @@ from ops.dev.servers import NatsServer
 from seamark.protocol.subjects import encode_token, log_stream, log_subject, partition_of
 from tests.support.openapi import conforming
 from tests.support.tokens import SECRET, token
+from tests.support.waiting import ended
 
 PARTITIONS = 4
 QUICK = Times(hello_seconds=0.4, ping_seconds=0.4, pong_seconds=0.4)
@@ -168,6 +169,5 @@ async def gateway_on(nats: NatsServer, *, topology_ready: bool = False, **option
         async with asyncio.timeout(20):
             await task
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await ended(task)
         await broker.close()

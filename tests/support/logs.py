@@ -19,6 +19,7 @@ from engine.log.incarnations import read_partitions
 from seamark.protocol import events
 from seamark.protocol.subjects import log_stream
 from tests.support.topology import Overrides
+from tests.support.waiting import ended
 
 PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
@@ -49,6 +50,11 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Broker]:
         await broker.close()
 
 
+def redis_at(url: str) -> Redis:
+    """A client as the roles have it: with a time-out of its own redis-py loses a cancellation that comes as it sends."""
+    return Redis.from_url(url, socket_connect_timeout=10, socket_timeout=None)
+
+
 @contextlib.asynccontextmanager
 async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Goes on beside the body and must outlast it. Its own fault is what fails the test, not what followed from that."""
@@ -59,14 +65,13 @@ async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
     finally:
         if task.done():
             task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await ended(task)
 
 
 @contextlib.asynccontextmanager
 async def dispatching(url: str, redis_url: str, sources: Sequence[EventSource] = SOURCES) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
-    async with connected(url) as broker, Redis.from_url(redis_url) as redis, watching(broker) as cancels:
+    async with connected(url) as broker, redis_at(redis_url) as redis, watching(broker) as cancels:
         dispatcher = Dispatcher(
             broker,
             Claims(redis),

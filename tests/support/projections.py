@@ -5,15 +5,13 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from redis.asyncio import Redis
-
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, Stored
 from engine.partition.reader import Delivered
 from ops.dev.child import free_port
 from projections.projector import Projector, projections
 from seamark.protocol.subjects import log_stream
-from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
+from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected, redis_at
 from tests.support.roles import RoleProcess
 
 PARTITIONS = 4
@@ -22,7 +20,7 @@ PARTITIONS = 4
 @contextlib.asynccontextmanager
 async def projecting(url: str, redis_url: str, partitions: int = PARTITIONS) -> AsyncIterator[Projector]:
     """A projector at work on connections of its own; a fault of it fails the test."""
-    async with connected(url) as broker, Redis.from_url(redis_url, socket_timeout=None) as redis:
+    async with connected(url) as broker, redis_at(redis_url) as redis:
         projector = Projector(broker, projections(redis, None), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
         async with at_work(projector.run(), "projector"):
             yield projector

@@ -17,6 +17,7 @@ from gateway.options import GatewayOptions
 from gateway.server import run
 from tests.support.logs import FAST, connected, dispatching
 from tests.support.tokens import SECRET
+from tests.support.waiting import ended
 
 API_KEY = "a key for tests"
 STOP_SECONDS = 20.0
@@ -70,8 +71,7 @@ class Spine:
             yield running
             await running.leave()
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await ended(task)
 
 
 @asynccontextmanager

@@ -9,14 +9,13 @@ from typing import Any
 
 import asyncpg
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
 from engine.partition.reader import Delivered
 from projections.folds import deliveries as delivery_state
 from projections.folds import inbox as inbox_fold
 from projections.folds.deliveries import STATES
 from projections.projector import Projector, projections
-from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
+from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected, redis_at
 
 EPOCH = "abcdefgh"
 START = 1_800_000_000
@@ -183,7 +182,7 @@ async def projecting_tables(
     pool = asyncpg.create_pool(postgres_url, min_size=0, max_size=4, timeout=2, command_timeout=5)
     await pool
     try:
-        async with connected(nats_url) as broker, Redis.from_url(redis_url) as redis:
+        async with connected(nats_url) as broker, redis_at(redis_url) as redis:
             work = Projector(broker, projections(redis, pool), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
             async with at_work(work.run(), "projector"):
                 yield work
