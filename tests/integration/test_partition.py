@@ -20,6 +20,7 @@ from tests.support.logs import connected, eventually
 from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (
     PIN_KEPT_SECONDS,
+    PIN_TIMEOUT_SECONDS,
     SOURCE,
     Load,
     RecordingWorker,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,26 @@ async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path)
         await connection.close()
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(f"postgresql://postgres:wrong@127.0.0.1:{server.port}/postgres")
+    finally:
+        end(server)
+
+
+async def test_a_postgres_that_was_killed_starts_again_once_the_last_of_its_processes_has_ended(tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "postgres", overlay=UNSYNCED)
+    try:
+        server.start()
+        connection = await asyncpg.connect(server.url)
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
+        os.kill(backend, signal.SIGSTOP)
+        server.kill()
+        later = threading.Timer(1.5, os.kill, (backend, signal.SIGCONT))
+        later.start()
+        server.start()
+        later.join()
+        connection.terminate()
+        again = await asyncpg.connect(server.url)
+        assert await again.fetchval("SELECT 1") == 1
+        await again.close()
     finally:
         end(server)
 

@@ -62,7 +62,8 @@ class Fork:
     def send_signal(self, signum: int) -> None:
         """Send a signal unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since, and we are not told yet
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
         """SIGKILL."""
