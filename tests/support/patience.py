@@ -1,4 +1,4 @@
-"""A gateway in the test's own process that waits for its stores.
+"""Gateways and projectors in the test's own process that wait for their stores.
 
 In production a store that does not answer within a second or two is left alone, and a session goes on without its inbox or its
 count. A busy machine may hold a store up for as long: what a test says of the inbox then depends on the machine.
@@ -21,6 +21,7 @@ DEADLINES: Final = (
     "projections.inbox.queries.DEVICE_SECONDS",
     "projections.inbox.queries.QUERY_SECONDS",
     "projections.inbox.queries.SNAPSHOT_SECONDS",
+    "projections.unread.store.REDIS_SECONDS",
 )
 
 
