@@ -30,7 +30,8 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["campaign", "dispatch", "users", "sustained", "fanout", "storm", "idle", "resume", "inbox", "import"]
+    "name",
+    ["campaign", "dispatch", "later", "users", "sustained", "fanout", "storm", "idle", "resume", "inbox", "import"],
 )
 def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name: str) -> None:
     figures = run(name)

@@ -124,6 +124,7 @@ def _publish(reader: Manual, folder: Path) -> None:
     fields = ["--source", "shop", "--subject", "order-17", "--transaction-id", "t1", "--time", "2026-01-31T12:00:00Z"]
     fields += ["--priority", "high", "--category", "orders", "--semantics", "effectively_once", "--channel", "inapp"]
     fields += ["--collapse-key", "order-17", "--expires-at", "2036-01-31T12:00:00Z", "--key", "order-17"]
+    fields += ["--send-at", "2026-01-31T12:00:00Z"]
     words = ["publish", "--to", "carol", "--type", "order.shipped", "--data", '{"order":17}', "--id", "o17", *fields]
     [stored] = lines(reader.seamark(*words, "--json"))
     assert (stored["event_id"], stored["duplicate"]) == ("o17", False)

@@ -37,7 +37,7 @@ class Device:
     async def say(self, op: str, **fields: Any) -> None:
         await self.socket.send_json({"op": op, **fields})
 
-    async def next(self, timeout: float = 20.0) -> dict[str, Any]:
+    async def next(self, timeout: float = 40.0) -> dict[str, Any]:
         """The next frame; AssertionError with the close code when there is none."""
         message = await self.socket.receive(timeout=timeout)
         assert message.type is aiohttp.WSMsgType.TEXT, f"{message.type.name} {message.data} {message.extra}"
@@ -45,7 +45,7 @@ class Device:
         self.frames.append(frame)
         return frame
 
-    async def until(self, op: str, timeout: float = 20.0) -> dict[str, Any]:
+    async def until(self, op: str, timeout: float = 40.0) -> dict[str, Any]:
         """Read on until a frame `op` has come."""
         async with asyncio.timeout(timeout):
             while True:
@@ -53,7 +53,7 @@ class Device:
                 if frame["op"] == op:
                     return frame
 
-    async def records(self, count: int, timeout: float = 20.0) -> list[dict[str, Any]]:
+    async def records(self, count: int, timeout: float = 40.0) -> list[dict[str, Any]]:
         """The next `count` record or skip frames."""
         found: list[dict[str, Any]] = []
         async with asyncio.timeout(timeout):
@@ -63,7 +63,7 @@ class Device:
                     found.append(frame)
         return found
 
-    async def closed(self, timeout: float = 20.0) -> tuple[int, str]:
+    async def closed(self, timeout: float = 40.0) -> tuple[int, str]:
         """Code and reason of the server's close frame, whatever comes before it."""
         async with asyncio.timeout(timeout):
             while True:
