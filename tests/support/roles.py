@@ -16,6 +16,13 @@ from ops.dev.child import Child, free_port
 from tests.support.forks import ROOT, fork
 from tests.support.tokens import SECRET
 
+STOP_SECONDS_MAX = 40.0
+"""Until a role is killed that does not end: longer than it gives itself (`ops.process`), so that its exit code tells."""
+
+PROBE_SECONDS = 2.0
+METRICS_SECONDS = 20.0
+"""For an answer. A role that stands still for a moment must not look like one that has no metrics."""
+
 
 class ForkedChild(Child):
     """A child process whose program is a module of ours, see `tests.support.forks`."""
@@ -97,7 +104,7 @@ class RoleProcess(ABC):
 
     def stop(self) -> None:
         """End it in good order."""
-        self._child.stop(signal.SIGTERM, 10.0)
+        self._child.stop(signal.SIGTERM, STOP_SECONDS_MAX)
 
     def suspend(self) -> None:
         self._child.send(signal.SIGSTOP)
@@ -105,16 +112,16 @@ class RoleProcess(ABC):
     def resume(self) -> None:
         self._child.send(signal.SIGCONT)
 
-    def _get(self, path: str) -> str | None:
+    def _get(self, path: str, seconds: float = PROBE_SECONDS) -> str | None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=seconds) as answer:
                 return str(answer.read().decode())
         except OSError:
             return None
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels; NaN, which equals nothing, when it does not answer."""
-        said = self._get("/metrics")
+        said = self._get("/metrics", METRICS_SECONDS)
         if said is None:
             return math.nan
         assert f"# TYPE {name} " in said, f"{self.name} has no metric {name}"
