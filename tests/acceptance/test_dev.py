@@ -53,6 +53,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that several tests hurt and that has to get over it, each with a user of its own."""
+    with _running(tmp_path_factory.mktemp("battered")) as running:
+        yield running
+
+
 @contextmanager
 def _running(folder: Path) -> Iterator[Stack]:
     stack = Stack(folder)
@@ -90,13 +97,13 @@ async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_noth
     assert [json.loads(line)["record"]["id"] for line in lines.splitlines()] == ["e1", "e2"]
 
 
-def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(stack: Stack) -> None:
-    stack.run("publish", "--to", "alice", "--id", "before")
+def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(battered: Stack) -> None:
+    battered.run("publish", "--to", "anna", "--id", "before")
     for server in ("nats-server", "valkey", "postgres"):
-        stack.child(server).kill()
-        is_restarted(stack, server)
-    stack.run("publish", "--to", "alice", "--id", "after")
-    lines = stack.run("tail", "alice", "-n", "2", "--json").splitlines()
+        battered.child(server).kill()
+        is_restarted(battered, server)
+    battered.run("publish", "--to", "anna", "--id", "after")
+    lines = battered.run("tail", "anna", "-n", "2", "--json").splitlines()
     assert [json.loads(line)["record"]["id"] for line in lines] == ["before", "after"]
 
 
@@ -125,12 +132,12 @@ async def _has(broker: object, event_id: str) -> bool:
     return any(entry.id == event_id for entry in await all_records(broker, 4))  # type: ignore[arg-type]
 
 
-def test_a_crashed_role_is_restarted_and_that_is_said(stack: Stack) -> None:
+def test_a_crashed_role_is_restarted_and_that_is_said(battered: Stack) -> None:
     for role in ("dispatcher", "gateway"):
-        stack.child(role).kill()
-        is_restarted(stack, role)
-    stack.run("publish", "--to", "alice", "--id", "after")
-    [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
+        battered.child(role).kill()
+        is_restarted(battered, role)
+    battered.run("publish", "--to", "berta", "--id", "after")
+    [line] = battered.run("tail", "berta", "-n", "1", "--json").splitlines()
     assert json.loads(line)["record"]["id"] == "after"
 
 
@@ -330,25 +337,31 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-async def test_a_message_that_is_no_record_does_not_hide_the_log(stack: Stack) -> None:
+async def test_a_message_that_is_no_record_does_not_hide_the_log(battered: Stack) -> None:
     async def logged(count: int) -> bool:
-        return len((await asyncio.to_thread(stack.run, "log", "alice", "--json")).splitlines()) == count
+        return len((await asyncio.to_thread(battered.run, "log", "carla", "--json")).splitlines()) == count
 
-    await asyncio.to_thread(stack.run, "publish", "--to", "alice", "--id", "first")
-    async with connected(stack.describe().nats_url) as broker:
-        await eventually(lambda: _has(broker, "first"))
-        subject = log_subject(partition_of("default", "alice", 4), "default", "alice")
+    await asyncio.to_thread(battered.run, "publish", "--to", "carla", "--id", "carlas-first")
+    async with connected(battered.describe().nats_url) as broker:
+        await eventually(lambda: _has(broker, "carlas-first"))
+        subject = log_subject(partition_of("default", "carla", 4), "default", "carla")
         for payload in (b"not json [bold]", b"[1]", b"\xff"):
             await broker.append(subject, payload)
-    await asyncio.to_thread(stack.run, "publish", "--to", "alice", "--id", "last")
+    await asyncio.to_thread(battered.run, "publish", "--to", "carla", "--id", "carlas-last")
     await eventually(lambda: logged(5), seconds=120)
-    lines = stack.run("log", "alice", "--json").splitlines()
+    lines = battered.run("log", "carla", "--json").splitlines()
     records = [json.loads(line) for line in lines]
-    assert [line["record"] and line["record"]["id"] for line in records] == ["first", None, None, None, "last"]
+    assert [line["record"] and line["record"]["id"] for line in records] == [
+        "carlas-first",
+        None,
+        None,
+        None,
+        "carlas-last",
+    ]
     assert [line["raw"] for line in records[1:4]] == ["not json [bold]", "[1]", "\ufffd"]
-    shown = await asyncio.to_thread(stack.run, "log", "alice")
+    shown = await asyncio.to_thread(battered.run, "log", "carla")
     assert "not json [bold]" in shown
-    assert "id last" in shown
+    assert "id carlas-last" in shown
 
 
 # --- the page, as a newcomer finds it -------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected
 from tests.support.manual import FIRST_EVENT, Manual
 from tests.support.natscli import PARTITIONS, ask
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -93,7 +94,7 @@ def test_a_block_of_python_runs_as_it_stands(reader: Manual, block: Block) -> No
     done = reader.python(block.text)
     assert done.returncode == 0, done.stdout
     if "publish(" in block.text:
-        assert "order-17-shipped" in reader.seamark("log", "alice", "--limit", "0")
+        wait_for(lambda: "order-17-shipped" in reader.seamark("log", "alice", "--limit", "0"))
     if "async for" in block.text:
         assert "demo." in done.stdout, "no record came"
 

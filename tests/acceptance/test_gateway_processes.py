@@ -109,22 +109,23 @@ def test_no_process_outlives_its_parent(gateway: Gateway) -> None:
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_a_port_that_is_taken_is_named_and_shared_with_nobody(
-    gateway: Gateway, nats_server: NatsServer, tmp_path: Path, processes: int
+    gateway: Gateway, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "second").mkdir()
-    second = Gateway(nats_server, tmp_path / "second", processes, port=gateway.port)
-    try:
-        assert second.process.wait(60) == MISCONFIGURED
-    finally:
-        second.process.kill()
-        second.process.wait()
-    said = second.log.read_text()
-    assert "SEAMARK_GATEWAY_PORT" in said
-    assert str(gateway.port) in said
-    assert "Traceback" not in said
-    gateway.eventually(gateway.ready)
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        folder.mkdir()
+        second = Gateway(nats_server, folder, processes, port=gateway.port)
+        try:
+            assert second.process.wait(60) == MISCONFIGURED
+        finally:
+            second.process.kill()
+            second.process.wait()
+        said = second.log.read_text()
+        assert "SEAMARK_GATEWAY_PORT" in said
+        assert str(gateway.port) in said
+        assert "Traceback" not in said
+        gateway.eventually(gateway.ready)
 
 
 def test_a_health_port_without_room_for_all_processes_is_named(nats_server: NatsServer, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class Manual:
                 argv, cwd=self.stack.folder, env=self.environment(env), stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: process.poll() is not None or until(log.read_text()))
+            wait_for(lambda: process.poll() is not None or until(log.read_text()), seconds=WAIT_SECONDS)
             process.send_signal(signal.SIGINT)
             process.wait(WAIT_SECONDS)
         finally:
@@ -218,7 +218,7 @@ def manual(folder: Path) -> Iterator[Manual]:
         traffic.start()
         reader = Manual(stack, stack.describe(), traffic)
         wait_for(
-            lambda: reader.tried("prove", FIRST_EVENT, "--user", "alice").returncode == 0
+            lambda: reader.tried("prove", FIRST_EVENT, "--user", "alice").returncode == 0, seconds=WAIT_SECONDS
         )  # projections have begun
         yield reader
         traffic.stop()
