@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from ops.dev import child
+from tests.support.gateways import patient
 from tests.support.servers import (
     empty_postgres,
     fresh_nats_server,
@@ -31,6 +32,7 @@ __all__ = [
     "fresh_nats_server",
     "nats_cluster",
     "nats_server",
+    "patient",
     "pool",
     "postgres",
     "postgres_server",

@@ -62,7 +62,7 @@ async def test_an_event_of_low_priority_waits_in_bulk_and_becomes_a_record_that_
 
 
 async def test_an_event_published_to_both_streams_is_appended_once(
-    broker: Broker, nats_server: NatsServer, valkey: Valkey
+    patient: None, broker: Broker, nats_server: NatsServer, valkey: Valkey
 ) -> None:
     async with dispatching(nats_server.url, valkey.url):
         await publish(broker, to=["alice"], type="demo.hello", id="e1", priority="low")
