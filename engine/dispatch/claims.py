@@ -156,7 +156,9 @@ class Claims:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _check_horizon(self) -> None:
-        asked = self._redis.pipeline(transaction=False).info("server").get(SENTINEL_KEY)
+        asked = self._redis.pipeline(transaction=False)
+        asked.info("server")
+        asked.get(SENTINEL_KEY)
         info, before = cast(tuple[dict[str, Any], bytes | None], await asked.execute())
         run_id = str(info.get("run_id", ""))  # some hosted servers do not tell it
         if before is not None and before.decode() == run_id:

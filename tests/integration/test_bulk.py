@@ -14,6 +14,9 @@ from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import bulk_subject, encode_token, log_stream, partition_of, stored_event
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+from tests.support.overlays import QUICK_DISK
+
+pytestmark = pytest.mark.overlay(QUICK_DISK)
 
 PARTITIONS = 4
 PAGES, PAGE_USERS = 12, 1000

@@ -10,6 +10,7 @@ from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import encode_token, partition_of
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+from tests.support.overlays import QUICK_DISK
 
 PARTITIONS = 4
 
@@ -114,6 +115,7 @@ async def test_trace_context_travels_from_the_event_to_the_record(nats_server: N
     assert b"tracestate: vendor=1\r\n" in entry.stored.headers
 
 
+@pytest.mark.overlay(QUICK_DISK)
 async def test_a_standby_takes_over_and_keeps_the_order_of_every_key(nats_server: NatsServer, valkey: Valkey) -> None:
     users = [f"user{i}" for i in range(40)]
     async with connected(nats_server.url) as broker:
