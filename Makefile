@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Tests wait for half of their time; each process has servers of its own.
 WORKERS ?= 3
+# Where Python may not keep what it has compiled, each of a stack's processes compiles 200 modules when it starts.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint bench chaos setup requirements clean help
 

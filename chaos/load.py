@@ -184,13 +184,15 @@ async def whole_stream(broker: Broker, stream: str, subject: str) -> list[Stored
 
 
 async def _from_the_only_one_awake(broker: Broker, stream: str, subject: str) -> list[Stored]:
-    """A read goes to any replica, frozen ones too: asked until the one that is awake gets it."""
+    """A read goes to any replica, frozen ones too: asked until the one that is awake gets it, and has the time to answer."""
+    seconds = 0.5
     while True:
         try:
             page = await broker.next_by_subject(
-                stream, subject, 1, batch=1 << 20, max_bytes=PAGE_BYTES * 8, timeout_seconds=0.5
+                stream, subject, 1, batch=1 << 20, max_bytes=PAGE_BYTES * 8, timeout_seconds=seconds
             )
         except Unanswered:
+            seconds = min(5.0, seconds * 1.2)
             continue
         assert not page.more
         return page.records

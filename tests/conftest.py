@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -13,9 +14,9 @@ import hypothesis
 import pytest
 import uvloop
 
-from ops.dev import child
 from tests.support.gateways import patient
 from tests.support.servers import (
+    AT_THE_END,
     empty_postgres,
     fresh_nats_server,
     nats_cluster,
@@ -40,15 +41,17 @@ __all__ = [
     "valkey",
 ]
 
-WORKER = (("", "gw0"), ("_COUNT", "1"))
-"""What pytest-xdist says in PYTEST_XDIST_WORKER…, and what holds without it."""
+# Where Python may not keep what it has compiled, each of the hundreds of processes that tests start compiles 200 modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 IN_CI = os.environ.get("SEAMARK_CI") == "1"
 
 # A gate answers the same question each time: examples there are the same in every run. Elsewhere they are new ones.
-# How long one example takes says more about the machine than about the code; pytest's own time-out catches what hangs.
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# How long examples take says more about the machine than about the code; pytest's own time-out catches what hangs.
+UNTIMED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("default", **UNTIMED)
+hypothesis.settings.register_profile("ci", **UNTIMED, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("default")
 if IN_CI:
     hypothesis.settings.load_profile("ci")
@@ -62,15 +65,11 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Processes of one run take ports from parts of their own, and what they start can be ended by Ctrl-C."""
+    """What a run in the background starts can be ended by Ctrl-C, too."""
     # A run in the background is begun with SIGINT ignored, which every process it starts would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "overlay(changes): what `nats_server` has otherwise than shipped")
-    worker, workers = (int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", n).removeprefix("gw")) for what, n in WORKER)
-    part = len(child.PORTS) // workers
-    place = worker % workers  # one that replaces a crashed worker has a number beyond them
-    child.PORTS = child.PORTS[place * part : (place + 1) * part]
 
 
 ASYNC_SHARE = 0.9
@@ -108,7 +107,8 @@ def _within(seconds: float, test: Callable[..., Awaitable[Any]]) -> Callable[...
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In CI nothing may be skipped: what a bare machine lacks, `.ci/run` installs."""
+    """End what all tests shared. In CI nothing may be skipped: what a bare machine lacks, `.ci/run` installs."""
+    AT_THE_END.close()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if IN_CI and reporter is not None and reporter.stats.get("skipped") and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -13,6 +13,10 @@ from engine.partition.worker import Source
 _log = structlog.get_logger("seamark.partition")
 
 
+GIVE_BACK_SECONDS = 1.0
+"""For each of the two questions: a process that ends waits no longer for a broker that is slow."""
+
+
 class ReadingHead:
     """What a reader asks of its consumer, except for messages. Calls raise what `Broker.api` raises."""
 
@@ -39,9 +43,10 @@ class ReadingHead:
         Nothing is done if another reader has been chosen meanwhile: it would lose its own pin.
         """
         try:
-            if pin.decode() not in await self._pins(timeout_seconds=1.0):
+            if pin.decode() not in await self._pins(timeout_seconds=GIVE_BACK_SECONDS):
                 return
-            await self._broker.api(f"CONSUMER.UNPIN.{self._name}", {"group": GROUP}, timeout_seconds=1.0)
+            unpin = f"CONSUMER.UNPIN.{self._name}"
+            await self._broker.api(unpin, {"group": GROUP}, timeout_seconds=GIVE_BACK_SECONDS)
         except BrokerError as error:
             _log.debug("pin_not_given_back", consumer=self._name, error=type(error).__name__)
 

@@ -39,20 +39,42 @@ class ServerFailed(RuntimeError):
     """A server did not start, did not become ready in time, or ended by itself; the message carries the end of its log."""
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Find a TCP port that nobody listens on.
+def free_port(host: str = "127.0.0.1", *, row: int = 1) -> int:
+    """Find a TCP port that nobody listens on and that nobody else has found; the first of `row` such ports in a row.
 
     Ports are taken below the range the system gives to outgoing connections: a client that reconnects for ever to a port
     inside that range while its server is down may otherwise be given that very port, connect to itself and block the restart.
     """
     for _ in range(64):
-        port = _dice.choice(PORTS)
-        if port not in _given and is_free(port, host):
-            _given.append(port)
-            return port
+        first = _dice.choice(PORTS)
+        if all(is_free(port, host) and _claim(port) for port in range(first, first + row)):
+            return first
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _claim(port: int) -> bool:
+    """Whether it is ours now: no other process here is given it until we end, or have claimed many others since.
+
+    Only Linux has the abstract socket names this needs. Elsewhere other processes do not know of it.
+    """
+    claim = port
+    if _NAMES:
+        with socket.socket(socket.AF_UNIX) as name:
+            try:
+                name.bind(f"\0seamark-port-{port}")  # lives in the network namespace, as ports do, and dies with us
+            except OSError:
+                return False
+            claim = name.detach()
+    elif port in _claims:
+        return False
+    _claims.append(claim)
+    if len(_claims) > CLAIMS_MAX:
+        oldest = _claims.popleft()
+        if _NAMES:
+            os.close(oldest)
+    return True
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -74,12 +96,17 @@ def _first_ephemeral_port() -> int:
     return max(first, 22_000)
 
 
-PORTS: Sequence[int] = range(20_000, _first_ephemeral_port())
-"""What `free_port` chooses from. A port is free until somebody listens on it: processes that choose at the same time, as
-parallel tests do, choose from parts of their own."""
+PORTS: Final[Sequence[int]] = range(20_000, _first_ephemeral_port())
+"""What `free_port` chooses from."""
 
-_given: deque[int] = deque(maxlen=256)
-"""Ports given lately: whoever got one may not listen there yet. A cluster of three takes nine at once."""
+CLAIMS_MAX: Final = 256
+"""How many ports stay claimed. One is free until somebody listens on it, and while its server is down: without a claim, it
+would then be given to somebody else."""
+
+_NAMES = sys.platform.startswith("linux")
+
+_claims: deque[int] = deque()
+"""The oldest first: descriptors of their names, or, where there are none, the ports."""
 
 _dice = random.SystemRandom()  # tests seed the common one, each process with the same number
 

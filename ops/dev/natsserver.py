@@ -69,7 +69,7 @@ class NatsServer(Server):
     @property
     def max_payload_bytes(self) -> int:
         """The size in bytes of the largest message it takes, by its own greeting."""
-        return int(nats_greeting(HOST, self.port)["max_payload"])
+        return int(nats_greeting(HOST, self.port, READY_SECONDS_MAX)["max_payload"])
 
     def prepare(self) -> None:
         """Write `nats-server.conf`: the shipped files as they are now, and the overlay."""
@@ -240,11 +240,11 @@ def account_users() -> list[str]:
     return [name.lower() for name in dict.fromkeys(_PASSWORD.findall(text))]
 
 
-def nats_greeting(host: str, port: int) -> dict[str, Any]:
+def nats_greeting(host: str, port: int, timeout_seconds: float = PROBE_SECONDS) -> dict[str, Any]:
     """The INFO a nats-server greets with, `{}` when nobody does."""
     try:
         with (
-            socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection,
+            socket.create_connection((host, port), timeout=timeout_seconds) as connection,
             connection.makefile("rb") as stream,
         ):
             line = stream.readline(1 << 16)

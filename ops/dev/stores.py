@@ -7,13 +7,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from ops.dev.binaries import PostgresInstallation, postgres_installation, valkey_binary
-from ops.dev.child import OURS, READY_SECONDS_MAX, Rights, ServerFailed
+from ops.dev.child import OURS, POLL_SECONDS, READY_SECONDS_MAX, Rights, ServerFailed
 from ops.dev.nobody import nobody_rights, reachable, remove_copy
 from ops.dev.overlay import Overlay, overlaid_settings
 from ops.dev.secretsfile import write_private
@@ -69,6 +70,10 @@ class Valkey(Server):
                 return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False
+
+
+_STILL_THERE: Final = "is still in use"
+"""What PostgreSQL says of its folder while processes of a former incarnation live."""
 
 
 class Postgres(Server):
@@ -183,6 +188,17 @@ class Postgres(Server):
             raise ServerFailed(f"initdb did not end within {READY_SECONDS_MAX:g} s\n{said}") from error
         if done.returncode:
             raise ServerFailed(f"initdb failed\n{done.stdout.decode(errors='replace')}")
+
+    def start(self, timeout_seconds: float = READY_SECONDS_MAX) -> None:
+        """Prepare, spawn and wait until it answers. Its processes end a moment after the first one was killed: it waits."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                return super().start(deadline - time.monotonic())
+            except ServerFailed:
+                if self.alive or _STILL_THERE not in self.child.log_tail(500) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
 
     def spawn(self) -> None:
         """Fork the process and return. It dies with the calling thread."""

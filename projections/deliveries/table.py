@@ -79,7 +79,7 @@ RANGES_IN_ALL_MONTHS_MAX: Final = 200
 in those only: in each it takes 2 µs a range, and of the tables of a rebuild all but one may be empty."""
 
 _CURSORS: Final = """
-INSERT INTO device_cursors AS c (tenant, user_id, device, epoch, seq, at, touched_at, version)
+WITH written AS (INSERT INTO device_cursors AS c (tenant, user_id, device, epoch, seq, at, touched_at, version)
 SELECT o.tenant, o.user_id, o.device, CASE WHEN w.moves THEN o.epoch ELSE f.epoch END,
     CASE WHEN w.moves THEN o.seq ELSE f.seq END, CASE WHEN w.moves THEN o.at ELSE f.at END, o.touched_at, {v}
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::boolean[])
@@ -88,8 +88,10 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::ti
     CROSS JOIN LATERAL (SELECT f.seq IS NULL OR o.anew OR f.epoch <> o.epoch OR f.seq < o.seq AS moves) w
 ON CONFLICT (tenant, user_id, device, version) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, at = excluded.at,
     touched_at = greatest(c.touched_at, excluded.touched_at)
-RETURNING c.tenant, c.user_id, c.xmax = 0 AS added
+RETURNING c.tenant, c.user_id, c.xmax = 0 AS added)
+SELECT DISTINCT tenant, user_id FROM written WHERE added ORDER BY tenant, user_id
 """
+"""Gives the users who have a device that was not known."""
 
 _SURPLUS: Final = """
 DELETE FROM device_cursors c USING unnest($1::text[], $2::text[]) AS o (tenant, user_id), LATERAL (
@@ -140,10 +142,9 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
         (*key, c.epoch, c.seq, c.at, moment(c.touched_nanoseconds), c.anew) for key, c in sorted(folded.cursors.items())
     ]
     if cursors:
-        written = await connection.fetch(_CURSORS.format(v=version), *transposed(cursors))
         # A user can have too many devices only when one is new.
-        users = sorted({(row["tenant"], row["user_id"]) for row in written if row["added"]})
-        if users:
+        anew = await connection.fetch(_CURSORS.format(v=version), *transposed(cursors))
+        if users := [tuple(row) for row in anew]:
             await connection.execute(_SURPLUS.format(v=version, most=DEVICES_MAX), *transposed(users))
 
 

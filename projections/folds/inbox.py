@@ -14,6 +14,7 @@ All other changes only ever add a mark to a row, so rows that the log no longer 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,9 @@ from seamark.protocol.records import EventPosition
 from seamark.protocol.subjects import decode_token
 
 SEQ_MAX: Final = (1 << 63) - 1
+
+SUBJECTS_KNOWN_MAX: Final = 16_384
+"""Subjects whose user is not worked out again: a batch names each of them several times. Some 4 MB."""
 
 
 class Entry(Change, gc=False, omit_defaults=True):
@@ -189,6 +193,7 @@ def decoded(batch: Iterable[Delivered]) -> list[tuple[User, Delivered, Entry]]:
     return found
 
 
+@functools.lru_cache(maxsize=SUBJECTS_KNOWN_MAX)
 def user_of(subject: bytes) -> User:
     """Whose log (or receipts) `log.<p>.<tenant>.<user>` is.
 

@@ -14,15 +14,13 @@ from typing import Final
 
 REMEMBERED_MAX: Final = 128
 """How many of a user's newest notifications are remembered by id: at 40 a day these are three days, as long as ids are claimed.
-Redis keeps up to twice as many before it drops the oldest: 5 KB a user, in the compact form of a hash, which is searched from one
-end to the other for every notification."""
-
-_SEVEN_BITS: Final = bytes(byte & 127 for byte in range(256))
+Of those that do not count any more, Redis keeps up to twice as many before it drops the oldest: 7 KB a user, in the compact form
+of a hash, which is searched from one end to the other."""
 
 
 def fingerprint(id: str) -> str:
-    """63 bits of an id, as nine characters that are one byte each: what Redis keeps of it."""
-    return hashlib.blake2b(id.encode(), digest_size=9).digest().translate(_SEVEN_BITS).decode()
+    """64 bits of an id, as hexadecimal digits: what Redis keeps of it. By SHA-1, for a script has nothing else."""
+    return hashlib.sha1(id.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 class Remembered:

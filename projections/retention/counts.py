@@ -14,7 +14,6 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from engine.errors import StoreUnavailable
-from projections.folds.repeats import fingerprint
 from projections.unread.store import UnreadStore, asked, users_of
 
 TRIES: Final = 200
@@ -61,7 +60,7 @@ async def forget_former(redis: Redis, partition: int, users: Mapping[str, list[s
     """
     async with _store(redis, partition) as store:
         if await store.checkpoint() is not None:
-            gone = {user: [word for id in ids for word in (7, id, fingerprint(id))] for user, ids in users.items()}
+            gone = {user: [word for id in ids for word in (7, id)] for user, ids in users.items()}
             await _forget(store, gone)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from projections.folds.repeats import fingerprint
 from projections.unread.store import WEIGHT_MAX, asked, key_prefix, users_of
 
 _details = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
@@ -28,21 +29,14 @@ async def carried(
         shift: taken from every sequence: what a former incarnation of the log held comes before all that this one holds.
     """
     base = key_prefix(partition, version)
-    async for page in users_of(redis, partition, version, "r"):
-        pipeline = redis.pipeline(transaction=False)
-        for user in page:
-            pipeline.hgetall(f"{base}r:{user}")
-        users: Operations = {}
-        for user, entries in zip(page, await asked(pipeline.execute()), strict=True):
-            users[user] = [word for seq, mark in remembered_before(entries, oldest) for word in (6, seq - shift, mark)]
-        yield {user: ops for user, ops in users.items() if ops}, 0
     async for page in users_of(redis, partition, version, "s"):
         pipeline = redis.pipeline(transaction=False)
         for user in page:
             pipeline.zrangebyscore(f"{base}s:{user}", "-inf", f"({oldest}", withscores=True)
             pipeline.hgetall(f"{base}d:{user}")
         answers = iter(await asked(pipeline.execute()))
-        users, weight = {}, 0
+        users: Operations = {}
+        weight = 0
         for user, ids, details in zip(page, answers, answers, strict=True):
             users[user] = [word for id, seq in ids for word in _operation(id, int(seq) - shift, details)]
             weight += len(ids)
@@ -51,20 +45,37 @@ async def carried(
                 users, weight = {}, 0
         if weight:
             yield users, weight
+    # Afterwards: one that counts would be taken for a repetition of what is remembered.
+    async for page in users_of(redis, partition, version, "r"):
+        pipeline = redis.pipeline(transaction=False)
+        for user in page:
+            pipeline.hgetall(f"{base}r:{user}")
+        users = {}
+        for user, entries in zip(page, await asked(pipeline.execute()), strict=True):
+            noted = sorted((int(seq), mark) for mark, seq in entries.items() if int(seq) < oldest)
+            users[user] = [word for seq, mark in noted for word in (9, mark.decode(), seq - shift)]
+        yield {user: ops for user, ops in users.items() if ops}, 0
 
 
-def remembered_before(entries: dict[bytes, bytes], oldest: int) -> list[tuple[int, str]]:
-    """Sequence and fingerprint of each remembered notification that was stored before `oldest`, the newest last."""
-    return sorted((int(seq), mark.decode()) for mark, seq in entries.items() if int(seq) < oldest)
+async def remembered_before(redis: Redis, partition: int, version: int, user: str, oldest: int) -> list[str]:
+    """The fingerprints of a user's remembered notifications that were stored before `oldest`, the newest last."""
+    base = key_prefix(partition, version)
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.zrangebyscore(f"{base}s:{user}", "-inf", f"({oldest}", withscores=True)
+    pipeline.hgetall(f"{base}r:{user}")
+    counting, others = await asked(pipeline.execute())
+    noted = {fingerprint(id.decode()): int(seq) for id, seq in counting}
+    noted |= {mark.decode(): int(seq) for mark, seq in others.items() if int(seq) < oldest}
+    return sorted(noted, key=lambda mark: noted[mark])
 
 
 def _operation(id: bytes, seq: int, of_user: dict[bytes, bytes]) -> tuple[Any, ...]:
     details = of_user.get(b"i" + id)
     if details is None:
-        return (1, 0, seq, "", id.decode())
+        return (1, 0, seq, id.decode())
     if details.startswith(b"c"):
-        return (2, 0, seq, "", id.decode(), details[1:].decode())
-    return (3, 0, seq, "", id.decode(), *_details(details[1:]))
+        return (2, 0, seq, id.decode(), details[1:].decode())
+    return (3, 0, seq, id.decode(), *_details(details[1:]))
 
 
 async def carry_given_up(redis: Redis, partition: int, version: int, following: int, shift: int = 0) -> None:

@@ -12,7 +12,8 @@ users' keys are derived in the script from the one that is passed, which a clust
 - `unread:{…}:x:<user>` sorted set: those of the ids that expire, by when
 - `unread:{…}:d:<user>` hash: `i<id>` details (`c<category>`, or `x` and a packed list of category, collapse key, expiry),
   `k<collapse key>` its id, `m` what was given up above the bound (`<seq>,<expiry of the last to expire>`)
-- `unread:{…}:r:<user>` hash: the newest notifications, read or not: `repeats.fingerprint` of the id, and the sequence
+- `unread:{…}:r:<user>` hash: the newest of the notifications that do not count (any more): `repeats.fingerprint` of the id, and
+  the sequence. Those that count are in `s`
 """
 
 from __future__ import annotations
@@ -62,20 +63,38 @@ if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return fals
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
 local remembered = tonumber(ARGV[9])
-local user, s, c, x, d, r, n, cats, crowded
+local user, s, c, x, d, r, n, cats, knows, crowded
 
--- whether it is one of the last notifications; from now on it is
-local function repeats(seq, mark)
-  if call('HSETNX', r, mark, seq) == 1 then
-    crowded = crowded or string.byte(mark) < 8
-    return false
-  end
-  local known, newer = tonumber(call('HGET', r, mark)), 0
+-- `repeats.fingerprint`
+local function mark_of(id)
+  return string.sub(redis.sha1hex(id), 1, 16)
+end
+
+-- how many notifications came after a sequence, as far as they are remembered
+local function newer_than(seq)
+  local newer = call('ZCOUNT', s, '(' .. seq, '+inf')
   for _, other in ipairs(call('HVALS', r)) do
-    if tonumber(other) > known then newer = newer + 1 end
+    if tonumber(other) > tonumber(seq) then newer = newer + 1 end
   end
-  if newer < remembered then return true end
-  call('HSET', r, mark, seq)
+  return newer
+end
+
+-- one that does not count; of a newer one with the same id it has been noted before
+local function remember(mark, seq)
+  if call('HSETNX', r, mark, seq) == 1 then
+    knows, crowded = true, crowded or string.byte(mark) == 48
+  end
+end
+
+-- whether it is one of the last notifications that do not count
+local function was_there(id)
+  if knows == nil then knows = call('EXISTS', r) == 1 end
+  if not knows then return false end
+  local mark = mark_of(id)
+  local seq = call('HGET', r, mark)
+  if not seq then return false end
+  if newer_than(seq) < remembered then return true end
+  call('HDEL', r, mark)
   return false
 end
 
@@ -107,10 +126,17 @@ local function forget(id)
   if category ~= '' then cats[category] = (cats[category] or 0) - 1 end
 end
 
-local function remove(id)
-  if call('ZREM', s, id) == 0 then return end
+local function take_off(id)
+  call('ZREM', s, id)
   n = (n or call('ZCARD', s) + 1) - 1
   forget(id)
+end
+
+local function remove(id)
+  local seq = call('ZSCORE', s, id)
+  if not seq then return end
+  take_off(id)
+  remember(mark_of(id), seq)
 end
 
 -- more than is remembered: what has expired by the record's own time goes first, then the oldest
@@ -124,6 +150,7 @@ local function give_up(at)
     given_up_to = popped[2]
     till = math.max(till, tonumber(call('ZSCORE', x, popped[1]) or FOR_EVER))
     forget(popped[1])
+    if n < remembered then remember(mark_of(popped[1]), popped[2]) end
   end
   if given_up_to then
     local m = call('HGET', d, 'm')
@@ -141,17 +168,25 @@ local function unlearn(up_to)
 end
 
 -- the same of one notification of a former incarnation of the log, unless its id is that of a newer one by now
-local function leave(id, mark)
-  local seq, known = call('ZSCORE', s, id), call('HGET', r, mark)
-  if seq and tonumber(seq) <= 0 then remove(id) end
+local function leave(id)
+  local seq, mark = call('ZSCORE', s, id), mark_of(id)
+  local known = call('HGET', r, mark)
+  if seq and tonumber(seq) <= 0 then take_off(id) end
   if known and tonumber(known) <= 0 then call('HDEL', r, mark) end
 end
 
--- mark '': carried over, and so not looked for
-local function add(at, seq, mark, id, category, key, expires)
-  if mark ~= '' and repeats(seq, mark) then return end
+-- one that is not for the screen
+local function pass(seq, id)
+  if was_there(id) then return end
+  local known = call('ZSCORE', s, id)
+  if not known or newer_than(known) >= remembered then remember(mark_of(id), seq) end
+end
+
+local function add(at, seq, id, category, key, expires)
+  if was_there(id) then return end
   if call('ZADD', s, 'NX', seq, id) == 0 then
-    remove(id) -- so old that it is new again
+    if newer_than(call('ZSCORE', s, id)) < remembered then return end
+    take_off(id) -- so old that it is new again
     call('ZADD', s, seq, id)
   end
   n = (n or call('ZCARD', s) - 1) + 1
@@ -181,6 +216,8 @@ local function clear(up_to)
     m = false
   end
   if #ids == 0 then return end
+  local newest = call('ZREVRANGEBYSCORE', s, up_to, '-inf', 'WITHSCORES', 'LIMIT', 0, remembered)
+  for i = 1, #newest, 2 do remember(mark_of(newest[i]), newest[i + 1]) end
   n = n or call('ZCARD', s)
   if #ids == n then
     call('UNLINK', s, c, x, d)
@@ -194,15 +231,15 @@ local function clear(up_to)
 end
 
 -- operations by their numbers, and how many values each takes; an `add` may come without category, or without key and expiry
-local doing = {add, add, add, remove, clear, repeats, leave, unlearn}
-local takes = {4, 5, 7, 1, 1, 2, 2, 1}
+local doing = {add, add, add, remove, clear, pass, leave, unlearn, remember}
+local takes = {3, 4, 6, 1, 1, 2, 1, 1, 2}
 local values = cmsgpack.unpack(ARGV[8])
 local out = {}
 local at = 1
 while values[at] do
   user = values[at]
   s, c, x, d = base .. ':s:' .. user, base .. ':c:' .. user, base .. ':x:' .. user, base .. ':d:' .. user
-  r, n, cats, crowded = base .. ':r:' .. user, nil, {}, false
+  r, n, cats, knows, crowded = base .. ':r:' .. user, nil, {}, nil, false
   local last = at + 1 + values[at + 1]
   at = at + 2
   while at <= last do

@@ -19,7 +19,7 @@ from engine.outages import redis_failure
 from engine.partition.reader import Delivered
 from engine.redisscript import Argument, RedisScript
 from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
-from projections.folds.repeats import REMEMBERED_MAX, fingerprint
+from projections.folds.repeats import REMEMBERED_MAX
 from projections.folds.unread import FOR_EVER, UNREAD_MAX, Unread, milliseconds
 from projections.store import Checkpoint
 from projections.unread.script import APPLY, ATTEND
@@ -293,20 +293,19 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
             ops = users[user] = []
         if change.kind == "notification":
             id = clean(change.id)
-            mark = fingerprint(id)
             weight += 1
             if record.headers and NEVER_SHOWN in record.headers:
-                ops += (6, record.seq, mark)
+                ops += (6, record.seq, id)
                 continue
             at = record.time_nanoseconds // 1_000_000
             if change.collapse_key or change.expires_at:
                 expires = min(FOR_EVER, milliseconds(change.expires_at)) if change.expires_at else FOR_EVER
                 key = clean(change.collapse_key or "")
-                ops += (3, at, record.seq, mark, id, clean(change.category or ""), key, expires)
+                ops += (3, at, record.seq, id, clean(change.category or ""), key, expires)
             elif change.category:
-                ops += (2, at, record.seq, mark, id, clean(change.category))
+                ops += (2, at, record.seq, id, clean(change.category))
             else:
-                ops += (1, at, record.seq, mark, id)
+                ops += (1, at, record.seq, id)
         else:
             weight += _removals(ops, change)
         if weight >= WEIGHT_MAX:

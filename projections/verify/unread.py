@@ -137,9 +137,10 @@ class UnreadVerification(StreamVerification):
         p, now = self.partition(user), time.time()
         checkpoint, [stored] = await self._counts(p, [user], now)
         part = await self._part(p, Place(checkpoint, era=1))
-        prefix = key_prefix(p, await read_version(self._redis))
-        before = remembered_before(await asked(self._redis.hgetall(f"{prefix}r:{user}")), part.oldest)
-        since = {mark: newer for newer, (_, mark) in enumerate(reversed(before))}
+        version = await read_version(self._redis)
+        prefix = key_prefix(p, version)
+        before = await remembered_before(self._redis, p, version, user, part.oldest)
+        since = {mark: newer for newer, mark in enumerate(reversed(before))}
         fold = _folded(UserFold(remembered=Remembered(since)), await self._said(user, part))
         expected = fold.count(round(now * 1000))
         disagreements = await self._disagreements(user, part)

@@ -26,7 +26,7 @@ class Gateway:
     def __init__(
         self, nats: NatsServer, folder: Path, processes: int = 2, port: int | None = None, **more: str
     ) -> None:
-        self.port, self.health = port or free_port(), free_port()
+        self.port, self.health = port or free_port(), free_port(row=2)
         self.log = folder / "gateway.log"
         env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {
             "PYTHONPATH": str(ROOT),
@@ -133,7 +133,7 @@ def test_a_health_port_without_room_for_all_processes_is_named(nats_server: Nats
 
 @pytest.mark.usefixtures("topology_made")
 def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) -> None:
-    ports = {"SEAMARK_GATEWAY_PORT": free_port(), "SEAMARK_HEALTH_PORT": free_port()}
+    ports = {"SEAMARK_GATEWAY_PORT": free_port(), "SEAMARK_HEALTH_PORT": free_port(row=2)}
     for name, port in ports.items():
         (tmp_path / name).write_text(f"{port}\n")
     gateway = Gateway(nats_server, tmp_path, **{f"{name}_FILE": str(tmp_path / name) for name in ports})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +19,18 @@ from seamark.protocol.frames import decode_gateway_frame
 from tests.support.chromium import Chromium, Page
 from tests.support.gatewaysim import SimGateway, sim_gateway
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
+
+IN_CI = os.environ.get("SEAMARK_CI") == "1"
+HELD_MS = 3_600_000
+HELD = f"""{{
+  const real = window.setTimeout;
+  window.setTimeout = (act, ms, ...more) => {{
+    if (ms === {HELD_MS}) window.fire = act;
+    return real(act, ms, ...more);
+  }};
+}}"""
+"""For a page: a timer of HELD_MS goes off when the test says `fire()`, however slow the machine is."""
 
 
 @pytest.fixture
@@ -35,6 +47,8 @@ def jwt(seconds: float = 600, user: str = "alice", number: int = 0) -> str:
 def minted(*tokens: tuple[str, float]) -> str:
     """A token source, counted in `got.asked`, that makes each token when asked: opening a page may take longer than one lives.
 
+    Joining may take longer, too: each says when it was made, so that the client knows how long such a token lives.
+
     Args:
         tokens: user and seconds of validity of each; the last is given from then on.
     """
@@ -44,7 +58,8 @@ def minted(*tokens: tuple[str, float]) -> str:
       return () => {{
         got.asked = n + 1;
         const [sub, seconds] = list[Math.min(n, list.length - 1)];
-        const claims = {{ sub, tenant: "t", exp: Date.now() / 1000 + seconds, n: n++ }};
+        const iat = Date.now() / 1000;
+        const claims = {{ sub, tenant: "t", iat, exp: iat + seconds, n: n++ }};
         return `e30.${{btoa(JSON.stringify(claims)).replaceAll("=", "")}}.s`;
       }};
     }})()"""
@@ -133,25 +148,27 @@ def decided(start: str | None, frames: list[dict[str, object]]) -> list[object]:
 
 
 async def test_both_sdks_decide_alike_on_thousands_of_nearly_right_sessions(browser, gateway):
-    seed = random.randrange(2**32)
+    seed = 1 if IN_CI else random.randrange(2**32)  # a gate answers the same question each time
     print(f"seed {seed}")
     rng = random.Random(seed)
-    scripts = [(rng.choice(("held", "held", "start", None)), random_frames(rng)) for _ in range(5000)]
+    scripts = [(rng.choice(("held", "held", "start", None)), random_frames(rng)) for _ in range(3000)]
     page = await browser.open(f"{gateway.url}/")
-    answers = await page.evaluate(
-        f"""(async () => {{
-          const {{ Receiver }} = await import("/seamark.js");
-          return {json.dumps(scripts)}.map(([start, frames]) => {{
-            const receiver = new Receiver(start), said = [];
-            for (const frame of frames) {{
-              const [what] = receiver.on(frame);
-              said.push(what);
-              if (what === "restart") break;
-            }}
-            return [said, receiver.position];
-          }});
-        }})()"""
-    )
+    answers = []
+    for begin in range(0, len(scripts), 500):
+        answers += await page.evaluate(
+            f"""(async () => {{
+              const {{ Receiver }} = await import("/seamark.js");
+              return {json.dumps(scripts[begin : begin + 500])}.map(([start, frames]) => {{
+                const receiver = new Receiver(start), said = [];
+                for (const frame of frames) {{
+                  const [what] = receiver.on(frame);
+                  said.push(what);
+                  if (what === "restart") break;
+                }}
+                return [said, receiver.position];
+              }});
+            }})()"""
+        )
     expected = [decided(start, frames) for start, frames in scripts]
     for script, mine, theirs in zip(scripts, expected, answers, strict=True):
         assert theirs == mine, script
@@ -179,24 +196,27 @@ async def test_records_come_once_and_in_order_through_lost_and_doubled_frames_an
     assert page.errors == []
 
 
-@pytest.mark.parametrize("code", sorted(STOP))
-async def test_codes_that_say_stop_do(browser, gateway, code):
-    page = await client(browser, gateway)
-    await page.until("s.state === 'live'")
-    await gateway.cut(code)
-    await page.until("s.state === 'closed'")
-    assert await page.evaluate("[got.errors.length, got.errors[0].code, got.errors[0].fatal]") == [1, code, True]
-    assert len(gateway.hellos) == 1
+async def test_codes_that_say_stop_do(browser, gateway):
+    page = await client(browser, gateway, connect=False)
+    for number, code in enumerate(sorted(STOP), 1):
+        await page.evaluate("(got.errors = [], s.connect())")
+        await page.until("s.state === 'live'")
+        await gateway.cut(code)
+        await page.until("s.state === 'closed'")
+        said = await page.evaluate("[got.errors.length, got.errors[0].code, got.errors[0].fatal]")
+        assert (said, len(gateway.hellos)) == ([1, code, True], number)
+        await gateway.until(lambda: not gateway.sessions)
 
 
-@pytest.mark.parametrize("code", [1001, 1006, 4499, *(row.code for row in TABLE if row.reconnect)])
-async def test_codes_that_say_reconnect_do(browser, gateway, code):
+async def test_codes_that_say_reconnect_do(browser, gateway):
     page = await client(browser, gateway, "times: { backoffFirst: 20, backoffMax: 100, tooMany: 50 }")
     await page.until("s.state === 'live'")
-    await gateway.cut(code)
-    await gateway.until(lambda: len(gateway.hellos) == 2)
-    await page.until("s.state === 'live'")
-    assert await page.evaluate("got.errors") == []
+    for code in (1001, 1006, 4499, *(row.code for row in TABLE if row.reconnect)):
+        said_before = len(gateway.hellos)
+        await gateway.cut(code)
+        await gateway.until(lambda before=said_before: len(gateway.hellos) == before + 1)
+        await page.until("s.state === 'live'")
+        assert await page.evaluate("got.errors") == [], code
 
 
 async def test_bye_is_obeyed(browser, gateway):
@@ -242,9 +262,10 @@ async def test_a_token_that_has_expired_by_its_own_words_and_cannot_be_replaced_
 async def test_the_app_is_asked_for_a_token_when_there_is_none_or_it_expired_and_not_at_every_reconnect(
     browser, gateway
 ):
-    tokens = [jwt(600, number=1), jwt(5, number=2), jwt(600, number=3)]
+    tokens = [jwt(6000, number=1), jwt(600, number=2), jwt(6000, number=3)]
     source = f"token: (() => {{ const t = {json.dumps(tokens)}; return () => (got.asked = (got.asked ?? 0) + 1, t.shift()); }})()"
-    page = await client(browser, gateway, source)
+    times = "times: { expiry: 700_000, backoffFirst: 20, backoffMax: 100 }"
+    page = await client(browser, gateway, f"{source}, {times}")
     for number in range(3):
         await gateway.until(lambda: len(gateway.sessions) == 1)
         await page.until("s.state === 'live'")
@@ -255,7 +276,7 @@ async def test_the_app_is_asked_for_a_token_when_there_is_none_or_it_expired_and
     await page.evaluate("(s.close(), s.connect())")  # somebody else may have signed in
     await page.until("s.state === 'live' && got.asked === 2")
     await gateway.cut()
-    await page.until("got.asked === 3")  # what has five seconds left is not presented again
+    await page.until("got.asked === 3")  # what has less than `expiry` left is not presented again
 
 
 async def test_a_token_service_that_is_away_is_asked_again(browser, gateway):
@@ -274,10 +295,11 @@ async def test_the_session_is_kept_by_refreshing_before_the_token_expires(browse
 
 async def test_acks_are_coalesced_and_never_name_a_cursor_from_before_a_reset(browser, gateway):
     await gateway.publish(*({} for _ in range(300)))
+    began = time.monotonic()
     page = await client(browser, gateway, "times: { ack: 250, backoffFirst: 20, backoffMax: 100 }")
     await page.until("got.records.length === 300")
     await gateway.until(lambda: bool(gateway.of("ack")) and gateway.of("ack")[-1]["cursor"] == "e1.300")
-    assert len(gateway.of("ack")) <= 3
+    assert len(gateway.of("ack")) <= (time.monotonic() - began) / 0.25 + 1, "one in a quarter of a second"
     gateway.said.clear()
     gateway.epoch, gateway.log = "e2", []
     await gateway.publish({}, {})
@@ -307,14 +329,20 @@ async def test_a_way_that_fell_silent_is_replaced(browser, gateway):
 
 
 async def test_a_page_that_comes_back_asks_at_once_whether_anybody_is_there(browser, gateway):
-    page = await client(browser, gateway, "times: { probe: 100, backoffFirst: 20, backoffMax: 100 }")
+    times = f"times: {{ probe: {HELD_MS}, ping: 10_000_000, backoffFirst: 20, backoffMax: 100 }}"
+    page = await client(browser, gateway, times)
     await page.until("s.state === 'live'")
-    await page.evaluate("dispatchEvent(new Event('online'))")
+    await page.evaluate(HELD)
+    await page.evaluate("(window.asked = performance.now(), dispatchEvent(new Event('online')))")
     await gateway.until(lambda: len(gateway.of("ping")) == 1)
-    await page.until("!s.timers.probe")
+    await page.until("s.lastHeard > asked")
+    await page.evaluate("fire()")
+    assert await page.evaluate("s.state") == "live"
     assert len(gateway.hellos) == 1
     gateway.fault = lambda frame: [] if frame["op"] == "pong" else [frame]
     await page.evaluate("dispatchEvent(new Event('online'))")
+    await gateway.until(lambda: len(gateway.of("ping")) == 2)
+    await page.evaluate("fire()")
     await gateway.until(lambda: len(gateway.hellos) == 2)
 
 
@@ -330,18 +358,26 @@ async def test_a_waiting_page_tries_again_as_soon_as_the_network_returns(browser
 async def test_a_page_that_comes_back_does_not_come_before_the_time_the_gateway_asked_for(browser, gateway):
     page = await client(browser, gateway, "times: { tooMany: 1500, backoffFirst: 20, backoffMax: 100 }")
     await page.until("s.state === 'live'")
+    await page.evaluate(
+        """void s.addEventListener("state", ({ detail }) => {
+          if (detail.state === "waiting") dispatchEvent(new Event("online"));
+        })"""
+    )
     began = time.monotonic()
     await gateway.cut(4429)
-    await page.until("s.state === 'waiting'")
-    await page.evaluate("dispatchEvent(new Event('online'))")
     await gateway.until(lambda: len(gateway.hellos) == 2)
+    assert "waiting" in await page.evaluate("got.states")
     assert time.monotonic() - began >= 1.5
 
 
 async def test_a_token_that_never_comes_is_asked_for_again(browser, gateway):
-    token = "token: (() => { let n = 0; return () => ++n < 2 ? new Promise(() => {}) : 't'; })()"
-    page = await client(browser, gateway, f"{token}, times: {{ connect: 200, backoffFirst: 20, backoffMax: 100 }}")
+    # The first is waited for 200 ms. Then the same deadline holds for the handshake, which may take longer.
+    token = "token: () => got.asked++ ? (s.times.connect = 60_000, 't') : new Promise(() => {})"
+    times = "times: { connect: 200, backoffFirst: 20, backoffMax: 100 }"
+    page = await client(browser, gateway, f"{token}, {times}", connect=False)
+    await page.evaluate("(got.asked = 0, s.connect())")
     await page.until("s.state === 'live'")
+    assert await page.evaluate("got.asked") == 2
 
 
 async def test_a_reset_replaces_the_count_too(browser, gateway):
@@ -418,6 +454,7 @@ async def test_after_switching_user_nothing_of_the_former_one_is_kept_or_sent(br
     )
     await page.until("s.state === 'live' && s.unread.count === 2")
     await page.evaluate("(s.close(), s.read({ ids: ['of-alice'] }), s.read({ all: true }), window.who = 1)")
+    await gateway.until(lambda: not gateway.sessions)  # what was said before the end has arrived
     gateway.epoch, gateway.log = "e9", []
     gateway.said.clear()
     await page.evaluate("s.connect()")
@@ -440,7 +477,8 @@ async def test_a_refresh_that_brings_another_users_token_begins_a_session_of_tha
     assert gateway.of("refresh") == []
     assert claims_of(gateway.hellos[1]["token"])["sub"] == "bob"
     assert gateway.hellos[1]["snapshot"] is True
-    assert await page.evaluate("got.resets") == ["snapshot", "user", "snapshot"]
+    # Whether the first session has got as far as its own snapshot is not the point.
+    assert (await page.evaluate("got.resets"))[-2:] == ["user", "snapshot"]
 
 
 async def test_clients_that_were_closed_leave_no_listener_in_the_window(browser, gateway):
@@ -621,13 +659,17 @@ async def test_a_mark_beyond_what_a_session_was_sent_waits_and_one_of_another_lo
 async def test_a_mark_that_was_refused_for_now_is_said_again_and_one_that_is_never_shown_is_given_up(browser, gateway):
     gateway.stores_reads = False
     await gateway.publish({})
-    page = await client(browser, gateway, "times: { mark: 30, backoffFirst: 20, backoffMax: 100 }")
+    page = await client(browser, gateway, f"times: {{ mark: {HELD_MS}, backoffFirst: 20, backoffMax: 100 }}")
     await page.until("s.state === 'live'")
+    await page.evaluate(HELD)
     await page.evaluate("s.read({ ids: ['no-such-record'] })")
     for number in range(1, 9):
-        await gateway.until(lambda said=number: len(gateway.of("read")) >= said)
+        await gateway.until(lambda said=number: len(gateway.of("read")) == said)
         await gateway.refuse_last("read", "too_many_reads")
+        await page.until(f"got.errors.length === {number}")
+        await page.evaluate("fire()")
     assert await page.evaluate("s.marks.size") == 1  # refused is not lost
+    await page.evaluate("{ for (let turn = 0; turn < 10; turn += 1) fire(); }")
     await page.until("got.errors.some((error) => error.code === 'mark_lost')")
     assert await page.evaluate("got.errors.at(-1).ids") == ["no-such-record"]
     assert await page.evaluate("s.marks.size") == 0
@@ -688,7 +730,8 @@ async def test_a_clock_that_is_set_back_does_not_keep_a_dead_way_alive(browser, 
     page = await client(browser, gateway, "times: { ping: 50, silence: 200, backoffFirst: 20, backoffMax: 100 }")
     await page.until("s.state === 'live'")
     await page.evaluate("(() => { const now = Date.now; Date.now = () => now() - 3600_000; })()")
-    await gateway.until(lambda: len(gateway.hellos) >= 2)
+    before = len(gateway.hellos)  # the next session is one that ends under the new clock
+    await gateway.until(lambda: len(gateway.hellos) >= before + 2)
 
 
 async def test_where_storage_is_denied_or_full_the_client_works_under_a_name_of_its_own(browser, gateway):

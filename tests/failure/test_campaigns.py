@@ -45,7 +45,7 @@ PAGE_USERS = min(10_000, USERS // PAGES)
 MESSAGE = Message(type="order.shipped", data=msgspec.Raw(b'{"text":"hi"}'))
 LOOK_SECONDS = 0.1
 
-pytestmark = [pytest.mark.chaos(takes_seconds=30.0), pytest.mark.timeout(180 + 5 * SECONDS)]
+pytestmark = [pytest.mark.chaos(takes_seconds=30.0), pytest.mark.timeout(300 + 5 * SECONDS)]
 
 
 class PostgresProjector(ProjectorProcess):
@@ -122,7 +122,7 @@ async def _sender(
         try:
             for role in sender.roles.values():
                 role.spawn()
-            await eventually(lambda: all(role.ready for role in sender.roles.values()), seconds=60)
+            await eventually(lambda: all(role.ready for role in sender.roles.values()), seconds=90)
             yield sender
         finally:
             for role in sender.roles.values():
@@ -172,7 +172,7 @@ async def test_everybody_gets_a_campaign_once_although_all_that_send_it_are_kill
     assert always <= got, f"seed {chaos.seed}: {len(always - got)} were left out"
     assert got <= set(users) | sender.moved
     assert (said.state, said.stored, said.dispatched) == ("done", len(got), len(got))
-    assert sender.looks > 20
+    assert sender.looks > 3
 
 
 async def test_of_a_cancelled_campaign_nothing_is_shown_that_was_not_dispatched_and_its_numbers_say_so(
@@ -182,16 +182,18 @@ async def test_of_a_cancelled_campaign_nothing_is_shown_that_was_not_dispatched_
     names = ["pager-0", "dispatcher-0", "planner-0", "projector-0"]
     async with _sender(nats_server, valkey, postgres, pool, tmp_path, names) as sender:
         await sender.join(users)
-        await sender.campaigns.create(T, Draft(id="c0", audience=Audience(topic=TOPIC), message=MESSAGE))
+        # Half a minute: however late it is cancelled, most of it is still to come.
+        asked = Draft(id="c0", audience=Audience(topic=TOPIC), message=MESSAGE, rate=USERS // 30)
+        await sender.campaigns.create(T, asked)
 
         async def reached(dispatched: int, waiting: int) -> bool:
             said = await sender.campaigns.progress(T, "c0")
             return said.dispatched >= dispatched and said.stored - said.dispatched >= waiting
 
-        await eventually(lambda: reached(USERS // 4, 1), seconds=60)
+        await eventually(lambda: reached(1, 0), seconds=60)
         dispatcher = sender.roles["dispatcher-0"]
         dispatcher.stop()
-        await eventually(lambda: reached(USERS // 4, PAGE_USERS), seconds=60)
+        await eventually(lambda: reached(1, PAGE_USERS), seconds=60)
         before = len(await sender.shown("c0"))
         await cancel_as_the_api_does(sender, "c0")
         dispatcher.start()

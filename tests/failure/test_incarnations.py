@@ -13,7 +13,7 @@ from tests.support.commands import seamark
 from tests.support.logs import FAST, eventually
 from tests.support.roles import DispatcherProcess
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 STOPPED = "seamark_partition_stopped"
 STOP_SAID = "partition_stopped"
@@ -31,7 +31,7 @@ async def repair_is_named(why: str, *processes: DispatcherProcess) -> None:
         lines = [line for process in processes for line in process.said(STOP_SAID)]
         return any(why in line["why"] and "seamark topology repair" in line["remedy"] for line in lines)
 
-    await eventually(said, seconds=20)
+    await eventually(said, seconds=60)
 
 
 async def repaired(dispatcher: DispatcherProcess, *positions: str) -> None:
@@ -49,7 +49,7 @@ async def test_under_a_new_epoch_of_a_stream_dispatchers_go_on_by_themselves_and
     async with chaos.under_load(broker, shared=0.4, rate=150) as load:
         await eventually(lambda: load.acknowledged > 150)
         [(before, after)] = (await topology.restore(broker, [stream])).values()
-        await eventually(lambda: marked(broker, after), seconds=30)
+        await eventually(lambda: marked(broker, after), seconds=60)
     await chaos.judge(broker)
     assert not [line for process in (first, second) for line in process.said(STOP_SAID)]
     assert before != after
@@ -68,7 +68,7 @@ async def test_a_change_is_noticed_without_any_event_to_dispatch(
     await chaos.settled(broker)
     await broker.api("STREAM.DELETE.EVENTS")
     await topology.ensure(broker, "dev", overrides=FAST)
-    await eventually(lambda: only.metric(STOPPED) == PARTITIONS, seconds=20)
+    await eventually(lambda: only.metric(STOPPED) == PARTITIONS, seconds=60)
 
 
 async def test_recreated_events_stop_every_partition_and_none_of_the_new_ones_is_taken_for_an_old_one(
@@ -80,8 +80,8 @@ async def test_recreated_events_stop_every_partition_and_none_of_the_new_ones_is
     await topology.ensure(broker, "dev", overrides=FAST)
     # The new stream outgrows the old one at once, so that the old positions lie inside it.
     async with chaos.under_load(broker, prefix="new", shared=0.4) as load:
-        await eventually(lambda: load.acknowledged > 600, seconds=30)
-        await eventually(lambda: stopped(first, second) >= PARTITIONS, seconds=20)
+        await eventually(lambda: load.acknowledged > 600, seconds=60)
+        await eventually(lambda: stopped(first, second) >= PARTITIONS, seconds=60)
     await repair_is_named("EVENTS", first, second)
     first.stop()
     second.stop()
@@ -100,7 +100,7 @@ async def test_a_recreated_log_stops_its_partitions_and_is_filled_again_from_whe
     await broker.api("STREAM.DELETE.LOG-1")
     await topology.ensure(broker, "dev", overrides=FAST)
     await load.run(200)
-    await eventually(lambda: stopped(first, second) >= 1, seconds=20)
+    await eventually(lambda: stopped(first, second) >= 1, seconds=60)
     await repair_is_named("LOG-1", first, second)
     first.stop()
     second.stop()

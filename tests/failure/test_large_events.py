@@ -8,10 +8,11 @@ from chaos.load import Load
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import Chaos
-from tests.support.logs import connected
+from tests.support.logs import PATIENT, connected
+from tests.support.overlays import QUICK_DISK
 from tests.support.roles import DispatcherProcess, dispatcher_processes
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240), pytest.mark.overlay(QUICK_DISK)]
 
 
 def peak_bytes(process: DispatcherProcess) -> int:
@@ -24,7 +25,7 @@ async def test_a_backlog_of_the_largest_events_is_read_within_bounded_memory_and
     nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:
     async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev")  # with the pin's real time-out: a slow machine must not lose it meanwhile
+        await topology.ensure(broker, "dev", overrides=PATIENT)
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url, 1) as (only,):
             only.start()
             before = peak_bytes(only)

@@ -1,7 +1,6 @@
 """Connections that fall silent, break or half-close in mid-flight: deadlines hold, nothing hangs, retries store once."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import TIMEOUT, Chaos
-from tests.support.logs import FAST, connected, eventually
+from tests.support.logs import FAST, connected, eventually, within
 from tests.support.network import BadNetwork, bad_network
 from tests.support.roles import dispatcher_processes
 
@@ -73,14 +72,13 @@ async def test_whatever_is_in_flight_ends_by_its_deadline_and_the_connection_com
         calls = {name: asyncio.create_task(call(far), name=name) for name, call in REQUESTS.items()}
         await eventually(lambda: network.to_server.held if lost else network.to_client.held)
         BREAKAGES[breakage](network)
-        done, pending = await asyncio.wait(calls.values(), timeout=5)
-        assert not pending, f"still waiting: {[task.get_name() for task in pending]}"
-        for task in done:
+        await within(lambda: all(task.done() for task in calls.values()), 5)
+        for task in calls.values():
             assert task.exception() is None or isinstance(task.exception(), BrokerError), task
         if breakage in ("blackhole", "questions lost", "answers lost"):
-            assert all(isinstance(task.exception(), Unanswered) for task in done)
+            assert all(isinstance(task.exception(), Unanswered) for task in calls.values())
         network.restore()
-        await eventually(lambda: answers(far), seconds=15)
+        await eventually(lambda: answers(far))
 
 
 async def answers(broker: Broker) -> bool:
@@ -95,13 +93,11 @@ async def test_a_half_open_connection_is_given_up_within_ten_seconds_and_replace
     async with lab(nats_server) as (network, far, _):
         before = network.connections
         network.blackhole()
-        started = time.monotonic()
-        await eventually(lambda: not far.connected, seconds=12)
+        await within(lambda: not far.connected, 12)
         network.restore()
         network.reset()
-        await eventually(lambda: answers(far), seconds=10)
+        await eventually(lambda: answers(far))
         assert network.connections > before
-        assert time.monotonic() - started < 20
 
 
 async def test_an_append_whose_answer_was_lost_is_stored_once(nats_server: NatsServer) -> None:
@@ -136,14 +132,14 @@ async def test_an_append_that_never_got_through_says_that_its_outcome_is_unknown
 
         async def noted(*arguments: Any, **options: Any) -> Any:
             try:
-                return await request(*arguments, **options)
+                return await request(*arguments, **options | {"timeout_seconds": 1.0})  # so that there are several
             except BrokerError as error:
                 attempts.append(type(error))
                 raise
 
         monkeypatch.setattr(far, "request", noted)
         network.blackhole()
-        append = asyncio.create_task(far.append("events.t.k.x", b"{}", msg_id="t:1", budget_seconds=6.5), name="append")
+        append = asyncio.create_task(far.append("events.t.k.x", b"{}", msg_id="t:1", budget_seconds=5), name="append")
         await eventually(lambda: attempts, seconds=10)
         network.refusing = True
         network.reset()  # the last attempts find no connection at all
@@ -181,7 +177,7 @@ async def test_a_batch_interrupted_in_mid_flight_is_settled_by_its_mark_and_stor
             network.restore()
             if number > 1:
                 network.reset()
-            await asyncio.wait_for(append, 20)
+            await asyncio.wait_for(append, 60)
             assert (await read_mark(near, EVENTS.marked(0, 0))).mark == writer.mark
         records = await whole_stream(near, "LOG-0", "log.0.>")
         assert len(records) == 600
@@ -200,7 +196,7 @@ async def test_a_batch_held_back_by_the_network_is_refused_when_it_arrives_after
         await new.append([Outgoing("log.0.t.u", b"in time")], 1)
         network.restore()
         with pytest.raises(StepDown):
-            await asyncio.wait_for(late, 10)
+            await asyncio.wait_for(late, 60)
         assert [stored.payload for stored in await whole_stream(near, "LOG-0", "log.0.>")] == [b"in time"]
 
 
@@ -251,11 +247,11 @@ async def test_a_server_frozen_for_longer_than_pings_wait_costs_nothing_but_time
                 await eventually(lambda: load.acknowledged > 100)
                 nats_server.suspend()
                 await eventually(
-                    lambda: first.said("nats_disconnected") and second.said("nats_disconnected"), seconds=15
+                    lambda: first.said("nats_disconnected") and second.said("nats_disconnected"), seconds=60
                 )
                 nats_server.resume()
                 before = load.acknowledged
-                await eventually(lambda: load.acknowledged > before + 200, seconds=15)
+                await eventually(lambda: load.acknowledged > before + 200, seconds=60)
             await chaos.judge(broker)
 
 

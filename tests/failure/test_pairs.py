@@ -69,7 +69,7 @@ async def test_a_refund_never_comes_before_its_payment_on_any_device(
                 for process in processes:
                     if not process.alive:
                         process.spawn()
-                await chaos.judge_devices(broker, found, seconds=60)
+                await chaos.judge_devices(broker, found)
     pairs, wrong = reversed_pairs(chaos.ledger.lines)
     print(f"{drawn}, {load.acknowledged} events acknowledged, {pairs} pairs on devices")
     assert load.acknowledged == 2 * PAIRS

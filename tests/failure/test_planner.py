@@ -17,7 +17,7 @@ from tests.support.logs import FAST, connected, eventually
 from tests.support.planning import PlannerProcess, record
 from tests.support.projections import delivered
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
 class Writer:
@@ -43,7 +43,7 @@ class Writer:
 
     async def judge(self) -> None:
         """Every record has a plan, and the one shown has the highest term that was ever said of it."""
-        await eventually(self.planned, seconds=30)
+        await eventually(self.planned, seconds=60)
         stored = [delivered(one) for one in await whole_stream(self._broker, "RECEIPTS", "rcpt.0.>")]
         highest: dict[str, int] = {}
         for receipt in (decode_receipt(one.payload) for one in stored):
@@ -76,7 +76,7 @@ async def test_a_planner_killed_anywhere_leaves_no_record_without_its_plan(
             "after-commit-before-answer:2",
         ):
             planner.spawn(fail_point=point)
-            await eventually(lambda: _killed(planner, writer), seconds=30)
+            await eventually(lambda: _killed(planner, writer), seconds=60, every_seconds=0.1)
         planner.start()
         await writer.write(5)
         await writer.judge()
@@ -98,13 +98,13 @@ async def test_a_planner_that_wakes_up_after_another_took_over_writes_what_nobod
     )
     try:
         first.spawn(fail_point="before-receipts:2:stop")  # it holds decisions that it has not written down
-        await eventually(lambda: _frozen(first, writer), seconds=30)
+        await eventually(lambda: _frozen(first, writer), seconds=60, every_seconds=0.1)
         second.start()
         await writer.write(20)
-        await eventually(writer.planned, seconds=30)
+        await eventually(writer.planned, seconds=60)
         first.resume()
         await writer.write(20)
-        await eventually(lambda: first.metric("seamark_partition_step_downs_total") > 0, seconds=20)
+        await eventually(lambda: first.metric("seamark_partition_step_downs_total") > 0, seconds=60)
         await writer.judge()
     finally:
         first.kill()

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,11 +87,12 @@ class User:
         enough = self.answered + 3
         await eventually(lambda: self.answered >= enough, seconds=MENDED_SECONDS)
 
-    def possible(self, at: float) -> set[str]:
-        """What a plan of this moment may say: the last choice that holds for certain, and what was asked for since then."""
+    def possible(self, at: float, written_at: float) -> set[str]:
+        """What a plan that was begun and written down then may say: the last choice that held for certain, and what was
+        asked for since then."""
         found: set[str] = set()
         for change in self.changes:
-            if change.asked_at <= at:
+            if change.asked_at <= written_at:
                 certain = change.answered_at is not None and change.answered_at + HOLDS_SECONDS <= at
                 found = {change.choice} if certain else found | {change.choice}
         return found
@@ -215,13 +217,15 @@ async def test_a_channel_that_is_switched_off_is_off_for_whatever_is_planned_a_s
 
 
 async def _judge(broker: Broker, user: User, count: int) -> None:
-    plans = [decode_receipt(one.payload) for one in await whole_stream(broker, "RECEIPTS", "rcpt.0.>")]
-    assert {one.id for one in plans} == {f"e{n}" for n in range(count)}
+    found = await whole_stream(broker, "RECEIPTS", "rcpt.0.>")
+    plans = [(decode_receipt(one.payload), datetime.fromisoformat(one.time).timestamp()) for one in found]
+    assert {one.id for one, _ in plans} == {f"e{n}" for n in range(count)}
     said = {}
-    for one in plans:
+    for one, written_at in plans:
         assert one.plan is not None
         choice = "off" if one.plan["email"].why == "user_off" else "on"
-        assert choice in user.possible(one.at.timestamp()), f"{one.id} at {one.at}: {user.changes}"
+        possible = user.possible(one.at.timestamp(), written_at)
+        assert choice in possible, f"{one.id} at {one.at}, written at {written_at}: {user.changes}"
         said[one.id] = choice
     assert said[f"e{count - 1}"] == user.changes[-1].choice
     assert set(said.values()) == {"on", "off"}

@@ -1,18 +1,20 @@
 """Redis killed, emptied or frozen under load: what may go on goes on, what must not repeat waits, and it is said."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.dispatch.claims import claim_key
-from ops.dev.servers import Valkey
-from tests.support.chaos import Chaos
-from tests.support.logs import eventually, publish
-from tests.support.roles import DispatcherProcess
+from engine.topology import server as topology
+from ops.dev.servers import NatsServer, Valkey
+from tests.support.chaos import PARTITIONS, Chaos
+from tests.support.logs import all_records, connected, eventually, publish
+from tests.support.roles import DispatcherProcess, dispatcher_processes
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 HORIZON_RESTARTS = "seamark_claims_horizon_restarts_total"
 MISSED = "seamark_claims_missed_total"
@@ -34,21 +36,21 @@ async def test_at_least_once_goes_on_without_redis_and_the_claims_are_written_wh
     before = len(chaos.ledger.lines)
     await load.run(300)
     await chaos.settled(broker)
-    assert only.metric(MISSED, fate="owed") > 0
+    await eventually(lambda: only.metric(MISSED, fate="owed") > 0)
     assert only.metric(MISSED, fate="lost") == 0
     without = [line.facts for line in chaos.ledger.lines[before:] if line.phase == "ok"]
 
     await restart_empty(valkey)
     async with Redis.from_url(valkey.url) as redis:
         keys = [claim_key("default", facts["event"]) for facts in without]
-        await eventually(lambda: all_there(redis, keys), seconds=15)
-    await eventually(lambda: only.metric(HORIZON_RESTARTS) == 2, seconds=15)
+        await eventually(lambda: all_there(redis, keys), seconds=60)
+    await eventually(lambda: only.metric(HORIZON_RESTARTS) == 2, seconds=60)
     # Published again, past the broker's own window: nothing is added.
     for facts in without[:50]:
         key = facts["event"].split(":")[1]
         await publish(broker, deduplicated=False, to=["user1"], type="chaos.n", id=facts["event"], key=key)
     await chaos.judge(broker)
-    assert only.metric("seamark_dispatcher_events_total", outcome="duplicate") >= 50
+    await eventually(lambda: only.metric("seamark_dispatcher_events_total", outcome="duplicate") >= 50)
 
 
 async def test_effectively_once_waits_for_redis_and_is_appended_once_when_it_is_back(
@@ -58,29 +60,33 @@ async def test_effectively_once_waits_for_redis_and_is_appended_once_when_it_is_
     load = chaos.load(broker, shared=0.2, fields=fields)
     await load.run(100)
     await chaos.settled(broker)
+    before = len(await all_records(broker, PARTITIONS))
     valkey.kill()
-    before = only.metric("seamark_dispatcher_records_total")
     await load.run(100)
     await eventually(lambda: only.said("claims_not_taken"))
-    assert only.metric("seamark_dispatcher_records_total") == before
+    assert len(await all_records(broker, PARTITIONS)) == before
     assert only.metric(MISSED) == 0
     await restart_empty(valkey)
-    await chaos.judge(broker)
-    assert only.metric("seamark_dispatcher_records_total") > before
+    assert await chaos.judge(broker) > before
 
 
 async def test_a_frozen_redis_slows_at_least_once_down_and_stops_nothing(
-    broker: Broker, first: DispatcherProcess, second: DispatcherProcess, valkey: Valkey, chaos: Chaos
+    nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:
-    load = chaos.load(broker, shared=0.2, rate=100)
-    await load.run(50)
-    valkey.suspend()
-    await load.run(500)
-    await chaos.settled(broker, seconds=20)
-    valkey.resume()
-    await load.run(50)
-    await chaos.judge(broker)
-    assert first.metric("seamark_partition_step_downs_total") == 0
+    async with connected(nats_server.url) as broker:
+        await topology.ensure(broker, "dev")  # with the pin's real time-out: what waits for Redis does not lose it
+        with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
+            first.start()
+            second.start()
+            load = chaos.load(broker, shared=0.2, rate=100)
+            await load.run(50)
+            valkey.suspend()
+            await load.run(500)
+            await chaos.settled(broker)
+            valkey.resume()
+            await load.run(50)
+            await chaos.judge(broker)
+            assert first.metric("seamark_partition_step_downs_total") == 0
 
 
 async def test_a_dispatcher_killed_while_redis_is_away_leaves_nothing_lost_doubled_or_reordered(
@@ -110,11 +116,11 @@ async def test_a_redis_without_memory_misses_claims_and_says_so_and_stops_nothin
         await redis.config_set("maxmemory", "1")
         await load.run(100)
         await chaos.settled(broker)
-        assert only.metric(MISSED, fate="owed") > 0
-        assert only.said("claims_not_taken")
+        await eventually(lambda: only.metric(MISSED, fate="owed") > 0)
+        await eventually(lambda: only.said("claims_not_taken"))
         await redis.config_set("maxmemory", "0")
         keys = [claim_key("default", line.facts["event"]) for line in chaos.ledger.lines if line.phase == "ok"]
-        await eventually(lambda: all_there(redis, keys), seconds=15)
+        await eventually(lambda: all_there(redis, keys), seconds=60)
         await chaos.judge(broker)
 
 

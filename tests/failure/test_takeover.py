@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 from chaos.faults import Fault, kill_one, stop_one, suspend_one, torment
-from chaos.load import drained
 from engine.broker.jetstream import Broker
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import PARTITIONS, TIMEOUT, Chaos
 from tests.support.logs import FAST, connected, eventually
 from tests.support.roles import DispatcherProcess, dispatcher_processes
+from tests.support.topology import Overrides
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
+
+PIN_SECONDS = 8.0
+"""Of a hand-over that is timed: long beside what a machine that stalls adds to one."""
 
 
 async def test_a_suspended_owner_that_wakes_up_is_refused_and_nothing_is_lost_doubled_or_reordered(
@@ -27,20 +30,18 @@ async def test_a_suspended_owner_that_wakes_up_is_refused_and_nothing_is_lost_do
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
             # It freezes with a batch planned and claimed, the moment before it is written to the LOG.
             first.start(fail_point="before-append:120:stop")
-            load = chaos.load(broker, shared=0.4, rate=300)
-            await load.run(20)  # at most 20 rounds of four appends: it does not freeze yet
-            await chaos.settled(broker)
-            second.start()
             # A slow machine makes fewer rounds of more events: how many events it takes to freeze is for it to say.
-            async with chaos.under_load(broker, shared=0.4, rate=300) as more:
-                await eventually(lambda: first.suspended and more.acknowledged >= 600, seconds=60)
-            await eventually(lambda: second.metric("seamark_partition_owned") == PARTITIONS, seconds=20)
-            await eventually(lambda: drained(broker, PARTITIONS), seconds=20)
-            assert not first.said("partition_given_up")
+            # It is alone until then: beside another one, it could lose all partitions before it gets there.
+            async with chaos.under_load(broker, shared=0.4, rate=300) as load:
+                await eventually(lambda: first.suspended, seconds=60)
+                second.start()
+                await eventually(lambda: load.acknowledged >= 600, seconds=60)
+            await eventually(lambda: second.metric("seamark_partition_owned") == PARTITIONS, seconds=60)
+            await chaos.settled(broker)
             first.resume()
             await load.run(200)
-            await eventually(lambda: first.metric("seamark_partition_step_downs_total") > 0, seconds=15)
-            assert first.metric("seamark_dispatcher_append_retries_total", reason="10071") > 0
+            await eventually(lambda: first.metric("seamark_partition_step_downs_total") > 0, seconds=60)
+            await eventually(lambda: first.metric("seamark_dispatcher_append_retries_total", reason="10071") > 0)
             await chaos.judge(broker)
 
 
@@ -81,7 +82,7 @@ async def test_an_owner_killed_after_a_dead_letter_leaves_one_dead_letter_for_ea
                 await broker.append(f"events.default.user{number}.demo.bad", b"{no json")
             load = chaos.load(broker)
             await load.run(50)
-            await eventually(lambda: first.exit_code == -9, seconds=20)
+            await eventually(lambda: first.exit_code == -9, seconds=60)
             second.start()
             await chaos.judge(broker)
             dead = await broker.stream("DEAD-LETTERS")
@@ -92,30 +93,36 @@ async def test_an_orderly_end_hands_over_at_once_and_a_death_within_the_pins_tim
     nats_server: NatsServer, valkey: Valkey, tmp_path: Path, chaos: Chaos
 ) -> None:
     async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev")  # with the pin's real time-out, 5 s
+        await topology.ensure(broker, "dev", overrides=Overrides(replicas=1, pin_timeout_seconds=PIN_SECONDS))
         with dispatcher_processes(tmp_path, nats_server.url, valkey.url) as (first, second):
             first.start()
-            load = chaos.load(broker, shared=0.4, rate=200)
-            await load.run(50)
-            await chaos.settled(broker)
-            second.start()
-            running = asyncio.create_task(load.run(), name="load")
-            await eventually(lambda: load.acknowledged > 200)
-            await asyncio.to_thread(first.stop)
-            assert first.exit_code == 0
-            ended = time.monotonic()
-            await eventually(lambda: second.metric("seamark_partition_owned") == PARTITIONS)
-            # The pin was given back; else it would be some three seconds: its time-out, less what the end took.
-            assert time.monotonic() - ended < 1.5
-            first.start()
-            await eventually(lambda: readers(nats_server) == 2 * PARTITIONS)  # it stands by
-            second.kill()
-            ended = time.monotonic()
-            await eventually(lambda: first.metric("seamark_partition_owned") == PARTITIONS)
-            assert time.monotonic() - ended < 10
-            load.stop()
-            await running
+            async with chaos.under_load(broker, shared=0.4, rate=200):
+                await owns_all(first)
+                second.start()
+                ending, other = first, second
+                for _ in range(3):  # a machine that stalls may delay one of them, or two
+                    await eventually(lambda: readers(nats_server) == 2 * PARTITIONS)  # the other one stands by
+                    await asyncio.to_thread(ending.stop)
+                    assert ending.exit_code == 0
+                    seconds = await owns_all(other)
+                    ending.start()
+                    # The pins were given back; else it would be their time-out, less what the end took.
+                    if seconds < 0.3 * PIN_SECONDS:
+                        break
+                    ending, other = other, ending
+                else:
+                    pytest.fail("no orderly end handed over at once")
+                await eventually(lambda: readers(nats_server) == 2 * PARTITIONS)
+                other.kill()
+                assert await owns_all(ending) < 2 * PIN_SECONDS
             await chaos.judge(broker)
+
+
+async def owns_all(process: DispatcherProcess) -> float:
+    """Wait until it owns every partition; how long that took."""
+    began = time.monotonic()
+    await eventually(lambda: process.metric("seamark_partition_owned") == PARTITIONS, seconds=60)
+    return time.monotonic() - began
 
 
 def readers(server: NatsServer) -> int:
@@ -145,16 +152,14 @@ async def test_a_dispatcher_without_one_of_its_safeguards_is_convicted_of_what_t
             for process in (first, second):
                 process.lie = lie
             first.start(fail_point=point)
-            load = chaos.load(broker, shared=0.9, rate=300)
-            await load.run(30)
-            # A quick machine makes so many rounds of them that the first is at its fail point already.
-            await eventually(lambda: broken(first) or drained(broker, PARTITIONS), seconds=20)
-            second.start()
-            async with chaos.under_load(broker, shared=0.9, rate=300) as more:
-                await eventually(lambda: broken(first) and more.acknowledged >= 300, seconds=60)
-            await eventually(lambda: drained(broker, PARTITIONS), seconds=20)
+            # It is alone until it is there: beside another one, it could lose all partitions before.
+            async with chaos.under_load(broker, shared=0.9, rate=300) as load:
+                await eventually(lambda: broken(first), seconds=60)
+                second.start()
+                await eventually(lambda: load.acknowledged >= 300, seconds=60)
+            await chaos.settled(broker)
             first.resume()
-            await eventually(lambda: is_broken(chaos, broker, broken_promise), seconds=10, every_seconds=0.2)
+            await eventually(lambda: is_broken(chaos, broker, broken_promise), seconds=60, every_seconds=0.2)
 
 
 async def is_broken(chaos: Chaos, broker: Broker, promise: str) -> bool:

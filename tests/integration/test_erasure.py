@@ -26,9 +26,11 @@ from engine.topology import server as topology
 from gateway.access.principals import Scope
 from projections import erasure
 from projections.erasure import Deletion, Eraser, find_deletion
+from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import bulk_subject, log_stream, log_subject, receipt_subject
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
+from tests.support.patience import wait_for_stores
 from tests.support.tables import projecting_tables
 from tests.support.tokens import bearer
 
@@ -84,17 +86,43 @@ class House:
         return found is not None and found.erased_at is not None
 
     async def shown(self, id: str, count: int) -> None:
-        """Wait until the inbox has so many rows of the user, and the counts have him, too."""
+        """Wait until the inbox has so many rows of the user, and all projections have folded all that his log holds."""
+        p = self.eraser._partition(TENANT, id)
+        stream, reader = log_stream(p), UnreadReader(self.redis)
 
-        async def enough() -> bool:
-            found = await self.remains(id)
-            return found.get("inbox") == count and "Redis" in found
+        async def folded() -> bool:
+            if (await self.remains(id)).get("inbox") != count:
+                return False
+            last = await self.broker.leader_last(stream, log_subject(p, TENANT, id))
+            counted = (await reader.read(p, [f"{TENANT}.{id}"])).checkpoint
+            return last is not None and counted is not None and counted.seq >= last.seq
 
-        await eventually(enough)
+        try:
+            await eventually(folded)
+        finally:
+            await reader.close()
+
+    async def dispatched(self, id: str) -> None:
+        """Wait until no event from before the deletion waits: what it is to leave in logs is there then."""
+        bounds = await self.pool.fetchval("SELECT bounds::text FROM deletions WHERE user_id = $1", id)
+        before = msgspec.json.decode(bounds, type=dict[str, tuple[str, int]])
+        await eventually(lambda: self.eraser._dispatched(before))
+
+    async def acknowledged(self, cursors: dict[str, str]) -> None:
+        """Wait until the tables know that the users have acknowledged these: nothing more is told of their devices then."""
+
+        async def all_of_them() -> bool:
+            rows = await self.pool.fetch("SELECT user_id, epoch || '.' || seq FROM device_cursors")
+            return {row[0]: row[1] for row in rows} == cursors
+
+        await eventually(all_of_them)
 
 
 @pytest.fixture
-async def house(nats_server: Any, valkey: Any, postgres: str, pool: asyncpg.Pool) -> AsyncIterator[House]:
+async def house(
+    nats_server: Any, valkey: Any, postgres: str, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[House]:
+    wait_for_stores(monkeypatch)
     async with AsyncExitStack() as work, connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
         eraser = Eraser(broker, redis, pool, PARTITIONS)
@@ -129,17 +157,15 @@ async def test_a_deleted_user_leaves_nothing_anywhere_and_others_keep_theirs(hou
     await house.shown("alice", 3)
     await house.shown("bob", 3)
     async with gateway.device() as device, gateway.device("bob", name="bobs") as other:
-        for each in (device, other):
-            await each.say("ack", cursor=(await each.records(3))[-1]["cursor"])
+        cursors = {}
+        for user, each in (("alice", device), ("bob", other)):
+            cursors[user] = (await each.records(3))[-1]["cursor"]
+            await each.say("ack", cursor=cursors[user])
             await each.until("live")
-
-        async def receipts() -> bool:
-            found = await house.remains("alice")
-            return {"inbox", "users", "push_tokens", "topic_members", "Redis", "RECEIPTS", "device_cursors"} <= set(
-                found
-            )
-
-        await eventually(receipts)
+        await house.acknowledged(cursors)
+        assert {"inbox", "users", "push_tokens", "topic_members", "Redis", "RECEIPTS", "device_cursors"} <= set(
+            await house.remains("alice")
+        )
         before = await house.remains("bob")
         async with gateway.http.delete(
             f"{gateway.url}/v1/users/alice", headers={"Authorization": "Bearer key"}
@@ -178,6 +204,7 @@ async def test_an_event_from_before_the_deletion_that_is_dispatched_after_it_is_
         async with Directory(house.pool).changing(TENANT, ["alice"]) as change:
             await put_user(change, "alice", UserFields())
     await house.start_roles()
+    await house.dispatched("alice")
     await house.shown("alice", 3)
     await house.round()
     assert await house.remains("alice") == {}
@@ -201,6 +228,7 @@ async def test_an_event_that_waits_in_bulk_keeps_a_user_from_counting_as_erased(
         bulk_subject(TENANT, "later", "sale.autumn"), b"{}"
     )  # from after the deletion: nobody waits for it
     await house.start_roles()
+    await house.dispatched("alice")
     await house.shown("alice", 1)
     await house.round(3)
     assert await house.erased("alice")
@@ -223,6 +251,7 @@ async def test_a_user_whose_pass_fails_keeps_nobody_else_waiting(house: House) -
     house.eraser.take_away = failing  # type: ignore[method-assign]
     assert await house.eraser.round() == 2
     assert dict(await house.pool.fetch("SELECT user_id, passes FROM deletions")) == {"alice": 0, "bob": 1}
+    await house.pool.execute("UPDATE deletions SET due_at = now() + interval '1 hour' WHERE user_id = 'bob'")
     assert await house.eraser.round() == 0, "alice has her next pass in a minute, and not at once"
     house.eraser.take_away = take_away  # type: ignore[method-assign]
     await house.round(3)
@@ -243,6 +272,7 @@ async def test_a_tenant_that_has_many_deleted_at_once_keeps_no_other_waiting(
     await house.pool.execute("INSERT INTO profiles SELECT tenant, user_id, 1, deleted_at FROM deletions")
     assert await house.eraser.round() == 4
     assert [tuple(row) for row in await house.pool.fetch(passed)] == [("large", 2), ("small", 2)]
+    await house.pool.execute("UPDATE deletions SET due_at = now() + interval '1 hour' WHERE passes > 0")
     assert await house.eraser.round() == 4
     assert [tuple(row) for row in await house.pool.fetch(passed)] == [("large", 6), ("small", 2)]
 
@@ -369,7 +399,8 @@ async def test_a_table_that_has_a_user_is_erased_whoever_adds_it(house: House) -
     assert await house.pool.fetchval("SELECT count(*) FROM later_on") == 2
 
 
-async def test_one_projector_erases_while_the_others_wait(house: House) -> None:
+async def test_one_projector_erases_while_the_others_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "AGAIN_SECONDS", (3600,))  # a second pass is one that both have made
     await house.make(*(f"u{n}" for n in range(5)))
     for number in range(5):
         await house.delete(f"u{number}")

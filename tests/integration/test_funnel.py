@@ -83,10 +83,10 @@ async def test_of_all_projectors_one_asks_for_the_funnel_until_it_is_lost(postgr
 
     exports = [asyncio.create_task(funnel_module.export(pool, folded)) for pool in pools]
     try:
-        await eventually(lambda: len(asked) == WINDOW // COHORT)
+        await eventually(lambda: len(asked) >= WINDOW // COHORT)
         assert len(set(asked)) == 1
         await pools[0].execute("SELECT pg_terminate_backend($1)", asked[0])
-        await eventually(lambda: len(set(asked)) == 2)
+        await eventually(lambda: len(set(asked)) >= 2)
     finally:
         for task in exports:
             task.cancel()

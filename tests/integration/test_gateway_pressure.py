@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tests.support.gateways import PARTITIONS, gateway_on
 from tests.support.logs import eventually
 from tests.support.tokens import SECRET, token
 
-RECORDS = 50_000
+RECORDS = 30_000
 BATCH = 1_000
-TIMES = {"ping_seconds": 3.0, "pong_seconds": 3.0}
+TIMES = {"ping_seconds": 5.0, "pong_seconds": 5.0}
 
 
 class SlowSocket:
@@ -71,48 +72,50 @@ class SlowSocket:
         return found
 
 
-async def publish(broker: Broker, user: str) -> None:
-    """50 000 records for one user, in atomic batches with the time of their making in each."""
+async def publish(broker: Broker, user: str, received: Callable[[], int]) -> None:
+    """Records for one user, in atomic batches with the time of their making in each, as fast as the healthy session has them."""
     partition = partition_of(encode_token("default"), encode_token(user), PARTITIONS)
     subject = log_subject(partition, "default", user)
     for start in range(0, RECORDS, BATCH):
+        await eventually(lambda start=start: received() >= start)
         at = time.time()
         body = b'{"id":"r%d","at":%f,"data":{"text":"%b"}}'
         await broker.commit(
             [Outgoing(subject, body % (number, at, b"x" * 120)) for number in range(start, start + BATCH)]
         )
-        await asyncio.sleep(0.02)
 
 
 async def receive_all(
-    gateway: GatewayProcess, cursor: str, count: int = RECORDS, live: asyncio.Event | None = None
-) -> tuple[list[int], list[float]]:
-    """Sequences and delays of a healthy session that is there all the time; `live` is set once it is caught up."""
-    seqs, delays = [], []
+    gateway: GatewayProcess,
+    cursor: str,
+    seqs: list[int],
+    delays: list[float],
+    live: asyncio.Event | None = None,
+) -> None:
+    """What a healthy session receives that is there all the time, and when; `live` is set once it is caught up."""
     async with (
         aiohttp.ClientSession() as http,
         http.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/ws") as device,
     ):
         await device.send_json({"op": "hello", "token": token(), "device": "fast", "cursor": cursor})
-        while len(seqs) < count:
+        while len(seqs) < RECORDS:
             frame = json.loads((await device.receive(timeout=30)).data)
             if frame["op"] == "record":
                 seqs.append(frame["seq"])
                 delays.append(time.time() - frame["record"]["at"])
             elif frame["op"] == "live" and live is not None:
                 live.set()
-    return seqs, delays
 
 
-async def scenario(nats: NatsServer, log: Path, *, slow: bool) -> tuple[int, list[float], list[int]]:
-    """Growth of the gateway's memory, delays of the healthy session, what the slow one has in the end."""
+async def scenario(nats: NatsServer, log: Path, *, slow: bool) -> tuple[int, float, list[int]]:
+    """Growth of the gateway's memory, longest delay of the healthy session, what the slow one has in the end."""
     broker = await connect(NatsSettings(nats.url))
     try:
         await topology.ensure(broker, "dev")
         with gateway_process(nats.url, log, times=TIMES, options={"jwt_secret": SECRET}) as gateway:
             hello = {"op": "hello", "token": token(), "device": "slow", "cursor": "start"}
-            live = asyncio.Event()
-            healthy = asyncio.create_task(receive_all(gateway, "start", live=live), name="healthy")
+            live, seqs, delays = asyncio.Event(), [], []
+            healthy = asyncio.create_task(receive_all(gateway, "start", seqs, delays, live), name="healthy")
             slow_socket = SlowSocket(gateway.port, hello) if slow else None
             given_up = asyncio.Event()
             reading = asyncio.create_task(slow_socket.read(given_up), name="slow") if slow_socket is not None else None
@@ -121,20 +124,21 @@ async def scenario(nats: NatsServer, log: Path, *, slow: bool) -> tuple[int, lis
             if slow_socket is not None:
                 await eventually(lambda: slow_socket.received)  # its session stands
             before = gateway.rss_bytes()
-            await publish(broker, "alice")
-            seqs, delays = await healthy
+            await publish(broker, "alice", lambda: RECORDS if healthy.done() else len(seqs))
+            await healthy
             growth = gateway.rss_bytes() - before
             assert seqs == list(range(1, RECORDS + 1))
             resumed: list[int] = []
+            longest = max(delays)
             if slow_socket is not None and reading is not None:
                 await eventually(lambda: "4408" in log.read_text(), seconds=30)
                 given_up.set()
                 async with asyncio.timeout(30):
                     await reading
-                held = slow_socket.seqs()
-                resumed = held + (await receive_all(gateway, slow_socket.cursor, RECORDS - len(held)))[0]
+                resumed = slow_socket.seqs()
+                await receive_all(gateway, slow_socket.cursor, resumed, delays)
                 slow_socket.socket.close()
-            return growth, delays, resumed
+            return growth, longest, resumed
     finally:
         await broker.close()
 
@@ -146,15 +150,14 @@ async def test_a_socket_that_reads_a_byte_a_second_costs_nearly_nothing_and_lose
     second = NatsServer(tmp_path / "second")
     try:
         second.start()
-        growth, delays, _ = await scenario(second, tmp_path / "without.log", slow=False)
+        growth, _, _ = await scenario(second, tmp_path / "without.log", slow=False)
     finally:
         second.kill()
-    slow_growth, slow_delays, resumed = await scenario(nats_server, tmp_path / "with.log", slow=True)
+    slow_growth, longest, resumed = await scenario(nats_server, tmp_path / "with.log", slow=True)
     assert resumed == list(range(1, RECORDS + 1))
     assert slow_growth - growth < 2_000_000
-    p99, slow_p99 = (sorted(values)[int(len(values) * 0.99)] for values in (delays, slow_delays))
-    # Had the others waited for the slow one it would be minutes; a busy machine may cost a few seconds.
-    assert slow_p99 < max(3.0, p99 * 4)
+    # Had the others waited for the slow one it would be ten seconds, until that is given up; a busy machine may cost a few.
+    assert longest < 8.0
 
 
 # --- processes that pause -------------------------------------------------------------------------------------------
@@ -163,8 +166,8 @@ async def test_a_socket_that_reads_a_byte_a_second_costs_nearly_nothing_and_lose
 async def test_what_is_in_the_sockets_when_a_stopped_process_goes_on_counts_before_any_deadline_does(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    # Long enough for a slow machine to get from the ping to the stop; then the process is stopped for longer still.
-    times = {"hello_seconds": 3.0, "ping_seconds": 1.0, "pong_seconds": 3.0}
+    # Long enough for a slow machine to get to the stop; then the process is stopped for longer still.
+    times = {"hello_seconds": 3.5, "ping_seconds": 1.0, "pong_seconds": 3.5}
     broker = await connect(NatsSettings(nats_server.url))
     await topology.ensure(broker, "dev")
     await broker.close()
@@ -174,7 +177,7 @@ async def test_what_is_in_the_sockets_when_a_stopped_process_goes_on_counts_befo
         hello = {"op": "hello", "token": token(), "device": "early", "cursor": "start"}
         async with aiohttp.ClientSession() as http, http.ws_connect(url, autoping=False) as early:
             await early.send_json(hello)
-            while (await early.receive(timeout=5)).type is not aiohttp.WSMsgType.PING:
+            while (await early.receive(timeout=30)).type is not aiohttp.WSMsgType.PING:
                 pass
             async with http.ws_connect(url) as late:
                 gateway.process.send_signal(signal.SIGSTOP)
@@ -182,11 +185,21 @@ async def test_what_is_in_the_sockets_when_a_stopped_process_goes_on_counts_befo
                 await late.send_json({**hello, "device": "late"})
                 await asyncio.sleep(max(times["hello_seconds"], times["pong_seconds"]) + 0.3)
                 gateway.process.send_signal(signal.SIGCONT)
-                said = await late.receive(timeout=5)
-                assert json.loads(said.data)["op"] == "ready", said
+                answers = asyncio.create_task(next_frame(early), name="early")
+                said = await next_frame(late)
+                assert said["op"] == "ready", said
                 await early.send_json({"op": "ping"})
-                said = await early.receive(timeout=5)
-                assert json.loads(said.data)["op"] == "pong", said
+                said = await answers
+                assert said["op"] == "pong", said
+
+
+async def next_frame(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    """The next frame of the protocol; pings that come before it are answered."""
+    while (said := await socket.receive(timeout=30)).type is aiohttp.WSMsgType.PING:
+        await socket.pong(said.data)
+    assert said.type is aiohttp.WSMsgType.TEXT, said
+    frame: dict[str, Any] = json.loads(said.data)
+    return frame
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------
@@ -228,10 +241,9 @@ async def test_a_session_that_does_not_read_cannot_hold_a_leaving_process_up(nat
         hello = {"op": "hello", "token": token(), "device": "slow", "cursor": "start"}
         slow = await asyncio.to_thread(SlowSocket, gateway.port, hello)
         await eventually(lambda: gateway.context.counters.no_room)
-        began = time.monotonic()
         gateway.stop.set()
-        await gateway.task
-        assert time.monotonic() - began < 10
+        async with asyncio.timeout(25):  # by itself it would be given up ten seconds later
+            await gateway.task
         slow.socket.close()
 
 
@@ -243,17 +255,24 @@ async def test_a_request_head_that_trickles_is_given_up(
 ) -> None:
     monkeypatch.setattr(Runner.__init__, "__kwdefaults__", {"head_seconds": 0.5})
     async with gateway_on(nats_server) as gateway:
-        began = time.monotonic()
-        connections = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(100)]
-        for _, writer in connections:
+        connections = []
+        for _ in range(100):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.write(b"GET /v1/ws HTTP/1.1\r\nHost: ")
+            connections.append((reader, writer))
         for reader, writer in connections:
             async with asyncio.timeout(20):
-                assert await reader.read() == b""
+                with contextlib.suppress(ConnectionError):  # on a busy machine it is given up before a byte has come
+                    assert await reader.read() == b""
             writer.close()
-        assert time.monotonic() - began < 4
-        async with gateway.device() as device:
-            await device.until("live")
+
+        async def joins() -> bool:
+            with contextlib.suppress(aiohttp.ClientError, AssertionError):  # that machine may be as late once more
+                async with gateway.device() as device:
+                    return bool(await device.until("live"))
+            return False
+
+        await eventually(joins)
 
 
 async def test_one_address_may_make_only_so_many_handshakes(nats_server: NatsServer) -> None:

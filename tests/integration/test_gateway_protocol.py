@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from gateway.options import Times
 from ops.dev.servers import NatsServer
 from seamark.protocol.close_codes import TABLE
-from tests.support.gateways import QUICK, Device, TestGateway, gateway_on
-from tests.support.logs import eventually
+from tests.support.gateways import QUICK, Device, TestGateway, again_and_again, gateway_on
+from tests.support.logs import eventually, of_clients
 from tests.support.tokens import token
 
 
@@ -116,12 +116,12 @@ async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(n
             await device.until("live")
             await gateway.append(count=3)
             cursor = (await device.records(3))[-1]["cursor"]
-            await eventually(lambda: stored(gateway, 1))
+            await eventually(gateway.receipts)
             await device.say("ack", cursor=cursor)
-            await eventually(lambda: stored(gateway, 2))
+            await eventually(lambda: acknowledged_up_to(gateway, 3))
             await gateway.append(count=2)
             await device.say("ack", cursor=(await device.records(2))[-1]["cursor"])
-            await eventually(lambda: stored(gateway, 3))
+            await eventually(lambda: acknowledged_up_to(gateway, 5))
         receipts = await gateway.receipts()
     epoch = cursor.split(".")[0]
     assert {receipt["subject"] for receipt in receipts} == {f"rcpt.{gateway.partition()}.default.alice"}
@@ -135,8 +135,10 @@ async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(n
     assert 0 <= receipts[0]["after"] < receipts[0]["up_to"] <= 3
 
 
-async def stored(gateway: TestGateway, count: int) -> bool:
-    return (await gateway.broker.stream("RECEIPTS")).messages >= count
+async def acknowledged_up_to(gateway: TestGateway, seq: int) -> bool:
+    """Whether that is stored. What was sent may be told in several receipts before."""
+    found = await gateway.receipts()
+    return any(receipt["state"] == "acknowledged" and receipt["up_to"] == seq for receipt in found)
 
 
 async def test_a_pong_carries_the_position_verified_and_moves_the_cursor(nats_server: NatsServer) -> None:
@@ -145,18 +147,19 @@ async def test_a_pong_carries_the_position_verified_and_moves_the_cursor(nats_se
         await gateway.append()
         cursor = (await device.records(1))[0]["cursor"]
         await device.say("ping")
-        assert await device.next() == {"op": "pong", "cursor": cursor, "seq": 1}
+        assert await device.until("pong") == {"op": "pong", "cursor": cursor, "seq": 1}
 
 
 async def test_a_refreshed_token_keeps_the_session_beyond_the_first_ones_expiry(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway, gateway.socket() as device:
-        expiry = time.monotonic() + 1.5
-        await device.say("hello", token=token(seconds=1.5), device="d", cursor="start")
+        expiry = time.monotonic() + 3.0
+        # Both at once: a machine that is held up meanwhile must not let the first one expire before the second is there.
+        await device.say("hello", token=token(seconds=3.0), device="d", cursor="start")
+        await device.say("refresh", token=token(seconds=600))
         await device.until("live")
-        await device.say("refresh", token=token(seconds=60))
         await eventually(lambda: time.monotonic() > expiry + 0.2)
         await device.say("ping")
-        assert (await device.next())["op"] == "pong"
+        await device.until("pong")
 
 
 async def test_an_unread_count_of_the_projector_is_passed_on_and_nothing_else_is(nats_server: NatsServer) -> None:
@@ -205,17 +208,21 @@ async def test_a_bad_frame_ends_the_session_with_4400_one_log_line_and_no_leak(
     assert code == 4400
     assert reason in said.lower()
     assert device.frames[-1]["op"] == "error"
-    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [
-        ("session_closed", 4400)
-    ]
+    assert [(line["event"], line["code"]) for line in of_clients(lines)] == [("session_closed", 4400)]
 
 
 async def nothing_is_left(gateway: TestGateway) -> None:
     """No session, no subscription and nobody who waits in the gateway."""
-    await eventually(lambda: not len(gateway.context.sessions))
-    assert not any(partition.logs for partition in gateway.context.partitions)
-    assert not any(partition.watch._questions._waiting for partition in gateway.context.partitions)
-    assert set(gateway.context.broker.nc._subs) == gateway.subscriptions
+
+    def nothing() -> bool:
+        partitions = gateway.context.partitions  # each asks its leader now and then, whoever is connected
+        return (
+            not len(gateway.context.sessions)
+            and not any(partition.logs or partition.watch._questions._waiting for partition in partitions)
+            and set(gateway.context.broker.nc._subs) == gateway.subscriptions
+        )
+
+    await eventually(nothing)
 
 
 async def test_an_ack_beyond_the_last_frame_sent_is_a_bad_frame(nats_server: NatsServer) -> None:
@@ -277,9 +284,7 @@ async def test_a_frame_above_64_kib_ends_the_session_with_4413(nats_server: Nats
                 code, _ = await device.closed()
             await nothing_is_left(gateway)
     assert code == 4413
-    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [
-        ("session_closed", 4413)
-    ]
+    assert [(line["event"], line["code"]) for line in of_clients(lines)] == [("session_closed", 4413)]
 
 
 async def test_a_frame_of_64_kib_is_taken(nats_server: NatsServer) -> None:
@@ -310,9 +315,7 @@ async def test_a_wrong_token_ends_the_session_with_4401(nats_server: NatsServer,
                 code, _ = await device.closed()
             await nothing_is_left(gateway)
     assert code == 4401
-    assert [(line["event"], line["code"]) for line in lines if line["log_level"] != "debug"] == [
-        ("session_closed", 4401)
-    ]
+    assert [(line["event"], line["code"]) for line in of_clients(lines)] == [("session_closed", 4401)]
     assert not any(part in str(lines) for part in WRONG_TOKENS[case].split(".") if len(part) > 20)
 
 
@@ -326,31 +329,35 @@ async def test_no_hello_in_time_ends_the_session_with_a_code_that_lets_the_clien
             await nothing_is_left(gateway)
     assert (code, "hello" in reason) == (4407, True)
     assert next(row for row in TABLE if row.code == code).reconnect
-    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
+    assert [line["event"] for line in of_clients(lines)] == ["session_closed"]
 
 
 async def test_a_token_that_expires_in_mid_session_ends_it_with_4401(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway:
-        with capture_logs() as lines:
-            async with gateway.socket() as device:
-                began = time.time()
-                await device.say("hello", token=token(seconds=1.0), device="d", cursor="start")
-                await device.until("live")
-                code, reason = await device.closed()
-                lasted = time.time() - began
-            await nothing_is_left(gateway)
+        for seconds in (1.0, 4.0, 16.0):
+            with capture_logs() as lines:
+                async with gateway.socket() as device:
+                    began = time.time()
+                    await device.say("hello", token=token(seconds=seconds), device="d", cursor="start")
+                    code, reason = await device.closed(timeout=60)
+                    lasted = time.time() - began
+                await nothing_is_left(gateway)
+            began_in_time = any(frame["op"] == "live" for frame in device.frames)
+            if began_in_time:
+                break  # else a busy machine took longer to open the session than the token was good for
+    assert began_in_time
     assert (code, "expired" in reason) == (4401, True)
-    assert 0.9 < lasted < 15.0
-    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["session_closed"]
+    assert seconds * 0.9 < lasted < seconds + 14.0
+    assert [line["event"] for line in of_clients(lines)] == ["session_closed"]
 
 
 async def test_a_token_that_expires_between_two_pings_ends_the_session_no_later(nats_server: NatsServer) -> None:
-    times = Times(ping_seconds=8.0, pong_seconds=8.0)
+    times = Times(ping_seconds=40.0, pong_seconds=40.0)
     async with gateway_on(nats_server, times=times) as gateway, gateway.socket() as device:
         began = time.time()
         await device.say("hello", token=token(seconds=1.3), device="d", cursor="start")
-        assert (await device.closed())[0] == 4401
-        assert 1.2 < time.time() - began < 7  # the first ping is due after eight seconds
+        assert (await device.closed(timeout=60))[0] == 4401
+        assert 1.2 < time.time() - began < 25  # the first ping is due after forty seconds
 
 
 async def test_a_refresh_for_another_user_ends_the_session_with_4403(nats_server: NatsServer) -> None:
@@ -368,11 +375,18 @@ async def test_a_client_that_answers_no_ping_ends_with_4408(nats_server: NatsSer
 
 
 async def test_a_client_that_answers_pings_stays(nats_server: NatsServer) -> None:
-    times = Times(ping_seconds=0.3, pong_seconds=1.5)
+    times = Times(hello_seconds=1.0, ping_seconds=0.3, pong_seconds=1.0)
     async with gateway_on(nats_server, times=times) as gateway, gateway.device() as device:
         await device.until("live")
+        [session] = gateway.context.sessions.everyone()
         pings = asyncio.create_task(device.socket.receive(), name="answers pings")
-        await asyncio.wait((pings,), timeout=2.5)
+        sent: set[float] = set()
+
+        def pinged() -> bool:
+            sent.add(session._pulse._pinged_at)
+            return len(sent - {0.0}) >= 3  # each but the first was sent since the one before it was answered
+
+        await eventually(pinged)
         assert not pings.done()
         await gateway.append()
         assert "record" in (await pings).data
@@ -430,9 +444,8 @@ async def test_polls_end_no_session(nats_server: NatsServer) -> None:
 async def test_too_many_frames_end_the_session_with_4429(nats_server: NatsServer) -> None:
     async with gateway_on(nats_server) as gateway, gateway.device() as device:
         await device.until("live")
-        for _ in range(620):
-            await device.say("ping")
-        assert (await device.closed())[0] == 4429
+        async with again_and_again(lambda: device.say("ping")):
+            assert (await device.closed(timeout=60))[0] == 4429
 
 
 @pytest.mark.parametrize(("origin", "status"), [
@@ -452,9 +465,7 @@ async def test_only_listed_origins_may_open_a_session(nats_server: NatsServer, o
                     await gateway.http.ws_connect(f"{gateway.url}/v1/ws", headers=headers)
                 assert refused.value.status == status
         await nothing_is_left(gateway)
-    assert [line["event"] for line in lines if line["log_level"] != "debug"] == (
-        [] if status == 101 else ["request_refused"]
-    )
+    assert [line["event"] for line in of_clients(lines)] == ([] if status == 101 else ["request_refused"])
 
 
 async def test_a_client_that_closes_or_vanishes_leaves_nothing_behind(nats_server: NatsServer) -> None:
@@ -471,7 +482,7 @@ async def test_a_client_that_closes_or_vanishes_leaves_nothing_behind(nats_serve
                 assert connection.transport is not None
                 connection.transport.abort()
             await nothing_is_left(gateway)
-    assert not [line for line in lines if line["log_level"] != "debug"]
+    assert not of_clients(lines)
 
 
 async def hello_with_header(device: Device) -> None:

@@ -10,7 +10,6 @@ from engine.broker.jetstream import Outgoing
 from engine.dispatch.source import EVENTS
 from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.topology import server as topology
-from gateway.limits import WATCH_SECONDS
 from ops.dev.servers import NatsServer
 from tests.support.gateways import Device, TestGateway, gateway_on
 from tests.support.logs import eventually
@@ -55,7 +54,7 @@ async def test_a_connected_session_learns_that_its_stream_was_recreated(nats_ser
             old = (await device.until("live"))["cursor"]
             await recreate(gateway)
             seqs = await gateway.append(count=3)
-            reset = await device.until("reset", timeout=12)
+            reset = await device.until("reset", timeout=30)
             records = await device.records(3)
             # An acknowledgement that crossed the reset on its way is no fault of the client.
             await device.say("ack", cursor=old)
@@ -67,9 +66,10 @@ async def test_a_connected_session_learns_that_its_stream_was_recreated(nats_ser
 
 
 async def test_no_record_of_a_log_that_is_made_anew_under_traffic_is_shown_as_one_of_the_log_before_it(
-    nats_server: NatsServer,
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first copies look as if they followed: higher sequences, and nothing of this user before them."""
+    monkeypatch.setattr("gateway.log.watch.WATCH_SECONDS", 600.0)  # it is the copies that tell of the new log
     written: list[tuple[str, int]] = []
     async with gateway_on(nats_server) as gateway:
         p = gateway.partition()
@@ -95,7 +95,6 @@ async def test_no_record_of_a_log_that_is_made_anew_under_traffic_is_shown_as_on
             await device.until("live")
             for logs in range(3):
                 if logs:
-                    began = asyncio.get_running_loop().time()
                     await recreate(gateway)
                 await write(rounds=5, others=0 if logs == 0 else 40 * logs)
                 shown: list[tuple[str, int]] = []
@@ -107,13 +106,13 @@ async def test_no_record_of_a_log_that_is_made_anew_under_traffic_is_shown_as_on
                         shown.append((epoch, int(seq)))
                     elif frame["op"] == "reset":
                         assert (frame["reason"], shown) == ("epoch", [])
-                        assert asyncio.get_running_loop().time() - began < WATCH_SECONDS / 2
                 assert shown == written[-5:]
 
 
 async def test_an_acknowledgement_of_what_the_log_has_lost_counts_for_no_record_that_took_its_place(
-    nats_server: NatsServer,
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gateway.log.watch.WATCH_SECONDS", 0.2)  # it takes two looks to see that the log has gone back
     async with gateway_on(nats_server) as gateway:
         await gateway.append(count=5)
         async with gateway.device() as device:
@@ -211,13 +210,16 @@ async def test_live_copies_lost_while_the_broker_restarts_are_found_in_the_log(n
             (await gateway.broker.append(gateway.subject(), b'{"id":"r"}', msg_id=f"again{number}")).seq
             for number in range(3)
         ]
-        records = await device.records(3, timeout=15)
+        records = await device.records(3, timeout=30)
     assert [frame["seq"] for frame in records] == after
     assert records[0]["prev"] == before[-1]
 
 
-async def test_sessions_that_wait_for_the_same_read_share_it(nats_server: NatsServer) -> None:
-    users = [f"user{number}" for number in range(200)]
+async def test_sessions_that_wait_for_the_same_read_share_it(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.join.feed.CHECK_AFTER_SECONDS", 600.0)  # no session lasts until its head is checked
+    users = [f"user{number}" for number in range(80)]
     async with gateway_on(nats_server) as gateway:
         await asyncio.gather(*(gateway.append(user, count=2) for user in users))
         cursors = {}
@@ -239,7 +241,7 @@ async def test_sessions_that_wait_for_the_same_read_share_it(nats_server: NatsSe
             joining = asyncio.gather(*(join(user, cursors[user]) for user in users))
             await eventually(lambda: sum(len(reader._opening._waiting) for reader in heads) == len(users))
         assert await joining == [0] * len(users)
-        assert reads(gateway) - before <= 2 * len(heads)  # one for all of a partition, and one to check them later
+        assert reads(gateway) - before <= len(heads)
 
 
 def reads(gateway: TestGateway) -> int:

@@ -16,6 +16,7 @@ from gateway.access.principals import Scope
 from seamark.protocol.close_codes import TABLE
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import FAST, connected, dispatching, eventually, publish
+from tests.support.patience import wait_for_stores
 from tests.support.tables import projecting_tables
 from tests.support.tokens import bearer, token
 
@@ -24,7 +25,8 @@ PHONE = bearer()
 
 
 @pytest.fixture
-async def house(nats_server, valkey, postgres) -> AsyncIterator[TestGateway]:
+async def house(nats_server, valkey, postgres, monkeypatch) -> AsyncIterator[TestGateway]:
+    wait_for_stores(monkeypatch)
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
     options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url}
@@ -52,6 +54,16 @@ async def mark(gateway: TestGateway, kind: str, **body: Any) -> dict[str, Any]:
 async def publish_some(broker: Broker, count: int, **event: Any) -> None:
     for number in range(count):
         await publish(broker, **{"to": ["alice"], "type": "demo.hello", "id": f"e{number}", **event})
+
+
+async def unread(gateway: TestGateway, count: int) -> None:
+    """Wait until so many of alice's notifications are counted: the inbox and the count are folded by themselves."""
+
+    async def check() -> bool:
+        counts = gateway.context.partitions[gateway.partition()].counts
+        return [one.count for one in await counts.read(["default.alice"])] == [count]
+
+    await eventually(check)
 
 
 def shows(gateway: TestGateway, ids: list[str], **query: Any):
@@ -120,6 +132,7 @@ async def test_reading_and_archiving_by_id_position_and_filter_shows_everywhere(
 async def test_a_reset_brings_the_rows_and_goes_on_exactly_behind_them(house: TestGateway) -> None:
     await publish_some(house.broker, 3)
     await shows(house, ["e2", "e1", "e0"])
+    await unread(house, 3)
     async with house.device(cursor=None, name="fresh") as device:
         reset = await device.until("reset")
         assert [row["id"] for row in reset["inbox"]] == ["e2", "e1", "e0"]
@@ -155,6 +168,7 @@ async def test_a_device_that_has_lost_what_it_showed_gets_a_snapshot_though_it_h
 ) -> None:
     await publish_some(house.broker, 3)
     await shows(house, ["e2", "e1", "e0"])
+    await unread(house, 3)
     async with house.device() as device:
         held = (await device.records(3))[-1]["cursor"]
         await device.say("ack", cursor=held)
@@ -278,7 +292,7 @@ async def test_without_postgres_a_device_without_a_cursor_gets_what_the_log_hold
     async with gateway_on(nats_server, postgres_url=gone) as gateway:
         seqs = await gateway.append(count=3)
         async with gateway.device(cursor=None) as device:
-            ready = await device.until("ready", timeout=3)
+            ready = await device.until("ready")
             assert (ready["resumed"], ready["reason"]) == (False, "new")
             assert [frame["seq"] for frame in await device.records(3)] == seqs
             await device.until("live")

@@ -15,6 +15,7 @@ from engine.topology import server as topology
 from projections.inbox.queries import Filter, InboxQueries
 from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
+from projections.unread import store as unread_store
 from projections.verify.tables import Verification
 from projections.verify.unread import UnreadVerification
 from seamark.protocol.records import state_record
@@ -36,7 +37,8 @@ class House(NamedTuple):
 
 
 @pytest.fixture
-async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
+async def house(nats_server, valkey, postgres, monkeypatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(unread_store, "REDIS_SECONDS", 20.0)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
@@ -121,7 +123,7 @@ async def test_a_rebuild_gives_what_the_incremental_fold_gave(house: House) -> N
 
 async def test_while_readers_read_and_records_come_a_rebuild_shows_every_row_at_every_moment(house: House) -> None:
     await fill(house)
-    queries = InboxQueries(house.pool, PARTITIONS)
+    queries, looks_min = InboxQueries(house.pool, PARTITIONS), 20
     async with projecting_tables(house.nats_url, house.redis_url, house.postgres_url):
         await eventually(lambda: folded(house))
         over = asyncio.Event()
@@ -129,7 +131,7 @@ async def test_while_readers_read_and_records_come_a_rebuild_shows_every_row_at_
 
         async def look() -> None:
             while not over.is_set():
-                page = await queries.page("default", "user-1", Filter(archived=None), limit=100_000)
+                page = await queries.page("default", "user-1", Filter(archived=None), limit=100_000, seconds=30)
                 seen.append((len(page.rows), page.checkpoint.seq))
 
         async def write() -> None:
@@ -137,14 +139,16 @@ async def test_while_readers_read_and_records_come_a_rebuild_shows_every_row_at_
             while not over.is_set():
                 await append(house, "user-1", f"more-{number}")
                 number += 1
+                await asyncio.sleep(0.005)
 
         tasks = [asyncio.create_task(look()), asyncio.create_task(write())]
-        for _ in range(3):
+        rebuilds = 0
+        while rebuilds < 3 or len(seen) < looks_min:
             await rebuilding(house, "inbox").run()
+            rebuilds += 1
         over.set()
         await asyncio.gather(*tasks)
         await eventually(lambda: folded(house), seconds=30)
-    assert len(seen) > 20
     rows = [row for row in await stored_inbox(house.pool) if row["user_id"] == "user-1"]
     seqs = sorted(row["seq"] for row in rows if row["superseded_seq"] is None)
     away = [(count, seq) for count, seq in seen if count != bisect_right(seqs, seq)]

@@ -14,6 +14,7 @@ from engine.topology import server as topology
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
+from projections.postgres import versions
 from projections.rebuild.tables import Rebuild
 from projections.replay import replay
 from projections.store import Checkpoint, Store
@@ -99,7 +100,10 @@ async def test_of_two_rebuilds_at_once_one_gives_up_and_no_row_is_lost(house: Ho
     assert await house.differences() == []
 
 
-async def test_a_long_look_at_the_tables_does_not_keep_readers_waiting_for_the_end_of_a_rebuild(house: House) -> None:
+async def test_a_long_look_at_the_tables_does_not_keep_readers_waiting_for_the_end_of_a_rebuild(
+    house: House, monkeypatch
+) -> None:
+    monkeypatch.setattr(versions, "LOCK_SECONDS", 0.05)
     await house.append("e1")
     await house.fold()
     queries = InboxQueries(house.pool, PARTITIONS)
@@ -107,13 +111,13 @@ async def test_a_long_look_at_the_tables_does_not_keep_readers_waiting_for_the_e
 
     async def look() -> None:
         while not over.is_set():
-            assert len((await queries.page("default", "alice", Filter())).rows) == 1
+            assert len((await queries.page("default", "alice", Filter(), seconds=20)).rows) == 1
             await asyncio.sleep(0.01)
 
     looking = asyncio.create_task(look())
     async with house.pool.acquire() as backup, backup.transaction():
         await backup.fetch("SELECT * FROM inbox")
-        await asyncio.wait_for(house.rebuild().run(), 20)
+        await asyncio.wait_for(house.rebuild().run(), 60)
     over.set()
     await looking
     done = await house.rebuild().run()

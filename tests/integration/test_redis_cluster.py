@@ -9,12 +9,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from engine.dispatch import claims
 from engine.dispatch.claims import Claim, Claims, claim_key
 from engine.partition.reader import Delivered
 from ops.dev.child import free_port
 from ops.dev.servers import Valkey
 from projections.folds.unread import Unread
 from projections.store import Checkpoint
+from projections.unread import store as unread_store
 from projections.unread.reader import UnreadReader
 from projections.unread.store import VERSION_KEY, UnreadStore, drop_version, meta_key
 from tests.support.logs import eventually
@@ -33,7 +35,9 @@ class ClusterNode(Valkey):
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Redis]:
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
+    monkeypatch.setattr(unread_store, "REDIS_SECONDS", 20.0)
+    monkeypatch.setattr(claims, "TAKE_TIMEOUT_SECONDS", 20.0)
     server = ClusterNode(tmp_path / "node")
     try:
         server.start()
@@ -96,8 +100,8 @@ async def test_all_scripts_of_the_unread_counts_stay_in_the_slot_of_their_partit
 async def test_all_claims_of_a_tenant_are_taken_in_one_slot(node: Redis) -> None:
     tenant = "acme=2Ecom"
     await own(node, claim_key(tenant, "any"))
-    claims = Claims(node)
+    taking = Claims(node)
     batch = [Claim(tenant, id, f"{EPOCH}.{seq}") for seq, id in enumerate(("a", "{b}", "c:d}"), 1)]
-    assert await claims.take(batch) == [True, True, True]
-    assert await claims.take([Claim(tenant, "a", f"{EPOCH}.9"), *batch]) == [False, True, True, True]
-    await claims.close()
+    assert await taking.take(batch) == [True, True, True]
+    assert await taking.take([Claim(tenant, "a", f"{EPOCH}.9"), *batch]) == [False, True, True, True]
+    await taking.close()

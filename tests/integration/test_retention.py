@@ -1,6 +1,7 @@
 """Rows leave the tables by whole months, when their time is over and the log has lost them; counts, pages and verify agree."""
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from engine.broker.jetstream import Broker
 from engine.errors import StoreUnavailable, TopologyError
 from engine.partition.reader import Delivered
-from engine.postgres import holding
+from engine.postgres import asking, holding
 from engine.topology import server as topology
 from ops import migrate as migrate_module
 from ops.migrate import migrate
@@ -22,14 +23,17 @@ from projections.deliveries.table import RANGES_IN_ALL_MONTHS_MAX, DeliveriesSto
 from projections.folds.deliveries import DEVICES_MAX
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
+from projections.postgres import versions
 from projections.postgres.versions import filled_leaves
 from projections.rebuild import unread as unread_rebuild
 from projections.rebuild.tables import Rebuild
 from projections.rebuild.unread import rebuild_unread
 from projections.replay import replay
+from projections.retention import rules
 from projections.retention.months import KEEP_LOCK, Months, month_of
 from projections.retention.rules import EVERY_TENANT, Retention, RetentionTable
 from projections.store import Checkpoint
+from projections.unread import store as unread_store
 from projections.unread.reader import UnreadReader
 from projections.unread.store import UnreadStore
 from projections.verify import scan
@@ -79,7 +83,7 @@ class House(NamedTuple):
 
     async def shown(self, tenant: str = "default", user: str = "alice") -> tuple[list[str], int]:
         """The ids of the list, and the count over it."""
-        page = await InboxQueries(self.pool, 1).page(tenant, user, Filter())
+        page = await InboxQueries(self.pool, 1).page(tenant, user, Filter(), seconds=20)
         reader = UnreadReader(self.redis)
         [unread] = await reader.unread_of(0, [f"{tenant}.{user}"])
         await reader.close()
@@ -91,7 +95,8 @@ class House(NamedTuple):
 
 
 @pytest.fixture
-async def house(nats_server, valkey, postgres) -> AsyncIterator[House]:
+async def house(nats_server, valkey, postgres, monkeypatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(unread_store, "REDIS_SECONDS", 20.0)
     pool = await asyncpg.create_pool(postgres, min_size=1, max_size=6)
     async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
@@ -184,6 +189,9 @@ async def test_who_sets_a_retention_waits_for_a_batch_under_the_former_one_so_th
         return found
 
     monkeypatch.setattr(InboxStore, "_retention", slowly)
+    # It waits for as long as this test looks, however busy the machine is.
+    monkeypatch.setattr(rules, "_BEGIN", rules._BEGIN.replace("lock_timeout = '4s'", "lock_timeout = '60s'"))
+    monkeypatch.setattr(rules, "asking", functools.partial(asking, seconds=60.0))
     batch = [stored(1, 0, {"id": "a", "kind": "notification"})]
     folding = asyncio.create_task(InboxStore(pool, 0).apply(batch, None, Checkpoint(EPOCH, 1)))
     await read.wait()
@@ -215,7 +223,8 @@ async def test_no_batch_waits_behind_a_client_that_was_lost_while_it_set_a_reten
             async with asyncio.timeout(20):
                 await setting
         far.terminate()
-        await next_batch.execute("SET lock_timeout = '1s'")
+        # `slow_batch` goes on: whoever still waited for it would be waited for, too, for however long.
+        await next_batch.execute("SET lock_timeout = '10s'")
         await next_batch.execute(f"{begun}; ROLLBACK")
         await slow_batch.execute("ROLLBACK")
 
@@ -244,7 +253,8 @@ async def test_a_month_whose_projector_died_before_dropping_it_is_dropped_by_the
     assert await house.shown() == ([], 0)
 
 
-async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House) -> None:
+async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_time(house: House, monkeypatch) -> None:
+    monkeypatch.setattr(versions, "LOCK_SECONDS", 0.05)
     await house.append("old")
     await house.fold()
     await house.purge()
@@ -254,7 +264,7 @@ async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_ti
 
     async def look() -> None:
         while not over.is_set():
-            await queries.page("default", "alice", Filter())
+            await queries.page("default", "alice", Filter(), seconds=20)
             await asyncio.sleep(0.01)
 
     looking = asyncio.create_task(look())
@@ -269,7 +279,7 @@ async def test_a_month_that_is_being_read_is_not_waited_for_and_goes_the_next_ti
 
 
 async def test_one_of_two_projectors_keeps_the_months_and_makes_those_to_come(house: House) -> None:
-    name = f"inbox_1_{later():%Y%m}"
+    name = f"inbox_1_{later(days=45):%Y%m}"  # one that is made whether or not a new month begins meanwhile
     await house.pool.execute(f"DROP TABLE {name}")
     async with holding(house.pool, KEEP_LOCK) as mine, holding(house.pool, KEEP_LOCK) as too:
         assert (mine is None, too is None) == (False, True)

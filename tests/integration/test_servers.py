@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,21 +31,22 @@ from tests.support.waiting import wait_for
 async def test_nats_keeps_stored_messages_and_its_port_when_killed_and_started_again(nats_server: NatsServer) -> None:
     url = nats_server.url
     client = await nats.connect(url)
-    await client.jetstream().add_stream(name="KEPT", subjects=["kept.>"])
-    await client.jetstream().publish("kept.1", b"one")
+    stream = client.jetstream(timeout=30)
+    await stream.add_stream(name="KEPT", subjects=["kept.>"])
+    await stream.publish("kept.1", b"one")
     await client.close()
 
     nats_server.restart(kill=True)
 
     assert nats_server.url == url
     client = await nats.connect(url)
-    assert (await client.jetstream().get_msg("KEPT", 1)).data == b"one"
+    assert (await client.jetstream(timeout=30).get_msg("KEPT", 1)).data == b"one"
     await client.close()
 
 
 def test_a_suspended_nats_server_answers_nothing_until_it_is_resumed(nats_server: NatsServer) -> None:
     with (
-        socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as connection,
+        socket.create_connection(("127.0.0.1", nats_server.port), timeout=30) as connection,
         connection.makefile("rb") as lines,
     ):
         assert lines.readline().startswith(b"INFO")
@@ -64,7 +66,7 @@ async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_
     server = NatsServer(tmp_path / "a folder" / "nats")
     try:
         server.start()
-        stored = server.monitor("/varz")["jetstream"]["config"]
+        stored = wait_for(lambda: server.monitor("/varz"))["jetstream"]["config"]
         assert stored["store_dir"].startswith(str(tmp_path / "a folder/nats/store"))
         assert stored["sync_always"] is True
     finally:
@@ -74,7 +76,7 @@ async def test_the_servers_configuration_file_runs_with_other_addresses_and_the_
 def test_the_shipped_configuration_takes_the_largest_pull_and_batch_that_the_engine_asks_for(
     nats_server: NatsServer,
 ) -> None:
-    limits = nats_server.monitor("/varz")["jetstream"]["limits"]
+    limits = wait_for(lambda: nats_server.monitor("/varz"))["jetstream"]["limits"]
     assert limits["max_request_batch"] == PULL_MESSAGES_MAX
     assert limits["max_batch_size"] == BATCH_MESSAGES_MAX
     assert nats_server.max_payload_bytes > RECORD_BYTES_MAX
@@ -82,7 +84,7 @@ def test_the_shipped_configuration_takes_the_largest_pull_and_batch_that_the_eng
 
 async def test_a_cluster_has_a_leader_for_a_replicated_stream_and_survives_its_death(nats_cluster: NatsCluster) -> None:
     client = await nats.connect(nats_cluster.urls)
-    await client.jetstream().add_stream(name="KEPT", subjects=["kept.>"], num_replicas=3)
+    await client.jetstream(timeout=30).add_stream(name="KEPT", subjects=["kept.>"], num_replicas=3)
     leader = wait_for(lambda: nats_cluster.leader_of("KEPT"))
     leader.kill()
     successor = wait_for(lambda: (found := nats_cluster.leader_of("KEPT")) is not leader and found)
@@ -117,6 +119,26 @@ async def test_postgres_keeps_its_data_and_asks_for_the_password(tmp_path: Path)
         await connection.close()
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(f"postgresql://postgres:wrong@127.0.0.1:{server.port}/postgres")
+    finally:
+        end(server)
+
+
+async def test_a_postgres_that_was_killed_starts_again_once_the_last_of_its_processes_has_ended(tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "postgres", overlay=UNSYNCED)
+    try:
+        server.start()
+        connection = await asyncpg.connect(server.url)
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
+        os.kill(backend, signal.SIGSTOP)
+        server.kill()
+        later = threading.Timer(1.5, os.kill, (backend, signal.SIGCONT))
+        later.start()
+        server.start()
+        later.join()
+        connection.terminate()
+        again = await asyncpg.connect(server.url)
+        assert await again.fetchval("SELECT 1") == 1
+        await again.close()
     finally:
         end(server)
 
@@ -206,7 +228,7 @@ def runs(pid: int) -> bool:
     """Whether this process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between the opening and the reading
         return False
 
 

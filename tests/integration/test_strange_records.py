@@ -16,6 +16,7 @@ from projections.folds import inbox as inbox_fold
 from projections.inbox.queries import Filter, InboxQueries
 from projections.inbox.table import InboxStore
 from projections.store import Checkpoint, Store
+from projections.unread import store as unread_store
 from projections.unread.store import UnreadStore
 from seamark.protocol.subjects import EVENTS_STREAM
 from tests.support.logs import FAST, connected
@@ -93,8 +94,9 @@ async def test_a_name_that_postgres_cannot_hold_stops_no_table(pool: asyncpg.Poo
     assert await queries.device_cursor("default", "a\0", "phone") is None
 
 
-async def test_a_subject_that_is_no_text_stops_no_projection(pool: asyncpg.Pool, valkey) -> None:
+async def test_a_subject_that_is_no_text_stops_no_projection(pool: asyncpg.Pool, valkey, monkeypatch) -> None:
     """The broker takes any bytes but blanks for a token."""
+    monkeypatch.setattr(unread_store, "REDIS_SECONDS", 20.0)
     sound = Delivered(b"log.0.default.alice", 2, 1_800_000_000_000_000_000, b"", json.dumps(NOTIFICATION).encode())
     log = [*stream(b"log.0.default.al\xffice", NOTIFICATION), sound]
     await fold_in(InboxStore(pool, 0), log)
@@ -112,6 +114,6 @@ async def test_a_subject_that_is_no_text_can_be_read_over(nats_server) -> None:
         await topology.ensure(broker, "dev", 1, overrides=FAST)
         broker.publish(b"events.default.al\xffice.demo", b"{}")
         await broker.append("events.default.alice.demo", b"{}")
-        page = await broker.next_by_subject(EVENTS_STREAM, "ev.0.>", 1)
+        page = await broker.next_by_subject(EVENTS_STREAM, "ev.0.>", 1, timeout_seconds=20)
         assert [stored.seq for stored in page.records] == [1, 2]
         assert (await broker.leader_next(EVENTS_STREAM, "ev.0.>", 1)) is not None

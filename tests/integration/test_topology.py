@@ -315,10 +315,10 @@ async def pull_one(broker: Broker, body: dict[str, str]) -> tuple[bytes, bytes]:
     subscription = broker.subscribe(
         inbox, lambda _subject, _reply, headers, payload: arrived.set_result((headers, payload))
     )
-    request = json.dumps({"batch": 1, "expires": 5_000_000_000} | body).encode()
+    request = json.dumps({"batch": 1, "expires": 30_000_000_000} | body).encode()
     broker.publish("$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0", request, reply=inbox)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await arrived
     finally:
         subscription.unsubscribe()

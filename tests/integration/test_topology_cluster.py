@@ -46,8 +46,11 @@ async def test_production_is_applied_with_three_copies_and_synced_to_disk(
 
 
 async def all_ok(broker: Broker, addresses: list[str]) -> bool:
-    findings = await check(broker, "production", monitor_urls=addresses)
-    assert not findings.refused, findings.lines()
+    try:
+        findings = await check(broker, "production", monitor_urls=addresses)
+    except BrokerError:  # a node that was stopped for a while: a stream has no leader
+        return False
+    print(*findings.lines(), sep="\n")
     return {finding.level for finding in findings.findings} == {"ok"}
 
 
@@ -70,7 +73,7 @@ async def test_applying_goes_through_once_two_of_three_nodes_have_a_leader_again
     before = await provisioner.stream("LOG-0")
     await provisioner.api("STREAM.UPDATE.LOG-0", before.config | {"max_consumers": 5})
     nats_cluster.servers[2].kill()
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while not await applied(provisioner):
             await asyncio.sleep(0.25)
     after = await provisioner.stream("LOG-0")

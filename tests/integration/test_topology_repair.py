@@ -90,7 +90,7 @@ async def test_running_dispatchers_are_named_and_nothing_is_done(nats_server: Na
             plan = await repair.prepare(broker, parse_positions(["first"]))
             with pytest.raises(TopologyError, match=r"dispatchers are running: EVENTS\.dispatch-"):
                 await repair.apply(broker, plan, wait_seconds=0)
-        await repair.check_stopped(broker, wait_seconds=10)
+        await repair.check_stopped(broker, wait_seconds=30)
 
 
 async def is_read(broker: Broker) -> bool:

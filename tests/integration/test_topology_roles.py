@@ -50,7 +50,8 @@ async def gateway_account(server: NatsServer) -> AsyncIterator[str]:
     task = asyncio.create_task(serving, name="gateway")
     try:
         async with asyncio.timeout(20):
-            yield f"http://127.0.0.1:{await started}"
+            port = await started
+        yield f"http://127.0.0.1:{port}"
         stop.set()
         async with asyncio.timeout(20):
             await task
@@ -79,7 +80,7 @@ async def test_every_role_does_its_work_without_a_single_violation(tmp_path: Pat
         ):
             for number in range(5):
                 await publisher.publish(to="alice", type="demo.n", data={"n": number})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 for _ in range(5):
                     (await anext(records)).ack()
                 await records.read(all=True)

@@ -50,6 +50,12 @@ class House(NamedTuple):
             counted = await self.redis.hget(f"unread:{{{p}:1}}:meta", "seq")
             if newest is not None and (at != newest.seq or int(counted or 0) != newest.seq):
                 return False
+            receipt = await self.broker.leader_last("RECEIPTS", f"rcpt.{p}.>")
+            at = await self.pool.fetchval(
+                "SELECT seq FROM projection_checkpoints WHERE projection = 'deliveries' AND partition = $1", p
+            )
+            if receipt is not None and at != receipt.seq:
+                return False
         return True
 
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ import aiohttp
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-START_SECONDS = 30.0
-CALL_SECONDS = 20.0
+START_SECONDS = 60.0
+CALL_SECONDS = 60.0
+UNTIL_SECONDS = 60.0
+"""What these wait for comes within milliseconds, unless the machine stands still."""
 
 FLAGS = (
     "--headless=new",
@@ -36,6 +38,10 @@ FLAGS = (
     "--disable-sync",
     "--disable-extensions",
     "--disable-features=Translate,OptimizationHints,MediaRouter",
+    # Timers of a tab behind another one run on time.
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
     "--metrics-recording-only",
     "--no-first-run",
     "--no-default-browser-check",
@@ -87,6 +93,7 @@ class Chromium:
         page = self._pages[session] = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):
             await page.call(f"{domain}.enable")
+        await page.call("Page.setLifecycleEventsEnabled", enabled=True)
         await page.goto(url)
         return page
 
@@ -125,7 +132,8 @@ class Page:
         """What the page threw, and what the browser refused it (for example by its security policy)."""
         self.sent: list[str] = []
         """What the page has written into WebSockets, since it was opened."""
-        self._loaded = asyncio.Event()
+        self._loaded: set[str] = set()
+        """The documents that have loaded, by the ids of their loaders: the empty one of a new tab is among them."""
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command for this tab."""
@@ -133,8 +141,9 @@ class Page:
 
     def note(self, method: str, params: dict[str, Any]) -> None:
         """An event of this tab."""
-        if method == "Page.loadEventFired":
-            self._loaded.set()
+        if method == "Page.lifecycleEvent":
+            if params["name"] == "load" and params["frameId"] == self.target:
+                self._loaded.add(params["loaderId"])
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
@@ -147,10 +156,13 @@ class Page:
 
     async def goto(self, url: str) -> None:
         """Load `url` and wait until it has loaded."""
-        self._loaded.clear()
-        await self.call("Page.navigate", url=url)
+        loader = (await self.call("Page.navigate", url=url))["loaderId"]
+        await self._until_loaded(lambda: loader in self._loaded)
+
+    async def _until_loaded(self, has_loaded: Callable[[], bool]) -> None:
         async with asyncio.timeout(CALL_SECONDS):
-            await self._loaded.wait()
+            while not has_loaded():
+                await asyncio.sleep(0.01)
 
     async def evaluate(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression; promises are awaited."""
@@ -162,14 +174,20 @@ class Page:
             raise JavaScriptError(details.get("exception", {}).get("description") or details["text"])
         return answer["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 30.0) -> Any:
-        """Poll until `expression` is truthy, and give its value."""
+    async def until(self, expression: str, seconds: float = UNTIL_SECONDS) -> Any:
+        """Poll until `expression` is truthy, and give its value. The page may go to another address meanwhile."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
-            value = await self.evaluate(expression)
+            is_over = asyncio.get_running_loop().time() > deadline
+            try:
+                value = await self.evaluate(expression)
+            except RuntimeError:  # the document in which this was to be evaluated is gone
+                if is_over:
+                    raise
+                value = None
             if value:
                 return value
-            if asyncio.get_running_loop().time() > deadline:
+            if is_over:
                 shown = await self.evaluate("document.body.innerText.slice(0, 1500)")
                 raise AssertionError(f"not within {seconds:g} s: {expression}\n--- the page shows ---\n{shown}")
             await asyncio.sleep(0.03)
@@ -191,10 +209,9 @@ class Page:
 
     async def reload(self) -> None:
         """As with F5."""
-        self._loaded.clear()
+        before = len(self._loaded)
         await self.call("Page.reload")
-        async with asyncio.timeout(CALL_SECONDS):
-            await self._loaded.wait()
+        await self._until_loaded(lambda: len(self._loaded) > before)
 
     async def block(self, *patterns: str) -> None:
         """Refuse this tab's requests to addresses that match; none lifts it."""

@@ -58,14 +58,14 @@ class Stack:
     def describe(self) -> DevFile:
         return read_dev_file(self.data)
 
-    def run(self, *words: str, timeout: float = 30) -> str:
+    def run(self, *words: str, timeout: float = 60) -> str:
         done = seamark(*words, folder=self.folder, timeout_seconds=timeout, **self.settings)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def refused(self, *words: str) -> str:
         """What a command says on standard error, however it ends; its standard input is empty."""
-        return seamark(*words, folder=self.folder, timeout_seconds=30, **self.settings).stderr
+        return seamark(*words, folder=self.folder, timeout_seconds=60, **self.settings).stderr
 
     @property
     def pid(self) -> int:

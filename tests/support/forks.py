@@ -28,8 +28,9 @@ from ops.dev.child import death_signal_setter
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = (
-    "aiohttp.web", "alembic.command", "asyncpg", "jwt", "msgspec", "nats.aio.client", "prometheus_client", "psutil",
-    "redis.asyncio", "rich.progress", "rich.table", "sqlalchemy.ext.asyncio", "structlog", "typer", "uvloop",
+    "aiohttp.web", "alembic.command", "asyncpg", "jwt", "msgspec", "nats.aio.client", "opentelemetry.propagate",
+    "prometheus_client", "psutil", "redis.asyncio", "rich.progress", "rich.table", "sqlalchemy.ext.asyncio", "structlog",
+    "typer", "uvloop",
 )  # fmt: skip
 NUMBER_BYTES: Final = 16
 """Room for a number in digits: the length of a request, a process id, an exit code."""
@@ -61,7 +62,8 @@ class Fork:
     def send_signal(self, signum: int) -> None:
         """Send a signal unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since, and we are not told yet
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
         """SIGKILL."""

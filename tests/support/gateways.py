@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,7 @@ class Device:
     async def say(self, op: str, **fields: Any) -> None:
         await self.socket.send_json({"op": op, **fields})
 
-    async def next(self, timeout: float = 20.0) -> dict[str, Any]:
+    async def next(self, timeout: float = 40.0) -> dict[str, Any]:
         """The next frame; AssertionError with the close code when there is none."""
         message = await self.socket.receive(timeout=timeout)
         assert message.type is aiohttp.WSMsgType.TEXT, f"{message.type.name} {message.data} {message.extra}"
@@ -79,7 +80,7 @@ class Device:
         self.frames.append(frame)
         return frame
 
-    async def until(self, op: str, timeout: float = 20.0) -> dict[str, Any]:
+    async def until(self, op: str, timeout: float = 40.0) -> dict[str, Any]:
         """Read on until a frame `op` has come."""
         async with asyncio.timeout(timeout):
             while True:
@@ -87,7 +88,7 @@ class Device:
                 if frame["op"] == op:
                     return frame
 
-    async def records(self, count: int, timeout: float = 20.0) -> list[dict[str, Any]]:
+    async def records(self, count: int, timeout: float = 40.0) -> list[dict[str, Any]]:
         """The next `count` record or skip frames."""
         found: list[dict[str, Any]] = []
         async with asyncio.timeout(timeout):
@@ -97,7 +98,7 @@ class Device:
                     found.append(frame)
         return found
 
-    async def closed(self, timeout: float = 20.0) -> tuple[int, str]:
+    async def closed(self, timeout: float = 40.0) -> tuple[int, str]:
         """Code and reason of the server's close frame, whatever comes before it."""
         async with asyncio.timeout(timeout):
             while True:
@@ -177,6 +178,24 @@ class TestGateway:
             body = json.loads(base64.b64decode(answer["message"]["data"]))
             found.append({"subject": answer["message"]["subject"], **body})
         return found
+
+
+@asynccontextmanager
+async def again_and_again(say: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
+    """Say something beside the body until the gateway hangs up, however often: what a bound allows grows while time passes."""
+
+    async def flood() -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await say()
+                await asyncio.sleep(0)
+
+    flooding = asyncio.create_task(flood(), name="flood")
+    try:
+        yield
+    finally:
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
 
 
 @asynccontextmanager

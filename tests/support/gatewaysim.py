@@ -87,12 +87,12 @@ class SimGateway:
         for session in self.sessions[:]:
             if code == 1006:
                 assert session.ws._req is not None
-                assert session.ws._req.transport is not None
-                session.ws._req.transport.abort()
+                if session.ws._req.transport is not None:  # else it has just ended by itself
+                    session.ws._req.transport.abort()
             else:
                 await session.ws.close(code=code, message=reason.encode())
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Wait until something the clients do makes `condition` true."""
         async with asyncio.timeout(seconds), self.changed:
             await self.changed.wait_for(condition)
@@ -210,6 +210,11 @@ async def blank(_: web.Request) -> web.Response:
     return web.Response(text="<!doctype html><title>test</title>", content_type="text/html")
 
 
+async def no_stream(_: web.Request) -> web.Response:
+    """A client that no WebSocket reached in time tries this; it must come back to a WebSocket, not give up."""
+    return web.Response(status=503)
+
+
 async def sdk(_: web.Request) -> web.FileResponse:
     return web.FileResponse(SDK, headers={"Content-Type": "text/javascript"})
 
@@ -220,6 +225,7 @@ async def sim_gateway() -> AsyncIterator[SimGateway]:
     gateway = SimGateway()
     app = web.Application()
     app.router.add_get("/v1/ws", gateway._handle)
+    app.router.add_get("/v1/stream", no_stream)
     app.router.add_get("/", blank)
     app.router.add_get("/seamark.js", sdk)
     runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -32,7 +32,11 @@ class HangingUp:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there = await asyncio.open_connection(HOST, self._target)
+        try:
+            there_reader, there = await asyncio.open_connection(HOST, self._target)
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
+            return
         self._open |= {writer, there}
         try:
             if self.stage:

@@ -22,6 +22,7 @@ from engine.topology.files import files_folder
 from ops.cli.target import DevFile
 from ops.cli.token import sign
 from seamark import Publisher, connect
+from tests.support.commands import seamark
 from tests.support.devstack import Stack
 from tests.support.forks import ROOT
 from tests.support.logs import connected
@@ -142,10 +143,19 @@ class Manual:
         self, *words: str, env: Mapping[str, str] | None = None, text: str = "", code: int = 0, ends: bool = True
     ) -> str:
         """Run the command; its standard output. One that never `ends` by itself gets a Ctrl-C after its first lines."""
-        argv = [sys.executable, "-m", "ops", *words]
-        done = self.run(argv, env=env, text=text) if ends else self.interrupted(argv, env=env)
+        if ends:
+            done = self.tried(*words, env=env, text=text)
+        else:
+            done = self.interrupted([sys.executable, "-m", "ops", *words], env=env)
         assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def tried(
+        self, *words: str, env: Mapping[str, str] | None = None, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end, however it ends."""
+        settings = {**self.stack.settings, **(env or {})}
+        return seamark(*words, folder=self.stack.folder, text=text, timeout_seconds=COMMAND_SECONDS, **settings)
 
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, text: str = ""
@@ -207,8 +217,9 @@ def manual(folder: Path) -> Iterator[Manual]:
         traffic = Traffic(stack.describe())
         traffic.start()
         reader = Manual(stack, stack.describe(), traffic)
-        argv = [sys.executable, "-m", "ops", "prove", FIRST_EVENT, "--user", "alice"]
-        wait_for(lambda: reader.run(argv).returncode == 0)  # the projections have begun
+        wait_for(
+            lambda: reader.tried("prove", FIRST_EVENT, "--user", "alice").returncode == 0
+        )  # projections have begun
         yield reader
         traffic.stop()
     finally:

@@ -121,7 +121,7 @@ class BadNetwork:
             return
         try:
             there_reader, there = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         if self.refusing:  # since then

@@ -433,7 +433,7 @@ class World:
     def _create(self, id: str) -> None:
         users = {f"u{n:03}" for n in self.rng.sample(range(200), self.rng.randint(0, 30))}
         self.members[id], self.always[id] = set(users), set(users)
-        self.excluded[id] = {user for user in users if self.rng.random() < 0.15}
+        self.excluded[id] = {user for user in sorted(users) if self.rng.random() < 0.15}
         self.got[id], self.placed[id], self.withheld[id] = [], {}, {}
         rate = self.rng.choice([None, None, 1, 3])
         self.table.create(

@@ -14,6 +14,11 @@ from tests.support.logs import eventually
 from tests.support.topology import Overrides
 
 PIN_TIMEOUT_SECONDS = 1.0
+"""For tests that do not mind when a pin is lost: each pause of this process may cost it."""
+
+PIN_KEPT_SECONDS = 30.0
+"""For tests in which no pin may be lost but by what they do themselves, however slow the machine is."""
+
 SOURCE = Source("EV", "reader", "ev.0.>")
 
 
@@ -80,17 +85,17 @@ class RecordingWorker:
             self.after()
 
 
-async def make_stream(broker: Broker, replicas: int = 1) -> None:
+async def make_stream(broker: Broker, replicas: int = 1, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS) -> None:
     await broker.api(
         "STREAM.CREATE.EV",
         {"name": "EV", "subjects": ["ev.>"], "storage": "file", "num_replicas": replicas, "allow_direct": True},
     )
-    await make_consumer(broker, replicas)
+    await make_consumer(broker, replicas, pin_timeout_seconds=pin_timeout_seconds)
 
 
-async def make_consumer(broker: Broker, replicas: int = 1) -> None:
-    """The shipped consumer of a dispatcher, under a name of its own and with a short time-out."""
-    overrides = Overrides(replicas=replicas, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+async def make_consumer(broker: Broker, replicas: int = 1, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS) -> None:
+    """The shipped consumer of a dispatcher, under a name of its own and with a time-out of its own."""
+    overrides = Overrides(replicas=replicas, pin_timeout_seconds=pin_timeout_seconds)
     shipped = next(one for one in render("dev", 1, overrides=overrides).consumers if one.name == "dispatch-0")
     config = shipped.config | {"name": "reader", "durable_name": "reader", "filter_subject": "ev.0.>"}
     body = {"stream_name": "EV", "config": config}
@@ -127,8 +132,22 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def reading(broker: Broker, worker: Any) -> AsyncIterator[PartitionReader]:
-    reader = PartitionReader(broker, SOURCE, worker, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+async def reading(
+    broker: Broker,
+    worker: Any,
+    *,
+    pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
+    quiet_seconds: float | None = None,
+) -> AsyncIterator[PartitionReader]:
+    """A reader at work.
+
+    Args:
+        pin_timeout_seconds: as the consumer has it.
+        quiet_seconds: after which silence the leader is asked; None: as the time-out of the pin has it.
+    """
+    reader = PartitionReader(broker, SOURCE, worker, pin_timeout_seconds=pin_timeout_seconds)
+    if quiet_seconds is not None:
+        reader._quiet_seconds = quiet_seconds
     task = asyncio.create_task(reader.run(), name="reader")
     try:
         yield reader

@@ -6,22 +6,33 @@ told to end instead, so that it gives back the shared memory it holds.
 """
 
 import asyncio
+import contextlib
 import secrets
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import asyncpg
 import pytest
 
+from ops.dev.child import ServerFailed
 from ops.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
 from ops.migrate import migrate
 from tests.support.overlays import FORGETFUL, UNSYNCED
 
-DATABASE_SECONDS = 20.0
+DATABASE_SECONDS = 40.0
 """For making or dropping a database."""
+
+CONNECT_SECONDS = 20.0
+
+END_SECONDS = 20.0
+"""How long the end of a PostgreSQL that nobody needs any more may take."""
+
+AT_THE_END: Final = contextlib.ExitStack()
+"""Closed when a session is over, in no test's time: under load the end of a server has taken a minute."""
 
 
 @pytest.fixture
@@ -76,15 +87,20 @@ def end(server: Postgres) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
+def postgres_server() -> Postgres:
     """The PostgreSQL all tests of a session share (no fsync). Most tests want `postgres` instead."""
-    with tempfile.TemporaryDirectory(prefix="seamark-postgres-") as folder:
-        server = Postgres(Path(folder), overlay=UNSYNCED)
-        try:
-            server.start()
-            yield server
-        finally:
-            end(server)
+    # What a server that had to be killed has left may still be written to for a moment.
+    temporary = tempfile.TemporaryDirectory(prefix="seamark-postgres-", ignore_cleanup_errors=True)
+    server = Postgres(Path(AT_THE_END.enter_context(temporary)), overlay=UNSYNCED)
+    AT_THE_END.callback(_end_somehow, server)
+    server.start()
+    return server
+
+
+def _end_somehow(server: Postgres) -> None:
+    server.stop_seconds_max = END_SECONDS
+    with contextlib.suppress(ServerFailed):  # every test has had its say
+        end(server)
 
 
 @pytest.fixture
@@ -103,9 +119,9 @@ def postgres_template(postgres_server: Postgres) -> str:
 
 
 async def _make_template(server: Postgres, name: str) -> None:
-    admin = await asyncpg.connect(server.url, timeout=10)
+    admin = await asyncpg.connect(server.url, timeout=CONNECT_SECONDS)
     await admin.execute(f"CREATE DATABASE {name}")
-    await admin.close(timeout=10)
+    await admin.close(timeout=CONNECT_SECONDS)
     await migrate(server.database_url(name))
 
 
@@ -119,13 +135,13 @@ async def postgres(postgres_server: Postgres, postgres_template: str) -> AsyncIt
 @asynccontextmanager
 async def _database(server: Postgres, made_from: str = "") -> AsyncIterator[str]:
     name = f"test_{secrets.token_hex(6)}"
-    admin = await asyncpg.connect(server.url, timeout=10)
+    admin = await asyncpg.connect(server.url, timeout=CONNECT_SECONDS)
     try:
         await admin.execute(f"CREATE DATABASE {name} {made_from}", timeout=DATABASE_SECONDS)
         yield server.database_url(name)
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)", timeout=DATABASE_SECONDS)
     finally:
-        await admin.close(timeout=10)
+        await admin.close(timeout=CONNECT_SECONDS)
 
 
 @pytest.fixture

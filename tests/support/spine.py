@@ -20,7 +20,7 @@ from tests.support.tokens import SECRET
 from tests.support.waiting import ended
 
 API_KEY = "a key for tests"
-STOP_SECONDS = 20.0
+STOP_SECONDS = 40.0
 
 
 @dataclass

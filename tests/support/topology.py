@@ -100,5 +100,5 @@ async def send_as_they_are(broker: Broker, paths: Sequence[Path]) -> None:
             stream = path.name.split(".")[0]
             subject = f"$JS.API.CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}"
             body = b'{"stream_name":"%b","config":%b}' % (stream.encode(), path.read_bytes())
-        reply = await broker.request(subject, body, timeout_seconds=10)
+        reply = await broker.request(subject, body, timeout_seconds=30)
         assert json.loads(reply.payload).get("error") is None, (path.name, reply.payload)

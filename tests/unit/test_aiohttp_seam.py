@@ -58,7 +58,7 @@ async def test_a_websocket_of_ours_stands_on_all_that_one_of_aiohttp_stands_on()
             for path in ("/theirs", "/ours"):
                 async with http.ws_connect(path) as ws:
                     await ws.send_str("hello")
-                    assert (await ws.receive(timeout=5)).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+                    assert (await ws.receive(timeout=30)).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
     finally:
         await runner.cleanup()
     theirs, ours = ({name for name, value in made[path].items() if value is not None} for path in ("/theirs", "/ours"))

@@ -1,5 +1,6 @@
 """What keeps a development stack running: it starts again what ends, and a failure to do so is said, not the end."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,11 @@ async def test_a_fault_of_one_task_is_raised_as_itself(tmp_path: Path) -> None:
 def test_a_database_that_is_not_made_in_time_is_a_failure_with_its_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(stores, "READY_SECONDS_MAX", 0.2)
     server = Postgres(tmp_path)
-    with pytest.raises(ServerFailed, match=r"initdb did not end within 0\.2 s\nso far"):
-        server._initdb(["sh", "-c", "echo so far; exec sleep 20"])
+    for seconds in (0.2, 2.0, 20.0):
+        monkeypatch.setattr(stores, "READY_SECONDS_MAX", seconds)
+        with pytest.raises(ServerFailed, match=re.escape(f"initdb did not end within {seconds:g} s")) as failed:
+            server._initdb(["sh", "-c", "echo so far; exec sleep 60"])
+        if "\nso far" in str(failed.value):
+            return  # else a busy machine took longer to begin with it
+    pytest.fail(str(failed.value))

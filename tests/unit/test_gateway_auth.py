@@ -551,7 +551,7 @@ async def test_an_address_that_guesses_keys_uses_up_no_look_ups_of_others(monkey
 
 async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> None:
     table = Table()
-    keys = ApiKeys(table, guesses_per_minute=10)
+    keys = ApiKeys(table, guesses_per_minute=10, now=lambda: 0.0)
     table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     guesses = (keys.find(f"guess{number}", lambda: "1.2.3.4") for number in range(100))
     found = await asyncio.gather(*guesses, return_exceptions=True)
@@ -566,7 +566,7 @@ async def test_an_address_that_guesses_keys_is_stopped_and_no_other_one() -> Non
 
 async def test_a_service_that_begins_with_many_requests_at_once_is_not_taken_for_one_that_guesses() -> None:
     table = Table()
-    keys = ApiKeys(table, guesses_per_minute=10)
+    keys = ApiKeys(table, guesses_per_minute=10, now=lambda: 0.0)
     table.rows[hashlib.sha256(b"k").digest()] = Service("acme", frozenset())
     found = await asyncio.gather(*(keys.find("k", lambda: "1.2.3.4") for _ in range(100)))
     assert all(one is not None for one in found)

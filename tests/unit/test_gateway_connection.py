@@ -1,6 +1,7 @@
 """The gateway's connections: an answer that nobody reads is not held for ever."""
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -48,11 +49,20 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
 async def test_an_answer_that_is_read_slowly_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.carriers.connection.ANSWER_STUCK_SECONDS", 0.2)
     runner, port = await serve(asyncio.Event())
+    for _ in range(3):
+        if await read_slowly(port) > len(LARGE):
+            break  # else this machine may have stood still for as long, once
+    else:
+        pytest.fail("it was cut off, three times")
+    await runner.cleanup()
+
+
+async def read_slowly(port: int) -> int:
+    """How many bytes have come."""
     loop, received = asyncio.get_running_loop(), 0
-    with await client(port) as sock:
-        async with asyncio.timeout(20):
+    with await client(port) as sock, contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(30):
             while data := await loop.sock_recv(sock, 1 << 20):
                 received += len(data)
                 await asyncio.sleep(0.002)
-    assert received > len(LARGE)
-    await runner.cleanup()
+    return received

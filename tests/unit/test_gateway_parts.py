@@ -206,7 +206,7 @@ async def test_after_its_close_frame_an_outlet_takes_nothing_and_aborts_when_the
     outlet.send(b"{}")
     outlet.close(NO_PONG, "again")
     assert b"".join(pipe.written) == b"\x81\x02{}" + frames.close_frame(4408, "late")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while not pipe.aborted:
             await asyncio.sleep(0.01)
 

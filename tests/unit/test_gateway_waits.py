@@ -152,6 +152,6 @@ async def test_a_read_that_comes_as_the_gateway_ends_is_told_so_and_does_not_wai
     asked = asyncio.create_task(read)
     await asyncio.sleep(0)  # who writes it has not had a turn yet
     await records.close()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         with pytest.raises(Unavailable):
             await asked

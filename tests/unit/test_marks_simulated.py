@@ -42,7 +42,6 @@ async def violations(seeds: range) -> dict[int, list[str]]:
     return found
 
 
-@pytest.mark.timeout(120)
 async def test_whatever_is_lost_late_or_stale_every_record_is_appended_once_and_in_order() -> None:
     assert await violations(range(WORLDS)) == {}
 
@@ -113,7 +112,6 @@ def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
         "marks-not-cut",
     ],
 )
-@pytest.mark.timeout(120)
 async def test_every_mistake_in_the_protocol_is_noticed(
     target: Any, name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """An outage is waited for; a fault is not. So each failure of a store must be told for what it is."""
 
 import asyncio
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
@@ -78,18 +79,18 @@ async def test_a_fault_of_a_store_is_not_waited_for():
         raise StoreBroken("PostgreSQL: a constraint")
 
     with pytest.raises(StoreBroken):
-        await asyncio.wait_for(patience.patiently(ask), 5.0)
+        await asyncio.wait_for(patience.patiently(ask), 30.0)
     assert len(asked) == 1
 
 
-async def test_what_worked_for_longer_than_an_outage_may_last_is_tried_again_when_it_fails():
+async def test_what_worked_for_longer_than_an_outage_may_last_is_tried_again_when_it_fails(monkeypatch):
     asked = []
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: len(asked) * 2 * patience.PATIENCE_SECONDS))
 
     async def ask():
         asked.append(1)
-        await asyncio.sleep(0.1)
         if len(asked) == 1:
             raise StoreUnavailable("PostgreSQL: the server was restarted")
         return "done"
 
-    assert await patience.patiently(ask, seconds=0.05) == "done"
+    assert await patience.patiently(ask) == "done"

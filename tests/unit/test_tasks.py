@@ -23,7 +23,7 @@ async def test_a_swallowed_cancellation_ends_the_task_at_its_next_turn() -> None
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 20)
     assert turns == 1
 
 
@@ -52,11 +52,11 @@ async def test_work_has_ended_in_good_order_when_it_was_stopped_or_its_caller_wa
     await begun.wait()
     if how == "stop":
         stop.set()
-        await asyncio.wait_for(caller, 1)
+        await asyncio.wait_for(caller, 20)
     else:
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(caller, 1)
+            await asyncio.wait_for(caller, 20)
     assert ended
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() in ("work", "stop")] == []
 
