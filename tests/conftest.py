@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 import uvloop
 
-from tests.support.gateways import patient
+from tests.support.patience import patient
 from tests.support.servers import (
     AT_THE_END,
     empty_postgres,
