@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.broker import wire
+from engine.broker import jetstream, wire
 from engine.broker.jetstream import After, Broker, Outgoing
 from engine.errors import ApiError, Unanswered, Unavailable
-from engine.limits import BATCH_MESSAGES_MAX
+from engine.limits import APPEND_BUDGET_SECONDS, BATCH_MESSAGES_MAX
 from ops.dev.servers import NatsServer
+from tests.support.backoff import TwoAttempts
 from tests.support.logs import connected, eventually
 from tests.support.network import bad_network
 
@@ -67,6 +68,10 @@ async def test_the_same_message_id_is_stored_once(broker: Broker) -> None:
     assert await last_seq(broker) == 1
 
 
+AT_ONCE_SECONDS = APPEND_BUDGET_SECONDS / 2
+"""Less than any attempt that is repeated would take."""
+
+
 async def test_an_expected_sequence_that_is_wrong_is_refused_at_once(broker: Broker) -> None:
     await broker.append("s.a", b"1", after=After("S", 0))
     started = time.monotonic()
@@ -74,7 +79,7 @@ async def test_an_expected_sequence_that_is_wrong_is_refused_at_once(broker: Bro
         with pytest.raises(ApiError) as refused:
             await broker.append("s.a", b"2", after=After("S", wrong))
         assert refused.value.err_code == 10071
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < AT_ONCE_SECONDS
     assert (await broker.append("s.a", b"2", after=After("S", 1))).seq == 2
 
 
@@ -86,7 +91,7 @@ async def test_a_full_stream_refuses_at_once(broker: Broker) -> None:
     assert refused.value.err_code == 10077
     with pytest.raises(ApiError):
         await broker.commit([Outgoing("full.a", b"x" * 100), Outgoing("full.b", b"x" * 100)])
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < AT_ONCE_SECONDS
 
 
 async def fill(broker: Broker, subject: str) -> None:
@@ -102,11 +107,15 @@ async def test_an_append_waits_for_a_stream_that_is_not_there_yet(broker: Broker
     assert (await waiting).seq == 1
 
 
-async def test_an_append_to_nobody_is_unavailable_when_its_budget_is_spent(broker: Broker) -> None:
+async def test_an_append_to_nobody_is_unavailable_when_its_budget_is_spent(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last attempt of a short budget may have no time left for its answer, and then its outcome is unknown.
+    monkeypatch.setattr(jetstream, "Backoff", TwoAttempts)
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"no\.stream"):
-        await broker.append("no.stream.alice", b"x", budget_seconds=0.5)
-    assert 0.2 < time.monotonic() - started < 4
+        await broker.append("no.stream.alice", b"x")
+    assert 0.1 <= time.monotonic() - started < AT_ONCE_SECONDS
 
 
 async def test_an_append_goes_on_through_a_restart_of_the_server_and_stores_once(
@@ -127,7 +136,7 @@ async def test_an_unanswered_append_is_repeated_only_where_that_cannot_store_twi
         started = time.monotonic()
         with pytest.raises(Unanswered):
             await broker.append("s.a", b"x", budget_seconds=0.3)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < AT_ONCE_SECONDS
         # Both may be repeated; what they did stays unknown until the server answers.
         for options in ({"msg_id": "m1"}, {"after": After("S", 1)}):
             with pytest.raises(Unanswered):
@@ -243,14 +252,13 @@ async def test_of_two_batches_that_follow_the_same_mark_one_is_stored(broker: Br
 
 
 async def test_a_batch_without_a_stream_or_for_a_stream_that_takes_none_is_not_stored(broker: Broker) -> None:
-    async with asyncio.timeout(2):
-        for messages in ([Outgoing("no.stream", b"x")], [Outgoing("no.stream", b"x")] * 3):
-            with pytest.raises(Unavailable, match="no leader"):
-                await broker.commit(messages)
-        await make(broker, "PLAIN", allow_atomic=False)
-        for messages in ([Outgoing("plain.a", b"x")], [Outgoing("plain.a", b"x")] * 3):
-            with pytest.raises(ApiError):
-                await broker.commit(messages)
+    for messages in ([Outgoing("no.stream", b"x")], [Outgoing("no.stream", b"x")] * 3):
+        with pytest.raises(Unavailable, match="no leader"):
+            await broker.commit(messages)
+    await make(broker, "PLAIN", allow_atomic=False)
+    for messages in ([Outgoing("plain.a", b"x")], [Outgoing("plain.a", b"x")] * 3):
+        with pytest.raises(ApiError):
+            await broker.commit(messages)
     assert await last_seq(broker, "PLAIN") == 0
 
 
@@ -271,7 +279,7 @@ async def test_a_batch_in_flight_when_the_connection_is_lost_is_unanswered_at_on
     committing = asyncio.create_task(broker.commit([Outgoing("s.a", bytes(1000))] * 1000, timeout_seconds=30), name="c")
     await asyncio.sleep(0.1)
     nats_server.kill()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         with pytest.raises(Unanswered, match="lost"):
             await committing
     nats_server.start()
@@ -384,13 +392,9 @@ async def test_what_does_not_exist_is_an_api_error_and_nobody_to_ask_is_unavaila
     with pytest.raises(ApiError) as refused:
         await broker.leader_last("NONE", "a")
     assert refused.value.err_code == 10059
-    async with asyncio.timeout(4):
-        for attempt in (
-            broker.next_by_subject("NONE", "a", 1),
-            broker.last_by_subjects("NONE", ["a"]),
-        ):
-            with pytest.raises(Unavailable):
-                await attempt
+    for attempt in (broker.next_by_subject("NONE", "a", 1), broker.last_by_subjects("NONE", ["a"])):
+        with pytest.raises(Unavailable):
+            await attempt
 
 
 async def test_reads_the_server_does_not_answer_end_at_their_deadline(broker: Broker, nats_server: NatsServer) -> None:
@@ -404,7 +408,7 @@ async def test_reads_the_server_does_not_answer_end_at_their_deadline(broker: Br
         ):
             with pytest.raises(Unanswered):
                 await attempt
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < AT_ONCE_SECONDS
     assert broker._waiting == {}
 
 

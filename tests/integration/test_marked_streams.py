@@ -77,7 +77,7 @@ async def test_a_writer_of_another_stream_is_refused_whole_once_another_has_take
     new = await taken_over(broker)
     assert new.mark.next_seq == 10
     with pytest.raises(StepDown):
-        await asyncio.wait_for(old.append([Outgoing(JOB, b"late")], 9), 10)
+        await asyncio.wait_for(old.append([Outgoing(JOB, b"late")], 9), 30)
     await new.append([Outgoing(JOB, b"2")], 9)
     jobs = await whole_stream(broker, "JOBS", "job.>")
     assert [stored.payload for stored in jobs] == [b"1", b"2"]

@@ -1,6 +1,7 @@
 """The schema: made once, by whoever comes first; what a key in it is good for."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,12 +9,14 @@ import asyncpg
 import pytest
 
 from engine.errors import Unavailable
-from gateway.access.api_keys import ApiKeys, postgres_keys
+from gateway.access import api_keys
+from gateway.access.api_keys import ApiKeys, Holder, KeysAway, postgres_keys
 from gateway.access.key_table import hash_of
-from gateway.limits import API_KEY_QUERY_SECONDS, API_KEY_SECONDS
+from gateway.limits import API_KEY_SECONDS
 from ops import migrate as migrate_module
 from ops.dev.child import free_port
 from ops.migrate import migrate
+from tests.support.logs import eventually
 from tests.support.network import bad_network
 
 HASH = bytes(32)
@@ -40,7 +43,7 @@ async def test_keys_are_looked_up_again_soon_where_a_reader_holds_a_migration_up
     backup = await asyncpg.connect(empty_postgres)
     try:
         await backup.execute("BEGIN; LOCK TABLE api_keys IN ACCESS SHARE MODE")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(Unavailable, match="lock timeout"):
                 await migrate(empty_postgres)
         await backup.execute("ROLLBACK")
@@ -62,7 +65,10 @@ async def test_a_database_that_does_not_answer_is_said() -> None:
         ("revoked_at = now()", False),
     ],
 )
-async def test_a_key_is_good_until_it_expires_or_is_revoked(postgres: str, column: str, valid: bool) -> None:
+async def test_a_key_is_good_until_it_expires_or_is_revoked(
+    postgres: str, column: str, valid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_keys, "API_KEY_QUERY_SECONDS", 20.0)
     connection = await asyncpg.connect(postgres)
     keys = await postgres_keys(postgres)
     try:
@@ -84,11 +90,17 @@ async def test_a_look_up_of_a_silent_postgresql_ends_and_the_key_goes_on(postgre
         through = postgres.replace(f":{address.port}/", f":{network.port}/")
         now = [0.0]
         keys = ApiKeys(await postgres_keys(through), now=lambda: now[0])
+
+        async def known() -> Holder | None:
+            with contextlib.suppress(KeysAway):  # a busy machine may take longer than a look-up may
+                return await keys.find("sk")
+            return None
+
         try:
-            assert (found := await keys.find("sk")) is not None
+            found = await eventually(known)
             network.blackhole()
             now[0] = API_KEY_SECONDS + 1
-            async with asyncio.timeout(4 * API_KEY_QUERY_SECONDS):
+            async with asyncio.timeout(30):
                 assert await keys.find("sk") == found
             network.restore()
         finally:

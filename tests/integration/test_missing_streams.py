@@ -29,7 +29,7 @@ from projections.projection import INBOX
 from projections.rebuild.unread import rebuild_unread
 from projections.runner import ProjectionWorker
 from seamark.protocol.subjects import partition_of
-from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+from tests.support.logs import FAST, PATIENT, PIN_KEPT_SECONDS, all_records, connected, dispatching, eventually, publish
 from tests.support.overlays import SYNCED_LATE
 
 PARTITIONS = 4
@@ -99,8 +99,9 @@ async def test_a_log_that_is_deleted_under_a_batch_stops_its_partition(nats_serv
 
 async def test_while_one_log_is_missing_the_others_are_still_watched(nats_server: NatsServer, valkey: Valkey) -> None:
     async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
-        async with dispatching(nats_server.url, valkey.url) as working:
+        await topology.ensure(broker, "dev", overrides=PATIENT)
+        # Whoever lost a pin would have to look at all logs to take over again.
+        async with dispatching(nats_server.url, valkey.url, pin_timeout_seconds=PIN_KEPT_SECONDS) as working:
             await worked(broker, "e1")
             await broker.api("STREAM.DELETE.LOG-3")
             await eventually(stopped(working, 3))

@@ -16,10 +16,9 @@ from engine.partition import head
 from engine.partition import reader as partition
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from ops.dev.servers import NatsCluster, NatsServer
-from tests.support.logs import connected, eventually
+from tests.support.logs import PIN_KEPT_SECONDS, connected, eventually
 from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (
-    PIN_KEPT_SECONDS,
     SOURCE,
     Load,
     RecordingWorker,
@@ -34,7 +33,7 @@ from tests.support.waiting import ended
 pytestmark = pytest.mark.overlay(QUICK_DISK)
 
 KEPT = {"pin_timeout_seconds": PIN_KEPT_SECONDS}
-"""For a stream and its readers."""
+"""For a stream and its readers: no pin is lost but by what the test does itself, however slow the machine is."""
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,7 @@ async def test_a_reader_that_ends_gives_its_pin_back_and_the_standby_goes_on_at_
                 assert (owner.phase, standby.phase) == (Phase.READING, Phase.STANDBY)
                 await first.aclose()
                 await load.publish(100)
-                await done(store, load, seconds=PIN_KEPT_SECONDS / 2)
+                await done(store, load)
                 assert standby.phase is Phase.READING
         assert len(one.nc._subs) == len(one.nc.parser.handlers)
 

@@ -26,7 +26,11 @@ EVENT = {"to": ["alice"], "type": "order.shipped"}
 
 
 @pytest.fixture
-async def gateway(nats_server: NatsServer, postgres: str, valkey: Valkey) -> AsyncIterator[TestGateway]:
+async def gateway(
+    nats_server: NatsServer, postgres: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[TestGateway]:
+    # However slow the machine is: without a word of Redis nothing may be changed, and marks stay for a minute.
+    monkeypatch.setattr("engine.profiles.cache.REDIS_SECONDS", 20.0)
     await add_key(postgres, KEY, SCOPES, "acme")
     async with gateway_on(nats_server, postgres_url=postgres, redis_url=valkey.url) as gateway:
 
@@ -110,9 +114,9 @@ async def test_a_patch_changes_what_it_names_and_only_of_the_version_it_was_made
 
 
 async def test_of_patches_at_the_same_time_each_counts_and_of_one_version_one_wins(gateway: TestGateway) -> None:
-    await asyncio.gather(*(patched(gateway, {"types": {f"a.{n}": {"push": "off"}}}) for n in range(12)))
+    await asyncio.gather(*(patched(gateway, {"types": {f"a.{n}": {"push": "off"}}}) for n in range(6)))
     held = (await ask(gateway, "GET", "preferences"))[1]
-    assert len(held["document"]["types"]) == 12
+    assert len(held["document"]["types"]) == 6
     version = held["version"]
     ends = await asyncio.gather(
         *(ask(gateway, "PATCH", "preferences", {"locale": f"de-{at}"}, version=version) for at in ("AT", "CH", "DE"))
@@ -193,7 +197,7 @@ async def test_an_explanation_says_when_it_is_decided_again(gateway: TestGateway
 async def test_an_explanation_knows_which_transactions_are_cancelled(gateway: TestGateway) -> None:
     event = {**EVENT, "transaction_id": "order 17"}
     assert (await explained(gateway, event))["plan"]["email"]["why"] == "default"
-    await cancel(gateway.broker, "acme", "order 17", budget_seconds=5)
+    await cancel(gateway.broker, "acme", "order 17", budget_seconds=30)
     email = {"when": "never", "why": "cancelled"}
 
     async def told() -> bool:

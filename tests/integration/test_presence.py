@@ -11,7 +11,7 @@ import pytest
 
 from engine.topology import server as topology
 from gateway.presence.gateways import ASK, HERE
-from gateway.presence.limits import ANSWER_SECONDS
+from gateway.presence.limits import ANSWER_SECONDS, GATEWAY_FORGOTTEN_SECONDS, SIGN_OUTS_OLD_SECONDS
 from ops.dev.servers import NatsServer
 from tests.integration.test_events_api import KEY, add_key
 from tests.support.gateways import Device, TestGateway, gateway_on
@@ -31,7 +31,7 @@ def answers_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def answers_in_a_second(monkeypatch: pytest.MonkeyPatch, answers_are_waited_for: None) -> None:
-    """As it is: whoever has not answered by then is named."""
+    """As it is: whoever has not answered by then is named, on a busy machine perhaps also one that does answer."""
     monkeypatch.setattr("gateway.presence.gateways.ANSWER_SECONDS", ANSWER_SECONDS)
 
 
@@ -99,7 +99,7 @@ async def test_every_gateway_tells_of_the_devices_on_all_of_them(nats_server: Na
                 "phone": first.context.gateways.id,
                 "laptop": second.context.gateways.id,
             }
-            assert all(each["carrier"] == "ws" and each["silent_seconds"] < 5 for each in found["sessions"])
+            assert all(each["carrier"] == "ws" and each["silent_seconds"] < 60 for each in found["sessions"])
             assert found["silent"] == []
         assert [each["device"] for each in (await asked(first, user="bob"))[1]["sessions"]] == ["tablet"]
         assert (await asked(first, user="nobody"))[1]["sessions"] == []
@@ -118,7 +118,7 @@ async def test_a_session_that_is_over_is_not_told_of(nats_server: NatsServer, po
 
 @pytest.mark.usefixtures("answers_in_a_second")
 async def test_a_gateway_that_does_not_answer_is_named_and_one_that_leaves_is_forgotten(
-    nats_server: NatsServer, postgres: str
+    nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with gateways(nats_server, postgres, 1) as (first,):
         async with gateway_on(nats_server, topology_ready=True) as second:
@@ -129,22 +129,27 @@ async def test_a_gateway_that_does_not_answer_is_named_and_one_that_leaves_is_fo
                 subscription.unsubscribe()
             await second.context.broker.flush()
             _, found = await asked(first)
-            assert (found["silent"], found["complete"]) == ([name], False)
-        assert name not in known(first)
+            assert name in found["silent"]
+            assert found["complete"] is False
+        await eventually(lambda: name not in known(first))
+        monkeypatch.setattr("gateway.presence.gateways.ANSWER_SECONDS", 20.0)
         assert (await asked(first))[1]["silent"] == []
 
 
 async def test_whether_all_were_asked_is_known_only_after_having_listened_for_long_enough(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.presence.roll.GATEWAY_FORGOTTEN_SECONDS", 3.0)
+    async def complete() -> bool:
+        return bool((await asked(first))[1]["complete"])
+
     async with gateways(nats_server, postgres) as (first, _):
-        first.context.gateways._roll.deaf(time.monotonic())
-        assert (await asked(first))[1]["complete"] is False
-
-        async def complete() -> bool:
-            return bool((await asked(first))[1]["complete"])
-
+        roll = first.context.gateways._roll
+        assert not await complete(), "it has just started"
+        roll.deaf(time.monotonic() - GATEWAY_FORGOTTEN_SECONDS - 1)
+        assert await complete()
+        roll.deaf(time.monotonic())
+        assert not await complete()
+        monkeypatch.setattr("gateway.presence.roll.GATEWAY_FORGOTTEN_SECONDS", 1.0)
         await eventually(complete)
 
 
@@ -215,7 +220,7 @@ async def test_a_gateway_that_starts_later_knows_who_was_signed_out_before(
 ) -> None:
     old = bearer(iat=int(time.time()) - 5)
     async with gateways(nats_server, postgres, 1) as (first,):
-        for number in range(30):
+        for number in range(10):
             assert (await ended(first, user=f"user-{number}"))[0] == 200
         assert (await ended(first))[0] == 200
         async with gateway_on(nats_server, topology_ready=True) as later:
@@ -230,8 +235,8 @@ async def test_a_gateway_without_its_bucket_says_what_to_do_and_believes_tokens_
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gateway of this version over the topology of the one before."""
-    monkeypatch.setattr("gateway.access.sign_outs.FIRST_READ_SECONDS", 0.1)
     async with gateways(nats_server, postgres, 1) as (first,):
+        monkeypatch.setattr("gateway.access.sign_outs.FIRST_READ_SECONDS", 0.1)
         await first.broker.api("STREAM.DELETE.KV_signouts")
         async with gateway_on(nats_server, topology_ready=True, postgres_url=postgres) as gateway:
             async with gateway.http.get(f"{gateway.url}/readyz") as response:
@@ -279,7 +284,6 @@ async def test_a_sign_out_is_never_taken_back_by_an_older_one(nats_server: NatsS
 async def test_a_cut_off_gateway_believes_no_token_and_obeys_what_it_missed_when_it_is_back(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.access.sign_outs.SIGN_OUTS_OLD_SECONDS", 1.5)
     old, new = bearer(iat=int(time.time()) - 5), bearer(iat=int(time.time()) + 20)
     async with gateways(nats_server, postgres, 1) as (first,), bad_network(nats_server.port) as way:
         behind: Any = SimpleNamespace(url=f"nats://127.0.0.1:{way.port}")
@@ -288,13 +292,16 @@ async def test_a_cut_off_gateway_believes_no_token_and_obeys_what_it_missed_when
             async with connected_device(far) as phone:
                 way.blackhole()
                 _, found = await ended(first)
-                assert (found["silent"], found["complete"]) == ([far.context.gateways.id], False)
+                assert far.context.gateways.id in found["silent"]
+                assert found["complete"] is False
+                monkeypatch.setattr("gateway.access.sign_outs.SIGN_OUTS_OLD_SECONDS", 1.5)
                 await eventually(lambda: not far.context.sign_outs.known)
                 for headers in (old, new):
                     async with far.http.get(f"{far.url}/v1/inbox", headers=headers) as response:
                         assert response.status == 503
                 async with far.http.get(f"{far.url}/readyz") as response:
                     assert "signed out" in (await response.text())
+                monkeypatch.setattr("gateway.access.sign_outs.SIGN_OUTS_OLD_SECONDS", SIGN_OUTS_OLD_SECONDS)
                 way.restore()
                 assert (await phone.closed(30))[0] == 4401
                 await eventually(lambda: far.context.sign_outs.known)
@@ -305,10 +312,10 @@ async def test_a_cut_off_gateway_believes_no_token_and_obeys_what_it_missed_when
 async def test_a_gateway_that_is_cut_off_for_long_sends_its_devices_elsewhere(
     nats_server: NatsServer, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.presence.gateways.ALONE_SECONDS", 1.0)
     monkeypatch.setattr("gateway.presence.gateways.BEAT_SECONDS", 0.2)
     async with gateways(nats_server, postgres, 1) as (gateway,), connected_device(gateway) as phone:
         nats_server.kill()
+        monkeypatch.setattr("gateway.presence.gateways.ALONE_SECONDS", 1.0)
         assert (await phone.closed())[0] == 1012
         assert phone.frames[-1]["op"] == "bye"
         nats_server.start()
@@ -343,11 +350,15 @@ async def test_a_tenant_that_asks_without_end_is_slowed_down(
 ) -> None:
     monkeypatch.setattr("gateway.context.QUESTIONS_PER_MINUTE", 20)
     async with gateways(nats_server, postgres, 1) as (gateway,):
-        statuses = [(await asked(gateway))[0] for _ in range(25)]
+        statuses = [(await asked(gateway))[0]]
+        while statuses[-1] == 200:
+            assert len(statuses) < 60, "more than comes back meanwhile, however slow the machine is"
+            statuses.append((await asked(gateway))[0])
         assert statuses[0] == 200
         assert statuses[-1] == 429
 
 
+@pytest.mark.usefixtures("answers_in_a_second")  # one of them passes for a gateway, which does not answer
 async def test_what_is_no_question_or_answer_harms_nobody(nats_server: NatsServer, postgres: str) -> None:
     async with gateways(nats_server, postgres) as (first, _):
         for subject in (ASK, f"{HERE}.x", f"gateways.answer.{first.context.gateways.id}"):

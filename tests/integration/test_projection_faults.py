@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from engine import metrics
 from engine.partition import reader as partition
 from engine.partition.reader import Phase
 from engine.topology import server as topology
@@ -45,6 +46,13 @@ def lag(projection: str) -> float:
 def _quick(monkeypatch):
     monkeypatch.setattr(partition, "STOPPED_RETRY_SECONDS", 0.2)
     monkeypatch.setattr(runner, "LAG_SECONDS", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def _unstopped():
+    """Whatever an earlier test of this process has left."""
+    for consumer in ("inbox-0", "unread-0", "deliveries-0"):
+        metrics.partition("LOG-0", consumer).stopped.set(0)
 
 
 async def test_a_constraint_stops_the_partition_with_the_reason_while_the_lag_rises_and_once_mended_it_goes_on(

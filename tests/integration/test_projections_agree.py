@@ -50,7 +50,11 @@ new = {"id": "e1", "kind": "notification"}
 read = {"id": "r", "kind": "read", "ids": ["e1"]}
 READ_THEN_PUBLISHED_AGAIN = [(USERS[0], 1, new), (USERS[0], 1, read), (USERS[0], 1, new)]
 
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def listed(log: Sequence[Delivered], now: int) -> dict[str, Counter[str]]:
@@ -88,7 +92,7 @@ def counted(log: Sequence[Delivered], now: int) -> dict[str, Unread]:
     return unread_fold.fold(log, now * 1000, bound=BOUND, remembered=REMEMBERED)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(drawn=READ_THEN_PUBLISHED_AGAIN, later=0)
 @given(drawn=logs, later=st.integers(0, 60))
 def test_the_count_and_the_list_of_the_same_log_agree_at_any_moment_from_its_end_on(drawn: Any, later: int) -> None:

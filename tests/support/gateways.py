@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 
@@ -165,7 +166,17 @@ async def again_and_again(say: Callable[[], Awaitable[Any]]) -> AsyncIterator[No
 
 @asynccontextmanager
 async def gateway_on(nats: NatsServer, *, topology_ready: bool = False, **options: Any) -> AsyncIterator[TestGateway]:
-    """A gateway over `nats`, stopped at the end; a fault of the gateway fails the test."""
+    """A gateway over `nats`, stopped at the end; a fault of the gateway fails the test.
+
+    It waits longer for PostgreSQL to know a key: on a busy machine the first look-up, which connects, may take its two seconds.
+    """
+    with patch("gateway.access.api_keys.API_KEY_QUERY_SECONDS", 20.0):
+        async with _serving(nats, topology_ready, options) as gateway:
+            yield gateway
+
+
+@asynccontextmanager
+async def _serving(nats: NatsServer, topology_ready: bool, options: dict[str, Any]) -> AsyncIterator[TestGateway]:
     settings = NatsSettings(nats.url)
     broker = await connect(settings)
     stop = asyncio.Event()

@@ -23,7 +23,8 @@ from tests.support.waiting import ended
 
 PIN_TIMEOUT_SECONDS = 1.0
 FAST = Overrides(replicas=1, pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
-PATIENT = Overrides(replicas=1, pin_timeout_seconds=60.0)
+PIN_KEPT_SECONDS = 60.0
+PATIENT = Overrides(replicas=1, pin_timeout_seconds=PIN_KEPT_SECONDS)
 """Where nobody takes over: who stands still for a moment must not lose what it owns."""
 
 BROKER_IS_SLOW: Final = frozenset({
@@ -92,7 +93,13 @@ async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 @contextlib.asynccontextmanager
-async def dispatching(url: str, redis_url: str, sources: Sequence[EventSource] = SOURCES) -> AsyncIterator[Dispatcher]:
+async def dispatching(
+    url: str,
+    redis_url: str,
+    sources: Sequence[EventSource] = SOURCES,
+    *,
+    pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
+) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
     async with connected(url) as broker, redis_at(redis_url) as redis, watching(broker) as cancels:
         dispatcher = Dispatcher(
@@ -101,7 +108,7 @@ async def dispatching(url: str, redis_url: str, sources: Sequence[EventSource] =
             await read_partitions(broker),
             sources=sources,
             cancels=cancels,
-            pin_timeout_seconds=PIN_TIMEOUT_SECONDS,
+            pin_timeout_seconds=pin_timeout_seconds,
         )
         async with at_work(dispatcher.run(), "dispatcher"):
             yield dispatcher

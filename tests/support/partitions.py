@@ -16,9 +16,6 @@ from tests.support.topology import Overrides
 PIN_TIMEOUT_SECONDS = 1.0
 """For tests that do not mind when a pin is lost: each pause of this process may cost it."""
 
-PIN_KEPT_SECONDS = 30.0
-"""For tests in which no pin may be lost but by what they do themselves, however slow the machine is."""
-
 SOURCE = Source("EV", "reader", "ev.0.>")
 
 

@@ -69,21 +69,32 @@ class FixedProfiles:
 
 
 def planner_of(
-    broker: Broker, pool: asyncpg.Pool, rules: FixedRules, profiles: FixedProfiles, partitions: int
+    broker: Broker,
+    pool: asyncpg.Pool,
+    rules: FixedRules,
+    profiles: FixedProfiles,
+    partitions: int,
+    pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
 ) -> Planner:
     return Planner(
-        broker, pool, rules, profiles, lambda tenant, user: (), partitions, pin_timeout_seconds=PIN_TIMEOUT_SECONDS
+        broker, pool, rules, profiles, lambda tenant, user: (), partitions, pin_timeout_seconds=pin_timeout_seconds
     )
 
 
 @contextlib.asynccontextmanager
 async def planning(
-    url: str, pool: asyncpg.Pool, rules: FixedRules | None = None, profiles: FixedProfiles | None = None
+    url: str,
+    pool: asyncpg.Pool,
+    rules: FixedRules | None = None,
+    profiles: FixedProfiles | None = None,
+    *,
+    pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
 ) -> AsyncIterator[Planner]:
     """A planner at work on a connection of its own; a fault of it fails the test."""
     async with connected(url) as broker:
+        partitions = await read_partitions(broker)
         work = planner_of(
-            broker, pool, rules or FixedRules(), profiles or FixedProfiles(), await read_partitions(broker)
+            broker, pool, rules or FixedRules(), profiles or FixedProfiles(), partitions, pin_timeout_seconds
         )
         async with at_work(work.run(), "planner"):
             yield work
