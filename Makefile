@@ -27,7 +27,7 @@ lint: setup     ## ruff and mypy; the SDK for every platform
 	for platform in win32 darwin; do $(BIN)/mypy --platform $$platform -p seamark || exit 1; done
 
 bench: setup    ## all benchmarks, one JSON object each
-	@for name in fanout sustained dispatch campaign users storm idle resume rebuild inbox; do $(BIN)/python -m bench $$name $(ARGS) || exit 1; done
+	@for name in fanout sustained dispatch later campaign users storm idle resume rebuild inbox; do $(BIN)/python -m bench $$name $(ARGS) || exit 1; done
 
 chaos: setup    ## the failure scenarios, longer than the tests run them
 	SEAMARK_CHAOS_SECONDS=$${SEAMARK_CHAOS_SECONDS:-120} $(BIN)/pytest -q tests/failure $(ARGS)

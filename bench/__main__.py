@@ -14,6 +14,7 @@ from bench import fanout as fanout_bench
 from bench import idle as idle_bench
 from bench import imports as imports_bench
 from bench import inbox as inbox_bench
+from bench import later as later_bench
 from bench import months as months_bench
 from bench import rebuild as rebuild_bench
 from bench import resume as resume_bench
@@ -55,6 +56,22 @@ def dispatch(
     measure(
         "dispatch", dispatch_bench.run(events=events, users=users, data=data, sync=sync, hurry=quick), data, quick=quick
     )
+
+
+@app.command()
+def later(
+    events: int = 10_000,
+    users: int = 2_000,
+    ahead: Annotated[float, typer.Option(help="Seconds in which they are published and put off.")] = 15.0,
+    data: Data = None,
+    sync: Sync = None,
+    quick: Quick = False,
+) -> None:
+    """How long events take that all are due in one moment, against the broker's own limit."""
+    if quick:
+        events, users, ahead = 500, 50, 4.0
+    work = later_bench.run(events=events, users=users, ahead_seconds=ahead, data=data, sync=sync, hurry=quick)
+    measure("later", work, data, quick=quick)
 
 
 @app.command()
@@ -113,7 +130,7 @@ def sustained(
 ) -> None:
     """The rate held (p99 <= 500 ms, nothing lost, every lag < 1000) from a publisher to devices that acknowledge."""
     if quick:
-        rates, sockets, seconds = "200", 20, 1.0
+        rates, sockets, seconds = "200", 20, 2.0
     work = sustained_bench.run(
         rates=[int(rate) for rate in rates.split(",")],
         sockets=sockets,

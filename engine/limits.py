@@ -99,6 +99,14 @@ CANCEL_SETTLE_SECONDS = 1.25
 CLAIM_SECONDS = 72 * 3600
 """Deduplication horizon: how long a (tenant, event id) is remembered by default."""
 
+DUE_SECONDS = 7 * 86_400
+"""How long LATER keeps what was due: as long as EVENTS keeps what nobody dispatches, and longer than claims are remembered, after
+whose horizon nothing is sent by a wake-up. Logs, whose marks say what was dispatched, must keep theirs longer."""
+
+LATER_SUBJECTS_MAX = 2_000_000
+"""Times (and tenants) that events in LATER may wait for. Each is a subject, and mostly a schedule, in the memory of the broker:
+some 500 bytes. Without a bound, one event for each tenth of a second would be a cheap way to fill it."""
+
 CLAIMS_OWED_MAX = 100_000
 """Claims missed while Redis was away, written afterwards; beyond it they are counted as lost."""
 

@@ -42,7 +42,7 @@ def partition(stream: str, consumer: str) -> PartitionMetrics:
 
 
 dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by outcome", ("outcome",))
-"""outcome: appended, duplicate, dead."""
+"""outcome: appended, put_off, duplicate, dead."""
 
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
 dead_letters_trimmed = Counter(

@@ -68,6 +68,7 @@ class StreamState:
     config: dict[str, Any] = field(repr=False)
     oldest_at: float = math.inf
     bytes: int = 0
+    subjects: int = 0
     asked_at: float = math.inf
     replicas: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
@@ -150,6 +151,7 @@ def stream_state(stream: str, answer: Mapping[str, Any]) -> StreamState:
         config=config,
         oldest_at=datetime.fromisoformat(state["first_ts" if state["messages"] else "last_ts"]).timestamp(),
         bytes=state["bytes"],
+        subjects=state.get("num_subjects", 0),
         asked_at=datetime.fromisoformat(answer["ts"]).timestamp(),
         replicas=(answer.get("cluster") or {}).get("replicas") or (),
     )

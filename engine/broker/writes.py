@@ -17,6 +17,7 @@ from seamark.protocol.subjects import (
     DEAD_LETTERS_STREAM,
     EVENTS_STREAM,
     JOBS_STREAM,
+    LATER_STREAM,
     RECEIPTS_STREAM,
     log_stream,
 )
@@ -26,7 +27,9 @@ _STREAMS: Final = {
     "bulk": BULK_STREAM,
     "rcpt": RECEIPTS_STREAM,
     "dlq": DEAD_LETTERS_STREAM,
-} | dict.fromkeys(("job", "jobsched", "jmark"), JOBS_STREAM)
+    **dict.fromkeys(("job", "jobsched", "jmark"), JOBS_STREAM),
+    **dict.fromkeys(("wait", "later", "due"), LATER_STREAM),
+}
 """By the first word of their subjects, as far as that word alone tells."""
 
 
@@ -76,6 +79,8 @@ def stream_of_subject(subject: str) -> str | None:
     kind, _, rest = subject.partition(".")
     if kind in ("log", "mark"):
         number = rest.partition(".")[0]
+        if kind == "mark" and number == "later":
+            return LATER_STREAM
         return log_stream(int(number)) if number.isdecimal() else None
     if kind == "$KV":
         return f"KV_{rest.partition('.')[0]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
 
 import structlog
 
@@ -17,7 +16,8 @@ from engine.limits import APPEND_BUDGET_SECONDS, LETTER_SECONDS
 from engine.log.incarnations import stream_of
 from engine.log.marks import Mark
 from engine.log.stalls import Stall
-from engine.partition.reader import Delivered, PartitionReader, Phase
+from engine.partition.reader import PartitionReader, Phase
+from engine.partition.worker import delivered
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 _log = structlog.get_logger("seamark.dispatcher")
@@ -97,7 +97,7 @@ class Burials:
             page = await self._page(self.first, last)
             for stored in page:
                 self.first = stored.seq
-                if isinstance(found := plan(_delivered(stored), epoch), Dead):
+                if isinstance(found := plan(delivered(stored), epoch), Dead):
                     await store_letter(self._broker, found, self._q, epoch)
                 if self._epoch != epoch:
                     return  # the partition was taken over meanwhile, in another incarnation of EVENTS
@@ -133,11 +133,6 @@ class Burials:
             self._stall = None
 
 
-def _delivered(stored: Stored) -> Delivered:
-    at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
-    return Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
-
-
 async def store_letter(
     broker: Broker, dead: Dead, event_partition: int, epoch: str, *, budget_seconds: float = APPEND_BUDGET_SECONDS
 ) -> None:
@@ -146,20 +141,20 @@ async def store_letter(
     Raises:
         Unavailable, Unanswered, ApiError: it could not be stored; the event must not be passed over then.
     """
-    delivered = dead.delivered
+    event = dead.delivered
     headers = {
         "Seamark-Reason": dead.reason,
         "Seamark-Detail": _header_text(dead.detail),
-        "Seamark-Original": f"{epoch}.{delivered.seq}",
-        "Seamark-Subject": _header_text(delivered.subject.decode("utf-8", "replace")),
+        "Seamark-Original": f"{epoch}.{event.seq}",
+        "Seamark-Subject": _header_text(event.subject.decode("utf-8", "replace")),
     }
     for name in (b"traceparent", b"tracestate"):
-        if value := wire.header(delivered.headers, name):
+        if value := wire.header(event.headers, name):
             headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
-    subject = dead_letter_subject(event_partition, epoch, delivered.seq)
+    subject = dead_letter_subject(event_partition, epoch, event.seq)
     try:
         after = After(DEAD_LETTERS_STREAM, 0)
-        await broker.append(subject, delivered.payload, headers, after=after, budget_seconds=budget_seconds)
+        await broker.append(subject, event.payload, headers, after=after, budget_seconds=budget_seconds)
     except ApiError as error:
         if error.err_code != WRONG_LAST_SEQUENCE:
             raise

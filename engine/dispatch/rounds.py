@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from engine.broker import wire
-from engine.broker.jetstream import Outgoing
-from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, FAN_OUT_MESSAGES_MAX
+from engine.broker.jetstream import Outgoing, Stored
+from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
+from engine.dispatch.source import Place
+from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
 from engine.log.marks import Mark
-from engine.partition.reader import Delivered
+from engine.partition.worker import Delivered, delivered
 from seamark.protocol import events
+from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, Recipient
 from seamark.protocol.limits import RECORD_BYTES_MAX
@@ -28,6 +31,10 @@ _MESSAGE_OVERHEAD_BYTES = 512
 """Protocol line, subject and batch headers of one message, generously."""
 
 
+End = tuple[int, str | None]
+"""Where a round leaves its places: behind a message, or behind a part of it."""
+
+
 class Dead(NamedTuple):
     """An event that is refused, and why."""
 
@@ -37,11 +44,20 @@ class Dead(NamedTuple):
 
 
 class Planned(msgspec.Struct, frozen=True, gc=False):
-    """An event with its records' template, ready to be claimed and fanned out."""
+    """An event with its records' template, ready to be claimed and fanned out.
+
+    Attributes:
+        later: the event as it is stored, where it has to be put off.
+        part: what the parts of an event begin with that was put off; `seq` is that of its wake-up then.
+        claimed: the positions under which its id was claimed before it was due.
+    """
 
     seq: int
     accepted: Accepted
     template: NotificationTemplate
+    later: Delivered | None = None
+    part: str = ""
+    claimed: tuple[str, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -52,19 +68,27 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     planned: Planned
 
     @property
-    def is_of_many(self) -> bool:
-        """Whether its event is for so many users that the first should not wait for a full batch."""
-        return len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
+    def part(self) -> str:
+        """Which part of message `seq` this is, in the order marks count in."""
+        return self.planned.part + self.recipient.token
 
-    def message(self, partition: int) -> Outgoing:
+    def most(self, inside: bool) -> int:
+        """How many messages its batch may have. `inside`: the batch holds other records of its event.
+
+        Of an event for very many users the first should not wait for a full batch.
+        """
+        of_many = inside and len(self.planned.accepted.recipients) >= FAN_OUT_MESSAGES_MAX
+        return FAN_OUT_MESSAGES_MAX if of_many else BATCH_MESSAGES_MAX
+
+    def message(self, place: Place) -> Outgoing:
         token = self.recipient.token
-        subject = f"log.{partition}.{self.planned.accepted.at.tenant_token}.{token}"
+        subject = f"log.{place}.{self.planned.accepted.at.tenant_token}.{token}"
         template = self.planned.template
         return Outgoing(subject, template.body(self.recipient.user), template.lines)
 
 
 class Batch(NamedTuple):
-    """Messages of one atomic batch and the position they bring the partition to (see `Mark`)."""
+    """Messages of one atomic batch and the position they bring their place to (see `Mark`)."""
 
     messages: list[Outgoing]
     seq: int
@@ -73,63 +97,135 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class Round:
-    """Consecutive events of one partition, checked. `last_seq` is where the home mark will stand afterwards."""
+    """Consecutive events of one partition, checked.
+
+    `last_seq` and `last_part` are where the home mark will stand afterwards. `puts_off`: some of its events are not due yet.
+    """
 
     planned: list[Planned] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
     last_seq: int = 0
     oldest_nanoseconds: int = 0
+    last_part: str | None = None
+    puts_off: bool = False
+
+    @property
+    def end(self) -> End:
+        """Where its places stand behind it."""
+        return self.last_seq, self.last_part
 
 
 def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
     """Cut a pulled batch into rounds whose home batch is usually one atomic batch."""
     current, records = Round(), 0
-    for delivered in batch:
-        outcome = plan(delivered, epoch)
+    for event in batch:
+        outcome = plan(event, epoch)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
         if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
             current, records = Round(), 0
         records += size
-        current.last_seq = delivered.seq
-        current.oldest_nanoseconds = current.oldest_nanoseconds or delivered.time_nanoseconds
+        current.last_seq = event.seq
+        current.oldest_nanoseconds = current.oldest_nanoseconds or event.time_nanoseconds
         if isinstance(outcome, Dead):
             current.dead.append(outcome)
         else:
             current.planned.append(outcome)
+            current.puts_off = current.puts_off or outcome.later is not None
     if current.last_seq:
         yield current
 
 
-def plan(delivered: Delivered, epoch: str) -> Planned | Dead:
-    """Check one event in every respect that could fail; afterwards only passing failures remain."""
+def due_rounds(page: Page, wake_up: Delivered, *, last: bool) -> Iterator[Round]:
+    """Cut events that are due by a wake-up into rounds. `last`: nothing else is due by it."""
+    current, records = Round(last_seq=wake_up.seq), 0
+    for stored in page.events:
+        outcome = plan_due(stored, wake_up)
+        size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
+        if records and records + size >= BATCH_MESSAGES_MAX:
+            yield current
+            current, records = Round(last_seq=wake_up.seq), 0
+        records += size
+        current.last_part = behind(page.tenth, stored.seq)
+        current.oldest_nanoseconds = int(moment_of(page.tenth).timestamp() * 1e9)
+        if isinstance(outcome, Dead):
+            current.dead.append(outcome)
+        else:
+            current.planned.append(outcome)
+    if last:
+        current.last_part = None
+    yield current
+
+
+def plan(event: Delivered, epoch: str) -> Planned | Dead:
+    """Check one event in every respect that could fail; afterwards only passing failures remain.
+
+    Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
+    """
+
+    def checked() -> Planned | Dead:
+        stored_at = datetime.fromtimestamp(event.time_nanoseconds / 1e9, UTC)
+        planned = _planned(event, Cursor(epoch, event.seq), stored_at)
+        send_at = planned.accepted.event.send_at
+        if send_at is None or send_at <= stored_at:
+            return planned
+        events.check_send_at(planned.accepted.event, stored_at)
+        return msgspec.structs.replace(planned, later=event)
+
+    return _survived(event, checked)
+
+
+def plan_due(stored: Stored, wake_up: Delivered) -> Planned | Dead:
+    """The same of an event that was put off and is due. Its records say where it was when it was published."""
+    event = delivered(stored)
+
+    def checked() -> Planned | Dead:
+        tenth, origin = waiting_tenth(stored.subject), origin_of(event.headers)
+        published, due_at = msgspec.structs.replace(event, subject=origin.subject), moment_of(tenth)
+        woken_at = datetime.fromtimestamp(wake_up.time_nanoseconds / 1e9, UTC)
+        if woken_at > due_at + timedelta(seconds=CLAIM_SECONDS):
+            return Dead(published, "late", f"it was due at {due_at.isoformat()}: who sent it first is forgotten by now")
+        planned = _planned(published, origin.place, due_at)
+        part = part_of(tenth, stored.seq)
+        return msgspec.structs.replace(planned, seq=wake_up.seq, part=part, claimed=origin.positions)
+
+    return _survived(event, checked)
+
+
+def _planned(event: Delivered, place: Cursor, at: datetime) -> Planned:
+    """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
+    headers = event.headers
+    traceparent = wire.header(headers, b"traceparent")
+    accepted = events.accept(
+        event.subject.decode(),
+        event.payload,
+        traceparent,
+        wire.header(headers, b"tracestate") if traceparent else None,
+    )
+    template = NotificationTemplate(accepted, place.epoch, place.seq, at)
+    if template.size > RECORD_BYTES_MAX:
+        raise InvalidEvent("size", f"a record of this event would have {template.size} bytes")
+    return Planned(event.seq, accepted, template)
+
+
+def _survived(event: Delivered, checked: Callable[[], Planned | Dead]) -> Planned | Dead:
     try:
-        headers = delivered.headers
-        traceparent = wire.header(headers, b"traceparent")
-        accepted = events.accept(
-            delivered.subject.decode(),
-            delivered.payload,
-            traceparent,
-            wire.header(headers, b"tracestate") if traceparent else None,
-        )
-        stored_at = datetime.fromtimestamp(delivered.time_nanoseconds / 1e9, UTC)
-        template = NotificationTemplate(accepted, epoch, delivered.seq, stored_at)
-        if template.size > RECORD_BYTES_MAX:
-            return Dead(delivered, "size", f"a record of this event would have {template.size} bytes")
-        return Planned(delivered.seq, accepted, template)
+        return checked()
     except InvalidEvent as error:
-        return Dead(delivered, error.reason, error.detail)
+        return Dead(event, error.reason, error.detail)
+    except NotPutOff as error:
+        return Dead(event, "not_put_off", str(error))
     except UnicodeDecodeError:
-        return Dead(delivered, "subject", "the subject is not UTF-8")
+        return Dead(event, "subject", "the subject is not UTF-8")
     except Exception as error:
         # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
-        _log.exception("event_not_planned", seq=delivered.seq)
-        return Dead(delivered, "internal", f"{type(error).__name__} while planning")
+        _log.exception("event_not_planned", seq=event.seq)
+        return Dead(event, "internal", f"{type(error).__name__} while planning")
 
 
-def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry]]:
+def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Entry | PutOff]]:
     """The records of each partition, by event and then by recipient's token: the order marks count in."""
-    entries: dict[int, list[Entry]] = {}
+    entries: dict[Place, list[Entry | PutOff]] = {}
     for event in planned:
         at = event.accepted.at
         for recipient in event.accepted.recipients:
@@ -140,31 +236,32 @@ def fan_out(planned: Iterable[Planned], partitions: int) -> dict[int, list[Entry
     return entries
 
 
-def not_covered(entries: Sequence[Entry], mark: Mark) -> list[Entry]:
-    """What a partition's mark does not say to be applied already. `entries` are in the order marks count in."""
+def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:
+    """What a place's mark does not say to be applied already. `entries` are in the order marks count in."""
     if not entries or entries[0].seq > mark.seq:
         return list(entries)
-    return [entry for entry in entries if not mark.covers(entry.seq, entry.recipient.token)]
+    return [entry for entry in entries if not mark.covers(entry.seq, entry.part)]
 
 
-def batches(entries: Sequence[Entry], partition: int, last_seq: int) -> Iterator[Batch]:
-    """Cut a partition's records into atomic batches; bodies are built as each batch is due, not before.
+def batches(
+    entries: Sequence[Entry | PutOff], place: Place, last_seq: int, last_part: str | None = None
+) -> Iterator[Batch]:
+    """Cut the entries of a place into atomic batches; bodies are built as each batch is due, not before.
 
-    Each batch says the position it brings the partition to: a user inside an event when the cut falls there, the event
-    when it falls behind it, `last_seq` for the last one. There is always a last one, be it without records.
+    Each batch says the position it brings the place to: a part of a message when the cut falls inside it, the message
+    when it falls behind it, `last_seq` and `last_part` for the last one. There is always a last one, be it without messages.
     """
     messages: list[Outgoing] = []
     size = 0
     for index, entry in enumerate(entries):
-        message = entry.message(partition)
+        message = entry.message(place)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
         before = entries[index - 1] if index else entry
         inside = before.seq == entry.seq
-        most = FAN_OUT_MESSAGES_MAX if inside and entry.is_of_many else BATCH_MESSAGES_MAX
-        if messages and (len(messages) >= most - 1 or size + cost > BATCH_BYTES_MAX):
-            yield Batch(messages, before.seq, before.recipient.token if inside else None)
+        if messages and (len(messages) >= entry.most(inside) - 1 or size + cost > BATCH_BYTES_MAX):
+            yield Batch(messages, before.seq, before.part if inside else None)
             messages, size = [], 0
-            message = entry.message(partition)  # as it is now: it may be withheld since
+            message = entry.message(place)  # as it is now: it may be withheld since
         messages.append(message)
         size += cost
-    yield Batch(messages, last_seq, None)
+    yield Batch(messages, last_seq, last_part)

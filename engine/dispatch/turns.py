@@ -17,13 +17,13 @@ pause, 20 batches a second of what may wait are still appended, so that no backl
 class Turns:
     """Lets urgent sources go first.
 
-    What may wait is built and appended one batch at a time, each when nothing urgent is under way. So however much of it waits,
-    an urgent event finds at most one such batch before it, in this process and in the broker.
+    What may wait is built and appended one batch of a source at a time, each when nothing urgent is under way. So however much
+    of it waits, an urgent event finds at most one such batch of each source before it, in this process and in the broker.
     """
 
     def __init__(self) -> None:
         self._urgent = _Urgent()
-        self._patient = _Patient(self._urgent.none)
+        self._patient: dict[str, _Patient] = {}
 
     def work(self, source: EventSource) -> AbstractContextManager[None]:
         """To be entered for as long as events of `source` are worked on."""
@@ -31,7 +31,9 @@ class Turns:
 
     def turn(self, source: EventSource) -> AbstractAsyncContextManager[None]:
         """To be entered for each batch of `source`: waits until it is its turn."""
-        return nullcontext() if source.urgent else self._patient
+        if source.urgent:
+            return nullcontext()
+        return self._patient.setdefault(source.stream, _Patient(self._urgent.none))
 
 
 class _Urgent:
@@ -53,7 +55,7 @@ class _Urgent:
 
 
 class _Patient:
-    """The turn of what may wait. `quiet`: nothing urgent is under way."""
+    """The turn of a source that may wait. `quiet`: nothing urgent is under way."""
 
     def __init__(self, quiet: asyncio.Event) -> None:
         self._quiet = quiet

@@ -174,7 +174,8 @@ class PartitionReader:
                 self.phase = Phase.TAKING_OVER
             raise Unanswered(f"{source.stream} ends at {state.last_seq}, and {next_seq} was to come next")
         # Not where nothing of this partition waited when what is left was stored already: others' messages were trimmed.
-        if state.first_seq > next_seq and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
+        moved = state.first_seq > next_seq and not source.sparse
+        if moved and state.oldest_at > self._clear_at - CLOCKS_SECONDS:
             self._metrics.possibly_trimmed.inc()
             self._log.error("messages_may_be_trimmed_unread", next_seq=next_seq, first_seq=state.first_seq)
         # Before the answer comes, a message with consumer sequence 1 may be there already.

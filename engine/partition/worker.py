@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
-from engine.broker.jetstream import StreamState
+from engine.broker.jetstream import Stored, StreamState
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A partition of a stream and the durable consumer that reads it."""
+    """A partition of a stream and the durable consumer that reads it.
+
+    `sparse`: messages of others leave the stream by themselves, so that a beginning that has moved says nothing about ours.
+    """
 
     stream: str
     consumer: str
     subject: str
+    sparse: bool = False
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
@@ -27,6 +32,12 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
     time_nanoseconds: int
     headers: bytes
     payload: bytes
+
+
+def delivered(stored: Stored) -> Delivered:
+    """A message that was read by itself, as a partition would bring it."""
+    at = int(datetime.fromisoformat(stored.time).timestamp() * 1e9)
+    return Delivered(stored.subject.encode(), stored.seq, at, stored.headers, stored.payload)
 
 
 class Worker(Protocol):

@@ -17,9 +17,10 @@ import structlog
 
 from engine.broker.answers import PARTITIONS_KEY
 from engine.broker.jetstream import Broker
+from engine.dispatch.later import WATERMARK_KEY
 from engine.dispatch.source import SOURCES
 from engine.errors import BrokerError, PartitionStopped, TopologyError
-from engine.limits import MONITOR_SECONDS
+from engine.limits import DUE_SECONDS, MONITOR_SECONDS
 from engine.log.incarnations import RESTORED
 from engine.log.marks import PlacedMark
 from engine.log.writer import read_mark
@@ -29,7 +30,7 @@ from engine.topology.files import Profile, is_log, log_partition, render
 from engine.topology.plan import Observed, decide, remembered_partitions
 from engine.topology.room import Intake, read_intake, room
 from engine.topology.size import FULL_SHARE
-from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM, log_stream
+from seamark.protocol.subjects import EVENTS_STREAM, JOBS_STREAM, LATER_STREAM, log_stream
 
 VERSION_MIN: Final = (2, 14)
 """CONSUMER.RESET, the reading head's way back to a position, is in 2.14 and later."""
@@ -256,7 +257,7 @@ def _ages(seen: Seen) -> Iterator[Finding]:
     ages = {name: stream.config.get("max_age", 0) for name, stream in seen.observed.streams.items()}
     for name, age in ages.items():
         for source in (each.stream for each in SOURCES if each.stream in ages):
-            kept = ages[source]
+            kept = DUE_SECONDS * 1e9 if source == LATER_STREAM else ages[source]
             if is_log(name) and age and (not kept or age <= kept):
                 detail = f"{name} keeps records for {age / 86400e9:.3g} days, no longer than {source} keeps events"
                 yield Finding("wanted", "max_age", detail, "Let logs outlive events.")
@@ -265,11 +266,15 @@ def _ages(seen: Seen) -> Iterator[Finding]:
 def _room(seen: Seen) -> Iterator[Finding]:
     remedy = "Raise max_bytes in its file (seamark topology size)."
     for name, stream in seen.observed.streams.items():
-        share = stream.bytes / stream.config["max_bytes"] if stream.config.get("max_bytes", -1) > 0 else 0.0
+        bound, watermark = stream.config.get("max_bytes", -1), int(stream.metadata.get(WATERMARK_KEY, 0))
+        share = stream.bytes / max(bound, watermark) if max(bound, watermark) > 0 else 0.0
         said = f"{name} is {100 * share:.0f} % full"
         found = room(stream, seen.intakes.get(name, Intake(0, 0.0)))
         rate = "" if found is None else f", {found.detail()}"
-        if share > FULL_SHARE:
+        if share > FULL_SHARE and watermark:
+            detail = f"{said}: what is to be sent later will become dead letters"
+            yield Finding("warn", "room", detail, f"Raise {WATERMARK_KEY} in its file.")
+        elif share > FULL_SHARE:
             yield Finding("warn", "room", f"{said} and will refuse{rate}", remedy)
         elif found is not None:
             yield Finding("warn" if found.soon else "ok", "room", said + rate, remedy if found.soon else "")

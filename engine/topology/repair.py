@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
-from engine.dispatch.source import EVENTS, SOURCES, EventSource
+from engine.dispatch.source import EVENTS, LATER, SOURCES, EventSource
 from engine.errors import ApiError, TopologyError
 from engine.log.incarnations import is_younger, stream_of
 from engine.log.writer import read_mark
@@ -46,11 +46,13 @@ async def examine(broker: Broker, source: EventSource = EVENTS) -> Found:
     if partitions is None:
         raise TopologyError("EVENTS does not say how many partitions it has", "Run seamark topology apply first.")
     logs = {p: await stream_of(broker, log_stream(p)) for p in range(partitions)}
-    marks = {(p, q): await read_mark(broker, source.marked(p, q)) for p in logs for q in logs}
+    places = source.places(partitions)
+    marks = {(place, q): await read_mark(broker, source.marked(place, q)) for place in places for q in logs}
     planned = {p: await read_mark(broker, position.marked(p)) for p in logs} if source == EVENTS else {}
     recorded, revision = await topology.read_epochs(broker)
     # The source after the marks: a dispatcher at work would be ahead of what was read before.
     found = Found(await stream_of(broker, source.stream), logs, marks, recorded or {}, revision, source=source)
+    found = replace(found, later=await stream_of(broker, LATER.stream))
     if planned:
         found = replace(found, jobs=await stream_of(broker, JOBS_STREAM), planned=planned)
     known = {pair: mark.seq for pair in marks if (mark := found.known(*pair)) is not None}

@@ -1,8 +1,9 @@
 """Where dispatchers go on when they cannot know it themselves: decided here from what was found, nothing is touched.
 
-A mark counts in an incarnation of its source (EVENTS, BULK) and lies in an incarnation of its LOG. Dispatchers translate one that
-is older where the streams' lineage says what it means (`engine.log.incarnations`). Else they stop, because only an operator knows
-what the new incarnation holds. The operator names a position, and that is written; marks that can be read are left alone.
+A mark counts in an incarnation of its source (EVENTS, BULK, LATER) and lies in one of its LOG, or of LATER. Dispatchers translate
+one that is older where the streams' lineage says what it means (`engine.log.incarnations`). Else they stop, because only an
+operator knows what the new incarnation holds. The operator names a position, and that is written; marks that can be read are
+left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, cast
 import msgspec
 
 from engine.broker.answers import StreamState
-from engine.dispatch.source import EVENTS, SOURCES, EventSource
+from engine.dispatch.source import EVENTS, LATER_PLACE, SOURCES, EventSource, Place
 from engine.errors import PartitionStopped, TopologyError
 from engine.log.incarnations import RESTORED, continues, place_of, renumbered, translated, younger
 from engine.log.marks import NO_MARK, Mark, PlacedMark
@@ -58,33 +59,40 @@ def parse_positions(texts: Sequence[str]) -> dict[str, Positions]:
 class Found:
     """What the server holds of one source, whose stream is `events`.
 
-    `marks` are by (LOG partition, event partition); `recorded` are the epochs dispatchers expect.
+    `marks` are by (place, event partition); `recorded` are the epochs dispatchers expect.
     `planned` are the planners' marks in `jobs`, by the partition of their log.
     `late` are the marks whose last event in the present stream was stored after they were written: another event than they mean.
     """
 
     events: StreamState
     logs: Mapping[int, StreamState]
-    marks: Mapping[tuple[int, int], PlacedMark]
+    marks: Mapping[tuple[Place, int], PlacedMark]
     recorded: Mapping[str, str]
     revision: int = 0
-    late: frozenset[tuple[int, int]] = frozenset()
+    late: frozenset[tuple[Place, int]] = frozenset()
     jobs: StreamState | None = None
     planned: Mapping[int, PlacedMark] = field(default_factory=dict)
     source: EventSource = EVENTS
+    later: StreamState | None = None
 
-    def marks_of(self, event_partition: int) -> dict[int, Mark]:
-        """The marks of an event partition by the partition of the LOG they lie in."""
+    def stream(self, place: Place) -> StreamState:
+        """The stream of a place that holds a mark."""
+        found = self.later if place == LATER_PLACE else self.logs[place]
+        assert found is not None
+        return found
+
+    def marks_of(self, event_partition: int) -> dict[Place, Mark]:
+        """The marks of an event partition by the place they lie in."""
         return {p: at.mark for (p, q), at in self.marks.items() if q == event_partition and at.mark is not None}
 
     def named(self, event_partition: int) -> str:
         """An event partition as operators name it."""
         return f"partition {place_of(self.events.name)}{event_partition}"
 
-    def known(self, partition: int, event_partition: int) -> Mark | None:
+    def known(self, place: Place, event_partition: int) -> Mark | None:
         """A mark in the present numbering of its source, if it still tells something."""
-        mark = self.marks.get((partition, event_partition), NO_MARK).mark
-        return None if mark is None or (partition, event_partition) in self.late else renumbered(mark, self.events)
+        mark = self.marks.get((place, event_partition), NO_MARK).mark
+        return None if mark is None or (place, event_partition) in self.late else renumbered(mark, self.events)
 
 
 def decide(founds: Sequence[Found], positions: Mapping[str, Positions], owner: str) -> Plan:
@@ -135,8 +143,8 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
     yield from _partition_notes(found, q, home, marks.get(q))
     # Every owner begins with the home mark's term plus one: were it below a foreign mark's, it would step down for ever.
     term = max((mark.term for mark in marks.values()), default=0) + 1
-    for p in (*sorted(marks.keys() - {q}), q):
-        known, log = found.known(p, q), found.logs[p]
+    for p in (*sorted(marks.keys() - {q}, key=str), q):
+        known, log = found.known(p, q), found.stream(p)
         sound = known is not None and continues(log, known.stream_epoch)
         if sound and (p != q or (position == "mark" and marks[q].term >= term - 1)):
             continue
@@ -201,7 +209,9 @@ def _shown(mark: Mark | None, found: Found) -> str:
         return "no mark"
     partly = f", users up to {mark.user}" if mark.user is not None else ""
     partly += f", dead letters missing from event {mark.unburied} on" if mark.unburied is not None else ""
-    return f"event {mark.seq}{partly} of {found.events.name} {mark.epoch} in LOG {mark.stream_epoch}, term {mark.term}"
+    return (
+        f"event {mark.seq}{partly} of {found.events.name} {mark.epoch} in stream {mark.stream_epoch}, term {mark.term}"
+    )
 
 
 def _log_notes(found: Found) -> Iterator[str]:

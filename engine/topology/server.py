@@ -32,7 +32,7 @@ from engine.topology import plan as topology_plan
 from engine.topology.diff import changes_between
 from engine.topology.files import Override, Profile, is_log, log_partition, render
 from engine.topology.plan import Observed, Plan, Step, recorded_streams, remembered_partitions
-from seamark.protocol.subjects import CONTROL_BUCKET, JOBS_STREAM, log_stream
+from seamark.protocol.subjects import CONTROL_BUCKET, JOBS_STREAM, LATER_STREAM, log_stream
 
 Answer = TypeVar("Answer")
 
@@ -333,9 +333,9 @@ async def _begin_planning(broker: Broker, step: Step) -> None:
 
 
 async def _put_mark(broker: Broker, subject: str, mark: Mapping[str, Any], seq: int) -> None:
-    """Write a mark behind the one that is at `seq`. In JOBS it takes its place."""
+    """Write a mark behind the one that is at `seq`. In JOBS and LATER it takes its place."""
     stream = stream_of_subject(subject) or ""
-    headers = {"Nats-Rollup": "sub"} if stream == JOBS_STREAM else {}
+    headers = {"Nats-Rollup": "sub"} if stream in (JOBS_STREAM, LATER_STREAM) else {}
     await broker.append(subject, msgspec.json.encode(mark), headers, after=After(stream, seq))
 
 

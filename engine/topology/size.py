@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from engine.dispatch.later import WATERMARK_KEY
 from engine.errors import TopologyError
-from engine.limits import BATCH_MESSAGES_MAX, LINGER_SECONDS
+from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LINGER_SECONDS
 from engine.topology.accounts import with_logs
 from engine.topology.files import PARTITIONS_MAX, check_partitions, files_folder, is_log, render
-from seamark.protocol.subjects import JOBS_STREAM
+from seamark.protocol.subjects import JOBS_STREAM, LATER_STREAM
 
 # What a record takes on disk beside its JSON: subject, headers of its batch, the file's own frame. Measured: 137 with a
 # tenant and a user of 20 bytes together.
@@ -212,6 +213,10 @@ def _streams(demand: Demand, partitions: int, files: Mapping[str, Mapping[str, A
         if name == JOBS_STREAM:
             marks = f"{partitions} marks of {MARK_BYTES} B. It has no bound, for a stream with schedules cannot refuse"
             yield StreamSize(name, 1, partitions * MARK_BYTES, 0, ages[name], marks)
+        elif name == LATER_STREAM:
+            most = int(config["metadata"][WATERMARK_KEY])
+            why_later = "its watermark, as in its file. It has no bound, for a stream with schedules cannot refuse"
+            yield StreamSize(name, 1, most, 0, DUE_SECONDS / _DAY, why_later)
         elif name not in why and not is_log(name):
             as_filed = "as in its file: it does not grow with the rate"
             yield StreamSize(name, 1, 0, config["max_bytes"], ages[name], as_filed)

@@ -50,7 +50,7 @@ def publish(
         Text, typer.Option("--expires-at", help="After it, it does not count. RFC 3339 with an offset.")
     ] = None,
     send_at: Annotated[
-        Text, typer.Option("--send-at", help="When it is due. Not supported yet: such an event is refused.")
+        Text, typer.Option("--send-at", help="When it is sent, at most 30 days ahead. RFC 3339 with an offset.")
     ] = None,
     channel: Annotated[
         list[str] | None, typer.Option("--channel", help="Only this channel, such as inapp; repeat for several.")

@@ -147,7 +147,7 @@ def verify_deleted(
 ) -> None:
     """Look everywhere for what is left of a user. Exit code 0: nothing is; 1: something is, or may still arrive.
 
-    Events in EVENTS and dead letters, which may name others too, leave by age and are not looked at.
+    Events that are stored or wait, and dead letters, which may name others too, leave by age and are not looked at.
     """
     import uvloop
 

@@ -163,7 +163,7 @@ class Publisher:
                 Such a message is handed over once. `PublishFailed` then says that nobody may have got it.
             collapse_key: only the newest record per key counts as unread.
             expires_at: not delivered after it.
-            send_at: when it is due.
+            send_at: when it is sent, at most 30 days ahead; at once, if that is past.
             channels: only these channels.
             transaction_id: names what the event belongs to.
             subject: what the event is about, as CloudEvents has it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -25,6 +25,7 @@ from seamark.protocol.limits import (
     FANOUT_BYTES_MAX,
     LABEL_CHARS_MAX,
     RECIPIENTS_MAX,
+    SEND_AHEAD_SECONDS_MAX,
 )
 
 Priority = Literal["critical", "high", "normal", "low"]
@@ -138,7 +139,7 @@ def _check_identity(event: Event, at: subjects.EventSubject) -> None:
     if event.semantics == "at_most_once":
         raise InvalidEvent("semantics", NOT_HERE)
     if event.send_at is not None:
-        raise InvalidEvent("send_at", "`send_at` is not supported: publish the event when it is due")
+        _check_moment("send_at", event.send_at)
     if event.transaction_id is not None:
         _check_transaction(event.transaction_id)
     if event.time is not None:
@@ -184,6 +185,17 @@ def _check_moment(name: str, moment: datetime) -> None:
         raise InvalidEvent(
             name, f"`{name}` must carry an offset and lie in the years 1 to 9999, such as 2026-01-31T12:00:00Z"
         )
+
+
+def check_send_at(event: Event, now: datetime) -> None:
+    """Refuse what is to be sent too far ahead of `now`.
+
+    Raises:
+        InvalidEvent: with the remedy.
+    """
+    if event.send_at is not None and event.send_at > now + timedelta(seconds=SEND_AHEAD_SECONDS_MAX):
+        days = SEND_AHEAD_SECONDS_MAX // 86_400
+        raise InvalidEvent("send_at", f"`send_at` lies more than {days} days ahead: publish the event later")
 
 
 def _has_utc(moment: datetime) -> bool:
@@ -286,6 +298,7 @@ def encode(
     named = [user for user in users if not user.startswith(subjects.TOPIC)] if topics else users
     checked = payload if len(named) == len(users) else msgspec.json.encode({**body, "to": named or ["somebody"]})
     accepted = accept(subjects.stored_event(subject, 0), checked)
+    check_send_at(accepted.event, datetime.now(UTC))
     if accepted.event.priority == "low":
         subject = subjects.bulk_subject(tenant, key, type)
     return Encoded(subject, payload, message_id(tenant, id))

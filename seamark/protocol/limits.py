@@ -41,6 +41,9 @@ NOW_RECIPIENTS_MAX = 100
 RECORD_BYTES_MAX = 1 << 20
 """One record: the limits above keep it far below; the broker would close the connection over one above `max_payload`."""
 
+SEND_AHEAD_SECONDS_MAX = 30 * 86_400
+"""How far ahead `send_at` may lie: what waits takes room in the broker, and nobody remembers longer what they have ordered."""
+
 REQUEST_ID_CHARS_MAX = 64
 """`id` of a client's frame, which comes back in the `error` about it: a UUID fits, whatever it is written like."""
 

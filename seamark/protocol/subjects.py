@@ -188,9 +188,27 @@ def receipt_subject(partition: int, tenant: str, user: str) -> str:
     return f"rcpt.{partition}.{encode_token(tenant)}.{encode_user(user)}"
 
 
-def mark_subject(partition: int, event_partition: int | str) -> str:
-    """Where event partition `event_partition` keeps its position in LOG-`partition`; other sources than EVENTS add a letter."""
-    return f"mark.{partition}.{event_partition}"
+def mark_subject(place: int | str, event_partition: int | str) -> str:
+    """Where event partition `event_partition` keeps its position in LOG-`place`, or in LATER (`later`).
+
+    Other sources than EVENTS add a letter to the numbers of their partitions.
+    """
+    return f"mark.{place}.{event_partition}"
+
+
+def waiting_subject(event_partition: int, tenth: int, tenant_token: str = "*") -> str:
+    """Where LATER keeps the events of a tenant until this tenth of a second has come (Unix time)."""
+    return f"wait.{event_partition}.{tenth}.{tenant_token}"
+
+
+def schedule_subject(event_partition: int, slot: int) -> str:
+    """Where LATER keeps the schedule of a slot."""
+    return f"later.{event_partition}.{slot}"
+
+
+def wake_up_subject(event_partition: int, slot: int) -> str:
+    """Where LATER stores what a schedule becomes when the time of its slot has come."""
+    return f"due.{event_partition}.{slot}"
 
 
 def plan_mark_subject(partition: int) -> str:
@@ -210,6 +228,7 @@ def log_stream(partition: int) -> str:
 
 EVENTS_STREAM = "EVENTS"
 BULK_STREAM = "BULK"
+LATER_STREAM = "LATER"
 RECEIPTS_STREAM = "RECEIPTS"
 DEAD_LETTERS_STREAM = "DEAD-LETTERS"
 JOBS_STREAM = "JOBS"

@@ -16,6 +16,8 @@ from tests.support import commands
 from tests.support.commands import ENV
 from tests.support.forks import ROOT
 
+pytestmark = pytest.mark.timeout(240)
+
 
 def seamark(*words: str, url: str) -> subprocess.CompletedProcess[str]:
     return commands.seamark(*words, SEAMARK_POSTGRES_URL=url)
@@ -124,7 +126,7 @@ def test_the_package_that_only_migrations_need_is_named(postgres: str, tmp_path:
         env=ENV | {"SEAMARK_POSTGRES_URL": postgres, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=90,
     )
     assert done.returncode == MISCONFIGURED
     assert "seamark-server[migrate]" in done.stderr

@@ -63,7 +63,7 @@ def answered(url: str, token: str, body: Any = None) -> tuple[int, Any]:
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, {}
@@ -96,7 +96,7 @@ def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
         assert process.poll() is None, log.read_text()
         yield address
         process.send_signal(signal.SIGTERM)
-        assert process.wait(40) == 0, log.read_text()
+        assert process.wait(90) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -104,7 +104,7 @@ def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
 
 def _status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=20) as answer:
             return int(answer.status)
     except OSError:
         return 0
@@ -124,6 +124,7 @@ def _publish(reader: Manual, folder: Path) -> None:
     fields = ["--source", "shop", "--subject", "order-17", "--transaction-id", "t1", "--time", "2026-01-31T12:00:00Z"]
     fields += ["--priority", "high", "--category", "orders", "--semantics", "effectively_once", "--channel", "inapp"]
     fields += ["--collapse-key", "order-17", "--expires-at", "2036-01-31T12:00:00Z", "--key", "order-17"]
+    fields += ["--send-at", "2026-01-31T12:00:00Z"]
     words = ["publish", "--to", "carol", "--type", "order.shipped", "--data", '{"order":17}', "--id", "o17", *fields]
     [stored] = lines(reader.seamark(*words, "--json"))
     assert (stored["event_id"], stored["duplicate"]) == ("o17", False)
@@ -163,7 +164,7 @@ asyncio.run(main())
         reader.seamark("broadcast", "--type", "system.down", "--data", '{"in":5}', "--json")
         words = ["--to", "carol", "--type", "chat.typing", "--semantics", "at_most_once", "--json"]
         assert lines(reader.seamark("publish", *words))[0]["seq"] is None
-        output, _ = device.communicate(timeout=30)
+        output, _ = device.communicate(timeout=90)
         told = [line for line in output.splitlines() if line != "live"]
         assert told == ["system.down {'in': 5}", "chat.typing {}"]
     finally:
@@ -643,7 +644,7 @@ def _repair(reader: Manual, folder: Path) -> None:
 @contextmanager
 def dispatcher_frozen(stack: Stack) -> Iterator[None]:
     """Without a dispatcher at work, once the broker has noticed: one that ends would be started again at once."""
-    [dispatcher] = [child for child in stack.children() if child.cmdline()[-1] == "dispatcher"]
+    dispatcher = stack.child("dispatcher")
     dispatcher.suspend()
     try:
         wait_for(lambda: "being read" not in stack.refused("topology", "repair", "--at", "mark"))

@@ -21,7 +21,7 @@ from tests.support.roles import dispatcher_processes, gateway_role
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT), pytest.mark.overlay(QUICK_DISK)]
 
-PUBLISHES = 8_000 + int(SECONDS * 600)
+PUBLISHES = 6_000 + int(SECONDS * 620)
 USERS = [f"user{number}" for number in range(200)]
 
 

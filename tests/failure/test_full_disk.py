@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -65,12 +66,13 @@ def tells_of_a_full_disk(reasons: list[str]) -> bool:
 
 
 def health_urls(stack: Stack) -> dict[str, str]:
-    """Where each role says whether it is ready."""
+    """Where each role says whether it is ready; empty until all of them listen there."""
     urls = {}
     for role in ("dispatcher", "projector", "gateway"):
-        lines = (stack.data / f"{role}.log").read_text().splitlines()
-        starts = [line for line in map(json.loads, lines) if line.get("event") == "role_starting"]
-        urls[role] = f"http://127.0.0.1:{starts[-1]['health_port']}"
+        found = re.findall(r'"health_port": (\d+),', (stack.data / f"{role}.log").read_text())
+        if not found:
+            return {}
+        urls[role] = f"http://127.0.0.1:{found[-1]}"
     return urls
 
 
@@ -81,7 +83,7 @@ async def test_a_full_disk_makes_every_role_unready_until_room_is_made_and_the_s
     stack.output = tmp_path / "output.txt"  # what it says of a full disk must find room
     await asyncio.to_thread(stack.start)
     try:
-        roles = health_urls(stack)
+        roles = await eventually(lambda: health_urls(stack))
         await eventually(lambda: not any(map(reasons_at, roles.values())))
         hog = fill(disk, LEFT_BYTES)
         async with connected(stack.describe().nats_url) as broker:

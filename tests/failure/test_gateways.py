@@ -121,7 +121,7 @@ async def test_killed_gateways_cost_no_record_none_twice_and_none_out_of_order(
                         yield
 
                 async with tormented(kills):
-                    await append(broker, rng, 6_000)
+                    await append(broker, rng, 4_000)
                 await judge(broker, devices)
                 assert sum(device.connects for device in devices) > len(devices)  # or the kills hit nobody
 
@@ -144,7 +144,7 @@ async def test_a_killed_broker_costs_no_record_none_twice_and_none_out_of_order(
                         yield
 
                 async with tormented(kills):
-                    await append(broker, rng, 3_000)
+                    await append(broker, rng, 2_000)
                 await judge(broker, devices)
 
 

@@ -9,9 +9,10 @@ from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from tests.support.chaos import Chaos
 from tests.support.logs import PATIENT, connected
+from tests.support.overlays import QUICK_DISK
 from tests.support.roles import DispatcherProcess, dispatcher_processes
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240), pytest.mark.overlay(QUICK_DISK)]
 
 
 def peak_bytes(process: DispatcherProcess) -> int:

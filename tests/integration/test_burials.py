@@ -11,7 +11,7 @@ from chaos.load import whole_stream
 from engine import metrics
 from engine.broker.jetstream import Broker, Page, StreamState
 from engine.dispatch import burials as burying
-from engine.dispatch.burials import Burials, _delivered, store_letter
+from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.rounds import Dead, plan
 from engine.dispatch.source import EVENTS
 from engine.errors import ApiError, Unanswered
@@ -20,6 +20,7 @@ from engine.log.marks import Mark
 from engine.log.writer import read_mark
 from engine.partition import reader as reading
 from engine.partition.reader import Phase
+from engine.partition.worker import delivered
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import partition_of
@@ -38,7 +39,7 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
 async def dead_events(broker: Broker, count: int) -> list[Dead]:
     for number in range(count):
         await broker.append("events.default.user1.demo.bad", b"{no json %d" % number)
-    outcomes = [plan(_delivered(stored), "e") for stored in await whole_stream(broker, "EVENTS", f"ev.{Q}.>")]
+    outcomes = [plan(delivered(stored), "e") for stored in await whole_stream(broker, "EVENTS", f"ev.{Q}.>")]
     assert all(isinstance(outcome, Dead) for outcome in outcomes)
     return [outcome for outcome in outcomes if isinstance(outcome, Dead)]
 

@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from engine.broker.jetstream import Broker, Outgoing
 from engine.dispatch import dispatcher
-from engine.dispatch.dispatcher import Dispatcher, DispatchWorker
+from engine.dispatch.dispatcher import Dispatcher
 from engine.dispatch.source import EVENTS
+from engine.dispatch.worker import DispatchWorker
 from engine.errors import PartitionStopped, TopologyError
 from engine.log.incarnations import read_partitions
 from engine.log.marks import NO_MARK

@@ -63,7 +63,8 @@ async def test_epochs_are_random_distinct_and_recorded(broker: Broker):
     epochs = [stream.epoch or "" for stream in observed.streams.values()]
     assert len(set(epochs)) == len(FILES.streams)
     assert all(re.fullmatch(r"[a-z0-9]{8}", epoch) for epoch in epochs)
-    recorded = {name: observed.streams[name].epoch for name in ("EVENTS", "BULK", "LOG-0", "LOG-1", "LOG-2", "LOG-3")}
+    named = ("EVENTS", "BULK", "LATER", *(f"LOG-{p}" for p in range(4)))
+    recorded = {name: observed.streams[name].epoch for name in named}
     assert observed.epochs == recorded
     state = await broker.stream("LOG-3")
     assert (state.epoch, state.partitions) == (recorded["LOG-3"], 4)

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,12 @@ from engine.controls.changing import Asked
 from engine.controls.desk import Desk
 from engine.controls.document import Kill
 from engine.directory.bell import listen, ring
+from engine.dispatch.later import due_by, tenth_of, with_schedules
+from engine.dispatch.source import EVENTS, LATER_PLACE
 from engine.errors import ApiError, BrokerError, Forbidden
 from engine.log.incarnations import read_partitions
+from engine.log.writer import read_mark
+from engine.partition.worker import delivered
 from engine.topology import server as topology
 from engine.topology.files import files_folder, render
 from gateway.access.sign_outs import SignOuts
@@ -33,6 +38,7 @@ from seamark.protocol.subjects import (
     log_subject,
     mark_subject,
     receipt_subject,
+    waiting_subject,
 )
 from tests.support.commands import seamark
 from tests.support.logs import eventually
@@ -186,9 +192,10 @@ async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(c
     arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     inbox = dispatcher.nc.new_inbox()
     dispatcher.subscribe(inbox, lambda subject, *_: arrived.set_result(subject))
-    assert (await dispatcher.api("CONSUMER.INFO.BULK.dispatch-3"))["name"] == "dispatch-3"
-    await dispatcher.api("CONSUMER.RESET.BULK.dispatch-0", {"seq": 1})
-    await dispatcher.api("CONSUMER.UNPIN.BULK.dispatch-0", {"group": "owner"})
+    for source in ("BULK", "LATER"):
+        assert (await dispatcher.api(f"CONSUMER.INFO.{source}.dispatch-3"))["name"] == "dispatch-3"
+        await dispatcher.api(f"CONSUMER.RESET.{source}.dispatch-0", {"seq": 1})
+        await dispatcher.api(f"CONSUMER.UNPIN.{source}.dispatch-0", {"group": "owner"})
     for q in range(4):
         dispatcher.publish(
             f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-{q}",
@@ -205,6 +212,22 @@ async def test_a_dispatcher_reads_its_consumers_commits_to_logs_and_sets_aside(c
     assert (await dispatcher.commit([Outgoing(log_subject(0, "default", "alice"), b"{}"), mark])).seq == 2
     assert (await dispatcher.leader_last("LOG-0", mark_subject(0, 0))) is not None
     await dispatcher.append(dead_letter_subject(0, "abcdefgh", 1), b"{}", after=After("DEAD-LETTERS", 0))
+
+
+async def test_a_dispatcher_puts_events_off_and_only_the_broker_wakes_it_up(connected: Connect):
+    dispatcher = await connected("dispatcher")
+    tenth = tenth_of(datetime.now(UTC))
+    waiting = Outgoing(waiting_subject(0, tenth, "default"), b"{}", b"Nats-TTL:60s\r\n")
+    placed = await read_mark(dispatcher, EVENTS.marked(LATER_PLACE, 0))
+    mark = Outgoing(mark_subject("later", 0), b"{}", EVENTS.marked(LATER_PLACE, 0).lines(placed.seq))
+    await dispatcher.commit([*with_schedules([waiting]), mark])
+    woken = await eventually(lambda: dispatcher.leader_last("LATER", "due.0.*"))
+    assert [found.seq async for page in due_by(dispatcher, 0, delivered(woken)) for found in page.events] == [1]
+    assert await denied(dispatcher, woken.subject)
+    for role in ("publisher", "gateway", "projector", "worker", "pager", "planner"):
+        other = await connected(role)
+        for subject in (waiting.subject, woken.subject, "later.0.1", mark.subject):
+            assert await denied(other, subject), (role, subject)
 
 
 async def test_a_dispatcher_changes_no_stream_and_publishes_no_events(connected: Connect):

@@ -16,7 +16,7 @@ import msgspec
 
 from engine.broker.jetstream import Outgoing, PubAck, Stored, StreamState
 from engine.cancels import CANCELS_STREAM, Cancels
-from engine.dispatch.dispatcher import DispatchWorker
+from engine.dispatch.worker import DispatchWorker
 from engine.errors import Unanswered, Unavailable
 from engine.limits import CANCEL_SETTLE_SECONDS, CANCELS_FRESH_SECONDS
 from engine.partition.reader import Delivered

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -14,6 +14,7 @@ from engine.broker.jetstream import Broker, NatsSettings, PubAck, Stored, connec
 from engine.cancels import watching
 from engine.dispatch.claims import Claims
 from engine.dispatch.dispatcher import Dispatcher
+from engine.dispatch.source import SOURCES, EventSource
 from engine.log.incarnations import read_partitions
 from seamark.protocol import events
 from seamark.protocol.subjects import log_stream
@@ -91,13 +92,14 @@ async def at_work(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 @contextlib.asynccontextmanager
-async def dispatching(url: str, redis_url: str) -> AsyncIterator[Dispatcher]:
+async def dispatching(url: str, redis_url: str, sources: Sequence[EventSource] = SOURCES) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work on a connection of its own."""
     async with connected(url) as broker, redis_at(redis_url) as redis, watching(broker) as cancels:
         dispatcher = Dispatcher(
             broker,
             Claims(redis),
             await read_partitions(broker),
+            sources=sources,
             cancels=cancels,
             pin_timeout_seconds=PIN_TIMEOUT_SECONDS,
         )

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.broker.jetstream import Broker, Outgoing, PubAck
-from engine.dispatch import dispatcher
-from engine.dispatch.dispatcher import DispatchWorker
+from engine.dispatch import worker
 from engine.dispatch.rounds import Round
 from engine.dispatch.withholding import Withholding
+from engine.dispatch.worker import DispatchWorker
 from ops.cli.dispatcher import dispatcher as command
 
 
@@ -21,12 +21,12 @@ def tell(lie: str) -> None:
 
         Broker.commit = unconditional  # type: ignore[method-assign]
     elif lie == "no-skip":
-        dispatcher.not_covered = lambda entries, mark: list(entries)
+        worker.not_covered = lambda entries, mark: list(entries)
     elif lie == "home-first":
         settle = DispatchWorker._settle_round
 
         async def home_first(self: DispatchWorker, round_: Round) -> None:
-            await self._append(self._q, [], round_.last_seq, Withholding(None, []))
+            await self._append(self._q, [], round_.end, Withholding(None, []))
             await settle(self, round_)
 
         DispatchWorker._settle_round = home_first  # type: ignore[method-assign]

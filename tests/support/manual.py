@@ -34,8 +34,8 @@ FIRST_EVENT: Final = "e1"
 
 PAUSE_SECONDS: Final = 0.25
 """Between two events. Each worker of the tests has such a stack: more events would take its two cores from the others."""
-WAIT_SECONDS: Final = 40.0
-COMMAND_SECONDS: Final = 60.0
+WAIT_SECONDS: Final = 90.0
+COMMAND_SECONDS: Final = 90.0
 
 
 class Traffic:
@@ -52,7 +52,7 @@ class Traffic:
     def start(self) -> None:
         """Returns when a record has reached the device."""
         self._thread.start()
-        wait_for(lambda: self.received or self.failure)
+        wait_for(lambda: self.received or self.failure, seconds=WAIT_SECONDS)
         self.check()
 
     def stop(self) -> None:

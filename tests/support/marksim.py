@@ -8,12 +8,13 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
-from engine.dispatch.dispatcher import DispatchWorker
+from engine.dispatch.worker import DispatchWorker
 from engine.errors import ApiError, Unanswered, Unavailable
 from engine.log.incarnations import restored_metadata
 from engine.partition.reader import Delivered
@@ -23,7 +24,7 @@ from seamark.protocol.subjects import encode_token, partition_of
 
 PARTITIONS = 3
 CALM_ATTEMPTS_MAX = 50
-EPOCHS = {"EVENTS": "eeeeeeee", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}
+EPOCHS = {"EVENTS": "eeeeeeee", "LATER": "aaaaaaaa", **{f"LOG-{p}": f"llllll0{p}" for p in range(PARTITIONS)}}
 
 
 class Log:
@@ -60,7 +61,7 @@ class SimBroker:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.logs = {f"LOG-{p}": Log() for p in range(PARTITIONS)}
+        self.logs = {f"LOG-{p}": Log() for p in range(PARTITIONS)} | {"LATER": Log()}
         self.late: list[tuple[Log, Sequence[Outgoing]]] = []
         self.calm = False
         self.metadata = {name: {EPOCH_KEY: epoch} for name, epoch in EPOCHS.items()}
@@ -86,7 +87,8 @@ class SimBroker:
 
     def state(self, name: str) -> StreamState:
         metadata = self.metadata[name]
-        return StreamState(name, metadata[EPOCH_KEY], PARTITIONS, 1, 1 << 40, 1, {"metadata": metadata})
+        config = {"metadata": metadata}
+        return StreamState(name, metadata[EPOCH_KEY], PARTITIONS, 1, 1 << 40, 1, config, asked_at=time.time())
 
     async def leader_last(self, stream: str, subject: str, **_: Any) -> Stored | None:
         await self._pass_time()
@@ -106,7 +108,8 @@ class SimBroker:
 
     async def commit(self, batch: Sequence[Outgoing], **_: Any) -> PubAck:
         await self._pass_time()
-        stream = f"LOG-{batch[-1].subject.split('.')[1]}"
+        place = batch[-1].subject.split(".")[1]
+        stream = f"LOG-{place}" if place.isdecimal() else "LATER"
         if self._fault(0.05):
             raise Unavailable  # not stored
         if self._fault(0.05):
@@ -196,12 +199,16 @@ class World:
 
     async def process(self, worker: DispatchWorker) -> None:
         """What a partition's reader does, over and over: take over, read from the position, hand on in batches."""
+        await self.reading(worker, lambda: self.events)
+
+    async def reading(self, worker: DispatchWorker, source: Callable[[], list[Delivered]]) -> None:
+        """The same over any messages."""
         for attempt in itertools.count():
             if self.broker.calm and attempt > CALM_ATTEMPTS_MAX:
                 return  # what is missing then tells
             try:
                 position = await worker.acquire()
-                left = [event for event in self.events if event.seq >= position]
+                left = [message for message in source() if message.seq >= position]
                 while left:
                     size = self.rng.randint(1, 8)
                     await worker.handle(left[:size])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import typer
 
-from ops.dev.child import free_port
 from tests.support.roles import RoleProcess
 
 
@@ -26,10 +25,6 @@ class PagerProcess(RoleProcess):
             "SEAMARK_POSTGRES_URL": postgres_url,
             "TEST_PAGE_USERS": str(page_users),
         }
-
-    def spawn(self, *, fail_point: str = "") -> None:
-        self.port = free_port()  # while it lay dead, somebody else may have taken the former one
-        super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
         return ["tests.support.paging"]

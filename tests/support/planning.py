@@ -21,7 +21,6 @@ from engine.plan.rules import CHANNELS, Channel, ChannelRule, TypeRule
 from engine.planner.planner import Planner
 from engine.settings import Settings, load_settings
 from engine.tasks import run_until
-from ops.dev.child import free_port
 from ops.process import Health, run_role, stores
 from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected
 from tests.support.roles import RoleProcess
@@ -96,10 +95,6 @@ class PlannerProcess(RoleProcess):
     def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str, postgres_url: str) -> None:
         super().__init__(name, folder, nats_url)
         self.urls = {"SEAMARK_REDIS_URL": redis_url, "SEAMARK_POSTGRES_URL": postgres_url}
-
-    def spawn(self, *, fail_point: str = "") -> None:
-        self.port = free_port()  # while it lay dead, somebody else may have taken the former one
-        super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
         return ["tests.support.planning"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker, Stored
 from engine.partition.reader import Delivered
-from ops.dev.child import free_port
 from projections.projector import Projector, projections
 from seamark.protocol.subjects import log_stream
 from tests.support.logs import PIN_TIMEOUT_SECONDS, at_work, connected, redis_at
@@ -32,10 +31,6 @@ class ProjectorProcess(RoleProcess):
     def __init__(self, name: str, folder: Path, nats_url: str, redis_url: str) -> None:
         super().__init__(name, folder, nats_url)
         self.redis_url = redis_url
-
-    def spawn(self, *, fail_point: str = "") -> None:
-        self.port = free_port()  # while it lay dead, somebody else may have taken the former one
-        super().spawn(fail_point=fail_point)
 
     def command(self) -> list[str]:
         return ["ops", "projector"]

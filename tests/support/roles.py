@@ -40,8 +40,8 @@ class RoleProcess(ABC):
     def __init__(self, name: str, folder: Path, nats_url: str) -> None:
         self.name = name
         self.nats_url = nats_url
-        self.port = free_port()
-        """Of health and metrics."""
+        self._port: int | None = None
+        self._log_start = 0
         self._child = ForkedChild(name, folder / f"{name}.log", death_signal=signal.SIGKILL)
 
     @abstractmethod
@@ -54,6 +54,8 @@ class RoleProcess(ABC):
 
     def spawn(self, *, fail_point: str = "") -> None:
         """Start it and return at once."""
+        self._port, log = None, self._child.log_path
+        self._log_start = log.stat().st_size if log.exists() else 0
         self._child.spawn(
             self.command(),
             env={
@@ -61,7 +63,7 @@ class RoleProcess(ABC):
                 "PYTHONPATH": str(ROOT),
                 "SEAMARK_NATS_URL": self.nats_url,
                 "SEAMARK_HEALTH_HOST": "127.0.0.1",
-                "SEAMARK_HEALTH_PORT": str(self.port),
+                "SEAMARK_HEALTH_PORT": "0",
                 "SEAMARK_LOG_FORMAT": "json",
                 "SEAMARK_FAIL_POINT": fail_point,
                 **self.settings(),
@@ -72,6 +74,14 @@ class RoleProcess(ABC):
         """Start it and wait until it works."""
         self.spawn(fail_point=fail_point)
         self._child.wait_until(lambda: self.ready)
+
+    @property
+    def port(self) -> int | None:
+        """Of health and metrics; None before it listens. The system has chosen it: nobody can have taken it meanwhile."""
+        if self._port is None:
+            started = self._said("role_starting", self._log_start)
+            self._port = int(started[0]["health_port"]) if started else None
+        return self._port
 
     @property
     def ready(self) -> bool:
@@ -113,6 +123,8 @@ class RoleProcess(ABC):
         self._child.send(signal.SIGCONT)
 
     def _get(self, path: str, seconds: float = PROBE_SECONDS) -> str | None:
+        if not self.alive or self.port is None:  # another process may have the port of one that has ended
+            return None
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=seconds) as answer:
                 return str(answer.read().decode())
@@ -134,9 +146,12 @@ class RoleProcess(ABC):
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """Its log lines whose event begins with `event`."""
+        return self._said(event, 0)
+
+    def _said(self, event: str, start: int) -> list[dict[str, Any]]:
         lines = []
         with contextlib.suppress(FileNotFoundError):
-            for line in self._child.log_path.read_text(errors="replace").splitlines():
+            for line in self._child.log_path.read_bytes()[start:].decode(errors="replace").splitlines():
                 with contextlib.suppress(ValueError):
                     entry = json.loads(line)
                     if str(entry.get("event", "")).startswith(event):

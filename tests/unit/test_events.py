@@ -76,7 +76,7 @@ REFUSED: list[tuple[str, tuple[str, ...], bytes]] = [
     ("disagreement", ("`type`", "'demo.bye'"), body(type="demo.bye")),
     ("disagreement", ("`ordering_key`", "'bob'"), body(ordering_key="bob")),
     ("semantics", ("at_most_once", "events.>"), body(semantics="at_most_once")),
-    ("send_at", ("`send_at`",), body(send_at="2026-01-31T12:00:00Z")),
+    ("send_at", ("`send_at`", "offset"), body(send_at="2026-01-31T12:00:00")),
     ("time", ("`time`", "offset"), body(time="2026-01-31T12:00:00")),
     ("time", ("`time`",), body(time="0001-01-01T00:00:00+14:00")),
     ("expires_at", ("`expires_at`", "offset"), body(expires_at="2026-01-31T12:00:00")),
@@ -246,7 +246,7 @@ def test_what_is_encoded_is_accepted_and_says_the_same(
         ("size", {"data": "x" * limits.EVENT_BYTES_MAX}),
         ("data", {"data": "x" * limits.EVENT_DATA_BYTES_MAX}),
         ("schema", {"priority": "urgent"}),
-        ("send_at", {"send_at": "2026-01-31T12:00:00Z"}),
+        ("send_at", {"send_at": "9026-01-31T12:00:00Z"}),
     ],
 )
 def test_a_publisher_is_refused_at_once_and_by_the_same_rules(reason: str, fields: dict[str, Any]) -> None:

@@ -103,15 +103,13 @@ class SimEntry(NamedTuple):
     """A record as `rounds.batches` sees it."""
 
     seq: int
-    recipient: Any
-    is_of_many: bool = False
+    part: str
+
+    def most(self, inside: bool) -> int:
+        return rounds.BATCH_MESSAGES_MAX
 
     def message(self, partition: int) -> Outgoing:
-        return Outgoing("log", f"{self.seq}:{self.recipient.token}".encode())
-
-
-class Token(NamedTuple):
-    token: str
+        return Outgoing("log", f"{self.seq}:{self.part}".encode())
 
 
 PUBLISHED = [
@@ -237,7 +235,7 @@ class Machine(RuleBasedStateMachine):
         seq = writer.mark.next_seq
         while seq <= len(PUBLISHED):
             last = min(seq + 2, len(PUBLISHED))
-            entries: Any = [SimEntry(s, Token(t)) for s in range(seq, last + 1) for t in PUBLISHED[s - 1]]
+            entries: Any = [SimEntry(s, t) for s in range(seq, last + 1) for t in PUBLISHED[s - 1]]
             for batch in rounds.batches(rounds.not_covered(entries, writer.mark), 0, last):
                 await writer.append(batch.messages, batch.seq, batch.user)
             seq = last + 1

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.dispatch import dispatcher, rounds
+from engine.dispatch import rounds, worker
 from engine.dispatch.claims import Claim
-from engine.dispatch.dispatcher import DispatchWorker
 from engine.dispatch.rounds import Planned
 from engine.dispatch.withholding import Withholding
+from engine.dispatch.worker import DispatchWorker
 from engine.log import writer as logwriter
 from engine.log.marks import Mark, Verdict
 from tests.support.marksim import World
@@ -64,7 +64,7 @@ def whole_events_only(self: Mark, seq: int, user_token: str) -> bool:
 
 
 async def home_first(self: DispatchWorker, round_: Any) -> None:
-    await self._append(self._q, [], round_.last_seq, Withholding(None, []))
+    await self._append(self._q, [], round_.end, Withholding(None, []))
     await settle_round(self, round_)
 
 
@@ -97,7 +97,7 @@ def steps_never_down(sent: Mark, expected: Any, found: Any) -> Verdict:
         (DispatchWorker, "_settle_round", home_first),
         (logwriter, "settle", believing(Verdict.COMMITTED)),
         (logwriter, "settle", steps_never_down),
-        (dispatcher, "not_covered", lambda entries, mark: list(entries)),
+        (worker, "not_covered", lambda entries, mark: list(entries)),
         (DispatchWorker, "_claim", of_no_former_incarnation),
         (Mark, "up_to", lambda self, seq: self),
     ],

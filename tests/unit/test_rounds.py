@@ -42,7 +42,7 @@ def mark(batch: rounds.Batch) -> Mark:
 
 
 def said(entries: Any) -> list[tuple[int, str]]:
-    return [(entry.seq, entry.recipient.token) for entry in entries]
+    return [(entry.seq, entry.part) for entry in entries]
 
 
 def stored(messages: Any) -> list[tuple[int, str]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from engine.limits import DUE_SECONDS
 from engine.log.marks import Mark, PlacedMark
 from engine.topology.check import Seen, judge, judge_start
 from engine.topology.files import render
@@ -25,7 +26,7 @@ def seen(profile="production", *, monitors=None, **changes):
             file.config | {"metadata": metadata}, messages=10, bytes=1000, first_seq=1, last_seq=10
         )
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
-    epochs = dict.fromkeys(("EVENTS", "BULK", "LOG-0", "LOG-1"), "epoch000")
+    epochs = dict.fromkeys(("EVENTS", "BULK", "LATER", "LOG-0", "LOG-1"), "epoch000")
     monitors = {"http://n1:8222": SYNCED} if monitors is None else monitors
     planned = {p: PlacedMark(1, Mark("epoch000", 10, 1, "owner", "epoch000")) for p in range(2)}
     whole = Seen("2.15.1", 2 << 20, monitors, Observed(streams, consumers, epochs, planned))
@@ -157,7 +158,24 @@ def test_a_stream_that_is_nearly_full_is_named():
     assert levels(findings)["room"] == "warn"
 
 
-@pytest.mark.parametrize("source", ["EVENTS", "BULK"])
+def test_later_above_four_fifths_of_its_watermark_is_named():
+    found = seen()
+    stream = found.observed.streams["LATER"]
+    assert stream.config["max_bytes"] == -1
+    full = replace(stream, bytes=int(int(stream.metadata["seamark.watermark_bytes"]) * 0.9))
+    (said,) = [each for each in judge(with_stream(found, full), "dev").findings if each.name == "room"]
+    assert said.level == "warn"
+    assert "LATER is 90 % full" in said.detail
+
+
+def test_logs_must_outlive_what_was_due():
+    kept = int(DUE_SECONDS * 1e9)
+    found = changed(changed(changed(seen(), "LOG-1", max_age=kept), "EVENTS", max_age=1), "BULK", max_age=1)
+    (said,) = [each for each in judge(found, "production").findings if each.name == "max_age"]
+    assert (said.level, "no longer than LATER" in said.detail) == ("refuse", True)
+
+
+@pytest.mark.parametrize("source", ["EVENTS", "BULK", "LATER"])
 def test_events_that_went_back_without_a_restore_are_refused_everywhere(source):
     marks = {(source, 0): PlacedMark(3, Mark("epoch000", 11, 1, "dispatcher", "epoch000"))}
     findings = judge(seen("dev", marks=marks), "dev")

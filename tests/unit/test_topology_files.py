@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.dispatch.later import WATERMARK_KEY
 from engine.dispatch.source import SOURCES
 from engine.errors import TopologyError
-from engine.limits import PIN_TIMEOUT_SECONDS, PULL_BATCH
+from engine.limits import DUE_SECONDS, PIN_TIMEOUT_SECONDS, PULL_BATCH
 from engine.topology.files import PARTITIONS_DEFAULT, PROFILES, files_folder, render
 from seamark.protocol.limits import EVENT_BYTES_MAX
 from tests.support.topology import Overrides
@@ -21,10 +22,10 @@ def test_every_partition_has_a_log_a_dispatch_consumer_and_one_for_each_projecti
     topology = render(profile)
     numbers = range(PARTITIONS_DEFAULT[profile])
     streams = {stream.name for stream in topology.streams}
-    fixed = {"EVENTS", "BULK", "RECEIPTS", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"}
+    fixed = {"EVENTS", "BULK", "LATER", "RECEIPTS", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"}
     assert streams == {*fixed, *(f"LOG-{p}" for p in numbers)}
     assert {(consumer.stream, consumer.name) for consumer in topology.consumers} == {
-        *((source, f"dispatch-{q}") for source in ("EVENTS", "BULK") for q in numbers),
+        *((source, f"dispatch-{q}") for source in ("EVENTS", "BULK", "LATER") for q in numbers),
         *((f"LOG-{p}", f"{name}-{p}") for p in numbers for name in ("unread", "inbox", "plan")),
         *(("RECEIPTS", f"deliveries-{p}") for p in numbers),
     }
@@ -49,12 +50,14 @@ def test_the_number_of_partitions_reaches_the_transform_and_the_metadata():
         for stream in topology.streams
         if (stream.config.get("metadata") or {}).get("seamark.partitions") == "7"
     }
-    assert told == {"EVENTS", "BULK", *(f"LOG-{p}" for p in range(7))}
+    assert told == {"EVENTS", "BULK", "LATER", *(f"LOG-{p}" for p in range(7))}
 
 
 def test_profiles_differ_in_size_and_copies_only():
     dev, production = render("dev", 2), render("production", 2)
     for small, large in zip((*dev.streams, *dev.consumers), (*production.streams, *production.consumers), strict=True):
+        for config in (small.config, large.config):
+            (config.get("metadata") or {}).pop(WATERMARK_KEY, None)  # the size of a stream that has no `max_bytes`
         differing = {key for key in small.config | large.config if small.config.get(key) != large.config.get(key)}
         assert differing <= DIFFERENT_BY_PROFILE, small.name
         assert (small.config["num_replicas"], large.config["num_replicas"]) == (1, 3)
@@ -83,10 +86,12 @@ def test_no_stream_drops_what_it_has_accepted_before_its_time(profile):
 def test_logs_outlive_events_and_hold_whatever_an_event_may_become(profile):
     streams = {stream.name: stream.config for stream in render(profile).streams}
     for source in SOURCES:
-        assert streams[source.stream]["max_msg_size"] == EVENT_BYTES_MAX
+        # LATER keeps whole events, with headers of its own.
+        assert streams[source.stream]["max_msg_size"] == EVENT_BYTES_MAX * (2 if source.due else 1)
     for name, config in streams.items():
         if name.startswith("LOG-"):
             assert config["max_age"] > max(streams[source.stream]["max_age"] for source in SOURCES)
+            assert config["max_age"] > DUE_SECONDS * 1e9
             assert config["max_msg_size"] > EVENT_BYTES_MAX
 
 

@@ -27,7 +27,7 @@ def server_with(topology, *, epoch="aaaaaaaa", **stored):
         metadata = (file.config.get("metadata") or {}) | {"seamark.epoch": epoch, "_nats.ver": "2.15.1"}
         streams[file.name] = stream_with(file.config | {"metadata": metadata, "sealed": False}, **stored)
     consumers = {(file.stream, file.name): dict(file.config) for file in topology.consumers}
-    epochs = {name: epoch for name in streams if name in ("EVENTS", "BULK") or name.startswith("LOG-")}
+    epochs = {name: epoch for name in streams if name in ("EVENTS", "BULK", "LATER") or name.startswith("LOG-")}
     planned = {p: PlacedMark(1, Mark(epoch, 0, 1, "owner", epoch)) for p in range(topology.partitions)}
     return Observed(streams, consumers, epochs, planned)
 

@@ -215,6 +215,21 @@ def test_a_source_that_was_made_anew_is_repaired_by_its_own_positions_and_the_ot
     assert epochs(plan) == recorded | {"BULK": "bulknew0"}
 
 
+def test_events_that_were_made_anew_have_their_mark_in_later_repaired_too():
+    marks = {
+        (0, 0): mark(30, epoch="gone0000"),
+        ("later", 0): mark(29, epoch="gone0000", log_epoch="later000", term=5),
+        (1, 1): mark(60, p=1),
+        ("later", 1): mark(55, log_epoch="later000"),
+    }
+    recorded = {"EVENTS": EVENTS, "LATER": "later000", "LOG-0": LOGS[0], "LOG-1": LOGS[1]}
+    events = replace(found(marks=marks, recorded=recorded), later=stream("later000", name="LATER"))
+    plan = decide(events, {0: 7}, "repair")
+    assert after(plan) == {"mark.later.0": (7, None), "mark.0.0": (7, None)}
+    assert written(plan)["mark.later.0"].stream_epoch == "later000"
+    assert {one.term for one in written(plan).values()} == {6}
+
+
 def test_a_source_that_has_never_held_an_event_needs_no_position_in_a_log_that_was_made_anew():
     bulk = replace(
         found(events=stream("bulk0000", name="BULK", first=0, last=0), logs={1: log(1, "log1new0")}, marks={}),
@@ -235,7 +250,7 @@ def test_a_plan_says_all_of_it_before_anything_is_done():
     logs = {1: log(1, "log1new0")}
     plan = decide(found(logs=logs, marks={(0, 0): mark(50), (1, 1): NO_MARK}), {1: 42}, "repair")
     lines = plan.lines()
-    assert lines[0] == "~ write mark mark.1.1: no mark -> event 42 of EVENTS events00 in LOG log1new0, term 1"
+    assert lines[0] == "~ write mark mark.1.1: no mark -> event 42 of EVENTS events00 in stream log1new0, term 1"
     assert lines[1] == "~ replace epochs: LOG-1 log11111 -> log1new0"
     told = msgspec.to_builtins(plan)
     assert told["steps"][0]["config"]["seq"] == 42
@@ -251,9 +266,10 @@ def test_a_plan_says_all_of_it_before_anything_is_done():
     ],
 )
 def test_positions_are_read_as_written(texts, positions):
-    assert parse_positions(texts) == {"EVENTS": positions, "BULK": {}}
-    bulk = [f"BULK:{text}" for text in texts]
-    assert parse_positions(bulk) == {"EVENTS": {}, "BULK": positions}
+    assert parse_positions(texts) == {"EVENTS": positions, "BULK": {}, "LATER": {}}
+    for other in ("BULK", "LATER"):
+        named = [f"{other}:{text}" for text in texts]
+        assert parse_positions(named) == {"EVENTS": {}, "BULK": {}, "LATER": {}, other: positions}
 
 
 @pytest.mark.parametrize("texts", [["soon"], ["3=soon"], ["x=1"], ["=1"], ["-1"], ["1=1", "1=2"], ["first", "last"]])

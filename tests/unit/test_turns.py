@@ -5,8 +5,14 @@ import asyncio
 import pytest
 
 from engine.dispatch import turns as module
-from engine.dispatch.source import BULK, EVENTS
+from engine.dispatch.source import BULK, EVENTS, LATER
 from engine.dispatch.turns import Turns
+
+
+async def test_due_events_and_bulk_wait_for_urgent_ones_and_not_for_each_other() -> None:
+    turns = Turns()
+    async with asyncio.timeout(5), turns.turn(BULK), turns.turn(LATER), turns.turn(EVENTS):
+        pass
 
 
 async def taken(turns: Turns, done: list[str], name: str) -> None:
