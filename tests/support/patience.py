@@ -1,7 +1,7 @@
 """Deadlines that are meant for stores that are away, and would end what a busy machine does slowly.
 
-In production a store that does not answer within a second or two is left alone: a request is refused, and a session goes on without
-its inbox or its count. What a test in its own process then sees would depend on the machine.
+In production a store that does not answer within a second or two is left alone: a request is refused, and a session goes on
+without its inbox or its count. What a test in its own process then sees would depend on the machine.
 """
 
 from __future__ import annotations
