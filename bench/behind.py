@@ -6,7 +6,8 @@ import time
 import asyncpg
 from redis.asyncio import Redis
 
-from bench.stack import PARTITIONS, Stack
+from bench.load import PARTITIONS
+from bench.stack import Stack
 from projections.unread.store import FIRST_VERSION, meta_key
 from seamark.protocol.subjects import RECEIPTS_STREAM, log_stream
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bench.stack import PARTITIONS, TENANT
 from engine.broker.jetstream import Broker, Outgoing
 from engine.limits import BATCH_MESSAGES_MAX
 from seamark.protocol.subjects import encode_token, partition_of
 
+PARTITIONS = 4
+TENANT = "default"
 TYPE = "order.shipped"
 TRACE = b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00\r\n"
 TEXT = "x" * 120

@@ -10,9 +10,10 @@ from typing import Any
 import asyncpg
 from redis.asyncio import Redis
 
+from bench.load import PARTITIONS, TENANT
 from bench.machine import cpu_seconds
 from bench.report import per_unit, progress
-from bench.stack import PARTITIONS, TENANT, stack
+from bench.stack import stack
 from ops.dev.servers import Postgres
 from ops.migrate import migrate
 from projections.rebuild.tables import Rebuild

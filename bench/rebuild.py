@@ -7,11 +7,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from bench.load import bare_records, commit_all
+from bench.load import PARTITIONS, TENANT, bare_records, commit_all
 from bench.machine import cpu_seconds
 from bench.pull import bare_pull
 from bench.report import per_unit, progress
-from bench.stack import PARTITIONS, TENANT, Stack, stack
+from bench.stack import Stack, stack
 from bench.tables import rebuild_tables
 from projections.unread.store import FIRST_VERSION, meta_key
 

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from bench.devices import Broken, Devices, Spread, bare_handshakes, devices, settled
-from bench.load import TRACE, commit_all, user_name
+from bench.load import PARTITIONS, TENANT, TRACE, commit_all, user_name
 from bench.machine import cpu_seconds
 from bench.publisher import Settings
 from bench.report import per_unit, progress
-from bench.stack import PARTITIONS, TENANT, Stack, stack
+from bench.stack import Stack, stack
 from engine.broker.jetstream import Outgoing
 from seamark.protocol.subjects import encode_token, partition_of
 

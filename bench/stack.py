@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.load import PARTITIONS
 from bench.processes import Worker, running
 from engine.broker.jetstream import Broker, NatsSettings, connect
 from engine.topology import server as topology
@@ -20,8 +21,6 @@ from ops.dev.servers import Change, NatsServer, Overlay, Postgres, Valkey
 from ops.migrate import migrate
 from seamark.protocol.subjects import log_stream
 
-PARTITIONS = 4
-TENANT = "default"
 READY_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
 """After joining: heads are compared once more after 1 s, and that is no work of the load."""

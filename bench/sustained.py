@@ -11,11 +11,11 @@ import msgspec
 from bench.behind import Behind
 from bench.course import Course
 from bench.devices import Broken, Devices, Spread, devices, settled
-from bench.load import broker_limit
+from bench.load import PARTITIONS, broker_limit
 from bench.machine import cpu_seconds
 from bench.publisher import Settings
 from bench.report import per_unit, progress
-from bench.stack import PARTITIONS, Stack, stack
+from bench.stack import Stack, stack
 from engine.dispatch.source import EVENTS
 from engine.log.writer import read_mark
 from seamark.protocol.subjects import EVENTS_STREAM
@@ -97,6 +97,7 @@ async def run(
                     stretch_seconds,
                     acks=acks,
                     projections=projections,
+                    limit_records=2_000 if hurry else 20_000,
                 )
             )
     after = await _prototype(prototype, rates, sockets, seconds)
@@ -130,8 +131,9 @@ async def _one(
     *,
     acks: bool,
     projections: bool,
+    limit_records: int,
 ) -> dict[str, Any]:
-    limit = await broker_limit(bench.broker, 20_000, sockets)
+    limit = await broker_limit(bench.broker, limit_records, sockets)
     await bench.start("dispatcher")
     if projections:
         await bench.start_postgres()

@@ -18,10 +18,9 @@ import jwt
 import msgspec
 import uvloop
 
-from bench.load import user_name
+from bench.load import TENANT, user_name
 from bench.machine import raise_file_limit
 from bench.processes import commands, say
-from bench.stack import TENANT
 
 ACK_SECONDS = 0.25
 """A device acks at once, but no more than four times a second: the coalescing of the SDKs."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import asyncpg
 
-from bench.load import commit_all
+from bench.load import PARTITIONS, TENANT, commit_all
 from bench.machine import cpu_seconds
 from bench.report import per_unit, progress
-from bench.stack import PARTITIONS, TENANT
 from engine.broker.jetstream import Broker, Outgoing
 from ops.dev.servers import Postgres
 from ops.migrate import migrate

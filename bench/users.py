@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.dispatch import Emptied, empty
-from bench.load import bare_records, commit_all
+from bench.load import TENANT, bare_records, commit_all
 from bench.report import progress
-from bench.stack import TENANT, stack
+from bench.stack import stack
 
 CHUNK = 20_000
 

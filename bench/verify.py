@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from bench.load import bare_records, commit_all
+from bench.load import TENANT, bare_records, commit_all
 from bench.report import progress
-from bench.stack import TENANT, Stack, stack
+from bench.stack import Stack, stack
 from bench.tables import write_receipts
 from projections.projection import DELIVERIES, INBOX, UNREAD
 

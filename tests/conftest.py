@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.support.patience import patient
 from tests.support.servers import (
     AT_THE_END,
     empty_postgres,
@@ -32,6 +33,7 @@ __all__ = [
     "fresh_nats_server",
     "nats_cluster",
     "nats_server",
+    "patient",
     "pool",
     "postgres",
     "postgres_server",

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -61,6 +61,14 @@ return out
 """
 
 
+# Compared before it is set: a server that was started anew since it told its run would be noticed by each who asked before.
+_TELL_RUN = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
+
 class ClaimsUnavailable(SeamarkError):
     """Redis does not answer, so it is unknown which events were published before."""
 
@@ -96,6 +104,7 @@ class Claims:
         self._horizon_seconds = horizon_seconds
         self._take = RedisScript(redis, _TAKE)
         self._take_over = RedisScript(redis, _TAKE_OVER)
+        self._tell_run = RedisScript(redis, _TELL_RUN)
         self._owed: deque[Claim] = deque()
         self._away_until = 0.0
 
@@ -155,6 +164,7 @@ class Claims:
         """Drop the connection claims are taken on; a later `take` opens another."""
         await self._take.close()
         await self._take_over.close()
+        await self._tell_run.close()
 
     async def watch(self) -> None:
         """Notice for ever when Redis has lost its claims (another run, no sentinel): the horizon starts anew then."""
@@ -169,10 +179,14 @@ class Claims:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _check_horizon(self) -> None:
-        info = await self._redis.info("server")
+        asked = self._redis.pipeline(transaction=False)
+        asked.info("server")
+        asked.get(SENTINEL_KEY)
+        info, before = cast(tuple[dict[str, Any], bytes | None], await asked.execute())
         run_id = str(info.get("run_id", ""))  # some hosted servers do not tell it
-        before = cast(bytes | None, await self._redis.set(SENTINEL_KEY, run_id, get=True))
-        if before is None or before.decode() != run_id:
+        if before is not None and before.decode() == run_id:
+            return
+        if await self._tell_run([SENTINEL_KEY], [before or b"", run_id]):
             metrics.horizon_restarts.inc()
             why = "Redis held no sentinel" if before is None else "Redis was started anew"
             _log.warning("deduplication_starts_anew", why=why)

@@ -13,6 +13,8 @@ from seamark import Publisher
 from tests.support.commands import seamark
 from tests.support.topology import Overrides, password, running_with_accounts, settings_for
 
+pytestmark = pytest.mark.timeout(240)
+
 SMALL = Overrides(stream_bytes=dict.fromkeys(("EVENTS", "BULK", "LOG", "RECEIPTS", "DEAD-LETTERS"), 1 << 24))
 
 

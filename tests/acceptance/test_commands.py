@@ -13,6 +13,8 @@ from ops.dev.child import free_port
 from ops.exitcode import MISCONFIGURED
 from tests.support.commands import ENV, seamark
 
+pytestmark = pytest.mark.timeout(240)
+
 
 def test_a_broker_that_is_away_is_one_line_on_standard_error(tmp_path: Path) -> None:
     env = {"SEAMARK_NATS_URL": f"nats://127.0.0.1:{free_port()}"}

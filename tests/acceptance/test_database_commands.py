@@ -8,6 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from gateway.access import api_keys
 from gateway.access.api_keys import postgres_keys
 from gateway.access.key_table import hash_of
 from gateway.access.principals import Operator, Scope, Service
@@ -16,9 +17,17 @@ from tests.support import commands
 from tests.support.commands import ENV
 from tests.support.forks import ROOT
 
+pytestmark = pytest.mark.timeout(240)
+
 
 def seamark(*words: str, url: str) -> subprocess.CompletedProcess[str]:
     return commands.seamark(*words, SEAMARK_POSTGRES_URL=url)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway's look-up of a key gives up after two seconds, for which this machine may stand still."""
+    monkeypatch.setattr(api_keys, "API_KEY_QUERY_SECONDS", 30.0)
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -124,7 +133,7 @@ def test_the_package_that_only_migrations_need_is_named(postgres: str, tmp_path:
         env=ENV | {"SEAMARK_POSTGRES_URL": postgres, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=90,
     )
     assert done.returncode == MISCONFIGURED
     assert "seamark-server[migrate]" in done.stderr

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from tests.support.distributions import ROOT, Environment, build, unpacked
 from tests.support.manual import Manual
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 SERVER = (
     "asyncpg",
@@ -125,7 +125,7 @@ def test_an_application_publishes_over_nats_and_http_and_follows_what_it_publish
 def test_the_examples_pass_mypy_strict_against_the_installed_package(app: Environment, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--cache-dir", str(tmp_path)]
     argv += ["--python-executable", str(app.python), *EXAMPLES]
-    done = subprocess.run(argv, cwd=app.folder, env=app.env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(argv, cwd=app.folder, env=app.env, capture_output=True, text=True, timeout=400)
     assert done.stdout == "Success: no issues found in 2 source files\n", done.stdout + done.stderr
 
 

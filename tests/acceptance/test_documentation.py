@@ -29,6 +29,7 @@ from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected
 from tests.support.manual import FIRST_EVENT, Manual
 from tests.support.natscli import PARTITIONS, ask
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -82,7 +83,7 @@ async def asked(reader: Manual, words: list[str]) -> None:
 
 def makes(words: list[str]) -> None:
     """`make` would make another environment, or run all tests from inside one: what it would run is looked at instead."""
-    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     if words == ["run"]:
         assert "/seamark dev" in done.stdout, "then the stack here was not started as `make run` does"
@@ -93,7 +94,7 @@ def test_a_block_of_python_runs_as_it_stands(reader: Manual, block: Block) -> No
     done = reader.python(block.text)
     assert done.returncode == 0, done.stdout
     if "publish(" in block.text:
-        assert "order-17-shipped" in reader.seamark("log", "alice", "--limit", "0")
+        wait_for(lambda: "order-17-shipped" in reader.seamark("log", "alice", "--limit", "0"))
     if "async for" in block.text:
         assert "demo." in done.stdout, "no record came"
 
@@ -113,7 +114,7 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         url = f"{reader.described.gateway_url}/v1/{path}"
         request = urllib.request.Request(url, block.text.encode(), headers, method="PUT")
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             said = json.load(answer)
         assert {name: said[name] for name in shown if name != "token"} == {
             n: v for n, v in shown.items() if n != "token"
@@ -123,14 +124,14 @@ def test_a_block_of_json_looks_like_what_is_answered_or_stored(reader: Manual, b
         headers = {"Authorization": f"Bearer {reader.described.token}", "X-Request-Id": shown["request_id"]}
         request = urllib.request.Request(f"{reader.described.gateway_url}/v1/inbox?limit=0", headers=headers)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=60)
         assert json.load(refused.value) == shown
         return
     if "too_late" in shown:
         url = f"{reader.described.gateway_url}/v1/transactions/{urllib.parse.quote(shown['id'])}"
         headers = {"Authorization": f"Bearer {reader.described.api_key}"}
         with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers, method="DELETE"), timeout=20
+            urllib.request.Request(url, headers=headers, method="DELETE"), timeout=60
         ) as answer:
             said = json.load(answer)
         assert {name: type(value) for name, value in said.items()} == {name: type(shown[name]) for name in shown}

@@ -63,7 +63,7 @@ def answered(url: str, token: str, body: Any = None) -> tuple[int, Any]:
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, {}
@@ -96,7 +96,7 @@ def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
         assert process.poll() is None, log.read_text()
         yield address
         process.send_signal(signal.SIGTERM)
-        assert process.wait(40) == 0, log.read_text()
+        assert process.wait(90) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -104,7 +104,7 @@ def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
 
 def _status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=20) as answer:
             return int(answer.status)
     except OSError:
         return 0
@@ -164,7 +164,7 @@ asyncio.run(main())
         reader.seamark("broadcast", "--type", "system.down", "--data", '{"in":5}', "--json")
         words = ["--to", "carol", "--type", "chat.typing", "--semantics", "at_most_once", "--json"]
         assert lines(reader.seamark("publish", *words))[0]["seq"] is None
-        output, _ = device.communicate(timeout=30)
+        output, _ = device.communicate(timeout=90)
         told = [line for line in output.splitlines() if line != "live"]
         assert told == ["system.down {'in': 5}", "chat.typing {}"]
     finally:
@@ -239,8 +239,8 @@ def _campaign_start(reader: Manual, folder: Path) -> None:
     assert lines(reader.seamark(*words, text=json.dumps(asked))) == [{"id": "c1", "created": True}]
     wait_for(lambda: all(_records(reader, user) for user in users[:2]))
     assert lines(reader.seamark(*words, text=json.dumps(asked))) == [{"id": "c1", "created": False}]
-    followed = lines(reader.seamark("campaign", "progress", "c1", "--follow", "--json"))
-    assert followed[-1].items() >= {"state": "done", "audience": 3, "dispatched": 2, "excluded": 1}.items()
+    over = {"state": "done", "audience": 3, "dispatched": 2, "excluded": 1}.items()  # what is counted comes after it
+    wait_for(lambda: lines(reader.seamark("campaign", "progress", "c1", "--follow", "--json"))[-1].items() >= over)
     assert [len(_records(reader, user)) for user in users] == [1, 1, 0]
     reader.seamark("campaign", "start", "--id", "no blanks", "--everyone", "--type", "a", code=MISCONFIGURED)
 
@@ -268,9 +268,8 @@ def _campaign_progress(reader: Manual, folder: Path) -> None:
 @checks("campaign channels")
 def _campaign_channels(reader: Manual, folder: Path) -> None:
     reader.seamark("campaign", "start", "--id", "c8", "--type", "sale.autumn", "--user", "heidi")
-    wait_for(lambda: lines(reader.seamark("campaign", "channels", "c8", "--json"))[0]["channels"])
-    [counted] = lines(reader.seamark("campaign", "channels", "c8", "--json"))
-    assert counted == {"channels": {"inapp": {"total": 1, "states": {"stored": 1}, "reasons": {}}}}
+    counted = {"channels": {"inapp": {"total": 1, "states": {"stored": 1}, "reasons": {}}}}
+    wait_for(lambda: lines(reader.seamark("campaign", "channels", "c8", "--json")) == [counted])
     reader.seamark("campaign", "channels", "no-such-campaign", code=1)
 
 
@@ -318,16 +317,17 @@ def _planner(reader: Manual, folder: Path) -> None:
 
 @checks("funnel")
 def _funnel(reader: Manual, folder: Path) -> None:
-    steps = lines(reader.seamark("funnel", "--json"))
-    ticks = next(step for step in steps if step["type"] == "demo.tick" and step["channel"] == "inapp")
-    assert ticks["dispatched"] > 0
-    assert ticks["emitted"] > 0
+    def counted() -> bool:
+        steps = lines(reader.seamark("funnel", "--json"))
+        ticks = [step for step in steps if step["type"] == "demo.tick" and step["channel"] == "inapp"]
+        return any(step["dispatched"] > 0 and step["emitted"] > 0 for step in ticks)
+
+    wait_for(counted)
 
 
 @checks("prove")
 def _prove(reader: Manual, folder: Path) -> None:
-    wait_for(lambda: "acknowledged" in _facts(reader))
-    assert _facts(reader) >= {"emitted", "stored", "dispatched", "planned", "acknowledged"}
+    wait_for(lambda: _facts(reader) >= {"emitted", "stored", "dispatched", "planned", "acknowledged"})
     reader.seamark("prove", "no-such-event", code=2)
 
 
@@ -644,10 +644,10 @@ def _repair(reader: Manual, folder: Path) -> None:
 @contextmanager
 def dispatcher_frozen(stack: Stack) -> Iterator[None]:
     """Without a dispatcher at work, once the broker has noticed: one that ends would be started again at once."""
-    [dispatcher] = [child for child in stack.children() if child.cmdline()[-1] == "dispatcher"]
+    dispatcher = stack.child("dispatcher")
     dispatcher.suspend()
     try:
-        wait_for(lambda: "being read" not in stack.refused("topology", "repair", "--at", "mark"))
+        wait_for(lambda: "being read" not in stack.refused("topology", "repair", "--at", "mark"), seconds=90)
         yield
     finally:
         dispatcher.resume()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from ops.dev.servers import NatsServer
 from seamark import Live, Record, connect
 from tests.support.chromium import Chromium
@@ -12,6 +14,8 @@ from tests.support.gateways import gateway_on
 from tests.support.logs import eventually
 from tests.support.newer import newer_gateway
 from tests.support.tokens import token
+
+pytestmark = pytest.mark.timeout(240)
 
 
 async def test_a_client_with_fields_and_an_op_that_this_gateway_does_not_know_is_served(
@@ -51,7 +55,7 @@ async def test_a_gateway_with_frames_and_fields_that_the_python_sdk_does_not_kno
 ) -> None:
     async with gateway_on(nats_server) as today, newer_gateway(today.url) as gateway:
         seqs = await today.append(count=3)
-        async with asyncio.timeout(20), connect(gateway.url, token=token(), device="d", cursor="start") as connection:
+        async with asyncio.timeout(60), connect(gateway.url, token=token(), device="d", cursor="start") as connection:
             events = connection.events()
             got = [await anext(events) for _ in range(4)]
             assert [item.seq for item in got if isinstance(item, Record | Live)] == [*seqs, seqs[-1]]

@@ -185,7 +185,7 @@ async def test_a_dispatcher_at_work_stops_when_events_goes_back_under_it(
         await publish_round(broker, "b")
         await eventually(lambda: has_records(broker, "a", "b"))
         put_back(nats_server, "EVENTS", tmp_path / "backup")
-        await eventually(lambda: all_stopped(dispatcher), seconds=30)
+        await eventually(lambda: all_stopped(dispatcher), seconds=60)
 
 
 class Folded:

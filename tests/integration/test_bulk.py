@@ -14,6 +14,9 @@ from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import bulk_subject, encode_token, log_stream, partition_of, stored_event
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+from tests.support.overlays import QUICK_DISK
+
+pytestmark = pytest.mark.overlay(QUICK_DISK)
 
 PARTITIONS = 4
 PAGES, PAGE_USERS = 12, 1000
@@ -62,7 +65,7 @@ async def test_an_event_of_low_priority_waits_in_bulk_and_becomes_a_record_that_
 
 
 async def test_an_event_published_to_both_streams_is_appended_once(
-    broker: Broker, nats_server: NatsServer, valkey: Valkey
+    patient: None, broker: Broker, nats_server: NatsServer, valkey: Valkey
 ) -> None:
     async with dispatching(nats_server.url, valkey.url):
         await publish(broker, to=["alice"], type="demo.hello", id="e1", priority="low")

@@ -98,9 +98,10 @@ async def start(pool: Pool, users: tuple[str, ...], **more: Any) -> Campaigns:
 
 
 async def until(campaigns: Campaigns, reached: Any) -> None:
-    async with asyncio.timeout(20):
-        while not reached(await campaigns.progress(T, "c0")):
-            await asyncio.sleep(0.02)
+    async def check() -> bool:
+        return bool(reached(await campaigns.progress(T, "c0")))
+
+    await eventually(check)
 
 
 async def test_everybody_is_on_one_page_and_the_campaign_ends_once_all_is_dispatched(
@@ -183,6 +184,7 @@ async def test_what_a_dead_pager_left_in_doubt_is_settled_by_reading_bulk_paused
         raise Unanswered("who knows")
 
     monkeypatch.setattr(Bulk, "store", unanswered)
+    monkeypatch.setattr("engine.campaigns.pager.RETRY_SECONDS", 3600.0)  # it dies before it tries again
     first = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="first")
     await until(campaigns, lambda said: said.publishing == 4)
     await end(first)
@@ -208,6 +210,7 @@ async def test_a_page_in_doubt_whose_time_bulk_has_forgotten_is_ambiguous_and_ne
         raise Unanswered("who knows")
 
     monkeypatch.setattr(Bulk, "store", unanswered)
+    monkeypatch.setattr("engine.campaigns.pager.RETRY_SECONDS", 3600.0)  # it dies before it tries again
     first = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="first")
     await until(campaigns, lambda said: said.publishing == 4)
     await end(first)

@@ -281,11 +281,11 @@ async def test_pages_of_a_real_audience_are_disjoint_and_leave_nobody_out(pool: 
 # --- changes -------------------------------------------------------------------------------------------------------------
 
 
-async def ready(pool: Pool, count: int = 40, **more: Any) -> tuple[CampaignTable, Campaign]:
+async def ready(pool: Pool, count: int = 40, most: Bounds = FOUR, **more: Any) -> tuple[CampaignTable, Campaign]:
     await join(pool, "news", *(f"u{n:03}" for n in range(count)))
     await Campaigns(pool).create(T, draft(Audience(topic="news"), **more))
     table = CampaignTable(pool)
-    return table, await fixed(table)
+    return table, await fixed(table, most)
 
 
 async def test_of_two_who_claim_a_page_one_gets_it(postgres: str) -> None:
@@ -320,14 +320,15 @@ async def test_nothing_is_claimed_once_a_campaign_is_held_up(change: str, pool: 
 
 
 async def test_a_rate_makes_the_next_page_wait_and_a_new_one_does_not(pool: Pool) -> None:
-    table, campaign = await ready(pool, rate=1)
-    assert await claim(table, campaign, campaign.open[0])
+    forty = Bounds(40, 1 << 20)
+    table, campaign = await ready(pool, 80, forty, rate=1)
+    assert await claim(table, campaign, campaign.open[0], forty)
     campaign = await taken(table)
-    assert timedelta(seconds=2.5) < campaign.publish_at - campaign.now < timedelta(seconds=4)
-    assert not await claim(table, campaign, campaign.open[1])
+    assert timedelta(seconds=20) < campaign.publish_at - campaign.now < timedelta(seconds=40)
+    assert not await claim(table, campaign, campaign.open[1], forty)
     await Campaigns(pool).set_rate(T, "c0", 1000)
     campaign = await taken(table)
-    assert await claim(table, campaign, campaign.open[1])
+    assert await claim(table, campaign, campaign.open[1], forty)
 
 
 async def test_the_rate_said_again_lets_no_page_go_early(pool: Pool) -> None:

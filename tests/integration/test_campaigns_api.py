@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from engine.postgres import Pool
 from ops.dev.servers import NatsServer
 from tests.integration.test_events_api import KEY, add_key
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 READER = "sk_test_9876543210"
 CAMPAIGN: dict[str, Any] = {
@@ -29,7 +33,7 @@ async def serving(nats: NatsServer, postgres: str) -> AsyncIterator[TestGateway]
     async with gateway_on(nats, postgres_url=postgres) as gateway:
 
         async def known() -> bool:
-            return (await ask(gateway, "GET", ""))[0] == 200
+            return all([(await ask(gateway, "GET", "", key=key))[0] == 200 for key in (KEY, READER)])
 
         await eventually(known)
         yield gateway

@@ -10,6 +10,7 @@ from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import encode_token, partition_of
 from tests.support.logs import FAST, all_records, connected, dispatching, eventually, publish
+from tests.support.overlays import QUICK_DISK
 
 PARTITIONS = 4
 
@@ -35,7 +36,7 @@ async def test_an_event_becomes_one_record_in_each_named_users_log(nats_server: 
 
 
 async def test_publishing_an_event_again_adds_nothing_even_without_a_message_id(
-    nats_server: NatsServer, valkey: Valkey
+    patient: None, nats_server: NatsServer, valkey: Valkey
 ) -> None:
     async with connected(nats_server.url) as broker:
         await topology.ensure(broker, "dev", overrides=FAST)
@@ -114,6 +115,7 @@ async def test_trace_context_travels_from_the_event_to_the_record(nats_server: N
     assert b"tracestate: vendor=1\r\n" in entry.stored.headers
 
 
+@pytest.mark.overlay(QUICK_DISK)
 async def test_a_standby_takes_over_and_keeps_the_order_of_every_key(nats_server: NatsServer, valkey: Valkey) -> None:
     users = [f"user{i}" for i in range(40)]
     async with connected(nats_server.url) as broker:
@@ -129,7 +131,7 @@ async def test_a_standby_takes_over_and_keeps_the_order_of_every_key(nats_server
                 await load(200, 200)
         async with dispatching(nats_server.url, valkey.url):
             await load(200, 400)
-            await eventually(lambda: at_least(broker, 600), seconds=20)
+            await eventually(lambda: at_least(broker, 600))
         entries = await all_records(broker, PARTITIONS)
     assert len(entries) == 600
     for user in users:
@@ -145,7 +147,7 @@ async def test_ten_thousand_recipients_get_one_record_each(nats_server: NatsServ
             users = [f"user-{i}" for i in range(10_000)]
             await publish(broker, to=users, type="demo.all", id="big", key="room")
             await publish(broker, to=["user-7"], type="demo.one", id="small", key="room")
-            await eventually(lambda: at_least(broker, 10_001), seconds=30)
+            await eventually(lambda: at_least(broker, 10_001), every_seconds=0.3)
             entries = await all_records(broker, PARTITIONS)
     assert len(entries) == 10_001
     assert {entry.user for entry in entries if entry.id == "big"} == set(users)

@@ -130,7 +130,8 @@ async def test_what_a_device_was_sent_and_has_acknowledged_is_stored_as_ranges(n
     }
     assert {receipt["epoch"] for receipt in receipts} == {epoch}
     acknowledged = [receipt for receipt in receipts if receipt["state"] == "acknowledged"]
-    assert [(receipt["after"], receipt["up_to"]) for receipt in acknowledged] == [(0, 3), (3, 5)]
+    # One that a slow broker did not answer in time is told again.
+    assert list(dict.fromkeys((receipt["after"], receipt["up_to"]) for receipt in acknowledged)) == [(0, 3), (3, 5)]
     assert receipts[0]["state"] == "sent"
     assert 0 <= receipts[0]["after"] < receipts[0]["up_to"] <= 3
 

@@ -19,7 +19,6 @@ from ops.dev.servers import NatsCluster, NatsServer
 from tests.support.logs import PIN_KEPT_SECONDS, connected, eventually
 from tests.support.overlays import QUICK_DISK
 from tests.support.partitions import (
-    PIN_TIMEOUT_SECONDS,
     SOURCE,
     Load,
     RecordingWorker,
@@ -129,7 +128,7 @@ async def test_a_reader_ends_though_what_it_asks_for_its_position_swallows_that(
     asked = asyncio.Event()
     async with connected(nats_server.url) as broker:
         await make_stream(broker)
-        reader = PartitionReader(broker, SOURCE, Swallowing(Store()), pin_timeout_seconds=PIN_TIMEOUT_SECONDS)
+        reader = PartitionReader(broker, SOURCE, Swallowing(Store()), **KEPT)
         task = asyncio.create_task(reader.run(), name="reader")
         async with asyncio.timeout(30):
             await asked.wait()  # nothing comes and nobody is chosen: a standby looks whether anything is left

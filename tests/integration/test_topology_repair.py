@@ -84,17 +84,14 @@ async def test_a_healthy_topology_needs_no_repair(nats_server: NatsServer, valke
 
 async def test_running_dispatchers_are_named_and_nothing_is_done(nats_server: NatsServer, valkey: Valkey) -> None:
     async with connected(nats_server.url) as broker:
-        await topology.ensure(broker, "dev", overrides=FAST)
+        await topology.ensure(broker, "dev")  # who reads keeps a pin through a moment in which nothing goes on
         async with dispatching(nats_server.url, valkey.url):
-            await eventually(lambda: is_read(broker))
+            await publish_to_everybody(broker, "a")
+            await eventually(lambda: all_there(broker, "a"))
             plan = await repair.prepare(broker, parse_positions(["first"]))
             with pytest.raises(TopologyError, match=r"dispatchers are running: EVENTS\.dispatch-"):
                 await repair.apply(broker, plan, wait_seconds=0)
         await repair.check_stopped(broker, wait_seconds=30)
-
-
-async def is_read(broker: Broker) -> bool:
-    return bool((await broker.api("CONSUMER.INFO.EVENTS.dispatch-0"))["num_waiting"])
 
 
 async def test_marks_that_moved_since_the_plan_are_not_overwritten(nats_server: NatsServer, valkey: Valkey) -> None:

@@ -17,7 +17,7 @@ ENV: Final = {key: value for key, value in os.environ.items() if not key.startsw
 
 
 def seamark(
-    *words: str, folder: Path = ROOT, text: str = "", timeout_seconds: float = 50.0, **env: str
+    *words: str, folder: Path = ROOT, text: str = "", timeout_seconds: float = 80.0, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run it in `folder` to its end, with `text` to read and settings in `env`."""
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:

@@ -12,7 +12,7 @@ from ops.dev.child import free_port
 from tests.support.commands import ENV, seamark
 from tests.support.waiting import wait_for
 
-READY_SECONDS_MAX = 90
+READY_SECONDS_MAX = 120
 
 
 class Stack:
@@ -75,13 +75,28 @@ class Stack:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
 
+    def child(self, what: str) -> psutil.Process:
+        """The server or role of this name, once there is exactly one. Others begin and end while they are looked at."""
+
+        def is_it(child: psutil.Process) -> bool:
+            try:
+                return Path(child.exe()).name.startswith(what) or what in child.cmdline()
+            except psutil.Error:  # it has just ended
+                return False
+
+        def one() -> psutil.Process | None:
+            found = [child for child in psutil.Process(self.pid).children() if is_it(child)]
+            return found[0] if len(found) == 1 else None
+
+        return wait_for(one, said=self.output.read_text)
+
     def stop(self) -> list[psutil.Process]:
         """Ctrl-C; the processes that were there before it."""
         assert self.process is not None
         family = self.children()
         self.process.send_signal(signal.SIGINT)
         try:
-            assert self.process.wait(60) == 0, self.output.read_text()
+            assert self.process.wait(120) == 0, self.output.read_text()
         finally:
             self.close()
         return family
@@ -92,7 +107,7 @@ class Stack:
             return
         self.process.send_signal(signal.SIGINT)
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

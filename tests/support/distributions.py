@@ -22,7 +22,7 @@ def build(source: Path, target: str, folder: Path) -> Path:
     """The `wheel` or `sdist` of the project in `source`."""
     before = set(folder.glob("*"))
     argv = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
-    done = subprocess.run(argv, cwd=source, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=source, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     [made] = set(folder.glob("*")) - before
     return made
@@ -60,7 +60,7 @@ class Environment:
         )
 
     def _output(self, *argv: str) -> str:
-        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

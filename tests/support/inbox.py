@@ -1,6 +1,7 @@
 """What a test sees of a connection to the broker: what a subject carried, and whether there is a connection at all."""
 
 from engine.broker.jetstream import Broker
+from engine.errors import Unanswered
 from tests.support.logs import eventually
 
 
@@ -23,5 +24,13 @@ async def lost(broker: Broker) -> None:
 
 
 async def back(broker: Broker) -> None:
-    await eventually(lambda: broker.connected)
-    await broker.flush()
+    """There is a connection, and the server has processed what was written on it."""
+
+    async def flushed() -> bool:
+        try:
+            await broker.flush()
+        except Unanswered:  # this connection was lost again, or the server is slow
+            return False
+        return True
+
+    await eventually(flushed)

@@ -34,8 +34,8 @@ FIRST_EVENT: Final = "e1"
 
 PAUSE_SECONDS: Final = 0.25
 """Between two events. Each worker of the tests has such a stack: more events would take its two cores from the others."""
-WAIT_SECONDS: Final = 40.0
-COMMAND_SECONDS: Final = 60.0
+WAIT_SECONDS: Final = 90.0
+COMMAND_SECONDS: Final = 90.0
 
 
 class Traffic:
@@ -52,7 +52,7 @@ class Traffic:
     def start(self) -> None:
         """Returns when a record has reached the device."""
         self._thread.start()
-        wait_for(lambda: self.received or self.failure)
+        wait_for(lambda: self.received or self.failure, seconds=WAIT_SECONDS)
         self.check()
 
     def stop(self) -> None:
@@ -181,7 +181,7 @@ class Manual:
                 argv, cwd=self.stack.folder, env=self.environment(env), stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: process.poll() is not None or until(log.read_text()))
+            wait_for(lambda: process.poll() is not None or until(log.read_text()), seconds=WAIT_SECONDS)
             process.send_signal(signal.SIGINT)
             process.wait(WAIT_SECONDS)
         finally:
@@ -218,7 +218,7 @@ def manual(folder: Path) -> Iterator[Manual]:
         traffic.start()
         reader = Manual(stack, stack.describe(), traffic)
         wait_for(
-            lambda: reader.tried("prove", FIRST_EVENT, "--user", "alice").returncode == 0
+            lambda: reader.tried("prove", FIRST_EVENT, "--user", "alice").returncode == 0, seconds=WAIT_SECONDS
         )  # projections have begun
         yield reader
         traffic.stop()
