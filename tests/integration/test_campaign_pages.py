@@ -165,6 +165,29 @@ async def test_a_page_is_not_done_before_every_planner_has_passed_it(
         await end(pager)
 
 
+async def dies_in_doubt(
+    campaigns: Campaigns, pool: Pool, bulk: Bulk, monkeypatch: pytest.MonkeyPatch, *, was_stored: bool
+) -> None:
+    """A pager appends a page, gets no answer, and dies before it tries again."""
+    tried, store = asyncio.Event(), Bulk.store
+
+    async def unanswered(self: Bulk, *page: Any) -> Any:
+        if was_stored:
+            await store(self, *page)
+        tried.set()
+        raise Unanswered("who knows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bulk, "store", unanswered)
+        patch.setattr("engine.campaigns.pager.RETRY_SECONDS", 3600.0)
+        pager = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="dying")
+        try:
+            await asyncio.wait_for(tried.wait(), 60)
+            await until(campaigns, lambda said: said.publishing == 4)
+        finally:
+            await end(pager)
+
+
 @pytest.mark.parametrize("was_stored", [True, False])
 @pytest.mark.parametrize("change", [None, "pause"])
 async def test_what_a_dead_pager_left_in_doubt_is_settled_by_reading_bulk_paused_or_not(
@@ -176,19 +199,8 @@ async def test_what_a_dead_pager_left_in_doubt_is_settled_by_reading_bulk_paused
     members: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    campaigns, store = await start(pool, members[:4]), Bulk.store
-
-    async def unanswered(self: Bulk, *page: Any) -> Any:
-        if was_stored:
-            await store(self, *page)
-        raise Unanswered("who knows")
-
-    monkeypatch.setattr(Bulk, "store", unanswered)
-    monkeypatch.setattr("engine.campaigns.pager.RETRY_SECONDS", 3600.0)  # it dies before it tries again
-    first = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="first")
-    await until(campaigns, lambda said: said.publishing == 4)
-    await end(first)
-    monkeypatch.setattr(Bulk, "store", store)
+    campaigns = await start(pool, members[:4])
+    await dies_in_doubt(campaigns, pool, bulk, monkeypatch, was_stored=was_stored)
     if change:
         await campaigns.pause(T, "c0")
     await pool.execute("UPDATE campaigns SET leased_until = now() - interval '1 second'")
@@ -203,18 +215,8 @@ async def test_what_a_dead_pager_left_in_doubt_is_settled_by_reading_bulk_paused
 async def test_a_page_in_doubt_whose_time_bulk_has_forgotten_is_ambiguous_and_never_appended_again(
     broker: Broker, bulk: Bulk, pool: Pool, members: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaigns, store = await start(pool, members[:4]), Bulk.store
-
-    async def unanswered(self: Bulk, *page: Any) -> Any:
-        await store(self, *page)
-        raise Unanswered("who knows")
-
-    monkeypatch.setattr(Bulk, "store", unanswered)
-    monkeypatch.setattr("engine.campaigns.pager.RETRY_SECONDS", 3600.0)  # it dies before it tries again
-    first = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="first")
-    await until(campaigns, lambda said: said.publishing == 4)
-    await end(first)
-    monkeypatch.setattr(Bulk, "store", store)
+    campaigns = await start(pool, members[:4])
+    await dies_in_doubt(campaigns, pool, bulk, monkeypatch, was_stored=True)
     await broker.api(f"STREAM.PURGE.{BULK.stream}", {})
     await pool.execute("UPDATE campaigns SET leased_until = now() - interval '1 second'")
     second = asyncio.create_task(Pager(CampaignTable(pool), bulk).run(), name="second")
