@@ -34,7 +34,7 @@ from seamark.protocol.subjects import decode_token
 SEQ_MAX: Final = (1 << 63) - 1
 
 SUBJECTS_KNOWN_MAX: Final = 16_384
-"""Subjects whose user is not worked out again: a batch names each of them several times. Some 4 MB."""
+"""Subjects whose user is not worked out again: a batch names each of them several times. At most some 6 MB."""
 
 
 class Entry(Change, gc=False, omit_defaults=True):

@@ -85,7 +85,7 @@ def usual_port_taken() -> Iterator[None]:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         deadline = time.monotonic() + OTHERS_SECONDS_MAX
         while not bound(taken) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # asked again until the deadline; that somebody else holds it is as good
         yield
 
 

@@ -1,7 +1,5 @@
 """Events that are put off, by the thousand: schedules replaced and fired twice, owners killed in between, LATER put back."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +11,7 @@ from engine.dispatch.later import part_of
 from engine.dispatch.rounds import Planned
 from engine.dispatch.worker import DispatchWorker
 from tests.support.latersim import LaterWorld
+from tests.support.worlds import no_time_passes, violations
 
 WORLDS = 80
 
@@ -20,30 +19,15 @@ WORLDS = 80
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of three or four messages, so that events are cut inside; and no time passes between attempts."""
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-
-    async def at_once(seconds: float) -> None:
-        await sleep(0)
-
-    monkeypatch.setattr(asyncio, "sleep", at_once)
+    no_time_passes(monkeypatch)
     monkeypatch.setattr(rounds, "BATCH_MESSAGES_MAX", 4)
     monkeypatch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", 3)
     monkeypatch.setattr(later, "BATCH_MESSAGES_MAX", 6)
 
 
-async def violations(seeds: range) -> dict[int, list[str]]:
-    found = {}
-    for seed in seeds:
-        world = LaterWorld(seed)
-        await asyncio.wait_for(world.run(), 20)
-        if faults := world.faults():
-            found[seed] = faults
-    return found
-
-
 @pytest.mark.timeout(120)
 async def test_whatever_fires_late_or_twice_every_event_that_was_put_off_is_appended_once() -> None:
-    assert await violations(range(WORLDS)) == {}
+    assert await violations(LaterWorld, range(WORLDS)) == {}
 
 
 async def test_the_simulated_worlds_are_wild_enough() -> None:
@@ -113,6 +97,6 @@ async def test_every_mistake_in_the_protocol_is_noticed(
 ) -> None:
     monkeypatch.setattr(target, name, mistake)
     for seed in range(WORLDS):
-        if await violations(range(seed, seed + 1)):
+        if await violations(LaterWorld, range(seed, seed + 1)):
             return
     pytest.fail("no world noticed")

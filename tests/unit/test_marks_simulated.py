@@ -1,7 +1,6 @@
 """Take-overs, restores, lost answers, late batches and stale reads by the thousand: every record once, in its events' order."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,6 +14,7 @@ from engine.dispatch.worker import DispatchWorker
 from engine.log import writer as logwriter
 from engine.log.marks import Mark, Verdict
 from tests.support.marksim import World
+from tests.support.worlds import no_time_passes, violations
 
 WORLDS = 250
 
@@ -22,28 +22,13 @@ WORLDS = 250
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of three or four messages, so that events are cut inside; and no time passes between attempts."""
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-
-    async def at_once(seconds: float) -> None:
-        await sleep(0)
-
-    monkeypatch.setattr(asyncio, "sleep", at_once)
+    no_time_passes(monkeypatch)
     monkeypatch.setattr(rounds, "BATCH_MESSAGES_MAX", 4)
     monkeypatch.setattr(rounds, "FAN_OUT_MESSAGES_MAX", 3)
 
 
-async def violations(seeds: range) -> dict[int, list[str]]:
-    found = {}
-    for seed in seeds:
-        world = World(seed)
-        await asyncio.wait_for(world.run(), 20)
-        if faults := world.faults():
-            found[seed] = faults
-    return found
-
-
 async def test_whatever_is_lost_late_or_stale_every_record_is_appended_once_and_in_order() -> None:
-    assert await violations(range(WORLDS)) == {}
+    assert await violations(World, range(WORLDS)) == {}
 
 
 async def test_the_simulated_worlds_are_wild_enough() -> None:
@@ -117,6 +102,6 @@ async def test_every_mistake_in_the_protocol_is_noticed(
 ) -> None:
     monkeypatch.setattr(target, name, mistake)
     for start in range(0, WORLDS, 20):
-        if await violations(range(start, start + 20)):
+        if await violations(World, range(start, start + 20)):
             return
     pytest.fail("no world noticed")
