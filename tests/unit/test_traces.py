@@ -172,9 +172,10 @@ def messages(one: Planned) -> list[Outgoing]:
 
 def test_an_event_without_a_context_is_followed_as_often_as_said_and_always_where_it_is_critical() -> None:
     few, all_ = Collected(one_in=10**9).spans, Collected(one_in=1).spans
-    assert planned(stored(), few).following is None
-    assert messages(planned(stored(), few)) == messages(planned(stored(), None)), "what is not followed costs nothing"
-    for one in (planned(stored(), all_), planned(stored(priority="critical"), few)):
+    event = stored()
+    assert planned(event, few).following is None
+    assert messages(planned(event, few)) == messages(planned(event, None)), "what is not followed costs nothing"
+    for one in (planned(event, all_), planned(stored(priority="critical"), few)):
         assert one.following is not None
         assert one.following.begins
         [record] = messages(one)
