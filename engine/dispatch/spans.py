@@ -97,7 +97,9 @@ class RoundSpans:
 
     def settled(self, appended: Iterable[Planned], put_off: Iterable[Planned], dead: Iterable[Dead]) -> None:
         """What became of the events; what is in none of these was published before."""
-        outcomes = {(one.seq, one.part): one.template.withheld or "appended" for one in appended}
+        outcomes: dict[tuple[int, str], str] = {
+            (one.seq, one.part): one.template.withheld or "appended" for one in appended
+        }
         outcomes |= {(one.seq, one.part): "put_off" for one in put_off}
         outcomes |= {(one.delivered.seq, ""): "dead" for one in dead}
         for key, span in self._events.items():

@@ -41,7 +41,7 @@ def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequ
         for message in batch:
             origin = followed_in(message.headers)
             if origin is not None:
-                about = {
+                about: dict[str, str | int] = {
                     names.GROUP: consumer,
                     names.MESSAGE_ID: f"{epoch}.{message.seq}",
                     names.MESSAGE_COUNT: len(batch),

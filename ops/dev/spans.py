@@ -147,7 +147,7 @@ class SpanStore:
 
     def overviews(self, most: int = 100) -> list[Overview]:
         """The traces with the newest spans first."""
-        found = []
+        found: list[Overview] = []
         for trace_id, spans in reversed(self._traces.items()):
             if len(found) == most:
                 break

@@ -34,7 +34,7 @@ async def test_the_page_shows_the_way_of_a_notification_and_the_inbox_leads_ther
     inbox = await browser.open(f"{stack.describe().gateway_url}/")
     await inbox.until("document.querySelector('#state').dataset.state === 'live'")
     await asyncio.to_thread(stack.run, "publish", "--to", "alice", "--type", "demo.hello", "--id", "shown")
-    await inbox.until("document.querySelector('#list details.plan')")
+    await inbox.until("document.querySelector('#list details.plan') !== null")
     await inbox.evaluate("document.querySelector('#list details.plan').open = true")
     link = await inbox.until("document.querySelector('#list a.trace')?.href")
 
