@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+target = Info("target", "Who this process is: the resource attributes of its spans, with _ for the dots")
 
 _PARTITION = ("stream", "consumer")
 

@@ -93,6 +93,15 @@ class Settings:
     """Port of `/healthz`, `/readyz` and `/metrics`; 0: chosen by the system and logged. N gateway processes take N in a row."""
     log_format: LogFormat = "json"
     """`json` for machines, `console` for people."""
+    traces_endpoint: str | None = None
+    """OpenTelemetry collector that gets spans: `http://host:4318` or `https://…` (OTLP over HTTP), `grpc://host:4317` or `grpcs://…`
+    (over gRPC). Unset: no spans are made. Headers, certificates and compression are the exporter's own `OTEL_EXPORTER_OTLP_*`."""
+    trace_one_in: int = 100
+    """Of so many events that no publisher has decided about, one is followed; 1: all."""
+    trace_follow_seconds: int = 300
+    """What is older than this begins a trace of its own, with a link to its origin."""
+    trace_url: str | None = None
+    """Where a trace can be looked at, with `{trace_id}` in it: `https://traces.example.com/trace/{trace_id}`."""
     dev_api_key: Secret | None = None
     """API key of the page of the `dev` profile."""
 
@@ -208,6 +217,8 @@ _CHOICES: Final = {"profile": get_args(Profile), "log_format": get_args(LogForma
 _SCHEMES: Final = {
     "redis_url": ("redis://", "rediss://", "unix://"),
     "postgres_url": ("postgresql://", "postgres://"),
+    "traces_endpoint": ("http://", "https://", "grpc://", "grpcs://"),
+    "trace_url": ("http://", "https://"),
 }
 _RANGES: Final = {
     "partitions": (1, PARTITIONS_MAX),
@@ -215,6 +226,8 @@ _RANGES: Final = {
     "health_port": (0, PORT_MAX),
     "handshakes_per_minute": (0, 1_000_000_000),
     "tenant_state_percent": (1, 100),
+    "trace_one_in": (1, 1_000_000_000),
+    "trace_follow_seconds": (1, 86_400),
 }
 
 
@@ -239,6 +252,8 @@ def _check_scheme(name: str, variable: str, value: str) -> None:
     schemes = _SCHEMES.get(name)
     if schemes and not value.startswith(schemes):
         raise InvalidSetting(f"{variable} must begin with {' or '.join(schemes)}")
+    if name == "trace_url" and "{trace_id}" not in value:
+        raise InvalidSetting(f"{variable} must hold {{trace_id}}, where the id of the trace goes")
     if name in ("postgres_url", "redis_url") and not all(map(_has_port_or_none, _hosts(value))):
         # Drivers repeat what they take for the port: behind a / in the password it is a piece of that.
         raise InvalidSetting(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import MutableMapping
+from importlib import metadata
 from typing import IO, Any, Literal, cast
 
 import structlog
+from opentelemetry import trace
 
 REDACTED_KEYS = frozenset({"token", "password", "secret", "authorization", "payload", "data", "email", "phone"})
 """Keys that never reach a log, whoever passes them."""
@@ -39,6 +42,20 @@ class Output:
         """Nothing waits."""
 
 
+def identity_of(role: str) -> dict[str, str]:
+    """What tells this process from others, in traces, metrics and logs alike: OpenTelemetry's resource attributes."""
+    try:
+        version = metadata.version("seamark-server")
+    except metadata.PackageNotFoundError:  # run from a folder that was never installed
+        version = "unknown"
+    return {
+        "service.namespace": "seamark",
+        "service.name": f"seamark-{role}",
+        "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
+        "service.version": version,
+    }
+
+
 def configure_logging(role: str, format: Literal["json", "console"] = "json", level: str = "INFO") -> None:
     """Send logs of this process to standard output, as JSON lines or for people; standard `logging` goes the same way.
 
@@ -48,6 +65,7 @@ def configure_logging(role: str, format: Literal["json", "console"] = "json", le
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name_trace,
         _redact,
     ]
     drawn = _rendering(format)
@@ -58,7 +76,10 @@ def configure_logging(role: str, format: Literal["json", "console"] = "json", le
         logger_factory=structlog.WriteLoggerFactory(file=output),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(role=role)
+    identity = identity_of(role)
+    structlog.contextvars.bind_contextvars(
+        role=role, instance=identity["service.instance.id"], version=identity["service.version"]
+    )
     handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -75,6 +96,15 @@ def _rendering(format: str) -> list[Any]:
         return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+
+
+def _name_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Say within which trace a line is, where one is followed."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid and context.trace_flags.sampled:
+        event.setdefault("trace_id", f"{context.trace_id:032x}")
+        event.setdefault("span_id", f"{context.span_id:016x}")
+    return event
 
 
 def _redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -74,6 +74,7 @@ class Context:
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: Tasks = field(default_factory=Tasks)
+    trace_url: str | None = None
     draining: bool = False
 
     def partition(self, tenant: str, user: str) -> Partition:

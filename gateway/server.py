@@ -235,6 +235,7 @@ async def _context(
             idempotency_keys=stores.idempotency_keys,
             proxies=proxies,
             cancels=cancels,
+            trace_url=options.trace_url,
         )
         async with _working(context, live, options):
             yield context

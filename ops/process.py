@@ -19,11 +19,12 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.asyncio import Redis
 
+from engine import metrics
 from engine.broker.health import watched
 from engine.broker.jetstream import Broker, connect
 from engine.errors import BrokerError, InvalidSetting
 from engine.settings import Settings, cannot_listen
-from engine.telemetry import configure_logging
+from engine.telemetry import configure_logging, identity_of
 from engine.topology.check import report_start
 from ops.exitcode import FAILED, MISCONFIGURED, exit_code_of
 from seamark.protocol.errors import SeamarkError
@@ -45,6 +46,9 @@ DATABASE_STATEMENT_SECONDS = 60.0
 
 GC_THRESHOLDS = (20_000, 20, 20)
 """Batches of hundreds of messages live for milliseconds; by the default (700) the collector walks them again and again."""
+
+
+NO_EXPORTER = "SEAMARK_TRACES_ENDPOINT is set and no exporter is installed: pip install 'seamark-server[traces]'"
 
 
 @dataclass(slots=True)
@@ -71,12 +75,27 @@ def run_role(role: str, settings: Settings, work: Work, *, stop_seconds_max: flo
         78 when settings or streams have to be changed first.
     """
     configure_logging(role, settings.log_format)
+    metrics.target.info({name.replace(".", "_"): value for name, value in identity_of(role).items()})
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        return uvloop.run(_to_the_end(_supervise(role, settings, work, stop_seconds_max)))
-    except InvalidSetting as error:  # the health port: nothing of the role has run yet
+        with _traces(role, settings):
+            return uvloop.run(_to_the_end(_supervise(role, settings, work, stop_seconds_max)))
+    except InvalidSetting as error:  # of the health port or the traces: nothing of the role has run yet
         _log.error("cannot_start", why=str(error))
         return MISCONFIGURED
+
+
+def _traces(role: str, settings: Settings) -> contextlib.AbstractContextManager[object]:
+    """Export spans, where that is wanted: else nothing of it is loaded."""
+    held = contextlib.ExitStack()
+    if settings.traces_endpoint is not None:
+        try:
+            from engine.traces.export import exporting
+
+            held.enter_context(exporting(settings, identity_of(role)))
+        except ImportError as error:
+            raise InvalidSetting(NO_EXPORTER) from error
+    return held
 
 
 @contextlib.asynccontextmanager
@@ -192,11 +211,11 @@ async def _health_port(settings: Settings, health: Health) -> AsyncIterator[int]
         body = json.dumps({"status": "not ready" if reasons else "ready", "reasons": reasons})
         return web.Response(text=body, content_type="application/json", status=503 if reasons else 200)
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def exposition(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", exposition)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, settings.health_host, settings.health_port)

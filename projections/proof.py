@@ -70,6 +70,7 @@ class Proof(msgspec.Struct):
     """All that is known of one notification of one user.
 
     Attributes:
+        trace: the id of its trace, where it has one; trace_url: where that can be looked at, if it is said where traces are.
         not_proven: what cannot be told from what is stored, in plain words.
         as_of: how far receipts and logs were folded when this was asked.
     """
@@ -83,6 +84,7 @@ class Proof(msgspec.Struct):
     not_proven: list[str]
     as_of: list[str]
     carried: bool = False
+    trace_url: str | None = None
 
 
 class StoredEvent(NamedTuple):

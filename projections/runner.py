@@ -24,6 +24,9 @@ from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.patience import PATIENCE_SECONDS, patiently
 from engine.tasks import end_if_cancelled
+from engine.traces import names
+from engine.traces.messages import working
+from engine.traces.spans import active
 from projections.projection import Projection
 from projections.store import Checkpoint, Store
 from seamark.protocol.errors import SeamarkError
@@ -60,6 +63,8 @@ class ProjectionWorker:
         self._stream = projection.stream(partition)
         self._subject = projection.subject(partition)
         self._store = store
+        self._spans, self._consumer = active(), projection.source(partition).consumer
+        self._hop = names.FOLD if projection.kind == "log" else names.FOLD_RECEIPT
         self._expected: Checkpoint | None = None
         self._failed: _Batch | None = None
         self._short: _Short | None = None
@@ -142,7 +147,11 @@ class ProjectionWorker:
             StepDown: another projector was here.
         """
         reached = Checkpoint(self._epoch, batch[-1].seq)
-        await self._apply(_Batch(batch, self._expected, reached))
+        if self._spans is None:
+            await self._apply(_Batch(batch, self._expected, reached))
+        else:
+            with working(self._spans, self._hop, self._consumer, self._epoch, batch):
+                await self._apply(_Batch(batch, self._expected, reached))
         self._expected = reached
         self._applied.inc(len(batch))
         self._tell_lag(batch[-1].time_nanoseconds / 1e9)

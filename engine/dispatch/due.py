@@ -44,7 +44,7 @@ class DueWorker(DispatchWorker):
                 if early > 0:
                     await asyncio.sleep(early + TIMER_SECONDS)
                 end_if_cancelled()
-                for round_ in due_rounds(page, wake_up, last=following is None):
+                for round_ in due_rounds(page, wake_up, last=following is None, spans=self._spans):
                     await self._settle_round(round_)
                 page = following
 

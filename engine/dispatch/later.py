@@ -65,6 +65,7 @@ class PutOff(msgspec.Struct, frozen=True, gc=False):
     seconds: float
     part: str = ""
     """There are no parts of it."""
+    event_part: str = ""
 
     def most(self, _inside: bool) -> int:
         """Each may bring a schedule with it."""

@@ -12,11 +12,13 @@ import structlog
 
 from engine.broker import wire
 from engine.broker.jetstream import Outgoing, Stored
+from engine.dispatch.following import Following, following, not_followed
 from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
 from engine.dispatch.source import Place
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
 from engine.log.marks import Mark
 from engine.partition.worker import Delivered, delivered
+from engine.traces.spans import Spans
 from seamark.protocol import events
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import InvalidEvent
@@ -50,6 +52,7 @@ class Planned(msgspec.Struct, frozen=True, gc=False):
         later: the event as it is stored, where it has to be put off.
         part: what the parts of an event begin with that was put off; `seq` is that of its wake-up then.
         claimed: the positions under which its id was claimed before it was due.
+        following: how it is followed through the processes; None: it is not.
     """
 
     seq: int
@@ -58,6 +61,7 @@ class Planned(msgspec.Struct, frozen=True, gc=False):
     later: Delivered | None = None
     part: str = ""
     claimed: tuple[str, ...] = ()
+    following: Following | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +76,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         """Which part of message `seq` this is, in the order marks count in."""
         return self.planned.part + self.recipient.token
 
+    @property
+    def event_part(self) -> str:
+        """What the parts of its event begin with."""
+        return self.planned.part
+
     def most(self, inside: bool) -> int:
         """How many messages its batch may have. `inside`: the batch holds other records of its event.
 
@@ -83,8 +92,10 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     def message(self, place: Place) -> Outgoing:
         token = self.recipient.token
         subject = f"log.{place}.{self.planned.accepted.at.tenant_token}.{token}"
-        template = self.planned.template
-        return Outgoing(subject, template.body(self.recipient.user), template.lines)
+        template, follow = self.planned.template, self.planned.following
+        message = Outgoing(subject, template.body(self.recipient.user), template.lines)
+        followed = follow is None or follow.users is None or token in follow.users
+        return message if followed else not_followed(message)
 
 
 class Batch(NamedTuple):
@@ -115,11 +126,11 @@ class Round:
         return self.last_seq, self.last_part
 
 
-def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
-    """Cut a pulled batch into rounds whose home batch is usually one atomic batch."""
+def rounds(batch: Iterable[Delivered], epoch: str, spans: Spans | None = None) -> Iterator[Round]:
+    """Cut a pulled batch into rounds whose home batch is usually one atomic batch. `spans`: says which events are followed."""
     current, records = Round(), 0
     for event in batch:
-        outcome = plan(event, epoch)
+        outcome = plan(event, epoch, spans)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
         if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
@@ -136,11 +147,11 @@ def rounds(batch: Iterable[Delivered], epoch: str) -> Iterator[Round]:
         yield current
 
 
-def due_rounds(page: Page, wake_up: Delivered, *, last: bool) -> Iterator[Round]:
+def due_rounds(page: Page, wake_up: Delivered, *, last: bool, spans: Spans | None = None) -> Iterator[Round]:
     """Cut events that are due by a wake-up into rounds. `last`: nothing else is due by it."""
     current, records = Round(last_seq=wake_up.seq), 0
     for stored in page.events:
-        outcome = plan_due(stored, wake_up)
+        outcome = plan_due(stored, wake_up, spans)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
         if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
@@ -157,7 +168,7 @@ def due_rounds(page: Page, wake_up: Delivered, *, last: bool) -> Iterator[Round]
     yield current
 
 
-def plan(event: Delivered, epoch: str) -> Planned | Dead:
+def plan(event: Delivered, epoch: str, spans: Spans | None = None) -> Planned | Dead:
     """Check one event in every respect that could fail; afterwards only passing failures remain.
 
     Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
@@ -165,7 +176,7 @@ def plan(event: Delivered, epoch: str) -> Planned | Dead:
 
     def checked() -> Planned | Dead:
         stored_at = datetime.fromtimestamp(event.time_nanoseconds / 1e9, UTC)
-        planned = _planned(event, Cursor(epoch, event.seq), stored_at)
+        planned = _planned(event, Cursor(epoch, event.seq), stored_at, spans)
         send_at = planned.accepted.event.send_at
         if send_at is None or send_at <= stored_at:
             return planned
@@ -175,7 +186,7 @@ def plan(event: Delivered, epoch: str) -> Planned | Dead:
     return _survived(event, checked)
 
 
-def plan_due(stored: Stored, wake_up: Delivered) -> Planned | Dead:
+def plan_due(stored: Stored, wake_up: Delivered, spans: Spans | None = None) -> Planned | Dead:
     """The same of an event that was put off and is due. Its records say where it was when it was published."""
     event = delivered(stored)
 
@@ -185,14 +196,14 @@ def plan_due(stored: Stored, wake_up: Delivered) -> Planned | Dead:
         woken_at = datetime.fromtimestamp(wake_up.time_nanoseconds / 1e9, UTC)
         if woken_at > due_at + timedelta(seconds=CLAIM_SECONDS):
             return Dead(published, "late", f"it was due at {due_at.isoformat()}: who sent it first is forgotten by now")
-        planned = _planned(published, origin.place, due_at)
+        planned = _planned(published, origin.place, due_at, spans)
         part = part_of(tenth, stored.seq)
         return msgspec.structs.replace(planned, seq=wake_up.seq, part=part, claimed=origin.positions)
 
     return _survived(event, checked)
 
 
-def _planned(event: Delivered, place: Cursor, at: datetime) -> Planned:
+def _planned(event: Delivered, place: Cursor, at: datetime, spans: Spans | None) -> Planned:
     """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
     headers = event.headers
     traceparent = wire.header(headers, b"traceparent")
@@ -202,10 +213,13 @@ def _planned(event: Delivered, place: Cursor, at: datetime) -> Planned:
         traceparent,
         wire.header(headers, b"tracestate") if traceparent else None,
     )
+    follow = None
+    if spans is not None:
+        accepted, follow = following(spans, accepted, event.time_nanoseconds)
     template = NotificationTemplate(accepted, place.epoch, place.seq, at)
     if template.size > RECORD_BYTES_MAX:
         raise InvalidEvent("size", f"a record of this event would have {template.size} bytes")
-    return Planned(event.seq, accepted, template)
+    return Planned(event.seq, accepted, template, following=follow)
 
 
 def _survived(event: Delivered, checked: Callable[[], Planned | Dead]) -> Planned | Dead:

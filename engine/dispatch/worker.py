@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -35,6 +36,7 @@ from engine.dispatch.rounds import (
     rounds,
 )
 from engine.dispatch.source import EVENTS, LATER, LATER_PLACE, EventSource, Place, stream_at
+from engine.dispatch.spans import RoundSpans, followed_dead, traced
 from engine.dispatch.turns import Turns
 from engine.dispatch.withholding import Withholding
 from engine.errors import PartitionStopped, StepDown, TopologyError
@@ -56,6 +58,7 @@ from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.partition.worker import Delivered
 from engine.tasks import end_if_cancelled, together
 from engine.topology import server as topology
+from engine.traces.spans import active
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -103,6 +106,8 @@ class DispatchWorker:
         self._source = source
         self._turns = turns or Turns()
         self._controls = controls
+        self._spans = active()
+        self._followed: RoundSpans | None = None  # of the round under way
         self.reads = source.partition(event_partition)
         self.name = f"{source.stream}-{event_partition}"
         self._ownership = Ownership(0, "", "")
@@ -211,7 +216,7 @@ class DispatchWorker:
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
         with self._turns.work(self._source):
-            for round_ in rounds(batch, self._ownership.source_epoch):
+            for round_ in rounds(batch, self._ownership.source_epoch, self._spans):
                 await self._until_resumed()
                 await self._settle_round(round_)
 
@@ -231,9 +236,15 @@ class DispatchWorker:
             await home.append([], home.mark.seq, home.mark.user, unburied=unburied)
 
     async def _settle_round(self, round_: Round) -> None:
+        self._followed = traced(self._spans, self._source, self._q, self._ownership.source_epoch, round_.planned)
+        with self._followed or nullcontext():
+            await self._settle(round_)
+
+    async def _settle(self, round_: Round) -> None:
         for dead in round_.dead:
             await self._bury(dead)
-            _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, source=self.name)
+            about = followed_dead(self._spans, dead.delivered.headers, dead.reason)
+            _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, source=self.name, **about)
             failpoints.reach("after-dead-letter")
         if round_.puts_off:
             round_.planned = await self._not_kept(round_)
@@ -258,6 +269,8 @@ class DispatchWorker:
             failpoints.reach("between-foreign-and-home")
             await look.look()
         await self._append(self._q, home, round_.end, look)
+        if self._followed is not None:
+            self._followed.settled(now, later, round_.dead)
         self._count(round_, len(now), len(later), len(home) + sum(map(len, entries.values())) - len(later))
 
     async def _bury(self, dead: Dead) -> None:
@@ -322,7 +335,8 @@ class DispatchWorker:
 
     async def _append(self, place: Place, entries: Sequence[Entry | PutOff], end: End, look: Withholding) -> None:
         writer = await self._writer(place)
-        due, turn = batches(not_covered(entries, writer.mark), place, *end), self._turns.turn(self._source)
+        missing, since = not_covered(entries, writer.mark), time.time_ns()
+        due, turn = batches(missing, place, *end), self._turns.turn(self._source)
         while True:
             async with turn:
                 await look.look_if_old()
@@ -332,7 +346,9 @@ class DispatchWorker:
                     messages = with_schedules(batch.messages) if place == LATER_PLACE else batch.messages
                     await writer.append(messages, batch.seq, batch.user, unburied=unburied, until=until)
             if (batch.seq, batch.user) == end:
-                return
+                break
+        if self._followed is not None:
+            self._followed.appended(place, missing, since)
 
     async def _claim_events(self, planned: list[Planned]) -> list[Planned]:
         """Those that were not published before. Where Redis is away, what must not repeat waits and the rest goes on."""

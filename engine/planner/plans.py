@@ -14,6 +14,7 @@ from engine.partition.worker import Delivered
 from engine.plan.decide import narrowed
 from engine.plan.decisions import Decision, Inputs, Notification
 from engine.plan.gathering import TenantRules
+from engine.traces.contexts import trace_line
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.events import INAPP, EventId, Label, Priority
 from seamark.protocol.receipts import NO_INPUTS, PLANNED, Planned, Receipt
@@ -174,4 +175,4 @@ def receipt_of(
         plan={name: Planned(one.when, one.why) for name, one in (told or decisions).items()},
         inputs=msgspec.Raw(replayed) if len(replayed) <= INPUTS_BYTES_MAX else NO_INPUTS,
     )
-    return Outgoing(due.subject, _encode(receipt))
+    return Outgoing(due.subject, _encode(receipt), trace_line(due.trace) if due.trace else b"")

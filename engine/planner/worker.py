@@ -35,6 +35,9 @@ from engine.planner import position
 from engine.planner.plans import Due, Found, User, due_of, goes_further, notifications_in, receipt_of
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
+from engine.traces import names
+from engine.traces.messages import receipts_stored, working
+from engine.traces.spans import active
 from seamark.backoff import Backoff
 from seamark.protocol.subjects import JOBS_STREAM, RECEIPTS_STREAM
 
@@ -92,6 +95,7 @@ class PlanWorker:
         self._marked = position.marked(partition)
         self._rules, self._profiles, self._drops, self._witnesses = rules, profiles, drops, witnesses
         self._cancels = cancels
+        self._spans = active()
         self._writer: MarkedWriter | None = None
         self._log_state: StreamState | None = None
         # What is decided up to here; the mark may lag behind it where nothing was to be written down.
@@ -183,8 +187,14 @@ class PlanWorker:
     async def handle(self, batch: list[Delivered]) -> None:
         """Decide about a batch of records, round by round."""
         for start in range(0, len(batch), PLAN_ROUND):
+            round_ = batch[start : start + PLAN_ROUND]
             async with self._moving:
-                await self._settle_round(batch[start : start + PLAN_ROUND])
+                if self._spans is None or self._log_state is None:
+                    await self._settle_round(round_)
+                else:
+                    source = position.source(self._p)
+                    with working(self._spans, names.PLAN, source.consumer, epoch_of(self._log_state), round_):
+                        await self._settle_round(round_)
 
     async def _settle_round(self, round_: Sequence[Delivered]) -> None:
         receipts = await self._decide(round_)
@@ -278,11 +288,14 @@ class PlanWorker:
             Stall(RECEIPTS_STREAM, "planner_waits"),
             Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5),
         )
+        since = time.time_ns()
         try:
             while True:
                 end_if_cancelled()
                 try:
                     await self._broker.commit(receipts)
+                    if self._spans is not None:
+                        receipts_stored(self._spans, receipts, since)
                     return
                 except BrokerError as error:
                     if not passes(error):

@@ -50,7 +50,7 @@ NOT_LOCAL: Final = Kind(403, "not_local")
 
 _WEB: Final = Path(__file__).parents[1] / "web"
 
-_HEADERS: Final = {
+PAGE_HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -137,7 +137,7 @@ def _session(options: GatewayOptions, user: str) -> web.Response:
         "expires_at": expires_at,
         "command": _publish_command(),
     }
-    headers = {**_HEADERS, "Cache-Control": "no-store"}
+    headers = {**PAGE_HEADERS, "Cache-Control": "no-store"}
     return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
 
 
@@ -159,6 +159,6 @@ def _static(name: str, content_type: str) -> Handler:
     async def serve(_: web.Request) -> web.StreamResponse:
         # Read at each request: whoever changes the page sees it at the next reload.
         body = (_WEB / name).read_bytes()
-        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_HEADERS)
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=PAGE_HEADERS)
 
     return serve

@@ -17,6 +17,7 @@ from engine.broker.eventstore import EventStore
 from engine.broker.jetstream import Broker, PubAck
 from engine.broker.refusals import TOO_LARGE, is_full
 from engine.errors import ApiError, BrokerError, Unanswered
+from engine.traces.spans import active
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.access.throttles import Throttles
@@ -26,7 +27,7 @@ from gateway.api.recipients import SCHEMA, Inline
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.idempotency import always
 from gateway.http.problems import UNAVAILABLE, USER_DELETED, Kind, Problem, field_of
-from gateway.http.tracing import trace_of
+from gateway.http.tracing import accepting, trace_of
 from gateway.limits import (
     BULK_APPENDS,
     BULK_APPENDS_PER_TENANT,
@@ -116,6 +117,7 @@ class Publishing:
 
     def __init__(self, broker: Broker, throttles: Throttles) -> None:
         self._throttles = throttles
+        self._spans = active()
         self._events = EventStore(broker)
         self.now = NowMessages(broker)
         self._bulk_appends = Queue(BULK_APPENDS, BULK_APPENDS_PER_TENANT)
@@ -128,7 +130,8 @@ class Publishing:
             BrokerError: as `EventStore.append`.
         """
         try:
-            ack = await self._events.append(event, trace, budget_seconds=EVENT_BUDGET_SECONDS)
+            with accepting(self._spans, trace, event) as headers:
+                ack = await self._events.append(event, headers, budget_seconds=EVENT_BUDGET_SECONDS)
         except BrokerError as error:
             refused = "refused" if isinstance(error, ApiError) else "unavailable"
             metrics.gateway_events.labels("unanswered" if isinstance(error, Unanswered) else refused).inc()

@@ -18,6 +18,7 @@ from gateway.api.positions import STALE_CURSOR, log_state, seq_of
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import INVALID_QUERY, UNAVAILABLE, Kind, Problem
+from gateway.http.tracing import current_trace
 from gateway.limits import FRAME_BYTES, READ_IDS
 from gateway.log.partition import Partition
 from gateway.session import state_records
@@ -184,6 +185,7 @@ async def _append(
             epoch=up_to.epoch if up_to else known.epoch if known else "",
             ids=ids,
             up_to=up_to.seq if up_to else None,
+            trace=current_trace(),
         )
     except OtherIncarnation as error:
         raise Problem(STALE_CURSOR, "the log was made anew before this was stored", field="up_to") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.traces.contexts import url_of
 from gateway.access.principals import Operator, Scope, Service, User
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import FORBIDDEN, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem
@@ -35,6 +36,8 @@ async def trace_notification(call: Call[User | Service | Operator, TraceQuery, N
     proofs = await tables.proofs.of(tenant, query.id, user) if len(query.id) <= EVENT_ID_BYTES_MAX else []
     if not proofs:
         raise Problem(NOT_FOUND, "no notification of this id is known (or it is not folded yet)")
+    for proof in proofs:
+        proof.trace_url = url_of(call.context.trace_url, proof.trace)
     return Trace(proofs)
 
 

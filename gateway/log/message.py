@@ -20,16 +20,19 @@ _LAST_SEQUENCE: Final = b"\r\nNats-Last-Sequence:"
 class Message:
     """One record.
 
+    `headers` and `time` are as it was stored, `time` empty for a live copy: only where traces are exported they are looked at.
     `skip`: it is not for the screen, has expired, or its body is no JSON object (a marker of the broker, a stray write).
     """
 
-    __slots__ = ("_epoch", "_frame", "_prev", "body", "seq", "skip")
+    __slots__ = ("_epoch", "_frame", "_prev", "body", "headers", "seq", "skip", "time")
 
-    def __init__(self, seq: int, body: bytes, headers: bytes) -> None:
+    def __init__(self, seq: int, body: bytes, headers: bytes, time: str = "") -> None:
         if body[:1] != b"{" or body[-1:] != b"}":
             body = body.strip()
         self.seq = seq
         self.body = body
+        self.headers = headers
+        self.time = time
         self.skip = (
             # One search finds both headers; nearly all records have neither.
             (_SKIPS in headers and _is_skipped(headers)) or body[:1] != b"{" or body[-1:] != b"}"
@@ -54,7 +57,7 @@ def _is_skipped(headers: bytes) -> bool:
 
 def of_stored(stored: Stored) -> Message:
     """A message read from the log."""
-    return Message(stored.seq, stored.payload, stored.headers)
+    return Message(stored.seq, stored.payload, stored.headers, stored.time)
 
 
 def number(headers: bytes, line: bytes) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import time
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from engine import metrics
 from engine.broker.jetstream import Outgoing
+from engine.traces.spans import active
 from gateway.context import Context
 from gateway.join.feed import Feed
 from gateway.join.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot
@@ -18,19 +19,14 @@ from gateway.log.partition import Partition
 from gateway.log.reader import Page
 from gateway.session.outlet import Outlet
 from gateway.session.receipts import Tally
+from gateway.session.start import Start, start_at
 from gateway.session.told_count import ToldCount
+from gateway.session.traces import SessionTraces
 from gateway.stores.snapshots import read_snapshot
 from gateway.stores.tables import NotRead
 from seamark.protocol.close_codes import OVERLOADED, CloseCode
-from seamark.protocol.cursor import START, Cursor, parse_cursor
-from seamark.protocol.errors import InvalidCursor
+from seamark.protocol.cursor import Cursor
 from seamark.protocol.frames import LiveFrame, Pong, Ready, ResetFrame, Unread, encode
-
-_Start = Cursor | Literal["start", ResetReason.SNAPSHOT] | None
-"""Where a session begins: at a cursor, at the oldest record, with a snapshot, or where the device is known to stand."""
-
-NO_EPOCH: Final = "-"
-"""Epoch of a cursor that cannot be read: no stream has it, so the feed answers it with a reset, as any foreign one."""
 
 _JOINED = {reason: metrics.gateway_joins.labels(reason.value) for reason in ResetReason}
 _NOW_SENT, _NOW_NO_ROOM, _NOW_EARLY = map(metrics.gateway_now_frames.labels, ("sent", "no_room", "early"))
@@ -69,7 +65,8 @@ class Follower:
     """
 
     __slots__ = ("_context", "_count", "_epoch_bytes", "_outlet", "_pong_owed", "_session", "_start", "epoch", "feed",
-                 "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "takes_now", "tally")  # fmt: skip
+                 "former_epoch", "log", "partition", "sent", "sent_before_reset", "sent_max", "takes_now", "tally",
+                 "traces")  # fmt: skip
 
     def __init__(
         self, session: Owner, outlet: Outlet, partition: Partition, cursor: str | None, *, snapshot: bool = False
@@ -77,7 +74,7 @@ class Follower:
         self._session = session
         self._context = session.context
         self._outlet = outlet
-        self._start = ResetReason.SNAPSHOT if snapshot else _parse(cursor)
+        self._start = ResetReason.SNAPSHOT if snapshot else start_at(cursor)
         self._count = ToldCount(outlet)
         self._pong_owed = False
         self._epoch_bytes = b""
@@ -91,6 +88,7 @@ class Follower:
         self.sent_max = 0
         self.sent_before_reset = 0
         self.tally = Tally(0)
+        self.traces = None if (spans := active()) is None else SessionTraces(spans)
 
     # --- what happens to the log ------------------------------------------------------------------------------------
 
@@ -109,7 +107,7 @@ class Follower:
         else:
             self._begin(self._start)
 
-    def _begin(self, start: _Start | NotRead) -> None:
+    def _begin(self, start: Start | NotRead) -> None:
         """Say hello with the client's cursor, or with the one that the device is known to have acknowledged."""
         if self._session.ended:
             return
@@ -166,6 +164,8 @@ class Follower:
     def close(self) -> None:
         """The session is over. Feed and follower refer to each other: parted, they go without the garbage collector."""
         self.tell_receipts()
+        if self.traces is not None:
+            self.traces.close()
         self.feed.close()
         self.feed = _CLOSED
         if self.log is not None:
@@ -193,11 +193,13 @@ class Follower:
         if not tally.noted:
             tally.noted = True
             self._context.receipts.note(self)
+        if self.traces is not None:
+            self.traces.delivered(seq, message, self.epoch)
         return True
 
     def resumed(self, cursor: Cursor) -> None:
         """Frame `ready`."""
-        self._adopt(cursor)
+        self._adopt(cursor, "resumed")
         self._count.begun = True
         ready = Ready(self._session.id, resumed=True, cursor=str(cursor), seq=cursor.seq, unread=self._count.take())
         self._outlet.send(encode(ready), self._epoch_bytes, cursor.seq)
@@ -210,11 +212,13 @@ class Follower:
         outlet.send(encode(LiveFrame(str(cursor), cursor.seq)), self._epoch_bytes, cursor.seq)
         if outlet.tells_live:
             self._moved(cursor.seq)
+        if self.traces is not None:
+            self.traces.caught_up()
 
     def reset(self, reason: ResetReason, snapshot: Snapshot, cursor: Cursor) -> None:
         """Frame `reset`, after `ready` where none was sent yet."""
         self.tell_receipts()
-        self._adopt(cursor)
+        self._adopt(cursor, reason.value)
         count = self._count.take()
         unread = snapshot.unread if snapshot.unread is not None else count
         self._count.replace(unread)
@@ -242,7 +246,9 @@ class Follower:
             self._outlet.send(encode(Pong(f"{self.epoch}.{self.sent}", self.sent)))
         self._count.tell_waiting()
 
-    def _adopt(self, cursor: Cursor) -> None:
+    def _adopt(self, cursor: Cursor, outcome: str) -> None:
+        if self.traces is not None:
+            self.traces.adopted(outcome)
         if self.epoch and self.log is not None:
             self.log.forget_count()  # the log may have gone back, or be another
         if cursor.epoch != self.epoch:
@@ -266,7 +272,9 @@ class Follower:
         if not self.epoch:
             return []
         session = self._session
-        return self.tally.take(self.partition.number, session.tenant, session.user, session.device, self.epoch)
+        return self.tally.take(
+            self.partition.number, session.tenant, session.user, session.device, self.epoch, self.traces
+        )
 
     def tell_receipts(self) -> None:
         """Hand over what there is to tell, before the epoch or the session changes."""
@@ -384,14 +392,3 @@ _CLOSED: Final = Feed(cast("Port", None), FeedCounters())
 """Takes late answers to requests of a follower that is over: of a generation that no request has."""
 _CLOSED.close()
 _CLOSED.generation = -1
-
-
-def _parse(cursor: str | None) -> _Start:
-    if cursor is None:
-        return None
-    if cursor == START:
-        return "start"
-    try:
-        return parse_cursor(cursor)
-    except InvalidCursor:
-        return Cursor(NO_EPOCH, 0)

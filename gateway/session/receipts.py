@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
-from time import time
+from time import time, time_ns
 from typing import Protocol
 
 import msgspec
@@ -20,7 +20,11 @@ from engine import metrics
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
 from engine.tasks import end
+from engine.traces.contexts import trace_line
+from engine.traces.messages import receipts_stored
+from engine.traces.spans import active
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
+from gateway.session.traces import SessionTraces
 from seamark.backoff import Backoff
 from seamark.protocol.events import INAPP
 from seamark.protocol.receipts import Receipt
@@ -61,13 +65,18 @@ class Tally:
         self.acked_at = 0.0
         self.noted = False
 
-    def take(self, partition: int, tenant: str, user: str, device: str, epoch: str) -> list[Outgoing]:
-        """The receipts due now; the ranges count as told."""
+    def take(
+        self, partition: int, tenant: str, user: str, device: str, epoch: str, traces: SessionTraces | None = None
+    ) -> list[Outgoing]:
+        """The receipts due now; the ranges count as told. `traces`: where they belong to deliveries that are followed."""
         self.noted = False
         due: list[Receipt] = []
 
         def tell(state: str, at: float, after: int, up_to: int, sent_at: datetime | None = None) -> None:
-            due.append(Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at))
+            trace = None if traces is None else traces.newest(after, up_to)
+            due.append(
+                Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at, trace=trace)
+            )
 
         if self.acked > self.acked_told:
             # Something newer may have been sent since; what was acknowledged was sent before it was.
@@ -82,7 +91,9 @@ class Tally:
         if not due:
             return []
         subject = receipt_subject(partition, tenant, user)
-        return [Outgoing(subject, _encode(receipt)) for receipt in due]
+        return [
+            Outgoing(subject, _encode(receipt), trace_line(receipt.trace) if receipt.trace else b"") for receipt in due
+        ]
 
 
 def _moment(seconds: float) -> datetime:
@@ -94,6 +105,7 @@ class Receipts:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._spans = active()
         self._noted: list[Source] = []
         self._queue: deque[Outgoing] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -157,8 +169,9 @@ class Receipts:
         A batch that fails through a fault of ours is dropped: it would fail again, and hold up all batches after it.
         """
         batch = [self._queue.popleft() for _ in range(min(RECEIPT_BATCH, len(self._queue)))]
+        since = time_ns()
         try:
-            if len(batch) == 1:
+            if len(batch) == 1 and not batch[0].headers:
                 await self._broker.append(batch[0].subject, batch[0].payload, budget_seconds=1.0)
             else:
                 await self._broker.commit(batch)
@@ -169,6 +182,8 @@ class Receipts:
             metrics.gateway_receipts.labels("dropped").inc(len(batch))
             raise
         metrics.gateway_receipts.labels("stored").inc(len(batch))
+        if self._spans is not None:
+            receipts_stored(self._spans, batch, since)
 
 
 def _failed(consequence: str) -> None:

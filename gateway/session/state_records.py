@@ -68,6 +68,7 @@ class _Draft:
     epoch: str
     stored: asyncio.Future[str]
     requests: int = 0
+    trace: str | None = None
 
 
 @dataclass(slots=True)
@@ -128,11 +129,13 @@ class StateRecords:
         epoch: str,
         ids: Sequence[str] = (),
         up_to: int | None = None,
+        trace: str | None = None,
     ) -> str:
         """Store that these ids, or everything up to a sequence, are read (or archived).
 
         Args:
             epoch: the incarnation of the log that `up_to` counts in; empty where it is not known, then by ids only.
+            trace: `traceparent` of what asks. A record that several ask for belongs to the first one's trace.
 
         Returns:
             the id of the stored record. Requests that went into one record all get the same id.
@@ -152,6 +155,7 @@ class StateRecords:
             raise TooManyRecords("too many requests of this device wait for the log: try again in a while", 1.0)
         draft = line.draft(ids, up_to, epoch)
         draft.requests += 1
+        draft.trace = draft.trace or trace
         return await asyncio.shield(draft.stored)
 
     async def close(self) -> None:
@@ -180,7 +184,11 @@ class StateRecords:
 
     async def _store(self, author: _Author, draft: _Draft) -> str:
         kind, tenant, user, device, partition = author
-        id, record = state_record(kind, tenant=tenant, user=user, device=device, ids=list(draft.ids), up_to=draft.up_to)
+        id, record = state_record(
+            kind, tenant=tenant, user=user, device=device, ids=list(draft.ids), up_to=draft.up_to, trace=draft.trace
+        )
+        epoch = {EPOCH_HEADER: draft.epoch} if draft.epoch else {}
+        trace = {"traceparent": draft.trace} if draft.trace else {}
         subject = log_subject(partition, tenant, user)
         size = len(record) + len(subject) + STORED_OVERHEAD_BYTES
         refusal = await self._allowances.take(tenant, user, partition, size)
@@ -190,7 +198,7 @@ class StateRecords:
             await self._broker.append(
                 subject,
                 record,
-                {EPOCH_HEADER: draft.epoch} if draft.epoch else None,
+                {**trace, **epoch} or None,
                 msg_id=id,
                 epoch=None if draft.up_to is None else draft.epoch,
                 budget_seconds=STATE_BUDGET_SECONDS,

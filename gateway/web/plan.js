@@ -53,6 +53,7 @@ async function linesOf(id) {
     const planned = new Map(proof.facts.filter(({ fact }) => fact === "planned").map((fact) => [fact.channel, fact.detail]));
     return [
       ...[...planned].map(([channel, detail]) => lineOf(channel, detail)),
+      ...(proof.trace_url ? [element("li", {}, element("a", { href: proof.trace_url, class: "trace" }, "Its way through all processes"))] : []),
       ...proof.not_proven.filter((what) => what.startsWith("sent")).map((what) => element("li", { class: "unproven" }, `Not proven: ${what}`)),
     ];
   } catch (error) {

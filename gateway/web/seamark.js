@@ -34,6 +34,7 @@ const TIMES = {
 const READ_IDS = 200; // ids in one frame: well below the 64 KiB a gateway accepts
 const READ_IDS_WAITING = 1_000; // marked ids that the log has not shown yet; `read` refuses more
 const RECORD_ID = /^[!-~]{1,128}$/; // anything else would make the gateway close
+const FOLLOWED = /^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]$/; // a W3C trace context that is sampled
 const MARK_MISSES = 5; // how often a mark is said; one that the log never shows is then given up, with an error event
 const RECORDS_OPEN = 10_000; // records whose listeners have not finished; with more of them, nothing further is acknowledged
 const STOP = {
@@ -390,10 +391,12 @@ export class Seamark extends EventTarget {
    *   state (used only if the token is of the same user), a plain cursor, or "start" for the oldest kept record.
    * @param {boolean} [options.snapshot=true] without a cursor, begin with a snapshot. False: behind what this device has
    *   acknowledged, where the gateway knows that.
+   * @param {(traceparent: string, record: object) => ((failed: boolean) => void) | undefined} [options.trace] continues the
+   *   trace of a record that is followed; what it gives is called when the listeners are done with the record.
    * @param {object} [options.times] other deadlines, in milliseconds (see TIMES).
    * @param {() => number} [options.random] uniform numbers in [0, 1), for the jitter.
    */
-  constructor({ token, url = location.origin, device, cursor = null, snapshot = true, times = {}, random = Math.random }) {
+  constructor({ token, url = location.origin, device, cursor = null, snapshot = true, trace, times = {}, random = Math.random }) {
     super();
     this.state = "closed";
     this.device = device ?? storedDevice();
@@ -402,6 +405,7 @@ export class Seamark extends EventTarget {
     this.random = random;
     this.snapshot = snapshot;
     this.source = token;
+    this.trace = trace;
     this.owner = null; // nobody yet
     this.bookmarked = typeof cursor === "object" ? cursor : null;
     this.#begin(this.bookmarked ? null : cursor);
@@ -514,12 +518,15 @@ export class Seamark extends EventTarget {
   /** Give a record or snapshot to the listeners; it is done when they are. */
   #hand(type, frame) {
     const progress = this.progress, entry = progress.handed(frame.cursor);
+    const end = this.#follow(type, frame);
     const done = () => {
       progress.done(entry);
+      end(false);
       if (progress === this.progress) this.#ackLater();
     };
     const failed = () => {
       progress.failed(entry);
+      end(true);
       this.#error("listener", `a listener failed at ${frame.cursor}: nothing from there on is acknowledged`);
     };
     if (entry.over) this.#error("listener", "too many records wait for their listeners: no more is acknowledged");
@@ -527,6 +534,14 @@ export class Seamark extends EventTarget {
     if (threw) return failed();
     if (promised.length === 0) return done();
     Promise.all(promised).then(done, (error) => (globalThis.reportError?.(error), failed()));
+  }
+
+  /** Have the app follow a record whose context says so; what to call when its listeners are done. A fault of it costs no record. */
+  #follow(type, { record }) {
+    const safely = (act) => { try { return act(); } catch (error) { globalThis.reportError?.(error); return null; } };
+    if (!this.trace || type !== "record" || !FOLLOWED.test(record?.trace)) return () => {};
+    const end = safely(() => this.trace(record.trace, record));
+    return (failed) => safely(() => end?.(failed));
   }
 
   #error(code, message, more = {}) {

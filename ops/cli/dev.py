@@ -35,6 +35,9 @@ def dev(
         int | None, typer.Option("--partitions", help="Fixed with the first run; 4.", min=1, max=PARTITIONS_MAX)
     ] = None,
     processes: Annotated[int, typer.Option("--processes", help="Gateway processes; 0: one per core.", min=0)] = 1,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Follow every notification, and show its way on a page of its own.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the embedded stack and keep it running until Ctrl-C."""
@@ -44,7 +47,7 @@ def dev(
     from ops.dev.stack import Options
 
     try:
-        uvloop.run(_serve(Options(folder, port, partitions, processes), as_json=as_json))
+        uvloop.run(_serve(Options(folder, port, partitions, processes, traces), as_json=as_json))
     except ServerFailed as error:
         raise SeamarkError(str(error)) from error
 
@@ -80,8 +83,10 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     out.print()
     out.print(f"[bold green]Seamark is running.[/] Data, logs and keys: {data}/ ({data}/dev.json)")
     out.print()
+    traces = [] if stack.trace_url is None else [("traces", f"{stack.trace_url.partition('/traces/')[0]}/")]
     for name, value in (
         ("page", f"[link={stack.gateway_url}]{stack.gateway_url}/[/link]"),
+        *traces,
         ("gateway", f"{stack.gateway_url}  (WebSocket /v1/ws, events POST /v1/events)"),
         ("NATS", shown(stack.nats_url) + (f"  (monitoring {monitor_url})" if monitor_url else "")),
         ("Valkey", shown(stack.redis_url)),

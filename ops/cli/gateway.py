@@ -75,6 +75,7 @@ def _options(settings: Settings) -> GatewayOptions:
         handshakes_per_minute=settings.handshakes_per_minute,
         trusted_proxies=settings.trusted_proxies,
         tenant_state_percent=settings.tenant_state_percent,
+        trace_url=settings.trace_url,
     )
 
 

@@ -28,7 +28,8 @@ def prove(
     """Show what is stored about a notification, in order, and say plainly what is not proven; exit code 2: nothing is."""
     import uvloop
 
-    from ops.cli.stores import stores
+    from engine.traces.contexts import url_of
+    from ops.cli.stores import stores, trace_url
     from projections.proof import Proofs
 
     async def run() -> list[Proof]:
@@ -36,8 +37,9 @@ def prove(
             proofs = Proofs(found.pool)
             return await proofs.of(tenant or "default", notification, user, find_event=_find_event(found.broker))
 
-    proofs = uvloop.run(run())
+    proofs, template = uvloop.run(run()), trace_url(folder)
     for proof in proofs:
+        proof.trace_url = url_of(template, proof.trace)
         if as_json:
             print_json(proof)
         else:
@@ -75,6 +77,8 @@ def _print(proof: Proof) -> None:
         at = fact.at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if fact.at else "time not known"
         words = [word for word in (fact.channel, fact.device, fact.where, fact.detail) if word]
         out.print(f"  {at:<24}  [bold]{fact.fact:<12}[/]  {escape(' · '.join(words))}")
+    if proof.trace_url is not None:
+        out.print(f"  trace: {escape(proof.trace_url)}", soft_wrap=True)
     for gap in proof.not_proven:
         out.print(f"  [yellow]not proven[/]: {escape(gap)}")
     for line in proof.as_of:

@@ -56,6 +56,13 @@ async def stores(folder: Path, name: str) -> AsyncIterator[Stores]:
         await broker.close()
 
 
+def trace_url(folder: Path) -> str | None:
+    """Where traces can be looked at; None: nobody has said so."""
+    if "nats_url" not in given_settings():
+        return read_dev_file(folder).trace_url
+    return load_settings().trace_url
+
+
 def urls(folder: Path) -> tuple[str, str]:
     """The addresses of PostgreSQL and Redis."""
     if "nats_url" not in given_settings():

@@ -36,6 +36,7 @@ USER = "alice"
 TOKEN_SECONDS = 30 * 86_400
 GATEWAY_PORT = 8080
 READY_SECONDS_MAX = 60.0
+TRACE_PATH = "/traces/{trace_id}"
 
 Say = Callable[[str], None]
 
@@ -48,6 +49,7 @@ class Options:
     port: int | None = None
     partitions: int | None = None
     processes: int = 1
+    traces: bool = False
 
 
 class Stack:
@@ -63,6 +65,8 @@ class Stack:
         self._reserved = Reservations()
         self.nats_url = self.redis_url = self.postgres_url = self.gateway_url = ""
         self.monitor_url: str | None = None
+        self.traces_url: str | None = None
+        self._held = contextlib.AsyncExitStack()
 
     @property
     def roles(self) -> list[Role]:
@@ -78,6 +82,8 @@ class Stack:
         await self._prepare_stores()
         port = self._gateway_port()  # only now: others may have taken a free one while the servers started
         self.gateway_url = f"http://{HOST}:{port}"
+        if self._options.traces:
+            await self._receive_traces()
         write_private_json(self._options.data / "kept.json", self._kept)
         self._start_roles(port)
         await self._wait_for_gateway()
@@ -137,6 +143,15 @@ class Stack:
         ):  # a database of somebody else's stays as it is
             await example.fill(self.postgres_url, TENANT)
 
+    async def _receive_traces(self) -> None:
+        try:
+            from ops.dev.traces import receiving
+        except ImportError as error:
+            raise InvalidSetting("--traces needs an exporter: pip install 'seamark-server[traces]'") from error
+        port = self._port("traces")
+        self.traces_url = await self._held.enter_async_context(receiving(HOST, port))
+        self._kept.ports["traces"] = port
+
     def _gateway_port(self) -> int:
         asked, ports = self._options.port, self._kept.ports
         if asked:
@@ -169,6 +184,9 @@ class Stack:
             ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url
         if data != DATA_FOLDER:
             ours["SEAMARK_FOLDER"] = str(data)  # for the command that the page suggests
+        if self.traces_url is not None:
+            ours["SEAMARK_TRACES_ENDPOINT"], ours["SEAMARK_TRACE_ONE_IN"] = self.traces_url, "1"
+            ours["SEAMARK_TRACE_URL"] = f"{self.traces_url}{TRACE_PATH}"
         env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
         for words in (["dispatcher"], ["projector"], ["planner"], ["pager"], gateway):
@@ -205,6 +223,7 @@ class Stack:
             api_key=self._kept.api_key,
             jwt_secret=secret,
             nats_monitor_url=self.monitor_url,
+            trace_url=None if self.traces_url is None else f"{self.traces_url}{TRACE_PATH}",
         )
 
     async def keep(self) -> None:
@@ -230,6 +249,10 @@ class Stack:
             server.stop()
         self._reserved.close()
 
+    async def close(self) -> None:
+        """Take no more spans: after `stop`, which sends the last."""
+        await self._held.aclose()
+
 
 @contextlib.asynccontextmanager
 async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
@@ -248,7 +271,11 @@ async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
         finally:
             # Commands find the stack by this file: without it they say at once that nothing runs here.
             (options.data / "dev.json").unlink(missing_ok=True)
-            stack.stop()
+            if stack.traces_url is None:
+                stack.stop()
+            else:
+                await _to_the_end(stack.stop)  # the receiver takes the last spans meanwhile
+            await stack.close()
 
 
 async def _to_the_end(work: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from seamark.client.items import Item, Live, Now, Problem, Record, Reset
 from seamark.client.keeper import Keeper
 from seamark.client.mailbox import Mailbox
+from seamark.client.traces import Handling
 from seamark.protocol.frames import Unread
 
 WAITING_RECORDS_MAX: Final = 1024
@@ -37,6 +38,7 @@ class Delivery:
         self._acknowledge = acknowledge
         self._on_reset = on_reset
         self._auto_ack = auto_ack
+        self._handling = Handling()
         self._finish: Callable[[], None] | None = None
         """Says that what the app was given last is done, where asking for more says so."""
         self._mailbox: Mailbox[tuple[Record | Reset, int] | str | Live | Unread | Now | Problem] = Mailbox(
@@ -92,8 +94,10 @@ class Delivery:
         def done() -> None:
             if self._keeper.done(ticket, item.cursor):
                 self._acknowledge(generation, item.cursor)
+                self._handling.done(ticket)
 
         if isinstance(item, Record):
+            self._handling.taken(ticket, item)
             item.bind(done)
         # A snapshot is replaced whole, so it is done when the app comes back, also where records are acked by hand.
         self._finish = done if self._auto_ack or isinstance(item, Reset) else None

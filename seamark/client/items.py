@@ -68,6 +68,12 @@ class Record:
         """The event's payload."""
         return self.record.get("data")
 
+    @property
+    def trace(self) -> str | None:
+        """The W3C trace context (`traceparent`) of what caused the record; None: it has none."""
+        found = self.record.get("trace")
+        return found if isinstance(found, str) else None
+
     def bind(self, ack: Callable[[], None]) -> None:
         """Say what `ack()` does; the connection that yields the record calls this."""
         self._ack = ack

@@ -14,16 +14,10 @@ from seamark.backoff import Backoff
 from seamark.client.errors import Again, ConnectionClosed, PublishFailed, PublishRefused
 from seamark.client.over_http import OverHttp
 from seamark.client.over_nats import OverNats
+from seamark.client.traces import publishing
 from seamark.protocol import now
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Event, encode, new_event_id
-
-try:
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError:  # without the package there is no context to send
-    _propagator = None
-else:
-    _propagator = TraceContextTextMapPropagator()
 
 T = TypeVar("T")
 
@@ -58,7 +52,7 @@ class Publisher:
         await publisher.publish(to=["alice"], type="order.shipped", data={"order": 17})
     ```
 
-    The current OpenTelemetry context goes with the event, so that one trace follows it to the device.
+    Where the app has set up OpenTelemetry, publishing is a span of its, and one trace follows the event to the device.
 
     Args:
         nats_url: the broker; for services inside. Several servers are separated by commas.
@@ -210,10 +204,8 @@ class Publisher:
             unknown={**(extra or {}), **told},
             topics=over_http,
         )
-        trace: dict[str, str] = {}
-        if _propagator is not None:
-            _propagator.inject(trace)
-        seq, duplicate = await self._persist(lambda: self._way.attempt(event, trace), self._budget_seconds)
+        with publishing(event.subject) as trace:
+            seq, duplicate = await self._persist(lambda: self._way.attempt(event, trace), self._budget_seconds)
         return Published(id, seq, duplicate)
 
     async def broadcast(self, *, type: str, data: Any = None, id: str | None = None) -> str:

@@ -89,11 +89,12 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Encoded(NamedTuple):
-    """An event ready to publish."""
+    """An event ready to publish. `critical`: its priority is."""
 
     subject: str
     payload: bytes
     msg_id: str
+    critical: bool = False
 
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -301,7 +302,7 @@ def encode(
     check_send_at(accepted.event, datetime.now(UTC))
     if accepted.event.priority == "low":
         subject = subjects.bulk_subject(tenant, key, type)
-    return Encoded(subject, payload, message_id(tenant, id))
+    return Encoded(subject, payload, message_id(tenant, id), accepted.event.priority == "critical")
 
 
 def message_id(tenant: str, event_id: str) -> str:

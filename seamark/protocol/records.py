@@ -170,12 +170,14 @@ def state_record(
     up_to: int | None = None,
     record_id: str | None = None,
     at: datetime | None = None,
+    trace: str | None = None,
 ) -> tuple[str, bytes]:
     """A `read`, `archive` or `recall` record: its id and its bytes. Devices converge by replaying it like any other record.
 
     Args:
         ids: records it covers, or
         up_to: the last sequence it covers.
+        trace: `traceparent` of what has it stored.
     """
     record = Record(
         id=record_id or new_event_id(),
@@ -186,5 +188,6 @@ def state_record(
         ids=list(ids),
         up_to=up_to,
         device=device,
+        trace=trace,
     )
     return record.id, _encode(record)

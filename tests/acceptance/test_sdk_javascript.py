@@ -544,6 +544,28 @@ async def test_a_record_is_done_when_what_its_listener_promised_is(browser, gate
     assert await page.evaluate("s.bookmark.cursor") == "e1.2"
 
 
+async def test_the_app_is_told_of_followed_records_and_when_their_listeners_are_done_with_them(browser, gateway):
+    parent = f"00-{'a' * 32}-{'b' * 16}-"
+    options = """trace: (parent, { id }) => {
+      (got.traces ??= []).push(`${id} ${parent.slice(-2)}`);
+      if (id === 'r4') throw new Error('mine');
+      return (failed) => { got.traces.push(`${id} ${failed}`); };
+    }"""
+    page = await client(browser, gateway, options, connect=False)
+    await page.evaluate(
+        """(s.addEventListener('record', (e) => {
+              if (e.detail.seq === 5) throw new Error('mine');
+              return e.detail.seq === 1 && new Promise((done) => { window.finish = done; });
+            }), s.connect())"""
+    )
+    flags = ("01", "00", "03", "01", "01")
+    await gateway.publish(*({"trace": parent + flag} for flag in flags), {}, {"trace": "nonsense-01"})
+    await records(page, [1, 2, 3, 4, 5, 6, 7])
+    assert await page.evaluate("got.traces") == ["r1 01", "r3 03", "r3 false", "r4 01", "r5 01", "r5 true"]
+    await page.evaluate("finish()")
+    await page.until("got.traces.includes('r1 false')")
+
+
 async def test_listeners_are_added_once_removed_and_may_remove_themselves_or_close(browser, gateway):
     await gateway.publish({}, {}, {})
     page = await client(browser, gateway, connect=False)

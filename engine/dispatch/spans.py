@@ -1,0 +1,117 @@
+"""The spans of a dispatcher's round that has events which are followed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from opentelemetry.trace import Span
+
+from engine.dispatch.later import PutOff
+from engine.dispatch.rounds import Dead, Entry, Planned
+from engine.dispatch.source import BULK, EVENTS, LATER_PLACE, EventSource, Place
+from engine.traces import names
+from engine.traces.contexts import context_in
+from engine.traces.spans import Spans, failed
+from seamark.protocol.subjects import dispatch_consumer
+
+_DESTINATIONS: Final = {EVENTS: names.EVENT, BULK: names.BULK}
+
+
+def followed_dead(spans: Spans | None, headers: bytes, reason: str) -> dict[str, str]:
+    """Have a span of an event that became a dead letter, whoever follows it; what the log says beside."""
+    if spans is None:
+        return {}
+    context = spans.error(names.DISPATCH, context_in(headers), reason, {names.OUTCOME: "dead"})
+    return {} if context is None else {"trace_id": f"{context.trace_id:032x}"}
+
+
+def traced(
+    spans: Spans | None, source: EventSource, event_partition: int, epoch: str, planned: Sequence[Planned]
+) -> RoundSpans | None:
+    """The spans of a round; None: it has no event that is followed."""
+    if spans is None:
+        return None
+    found = [one for one in planned if one.following is not None]
+    return RoundSpans(spans, source, event_partition, epoch, len(planned), found) if found else None
+
+
+class RoundSpans:
+    """The spans of a round: its own, one of each followed event, and one of each of their appends to a place.
+
+    As a context manager it ends them; where the round fails they say so.
+    """
+
+    def __init__(
+        self,
+        spans: Spans,
+        source: EventSource,
+        event_partition: int,
+        epoch: str,
+        events: int,
+        followed_events: Iterable[Planned],
+    ) -> None:
+        self._spans = spans
+        self._events: dict[tuple[int, str], Span] = {}
+        since, destination = time.time_ns(), _DESTINATIONS.get(source, names.LATER)
+        told = {names.GROUP: dispatch_consumer(event_partition)}
+        each = [(one, one.following) for one in followed_events if one.following is not None]
+        self._round = spans.begin_apart(
+            names.ROUND._replace(destination=destination),
+            [follow.context for _, follow in each],
+            {**told, names.MESSAGE_COUNT: events},
+            since,
+        )
+        hop = names.DISPATCH._replace(destination=destination)
+        for one, follow in each:
+            about = {
+                **told,
+                names.MESSAGE_ID: f"{epoch}.{one.seq}",
+                names.TENANT: one.accepted.at.tenant,
+                names.TYPE: one.accepted.at.type,
+                names.PRIORITY: one.accepted.event.priority,
+            }
+            if follow.begins:
+                span = spans.begin_first(hop, follow.context, about, since)
+                span.add_link(self._round.get_span_context())
+            else:
+                span = spans.begin(
+                    hop, follow.context, about, since=since, stored_at=follow.stored_at, within=self._round,
+                    links=[self._round.get_span_context()],
+                )  # fmt: skip
+            self._events[one.seq, one.part] = span
+
+    def appended(self, place: Place, entries: Iterable[Entry | PutOff], since: int) -> None:
+        """These entries are stored in a place; `since` is when that was begun, in Unix nanoseconds."""
+        counts: dict[tuple[int, str], int] = {}
+        for entry in entries:
+            key = entry.seq, entry.event_part
+            if key in self._events:
+                counts[key] = counts.get(key, 0) + 1
+        hop = names.PUT_OFF if place == LATER_PLACE else names.APPEND
+        for key, count in counts.items():
+            parent = self._events[key].get_span_context()
+            self._spans.begin(hop, parent, {names.MESSAGE_COUNT: count}, since=since).end()
+
+    def settled(self, appended: Iterable[Planned], put_off: Iterable[Planned], dead: Iterable[Dead]) -> None:
+        """What became of the events; what is in none of these was published before."""
+        outcomes: dict[tuple[int, str], str] = {
+            (one.seq, one.part): one.template.withheld or "appended" for one in appended
+        }
+        outcomes |= {(one.seq, one.part): "put_off" for one in put_off}
+        outcomes |= {(one.delivered.seq, ""): "dead" for one in dead}
+        for key, span in self._events.items():
+            span.set_attribute(names.OUTCOME, outcomes.get(key, "duplicate"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for span in (*self._events.values(), self._round):
+            if kind is not None:
+                failed(span, kind.__name__)
+            span.end()

@@ -1,0 +1,1 @@
+"""Following single notifications through every process: contexts, spans, their export (ADR 0046)."""

@@ -1,0 +1,84 @@
+"""W3C trace contexts as they go with events and records: read without a dictionary, decided without a random number."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+from opentelemetry.trace import SpanContext, TraceFlags
+
+SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+
+_LINE: Final = b"\r\ntraceparent:"
+_VALUE: Final = re.compile(rb" *00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2}) *\r\n")
+_FLAGS: Final = re.compile(rb"(00-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})")
+
+
+def context_in(headers: bytes) -> SpanContext | None:
+    """The context in a block of headers, sampled or not; None: there is none that is valid."""
+    start = headers.find(_LINE)
+    found = None if start < 0 else _VALUE.match(headers, start + len(_LINE))
+    return None if found is None else _context(found[1], found[2], found[3])
+
+
+def followed_in(headers: bytes) -> SpanContext | None:
+    """The context in a block of headers, where it says that it is followed: what is looked for in every message."""
+    start = headers.find(_LINE)
+    found = None if start < 0 else _VALUE.match(headers, start + len(_LINE))
+    return _context(found[1], found[2], found[3]) if found is not None and int(found[3], 16) & SAMPLED else None
+
+
+def context_of(traceparent: bytes | str | None) -> SpanContext | None:
+    """The context of a `traceparent`, sampled or not; None: there is none that is valid."""
+    given = traceparent.encode() if isinstance(traceparent, str) else traceparent or b""
+    return context_in(b"%b%b\r\n" % (_LINE, given))
+
+
+def followed(traceparent: bytes | str | None) -> SpanContext | None:
+    """The context of a `traceparent` that says it is followed."""
+    found = context_of(traceparent)
+    return found if found is not None and found.trace_flags.sampled else None
+
+
+def traceparent_of(context: SpanContext) -> str:
+    """The context as a header's value."""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def trace_line(traceparent: str) -> bytes:
+    """A context as the header of a message to be stored; nothing where it is none that is followed."""
+    found = followed(traceparent)
+    return b"" if found is None else b"traceparent: %b\r\n" % traceparent_of(found).encode()
+
+
+def unfollowed(traceparent: bytes) -> bytes:
+    """The same text with its first context said not to be followed."""
+    return _FLAGS.sub(lambda found: b"%b%02x" % (found[1], int(found[2], 16) & ~TraceFlags.SAMPLED), traceparent, 1)
+
+
+def first_context(tenant: str, event_id: str, one_in: int, *, always: bool = False) -> SpanContext | None:
+    """The context that a trace begins with, of an event whose publisher has sent none; None: the event is not followed.
+
+    Whoever is asked says the same, so that a gateway need not write down that it has decided against it.
+
+    Args:
+        tenant: its token.
+        one_in: of so many events one is followed.
+        always: whatever is said of the others.
+    """
+    digest = hashlib.blake2b(f"{tenant}:{event_id}".encode(), digest_size=32, person=b"seamark.trace").digest()
+    if not always and int.from_bytes(digest[24:]) % one_in:
+        return None
+    trace_id, span_id = int.from_bytes(digest[:16]), int.from_bytes(digest[16:24])
+    return SpanContext(trace_id or 1, span_id or 1, is_remote=True, trace_flags=SAMPLED)
+
+
+def url_of(template: str | None, trace_id: str | None) -> str | None:
+    """Where a trace can be looked at; None where nobody has said where traces are, or there is no trace."""
+    return None if template is None or trace_id is None else template.replace("{trace_id}", trace_id)
+
+
+def _context(trace_id: bytes, span_id: bytes, flags: bytes) -> SpanContext | None:
+    found = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return found if found.is_valid else None

@@ -1,0 +1,52 @@
+"""Spans of messages that a process has read or stored: found by their headers, made once all is done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from engine.broker.jetstream import Outgoing
+from engine.partition.worker import Delivered
+from engine.traces import names
+from engine.traces.contexts import followed_in
+from engine.traces.spans import Spans, failed
+
+
+def receipts_stored(spans: Spans, receipts: Sequence[Outgoing], since: int) -> None:
+    """These receipts are stored, in a batch whose storing was begun at `since` (Unix nanoseconds)."""
+    about = {names.MESSAGE_COUNT: len(receipts)}
+    for receipt in receipts:
+        origin = followed_in(b"\r\n" + receipt.headers) if receipt.headers else None
+        if origin is not None:
+            spans.begin(names.STORE_RECEIPT, origin, about, since=since).end()
+
+
+@contextlib.contextmanager
+def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequence[Delivered]) -> Iterator[None]:
+    """The spans of what is done with a batch of messages, as long as the block runs: one of each that is followed.
+
+    Args:
+        consumer: the durable that reads them.
+        epoch: the incarnation of their stream.
+    """
+    since = time.time_ns()
+    error = ""
+    try:
+        yield
+    except Exception as raised:
+        error = type(raised).__name__
+        raise
+    finally:
+        for message in batch:
+            origin = followed_in(message.headers)
+            if origin is not None:
+                about: dict[str, str | int] = {
+                    names.GROUP: consumer,
+                    names.MESSAGE_ID: f"{epoch}.{message.seq}",
+                    names.MESSAGE_COUNT: len(batch),
+                }
+                span = spans.begin(hop, origin, about, since=since, stored_at=message.time_nanoseconds)
+                if error:
+                    failed(span, error)
+                span.end()

@@ -1,0 +1,96 @@
+"""What spans are called and what they may say: names and attributes by OpenTelemetry's messaging conventions (v1.44.0).
+
+The lists are closed. A subject is named by its template, never as it is: users are in it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from opentelemetry.trace import SpanKind
+
+EVENT: Final = "events.{tenant}.{key}.{type}"
+BULK: Final = "bulk.{tenant}.{key}.{type}"
+LATER: Final = "wait.{partition}.{tenth}.{tenant}"
+LOG: Final = "log.{partition}.{tenant}.{user}"
+RECEIPT: Final = "rcpt.{partition}.{tenant}.{user}"
+
+ERROR: Final = "error.type"
+GROUP: Final = "messaging.consumer.group.name"
+MESSAGE_COUNT: Final = "messaging.batch.message_count"
+MESSAGE_ID: Final = "messaging.message.id"
+OUTCOME: Final = "seamark.outcome"
+PRIORITY: Final = "seamark.priority"
+TENANT: Final = "seamark.tenant"
+TYPE: Final = "seamark.type"
+
+ATTRIBUTES: Final = frozenset({
+    ERROR, GROUP, MESSAGE_COUNT, MESSAGE_ID, OUTCOME, PRIORITY, TENANT, TYPE, "http.request.method",
+    "http.response.status_code", "http.route", "messaging.destination.name", "messaging.destination.template",
+    "messaging.operation.name", "messaging.operation.type", "messaging.system",
+})  # fmt: skip
+"""All that spans of Seamark say."""
+
+
+class Hop(NamedTuple):
+    """One kind of span: `name` is what is done (a word of Seamark), `type` what that is in the conventions."""
+
+    name: str
+    type: str
+    destination: str
+    kind: SpanKind
+
+    @property
+    def title(self) -> str:
+        """The span's name."""
+        return f"{self.name} {self.destination}"
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What all its spans say."""
+        return {
+            "messaging.system": "nats",
+            "messaging.operation.name": self.name,
+            "messaging.operation.type": self.type,
+            "messaging.destination.name": self.destination,
+            "messaging.destination.template": self.destination,
+        }
+
+
+ACCEPT: Final = Hop("accept", "send", EVENT, SpanKind.PRODUCER)
+"""A gateway has an event stored."""
+
+ACCEPT_BULK: Final = ACCEPT._replace(destination=BULK)
+
+ROUND: Final = Hop("dispatch round", "process", EVENT, SpanKind.CONSUMER)
+"""A dispatcher works on consecutive events; of BULK and LATER with their destination."""
+
+DISPATCH: Final = Hop("dispatch", "process", EVENT, SpanKind.CONSUMER)
+"""What it does with one of them."""
+
+APPEND: Final = Hop("append", "send", LOG, SpanKind.PRODUCER)
+"""It stores the event's records in one partition."""
+
+PUT_OFF: Final = APPEND._replace(destination=LATER)
+DELIVER: Final = Hop("deliver", "process", LOG, SpanKind.CONSUMER)
+"""A gateway hands a record to a device's connection."""
+
+ACK: Final = Hop("ack", "settle", LOG, SpanKind.CLIENT)
+"""The device has said that it has the record: from the moment it was sent."""
+
+READ: Final = Hop("read", "send", LOG, SpanKind.PRODUCER)
+"""A gateway has stored that the user has read."""
+
+RESUME: Final = Hop("resume", "receive", LOG, SpanKind.CLIENT)
+"""A gateway brings a device from its cursor to the end of its log."""
+
+STORE_RECEIPT: Final = Hop("receipt", "send", RECEIPT, SpanKind.PRODUCER)
+"""A fact about delivery is stored."""
+
+PLAN: Final = Hop("plan", "process", LOG, SpanKind.CONSUMER)
+"""A planner decides by which channels a notification goes."""
+
+FOLD: Final = Hop("fold", "process", LOG, SpanKind.CONSUMER)
+"""A projector takes a record into a projection; `GROUP` says which."""
+
+FOLD_RECEIPT: Final = FOLD._replace(destination=RECEIPT)

@@ -1,0 +1,152 @@
+"""Spans of the hops of a followed notification, made where a hop has found one.
+
+What a process exports is its one `Spans`, or None: then nothing is looked for. Whoever needs it asks `active()` once, when made.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
+
+from opentelemetry import context as ambient
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+)
+
+from engine.buckets import Buckets
+from engine.traces.contexts import first_context
+from engine.traces.names import ERROR, Hop
+
+ERRORS_PER_SECOND: Final = 10
+"""Spans of errors that nobody follows: a service that publishes nonsense must not crowd everything else out of the queue."""
+
+Attributes = Mapping[str, str | int]
+
+
+class Ids(Protocol):
+    """Gives spans their ids: random ones, unless `first` says those of the next trace."""
+
+    first: SpanContext | None
+
+
+class Spans:
+    """Makes spans that are exported, whatever their parents say: whoever calls has decided.
+
+    Args:
+        tracer: samples everything.
+        ids: of the same provider.
+        one_in: of so many events that no publisher has decided about, one is followed.
+        follow_seconds: what is older links to its origin, in a trace of its own.
+    """
+
+    def __init__(self, tracer: Tracer, ids: Ids, *, one_in: int, follow_seconds: float) -> None:
+        self._tracer = tracer
+        self._ids = ids
+        self._one_in = one_in
+        self._follow_nanoseconds = int(follow_seconds * 1e9)
+        self._errors = Buckets(60 * ERRORS_PER_SECOND, burst=ERRORS_PER_SECOND)
+
+    def first(self, tenant: str, event_id: str, *, critical: bool) -> SpanContext | None:
+        """The context of an event whose publisher has sent none; None: it is not followed. See `first_context`."""
+        return first_context(tenant, event_id, self._one_in, always=critical)
+
+    def by_chance(self) -> bool:
+        """Whether to follow something that has neither a publisher nor an id."""
+        return random.random() * self._one_in < 1
+
+    def is_fresh(self, at: int, now: int) -> bool:
+        """Whether what happens `now` belongs to the trace of what was `at`; both in Unix nanoseconds."""
+        return now - at <= self._follow_nanoseconds
+
+    def begin_first(self, hop: Hop, first: SpanContext, attributes: Attributes, since: int | None = None) -> Span:
+        """The span that a trace begins with, under the ids that were found for it; without a span id under a random one."""
+        self._ids.first = first
+        try:
+            return self._begin(hop, None, (), attributes, since)
+        finally:
+            self._ids.first = None
+
+    def begin(
+        self,
+        hop: Hop,
+        origin: SpanContext,
+        attributes: Attributes,
+        *,
+        since: int | None = None,
+        stored_at: int | None = None,
+        within: Span | None = None,
+        links: Iterable[SpanContext] = (),
+    ) -> Span:
+        """The span of a hop, which the caller ends.
+
+        Args:
+            origin: what it is about.
+            since: when it began, in Unix nanoseconds; None: now.
+            stored_at: since when the message that is worked on is stored, in Unix nanoseconds; None: just now.
+            within: what it belongs to if it is too old to belong to the trace of its origin.
+            links: other contexts that it has to do with.
+        """
+        if stored_at is None or self.is_fresh(stored_at, time.time_ns()):
+            return self._begin(hop, origin, links, attributes, since)
+        parent = None if within is None else within.get_span_context()
+        return self._begin(hop, parent, (origin, *links), attributes, since)
+
+    def begin_apart(
+        self, hop: Hop, links: Iterable[SpanContext], attributes: Attributes, since: int | None = None
+    ) -> Span:
+        """A span in a trace of its own: that of a batch, or of a session."""
+        return self._begin(hop, None, links, attributes, since)
+
+    def error(self, hop: Hop, origin: SpanContext | None, reason: str, attributes: Attributes) -> SpanContext | None:
+        """The span of something that failed just now, followed or not; its context. None: there were too many."""
+        if (origin is None or not origin.trace_flags.sampled) and not self._errors.take(""):
+            return None
+        span = self._begin(hop, origin, (), attributes, None)
+        failed(span, reason)
+        span.end()
+        return span.get_span_context()
+
+    def _begin(
+        self,
+        hop: Hop,
+        parent: SpanContext | None,
+        links: Iterable[SpanContext],
+        attributes: Attributes,
+        since: int | None,
+    ) -> Span:
+        # Never within what happens to be the current span, as that of a request: parents are given.
+        nothing = ambient.Context()
+        context = nothing if parent is None else set_span_in_context(NonRecordingSpan(parent), nothing)
+        said = {**hop.attributes, **attributes}
+        return self._tracer.start_span(
+            hop.title, context, hop.kind, said, [Link(one) for one in links], since, record_exception=False
+        )
+
+
+def failed(span: Span, reason: str) -> None:
+    """Say that what a span is about has failed. `reason` is one word of few."""
+    span.set_attribute(ERROR, reason)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+_active: Spans | None = None
+
+
+def active() -> Spans | None:
+    """What this process exports; None: nothing."""
+    return _active
+
+
+def activate(spans: Spans | None) -> None:
+    """From now on this process exports these spans; whoever was made before goes on as before."""
+    global _active
+    _active = spans
