@@ -131,21 +131,23 @@ class Unsendable(Exception):
         self.outcome = outcome
 
 
-Target = TypeVar("Target", contravariant=True)
+Target_contra = TypeVar("Target_contra", contravariant=True)
 Rendered = TypeVar("Rendered")
 
 
-class Channel(Protocol[Target, Rendered]):
-    """One channel of a worker. `Target` and `Rendered` are its own types.
+class Channel(Protocol[Target_contra, Rendered]):
+    """One channel of a worker. Its targets and what it renders are of types of its own.
 
-    `render` is pure and raises Unsendable. `send` ends within `deadline_seconds`, whatever the provider does, and raises nothing but
-    what a fault of ours is. `key` is the job's idempotency key, for providers that know one.
+    `render` is pure and raises Unsendable. `send` ends within `deadline_seconds`, whatever the provider does; what it raises is a
+    fault of ours. `key` is the job's idempotency key, for providers that know one.
     """
 
     name: ChannelName
 
     def render(self, job: Job, context: Context) -> Rendered: ...
 
-    async def send(self, rendered: Rendered, target: Target, *, key: str, deadline_seconds: float) -> Outcome: ...
+    async def send(
+        self, rendered: Rendered, target: Target_contra, *, key: str, deadline_seconds: float
+    ) -> Outcome: ...
 
     async def close(self) -> None: ...
