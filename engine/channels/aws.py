@@ -34,6 +34,10 @@ _SIGNED: Final[Mapping[str, tuple[str, ...]]] = {
 """Members that a signature covers, in its order; those that are missing are left out."""
 
 
+_DIGESTS: Final[Mapping[str, hashes.HashAlgorithm]] = {"1": hashes.SHA1(), "2": hashes.SHA256()}  # noqa: S303 - as SNS has it
+"""By the version of a signature. A topic is switched to version 2 by its attribute `SignatureVersion`."""
+
+
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """A key of AWS. `session_token`: of keys that end by themselves."""
 
@@ -57,7 +61,9 @@ def signed_headers(
     now: datetime,
     method: str = "POST",
 ) -> dict[str, str]:
-    """`headers`, and those that sign the request: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html.
+    """`headers`, and those that sign the request.
+
+    https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 
     Args:
         url: without a query.
@@ -69,7 +75,8 @@ def signed_headers(
     added = {"X-Amz-Date": stamp}
     if credentials.session_token:
         added["X-Amz-Security-Token"] = credentials.session_token
-    signed = {name.lower(): " ".join(value.split()) for name, value in {**headers, **added, "Host": parts.netloc}.items()}
+    sent = {**headers, **added, "Host": parts.netloc}
+    signed = {name.lower(): " ".join(value.split()) for name, value in sent.items()}
     names = ";".join(sorted(signed))
     lines = "".join(f"{name}:{signed[name]}\n" for name in sorted(signed))
     request = "\n".join([method, parts.path or "/", "", lines, names, hashlib.sha256(body).hexdigest()])
@@ -79,7 +86,8 @@ def signed_headers(
     for part in scope.split("/"):
         key = _hmac(key, part)
     signature = _hmac(key, text).hex()
-    added["Authorization"] = f"AWS4-HMAC-SHA256 Credential={credentials.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
+    said = f"Credential={credentials.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
+    added["Authorization"] = f"AWS4-HMAC-SHA256 {said}"
     return {**headers, **added}
 
 
@@ -98,7 +106,9 @@ def certificate_url(message: Mapping[str, Any]) -> str | None:
 
 
 def is_signed_by_sns(message: Mapping[str, Any], certificate: bytes, *, topic: str, now: datetime) -> bool:
-    """Whether an SNS message is genuine, of our topic, and fresh: https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html.
+    """Whether an SNS message is genuine, of our topic, and fresh.
+
+    https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html
 
     Args:
         message: the JSON that was posted. Nothing of it is believed before.
@@ -108,7 +118,7 @@ def is_signed_by_sns(message: Mapping[str, Any], certificate: bytes, *, topic: s
     """
     kind = message.get("Type")
     members = _SIGNED.get(kind) if isinstance(kind, str) else None
-    digest = {"1": hashes.SHA1(), "2": hashes.SHA256()}.get(str(message.get("SignatureVersion")))  # noqa: S303 - SNS's version 1
+    digest = _DIGESTS.get(str(message.get("SignatureVersion")))
     if members is None or digest is None or message.get("TopicArn") != topic or not _is_fresh(message, now):
         return False
     text = "".join(f"{name}\n{message[name]}\n" for name in members if message.get(name) is not None)
@@ -117,7 +127,8 @@ def is_signed_by_sns(message: Mapping[str, Any], certificate: bytes, *, topic: s
         key = found.public_key()
         if not isinstance(key, rsa.RSAPublicKey) or not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
             return False
-        key.verify(base64.b64decode(str(message.get("Signature")), validate=True), text.encode(), padding.PKCS1v15(), digest)
+        signature = base64.b64decode(str(message.get("Signature")), validate=True)
+        key.verify(signature, text.encode(), padding.PKCS1v15(), digest)
     except (InvalidSignature, ValueError, binascii.Error):
         return False
     return True

@@ -43,8 +43,8 @@ OutcomeKind = Literal[
 Scope = Literal["message", "target", "domain", "key", "provider"]
 """What a `throttled` or `config` outcome holds up; `domain` is that of an address or an endpoint, `key` the credentials.
 
-Of `config` it says whose fault it is. Whoever may set one webhook's address, or one user's number, must not be able to stop a provider
-for everybody by it: such an outcome has the scope `target`.
+Of `config` it says whose fault it is. Whoever may set one webhook's address, or one user's number, must not be able to stop a
+provider for everybody by it: such an outcome has the scope `target`.
 """
 
 

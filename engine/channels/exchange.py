@@ -1,8 +1,8 @@
 """One HTTP request to a provider, of which every end is a value: an answer, or why there is none.
 
-What is sent twice by mistake costs money and trust. So an exchange says whether the request had begun to leave: what had not may be sent
-again anywhere, what had may have been taken. It follows no redirects, which would carry a text or a secret to a server that nobody chose;
-it keeps no cookies, which one tenant's endpoint could set for another's; it knows no proxies of the environment.
+What is sent twice by mistake costs money and trust. So an exchange says whether the request had begun to leave: what had not may
+be sent again anywhere, what had may have been taken. It follows no redirects, which would carry a text or a secret to a server
+that nobody chose; it keeps no cookies, which one tenant's endpoint could set for another's; it knows no proxies of the environment.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CONNECT_SECONDS_MAX: Final = 10.0
 """From the wait for a free connection to the end of TLS: three lost packets in a row still fit (RFC 6298: 1 + 2 + 4 s)."""
 
 KEEP_ALIVE_SECONDS: Final = 4.0
-"""How long an idle connection is kept: less than servers do (nginx 75 s, Node.js 5 s). One that its server closes just when a request
-leaves would make that request ambiguous."""
+"""How long an idle connection is kept: less than servers do (nginx 75 s, Node.js 5 s). One that its server closes just when a
+request leaves would make that request ambiguous."""
 
 Why = Literal["blocked", "dns", "connect", "tls", "timeout", "reset", "malformed"]
 

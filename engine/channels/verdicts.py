@@ -1,7 +1,7 @@
 """What a provider's answer means, as data: a table from codes and statuses to what follows.
 
-Providers keep splitting their codes, so a table only names those that mean something else than their status. Whatever it does not name
-is judged by its class, 4xx or 5xx, and said to be unknown, so that somebody looks.
+Providers keep splitting their codes, so a table only names those that mean something else than their status. Whatever it does
+not name is judged by its class, 4xx or 5xx, and said to be unknown, so that somebody looks.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         secrets: how many are good.
         failing_since: nothing that was posted to it since then has arrived; null: the last has, or nothing was posted.
-        disabled_because: `gone` (it answered 410) or `failing` (for five days nothing else); null: its owner disabled it, or nobody.
+        disabled_because: `gone` (it answered 410) or `failing` (for five days nothing else); null: its owner did, or nobody.
     """
 
     id: str

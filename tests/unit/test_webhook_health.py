@@ -1,4 +1,7 @@
-"""An endpoint is disabled at once by 410, and by five days of nothing but failures of at least two messages. Never by reports that came late."""
+"""An endpoint is disabled at once by 410, and by five days of nothing but failures of at least two messages.
+
+Never by reports that came late.
+"""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,7 @@
-"""What Twilio posts to us: how a text fared, and what people answer. Nothing of a request is believed before its signature is checked.
+"""What Twilio posts to us: how a text fared, and what people answer. Nothing is believed before the signature is checked.
 
-Reports come late, twice and in any order. So states have a rank, and the highest one ever reported holds: that a phone has a text is
-known only by its delivery, while `undelivered` may be said of a part, or before the carrier tried again.
+Reports come late, twice and in any order. So states have a rank, and the highest one ever reported holds: that a phone has a text
+is known only by its delivery, while `undelivered` may be said of a part, or before the carrier tried again.
 """
 
 from __future__ import annotations
@@ -110,5 +110,5 @@ def inbound_of(form: Mapping[str, str]) -> Inbound | None:
 
 
 def later_state(known: State | None, reported: State) -> State:
-    """What holds when `reported` arrives and `known` was reported before; None: nothing was. The order of arrival changes nothing."""
+    """What holds when `reported` arrives and `known` was before; None: nothing was. The order of arrival changes nothing."""
     return reported if known is None else max(known, reported, key=_RANKS.__getitem__)

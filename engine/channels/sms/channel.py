@@ -100,7 +100,7 @@ def plain_text(job: Job) -> str:
 
 
 def unanswered(provider: str, silence: Silence) -> Outcome:
-    """What no answer means of a text. One that may have left may have been sent, and no provider can be asked: it is ambiguous."""
+    """What no answer means. A text that may have left may have been sent, and no provider can be asked: it is ambiguous."""
     return Outcome(
         kind="ambiguous" if silence.left else "transient",
         provider=provider,

@@ -1,6 +1,6 @@
 """Words by which people end the texts of a sender, or have them begin again.
 
-Carriers and providers act on them by themselves; so do we, in order that other senders and providers of the tenant hold to it as well,
+Carriers and providers act on them by themselves; so do we, in order that other senders and providers of the tenant hold to it,
 and that nobody pays for texts that are blocked.
 """
 
@@ -17,8 +17,8 @@ WORDS: Final[dict[str, Keyword]] = (
     | dict.fromkeys(("START", "YES", "UNSTOP"), "start")
     | dict.fromkeys(("HELP", "INFO"), "help")
 )
-"""The English ones are Twilio's, who acts on them: https://help.twilio.com/articles/223134027. The others end texts in our books only: to
-take a word for STOP that Twilio does not know is safe, to take one for START is not, since the number would stay blocked."""
+"""The English ones are Twilio's, who acts on them: https://help.twilio.com/articles/223134027. The others end texts in our books
+only: to take a word for STOP that Twilio does not know is safe, to take one for START is not, since the number stays blocked."""
 
 _CHARS_MAX: Final = 32
 

@@ -37,7 +37,8 @@ _SMART: Final = str.maketrans(
     dict.fromkeys("«»“”„‟″‶❝❞〝〞ʺˮ＂", '"')
     | dict.fromkeys("‘’‚‛′‵❛❜ʹʻʼʽˈˊˋ´`＇", "'")
     | dict.fromkeys("‐‑‒–—―−﹘﹣－", "-")
-    | dict.fromkeys("\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t", " ")
+    | dict.fromkeys("\t\u00a0\u1680\u202f\u205f\u3000", " ")
+    | dict.fromkeys(map(chr, range(0x2000, 0x200B)), " ")
     | dict.fromkeys("\u00ad\u200b\u2060\ufeff", "")
     | {"…": "...", "‹": "<", "›": ">", "•": "-", "\u2028": "\n", "\u2029": "\n", "⁄": "/", "‼": "!!"}
 )
@@ -65,8 +66,8 @@ def segmented(text: str, *, smart: bool = False) -> Segmented:
 
     Args:
         text: any text.
-        smart: typographic quotes, dashes and spaces become plain ones, where all of the text fits the GSM alphabet by that and takes no
-            more segments; else nothing changes.
+        smart: typographic quotes, dashes and spaces become plain ones, where all of the text fits the GSM alphabet by that and
+            takes no more segments; else nothing changes.
     """
     found = _segmented(text)
     if smart and found.encoding == "ucs-2":
@@ -100,7 +101,7 @@ def _units(character: str, encoding: Encoding) -> int:
 
 
 def _cut(text: str, encoding: Encoding) -> tuple[str, ...]:
-    """Fill each segment as far as whole characters fit: half an escape, or half a surrogate pair, would be shown as something else."""
+    """Fill each segment as far as whole characters fit: half an escape or surrogate pair would be shown as something else."""
     segments: list[str] = []
     begin, used = 0, 0
     for index, character in enumerate(text):

@@ -1,6 +1,6 @@
 """What the answers and reports of SMS providers mean.
 
-Codes of the 30000s come in reports about a message that was accepted, the others in the answer to a request. One table serves both.
+Codes of the 30000s come in reports about a message that was accepted, the others in answers to requests. One table serves both.
 """
 
 from __future__ import annotations

@@ -120,9 +120,9 @@ def judged(provider: str, answer: Answer, segments: int) -> Outcome:
     outcome = TWILIO.judged(provider, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
     if outcome.kind != "ok":
         return outcome
-    counted, id = str(reply.num_segments), str(reply.sid)
+    counted, id = str(reply.num_segments), reply.sid if isinstance(reply.sid, str) else ""
     return msgspec.structs.replace(
         outcome,
-        provider_id=id if reply.sid is not None and _ID.fullmatch(id) else "",
+        provider_id=id if _ID.fullmatch(id) else "",
         segments=int(counted) if _SEGMENTS.fullmatch(counted) else segments,
     )

@@ -22,7 +22,7 @@ from seamark.backoff import retry_after_seconds
 PROVIDER: Final = "webhook"
 
 ANSWER_SECONDS_MAX: Final = 20.0
-"""How long an endpoint may take, of the 15 to 30 s that Standard Webhooks recommends. Whoever needs longer answers first and works then."""
+"""How long an endpoint may take: Standard Webhooks recommends 15 to 30 s. Whoever needs longer answers first and works then."""
 
 CONNECTIONS_MAX: Final = 256
 """At once, of one worker."""

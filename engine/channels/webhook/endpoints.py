@@ -1,7 +1,7 @@
 """Endpoints as a worker uses them: which get a notification, how one is signed for, and what is noted of how it fared.
 
-What is noted is no rule, and changes with every failure, so it is written beside the rules without counting as a change of them. That an
-endpoint is disabled does change the rules: it is a second step, which whoever finds it undone does again.
+What is noted is no rule, and changes with every failure, so it is written beside the rules without counting as a change of them.
+That an endpoint is disabled does change the rules: it is a second step, which whoever finds it undone does again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from engine.plan.patterns import patterns_of
 from engine.postgres import Connection
 
 OK_NOTED_EVERY: Final = timedelta(minutes=1)
-"""A success is written down when there was a failure before it, else so often: not each webhook is to cost a write. A report of a failure
-that comes late may thus count as up to a minute younger than a success."""
+"""A success is written down when there was a failure before it, else so often: not each webhook is to cost a write. So a failure
+that is reported late may count although a success came after it, if that was less than a minute later."""
 
 # Both ask for `health`, too: between the two steps the state still says active.
 _TARGETS: Final = """
@@ -64,7 +64,7 @@ async def note_attempt(
 ) -> Health | None:
     """Note how an attempt ended; what is known of the endpoint then. None: it is gone, or was disabled.
 
-    Where the answer says `disabled`, the caller has `disable` follow, in another transaction, since this one is alone with nothing but a row.
+    Where the answer says `disabled`, the caller has `disable` follow, in another transaction: this one holds nothing but the row.
 
     Args:
         connection: in a transaction.

@@ -1,9 +1,9 @@
-"""Keeps webhooks out of our own network: whoever may name an endpoint could else have us ask servers that only we can reach (SSRF).
+"""Keeps webhooks out of our own network: whoever names an endpoint could else have us ask servers that only we can reach (SSRF).
 
-`engine.directory.webhook_urls` looks at what is written. Here the addresses are looked at that a connection really goes to: a name may lead
-somewhere else each time it is asked for, so to look first and connect by name afterwards would protect nothing. The socket factory sees each
-address just before it is connected to, literals included, which no resolver sees; the resolver refuses a name as soon as one of its addresses
-is private.
+`engine.directory.webhook_urls` looks at what is written. Here the addresses are looked at that a connection really goes to: a name may
+lead somewhere else each time it is asked for, so to look first and connect by name afterwards would protect nothing. The socket
+factory sees each address just before it is connected to, literals included, which no resolver sees; the resolver refuses a name as
+soon as one of its addresses is private.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOKUPS_MAX: Final = 16
-"""Names looked up at once, in threads of their own. A stranger's name server may not answer for 10 s, and nothing can end such a look-up:
-the threads that everybody shares must not be taken by them. Webhooks wait for a free one within their deadlines."""
+"""Names looked up at once, in threads of their own. A stranger's name server may not answer for 10 s, and nothing can end such a
+look-up: the threads that everybody shares must not be taken by them. Webhooks wait for a free one within their deadlines."""
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a name, or OSError. A port is passed on to the resolver of the system, which wants one."""

@@ -1,7 +1,7 @@
 """Whether an endpoint still takes webhooks: what has to happen until it is disabled, as a pure state machine.
 
-Several workers report about an endpoint, in any order. A state keeps times and no counts, so a report that comes late or twice can put
-off the end of an endpoint, and never bring it forward.
+Several workers report about an endpoint, in any order. A state keeps times and no counts, so a report that comes late or twice
+can put off the end of an endpoint, and never bring it forward.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from engine.channels.channel import Outcome
 from engine.channels.verdicts import Table, Verdict
 
 DELAYS_SECONDS: Final = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
-"""After the first failure, the second, and so on: 75 hours in all, so that an endpoint that broke on a Friday is mended on Monday.
+"""After the first failure, the second, and so on: 75 hours in all, so that what broke on a Friday is tried again on Monday.
 Standard Webhooks recommends these."""
 
 JITTER: Final = 0.2

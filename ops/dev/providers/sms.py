@@ -61,7 +61,8 @@ class TwilioSimulator(HttpSimulator):
         if not fault.code:
             return web.Response(status=fault.status, text=fault.text, headers=fault.headers)
         number = int(fault.code)
-        body = {"code": number, "message": fault.text, "more_info": f"https://www.twilio.com/docs/errors/{number}", "status": fault.status}
+        more = f"https://www.twilio.com/docs/errors/{number}"
+        body = {"code": number, "message": fault.text, "more_info": more, "status": fault.status}
         return web.json_response(body, status=fault.status, headers=fault.headers)
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -76,7 +77,8 @@ class TwilioSimulator(HttpSimulator):
         id = "SM" + secrets.token_hex(16)
         self._status_urls[id] = str(form.get("StatusCallback", ""))
         shown = {"text": text, "from": sender}
-        self.log.add(id=id, channel="sms", to=to, key=f"{to}\n{text}", shown=shown, raw={k: str(v) for k, v in form.items()})
+        raw = {name: str(value) for name, value in form.items()}
+        self.log.add(id=id, channel="sms", to=to, key=f"{to}\n{text}", shown=shown, raw=raw)
         counted = str(len(segmented(text).segments))
         body = {"sid": id, "status": "queued", "to": to, "body": text, "num_segments": counted, "error_code": None}
         return web.json_response(body, status=201)
@@ -110,14 +112,15 @@ class TwilioSimulator(HttpSimulator):
         return await self._post(self._status_urls[id], form)
 
     async def answer(self, number: str, sender: str, text: str) -> int:
-        """Somebody answers with a text: STOP and START act at once, and the answer is posted to `inbound_url`; the answer's status."""
+        """Somebody answers with a text: STOP and START act at once, and the text is posted to `inbound_url`; what that says."""
         word = text.strip().upper()
         kind = "STOP" if word in STOPS else "START" if word in STARTS else ""
         if kind == "STOP":
             self.opted_out.add(number)
         elif kind == "START":
             self.opted_out.discard(number)
-        form = {"MessageSid": "SM" + secrets.token_hex(16), "From": number, "To": sender, "Body": text, "AccountSid": self.account}
+        id = "SM" + secrets.token_hex(16)
+        form = {"MessageSid": id, "From": number, "To": sender, "Body": text, "AccountSid": self.account}
         if kind:
             form["OptOutType"] = kind
         return await self._post(self.inbound_url, form)
@@ -153,8 +156,9 @@ class SnsSimulator(HttpSimulator):
         """As Amazon's query services write errors."""
         kind = "Sender" if fault.status < 500 else "Receiver"
         body = (
-            f'<ErrorResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><Error><Type>{kind}</Type><Code>{escape(fault.code)}</Code>'
-            f"<Message>{escape(fault.text)}</Message></Error><RequestId>{secrets.token_hex(8)}</RequestId></ErrorResponse>"
+            f'<ErrorResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><Error><Type>{kind}</Type>'
+            f"<Code>{escape(fault.code)}</Code><Message>{escape(fault.text)}</Message></Error>"
+            f"<RequestId>{secrets.token_hex(8)}</RequestId></ErrorResponse>"
         )
         text = body if fault.code else fault.text
         return web.Response(status=fault.status, text=text, content_type="text/xml", headers=fault.headers)
@@ -169,7 +173,8 @@ class SnsSimulator(HttpSimulator):
         if (form.get("Action"), form.get("Version")) != ("Publish", "2010-03-31"):
             return self.refusal(Answers(status=400, code="InvalidAction"))
         if _NUMBER.fullmatch(to) is None:
-            return self.refusal(Answers(status=400, code="InvalidParameter", text="Invalid parameter: PhoneNumber Reason: not valid to publish to"))
+            text = "Invalid parameter: PhoneNumber Reason: it is not valid to publish to"
+            return self.refusal(Answers(status=400, code="InvalidParameter", text=text))
         if not text:
             return self.refusal(Answers(status=400, code="InvalidParameter", text="Invalid parameter: Empty message"))
         if to in self.opted_out:
@@ -185,7 +190,8 @@ class SnsSimulator(HttpSimulator):
     def _wrong_signature(self, request: web.Request, body: bytes) -> str:
         """The code of what is wrong with it; "": nothing. Written from Amazon's description, apart from the code that signs."""
         found = re.fullmatch(
-            r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8})/([^/]+)/sns/aws4_request, SignedHeaders=([a-z0-9;-]+), Signature=([0-9a-f]{64})",
+            r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8})/([^/]+)/sns/aws4_request, SignedHeaders=([a-z0-9;-]+), "
+            r"Signature=([0-9a-f]{64})",
             request.headers.get("Authorization", ""),
         )
         if found is None:
@@ -198,7 +204,8 @@ class SnsSimulator(HttpSimulator):
         stamp = request.headers.get("X-Amz-Date", "")
         lines = [f"{name}:{request.headers.get(name, '').strip()}" for name in names.split(";")]
         canonical = "\n".join(["POST", "/", "", *lines, "", names, hashlib.sha256(body).hexdigest()])
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{day}/{region}/sns/aws4_request\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{day}/{region}/sns/aws4_request\n{digest}"
         key = ("AWS4" + self.secret).encode()
         for part in (day, region, "sns", "aws4_request", text):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
