@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from engine.channels.channel import Outcome
@@ -48,20 +47,20 @@ TABLE: Final = Table(
 """https://github.com/standard-webhooks/standard-webhooks, "operational considerations"."""
 
 
-def delay_seconds(attempt: int, outcome: Outcome, chance: Callable[[], float]) -> float | None:
+def delay_seconds(attempt: int, outcome: Outcome, draw: float) -> float | None:
     """How long a webhook waits after its attempt number `attempt`; None: it was the last.
 
     Args:
         attempt: 1 is the first.
         outcome: `transient` or `throttled`. What the endpoint asks for counts, up to twice what would be due without its word.
-        chance: gives uniform numbers in [0, 1).
+        draw: 0 ≤ draw < 1, random.
     """
     if attempt > len(DELAYS_SECONDS):
         return None
     due = DELAYS_SECONDS[attempt - 1]
-    wait = due * (1.0 + JITTER * (2.0 * chance() - 1.0))
+    wait = due * (1.0 + JITTER * (2.0 * draw - 1.0))
     if outcome.kind != "throttled":
         return wait
     asked = min(outcome.retry_after_seconds or 0.0, 2.0 * max(THROTTLED_SECONDS_MIN, due))
-    # The jitter of what was asked for only adds to it: earlier would be against the endpoint's word.
-    return max(wait, max(THROTTLED_SECONDS_MIN, asked) * (1.0 + JITTER * chance()))
+    # Chance only adds to what was asked for: earlier would be against the endpoint's word.
+    return max(wait, max(THROTTLED_SECONDS_MIN, asked) * (1.0 + JITTER * draw))
