@@ -2,7 +2,8 @@
 
 What is sent twice by mistake costs money and trust. So an exchange says whether the request had begun to leave: what had not may
 be sent again anywhere, what had may have been taken. It follows no redirects, which would carry a text or a secret to a server
-that nobody chose; it keeps no cookies, which one tenant's endpoint could set for another's; it knows no proxies of the environment.
+that nobody chose; it keeps no cookies, which one tenant's endpoint could set for another's; it knows no proxies of the
+environment.
 """
 
 from __future__ import annotations

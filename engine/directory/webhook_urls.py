@@ -85,7 +85,9 @@ def reachable_by_all(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> 
     if isinstance(address, ipaddress.IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         isatap = int(address) >> 32 & 0xFFFF_FFFF in _ISATAP
-        if isatap or address in _NAT64 or int(address) >> 32 == 0:  # ::1.2.3.4 is the former way to write ::ffff:1.2.3.4
+        if (
+            isatap or address in _NAT64 or int(address) >> 32 == 0
+        ):  # ::1.2.3.4 is the former way to write ::ffff:1.2.3.4
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
         if not all(one is None or reachable_by_all(one) for one in inner):
             return False

@@ -38,12 +38,16 @@ async def sns():
 
 
 def by_twilio(url: str, secret: str = SECRET, **settings: str) -> Twilio:
-    return Twilio(TwilioSettings(account="AC1", secret=secret, sender=SENDER, url=url, **settings), open_http(connections_max=10))
+    return Twilio(
+        TwilioSettings(account="AC1", secret=secret, sender=SENDER, url=url, **settings), open_http(connections_max=10)
+    )
 
 
 def by_sns(url: str, secret: str = SECRET, key_id: str = "AKIA1", **settings: str) -> Sns:
     credentials = Credentials(key_id=key_id, secret=secret)
-    return Sns(SnsSettings(region="eu-central-1", credentials=credentials, url=url, **settings), open_http(connections_max=10))
+    return Sns(
+        SnsSettings(region="eu-central-1", credentials=credentials, url=url, **settings), open_http(connections_max=10)
+    )
 
 
 async def sent(provider, text=TEXT, number: str = NUMBER, deadline_seconds: float = DEADLINE_SECONDS):
@@ -107,7 +111,13 @@ SNS_ROWS = [
 async def test_what_twilio_answers_means(twilio, status, code, headers, kind, scope, retries, elsewhere, alarm) -> None:
     twilio.faults.script([Answers(status=status, code=code, headers=headers)])
     outcome = await sent(by_twilio(twilio.url))
-    assert (outcome.kind, outcome.scope, outcome.retries_max, outcome.elsewhere, outcome.alarm) == (kind, scope, retries, elsewhere, alarm)
+    assert (outcome.kind, outcome.scope, outcome.retries_max, outcome.elsewhere, outcome.alarm) == (
+        kind,
+        scope,
+        retries,
+        elsewhere,
+        alarm,
+    )
     assert outcome.code == (f"{status}/{code}" if code else f"{status}")
     assert outcome.known == (code not in ("29999", "20404", "20503"))
     if "Retry-After" in headers:
@@ -137,8 +147,15 @@ async def test_sns_takes_a_signed_text_once_and_says_what_it_costs(sns) -> None:
     (message,) = sns.log.messages(to=NUMBER)
     assert (outcome.kind, outcome.provider_id, outcome.segments) == ("ok", message.id, len(long.segments))
     assert message.shown["text"] == long.text
-    given = {message.raw[f"MessageAttributes.entry.{n}.Name"]: message.raw[f"MessageAttributes.entry.{n}.Value.StringValue"] for n in (1, 2, 3)}
-    assert given == {"AWS.SNS.SMS.SMSType": "Transactional", "AWS.SNS.SMS.SenderID": "SEAMARK", "AWS.SNS.SMS.MaxPrice": "0.10"}
+    given = {
+        message.raw[f"MessageAttributes.entry.{n}.Name"]: message.raw[f"MessageAttributes.entry.{n}.Value.StringValue"]
+        for n in (1, 2, 3)
+    }
+    assert given == {
+        "AWS.SNS.SMS.SMSType": "Transactional",
+        "AWS.SNS.SMS.SenderID": "SEAMARK",
+        "AWS.SNS.SMS.MaxPrice": "0.10",
+    }
 
 
 @pytest.mark.parametrize("number", ["+15005550001", "+15005550009", "0664123"])
@@ -178,9 +195,16 @@ async def test_a_text_that_may_have_been_taken_is_ambiguous(twilio, sns, provide
 
 @pytest.mark.parametrize("make", [by_twilio, by_sns])
 @pytest.mark.parametrize(
-    ("url", "code"), [("http://127.0.0.1:{closed}", "connect"), ("https://127.0.0.1:{plain}", "tls"), ("http://no-such-host.invalid", "dns")]
+    ("url", "code"),
+    [
+        ("http://127.0.0.1:{closed}", "connect"),
+        ("https://127.0.0.1:{plain}", "tls"),
+        ("http://no-such-host.invalid", "dns"),
+    ],
 )
-async def test_a_text_that_has_not_left_may_go_elsewhere(twilio, unused_tcp_port: int, make, url: str, code: str) -> None:
+async def test_a_text_that_has_not_left_may_go_elsewhere(
+    twilio, unused_tcp_port: int, make, url: str, code: str
+) -> None:
     outcome = await sent(make(url.format(closed=unused_tcp_port, plain=twilio.port)))
     assert (outcome.kind, outcome.code, outcome.elsewhere) == ("transient", code, True)
     assert twilio.log.accepted == 0
@@ -194,7 +218,18 @@ async def test_a_slow_answer_is_waited_for_and_a_slow_body_is_not(twilio) -> Non
     assert twilio.log.accepted == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code":"x","sid":[1]}', b"\xff", b'{"code":' + b"9" * 99 + b"}", b"a" * (3 * BODY_BYTES_MAX)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"code":"x","sid":[1]}',
+        b"\xff",
+        b'{"code":' + b"9" * 99 + b"}",
+        b"a" * (3 * BODY_BYTES_MAX),
+    ],
+)
 @pytest.mark.parametrize("make", [by_twilio, by_sns])
 @pytest.mark.parametrize(("status", "kind"), [(201, "ok"), (400, "permanent"), (500, "transient")])
 async def test_whatever_a_proxy_answers_the_status_decides(body: bytes, make, status: int, kind: str) -> None:
@@ -235,7 +270,11 @@ async def test_stop_ends_texts_start_begins_them_again_and_reports_are_signed() 
         assert await simulator.report(outcome.provider_id, "undelivered", "30005") == 204
         _, form = await got.get()
         report = report_of("twilio", form)
-        assert (report.provider_id, report.state, report.outcome.kind) == (outcome.provider_id, "failed", "target_invalid")
+        assert (report.provider_id, report.state, report.outcome.kind) == (
+            outcome.provider_id,
+            "failed",
+            "target_invalid",
+        )
 
         assert await simulator.answer(NUMBER, SENDER, " stop ") == 204
         _, form = await got.get()
@@ -264,7 +303,11 @@ def fill(part: str, job: Job, context: Context) -> str:
 @pytest.mark.parametrize(
     ("data", "template", "text"),
     [
-        ({"title": "Shipped", "text": "Order 17", "url": "https://a.example/17"}, None, "Shipped\nOrder 17\nhttps://a.example/17"),
+        (
+            {"title": "Shipped", "text": "Order 17", "url": "https://a.example/17"},
+            None,
+            "Shipped\nOrder 17\nhttps://a.example/17",
+        ),
         ({"body": " It’s on its way… "}, None, "It's on its way..."),
         ({"order": 17}, {"body": "Order {{ order }}"}, "Order 17"),
     ],
@@ -279,7 +322,15 @@ async def test_a_notification_becomes_a_text(twilio, data, template, text: str) 
     assert [message.shown["text"] for message in twilio.log.messages()] == [text]
 
 
-@pytest.mark.parametrize(("data", "code"), [({}, "empty_text"), ({"text": " \n"}, "empty_text"), ({"text": "ш" * 202}, "too_many_segments"), ({"text": 7}, "empty_text")])
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({}, "empty_text"),
+        ({"text": " \n"}, "empty_text"),
+        ({"text": "ш" * 202}, "too_many_segments"),
+        ({"text": 7}, "empty_text"),
+    ],
+)
 async def test_a_text_that_is_empty_or_costs_too_much_is_not_sent(data, code: str) -> None:
     channel = SmsChannel(by_twilio("http://127.0.0.1:1"), fill, SmsOptions(segments_max=3))
     with pytest.raises(Unsendable) as refused:

@@ -21,7 +21,15 @@ from ops.dev.providers.webhook import WebhookReceiver
 HOST = "hooks.example.com"
 SECRET = make_secret()
 LOOPBACK = ipaddress.ip_network("127.0.0.1/32")
-JOB = Job(id="n1", tenant="t", user="zoë", type="order.shipped", channel="webhook", first_at=datetime(2026, 1, 1, tzinfo=UTC), data={"order": 17})
+JOB = Job(
+    id="n1",
+    tenant="t",
+    user="zoë",
+    type="order.shipped",
+    channel="webhook",
+    first_at=datetime(2026, 1, 1, tzinfo=UTC),
+    data={"order": 17},
+)
 DEADLINE_SECONDS = 20.0
 
 
@@ -63,7 +71,9 @@ def endpoint(receiver: WebhookReceiver, *secrets: str, path: str = "/in?a=1") ->
     return Endpoint("wh_1", f"https://{HOST}:{receiver.port}{path}", secrets or (SECRET,))
 
 
-async def post(channel: WebhookChannel, target: Endpoint, *, key: str = JOB.key, deadline_seconds: float = DEADLINE_SECONDS) -> Outcome:
+async def post(
+    channel: WebhookChannel, target: Endpoint, *, key: str = JOB.key, deadline_seconds: float = DEADLINE_SECONDS
+) -> Outcome:
     body = channel.render(JOB, Context(now=JOB.first_at))
     return await channel.send(body, target, key=key, deadline_seconds=deadline_seconds)
 
@@ -96,10 +106,17 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("status", "headers", "kind", "scope", "retry_after_seconds"), ROWS)
-async def test_what_an_endpoint_answers_means(receiver, channel, status, headers, kind, scope, retry_after_seconds) -> None:
+async def test_what_an_endpoint_answers_means(
+    receiver, channel, status, headers, kind, scope, retry_after_seconds
+) -> None:
     receiver.faults.script([Answers(status=status, headers=headers)])
     outcome = await post(channel, endpoint(receiver))
-    assert (outcome.kind, outcome.scope, outcome.retry_after_seconds, outcome.known) == (kind, scope, retry_after_seconds, True)
+    assert (outcome.kind, outcome.scope, outcome.retry_after_seconds, outcome.known) == (
+        kind,
+        scope,
+        retry_after_seconds,
+        True,
+    )
     assert (outcome.code, outcome.provider) == (str(status), "webhook")
     assert receiver.requests == 1, "no redirect was followed"
     assert receiver.log.accepted == 0
@@ -112,14 +129,15 @@ async def test_what_an_endpoint_answers_means(receiver, channel, status, headers
         (Hangs(accepts=True), "timeout", 1),
         (Resets(), "reset", 0),
         (Resets(accepts=True), "reset", 1),
-        (NoTls(), "tls", 0),
+        (NoTls(), "tls or connect", 0),  # whichever the loop notices first: the alert, or the end of the connection
     ],
     ids=str,
 )
 async def test_no_answer_is_tried_again_under_the_same_id(receiver, channel, fault, code: str, accepted: int) -> None:
     receiver.faults.script([fault])
     outcome = await post(channel, endpoint(receiver), deadline_seconds=1.5)
-    assert (outcome.kind, outcome.code) == ("transient", code)
+    assert outcome.kind == "transient"
+    assert outcome.code in code.split(" or ")
     assert receiver.log.accepted == accepted
     assert (await post(channel, endpoint(receiver))).kind == "ok"
     assert {message.key for message in receiver.log.messages()} == {message_id(JOB.key)}
@@ -154,7 +172,13 @@ async def test_a_certificate_of_another_name_or_of_nobody_is_no_endpoint(authori
 async def test_a_webhook_says_what_happened_and_is_signed(receiver, channel) -> None:
     assert (await post(channel, endpoint(receiver))).kind == "ok"
     (message,) = receiver.log.messages(to="/in")
-    assert message.shown == {"type": "order.shipped", "timestamp": "2026-01-01T00:00:00Z", "id": "n1", "user": "zoë", "data": {"order": 17}}
+    assert message.shown == {
+        "type": "order.shipped",
+        "timestamp": "2026-01-01T00:00:00Z",
+        "id": "n1",
+        "user": "zoë",
+        "data": {"order": 17},
+    }
     assert message.raw["Content-Type"] == "application/json"
     assert message.id == message_id(JOB.key)
 
@@ -250,7 +274,15 @@ async def test_a_cookie_of_one_answer_is_in_no_further_request(authority) -> Non
     assert cookies == [None, None]
 
 
-@pytest.mark.parametrize("sent", [b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 5000, b"HTTP/1.1 200 OK\r\na: " + b"b" * 1_000_000, b"hello\r\n\r\n", b"\x00" * 99])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 5000,
+        b"HTTP/1.1 200 OK\r\na: " + b"b" * 1_000_000,
+        b"hello\r\n\r\n",
+        b"\x00" * 99,
+    ],
+)
 async def test_endless_headers_and_what_is_no_http_are_no_answer(authority, sent: bytes) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -270,14 +302,17 @@ async def test_endless_headers_and_what_is_no_http_are_no_answer(authority, sent
 BLOCKED = [
     "https://127.0.0.1:{port}/", "https://[::1]:{port}/", "https://[::ffff:127.0.0.1]:{port}/", "https://[::ffff:7f00:1]:{port}/",
     "https://[64:ff9b::7f00:1]:{port}/", "https://[2002:7f00:1::]:{port}/", "https://[::7f00:1]:{port}/", "https://127.1:{port}/",
-    "https://0x7f.1:{port}/", "https://2130706433:{port}/", "https://017700000001:{port}/", "https://0:{port}/", "https://localhost:{port}/",
+    "https://0x7f.1:{port}/", "https://2130706433:{port}/", "https://017700000001:{port}/", "https://0:{port}/",
+    "https://localhost:{port}/",
     "https://169.254.169.254/latest/meta-data/", "https://metadata.google.internal/", "http://" + HOST + ":{port}/",
     "https://user:password@" + HOST + ":{port}/", "https://" + HOST + ":{port}\\@127.0.0.1/",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("url", BLOCKED)
-async def test_an_address_of_our_own_network_is_never_asked_however_it_is_written(receiver, authority, url: str) -> None:
+async def test_an_address_of_our_own_network_is_never_asked_however_it_is_written(
+    receiver, authority, url: str
+) -> None:
     channel = WebhookChannel(tls=client_tls(authority))
     outcome = await post(channel, Endpoint("wh_1", url.format(port=receiver.port), (SECRET,)))
     await channel.close()
@@ -285,7 +320,8 @@ async def test_an_address_of_our_own_network_is_never_asked_however_it_is_writte
     assert receiver.requests == 0
 
 
-LED_TO = [["127.0.0.1"], ["::1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["2002:7f00:1::"], ["169.254.169.254"], ["8.8.8.8", "127.0.0.1"],
+LED_TO = [["127.0.0.1"], ["::1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["2002:7f00:1::"], ["169.254.169.254"],
+["8.8.8.8", "127.0.0.1"],
           ["10.0.0.1"], ["fd00:ec2::254"]]  # fmt: skip
 
 

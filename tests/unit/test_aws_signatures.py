@@ -97,7 +97,9 @@ def test_nor_is_one_that_is_old_of_another_topic_or_of_another_key(signer) -> No
 
 @given(
     st.dictionaries(
-        st.sampled_from(["Type", "Message", "MessageId", "Timestamp", "TopicArn", "Signature", "SignatureVersion", "SigningCertURL"]),
+        st.sampled_from(
+            ["Type", "Message", "MessageId", "Timestamp", "TopicArn", "Signature", "SignatureVersion", "SigningCertURL"]
+        ),
         st.sampled_from([TOPIC, "Notification", "1", "2", NOW.isoformat(), "", None, 7, [], {}]) | st.text(max_size=9),
     )
 )

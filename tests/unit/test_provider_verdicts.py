@@ -33,17 +33,17 @@ def test_a_code_decides_whatever_status_it_comes_with(table: Table) -> None:
 
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
-    [(400, "99999", "permanent"), (503, "99999", "transient"), (429, "99999", "throttled"), (418, "", "permanent"), (302, "", "transient")],
+    [(400, "99999", "permanent"), (503, "99999", "transient"), (429, "99999", "throttled"), (418, "", "permanent"),
+    (302, "", "transient")],
 )  # fmt: skip
 def test_an_unknown_answer_is_judged_by_its_class_and_said_to_be_unknown(status: int, code: str, kind: str) -> None:
     outcome = TWILIO.judged("p", status, code)
     assert (outcome.kind, outcome.known) == (kind, False)
 
 
-@pytest.mark.parametrize("status", range(100, 600))
-def test_only_a_2xx_is_ever_taken_for_success(status: int) -> None:
-    for table in TABLES.values():
-        assert (table.judged("p", status).kind == "ok") == (200 <= status < 300)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_only_a_2xx_is_ever_taken_for_success(table: Table) -> None:
+    assert [status for status in range(100, 600) if table.judged("p", status).kind == "ok"] == list(range(200, 300))
 
 
 def test_what_the_provider_asks_for_wins_over_the_table() -> None:

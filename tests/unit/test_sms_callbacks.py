@@ -77,12 +77,14 @@ def test_a_report_says_how_a_text_has_fared(status: str, code: str, state: str, 
     assert (report.outcome.kind if report.outcome else None) == kind
 
 
-@pytest.mark.parametrize("form", [{}, {"MessageSid": "SM1"}, {"MessageSid": "SM1", "MessageStatus": "novel"}, {"MessageStatus": "sent"}])
+@pytest.mark.parametrize(
+    "form", [{}, {"MessageSid": "SM1"}, {"MessageSid": "SM1", "MessageStatus": "novel"}, {"MessageStatus": "sent"}]
+)
 def test_a_report_that_says_nothing_changes_nothing(form: dict[str, str]) -> None:
     assert report_of("twilio", form) is None
 
 
-@given(st.lists(st.sampled_from(["sent", "failed", "delivered"]), min_size=1, max_size=4))
+@given(st.lists(st.sampled_from(["sent", "failed", "delivered"]), min_size=1, max_size=3))
 def test_reports_in_any_order_and_number_come_to_the_same_and_delivered_wins(states: list[str]) -> None:
     ends = set()
     for order in itertools.permutations([*states, states[0]]):
@@ -96,9 +98,12 @@ def test_reports_in_any_order_and_number_come_to_the_same_and_delivered_wins(sta
 @pytest.mark.parametrize(
     ("text", "keyword"),
     [
-        ("STOP", "stop"), ("stop", "stop"), (" Stop. ", "stop"), ("STOP!!", "stop"), ("Stop all", "stop"), ("unsubscribe", "stop"),
-        ("arrêt", "stop"), ("opt-out", "stop"), ("START", "start"), ("unstop", "start"), ("yes", "start"), ("help", "help"), ("ＳＴＯＰ", "stop"),
-        ("Please don't stop!", None), ("stop it, I love it", None), ("", None), ("...", None), ("STOPP", "stop"), ("stop" * 50, None),
+        ("STOP", "stop"), ("stop", "stop"), (" Stop. ", "stop"), ("STOP!!", "stop"), ("Stop all", "stop"),
+        ("unsubscribe", "stop"),
+        ("arrêt", "stop"), ("opt-out", "stop"), ("START", "start"), ("unstop", "start"), ("yes", "start"), ("help", "help"),
+        ("ＳＴＯＰ", "stop"),
+        ("Please don't stop!", None), ("stop it, I love it", None), ("", None), ("...", None), ("STOPP", "stop"),
+        ("stop" * 50, None),
         ("no", None), ("restart", None),
     ],
 )  # fmt: skip
@@ -109,7 +114,10 @@ def test_a_keyword_is_one_only_when_nothing_else_is_said(text: str, keyword: str
 @given(st.text(max_size=60))
 def test_nothing_is_taken_for_a_start_that_twilio_would_not_take_for_one(text: str) -> None:
     if keyword_of(text) == "start":
-        assert "".join(c for c in text if c.isascii() and c.isalpha()).upper() in ("START", "YES", "UNSTOP") or not text.isascii()
+        assert (
+            "".join(c for c in text if c.isascii() and c.isalpha()).upper() in ("START", "YES", "UNSTOP")
+            or not text.isascii()
+        )
 
 
 def test_an_answer_is_read_and_its_text_and_numbers_are_not_shown() -> None:

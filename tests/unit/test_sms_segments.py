@@ -9,7 +9,7 @@ from engine.channels.sms.segments import BASIC, EXTENSION, MULTI, SINGLE, segmen
 GSM_TABLE = BASIC[:27] + "\x1b" + BASIC[27:]
 """With the escape in its place, so that an index is a septet."""
 
-texts = st.text(max_size=700) | st.text(BASIC + EXTENSION, max_size=700) | st.text("aé€^[😀ш", max_size=700)
+texts = st.text(max_size=330) | st.text(BASIC + EXTENSION, max_size=330) | st.text("aé€^[😀ш", max_size=330)
 
 
 def octets(segment: str, encoding: str) -> int:

@@ -19,7 +19,7 @@ OK, GONE, BROKEN = (TABLE.judged("webhook", status) for status in (200, 410, 500
 
 reports = st.lists(
     st.tuples(st.sampled_from(["ok", "failed", "failed", "failed"]), st.sampled_from("abc"), st.integers(0, 20 * 24)),
-    max_size=25,
+    max_size=15,
 )  # fmt: skip
 
 

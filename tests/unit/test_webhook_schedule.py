@@ -23,8 +23,12 @@ def test_chance_moves_a_delay_by_a_fifth_at_most(attempt: int, draw: float) -> N
     assert 0.8 * due <= delay_seconds(attempt, FAILED, draw) <= 1.2 * due
 
 
-@given(attempt=st.integers(1, 9), asked=st.none() | st.floats(0, 1e9), draw=draws, status=st.sampled_from([429, 502, 504]))
-def test_a_throttled_endpoint_is_left_alone_for_a_minute_or_as_it_asks_up_to_twice_the_slot(attempt, asked, draw, status) -> None:
+@given(
+    attempt=st.integers(1, 9), asked=st.none() | st.floats(0, 1e9), draw=draws, status=st.sampled_from([429, 502, 504])
+)
+def test_a_throttled_endpoint_is_left_alone_for_a_minute_or_as_it_asks_up_to_twice_the_slot(
+    attempt, asked, draw, status
+) -> None:
     due = DELAYS_SECONDS[attempt - 1]
     outcome = TABLE.judged("webhook", status, retry_after_seconds=asked)
     wait = delay_seconds(attempt, outcome, draw)

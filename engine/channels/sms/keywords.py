@@ -11,14 +11,18 @@ from typing import Final, Literal
 
 Keyword = Literal["stop", "start", "help"]
 
-WORDS: Final[dict[str, Keyword]] = (
-    dict.fromkeys(("STOP", "STOPALL", "STOP ALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "OPTOUT", "OPT OUT", "REVOKE"), "stop")
-    | dict.fromkeys(("STOPP", "ARRET", "PARAR", "BAJA", "ALTO"), "stop")
-    | dict.fromkeys(("START", "YES", "UNSTOP"), "start")
-    | dict.fromkeys(("HELP", "INFO"), "help")
+_STOPS: Final = (
+    *("STOP", "STOPALL", "STOP ALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "OPTOUT", "OPT OUT", "REVOKE"),
+    *("STOPP", "ARRET", "PARAR", "BAJA", "ALTO"),
 )
-"""The English ones are Twilio's, who acts on them: https://help.twilio.com/articles/223134027. The others end texts in our books
+"""The first line is Twilio's, who acts on them: https://help.twilio.com/articles/223134027. The others end texts in our books
 only: to take a word for STOP that Twilio does not know is safe, to take one for START is not, since the number stays blocked."""
+
+_WORDS: Final[dict[str, Keyword]] = {
+    **dict.fromkeys(_STOPS, "stop"),
+    **dict.fromkeys(("START", "YES", "UNSTOP"), "start"),
+    **dict.fromkeys(("HELP", "INFO"), "help"),
+}
 
 _CHARS_MAX: Final = 32
 
@@ -32,4 +36,4 @@ def keyword_of(text: str) -> Keyword | None:
         return None
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     words = "".join(c if c.isalnum() else " " for c in bare).upper().split()
-    return WORDS.get(" ".join(words))
+    return _WORDS.get(" ".join(words))

@@ -42,7 +42,7 @@ _SMART: Final = str.maketrans(
     | dict.fromkeys("\u00ad\u200b\u2060\ufeff", "")
     | {"…": "...", "‹": "<", "›": ">", "•": "-", "\u2028": "\n", "\u2029": "\n", "⁄": "/", "‼": "!!"}
 )
-"""What writing programs put in place of plain characters, and the plain ones. Letters are left as they are: they carry meaning."""
+"""What writing programs put in place of plain characters, and the plain ones. Letters stay as they are: they carry meaning."""
 
 
 class Segmented(msgspec.Struct, frozen=True):

@@ -1,9 +1,9 @@
 """Keeps webhooks out of our own network: whoever names an endpoint could else have us ask servers that only we can reach (SSRF).
 
-`engine.directory.webhook_urls` looks at what is written. Here the addresses are looked at that a connection really goes to: a name may
-lead somewhere else each time it is asked for, so to look first and connect by name afterwards would protect nothing. The socket
-factory sees each address just before it is connected to, literals included, which no resolver sees; the resolver refuses a name as
-soon as one of its addresses is private.
+`engine.directory.webhook_urls` looks at what is written. Here the addresses are looked at that a connection really goes to: a
+name may lead somewhere else each time it is asked for, so to look first and connect by name afterwards would protect nothing. The
+socket factory sees each address just before it is connected to, literals included, which no resolver sees; the resolver refuses a
+name as soon as one of its addresses is private.
 """
 
 from __future__ import annotations

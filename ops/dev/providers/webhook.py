@@ -52,7 +52,9 @@ class WebhookReceiver(HttpSimulator):
 
     def _wrong(self, request: web.Request, body: bytes) -> str:
         """What is wrong with a request; "": nothing. Written from the specification, apart from the code that signs."""
-        id, stamp, signatures = (request.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature"))
+        id, stamp, signatures = (
+            request.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature")
+        )
         if not id or "." in id:
             return "no webhook-id"
         if not stamp.isdigit() or abs(time.time() - int(stamp)) > TOLERANCE_SECONDS:
