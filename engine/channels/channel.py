@@ -1,0 +1,163 @@
+"""What a channel is to the worker: it renders a job, and sends what was rendered to one target.
+
+Everything else is the worker's, and the same for all channels: when to send, whether to send at all, how often to try again. So a
+channel keeps no state of jobs, never tries again by itself, and raises nothing of its providers: whatever they answer becomes an
+`Outcome`, of which the kind decides what follows.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from engine.plan.rules import Channel as ChannelName
+
+Lane = Literal["critical", "normal", "bulk"]
+
+OutcomeKind = Literal[
+    "ok",
+    "transient",
+    "throttled",
+    "permanent",
+    "target_invalid",
+    "opted_out",
+    "config",
+    "expired",
+    "ambiguous",
+]
+"""What an attempt has come to.
+
+- `ok`: the provider took it; that is no proof of arrival.
+- `transient`: the same may work later.
+- `throttled`: everything in `scope` waits.
+- `permanent`: this message never works; others to the same target do.
+- `target_invalid`: the target is none any more: the token is retired, the address suppressed.
+- `opted_out`: the person does not want it, by the provider's word.
+- `config`: our key or our set-up is wrong: nothing more is sent with it, jobs stay where they are, no attempt is counted.
+- `expired`: there is no time left.
+- `ambiguous`: the request has left, and no answer came: it may have been sent.
+"""
+
+Scope = Literal["message", "target", "domain", "key", "provider"]
+"""What a `throttled` or `config` outcome holds up; `domain` is that of an address or an endpoint, `key` the credentials.
+
+Of `config` it says whose fault it is. Whoever may set one webhook's address, or one user's number, must not be able to stop a
+provider for everybody by it: such an outcome has the scope `target`.
+"""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one attempt at one target. It is stored as it is, so it holds no address, token or text.
+
+    Args:
+        kind: decides what follows.
+        provider: whose answer this is, by its name in the configuration.
+        code: the provider's own code, such as `410/Unregistered`: dead letters are grouped by it.
+        provider_id: what the provider calls the message; its callbacks name it.
+        scope: of a `throttled` or `config` outcome, what has to wait.
+        retry_after_seconds: how long the provider wants us to wait.
+        target_invalid_at: the target was already none at this time: one that was registered later is left alone.
+        retries_max: how often this may be tried again in all, where the provider's contract allows less than the channel.
+        elsewhere: the next attempt goes to another provider, if there is one.
+        alarm: a person has to look at it although nothing is stopped, as at texts that carriers filter.
+        segments: of an SMS, how many the price is for.
+        known: whether the code is one that the tables name; others are shown to operators.
+    """
+
+    kind: OutcomeKind
+    provider: str = ""
+    code: str = ""
+    provider_id: str = ""
+    scope: Scope = "message"
+    retry_after_seconds: float | None = None
+    target_invalid_at: datetime | None = None
+    retries_max: int | None = None
+    elsewhere: bool = False
+    alarm: bool = False
+    segments: int = 0
+    known: bool = True
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What JOBS holds: one notification that goes to one user by one channel, to one target or to all that it has.
+
+    Args:
+        id: the notification's.
+        target: which of the user's tokens, addresses or endpoints; "": not known yet, see `engine.jobs`.
+        stage: what woke it, as `engine.plan.decisions.Stage` has it.
+        attempt: how often it has been tried; 0: never.
+        first_at: when it was first to be sent: horizons count from there.
+        data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
+        trace: the W3C `traceparent` of the planner's span.
+    """
+
+    id: str
+    tenant: str
+    user: str
+    type: str
+    channel: ChannelName
+    lane: Lane = "normal"
+    target: str = ""
+    stage: str = "first"
+    attempt: int = 0
+    first_at: datetime
+    expires_at: datetime | None = None
+    category: str = ""
+    collapse_key: str = ""
+    data: dict[str, Any] = {}
+    trace: str = ""
+
+    @property
+    def key(self) -> str:
+        """The idempotency key, everywhere: claims, providers, webhooks."""
+        return f"{self.tenant}/{self.id}/{self.user}/{self.channel}/{self.target}"
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What a channel renders with.
+
+    Args:
+        template: the parts of the active template in the user's language, by name; None: the plain default is made.
+        locale: the user's.
+        unread: how many notifications are unread, where a badge shows it; None: not known.
+        unsubscribe_url: of e-mail, where one click ends this kind of message; "": it cannot be ended.
+        now: when.
+    """
+
+    template: dict[str, str] | None = None
+    locale: str = "default"
+    unread: int | None = None
+    unsubscribe_url: str = ""
+    now: datetime
+
+
+class Unsendable(Exception):
+    """This job cannot be rendered: `outcome` says why, `permanent` or `config`."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.code)
+        self.outcome = outcome
+
+
+Target_contra = TypeVar("Target_contra", contravariant=True)
+Rendered = TypeVar("Rendered")
+
+
+class Channel(Protocol[Target_contra, Rendered]):
+    """One channel of a worker. Its targets and what it renders are of types of its own.
+
+    `render` is pure and raises Unsendable. `send` ends within `deadline_seconds`, whatever the provider does; what it raises is a
+    fault of ours. `key` is the job's idempotency key, for providers that know one.
+    """
+
+    name: ChannelName
+
+    def render(self, job: Job, context: Context) -> Rendered: ...
+
+    async def send(
+        self, rendered: Rendered, target: Target_contra, *, key: str, deadline_seconds: float
+    ) -> Outcome: ...
+
+    async def close(self) -> None: ...
