@@ -1,0 +1,206 @@
+"""Push: what a phone or a browser shows of a notification. One channel, three providers: the token says which of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from engine.channels.channel import Context, Job, Lane, Outcome, Unsendable
+from engine.channels.cutting import cut, json_bytes
+from engine.directory.push_tokens import Environment, Platform, WebPushKeys
+
+TTL_SECONDS_MAX: Final = 28 * 86_400
+"""How long a provider keeps a push for a device that is off: the most that FCM takes, and what it has by default."""
+
+_SHOWN: Final = ("title", "text", "body", "url")
+"""Members of `data` that the plain default shows. They are not sent a second time."""
+
+Fill = Callable[[str, Mapping[str, Any]], str]
+"""Fills in one part of a template: its text, and what the template may use."""
+
+
+class PushMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A push before its provider is known.
+
+    Args:
+        id: the notification's: an app that knows it shows nothing twice.
+        data: the notification's own members; left out where they do not fit.
+        badge: unread notifications; None: the number at the app's icon stays.
+        collapse_key: a later push with the same key takes this one's place; "": none.
+        ttl_seconds: how long the provider tries; at least 1.
+        expires_at: the same as a time.
+    """
+
+    id: str
+    type: str
+    title: str
+    body: str
+    url: str = ""
+    data: dict[str, Any] = {}
+    badge: int | None = None
+    collapse_key: str = ""
+    lane: Lane = "normal"
+    ttl_seconds: int = TTL_SECONDS_MAX
+    expires_at: int
+
+    @property
+    def replaces(self) -> str:
+        """Names what this push takes the place of: at least itself, so that one that was sent twice is shown once."""
+        return self.collapse_key or self.id
+
+    def essentials(self) -> dict[str, Any]:
+        """What an app needs beside the texts, whatever its system."""
+        return {"id": self.id, "type": self.type} | ({"url": self.url} if self.url else {})
+
+
+class PushTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """One token of a user.
+
+    Args:
+        id: the token's name among those of its user.
+        token: for APNs and FCM the token, for Web Push the endpoint. Whoever has it can send to the device.
+        app: the bundle, package or site it is of.
+        environment: of APNs.
+        keys: of Web Push.
+    """
+
+    id: str
+    platform: Platform
+    token: str
+    app: str
+    environment: Environment = "production"
+    keys: WebPushKeys | None = None
+
+    def __repr__(self) -> str:
+        """Without the token and its keys: this stands in tracebacks and logs."""
+        return f"PushTarget(platform={self.platform!r}, app={self.app!r})"
+
+
+class Sender(Protocol):
+    """What sends to one provider with one set of credentials.
+
+    `apps` are those it may send to, none: all. `send` ends within the deadline and raises nothing of the provider's.
+    """
+
+    name: str
+    platform: Platform
+    apps: frozenset[str]
+
+    async def send(
+        self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float
+    ) -> Outcome: ...
+
+    async def close(self) -> None: ...
+
+
+class PushChannel:
+    """Renders pushes, and sends each by the first sender that serves the token's app.
+
+    Args:
+        senders: in the order in which they are asked.
+        fill: how templates are filled in.
+    """
+
+    name: Literal["push"] = "push"
+
+    def __init__(self, senders: Sequence[Sender], fill: Fill) -> None:
+        self._senders = senders
+        self._fill = fill
+
+    def render(self, job: Job, context: Context) -> PushMessage:
+        """What is shown.
+
+        Raises:
+            Unsendable: there is nothing to show, or it is over.
+        """
+        ttl = TTL_SECONDS_MAX
+        if job.expires_at is not None:
+            ttl = min(ttl, int((job.expires_at - context.now).total_seconds()))
+        if ttl < 1:
+            raise Unsendable(Outcome(kind="expired", code="ttl"))
+        title, body = self._texts(job, context)
+        if not title and not body:
+            raise Unsendable(Outcome(kind="permanent", code="no_text"))
+        return PushMessage(
+            id=job.id,
+            type=job.type,
+            title=title,
+            body=body,
+            url=_text(job.data, "url"),
+            data={name: value for name, value in job.data.items() if name not in _SHOWN},
+            badge=context.unread,
+            collapse_key=job.collapse_key,
+            lane=job.lane,
+            ttl_seconds=ttl,
+            expires_at=int(context.now.timestamp()) + ttl,
+        )
+
+    def _texts(self, job: Job, context: Context) -> tuple[str, str]:
+        if context.template is None:
+            return _text(job.data, "title"), _text(job.data, "text", "body")
+        parts = {name: self._fill(text, job.data) for name, text in context.template.items()}
+        return parts.get("title", ""), parts.get("body", "")
+
+    async def send(self, rendered: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
+        """Send to one token. A token of an app that no sender serves is left alone: that is for us to mend."""
+        for sender in self._senders:
+            if sender.platform == target.platform and (not sender.apps or target.app in sender.apps):
+                return await sender.send(rendered, target, key=key, deadline_seconds=deadline_seconds)
+        return Outcome(kind="config", code="no_provider")
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        for sender in self._senders:
+            await sender.close()
+
+
+def fitted(build: Callable[[str, str, Mapping[str, Any]], bytes], message: PushMessage, size_max: int) -> bytes:
+    """The payload, made to fit: without the notification's own data, then with a shorter body, then with a shorter title.
+
+    Data is left out whole, never cut: an app that misses it reads the notification by its id.
+
+    Args:
+        build: makes the payload of title, body and data; both texts stand in it once, as JSON strings.
+        size_max: the provider's limit in bytes.
+
+    Raises:
+        Unsendable: it is too long with nothing but what no app can do without.
+    """
+    whole = build(message.title, message.body, message.data)
+    if len(whole) <= size_max:
+        return whole
+    room = size_max - len(build("", "", {}))
+    if room < 0:
+        raise Unsendable(Outcome(kind="permanent", code="too_large"))
+    # A third is enough for any heading; and a title that takes it all would leave nothing of what was to be said.
+    title = cut(message.title, room // 3 if message.body else room)
+    return build(title, cut(message.body, room - json_bytes(title)), {})
+
+
+def short_name(text: str, bytes_max: int) -> str:
+    """A name that a provider takes in place of a longer one: the text itself, or a hash of it. The same text has always the same."""
+    if len(text.encode()) <= bytes_max and text.isascii() and text.isprintable():
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:bytes_max]
+
+
+def invalid_since(milliseconds: object) -> datetime | None:
+    """A time of a provider in milliseconds since 1970; None where it is none."""
+    if not isinstance(milliseconds, int) or isinstance(milliseconds, bool) or not 0 < milliseconds < 1 << 42:
+        return None
+    return msgspec.convert(milliseconds / 1000, datetime, strict=False)
+
+
+def _text(data: Mapping[str, Any], *names: str) -> str:
+    """The first of these members that can be shown."""
+    for name in names:
+        value = data.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+    return ""
