@@ -91,11 +91,19 @@ class ApnsToken:
             self._issue(window)
         return self._token
 
-    def renew(self, now: float) -> bool:
-        """Replace the token, as Apple calls it expired; whether that was done. False: it is too young, the clock must be wrong."""
-        if now - self._issued_at < APNS_RENEWED_SECONDS_MIN:
-            return False
-        self._issue(int(now))
+    def renew(self, used: str, now: float) -> bool:
+        """Replace the token that Apple calls expired; whether another one is in force.
+
+        Args:
+            used: the token that was refused. Requests that were under way together are refused together, and one replacement is
+                enough for them.
+
+        False: it is too young to be replaced, so the clock must be wrong.
+        """
+        if used == self._token:
+            if now - self._issued_at < APNS_RENEWED_SECONDS_MIN:
+                return False
+            self._issue(int(now))
         return True
 
     def _issue(self, at: int) -> None:

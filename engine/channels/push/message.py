@@ -1,11 +1,10 @@
-"""Push: what a phone or a browser shows of a notification. One channel, three providers: the token says which of them."""
+"""What a phone or a browser is shown of a notification, where it goes, and how it is made to fit."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -80,82 +79,37 @@ class PushTarget(msgspec.Struct, frozen=True, kw_only=True):
         return f"PushTarget(platform={self.platform!r}, app={self.app!r})"
 
 
-class Sender(Protocol):
-    """What sends to one provider with one set of credentials.
+def rendered(job: Job, context: Context, fill: Fill) -> PushMessage:
+    """What is shown of a job.
 
-    `apps` are those it may send to, none: all. `send` ends within the deadline and raises nothing of the provider's.
+    Raises:
+        Unsendable: there is nothing to show, or it is over.
     """
-
-    name: str
-    platform: Platform
-    apps: frozenset[str]
-
-    async def send(
-        self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float
-    ) -> Outcome: ...
-
-    async def close(self) -> None: ...
-
-
-class PushChannel:
-    """Renders pushes, and sends each by the first sender that serves the token's app.
-
-    Args:
-        senders: in the order in which they are asked.
-        fill: how templates are filled in.
-    """
-
-    name: Literal["push"] = "push"
-
-    def __init__(self, senders: Sequence[Sender], fill: Fill) -> None:
-        self._senders = senders
-        self._fill = fill
-
-    def render(self, job: Job, context: Context) -> PushMessage:
-        """What is shown.
-
-        Raises:
-            Unsendable: there is nothing to show, or it is over.
-        """
-        ttl = TTL_SECONDS_MAX
-        if job.expires_at is not None:
-            ttl = min(ttl, int((job.expires_at - context.now).total_seconds()))
-        if ttl < 1:
-            raise Unsendable(Outcome(kind="expired", code="ttl"))
-        title, body = self._texts(job, context)
-        if not title and not body:
-            raise Unsendable(Outcome(kind="permanent", code="no_text"))
-        return PushMessage(
-            id=job.id,
-            type=job.type,
-            title=title,
-            body=body,
-            url=_text(job.data, "url"),
-            data={name: value for name, value in job.data.items() if name not in _SHOWN},
-            badge=context.unread,
-            collapse_key=job.collapse_key,
-            lane=job.lane,
-            ttl_seconds=ttl,
-            expires_at=int(context.now.timestamp()) + ttl,
-        )
-
-    def _texts(self, job: Job, context: Context) -> tuple[str, str]:
-        if context.template is None:
-            return _text(job.data, "title"), _text(job.data, "text", "body")
-        parts = {name: self._fill(text, job.data) for name, text in context.template.items()}
-        return parts.get("title", ""), parts.get("body", "")
-
-    async def send(self, rendered: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
-        """Send to one token. A token of an app that no sender serves is left alone: that is for us to mend."""
-        for sender in self._senders:
-            if sender.platform == target.platform and (not sender.apps or target.app in sender.apps):
-                return await sender.send(rendered, target, key=key, deadline_seconds=deadline_seconds)
-        return Outcome(kind="config", code="no_provider")
-
-    async def close(self) -> None:
-        """Let go of all connections."""
-        for sender in self._senders:
-            await sender.close()
+    ttl = TTL_SECONDS_MAX
+    if job.expires_at is not None:
+        ttl = min(ttl, int((job.expires_at - context.now).total_seconds()))
+    if ttl < 1:
+        raise Unsendable(Outcome(kind="expired", code="ttl"))
+    if context.template is None:
+        title, body = _text(job.data, "title"), _text(job.data, "text", "body")
+    else:
+        parts = {name: fill(text, job.data).strip() for name, text in context.template.items()}
+        title, body = parts.get("title", ""), parts.get("body", "")
+    if not title and not body:
+        raise Unsendable(Outcome(kind="permanent", code="no_text"))
+    return PushMessage(
+        id=job.id,
+        type=job.type,
+        title=title,
+        body=body,
+        url=_text(job.data, "url"),
+        data={name: value for name, value in job.data.items() if name not in _SHOWN},
+        badge=context.unread,
+        collapse_key=job.collapse_key,
+        lane=job.lane,
+        ttl_seconds=ttl,
+        expires_at=int(context.now.timestamp()) + ttl,
+    )
 
 
 def fitted(build: Callable[[str, str, Mapping[str, Any]], bytes], message: PushMessage, size_max: int) -> bytes:
@@ -186,13 +140,6 @@ def short_name(text: str, bytes_max: int) -> str:
     if len(text.encode()) <= bytes_max and text.isascii() and text.isprintable():
         return text
     return hashlib.sha256(text.encode()).hexdigest()[:bytes_max]
-
-
-def invalid_since(milliseconds: object) -> datetime | None:
-    """A time of a provider in milliseconds since 1970; None where it is none."""
-    if not isinstance(milliseconds, int) or isinstance(milliseconds, bool) or not 0 < milliseconds < 1 << 42:
-        return None
-    return msgspec.convert(milliseconds / 1000, datetime, strict=False)
 
 
 def _text(data: Mapping[str, Any], *names: str) -> str:
