@@ -16,7 +16,12 @@ _HARMLESS: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,39}", re.ASCII)
 
 
 def judged(table: Table, provider: str, status: int, code: str, *, retry_after_seconds: float | None = None) -> Outcome:
-    """What a table says of an answer. A code that it does not know is kept only if it cannot hold a token."""
+    """What a table says of an answer. A code that it does not know is kept only if it cannot hold a token.
+
+    What was accepted is, whatever its body says beside that.
+    """
+    if 200 <= status < 300:
+        code = ""
     shown = code if not code or code in table.codes or _HARMLESS.fullmatch(code) else "other"
     return table.judged(provider, status, shown, retry_after_seconds=retry_after_seconds)
 

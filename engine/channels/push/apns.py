@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -74,6 +74,7 @@ class ApnsSender:
         token: signs in with that key.
         apps: bundle ids the key is for; none: all.
         pools: where each environment is; by default Apple's.
+        now: the clock that tokens are signed by.
     """
 
     platform: Final = "apns"
@@ -84,10 +85,12 @@ class ApnsSender:
         token: ApnsToken,
         apps: frozenset[str] = frozenset(),
         pools: Mapping[Environment, ApnsPool] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self.apps = apps
         self._token = token
+        self._now = now
         self._pools = pools or {environment: ApnsPool(host) for environment, host in SERVERS.items()}
 
     async def send(self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
@@ -110,7 +113,7 @@ class ApnsSender:
     async def _try(
         self, message: PushMessage, target: PushTarget, environment: Environment, key: str, until: float
     ) -> Outcome:
-        pool, token = self._pools[environment], self._token.get(time.time())
+        pool, token = self._pools[environment], self._token.get(self._now())
         headers = [
             (":method", "POST"),
             (":scheme", "https"),
@@ -130,7 +133,7 @@ class ApnsSender:
             return Outcome(kind="ambiguous", provider=self.name, code=error.why)
         wait = retry_after(answer.retry_after, datetime.now(UTC))
         outcome = apns_outcome(self.name, answer.status, answer.body, answer.apns_id, wait)
-        if outcome.code == "403/ExpiredProviderToken" and self._token.renew(token, time.time()):
+        if outcome.code == "403/ExpiredProviderToken" and self._token.renew(token, self._now()):
             return renewed(outcome)
         return outcome
 
