@@ -19,6 +19,9 @@ from seamark.backoff import retry_after_seconds
 
 URL: Final = "https://api.twilio.com"
 
+CODE_BELOW: Final = 1_000_000
+"""Codes have five digits. What else stands there is kept out of receipts and metrics."""
+
 _SEGMENTS: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
 """0 is said of texts that a messaging service has not looked at yet."""
 
@@ -111,7 +114,7 @@ def judged(provider: str, answer: Answer, segments: int) -> Outcome:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         reply = _Reply()
     said = reply.error_code if answer.status < 300 else reply.code
-    code = str(said) if isinstance(said, int) and said else ""
+    code = str(said) if type(said) is int and 0 < said < CODE_BELOW else ""
     outcome = TWILIO.judged(provider, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
     if outcome.kind != "ok":
         return outcome

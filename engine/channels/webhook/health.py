@@ -75,6 +75,8 @@ def _taken(health: Health, sent_at: datetime) -> Health:
         return health
     if health.failed_at is None or health.failed_at <= sent_at:
         return Health(enabled_at=health.enabled_at, ok_at=sent_at)
+    if health.failing_since is not None and sent_at < health.failing_since:
+        return msgspec.structs.replace(health, ok_at=sent_at)
     # A report that is late: of what has failed after this, only the last one's time is known for certain, and no message.
     return Health(
         enabled_at=health.enabled_at, ok_at=sent_at, failing_since=health.failed_at, failed_at=health.failed_at

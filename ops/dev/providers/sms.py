@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 import aiohttp
 from aiohttp import web
 
+from engine.channels.sms.segments import segmented
 from ops.dev.providers.faults import Answers
 from ops.dev.providers.httpsimulator import HttpSimulator
 
@@ -76,7 +77,7 @@ class TwilioSimulator(HttpSimulator):
         self._status_urls[id] = str(form.get("StatusCallback", ""))
         shown = {"text": text, "from": sender}
         self.log.add(id=id, channel="sms", to=to, key=f"{to}\n{text}", shown=shown, raw={k: str(v) for k, v in form.items()})
-        counted = str(-(-len(text) // 153) or 1)
+        counted = str(len(segmented(text).segments))
         body = {"sid": id, "status": "queued", "to": to, "body": text, "num_segments": counted, "error_code": None}
         return web.json_response(body, status=201)
 
