@@ -34,8 +34,8 @@ def a_job(**members: Any) -> Job:
     return Job(**{"id": "n1", "tenant": "t", "user": "u", "type": "a.b", "channel": "push", "first_at": NOW, **members})
 
 
-def fill(text: str, data: Any) -> str:
-    return text.format(**data)
+def fill(text: str, job: Job, context: Context) -> str:
+    return text.format(**job.data)
 
 
 def test_without_a_template_the_notifications_own_words_are_shown() -> None:

@@ -18,8 +18,8 @@ TTL_SECONDS_MAX: Final = 28 * 86_400
 _SHOWN: Final = ("title", "text", "body", "url")
 """Members of `data` that the plain default shows. They are not sent a second time."""
 
-Fill = Callable[[str, Mapping[str, Any]], str]
-"""Fills in one part of a template: its text, and what the template may use."""
+Fill = Callable[[str, Job, Context], str]
+"""Fills in one part of a template. Raises Unsendable where the template is wrong."""
 
 
 class PushMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ def rendered(job: Job, context: Context, fill: Fill) -> PushMessage:
     if context.template is None:
         title, body = _text(job.data, "title"), _text(job.data, "text", "body")
     else:
-        parts = {name: fill(text, job.data).strip() for name, text in context.template.items()}
+        parts = {name: fill(text, job, context).strip() for name, text in context.template.items()}
         title, body = parts.get("title", ""), parts.get("body", "")
     if not title and not body:
         raise Unsendable(Outcome(kind="permanent", code="no_text"))

@@ -134,8 +134,9 @@ class WebPushSender:
         headers = webpush_headers(message)
         answer = await self._post(target.token, origin, headers, body, until)
         if isinstance(answer, Answer) and answer.status in (301, 307, 308):
-            moved = urljoin(target.token, answer.headers.get("Location", ""))
-            if (new := self._hosts.origin(moved)) is not None:
+            location = answer.headers.get("Location", "")
+            moved = urljoin(target.token, location)
+            if location and (new := self._hosts.origin(moved)) is not None:
                 origin, answer = new, await self._post(moved, new, headers, body, until)
         if isinstance(answer, Silence):
             return silent(self.name, answer)
