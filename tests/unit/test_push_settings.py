@@ -1,5 +1,6 @@
 """The push part of the providers' file: what is read, and what is said of what cannot be."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine.channels.push.channel import PushChannel
 from engine.channels.push.message import PushMessage, PushTarget
 from engine.channels.push.settings import push_senders, push_settings
 from engine.errors import InvalidSetting
+from tests.support.documents import blocks
 from tests.support.pushing import a_message, account_file, android_device, apple_device, apple_key, authority
 
 APPLE = {"kind": "apns", "key_file": "key.p8", "key_id": "ABC1234567", "team_id": "DEF1234567"}
@@ -40,6 +42,17 @@ async def test_each_kind_becomes_a_sender_and_those_for_named_apps_are_asked_fir
     assert [(one.name, one.platform) for one in senders] == [
         ("shop", "apns"), ("apple", "apns"), ("google", "fcm"), ("browsers", "webpush"),
     ]  # fmt: skip
+    for one in senders:
+        await one.close()
+
+
+async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> None:
+    (shown,) = (block.text for block in blocks() if block.document == "docs/push.md")
+    (folder / "service-account.json").write_text((folder / "account.json").read_text())
+    for name in ("AuthKey_ABC1234567.p8", "vapid.pem"):
+        (folder / name).write_text((folder / "key.p8").read_text())
+    senders = push_senders(push_settings(tomllib.loads(shown)["push"]), folder)
+    assert {one.platform for one in senders} == {"apns", "fcm", "webpush"}
     for one in senders:
         await one.close()
 
