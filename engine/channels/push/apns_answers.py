@@ -84,7 +84,7 @@ def apns_outcome(provider: str, status: int, body: bytes, apns_id: str, retry_af
 
 
 def _since(milliseconds: object) -> datetime | None:
-    """A time in milliseconds since 1970; None where it is none. Bounded by the year 2109: what is beyond is no date of Apple's."""
+    """A time in milliseconds since 1970; None where it is none, or beyond the year 2109."""
     if not isinstance(milliseconds, int) or isinstance(milliseconds, bool) or not 0 < milliseconds < 1 << 42:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC)

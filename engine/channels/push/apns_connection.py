@@ -1,7 +1,7 @@
 """One HTTP/2 connection to APNs: aioapns', with what of it would lose answers or send twice done otherwise.
 
-Of aioapns 4.0 these stay: how a connection begins, flushes, is closed when nothing happens, and tells its owner that it is lost. What it
-does with streams does not, because (each is a test in tests/integration/test_apns_connection.py)
+Of aioapns 4.0 these stay: how a connection begins, flushes, is closed when nothing happens, and tells its owner that it is
+lost. What it does with streams does not, because (each is a test in tests/integration/test_apns_connection.py)
 
 - a request that was cancelled made `connection_lost` raise, and all others wait for ever;
 - a stream that the server resets, and an error without a body, were never answered;
@@ -43,10 +43,12 @@ STREAMS_MAX: Final = 1000
 """Requests under way on one connection; Apple allows as many."""
 
 IDLE_SECONDS: Final = 3600
-"""How long a connection without requests stays. Apple asks for few and long connections, and takes many short ones for an attack."""
+"""How long a connection without requests stays. Apple asks for few and long connections, and takes many short ones for an
+attack."""
 
 SILENT_SECONDS: Final = 30.0
-"""A connection on which nothing was heard for so long is asked for a sign of life before it is used: networks forget connections."""
+"""A connection on which nothing was heard for so long is asked for a sign of life before it is used: networks forget
+connections."""
 
 
 class NotDone(Exception):
@@ -103,8 +105,8 @@ class _Stream:
 class _Http2(H2Connection):
     """h2's connection, which stays usable when the server says that it takes no more.
 
-    After GOAWAY h2 refuses every further frame. But the server goes on to answer what it has taken (RFC 9113, 6.8), and Apple says
-    GOAWAY whenever it moves load.
+    After GOAWAY h2 refuses every further frame. But the server goes on to answer what it has taken (RFC 9113, 6.8), and Apple
+    says GOAWAY whenever it moves load.
     """
 
     def _receive_goaway_frame(self, frame: Any) -> Any:
@@ -114,7 +116,7 @@ class _Http2(H2Connection):
         return found
 
 
-class ApnsConnection(APNsTLSClientProtocol):  # type: ignore[misc]  # aioapns is not typed
+class ApnsConnection(APNsTLSClientProtocol):
     """A connection that ends each request with an answer, NotDone or Unknown, whatever happens to it."""
 
     INACTIVITY_TIME = IDLE_SECONDS

@@ -70,7 +70,7 @@ class ApnsPool:
         try:
             async with asyncio.timeout(ALIVE_SECONDS):
                 await connection.wait_alive()
-        except TimeoutError:
+        except (TimeoutError, NotDone):
             connection.abort()
             return await self._acquire()
         return connection

@@ -21,19 +21,21 @@ from engine.channels.retry_after import retry_after
 SERVER: Final = "https://fcm.googleapis.com"
 
 PAYLOAD_BYTES_MAX: Final = 4096
-"""Of the message's content, to devices. What else stands in the request is counted in here: to be too careful by 200 bytes hurts nobody."""
+"""Of the message's content, to devices. What else stands in the request is counted in here: to be too careful by 200 bytes
+hurts nobody."""
 
 TAG_BYTES_MAX: Final = 64
 
 CONNECTIONS_MAX: Final = 200
-"""HTTP/1.1: one request each. At 100 ms an answer that is 2000 sends a second, a fifth of a project's quota (600 000 a minute)."""
+"""HTTP/1.1: one request each. At 100 ms an answer that is 2000 sends a second, a fifth of a project's quota (600 000 a
+minute)."""
 
 
 def fcm_message(message: PushMessage) -> bytes:
     """The `message` of the request, as JSON, without its token. Raises Unsendable: it cannot be made to fit.
 
-    What replaces what: `tag` is the place in the notification drawer, so that a push sent twice is shown once. `collapse_key` is used
-    only where the notification has one: FCM keeps four of them for each device that is off, and drops what is beyond.
+    What replaces what: `tag` is the place in the notification drawer, so that a push sent twice is shown once. `collapse_key`
+    is used only where the notification has one: FCM keeps four of them for each device that is off, and drops what is beyond.
     """
     high = message.lane != "bulk"
     tag = short_name(message.replaces, TAG_BYTES_MAX)

@@ -1,7 +1,7 @@
 """What the answers of FCM (HTTP v1) mean.
 
-Whether a token is none is read from what FCM says in fields, and never from a status alone: a wrong project answers 404, a switched
-off API 403, and whoever took these for dead tokens has deleted all of them.
+Whether a token is none is read from what FCM says in fields, and never from a status alone: a wrong project answers 404, a
+switched off API 403, and whoever took these for dead tokens has deleted all of them.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def fitted(build: Callable[[str, str, Mapping[str, Any]], bytes], message: PushM
 
 
 def short_name(text: str, bytes_max: int) -> str:
-    """A name that a provider takes in place of a longer one: the text itself, or a hash of it. The same text has always the same."""
+    """A name that a provider takes: the text itself, or a hash of it where it is too long. One text has always one name."""
     if len(text.encode()) <= bytes_max and text.isascii() and text.isprintable():
         return text
     return hashlib.sha256(text.encode()).hexdigest()[:bytes_max]

@@ -16,8 +16,8 @@
     key_file = "vapid.pem"
     subject = "mailto:ops@example.com"
 
-Secrets are files of their own, named from where the providers' file is. Tenants may have apps of their own: a token goes to the first
-entry of its platform that names its app, or names none.
+Secrets are files of their own, named from where the providers' file is. Tenants may have apps of their own: a token goes to the
+first entry of its platform that names its app, or names none.
 """
 
 from __future__ import annotations

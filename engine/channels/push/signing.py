@@ -1,8 +1,8 @@
 """Short-lived tokens that we sign ourselves: for APNs and for Web Push (VAPID), both JWTs with ES256.
 
 Apple answers `TooManyProviderTokenUpdates` to a key that comes with new tokens more often than every 20 minutes, and all workers
-use the same key. So a token is a function of its key and the window of time that it is of: the times in it are those of the window,
-and the signature is the deterministic one (RFC 6979). Workers then have the same token without telling one another.
+use the same key. So a token is a function of its key and the window of time that it is of: the times in it are those of the
+window, and the signature is the deterministic one (RFC 6979). Workers then have the same token without telling one another.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ HOSTS: Final = (
     "*.push.apple.com",
     "*.notify.windows.com",
 )
-"""The push services of the browsers there are. An endpoint comes from a browser, so from anybody: whoever may register one could else
-have us post to servers that only we can reach. Nobody but these companies decides where these names lead."""
+"""The push services of the browsers there are. An endpoint comes from a browser, so from anybody: whoever may register one
+could else have us post to servers that only we can reach. Nobody but these companies decides where these names lead."""
 
 TAG_BYTES_MAX: Final = 64
 
@@ -119,7 +119,7 @@ class WebPushSender:
         self._http = open_http(connections_max=CONNECTIONS_MAX, tls=tls)
 
     async def send(self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
-        """Send to one subscription. One of a host that is no push service we know of is left alone: it may be one by next year."""
+        """Send to one subscription. One of a host that is no known push service is left alone: it may be one by next year."""
         until = asyncio.get_running_loop().time() + deadline_seconds
         if (origin := self._hosts.origin(target.token)) is None:
             return Outcome(kind="config", provider=self.name, code="host", scope="target")

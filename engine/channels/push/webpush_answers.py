@@ -95,8 +95,8 @@ class _Origin:
 class Refusals:
     """Tells a dead subscription from a wrong key, which both are answered by 401 or 403.
 
-    Apple refuses dead subscriptions so, and everybody a key that is not the one of the subscription. Retiring all subscriptions over a
-    key that was set wrongly cannot be undone: only the browsers can subscribe again. So
+    Apple refuses dead subscriptions so, and everybody a key that is not the one of the subscription. Retiring all subscriptions
+    over a key that was set wrongly cannot be undone: only the browsers can subscribe again. So
 
     - an endpoint that is refused again, after the same service has taken something of ours meanwhile, is invalid: others pass;
     - three endpoints refused in a row, with nothing taken between them: the key is wrong;
