@@ -1,5 +1,6 @@
 """Push providers on this machine, and senders that know them."""
 
+import base64
 import functools
 import json
 import ssl
@@ -139,6 +140,10 @@ async def google(*, signed_in: bool = True, project: str = PROJECT) -> AsyncIter
             await sender.close()
 
 
+def _point(tokens: VapidTokens) -> bytes:
+    return base64.urlsafe_b64decode(tokens.public_key + "=")
+
+
 class Browsers(NamedTuple):
     """A sender with a push service and a browser."""
 
@@ -148,7 +153,7 @@ class Browsers(NamedTuple):
     browser: Browser
 
     def subscribe(self) -> Browser:
-        return self.service.subscribe(self.tokens.public_key)
+        return self.service.subscribe(_point(self.tokens))
 
     async def send(self, to: Browser | None = None, *, seconds: float = DEADLINE_SECONDS, **members: Any) -> Outcome:
         target = browser_target(to or self.browser)
@@ -161,6 +166,6 @@ async def browsers() -> AsyncIterator[Browsers]:
     async with WebPushSimulator(tls=server_tls()) as service:
         sender = WebPushSender("vapid", tokens, hosts=(f"127.0.0.1:{service.port}",), tls=client_tls())
         try:
-            yield Browsers(sender, service, tokens, service.subscribe(tokens.public_key))
+            yield Browsers(sender, service, tokens, service.subscribe(_point(tokens)))
         finally:
             await sender.close()

@@ -83,10 +83,10 @@ class WebPushSimulator(HttpSimulator):
         """What senders must sign for."""
         return self.url
 
-    def subscribe(self, server_key: str) -> Browser:
-        """What `pushManager.subscribe()` does. `server_key`: the public half of the sender's VAPID key."""
+    def subscribe(self, server_key: bytes) -> Browser:
+        """What `pushManager.subscribe()` does. `server_key`: the public half of the sender's VAPID key, as a point."""
         name = secrets.token_urlsafe(24)
-        browser = self.browsers[name] = Browser(f"{self.url}/push/{name}", server_key)
+        browser = self.browsers[name] = Browser(f"{self.url}/push/{name}", _encoded(server_key))
         return browser
 
     def routes(self) -> list[web.RouteDef]:
