@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from ops.dev.secretsfile import write_private
+
 VALID_DAYS: Final = 365
 """It is made anew each time a stack starts."""
 
@@ -52,8 +54,8 @@ def write_certificate(certificate_file: Path, key_file: Path) -> None:
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
-    key_file.touch(mode=0o600)
-    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_private(key_file, pem.decode())
     certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
 
 

@@ -14,6 +14,7 @@ from ops.dev.providers.apns import ApnsSimulator
 from ops.dev.providers.certificates import server_tls, write_certificate
 from ops.dev.providers.fcm import FcmSimulator
 from ops.dev.providers.webpush import Browser, WebPushSimulator
+from ops.dev.secretsfile import write_private
 
 KEY_ID: Final = "SIMULATED1"
 TEAM_ID: Final = "SIMULATED2"
@@ -47,10 +48,11 @@ class PushProviders:
             for one in (self.production, self.sandbox, self.fcm, self.webpush):
                 await starting.enter_async_context(one)
             self._running = starting.pop_all()
-        self._write("apns-key.pem", self._apple)
-        self._write("vapid-key.pem", self._vapid)
+        write_private(self._folder / "apns-key.pem", _pem(self._apple))
+        write_private(self._folder / "vapid-key.pem", _pem(self._vapid))
         account = {"project_id": PROJECT, "client_email": ACCOUNT, "token_uri": f"{self.fcm.url}/token"}
-        self._write_text("fcm-account.json", json.dumps(account | {"private_key": _pem(self._google)}))
+        account |= {"private_key": _pem(self._google)}
+        write_private(self._folder / "fcm-account.json", json.dumps(account))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -73,14 +75,6 @@ class PushProviders:
         """A browser that has subscribed with the key of the stack."""
         point = self._vapid.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         return self.webpush.subscribe(point)
-
-    def _write(self, name: str, key: ec.EllipticCurvePrivateKey) -> None:
-        self._write_text(name, _pem(key))
-
-    def _write_text(self, name: str, text: str) -> None:
-        path = self._folder / name
-        path.touch(mode=0o600)
-        path.write_text(text)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
