@@ -11,6 +11,9 @@ from engine.channels.channel import Outcome
 from engine.channels.exchange import Silence
 from engine.channels.verdicts import Table
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for a body that is none."""
+
 _HARMLESS: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,39}", re.ASCII)
 """What an unknown code may look like to be stored: tokens and endpoints have digits or other characters in them."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.channels.channel import Outcome
-from engine.channels.push.answers import judged
+from engine.channels.push.answers import UNREADABLE, judged
 from engine.channels.verdicts import Table, Verdict
 
 _BUG: Final = Verdict("permanent")
@@ -76,7 +76,7 @@ def apns_outcome(provider: str, status: int, body: bytes, apns_id: str, retry_af
     """
     try:
         said = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         said = _Body()
     outcome = judged(APNS, provider, status, said.reason, retry_after_seconds=retry_after_seconds)
     since = _since(said.timestamp) if outcome.kind == "target_invalid" else None

@@ -122,7 +122,8 @@ class ApnsConnection(APNsTLSClientProtocol):
     INACTIVITY_TIME = IDLE_SECONDS
 
     def __init__(self, on_lost: Callable[[ApnsConnection], None]) -> None:
-        super().__init__(apns_topic="", loop=asyncio.get_running_loop(), on_connection_lost=on_lost)
+        super().__init__(apns_topic="", loop=asyncio.get_running_loop())
+        self._on_lost = on_lost
         self.conn = _Http2()
         self.heard_at = self.loop.time()
         self._streams: dict[int, _Stream] = {}
@@ -131,6 +132,11 @@ class ApnsConnection(APNsTLSClientProtocol):
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
         self._alive = asyncio.Event()
+
+    @property
+    def _wire(self) -> asyncio.Transport:
+        assert self.transport is not None, "it is connected before anybody has it"
+        return self.transport
 
     @property
     def usable(self) -> bool:
@@ -217,7 +223,7 @@ class ApnsConnection(APNsTLSClientProtocol):
 
     def _end(self, stream_id: int) -> None:
         stream = self._streams.pop(stream_id)
-        if stream.done.cancelled() and not self.transport.is_closing():
+        if stream.done.cancelled() and not self._wire.is_closing():
             try:
                 self.conn.reset_stream(stream_id, ErrorCodes.CANCEL)
                 self.flush()
@@ -235,7 +241,7 @@ class ApnsConnection(APNsTLSClientProtocol):
     def abort(self) -> None:
         """Give it up at once: nothing is to be expected of it."""
         self._leaving = True
-        self.transport.abort()
+        self._wire.abort()
 
     def _leave(self) -> None:
         """Begin nothing new; close when all is answered."""
@@ -246,7 +252,7 @@ class ApnsConnection(APNsTLSClientProtocol):
 
     def flush(self) -> None:
         """Write what is to be sent. To a transport that is closing nothing can be."""
-        if not self.transport.is_closing():
+        if not self._wire.is_closing():
             super().flush()
 
     def data_received(self, data: bytes) -> None:
@@ -297,7 +303,7 @@ class ApnsConnection(APNsTLSClientProtocol):
         self._leaving = True
         if self.inactivity_timer:
             self.inactivity_timer.cancel()
-        self.on_connection_lost(self)
+        self._on_lost(self)
         for stream in self._streams.values():
             stream.fail(Unknown("connection_lost"))
         for event in (self._ready, self._alive, self._changed, self.lost):

@@ -82,7 +82,7 @@ class ApnsPool:
         return min((one for one in self._usable() if not one.is_busy), key=lambda one: one.load, default=None)
 
     async def _open(self) -> ApnsConnection:
-        connection = None
+        connection: ApnsConnection | None = None
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):

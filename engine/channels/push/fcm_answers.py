@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.channels.channel import Outcome, Scope
-from engine.channels.push.answers import judged
+from engine.channels.push.answers import UNREADABLE, judged
 from engine.channels.verdicts import Table, Verdict
 
 FCM: Final = Table(
@@ -85,7 +85,7 @@ def fcm_outcome(
     """
     try:
         reply = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         if cut_off and status >= 300:
             return Outcome(kind="transient", provider=provider, code=f"{status}/cut_off", retry_after_seconds=10.0)
         reply = _Reply()

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.channels.channel import Outcome, OutcomeKind
 from engine.channels.exchange import Silence, exchange
+from engine.channels.push.answers import UNREADABLE
 from engine.errors import InvalidSetting
 
 SCOPE: Final = "https://www.googleapis.com/auth/firebase.messaging"
@@ -162,6 +163,6 @@ class AccessTokens:
         try:
             if answer.status == 200:
                 return msgspec.json.decode(answer.body, type=_Granted)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise NoToken("transient", "oauth/malformed") from error
         raise NoToken("config", f"oauth/{answer.status}")

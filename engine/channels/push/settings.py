@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -109,7 +110,7 @@ def push_senders(settings: Mapping[str, PushSettings], folder: Path) -> list[Sen
         InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
     """
     order = sorted(settings, key=lambda name: not settings[name].apps)
-    return [_sender(name, settings[name], lambda field, name=name: _read(name, settings[name], field, folder)) for name in order]
+    return [_sender(name, settings[name], partial(_read, folder, name, settings[name])) for name in order]
 
 
 def _sender(name: str, entry: PushSettings, read: Callable[[str], str]) -> Sender:
@@ -136,7 +137,7 @@ def _sender(name: str, entry: PushSettings, read: Callable[[str], str]) -> Sende
             return WebPushSender(name, VapidTokens(key, entry.subject), apps, hosts=entry.hosts, tls=tls)
 
 
-def _read(name: str, entry: PushSettings, field: str, folder: Path) -> str:
+def _read(folder: Path, name: str, entry: PushSettings, field: str) -> str:
     path = folder / getattr(entry, field)
     try:
         return path.read_text()

@@ -11,6 +11,7 @@ import base64
 from typing import Any, Final
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -42,7 +43,7 @@ def es256_key(setting: str, text: str) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = load_pem_private_key(text.encode(), None) if "-----BEGIN" in text else _bare_key(text.strip())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidSetting(
             f"{setting} is no private key: give the PEM file of a key of P-256, or its number in base64url"
         ) from error
@@ -87,7 +88,7 @@ class ApnsToken:
         """The token that is in force. `now`: seconds since 1970."""
         window = int(now // APNS_WINDOW_SECONDS) * APNS_WINDOW_SECONDS
         # One that was renewed late in its window stays for the next. A clock that is put back a little brings no old one back.
-        if window - self._issued_at >= APNS_RENEWED_SECONDS_MIN or self._issued_at - now > APNS_WINDOW_SECONDS:
+        if not self._token or window - self._issued_at >= APNS_RENEWED_SECONDS_MIN or self._issued_at - now > APNS_WINDOW_SECONDS:
             self._issue(window)
         return self._token
 

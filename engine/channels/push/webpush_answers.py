@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from engine.channels.channel import Outcome
-from engine.channels.push.answers import judged
+from engine.channels.push.answers import UNREADABLE, judged
 from engine.channels.verdicts import Table, Verdict
 
 _GONE: Final = Verdict("target_invalid")
@@ -69,7 +69,7 @@ def _code(status: int, body: bytes) -> str:
         return "vapid" if "vapid" in text.lower() else ""
     try:
         said = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return ""
     code = said.reason or f"errno_{said.errno}"
     return code if code in WEBPUSH.codes else ""
