@@ -88,7 +88,11 @@ async def test_what_was_accepted_carries_apples_id_and_everything_the_device_nee
     assert first.id == outcome.provider_id == again.provider_id != other.provider_id
     assert first.shown == {"app": "com.example.app", "badge": 3, "title": "Shipped", "body": "It is on its way"}
     assert first.raw["apns-collapse-id"] == "orders"
-    assert first.raw["payload"]["seamark"] == {"id": "order-17", "type": "order.shipped", "url": "https://example.com/17"}
+    assert first.raw["payload"]["seamark"] == {
+        "id": "order-17",
+        "type": "order.shipped",
+        "url": "https://example.com/17",
+    }
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -19,7 +19,7 @@ from engine.channels.push.apns_connection import ApnsConnection
 from engine.channels.push.apns_pool import ApnsPool
 from engine.channels.push.signing import ApnsToken
 from ops.dev.providers.faults import Answers, GoesAway, Hangs, Late, NoTls, Resets, ResetsStream, SlowBody
-from tests.support.pushing import DEVICE, KEY_ID, TEAM_ID, Apple, apple, apple_key, client_tls
+from tests.support.pushing import DEVICE, KEY_ID, TEAM_ID, Apple, apple, apple_key
 
 WAIT_SECONDS = 20.0
 
@@ -209,10 +209,13 @@ async def test_tls_that_fails_is_transient_and_nothing_has_left() -> None:
 async def test_a_server_that_is_not_apples_gets_nothing() -> None:
     async with apple() as one:
         pool = ApnsPool("127.0.0.1", one.production.port)  # trusts public authorities only
-        sender = ApnsSender("apple", ApnsToken(apple_key(), KEY_ID, TEAM_ID), pools={"production": pool, "sandbox": pool})
+        sender = ApnsSender(
+            "apple", ApnsToken(apple_key(), KEY_ID, TEAM_ID), pools={"production": pool, "sandbox": pool}
+        )
         outcome = await Apple(sender, one.production, one.sandbox).send()
         assert (outcome.kind, outcome.code) == ("transient", "tls")
-        assert one.production.faults.met == [] and one.production.log.accepted == 0
+        assert one.production.faults.met == []
+        assert one.production.log.accepted == 0
 
 
 async def test_nobody_there_is_transient() -> None:
@@ -244,7 +247,15 @@ async def test_closing_ends_what_is_under_way_and_leaves_no_connection() -> None
 def test_what_is_overridden_is_still_there() -> None:
     """Fails when a new aioapns or h2 has moved it: then the guard has to be read again."""
     base = aioapns.connection.APNsTLSClientProtocol
-    for name in ("connection_made", "connection_lost", "data_received", "flush", "close", "on_connection_terminated", "is_busy"):
+    for name in (
+        "connection_made",
+        "connection_lost",
+        "data_received",
+        "flush",
+        "close",
+        "on_connection_terminated",
+        "is_busy",
+    ):
         assert hasattr(base, name), name
     assert list(inspect.signature(base.__init__).parameters) == [
         "self", "apns_topic", "loop", "on_connection_lost", "auth_provider",

@@ -252,7 +252,8 @@ async def test_without_an_access_token_nothing_is_sent_and_google_is_not_asked_b
         one.fcm.token_answers = [answer]
         outcomes = await all_of(one, 20) + await all_of(one, 20)
         assert {(outcome.kind, outcome.scope) for outcome in outcomes} == {(kind, "key")}
-        assert one.fcm.token_answers == [] and one.fcm.granted == {}
+        assert one.fcm.token_answers == []
+        assert one.fcm.granted == {}
         assert one.fcm.log.accepted == 0
 
 

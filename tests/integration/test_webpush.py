@@ -99,7 +99,8 @@ async def test_the_browser_reads_what_was_sent_and_the_service_nothing() -> None
     async with browsers() as one:
         outcome = await one.send(badge=3, url="https://example.com/17", data={"order": 17})
     (accepted,) = one.service.log.messages(to=one.browser.endpoint)
-    assert outcome.kind == "ok" and len(outcome.provider_id) == 32
+    assert outcome.kind == "ok"
+    assert len(outcome.provider_id) == 32
     assert accepted.shown == {
         "id": "order-17",
         "type": "order.shipped",
@@ -162,7 +163,9 @@ async def test_a_subscription_that_moved_is_followed_to_where_push_services_are(
         one.browser.p256dh, one.browser.auth = moved.p256dh, moved.auth
         one.service.faults.script([Answers(status=301, headers={"Location": moved.endpoint})])
         assert (await one.send()).kind == "ok"
-        one.service.faults.script([Answers(status=308, headers={"Location": moved.endpoint.replace(one.service.url, "")})])
+        one.service.faults.script(
+            [Answers(status=308, headers={"Location": moved.endpoint.replace(one.service.url, "")})]
+        )
         assert (await one.send()).kind == "ok"
     assert len(one.service.log.messages(to=moved.endpoint)) == 2
 

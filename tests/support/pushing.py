@@ -86,7 +86,9 @@ class Apple(NamedTuple):
     production: ApnsSimulator
     sandbox: ApnsSimulator
 
-    async def send(self, *, to: str = DEVICE, key: str = "a", seconds: float = DEADLINE_SECONDS, **members: Any) -> Outcome:
+    async def send(
+        self, *, to: str = DEVICE, key: str = "a", seconds: float = DEADLINE_SECONDS, **members: Any
+    ) -> Outcome:
         return await self.sender.send(
             a_message(**members.pop("message", {})), apple_device(to, **members), key=key, deadline_seconds=seconds
         )

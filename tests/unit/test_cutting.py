@@ -12,8 +12,12 @@ FAMILY = "👩‍👩‍👧‍👦"  # seven code points that are one picture
 FLAG = "🇦🇹"
 ACCENTED = "e\u0301"
 
-PIECES = st.sampled_from([FAMILY, FLAG, ACCENTED, "👍🏽", "क्षि", "가", "a", "ß", "日", '"', "\\", "\n", "\u2028", "\x07", " "])
-TEXTS = st.one_of(st.lists(PIECES, max_size=40).map("".join), st.text(st.characters(exclude_categories=("Cs",)), max_size=80))
+PIECES = st.sampled_from(
+    [FAMILY, FLAG, ACCENTED, "👍🏽", "क्षि", "가", "a", "ß", "日", '"', "\\", "\n", "\u2028", "\x07", " "]
+)
+TEXTS = st.one_of(
+    st.lists(PIECES, max_size=40).map("".join), st.text(st.characters(exclude_categories=("Cs",)), max_size=80)
+)
 
 
 @given(TEXTS, st.integers(-5, 200), st.sampled_from([json_bytes, utf8_bytes]))

@@ -17,11 +17,15 @@ from engine.channels.retry_after import retry_after
 STATUSES = st.integers(100, 599)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["reason", "timestamp", "error", "details", "@type", "errorCode", "fieldViolations", "errno", "name"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["reason", "timestamp", "error", "details", "@type", "errorCode", "fieldViolations", "errno", "name"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
@@ -31,27 +35,37 @@ NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
 @given(STATUSES, BODIES)
 def test_any_answer_is_an_outcome_and_an_unknown_one_retires_no_token(status: int, body: bytes) -> None:
-    found = [apns_outcome("p", status, body, "", None), fcm_outcome("p", status, body), webpush_outcome("p", status, body)]
+    found = [
+        apns_outcome("p", status, body, "", None),
+        fcm_outcome("p", status, body),
+        webpush_outcome("p", status, body),
+    ]
     for outcome in found:
         assert (outcome.kind == "ok") is (200 <= status < 300)
         assert outcome.kind != "target_invalid" or outcome.known
         if status >= 500:
-            assert outcome.kind in ("transient", "config", "target_invalid") and (outcome.known or outcome.kind == "transient")
+            assert outcome.kind in ("transient", "config", "target_invalid")
+            assert (
+                outcome.known or outcome.kind == "transient"
+            )
 
 
-@given(STATUSES, st.from_regex(r"[0-9a-f]{64}|https://[a-z]+/[a-z0-9]{20}|[A-Za-z0-9]{1,20}[0-9][A-Za-z0-9:_-]{20}", fullmatch=True))
+@given(
+    STATUSES,
+    st.from_regex(r"[0-9a-f]{64}|https://[a-z]+/[a-z0-9]{20}|[A-Za-z0-9]{1,20}[0-9][A-Za-z0-9:_-]{20}", fullmatch=True),
+)
 def test_a_token_that_a_provider_repeats_is_not_stored(status: int, token: str) -> None:
     said = [
         apns_outcome("p", status, json.dumps({"reason": token}).encode(), "", None),
-        fcm_outcome("p", status, json.dumps({"error": {"details": [{"@type": "FcmError", "errorCode": token}]}}).encode()),
+        fcm_outcome(
+            "p", status, json.dumps({"error": {"details": [{"@type": "FcmError", "errorCode": token}]}}).encode()
+        ),
         webpush_outcome("p", status, json.dumps({"reason": token}).encode()),
     ]
     assert all(token not in outcome.code for outcome in said)
 
 
-@pytest.mark.parametrize(
-    "timestamp", [None, "1700000000000", True, -1, 0, 1 << 60, 1e300, [1], {"a": 1}], ids=str
-)
+@pytest.mark.parametrize("timestamp", [None, "1700000000000", True, -1, 0, 1 << 60, 1e300, [1], {"a": 1}], ids=str)
 def test_a_time_that_is_none_is_left_out(timestamp: object) -> None:
     outcome = apns_outcome("p", 410, json.dumps({"reason": "Unregistered", "timestamp": timestamp}).encode(), "", None)
     assert (outcome.kind, outcome.target_invalid_at) == ("target_invalid", None)

@@ -150,9 +150,12 @@ def test_a_push_takes_the_place_of_one_with_its_collapse_key_or_of_itself() -> N
 @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=200))
 def test_names_of_any_length_become_ones_that_providers_take(text: str) -> None:
     name = short_name(text, 64)
-    assert 1 <= len(name) <= 64 and name.isascii() and name == short_name(text, 64)
+    assert 1 <= len(name) <= 64
+    assert name.isascii()
+    assert name == short_name(text, 64)
     topic = webpush_headers(a_message(collapse_key=text))["Topic"]
-    assert len(topic) == 32 and set(topic) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert len(topic) == 32
+    assert set(topic) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def test_the_badge_is_the_unread_count_and_none_leaves_the_icon_alone() -> None:

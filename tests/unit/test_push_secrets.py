@@ -174,7 +174,13 @@ def test_a_service_account_is_read_and_shows_no_key() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no json", "[]", json.dumps({"project_id": "p"}), json.dumps({"project_id": "p", "client_email": "e", "private_key": "tisn't"})],
+    [
+        "",
+        "no json",
+        "[]",
+        json.dumps({"project_id": "p"}),
+        json.dumps({"project_id": "p", "client_email": "e", "private_key": "tisn't"}),
+    ],
 )
 def test_a_file_that_is_no_service_account_is_named_by_its_setting(text: str) -> None:
     with pytest.raises(InvalidSetting, match="providers.google.account") as caught:

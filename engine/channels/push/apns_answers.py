@@ -80,7 +80,9 @@ def apns_outcome(provider: str, status: int, body: bytes, apns_id: str, retry_af
         said = _Body()
     outcome = judged(APNS, provider, status, said.reason, retry_after_seconds=retry_after_seconds)
     since = _since(said.timestamp) if outcome.kind == "target_invalid" else None
-    return msgspec.structs.replace(outcome, provider_id=apns_id if outcome.kind == "ok" else "", target_invalid_at=since)
+    return msgspec.structs.replace(
+        outcome, provider_id=apns_id if outcome.kind == "ok" else "", target_invalid_at=since
+    )
 
 
 def _since(milliseconds: object) -> datetime | None:

@@ -119,9 +119,7 @@ class FcmSender:
         if isinstance(answer, Silence):
             return silent(self.name, answer)
         wait = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
-        outcome = fcm_outcome(
-            self.name, answer.status, answer.body, cut_off=_cut_off(answer), retry_after_seconds=wait
-        )
+        outcome = fcm_outcome(self.name, answer.status, answer.body, cut_off=_cut_off(answer), retry_after_seconds=wait)
         if outcome.code == "401" and self._tokens.refused(token):
             return renewed(outcome)
         return outcome

@@ -15,7 +15,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
 
 from engine.errors import InvalidSetting
 
@@ -88,7 +93,11 @@ class ApnsToken:
         """The token that is in force. `now`: seconds since 1970."""
         window = int(now // APNS_WINDOW_SECONDS) * APNS_WINDOW_SECONDS
         # One that was renewed late in its window stays for the next. A clock that is put back a little brings no old one back.
-        if not self._token or window - self._issued_at >= APNS_RENEWED_SECONDS_MIN or self._issued_at - now > APNS_WINDOW_SECONDS:
+        if (
+            not self._token
+            or window - self._issued_at >= APNS_RENEWED_SECONDS_MIN
+            or self._issued_at - now > APNS_WINDOW_SECONDS
+        ):
             self._issue(window)
         return self._token
 

@@ -41,7 +41,9 @@ TAG_BYTES_MAX: Final = 64
 CONNECTIONS_MAX: Final = 200
 """As of FCM; three push services get nearly all."""
 
-_ENDPOINT: Final = re.compile(r"https://(?P<host>[A-Za-z0-9.-]{1,253})(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)", re.ASCII)
+_ENDPOINT: Final = re.compile(
+    r"https://(?P<host>[A-Za-z0-9.-]{1,253})(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)", re.ASCII
+)
 
 
 class Hosts:

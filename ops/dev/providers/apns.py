@@ -9,7 +9,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -69,7 +69,9 @@ class ApnsSimulator:
     async def start(self) -> None:
         """Listen."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ApnsServerConnection(self), self._host, self.port, ssl=self._tls)
+        self._server = await loop.create_server(
+            lambda: ApnsServerConnection(self), self._host, self.port, ssl=self._tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -81,7 +83,7 @@ class ApnsSimulator:
             connection.abort()
         await self._server.wait_closed()
 
-    async def __aenter__(self) -> ApnsSimulator:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -114,7 +116,10 @@ class ApnsSimulator:
             to=path.removeprefix("/3/device/"),
             key=apns_id,
             shown={"app": topic, "badge": payload["aps"].get("badge"), **alert},
-            raw={"payload": payload, **{name: text for name, text in request.headers.items() if name != "authorization"}},
+            raw={
+                "payload": payload,
+                **{name: text for name, text in request.headers.items() if name != "authorization"},
+            },
         )
         return apns_id
 

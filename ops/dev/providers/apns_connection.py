@@ -8,8 +8,8 @@ import socket
 import struct
 from typing import Any, Final, Protocol
 
-import h2.connection
 import h2.config
+import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions

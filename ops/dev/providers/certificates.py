@@ -25,9 +25,7 @@ _NAME: Final = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Seamark's sim
 def write_certificate(certificate_file: Path, key_file: Path) -> None:
     """Make a certificate for this machine (`127.0.0.1`, `localhost`), and its key, which only its owner can read."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    names = x509.SubjectAlternativeName(
-        [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    )
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     usage = x509.KeyUsage(
         digital_signature=True,
         key_cert_sign=True,

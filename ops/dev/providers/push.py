@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -43,7 +43,7 @@ class PushProviders:
         self.webpush = WebPushSimulator(tls=server_tls(certificate, key))
         self._running = contextlib.AsyncExitStack()
 
-    async def __aenter__(self) -> PushProviders:
+    async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as starting:
             for one in (self.production, self.sandbox, self.fcm, self.webpush):
                 await starting.enter_async_context(one)
