@@ -127,7 +127,7 @@ def fitted(build: Callable[[str, str, Mapping[str, Any]], bytes], message: PushM
     whole = build(message.title, message.body, message.data)
     if len(whole) <= size_max:
         return whole
-    room = size_max - len(build("", "", {}))
+    room = size_max - (len(build("-", "-", {})) - 2)  # some leave an empty text out, with its name
     if room < 0:
         raise Unsendable(Outcome(kind="permanent", code="too_large"))
     # A third is enough for any heading; and a title that takes it all would leave nothing of what was to be said.
