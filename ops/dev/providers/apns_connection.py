@@ -85,7 +85,8 @@ class ApnsServerConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Break the connection off: the other side sees RST."""
         raw = self._transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+        if raw is not None:  # else it is closed already
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
         self._transport.abort()
 
     def _flush(self) -> None:
