@@ -19,7 +19,7 @@ from engine.channels.push.apns_pool import ApnsPool
 from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
 from engine.channels.push.signing import ApnsToken
 from engine.channels.retry_after import retry_after
-from engine.directory.push_tokens import Environment
+from engine.directory.push_tokens import Environment, Platform
 
 PAYLOAD_BYTES_MAX: Final = 4096
 """Of all pushes but VoIP ones (Apple, "Generating a remote notification")."""
@@ -77,7 +77,7 @@ class ApnsSender:
         now: the clock that tokens are signed by.
     """
 
-    platform: Final = "apns"
+    platform: Platform = "apns"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from engine.channels.push.fcm_answers import fcm_outcome
 from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
 from engine.channels.push.oauth import AccessTokens, NoToken, ServiceAccount
 from engine.channels.retry_after import retry_after
+from engine.directory.push_tokens import Platform
 
 SERVER: Final = "https://fcm.googleapis.com"
 
@@ -79,7 +80,7 @@ class FcmSender:
         tls: whom to trust; by default the system's authorities.
     """
 
-    platform: Final = "fcm"
+    platform: Platform = "fcm"
 
     def __init__(
         self,

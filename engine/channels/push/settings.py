@@ -94,7 +94,7 @@ def push_settings(table: Mapping[str, object]) -> dict[str, PushSettings]:
     found = {}
     for name, entry in table.items():
         try:
-            found[name] = msgspec.convert(entry, PushSettings)  # type: ignore[call-overload]
+            found[name] = msgspec.convert(entry, PushSettings)
         except msgspec.ValidationError as error:
             raise InvalidSetting(f"push.{name}: {error}") from error
     return found
@@ -138,7 +138,7 @@ def _sender(name: str, entry: PushSettings, read: Callable[[str], str]) -> Sende
 
 
 def _read(folder: Path, name: str, entry: PushSettings, field: str) -> str:
-    path = folder / getattr(entry, field)
+    path = folder / str(getattr(entry, field))
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:

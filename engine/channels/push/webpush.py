@@ -23,6 +23,7 @@ from engine.channels.push.message import PushMessage, PushTarget, fitted, short_
 from engine.channels.push.signing import VapidTokens
 from engine.channels.push.webpush_answers import Refusals, webpush_outcome
 from engine.channels.retry_after import retry_after
+from engine.directory.push_tokens import Platform
 
 HOSTS: Final = (
     "fcm.googleapis.com",
@@ -102,7 +103,7 @@ class WebPushSender:
         tls: whom to trust; by default the system's authorities.
     """
 
-    platform: Final = "webpush"
+    platform: Platform = "webpush"
 
     def __init__(
         self,
