@@ -61,6 +61,11 @@ UPDATE push_tokens SET retired_at = now(), reason = $4
 WHERE tenant = $1 AND user_id = $2 AND token_hash = $3 AND retired_at IS NULL AND ($5::timestamptz IS NULL OR registered_at < $5)
 """
 
+_MOVE: Final = """
+UPDATE push_tokens SET environment = $4
+WHERE tenant = $1 AND user_id = $2 AND token_hash = $3 AND retired_at IS NULL AND environment <> $4
+"""
+
 
 class WebPushKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of a browser's subscription, in base64url as `PushSubscription.toJSON()` gives them."""
@@ -199,6 +204,14 @@ async def retire_token(
     if retired:
         change.touch(user)
     return retired
+
+
+async def move_token(change: ProfileChange, user: str, hash: bytes, environment: Environment) -> bool:
+    """Store where a token was found to be one, as its app named the wrong environment; whether that was new.
+
+    Nothing that a profile says changes: a device is reached as before.
+    """
+    return await change.connection.execute(_MOVE, change.tenant, user, hash, environment) != "UPDATE 0"
 
 
 def _is_hex(text: str) -> bool:

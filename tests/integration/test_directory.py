@@ -14,7 +14,15 @@ import pytest
 
 from engine.directory import topics, users
 from engine.directory.changing import CHANGES_PER_TENANT, Directory, UserDeleted
-from engine.directory.push_tokens import HeldElsewhere, NewToken, WebPushKeys, register_token, retire_token, tokens_of
+from engine.directory.push_tokens import (
+    HeldElsewhere,
+    NewToken,
+    WebPushKeys,
+    move_token,
+    register_token,
+    retire_token,
+    tokens_of,
+)
 from engine.directory.users import InvalidUser, UserFields, UserPatch
 from engine.errors import LimitReached, StoreUnavailable, VersionConflict
 from engine.limits import PUSH_TOKENS_PER_USER
@@ -330,6 +338,21 @@ async def test_the_oldest_token_makes_room_and_a_retired_one_first(pool: asyncpg
         async with changing(pool, "alice") as change:
             await register_token(change, "alice", name, NewToken(platform="fcm", app="shop", token=name))
         assert before - {one.id for one in await tokens_of(pool, "acme", "alice")} == {expected}
+
+
+async def test_a_token_found_in_the_other_environment_is_stored_there_and_a_retired_one_stays_as_it_is(
+    pool: asyncpg.Pool,
+) -> None:
+    new = NewToken(platform="apns", app="com.example.shop", token="ab" * 32)
+    async with changing(pool, "alice") as change:
+        await register_token(change, "alice", "phone", new)
+        assert await move_token(change, "alice", new.hash, "sandbox")
+        assert not await move_token(change, "alice", new.hash, "sandbox"), "it is there already"
+        assert not await move_token(change, "bob", new.hash, "production"), "it is not his"
+        (stored,) = await tokens_of(change.connection, "acme", "alice")
+        assert (stored.environment, stored.retired_at) == ("sandbox", None)
+        assert await retire_token(change, "alice", new.hash, "gone")
+        assert not await move_token(change, "alice", new.hash, "production")
 
 
 async def test_members_are_counted_whatever_is_asked_twice_or_at_once(house: TestGateway) -> None:

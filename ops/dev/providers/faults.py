@@ -21,12 +21,14 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         code: as the provider writes it; "": it sends none.
         text: beside it.
         headers: as `{"Retry-After": "7"}`.
+        body: the whole body as it is, in place of the provider's own form; "": in that form.
     """
 
     status: int
     code: str = ""
     text: str = "told to fail"
     headers: dict[str, str] = {}
+    body: str = ""
 
 
 class Hangs(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -53,11 +55,23 @@ class SlowBody(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     seconds: float
 
 
+class ResetsStream(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """HTTP/2: breaks one request off (RST_STREAM), the connection goes on. `refused`: it says that it did nothing with it."""
+
+    refused: bool = False
+
+
+class GoesAway(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """HTTP/2: takes no more requests on this connection (GOAWAY). `answers`: this one is still answered, else it is not begun."""
+
+    answers: bool = False
+
+
 class NoTls(msgspec.Struct, frozen=True, tag=True):
     """Breaks new connections off during their handshake."""
 
 
-Fault = Answers | Hangs | Resets | Late | SlowBody | NoTls
+Fault = Answers | Hangs | Resets | Late | SlowBody | ResetsStream | GoesAway | NoTls
 
 
 class Faults:
