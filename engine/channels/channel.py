@@ -55,6 +55,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         scope: of a `throttled` outcome, what has to wait.
         retry_after_seconds: how long the provider wants us to wait.
         target_invalid_at: the target was already none at this time: one that was registered later is left alone.
+        suppress_seconds: of an address that is `target_invalid`, how long it gets nothing; None: until somebody lifts it.
+        soft_bounce: the address took nothing this time, which is no proof: too many of these suppress it for some days.
         segments: of an SMS, how many the price is for.
         known: whether the code is one that the tables name; others are shown to operators.
     """
@@ -66,6 +68,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scope: Scope = "message"
     retry_after_seconds: float | None = None
     target_invalid_at: datetime | None = None
+    suppress_seconds: float | None = None
+    soft_bounce: bool = False
     segments: int = 0
     known: bool = True
 
