@@ -41,7 +41,11 @@ OutcomeKind = Literal[
 """
 
 Scope = Literal["message", "target", "domain", "key", "provider"]
-"""What a `throttled` outcome holds up; `domain` is that of an address or an endpoint, `key` the credentials."""
+"""What a `throttled` or `config` outcome holds up; `domain` is that of an address or an endpoint, `key` the credentials.
+
+Of `config` it says whose fault it is. Whoever may set one webhook's address, or one user's number, must not be able to stop a provider
+for everybody by it: such an outcome has the scope `target`.
+"""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,11 +56,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         provider: whose answer this is, by its name in the configuration.
         code: the provider's own code, such as `410/Unregistered`: dead letters are grouped by it.
         provider_id: what the provider calls the message; its callbacks name it.
-        scope: of a `throttled` outcome, what has to wait.
+        scope: of a `throttled` or `config` outcome, what has to wait.
         retry_after_seconds: how long the provider wants us to wait.
         target_invalid_at: the target was already none at this time: one that was registered later is left alone.
         suppress_seconds: of an address that is `target_invalid`, how long it gets nothing; None: until somebody lifts it.
         soft_bounce: the address took nothing this time, which is no proof: too many of these suppress it for some days.
+        retries_max: how often this may be tried again in all, where the provider's contract allows less than the channel.
+        elsewhere: the next attempt goes to another provider, if there is one.
+        alarm: a person has to look at it although nothing is stopped, as at texts that carriers filter.
         segments: of an SMS, how many the price is for.
         known: whether the code is one that the tables name; others are shown to operators.
     """
@@ -70,6 +77,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target_invalid_at: datetime | None = None
     suppress_seconds: float | None = None
     soft_bounce: bool = False
+    retries_max: int | None = None
+    elsewhere: bool = False
+    alarm: bool = False
     segments: int = 0
     known: bool = True
 

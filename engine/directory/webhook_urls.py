@@ -27,6 +27,17 @@ _PRIVATE_ENDINGS: Final = ("localhost", "local", "internal", "intranet", "lan", 
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
+_NOT_GLOBAL: Final = (
+    ipaddress.ip_network("192.88.99.0/24"),  # whoever relays 6to4 (RFC 7526 ended it)
+    ipaddress.ip_network("fec0::/10"),  # private networks before fc00::/7 (RFC 3879)
+    ipaddress.ip_network("64:ff9b:1::/48"),  # NAT64 of a private network (RFC 8215)
+    ipaddress.ip_network("::ffff:0:0:0/96"),  # IPv4 translated (RFC 2765)
+)
+"""`is_global` is true of some of these in some versions of Python."""
+
+_ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
+"""The third quarter of an address that ends in one of IPv4 (RFC 5214)."""
+
 
 def check_url(url: str) -> str:
     """`url` itself, if a webhook may have it.
@@ -73,8 +84,11 @@ def reachable_by_all(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> 
     """Whether an address, and every one that is written inside it, belongs to a public server."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in _NAT64 or int(address) >> 32 == 0:  # ::1.2.3.4 is the former way to write ::ffff:1.2.3.4
+        isatap = int(address) >> 32 & 0xFFFF_FFFF in _ISATAP
+        if isatap or address in _NAT64 or int(address) >> 32 == 0:  # ::1.2.3.4 is the former way to write ::ffff:1.2.3.4
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
         if not all(one is None or reachable_by_all(one) for one in inner):
             return False
+    if any(address in network for network in _NOT_GLOBAL):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved

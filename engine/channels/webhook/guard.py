@@ -1,0 +1,107 @@
+"""Keeps webhooks out of our own network: whoever may name an endpoint could else have us ask servers that only we can reach (SSRF).
+
+`engine.directory.webhook_urls` looks at what is written. Here the addresses are looked at that a connection really goes to: a name may lead
+somewhere else each time it is asked for, so to look first and connect by name afterwards would protect nothing. The socket factory sees each
+address just before it is connected to, literals included, which no resolver sees; the resolver refuses a name as soon as one of its addresses
+is private.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.connector import AddrInfoType
+
+from engine.channels.exchange import Blocked
+from engine.directory.webhook_urls import reachable_by_all
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOOKUPS_MAX: Final = 16
+"""Names looked up at once, in threads of their own. A stranger's name server may not answer for 10 s, and nothing can end such a look-up:
+the threads that everybody shares must not be taken by them. Webhooks wait for a free one within their deadlines."""
+
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The addresses of a name, or OSError. A port is passed on to the resolver of the system, which wants one."""
+
+
+class Guard:
+    """Which addresses may be connected to: those of public servers.
+
+    Args:
+        exempt: networks that may be, too, by an operator's word: of a development stack, or of receivers in a network of his own.
+    """
+
+    def __init__(self, exempt: Sequence[Network] = ()) -> None:
+        self._exempt = tuple(exempt)
+
+    def check(self, text: str) -> None:
+        """Raise Blocked, which does not repeat the address: its text may be shown to whoever named the endpoint."""
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError as error:
+            raise Blocked("no IP address") from error
+        if not any(address in network for network in self._exempt) and not reachable_by_all(address):
+            raise Blocked("an address of a private network")
+
+    def socket(self, found: AddrInfoType) -> socket.socket:
+        """A socket for this address: the last moment before a connection is made."""
+        family, kind, protocol, _, where = found
+        self.check(str(where[0]))
+        return socket.socket(family, kind, protocol)
+
+
+class GuardedResolver(AbstractResolver):
+    """Looks names up for a session, and refuses those that lead into a private network, even with one of their addresses.
+
+    Args:
+        guard: says which do.
+        lookup: finds addresses; none: the system does.
+    """
+
+    def __init__(self, guard: Guard, lookup: Lookup | None = None) -> None:
+        self._guard = guard
+        self._threads = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="webhook-lookup")
+        self._lookup = lookup or self._ask_system
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses of `host`.
+
+        Raises:
+            Blocked: one of them may not be connected to.
+            OSError: there are none.
+        """
+        addresses = await self._lookup(host, port)
+        if not addresses:
+            raise OSError("the name has no address")
+        for address in addresses:
+            self._guard.check(address)
+        return [_result(host, port, address) for address in addresses]
+
+    async def close(self) -> None:
+        """Begin no further look-up. Those under way end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _ask_system(self, host: str, port: int) -> Sequence[str]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, _addresses, host, port)
+        return list(dict.fromkeys(found))
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    return [str(where[0]) for *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _result(host: str, port: int, address: str) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=flags)

@@ -1,0 +1,67 @@
+"""What the answers of endpoints mean, and when a webhook is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from engine.channels.channel import Outcome
+from engine.channels.verdicts import Table, Verdict
+
+DELAYS_SECONDS: Final = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
+"""After the first failure, the second, and so on: 75 hours in all, so that an endpoint that broke on a Friday is mended on Monday.
+Standard Webhooks recommends these."""
+
+JITTER: Final = 0.2
+"""Each delay is up to so much shorter or longer: what failed together must not come back together."""
+
+THROTTLED_SECONDS_MIN: Final = 60.0
+"""An endpoint that is overloaded is left alone for so long, whatever it says itself."""
+
+_AGAIN: Final = Verdict("transient")
+_THROTTLED: Final = Verdict("throttled", scope="target")
+
+TABLE: Final = Table(
+    version="2026-11-29",
+    codes={
+        # No answer. A message may have arrived; its id tells the receiver.
+        "dns": _AGAIN,
+        "connect": _AGAIN,
+        "tls": _AGAIN,
+        "timeout": _AGAIN,
+        "reset": _AGAIN,
+        "malformed": _AGAIN,
+        # The name leads into a network of our own. Whoever named it must not stop the webhooks of others by that.
+        "blocked": Verdict("config", scope="target"),
+    },
+    statuses={
+        408: _AGAIN,
+        410: Verdict("target_invalid"),
+        425: _AGAIN,
+        429: _THROTTLED,
+        502: _THROTTLED,
+        504: _THROTTLED,
+    },
+    classes={2: Verdict("ok"), 3: Verdict("permanent"), 4: _AGAIN, 5: _AGAIN},
+    guesses={},
+)
+"""https://github.com/standard-webhooks/standard-webhooks, "operational considerations"."""
+
+
+def delay_seconds(attempt: int, outcome: Outcome, chance: Callable[[], float]) -> float | None:
+    """How long a webhook waits after its attempt number `attempt`; None: it was the last.
+
+    Args:
+        attempt: 1 is the first.
+        outcome: `transient` or `throttled`. What the endpoint asks for counts, up to twice what would be due without its word.
+        chance: gives uniform numbers in [0, 1).
+    """
+    if attempt > len(DELAYS_SECONDS):
+        return None
+    due = DELAYS_SECONDS[attempt - 1]
+    wait = due * (1.0 + JITTER * (2.0 * chance() - 1.0))
+    if outcome.kind != "throttled":
+        return wait
+    asked = min(outcome.retry_after_seconds or 0.0, 2.0 * max(THROTTLED_SECONDS_MIN, due))
+    # The jitter of what was asked for only adds to it: earlier would be against the endpoint's word.
+    return max(wait, max(THROTTLED_SECONDS_MIN, asked) * (1.0 + JITTER * chance()))
