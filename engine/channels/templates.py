@@ -19,8 +19,8 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-OUTPUT_CHARS_MAX: Final = 512 << 10
-"""Five times the largest template. Mail programs cut a message at a fifth of it."""
+OUTPUT_CHARS_MAX: Final = 200 << 10
+"""Twice the largest template, and twice what mail programs show."""
 
 LOOP_ROUNDS_MAX: Final = 1000
 """Rounds of all loops of a rendering together: more than a mail lists."""
@@ -112,13 +112,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return False
 
 
-def render(text: str, values: Mapping[str, Any], *, escape: Escape = "none") -> str:
+def render(
+    text: str, values: Mapping[str, Any], *, escape: Escape = "none", chars_max: int = OUTPUT_CHARS_MAX
+) -> str:
     """What a part of a template says with these values.
 
     Args:
         text: in Jinja's syntax, of which only a part is allowed: values, `if`, `for`, some filters and tests.
         values: JSON: dicts, lists, texts, numbers, true, false, None; and Markup, which is written as it is.
         escape: what `text` is.
+        chars_max: of what it may write.
 
     Raises:
         TemplateFailed: it holds something else, names a value that is not given, or writes too much.
@@ -129,8 +132,8 @@ def render(text: str, values: Mapping[str, Any], *, escape: Escape = "none") -> 
     try:
         for piece in compiled.generate(values):
             chars += len(piece)
-            if chars > OUTPUT_CHARS_MAX:
-                raise TemplateFailed(f"more than {OUTPUT_CHARS_MAX} characters")
+            if chars > chars_max:
+                raise TemplateFailed(f"more than {chars_max} characters")
             written.append(piece)
     except TemplateFailed:
         raise

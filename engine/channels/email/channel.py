@@ -12,9 +12,9 @@ import structlog
 from markupsafe import Markup
 
 from engine.channels.channel import Context, Job, Outcome, Unsendable
-from engine.channels.email.content import html_of, sanitized, text_of
+from engine.channels.email.content import MARKDOWN_CHARS_MAX, html_and_text, sanitized
 from engine.channels.email.message import BadAddress, Mail, ascii_address, headers_of, list_id, message_id, one_line
-from engine.channels.email.provider import Attempt, MailProvider
+from engine.channels.email.provider import MailProvider
 from engine.channels.email.rota import Rota, together
 from engine.channels.locales import EVERYBODY, best
 from engine.channels.templates import TemplateFailed, render
@@ -144,19 +144,19 @@ class EmailChannel:
             left = end - self._clock()
             if said and left < ANOTHER_SECONDS:
                 break
-            attempt = await self._providers[place].send(rendered, target, deadline_seconds=left)
-            self._remember(place, attempt)
-            if not attempt.elsewhere:
-                return attempt.outcome
-            said.append(attempt.outcome)
+            outcome = await self._providers[place].send(rendered, target, deadline_seconds=left)
+            self._remember(place, outcome)
+            if not outcome.elsewhere:
+                return outcome
+            said.append(outcome)
         return together(said)
 
-    def _remember(self, place: int, attempt: Attempt) -> None:
-        name, code = self._providers[place].name, attempt.outcome.code
-        if attempt.elsewhere:
+    def _remember(self, place: int, outcome: Outcome) -> None:
+        name = self._providers[place].name
+        if outcome.elsewhere:
             if self._rota.failed(place, self._clock()):
-                _log.error("mail_provider_failed", provider=name, kind=attempt.outcome.kind, code=code)
-        elif attempt.outcome.kind != "ambiguous" and self._rota.worked(place):
+                _log.error("mail_provider_failed", provider=name, kind=outcome.kind, code=outcome.code)
+        elif outcome.kind != "ambiguous" and self._rota.worked(place):
             _log.info("mail_provider_works_again", provider=name)
 
     async def close(self) -> None:
@@ -179,8 +179,9 @@ def content(job: Job, context: Context, sender: Sender) -> tuple[str, str, str]:
         "unsubscribe_url": context.unsubscribe_url,
     }
     subject = one_line(render(parts["subject"], values)) or job.type
-    markdown = render(parts["body"], values, escape="markdown")
-    written = sanitized(render(parts["html"], values, escape="html")) if "html" in parts else html_of(markdown)
+    written, text = html_and_text(render(parts["body"], values, escape="markdown", chars_max=MARKDOWN_CHARS_MAX))
+    if "html" in parts:
+        written = sanitized(render(parts["html"], values, escape="html"))
     around = {
         "content": Markup(written),  # noqa: S704 - it was sanitised in the line above
         "subject": subject,
@@ -190,4 +191,4 @@ def content(job: Job, context: Context, sender: Sender) -> tuple[str, str, str]:
     }
     html = render(best(sender.layouts, context.locale) or LAYOUT, around, escape="html")
     footer = f"\n-- \nUnsubscribe: {context.unsubscribe_url}\n" if context.unsubscribe_url else ""
-    return subject, text_of(markdown) + footer, html
+    return subject, text + footer, html

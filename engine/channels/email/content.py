@@ -17,6 +17,9 @@ from markdown_it.token import Token
 NESTING_MAX: Final = 20
 """Of lists and quotes; the parser recurses."""
 
+MARKDOWN_CHARS_MAX: Final = 64 << 10
+"""Of a body, behind its template: a list of hundreds. What is written to be slow takes the parser 10 s for each megabyte."""
+
 LINE_CHARS_MAX: Final = 300
 """A link's address in a text that is longer stands on a line of its own."""
 
@@ -54,9 +57,14 @@ _ACTIVE_STYLE: Final = re.compile(r"[\\@<]|(?<!rgb)(?<!rgba)(?<!hsl)(?<!hsla)\("
 _BLANK_LINES: Final = re.compile(r"\n{3,}")
 
 
-def html_of(markdown: str) -> str:
-    """Markdown as HTML that is safe to show: CommonMark with tables; what looks like HTML in it stays text."""
-    return sanitized(_markdown.render(markdown))
+def html_and_text(markdown: str) -> tuple[str, str]:
+    """Markdown (CommonMark with tables) as HTML that is safe to show, and as it is read without a program for it.
+
+    What looks like HTML in it stays text. In the text there are no marks, lists have dashes, links their addresses behind them.
+    """
+    tokens = _markdown.parse(markdown)
+    text = _BLANK_LINES.sub("\n\n", _blocks(tokens)).strip() + "\n"
+    return sanitized(_markdown.renderer.render(tokens, _markdown.options, {})), text
 
 
 def sanitized(html: str) -> str:
@@ -83,11 +91,6 @@ def _attribute(tag: str, name: str, value: str) -> str | None:
     if name == "src":
         return value if value.startswith("https://") else None
     return value
-
-
-def text_of(markdown: str) -> str:
-    """Markdown as it is read without a program for it: no marks, lists with dashes, links with their addresses behind them."""
-    return _BLANK_LINES.sub("\n\n", _blocks(_markdown.parse(markdown))).strip() + "\n"
 
 
 def _blocks(tokens: Sequence[Token]) -> str:

@@ -18,7 +18,7 @@ import msgspec
 
 from engine.channels.channel import Outcome
 from engine.channels.email.message import BadAddress, Mail, ascii_address, to_bytes
-from engine.channels.email.provider import Attempt, judged
+from engine.channels.email.provider import judged
 from engine.channels.email.replies import Stage, classify, parse
 from engine.settings import Secret
 
@@ -96,12 +96,12 @@ class SmtpProvider:
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
         self._tls = None if relay.tls == "none" else ssl.create_default_context(cafile=relay.ca_file)
 
-    async def send(self, mail: Mail, recipient: str, *, deadline_seconds: float) -> Attempt:
+    async def send(self, mail: Mail, recipient: str, *, deadline_seconds: float) -> Outcome:
         """Hand a mail over."""
         try:
             address = ascii_address(recipient)
         except BadAddress:
-            return Attempt(Outcome(kind="target_invalid", provider=self.name, code="address"))
+            return Outcome(kind="target_invalid", provider=self.name, code="address")
         raw, course = to_bytes(mail, address), _Course()
         try:
             async with asyncio.timeout(deadline_seconds), self._room:
@@ -109,7 +109,7 @@ class SmtpProvider:
                 return await self._send(mail.envelope_from, address, raw, course)
         except TimeoutError:
             if not course.begun:
-                return Attempt(Outcome(kind="transient", provider=self.name, code="busy"))
+                return Outcome(kind="transient", provider=self.name, code="busy")
             return self._lost(course, "timeout")
 
     async def close(self) -> None:
@@ -120,7 +120,7 @@ class SmtpProvider:
                 await one.client.quit(timeout=1.0)
             one.client.close()
 
-    async def _send(self, sender: str, recipient: str, raw: bytes, course: _Course) -> Attempt:
+    async def _send(self, sender: str, recipient: str, raw: bytes, course: _Course) -> Outcome:
         one = self._take()
         if one is not None:
             course.stage = "mail"
@@ -168,30 +168,30 @@ class SmtpProvider:
             raise
         return client
 
-    async def _through(self, one: _Idle, sender: str, recipient: str, raw: bytes, course: _Course) -> Attempt:
+    async def _through(self, one: _Idle, sender: str, recipient: str, raw: bytes, course: _Course) -> Outcome:
         """One transaction on a connection, which is kept if it is still good."""
         course.stage, used, keep = "mail", one.mails > 0, False
         try:
-            attempt = await self._transaction(one.client, sender, recipient, raw, course)
+            outcome = await self._transaction(one.client, sender, recipient, raw, course)
             keep = True
         except aiosmtplib.SMTPResponseException as refused:
-            attempt = self._refused(refused, course)
+            outcome = self._refused(refused, course)
             keep = one.client.is_connected and refused.code not in (-1, 421) and await _reset(one.client, course)
         except (aiosmtplib.SMTPException, OSError) as error:
             if used and course.stage == "mail":
                 raise _Stale from error
-            attempt = self._lost(course, _kind_of(error))
+            outcome = self._lost(course, _kind_of(error))
         finally:
             one.mails += 1
             if keep and one.mails < MAILS_PER_CONNECTION:
                 self._idle.append(_Idle(one.client, one.mails, time.monotonic()))
             else:
                 one.client.close()
-        return attempt
+        return outcome
 
     async def _transaction(
         self, client: aiosmtplib.SMTP, sender: str, recipient: str, raw: bytes, course: _Course
-    ) -> Attempt:
+    ) -> Outcome:
         await client.mail(sender, timeout=COMMAND_SECONDS)
         course.stage = "rcpt"
         await client.rcpt(recipient, timeout=COMMAND_SECONDS)
@@ -209,22 +209,21 @@ class SmtpProvider:
         if reply.code != aiosmtplib.SMTPStatus.completed:
             raise aiosmtplib.SMTPDataError(reply.code, reply.message)
         queued = _QUEUED.search(reply.message)
-        return Attempt(Outcome(kind="ok", provider=self.name, code="250", provider_id=queued[1] if queued else ""))
+        return Outcome(kind="ok", provider=self.name, code="250", provider_id=queued[1] if queued else "")
 
-    def _refused(self, refused: aiosmtplib.SMTPResponseException, course: _Course) -> Attempt:
+    def _refused(self, refused: aiosmtplib.SMTPResponseException, course: _Course) -> Outcome:
         if not 200 <= refused.code <= 599:
             return self._lost(course, "garbled")
         outcome = classify(parse(refused.code, refused.message), course.stage)
-        attempt = judged(msgspec.structs.replace(outcome, provider=self.name))
-        gone = outcome.kind == "transient" and (course.stage in ("connect", "auth") or refused.code == 421)
-        return Attempt(attempt.outcome, elsewhere=attempt.elsewhere or gone)
+        away = outcome.kind == "transient" and (course.stage in ("connect", "auth") or refused.code == 421)
+        return judged(msgspec.structs.replace(outcome, provider=self.name, elsewhere=away))
 
-    def _lost(self, course: _Course, how: str) -> Attempt:
+    def _lost(self, course: _Course, how: str) -> Outcome:
         """No reply has come."""
         code = f"{course.stage}/{how}"
         if course.stage == "end":
-            return Attempt(Outcome(kind="ambiguous", provider=self.name, code=code))
-        return Attempt(Outcome(kind="transient", provider=self.name, code=code), elsewhere=True)
+            return Outcome(kind="ambiguous", provider=self.name, code=code)
+        return Outcome(kind="transient", provider=self.name, code=code, elsewhere=True)
 
 
 class _Stale(Exception):
