@@ -38,7 +38,9 @@ MAILS_PER_CONNECTION: Final = 100
 """What Postfix allows by default (`smtpd_client_message_rate_limit` aside), and many others."""
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-_QUEUED: Final = re.compile(r"(?:queued as|\bid=|^(?:2\.\d\.\d )?ok:?) ?<?([A-Za-z0-9][A-Za-z0-9._-]{5,99})", re.IGNORECASE)
+_QUEUED: Final = re.compile(r"(?:queued as |\bid=|^(?:2\.\d\.\d )?ok:? (?!queued|id=))<?([A-Za-z0-9][A-Za-z0-9._-]{5,99})", re.IGNORECASE)
+"""How Postfix, Exim and Amazon name a mail that they have taken."""
+
 _DOT: Final = re.compile(rb"(?m)^\.")
 
 
