@@ -140,7 +140,7 @@ def render(
     except Exception as error:
         # Whatever it is: a template is a program of somebody else, and what it divides or compares comes from a third.
         raise TemplateFailed(_said(error)) from error
-    return "".join(written)
+    return "".join(written).encode("utf-8", "replace").decode()  # a lone surrogate, as JSON may hold, fits into nothing that is sent
 
 
 def check(text: str) -> None:

@@ -141,7 +141,7 @@ def to_bytes(mail: Mail, recipient: str) -> bytes:
     Raises:
         ValueError: a part that only the configuration can have got wrong is no address, id or URL.
     """
-    boundary = hashlib.sha256(f"{mail.message_id} {mail.text} {mail.html}".encode()).hexdigest()[:40]
+    boundary = hashlib.sha256(f"{mail.message_id} {mail.text} {mail.html}".encode("utf-8", "replace")).hexdigest()[:40]
     headers = {
         "Date": format_datetime(mail.date),
         "From": named(mail.sender_name, _checked(_ADDRESS, mail.sender)),
