@@ -56,6 +56,7 @@ class Silence(msgspec.Struct, frozen=True):
 def open_http(
     *,
     connections_max: int,
+    connections_per_host_max: int = 0,
     resolver: AbstractResolver | None = None,
     socket_factory: SocketFactoryType | None = None,
     tls: ssl.SSLContext | None = None,
@@ -64,6 +65,7 @@ def open_http(
 
     Args:
         connections_max: at once; further requests wait, at most CONNECT_SECONDS_MAX.
+        connections_per_host_max: the same to one host; 0: as many as to all.
         resolver: finds addresses; it may raise Blocked.
         socket_factory: makes the socket for an address, or raises Blocked.
         tls: whom to trust; none: the authorities of the system.
@@ -72,6 +74,7 @@ def open_http(
     trace.on_request_headers_sent.append(_note_left)
     connector = aiohttp.TCPConnector(
         limit=connections_max,
+        limit_per_host=connections_per_host_max,
         use_dns_cache=False,  # a name is looked up for each connection, and the guard sees what that connection goes to
         resolver=resolver,
         socket_factory=socket_factory,

@@ -79,7 +79,13 @@ class NewEndpoint(EndpointSettings, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """An endpoint as its owner sees it, without its secrets. `secrets`: how many are good."""
+    """An endpoint as its owner sees it, without its secrets.
+
+    Args:
+        secrets: how many are good.
+        failing_since: nothing that was posted to it since then has arrived; null: the last has, or nothing was posted.
+        disabled_because: `gone` (it answered 410) or `failing` (for five days nothing else); null: its owner disabled it, or nobody.
+    """
 
     id: str
     user: str | None
@@ -87,6 +93,8 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...]
     state: State
     secrets: int
+    failing_since: datetime | None
+    disabled_because: Literal["gone", "failing"] | None
     version: int
     created_at: datetime
     changed_at: datetime
@@ -113,7 +121,8 @@ def make_secret() -> str:
 
 
 _SECRETS: Final = "1 + (previous_secret IS NOT NULL)::integer AS secrets"
-_COLUMNS: Final = f'id, user_id AS "user", url, types, state, {_SECRETS}, version, created_at, changed_at'
+_HEALTH: Final = "(health->>'failing_since')::timestamptz AS failing_since, health->>'disabled' AS disabled_because"
+_COLUMNS: Final = f'id, user_id AS "user", url, types, state, {_SECRETS}, {_HEALTH}, version, created_at, changed_at'
 _COUNT: Final = "SELECT count(*) FROM webhook_endpoints WHERE tenant = $1 AND user_id IS NOT DISTINCT FROM $2"
 
 _INSERT: Final = f"""
@@ -121,8 +130,10 @@ INSERT INTO webhook_endpoints (tenant, id, user_id, url, secret, types, state, v
 RETURNING {_COLUMNS}
 """
 
+# How it fared is forgotten with the address, and when its owner says that it works again.
 _REPLACE: Final = f"""
-UPDATE webhook_endpoints SET url = $3, types = $4, state = $5, version = version + 1, changed_at = now()
+UPDATE webhook_endpoints SET url = $3, types = $4, state = $5, version = version + 1, changed_at = now(),
+    health = CASE WHEN url = $3 AND (state = $5 OR $5 = 'disabled') THEN health END
 WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}
 """
 

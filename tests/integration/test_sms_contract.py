@@ -69,6 +69,9 @@ TWILIO_ROWS = [
     (400, "21614", {}, "target_invalid", "message", None, False, False),
     (400, "30005", {}, "target_invalid", "message", None, False, False),
     (400, "30006", {}, "target_invalid", "message", None, False, False),
+    (400, "21608", {}, "config", "target", None, False, False),
+    (400, "21612", {}, "permanent", "message", None, False, False),
+    (400, "30022", {}, "throttled", "key", None, False, False),
     (400, "21610", {}, "opted_out", "message", None, False, False),
     (400, "30003", {}, "transient", "message", 3, False, False),
     (400, "30004", {}, "permanent", "message", None, False, True),
@@ -191,7 +194,7 @@ async def test_a_slow_answer_is_waited_for_and_a_slow_body_is_not(twilio) -> Non
     assert twilio.log.accepted == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code":"x","sid":1}', b"\xff", b'{"code":' + b"9" * 99 + b"}", b"a" * (3 * BODY_BYTES_MAX)])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code":"x","sid":[1]}', b"\xff", b'{"code":' + b"9" * 99 + b"}", b"a" * (3 * BODY_BYTES_MAX)])
 @pytest.mark.parametrize("make", [by_twilio, by_sns])
 @pytest.mark.parametrize(("status", "kind"), [(201, "ok"), (400, "permanent"), (500, "transient")])
 async def test_whatever_a_proxy_answers_the_status_decides(body: bytes, make, status: int, kind: str) -> None:

@@ -101,7 +101,7 @@ async def test_what_an_endpoint_answers_means(receiver, channel, status, headers
     outcome = await post(channel, endpoint(receiver))
     assert (outcome.kind, outcome.scope, outcome.retry_after_seconds, outcome.known) == (kind, scope, retry_after_seconds, True)
     assert (outcome.code, outcome.provider) == (str(status), "webhook")
-    assert len(receiver.faults.met) == 1, "no redirect was followed"
+    assert receiver.requests == 1, "no redirect was followed"
     assert receiver.log.accepted == 0
 
 
@@ -255,8 +255,6 @@ async def test_endless_headers_and_what_is_no_http_are_no_answer(authority, sent
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(sent)
-        writer.write_eof() if writer.can_write_eof() else None
-        await asyncio.sleep(0)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_tls(authority))
@@ -284,7 +282,7 @@ async def test_an_address_of_our_own_network_is_never_asked_however_it_is_writte
     outcome = await post(channel, Endpoint("wh_1", url.format(port=receiver.port), (SECRET,)))
     await channel.close()
     assert (outcome.kind, outcome.scope, outcome.code) == ("config", "target", "blocked")
-    assert (receiver.log.accepted, receiver.refused) == (0, [])
+    assert receiver.requests == 0
 
 
 LED_TO = [["127.0.0.1"], ["::1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["2002:7f00:1::"], ["169.254.169.254"], ["8.8.8.8", "127.0.0.1"],
@@ -300,7 +298,7 @@ async def test_a_name_that_leads_into_our_own_network_is_never_asked(receiver, a
     outcome = await post(channel, endpoint(receiver))
     await channel.close()
     assert (outcome.kind, outcome.scope, outcome.code) == ("config", "target", "blocked")
-    assert (receiver.log.accepted, receiver.refused) == (0, [])
+    assert receiver.requests == 0
 
 
 async def test_a_name_that_leads_elsewhere_the_second_time_is_looked_at_the_second_time(authority) -> None:
@@ -331,7 +329,7 @@ async def test_a_resolver_that_lies_to_the_guard_is_caught_at_the_socket(receive
     outcome = await post(channel, endpoint(receiver))
     await channel.close()
     assert outcome.code == "blocked"
-    assert (receiver.log.accepted, receiver.refused) == (0, [])
+    assert receiver.requests == 0
 
 
 async def test_proxies_of_the_environment_are_not_used(receiver, channel, monkeypatch, unused_tcp_port: int) -> None:

@@ -8,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.channels.aws import Credentials, certificate_url, is_signed_by_sns, signed_headers
 
@@ -91,6 +93,17 @@ def test_nor_is_one_that_is_old_of_another_topic_or_of_another_key(signer) -> No
     late = NOW + timedelta(days=10)
     fresh = signed(key, Timestamp=late.isoformat())
     assert not is_signed_by_sns(fresh, certificate, topic=TOPIC, now=late), "the certificate has run out"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["Type", "Message", "MessageId", "Timestamp", "TopicArn", "Signature", "SignatureVersion", "SigningCertURL"]),
+        st.sampled_from([TOPIC, "Notification", "1", "2", NOW.isoformat(), "", None, 7, [], {}]) | st.text(max_size=9),
+    )
+)
+def test_no_message_is_too_odd_to_be_refused(message) -> None:
+    assert not is_signed_by_sns(message, b"", topic=TOPIC, now=NOW)
+    assert certificate_url(message) is None
 
 
 @pytest.mark.parametrize(

@@ -101,5 +101,9 @@ def plain_text(job: Job) -> str:
 
 def unanswered(provider: str, silence: Silence) -> Outcome:
     """What no answer means of a text. One that may have left may have been sent, and no provider can be asked: it is ambiguous."""
-    kind = "ambiguous" if silence.left else "transient"
-    return Outcome(kind=kind, provider=provider, code=silence.why, elsewhere=not silence.left)
+    return Outcome(
+        kind="ambiguous" if silence.left else "transient",
+        provider=provider,
+        code=silence.why,
+        elsewhere=not silence.left,
+    )

@@ -29,7 +29,9 @@ TWILIO: Final = Table(
         "21211": _NO_NUMBER,  # `To` is no number
         "21408": Verdict("config", scope="target"),  # no permission for this country: others are not concerned
         "21606": _CREDENTIALS,  # `From` cannot send
+        "21608": Verdict("config", scope="target"),  # a trial account sends to numbers of its owner only
         "21610": Verdict("opted_out"),  # has answered STOP
+        "21612": Verdict("permanent"),  # not reachable from this sender; it may be from others
         "21614": _NO_NUMBER,  # no mobile number
         "21617": Verdict("permanent"),  # too long
         "30001": _THROTTLED,  # queue overflow
@@ -42,6 +44,7 @@ TWILIO: Final = Table(
         "30008": _THEIR_FAULT,  # unknown
         "30010": Verdict("permanent"),  # price above the limit
         "30012": Verdict("permanent"),  # validity too short
+        "30022": _THROTTLED,  # above the rate of the campaign (10DLC)
         "30034": _CREDENTIALS,  # sender not registered (10DLC)
     },
     statuses={

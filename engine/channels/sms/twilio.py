@@ -22,6 +22,8 @@ URL: Final = "https://api.twilio.com"
 CODE_BELOW: Final = 1_000_000
 """Codes have five digits. What else stands there is kept out of receipts and metrics."""
 
+_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)
+
 _SEGMENTS: Final = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
 """0 is said of texts that a messaging service has not looked at yet."""
 
@@ -118,9 +120,9 @@ def judged(provider: str, answer: Answer, segments: int) -> Outcome:
     outcome = TWILIO.judged(provider, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
     if outcome.kind != "ok":
         return outcome
-    counted = str(reply.num_segments)
+    counted, id = str(reply.num_segments), str(reply.sid)
     return msgspec.structs.replace(
         outcome,
-        provider_id=reply.sid if isinstance(reply.sid, str) else "",
+        provider_id=id if reply.sid is not None and _ID.fullmatch(id) else "",
         segments=int(counted) if _SEGMENTS.fullmatch(counted) else segments,
     )

@@ -25,7 +25,10 @@ ANSWER_SECONDS_MAX: Final = 20.0
 """How long an endpoint may take, of the 15 to 30 s that Standard Webhooks recommends. Whoever needs longer answers first and works then."""
 
 CONNECTIONS_MAX: Final = 256
-"""At once, of one worker. Endpoints that hang hold one each, for ANSWER_SECONDS_MAX."""
+"""At once, of one worker."""
+
+CONNECTIONS_PER_HOST_MAX: Final = 32
+"""The same to one host: an endpoint that hangs holds each for ANSWER_SECONDS_MAX, and must not hold all."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -82,7 +85,11 @@ class WebhookChannel:
         self._clock = clock
         self._resolver = GuardedResolver(guard, lookup)
         self._http = open_http(
-            connections_max=CONNECTIONS_MAX, resolver=self._resolver, socket_factory=guard.socket, tls=tls
+            connections_max=CONNECTIONS_MAX,
+            connections_per_host_max=CONNECTIONS_PER_HOST_MAX,
+            resolver=self._resolver,
+            socket_factory=guard.socket,
+            tls=tls,
         )
 
     def render(self, job: Job, context: Context) -> bytes:

@@ -39,6 +39,8 @@ class HttpSimulator(abc.ABC):
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.log = AcceptLog()
         self.faults = Faults()
+        self.requests = 0
+        """How many have come, whatever became of them."""
         self._host, self._port, self._tls = host, port, tls
         self._runner: web.AppRunner | None = None
         if tls is not None:
@@ -88,6 +90,7 @@ class HttpSimulator(abc.ABC):
 
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.requests += 1
         fault = self.faults.next()
         match fault:
             case None | NoTls():
