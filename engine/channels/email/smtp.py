@@ -44,13 +44,12 @@ _QUEUED: Final = re.compile(r"(?:queued as |\bid=|^(?:2\.\d\.\d )?ok:? (?!queued
 _DOT: Final = re.compile(rb"(?m)^\.")
 
 
-class Relay(msgspec.Struct, frozen=True, kw_only=True):
+class MailRelay(msgspec.Struct, frozen=True, kw_only=True):
     """How a relay is reached.
 
     Args:
         name: as the configuration has it, and outcomes.
         tls: `starttls`, or `implicit` (port 465), its certificate checked either way; `none` for this machine only.
-        ca_file: of a certificate authority of its own.
         hello: our name, as EHLO says it.
     """
 
@@ -60,15 +59,14 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True):
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     username: str = ""
     password: Secret | None = None
-    ca_file: str | None = None
     hello: str = "localhost"
 
     def __post_init__(self) -> None:
         """Raise ValueError where the members do not go together."""
         if self.tls == "none" and self.host not in _LOOPBACK:
-            raise ValueError(f"`tls` of relay {self.name}: mail leaves this machine encrypted only; say starttls or implicit")
+            raise ValueError("`tls`: mail leaves this machine encrypted only; say starttls or implicit")
         if bool(self.username) != (self.password is not None):
-            raise ValueError(f"relay {self.name}: `username` and `password` go together")
+            raise ValueError("`username` and `password` go together: leave out both, or neither")
 
 
 class _Course:
@@ -89,14 +87,19 @@ class _Idle:
 
 
 class SmtpProvider:
-    """A relay as a provider of mail. It belongs to one event loop."""
+    """A mail relay as a provider. It belongs to one event loop.
 
-    def __init__(self, relay: Relay) -> None:
+    Args:
+        relay: which.
+        tls: whom to trust; none: the authorities of the system.
+    """
+
+    def __init__(self, relay: MailRelay, tls: ssl.SSLContext | None = None) -> None:
         self.name = relay.name
         self._relay = relay
         self._idle: list[_Idle] = []
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
-        self._tls = None if relay.tls == "none" else ssl.create_default_context(cafile=relay.ca_file)
+        self._tls = None if relay.tls == "none" else tls or ssl.create_default_context()
 
     async def send(self, mail: Mail, recipient: str, *, deadline_seconds: float) -> Outcome:
         """Hand a mail over."""

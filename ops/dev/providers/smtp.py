@@ -6,6 +6,7 @@ What it accepted is in its log, also where the sender never learned of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import struct
@@ -78,6 +79,7 @@ class SmtpSimulator:
 
     async def start(self) -> None:
         """Listen."""
+        logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd warns of a name that it uses itself
         loop = asyncio.get_running_loop()
         tls = self._tls if self._implicit else None
         self._server = await loop.create_server(lambda: _Connection(self), self._host, self._port, ssl=tls)
@@ -192,7 +194,7 @@ class _Connection(SMTP):
 
     def cut(self) -> None:
         """Break the connection off with RST, as when a machine dies."""
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
             raw = self.transport.get_extra_info("socket")
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
