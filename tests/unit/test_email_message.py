@@ -107,7 +107,7 @@ def test_a_line_is_one_line_of_what_can_be_seen(text: str) -> None:
 @pytest.mark.parametrize("address", [
     "", "x", "@example.com", "a@", "a b@example.com", "a@b c", "a@example.com\r\nRCPT TO:<b@example.com>", "a@example.com\n", "<a@example.com>",
     "a@example.com, b@example.com", "a@exa_mple.com", "a..b@example.com", ".a@example.com", "a.@example.com", "a@example..com", "ü@example.com",
-    "a@" + "b" * 300 + ".com", "a" * 65 + "@example.com", '"a b"@example.com', "a@[127.0.0.1]", "a@\u2028example.com", "a@example.com\x00", "a@-",
+    "a@" + "b" * 300 + ".com", "a" * 65 + "@example.com", '"a b"@example.com', "a@[127.0.0.1]", "a@\u2028example.com", "a@example.com\x00", "a@-", "a@-b.example", "a@b.example-", "a@localhost", "a@b.example.", "a@.b.example",
 ])  # fmt: skip
 def test_what_is_no_address_gets_no_mail_and_is_not_repeated(address: str) -> None:
     with pytest.raises(BadAddress) as refused:

@@ -27,7 +27,9 @@ _UNSEEN: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u00ad\u200b-\u200f\u2028-\u202
 
 _PLAIN: Final = re.compile(r"[\x20-\x7e]*")
 _ATOMS: Final = re.compile(r"[A-Za-z0-9 !#$%&'*+/=?^_`{|}~-]*")
-_ADDRESS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9.-]{1,253}")
+_ADDRESS: Final = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@(?=.{1,253}$)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z0-9-]{1,63}(?<!-)"
+)
 _LABEL: Final = re.compile(r"[^a-z0-9]+")
 _URL: Final = re.compile(r"https?://[\x21-\x3b\x3d\x3f-\x7e]+")
 _MESSAGE_ID: Final = re.compile(r"[a-z0-9]+@[a-z0-9.-]+")
@@ -85,7 +87,7 @@ def ascii_address(address: str) -> str:
         except idna.IDNAError as error:
             raise BadAddress("its domain is none") from error
     written = f"{local}@{domain}"
-    if _ADDRESS.fullmatch(written) is None or ".." in written or written.startswith(".") or ".@" in written:
+    if _ADDRESS.fullmatch(written) is None or ".." in local or local.startswith(".") or local.endswith("."):
         raise BadAddress("no address")
     return written
 

@@ -48,7 +48,7 @@ class Service(abc.ABC):
         try:
             address = ascii_address(recipient)
         except BadAddress:
-            return Outcome(kind="target_invalid", provider=self.name, code="address")
+            return Outcome(kind="permanent", provider=self.name, code="address")
         path, body = self.request(mail, address)
         reply = await exchange(
             self._http, self._url + path, headers=self.headers(path, body), body=body, deadline_seconds=deadline_seconds

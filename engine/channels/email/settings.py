@@ -183,18 +183,21 @@ def _provider(name: str, entry: ProviderSettings, folder: Path) -> MailProvider:
         case SmtpSettings():
             return SmtpProvider(_relay(name, entry, secret("password_file") if entry.password_file else None), tls)
         case SesSettings():
+            credentials = Credentials(key_id=entry.key_id, secret=secret("secret_file").reveal())
             return Ses(
                 name,
                 open_http(connections_max=REQUESTS_MAX, tls=tls),
                 region=entry.region,
-                credentials=Credentials(key_id=entry.key_id, secret=secret("secret_file").reveal()),
+                credentials=credentials,
                 configuration_set=entry.configuration_set,
                 url=entry.url,
             )
         case SendGridSettings():
-            return SendGrid(name, open_http(connections_max=REQUESTS_MAX, tls=tls), key=secret("key_file"), url=entry.url)
+            key = secret("key_file")
+            return SendGrid(name, open_http(connections_max=REQUESTS_MAX, tls=tls), key=key, url=entry.url)
         case PostmarkSettings():
-            http, key = open_http(connections_max=REQUESTS_MAX, tls=tls), secret("key_file")
+            key = secret("key_file")
+            http = open_http(connections_max=REQUESTS_MAX, tls=tls)
             return Postmark(name, http, key=key, stream=entry.stream, url=entry.url)
 
 

@@ -106,7 +106,7 @@ class SmtpProvider:
         try:
             address = ascii_address(recipient)
         except BadAddress:
-            return Outcome(kind="target_invalid", provider=self.name, code="address")
+            return Outcome(kind="permanent", provider=self.name, code="address")
         raw, course = to_bytes(mail, address), _Course()
         try:
             async with asyncio.timeout(deadline_seconds), self._room:

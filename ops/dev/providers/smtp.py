@@ -63,7 +63,8 @@ class SmtpSimulator:
         self.connections = 0
         """How many were ever opened."""
         self._script: deque[Scripted] = deque()
-        self._host, self._port, self._tls, self._implicit = host, port, tls, implicit
+        self._host, self._port, self._tls = host, port, tls
+        self.implicit = implicit
         self._accounts = dict(accounts or {})
         self._server: asyncio.Server | None = None
         self._open: set[_Connection] = set()
@@ -81,7 +82,7 @@ class SmtpSimulator:
         """Listen."""
         logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd warns of a name that it uses itself
         loop = asyncio.get_running_loop()
-        tls = self._tls if self._implicit else None
+        tls = self._tls if self.implicit else None
         self._server = await loop.create_server(lambda: _Connection(self), self._host, self._port, ssl=tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
@@ -106,12 +107,10 @@ class SmtpSimulator:
             "handler": _Handler(self),
             "hostname": "simulator",
             "enable_SMTPUTF8": False,
-            "tls_context": None if self._implicit else self._tls,
-            "require_starttls": self._tls is not None and not self._implicit,
+            "tls_context": None if self.implicit else self._tls,
+            "require_starttls": self._tls is not None and not self.implicit,
             "authenticator": self._is_ours,
             "auth_required": bool(self._accounts),
-            # aiosmtpd does not see that a connection was encrypted from its first byte.
-            "auth_require_tls": not self._implicit,
         }
 
     def next(self, stage: Stage, recipient: str = "") -> Fault | None:
@@ -183,6 +182,8 @@ class _Connection(SMTP):
         super().__init__(**simulator.options())
         self._simulator = simulator
         self._simulator.connections += 1
+        # aiosmtpd does not see that a connection was encrypted from its first byte, and warns of whoever says so.
+        self._auth_require_tls = not simulator.implicit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._simulator._open.add(self)  # noqa: SLF001 - one thing in two classes, as aiosmtpd wants a protocol of its own
