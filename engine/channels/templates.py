@@ -139,7 +139,8 @@ def render(
         raise
     except Exception as error:
         # Whatever it is: a template is a program of somebody else, and what it divides or compares comes from a third.
-        raise TemplateFailed(_said(error)) from error
+        # Its text may hold a value; so it is not kept as the cause, which logs would show.
+        raise TemplateFailed(_said(error)) from None
     return "".join(written).encode("utf-8", "replace").decode()  # a lone surrogate, as JSON may hold, fits into nothing that is sent
 
 
