@@ -45,6 +45,7 @@ class GatewayOptions:
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.
         trusted_proxies: networks of proxies that are believed when they name the client's address.
+        unsubscribe_secrets: of the links in mails, the newest first; none: no link is served.
         tenant_state_percent: how much of each log a tenant's users may fill with read and archive records.
         times: deadlines of a session.
     """
@@ -67,5 +68,6 @@ class GatewayOptions:
     sessions_at_most: int = SESSIONS_PER_PROCESS
     handshakes_per_minute: int = 0
     trusted_proxies: tuple[str, ...] = ()
+    unsubscribe_secrets: tuple[str, ...] = ()
     tenant_state_percent: float = STATE_SHARE_PERCENT
     times: Times = Times()
