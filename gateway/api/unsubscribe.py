@@ -14,7 +14,7 @@ from aiohttp import web
 from engine.channels.email.unsubscribe import TOKEN_CHARS_MAX, TokenRefused, Unsubscription
 from engine.directory.suppressions import NewSuppression, put_suppressions
 from engine.directory.users import find_user
-from engine.plan.profile import OPTED_OUT
+from engine.plan.profile import OPTED_OUT, SCOPE_ALL
 from gateway.access.shares import Shares
 from gateway.api.directory import reading
 from gateway.api.suppressions import changing_suppressions
@@ -66,7 +66,7 @@ async def unsubscribe(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
         user = await find_user(connection, what.tenant, what.user)
     if user is not None and user.email is not None:
         new = NewSuppression(
-            channel="email", address=user.email, reason=OPTED_OUT, scope=what.category, source=SOURCE
+            channel="email", address=user.email, reason=OPTED_OUT, scope=what.category or SCOPE_ALL, source=SOURCE
         )
         async with changing_suppressions(call.context, what.tenant, [(new.channel, new.address)]) as connection:
             await put_suppressions(connection, what.tenant, [new])
