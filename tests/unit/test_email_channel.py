@@ -185,11 +185,13 @@ def test_a_provider_that_fails_rests_longer_each_time_and_one_mail_tries_it() ->
     rota, now, rest = Rota(2), 0.0, REST_SECONDS
     for _ in range(10):
         assert rota.order(now) == [0, 1]
+        rota.asked(0, now)
         rota.failed(0, now)
         assert rota.order(now + rest - 0.1) == [1]
         now += rest
         rest = min(rest * 2, REST_SECONDS_MAX)
-    assert rota.order(now) == [0, 1]
+    assert rota.order(now) == rota.order(now) == [0, 1], "it is only looked at"
+    rota.asked(0, now)
     assert rota.order(now) == [1], "while one mail tries, no other does"
     assert rota.order(now + PROBE_SECONDS) == [0, 1], "that mail was lost with its task"
     assert rota.worked(0)
@@ -203,6 +205,7 @@ def test_somebody_is_always_asked_and_each_at_most_once(happenings: list[tuple[i
         rota.worked(place) if works else rota.failed(place, now)
         now += seconds
         order = rota.order(now)
+        rota.asked(order[0], now)
         assert order
         assert order == sorted(set(order))
     if happenings:

@@ -144,6 +144,7 @@ class EmailChannel:
             left = end - self._clock()
             if said and left < ANOTHER_SECONDS:
                 break
+            self._rota.asked(place, self._clock())
             outcome = await self._providers[place].send(rendered, target, deadline_seconds=left)
             self._remember(place, outcome)
             if not outcome.elsewhere:

@@ -27,20 +27,19 @@ class Rota:
         self._count = count
 
     def order(self, now: float) -> list[int]:
-        """Whom to ask for one mail, in turn. One whose rest is over stands in its place again, for this mail only until it has worked.
+        """Whom to ask for one mail, in turn. One whose rest is over stands in its place again.
 
         If all rest, the one that will be back first is asked all the same: to try is the only way to learn anything, and how often is
         the worker's breaker's matter.
         """
-        found = []
-        for place in range(self._count):
-            rest = self._rests.get(place)
-            if rest is None:
-                found.append(place)
-            elif rest.until <= now:
-                self._rests[place] = rest._replace(until=now + PROBE_SECONDS)
-                found.append(place)
+        found = [place for place in range(self._count) if place not in self._rests or self._rests[place].until <= now]
         return found or [min(self._rests, key=lambda place: (self._rests[place].until, place))]
+
+    def asked(self, place: int, now: float) -> None:
+        """It is asked now. If it has rested, other mails leave it out until it has worked, or this one is lost."""
+        rest = self._rests.get(place)
+        if rest is not None:
+            self._rests[place] = rest._replace(until=now + PROBE_SECONDS)
 
     def worked(self, place: int) -> bool:
         """It has answered like one that works. Whether that is news."""
