@@ -66,7 +66,7 @@ async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> Non
     ({"providers": {"a": {**SMTP, "password_file": "empty"}}}, "email.providers.a.password_file must hold the secret"),
     ({"providers": {"a": {**SMTP, "password_file": "two"}}}, "email.providers.a.password_file must hold the secret"),
     ({"providers": {"a": {**SMTP, "authority_file": "secret"}}}, "email.providers.a.authority_file holds no certificates"),
-    ({"providers": {"a": {**SMTP, "port": 70000}}}, "port"),
+    ({"providers": {"a": {**SMTP, "port": 70000}}}, "port"), ({"providers": {"a": {**SMTP, "hello": "a b"}}}, "hello"),
     ({"providers": {"a": {"kind": "ses", "region": "EU!", "key_id": "x", "secret_file": "secret"}}}, "region"),
     ({"providers": {"a": {"kind": "postmark", "key_file": "secret", "url": "ftp://x"}}}, "url"),
     ({"senders": {"t": {"address": "nobody"}}}, "email.senders.t: `address` is no e-mail address"),

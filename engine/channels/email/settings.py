@@ -60,7 +60,7 @@ class SmtpSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     username: str = ""
     password_file: str = ""
-    hello: str = "localhost"
+    hello: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:\[\]-]+$(?!\n)")] = "localhost"
 
 
 class SesSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ses"):

@@ -138,7 +138,7 @@ class SmtpProvider:
             client = await self._connected(course)
         except aiosmtplib.SMTPResponseException as refused:
             return self._refused(refused, course)
-        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
+        except (aiosmtplib.SMTPException, OSError) as error:
             return self._lost(course, _kind_of(error))
         return await self._through(_Idle(client, 0, 0.0), sender, recipient, raw, course)
 
