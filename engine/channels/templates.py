@@ -1,9 +1,9 @@
 """Templates of tenants, rendered: a small part of Jinja that shows values and can do nothing else.
 
-A template's author is somebody else's employee, and its values may come from anybody. So a template is checked as a syntax tree against a
-list of what it may hold: no calls, no attributes of objects, no assignments, no arithmetic that makes long things of short ones. What
-remains ends by itself and grows no further than its template and its values do, so no process of its own has to guard it. Rounds of loops,
-looks at values and what is written are counted, and have an end.
+A template's author is somebody else's employee, and its values may come from anybody. So a template is checked as a syntax tree
+against a list of what it may hold: no calls, no attributes of objects, no assignments, no arithmetic that makes long things of
+short ones. What remains ends by itself and grows no further than its template and its values do, so no process of its own has
+to guard it. Rounds of loops, looks at values and what is written are counted, and have an end.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ CACHE_TEMPLATES: Final = 256
 Escape = Literal["none", "html", "markdown"]
 """How values are written: as they are; so that they are no HTML; so that they are no Markdown."""
 
-_FILTERS: Final = ("capitalize", "default", "first", "float", "int", "last", "length", "lower", "round", "title", "trim", "truncate", "upper")  # fmt: skip
+_FILTERS: Final = ("capitalize", "default", "first", "float", "int", "last", "length", "lower", "round", "title", "trim", "truncate",
+                   "upper")  # fmt: skip
 """Filters that make nothing much longer than what they get. `join` is our own."""
 
 _TESTS: Final = ("defined", "undefined", "none", "string", "number", "mapping", "sequence", "true", "false", "odd", "even",
@@ -75,7 +76,7 @@ class _Missing(StrictUndefined):
 
 
 class _Spent(threading.local):
-    """What is left to the rendering that goes on in this thread: the environment, which looks at values, belongs to all of them."""
+    """What is left to the rendering that goes on in this thread: the environment that looks at values belongs to all."""
 
     rounds = 0
     steps = 0
@@ -141,7 +142,8 @@ def render(
         # Whatever it is: a template is a program of somebody else, and what it divides or compares comes from a third.
         # Its text may hold a value; so it is not kept as the cause, which logs would show.
         raise TemplateFailed(_said(error)) from None
-    return "".join(written).encode("utf-8", "replace").decode()  # a lone surrogate, as JSON may hold, fits into nothing that is sent
+    # A lone surrogate, which JSON may hold, fits into nothing that is sent.
+    return "".join(written).encode("utf-8", "replace").decode()
 
 
 def check(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`/u/{token}`: the link in a mail, by which whoever got it gets no more of its kind. No login: the token is what proves it (RFC 8058).
+"""`/u/{token}`: the link in a mail, by which whoever got it gets no more of its kind. The token is all the proof (RFC 8058).
 
 Only a POST changes anything. Programs that look at every link of a mail before a person does would else unsubscribe everybody.
 """
@@ -28,8 +28,8 @@ PLACES: Final = Shares(16, 16)
 SOURCE: Final = "unsubscribe link"
 
 _PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">
-<title>Unsubscribe</title></head><body>{content}</body></html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="robots" content="noindex"><title>Unsubscribe</title></head><body>{content}</body></html>
 """
 _ASK: Final = """<h1>Unsubscribe</h1><p>You will get no more e-mails of this kind{kind}.</p>
 <form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click"><button>Unsubscribe</button></form>"""
@@ -59,7 +59,8 @@ async def unsubscribe_page(call: Call[None, LinkQuery, None]) -> web.StreamRespo
 async def unsubscribe(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
     """Send no more mails of a kind to the address of a user, from now on. Done again, it is as done once.
 
-    It holds as a suppression with the reason `opted_out` and the category as its scope; whoever has no address any more needs none.
+    It holds as a suppression with the reason `opted_out` and the category as its scope; whoever has no address any more needs
+    none.
     """
     what = _meant(call.context, call.query.token)
     async with reading(call.context) as connection:

@@ -145,7 +145,8 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from(["event", "email", "sg_message_id", "timestamp", "RecordType", "MessageID", "Type", "Details", "notificationType", "mail", "messageId", "bounce",
-                         "bouncedRecipients", "emailAddress", "status", "Email", "reason", "bounceType", "complaint", "complainedRecipients"]), inner, max_size=5),
+                         "bouncedRecipients", "emailAddress", "status", "Email", "reason", "bounceType", "complaint",
+                         "complainedRecipients"]), inner, max_size=5),
     max_leaves=20,
 )  # fmt: skip
 

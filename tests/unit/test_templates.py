@@ -31,23 +31,35 @@ def test_it_shows_values(text: str, shown: str) -> None:
 
 
 INJECTIONS = [
-    "{{ ''.__class__ }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ data.__init__.__globals__ }}", "{{ data['__class__'] }}",
-    "{{ self }}", "{{ self.__init__ }}", "{{ self._TemplateReference__context }}", "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "{{ lipsum.__globals__ }}", "{{ joiner }}", "{{ namespace }}", "{{ range(9) }}", "{{ dict(a=1) }}", "{{ config }}", "{{ request }}",
-    "{{ get_flashed_messages }}", "{{ data | attr('__class__') }}", "{{ data | map(attribute='__class__') | list }}", "{{ data.name.format(1) }}",
-    "{{ '%s' % data }}", "{{ '{0.__class__}'.format(data) }}", "{{ data.name | format }}", "{{ ['a'] }}", "{{ {'a': 1} }}", "{{ (1, 2) }}",
-    "{{ data.items() }}", "{{ data.update({'a': 1}) }}", "{{ data.rows.append(1) }}", "{{ data.rows | sort }}", "{{ data.name | safe }}",
+    "{{ ''.__class__ }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ data.__init__.__globals__ }}",
+    "{{ data['__class__'] }}",
+    "{{ self }}", "{{ self.__init__ }}", "{{ self._TemplateReference__context }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ lipsum.__globals__ }}", "{{ joiner }}", "{{ namespace }}", "{{ range(9) }}", "{{ dict(a=1) }}", "{{ config }}",
+    "{{ request }}",
+    "{{ get_flashed_messages }}", "{{ data | attr('__class__') }}", "{{ data | map(attribute='__class__') | list }}",
+    "{{ data.name.format(1) }}",
+    "{{ '%s' % data }}", "{{ '{0.__class__}'.format(data) }}", "{{ data.name | format }}", "{{ ['a'] }}", "{{ {'a': 1} }}",
+    "{{ (1, 2) }}",
+    "{{ data.items() }}", "{{ data.update({'a': 1}) }}", "{{ data.rows.append(1) }}", "{{ data.rows | sort }}",
+    "{{ data.name | safe }}",
     "{{ data | tojson }}", "{{ data | pprint }}", "{{ data | xmlattr }}", "{{ data.rows | groupby('n') }}", "{% set a = 1 %}",
-    "{% macro f() %}{% endmacro %}", "{% call f() %}{% endcall %}", "{% include 'x' %}", "{% import 'x' as x %}", "{% from 'x' import y %}",
+    "{% macro f() %}{% endmacro %}", "{% call f() %}{% endcall %}", "{% include 'x' %}", "{% import 'x' as x %}",
+    "{% from 'x' import y %}",
     "{% extends 'x' %}", "{% block a %}{% endblock %}", "{% filter upper %}x{% endfilter %}", "{% with a = 1 %}{% endwith %}",
-    "{% autoescape false %}x{% endautoescape %}", "{% do 1 %}", "{% debug %}", "{% break %}", "{% for a in data.rows recursive %}{% endfor %}",
-    "{% for a in data.rows if a.n %}{% endfor %}", "{{ loop.__class__ }}", "{% for a in data.rows %}{{ loop.cycle('a') }}{% endfor %}",
+    "{% autoescape false %}x{% endautoescape %}", "{% do 1 %}", "{% debug %}", "{% break %}",
+    "{% for a in data.rows recursive %}{% endfor %}",
+    "{% for a in data.rows if a.n %}{% endfor %}", "{{ loop.__class__ }}",
+    "{% for a in data.rows %}{{ loop.cycle('a') }}{% endfor %}",
     "{% for a in data.rows %}{{ loop.__init__ }}{% endfor %}", "{% for a in data.rows %}{{ loop._iterator }}{% endfor %}",
-    "{% for a in data.rows %}{{ loop.changed(1) }}{% endfor %}", "{{ data }}", "{{ data.rows }}", "{{ undefined_thing }}", "{{ data.missing }}",
+    "{% for a in data.rows %}{{ loop.changed(1) }}{% endfor %}", "{{ data }}", "{{ data.rows }}", "{{ undefined_thing }}",
+    "{{ data.missing }}",
     "{{ data.missing.more }}", "{% for a in data.name %}{% endfor %}", "{% for a in data %}{% endfor %}", "{{ data.name < 1 }}",
-    "{{ 'a' ~ data.name }}", "{{ 'a' + data.name }}", "{{ 'a' * 99999999 }}", "{{ 9 ** 99999999 }}", "{{ 1 // 0 }}", "{{ 1 / 0 }}",
+    "{{ 'a' ~ data.name }}", "{{ 'a' + data.name }}", "{{ 'a' * 99999999 }}", "{{ 9 ** 99999999 }}", "{{ 1 // 0 }}",
+    "{{ 1 / 0 }}",
     "{{ data.rows | join('x' * 9) }}", "{{ data.name | default(data.name) }}", "{{ data.name | truncate(data.price) }}",
-    "{% if data.name is callable %}{% endif %}", "{% if data is filter %}{% endif %}", "{{ data.name is sameas(1) }}", "{{ data.name | join }}",
+    "{% if data.name is callable %}{% endif %}", "{% if data is filter %}{% endif %}", "{{ data.name is sameas(1) }}",
+    "{{ data.name | join }}",
     "{{ caller }}", "{{ varargs }}", "{{ data.items | join('12345678901') }}",
 ]  # fmt: skip
 
@@ -60,7 +72,8 @@ def test_it_does_nothing_else(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{{ a", "{% if a %}", "{{ }}", "{% nothing %}", "{{ a | }}", "{{ " + "(" * 400 + ")" * 400 + " }}",
-                                  "{% if a %}" * 60 + "{% endif %}" * 60, "{{ " + "9" * 900 + " }}" * 2, "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+                                  "{% if a %}" * 60 + "{% endif %}" * 60, "{{ " + "9" * 900 + " }}" * 2,
+                                  "{% for a in b %}" * 30 + "{% endfor %}" * 30,
                                   "{{ a }}" * (TAGS_MAX + 1), "{{ " + "a or " * 300 + "a }}", "{{ -" + "-" * 300 + "1 }}"])  # fmt: skip
 def test_what_cannot_be_rendered_is_known_before_there_are_values(text: str) -> None:
     with pytest.raises(TemplateFailed):

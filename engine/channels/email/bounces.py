@@ -1,4 +1,4 @@
-"""When an address gets nothing more: a failure that proves that nobody is there, too many that do not, a complaint, a wish. Pure."""
+"""When an address gets nothing more: a failure that proves nobody is there, too many that do not, a complaint, a wish. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from engine.plan.profile import OPTED_OUT, SCOPE_ALL
 SOFT_BOUNCES_MAX: Final = 5
 SOFT_WINDOW: Final = timedelta(days=14)
 SOFT_SUPPRESSED: Final = timedelta(days=7)
-"""So many messages in so many days that an address did not take, and it gets nothing for so long: mailboxes are emptied, servers mended."""
+"""So many messages in so many days that an address did not take, and it gets nothing for so long: mailboxes are emptied,
+servers mended."""
 
 SOFT_DAYS_MIN: Final = 2
 """On so many different days: a server that refuses everybody for an afternoon says nothing about one of its users."""
@@ -64,4 +65,6 @@ def _suppression(
     address: str, reason: str, outcome: Outcome, *, scope: str = SCOPE_ALL, expires_at: datetime | None = None
 ) -> NewSuppression:
     source = f"{outcome.provider or 'email'} {outcome.code}".strip()[:128]
-    return NewSuppression(channel="email", address=address, reason=reason, scope=scope, source=source, expires_at=expires_at)
+    return NewSuppression(
+        channel="email", address=address, reason=reason, scope=scope, source=source, expires_at=expires_at
+    )

@@ -1,8 +1,8 @@
-"""What mail services report later: bounces, complaints, deliveries, wishes to get no more. Nothing of a request is believed before its
-sender has proved who it is.
+"""What mail services report later: bounces, complaints, deliveries, wishes to get no more.
 
-Reports come late, twice and in any order; each has an id of its own, by which a second one is recognised. A bounce is judged by the words of
-the server that refused, as if we had heard them ourselves: services put refusals of our reputation among their "permanent" ones.
+Nothing of a request is believed before its sender has proved who it is. Reports come late, twice and in any order; each has an id of its own, by which a second one is recognised. A bounce is judged by
+the words of the server that refused, as if we had heard them ourselves: services put refusals of our reputation among their
+"permanent" ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_signed_by_sendgrid(body: bytes, *, signature: str, timestamp: str, key: str, now: datetime) -> bool:
-    """Whether a request comes from SendGrid: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features.
+    """Whether a request comes from SendGrid, by its Signed Event Webhook.
+
+    https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features
 
     Args:
         body: as it came, to the byte.
@@ -113,13 +115,14 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
         states = [(one, "delivered", None) for one in _list(said.get("recipients"))]
     elif kind == "Complaint":
         outcome = Outcome(kind="opted_out", provider=provider, code=COMPLAINED)
-        states = [(_dict(one).get("emailAddress"), "delivered", outcome) for one in _list(said.get("complainedRecipients"))]
+        whom = _list(said.get("complainedRecipients"))
+        states = [(_dict(one).get("emailAddress"), "delivered", outcome) for one in whom]
     elif kind == "Bounce":
         named = f"{said.get('bounceType')}/{said.get('bounceSubType')}"
-        states = [
-            (_dict(one).get("emailAddress"), "failed", _diagnosed(provider, _dict(one).get("diagnosticCode"), _dict(one).get("status"), _SES.get(named), named))
-            for one in _list(said.get("bouncedRecipients"))
-        ]  # fmt: skip
+        states = []
+        for one in map(_dict, _list(said.get("bouncedRecipients"))):
+            heard, status = one.get("diagnosticCode"), one.get("status")
+            states.append((one.get("emailAddress"), "failed", _diagnosed(provider, heard, status, _SES.get(named), named)))
     else:
         return []
     return _reports(provider_id, at, [(f"{kind}/{feedback}", *state) for state in states])
@@ -161,7 +164,9 @@ def of_postmark(provider: str, said: Mapping[str, Any]) -> list[Report]:
         state, outcome = "delivered", None
     elif kind == "SpamComplaint":
         state, outcome = "delivered", Outcome(kind="opted_out", provider=provider, code=COMPLAINED)
-    elif kind == "SubscriptionChange" and said.get("SuppressSending") is True and said.get("SuppressionReason") == "ManualSuppression":
+    elif kind == "SubscriptionChange":
+        if said.get("SuppressSending") is not True or said.get("SuppressionReason") != "ManualSuppression":
+            return []  # a bounce or a complaint, which is reported by itself; or it may be sent to again
         state, outcome = "delivered", Outcome(kind="opted_out", provider=provider, code="unsubscribe")
     elif kind == "Bounce":
         name = _text(said.get("Type"))
@@ -252,7 +257,7 @@ def _stated(provider: str, outcome: Outcome, name: str, *, known: bool = True) -
 
 
 def _reports(provider_id: str, at: datetime, said: list[tuple[str, Any, Any, Outcome | None]]) -> list[Report]:
-    """Reports with an id each, of those that name a mail and an address. An id is made of what they say where the service gives none."""
+    """Reports of those that name a mail and an address, with an id each: made of what they say, the service's own id included."""
     found = []
     for id, address, state, outcome in said[:REPORTS_MAX]:
         whom = _text(address)

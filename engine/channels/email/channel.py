@@ -56,8 +56,8 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         name: beside it.
         reply_to: where answers go; "": to `address`.
         envelope_from: where bounces go; "": to `address`.
-        layouts: by locale, the HTML page around a mail, a template with `content`, `subject`, `language`, `name` and `unsubscribe_url`. Where
-            there is none, a plain one is used.
+        layouts: by locale, the HTML page around a mail, a template with `content`, `subject`, `language`, `name` and
+            `unsubscribe_url`. Where there is none, a plain one is used.
     """
 
     address: str
@@ -108,7 +108,8 @@ class EmailChannel:
         """The mail for a job.
 
         Raises:
-            Unsendable: `permanent`: its template cannot say this; `config`: there is no sender for its tenant, or the link cannot be.
+            Unsendable: `permanent`: its template cannot say this; `config`: there is no sender for its tenant, or the link
+            cannot be.
         """
         sender = self._senders.get(job.tenant) or self._senders.get(EVERYBODY)
         if sender is None:

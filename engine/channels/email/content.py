@@ -1,7 +1,7 @@
 """What a mail shows: Markdown becomes HTML that can do no harm, and a text that says the same.
 
-Whatever an author or a value has put in, the HTML has no script, no style sheet, no form, no picture from elsewhere that loads by a rule of
-CSS, and links to https and mailto only. It is sanitised last, behind everything that could have made it unsafe.
+Whatever an author or a value has put in, the HTML has no script, no style sheet, no form, no picture from elsewhere that loads
+by a rule of CSS, and links to https and mailto only. It is sanitised last, behind everything that could have made it unsafe.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ LINE_CHARS_MAX: Final = 300
 _markdown: Final = MarkdownIt("commonmark", {"html": False, "maxNesting": NESTING_MAX}).enable("table")
 
 _TAGS: Final = {
-    "a", "b", "blockquote", "br", "caption", "center", "code", "col", "colgroup", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6",
-    "hr", "i", "img", "li", "ol", "p", "pre", "s", "small", "span", "strong", "sub", "sup", "table", "tbody", "td", "tfoot", "th", "thead",
+    "a", "b", "blockquote", "br", "caption", "center", "code", "col", "colgroup", "del", "div", "em", "h1", "h2", "h3", "h4",
+    "h5", "h6",
+    "hr", "i", "img", "li", "ol", "p", "pre", "s", "small", "span", "strong", "sub", "sup", "table", "tbody", "td", "tfoot",
+    "th", "thead",
     "tr", "u", "ul",
 }  # fmt: skip
 
-_BOX: Final = {"align", "bgcolor", "border", "cellpadding", "cellspacing", "class", "dir", "height", "lang", "role", "style", "valign", "width"}
+_BOX: Final = {
+    "align", "bgcolor", "border", "cellpadding", "cellspacing", "class", "dir", "height", "lang", "role", "style", "valign", "width",
+}  # fmt: skip
 _ATTRIBUTES: Final = {
     "*": _BOX,
     "a": {"href", "title"},
@@ -42,12 +46,16 @@ _ATTRIBUTES: Final = {
 }
 
 _STYLES: Final = {
-    "background-color", "border", "border-bottom", "border-collapse", "border-left", "border-radius", "border-right", "border-top", "color",
-    "display", "font-family", "font-size", "font-style", "font-weight", "height", "letter-spacing", "line-height", "margin", "margin-bottom",
-    "margin-left", "margin-right", "margin-top", "max-width", "min-width", "padding", "padding-bottom", "padding-left", "padding-right",
+    "background-color", "border", "border-bottom", "border-collapse", "border-left", "border-radius", "border-right",
+    "border-top", "color",
+    "display", "font-family", "font-size", "font-style", "font-weight", "height", "letter-spacing", "line-height", "margin",
+    "margin-bottom",
+    "margin-left", "margin-right", "margin-top", "max-width", "min-width", "padding", "padding-bottom", "padding-left",
+    "padding-right",
     "padding-top", "text-align", "text-decoration", "text-transform", "vertical-align", "white-space", "width", "word-break",
 }  # fmt: skip
-"""None of them takes an address in a form that programs load; `background` and `list-style` would. `position` could cover what is not ours."""
+"""None of them takes an address in a form that programs load; `background` and `list-style` would. `position` could cover what
+is not ours."""
 
 _SCHEMES: Final = {"https", "mailto"}
 
@@ -68,7 +76,7 @@ def html_and_text(markdown: str) -> tuple[str, str]:
 
 
 def sanitized(html: str) -> str:
-    """HTML without anything that acts, loads by itself from elsewhere but pictures over https, or leads anywhere but to https and mailto."""
+    """HTML without anything that acts, or leads anywhere but to https and mailto. Pictures over https load from elsewhere."""
     return nh3.clean(
         html,
         tags=_TAGS,

@@ -1,7 +1,7 @@
 """An e-mail as bytes. Nothing that comes from a template or a value can become a header of its own, or a second recipient.
 
-Headers are written here, character by character, and not by the `email` package's parsers of values: these decode what looks like an encoded
-word, and some versions of Python write out the line end that was hidden in it (CVE-2024-6923, CVE-2026-1299).
+Headers are written here, character by character, and not by the `email` package's parsers of values: these decode what looks
+like an encoded word, and some versions of Python write out the line end that was hidden in it (CVE-2024-6923, CVE-2026-1299).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _UNSEEN: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u00ad\u200b-\u200f\u2028-\u202
 _PLAIN: Final = re.compile(r"[\x20-\x7e]*")
 _ATOMS: Final = re.compile(r"[A-Za-z0-9 !#$%&'*+/=?^_`{|}~-]*")
 _ADDRESS: Final = re.compile(
-    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@(?=.{1,253}$)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z0-9-]{1,63}(?<!-)"
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@"
+    r"(?=.{1,253}$)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z0-9-]{1,63}(?<!-)"
 )
 _LABEL: Final = re.compile(r"[^a-z0-9]+")
 _URL: Final = re.compile(r"https?://[\x21-\x3b\x3d\x3f-\x7e]+")
@@ -106,8 +107,8 @@ def list_id(tenant: str, category: str, domain: str) -> str:
 def headers_of(mail: Mail) -> dict[str, str]:
     """Headers beside those that every provider has a field for. Values are ASCII, safe as they are.
 
-    One click must suffice (RFC 8058), so `List-Unsubscribe` is one https URI, and both headers are there or none; a link without TLS,
-    which only `seamark dev` has, is announced without the second.
+    One click must suffice (RFC 8058), so `List-Unsubscribe` is one https URI, and both headers are there or none; a link without
+    TLS, which only `seamark dev` has, is announced without the second.
     """
     headers = {"Message-ID": f"<{_checked(_MESSAGE_ID, mail.message_id)}>", "Auto-Submitted": "auto-generated"}
     if mail.list_id:
@@ -158,7 +159,8 @@ def to_bytes(mail: Mail, recipient: str) -> bytes:
     head = "".join(f"{name}: {_folded(name, value)}\r\n" for name, value in headers.items()).encode("ascii")
     _check_head(head, headers)
     parts = "".join(
-        f"--{boundary}\r\nContent-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n{_base64(content)}\r\n"
+        f"--{boundary}\r\nContent-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        f"{_base64(content)}\r\n"
         for kind, content in (("plain", mail.text), ("html", mail.html))
     )
     return head + b"\r\n" + f"{parts}--{boundary}--\r\n".encode("ascii")

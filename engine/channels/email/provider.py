@@ -13,8 +13,8 @@ from engine.channels.email.message import Mail
 class MailProvider(Protocol):
     """Sends one mail to one recipient. `send` ends within its deadline, and raises nothing of the network or of the provider.
 
-    An outcome says `elsewhere` where the provider has certainly not taken the mail, for a reason of its own: it is away, overloaded, or
-    set up wrongly. Another one may be asked at once, then.
+    An outcome says `elsewhere` where the provider has certainly not taken the mail, for a reason of its own: it is away,
+    overloaded, or set up wrongly. Another one may be asked at once, then.
     """
 
     name: str

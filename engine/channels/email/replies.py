@@ -1,7 +1,7 @@
 """What a reply of an SMTP server means for the message, and for its recipient.
 
-The first digit is about this message only. What is said of the recipient, the enhanced code (RFC 3463) says; suppressing an address
-because of a refusal that was about our reputation would lose somebody who is there. The rows are data: `replies.toml`.
+The first digit is about this message only. What is said of the recipient, the enhanced code (RFC 3463) says; suppressing an
+address because of a refusal that was about our reputation would lose somebody who is there. The rows are data: `replies.toml`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import msgspec
 from engine.channels.channel import Outcome, OutcomeKind, Scope
 
 Stage = Literal["connect", "auth", "mail", "rcpt", "data", "end"]
-"""Where in the session it was said: `connect` up to the end of STARTTLS, `data` before the text is asked for, `end` after its final dot."""
+"""Where in the session it was said: `connect` up to the end of STARTTLS, `data` before the text is asked for, `end` after its
+final dot."""
 
 TEXT_CHARS_MAX: Final = 2000
 """What is read of a reply. Honest ones have a few lines; patterns must not be fed by whoever answers."""
@@ -118,8 +119,8 @@ def classify(reply: Reply, stage: Stage) -> Outcome:
 def _may_accuse(reply: Reply, stage: Stage) -> bool:
     """Whether a reply can say that the recipient is none, whatever a row of the table says.
 
-    The table grows by what is seen in the wild. This holds for all it will ever say: a false suppression loses a person, a missed one
-    costs a mail.
+    The table grows by what is seen in the wild. This holds for all it will ever say: a false suppression loses a person, a
+    missed one costs a mail.
     """
     if reply.code // 100 != 5 or stage not in ("rcpt", "data", "end"):
         return False

@@ -29,8 +29,8 @@ class Rota:
     def order(self, now: float) -> list[int]:
         """Whom to ask for one mail, in turn. One whose rest is over stands in its place again.
 
-        If all rest, the one that will be back first is asked all the same: to try is the only way to learn anything, and how often is
-        the worker's breaker's matter.
+        If all rest, the one that will be back first is asked all the same: to try is the only way to learn anything, and how
+        often is the worker's breaker's matter.
         """
         found = [place for place in range(self._count) if place not in self._rests or self._rests[place].until <= now]
         return found or [min(self._rests, key=lambda place: (self._rests[place].until, place))]

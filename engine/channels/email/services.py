@@ -1,7 +1,7 @@
 """Mail by HTTP, in the shape of Amazon SES, SendGrid and Postmark.
 
-None of them knows an idempotency key, so a request without an answer is ambiguous. All are given our Message-ID, by which a person's
-program, and whoever looks into a mailbox, can tell a repetition.
+None of them knows an idempotency key, so a request without an answer is ambiguous. All are given our Message-ID, by which a
+person's program, and whoever looks into a mailbox, can tell a repetition.
 """
 
 from __future__ import annotations

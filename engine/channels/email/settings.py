@@ -40,7 +40,8 @@ from engine.limits import TEMPLATE_BYTES_MAX
 from engine.settings import Secret
 
 REQUESTS_MAX: Final = 50
-"""To one service at once from one process: what takes 200 ms then goes out 250 times a second, which is beyond any account's rate."""
+"""To one service at once from one process: what takes 200 ms then goes out 250 times a second, which is beyond any account's
+rate."""
 
 _Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+$(?!\n)")]
 _PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}

@@ -1,7 +1,7 @@
 """Mail by SMTP, to a relay that is ours or a provider's. One recipient per transaction; connections are used again.
 
-Until the final dot has been sent, nothing was handed over, and whatever breaks can be tried again or elsewhere. From then on only a reply tells
-whether the relay has the mail (RFC 5321, 6.1): without one it is ambiguous, never "failed".
+Until the final dot has been sent, nothing was handed over, and whatever breaks can be tried again or elsewhere. From then on
+only a reply tells whether the relay has the mail (RFC 5321, 6.1): without one it is ambiguous, never "failed".
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ CONNECT_SECONDS: Final = 5.0
 """For a connection with TLS and login: a relay that is away must leave time for the next one."""
 
 COMMAND_SECONDS: Final = 10.0
-"""For the reply to MAIL, RCPT and DATA. To the text it is waited for as long as the deadline allows: giving up there makes repetitions."""
+"""For the reply to MAIL, RCPT and DATA. To the text it is waited for as long as the deadline allows: giving up there makes
+repetitions."""
 
 CONNECTIONS_MAX: Final = 10
 """To one relay from one process: providers allow 10 to 20. Further mails wait, within their deadline."""
@@ -38,7 +39,9 @@ MAILS_PER_CONNECTION: Final = 100
 """What Postfix allows by default (`smtpd_client_message_rate_limit` aside), and many others."""
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-_QUEUED: Final = re.compile(r"(?:queued as |\bid=|^(?:2\.\d\.\d )?ok:? (?!queued|id=))<?([A-Za-z0-9][A-Za-z0-9._-]{5,99})", re.IGNORECASE)
+_QUEUED: Final = re.compile(
+    r"(?:queued as |\bid=|^(?:2\.\d\.\d )?ok:? (?!queued|id=))<?([A-Za-z0-9][A-Za-z0-9._-]{5,99})", re.IGNORECASE
+)
 """How Postfix, Exim and Amazon name a mail that they have taken."""
 
 _DOT: Final = re.compile(rb"(?m)^\.")

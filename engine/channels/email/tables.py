@@ -1,7 +1,7 @@
 """What the answers of mail services mean. They accept a mail; what becomes of it, they report later.
 
-A 500 says that something went wrong, not what was done before. So it is not tried elsewhere at once, and what a gateway in between says
-(502, 504) is as good as no answer.
+A 500 says that something went wrong, not what was done before. So it is not tried elsewhere at once, and what a gateway in
+between says (502, 504) is as good as no answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The token in an unsubscribe link: who wants no more of what. Nobody else can make one, read it, or turn it into another's.
 
-RFC 8058 (3.1) asks for a part that is hard to forge, as the request comes without a login; and the names of users may be addresses, so it is
-encrypted besides. AES-SIV (RFC 5297) needs no nonce: the same link in each mail about the same thing, and a message that is made again is
-the same message. There is no expiry: a link of years ago must still work.
+RFC 8058 (3.1) asks for a part that is hard to forge, as the request comes without a login; and the names of users may be
+addresses, so it is encrypted besides. AES-SIV (RFC 5297) needs no nonce: the same link in each mail about the same thing, and a
+message that is made again is the same message. There is no expiry: a link of years ago must still work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Tokens:
     """Makes and reads tokens.
 
     Args:
-        secrets: the first makes them, all read them: a new one is put in front of the old, which stays as long as its links shall work.
+        secrets: the first makes them, all read them: a new one is put in front of the old, which stays as long as its links
+            shall work.
 
     Raises:
         ValueError: there is none, or one of fewer than 32 characters.

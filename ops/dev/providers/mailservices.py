@@ -60,7 +60,7 @@ class SesSimulator(MailService):
     async def _send(self, request: web.Request) -> web.Response:
         body = await request.read()
         if not self._is_ours(request, body):
-            return self.refusal(Answers(status=403, code="InvalidSignatureException", text="The request signature does not match"))
+            return self.refusal(Answers(status=403, code="InvalidSignatureException", text="The signature does not match"))
         try:
             sent = msgspec.json.decode(body)
             (to,) = sent["Destination"]["ToAddresses"]
@@ -185,4 +185,5 @@ class PostmarkSimulator(MailService):
             "headers": headers,
         }
         self._note(id, to, shown, {})
-        return web.json_response({"To": to, "SubmittedAt": datetime.now(UTC).isoformat(), "MessageID": id, "ErrorCode": 0, "Message": "OK"})
+        taken = {"To": to, "SubmittedAt": datetime.now(UTC).isoformat(), "MessageID": id}
+        return web.json_response({**taken, "ErrorCode": 0, "Message": "OK"})

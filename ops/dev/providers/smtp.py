@@ -40,7 +40,7 @@ class Scripted(msgspec.Struct, frozen=True):
 
 
 class SmtpSimulator:
-    """Use it as `async with`. Faults of `faults` meet a mail at its end, in whatever protocol they were written for; `script` is for SMTP.
+    """Use it as `async with`. Faults of `faults` meet a mail at its end, those of `script` at any stage.
 
     Args:
         host, port: where it listens; 0: a free port.
@@ -75,7 +75,7 @@ class SmtpSimulator:
         return self._port
 
     def script(self, faults: Iterable[Scripted]) -> None:
-        """The next mails meet these, in this order: each once, by the first mail that comes to its stage, and has its recipient."""
+        """The next mails meet these, in this order: each once, by the first mail that has its stage and its recipient."""
         self._script.extend(faults)
 
     async def start(self) -> None:
