@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from engine.channels.channel import Outcome
+from engine.channels.channel import Outcome, OutcomeKind
 from engine.channels.email.bounces import COMPLAINED
 from engine.channels.email.replies import classify, parse
 
@@ -111,6 +111,7 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
     said = _dict(notification.get(str(kind).lower()))
     at = _time(said.get("timestamp"))
     feedback = _text(said.get("feedbackId"))
+    states: list[tuple[Any, State, Outcome | None]]
     if kind == "Delivery":
         states = [(one, "delivered", None) for one in _list(said.get("recipients"))]
     elif kind == "Complaint":
@@ -240,7 +241,7 @@ def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Out
         return _stated(provider, otherwise, name)
     # The service has tried for as long as it does. What may pass by itself has not passed, and how fast we were is its business.
     soft = heard.soft_bounce or heard.kind == "transient"
-    kind = "permanent" if heard.kind in ("transient", "throttled", "config") else heard.kind
+    kind: OutcomeKind = "permanent" if heard.kind in ("transient", "throttled", "config") else heard.kind
     return Outcome(
         kind=kind,
         provider=provider,
@@ -256,7 +257,9 @@ def _stated(provider: str, outcome: Outcome, name: str, *, known: bool = True) -
     return msgspec.structs.replace(outcome, provider=provider, code=outcome.code or name[:64], known=known)
 
 
-def _reports(provider_id: str, at: datetime, said: list[tuple[str, Any, Any, Outcome | None]]) -> list[Report]:
+def _reports(
+    provider_id: str, at: datetime, said: list[tuple[str, Any, State, Outcome | None]]
+) -> list[Report]:
     """Reports of those that name a mail and an address, with an id each: made of what they say, the service's own id included."""
     found = []
     for id, address, state, outcome in said[:REPORTS_MAX]:

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from engine.channels.aws import Credentials, signed_headers
-from engine.channels.channel import Outcome
+from engine.channels.channel import Outcome, OutcomeKind
 from engine.channels.email.message import BadAddress, Mail, ascii_address, headers_of, named, one_line, to_bytes
 from engine.channels.email.provider import judged
 from engine.channels.email.tables import POSTMARK, SENDGRID, SES
@@ -54,7 +54,7 @@ class Service(abc.ABC):
             self._http, self._url + path, headers=self.headers(path, body), body=body, deadline_seconds=deadline_seconds
         )
         if isinstance(reply, Silence):
-            kind = "ambiguous" if reply.left else "transient"
+            kind: OutcomeKind = "ambiguous" if reply.left else "transient"
             return Outcome(kind=kind, provider=self.name, code=reply.why, elsewhere=not reply.left)
         outcome = self.judged(reply)
         if outcome.kind == "ok":
