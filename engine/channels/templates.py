@@ -43,15 +43,16 @@ CACHE_TEMPLATES: Final = 256
 Escape = Literal["none", "html", "markdown"]
 """How values are written: as they are; so that they are no HTML; so that they are no Markdown."""
 
-_FILTERS: Final = ("capitalize", "default", "first", "float", "int", "last", "length", "lower", "round", "title", "trim", "truncate",
-                   "upper")  # fmt: skip
+_FILTERS: Final = ("capitalize", "default", "first", "float", "int", "last", "length", "lower", "round", "title", "trim",
+                   "truncate", "upper")  # fmt: skip
 """Filters that make nothing much longer than what they get. `join` is our own."""
 
 _TESTS: Final = ("defined", "undefined", "none", "string", "number", "mapping", "sequence", "true", "false", "odd", "even",
                  "eq", "ne", "lt", "le", "gt", "ge", "in")  # fmt: skip
 
 _NODES: Final = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Name, nodes.Const, nodes.Getattr,
-                 nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Keyword, nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or,
+                 nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Keyword, nodes.Test, nodes.Compare, nodes.Operand, nodes.And,
+                 nodes.Or,
                  nodes.Not, nodes.CondExpr, nodes.Sub, nodes.Neg)  # fmt: skip
 
 _TAG: Final = re.compile(r"\{[{%].*?(?:[}%]\}|\Z)", re.DOTALL)
@@ -113,9 +114,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return False
 
 
-def render(
-    text: str, values: Mapping[str, Any], *, escape: Escape = "none", chars_max: int = OUTPUT_CHARS_MAX
-) -> str:
+def render(text: str, values: Mapping[str, Any], *, escape: Escape = "none", chars_max: int = OUTPUT_CHARS_MAX) -> str:
     """What a part of a template says with these values.
 
     Args:
@@ -160,7 +159,9 @@ def _compiled(text: str, escape: Escape) -> Any:
     environment = _environment(escape)
     tags = [len(tag[0]) for tag in _TAG.finditer(text)]
     if len(tags) > TAGS_MAX or max(tags, default=0) > TAG_CHARS_MAX:
-        raise TemplateFailed(f"more than {TAGS_MAX} values and statements, or one of more than {TAG_CHARS_MAX} characters")
+        raise TemplateFailed(
+            f"more than {TAGS_MAX} values and statements, or one of more than {TAG_CHARS_MAX} characters"
+        )
     try:
         tree = environment.parse(text)
         _check(tree, 0)

@@ -1,6 +1,7 @@
 """Templates of a tenant: what a type says by a channel in a language. Versions are kept; at most one of them is active.
 
-They are only stored and checked here; `engine.channels.templates` renders them. A version never changes, so whoever renders it may remember it under its number.
+They are only stored and checked here; `engine.channels.templates` renders them. A version never changes, so whoever renders it
+may remember it under its number.
 """
 
 from __future__ import annotations

@@ -92,4 +92,6 @@ def _meant(context: Context, token: str) -> Unsubscription:
 
 def _answer(content: str, what: Unsubscription) -> web.Response:
     kind = "" if what.category == "all" else f" ({html.escape(what.category)})"
-    return web.Response(text=_PAGE.format(content=content.format(kind=kind)), content_type="text/html", headers=_HEADERS)
+    return web.Response(
+        text=_PAGE.format(content=content.format(kind=kind)), content_type="text/html", headers=_HEADERS
+    )

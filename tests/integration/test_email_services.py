@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +21,7 @@ from ops.dev.child import free_port
 from ops.dev.providers.faults import Answers, Fault, Hangs, Late, Resets, SlowBody
 from ops.dev.providers.mailservices import MailService, PostmarkSimulator, SendGridSimulator, SesSimulator
 
-NOW = datetime.datetime(2026, 11, 29, 12, tzinfo=datetime.UTC)
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ALICE = "alice@example.com"
 CREDENTIALS = Credentials(key_id="AKIDEXAMPLE", secret="s3cret")
 NAMES = ("ses", "sendgrid", "postmark")
@@ -88,9 +88,11 @@ def config(service: str, status: int, code: str, text: str = "no") -> Row:
 
 
 ROWS = [
-    *(config("ses", 400, code) for code in ("AccountSuspendedException", "MailFromDomainNotVerifiedException", "SendingPausedException",
+    *(config("ses", 400, code) for code in ("AccountSuspendedException", "MailFromDomainNotVerifiedException",
+        "SendingPausedException",
                                             "IncompleteSignature", "RequestExpired")),
-    *(config("ses", 403, code) for code in ("AccessDeniedException", "ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException",
+    *(config("ses", 403, code) for code in ("AccessDeniedException", "ExpiredTokenException", "InvalidClientTokenId",
+        "InvalidSignatureException",
                                             "MissingAuthenticationToken", "SignatureDoesNotMatch",
                                             "UnrecognizedClientException")),
     config("ses", 404, "NotFoundException", "Configuration set x does not exist"),
@@ -99,9 +101,12 @@ ROWS = [
     Row("ses", Answers(status=400, code="BadRequestException", text="Missing content"), "permanent"),
     Row("ses", Answers(status=400, code="BadRequestException", text="Illegal address"), "target_invalid"),
     Row("ses", Answers(status=400, code="LimitExceededException"), "throttled", "key", wait=3600, elsewhere=True),
-    Row("ses", Answers(status=429, code="TooManyRequestsException:http://x/"), "throttled", "key", code="429/TooManyRequests", elsewhere=True),
-    Row("ses", Answers(status=429, code="TooManyRequestsException", text="Daily quota"), "throttled", "key", wait=3600, elsewhere=True),
-    Row("ses", Answers(status=400, code="ThrottlingException", headers={"Retry-After": "7"}), "throttled", "key", wait=7, elsewhere=True),
+    Row("ses", Answers(status=429, code="TooManyRequestsException:http://x/"), "throttled", "key", code="429/TooManyRequests",
+        elsewhere=True),
+    Row("ses", Answers(status=429, code="TooManyRequestsException", text="Daily quota"), "throttled", "key", wait=3600,
+        elsewhere=True),
+    Row("ses", Answers(status=400, code="ThrottlingException", headers={"Retry-After": "7"}), "throttled", "key", wait=7,
+        elsewhere=True),
     Row("ses", Answers(status=500, code="InternalFailure"), "transient"),
     Row("ses", Answers(status=500, code="InternalServiceErrorException"), "transient"),
     Row("ses", Answers(status=503, code="ServiceUnavailable"), "transient", elsewhere=True),
@@ -109,7 +114,8 @@ ROWS = [
     config("sendgrid", 403, "from", "The from address does not match a verified Sender Identity."),
     config("sendgrid", 400, "from.email", "The from email does not contain a valid address."),
     Row("sendgrid", Answers(status=401, text="Maximum credits exceeded"), "throttled", "key", wait=3600, elsewhere=True),
-    Row("sendgrid", Answers(status=400, code="personalizations.0.to.0.email", text="Does not contain a valid address."), "target_invalid"),
+    Row("sendgrid", Answers(status=400, code="personalizations.0.to.0.email", text="Does not contain a valid address."),
+        "target_invalid"),
     Row("sendgrid", Answers(status=400, code="personalizations.0.to"), "target_invalid"),
     Row("sendgrid", Answers(status=400, code="content.0.value", text="The content value must be a string"), "permanent"),
     Row("sendgrid", Answers(status=400, code="personalizations.0.subject"), "permanent"),
@@ -117,8 +123,10 @@ ROWS = [
     Row("sendgrid", Answers(status=406), "permanent"),
     Row("sendgrid", Answers(status=415), "permanent"),
     Row("sendgrid", Answers(status=413, text="Payload too large"), "permanent"),
-    Row("sendgrid", Answers(status=429, text="Too many requests", headers={"Retry-After": "3"}), "throttled", "key", wait=3, elsewhere=True),
-    *(config("postmark", status, code) for status, code in ((401, "10"), (422, "400"), (422, "401"), (422, "412"), (422, "413"), (422, "1235"))),
+    Row("sendgrid", Answers(status=429, text="Too many requests", headers={"Retry-After": "3"}), "throttled", "key", wait=3,
+        elsewhere=True),
+    *(config("postmark", status, code) for status, code in ((401, "10"), (422, "400"), (422, "401"), (422, "412"), (422, "413"),
+        (422, "1235"))),
     Row("postmark", Answers(status=422, code="406", text="inactive recipient"), "target_invalid", code="422/406"),
     Row("postmark", Answers(status=422, code="300", text="Error parsing 'To': Illegal email address 'x'"), "target_invalid"),
     *(Row("postmark", Answers(status=422, code=code), "permanent") for code in ("300", "402", "403", "409", "411")),
@@ -133,7 +141,9 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.service}-{row.answer.status}-{row.answer.code or row.answer.text[:20]}")
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda row: f"{row.service}-{row.answer.status}-{row.answer.code or row.answer.text[:20]}"
+)
 async def test_each_answer_has_its_consequence(row: Row) -> None:
     async with simulated(row.service) as server, client(row.service, server.url) as service:
         server.faults.script([row.answer])
@@ -165,7 +175,9 @@ async def test_an_answer_that_nobody_knows_is_said_to_be_unknown(name: str) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fault", [Hangs(), Hangs(accepts=True), Resets(), Resets(accepts=True)], ids=str)
-async def test_without_an_answer_it_is_ambiguous_and_a_repetition_has_the_same_message_id(name: str, fault: Fault) -> None:
+async def test_without_an_answer_it_is_ambiguous_and_a_repetition_has_the_same_message_id(
+    name: str, fault: Fault
+) -> None:
     async with simulated(name) as server, client(name, server.url) as service:
         server.faults.script([fault])
         outcome = await service.send(mail(), ALICE, deadline_seconds=0.7)

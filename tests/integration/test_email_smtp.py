@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from ops.dev.child import free_port
 from ops.dev.providers.faults import Answers, Hangs, Late, Resets
 from ops.dev.providers.smtp import Scripted, SmtpSimulator
 
-NOW = datetime.datetime(2026, 11, 29, 12, tzinfo=datetime.UTC)
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ALICE = "alice@example.com"
 SENDERS = {"default": Sender(address="news@example.org", name="Example", envelope_from="bounces@example.org")}
 
@@ -38,7 +38,9 @@ def mail(id: str = "order-17", **fields: Any) -> Mail:
 
 @asynccontextmanager
 async def relay(port: int, trust: ssl.SSLContext | None = None, **settings: Any) -> AsyncIterator[SmtpProvider]:
-    provider = SmtpProvider(MailRelay(**{"name": "relay", "host": "127.0.0.1", "port": port, "tls": "none"} | settings), trust)
+    provider = SmtpProvider(
+        MailRelay(**{"name": "relay", "host": "127.0.0.1", "port": port, "tls": "none"} | settings), trust
+    )
     try:
         yield provider
     finally:
@@ -91,7 +93,9 @@ async def test_lines_that_are_only_a_dot_or_begin_with_one_do_not_end_the_mail(s
     assert server.log.messages()[0].shown["text"].split() == [".", *text.split()]
 
 
-@pytest.mark.parametrize("row", [row for row in table().rows if row.stages[:1] != ("auth",)], ids=lambda row: row.example[:50])
+@pytest.mark.parametrize(
+    "row", [row for row in table().rows if row.stages[:1] != ("auth",)], ids=lambda row: row.example[:50]
+)
 async def test_each_row_of_the_table_holds_on_the_wire(server: SmtpSimulator, row) -> None:
     stage = row.stages[0] if row.stages else "rcpt"
     code, _, text = row.example.partition(" ")
@@ -175,7 +179,15 @@ async def test_whoever_waits_in_vain_for_a_connection_is_not_the_relays_fault(se
 
 async def test_one_whose_address_cannot_be_is_not_even_asked_for(server: SmtpSimulator) -> None:
     async with relay(server.port) as provider:
-        for address in ("", "nobody", "a b@example.com", "a@b\r\nRCPT TO:<c@d.example>", "<a@b.example>", "ü@example.com", "a@-"):
+        for address in (
+            "",
+            "nobody",
+            "a b@example.com",
+            "a@b\r\nRCPT TO:<c@d.example>",
+            "<a@b.example>",
+            "ü@example.com",
+            "a@-",
+        ):
             outcome = await sent(provider, address)
             assert (outcome.kind, outcome.code) == ("permanent", "address"), "and nobody is suppressed"
     assert server.connections == 0
@@ -201,7 +213,9 @@ async def test_a_login_goes_over_tls(authority, implicit: bool) -> None:
 
 @pytest.mark.parametrize("trouble", ["stranger", "name", "none"])
 async def test_without_the_right_certificate_nothing_is_sent(authority, trouble: str) -> None:
-    tls = {"stranger": certificate(trustme.CA()), "name": certificate(authority, "other.example"), "none": None}[trouble]
+    tls = {"stranger": certificate(trustme.CA()), "name": certificate(authority, "other.example"), "none": None}[
+        trouble
+    ]
     async with SmtpSimulator(tls=tls) as server, relay(server.port, trust(authority), tls="starttls") as provider:
         outcome = await sent(provider)
         assert (outcome.kind, outcome.elsewhere) == ("transient", True)

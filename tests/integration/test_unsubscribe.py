@@ -29,7 +29,9 @@ def directory(gateway: TestGateway) -> Directory:
     return gateway.context.directory
 
 
-def link(gateway: TestGateway, category: str = "news", *, user: str = "alice", tenant: str = "acme", channel: str = "email") -> str:
+def link(
+    gateway: TestGateway, category: str = "news", *, user: str = "alice", tenant: str = "acme", channel: str = "email"
+) -> str:
     what = Unsubscription(tenant=tenant, user=user, channel=channel, category=category)
     return f"{gateway.url}/u/{Tokens(SECRETS).make(what)}"
 
@@ -65,7 +67,15 @@ async def test_the_page_has_a_button_no_script_and_is_kept_nowhere(gateway: Test
     assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
-@pytest.mark.parametrize("change", [lambda url: url[:-1], lambda url: url + "A", lambda url: url.rpartition("/")[0] + "/" + "A" * 60, lambda url: url + "%00"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda url: url[:-1],
+        lambda url: url + "A",
+        lambda url: url.rpartition("/")[0] + "/" + "A" * 60,
+        lambda url: url + "%00",
+    ],
+)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_link_of_nobodys_is_none(gateway: TestGateway, method: str, change: Any) -> None:
     async with gateway.http.request(method, change(link(gateway))) as response:
@@ -96,6 +106,5 @@ async def test_who_is_gone_gets_no_mail_anyway(gateway: TestGateway) -> None:
 
 
 async def test_a_gateway_without_secrets_knows_no_link(nats_server: NatsServer, postgres: str) -> None:
-    async with gateway_on(nats_server, postgres_url=postgres) as gateway:
-        async with gateway.http.post(link(gateway)) as response:
-            assert response.status == 404
+    async with gateway_on(nats_server, postgres_url=postgres) as gateway, gateway.http.post(link(gateway)) as response:
+        assert response.status == 404

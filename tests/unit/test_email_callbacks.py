@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from engine.channels.channel import Outcome
 from engine.channels.email.bounces import SOFT_BOUNCES_MAX, SOFT_SUPPRESSED, SOFT_WINDOW, suppression_of
-from engine.channels.email.callbacks import Report, is_authorized, is_signed_by_sendgrid, of_postmark, of_sendgrid, of_ses
+from engine.channels.email.callbacks import (
+    Report,
+    is_authorized,
+    is_signed_by_sendgrid,
+    of_postmark,
+    of_sendgrid,
+    of_ses,
+)
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ALICE = "alice@example.com"
@@ -35,11 +42,27 @@ def ses_bounce(kind: str, sub: str, diagnostic: str | None = None, status: str |
 
 
 def sendgrid(event: str, **fields: Any) -> list[dict[str, Any]]:
-    return [{"email": ALICE, "timestamp": 1_796_040_000, "event": event, "sg_event_id": "e1", "sg_message_id": "m17.filter01.1", **fields}]
+    return [
+        {
+            "email": ALICE,
+            "timestamp": 1_796_040_000,
+            "event": event,
+            "sg_event_id": "e1",
+            "sg_message_id": "m17.filter01.1",
+            **fields,
+        }
+    ]
 
 
 def postmark(record: str, **fields: Any) -> dict[str, Any]:
-    return {"RecordType": record, "MessageID": "p-17", "ID": 42, "Email": ALICE, "BouncedAt": "2026-11-29T12:00:00Z", **fields}
+    return {
+        "RecordType": record,
+        "MessageID": "p-17",
+        "ID": 42,
+        "Email": ALICE,
+        "BouncedAt": "2026-11-29T12:00:00Z",
+        **fields,
+    }
 
 
 HARD = ("failed", "target_invalid", False)
@@ -71,7 +94,8 @@ def test_what_ses_reports(notification: dict[str, Any], expected: tuple[str, str
 
 
 @pytest.mark.parametrize(("events", "expected"), [
-    (sendgrid("bounce", type="bounce", status="5.1.1", reason="550 5.1.1 The email account that you tried to reach does not exist."), HARD),
+    (sendgrid("bounce", type="bounce", status="5.1.1",
+        reason="550 5.1.1 The email account that you tried to reach does not exist."), HARD),
     (sendgrid("bounce", type="bounce", status="5.0.0", reason="550 No such user"), HARD),
     (sendgrid("bounce", type="bounce", status="5.1.1"), HARD),
     (sendgrid("bounce", type="bounce"), HARD),
@@ -122,8 +146,10 @@ def assert_says(report: Report, expected: tuple[str, str | None, bool | None], p
     assert ALICE not in repr(report)
 
 
-@pytest.mark.parametrize("events", [sendgrid("processed"), sendgrid("deferred", response="450"), sendgrid("open"), sendgrid("click"), [], {}, None, [None, 1, "x"],
-                                    [{"event": "bounce"}], sendgrid("bounce", sg_message_id=None), sendgrid("bounce", email=7)])  # fmt: skip
+@pytest.mark.parametrize("events", [sendgrid("processed"), sendgrid("deferred", response="450"), sendgrid("open"),
+    sendgrid("click"), [], {}, None, [None, 1, "x"],
+                                    [{"event": "bounce"}], sendgrid("bounce", sg_message_id=None), sendgrid("bounce",
+                                        email=7)])  # fmt: skip
 def test_what_ends_nothing_or_names_nobody_is_no_report(events: object) -> None:
     assert of_sendgrid("sendgrid", events) == []
 
@@ -144,7 +170,8 @@ def test_records_that_are_wrong_are_shown_to_somebody() -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["event", "email", "sg_message_id", "timestamp", "RecordType", "MessageID", "Type", "Details", "notificationType", "mail", "messageId", "bounce",
+        st.sampled_from(["event", "email", "sg_message_id", "timestamp", "RecordType", "MessageID", "Type", "Details",
+            "notificationType", "mail", "messageId", "bounce",
                          "bouncedRecipients", "emailAddress", "status", "Email", "reason", "bounceType", "complaint",
                          "complainedRecipients"]), inner, max_size=5),
     max_leaves=20,
@@ -178,7 +205,8 @@ def test_sendgrid_signs_what_it_sends() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"signature": ""}, {"signature": "AAAA"}, {"signature": "é"}, {"timestamp": "1"}, {"timestamp": ""}, {"timestamp": "²"}, {"timestamp": "9" * 400},
+    {"signature": ""}, {"signature": "AAAA"}, {"signature": "é"}, {"timestamp": "1"}, {"timestamp": ""}, {"timestamp": "²"},
+        {"timestamp": "9" * 400},
     {"key": ""}, {"key": "AAAA"}, {"key": base64.b64encode(b"x" * 90).decode()},
 ])  # fmt: skip
 def test_what_is_signed_otherwise_is_refused(change: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -16,19 +16,32 @@ from engine.channels.email.message import Mail
 from engine.channels.email.rota import PROBE_SECONDS, REST_SECONDS, REST_SECONDS_MAX, Rota, together
 from engine.channels.locales import best, fallbacks
 
-NOW = datetime.datetime(2026, 11, 29, 12, tzinfo=datetime.UTC)
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 LAYOUTS = {
     "default": "<html><body>{{ content }}<p>{{ name }} {{ unsubscribe_url }}</p></body></html>",
     "de": "<html><body>{{ content }}<p>Abmelden: {{ unsubscribe_url }}</p></body></html>",
 }
 SENDERS = {
     "default": Sender(address="news@example.org", name="Example"),
-    "shop": Sender(address="hello@shop.example", reply_to="help@shop.example", envelope_from="b@shop.example", layouts=LAYOUTS),
+    "shop": Sender(
+        address="hello@shop.example", reply_to="help@shop.example", envelope_from="b@shop.example", layouts=LAYOUTS
+    ),
 }
 
 
-def rendered(data: dict[str, Any], tenant: str = "t", *, category: str = "", id: str = "order-17", **context: Any) -> Mail:
-    job = Job(id=id, tenant=tenant, user="alice", type="order.shipped", channel="email", first_at=NOW, data=data, category=category)
+def rendered(
+    data: dict[str, Any], tenant: str = "t", *, category: str = "", id: str = "order-17", **context: Any
+) -> Mail:
+    job = Job(
+        id=id,
+        tenant=tenant,
+        user="alice",
+        type="order.shipped",
+        channel="email",
+        first_at=NOW,
+        data=data,
+        category=category,
+    )
     return EmailChannel([], SENDERS).render(job, Context(now=NOW, **context))
 
 
@@ -39,7 +52,10 @@ def test_a_type_without_a_template_says_what_its_data_says() -> None:
     assert '<a href="https://example.com/p?a=1&amp;b=2"' in mail.html
 
 
-@pytest.mark.parametrize(("data", "subject"), [({"text": "Hi"}, "Hi"), ({"body": "Hi"}, "Hi"), ({}, "order.shipped"), ({"order": 1}, "order.shipped")])
+@pytest.mark.parametrize(
+    ("data", "subject"),
+    [({"text": "Hi"}, "Hi"), ({"body": "Hi"}, "Hi"), ({}, "order.shipped"), ({"order": 1}, "order.shipped")],
+)
 def test_it_says_something_whatever_there_is(data: dict[str, Any], subject: str) -> None:
     mail = rendered(data)
     assert mail.subject == subject
@@ -57,7 +73,11 @@ def test_a_value_is_shown_and_means_nothing() -> None:
 
 
 def test_a_template_has_its_parts() -> None:
-    parts = {"subject": "{{ data.n }} parcels", "body": "You have **{{ data.n }}**.", "html": "<h1>{{ data.n }}</h1><script>x</script>"}
+    parts = {
+        "subject": "{{ data.n }} parcels",
+        "body": "You have **{{ data.n }}**.",
+        "html": "<h1>{{ data.n }}</h1><script>x</script>",
+    }
     mail = rendered({"n": "3 <"}, template=parts)
     assert mail.subject == "3 < parcels"
     assert mail.text == "You have 3 <.\n"
@@ -75,7 +95,11 @@ def test_a_template_that_cannot_say_it_sends_nothing(parts: dict[str, str]) -> N
 
 def test_a_tenant_has_its_own_name_and_clothes() -> None:
     mail = rendered({"text": "Hi"}, "shop", unsubscribe_url="https://seamark.example/u/x", category="orders")
-    assert (mail.sender, mail.reply_to, mail.envelope_from) == ("hello@shop.example", "help@shop.example", "b@shop.example")
+    assert (mail.sender, mail.reply_to, mail.envelope_from) == (
+        "hello@shop.example",
+        "help@shop.example",
+        "b@shop.example",
+    )
     assert mail.html.startswith("<html><body><p>Hi</p>")
     assert mail.list_id == "orders.shop.shop.example"
     assert mail.message_id.endswith("@shop.example")
@@ -153,7 +177,8 @@ async def send(channel: EmailChannel, seconds: float = 10.0) -> Outcome:
     return await channel.send(rendered({"text": "Hi"}), "alice@example.com", key="k", deadline_seconds=seconds)
 
 
-@pytest.mark.parametrize(("said", "kind"), [([WRONG, AWAY], "transient"), ([AWAY, WRONG], "transient"), ([WRONG, FULL], "throttled"),
+@pytest.mark.parametrize(("said", "kind"), [([WRONG, AWAY], "transient"), ([AWAY, WRONG], "transient"), ([WRONG, FULL],
+    "throttled"),
                                             ([WRONG, WRONG], "config"), ([FULL, AWAY], "transient")])  # fmt: skip
 async def test_if_none_can_the_most_hopeful_word_counts(said: list[Outcome], kind: str) -> None:
     outcome = await send(EmailChannel([Told("a", said[0]), Told("b", said[1])], SENDERS))

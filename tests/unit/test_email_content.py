@@ -27,7 +27,22 @@ class Seen(HTMLParser):
 def assert_harmless(html: str) -> None:
     seen = Seen()
     seen.feed(html)
-    assert not seen.tags & {"script", "style", "iframe", "object", "embed", "form", "input", "meta", "base", "link", "svg", "math", "title", "button"}
+    assert not seen.tags & {
+        "script",
+        "style",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "input",
+        "meta",
+        "base",
+        "link",
+        "svg",
+        "math",
+        "title",
+        "button",
+    }
     for name, value in seen.attributes:
         assert not name.startswith("on"), name
         if name in ("href", "src"):
@@ -52,8 +67,8 @@ HOSTILE = [
     "<p style='background:url(https://evil)'>", "<p style='background-color:url(https://evil)'>",
     "<p style='color:expression(alert(1))'>",
     "<p style='color:\\75rl(https://evil)'>", "<p style='position:fixed;top:0'>", "<p style='@import \"https://evil\"'>",
-    "<math><mtext><table><mglyph><style><!--</style><img title=\"--&gt;&lt;img src=1 onerror=alert(1)&gt;\">",
-    "<noscript><p title=\"</noscript><img src=x onerror=alert(1)>\">", "<img srcset='https://evil 1x'>",
+    '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(1)&gt;">',
+    '<noscript><p title="</noscript><img src=x onerror=alert(1)>">', "<img srcset='https://evil 1x'>",
     "<table background=https://evil>",
     "<!--[if mso]><script>alert(1)</script><![endif]-->", "<title>gone</title>", "<img src='cid:x'>", "<p id=x name=y>",
     "<a target=_top href=x>",
@@ -67,7 +82,12 @@ def test_html_is_disarmed(html: str) -> None:
     assert_harmless(html_and_text(f"- {html}\n\n# {html}")[0])
 
 
-@given(st.lists(st.sampled_from([*HOSTILE, "<", ">", '"', "'", "<p ", "style=", "href=", "--", "&#x6a;", "\x00", "a"]), max_size=8).map("".join))
+@given(
+    st.lists(
+        st.sampled_from([*HOSTILE, "<", ">", '"', "'", "<p ", "style=", "href=", "--", "&#x6a;", "\x00", "a"]),
+        max_size=8,
+    ).map("".join)
+)
 def test_pieces_put_together_are_disarmed_as_well(html: str) -> None:
     once = sanitized(html)
     assert_harmless(once)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.channels.email.message import (
 )
 from engine.channels.email.unsubscribe import TokenRefused, Tokens, Unsubscription
 
-NOW = datetime.datetime(2026, 11, 29, 12, tzinfo=datetime.UTC)
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 WHAT = Unsubscription(tenant="t", user="alice@example.com", channel="email", category="news")
 NAMES = ["Date", "From", "To", "Subject", "Message-ID", "Auto-Submitted", "List-Id", "List-Unsubscribe", "List-Unsubscribe-Post",
          "MIME-Version", "Content-Type"]  # fmt: skip
@@ -132,7 +132,10 @@ def test_a_domain_is_written_in_ascii(address: str, written: str) -> None:
 
 
 @pytest.mark.parametrize("member", ["sender", "reply_to", "message_id", "list_id", "unsubscribe_url"])
-@pytest.mark.parametrize("text", ["a@example.com\r\nBcc: b@example.com", "ü", "https://x.example/>\r\nX: y", "https://x.example/" + "a" * 2000])
+@pytest.mark.parametrize(
+    "text",
+    ["a@example.com\r\nBcc: b@example.com", "ü", "https://x.example/>\r\nX: y", "https://x.example/" + "a" * 2000],
+)
 def test_what_only_the_configuration_can_get_wrong_is_refused(member: str, text: str) -> None:
     with pytest.raises(ValueError, match=r"header|link"):
         to_bytes(mail(**{member: text}), "alice@example.com")
@@ -225,7 +228,10 @@ def test_what_nobody_has_made_is_refused_and_breaks_nothing(token: str) -> None:
         Tokens(SECRETS).read(token)
 
 
-@pytest.mark.parametrize("change", [lambda token: token + "A", lambda token: token[:-1], lambda token: token + "=", lambda token: token.swapcase()])
+@pytest.mark.parametrize(
+    "change",
+    [lambda token: token + "A", lambda token: token[:-1], lambda token: token + "=", lambda token: token.swapcase()],
+)
 def test_a_token_has_one_spelling(change) -> None:
     with pytest.raises(TokenRefused):
         Tokens(SECRETS).read(change(Tokens(SECRETS).make(WHAT)))

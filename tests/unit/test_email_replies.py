@@ -81,7 +81,9 @@ TEXTS = st.one_of(st.text(max_size=80), st.sampled_from([said.reply.text for sai
 
 @given(code=st.integers(500, 599), subject=st.sampled_from("3467"), detail=st.integers(0, 999), text=TEXTS,
        stage=st.sampled_from(get_args(Stage)))  # fmt: skip
-def test_no_text_makes_a_word_about_policy_or_network_one_about_the_recipient(code, subject, detail, text, stage) -> None:
+def test_no_text_makes_a_word_about_policy_or_network_one_about_the_recipient(
+    code, subject, detail, text, stage
+) -> None:
     reply = parse(code, f"5.{subject}.{detail} {text}")
     if (code, reply.enhanced) != (525, "7.13"):
         assert classify(reply, stage).kind != "target_invalid"

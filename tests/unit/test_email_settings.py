@@ -39,12 +39,16 @@ async def test_each_kind_becomes_a_provider_in_the_order_of_the_file(folder: Pat
     channel = email_channel(email_settings({"providers": providers, "senders": SENDERS}), folder)
     assert [provider.name for provider in channel._providers] == list(providers)
     assert (channel._providers[0]._relay.port, channel._providers[4]._relay.port) == (587, 25)
-    assert "s3cret" not in repr(vars(channel._providers[0])) + repr(vars(channel._providers[1])) + repr(vars(channel._providers[2]))
+    assert "s3cret" not in repr(vars(channel._providers[0])) + repr(vars(channel._providers[1])) + repr(
+        vars(channel._providers[2])
+    )
     await channel.close()
 
 
 async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> None:
-    (shown,) = (block.text for block in blocks() if block.document == "docs/email.md" and "[email.providers" in block.text)
+    (shown,) = (
+        block.text for block in blocks() if block.document == "docs/email.md" and "[email.providers" in block.text
+    )
     for name in ("smtp.password", "postmark.token"):
         (folder / name).write_text("s3cret")
     (folder / "layout.de.html").write_text("{{ content }}")
@@ -61,7 +65,8 @@ async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> Non
     ({"providers": {"a": {"kind": "smtp"}}}, "host"),
     ({"providers": {"a": {**SMTP, "tls": "none"}}}, "email.providers.a: `tls`"),
     ({"providers": {"a": {**SMTP, "password_file": ""}}}, "email.providers.a: `username` and `password`"),
-    ({"providers": {"a": {**SMTP, "password_file": "nowhere"}}}, "email.providers.a.password_file: .*nowhere cannot be read: No such file"),
+    ({"providers": {"a": {**SMTP, "password_file": "nowhere"}}},
+        "email.providers.a.password_file: .*nowhere cannot be read: No such file"),
     ({"providers": {"a": {**SMTP, "password_file": "picture"}}}, "cannot be read: it is not text"),
     ({"providers": {"a": {**SMTP, "password_file": "empty"}}}, "email.providers.a.password_file must hold the secret"),
     ({"providers": {"a": {**SMTP, "password_file": "two"}}}, "email.providers.a.password_file must hold the secret"),
@@ -70,11 +75,15 @@ async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> Non
     ({"providers": {"a": {"kind": "ses", "region": "EU!", "key_id": "x", "secret_file": "secret"}}}, "region"),
     ({"providers": {"a": {"kind": "postmark", "key_file": "secret", "url": "ftp://x"}}}, "url"),
     ({"senders": {"t": {"address": "nobody"}}}, "email.senders.t: `address` is no e-mail address"),
-    ({"senders": {"t": {"address": "a@b.example", "layout_files": {"de": "broken.html"}}}}, "email.senders.t.layout_files.de: line 1: templates have no assign"),
-    ({"senders": {"t": {"address": "a@b.example", "layout_files": {"de": "without.html"}}}}, "email.senders.t.layout_files.de shows no content"),
+    ({"senders": {"t": {"address": "a@b.example", "layout_files": {"de": "broken.html"}}}},
+        "email.senders.t.layout_files.de: line 1: templates have no assign"),
+    ({"senders": {"t": {"address": "a@b.example", "layout_files": {"de": "without.html"}}}},
+        "email.senders.t.layout_files.de shows no content"),
     ({"senders": {"t": {"address": "a@b.example", "layout_files": {"german": "layout.html"}}}}, "layout_files"),
 ])  # fmt: skip
-async def test_what_cannot_be_is_named_with_the_remedy_and_without_the_secret(folder: Path, change: dict[str, Any], said: str) -> None:
+async def test_what_cannot_be_is_named_with_the_remedy_and_without_the_secret(
+    folder: Path, change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(InvalidSetting, match=said) as refused:
         email_channel(email_settings({"providers": {"a": SMTP}, "senders": SENDERS} | change), folder)
     assert "s3cret" not in str(refused.value)

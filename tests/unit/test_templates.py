@@ -9,7 +9,9 @@ from markdown_it import MarkdownIt
 
 from engine.channels.templates import LOOP_ROUNDS_MAX, OUTPUT_CHARS_MAX, TAGS_MAX, TemplateFailed, check, render
 
-VALUES = {"data": {"name": "Ann", "items": [1, 2], "rows": [{"n": "a"}, {"n": "b"}], "none": None, "on": True, "price": 9.5}}
+VALUES = {
+    "data": {"name": "Ann", "items": [1, 2], "rows": [{"n": "a"}, {"n": "b"}], "none": None, "on": True, "price": 9.5}
+}
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -71,10 +73,12 @@ def test_it_does_nothing_else(text: str) -> None:
     assert "Ann" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["{{ a", "{% if a %}", "{{ }}", "{% nothing %}", "{{ a | }}", "{{ " + "(" * 400 + ")" * 400 + " }}",
+@pytest.mark.parametrize("text", ["{{ a", "{% if a %}", "{{ }}", "{% nothing %}", "{{ a | }}",
+    "{{ " + "(" * 400 + ")" * 400 + " }}",
                                   "{% if a %}" * 60 + "{% endif %}" * 60, "{{ " + "9" * 900 + " }}" * 2,
                                   "{% for a in b %}" * 30 + "{% endfor %}" * 30,
-                                  "{{ a }}" * (TAGS_MAX + 1), "{{ " + "a or " * 300 + "a }}", "{{ -" + "-" * 300 + "1 }}"])  # fmt: skip
+                                  "{{ a }}" * (TAGS_MAX + 1), "{{ " + "a or " * 300 + "a }}",
+                                      "{{ -" + "-" * 300 + "1 }}"])  # fmt: skip
 def test_what_cannot_be_rendered_is_known_before_there_are_values(text: str) -> None:
     with pytest.raises(TemplateFailed):
         check(text)
@@ -119,7 +123,9 @@ def test_a_value_in_markdown_is_text_and_never_a_link_a_picture_or_a_heading(bef
     tokens = parser.parse(render(before + "x{{ v }}x", {"v": value}, escape="markdown"))
     inline = [child.type for token in tokens for child in token.children or []]
     assert set(inline) <= {"text", "softbreak", "hardbreak", "text_special"}
-    expected = {"- ": {"bullet_list_open", "list_item_open"}, "# ": {"heading_open"}, "> ": {"blockquote_open"}}.get(before, set())
+    expected = {"- ": {"bullet_list_open", "list_item_open"}, "# ": {"heading_open"}, "> ": {"blockquote_open"}}.get(
+        before, set()
+    )
     assert {token.type for token in tokens if token.nesting == 1} <= expected | {"paragraph_open"}
 
 

@@ -1,8 +1,8 @@
 """What mail services report later: bounces, complaints, deliveries, wishes to get no more.
 
-Nothing of a request is believed before its sender has proved who it is. Reports come late, twice and in any order; each has an id of its own, by which a second one is recognised. A bounce is judged by
-the words of the server that refused, as if we had heard them ourselves: services put refusals of our reputation among their
-"permanent" ones.
+Nothing of a request is believed before its sender has proved who it is. Reports come late, twice and in any order; each has an
+id of its own, by which a second one is recognised. A bounce is judged by the words of the server that refused, as if we had
+heard them ourselves: services put refusals of our reputation among their "permanent" ones.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Without the address."""
-        return f"Report(id={self.id!r}, provider_id={self.provider_id!r}, state={self.state!r}, outcome={self.outcome!r})"
+        return (
+            f"Report(id={self.id!r}, provider_id={self.provider_id!r}, state={self.state!r}, outcome={self.outcome!r})"
+        )
 
 
 def is_signed_by_sendgrid(body: bytes, *, signature: str, timestamp: str, key: str, now: datetime) -> bool:
@@ -123,7 +125,9 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
         states = []
         for one in map(_dict, _list(said.get("bouncedRecipients"))):
             heard, status = one.get("diagnosticCode"), one.get("status")
-            states.append((one.get("emailAddress"), "failed", _diagnosed(provider, heard, status, _SES.get(named), named)))
+            states.append(
+                (one.get("emailAddress"), "failed", _diagnosed(provider, heard, status, _SES.get(named), named))
+            )
     else:
         return []
     return _reports(provider_id, at, [(f"{kind}/{feedback}", *state) for state in states])
@@ -141,10 +145,14 @@ def of_sendgrid(provider: str, events: object) -> list[Report]:
             state, outcome = "delivered", None
         elif name in ("spamreport", "unsubscribe", "group_unsubscribe"):
             state = "delivered"
-            outcome = Outcome(kind="opted_out", provider=provider, code=COMPLAINED if name == "spamreport" else "unsubscribe")
+            outcome = Outcome(
+                kind="opted_out", provider=provider, code=COMPLAINED if name == "spamreport" else "unsubscribe"
+            )
         elif name == "bounce":
             otherwise = _REFUSED if event.get("type") == "blocked" else _GONE
-            outcome = _diagnosed(provider, reason, event.get("status"), otherwise, f"bounce/{event.get('type', 'bounce')}")
+            outcome = _diagnosed(
+                provider, reason, event.get("status"), otherwise, f"bounce/{event.get('type', 'bounce')}"
+            )
         elif name == "dropped":
             outcome = _stated(provider, _DROPPED.get(_text(reason).lower(), _REFUSED), "dropped")
         else:
@@ -257,16 +265,16 @@ def _stated(provider: str, outcome: Outcome, name: str, *, known: bool = True) -
     return msgspec.structs.replace(outcome, provider=provider, code=outcome.code or name[:64], known=known)
 
 
-def _reports(
-    provider_id: str, at: datetime, said: list[tuple[str, Any, State, Outcome | None]]
-) -> list[Report]:
+def _reports(provider_id: str, at: datetime, said: list[tuple[str, Any, State, Outcome | None]]) -> list[Report]:
     """Reports of those that name a mail and an address, with an id each: made of what they say, the service's own id included."""
     found = []
     for id, address, state, outcome in said[:REPORTS_MAX]:
         whom = _text(address)
         if not provider_id or not whom:
             continue
-        made = hashlib.sha256("\n".join((provider_id, id, whom, state, at.isoformat())).encode("utf-8", "replace")).hexdigest()
+        made = hashlib.sha256(
+            f"{provider_id}\n{id}\n{whom}\n{state}\n{at.isoformat()}".encode("utf-8", "replace")
+        ).hexdigest()
         found.append(Report(id=made, provider_id=provider_id, address=whom, state=state, outcome=outcome, at=at))
     return found
 

@@ -34,7 +34,8 @@ _TAGS: Final = {
 }  # fmt: skip
 
 _BOX: Final = {
-    "align", "bgcolor", "border", "cellpadding", "cellspacing", "class", "dir", "height", "lang", "role", "style", "valign", "width",
+    "align", "bgcolor", "border", "cellpadding", "cellspacing", "class", "dir", "height", "lang", "role", "style",
+    "valign", "width",
 }  # fmt: skip
 _ATTRIBUTES: Final = {
     "*": _BOX,

@@ -22,7 +22,9 @@ SUBJECT_CHARS_MAX: Final = 300
 
 NAME_CHARS_MAX: Final = 100
 
-_UNSEEN: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ud800-\udfff\ufff0-\uffff]+")
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x20\x7f-\xa0\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ud800-\udfff\ufff0-\uffff]+"
+)
 """Controls, line ends of all kinds, and characters that show nothing or turn the direction of what follows."""
 
 _PLAIN: Final = re.compile(r"[\x20-\x7e]*")

@@ -141,7 +141,9 @@ class Ses(Service):
             code = "MessageRejected/NotVerified"
         elif code == "TooManyRequests" and "quota" in said:
             code = "TooManyRequests/Quota"
-        elif code == "BadRequest" and ("illegal address" in said or "missing final '@domain'" in said or "local address" in said):
+        elif code == "BadRequest" and (
+            "illegal address" in said or "missing final '@domain'" in said or "local address" in said
+        ):
             code = "BadRequest/To"
         code = code if _CODE.fullmatch(code.replace("/", "")) else ""
         return SES.judged(self.name, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))

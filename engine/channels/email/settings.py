@@ -121,7 +121,9 @@ def email_settings(table: Mapping[str, object]) -> EmailSettings:
         raise InvalidSetting(f"email: {error}") from error
     if not found.providers or not found.senders:
         missing = "senders" if found.providers else "providers"
-        raise InvalidSetting(f"email.{missing}: there are none; write [email.{missing}.<name>], or leave out all of [email]")
+        raise InvalidSetting(
+            f"email.{missing}: there are none; write [email.{missing}.<name>], or leave out all of [email]"
+        )
     return found
 
 

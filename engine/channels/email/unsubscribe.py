@@ -52,7 +52,9 @@ class Tokens:
 
     def __init__(self, secrets: Sequence[str]) -> None:
         if not secrets or any(len(secret) < SECRET_CHARS_MIN for secret in secrets):
-            raise ValueError(f"secrets of unsubscribe links need {SECRET_CHARS_MIN} characters: try `openssl rand -base64 48`")
+            raise ValueError(
+                f"secrets of unsubscribe links need {SECRET_CHARS_MIN} characters: try `openssl rand -base64 48`"
+            )
         self._ciphers = [AESSIV(hashlib.sha512(_PURPOSE + secret.encode()).digest()) for secret in secrets]
 
     def make(self, what: Unsubscription) -> str:

@@ -60,7 +60,9 @@ class SesSimulator(MailService):
     async def _send(self, request: web.Request) -> web.Response:
         body = await request.read()
         if not self._is_ours(request, body):
-            return self.refusal(Answers(status=403, code="InvalidSignatureException", text="The signature does not match"))
+            return self.refusal(
+                Answers(status=403, code="InvalidSignatureException", text="The signature does not match")
+            )
         try:
             sent = msgspec.json.decode(body)
             (to,) = sent["Destination"]["ToAddresses"]
@@ -116,7 +118,9 @@ class SendGridSimulator(MailService):
 
     async def _send(self, request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {self._key}":
-            return self.refusal(Answers(status=401, text="The provided authorization grant is invalid, expired, or revoked"))
+            return self.refusal(
+                Answers(status=401, text="The provided authorization grant is invalid, expired, or revoked")
+            )
         sent = await request.json()
         to = sent["personalizations"][0]["to"][0]["email"]
         if _ADDRESS.fullmatch(to) is None:
@@ -165,7 +169,9 @@ class PostmarkSimulator(MailService):
         sent = await request.json()
         to = sent["To"]
         if _ADDRESS.fullmatch(to) is None:
-            return self.refusal(Answers(status=422, code="300", text=f"Error parsing 'To': Illegal email address '{to}'"))
+            return self.refusal(
+                Answers(status=422, code="300", text=f"Error parsing 'To': Illegal email address '{to}'")
+            )
         if to in self.inactive:
             said = f"You tried to send to a recipient that has been marked as inactive. Found inactive addresses: {to}."
             return self.refusal(Answers(status=422, code="406", text=said))

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
@@ -94,7 +94,7 @@ class SmtpSimulator:
                 connection.cut()
             await self._server.wait_closed()
 
-    async def __aenter__(self) -> SmtpSimulator:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -136,10 +136,9 @@ class SmtpSimulator:
         return f"S{self.log.accepted - 1:08d}"
 
     def _is_ours(self, _server: Any, _session: Any, _envelope: Any, mechanism: str, data: Any) -> AuthResult:
-        known = (
-            isinstance(data, LoginPassword)
-            and self._accounts.get(data.login.decode("utf-8", "replace")) == data.password.decode("utf-8", "replace")
-        )
+        known = isinstance(data, LoginPassword) and self._accounts.get(
+            data.login.decode("utf-8", "replace")
+        ) == data.password.decode("utf-8", "replace")
         return AuthResult(success=known, handled=False, message=None if known else "535 5.7.8 Authentication failed")
 
 
