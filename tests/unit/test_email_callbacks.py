@@ -167,15 +167,14 @@ def test_records_that_are_wrong_are_shown_to_somebody() -> None:
     assert report.outcome.alarm
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["event", "email", "sg_message_id", "timestamp", "RecordType", "MessageID", "Type", "Details",
-            "notificationType", "mail", "messageId", "bounce",
-                         "bouncedRecipients", "emailAddress", "status", "Email", "reason", "bounceType", "complaint",
-                         "complainedRecipients"]), inner, max_size=5),
-    max_leaves=20,
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+MEMBERS = st.sampled_from(
+    ["event", "email", "sg_message_id", "timestamp", "RecordType", "MessageID", "Type", "Details", "mail", "messageId", "bounce",
+     "bouncedRecipients", "emailAddress", "status", "Email", "reason", "bounceType", "complaint", "complainedRecipients"]
 )  # fmt: skip
+INNER = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(MEMBERS, SCALARS, max_size=4)
+OUTER = INNER | st.lists(INNER, max_size=3) | st.dictionaries(MEMBERS, INNER, max_size=5)
+JSON = OUTER | st.lists(OUTER, max_size=3) | st.dictionaries(MEMBERS, OUTER, max_size=5)
 
 
 @given(JSON)

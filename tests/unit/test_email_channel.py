@@ -110,6 +110,12 @@ def test_the_layout_is_in_the_users_language_or_the_nearest_there_is(locale: str
     assert ("Abmelden" in rendered({"text": "Hi"}, "shop", locale=locale).html) == german
 
 
+def test_a_senders_domain_may_be_written_in_any_letters() -> None:
+    job = Job(id="1", tenant="t", user="u", type="a", channel="email", first_at=NOW)
+    mail = EmailChannel([], {"t": Sender(address="News@Example.ORG")}).render(job, Context(now=NOW))
+    assert (mail.sender, mail.message_id.rpartition("@")[2]) == ("News@Example.ORG", "example.org")
+
+
 def test_a_tenant_for_which_nobody_sends_is_an_error_of_the_configuration() -> None:
     job = Job(id="1", tenant="t", user="u", type="a", channel="email", first_at=NOW)
     with pytest.raises(Unsendable) as refused:

@@ -75,7 +75,7 @@ def test_it_does_nothing_else(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["{{ a", "{% if a %}", "{{ }}", "{% nothing %}", "{{ a | }}",
     "{{ " + "(" * 400 + ")" * 400 + " }}",
-                                  "{% if a %}" * 60 + "{% endif %}" * 60, "{{ " + "9" * 900 + " }}" * 2,
+                                  "{% if a %}" * 60 + "{% endif %}" * 60,
                                   "{% for a in b %}" * 30 + "{% endfor %}" * 30,
                                   "{{ a }}" * (TAGS_MAX + 1), "{{ " + "a or " * 300 + "a }}",
                                       "{{ -" + "-" * 300 + "1 }}"])  # fmt: skip
@@ -84,9 +84,8 @@ def test_what_cannot_be_rendered_is_known_before_there_are_values(text: str) -> 
         check(text)
 
 
-def test_a_number_of_absurd_length_is_refused_and_not_computed() -> None:
-    with pytest.raises(TemplateFailed):
-        render("{{ data.n | int }}", {"data": {"n": "9" * 5000}})
+def test_a_number_of_absurd_length_is_not_computed() -> None:
+    assert render("{{ data.n | int }}", {"data": {"n": "9" * 5000}}) == "0"
 
 
 @pytest.mark.parametrize(("text", "values"), [

@@ -78,7 +78,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def domain(self) -> str:
         """Of whom ids of messages and of lists are."""
-        return ascii_address(self.address).rpartition("@")[2]
+        return ascii_address(self.address).rpartition("@")[2].lower()
 
 
 class EmailChannel:

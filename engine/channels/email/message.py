@@ -35,7 +35,8 @@ _ADDRESS: Final = re.compile(
 )
 _LABEL: Final = re.compile(r"[^a-z0-9]+")
 _URL: Final = re.compile(r"https?://[\x21-\x3b\x3d\x3f-\x7e]+")
-_MESSAGE_ID: Final = re.compile(r"[a-z0-9]+@[a-z0-9.-]+")
+_MESSAGE_ID: Final = re.compile(r"[a-z0-9]{1,64}@[a-z0-9.-]{1,253}")
+_LIST_ID: Final = re.compile(r"[a-z0-9.-]{1,400}")
 
 URL_CHARS_MAX: Final = 900
 """A line may have 998 characters (RFC 5322), and an address has no blank to break it at."""
@@ -114,7 +115,7 @@ def headers_of(mail: Mail) -> dict[str, str]:
     """
     headers = {"Message-ID": f"<{_checked(_MESSAGE_ID, mail.message_id)}>", "Auto-Submitted": "auto-generated"}
     if mail.list_id:
-        headers["List-Id"] = f"<{_checked(_PLAIN, mail.list_id)}>"
+        headers["List-Id"] = f"<{_checked(_LIST_ID, mail.list_id)}>"
     if mail.unsubscribe_url:
         if len(mail.unsubscribe_url) > URL_CHARS_MAX:
             raise ValueError(f"an unsubscribe link may have {URL_CHARS_MAX} characters")
@@ -187,7 +188,8 @@ def _encoded(text: str) -> str:
 
 def _folded(name: str, value: str) -> str:
     """A value in lines of at most 78 characters where it has blanks to break at, as readers put them together again."""
-    lines, line = [], ""
+    lines: list[str] = []
+    line = ""
     for word in value.split(" "):
         room = 76 - (0 if lines else len(name) + 2)
         if line and len(line) + 1 + len(word) > room:
