@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, cast
 
 import msgspec
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
@@ -198,7 +198,7 @@ class _Connection(SMTP):
             raw = self.transport.get_extra_info("socket")
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-            self.transport.abort()
+            cast("asyncio.Transport", self.transport).abort()
 
     async def meet(self, fault: Fault) -> str:
         """Do what a fault says; what is left to be said, "" for nothing."""
