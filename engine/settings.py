@@ -75,6 +75,9 @@ class Settings:
     """`iss` that tokens must carry; unset: not checked."""
     jwt_audience: str | None = None
     """`aud` that tokens must carry; unset: not checked."""
+    unsubscribe_secrets: Secret | None = None
+    """Secrets of the links in mails by which people unsubscribe, separated by blanks: the first makes them, all are good. One
+    that is taken away ends its links."""
     origins: tuple[str, ...] = ()
     """Web origins that may open sessions, exactly as browsers send them, separated by commas."""
     gateway_host: str = "127.0.0.1"

@@ -11,6 +11,7 @@ from engine.broker.health import BrokerHealth
 from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.cancels import Cancels
+from engine.channels.email.unsubscribe import Tokens
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -70,6 +71,7 @@ class Context:
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS_PER_MINUTE))
     proxies: Proxies = field(default_factory=Proxies)
     cancels: Cancels | None = None
+    unsubscribing: Tokens | None = None
     broadcast_rate: Buckets = field(default_factory=lambda: Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST))
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)

@@ -45,6 +45,7 @@ class GatewayOptions:
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.
         trusted_proxies: networks of proxies that are believed when they name the client's address.
+        unsubscribe_secrets: of the links in mails, the newest first; none: no link is served.
         tenant_state_percent: how much of each log a tenant's users may fill with read and archive records.
         trace_url: where a trace can be looked at, with `{trace_id}` in it; None: proofs have no link.
         times: deadlines of a session.
@@ -68,6 +69,7 @@ class GatewayOptions:
     sessions_at_most: int = SESSIONS_PER_PROCESS
     handshakes_per_minute: int = 0
     trusted_proxies: tuple[str, ...] = ()
+    unsubscribe_secrets: tuple[str, ...] = ()
     tenant_state_percent: float = STATE_SHARE_PERCENT
     trace_url: str | None = None
     times: Times = Times()

@@ -17,6 +17,7 @@ from engine.broker.health import BrokerHealth, watched
 from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
 from engine.cancels import Cancels, watching
+from engine.channels.email.unsubscribe import Tokens
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -152,6 +153,13 @@ def _keys(options: GatewayOptions) -> Keys:
     raise InvalidSetting("set exactly one of SEAMARK_JWT_SECRET (development) and SEAMARK_JWKS_URL")
 
 
+def _unsubscribing(options: GatewayOptions) -> Tokens | None:
+    try:
+        return Tokens(options.unsubscribe_secrets) if options.unsubscribe_secrets else None
+    except ValueError as error:
+        raise InvalidSetting(f"SEAMARK_UNSUBSCRIBE_SECRETS: {error}") from error
+
+
 async def _api_keys(options: GatewayOptions, url: str) -> ApiKeys:
     addresses_differ = options.handshakes_per_minute > 0 or options.trusted_proxies
     guesses = API_KEY_GUESSES_PER_MINUTE if addresses_differ else 0
@@ -236,6 +244,7 @@ async def _context(
             proxies=proxies,
             cancels=cancels,
             trace_url=options.trace_url,
+            unsubscribing=_unsubscribing(options),
         )
         async with _working(context, live, options):
             yield context

@@ -59,6 +59,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         scope: of a `throttled` or `config` outcome, what has to wait.
         retry_after_seconds: how long the provider wants us to wait.
         target_invalid_at: the target was already none at this time: one that was registered later is left alone.
+        suppress_seconds: of an address that is `target_invalid`, how long it gets nothing; None: until somebody lifts it.
+        soft_bounce: the address took nothing this time, which is no proof: too many of these suppress it for some days.
         retries_max: how often this may be tried again in all, where the provider's contract allows less than the channel.
         elsewhere: the next attempt goes to another provider, if there is one.
         alarm: a person has to look at it although nothing is stopped, as at texts that carriers filter.
@@ -74,6 +76,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scope: Scope = "message"
     retry_after_seconds: float | None = None
     target_invalid_at: datetime | None = None
+    suppress_seconds: float | None = None
+    soft_bounce: bool = False
     retries_max: int | None = None
     elsewhere: bool = False
     alarm: bool = False

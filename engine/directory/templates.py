@@ -1,6 +1,7 @@
 """Templates of a tenant: what a type says by a channel in a language. Versions are kept; at most one of them is active.
 
-They are only stored and checked here. A version never changes, so whoever renders it may remember it under its number.
+They are only stored and checked here; `engine.channels.templates` renders them. A version never changes, so whoever renders it
+may remember it under its number.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from engine.channels.templates import TemplateFailed, check
 from engine.directory.changes import Change
 from engine.directory.changing import check_version
 from engine.limits import TEMPLATE_BYTES_MAX, TEMPLATE_VERSIONS_MAX
@@ -109,6 +111,10 @@ def _check_text(name: str, text: str) -> None:
     left = _OPENING.search(_WHOLE.sub("", text))
     if left is not None:
         raise ValueError(f"`parts.{name}`: a {left[0]} is not closed")
+    try:
+        check(text)
+    except TemplateFailed as error:
+        raise ValueError(f"`parts.{name}`: {error}") from error
 
 
 _COLUMNS: Final = "type, channel, locale, version, active, made_at, parts"

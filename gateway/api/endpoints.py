@@ -46,6 +46,7 @@ from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_d
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
 from gateway.api.transactions import cancel_transaction
 from gateway.api.types import get_type, list_types, remove_type, replace_type
+from gateway.api.unsubscribe import unsubscribe, unsubscribe_page
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
 from gateway.api.webhooks import (
     get_webhook,
@@ -99,6 +100,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     list_suppressions,
     search_suppressions,
     lift,
+    unsubscribe_page,
+    unsubscribe,
     make_webhook,
     list_webhooks,
     get_webhook,

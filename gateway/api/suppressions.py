@@ -78,7 +78,7 @@ class IdQuery(msgspec.Struct, frozen=True):
 async def suppress(call: Call[Service, None, SuppressionsBody]) -> Suppressed:
     """Suppress addresses. What is suppressed already gets the new reason and end; only a legal opt-out (`opted_out`) stays."""
     new, tenant = call.body.suppressions, call.principal.tenant
-    async with _changing(call.context, tenant, [(one.channel, one.address) for one in new]) as connection:
+    async with changing_suppressions(call.context, tenant, [(one.channel, one.address) for one in new]) as connection:
         return Suppressed(await put_suppressions(connection, tenant, new))
 
 
@@ -113,12 +113,12 @@ async def lift(call: Call[Service, IdQuery, None]) -> Deletion:
         found = await find_suppression(connection, tenant, id)
     if found is None:
         return Deletion(False)
-    async with _changing(call.context, tenant, [(found.channel, found.address)]) as connection:
+    async with changing_suppressions(call.context, tenant, [(found.channel, found.address)]) as connection:
         return Deletion(await lift_suppression(connection, tenant, id) is not None)
 
 
 @asynccontextmanager
-async def _changing(
+async def changing_suppressions(
     context: Context, tenant: str, addresses: Sequence[tuple[Addressed, str]]
 ) -> AsyncIterator[Connection]:
     """A transaction that changes suppressions of these addresses, and with them the profiles of users who have one."""

@@ -74,6 +74,9 @@ def _options(settings: Settings) -> GatewayOptions:
         dev_api_key=settings.dev_api_key.reveal() if settings.dev_api_key else None,
         handshakes_per_minute=settings.handshakes_per_minute,
         trusted_proxies=settings.trusted_proxies,
+        unsubscribe_secrets=tuple(settings.unsubscribe_secrets.reveal().split())
+        if settings.unsubscribe_secrets
+        else (),
         tenant_state_percent=settings.tenant_state_percent,
         trace_url=settings.trace_url,
     )

@@ -57,6 +57,9 @@ def test_a_template_has_the_parts_of_its_channel(channel: str, parts: dict[str, 
     ("sms", {"body": "{{ name"}, "not closed"),
     ("sms", {"body": "{% if x"}, "not closed"), ("sms", {"body": "a {# b"}, "not closed"),
     ("sms", {"body": "é" * 52_000}, "bytes"),
+    ("sms", {"body": "ok\n{{ data.x() }}"}, "parts.body`: line 2: templates have no call"),
+    ("sms", {"body": "{% if a %}"}, "parts.body`: line 1"),
+    ("push", {"body": "x", "title": "{{ a | nothing }}"}, "parts.title`: .*nothing"),
 ])  # fmt: skip
 def test_what_cannot_be_a_template_is_refused_with_the_part(channel: str, parts: dict[str, str], why: str) -> None:
     with pytest.raises(ValueError, match=why):

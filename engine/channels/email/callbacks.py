@@ -1,0 +1,302 @@
+"""What mail services report later: bounces, complaints, deliveries, wishes to get no more.
+
+Nothing of a request is believed before its sender has proved who it is. Reports come late, twice and in any order; each has an
+id of its own, by which a second one is recognised. A bounce is judged by the words of the server that refused, as if we had
+heard them ourselves: services put refusals of our reputation among their "permanent" ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from engine.channels.channel import Outcome, OutcomeKind
+from engine.channels.email.bounces import COMPLAINED
+from engine.channels.email.replies import classify, parse
+
+State = Literal["sent", "failed", "delivered"]
+
+REPORTS_MAX: Final = 1000
+"""Of one request: SendGrid sends up to 768 KB, some 1000 reports."""
+
+AGE_SECONDS_MAX: Final = 600.0
+"""Of a signed request. SendGrid signs each attempt anew."""
+
+_SAID: Final = re.compile(r"\b([45]\d\d)[ -](.*)", re.DOTALL)
+_STATUS: Final = re.compile(r"^[45]\.\d{1,3}\.\d{1,3}$")
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of a mail, as its service says.
+
+    Args:
+        id: of the report; the same one may be posted again.
+        provider_id: which mail, as in the outcome of its sending.
+        address: whom it was for.
+        state: `delivered`: the recipient's server has it. A complaint says that, too.
+        outcome: where more follows from it than the state: what it means for the address.
+        at: when it happened.
+    """
+
+    id: str
+    provider_id: str
+    address: str
+    state: State
+    outcome: Outcome | None
+    at: datetime
+
+    def __repr__(self) -> str:
+        """Without the address."""
+        return (
+            f"Report(id={self.id!r}, provider_id={self.provider_id!r}, state={self.state!r}, outcome={self.outcome!r})"
+        )
+
+
+def is_signed_by_sendgrid(body: bytes, *, signature: str, timestamp: str, key: str, now: datetime) -> bool:
+    """Whether a request comes from SendGrid, by its Signed Event Webhook.
+
+    https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features
+
+    Args:
+        body: as it came, to the byte.
+        signature, timestamp: headers `X-Twilio-Email-Event-Webhook-Signature` and `…-Timestamp`.
+        key: the verification key as SendGrid shows it.
+        now: with an offset.
+    """
+    if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 12):
+        return False
+    if abs(now.timestamp() - int(timestamp)) > AGE_SECONDS_MAX:
+        return False
+    try:
+        public = load_der_public_key(base64.b64decode(key, validate=True))
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            return False
+        public.verify(base64.b64decode(signature, validate=True), timestamp.encode() + body, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, binascii.Error):
+        return False
+    return True
+
+
+def is_authorized(header: str, logins: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request has one of our logins (HTTP Basic), which is all that Postmark can prove itself by.
+
+    Args:
+        header: `Authorization`.
+        logins: user and password, two pairs while one is replaced.
+    """
+    right = False
+    for user, password in logins:
+        made = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        right |= hmac.compare_digest(made.encode(), header.encode("utf-8", "surrogatepass"))
+    return right
+
+
+def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
+    """The reports in a notification of SES, which is the text of a message of SNS: one for each recipient.
+
+    https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html and event-publishing-retrieving-sns-contents.html
+    """
+    kind = notification.get("eventType") or notification.get("notificationType")
+    provider_id = _text(_dict(notification.get("mail")).get("messageId"))
+    said = _dict(notification.get(str(kind).lower()))
+    at = _time(said.get("timestamp"))
+    feedback = _text(said.get("feedbackId"))
+    states: list[tuple[Any, State, Outcome | None]]
+    if kind == "Delivery":
+        states = [(one, "delivered", None) for one in _list(said.get("recipients"))]
+    elif kind == "Complaint":
+        outcome = Outcome(kind="opted_out", provider=provider, code=COMPLAINED)
+        whom = _list(said.get("complainedRecipients"))
+        states = [(_dict(one).get("emailAddress"), "delivered", outcome) for one in whom]
+    elif kind == "Bounce":
+        named = f"{said.get('bounceType')}/{said.get('bounceSubType')}"
+        states = []
+        for one in map(_dict, _list(said.get("bouncedRecipients"))):
+            heard, status = one.get("diagnosticCode"), one.get("status")
+            states.append(
+                (one.get("emailAddress"), "failed", _diagnosed(provider, heard, status, _SES.get(named), named))
+            )
+    else:
+        return []
+    return _reports(provider_id, at, [(f"{kind}/{feedback}", *state) for state in states])
+
+
+def of_sendgrid(provider: str, events: object) -> list[Report]:
+    """The reports in a request of SendGrid: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event."""
+    found: list[Report] = []
+    for one in _list(events)[:REPORTS_MAX]:
+        event = _dict(one)
+        name, reason = event.get("event"), event.get("reason")
+        state: State = "failed"
+        outcome: Outcome | None
+        if name == "delivered":
+            state, outcome = "delivered", None
+        elif name in ("spamreport", "unsubscribe", "group_unsubscribe"):
+            state = "delivered"
+            outcome = Outcome(
+                kind="opted_out", provider=provider, code=COMPLAINED if name == "spamreport" else "unsubscribe"
+            )
+        elif name == "bounce":
+            otherwise = _REFUSED if event.get("type") == "blocked" else _GONE
+            outcome = _diagnosed(
+                provider, reason, event.get("status"), otherwise, f"bounce/{event.get('type', 'bounce')}"
+            )
+        elif name == "dropped":
+            outcome = _stated(provider, _DROPPED.get(_text(reason).lower(), _REFUSED), "dropped")
+        else:
+            continue  # processed, deferred, opened, clicked: nothing has ended
+        id, provider_id = _text(event.get("sg_event_id")), _text(event.get("sg_message_id")).partition(".")[0]
+        found += _reports(provider_id, _time(event.get("timestamp")), [(id, event.get("email"), state, outcome)])
+    return found
+
+
+def of_postmark(provider: str, said: Mapping[str, Any]) -> list[Report]:
+    """The report in a request of Postmark, if it is one: https://postmarkapp.com/developer/webhooks/webhooks-overview."""
+    kind, provider_id = said.get("RecordType"), _text(said.get("MessageID"))
+    address = said.get("Email") or said.get("Recipient")
+    at = _time(said.get("BouncedAt") or said.get("DeliveredAt") or said.get("ChangedAt"))
+    state: State = "failed"
+    outcome: Outcome | None
+    if kind == "Delivery":
+        state, outcome = "delivered", None
+    elif kind == "SpamComplaint":
+        state, outcome = "delivered", Outcome(kind="opted_out", provider=provider, code=COMPLAINED)
+    elif kind == "SubscriptionChange":
+        if said.get("SuppressSending") is not True or said.get("SuppressionReason") != "ManualSuppression":
+            return []  # a bounce or a complaint, which is reported by itself; or it may be sent to again
+        state, outcome = "delivered", Outcome(kind="opted_out", provider=provider, code="unsubscribe")
+    elif kind == "Bounce":
+        name = _text(said.get("Type"))
+        outcome = _diagnosed(provider, said.get("Details"), None, _POSTMARK.get(name), name)
+    else:
+        return []
+    return _reports(provider_id, at, [(f"{kind}/{said.get('ID', '')}", address, state, outcome)])
+
+
+_GONE: Final = Outcome(kind="target_invalid")
+_REFUSED: Final = Outcome(kind="permanent")
+_SOFT: Final = Outcome(kind="permanent", soft_bounce=True)
+"""The service has given up: for this message it is over, although for the address it may pass."""
+
+_SES: Final[Mapping[str, Outcome]] = {
+    "Permanent/General": _GONE,
+    "Permanent/NoEmail": _GONE,
+    "Permanent/Suppressed": _GONE,
+    "Permanent/OnAccountSuppressionList": _GONE,
+    "Transient/General": _SOFT,
+    "Transient/MailboxFull": _SOFT,
+    "Transient/MessageTooLarge": _REFUSED,
+    "Transient/ContentRejected": _REFUSED,
+    "Transient/AttachmentRejected": _REFUSED,
+    "Undetermined/Undetermined": _SOFT,
+}
+
+_DROPPED: Final[Mapping[str, Outcome]] = {
+    "bounced address": _GONE,
+    "invalid": _GONE,
+    "invalid smtpapi header": _REFUSED,
+    "spam reporting address": Outcome(kind="opted_out", code=COMPLAINED),
+    "unsubscribed address": Outcome(kind="opted_out", code="unsubscribe"),
+    "spam content (if spam checker app is enabled)": _REFUSED,
+}
+
+_POSTMARK: Final[Mapping[str, Outcome]] = {
+    "HardBounce": _GONE,
+    "BadEmailAddress": _GONE,
+    "ManuallyDeactivated": _GONE,
+    "SoftBounce": _SOFT,
+    "Transient": _SOFT,
+    "DnsError": _SOFT,
+    "Unknown": _SOFT,
+    "AddressChange": _SOFT,
+    "SpamComplaint": Outcome(kind="opted_out", code=COMPLAINED),
+    "Unsubscribe": Outcome(kind="opted_out", code="unsubscribe"),
+    "SpamNotification": _REFUSED,
+    "VirusNotification": _REFUSED,
+    "ChallengeVerification": _REFUSED,
+    "DMARCPolicy": _REFUSED,
+    "Blocked": _REFUSED,
+    "SMTPApiError": _REFUSED,
+    "TemplateRenderingFailed": _REFUSED,
+}
+"""https://postmarkapp.com/developer/api/bounce-api#bounce-types"""
+
+
+def _diagnosed(provider: str, diagnostic: object, status: object, otherwise: Outcome | None, name: str) -> Outcome:
+    """What a bounce means: by the reply that the service has heard, else by its status, else by the service's own word for it."""
+    text = _text(diagnostic)
+    said = _SAID.search(text)
+    if said is not None:
+        # Amazon writes `550 4.4.7` where it gave up on a server that had never said no.
+        heard = classify(parse(450 if said[2].startswith("4.") else int(said[1]), said[2]), "end")
+    elif _STATUS.fullmatch(_text(status)) and not _text(status).endswith("0.0"):
+        heard = classify(parse(550 if _text(status)[0] == "5" else 450, f"{status} {text}"), "end")
+    else:
+        return _stated(provider, otherwise or _SOFT, name, known=otherwise is not None)
+    if not heard.known and otherwise is not None:
+        return _stated(provider, otherwise, name)
+    # The service has tried for as long as it does. What may pass by itself has not passed, and how fast we were is its business.
+    soft = heard.soft_bounce or heard.kind == "transient"
+    kind: OutcomeKind = "permanent" if heard.kind in ("transient", "throttled", "config") else heard.kind
+    return Outcome(
+        kind=kind,
+        provider=provider,
+        code=heard.code,
+        suppress_seconds=heard.suppress_seconds,
+        soft_bounce=soft,
+        alarm=heard.kind == "config",  # our domain's records are wrong: somebody must mend them
+        known=heard.known,
+    )
+
+
+def _stated(provider: str, outcome: Outcome, name: str, *, known: bool = True) -> Outcome:
+    return msgspec.structs.replace(outcome, provider=provider, code=outcome.code or name[:64], known=known)
+
+
+def _reports(provider_id: str, at: datetime, said: list[tuple[str, Any, State, Outcome | None]]) -> list[Report]:
+    """Reports of those that name a mail and an address, with an id each: made of what they say, the service's own id included."""
+    found = []
+    for id, address, state, outcome in said[:REPORTS_MAX]:
+        whom = _text(address)
+        if not provider_id or not whom:
+            continue
+        made = hashlib.sha256(
+            f"{provider_id}\n{id}\n{whom}\n{state}\n{at.isoformat()}".encode("utf-8", "replace")
+        ).hexdigest()
+        found.append(Report(id=made, provider_id=provider_id, address=whom, state=state, outcome=outcome, at=at))
+    return found
+
+
+def _time(value: object) -> datetime:
+    """When it happened. Who does not say so, or says nonsense, gets the beginning of time, and is overtaken by everybody."""
+    try:
+        if isinstance(value, (int, float)):
+            return datetime.fromtimestamp(value, UTC)
+        at = datetime.fromisoformat(str(value))
+        return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
+def _text(value: object) -> str:
+    return value[:2000] if isinstance(value, str) else ""
+
+
+def _dict(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,227 @@
+"""Who sends mails, and in whose name: the part `email` of the providers' file.
+
+    [email.providers.own]
+    kind = "smtp"
+    host = "smtp.example.com"
+    username = "seamark"
+    password_file = "smtp.password"
+
+    [email.providers.spare]
+    kind = "postmark"
+    key_file = "postmark.token"
+
+    [email.senders.default]
+    address = "news@example.com"
+    name = "Example"
+    layout_files = { default = "layout.html", de = "layout.de.html" }
+
+Providers are asked in the order of the file. Secrets are files of their own, named from where the providers' file is.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from engine.channels.aws import Credentials
+from engine.channels.email.channel import EmailChannel, Sender
+from engine.channels.email.provider import MailProvider
+from engine.channels.email.services import Postmark, SendGrid, Ses
+from engine.channels.email.smtp import MailRelay, SmtpProvider
+from engine.channels.exchange import open_http
+from engine.channels.templates import TemplateFailed, check
+from engine.directory.templates import LOCALE
+from engine.errors import InvalidSetting
+from engine.limits import TEMPLATE_BYTES_MAX
+from engine.settings import Secret
+
+REQUESTS_MAX: Final = 50
+"""To one service at once from one process: what takes 200 ms then goes out 250 times a second, which is beyond any account's
+rate."""
+
+_Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+$(?!\n)")]
+_PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What all kinds have. `authority_file`: whom to trust, in PEM, in place of the system's authorities."""
+
+    authority_file: str = ""
+
+
+class SmtpSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="smtp"):
+    """A mail relay. `port`: 0: the usual one for `tls`. `hello`: our name, as EHLO says it."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1)]
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
+    tls: Literal["starttls", "implicit", "none"] = "starttls"
+    username: str = ""
+    password_file: str = ""
+    hello: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:\[\]-]+$(?!\n)")] = "localhost"
+
+
+class SesSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ses"):
+    """Amazon SES. `url`: where it is; "": Amazon's in the region."""
+
+    region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{4,32}$(?!\n)")]
+    key_id: str
+    secret_file: str
+    configuration_set: str = ""
+    url: _Url | Literal[""] = ""
+
+
+class SendGridSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sendgrid"):
+    """SendGrid."""
+
+    key_file: str
+    url: _Url = "https://api.sendgrid.com"
+
+
+class PostmarkSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="postmark"):
+    """A server of Postmark. `stream`: which of its message streams."""
+
+    key_file: str
+    stream: str = "outbound"
+    url: _Url = "https://api.postmarkapp.com"
+
+
+class SenderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As `Sender`, its layouts in files, by locale."""
+
+    address: str
+    name: str = ""
+    reply_to: str = ""
+    envelope_from: str = ""
+    layout_files: dict[Annotated[str, msgspec.Meta(pattern=LOCALE)], str] = {}
+
+
+ProviderSettings = SmtpSettings | SesSettings | SendGridSettings | PostmarkSettings
+
+
+class EmailSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `email`. `senders`: by tenant, and `default` for all others."""
+
+    providers: dict[str, ProviderSettings]
+    senders: dict[str, SenderSettings]
+
+
+def email_settings(table: Mapping[str, object]) -> EmailSettings:
+    """The table `email`.
+
+    Raises:
+        InvalidSetting: names the member and the remedy.
+    """
+    try:
+        found = msgspec.convert(table, EmailSettings)
+    except msgspec.ValidationError as error:
+        raise InvalidSetting(f"email: {error}") from error
+    if not found.providers or not found.senders:
+        missing = "senders" if found.providers else "providers"
+        raise InvalidSetting(
+            f"email.{missing}: there are none; write [email.{missing}.<name>], or leave out all of [email]"
+        )
+    return found
+
+
+def email_channel(settings: EmailSettings, folder: Path) -> EmailChannel:
+    """The channel. It belongs to the event loop that runs.
+
+    Args:
+        folder: where the providers' file is.
+
+    Raises:
+        InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
+    """
+    senders = {tenant: _sender(tenant, entry, folder) for tenant, entry in settings.senders.items()}
+    providers = [_provider(name, entry, folder) for name, entry in settings.providers.items()]
+    return EmailChannel(providers, senders)
+
+
+def _sender(tenant: str, entry: SenderSettings, folder: Path) -> Sender:
+    where, layouts = f"email.senders.{tenant}", {}
+    for locale, file in entry.layout_files.items():
+        field = f"{where}.layout_files.{locale}"
+        text = _read(field, folder / file)
+        if len(text.encode()) > TEMPLATE_BYTES_MAX:
+            raise InvalidSetting(f"{field}: a layout may have {TEMPLATE_BYTES_MAX} bytes")
+        try:
+            check(text)
+        except TemplateFailed as error:
+            raise InvalidSetting(f"{field}: {error}") from error
+        if "content" not in text:
+            raise InvalidSetting(f"{field} shows no content: write {{{{ content }}}} where a mail's own part stands")
+        layouts[locale] = text
+    try:
+        return Sender(
+            address=entry.address,
+            name=entry.name,
+            reply_to=entry.reply_to,
+            envelope_from=entry.envelope_from,
+            layouts=layouts,
+        )
+    except ValueError as error:
+        raise InvalidSetting(f"{where}: {error}") from error
+
+
+def _provider(name: str, entry: ProviderSettings, folder: Path) -> MailProvider:
+    where = f"email.providers.{name}"
+    tls = None
+    if entry.authority_file:
+        try:
+            tls = ssl.create_default_context(cadata=_read(f"{where}.authority_file", folder / entry.authority_file))
+        except ssl.SSLError as error:
+            raise InvalidSetting(f"{where}.authority_file holds no certificates in PEM") from error
+
+    def secret(field: str) -> Secret:
+        text = _read(f"{where}.{field}", folder / getattr(entry, field)).strip()
+        if not text or not text.isascii() or not text.isprintable():
+            raise InvalidSetting(f"{where}.{field} must hold the secret, in one line, and nothing else")
+        return Secret(text)
+
+    match entry:
+        case SmtpSettings():
+            return SmtpProvider(_relay(name, entry, secret("password_file") if entry.password_file else None), tls)
+        case SesSettings():
+            credentials = Credentials(key_id=entry.key_id, secret=secret("secret_file").reveal())
+            return Ses(
+                name,
+                open_http(connections_max=REQUESTS_MAX, tls=tls),
+                region=entry.region,
+                credentials=credentials,
+                configuration_set=entry.configuration_set,
+                url=entry.url,
+            )
+        case SendGridSettings():
+            key = secret("key_file")
+            return SendGrid(name, open_http(connections_max=REQUESTS_MAX, tls=tls), key=key, url=entry.url)
+        case PostmarkSettings():
+            key = secret("key_file")
+            http = open_http(connections_max=REQUESTS_MAX, tls=tls)
+            return Postmark(name, http, key=key, stream=entry.stream, url=entry.url)
+
+
+def _relay(name: str, entry: SmtpSettings, password: Secret | None) -> MailRelay:
+    try:
+        return MailRelay(
+            name=name,
+            host=entry.host,
+            port=entry.port or _PORTS[entry.tls],
+            tls=entry.tls,
+            username=entry.username,
+            password=password,
+            hello=entry.hello,
+        )
+    except ValueError as error:
+        raise InvalidSetting(f"email.providers.{name}: {error}") from error
+
+
+def _read(field: str, path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InvalidSetting(f"{field}: {path} cannot be read: {why}") from error

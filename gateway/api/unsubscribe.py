@@ -1,0 +1,97 @@
+"""`/u/{token}`: the link in a mail, by which whoever got it gets no more of its kind. The token is all the proof (RFC 8058).
+
+Only a POST changes anything. Programs that look at every link of a mail before a person does would else unsubscribe everybody.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Annotated, Final
+
+import msgspec
+from aiohttp import web
+
+from engine.channels.email.unsubscribe import TOKEN_CHARS_MAX, TokenRefused, Unsubscription
+from engine.directory.suppressions import NewSuppression, put_suppressions
+from engine.directory.users import find_user
+from engine.plan.profile import OPTED_OUT, SCOPE_ALL
+from gateway.access.shares import Shares
+from gateway.api.directory import reading
+from gateway.api.suppressions import changing_suppressions
+from gateway.context import Context
+from gateway.http.endpoint import Call, Endpoint
+from gateway.http.problems import NOT_FOUND, UNAVAILABLE, Problem
+
+PLACES: Final = Shares(16, 16)
+"""Such requests at a time: a campaign brings many at once, which must leave the directory to others. Mail programs come again."""
+
+SOURCE: Final = "unsubscribe link"
+
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="robots" content="noindex"><title>Unsubscribe</title></head><body>{content}</body></html>
+"""
+_ASK: Final = """<h1>Unsubscribe</h1><p>You will get no more e-mails of this kind{kind}.</p>
+<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click"><button>Unsubscribe</button></form>"""
+_DONE: Final = "<h1>Unsubscribed</h1><p>You get no more e-mails of this kind{kind}.</p>"
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",  # the token stands in the address
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class LinkQuery(msgspec.Struct, frozen=True):
+    """`token`: as the link in the mail has it."""
+
+    token: Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
+
+
+@Endpoint("GET", "/u/{token}", refuses=(NOT_FOUND,))
+async def unsubscribe_page(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
+    """A page with a button that unsubscribes. It changes nothing."""
+    return _answer(_ASK, _meant(call.context, call.query.token))
+
+
+@Endpoint("POST", "/u/{token}", places=PLACES, refuses=(NOT_FOUND, UNAVAILABLE))
+async def unsubscribe(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
+    """Send no more mails of a kind to the address of a user, from now on. Done again, it is as done once.
+
+    It holds as a suppression with the reason `opted_out` and the category as its scope; whoever has no address any more needs
+    none.
+    """
+    what = _meant(call.context, call.query.token)
+    async with reading(call.context) as connection:
+        user = await find_user(connection, what.tenant, what.user)
+    if user is not None and user.email is not None:
+        new = NewSuppression(
+            channel="email", address=user.email, reason=OPTED_OUT, scope=what.category or SCOPE_ALL, source=SOURCE
+        )
+        async with changing_suppressions(call.context, what.tenant, [(new.channel, new.address)]) as connection:
+            await put_suppressions(connection, what.tenant, [new])
+    return _answer(_DONE, what)
+
+
+def _meant(context: Context, token: str) -> Unsubscription:
+    """What a link is for.
+
+    Raises:
+        Problem: 404, it is none of ours.
+    """
+    try:
+        if context.unsubscribing is not None:
+            what = context.unsubscribing.read(token)
+            if what.channel == "email":
+                return what
+    except TokenRefused:
+        pass
+    raise Problem(NOT_FOUND, "this link is not valid, or not any more")
+
+
+def _answer(content: str, what: Unsubscription) -> web.Response:
+    kind = "" if what.category == "all" else f" ({html.escape(what.category)})"
+    return web.Response(
+        text=_PAGE.format(content=content.format(kind=kind)), content_type="text/html", headers=_HEADERS
+    )
