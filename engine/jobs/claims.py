@@ -150,7 +150,11 @@ def believable(look: Look, job: Job) -> bool:
 
 def may_be_let_go(look: Look, job: Job) -> bool:
     """Whether there is no claim, and there may have been one of a job that has ended and was thought to have no other message."""
-    return look.claim is None and job.lane == LET_GO and look.now - _untried(job) > CLAIM_CONFIRMED_SECONDS - CLOCKS_SECONDS
+    return (
+        look.claim is None
+        and job.lane == LET_GO
+        and look.now - _untried(job) > CLAIM_CONFIRMED_SECONDS - CLOCKS_SECONDS
+    )
 
 
 def _untried(job: Job) -> float:

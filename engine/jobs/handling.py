@@ -332,9 +332,7 @@ class Handler:
 
     # --- what follows ------------------------------------------------------------------------------------------------
 
-    async def _follow(
-        self, delivery: Delivery, claim: Claim, look: Look | None = None, *, fresh: bool = False
-    ) -> None:
+    async def _follow(self, delivery: Delivery, claim: Claim, look: Look | None = None, *, fresh: bool = False) -> None:
         """Do what follows from a claim, and acknowledge. `fresh`: nobody else can have done so.
 
         The acknowledgement is last: whatever is done before it is done again if this worker dies in between.

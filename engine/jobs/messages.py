@@ -55,6 +55,4 @@ def schedule_of(job: Job, due: datetime) -> Outgoing:
     place = f"{job.channel}.{encode_token(job.tenant)}.{encode_user(job.user)}"
     at = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     headers = f"Nats-Schedule:@at {at}\r\nNats-Schedule-Target:{job_subject(job)}\r\n"
-    return Outgoing(
-        f"jobsched.{place}.{name}-{job.attempt}-{job.stage}-{milliseconds}", _encode(job), headers.encode()
-    )
+    return Outgoing(f"jobsched.{place}.{name}-{job.attempt}-{job.stage}-{milliseconds}", _encode(job), headers.encode())

@@ -69,7 +69,7 @@ async def test_a_claim_leaves_when_its_time_is_over_and_other_jobs_have_their_ow
     assert (await claims.look("other/order-1/alice/push/phone")).claim is None
     keys = sorted(await redis.keys())
     assert [key for key in keys if key.startswith(b"job:")] == [b"job:{acme}:order-1/alice/push/phone"]
-    assert all([0 < await redis.ttl(key) for key in keys]), "nothing stays for ever"
+    assert all([await redis.ttl(key) > 0 for key in keys]), "nothing stays for ever"
     assert 90 < await redis.ttl(keys[0]) <= 100
 
 
@@ -93,8 +93,9 @@ async def test_another_run_of_the_server_is_not_believed_what_it_may_have_missed
     saved = {key: await redis.get(key) for key in await redis.keys()}
     valkey.kill()
     valkey.start()
-    for key, value in saved.items():
-        await redis.set(key, value)
+    async with Redis.from_url(valkey.url) as anew:
+        for key, value in saved.items():
+            await anew.set(key, value)
     look = await eventually(lambda: looked(claims))
     assert look.claim == LEASE
     assert look.born > first.written
@@ -118,7 +119,9 @@ async def looked(claims: RedisClaims) -> Look | None:
 async def test_a_job_seen_untried_is_believed_from_that_moment_on(claims: RedisClaims) -> None:
     """To the microsecond: the very look that makes the store known says when."""
     look = await claims.look(KEY)
-    job = Job(id="o", tenant="acme", user="alice", type="a.b", channel="push", first_at=datetime(2020, 1, 1, tzinfo=UTC))
+    job = Job(
+        id="o", tenant="acme", user="alice", type="a.b", channel="push", first_at=datetime(2020, 1, 1, tzinfo=UTC)
+    )
     assert not believable(look, job)
     seen = Job(
         id="o", tenant="acme", user="alice", type="a.b", channel="push", first_at=job.first_at, untried_at=_at(look)

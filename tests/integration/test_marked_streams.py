@@ -15,8 +15,8 @@ from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.planner.position import marked, meant
 from engine.topology import repair
 from engine.topology import server as topology
-from engine.topology.files import render
 from engine.topology.check import check
+from engine.topology.files import render
 from ops.dev.servers import NatsServer
 from seamark.protocol.records import EPOCH_HEADER
 from tests.support.logs import FAST, connected

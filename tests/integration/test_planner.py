@@ -224,7 +224,9 @@ async def jobs_of(broker: Broker, subject: str = "job.>") -> list[tuple[str, str
     return sorted((job.id, job.channel, job.stage) for job in found)
 
 
-async def test_what_is_planned_has_its_jobs_and_whoever_comes_late_adds_none(broker: Broker, pool: asyncpg.Pool) -> None:
+async def test_what_is_planned_has_its_jobs_and_whoever_comes_late_adds_none(
+    broker: Broker, pool: asyncpg.Pool
+) -> None:
     await write(broker, record("e1"), record("e2", type="demo.hello"), record("e3"))
     batch = await log_of(broker, 0)
     first, second = _worker(broker, pool), _worker(broker, pool)

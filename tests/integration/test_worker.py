@@ -179,8 +179,11 @@ async def test_a_worker_that_dies_in_the_middle_leaves_its_jobs_to_others_who_sa
     desk, never = Desk(), asyncio.Event()
     desk.before = lambda job: never.wait()
     made = jobs(5)
+    claims = RedisClaims(redis)
     async with connected(nats_server.url) as doomed:
-        worker = Worker(doomed, "push", Handler(RedisClaims(redis), JobsQueue(doomed), Journal(doomed), desk, POLICY, Clock()))
+        worker = Worker(
+            doomed, "push", Handler(claims, JobsQueue(doomed), Journal(doomed), desk, POLICY, Clock())
+        )
         task = asyncio.create_task(worker.run(), name="doomed")
         await add(broker, made)
         await eventually(lambda: len(desk.order) == len(made))
@@ -193,6 +196,7 @@ async def test_a_worker_that_dies_in_the_middle_leaves_its_jobs_to_others_who_sa
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+    await claims.close()
     desk.before = lambda job: None
     journal = Journal(broker)
     async with at_work(broker, redis, desk, journal):

@@ -139,9 +139,7 @@ async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | Non
     return await self._try(delivery, look, lease, decided)
 
 
-async def sent_before_it_is_claimed(
-    self: Handler, delivery: Any, look: Look | None, lease: Leased, send: Send
-) -> bool:
+async def sent_before_it_is_claimed(self: Handler, delivery: Any, look: Look | None, lease: Leased, send: Send) -> bool:
     outcome = await self._desk.send(delivery.job, send, deadline_seconds=30.0)
     said = handling.settle(
         delivery.job, lease, outcome, self._policy, self._clock.now(), 0.5, repeatable=self._repeatable(delivery.job)

@@ -119,7 +119,9 @@ def test_a_job_is_read_as_it_was_written() -> None:
 
 
 def following(seq: int, *subjects: str, size: int = 10, headers: bytes = b"") -> Following:
-    return Following(seq, tuple(Outgoing(subject, json.dumps(seq).encode().ljust(size), headers) for subject in subjects))
+    return Following(
+        seq, tuple(Outgoing(subject, json.dumps(seq).encode().ljust(size), headers) for subject in subjects)
+    )
 
 
 @given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 40))
