@@ -37,7 +37,7 @@ from engine.jobs.claims import (
     replaces,
 )
 from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
-from engine.jobs.receipts import doubt_receipt, receipts_of
+from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
 from engine.tasks import end_if_cancelled
@@ -342,12 +342,15 @@ class Handler:
             # Somebody else is at it, perhaps by this very message: if he dies, nobody would be left.
             await self._put_back(delivery, CONTENDED_SECONDS)
             return
-        await self._store(receipts_of(job, claim, self._clock.now()))
+        receipts = receipts_of(job, claim, self._clock.now())
+        # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
+        await self._store([one for one in receipts if one.state != QUEUED])
         if isinstance(claim, Waiting):
             next_try = replace(
                 job, attempt=claim.attempt, tried_at=claim.tried_at, stage="retry", again=job.again or not fresh
             )
             await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
+            await self._store([one for one in receipts if one.state == QUEUED])
         else:
             await patiently(self._journal.conclude, job, claim, seconds=math.inf)
         await self._ack(delivery)
