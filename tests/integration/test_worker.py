@@ -181,9 +181,7 @@ async def test_a_worker_that_dies_in_the_middle_leaves_its_jobs_to_others_who_sa
     made = jobs(5)
     claims = RedisClaims(redis)
     async with connected(nats_server.url) as doomed:
-        worker = Worker(
-            doomed, "push", Handler(claims, JobsQueue(doomed), Journal(doomed), desk, POLICY, Clock())
-        )
+        worker = Worker(doomed, "push", Handler(claims, JobsQueue(doomed), Journal(doomed), desk, POLICY, Clock()))
         task = asyncio.create_task(worker.run(), name="doomed")
         await add(broker, made)
         await eventually(lambda: len(desk.order) == len(made))
