@@ -60,13 +60,17 @@ class RedisScript:
 
     async def _ask(self, verb: str, script: str, keys: Sequence[Argument], args: Sequence[Argument]) -> Any:
         if self._connection is None:
-            self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-            # With a time-out of its own it sends through asyncio.wait_for, which before Python 3.12 loses a cancellation
-            # that comes at the same moment, and with it the caller's deadline.
-            self._connection.socket_timeout = None
+            self._connection = self._new_connection()
         command = pack_command((verb, script, len(keys), *keys, *args))  # type: ignore[arg-type] # its stub knows no long tuple
         await self._connection.send_packed_command(command, check_health=False)
         return await self._connection.read_response()
+
+    def _new_connection(self) -> Connection:
+        connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        # With a time-out of its own it sends through asyncio.wait_for, which before Python 3.12 loses a cancellation
+        # that comes at the same moment, and with it the caller's deadline.
+        connection.socket_timeout = None
+        return connection
 
     async def close(self) -> None:
         """Drop the connection."""

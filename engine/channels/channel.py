@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from engine.plan.rules import Channel as ChannelName
+from seamark.protocol.events import Semantics
 
 Lane = Literal["critical", "normal", "bulk"]
 
@@ -93,8 +94,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: the notification's.
         target: which of the user's tokens, addresses or endpoints; "": not known yet, see `engine.jobs`.
         stage: what woke it, as `engine.plan.decisions.Stage` has it.
-        attempt: how often it has been tried; 0: never.
-        first_at: when it was first to be sent: horizons count from there.
+        attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
+        again: another message of this very attempt may have been worked on before: it was put back.
+        semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
+        first_at: when it was first to be sent: before, nobody has worked on it.
+        untried_at: when it was last seen that nobody had begun this attempt.
+        tried_at: when it was first tried: the horizon of its retries counts from there.
         data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
         trace: the W3C `traceparent` of the planner's span.
     """
@@ -108,7 +113,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target: str = ""
     stage: str = "first"
     attempt: int = 0
+    again: bool = False
+    semantics: Semantics = "at_least_once"
     first_at: datetime
+    untried_at: datetime | None = None
+    tried_at: datetime | None = None
     expires_at: datetime | None = None
     category: str = ""
     collapse_key: str = ""
@@ -117,8 +126,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """The idempotency key, everywhere: claims, providers, webhooks."""
-        return f"{self.tenant}/{self.id}/{self.user}/{self.channel}/{self.target}"
+        """The idempotency key, everywhere: claims, providers, webhooks.
+
+        A slash within a part is escaped: else one tenant could take a key of another, or an id one of another notification.
+        """
+        parts = (self.tenant, self.id, self.user, self.channel, self.target)
+        return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

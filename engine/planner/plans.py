@@ -47,6 +47,8 @@ class _Entry(msgspec.Struct, gc=False):
     priority: Priority = "normal"
     plan: dict[str, _Said] = {}
     expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    collapse_key: Label | None = None
     trace: str | None = None
     transaction_id: str | None = None
 
@@ -73,9 +75,9 @@ class Found(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A record to decide about. `subject` is that of its receipts, `stored_at` when the log stored it.
+    """A record to decide about. `subject` is that of its receipts, `stored_at` when the log stored it, `seq` where.
 
-    `transaction`: what it belongs to, with its tenant's token, as `Cancels.holds` asks for them.
+    `transaction`: what it belongs to, with its tenant's token, as `Cancels.holds` asks for them. `data` is as the record has it.
     """
 
     notification: Notification
@@ -83,6 +85,9 @@ class Due(NamedTuple):
     stored_at: datetime
     trace: str | None
     transaction: tuple[str, str] | None
+    seq: int = 0
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    collapse_key: str | None = None
 
     @property
     def user(self) -> User:
@@ -143,6 +148,9 @@ def due_of(found: Found) -> Due | None:
         found.stored_at,
         entry.trace,
         None if transaction is None else (tenant, transaction),
+        found.stored.seq,
+        entry.data,
+        entry.collapse_key,
     )
 
 

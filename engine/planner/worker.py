@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -32,6 +32,7 @@ from engine.plan.decisions import Facts, Inputs, Kill
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 from engine.planner import position
+from engine.planner.jobs import Following, batches, jobs_of
 from engine.planner.plans import Due, Found, User, due_of, goes_further, notifications_in, receipt_of
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
@@ -71,6 +72,13 @@ class Profiles(Protocol):
 
 Drops = Callable[[str, str], tuple[Kill, ...]]
 """`drops(tenant, user)`: the kill switches that are set for him."""
+
+
+class Planned(NamedTuple):
+    """What has been decided of a round: the facts, and what follows from them in JOBS."""
+
+    receipts: list[Outgoing]
+    following: list[Following]
 
 
 class PlanWorker:
@@ -197,13 +205,16 @@ class PlanWorker:
                         await self._settle_round(round_)
 
     async def _settle_round(self, round_: Sequence[Delivered]) -> None:
-        receipts = await self._decide(round_)
+        receipts, following = await self._decide(round_)
         if receipts:
             # Whoever takes over reckons with plans that were written down for one round behind the mark, not for more.
             await self._move()
             failpoints.reach("before-receipts")
             await self._store(receipts)
             failpoints.reach("between-receipts-and-mark")
+        for reached, jobs in batches(following, round_[-1].seq):
+            self._passed = reached
+            await self._move(jobs)
         self._passed = round_[-1].seq
         self._doubtful -= len(round_)
         if receipts or time.monotonic() - self._marked_at >= PLAN_MARK_SECONDS:
@@ -218,14 +229,14 @@ class PlanWorker:
             await self._writer.append(list(jobs), self._passed)
             self._marked_at = time.monotonic()
 
-    async def _decide(self, round_: Sequence[Delivered]) -> list[Outgoing]:
-        """The receipts of a round. While what decisions are made from cannot be read, it waits.
+    async def _decide(self, round_: Sequence[Delivered]) -> Planned:
+        """What is decided of a round. While what decisions are made from cannot be read, it waits.
 
         Raises:
             PartitionStopped: there is a fault. To pass over the records would lose what they were to send.
         """
         try:
-            receipts = await patiently(self._receipts, list(notifications_in(round_)), seconds=math.inf)
+            planned = await patiently(self._plan, list(notifications_in(round_)), seconds=math.inf)
         except Exception as error:
             self._unplanned = round_
             _log.exception("records_not_planned", stream=self._marked.source)
@@ -235,28 +246,33 @@ class PlanWorker:
             seqs = f"records {round_[0].seq} to {round_[-1].seq} of {self._marked.source}"
             raise PartitionStopped(f"{seqs} cannot be planned: {why}", remedy) from error
         self._unplanned = ()
-        return receipts
+        return planned
 
-    async def _receipts(self, found: Sequence[Found]) -> list[Outgoing]:
+    async def _plan(self, found: Sequence[Found]) -> Planned:
         # Before anything is read: whatever a user or tenant has changed by then is in what is read, however long that takes.
         now = datetime.now(UTC)
         rules = {tenant: await self._rules.of(tenant) for tenant in {one.tenant for one in found}}
         wanted = [one for one in found if self._is_doubtful(one) or goes_further(one, rules[one.tenant])]
         due = [one for one in map(due_of, wanted) if one is not None]
         if not due:
-            return []
+            return Planned([], [])
         profiles = await self._profiles_of({one.user for one in due})
         if self._cancels is not None and any(one.transaction is not None for one in due):
             await self._cancels.heard()
-        receipts = []
+        receipts: list[Outgoing] = []
+        following: list[Following] = []
         for one in due:
             if profiles[one.user].deleted:
                 continue  # whatever is stored of him now would stay behind when he is erased
             inputs = self._inputs(one, rules[one.notification.tenant], profiles[one.user], now)
-            receipt = receipt_of(one, inputs, plan(inputs), self._term, always=self._is_doubtful(one))
+            decisions = plan(inputs)
+            receipt = receipt_of(one, inputs, decisions, self._term, always=self._is_doubtful(one))
             if receipt is not None:
                 receipts.append(receipt)
-        return receipts
+            jobs = tuple(jobs_of(one, inputs, decisions))
+            if jobs:
+                following.append(Following(one.seq, jobs))
+        return Planned(receipts, following)
 
     def _is_doubtful(self, one: Found | Due) -> bool:
         return self._doubtful > 0 and one.stored_at <= self._doubtful_until

@@ -7,7 +7,7 @@ is commutative, associative and idempotent, and a receipt that comes late, twice
 - What was planned is below all of these. The plan of the highest term counts, and it counts whole: a planner that was
   overtaken may have stored another one, but what came of it was refused.
 - Below proof of arrival the later attempt wins over the earlier one, and within one attempt
-  queued < ambiguous < suppressed < cancelled < expired < sent < failed: what was sent is no longer cancelled, and what a
+  queued < ambiguous < suppressed < cancelled < expired < sent < failed < split: what was sent is no longer cancelled, and what a
   provider took may still come back.
 """
 
@@ -24,7 +24,7 @@ from projections.folds.inbox import SEQ_MAX, User, user_of, zoned
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.receipts import PLANNED, Receipt, decode_receipt
 
-_BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed")
+_BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed", "split")
 _ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
 STATES: Final = (*_BELOW, *_ARRIVED)
 ATTEMPTS_MAX: Final = 1_000_000

@@ -1,4 +1,4 @@
-"""Planners that die or freeze at the worst moment: every plan is stored, and the one shown is that of the highest term."""
+"""Planners that die or freeze at the worst moment: the plan shown is that of the highest term, and each job is there once."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
+from engine.jobs.messages import decode_job
 from engine.log.writer import read_mark
 from engine.planner import position
 from engine.topology import server as topology
@@ -42,7 +43,7 @@ class Writer:
         return mark is not None and mark.seq >= self.end
 
     async def judge(self) -> None:
-        """Every record has a plan, and the one shown has the highest term that was ever said of it."""
+        """Every record has a plan, the one shown has the highest term that was ever said of it, and each of its jobs is there once."""
         await eventually(self.planned, seconds=60)
         stored = [delivered(one) for one in await whole_stream(self._broker, "RECEIPTS", "rcpt.0.>")]
         highest: dict[str, int] = {}
@@ -53,6 +54,10 @@ class Writer:
         for (_, user, id), plan in plans.items():
             assert plan.term == highest[id]
             assert set(plan.channels) == ({"email", "push"} if user == "alice" else {"inapp"}), id
+        jobs = [decode_job(one.payload) for one in await whole_stream(self._broker, "JOBS", "job.>")]
+        assert sorted((job.id, job.channel) for job in jobs) == sorted(
+            (id, channel) for id in self.ids for channel in ("email", "push")
+        )
         log = await self._broker.stream(log_stream(0))
         assert log.messages == log.last_seq, "a planner changes no log"
 
@@ -73,6 +78,7 @@ async def test_a_planner_killed_anywhere_leaves_no_record_without_its_plan(
             "after-take-over",
             "before-receipts",
             "between-receipts-and-mark:2",
+            "before-append:2",
             "after-commit-before-answer:2",
         ):
             planner.spawn(fail_point=point)

@@ -16,6 +16,7 @@ from engine.planner.position import marked, meant
 from engine.topology import repair
 from engine.topology import server as topology
 from engine.topology.check import check
+from engine.topology.files import render
 from ops.dev.servers import NatsServer
 from seamark.protocol.records import EPOCH_HEADER
 from tests.support.logs import FAST, connected
@@ -64,6 +65,7 @@ async def test_a_new_jobs_beside_old_logs_has_its_marks_at_their_ends_and_the_hi
     done = await topology.apply(broker, await topology.plan(broker, "dev", overrides=FAST))
     assert [line.split(":")[0] for line in done] == [
         "+ create stream JOBS",
+        *(f"+ create consumer {file.target}" for file in render("dev").consumers if file.stream == "JOBS"),
         *(f"~ begin planning jmark.{p}" for p in range(4)),
     ]
     assert (await position(broker))[1].seq == 11

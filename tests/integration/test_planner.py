@@ -14,6 +14,7 @@ from engine import metrics
 from engine.broker.jetstream import After, Broker, PubAck
 from engine.cancels import cancel, watching
 from engine.errors import PartitionStopped, StepDown
+from engine.jobs.messages import decode_job
 from engine.log.marks import encode_mark
 from engine.log.writer import read_mark
 from engine.partition import head
@@ -21,6 +22,7 @@ from engine.partition.reader import Phase
 from engine.plan.decide import plan
 from engine.plan.decisions import Inputs
 from engine.plan.profile import Profile
+from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner import planner as role
 from engine.planner import position
 from engine.planner import worker as worker_module
@@ -223,6 +225,56 @@ async def test_of_two_owners_the_later_one_is_shown_whole_and_the_earlier_one_st
     assert len(terms) == 4, "the earlier one has spoken, too"
     assert terms[0] == terms[1] > terms[2] == terms[3]
     assert await planned_up_to(broker) == 2
+
+
+async def jobs_of(broker: Broker, subject: str = "job.>") -> list[tuple[str, str, str]]:
+    found = [decode_job(one.payload) for one in await whole_stream(broker, "JOBS", subject)]
+    return sorted((job.id, job.channel, job.stage) for job in found)
+
+
+async def test_what_is_planned_has_its_jobs_and_whoever_comes_late_adds_none(
+    broker: Broker, pool: asyncpg.Pool
+) -> None:
+    await write(broker, record("e1"), record("e2", type="demo.hello"), record("e3"))
+    batch = await log_of(broker, 0)
+    first, second = _worker(broker, pool), _worker(broker, pool)
+    await first.acquire()
+    await second.acquire()
+    await second.handle(batch)
+    with pytest.raises(StepDown):
+        await first.handle(batch)
+    channels = ("email", "push")
+    assert await jobs_of(broker) == [(id, channel, "first") for id in ("e1", "e3") for channel in channels]
+    state = await broker.stream("JOBS")
+    assert state.messages == 4 + 1, "beside them there is the mark, and only the newest"
+
+
+async def test_what_waits_is_a_schedule_that_the_broker_fires_with_all_that_the_job_says(
+    broker: Broker, pool: asyncpg.Pool
+) -> None:
+    lines = {"push": ChannelRule(unless_seen_seconds=1), "email": ChannelRule(unless_seen_seconds=3600)}
+    rules = FixedRules([TypeRule(pattern="order.*", channels=lines)])
+    worker = PlanWorker(broker, 0, rules, FixedProfiles(), lambda *_: (), Witnesses(pool))
+    await worker.acquire()
+    await write(broker, record("e1", data={"order": 17}))
+    await worker.handle(await log_of(broker, 0))
+    assert await jobs_of(broker, "jobsched.email.>") == [("e1", "email", "escalation")]
+    await eventually(lambda: _is(lambda: jobs_of(broker), [("e1", "push", "escalation")]))
+    [fired] = await whole_stream(broker, "JOBS", "job.push.normal.default.alice")
+    assert decode_job(fired.payload).data == {"order": 17}
+    assert await jobs_of(broker, "jobsched.>") == [("e1", "email", "escalation")], "one that has fired is gone"
+
+
+async def test_a_round_with_more_jobs_than_a_batch_holds_moves_the_mark_batch_by_batch(
+    broker: Broker, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.planner.jobs.BATCH_MESSAGES_MAX", 8)
+    worker = _worker(broker, pool)
+    await worker.acquire()
+    end = await write(broker, *(record(f"e{n}") for n in range(20)), record("app", type="demo.hello"))
+    await worker.handle(await log_of(broker, 0))
+    assert len(await jobs_of(broker)) == 40
+    assert await planned_up_to(broker) == end.seq
 
 
 async def test_what_is_cancelled_or_whose_user_was_deleted_before_it_is_planned_goes_nowhere(

@@ -20,7 +20,9 @@ import pytest
 
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
+from engine.channels.channel import Job
 from engine.errors import ApiError, StoreUnavailable, Unanswered, Unavailable
+from engine.jobs.messages import decode_job
 from engine.limits import PLAN_WITNESS_SECONDS
 from engine.log.marks import Mark, decode_mark, encode_mark
 from engine.partition.reader import Delivered
@@ -52,23 +54,29 @@ def now() -> float:
 
 
 class SimJobs:
-    """JOBS: all marks there ever were; a rollup leaves the newest."""
+    """JOBS: all marks there ever were, and the jobs that were stored with them; a rollup leaves the newest mark."""
 
     def __init__(self, epoch: str, seq: int = 0) -> None:
         self.epoch = epoch
         self.marks = [(1, Mark(LOG_EPOCH, seq, 100, "topology", epoch))]
         self.seq = 1
+        self.jobs: list[tuple[int, Job]] = []
 
     def commit(self, batch: Sequence[Outgoing]) -> int:
         """The last sequence; ValueError when the expectation of the mark does not hold."""
-        (mark,) = batch
+        *jobs, mark = batch
         assert b"Nats-Rollup:sub" in mark.headers
         _, _, expected = mark.headers.partition(b"Nats-Expected-Last-Subject-Sequence:")
         if expected and self.marks[-1][0] != int(expected.split(b"\r\n")[0]):
             raise ValueError
-        self.seq += 1
+        self.jobs += [(self.seq + number, decode_job(one.payload)) for number, one in enumerate(jobs, 1)]
+        self.seq += len(batch)
         self.marks.append((self.seq, decode_mark(mark.payload)))
         return self.seq
+
+    def sent(self, id: str) -> list[str]:
+        """The channels of all jobs there ever were for a notification."""
+        return sorted(job.channel for _, job in self.jobs if job.id == id)
 
     def planner_of(self, seq: int) -> int | None:
         """The term of whoever moved the mark over a record; None: nobody has."""
@@ -266,6 +274,7 @@ class World:
         jobs = self.broker.jobs
         del jobs.marks[max(1, len(jobs.marks) - self.rng.randint(1, 10)) :]
         jobs.seq = jobs.marks[-1][0]
+        jobs.jobs = [one for one in jobs.jobs if one[0] <= jobs.seq]
         self.witnessed = self.witnesses.seen.seq if self.witnesses.seen is not None else 0
 
     async def make_anew(self) -> None:
@@ -364,9 +373,17 @@ class World:
                 self.found.append(f"{id}: shown is the plan of term {plan_shown.term}, and {term} has committed")
             elif plan_shown is None and kind == NEVER_CHANGED:
                 self.found.append(f"{id}: no plan is shown")
+            elif self.broker.jobs.sent(id) != goes_by(plan_shown):
+                self.found.append(f"{id} has jobs for {self.broker.jobs.sent(id)}, and shown is {plan_shown}")
             elif plan_shown is not None and said[id, term] != set(plan_shown.channels):
                 self.found.append(f"{id}: a plan of {set(plan_shown.channels)} is shown")
         return self.found
+
+
+def goes_by(plan: Plan | None) -> list[str]:
+    """The channels that a plan sends something by."""
+    told = {} if plan is None else plan.channels
+    return sorted(channel for channel, (when, _) in told.items() if when == "now" and channel != "inapp")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from engine.broker.jetstream import Outgoing
 from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
 from engine.planner import plans, worker
-from engine.planner.worker import PlanWorker
+from engine.planner.worker import Planned, PlanWorker
 from tests.support.plansim import SimWitnesses, World, simulated
 
 WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 150)
@@ -78,10 +78,27 @@ async def mark_moved_by_rounds_only(self: PlanWorker, jobs: Sequence[Outgoing] =
 decide = PlanWorker._decide
 
 
-async def noted(self: PlanWorker, round_: Sequence[Delivered]) -> list[Outgoing]:
-    receipts = await decide(self, round_)
-    self._receipts_due = bool(receipts)  # type: ignore[attr-defined]
-    return receipts
+async def noted(self: PlanWorker, round_: Sequence[Delivered]) -> Planned:
+    planned = await decide(self, round_)
+    self._receipts_due = bool(planned.receipts)  # type: ignore[attr-defined]
+    return planned
+
+
+async def jobs_after_the_mark(self: PlanWorker, jobs: Sequence[Outgoing] = ()) -> None:
+    """As if the position were stored first, and the jobs after it."""
+    await move(self)
+    if jobs:
+        await move(self, jobs)
+
+
+async def jobs_before_the_mark(self: PlanWorker, jobs: Sequence[Outgoing] = ()) -> None:
+    """As if the jobs were stored under the mark before, and only then the position."""
+    passed, writer = self._passed, self._writer
+    if jobs and writer is not None:
+        self._passed = writer.mark.seq
+        await move(self, jobs)
+        self._passed = passed
+    await move(self)
 
 
 def without_term(*args: Any, **options: Any) -> Outgoing | None:
@@ -119,6 +136,8 @@ MISTAKES: dict[str, list[tuple[Any, str, Any]]] = {
     "a preference read before the time that the decision says": [(PlanWorker, "_inputs", at_last)],
     "JOBS that were put back are believed": [(SimWitnesses, "of", none)],
     "a take-over goes on from the end of the log": [(PlanWorker, "_look", from_the_end)],
+    "jobs that follow their mark": [(PlanWorker, "_move", jobs_after_the_mark)],
+    "jobs that go before their mark": [(PlanWorker, "_move", jobs_before_the_mark)],
     "a mark that expects nothing": [(worker.position.MarkedStream, "lines", unguarded)],
 }
 

@@ -9,9 +9,14 @@ import pytest
 from engine.dispatch.later import WATERMARK_KEY
 from engine.dispatch.source import SOURCES
 from engine.errors import TopologyError
+from engine.jobs.messages import LANES, job_consumer
+from engine.jobs.queue import ACK_WAIT_SECONDS
+from engine.jobs.worker import AHEAD
 from engine.limits import DUE_SECONDS, PIN_TIMEOUT_SECONDS, PULL_BATCH
+from engine.plan.rules import CHANNELS
 from engine.topology.files import PARTITIONS_DEFAULT, PROFILES, files_folder, render
 from seamark.protocol.limits import EVENT_BYTES_MAX
+from seamark.protocol.subjects import JOBS_STREAM
 from tests.support.topology import Overrides
 
 DIFFERENT_BY_PROFILE = {"num_replicas", "max_bytes"}
@@ -28,6 +33,7 @@ def test_every_partition_has_a_log_a_dispatch_consumer_and_one_for_each_projecti
         *((source, f"dispatch-{q}") for source in ("EVENTS", "BULK", "LATER") for q in numbers),
         *((f"LOG-{p}", f"{name}-{p}") for p in numbers for name in ("unread", "inbox", "plan")),
         *(("RECEIPTS", f"deliveries-{p}") for p in numbers),
+        *(("JOBS", job_consumer(channel, lane)) for channel in CHANNELS if channel != "inapp" for lane in LANES),
     }
     filters = {consumer.name: consumer.config["filter_subject"] for consumer in topology.consumers}
     assert (filters["unread-1"], filters["inbox-1"], filters["deliveries-1"]) == ("log.1.>", "log.1.>", "rcpt.1.>")
@@ -98,6 +104,10 @@ def test_logs_outlive_events_and_hold_whatever_an_event_may_become(profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_consumers_agree_with_the_limits_in_code(profile):
     for consumer in render(profile).consumers:
+        if consumer.stream == JOBS_STREAM:
+            assert consumer.config["ack_wait"] == ACK_WAIT_SECONDS * 1e9
+            assert consumer.config["max_batch"] >= AHEAD
+            continue
         assert consumer.config["priority_timeout"] == PIN_TIMEOUT_SECONDS * 1e9
         assert consumer.config["max_batch"] >= PULL_BATCH
 
@@ -113,7 +123,8 @@ def test_overrides_change_what_they_name_and_nothing_else():
         )
         assert after.config == expected == json.loads(after.text)
     for before, after in zip(plain.consumers, small.consumers, strict=True):
-        assert after.config == before.config | {"num_replicas": 1, "priority_timeout": 1_000_000_000}
+        pins = {"priority_timeout": 1_000_000_000} if "priority_timeout" in before.config else {}
+        assert after.config == before.config | {"num_replicas": 1} | pins
 
 
 def test_rendered_files_are_written_under_names_that_say_what_they_are(tmp_path: Path):

@@ -1,0 +1,145 @@
+"""JOBS as workers see it: jobs are pulled lane by lane, kept while they are worked on, acknowledged, and scheduled again."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+import structlog
+
+from engine.broker import wire
+from engine.broker.connection import Subscription
+from engine.broker.jetstream import Broker
+from engine.channels.channel import Job, Lane
+from engine.errors import Unavailable
+from engine.jobs.messages import decode_job, job_consumer, message_of, schedule_of
+from engine.plan.rules import Channel
+from seamark.protocol.subjects import JOBS_STREAM
+
+_log = structlog.get_logger("seamark.worker")
+
+ACK_WAIT_SECONDS: Final = 60.0
+"""After so much silence the broker hands a job out again: `ack_wait` of the consumers. Longer than a lease, so that whoever gets it
+then finds the lease over."""
+
+KEEP_SECONDS: Final = ACK_WAIT_SECONDS / 4
+"""How often the broker is told that a job is still worked on: three such words may be lost."""
+
+PULL_EXPIRES_SECONDS: Final = 30.0
+"""When a pull ends by itself: one that the broker has lost is ordered again after that."""
+
+_ACK_WORDS: Final = 9
+"""`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
+
+
+class PulledJob:
+    """A job as the broker has handed it out. A `handling.Delivery`."""
+
+    def __init__(self, broker: Broker, reply: bytes, job: Job) -> None:
+        self._broker = broker
+        self._reply = reply.decode()
+        self.job = job
+        self.deliveries = deliveries_of(reply)
+
+    async def ack(self) -> None:
+        """Acknowledge. Raises BrokerError where nobody knows whether the broker has heard of it."""
+        await self._broker.request(self._reply, b"+ACK")
+
+    def keep(self) -> None:
+        """Tell the broker that it is worked on."""
+        try:
+            self._broker.publish(self._reply, b"+WPI")
+        except Unavailable:
+            return  # said again soon; at worst somebody else gets it, too, and finds its claim
+
+
+def deliveries_of(reply: bytes) -> int:
+    """How often the message was handed out, by the subject on which it is acknowledged."""
+    words = reply.split(b".")
+    return int(words[4] if len(words) == _ACK_WORDS else words[6])
+
+
+class PulledLane:
+    """One lane of a channel: what was pulled and not begun yet, and what is on order.
+
+    Args:
+        on_job: called when a job has come.
+    """
+
+    def __init__(self, broker: Broker, channel: Channel, lane: Lane, on_job: Callable[[], None]) -> None:
+        self._broker = broker
+        self._on_job = on_job
+        self.lane = lane
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{job_consumer(channel, lane)}"
+        self._inbox = f"{broker.settings.inbox_prefix}.jobs-{channel}-{lane}-{id(self):x}"
+        self._subscription: Subscription | None = None
+        self._ordered_at = 0.0
+        self.outstanding = 0
+        self.waiting: deque[PulledJob] = deque()
+
+    async def open(self) -> None:
+        """Be ready for jobs."""
+        self._subscription = self._broker.subscribe(self._inbox, self._on_message)
+        await self._subscription.confirmed()
+
+    def close(self) -> None:
+        """Take no more."""
+        if self._subscription is not None:
+            self._subscription.unsubscribe()
+
+    def order(self, most: int) -> None:
+        """Have up to `most` jobs on order or waiting."""
+        if time.monotonic() - self._ordered_at > PULL_EXPIRES_SECONDS:
+            self.outstanding = 0
+        count = most - self.outstanding - len(self.waiting)
+        if count <= most // 2:
+            return
+        body = {"batch": count, "expires": int(PULL_EXPIRES_SECONDS * 1e9)}
+        try:
+            self._broker.publish(self._subject, msgspec.json.encode(body), reply=self._inbox)
+        except Unavailable:
+            return  # asked again soon
+        self.outstanding += count
+        self._ordered_at = time.monotonic()
+
+    def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        if not reply or wire.status(headers):
+            # A pull has ended: by its time, or because the consumer has another leader. What it still owed is asked for anew.
+            pending = wire.header(headers, b"Nats-Pending-Messages")
+            self.outstanding = max(0, self.outstanding - int(pending)) if pending else 0
+            return
+        self.outstanding = max(0, self.outstanding - 1)
+        try:
+            job = decode_job(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            # Only planners and workers write here. It stays, for people to look at; to drop it would hide a fault of ours.
+            _log.error("job_unreadable", subject_kind=subject.split(b".", 2)[1].decode(), error=type(error).__name__)
+            return
+        self.waiting.append(PulledJob(self._broker, reply, job))
+        self._on_job()
+
+
+class JobsQueue:
+    """What workers write into JOBS. A `handling.Queue`."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def schedule(self, job: Job, due: datetime) -> None:
+        """Have the job handed out at `due`.
+
+        The name is its message id, too: a write that comes late, after the one that was made in its place has fired, would hand out
+        the job a second time, and nobody could tell.
+        """
+        made = schedule_of(job, due)
+        headers = dict(line.split(":", 1) for line in made.headers.decode().splitlines())
+        await self._broker.append(made.subject, made.payload, headers, msg_id=made.subject)
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        """Have the jobs handed out: all of them or none. There are no more than a user has targets."""
+        if jobs:
+            await self._broker.commit([message_of(job) for job in jobs])

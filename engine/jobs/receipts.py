@@ -1,0 +1,55 @@
+"""The facts that are stored of a job: what its claim says, as receipts. Written twice they say the same."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from engine.channels.channel import Job
+from engine.jobs.claims import Done, End, Waiting
+from engine.jobs.life import Doubt
+from seamark.protocol.receipts import Receipt
+
+QUEUED: Final = "queued"
+"""State of a job that is tried again. Like every state of a higher attempt it takes the place of what the attempt before was."""
+
+AMBIGUOUS: Final = "ambiguous"
+
+ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled", "recalled": "cancelled"}
+"""How a job ends that is never sent, by the reason of the decision; for all other reasons it is suppressed."""
+
+
+def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, provider: str = "") -> Receipt:
+    return Receipt(
+        user=job.user,
+        channel=job.channel,
+        state=state,
+        at=at,
+        device=job.target,
+        id=job.id,
+        reason=reason or None,
+        attempt=attempt + 1,  # a receipt counts tries from 1
+        provider=provider or None,
+        trace=job.trace or None,
+    )
+
+
+def doubt_receipt(job: Job, doubt: Doubt, at: datetime) -> Receipt:
+    """That it is sent again, or without a claim, although the provider may have it: stored before it is sent."""
+    return _receipt(job, AMBIGUOUS, job.attempt, doubt, at)
+
+
+def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
+    """What a claim says. An end is one fact; a try that is followed by another is two: how it ended, and that it is not over."""
+    outcome = claim.outcome
+    provider = outcome.provider if outcome is not None else ""
+    if isinstance(claim, Done):
+        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this is the end.
+        return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, provider)]
+    if outcome is None:
+        return []
+    reason = outcome.code or outcome.kind
+    again = _receipt(job, QUEUED, claim.attempt, reason, at, provider)
+    if outcome.kind != "ambiguous":
+        return [again]
+    return [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, provider), again]

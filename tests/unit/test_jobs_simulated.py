@@ -1,0 +1,251 @@
+"""Workers in worlds by the hundred: whatever is lost, late, doubled, forgotten or killed, each job ends once, and each repetition is told.
+
+SEAMARK_WORLDS=10000 runs so many.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from engine.channels.channel import Job
+from engine.jobs import handling, life
+from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Leased, Look, Waiting
+from engine.jobs.claims import replaces as right_replaces
+from engine.jobs.handling import Handler, Over, Send
+from engine.jobs.life import Drop, Go, PutBack
+from engine.jobs.life import judge as right_judge
+from engine.jobs.receipts import doubt_receipt, receipts_of
+from engine.patience import patiently
+from tests.support.jobsim import World, simulated
+
+WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 200)
+MUTANT_WORLDS = 1500
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch):
+    with simulated(monkeypatch) as run:
+        yield run
+
+
+def judged(run: Run, seeds: Iterable[int]) -> tuple[dict[int, list[str]], list[World]]:
+    """The faults of these worlds, up to the first that has some."""
+    worlds = []
+    for seed in seeds:
+        worlds.append(World(seed))
+        run(worlds[-1].run())
+        if faults := worlds[-1].faults():
+            return {seed: faults}, worlds
+    return {}, worlds
+
+
+@pytest.mark.timeout(120 + WORLDS / 5)
+def test_whatever_is_lost_late_forgotten_or_killed_each_job_ends_once_and_each_repetition_is_told(run: Run) -> None:
+    faults, worlds = judged(run, range(WORLDS))
+    assert faults == {}
+    reasons = {one.reason for world in worlds for one in world.journal.receipts}
+    ends = {one.state for world in worlds for one in world.journal.receipts}
+    assert {"lease_lost", "forgotten", "unclaimed", "poison"} <= reasons, "the worlds are wild enough"
+    assert {"sent", "failed", "suppressed", "expired", "ambiguous", "split", "queued"} <= ends
+    assert sum(count > 1 for world in worlds for count in world.accepted.values()) > WORLDS / 50, "and some repeat"
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+right_follow, right_go, right_conclude = Handler._follow, Handler._go, Handler._conclude
+right_put_back, right_must_not = Handler._put_back_until, Handler._must_not_repeat
+right_leased, right_unclaimed = life._leased, life._unclaimed
+
+
+async def done_is_only_acknowledged(
+    self: Handler, delivery: Any, claim: Claim, look: Any = None, *, fresh: bool = False
+) -> None:
+    if isinstance(claim, Done) and not fresh:
+        return await self._ack(delivery)
+    return await right_follow(self, delivery, claim, look, fresh=fresh)
+
+
+async def waiting_is_only_acknowledged(
+    self: Handler, delivery: Any, claim: Claim, look: Any = None, *, fresh: bool = False
+) -> None:
+    if isinstance(claim, Waiting) and not fresh:
+        return await self._ack(delivery)
+    return await right_follow(self, delivery, claim, look, fresh=fresh)
+
+
+async def leased_is_only_acknowledged(
+    self: Handler, delivery: Any, claim: Claim, look: Any = None, *, fresh: bool = False
+) -> None:
+    if isinstance(claim, Leased):
+        return await self._ack(delivery)
+    return await right_follow(self, delivery, claim, look, fresh=fresh)
+
+
+async def acknowledged_first(
+    self: Handler, delivery: Any, claim: Claim, look: Any = None, *, fresh: bool = False
+) -> None:
+    await self._ack(delivery)
+    await right_follow(self, delivery, claim, look, fresh=fresh)
+
+
+async def without_consequences(
+    self: Handler, delivery: Any, claim: Claim, look: Any = None, *, fresh: bool = False
+) -> None:
+    if fresh or not isinstance(claim, Done):
+        return await right_follow(self, delivery, claim, look, fresh=fresh)
+    await self._store(receipts_of(delivery.job, claim, self._clock.now()))
+    return await self._ack(delivery)
+
+
+async def refused(self: Handler, delivery: Any, job: Job, due: datetime) -> None:
+    await delivery.refuse()
+
+
+async def put_back_after_acknowledging(self: Handler, delivery: Any, job: Job, due: datetime) -> None:
+    await self._ack(delivery)
+    await right_put_back(self, delivery, job, due)
+
+
+async def put_back_as_if_it_were_new(self: Handler, delivery: Any, job: Job, due: datetime) -> None:
+    await patiently(self._queue.schedule, job, due, seconds=math.inf)
+    await self._ack(delivery)
+
+
+async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | None, go: Go, owner: str) -> bool:
+    decided = await patiently(self._desk.decide, delivery.job, seconds=math.inf)
+    if look is None or not isinstance(decided, Send) or self._must_not_repeat(delivery.job, go):
+        return await right_go(self, delivery, look, go, owner)
+    lease = Leased(delivery.job.attempt, owner, go.lost, go.doubtful)
+    try:
+        look = await self._claims.put(delivery.job.key, look, lease, lease_seconds=45.0, keep_seconds=900.0)
+    except ClaimsUnavailable:
+        return False
+    if look.claim != lease:
+        return False
+    seconds = await self._desk.turn(delivery.job)
+    if seconds > 0:
+        await self._put_back(delivery, seconds)
+        return True
+    if go.doubt is not None:
+        await self._store([doubt_receipt(delivery.job, go.doubt, self._clock.now())])
+    return await self._try(delivery, look, lease, decided)
+
+
+async def sent_before_it_is_claimed(self: Handler, delivery: Any, look: Look | None, lease: Leased, send: Send) -> bool:
+    outcome = await self._desk.send(delivery.job, send, deadline_seconds=30.0)
+    said = handling.settle(
+        delivery.job, lease, outcome, self._policy, self._clock.now(), 0.5, repeatable=self._repeatable(delivery.job)
+    )
+    claim, last = await self._record(delivery.job, look, said, lease)
+    await self._follow(delivery, claim, last)
+    return True
+
+
+async def ended_without_a_claim(self: Handler, delivery: Any, look: Look | None, done: Done) -> bool:
+    await self._follow(delivery, done)
+    return True
+
+
+async def told_nobody(self: Handler, delivery: Any, look: Look | None, go: Go, owner: str) -> bool:
+    return await right_go(self, delivery, look, go if self._must_not_repeat(delivery.job, go) else Go(), owner)
+
+
+async def let_go_of_all(self: Handler, delivery: Any, look: Look | None, done: Done) -> None:
+    if look is not None:
+        with contextlib.suppress(ClaimsUnavailable):
+            await self._claims.put(delivery.job.key, look, done, keep_seconds=1.0)
+
+
+def said_by_anybody(new: Any, found: Claim | None, lease: Leased) -> Any:
+    return new
+
+
+def said_by_the_owner_only(new: Any, found: Claim | None, lease: Leased) -> Any:
+    ours = found is None or (isinstance(found, Leased) and found.owner == lease.owner)
+    return new if ours else None
+
+
+def hidden_by_a_later_attempt(new: Any, found: Claim | None, lease: Leased) -> Any:
+    return None if right_replaces(new, found, lease) is None else new
+
+
+def without_counting(*args: Any, **options: Any) -> Any:
+    step = right_judge(*args, **options)
+    return step._replace(lost=0) if isinstance(step, Go) else step
+
+
+def busy_is_dropped(*args: Any) -> Any:
+    step = right_leased(*args)
+    return Drop() if isinstance(step, PutBack) else step
+
+
+def leases_do_not_count(*args: Any) -> Any:
+    step = right_leased(*args)
+    return None if isinstance(step, PutBack) else step
+
+
+def without_a_claim_and_a_word(*args: Any) -> Any:
+    step = right_unclaimed(*args)
+    return Go() if isinstance(step, Go) else step
+
+
+def once_goes_on_without_a_claim(job: Job, deliveries: int) -> Any:
+    return right_unclaimed(replace(job, semantics="at_least_once"), deliveries)
+
+
+def an_old_attempt_goes_on(job: Job, *args: Any, **options: Any) -> Any:
+    step = right_judge(job, *args, **options)
+    return Go() if isinstance(step, life.Follow) and isinstance(step.claim, Waiting) else step
+
+
+async def over_whatever_was_tried(self: Handler, job: Job, go: Go, decided: Any) -> Done:
+    if isinstance(decided, Over):
+        return Done(job.attempt, decided.end, decided.why)
+    return await right_end(self, job, go, decided)
+
+
+right_end = Handler._end
+
+MISTAKES: dict[str, tuple[Any, str, Any]] = {
+    "acknowledged on done, without its receipt": (Handler, "_follow", done_is_only_acknowledged),
+    "acknowledged on waiting, without its schedule": (Handler, "_follow", waiting_is_only_acknowledged),
+    "acknowledged when the lease is somebody else's": (Handler, "_follow", leased_is_only_acknowledged),
+    "acknowledged before the receipt and the schedule": (Handler, "_follow", acknowledged_first),
+    "done is followed by its receipt only": (Handler, "_follow", without_consequences),
+    "refused instead of put back": (Handler, "_put_back_until", refused),
+    "acknowledged before it is put back": (Handler, "_put_back_until", put_back_after_acknowledging),
+    "put back as if it were new": (Handler, "_put_back_until", put_back_as_if_it_were_new),
+    "claimed before its turn": (Handler, "_go", claimed_before_its_turn),
+    "sent before it is claimed": (Handler, "_try", sent_before_it_is_claimed),
+    "ended without a claim": (Handler, "_conclude", ended_without_a_claim),
+    "a repetition that is told nobody": (Handler, "_go", told_nobody),
+    "what must not be repeated is": (Handler, "_must_not_repeat", lambda self, job, go: False),
+    "claims of all ended jobs are let go": (Handler, "_let_go", let_go_of_all),
+    "a try in doubt is said not to have been": (Handler, "_end", over_whatever_was_tried),
+    "an outcome is said by anybody": (handling, "replaces", said_by_anybody),
+    "an acceptance is said by the owner only": (handling, "replaces", said_by_the_owner_only),
+    "a late acceptance is hidden by a later attempt": (handling, "replaces", hidden_by_a_later_attempt),
+    "lost tries do not count": (handling, "judge", without_counting),
+    "an old attempt goes on": (handling, "judge", an_old_attempt_goes_on),
+    "a busy job is dropped": (life, "_leased", busy_is_dropped),
+    "a lease is no obstacle": (life, "_leased", leases_do_not_count),
+    "without a claim and a word": (life, "_unclaimed", without_a_claim_and_a_word),
+    "what goes once goes without a claim": (life, "_unclaimed", once_goes_on_without_a_claim),
+    "Redis is believed whatever it has lost": (life, "believable", lambda look, job: True),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.timeout(180)
+def test_every_mistake_of_a_worker_is_noticed(mistake: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*MISTAKES[mistake])
+    faults, _ = judged(run, range(MUTANT_WORLDS))
+    assert faults, "no world noticed"
