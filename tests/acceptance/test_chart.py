@@ -426,6 +426,46 @@ def test_with_nats_in_the_release_the_topology_is_a_job_whose_name_changes_with_
     assert before["metadata"]["name"] != after["metadata"]["name"]
 
 
+def test_a_role_may_have_a_version_of_its_own(folder: Path) -> None:
+    found = objects(folder, values={"roles": {"projector": {"tag": "0.2.0"}}})
+    images = {
+        each["metadata"]["name"].rpartition("-")[2]: each["spec"]["template"]["spec"]["containers"][0]["image"]
+        for each in of_kind(found, "Deployment")
+    }
+    assert images.pop("projector") == "seamark:0.2.0"
+    assert set(images.values()) == {"seamark:0.1.0"}
+
+
+def test_the_documented_secrets_have_every_key_that_a_pod_asks_for(rendered: list[Object]) -> None:
+    document = (ROOT / "docs/deployment.md").read_text()
+    [users] = re.findall(r"args=\(\); for user in (.*?); do", document)
+    made = dict(re.findall(r"create secret generic ([\w-]+) --from-literal=(\w+)=", document))
+    known = {("seamark-nats", user) for user in users.split()} | set(made.items())
+    asked = set()
+    for _, pod in pods(rendered):
+        for volume in pod["spec"].get("volumes", []):
+            for source in volume.get("projected", {}).get("sources", []):
+                asked |= {(source["secret"]["name"], item["key"]) for item in source["secret"]["items"]}
+        for each in containers(pod):
+            references = [entry.get("valueFrom", {}).get("secretKeyRef") for entry in each.get("env", [])]
+            asked |= {(one["name"], one["key"]) for one in references if one}
+    assert asked <= known
+
+
+def test_the_first_commands_that_are_printed_are_commands_of_seamark(folder: Path) -> None:
+    chart = whole_chart(folder)
+    words = words_of(chart, "startup", {}, folder)
+    done = helm("install", "prod", *words, "--dry-run=client", "--namespace", "seamark")
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("\nNOTES:\n")[2]
+    assert "helm -n seamark test prod" in notes
+    printed = re.findall(r" -- seamark (.*)", notes)
+    assert printed != []
+    for line in printed:
+        parse_command(line.split())
+    assert f"svc/{NAME}-gateway 8080:80" in notes
+
+
 def test_versions_are_those_of_the_project() -> None:
     chart, values = (yaml.safe_load((CHART / name).read_text()) for name in ("Chart.yaml", "values.yaml"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
