@@ -9,7 +9,7 @@
 {{- $routes = append $routes (printf "\"nats://route:$(SEAMARK_NATS_CLUSTER_PASSWORD)@%s-%d.%s-headless:6222\"" $name $number $name) }}
 {{- end -}}
 SEAMARK_NATS_STORE: /data
-SEAMARK_NATS_AZ: {valueFrom: {fieldRef: {fieldPath: {{ include "seamark.nats.place" . }}}}}
+SEAMARK_NATS_AZ: {valueFrom: {fieldRef: {fieldPath: {{ include "seamark.nats.place" . | quote }}}}}
 SEAMARK_NATS_TAGS: '"az:$(SEAMARK_NATS_AZ)"'
 SEAMARK_NATS_NAME: $(POD_NAME)
 SEAMARK_NATS_ROUTES: {{ printf "[%s]" (join ", " $routes) | quote }}
