@@ -29,6 +29,7 @@ from tests.support.charts import (
     named,
     needs_helm,
     needs_kubeconform,
+    notes,
     objects,
     of_kind,
     parse_command,
@@ -453,17 +454,14 @@ def test_the_documented_secrets_have_every_key_that_a_pod_asks_for(rendered: lis
 
 
 def test_the_first_commands_that_are_printed_are_commands_of_seamark(folder: Path) -> None:
-    chart = whole_chart(folder)
-    words = words_of(chart, "startup", {}, folder)
-    done = helm("install", "prod", *words, "--dry-run=client", "--namespace", "seamark")
-    assert done.returncode == 0, done.stderr
-    notes = done.stdout.partition("\nNOTES:\n")[2]
-    assert "helm -n seamark test prod" in notes
-    printed = re.findall(r" -- seamark (.*)", notes)
+    said = notes(folder, "startup")
+    assert "helm -n seamark test prod" in said
+    assert "test.tokenSecret" in notes(folder, "mid-scale"), "without a token it says what is missing"
+    printed = re.findall(r" -- seamark (.*)", said)
     assert printed != []
     for line in printed:
         parse_command(line.split())
-    assert f"svc/{NAME}-gateway 8080:80" in notes
+    assert f"svc/{NAME}-gateway 8080:80" in said
 
 
 def test_versions_are_those_of_the_project() -> None:

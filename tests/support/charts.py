@@ -98,6 +98,19 @@ def objects(folder: Path, name: str = "startup", values: Mapping[str, Any] | Non
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
+def notes(folder: Path, name: str) -> str:
+    """What `helm install` prints at its end. Only a cluster would make it say so: here the text is rendered as an object."""
+    chart = folder / "noted/seamark"
+    if not chart.exists():
+        shutil.copytree(whole_chart(folder), chart)
+        shutil.move(chart / "templates/NOTES.txt", chart / "notes.txt")
+        (chart / "templates/notes.yaml").write_text('notes: {{ tpl (.Files.Get "notes.txt") . | quote }}\n')
+    words = words_of(chart, name, {}, folder)
+    done = helm("template", RELEASE, *words, "--namespace", "seamark", "--kube-version", KUBERNETES, "--show-only", "templates/notes.yaml")
+    assert done.returncode == 0, done.stderr
+    return str(yaml.safe_load(done.stdout)["notes"])
+
+
 def of_kind(rendered: Sequence[Object], *kinds: str) -> list[Object]:
     return [each for each in rendered if each["kind"] in kinds]
 
