@@ -175,7 +175,6 @@ def test_values_that_cannot_work_are_refused_and_named(folder: Path, values: Any
     done = render(folder, "startup", values)
     assert done.returncode != 0
     assert names in done.stderr
-    assert "hush" not in done.stderr.replace(str(values), "")
 
 
 def test_zones_are_refused_where_pods_do_not_know_theirs(folder: Path) -> None:

@@ -206,9 +206,9 @@ def test_every_role_works_with_the_others_and_the_helm_test_passes(
             wait_for(
                 lambda name=name, child=child: not child.alive or release.probe(name, "readinessProbe"),
                 seconds=60,
-                said=child.log_tail,
+                said=lambda child=child: child.log_tail(3000),
             )
-            assert child.alive, child.log_tail()
+            assert child.alive, child.log_tail(3000)
             assert release.probe(name, "livenessProbe")
         _, test = release.started("Pod/prod-seamark-test")
         assert test.command[:2] == ["python", "-c"]
@@ -226,8 +226,8 @@ def test_every_role_works_with_the_others_and_the_helm_test_passes(
             child.send(signal.SIGTERM)
         grace = max(grace_of(rendered, name) for name in deployments)
         for name, child in children.items():
-            wait_for(lambda child=child: not child.alive, seconds=min(grace, STOP_SECONDS_MAX), said=child.log_tail)
-            assert child.exit_code == 0, f"{name}: {child.log_tail()}"
+            wait_for(lambda child=child: not child.alive, seconds=min(grace, STOP_SECONDS_MAX), said=lambda child=child: child.log_tail(3000))
+            assert child.exit_code == 0, f"{name}: {child.log_tail(3000)}"
 
 
 def grace_of(rendered: list[Object], name: str) -> int:
