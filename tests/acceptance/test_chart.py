@@ -228,7 +228,15 @@ NEEDS: Final = {
 def test_roles_are_told_what_they_need_and_see_no_secret_that_they_do_not(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    everywhere = {"nats_url", "nats_user", "nats_password", "nats_monitor_urls", "partitions", "health_host", "health_port"}
+    everywhere = {
+        "nats_url",
+        "nats_user",
+        "nats_password",
+        "nats_monitor_urls",
+        "partitions",
+        "health_host",
+        "health_port",
+    }
     stores = {"redis_url", "postgres_url"}
     found = objects(folder, name)
     for role in ROLES:
@@ -253,7 +261,9 @@ def test_secrets_are_named_and_never_written(rendered: list[Object]) -> None:
     for name, pod in pods(rendered):
         for each in containers(pod):
             for variable in each.get("env", []):
-                secret = "PASSWORD" in variable["name"] or variable["name"].endswith(("REDIS_URL", "POSTGRES_URL", "SECRET"))
+                secret = "PASSWORD" in variable["name"] or variable["name"].endswith(
+                    ("REDIS_URL", "POSTGRES_URL", "SECRET")
+                )
                 if secret and not variable["name"].endswith("_FILE"):
                     assert "secretKeyRef" in variable["valueFrom"], f"{name}: {variable['name']}"
 
@@ -401,20 +411,27 @@ def test_a_pod_reaches_what_it_works_with_and_nothing_else(folder: Path, compone
 
 
 def test_nothing_is_allowed_that_no_policy_names(rendered: list[Object]) -> None:
-    [closed] = [each for each in of_kind(rendered, "NetworkPolicy") if each["metadata"]["name"].endswith("-nothing-else")]
+    [closed] = [
+        each for each in of_kind(rendered, "NetworkPolicy") if each["metadata"]["name"].endswith("-nothing-else")
+    ]
     assert closed["spec"].keys() == {"podSelector", "policyTypes"}
     for name, pod in pods(rendered):
         assert closed["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items(), name
 
 
 def test_a_release_with_nats_elsewhere_makes_the_topology_before_anything_else(folder: Path) -> None:
-    elsewhere = {"urls": ["nats://n1.example.com:4222", "nats://n2.example.com:4222"], "monitorUrls": ["http://n1.example.com:8222"]}
+    elsewhere = {
+        "urls": ["nats://n1.example.com:4222", "nats://n2.example.com:4222"],
+        "monitorUrls": ["http://n1.example.com:8222"],
+    }
     found = objects(folder, values={"nats": {"enabled": False}, "externalNats": elsewhere})
     assert of_kind(found, "StatefulSet") == []
     hooks = {job["metadata"]["name"]: job["metadata"]["annotations"]["helm.sh/hook"] for job in of_kind(found, "Job")}
     assert hooks == dict.fromkeys((f"{NAME}-migrate", f"{NAME}-topology"), "pre-install,pre-upgrade")
     _, egress = allowed(found, "dispatcher")
-    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in [peer for rule in egress for peer in rule["to"] if 4222 in ports_of([rule])]
+    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in [
+        peer for rule in egress for peer in rule["to"] if 4222 in ports_of([rule])
+    ]
 
 
 def test_with_nats_in_the_release_the_topology_is_a_job_whose_name_changes_with_what_it_does(folder: Path) -> None:

@@ -78,7 +78,7 @@ def test_nats_takes_the_files_the_arguments_and_the_variables_that_its_pod_has(
 ) -> None:
     pod, server = nats_pod(rendered, tmp_path)
     accounts = (files_of(server) / "accounts.conf").read_text()
-    assert "user: publisher-acme, password: $SEAMARK_NATS_PUBLISHER_acme_PASSWORD" in accounts
+    assert 'user: "publisher-acme", password: $SEAMARK_NATS_PUBLISHER_acme_PASSWORD' in accounts
     [store] = re.findall(r"max_file_store: (\d+)GB", (files_of(server) / "server.conf").read_text())
     assert int(store) < int(disk_of(rendered).removesuffix("Gi")), "what it may store leaves room on the disk"
     binary = str(nats_server_binary())
@@ -114,7 +114,10 @@ class Release:
         self.gateway_port = free_port()
         self.places = {
             "http://prod-seamark-gateway:80": f"http://127.0.0.1:{self.gateway_port}",
-            **{f"nats://{host(number)}:4222": f"nats://127.0.0.1:{server.port}" for number, server in enumerate(cluster.servers)},
+            **{
+                f"nats://{host(number)}:4222": f"nats://127.0.0.1:{server.port}"
+                for number, server in enumerate(cluster.servers)
+            },
             **{f"http://{host(number)}:8222": server.monitor_url for number, server in enumerate(cluster.servers)},
         }
         self.health: dict[str, int] = {}
@@ -226,7 +229,11 @@ def test_every_role_works_with_the_others_and_the_helm_test_passes(
             child.send(signal.SIGTERM)
         grace = max(grace_of(rendered, name) for name in deployments)
         for name, child in children.items():
-            wait_for(lambda child=child: not child.alive, seconds=min(grace, STOP_SECONDS_MAX), said=lambda child=child: child.log_tail(3000))
+            wait_for(
+                lambda child=child: not child.alive,
+                seconds=min(grace, STOP_SECONDS_MAX),
+                said=lambda child=child: child.log_tail(3000),
+            )
             assert child.exit_code == 0, f"{name}: {child.log_tail(3000)}"
 
 

@@ -52,7 +52,7 @@ def built(image: tuple[Stage, Stage]) -> Iterator[Build]:
         shutil.rmtree(folder)
 
 
-def without_rights(*words: str, folder: Path, env: dict[str, str]) -> "subprocess.Popen[str]":
+def without_rights(*words: str, folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     """A program of the image with no capability, and no way to any, as Kubernetes and compose run it.
 
     Not as another user: Python itself may lie where only this one may enter.
@@ -70,7 +70,9 @@ def variables(built: Build, final: Stage, **more: str) -> dict[str, str]:
 
 def test_what_is_copied_is_all_that_the_last_stage_takes(image: tuple[Stage, Stage]) -> None:
     build, final = image
-    assert build.base == final.base == "${PYTHON}", "a virtual environment runs on the interpreter that it was made with"
+    assert build.base == final.base == "${PYTHON}", (
+        "a virtual environment runs on the interpreter that it was made with"
+    )
     assert final.all("COPY") == ["--from=build /opt/seamark /opt/seamark"]
     assert final.all("USER") == [f"{STRANGER}:{STRANGER}"]
     words = [word for word, _ in final.instructions]
@@ -78,9 +80,7 @@ def test_what_is_copied_is_all_that_the_last_stage_takes(image: tuple[Stage, Sta
     assert final.all("EXPOSE") == [f"{Settings().gateway_port} {final.env()['SEAMARK_HEALTH_PORT']}"]
 
 
-def test_every_program_is_there_and_nothing_that_installs_or_compiles(
-    image: tuple[Stage, Stage], built: Build
-) -> None:
+def test_every_program_is_there_and_nothing_that_installs_or_compiles(image: tuple[Stage, Stage], built: Build) -> None:
     [program] = image[1].array("ENTRYPOINT")
     env = variables(built, image[1])
     path = shutil.which(program, path=env["PATH"].split(":")[0])
@@ -92,7 +92,9 @@ def test_every_program_is_there_and_nothing_that_installs_or_compiles(
     python = built.here("/opt/seamark/bin/python")
     found = subprocess.run([python, "-m", "pip"], capture_output=True, text=True, timeout=30)
     assert "No module named pip" in found.stderr
-    assert list(built.root.glob("opt/seamark/lib/*/site-packages/ops/__pycache__/*.pyc")), "compiled, for a disk that is read only"
+    assert list(built.root.glob("opt/seamark/lib/*/site-packages/ops/__pycache__/*.pyc")), (
+        "compiled, for a disk that is read only"
+    )
 
 
 def test_files_for_nats_are_written_where_kubernetes_lends_a_folder(image: tuple[Stage, Stage], built: Build) -> None:
@@ -158,7 +160,10 @@ def test_the_documented_commands_write_every_variable_that_compose_asks_for(tmp_
 
 
 PASSWORDS: Final = {f"SEAMARK_NATS_{user.upper()}_PASSWORD": f"p-{user}" for user in (*account_users(), "cluster")}
-DOT_ENV: Final = PASSWORDS | {"POSTGRES_PASSWORD": "p-postgres", "SEAMARK_JWT_SECRET": "a secret that is long enough for HS256"}
+DOT_ENV: Final = PASSWORDS | {
+    "POSTGRES_PASSWORD": "p-postgres",
+    "SEAMARK_JWT_SECRET": "a secret that is long enough for HS256",
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +198,13 @@ def test_every_service_of_ours_is_a_command_with_settings_that_it_reads(compose:
 
 def test_every_name_and_address_is_that_of_a_service(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    ports = {"n1": {4222, 6222, 8222}, "n2": {4222, 6222, 8222}, "n3": {4222, 6222, 8222}, "valkey": {6379}, "postgres": {5432}}
+    ports = {
+        "n1": {4222, 6222, 8222},
+        "n2": {4222, 6222, 8222},
+        "n3": {4222, 6222, 8222},
+        "valkey": {6379},
+        "postgres": {5432},
+    }
     for name, each in services.items():
         assert each.get("depends_on", {}).keys() <= services.keys(), name
         for other, condition in each.get("depends_on", {}).items():
@@ -223,9 +234,13 @@ def test_each_nats_server_takes_its_files_and_variables(compose: dict[str, Any],
 def test_the_stores_keep_what_seamark_needs_them_to_keep(compose: dict[str, Any], tmp_path: Path) -> None:
     program, *words = compose["services"]["valkey"]["command"]
     assert program == "valkey-server"
-    assert dict(zip(words[::2], words[1::2], strict=True)) == {f"--{name}": value for name, value in VALKEY_SETTINGS.items()}
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        f"--{name}": value for name, value in VALKEY_SETTINGS.items()
+    }
     port = free_port()
-    process = subprocess.Popen([valkey_binary(), *words, "--port", str(port), "--dir", tmp_path], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [valkey_binary(), *words, "--port", str(port), "--dir", tmp_path], stdout=subprocess.DEVNULL
+    )
     try:
         wait_for(lambda: (tmp_path / "appendonlydir").exists() or process.poll() is not None)
         assert process.poll() is None

@@ -98,7 +98,9 @@ async def test_no_two_copies_of_a_stream_stand_in_one_zone(tmp_path: Path):
         placed = {}
         for file in render("production", 2).streams:
             group = (await broker.api(f"STREAM.INFO.{file.name}"))["cluster"]
-            placed[file.name] = sorted(zones[name] for name in (group["leader"], *(one["name"] for one in group["replicas"])))
+            placed[file.name] = sorted(
+                zones[name] for name in (group["leader"], *(one["name"] for one in group["replicas"]))
+            )
         await broker.close()
     finally:
         cluster.kill()

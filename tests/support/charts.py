@@ -56,9 +56,7 @@ def helm(*words: str) -> subprocess.CompletedProcess[str]:
     program = tool("helm")
     assert program is not None
     nowhere = {"KUBECONFIG": os.devnull, "HELM_NO_PLUGINS": "1"}
-    return subprocess.run(
-        [program, *words], env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([program, *words], env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=60)
 
 
 @functools.cache
@@ -106,7 +104,17 @@ def notes(folder: Path, name: str) -> str:
         shutil.move(chart / "templates/NOTES.txt", chart / "notes.txt")
         (chart / "templates/notes.yaml").write_text('notes: {{ tpl (.Files.Get "notes.txt") . | quote }}\n')
     words = words_of(chart, name, {}, folder)
-    done = helm("template", RELEASE, *words, "--namespace", "seamark", "--kube-version", KUBERNETES, "--show-only", "templates/notes.yaml")
+    done = helm(
+        "template",
+        RELEASE,
+        *words,
+        "--namespace",
+        "seamark",
+        "--kube-version",
+        KUBERNETES,
+        "--show-only",
+        "templates/notes.yaml",
+    )
     assert done.returncode == 0, done.stderr
     return str(yaml.safe_load(done.stdout)["notes"])
 
@@ -163,19 +171,21 @@ def schemas(folder: Path, rendered: Sequence[Object]) -> Path:
     return target
 
 
-_OUTSIDE: Final = "/api/_definitions.json#/$defs/"
-_INSIDE: Final = "#/definitions/"
+_OUTSIDE: Final = "/api/_definitions.json#"
+"""The file that all kinds share, by an address that only the package's own command knows."""
 
 
 def _self_contained(text: str, everything: Mapping[str, Any]) -> str:
-    schema = json.loads(text.replace(_OUTSIDE, _INSIDE))
-    wanted, found = [schema], {}
+    schema = json.loads(text.replace(_OUTSIDE, "#"))
+    del schema["$id"]  # what is referred to would be looked for there
+    wanted: list[Any] = [schema]
+    found: dict[str, Any] = {}
     while wanted:
         for name in _references(wanted.pop()):
             if name not in found:
-                found[name] = json.loads(json.dumps(everything[name]).replace(_OUTSIDE, _INSIDE))
+                found[name] = everything[name]
                 wanted.append(found[name])
-    return json.dumps({**schema, "definitions": found})
+    return json.dumps({**schema, "$defs": found})
 
 
 def _references(schema: Any) -> Iterator[str]:
@@ -198,9 +208,6 @@ def kubeconform(folder: Path, rendered: Sequence[Object]) -> dict[str, Any]:
     words = [program, "-strict", "-summary", "-output", "json", "-kubernetes-version", KUBERNETES]
     for place in (schemas(folder, rendered), OWN_SCHEMAS):
         words += ["-schema-location", f"{place}/{kinds}"]
-    done = subprocess.run(
-        words, input=yaml.safe_dump_all(rendered), capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(words, input=yaml.safe_dump_all(rendered), capture_output=True, text=True, timeout=60)
     verdict: dict[str, Any] = json.loads(done.stdout)
     return verdict
-

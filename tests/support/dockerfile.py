@@ -1,4 +1,4 @@
-"""A Dockerfile on a machine without a container engine: its instructions are read, and those of a stage carried out in a folder."""
+"""A Dockerfile on a machine without a container engine: it is read, and a stage of it is carried out in a folder."""
 
 from __future__ import annotations
 

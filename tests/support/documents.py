@@ -26,9 +26,18 @@ NOT_RUN: Final = {
         "docs/operations.md",
         "ok      room: EVENTS is 4 % full, 31.2 messages/s lately, room for 314/s over its age: age frees room before it is full",
     ): "what `topology check` says after hours of traffic; tests/unit/test_topology_room.py has the sentences",
-    ("docs/deployment.md", "docker build -t registry.example.com/seamark:0.1.0 ."): "tests/acceptance/test_image.py runs what the file runs",
-    ("docs/deployment.md", "kubectl create namespace seamark"): "tests/acceptance/test_chart.py has the keys that pods ask for",
-    ("docs/deployment.md", "helm dependency build deploy/helm/seamark"): "tests/acceptance/test_chart.py renders that set",
+    (
+        "docs/deployment.md",
+        "docker build -t registry.example.com/seamark:0.1.0 .",
+    ): "tests/acceptance/test_image.py runs what the file runs",
+    (
+        "docs/deployment.md",
+        "kubectl create namespace seamark",
+    ): "tests/acceptance/test_chart.py has the keys that pods ask for",
+    (
+        "docs/deployment.md",
+        "helm dependency build deploy/helm/seamark",
+    ): "tests/acceptance/test_chart.py renders that set",
     (
         "docs/deployment.md",
         "helm -n seamark upgrade prod deploy/helm/seamark --reuse-values --set roles.projector.tag=0.2.0",

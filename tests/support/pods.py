@@ -1,4 +1,4 @@
-"""What a rendered pod finds when Kubernetes starts it: its variables, its secrets as files, its folders. Here, on this machine."""
+"""What a rendered pod finds when Kubernetes starts it, on this machine: variables, secrets as files, folders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What `helm test` runs: publishes one notification as a service does, and receives it as a device does.
 
-Reads the settings that roles read, as NATS' user `publisher`; further SEAMARK_GATEWAY_URL, and either TEST_TOKEN_FILE, a token of a
-user of the tenant `default`, or the shared secret by which tokens are signed.
+Reads the settings that roles read, as NATS' user `publisher`; further SEAMARK_GATEWAY_URL, and either TEST_TOKEN_FILE, a token of
+a user of the tenant `default`, or the shared secret by which tokens are signed.
 """
 
 import asyncio
