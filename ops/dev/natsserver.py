@@ -140,7 +140,8 @@ class ClusterMember(NatsServer):
     ) -> None:
         peers = ", ".join(f'"nats://route:{passwords["cluster"]}@{HOST}:{port}"' for port in routes)
         variables = {f"SEAMARK_NATS_{user.upper()}_PASSWORD": password for user, password in passwords.items()}
-        variables |= {"SEAMARK_NATS_NAME": name, "SEAMARK_NATS_ROUTES": f"[{peers}]"}
+        variables |= {"SEAMARK_NATS_NAME": name, "SEAMARK_NATS_TAGS": f'"az:{name}"'}
+        variables |= {"SEAMARK_NATS_ROUTES": f"[{peers}]"}
         administrator = f"{{ user: {ADMINISTRATOR}, password: {passwords[ADMINISTRATOR]} }}"
         own = (
             Change("cluster.listen", f'"{HOST}:{route_port}"', "the other nodes run on this machine, too"),

