@@ -65,7 +65,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         retries_max: how often this may be tried again in all, where the provider's contract allows less than the channel.
         elsewhere: the next attempt goes to another provider, if there is one.
         alarm: a person has to look at it although nothing is stopped, as at texts that carriers filter.
-        environment: of APNs, where the token is one, when that is not the environment it was stored with: it is to be stored anew.
+        environment: of APNs, where the token is one, when that is not the environment it was stored with: it is to be
+            stored anew.
         segments: of an SMS, how many the price is for.
         known: whether the code is one that the tables name; others are shown to operators.
     """

@@ -2,7 +2,8 @@
 
     closed ──(it fails)──▶ open ──(the pause is over)──▶ half open: one probe ──▶ closed, or open for longer
 
-Open, it keeps jobs where they are: nothing burns attempts against a provider that is down. There is one for each provider and key of it.
+Open, it keeps jobs where they are: nothing burns attempts against a provider that is down. There is one for each
+provider and key of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ LATE_SECONDS: Final = 5.0
 
 PAUSE_SECONDS: Final = 1.0
 PAUSE_SECONDS_MAX: Final = 30.0
-"""Until the probe. It doubles with each probe that fails: a provider that was down for a minute is found again within half of one."""
+"""Until the probe. It doubles with each probe that fails: a provider that was down for a minute is found again within
+half of one."""
 
 CONFIG_PAUSE_SECONDS: Final = 60.0
 """The same where our key or our set-up is wrong: a person has to mend it, and Apple counts wrong tokens."""
@@ -76,7 +78,8 @@ class Breaker(msgspec.Struct, frozen=True):
             return (self._opened(outcome, now) if probed else self) if failed else Breaker(halved_at=now)
         counted = self._counted(now, failed=failed)
         much = counted.sends >= SENDS_MIN and counted.failed >= counted.sends * SHARE
-        return counted._opened(outcome, now) if failed and (counted.row >= IN_A_ROW or much) else counted
+        opens = failed and (counted.row >= IN_A_ROW or much)
+        return counted._opened(outcome, now) if opens else counted  # noqa: SLF001 - its own class
 
     def _counted(self, now: float, *, failed: bool) -> Breaker:
         halvings = max(0, int((now - self.halved_at) / LATE_SECONDS))

@@ -145,7 +145,7 @@ class Desk(Protocol):
         """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
 
     async def turn(self, job: Job) -> float:
-        """Take a token of the provider; else in how many seconds to ask again, because its breaker is open or the bucket empty."""
+        """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         """Try it."""
@@ -217,7 +217,7 @@ class Handler:
     # --- before the first byte ---------------------------------------------------------------------------------------
 
     async def _go(self, delivery: Delivery, look: Look | None, go: Go, owner: str) -> bool:
-        """Decide again and, if it is still to be sent and it is its turn, try it. Whether nothing is left to do with the message."""
+        """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
         if look is not None:
             job = _untried(job, look, go)

@@ -67,7 +67,7 @@ class _Script(RedisScript):
 
 async def _run_of(connection: Connection) -> Argument:
     """The run of the server behind a connection, which changes whenever a server begins with what its disk or its primary had."""
-    await connection.connect()
+    await connection.connect()  # type: ignore[no-untyped-call]
     await connection.send_command("INFO", "server")
     told = await connection.read_response()
     text = told.decode() if isinstance(told, bytes) else str(told)

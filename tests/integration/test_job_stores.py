@@ -1,4 +1,5 @@
-"""Claims and buckets on a real Valkey: what the scripts do is what the pure functions say, and a server that forgot is noticed."""
+"""Claims and buckets on a real Valkey: what the scripts do is what the pure functions say, and a server that forgot is
+noticed."""
 
 import asyncio
 import random

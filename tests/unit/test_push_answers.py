@@ -45,9 +45,7 @@ def test_any_answer_is_an_outcome_and_an_unknown_one_retires_no_token(status: in
         assert outcome.kind != "target_invalid" or outcome.known
         if status >= 500:
             assert outcome.kind in ("transient", "config", "target_invalid")
-            assert (
-                outcome.known or outcome.kind == "transient"
-            )
+            assert outcome.known or outcome.kind == "transient"
 
 
 @given(

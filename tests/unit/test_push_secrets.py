@@ -183,6 +183,6 @@ def test_a_service_account_is_read_and_shows_no_key() -> None:
     ],
 )
 def test_a_file_that_is_no_service_account_is_named_by_its_setting(text: str) -> None:
-    with pytest.raises(InvalidSetting, match="providers.google.account") as caught:
+    with pytest.raises(InvalidSetting, match=r"providers\.google\.account") as caught:
         service_account("providers.google.account", text)
     assert "tisn't" not in str(caught.value)
