@@ -77,6 +77,7 @@ def test_the_same_text_never_looks_the_same_twice() -> None:
         (Browser("", "").p256dh, base64url(b"a" * 15)),
         ("!!", base64url(b"a" * 16)),
     ],
+    ids=["no point of the curve", "its bytes are none", "a short secret", "not base64"],
 )
 def test_keys_that_are_none_are_said_to_be(p256dh: str, auth: str) -> None:
     with pytest.raises(UnusableKeys):
