@@ -45,8 +45,8 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     """What a claim says. An end is one fact; a try that is followed by another is two: how it ended, and that it is not over."""
     outcome = claim.outcome
     if isinstance(claim, Done):
-        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins,
-        # and this is the end.
+        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
+        # is the end.
         return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)]
     if outcome is None:
         return []
