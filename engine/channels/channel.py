@@ -97,6 +97,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: the notification's.
         target: which of the user's tokens, addresses or endpoints; "": not known yet, see `engine.jobs`.
         stage: what woke it, as `engine.plan.decisions.Stage` has it.
+        tries_before: how many tries it had before it was replayed from its dead letter; 0: it was not. A replayed job has a claim of
+            its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
@@ -118,6 +120,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lane: Lane = "normal"
     target: str = ""
     stage: str = "first"
+    tries_before: int = 0
     attempt: int = 0
     again: bool = False
     semantics: Semantics = "at_least_once"
@@ -135,12 +138,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """The idempotency key, everywhere: claims, providers, webhooks.
+        """The idempotency key, for providers and receivers, and in each life for claims.
 
         A slash within a part is escaped: else one tenant could take a key of another, or an id one of another notification.
         """
         parts = (self.tenant, self.id, self.user, self.channel, self.target)
         return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+
+    @property
+    def claim_key(self) -> str:
+        """What its claim and its schedules are named by: the key, and which life of the job this is. Providers never see it."""
+        return f"{self.key}/{self.tries_before}" if self.tries_before else self.key
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,8 @@ QUEUED: Final = "queued"
 
 AMBIGUOUS: Final = "ambiguous"
 
+USER_DELETED: Final = "user_deleted"
+
 ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled", "recalled": "cancelled"}
 """How a job ends that is never sent, by the reason of the decision; for all other reasons it is suppressed."""
 
@@ -28,7 +30,7 @@ def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outc
         device=job.target,
         id=job.id,
         reason=reason or None,
-        attempt=attempt + 1,  # a receipt counts tries from 1
+        attempt=job.tries_before + attempt + 1,  # a receipt counts tries from 1, over all lives
         provider=(outcome.provider or None) if outcome is not None else None,
         trace=job.trace or None,
         provider_id=(outcome.provider_id or None) if outcome is not None else None,
@@ -45,6 +47,8 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     """What a claim says. An end is one fact; a try that is followed by another is two: how it ended, and that it is not over."""
     outcome = claim.outcome
     if isinstance(claim, Done):
+        if claim.why == USER_DELETED:
+            return []  # whatever is stored of him now would stay behind when he is erased
         # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
         # is the end.
         return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)]

@@ -48,7 +48,7 @@ class Journal:
         self._broker = broker
         self.concluded: Counter[str] = Counter()
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         subject = receipt_subject(0, "default", receipts[0].user)
         for receipt in receipts:
             await self._broker.append(subject, msgspec.json.encode(receipt))

@@ -219,7 +219,7 @@ class SimJournal:
         self.letters: set[str] = set()
         self.retired: set[str] = set()
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         def apply() -> None:
             self.receipts += receipts
             self.stored_at += [now()] * len(receipts)
