@@ -138,7 +138,9 @@ planner_lag = Gauge(
     "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
 )
 
-worker_attempts = Counter("seamark_worker_attempts", "Tries of workers, by what came of them", ("channel", "provider", "kind"))
+worker_attempts = Counter(
+    "seamark_worker_attempts", "Tries of workers, by what came of them", ("channel", "provider", "kind")
+)
 """kind: as `engine.channels.channel.OutcomeKind` has them. A provider is named as in the providers' file."""
 
 worker_unknown_codes = Counter(
@@ -150,7 +152,9 @@ worker_alarms = Counter(
 worker_decisions = Counter("seamark_worker_decisions", "What workers decided about jobs", ("channel", "decision"))
 """decision: send, hold, over, split."""
 
-worker_breaker_open = Gauge("seamark_worker_breaker_open", "1 while this process sends nothing to a provider", ("provider",))
+worker_breaker_open = Gauge(
+    "seamark_worker_breaker_open", "1 while this process sends nothing to a provider", ("provider",)
+)
 worker_limits_unknown = Counter(
     "seamark_worker_limits_unknown", "Slots taken without asking, as Redis was away", ("provider",)
 )

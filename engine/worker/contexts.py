@@ -44,9 +44,7 @@ class Links:
         """Of a job; "": it has none, as what is critical cannot be ended, or its names are too long for a line of a mail."""
         if job.lane == "critical":
             return ""
-        what = Unsubscription(
-            tenant=job.tenant, user=job.user, channel=job.channel, category=job.category or SCOPE_ALL
-        )
+        what = Unsubscription(tenant=job.tenant, user=job.user, channel=job.channel, category=job.category or SCOPE_ALL)
         try:
             return f"{self._url}/u/{self._tokens.make(what)}"
         except ValueError:
@@ -62,9 +60,7 @@ class Contexts:
         links: of mails; none: they have no link.
     """
 
-    def __init__(
-        self, rules: Rules, texts: Texts, *, unread: Unread | None = None, links: Links | None = None
-    ) -> None:
+    def __init__(self, rules: Rules, texts: Texts, *, unread: Unread | None = None, links: Links | None = None) -> None:
         self._rules, self._texts = rules, texts
         self._unread, self._links = unread, links
 

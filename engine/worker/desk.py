@@ -46,7 +46,7 @@ HELD_SECONDS: Final = 5.0
 with many jobs does not have all of them written anew each second."""
 
 WAIT_SECONDS_MAX: Final = 15.0
-"""How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than was thought."""
+"""How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -226,9 +226,7 @@ class Desk:
         return [one for one in serving if verdicts[one.name].effect != "drop"], switch
 
     def _verdict(self, job: Job, provider: Provider) -> Verdict:
-        return self._controls.controls.verdict(
-            job.tenant, job.channel, provider.name, job.category or None, job.user
-        )
+        return self._controls.controls.verdict(job.tenant, job.channel, provider.name, job.category or None, job.user)
 
     # --- the try -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +245,7 @@ class Desk:
                 # A switch that was set meanwhile, or controls that are old by now.
                 return CONTROLS_SECONDS_MAX if self._deaf() else 0.0
             waits.append(-seconds)
-        return min(min(waits), WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
+        return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         """Try it by the provider whose turn was taken, and by others in order, where that one certainly did not take it."""

@@ -34,12 +34,10 @@ class Endpoints:
         self._pool, self._directory, self._broker = pool, directory, broker
 
     async def note(self, job: Job, outcome: Outcome, began_at: datetime) -> None:
-        """Note how a try at an endpoint has ended, which began then. A note that cannot be made is one of many: it is passed over."""
+        """Note how a try at an endpoint has ended, which began then. A note that cannot be made is passed over."""
         try:
             async with transaction(self._pool) as connection:
-                health = await note_attempt(
-                    connection, job.tenant, job.target, outcome, message_id(job.key), began_at
-                )
+                health = await note_attempt(connection, job.tenant, job.target, outcome, message_id(job.key), began_at)
             if health is not None and health.disabled is not None:
                 await self._disable(job.tenant, job.target)
         except StoreUnavailable as error:
@@ -53,7 +51,10 @@ class Endpoints:
             async with changing(self._pool, tenant) as change:
                 made = await disable(change, id)
         else:
-            async with self._directory.changing(tenant, [user]) as of_user, changing_in(of_user.connection, tenant) as change:
+            async with (
+                self._directory.changing(tenant, [user]) as of_user,
+                changing_in(of_user.connection, tenant) as change,
+            ):
                 made = await disable(change, id)
                 if made:
                     of_user.touch(user)

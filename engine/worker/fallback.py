@@ -50,7 +50,6 @@ def next_channel(rule: TypeRule, job: Job) -> Job | None:
     for name in behind:
         if rule.channels[name].unless_seen_seconds is not None:
             now = datetime.now(UTC)
-            return replace(
-                job, channel=name, target="", stage="escalation", attempt=0, again=True, first_at=now, untried_at=None, tried_at=None
-            )
+            anew = {"attempt": 0, "first_at": now, "untried_at": None, "tried_at": None, "again": True}
+            return replace(job, channel=name, target="", stage="escalation", **anew)
     return None

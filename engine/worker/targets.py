@@ -144,5 +144,3 @@ async def _endpoint(connection: Connection, job: Job) -> Target | Nowhere:
 def digest_of(hash: bytes) -> str:
     """What `Outcome.target_digest` holds of the hash of an address or token."""
     return hash[:DIGEST_BYTES].hex()
-
-

@@ -35,7 +35,7 @@ class Texts:
     async def find(self, tenant: str, version: int, channel: str, type: str, locale: str) -> Parts | None:
         """The parts of the template for a type in a language; None: it has none.
 
-        Of all patterns that match the type, the one that says most of it wins if it has something in this language or for everybody.
+        Of all patterns that match the type, the one that says most of it wins if it has something in this language, or for all.
 
         Args:
             version: of the tenant's rules, which every change of a template counts.

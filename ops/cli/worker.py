@@ -26,13 +26,16 @@ STOP_SECONDS_MAX = 40.0
 def worker(
     channel: Annotated[
         list[str] | None,
-        typer.Option("--channel", help="A channel to serve; several times for several. Default: all that the file names."),
+        typer.Option(
+            "--channel", help="A channel to serve; several times for several. Default: all that the file names."
+        ),
     ] = None,
     processes: Annotated[
         int, typer.Option("--processes", min=1, max=64, help="Processes of this worker; one uses one core.")
     ] = 1,
     check: Annotated[
-        bool, typer.Option("--check", help="Only look whether the file of providers and the secrets it names can be used.")
+        bool,
+        typer.Option("--check", help="Only look whether the file of providers and the secrets it names can be used."),
     ] = False,
 ) -> None:
     """Run a worker. Start as many as are needed: they share the jobs, and what providers allow."""

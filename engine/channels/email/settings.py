@@ -148,7 +148,7 @@ def email_channel(settings: EmailSettings, folder: Path) -> EmailChannel:
 
 
 def email_channels(settings: EmailSettings, folder: Path) -> dict[str, EmailChannel]:
-    """A channel for each provider, by their names, in the order of the file: for whoever chooses among them. As `email_channel`."""
+    """A channel for each provider, by their names, in the order of the file, for whoever chooses. As `email_channel`."""
     senders = _senders(settings, folder)
     return {name: EmailChannel([_provider(name, entry, folder)], senders) for name, entry in settings.providers.items()}
 
