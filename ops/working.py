@@ -15,6 +15,7 @@ from engine.broker.jetstream import Broker
 from engine.cancels import Cancels
 from engine.channels.channel import Job
 from engine.channels.email.unsubscribe import Tokens
+from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -86,7 +87,8 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     held.push_async_callback(unread.reader.close)
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
     journal = WorkerJournal(parts.broker, partitions, directory, _NoEnds())
-    contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=_links(parts.settings))
+    links, references = _links(parts.settings)
+    contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
     tasks.begin(providers.watch(), "providers-watch")
     held.push_async_callback(tasks.end)
@@ -137,11 +139,13 @@ class _Unread:
         return found[0].count if found else None
 
 
-def _links(settings: Settings) -> Links | None:
-    """The links in mails, where both what is in them and where they lead are set."""
-    if settings.public_url is None or settings.unsubscribe_secrets is None:
-        return None
+def _links(settings: Settings) -> tuple[Links | None, References | None]:
+    """The links in mails, where they lead somewhere; what providers give back with their reports."""
+    if settings.unsubscribe_secrets is None:
+        return None, None
     try:
-        return Links(settings.public_url, Tokens(tuple(settings.unsubscribe_secrets.reveal().split())))
+        secrets = tuple(settings.unsubscribe_secrets.reveal().split())
+        links = None if settings.public_url is None else Links(settings.public_url, Tokens(secrets))
+        return links, References(secrets)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_UNSUBSCRIBE_SECRETS: {error}") from error

@@ -1,8 +1,8 @@
-"""Workers with simulated providers: the file of providers, a worker in the test's own loop or as a process, a user who is reached."""
+"""Workers with simulated providers: their file, a worker in the test's own loop or as a process, users who are reached."""
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from engine.plan.rules import Channel
 from engine.postgres import Pool
 from engine.settings import Secret, Settings
 from engine.worker.providers import CHANNELS
-from ops.dev.providers.acceptlog import AcceptLog, Accepted
+from ops.dev.providers.acceptlog import Accepted, AcceptLog
 from ops.dev.providers.certificates import server_tls
 from ops.dev.providers.push import PushProviders
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
@@ -79,7 +79,12 @@ class Simulated:
         (self.folder / "twilio.secret").write_text(self.texts.secret)
         (self.folder / "sns.secret").write_text(self.spare.secret)
         relay = {"kind": "smtp", "host": "127.0.0.1", "port": self.mail.port, "tls": "none"}
-        first = {"kind": "twilio", "account": self.texts.account, "secret_file": "twilio.secret", "sender": "+15005550006"}
+        first = {
+            "kind": "twilio",
+            "account": self.texts.account,
+            "secret_file": "twilio.secret",
+            "sender": "+15005550006",
+        }
         spare = {"kind": "sns", "region": "eu-central-1", "key_id": self.spare.key_id, "secret_file": "sns.secret"}
         tables = {
             "push": self.push.table,
@@ -212,19 +217,3 @@ async def receipts_of(broker: Broker, id: str) -> list[Receipt]:
     """What is stored about a notification's way by its channels."""
     found = [decode_receipt(one.payload) for one in await whole_stream(broker, "RECEIPTS", "rcpt.>")]
     return [one for one in found if one.id == id and one.channel]
-
-
-async def ends_of(broker: Broker, id: str) -> dict[str, Receipt]:
-    """The last receipt of each channel and device of a notification."""
-    return {f"{one.channel}/{one.device}".rstrip("/"): one for one in await receipts_of(broker, id)}
-
-
-def ended(broker: Broker, id: str, *names: str) -> Callable[[], Any]:
-    """Whether the notification has ended on all of these channels."""
-
-    async def look() -> dict[str, Receipt] | None:
-        found = await ends_of(broker, id)
-        over = [name for name in names if name in found and found[name].state != "queued"]
-        return found if len(over) == len(names) else None
-
-    return look
