@@ -30,7 +30,9 @@ from engine.worker import desk
 from ops.dev.providers.faults import Answers
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.receipts import Receipt
+from seamark.protocol.subjects import log_subject
 from tests.support.logs import FAST, connected, eventually
+from tests.support.planning import record
 from tests.support.sending import (
     DEVICE,
     EMAIL,
@@ -42,6 +44,7 @@ from tests.support.sending import (
     add,
     known,
     receipts_of,
+    role_processes,
     sending,
     settings_of,
     simulated,
@@ -82,16 +85,15 @@ async def test_a_job_of_each_channel_arrives_once_and_its_receipt_names_who_took
     assert "https://notify.example.com/u/" in mail.shown["headers"]["List-Unsubscribe"]
     [text] = providers.accepted("sms")
     assert (text.to, text.shown["text"]) == (PHONE, "Shipped\nIt is on its way")
-    print([(r.channel, r.device, r.state, r.reason, r.provider) for r in found], providers.hooks.requests)
     [hook] = providers.accepted("webhook")
     assert hook.shown["data"]["text"] == "It is on its way"
-    sent = {one.channel: one for one in found if one.state == "sent"}
-    assert {channel: one.provider for channel, one in sent.items()} == {
+    last = {one.channel: one for one in found if one.state == "sent"}
+    assert {channel: one.provider for channel, one in last.items()} == {
         "push": "apple", "email": "relay", "sms": "first", "webhook": "webhook"
     }  # fmt: skip
-    assert sent["sms"].provider_id == text.id
-    assert sent["sms"].segments == 1
-    assert sent["push"].provider_id
+    assert last["sms"].provider_id == text.id
+    assert last["sms"].segments == 1
+    assert last["push"].provider_id
     assert [one.state for one in found if not one.device and one.channel in {"push", "webhook"}] == ["split", "split"]
 
 
@@ -116,6 +118,20 @@ def over(broker: Broker, id: str, *names: str) -> Callable[[], Any]:
         return found if all(name in found and found[name].state != "queued" for name in names) else None
 
     return look
+
+
+async def test_an_event_that_names_four_channels_leaves_by_each_of_them_once(
+    broker: Broker, settings: Settings, pool: Pool, providers: Simulated, tmp_path: Path
+) -> None:
+    channels = list(providers.logs)
+    plan = {channel: {"when": "now", "why": "requested"} for channel in channels}
+    with role_processes(tmp_path, settings, "planner", "worker"):
+        said = record("e1", USER, "parcel.shipped", plan=plan, data={"title": "Shipped", "text": "On its way"})
+        await broker.append(log_subject(0, TENANT, USER), said)
+        found = await eventually(sent(broker, "e1", *channels), every_seconds=0.2)
+        await eventually(lambda: _nothing_waits(broker))
+    assert {channel: len(log.messages()) for channel, log in providers.logs.items()} == dict.fromkeys(channels, 1)
+    assert all(found[channel][-1].provider_id for channel in ("push", "email", "sms"))
 
 
 @pytest.fixture
@@ -201,9 +217,9 @@ async def test_a_kill_switch_holds_what_waits_until_it_is_restored_and_one_that_
     broker: Broker, settings: Settings, pool: Pool, providers: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(desk, "HELD_SECONDS", 0.2)
-    await set_controls(
-        broker, Kill(channel="sms"), Kill(tenant=TENANT, channel="webhook"), Kill(provider="relay", mode="drop")
-    )
+    held = Kill(channel="sms"), Kill(tenant=TENANT, channel="webhook")
+    for one in (*held, Kill(provider="relay", mode="drop")):
+        await controls.Desk(broker).change(Asked(one, "ops", "outage"))
     async with sending(settings, pool):
         await add(broker, a_job("sms", "n1"), a_job("webhook", "n1"), a_job("email", "n1"), a_job("push", "n1"))
         found = await eventually(over(broker, "n1", "push/phone", "email"))

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,24 +151,37 @@ async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = 
             yield broker
 
 
-class WorkerProcess(RoleProcess):
-    """`seamark worker`."""
+class StoresRole(RoleProcess):
+    """`seamark <role>` of a role that needs all stores."""
 
-    def __init__(self, name: str, folder: Path, settings: Settings) -> None:
+    def __init__(self, name: str, role: str, folder: Path, settings: Settings) -> None:
         super().__init__(name, folder, settings.nats_url.reveal())
         assert settings.postgres_url is not None
-        assert settings.providers is not None
+        self._role = role
         self._env = {
             "SEAMARK_REDIS_URL": settings.redis_url.reveal(),
             "SEAMARK_POSTGRES_URL": settings.postgres_url.reveal(),
-            "SEAMARK_PROVIDERS": settings.providers,
+            "SEAMARK_PROVIDERS": settings.providers or "",
         }
 
     def command(self) -> list[str]:
-        return ["ops", "worker"]
+        return ["ops", self._role]
 
     def settings(self) -> dict[str, str]:
         return self._env
+
+
+@contextlib.contextmanager
+def role_processes(folder: Path, settings: Settings, *roles: str) -> Iterator[list[StoresRole]]:
+    """A process of each role, at work; they are killed at the end."""
+    processes = [StoresRole(f"{role}-{number}", role, folder, settings) for number, role in enumerate(roles)]
+    try:
+        for process in processes:
+            process.spawn()
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 async def reached(change: ProfileChange, user: str = USER, *, device: str = DEVICE, phone: str = PHONE) -> None:
