@@ -21,6 +21,7 @@ from engine.cancels import Cancels
 from engine.channels.channel import Job, Outcome, Unsendable
 from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
+from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.handling import Hold, Over, Send, Split
 from engine.jobs.receipts import ENDED_BY
 from engine.jobs.retry import CONFIG_PAUSE_SECONDS
@@ -123,7 +124,8 @@ class Desk:
             return False
         if self._controls.controls.holds_all(self._channel):
             return False
-        return any(self._gates.of(one).wait_seconds() == 0 for one in self._providers())
+        gates = [self._gates.of(one) for one in self._providers()]
+        return any(gate.wait_seconds() == 0 and (lane == "critical" or not gate.full) for gate in gates)
 
     def _deaf(self) -> bool:
         return self._controls.age_seconds > CONTROLS_SECONDS_MAX
@@ -242,8 +244,9 @@ class Desk:
             if seconds >= 0:
                 aim.chosen = provider
                 await asyncio.sleep(seconds)
-                # A switch that was set meanwhile, or controls that are old by now.
-                return CONTROLS_SECONDS_MAX if self._deaf() else 0.0
+                # An operator may have set something meanwhile, or the controls be old by now.
+                stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
+                return HELD_SECONDS if stopped else 0.0
             waits.append(-seconds)
         return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
@@ -277,7 +280,17 @@ class Desk:
         await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
         if self._noted is not None:
             await self._noted(job, outcome, at)
+        if self._fallback is not None and outcome.kind == "target_invalid":
+            await self._without(job)
         return outcome
+
+    async def _without(self, job: Job) -> None:
+        """The token of this job is none. If it was the last, what was to follow follows at once; else it comes in time."""
+        try:
+            if self._fallback is not None and not await self._targets.others(job):
+                await self._fallback(job)
+        except (StoreUnavailable, BrokerError) as error:
+            _log.warning("not_escalated_at_once", why=str(error)[:200])
 
     def slower(self, outcome: Outcome) -> float:
         """How much longer than usual a retry after this outcome waits."""
