@@ -33,6 +33,7 @@ from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import Settings
 from engine.tasks import Tasks
+from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Links
 from engine.worker.desk import Desk
 from engine.worker.endpoints import Endpoints
@@ -83,6 +84,8 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     held.push_async_callback(profiles.close)
     claims = RedisClaims(parts.redis)
     held.push_async_callback(claims.close)
+    caps = Caps(parts.redis)
+    held.push_async_callback(caps.close)
     unread = _Unread(parts.redis, partitions)
     held.push_async_callback(unread.reader.close)
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
@@ -104,6 +107,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
             profiles,
             targets,
             contexts,
+            caps=caps,
             fallback=fallback.wake if channel == "push" else None,
             noted=endpoints.note if channel == "webhook" else None,
         )

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import trustme
 from msgspec.structs import replace
 
 from chaos.load import whole_stream
@@ -26,7 +28,6 @@ from engine.postgres import Pool
 from engine.settings import Secret, Settings
 from engine.worker.providers import CHANNELS
 from ops.dev.providers.acceptlog import Accepted, AcceptLog
-from ops.dev.providers.certificates import server_tls
 from ops.dev.providers.push import PushProviders
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
@@ -95,7 +96,7 @@ class Simulated:
             "sms": {
                 "providers": {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}},
             },
-            "webhook": {"authority_file": "authority.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
+            "webhook": {"authority_file": "hooks.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
         }
         for table in (tables["push"], tables["email"]["providers"], tables["sms"]["providers"]):
             for name, entry in table.items():  # type: ignore[attr-defined]
@@ -113,12 +114,16 @@ def toml(value: Any) -> str:
 @contextlib.asynccontextmanager
 async def simulated(folder: Path) -> AsyncIterator[Simulated]:
     """Providers at work, and their file written."""
+    folder.mkdir(parents=True)
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(RECEIVER).configure_cert(tls)
+    authority.cert_pem.write_to_path(folder / "hooks.pem")
     async with (
         PushProviders(folder) as push,
         SmtpSimulator() as mail,
         TwilioSimulator("AC" + "1" * 32, "twilio-token") as texts,
         SnsSimulator("AKIDEXAMPLE", "sns-token") as spare,
-        WebhookReceiver(SECRET, tls=server_tls(folder / "authority.pem", folder / "authority-key.pem")) as hooks,
+        WebhookReceiver(SECRET, tls=tls) as hooks,
     ):
         found = Simulated(push, mail, texts, spare, hooks, folder)
         found.write()
