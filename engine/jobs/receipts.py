@@ -48,8 +48,8 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     if isinstance(claim, Done):
         if claim.why == USER_DELETED:
             return []  # whatever is stored of him now would stay behind when he is erased
-        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins,
-        # and this is the end.
+        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
+        # is the end.
         return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, provider)]
     if outcome is None:
         return []
