@@ -68,6 +68,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         environment: of APNs, where the token is one, when that is not the environment it was stored with: it is to be
             stored anew.
         segments: of an SMS, how many the price is for.
+        target_digest: what tells whether an address or token is the one that was tried; nobody can be reached by it.
         known: whether the code is one that the tables name; others are shown to operators.
     """
 
@@ -85,6 +86,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     alarm: bool = False
     environment: Literal["", "production", "sandbox"] = ""
     segments: int = 0
+    target_digest: str = ""
     known: bool = True
 
 
@@ -105,6 +107,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tried_at: when it was first tried: the horizon of its retries counts from there.
         data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
         trace: the W3C `traceparent` of the planner's span.
+        stored_at: when the log stored the record; none: it has none, as the job of a digest.
+        requested: its event named the channel.
+        transaction: what it belongs to, and is cancelled with; "": nothing.
     """
 
     id: str
@@ -127,6 +132,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     collapse_key: str = ""
     data: dict[str, Any] = {}
     trace: str = ""
+    stored_at: datetime | None = None
+    requested: bool = False
+    transaction: str = ""
 
     @property
     def key(self) -> str:

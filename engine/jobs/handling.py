@@ -151,13 +151,13 @@ class Desk(Protocol):
     repeatable: bool
     """Whether the provider recognises what it is sent twice."""
 
-    def slower(self) -> float:
-        """How much longer than usual a retry waits: the budget is spent, or an operator has said so."""
+    def slower(self, outcome: Outcome) -> float:
+        """How much longer than usual a retry after this outcome waits: the budget of its provider is spent."""
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
         """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
@@ -240,7 +240,7 @@ class Handler:
             return True
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             return await self._conclude(delivery, look, await self._end(job, go, decided))
-        seconds = await self._desk.turn(job)
+        seconds = await self._desk.turn(job, decided)
         if seconds > 0:
             await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
             return True
@@ -314,7 +314,7 @@ class Handler:
                 ended_at,
                 draw,
                 repeatable=self._repeatable(job),
-                slower=self._desk.slower(),
+                slower=self._desk.slower(outcome),
             )
         claim, last = await self._record(job, look, said, lease)
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)

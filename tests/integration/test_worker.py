@@ -72,13 +72,13 @@ class Desk:
         self.before: Callable[[Job], Any] = lambda job: None
         self.held = False
 
-    def slower(self) -> float:
+    def slower(self, outcome: Outcome) -> float:
         return 1.0
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
         return Hold(datetime.now(UTC), "killed:all") if self.held else Send(None, None)
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         return 0.0
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
