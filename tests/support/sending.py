@@ -56,6 +56,8 @@ class Simulated:
     hooks: WebhookReceiver
     folder: Path
     per_second: dict[str, float] = field(default_factory=dict)
+    sole_texts: bool = False
+    """Whether no other provider of texts stands in for the first."""
 
     @property
     def file(self) -> Path:
@@ -87,15 +89,16 @@ class Simulated:
             "sender": "+15005550006",
         }
         spare = {"kind": "sns", "region": "eu-central-1", "key_id": self.spare.key_id, "secret_file": "sns.secret"}
+        texts = {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}}
+        if self.sole_texts:
+            del texts["spare"]
         tables = {
             "push": self.push.table,
             "email": {
                 "providers": {"relay": relay},
                 "senders": {"default": {"address": "news@example.com", "name": "Example"}},
             },
-            "sms": {
-                "providers": {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}},
-            },
+            "sms": {"providers": texts},
             "webhook": {"authority_file": "hooks.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
         }
         for table in (tables["push"], tables["email"]["providers"], tables["sms"]["providers"]):
