@@ -30,6 +30,8 @@ from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
+from engine.traces.spans import active
+from engine.worker import attempts
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.gates import Gates
@@ -116,6 +118,7 @@ class Desk:
         self._targets, self._contexts = targets, contexts
         self._caps, self._stages = caps, stages or {}
         self._fallback, self._noted = fallback, noted
+        self._spans = active()
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
 
@@ -289,7 +292,8 @@ class Desk:
             target_digest=target.digest,
             target_invalid_at=invalid_at,
         )
-        _count(job, outcome, began)
+        attempts.tell(job, outcome, time.monotonic() - began)
+        attempts.trace(self._spans, job, outcome, at)
         await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
         if self._noted is not None:
             await self._noted(job, outcome, at)
@@ -356,17 +360,3 @@ def _notification(job: Job) -> Notification:
         channels=(job.channel,) if job.requested else None,
         expires_at=job.expires_at,
     )
-
-
-def _count(job: Job, outcome: Outcome, began: float) -> None:
-    metrics.worker_attempts.labels(job.channel, outcome.provider, outcome.kind).inc()
-    metrics.worker_send_seconds.labels(job.channel).observe(time.monotonic() - began)
-    if outcome.kind == "ok":
-        waited = (datetime.now(UTC) - job.first_at).total_seconds()
-        metrics.worker_delay_seconds.labels(job.channel).observe(max(0.0, waited))
-    if not outcome.known:
-        metrics.worker_unknown_codes.labels(job.channel, outcome.provider).inc()
-        _log.warning("provider_answer_unknown", provider=outcome.provider, code=outcome.code)
-    if outcome.alarm:
-        metrics.worker_alarms.labels(job.channel, outcome.provider).inc()
-        _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)
