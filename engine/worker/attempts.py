@@ -36,7 +36,7 @@ def tell(job: Job, outcome: Outcome, seconds: float) -> None:
 
 
 def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -> None:
-    """The span of a try that has just ended, where its notification is followed. A try of long after is linked to what made it."""
+    """The span of a try that has just ended, where its notification is followed: of a late one, linked to what made it."""
     origin = followed(job.trace) if spans is not None else None
     if spans is None or origin is None:
         return

@@ -22,9 +22,10 @@ from engine.channels.channel import Job, Outcome, Unsendable
 from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
 from engine.errors import BrokerError, StoreUnavailable
+from engine.jobs.claims import End
 from engine.jobs.handling import Hold, Over, Send, Split
 from engine.jobs.receipts import ENDED_BY
-from engine.jobs.retry import CONFIG_PAUSE_SECONDS
+from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
@@ -225,8 +226,7 @@ class Desk:
         serving = _serving(self._providers(), found)
         if not serving:
             # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.
-            _log.error("no_provider", channel=job.channel, remedy="name one for this app in the providers' file")
-            return _hold(CONFIG_PAUSE_SECONDS, "no_provider")
+            return _ours(job, Outcome(kind="config", code="no_provider", scope="target"))
         serving, switch = self._not_dropped(job, serving)
         if not serving:
             return Over("suppressed", f"killed:{switch}")
@@ -234,7 +234,10 @@ class Desk:
         try:
             rendered = serving[0].channel.render(job, context)
         except Unsendable as error:
-            return _unsendable(error.outcome)
+            if error.outcome.kind == "config":
+                return _ours(job, error.outcome)
+            ended: End = "expired" if error.outcome.kind == "expired" else "failed"
+            return Over(ended, error.outcome.code or error.outcome.kind, error.outcome)
         return Send(rendered, Aim(found, serving))
 
     def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
@@ -333,11 +336,13 @@ def _hold(seconds: float, why: str) -> Hold:
     return Hold(datetime.now(UTC) + timedelta(seconds=seconds * random.uniform(1.0, 2.0)), why)
 
 
-def _unsendable(outcome: Outcome) -> Hold | Over:
-    if outcome.kind == "config":
-        _log.error("jobs_wait_for_configuration", code=outcome.code)
-        return _hold(CONFIG_PAUSE_SECONDS, f"config:{outcome.code}")
-    return Over("expired" if outcome.kind == "expired" else "failed", outcome.code or outcome.kind, outcome)
+def _ours(job: Job, outcome: Outcome) -> Hold | Over:
+    """A fault of our configuration: the job waits for it to be mended, as long as the channel tries anything again."""
+    waited = (datetime.now(UTC) - job.first_at).total_seconds()
+    if waited > POLICIES[job.channel].horizon_seconds:
+        return Over("failed", outcome.code, outcome)
+    _log.error("job_waits_for_configuration", channel=job.channel, code=outcome.code)
+    return _hold(CONFIG_PAUSE_SECONDS, outcome.code)
 
 
 def _stored_at(job: Job) -> datetime:
