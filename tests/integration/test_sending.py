@@ -33,6 +33,7 @@ from engine.topology import server as topology
 from engine.traces import names, spans
 from engine.traces.export import provider_of_hops
 from engine.worker import desk
+from engine.worker.targets import Nowhere, Targets
 from ops.dev.providers.faults import Answers
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.receipts import Receipt
@@ -219,6 +220,20 @@ async def test_what_holds_by_now_decides_about_jobs_that_wait(
         "gone": ("suppressed", "no_token"),
     }
     assert not any(log.messages() for log in providers.logs.values())
+
+
+async def test_an_address_is_looked_at_for_what_suppresses_it_when_it_is_read(pool: Pool) -> None:
+    await known(pool, USER, endpoint=False)
+    targets, now = Targets(pool), datetime.now(UTC)
+    for channel, address in (("email", EMAIL), ("sms", PHONE)):
+        job = a_job(channel, "n1")
+        assert (await targets.find(job, "parcels", now)).of_channel == address
+        async with pool.acquire() as connection:
+            for reason, scope in (("hard_bounce", "all"), ("opted_out", "parcels")):
+                new = NewSuppression(channel=channel, address=address.upper(), reason=reason, scope=scope)
+                await put_suppressions(connection, TENANT, [new])
+        assert await targets.find(job, "parcels", now) == Nowhere("opted_out")
+        assert await targets.find(job, "offers", now) == Nowhere("suppressed:hard_bounce")
 
 
 async def test_a_kill_switch_holds_what_waits_until_it_is_restored_and_one_that_drops_ends_it(
