@@ -12,7 +12,7 @@ import msgspec
 
 from engine.postgres import QUERY_SECONDS, Pool, one_view
 from projections.folds.changes import NO_RECORD
-from projections.folds.deliveries import PLAN_RANK
+from projections.folds.deliveries import PLAN_RANK, names_in
 from projections.postgres.versions import live
 from seamark.protocol.records import Record, decode_record
 from seamark.protocol.subjects import RECEIPTS_STREAM
@@ -49,6 +49,14 @@ ORDER BY c.stream, c.partition
 """
 
 
+class Name(msgspec.Struct, frozen=True):
+    """What a provider calls a message that it took, at this try."""
+
+    attempt: int
+    provider: str
+    id: str
+
+
 class Fact(msgspec.Struct, omit_defaults=True):
     """One thing that is known.
 
@@ -56,6 +64,9 @@ class Fact(msgspec.Struct, omit_defaults=True):
         fact: emitted, stored, planned, dispatched, sent, delivered, acknowledged, read, …
         at: when; None where the time is not known.
         where: `<stream> <epoch>.<seq>` of what proves it, or the receipts that do.
+        attempts, reason: of a channel, how often it was tried so far, and why it is in this state.
+        provider: who has tried it last. names: of each try that a provider took, what that one calls the message.
+        segments: of an SMS, how many the price is for.
     """
 
     fact: str
@@ -64,6 +75,11 @@ class Fact(msgspec.Struct, omit_defaults=True):
     channel: str | None = None
     device: str | None = None
     detail: str | None = None
+    attempts: int = 0
+    reason: str | None = None
+    provider: str | None = None
+    names: list[Name] = []
+    segments: int = 0
 
 
 class Proof(msgspec.Struct):
@@ -212,7 +228,10 @@ def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
             facts.append(Fact("planned", one["plan_at"], place, one["channel"], detail=plan))
         if one["rank"] <= PLAN_RANK:
             continue
+        names = [Name(int(number), provider, id) for number, provider, id in names_in(one["provider_ids"])]
         words = [f"attempt {one['attempts']}" if one["attempts"] else "", one["provider"], one["reason"]]
+        words += [f"{name.provider or 'the provider'} calls it {name.id} (attempt {name.attempt})" for name in names]
+        words += [f"{one['segments']} segments" if one["segments"] else ""]
         detail = ", ".join(word for word in words if word) or None
         where, device = "receipt", one["device"] or None
         facts += [
@@ -220,7 +239,9 @@ def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
             for state in ("sent", "delivered", "acknowledged", "seen", "read")
             if one[f"{state}_at"] is not None and state != one["state"]
         ]
-        facts.append(Fact(one["state"], one["at"], where, one["channel"], device, detail))
+        told = {"reason": one["reason"] or None, "provider": one["provider"] or None, "segments": one["segments"]}
+        counted = {"attempts": one["attempts"], "names": names}
+        facts.append(Fact(one["state"], one["at"], where, one["channel"], device, detail, **told, **counted))
     return facts
 
 

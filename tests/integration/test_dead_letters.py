@@ -47,9 +47,12 @@ from projections.deliveries.ends import JobEnds
 from projections.deliveries.sweep import Late, Sweep
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.table import InboxStore
+from projections.proof import Name, Proofs
 from projections.store import Checkpoint
 from seamark.protocol.receipts import Planned, Receipt
-from seamark.protocol.subjects import receipt_subject
+from seamark.protocol.subjects import encode_user, receipt_subject
+from tests.integration.test_events_api import add_key
+from tests.support.gateways import gateway_on
 from tests.support.logs import FAST, connected, eventually
 from tests.support.projections import delivered
 
@@ -226,8 +229,11 @@ async def test_a_replayed_job_is_sent_once_however_often_its_letter_is_replayed_
     # Long after, when the broker does not know the message any more: the claim of this life says what became of it.
     await world.work(replayed(decode_job(found.stored.payload), found.letter.tries, datetime.now(UTC)))
     assert list(world.desk.accepted.values()) == [1]
-    [ids] = [row["provider_ids"] for row in await world.pool.fetch("SELECT provider_ids FROM deliveries")]
-    assert ids == "3\trelay\tqueue-7"
+    await known_to_the_inbox(world, "n1", USER)
+    [proof] = await Proofs(world.pool).of(TENANT, "n1")
+    [way] = [fact for fact in proof.facts if fact.channel == "email"]
+    assert (way.fact, way.attempts, way.provider, way.names) == ("sent", 3, "relay", [Name(3, "relay", "queue-7")])
+    assert way.detail == "attempt 3, relay, ok, relay calls it queue-7 (attempt 3)"
 
 
 async def test_a_job_that_dies_again_has_another_letter_and_may_be_replayed_again(world: World) -> None:
@@ -459,6 +465,15 @@ def test_a_letter_that_somebody_else_has_written_hides_no_other() -> None:
     assert isinstance(plain, Letter)
 
 
+async def known_to_the_inbox(world: World, id: str, user: str) -> None:
+    """The record of a notification, as the inbox folds it."""
+    record = {"id": id, "kind": "notification", "tenant": TENANT, "user": user, "type": "a.b"}
+    body = msgspec.json.encode(record | {"data": {"text": "hi"}, "at": "2026-01-31T12:00:00Z"})
+    subject = f"log.0.{TENANT}.{encode_user(user)}".encode()
+    batch = [Delivered(subject, 1, 1_800_000_000_000_000_000, b"", body)]
+    assert await InboxStore(world.pool, 0).apply(batch, None, Checkpoint("e", 1))
+
+
 async def planned(world: World, one: Job, when: str, at: datetime) -> None:
     """The receipt of a plan, as a planner stores it."""
     said = Receipt(
@@ -489,10 +504,7 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     waiting = Waiting(2, now - hour, None, Outcome(kind="transient", code="503"))
     await world.journal.store(retried, receipts_of(retried, waiting, now - 2 * hour))
     await world.fold()
-    record = {"id": "lost", "kind": "notification", "tenant": TENANT, "user": "u1", "type": "a.b"}
-    body = msgspec.json.encode(record | {"data": {"text": "hi"}, "at": "2026-01-31T12:00:00Z"})
-    batch = [Delivered(f"log.0.{TENANT}.u1".encode(), 1, 1_800_000_000_000_000_000, b"", body)]
-    assert await InboxStore(world.pool, 0).apply(batch, None, Checkpoint("e", 1))
+    await known_to_the_inbox(world, "lost", "u1")
     sweep = Sweep(world.pool, world.broker, 1)
     working = asyncio.create_task(sweep.sweep())
     while not working.done():  # as a projector does
@@ -525,3 +537,66 @@ async def test_the_sweep_waits_for_a_projection_that_is_behind(world: World, mon
     await world.fold()
     assert await sweep.sweep() == 0
     assert await world.states() == [("sent", 1)]
+
+
+KEYS = {"sk_test_1111111111": ["dead_letters:read", "dead_letters:write"], "sk_test_2222222222": ["dead_letters:read"]}
+
+
+async def test_a_service_looks_through_replays_and_drops_what_is_its_tenants_over_http(
+    world: World, nats_server: NatsServer, valkey: Valkey, postgres: str
+) -> None:
+    full, reader = KEYS
+    for key, scopes in KEYS.items():
+        await add_key(postgres, key, scopes)
+    await dead(world, *(job(f"n{number}") for number in range(5)), job("foreign", tenant="other"))
+    await dead(world, job("odd"), outcome=Outcome(kind="permanent", provider="relay", code="999", known=False))
+    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url, "topology_ready": True}
+    async with gateway_on(nats_server, **options) as gateway:
+
+        async def ask(method: str, path: str, body: Any = None, key: str = full) -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {key}"}
+            url = f"{gateway.url}/v1/dead-letters{path}"
+            async with gateway.http.request(method, url, json=body, headers=headers) as response:
+                return response.status, await response.json()
+
+        async def known() -> bool:
+            return all([(await ask("GET", "", key=key))[0] == 200 for key in KEYS])
+
+        await eventually(known)
+        seen: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            _, page = await ask("GET", f"?limit=2{cursor and '&cursor=' + cursor}")
+            seen += [one["id"] for one in page["items"]]
+            cursor = page["next"]
+        assert seen == ["n0", "n1", "n2", "n3", "n4", "odd"]
+        _, said = await ask("GET", "/groups?channel=email")
+        assert [(one["code"], one["known"], one["count"]) for one in said["groups"]] == [
+            ("999", False, 1),
+            ("550", True, 5),
+        ]
+        others = next(one.letter.seq for one in await world.letters() if one.letter.tenant == "other")
+        assert (await ask("GET", f"/{others}"))[0] == 404
+        assert (await ask("POST", "/drop", {"seqs": [others]}))[1] == {"fates": {"gone": 1}, "next": None}
+        assert (await ask("POST", "/drop", {"code": "999"}, key=reader))[0] == 403
+        assert (await ask("GET", "?tenant=other"))[0] == 403
+        assert (await ask("GET", "?cursor=x"))[0] == 400
+        assert (await ask("POST", "/drop", {"code": "999"}))[1]["fates"] == {"dropped": 1}
+        first = (await ask("GET", "?limit=1"))[1]["items"][0]["seq"]
+        _, whole = await ask("GET", f"/{first}")
+        assert decode_job(whole["payload"].encode()).data == {"text": "the parcel for ann"}
+        fates: Counter[str] = Counter()
+        cursor = None
+        while True:
+            _, said = await ask(
+                "POST", "/replay", {"class": "permanent", "limit": 2, "cursor": cursor, "per_second": 500}
+            )
+            fates += Counter(said["fates"])
+            if (cursor := said["next"]) is None:
+                break
+        assert fates == {"replayed": 5}
+        assert (await ask("GET", ""))[1]["items"] == []
+    world.desk.outcome = Outcome(kind="ok")
+    await world.work()
+    assert sorted(world.desk.accepted.values()) == [1] * 5
+    assert [one.letter.id for one in await world.letters()] == ["foreign"]
