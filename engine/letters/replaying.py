@@ -25,7 +25,7 @@ from engine.errors import ApiError, StoreUnavailable
 from engine.jobs.claims import Claims, ClaimsUnavailable
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.replays import replayed
-from engine.letters.letter import THROTTLED, Letter
+from engine.letters.letter import SUPPRESSED, THROTTLED, Letter
 from engine.letters.reading import Found
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, bulk_subject, event_subject, parse_stored_event
@@ -109,7 +109,7 @@ class Replays:
             return "sent"
         if known is not None and known.tries > job.tries_before:
             return "before"
-        if letter.cls == THROTTLED and (known is None or known.reason != THROTTLED):
+        if letter.cls == SUPPRESSED and (known is None or known.reason != THROTTLED):
             # A planner that was overtaken wrote this letter down, and the one that followed has sent the job.
             return "before"
         try:

@@ -22,7 +22,7 @@ from gateway.access.shares import Shares
 from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
-from gateway.http.problems import FORBIDDEN, NOT_FOUND, UNAVAILABLE, Problem
+from gateway.http.problems import FORBIDDEN, INVALID_BODY, NOT_FOUND, UNAVAILABLE, Problem
 from gateway.limits import LETTER_REQUESTS, LETTER_REQUESTS_PER_TENANT
 
 PLACES: Final = Shares(LETTER_REQUESTS, LETTER_REQUESTS_PER_TENANT)
@@ -79,7 +79,7 @@ class WholeLetter(msgspec.Struct):
 
 
 class Chosen(msgspec.Struct, forbid_unknown_fields=True):
-    """Which letters: those of these numbers, or those that match what is said.
+    """Which letters: those of these numbers, those that match what is said, or, where it says `all`, all of the tenant.
 
     `cursor`: the `next` of the answer before. `per_second`: so many at most. `in_doubt`: of a replay, also what may have been
     sent.
@@ -92,6 +92,7 @@ class Chosen(msgspec.Struct, forbid_unknown_fields=True):
     code: Word | None = None
     since: datetime | None = None
     until: datetime | None = None
+    everything: bool = msgspec.field(name="all", default=False)
     limit: Annotated[int, Meta(ge=1, le=AT_ONCE_MAX)] = 100
     per_second: Annotated[float, Meta(ge=25, le=1000)] = 50.0
     in_doubt: bool = False
@@ -162,6 +163,7 @@ async def _replayed(replays: Replays, found: Found, *, in_doubt: bool) -> Fate:
 async def _act(call: Call[Service, None, Chosen], act: Callable[[Found], Awaitable[Fate]]) -> Acted:
     body, context, tenant = call.body, call.context, call.principal.tenant
     fates: Counter[Fate] = Counter()
+    _check_said(body)
     try:
         if body.seqs is not None:
             chosen, next_ = [one for seq in body.seqs if (one := await letter_at(context.broker, seq, tenant))], None
@@ -176,6 +178,19 @@ async def _act(call: Call[Service, None, Chosen], act: Callable[[Found], Awaitab
     except BrokerError as error:
         raise _away(error) from error
     return Acted({fate: count for fate, count in fates.items() if count}, next_)
+
+
+def _check_said(body: Chosen) -> None:
+    """Pass a body that says which letters it means.
+
+    Raises:
+        Problem: 400, it does not, or in two ways.
+    """
+    filtered = _filter(None, body) != Filter()
+    if (body.seqs is not None) + (filtered or body.everything) != 1:
+        raise Problem(
+            INVALID_BODY, "say which letters: `seqs`, or members that they have in common, or `all`", field="seqs"
+        )
 
 
 async def _each(found: list[Found]) -> AsyncGenerator[Found]:

@@ -580,6 +580,8 @@ async def test_a_service_looks_through_replays_and_drops_what_is_its_tenants_ove
         assert (await ask("POST", "/drop", {"seqs": [others]}))[1] == {"fates": {"gone": 1}, "next": None}
         assert (await ask("POST", "/drop", {"code": "999"}, key=reader))[0] == 403
         assert (await ask("GET", "?tenant=other"))[0] == 403
+        for unsaid in ({}, {"seqs": [others], "all": True}, {"seqs": [others], "class": "permanent"}):
+            assert (await ask("POST", "/drop", unsaid))[0] == 400
         assert (await ask("GET", "?cursor=x"))[0] == 400
         assert (await ask("POST", "/drop", {"code": "999"}))[1]["fates"] == {"dropped": 1}
         first = (await ask("GET", "?limit=1"))[1]["items"][0]["seq"]
