@@ -128,7 +128,12 @@ class WorkerJournal:
         address = None if row is None else row["email" if channel == "email" else "phone"]
         if address is None or address_hash(channel, address)[:DIGEST_BYTES].hex() != outcome.target_digest:
             return
-        told: dict[str, Any] = {"category": job.category, "message": job.key, "at": datetime.now(UTC), "report": job.claim_key}
+        told: dict[str, Any] = {
+            "category": job.category,
+            "message": job.key,
+            "at": datetime.now(UTC),
+            "report": job.claim_key,
+        }
         try:
             suppressed = await suppress_for(self._directory, job.tenant, channel, address, outcome, **told)
         except ValueError:

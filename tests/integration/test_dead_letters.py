@@ -49,6 +49,7 @@ from projections.deliveries.table import DeliveriesStore
 from projections.inbox.table import InboxStore
 from projections.proof import Name, Proofs
 from projections.store import Checkpoint
+from projections.tries import receipts_in
 from seamark.protocol.receipts import Planned, Receipt
 from seamark.protocol.subjects import encode_user, receipt_subject
 from tests.integration.test_events_api import add_key
@@ -234,6 +235,10 @@ async def test_a_replayed_job_is_sent_once_however_often_its_letter_is_replayed_
     [way] = [fact for fact in proof.facts if fact.channel == "email"]
     assert (way.fact, way.attempts, way.provider, way.names) == ("sent", 3, "relay", [Name(3, "relay", "queue-7")])
     assert way.detail == "attempt 3, relay, ok, relay calls it queue-7 (attempt 3)"
+    [proof] = await Proofs(world.pool).of(TENANT, "n1", find_told=receipts_in(world.broker, 1))
+    ways = [(fact.fact, fact.attempts, fact.reason) for fact in proof.facts if fact.channel == "email"]
+    assert ways == [("failed", 1, "550 5.7.1"), ("sent", 3, "ok")]
+    assert all(fact.where.startswith("RECEIPTS ") for fact in proof.facts if fact.channel == "email" and fact.where)
 
 
 async def test_a_job_that_dies_again_has_another_letter_and_may_be_replayed_again(world: World) -> None:
@@ -470,7 +475,8 @@ async def known_to_the_inbox(world: World, id: str, user: str) -> None:
     record = {"id": id, "kind": "notification", "tenant": TENANT, "user": user, "type": "a.b"}
     body = msgspec.json.encode(record | {"data": {"text": "hi"}, "at": "2026-01-31T12:00:00Z"})
     subject = f"log.0.{TENANT}.{encode_user(user)}".encode()
-    batch = [Delivered(subject, 1, 1_800_000_000_000_000_000, b"", body)]
+    an_hour_ago = round((datetime.now(UTC) - timedelta(hours=1)).timestamp() * 1e9)
+    batch = [Delivered(subject, 1, an_hour_ago, b"", body)]
     assert await InboxStore(world.pool, 0).apply(batch, None, Checkpoint("e", 1))
 
 
