@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -240,8 +240,14 @@ def _of_gateways(ranges: list[asyncpg.Record]) -> list[Fact]:
 
 
 def _of_channels(receipts: list[asyncpg.Record], told: Sequence[Told]) -> list[Fact]:
-    """What channels say: each receipt, and of those that are not at hand what the table has kept."""
-    facts = [_of_receipt(one) for one in told]
+    """What channels say: each receipt, and of those that are not at hand what the table has kept.
+
+    What was stored twice, as somebody died in between, says the same: the first is the fact.
+    """
+    first: dict[tuple[Any, ...], Fact] = {}
+    for one in map(_of_receipt, told):
+        first.setdefault((one.fact, one.attempts, one.reason, one.channel, one.device), one)
+    facts = list(first.values())
     at_hand = {(fact.fact, fact.channel, fact.device) for fact in facts}
     return facts + [one for one in _of_table(receipts) if (one.fact, one.channel, one.device) not in at_hand]
 
