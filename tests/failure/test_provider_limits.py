@@ -22,7 +22,7 @@ from tests.support.sending import StoresRole, a_job, known, settings_of, simulat
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
 WORKERS = 8 if SECONDS else 2
-PER_SECOND = 200 if SECONDS else 40
+PER_SECOND = 200 if SECONDS else 60
 WINDOW_SECONDS = 10.0 if SECONDS else 2.0
 OUTAGE_SECONDS = 60.0 if SECONDS else 3.0
 STEADY_SHARE = 0.6
@@ -75,7 +75,7 @@ async def test_workers_together_keep_a_limit_stop_when_a_provider_is_down_and_co
             # More than the limit at first: the backlog of what came before the workers.
             backlog = [
                 a_job("sms", f"b{number}", user=USERS[number % len(USERS)])
-                for number in range(int(PER_SECOND * WINDOW_SECONDS * 2))
+                for number in range(int(PER_SECOND * WINDOW_SECONDS * 3))
             ]
             for start in range(0, len(backlog), 200):
                 await broker.commit([message_of(job) for job in backlog[start : start + 200]])
@@ -95,7 +95,8 @@ async def test_workers_together_keep_a_limit_stop_when_a_provider_is_down_and_co
             await feeding
             recovered = log.messages()[back:]
         times = [one.at for one in log.messages()]
-    allowed = PER_SECOND * WINDOW_SECONDS * 1.01
+    # In short, on a machine that runs other tests as well, a process may stand still between its slot and its send.
+    allowed = PER_SECOND * (WINDOW_SECONDS * 1.01 if SECONDS else WINDOW_SECONDS + 1.0)
     most, peak = most_within(times, WINDOW_SECONDS), most_within([one.at for one in recovered], WINDOW_SECONDS)
     print(
         f"most {most} of {allowed:.0f} in {WINDOW_SECONDS:g} s; steady {steady}; outage {early} then {late}; peak {peak}"
