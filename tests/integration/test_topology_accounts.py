@@ -419,7 +419,7 @@ async def test_a_projector_erases_a_user_from_his_log_receipts_and_letters_and_p
         assert await denied(projector, f"$JS.API.STREAM.PURGE.{stream}"), stream
 
 
-async def test_a_gateway_rings_the_bell_of_rules_and_other_roles_only_hear_it(connected: Connect):
+async def test_gateways_and_workers_ring_the_bell_of_rules_and_other_roles_only_hear_it(connected: Connect):
     gateway, planner = await connected("gateway"), await connected("planner")
     heard: list[None] = []
     listening = asyncio.create_task(listen(planner, lambda: heard.append(None)))
@@ -427,8 +427,10 @@ async def test_a_gateway_rings_the_bell_of_rules_and_other_roles_only_hear_it(co
     for rings in (2, 3):
         await ring(gateway)
         await eventually(lambda rings=rings: len(heard) == rings)
+    await ring(await connected("worker"))  # it has disabled an endpoint
+    await eventually(lambda: len(heard) == 4)
     listening.cancel()
-    for role in ("planner", "dispatcher", "projector", "pager", "worker", "publisher"):
+    for role in ("planner", "dispatcher", "projector", "pager", "publisher"):
         assert await denied(await connected(role), "$KV.control.rules.changed"), role
 
 
