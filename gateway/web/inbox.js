@@ -96,8 +96,10 @@ let isCut = false; // the snapshot has fewer rows than a page, as they are large
 let next; // the gateway's page behind what is known: undefined before the first is asked for, null behind the last
 
 async function token() {
-  const { token: made, api_key: key, command } = await session();
+  const { token: made, api_key: key, command, outbox_url: outbox } = await session();
   $("publish-card").hidden = $("to-campaigns").hidden = !key;
+  $("to-outbox").hidden = !outbox;
+  if (outbox) $("to-outbox").href = `${outbox}/?user=${encodeURIComponent(user)}`;
   showCommand(command);
   return made;
 }

@@ -83,9 +83,15 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     out.print()
     out.print(f"[bold green]Seamark is running.[/] Data, logs and keys: {data}/ ({data}/dev.json)")
     out.print()
+    outbox = (
+        []
+        if stack.outbox_url is None
+        else [("outbox", f"{stack.outbox_url}/  (what push, mail, SMS and webhooks have sent)")]
+    )
     traces = [] if stack.trace_url is None else [("traces", f"{stack.trace_url.partition('/traces/')[0]}/")]
     for name, value in (
         ("page", f"[link={stack.gateway_url}]{stack.gateway_url}/[/link]"),
+        *outbox,
         *traces,
         ("gateway", f"{stack.gateway_url}  (WebSocket /v1/ws, events POST /v1/events)"),
         ("NATS", shown(stack.nats_url) + (f"  (monitoring {monitor_url})" if monitor_url else "")),
