@@ -98,6 +98,7 @@ class Providers:
         )
         for one in self._all:
             one.simulator.log = outbox.log_of(one.title)
+        push.fcm.spared = frozenset({"/token"})  # what the buttons say is about messages, and not about signing in
         others.webhook.unverified = outbox.refused("Receiver")
 
     def switch(self, channel: str, fault: FaultName | None) -> None:

@@ -146,7 +146,8 @@ function drawList(messages) {
 function drawPhone() {
   const owner = user || pushes[0]?.user || "";
   const theirs = pushes.filter((one) => one.user === owner);
-  const names = [...new Set(theirs.map((one) => one.device || one.provider))].sort();
+  const inOrder = theirs.toSorted((one, other) => one.provider.localeCompare(other.provider)); // APNs, FCM, Web Push
+  const names = [...new Set(inOrder.map((one) => one.device || one.provider))];
   $("handset").hidden = !theirs.length;
   if (!theirs.length) return;
   const chosen = names.includes(device) ? device : names[0];
@@ -160,7 +161,7 @@ function drawPhone() {
   const places = new Set();
   const standing = mine.filter(({ shown }) => !places.has(shown.replaces) && places.add(shown.replaces));
   $("banners").replaceChildren(...standing.slice(0, BANNERS).map(({ shown, at }) => element("li", {},
-    element("h3", {}, shown.title || "Shop"), element("time", { datetime: at }, time(at)), element("p", {}, shown.body))));
+    element("h3", {}, shown.title || "The app"), element("time", { datetime: at }, time(at)), element("p", {}, shown.body))));
   const badge = mine.find(({ shown }) => shown.badge !== null)?.shown.badge;
   $("badge").hidden = !badge;
   $("badge").textContent = badge ?? "";
