@@ -3,9 +3,9 @@
     absent ──▶ leased ──▶ waiting ──▶ leased ──▶ … ──▶ done
 
 A *lease* is taken right before the first byte leaves, and is longer than a try may last. *Waiting* and *done* hold the whole
-outcome of the last try, because everything else follows from it: receipts, dead letters, the schedule of the next try.
-So whoever finds
-them can finish what a worker that died has left undone. A lease that has run out says that nobody knows what became of the try.
+outcome of the last try, because everything else follows from it: receipts, dead letters, the schedule of the next try. So whoever
+finds them can finish what a worker that died has left undone. A lease that has run out says that nobody knows how
+the try has ended.
 
 Here is what claims say and which may follow which, without I/O. `RedisClaims` keeps them.
 """
@@ -138,9 +138,8 @@ class Claims(Protocol):
 def believable(look: Look, job: Job) -> bool:
     """Whether what was found says what happened last. A store that has lost its data, or went back, says what it still knows.
 
-    That there is no claim is believed of a store that has lost nothing since the job was known to be untried, and no
-    longer ago than
-    claims are kept.
+    That there is no claim is believed of a store that has lost nothing since the job was known to be untried, and no longer ago
+    than claims are kept.
     """
     if look.claim is not None:
         return look.written >= look.born
@@ -166,10 +165,9 @@ def _untried(job: Job) -> float:
 def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting | Done | None:
     """What is stored when the try under `lease` has ended; None: `found` stays, and what follows from it counts.
 
-    That a provider took it is recorded whoever says so, unless that is known already: a worker may have lost its lease
-    while it was
-    waiting for the answer. Anything else may be said by who holds the lease, or where nobody has gone on from this try since: for
-    another worker may have sent it meanwhile.
+    That a provider took it is recorded whoever says so, unless that is known already: a worker may have lost its lease while it
+    was waiting for the answer. Anything else may be said by who holds the lease, or where nobody has gone on from this try since:
+    for another worker may have sent it meanwhile.
     """
     if found is None:
         return new

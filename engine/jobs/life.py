@@ -16,9 +16,8 @@ DELIVERIES_MAX: Final = 5
 is acknowledged and scheduled, so only crashes count."""
 
 Doubt = Literal["lease_lost", "forgotten", "unclaimed"]
-"""Why an earlier try may have been taken by the provider: who tried it is gone; the store of claims has lost its past;
-or the store
-was away, and it is tried without a claim."""
+"""Why an earlier try may have been taken by the provider: who tried it is gone; the store of claims has lost its past; or the
+store was away, and it is tried without a claim."""
 
 
 class Follow(NamedTuple):

@@ -46,9 +46,8 @@ def message_of(job: Job) -> Outgoing:
 def schedule_of(job: Job, due: datetime) -> Outgoing:
     """A job to be handed out at `due`; at once, where that is past.
 
-    The subject names the job, its attempt and stage, and the time: so the same name always means the same job at the
-    same time, and
-    to write it twice is harmless. Nothing relies on one schedule replacing another, because a schedule that fires purges its
+    The subject names the job, its attempt and stage, and the time: so the same name always means the same job at the same time,
+    and to write it twice is harmless. Nothing relies on one schedule replacing another, because a schedule that fires purges its
     subject and would take the other one with it.
     """
     name = hashlib.blake2b(job.key.encode(), digest_size=15).hexdigest()

@@ -23,9 +23,8 @@ from seamark.protocol.subjects import JOBS_STREAM
 _log = structlog.get_logger("seamark.worker")
 
 ACK_WAIT_SECONDS: Final = 60.0
-"""After so much silence the broker hands a job out again: `ack_wait` of the consumers. Longer than a lease, so that
-whoever gets it
-then finds the lease over."""
+"""After so much silence the broker hands a job out again: `ack_wait` of the consumers. Longer than a lease, so that whoever gets
+it then finds the lease over."""
 
 KEEP_SECONDS: Final = ACK_WAIT_SECONDS / 4
 """How often the broker is told that a job is still worked on: three such words may be lost."""
@@ -133,9 +132,8 @@ class JobsQueue:
     async def schedule(self, job: Job, due: datetime) -> None:
         """Have the job handed out at `due`.
 
-        The name is its message id, too: a write that comes late, after the one that was made in its place has fired,
-        would hand out
-        the job a second time, and nobody could tell.
+        The name is its message id, too: a write that comes late, after the one that was made in its place has fired, would hand
+        out the job a second time, and nobody could tell.
         """
         made = schedule_of(job, due)
         headers = dict(line.split(":", 1) for line in made.headers.decode().splitlines())

@@ -44,8 +44,8 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     outcome = claim.outcome
     provider = outcome.provider if outcome is not None else ""
     if isinstance(claim, Done):
-        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins,
-        # and this is the end.
+        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
+        # is the end.
         return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, provider)]
     if outcome is None:
         return []

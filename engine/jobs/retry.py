@@ -70,8 +70,7 @@ POLICIES: Final[dict[Channel, RetryPolicy]] = {
 }
 
 CONFIG_PAUSE_SECONDS: Final = 300.0
-"""How long a job waits while our key or our set-up is wrong. A person has to mend that; the breaker tries it with one
-job at a time."""
+"""How long a job waits while our key or set-up is wrong. A person has to mend it; the breaker tries it with one job at a time."""
 
 _ENDS: Final[dict[OutcomeKind, End]] = {
     "ok": "sent",

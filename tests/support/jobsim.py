@@ -2,9 +2,8 @@
 
 Workers die at any await, sleep for minutes and wake up; their clocks are wrong; answers are lost, writes come late, messages are
 handed out again, Redis is away, loses everything or goes back to a moment before; operators hold jobs and let them go, users opt
-out. Each world draws which of these troubles it knows, so that what only some of them excuse is found in the others.
-All that is random
-comes from one seed.
+out. Each world draws which of these troubles it knows, so that what only some of them excuse is found in the others. All that is
+random comes from one seed.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Workers in worlds by the hundred: whatever is lost, late, doubled, forgotten or killed, each job ends once, and each
-repetition is told.
+"""Workers in worlds by the hundred: whatever is lost, late, doubled, forgotten or killed, each job ends once, and repetitions
+are told.
 
 SEAMARK_WORLDS=10000 runs so many.
 """
