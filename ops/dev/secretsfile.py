@@ -18,6 +18,7 @@ class Kept(msgspec.Struct, kw_only=True):
     jwt_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
     api_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
     page_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
+    unsubscribe_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
     ports: dict[str, int] = {}
 
 

@@ -202,6 +202,8 @@ class Stack:
             "SEAMARK_LOG_FORMAT": "json",
             "SEAMARK_PROVIDERS": str(self._providers.file.resolve()),
             "SEAMARK_DEV_OUTBOX_URL": self.outbox_url,
+            "SEAMARK_PUBLIC_URL": self.gateway_url,
+            "SEAMARK_UNSUBSCRIBE_SECRETS": self._kept.unsubscribe_secret,
         }
         if self.monitor_url is not None:
             ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url
@@ -212,7 +214,7 @@ class Stack:
             ours["SEAMARK_TRACE_URL"] = f"{self.traces_url}{TRACE_PATH}"
         env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
-        for words in (["dispatcher"], ["projector"], ["planner"], ["pager"], gateway):
+        for words in (["dispatcher"], ["projector"], ["planner"], ["worker"], ["pager"], gateway):
             name = words[0]
             self._say(f"starting {name}")
             role = Role(name, words, env, data / f"{name}.log", self._say)
