@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,6 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         verified: of a webhook, whether its signature was good.
         shown: what the person sees, by its parts.
         raw: what of the request is worth a look.
-        html: of a mail. It is asked for apart, so that no page of ours ever holds it.
     """
 
     number: int
@@ -47,14 +46,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool | None = None
     shown: dict[str, Any]
     raw: dict[str, Any]
-    html: str = ""
+
+
+class _Kept(NamedTuple):
+    message: Message
+    html: str
+    size: int
 
 
 class Outbox:
     """Messages of all providers, the newest first to be read; whoever shows them is told when there are more."""
 
     def __init__(self, messages_max: int = MESSAGES_MAX, bytes_max: int = BYTES_MAX) -> None:
-        self._kept: deque[tuple[Message, int]] = deque()
+        self._kept: deque[_Kept] = deque()
         self._messages_max, self._bytes_max = messages_max, bytes_max
         self._bytes = 0
         self._changed = asyncio.Event()
@@ -73,11 +77,11 @@ class Outbox:
 
     def newest_first(self, channel: str | None = None) -> Iterator[Message]:
         """Those that are kept, of one channel or of all."""
-        return (message for message, _ in reversed(self._kept) if channel in (None, message.channel))
+        return (one.message for one in reversed(self._kept) if channel in (None, one.message.channel))
 
-    def find(self, number: int) -> Message | None:
-        """The message of this number, if it is kept."""
-        return next((message for message, _ in self._kept if message.number == number), None)
+    def html_of(self, number: int) -> str:
+        """The HTML of a mail, asked for apart so that no page of ours ever holds it; "": it is none, or no longer kept."""
+        return next((one.html for one in self._kept if one.message.number == number), "")
 
     def clear(self) -> None:
         """Forget all. Numbers go on."""
@@ -116,13 +120,12 @@ class Outbox:
             raw={
                 name: value for name, value in accepted.raw.items() if name != "message" or accepted.channel == "push"
             },
-            html=accepted.shown.get("html", "") if accepted.channel == "email" else "",
         )
-        size = len(msgspec.json.encode(message))
-        self._kept.append((message, size))
-        self._bytes += size
+        html = accepted.shown.get("html", "") if accepted.channel == "email" else ""
+        self._kept.append(_Kept(message, html, len(msgspec.json.encode(message)) + len(html)))
+        self._bytes += self._kept[-1].size
         while len(self._kept) > self._messages_max or (self._bytes > self._bytes_max and len(self._kept) > 1):
-            self._bytes -= self._kept.popleft()[1]
+            self._bytes -= self._kept.popleft().size
         self.touch()
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from gateway.api.dev_page import PAGE_FOLDER, PAGE_HEADERS, check_local
 from gateway.http.problems import Handler, Problem
 from ops.dev.outbox.faults import FaultName
-from ops.dev.outbox.messages import MESSAGES_MAX, Message, Outbox
+from ops.dev.outbox.messages import MESSAGES_MAX, Outbox
 from ops.dev.outbox.people import People
 from ops.dev.outbox.providers import Providers
 
@@ -114,7 +114,7 @@ class _Page:
                 "found": len(found),
                 "users": sorted({one.user for one in named if one.user}),
                 "faults": self._providers.standing,
-                "messages": [_without_html(one) for one in found[: query.limit]],
+                "messages": found[: query.limit],
             }
         )
 
@@ -123,10 +123,10 @@ class _Page:
         return _json({})
 
     async def _html(self, request: web.Request) -> web.Response:
-        message = self._outbox.find(int(request.match_info["number"]))
-        if message is None or not message.html:
+        html = self._outbox.html_of(int(request.match_info["number"]))
+        if not html:
             return web.Response(status=404, text="no such mail, or it is no longer kept", headers=_OF_MAIL)
-        return web.Response(text=message.html, content_type="text/html", headers=_OF_MAIL)
+        return web.Response(text=html, content_type="text/html", headers=_OF_MAIL)
 
     async def _switch(self, request: web.Request) -> web.Response:
         channel = request.match_info["channel"]
@@ -164,10 +164,6 @@ async def _this_machine_only(request: web.Request, handler: Handler) -> web.Stre
         except Problem as problem:
             return web.Response(status=problem.kind.status, text=problem.detail)
     return await handler(request)
-
-
-def _without_html(message: Message) -> Message:
-    return msgspec.structs.replace(message, html="")
 
 
 def _json(value: Any) -> web.Response:
