@@ -13,14 +13,12 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.cancels import Cancels
-from engine.channels.channel import Job
 from engine.channels.email.unsubscribe import Tokens
 from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
 from engine.errors import InvalidSetting
-from engine.jobs.claims import Done
 from engine.jobs.handling import Handler
 from engine.jobs.queue import JobsQueue
 from engine.jobs.redisclaims import RedisClaims
@@ -33,6 +31,7 @@ from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import Settings
 from engine.tasks import Tasks
+from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Links
 from engine.worker.desk import Desk
 from engine.worker.endpoints import Endpoints
@@ -42,6 +41,7 @@ from engine.worker.journal import WorkerJournal
 from engine.worker.providers import Providers, read_providers
 from engine.worker.targets import Targets
 from engine.worker.texts import Texts
+from projections.deliveries.ends import JobEnds
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import encode_token, encode_user, partition_of
 
@@ -83,10 +83,12 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     held.push_async_callback(profiles.close)
     claims = RedisClaims(parts.redis)
     held.push_async_callback(claims.close)
+    caps = Caps(parts.redis)
+    held.push_async_callback(caps.close)
     unread = _Unread(parts.redis, partitions)
     held.push_async_callback(unread.reader.close)
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
-    journal = WorkerJournal(parts.broker, partitions, directory, _NoEnds())
+    journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
     contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
@@ -104,6 +106,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
             profiles,
             targets,
             contexts,
+            caps=caps,
             fallback=fallback.wake if channel == "push" else None,
             noted=endpoints.note if channel == "webhook" else None,
         )
@@ -118,11 +121,6 @@ async def _together(workers: Sequence[Worker]) -> None:
     async with asyncio.TaskGroup() as running:
         for one in workers:
             running.create_task(one.run(), name=f"worker-{one.channel}")
-
-
-class _NoEnds:
-    async def ended(self, job: Job) -> Done | None:
-        return None
 
 
 class _Unread:

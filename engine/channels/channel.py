@@ -97,8 +97,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: the notification's.
         target: which of the user's tokens, addresses or endpoints; "": not known yet, see `engine.jobs`.
         stage: what woke it, as `engine.plan.decisions.Stage` has it.
-        tries_before: how many tries it had before it was replayed from its dead letter; 0: it was not. A replayed job has a claim of
-            its own, because that of its former life says that it has ended.
+        tries_before: how many tries it had before it was replayed from its dead letter; 0: it was not. A replayed job has a
+            claim of its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.

@@ -41,6 +41,7 @@ from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
 from engine.tasks import end_if_cancelled
+from seamark.protocol.errors import SeamarkError
 from seamark.protocol.receipts import Receipt
 
 _log = structlog.get_logger("seamark.worker")
@@ -115,6 +116,14 @@ class Queue(Protocol):
         """Have the jobs handed out: all of them or none."""
 
 
+class NotNow(SeamarkError):
+    """What is to follow cannot be done for `seconds`, and no other job may have to wait for it: the job is put back."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
 class Journal(Protocol):
     """Where facts are stored, and what else an end leads to. Each may be done twice."""
 
@@ -122,7 +131,11 @@ class Journal(Protocol):
         """Store receipts of the job."""
 
     async def conclude(self, job: Job, done: Done) -> None:
-        """The dead letter of an end without success, the token that is retired, the address that is suppressed."""
+        """The dead letter of an end without success, the token that is retired, the address that is suppressed.
+
+        Raises:
+            NotNow: not all of it can be done now; it is to be asked for again.
+        """
 
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
@@ -352,7 +365,11 @@ class Handler:
             await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
             await self._store(job, [one for one in receipts if one.state == QUEUED])
         else:
-            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+            try:
+                await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+            except NotNow as error:
+                await self._put_back(delivery, error.seconds)
+                return
         await self._ack(delivery)
         if fresh and isinstance(claim, Done):
             await self._let_go(delivery, look, claim)

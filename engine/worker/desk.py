@@ -30,6 +30,7 @@ from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
+from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.gates import Gates
 from engine.worker.providers import Provider
@@ -85,6 +86,7 @@ class Desk:
 
     Args:
         providers: of the channel, as they are configured at the moment.
+        caps: how many messages users may get; none: as many as there are.
         stages: what is asked first about woken jobs, by their stage.
         fallback: what is done where a user has no token any more.
         noted: told of each try at a webhook's endpoint.
@@ -102,6 +104,7 @@ class Desk:
         targets: Targets,
         contexts: Contexts,
         *,
+        caps: Caps | None = None,
         stages: Mapping[str, Woken] | None = None,
         fallback: Callable[[Job], Awaitable[None]] | None = None,
         noted: Callable[[Job, Outcome, datetime], Awaitable[None]] | None = None,
@@ -111,7 +114,7 @@ class Desk:
         self._controls, self._cancels = controls, cancels
         self._rules, self._profiles = rules, profiles
         self._targets, self._contexts = targets, contexts
-        self._stages = stages or {}
+        self._caps, self._stages = caps, stages or {}
         self._fallback, self._noted = fallback, noted
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
@@ -159,9 +162,19 @@ class Desk:
             return facts
         inputs = await self._inputs(job, facts)
         decision = decide(job.channel, inputs)
+        if decision.when == "now" and (capped_until := await self._capped(job, inputs)) is not None:
+            inputs = replace(inputs, facts=replace(inputs.facts, capped_until=capped_until))
+            decision = decide(job.channel, inputs)
         if decision.when != "now":
             return await self._not_now(job, decision, inputs)
         return await self.aim(job, inputs.category, inputs.profile)
+
+    async def _capped(self, job: Job, inputs: Inputs) -> datetime | None:
+        """Until when the user gets no more by this channel; None: there is no cap, a place was free, or it is critical."""
+        line = None if inputs.rule is None else inputs.rule.channels.get(job.channel)
+        if self._caps is None or inputs.rule is None or line is None or line.cap is None or inputs.critical:
+            return None
+        return await self._caps.take(job, inputs.rule.pattern, line.cap)
 
     async def _inputs(self, job: Job, facts: Facts) -> Inputs:
         now = datetime.now(UTC)  # before anything is read: whatever has changed by then is in what is read

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
 from engine.controls import desk as controls
@@ -21,7 +22,7 @@ from engine.directory.templates import TemplateKey, put_template
 from engine.directory.types import put_type
 from engine.jobs.queue import JobsQueue
 from engine.jobs.retry import POLICIES, RetryPolicy
-from engine.plan.rules import ChannelRule, TypeRule
+from engine.plan.rules import Cap, ChannelRule, TypeRule
 from engine.postgres import Pool
 from engine.profiles.preferences import patch_preferences
 from engine.settings import Settings
@@ -248,8 +249,7 @@ async def test_without_a_token_the_channel_that_waits_to_see_whether_it_was_seen
     async with sending(settings, pool):
         await JobsQueue(broker).schedule(waits, due)
         await add(broker, a_job("push", "n1"))
-        found = await eventually(over(broker, "n1", "push", "email"))
-        assert found["email"].state == "sent"
+        await eventually(sent(broker, "n1", "email"))
         # The one that was scheduled fires, too, and finds that there is nothing left to do.
         await eventually(lambda: _nothing_waits(broker))
     assert len(providers.accepted("email")) == 1
@@ -258,6 +258,24 @@ async def test_without_a_token_the_channel_that_waits_to_see_whether_it_was_seen
 
 async def _nothing_waits(broker: Broker) -> bool:
     return (await broker.stream("JOBS")).messages == 1  # the mark of the planner
+
+
+async def test_a_cap_counts_notifications_and_what_is_beyond_it_waits(
+    broker: Broker, settings: Settings, pool: Pool, providers: Simulated
+) -> None:
+    async with changing(pool, TENANT) as change:
+        rule = TypeRule(pattern="parcel.*", channels={"sms": ChannelRule(cap=Cap(2, 3600))})
+        await put_type(change, rule)
+    async with sending(settings, pool, ["sms"]):
+        await add(broker, *(a_job("sms", f"n{number}") for number in range(6)))
+        await eventually(lambda: len(providers.accepted("sms")) == 2 and _put_back(broker, 4))
+        await add(broker, a_job("sms", "urgent", lane="critical"))
+        await eventually(sent(broker, "urgent", "sms"))
+    assert len(providers.accepted("sms")) == 3
+
+
+async def _put_back(broker: Broker, count: int) -> bool:
+    return len(await whole_stream(broker, "JOBS", "jobsched.>")) == count
 
 
 async def test_a_mail_is_in_the_users_language_and_its_link_is_left_out_where_it_is_critical(

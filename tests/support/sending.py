@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import trustme
 from msgspec.structs import replace
 
 from chaos.load import whole_stream
@@ -26,7 +28,6 @@ from engine.postgres import Pool
 from engine.settings import Secret, Settings
 from engine.worker.providers import CHANNELS
 from ops.dev.providers.acceptlog import Accepted, AcceptLog
-from ops.dev.providers.certificates import server_tls
 from ops.dev.providers.push import PushProviders
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
@@ -55,6 +56,8 @@ class Simulated:
     hooks: WebhookReceiver
     folder: Path
     per_second: dict[str, float] = field(default_factory=dict)
+    sole_texts: bool = False
+    """Whether no other provider of texts stands in for the first."""
 
     @property
     def file(self) -> Path:
@@ -86,16 +89,17 @@ class Simulated:
             "sender": "+15005550006",
         }
         spare = {"kind": "sns", "region": "eu-central-1", "key_id": self.spare.key_id, "secret_file": "sns.secret"}
+        texts = {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}}
+        if self.sole_texts:
+            del texts["spare"]
         tables = {
             "push": self.push.table,
             "email": {
                 "providers": {"relay": relay},
                 "senders": {"default": {"address": "news@example.com", "name": "Example"}},
             },
-            "sms": {
-                "providers": {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}},
-            },
-            "webhook": {"authority_file": "authority.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
+            "sms": {"providers": texts},
+            "webhook": {"authority_file": "hooks.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
         }
         for table in (tables["push"], tables["email"]["providers"], tables["sms"]["providers"]):
             for name, entry in table.items():  # type: ignore[attr-defined]
@@ -113,12 +117,16 @@ def toml(value: Any) -> str:
 @contextlib.asynccontextmanager
 async def simulated(folder: Path) -> AsyncIterator[Simulated]:
     """Providers at work, and their file written."""
+    folder.mkdir(parents=True)
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(RECEIVER).configure_cert(tls)
+    authority.cert_pem.write_to_path(folder / "hooks.pem")
     async with (
         PushProviders(folder) as push,
         SmtpSimulator() as mail,
         TwilioSimulator("AC" + "1" * 32, "twilio-token") as texts,
         SnsSimulator("AKIDEXAMPLE", "sns-token") as spare,
-        WebhookReceiver(SECRET, tls=server_tls(folder / "authority.pem", folder / "authority-key.pem")) as hooks,
+        WebhookReceiver(SECRET, tls=tls) as hooks,
     ):
         found = Simulated(push, mail, texts, spare, hooks, folder)
         found.write()

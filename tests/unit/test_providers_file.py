@@ -58,7 +58,7 @@ async def test_the_file_of_the_documentation_has_a_provider_for_every_channel(tm
         ("[fax]", "there is no table [fax]; known are callbacks, email, push, sms, webhook"),
         ("[sms", "is not TOML"),
         ("[sms.providers]", "sms.providers: there are none"),
-        (SMS.replace('"+15005550006"', '"0660"'), "sms: "),
+        (SMS.replace('"+15005550006"', '"no sender at all"'), "sms: "),
         (SMS.replace("per_second = 20", "per_second = -1"), "per_second"),
     ],
 )
