@@ -296,7 +296,9 @@ async function loadOlder() {
 
 async function publish(text) {
   const to = $("to").value.split(",").map((one) => one.trim()).filter(Boolean);
-  const body = { to, type: $("type").value.trim(), data: { text } };
+  const by = [...document.querySelectorAll("#by input:checked")].map((one) => one.value);
+  const channels = by.length ? ["inapp", ...by] : undefined; // none chosen: the rule of the type says
+  const body = { to, type: $("type").value.trim(), data: { text }, channels };
   const headers = { "Idempotency-Key": `page-${crypto.randomUUID()}` };
   return (await ask("POST", "/v1/events", { body, headers, asService: true })).event_id;
 }
