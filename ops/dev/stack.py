@@ -136,7 +136,7 @@ class Stack:
         self._providers = await hold(running(self._options.data / "providers", outbox, self._kept_port))
         asked = await hold(people(self.postgres_url))
         port = self._kept_port("outbox")
-        self.outbox_url = await hold(serving(HOST, port, outbox, self._providers, asked))
+        self.outbox_url = await hold(serving(HOST, port, outbox, self._providers, asked, lambda: self.gateway_url))
 
     async def _prepare_stores(self) -> None:
         broker = await connect(replace(load_settings().nats("seamark-dev"), url=self.nats_url))

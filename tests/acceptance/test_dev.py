@@ -124,6 +124,7 @@ async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a
     assert "&lt;img src=x" in html
     assert int(await page.evaluate("document.querySelector('#badge').textContent")) >= 1
     assert await page.evaluate("window.hacked") is None
+    assert await page.evaluate("document.querySelector('#to-inbox').href") == f"{described.gateway_url}/?user=alice"
     assert page.errors == []
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -61,17 +61,20 @@ class _Switch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @contextlib.asynccontextmanager
-async def serving(host: str, port: int, outbox: Outbox, providers: Providers, people: People) -> AsyncIterator[str]:
+async def serving(
+    host: str, port: int, outbox: Outbox, providers: Providers, people: People, inbox_url: Callable[[], str] = str
+) -> AsyncIterator[str]:
     """Serve the page for as long as the block runs; gives its address.
 
     Args:
         host: of loopback.
         port: 0: chosen by the system.
+        inbox_url: where the inbox page is, once that is known; "": not yet.
 
     Raises:
         OSError: the port is taken.
     """
-    page = _Page(outbox, providers, people)
+    page = _Page(outbox, providers, people, inbox_url)
     runner = web.AppRunner(page.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
@@ -83,8 +86,8 @@ async def serving(host: str, port: int, outbox: Outbox, providers: Providers, pe
 
 
 class _Page:
-    def __init__(self, outbox: Outbox, providers: Providers, people: People) -> None:
-        self._outbox, self._providers, self._people = outbox, providers, people
+    def __init__(self, outbox: Outbox, providers: Providers, people: People, inbox_url: Callable[[], str]) -> None:
+        self._outbox, self._providers, self._people, self._inbox_url = outbox, providers, people, inbox_url
         self._streams = 0
 
     def app(self) -> web.Application:
@@ -109,7 +112,7 @@ class _Page:
         found = [one for one in named if query.user in (None, one.user)]
         return _json(
             {
-                "version": self._outbox.version,
+                "inbox_url": self._inbox_url(),
                 "accepted": self._outbox.accepted,
                 "found": len(found),
                 "users": sorted({one.user for one in named if one.user}),

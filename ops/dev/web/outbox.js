@@ -189,6 +189,8 @@ function draw(answer) {
   drawList(answer.messages);
   drawUsers(answer.users);
   drawFaults(answer.faults);
+  $("to-inbox").hidden = !answer.inbox_url;
+  $("to-inbox").href = `${answer.inbox_url}/?${query({ user })}`;
   $("count").hidden = !answer.found;
   $("count").textContent = answer.found;
   $("clear").disabled = !answer.found;
