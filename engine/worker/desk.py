@@ -22,14 +22,17 @@ from engine.channels.channel import Job, Outcome, Unsendable
 from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
 from engine.errors import BrokerError, StoreUnavailable
+from engine.jobs.claims import End
 from engine.jobs.handling import Hold, Over, Send, Split
 from engine.jobs.receipts import ENDED_BY
-from engine.jobs.retry import CONFIG_PAUSE_SECONDS
+from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
+from engine.traces.spans import active
+from engine.worker import attempts
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.gates import Gates
@@ -116,6 +119,7 @@ class Desk:
         self._targets, self._contexts = targets, contexts
         self._caps, self._stages = caps, stages or {}
         self._fallback, self._noted = fallback, noted
+        self._spans = active()
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
 
@@ -222,8 +226,7 @@ class Desk:
         serving = _serving(self._providers(), found)
         if not serving:
             # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.
-            _log.error("no_provider", channel=job.channel, remedy="name one for this app in the providers' file")
-            return _hold(CONFIG_PAUSE_SECONDS, "no_provider")
+            return _ours(job, Outcome(kind="config", code="no_provider", scope="target"))
         serving, switch = self._not_dropped(job, serving)
         if not serving:
             return Over("suppressed", f"killed:{switch}")
@@ -231,7 +234,10 @@ class Desk:
         try:
             rendered = serving[0].channel.render(job, context)
         except Unsendable as error:
-            return _unsendable(error.outcome)
+            if error.outcome.kind == "config":
+                return _ours(job, error.outcome)
+            ended: End = "expired" if error.outcome.kind == "expired" else "failed"
+            return Over(ended, error.outcome.code or error.outcome.kind, error.outcome)
         return Send(rendered, Aim(found, serving))
 
     def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
@@ -289,7 +295,8 @@ class Desk:
             target_digest=target.digest,
             target_invalid_at=invalid_at,
         )
-        _count(job, outcome, began)
+        attempts.tell(job, outcome, time.monotonic() - began)
+        attempts.trace(self._spans, job, outcome, at)
         await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
         if self._noted is not None:
             await self._noted(job, outcome, at)
@@ -329,11 +336,13 @@ def _hold(seconds: float, why: str) -> Hold:
     return Hold(datetime.now(UTC) + timedelta(seconds=seconds * random.uniform(1.0, 2.0)), why)
 
 
-def _unsendable(outcome: Outcome) -> Hold | Over:
-    if outcome.kind == "config":
-        _log.error("jobs_wait_for_configuration", code=outcome.code)
-        return _hold(CONFIG_PAUSE_SECONDS, f"config:{outcome.code}")
-    return Over("expired" if outcome.kind == "expired" else "failed", outcome.code or outcome.kind, outcome)
+def _ours(job: Job, outcome: Outcome) -> Hold | Over:
+    """A fault of our configuration: the job waits for it to be mended, as long as the channel tries anything again."""
+    waited = (datetime.now(UTC) - job.first_at).total_seconds()
+    if waited > POLICIES[job.channel].horizon_seconds:
+        return Over("failed", outcome.code, outcome)
+    _log.error("job_waits_for_configuration", channel=job.channel, code=outcome.code)
+    return _hold(CONFIG_PAUSE_SECONDS, outcome.code)
 
 
 def _stored_at(job: Job) -> datetime:
@@ -356,17 +365,3 @@ def _notification(job: Job) -> Notification:
         channels=(job.channel,) if job.requested else None,
         expires_at=job.expires_at,
     )
-
-
-def _count(job: Job, outcome: Outcome, began: float) -> None:
-    metrics.worker_attempts.labels(job.channel, outcome.provider, outcome.kind).inc()
-    metrics.worker_send_seconds.labels(job.channel).observe(time.monotonic() - began)
-    if outcome.kind == "ok":
-        waited = (datetime.now(UTC) - job.first_at).total_seconds()
-        metrics.worker_delay_seconds.labels(job.channel).observe(max(0.0, waited))
-    if not outcome.known:
-        metrics.worker_unknown_codes.labels(job.channel, outcome.provider).inc()
-        _log.warning("provider_answer_unknown", provider=outcome.provider, code=outcome.code)
-    if outcome.alarm:
-        metrics.worker_alarms.labels(job.channel, outcome.provider).inc()
-        _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
@@ -27,7 +30,10 @@ from engine.postgres import Pool
 from engine.profiles.preferences import patch_preferences
 from engine.settings import Settings
 from engine.topology import server as topology
+from engine.traces import names, spans
+from engine.traces.export import provider_of_hops
 from engine.worker import desk
+from engine.worker.targets import Nowhere, Targets
 from ops.dev.providers.faults import Answers
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.receipts import Receipt
@@ -50,6 +56,8 @@ from tests.support.sending import (
     settings_of,
     simulated,
 )
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
@@ -214,6 +222,20 @@ async def test_what_holds_by_now_decides_about_jobs_that_wait(
     assert not any(log.messages() for log in providers.logs.values())
 
 
+async def test_an_address_is_looked_at_for_what_suppresses_it_when_it_is_read(pool: Pool) -> None:
+    await known(pool, USER, endpoint=False)
+    targets, now = Targets(pool), datetime.now(UTC)
+    for channel, address in (("email", EMAIL), ("sms", PHONE)):
+        job = a_job(channel, "n1")
+        assert (await targets.find(job, "parcels", now)).of_channel == address
+        async with pool.acquire() as connection:
+            for reason, scope in (("hard_bounce", "all"), ("opted_out", "parcels")):
+                new = NewSuppression(channel=channel, address=address.upper(), reason=reason, scope=scope)
+                await put_suppressions(connection, TENANT, [new])
+        assert await targets.find(job, "parcels", now) == Nowhere("opted_out")
+        assert await targets.find(job, "offers", now) == Nowhere("suppressed:hard_bounce")
+
+
 async def test_a_kill_switch_holds_what_waits_until_it_is_restored_and_one_that_drops_ends_it(
     broker: Broker, settings: Settings, pool: Pool, providers: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,3 +315,30 @@ async def test_a_mail_is_in_the_users_language_and_its_link_is_left_out_where_it
     [mail] = providers.accepted("email")
     assert mail.shown["subject"] == "Versandt: It is on its way"
     assert "List-Unsubscribe" not in mail.shown["headers"]
+
+
+async def test_a_notification_that_is_followed_has_a_span_of_each_try_which_says_whose_and_how_it_ended(
+    broker: Broker,
+    settings: Settings,
+    pool: Pool,
+    providers: Simulated,
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    providers.push.production.faults.script([Answers(status=503, code="ServiceUnavailable")])
+    exporter = InMemorySpanExporter()
+    provider, ids = provider_of_hops(Resource({}))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(spans, "_active", spans.Spans(provider.get_tracer("test"), ids, one_in=100, follow_seconds=300))
+    async with sending(settings, pool, ["push"]):
+        await add(broker, a_job("push", "n1", trace=PARENT))
+        await eventually(sent(broker, "n1", "push"))
+    first, second = (span for span in exporter.get_finished_spans() if span.name == names.ATTEMPT.title)
+    assert {f"{span.parent.span_id:x}" for span in (first, second)} == {"b7ad6b7169203331"}
+    said = [
+        tuple(span.attributes[name] for name in (names.CHANNEL, names.PROVIDER, names.OUTCOME, names.ATTEMPT_NUMBER))
+        for span in (first, second)
+    ]
+    assert said == [("push", "apple", "transient", 1), ("push", "apple", "ok", 2)]
+    assert first.attributes[names.ERROR] == "transient"
+    assert not any(DEVICE in str(value) for span in (first, second) for value in span.attributes.values())

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from typer.testing import CliRunner
 
 from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
 from engine.worker import providers as module
 from engine.worker.providers import CHANNELS, Providers, ProvidersFile, read_providers
+from ops.cli import app
 from ops.cli.worker import chosen
 from tests.support.forks import ROOT
 from tests.support.logs import eventually
@@ -126,3 +128,12 @@ async def test_a_file_or_a_secret_that_changes_is_read_anew_and_one_that_is_brok
     finally:
         watching.cancel()
         await providers.close()
+
+
+def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> None:
+    file = written(tmp_path, SMS + "[webhook]\n")
+    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
+    assert "sms.providers.first.secret_file" in str(found.exception)
+    (tmp_path / "twilio.secret").write_text("t")
+    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
+    assert (found.exit_code, found.output) == (0, "sms: first\nwebhook: webhook\n")
