@@ -16,12 +16,12 @@ import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
 
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
     LET_GO,
@@ -29,13 +29,13 @@ from engine.jobs.claims import (
     Claims,
     ClaimsUnavailable,
     Done,
-    End,
     Leased,
     Look,
     Waiting,
     kept_seconds,
     replaces,
 )
+from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, Over, Queue, Send, Split
 from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
 from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
@@ -62,101 +62,6 @@ RECORD_PAUSES_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)
 assert LEASE_SECONDS > SEND_SECONDS, "a lease that runs out during a try makes a known outcome unknown"
 
 
-class Send(NamedTuple):
-    """It is to be sent: `rendered`, to `target`, whatever they are to the channel."""
-
-    rendered: object
-    target: object
-
-
-class Hold(NamedTuple):
-    """Not before `due`: a control, quiet hours, a cap. `stage`: what decides then; "": the same as now."""
-
-    due: datetime
-    why: str
-    stage: str = ""
-
-
-class Over(NamedTuple):
-    """It is never sent. `outcome`: of rendering, where that has failed."""
-
-    end: End
-    why: str
-    outcome: Outcome | None = None
-
-
-class Split(NamedTuple):
-    """It goes to several targets, each a job of its own."""
-
-    jobs: Sequence[Job]
-
-
-class Delivery(Protocol):
-    """A job as it was handed out."""
-
-    @property
-    def job(self) -> Job: ...
-
-    @property
-    def deliveries(self) -> int:
-        """How often, this time included."""
-
-    async def ack(self) -> None:
-        """Acknowledge; returns when the broker has said that it knows."""
-
-
-class Queue(Protocol):
-    """What is written into JOBS. Written twice it is there once or twice, and either is harmless."""
-
-    async def schedule(self, job: Job, due: datetime) -> None:
-        """Have the job handed out at `due`."""
-
-    async def add(self, jobs: Sequence[Job]) -> None:
-        """Have the jobs handed out: all of them or none."""
-
-
-class Journal(Protocol):
-    """Where facts are stored, and what else an end leads to. Each may be done twice."""
-
-    async def store(self, receipts: Sequence[Receipt]) -> None:
-        """Store receipts."""
-
-    async def conclude(self, job: Job, done: Done) -> None:
-        """The dead letter of an end without success, the token that is retired, the address that is suppressed."""
-
-    async def ended(self, job: Job) -> Done | None:
-        """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
-
-        Raises:
-            StoreUnavailable: it does not answer, or does not know yet what was stored ten minutes ago.
-        """
-
-
-class Desk(Protocol):
-    """What knows of users, controls and providers."""
-
-    repeatable: bool
-    """Whether the provider recognises what it is sent twice."""
-
-    def slower(self) -> float:
-        """How much longer than usual a retry waits: the budget is spent, or an operator has said so."""
-
-    async def decide(self, job: Job) -> Send | Hold | Over | Split:
-        """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
-
-    async def turn(self, job: Job) -> float:
-        """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
-
-    async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
-        """Try it."""
-
-
-class Clock(Protocol):
-    """The worker's clock: it may be wrong."""
-
-    def now(self) -> datetime: ...
-
-
 class Handler:
     """Does what is to be done with jobs of one channel."""
 
@@ -179,10 +84,11 @@ class Handler:
         job, owner = delivery.job, secrets.token_hex(8)
         for _ in range(LOOKS_MAX):
             look = await self._look(job)
-            step = judge(job, delivery.deliveries, look, owner, asked=False, ended=None)
+            step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
             if isinstance(step, AskDeliveries):
                 ended = await patiently(self._journal.ended, job, seconds=math.inf)
-                step = judge(job, delivery.deliveries, look, owner, asked=True, ended=ended)
+                held_seconds = delivery.held_seconds
+                step = judge(job, delivery.deliveries, look, owner, held_seconds=held_seconds, asked=True, ended=ended)
             match step:
                 case Follow(claim):
                     return await self._follow(delivery, claim)
@@ -204,7 +110,7 @@ class Handler:
         """Leave a job that was not begun to another worker."""
         job, look = delivery.job, await self._look(delivery.job)
         if look is not None:
-            step = judge(job, delivery.deliveries, look, "", asked=False, ended=None)
+            step = judge(job, delivery.deliveries, look, "", held_seconds=delivery.held_seconds)
             job = _untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
@@ -292,16 +198,9 @@ class Handler:
             said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt)
         else:
             outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
-            ended_at, draw = self._clock.now(), random.random()
+            ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower()
             said = settle(
-                job,
-                lease,
-                outcome,
-                self._policy,
-                ended_at,
-                draw,
-                repeatable=self._repeatable(job),
-                slower=self._desk.slower(),
+                job, lease, outcome, self._policy, ended_at, random.random(), repeatable=repeatable, slower=slower
             )
         claim, last = await self._record(job, look, said, lease)
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)
@@ -343,16 +242,23 @@ class Handler:
             await self._put_back(delivery, CONTENDED_SECONDS)
             return
         receipts = receipts_of(job, claim, self._clock.now())
+        if isinstance(claim, Done):
+            # The end is told last: who finds it need not ask whether it has its dead letter.
+            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
         # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
         await self._store([one for one in receipts if one.state != QUEUED])
         if isinstance(claim, Waiting):
+            same = claim.attempt == job.attempt
             next_try = replace(
-                job, attempt=claim.attempt, tried_at=claim.tried_at, stage="retry", again=job.again or not fresh
+                job,
+                attempt=claim.attempt,
+                tried_at=claim.tried_at,
+                stage="retry",
+                again=job.again or not fresh,
+                put_backs=job.put_backs + 1 if same else 0,
             )
             await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
             await self._store([one for one in receipts if one.state == QUEUED])
-        else:
-            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
         await self._ack(delivery)
         if fresh and isinstance(claim, Done):
             await self._let_go(delivery, look, claim)
@@ -377,7 +283,8 @@ class Handler:
 
     async def _put_back_until(self, delivery: Delivery, job: Job, due: datetime) -> None:
         """Hand the job back: by a schedule, never by refusing the message, whose deliveries count crashes."""
-        await patiently(self._queue.schedule, replace(job, again=True), in_milliseconds(due), seconds=math.inf)
+        job = replace(job, again=True, put_backs=job.put_backs + 1)
+        await patiently(self._queue.schedule, job, in_milliseconds(due), seconds=math.inf)
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
