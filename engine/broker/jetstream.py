@@ -246,6 +246,16 @@ class Broker(Connection):
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
         return stream_state(stream, answer)
 
+    async def count(self, stream: str, filter_: str, *, timeout_seconds: float = 5.0) -> tuple[int, int]:
+        """How many messages, and how many subjects, of `stream` match a filter, by its leader.
+
+        It lists 100 000 subjects at most; of those beyond one message each is counted.
+        """
+        answer = await self.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter_}, timeout_seconds=timeout_seconds)
+        listed: dict[str, int] = answer["state"].get("subjects") or {}
+        beyond = max(0, answer.get("total", 0) - len(listed))
+        return sum(listed.values()) + beyond, len(listed) + beyond
+
     async def next_by_subject(
         self,
         stream: str,
