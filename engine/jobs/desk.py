@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from engine.channels.channel import Job, Outcome
 from engine.jobs.claims import Done, End
+from seamark.protocol.errors import SeamarkError
 from seamark.protocol.receipts import Receipt
 
 
@@ -71,14 +72,26 @@ class Queue(Protocol):
         """Have the jobs handed out: all of them or none."""
 
 
+class NotNow(SeamarkError):
+    """What is to follow cannot be done for `seconds`, and no other job may have to wait for it: the job is put back."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
 class Journal(Protocol):
     """Where facts are stored, and what else an end leads to. Each may be done twice."""
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
-        """Store receipts."""
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
+        """Store receipts of the job."""
 
     async def conclude(self, job: Job, done: Done) -> None:
-        """The dead letter of an end without success, the token that is retired, the address that is suppressed."""
+        """The dead letter of an end without success, the token that is retired, the address that is suppressed.
+
+        Raises:
+            NotNow: not all of it can be done now; it is to be asked for again.
+        """
 
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
@@ -94,13 +107,13 @@ class Desk(Protocol):
     repeatable: bool
     """Whether the provider recognises what it is sent twice."""
 
-    def slower(self) -> float:
-        """How much longer than usual a retry waits: the budget is spent, or an operator has said so."""
+    def slower(self, outcome: Outcome) -> float:
+        """How much longer than usual a retry after this outcome waits: the budget of its provider is spent."""
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
         """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:

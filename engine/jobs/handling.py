@@ -35,7 +35,7 @@ from engine.jobs.claims import (
     kept_seconds,
     replaces,
 )
-from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, Over, Queue, Send, Split
+from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
 from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
 from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
@@ -116,7 +116,7 @@ class Handler:
 
     async def _look(self, job: Job) -> Look | None:
         try:
-            return await self._claims.look(job.key)
+            return await self._claims.look(job.claim_key)
         except ClaimsUnavailable:
             return None
 
@@ -133,13 +133,13 @@ class Handler:
             return True
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             return await self._conclude(delivery, look, await self._end(job, go, decided))
-        seconds = await self._desk.turn(job)
+        seconds = await self._desk.turn(job, decided)
         if seconds > 0:
             await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
             return True
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
-            await self._store([doubt_receipt(job, go.doubt, self._clock.now())])
+            await self._store(job, [doubt_receipt(job, go.doubt, self._clock.now())])
         return await self._try(delivery, look, Leased(job.attempt, owner, go.lost, go.doubtful), decided)
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
@@ -168,7 +168,7 @@ class Handler:
             return True
         try:
             stored = await self._claims.put(
-                delivery.job.key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
+                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
             )
         except ClaimsUnavailable:
             return False
@@ -186,7 +186,7 @@ class Handler:
             try:
                 keep_seconds = kept_seconds(lease, self._clock.now())
                 look = await self._claims.put(
-                    job.key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
+                    job.claim_key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
                 )
             except ClaimsUnavailable:
                 return False
@@ -198,7 +198,7 @@ class Handler:
             said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt)
         else:
             outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
-            ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower()
+            ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower(outcome)
             said = settle(
                 job, lease, outcome, self._policy, ended_at, random.random(), repeatable=repeatable, slower=slower
             )
@@ -213,14 +213,14 @@ class Handler:
         """Store what follows from a try; what is stored then, or `said` itself while the store is away."""
         for pause in (*RECORD_PAUSES_SECONDS, 0):
             try:
-                look = look if look is not None else await self._claims.look(job.key)
+                look = look if look is not None else await self._claims.look(job.claim_key)
                 for _ in range(LOOKS_MAX):
                     wanted = replaces(said, look.claim, lease)
                     if wanted is None:
                         assert look.claim is not None, "anything may take the place of nothing"
                         return look.claim, look
                     keep_seconds = kept_seconds(wanted, self._clock.now())
-                    look = await self._claims.put(job.key, look, wanted, keep_seconds=keep_seconds)
+                    look = await self._claims.put(job.claim_key, look, wanted, keep_seconds=keep_seconds)
                     if look.claim == wanted:
                         return said if wanted == said else wanted, look
             except ClaimsUnavailable:
@@ -236,32 +236,45 @@ class Handler:
 
         The acknowledgement is last: whatever is done before it is done again if this worker dies in between.
         """
-        job = delivery.job
         if isinstance(claim, Leased):
             # Somebody else is at it, perhaps by this very message: if he dies, nobody would be left.
             await self._put_back(delivery, CONTENDED_SECONDS)
-            return
-        receipts = receipts_of(job, claim, self._clock.now())
-        if isinstance(claim, Done):
-            # The end is told last: who finds it need not ask whether it has its dead letter.
-            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+        elif isinstance(claim, Waiting):
+            await self._follow_waiting(delivery, claim, fresh=fresh)
+        else:
+            await self._follow_done(delivery, claim, look, fresh=fresh)
+
+    async def _follow_waiting(self, delivery: Delivery, waiting: Waiting, *, fresh: bool) -> None:
+        job = delivery.job
+        receipts = receipts_of(job, waiting, self._clock.now())
         # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
-        await self._store([one for one in receipts if one.state != QUEUED])
-        if isinstance(claim, Waiting):
-            same = claim.attempt == job.attempt
-            next_try = replace(
-                job,
-                attempt=claim.attempt,
-                tried_at=claim.tried_at,
-                stage="retry",
-                again=job.again or not fresh,
-                put_backs=job.put_backs + 1 if same else 0,
-            )
-            await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
-            await self._store([one for one in receipts if one.state == QUEUED])
+        await self._store(job, [one for one in receipts if one.state != QUEUED])
+        next_try = replace(
+            job,
+            attempt=waiting.attempt,
+            tried_at=waiting.tried_at,
+            stage="retry",
+            again=job.again or not fresh,
+            put_backs=job.put_backs + 1 if waiting.attempt == job.attempt else 0,
+        )
+        await patiently(self._queue.schedule, next_try, waiting.due, seconds=math.inf)
+        await self._store(job, [one for one in receipts if one.state == QUEUED])
         await self._ack(delivery)
-        if fresh and isinstance(claim, Done):
-            await self._let_go(delivery, look, claim)
+
+    async def _follow_done(self, delivery: Delivery, done: Done, look: Look | None, *, fresh: bool) -> None:
+        job, later_seconds = delivery.job, 0.0
+        # The end is told last: then one that is told has its dead letter.
+        try:
+            await patiently(self._journal.conclude, job, done, seconds=math.inf)
+        except NotNow as error:
+            later_seconds = error.seconds
+        await self._store(job, receipts_of(job, done, self._clock.now()))
+        if later_seconds:
+            await self._put_back(delivery, later_seconds)
+            return
+        await self._ack(delivery)
+        if fresh:
+            await self._let_go(delivery, look, done)
 
     async def _let_go(self, delivery: Delivery, look: Look | None, done: Done) -> None:
         """Keep the claim of a campaign's job for a short while only, if no other message of the job can exist."""
@@ -270,13 +283,13 @@ class Handler:
         if job.lane != LET_GO or not alone or look is None:
             return
         try:
-            await self._claims.put(job.key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)
+            await self._claims.put(job.claim_key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)
         except ClaimsUnavailable:
             return  # then it stays for as long as the others
 
-    async def _store(self, receipts: Sequence[Receipt]) -> None:
+    async def _store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         if receipts:
-            await patiently(self._journal.store, receipts, seconds=math.inf)
+            await patiently(self._journal.store, job, receipts, seconds=math.inf)
 
     async def _put_back(self, delivery: Delivery, seconds: float) -> None:
         await self._put_back_until(delivery, delivery.job, self._clock.now() + timedelta(seconds=seconds))

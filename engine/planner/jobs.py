@@ -64,6 +64,9 @@ def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetim
         collapse_key=due.collapse_key or "",
         data=cast("dict[str, Any]", due.data),  # as it stands in the record: nothing is gained by reading it here
         trace=due.trace or "",
+        stored_at=due.stored_at,
+        requested=notification.channels is not None,
+        transaction=due.transaction[1] if due.transaction is not None else "",
     )
 
 
@@ -92,7 +95,9 @@ def batches(following: Sequence[Following]) -> Iterator[list[Following]]:
     batch: list[Following] = []
     size = count = 0
     for one in following:
-        bytes_ = sum(len(each.payload) + len(each.headers) + len(each.subject) + _OVERHEAD_BYTES for each in one.messages)
+        bytes_ = sum(
+            len(each.payload) + len(each.headers) + len(each.subject) + _OVERHEAD_BYTES for each in one.messages
+        )
         if batch and (count + len(one.messages) >= BATCH_MESSAGES_MAX or size + bytes_ > BATCH_BYTES_MAX):
             yield batch
             batch, size, count = [], 0, 0
