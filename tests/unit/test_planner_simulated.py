@@ -121,9 +121,9 @@ def only_what_goes_further(*args: Any, always: bool) -> Outgoing | None:
     return receipt_of(*args, always=False)
 
 
-def at_last(self: PlanWorker, *args: Any) -> Inputs:
+def at_last(self: PlanWorker, *args: Any, **said: Any) -> Inputs:
     """As if a decision were said to be of the moment in which it is written, not of that in which it was begun."""
-    return replace(inputs_of(self, *args), now=worker.datetime.now(None))  # type: ignore[arg-type]
+    return replace(inputs_of(self, *args, **said), now=worker.datetime.now(None))  # type: ignore[arg-type]
 
 
 async def none(self: SimWitnesses, _: int) -> None:
