@@ -1,1 +1,1 @@
-"""What workers do beside the life of a job: whom it goes to, by which provider, and what follows from its end."""
+"""What workers decide with and send by: providers and their limits, targets, templates, and the desk where all of it meets."""
