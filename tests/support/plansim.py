@@ -21,7 +21,7 @@ import pytest
 
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
-from engine.broker.refusals import TOO_LARGE
+from engine.broker.refusals import BATCH_INCOMPLETE, TOO_LARGE
 from engine.channels.channel import Job
 from engine.errors import ApiError, StoreUnavailable, Unanswered, Unavailable
 from engine.jobs.messages import decode_job
@@ -156,8 +156,9 @@ class SimBroker:
     def _store(self, is_mark: bool, batch: Sequence[Outgoing]) -> int:
         if not is_mark:
             return self.receipts.commit(batch)
-        if any(decode_job(one.payload).id in self.world.indigestible for one in batch[:-1]):
-            raise ApiError(400, TOO_LARGE, "message size exceeds maximum allowed")
+        refused = [decode_job(one.payload).id in self.world.indigestible for one in batch[:-1]]
+        if any(refused):  # of the first message alone the server says why
+            raise ApiError(400, TOO_LARGE if refused[0] else BATCH_INCOMPLETE, "refused")
         try:
             return self.jobs.commit(batch)
         except ValueError:

@@ -199,8 +199,16 @@ def without_a_claim_and_a_word(*args: Any, **asked: Any) -> Any:
     return Go() if isinstance(step, Go) else step
 
 
-def once_goes_on_without_a_claim(job: Job, deliveries: int, **asked: Any) -> Any:
-    return right_unclaimed(replace(job, semantics="at_least_once"), deliveries, **asked)
+async def put_back_by_the_same_name(self: Handler, delivery: Any, job: Job, due: datetime) -> None:
+    await right_put_back(self, delivery, replace(job, put_backs=-1), due)
+
+
+def held_by_nobody_else(job: Job, deliveries: int, held_seconds: float) -> bool:
+    return deliveries > 1 or job.again
+
+
+def goes_on_unasked(job: Job, deliveries: int, **asked: Any) -> Any:
+    return right_unclaimed(job, deliveries, ask=False, ended=None)
 
 
 def an_old_attempt_goes_on(job: Job, *args: Any, **options: Any) -> Any:
@@ -240,7 +248,9 @@ MISTAKES: dict[str, tuple[Any, str, Any]] = {
     "a busy job is dropped": (life, "_leased", busy_is_dropped),
     "a lease is no obstacle": (life, "_leased", leases_do_not_count),
     "without a claim and a word": (life, "_unclaimed", without_a_claim_and_a_word),
-    "what goes once goes without a claim": (life, "_unclaimed", once_goes_on_without_a_claim),
+    "put back by the name it came by": (Handler, "_put_back_until", put_back_by_the_same_name),
+    "however long it was held it is nobody else's": (life, "may_be_shared", held_by_nobody_else),
+    "without a claim deliveries are not asked": (life, "_unclaimed", goes_on_unasked),
     "Redis is believed whatever it has lost": (life, "believable", lambda look, job: True),
 }
 

@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
-from engine.errors import ApiError
 from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
 from engine.planner import plans, worker
@@ -103,7 +102,7 @@ async def jobs_before_the_mark(self: PlanWorker, jobs: Sequence[Outgoing] = ()) 
     await move(self)
 
 
-async def passed_over(self: PlanWorker, one: Following, reached: int, error: ApiError) -> None:
+async def passed_over(self: PlanWorker, one: Following, reached: int) -> None:
     """As if what JOBS takes never were left out without a word."""
     self._passed = reached
 
