@@ -1,7 +1,7 @@
 """One message of JOBS, from being handed out to being acknowledged. The order of the steps is the promise:
 
     look at the claim · decide again · wait for a turn · store that it may be a repetition · take the claim · send
-    · record the outcome · receipts and what else follows · schedule the next try · acknowledge
+    · record the outcome · dead letter, retired target · receipts · schedule the next try · acknowledge
 
 A worker may die, or sleep for minutes, between any two of them. Whoever is handed the message next finds in the claim how far it
 was, and goes on from there (ADR 0043).
