@@ -101,6 +101,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             claim of its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
+        put_backs: how often that happened in this attempt. Names of schedules have it, so that none has the name of the one that
+            handed the job out, and would be taken for a repetition of it.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
         first_at: when it was first to be sent: before, nobody has worked on it.
         untried_at: when it was last seen that nobody had begun this attempt.
@@ -123,6 +125,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tries_before: int = 0
     attempt: int = 0
     again: bool = False
+    put_backs: int = 0
     semantics: Semantics = "at_least_once"
     first_at: datetime
     untried_at: datetime | None = None

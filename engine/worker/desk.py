@@ -23,7 +23,7 @@ from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
 from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.claims import End
-from engine.jobs.handling import Hold, Over, Send, Split
+from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.receipts import ENDED_BY
 from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
 from engine.plan.decide import decide, wakes
