@@ -7,6 +7,7 @@ channel keeps no state of jobs, never tries again by itself, and raises nothing 
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -88,6 +89,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known: bool = True
 
 
+class Members(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The notifications that a digest has been made of: whatever is repeated of it has exactly these.
+
+    Args:
+        ids: newest first.
+        rendered_at: what was read before is not among them.
+        more: there were too many for one message; the others go with the next.
+    """
+
+    ids: tuple[str, ...]
+    rendered_at: datetime
+    more: bool = False
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What JOBS holds: one notification that goes to one user by one channel, to one target or to all that it has.
 
@@ -103,6 +118,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tried_at: when it was first tried: the horizon of its retries counts from there.
         data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
         trace: the W3C `traceparent` of the planner's span.
+        digest: of a digest, its category and the end of its window: what the plans of its notifications say.
+        members: its notifications, once that is settled.
     """
 
     id: str
@@ -124,6 +141,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     collapse_key: str = ""
     data: dict[str, Any] = {}
     trace: str = ""
+    digest: str = ""
+    members: Members | None = None
 
     @property
     def key(self) -> str:
@@ -133,6 +152,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """
         parts = (self.tenant, self.id, self.user, self.channel, self.target)
         return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+
+    @property
+    def message_key(self) -> str:
+        """The key of what is sent: a digest that was settled anew, as its claim was lost, is another message if it has others."""
+        if self.members is None:
+            return self.key
+        return f"{self.key}/{hashlib.sha256(msgspec.json.encode(self.members.ids)).hexdigest()[:16]}"
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 from msgspec.structs import replace
 
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job, Members, Outcome
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
     LET_GO,
@@ -36,8 +36,9 @@ from engine.jobs.claims import (
     kept_seconds,
     replaces,
 )
+from engine.jobs.digests import next_round, parts_of, with_members
 from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
-from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
+from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
 from engine.tasks import end_if_cancelled
@@ -56,6 +57,9 @@ LOOKS_MAX: Final = 5
 
 CONTENDED_SECONDS: Final = 5.0
 
+RECEIPTS_AT_ONCE: Final = 500
+"""A digest may have thousands of members. So many receipts are one batch."""
+
 RECORD_PAUSES_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)
 """How long an outcome waits for the store of claims. After that it is known from its receipt alone."""
 
@@ -63,10 +67,11 @@ assert LEASE_SECONDS > SEND_SECONDS, "a lease that runs out during a try makes a
 
 
 class Send(NamedTuple):
-    """It is to be sent: `rendered`, to `target`, whatever they are to the channel."""
+    """It is to be sent: `rendered`, to `target`, whatever they are to the channel. `members`: of a digest, what it was made of."""
 
     rendered: object
     target: object
+    members: Members | None = None
 
 
 class Hold(NamedTuple):
@@ -78,17 +83,19 @@ class Hold(NamedTuple):
 
 
 class Over(NamedTuple):
-    """It is never sent. `outcome`: of rendering, where that has failed."""
+    """It is never sent. `outcome`: of rendering, where that has failed. `members`: as `Send` has them."""
 
     end: End
     why: str
     outcome: Outcome | None = None
+    members: Members | None = None
 
 
 class Split(NamedTuple):
-    """It goes to several targets, each a job of its own."""
+    """It goes to several targets, each a job of its own. `members`: as `Send` has them."""
 
     jobs: Sequence[Job]
+    members: Members | None = None
 
 
 class Delivery(Protocol):
@@ -191,7 +198,8 @@ class Handler:
                 case PutBack(seconds, _):
                     return await self._put_back(delivery, seconds)
                 case Poison(doubtful):
-                    done = Done(job.attempt, "ambiguous" if doubtful else "failed", "poison")
+                    members = None if look is None else with_members(job, look.claim).members
+                    done = Done(job.attempt, "ambiguous" if doubtful else "failed", "poison", members=members)
                     if await self._conclude(delivery, look, done):
                         return None
                 case Go():
@@ -220,7 +228,7 @@ class Handler:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
         if look is not None:
-            job = _untried(job, look, go)
+            job = with_members(_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
             await self._put_back_until(delivery, replace(job, stage=decided.stage or job.stage), decided.due)
@@ -233,8 +241,9 @@ class Handler:
             return True
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
-            await self._store([doubt_receipt(job, go.doubt, self._clock.now())])
-        return await self._try(delivery, look, Leased(job.attempt, owner, go.lost, go.doubtful), decided)
+            await self._store(doubt_receipts(replace(job, members=decided.members), go.doubt, self._clock.now()))
+        lease = Leased(job.attempt, owner, go.lost, go.doubtful, decided.members)
+        return await self._try(delivery, look, lease, decided)
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
         """Whether this try could be one too many: the provider may have it already, or it was tried often enough."""
@@ -248,12 +257,17 @@ class Handler:
     async def _end(self, job: Job, go: Go, decided: Send | Over | Split) -> Done:
         """How a job ends that is not tried now."""
         if isinstance(decided, Split):
+            if job.digest:
+                # Its members must be settled first: who does this again would find others. Its parts follow from the claim.
+                targets = tuple(each.target for each in decided.jobs)
+                return Done(job.attempt, "split", members=decided.members, targets=targets)
             await patiently(self._queue.add, [replace(each, again=True) for each in decided.jobs], seconds=math.inf)
             return Done(job.attempt, "split")
+        members = decided.members or job.members
         if go.doubtful:
-            return Done(job.attempt, "ambiguous", go.doubt or "doubt")
+            return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
         assert isinstance(decided, Over), "without a doubt nothing forbids a try"
-        return Done(job.attempt, decided.end, decided.why, decided.outcome)
+        return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
 
     async def _conclude(self, delivery: Delivery, look: Look | None, done: Done) -> bool:
         """End a job without a try, by its claim, so that no other worker sends it any more. Whether that was possible."""
@@ -268,7 +282,7 @@ class Handler:
             return False
         if stored.claim != done:
             return False
-        await self._follow(delivery, done)
+        await self._follow(delivery, done, fresh=True)
         return True
 
     # --- the try -----------------------------------------------------------------------------------------------------
@@ -289,7 +303,7 @@ class Handler:
         if time.monotonic() - asked_at > LEASE_SECONDS - SEND_SECONDS:
             # The lease could run out during the try. It was not begun, so it costs no attempt, and leaves no doubt.
             due = in_milliseconds(self._clock.now())
-            said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt)
+            said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members)
         else:
             outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
             ended_at, draw = self._clock.now(), random.random()
@@ -346,16 +360,24 @@ class Handler:
         # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
         await self._store([one for one in receipts if one.state != QUEUED])
         if isinstance(claim, Waiting):
-            next_try = replace(
-                job, attempt=claim.attempt, tried_at=claim.tried_at, stage="retry", again=job.again or not fresh
-            )
+            tried = {"attempt": claim.attempt, "tried_at": claim.tried_at, "again": job.again or not fresh}
+            next_try = replace(with_members(job, claim), stage="retry", **tried)
             await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
             await self._store([one for one in receipts if one.state == QUEUED])
         else:
             await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+            await self._follow_digest(job, claim, fresh=fresh)
         await self._ack(delivery)
         if fresh and isinstance(claim, Done):
             await self._let_go(delivery, look, claim)
+
+    async def _follow_digest(self, job: Job, done: Done, *, fresh: bool) -> None:
+        """Of a digest: add its parts, and the job that asks for what is left. Its receipts are stored by now."""
+        if parts := parts_of(job, done):
+            await patiently(self._queue.add, parts, seconds=math.inf)
+        now = in_milliseconds(self._clock.now())
+        if (another := next_round(job, done, now, fresh=fresh)) is not None:
+            await patiently(self._queue.schedule, another, now, seconds=math.inf)
 
     async def _let_go(self, delivery: Delivery, look: Look | None, done: Done) -> None:
         """Keep the claim of a campaign's job for a short while only, if no other message of the job can exist."""
@@ -369,8 +391,9 @@ class Handler:
             return  # then it stays for as long as the others
 
     async def _store(self, receipts: Sequence[Receipt]) -> None:
-        if receipts:
-            await patiently(self._journal.store, receipts, seconds=math.inf)
+        for begin in range(0, len(receipts), RECEIPTS_AT_ONCE):
+            some = receipts[begin : begin + RECEIPTS_AT_ONCE]
+            await patiently(self._journal.store, some, seconds=math.inf)
 
     async def _put_back(self, delivery: Delivery, seconds: float) -> None:
         await self._put_back_until(delivery, delivery.job, self._clock.now() + timedelta(seconds=seconds))

@@ -99,8 +99,11 @@ def judge(job: Job, deliveries: int, look: Look | None, owner: str, *, asked: bo
 
 
 def _unclaimed(job: Job, deliveries: int) -> Step:
-    """The store is away. Those that must not be sent twice wait; the others go on, and that they did is stored first."""
-    if job.semantics != "at_least_once":
+    """The store is away. Those that must not be sent twice wait; the others go on, and that they did is stored first.
+
+    A digest waits, too: nobody would know what was in it.
+    """
+    if job.semantics != "at_least_once" or job.digest:
         return PutBack(STORE_AWAY_SECONDS, "claims_away")
     return Poison(doubtful=True) if deliveries > DELIVERIES_MAX else Go("unclaimed", 1, doubtful=True)
 

@@ -21,7 +21,7 @@ from engine.jobs.claims import replaces as right_replaces
 from engine.jobs.handling import Handler, Over, Send
 from engine.jobs.life import Drop, Go, PutBack
 from engine.jobs.life import judge as right_judge
-from engine.jobs.receipts import doubt_receipt, receipts_of
+from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.patience import patiently
 from tests.support.jobsim import World, simulated
 
@@ -136,7 +136,7 @@ async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | Non
         await self._put_back(delivery, seconds)
         return True
     if go.doubt is not None:
-        await self._store([doubt_receipt(delivery.job, go.doubt, self._clock.now())])
+        await self._store(doubt_receipts(delivery.job, go.doubt, self._clock.now()))
     return await self._try(delivery, look, lease, decided)
 
 

@@ -1,0 +1,1 @@
+"""The worker role: what users, controls, providers and tables say of a job."""
