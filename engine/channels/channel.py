@@ -169,6 +169,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         locale: the user's.
         unread: how many notifications are unread, where a badge shows it; None: not known.
         unsubscribe_url: of e-mail, where one click ends this kind of message; "": it cannot be ended.
+        reference: what the provider gets with the message, and gives back with what it reports of it; see
+            `engine.channels.references`. "": its reports find no notification.
         now: when.
     """
 
@@ -176,6 +178,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     locale: str = "default"
     unread: int | None = None
     unsubscribe_url: str = ""
+    reference: str = ""
     now: datetime
 
 

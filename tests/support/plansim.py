@@ -392,7 +392,7 @@ def simulated(patch: pytest.MonkeyPatch) -> Iterator[Callable[[Coroutine[Any, An
     loop = VirtualTime()
     clock = SimpleNamespace(now=lambda zone: BEGAN + timedelta(seconds=loop.time()))
     patch.setattr(worker, "datetime", clock)
-    patch.setattr(worker, "time", SimpleNamespace(monotonic=loop.time))
+    patch.setattr(worker, "time", SimpleNamespace(monotonic=loop.time, time_ns=lambda: round(loop.time() * 1e9)))
     patch.setattr(worker, "PLAN_ROUND", 4)
     try:
         yield loop.run_until_complete

@@ -131,6 +131,7 @@ class EmailChannel:
             html=html,
             list_id=list_id(job.tenant, job.category, sender.domain) if context.unsubscribe_url else "",
             unsubscribe_url=context.unsubscribe_url,
+            reference=context.reference,
         )
         try:
             headers_of(mail)
