@@ -67,7 +67,7 @@ assert LEASE_SECONDS > SEND_SECONDS, "a lease that runs out during a try makes a
 
 
 class Send(NamedTuple):
-    """It is to be sent: `rendered`, to `target`, whatever they are to the channel. `members`: of a digest, what it was made of."""
+    """It is to be sent: `rendered`, to `target`, whatever they are to the channel. `members`: what a digest was made of."""
 
     rendered: object
     target: object
@@ -303,7 +303,9 @@ class Handler:
         if time.monotonic() - asked_at > LEASE_SECONDS - SEND_SECONDS:
             # The lease could run out during the try. It was not begun, so it costs no attempt, and leaves no doubt.
             due = in_milliseconds(self._clock.now())
-            said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members)
+            said: Waiting | Done = Waiting(
+                lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members
+            )
         else:
             outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
             ended_at, draw = self._clock.now(), random.random()

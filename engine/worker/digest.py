@@ -1,8 +1,8 @@
 """A digest: at the end of its window one message about all notifications that were planned for it and are still unread.
 
 A digest is a question, not a batch: its members are the records of which the plan says so, and of which nothing else is known.
-What is read, archived, recalled, expired or superseded by then falls out, and whatever else is decided anew is only *whether* each
-is sent, not by what: somebody who changes his choice to `instant` in between would else get the morning's once more.
+What is read, archived, recalled, expired or superseded by then falls out. Of the others only *whether* each is sent is decided anew,
+not what it belongs to: somebody who changes his choice to `instant` in between would else get the morning's once more.
 
 Once members are settled they stay the same, whoever sends the digest again: a claim has their ids, and so has a retry.
 """
@@ -190,7 +190,7 @@ class Digests:
 
 def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:
     """As many as fit, the newest first."""
-    size, ids = 0, []
+    size, ids = 0, list[str]()
     for one in sent:
         size += len(msgspec.json.encode(one.id)) + 1
         if size > MEMBERS_BYTES_MAX:
@@ -201,9 +201,9 @@ def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:
 
 def _held(later: Sequence[tuple[Inputs, Decision]]) -> Hold:
     """All wait for the last of them, so that they stay together."""
-    woken = [(wakes(decision, inputs), decision.why) for inputs, decision in later]
-    found, why = max((one for one in woken if one[0] is not None), key=lambda one: one[0][1])
-    return Hold(found[1], why, found[0])
+    woken = [(*found, decision.why) for inputs, decision in later if (found := wakes(decision, inputs)) is not None]
+    stage, due, why = max(woken, key=lambda one: one[1])
+    return Hold(due, why, stage)
 
 
 def _over(ended: Sequence[tuple[Known, Decision]]) -> Over:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 
 from engine.broker.jetstream import Broker
+from engine.log.incarnations import epoch_of
 from seamark.protocol.subjects import (
     RECEIPTS_STREAM,
     encode_token,
@@ -126,6 +127,6 @@ class Folded:
         of_log, of_receipts = await asyncio.gather(self._broker.stream(log), self._broker.stream(RECEIPTS_STREAM))
         return Heads(
             partition,
-            Place(of_log.epoch, 0 if record is None else record.seq),
-            Place(of_receipts.epoch, 0 if receipt is None else receipt.seq),
+            Place(epoch_of(of_log), 0 if record is None else record.seq),
+            Place(epoch_of(of_receipts), 0 if receipt is None else receipt.seq),
         )

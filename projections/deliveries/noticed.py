@@ -1,4 +1,7 @@
-"""What workers ask before they send what has waited: who has seen it, what is still planned so. A `Tables` of `engine.worker.folded`."""
+"""What workers ask before they send what has waited: who has seen it, and what is still open of a digest.
+
+These are the `Tables` of `engine.worker.folded`.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ ORDER BY i.era DESC, i.seq DESC
 # A try that was begun and forgotten is made again, so what it was about is open, too: else nobody would send it.
 _OPEN: Final = "(d.state IN ('planned', 'queued') OR d.state = 'ambiguous' AND d.reason = 'forgotten')"
 
-# The records of a user are found by an index, and then what was planned of each by another: a join by statistics might read months.
+# A user's records are found by an index, and what was planned of each by another: a join by statistics might read months.
 _PLANNED: Final = f"""
 SELECT {_FACTS.format(seen="false")} FROM inbox i CROSS JOIN LATERAL (
     SELECT FROM deliveries d
