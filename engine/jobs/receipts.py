@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from engine.channels.channel import Job, Members
+from engine.channels.channel import Job, Members, Outcome
 from engine.jobs.claims import Done, End, Waiting
 from engine.jobs.life import Doubt
 from seamark.protocol.receipts import Receipt
@@ -16,6 +16,8 @@ QUEUED: Final = "queued"
 """State of a job that is tried again. Like every state of a higher attempt it takes the place of what the attempt before was."""
 
 AMBIGUOUS: Final = "ambiguous"
+
+USER_DELETED: Final = "user_deleted"
 
 ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled", "recalled": "cancelled"}
 """How a job ends that is never sent, by the reason of the decision; for all other reasons it is suppressed."""
@@ -27,7 +29,7 @@ def _of_each(job: Job, members: Members | None, receipt: Receipt) -> list[Receip
     return [replace(receipt, id=id) for id in ids]
 
 
-def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, provider: str = "") -> Receipt:
+def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:
     return Receipt(
         user=job.user,
         channel=job.channel,
@@ -36,9 +38,11 @@ def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, prov
         device=job.target,
         id=job.id,
         reason=reason or None,
-        attempt=attempt + 1,  # a receipt counts tries from 1
-        provider=provider or None,
+        attempt=job.tries_before + attempt + 1,  # a receipt counts tries from 1, over all lives
+        provider=(outcome.provider or None) if outcome is not None else None,
         trace=job.trace or None,
+        provider_id=(outcome.provider_id or None) if outcome is not None else None,
+        segments=outcome.segments if outcome is not None else 0,
     )
 
 
@@ -53,17 +57,18 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     An end is one fact; a try that is followed by another is two: how it ended, and that it is not over.
     """
     outcome = claim.outcome
-    provider = outcome.provider if outcome is not None else ""
     if isinstance(claim, Done):
+        if claim.why == USER_DELETED:
+            return []  # whatever is stored of him now would stay behind when he is erased
         # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
         # is the end.
-        end = _receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, provider)
+        end = _receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)
         return _of_each(job, claim.members, end)
     if outcome is None:
         return []
     reason = outcome.code or outcome.kind
-    again = _receipt(job, QUEUED, claim.attempt, reason, at, provider)
+    again = _receipt(job, QUEUED, claim.attempt, reason, at, outcome)
     said = [again]
     if outcome.kind == "ambiguous":
-        said = [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, provider), again]
+        said = [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, outcome), again]
     return [one for fact in said for one in _of_each(job, claim.members, fact)]

@@ -1,1 +1,1 @@
-"""The worker role: what users, controls, providers and tables say of a job."""
+"""What workers decide with and send by: providers and their limits, targets, templates, and the desk where all of it meets."""

@@ -32,6 +32,7 @@ from ops.cli import (
     topology,
     users,
     verify,
+    worker,
 )
 from ops.cli.output import keep_logs_apart
 from ops.exitcode import exit_code_of
@@ -55,6 +56,7 @@ app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
 app.command("pager")(pager.pager)
 app.command("planner")(planner.planner)
+app.command("worker")(worker.worker)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
 app.command("explain")(explain.explain)
