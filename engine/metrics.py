@@ -134,6 +134,18 @@ gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how
 planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
 """outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
 
+planner_throttled = Counter(
+    "seamark_planner_throttled", "Jobs that were not made, because their tenant has too many waiting", ("letter",)
+)
+"""letter: stored (it can be replayed), full (DEAD-LETTERS had no room)."""
+
+planner_refused = Counter("seamark_planner_refused_jobs", "Jobs that JOBS has refused for good; each is a dead letter")
+
+jobs_subjects = Gauge(
+    "seamark_jobs_subjects",
+    "Schedules, and users with jobs waiting, in JOBS, as planners have seen it last; at most 1 000 000",
+)
+
 planner_lag = Gauge(
     "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
 )

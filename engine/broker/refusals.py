@@ -24,6 +24,12 @@ def is_missing(error: BaseException) -> bool:
     return isinstance(error, ApiError) and error.err_code == STREAM_MISSING
 
 
+def is_final(error: BaseException) -> bool:
+    """Whether the server takes these very messages never. What may pass is none, nor what others have written meanwhile."""
+    passes = _OVERTAKEN | _FULL | {STREAM_MISSING, BATCH_INCOMPLETE}
+    return isinstance(error, ApiError) and error.code < SERVER_TROUBLE and error.err_code not in passes
+
+
 def is_full(error: BaseException) -> bool:
     """Whether the server says that there is no room."""
     return isinstance(error, ApiError) and error.err_code in _FULL

@@ -16,12 +16,12 @@ import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
 
-from engine.channels.channel import Job, Members, Outcome
+from engine.channels.channel import Job
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
     LET_GO,
@@ -29,13 +29,13 @@ from engine.jobs.claims import (
     Claims,
     ClaimsUnavailable,
     Done,
-    End,
     Leased,
     Look,
     Waiting,
     kept_seconds,
     replaces,
 )
+from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
 from engine.jobs.digests import next_round, parts_of, with_members
 from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
 from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
@@ -66,104 +66,6 @@ RECORD_PAUSES_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)
 assert LEASE_SECONDS > SEND_SECONDS, "a lease that runs out during a try makes a known outcome unknown"
 
 
-class Send(NamedTuple):
-    """It is to be sent: `rendered`, to `target`, whatever they are to the channel. `members`: what a digest was made of."""
-
-    rendered: object
-    target: object
-    members: Members | None = None
-
-
-class Hold(NamedTuple):
-    """Not before `due`: a control, quiet hours, a cap. `stage`: what decides then; "": the same as now."""
-
-    due: datetime
-    why: str
-    stage: str = ""
-
-
-class Over(NamedTuple):
-    """It is never sent. `outcome`: of rendering, where that has failed. `members`: as `Send` has them."""
-
-    end: End
-    why: str
-    outcome: Outcome | None = None
-    members: Members | None = None
-
-
-class Split(NamedTuple):
-    """It goes to several targets, each a job of its own. `members`: as `Send` has them."""
-
-    jobs: Sequence[Job]
-    members: Members | None = None
-
-
-class Delivery(Protocol):
-    """A job as it was handed out."""
-
-    @property
-    def job(self) -> Job: ...
-
-    @property
-    def deliveries(self) -> int:
-        """How often, this time included."""
-
-    async def ack(self) -> None:
-        """Acknowledge; returns when the broker has said that it knows."""
-
-
-class Queue(Protocol):
-    """What is written into JOBS. Written twice it is there once or twice, and either is harmless."""
-
-    async def schedule(self, job: Job, due: datetime) -> None:
-        """Have the job handed out at `due`."""
-
-    async def add(self, jobs: Sequence[Job]) -> None:
-        """Have the jobs handed out: all of them or none."""
-
-
-class Journal(Protocol):
-    """Where facts are stored, and what else an end leads to. Each may be done twice."""
-
-    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
-        """Store receipts of the job."""
-
-    async def conclude(self, job: Job, done: Done) -> None:
-        """The dead letter of an end without success, the token that is retired, the address that is suppressed."""
-
-    async def ended(self, job: Job) -> Done | None:
-        """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
-
-        Raises:
-            StoreUnavailable: it does not answer, or does not know yet what was stored ten minutes ago.
-        """
-
-
-class Desk(Protocol):
-    """What knows of users, controls and providers."""
-
-    repeatable: bool
-    """Whether the provider recognises what it is sent twice."""
-
-    def slower(self, outcome: Outcome) -> float:
-        """How much longer than usual a retry after this outcome waits: the budget of its provider is spent."""
-
-    async def decide(self, job: Job) -> Send | Hold | Over | Split:
-        """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
-
-    async def turn(self, job: Job, send: Send) -> float:
-        """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
-
-    async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
-        """Try it."""
-
-
-class Clock(Protocol):
-    """The worker's clock: it may be wrong."""
-
-    def now(self) -> datetime: ...
-
-
 class Handler:
     """Does what is to be done with jobs of one channel."""
 
@@ -186,10 +88,11 @@ class Handler:
         job, owner = delivery.job, secrets.token_hex(8)
         for _ in range(LOOKS_MAX):
             look = await self._look(job)
-            step = judge(job, delivery.deliveries, look, owner, asked=False, ended=None)
+            step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
             if isinstance(step, AskDeliveries):
                 ended = await patiently(self._journal.ended, job, seconds=math.inf)
-                step = judge(job, delivery.deliveries, look, owner, asked=True, ended=ended)
+                held_seconds = delivery.held_seconds
+                step = judge(job, delivery.deliveries, look, owner, held_seconds=held_seconds, asked=True, ended=ended)
             match step:
                 case Follow(claim):
                     return await self._follow(delivery, claim)
@@ -212,7 +115,7 @@ class Handler:
         """Leave a job that was not begun to another worker."""
         job, look = delivery.job, await self._look(delivery.job)
         if look is not None:
-            step = judge(job, delivery.deliveries, look, "", asked=False, ended=None)
+            step = judge(job, delivery.deliveries, look, "", held_seconds=delivery.held_seconds)
             job = _untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
@@ -307,17 +210,11 @@ class Handler:
                 lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members
             )
         else:
-            outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
-            ended_at, draw = self._clock.now(), random.random()
+            tried = replace(job, members=lease.members)
+            outcome = await self._desk.send(tried, send, deadline_seconds=SEND_SECONDS)
+            ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower(outcome)
             said = settle(
-                job,
-                lease,
-                outcome,
-                self._policy,
-                ended_at,
-                draw,
-                repeatable=self._repeatable(job),
-                slower=self._desk.slower(outcome),
+                job, lease, outcome, self._policy, ended_at, random.random(), repeatable=repeatable, slower=slower
             )
         claim, last = await self._record(job, look, said, lease)
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)
@@ -353,28 +250,50 @@ class Handler:
 
         The acknowledgement is last: whatever is done before it is done again if this worker dies in between.
         """
-        job = delivery.job
         if isinstance(claim, Leased):
             # Somebody else is at it, perhaps by this very message: if he dies, nobody would be left.
             await self._put_back(delivery, CONTENDED_SECONDS)
-            return
-        receipts = receipts_of(job, claim, self._clock.now())
+        elif isinstance(claim, Waiting):
+            await self._follow_waiting(delivery, claim, fresh=fresh)
+        else:
+            await self._follow_done(delivery, claim, look, fresh=fresh)
+
+    async def _follow_waiting(self, delivery: Delivery, waiting: Waiting, *, fresh: bool) -> None:
+        job = delivery.job
+        receipts = receipts_of(job, waiting, self._clock.now())
         # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
         await self._store(job, [one for one in receipts if one.state != QUEUED])
-        if isinstance(claim, Waiting):
-            tried = {"attempt": claim.attempt, "tried_at": claim.tried_at, "again": job.again or not fresh}
-            next_try = replace(with_members(job, claim), stage="retry", **tried)
-            await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
-            await self._store(job, [one for one in receipts if one.state == QUEUED])
-        else:
-            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
-            await self._follow_digest(job, claim, fresh=fresh)
+        next_try = replace(
+            with_members(job, waiting),
+            attempt=waiting.attempt,
+            tried_at=waiting.tried_at,
+            stage="retry",
+            again=job.again or not fresh,
+            put_backs=job.put_backs + 1 if waiting.attempt == job.attempt else 0,
+        )
+        await patiently(self._queue.schedule, next_try, waiting.due, seconds=math.inf)
+        await self._store(job, [one for one in receipts if one.state == QUEUED])
         await self._ack(delivery)
-        if fresh and isinstance(claim, Done):
-            await self._let_go(delivery, look, claim)
+
+    async def _follow_done(self, delivery: Delivery, done: Done, look: Look | None, *, fresh: bool) -> None:
+        job, later_seconds = with_members(delivery.job, done), 0.0
+        # The end is told last: then one that is told has its dead letter.
+        try:
+            await patiently(self._journal.conclude, job, done, seconds=math.inf)
+        except NotNow as error:
+            later_seconds = error.seconds
+        await self._store(job, receipts_of(job, done, self._clock.now()))
+        if job.digest:
+            await self._follow_digest(job, done, fresh=fresh)
+        if later_seconds:
+            await self._put_back(delivery, later_seconds)
+            return
+        await self._ack(delivery)
+        if fresh:
+            await self._let_go(delivery, look, done)
 
     async def _follow_digest(self, job: Job, done: Done, *, fresh: bool) -> None:
-        """Of a digest: add its parts, and the job that asks for what is left. Its receipts are stored by now."""
+        """Add a digest's parts, and the job that asks for what is left of its window. Its receipts are stored by now."""
         if parts := parts_of(job, done):
             await patiently(self._queue.add, parts, seconds=math.inf)
         now = in_milliseconds(self._clock.now())
@@ -402,7 +321,8 @@ class Handler:
 
     async def _put_back_until(self, delivery: Delivery, job: Job, due: datetime) -> None:
         """Hand the job back: by a schedule, never by refusing the message, whose deliveries count crashes."""
-        await patiently(self._queue.schedule, replace(job, again=True), in_milliseconds(due), seconds=math.inf)
+        job = replace(job, again=True, put_backs=job.put_backs + 1)
+        await patiently(self._queue.schedule, job, in_milliseconds(due), seconds=math.inf)
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from engine.channels.channel import Job
 
 TRIES_SPARE: Final = 1
-"""Numbers of tries that are left out between two lives. A worker of the former one that was thought dead may still report that its
-try was taken; its receipt has the number after the last (`claims.replaces`)."""
+"""Numbers of tries that are left out between two lives. A worker of the former one that was thought dead may still report that
+its try was taken; its receipt has the number after the last (`claims.replaces`)."""
 
 
 def replayed(job: Job, tries: int, now: datetime) -> Job:

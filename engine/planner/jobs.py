@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, cast
 
@@ -90,22 +90,24 @@ def _lane(inputs: Inputs) -> Lane:
     return "bulk" if inputs.notification.priority == "low" else "normal"
 
 
-def batches(following: Sequence[Following], end_seq: int) -> Iterator[tuple[int, list[Outgoing]]]:
-    """Cut what follows from a round into batches, each with the record up to which it covers them. A record's jobs stay together.
-
-    `end_seq`: the last record of the round, which the last batch covers.
-
-    A schedule stands once in a batch. Others that would have its name say the same: records of one digest.
-    """
-    batch: dict[object, Outgoing] = {}
-    size, reached = 0, 0
-    for seq, messages in following:
-        bytes_ = sum(len(one.payload) + len(one.headers) + len(one.subject) + _OVERHEAD_BYTES for one in messages)
-        if batch and (len(batch) + len(messages) >= BATCH_MESSAGES_MAX or size + bytes_ > BATCH_BYTES_MAX):
-            yield reached, list(batch.values())
-            batch, size = {}, 0
-        for one in messages:
-            batch[one.subject if one.headers else (seq, one.subject)] = one
-        size, reached = size + bytes_, seq
+def batches(following: Sequence[Following]) -> Iterator[list[Following]]:
+    """Cut what follows from a round into batches. A record's jobs stay together."""
+    batch: list[Following] = []
+    size = count = 0
+    for one in following:
+        bytes_ = sum(
+            len(each.payload) + len(each.headers) + len(each.subject) + _OVERHEAD_BYTES for each in one.messages
+        )
+        if batch and (count + len(one.messages) >= BATCH_MESSAGES_MAX or size + bytes_ > BATCH_BYTES_MAX):
+            yield batch
+            batch, size, count = [], 0, 0
+        batch.append(one)
+        size, count = size + bytes_, count + len(one.messages)
     if batch:
-        yield end_seq, list(batch.values())
+        yield batch
+
+
+def messages_of(batch: Iterable[Following]) -> list[Outgoing]:
+    """The messages of a batch. A schedule stands once in it: others that would have its name say the same, as records of one digest."""
+    named = {one.subject if one.headers else (seq, one.subject): one for seq, messages in batch for one in messages}
+    return list(named.values())

@@ -15,9 +15,8 @@ from typing import Any, Final, Literal
 import aiohttp
 import structlog
 
-from engine.broker.answers import PARTITIONS_KEY
+from engine.broker.answers import PARTITIONS_KEY, WATERMARK_KEY
 from engine.broker.jetstream import Broker
-from engine.dispatch.later import WATERMARK_KEY
 from engine.dispatch.source import SOURCES
 from engine.errors import BrokerError, PartitionStopped, TopologyError
 from engine.limits import DUE_SECONDS, MONITOR_SECONDS

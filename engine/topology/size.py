@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from engine.dispatch.later import WATERMARK_KEY
+from engine.broker.answers import WATERMARK_KEY
 from engine.errors import TopologyError
 from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LINGER_SECONDS
 from engine.topology.accounts import with_logs

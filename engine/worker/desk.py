@@ -21,7 +21,7 @@ from engine.cancels import Cancels
 from engine.channels.channel import Job, Outcome, Unsendable
 from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
-from engine.jobs.handling import Hold, Over, Send, Split
+from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.receipts import ENDED_BY
 from engine.jobs.retry import CONFIG_PAUSE_SECONDS
 from engine.plan.decide import decide, wakes
@@ -264,7 +264,7 @@ class Desk:
     async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
         target, began, at = _aim(send).target, time.monotonic(), datetime.now(UTC)
         outcome: Outcome = await provider.channel.send(
-            send.rendered, target.of_channel, key=job.key, deadline_seconds=deadline_seconds
+            send.rendered, target.of_channel, key=job.message_key, deadline_seconds=deadline_seconds
         )
         invalid_at = outcome.target_invalid_at or (at if outcome.kind == "target_invalid" else None)
         outcome = replace(

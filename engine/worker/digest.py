@@ -1,8 +1,8 @@
 """A digest: at the end of its window one message about all notifications that were planned for it and are still unread.
 
 A digest is a question, not a batch: its members are the records of which the plan says so, and of which nothing else is known.
-What is read, archived, recalled, expired or superseded by then falls out. Of the others only *whether* each is sent is decided anew,
-not what it belongs to: somebody who changes his choice to `instant` in between would else get the morning's once more.
+What is read, archived, recalled, expired or superseded by then falls out. Of the others only *whether* each is sent is decided
+anew, not what it belongs to: somebody who changes his choice to `instant` in between would else get the morning's once more.
 
 Once members are settled they stay the same, whoever sends the digest again: a claim has their ids, and so has a retry.
 """
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from engine.cancels import Cancels
 from engine.channels.channel import Job, Members
-from engine.jobs.handling import Clock, Hold, Over, Send, Split
+from engine.jobs.desk import Clock, Hold, Over, Send, Split
 from engine.jobs.receipts import ENDED_BY
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Kill, Notification

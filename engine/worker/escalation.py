@@ -9,7 +9,7 @@ import structlog
 
 from engine.channels.channel import Job
 from engine.errors import BrokerError, StoreUnavailable
-from engine.jobs.handling import Clock, Hold
+from engine.jobs.desk import Clock, Hold
 from engine.patience import passes
 from engine.plan.decisions import Facts, Stage
 from engine.worker.folded import PUT_BACK_SECONDS, Folded, Known, Tables

@@ -1,50 +1,136 @@
-"""The worker's journal: receipts of jobs."""
+"""The worker's journal: receipts of jobs, and what else their ends lead to. Everything here may be done twice.
+
+A job's claim holds the whole outcome, and whoever finds it does again what may have been left undone (ADR 0043). So nothing here
+asks whether it was done before: a receipt that is stored twice says the same, a letter has a subject of its own, and a token is
+retired only if it is still the one that was tried.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+import structlog
 
 from engine.broker.jetstream import Broker, Outgoing
-from engine.channels.channel import Job
+from engine.broker.refusals import is_full
+from engine.channels.channel import Job, Outcome
 from engine.directory.changing import Directory
-from engine.directory.push_tokens import retire_token
+from engine.directory.push_tokens import move_token, retire_token
+from engine.errors import BrokerError
 from engine.jobs.claims import Done
-from engine.worker.targets import digest_of
+from engine.jobs.desk import NotNow
+from engine.letters.letter import deserves_letter
+from engine.letters.writing import store_job_letter
+from engine.log.stalls import Stall
+from engine.traces.contexts import trace_line
 from seamark.protocol.receipts import Receipt
-from seamark.protocol.subjects import encode_token, encode_user, partition_of
+from seamark.protocol.subjects import DEAD_LETTERS_STREAM, RECEIPTS_STREAM, encode_token, encode_user, partition_of
+
+_log = structlog.get_logger("seamark.worker")
+
+NO_ROOM_SECONDS: Final = 600.0
+"""How long a job waits in JOBS for room for its letter: making room takes a person."""
+
+DIGEST_BYTES: Final = 8
+"""So much of a hash tells whether an address or token is the one that was tried (`Outcome.target_digest`)."""
 
 _encode = msgspec.json.Encoder().encode
 
+_TOKEN: Final = "SELECT token_hash FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND token_id = $3"
+
 
 class Ends(Protocol):
-    async def ended(self, job: Job, /) -> Done | None: ...
+    """What `deliveries` knows of jobs."""
+
+    async def ended(self, job: Job, /) -> Done | None:
+        """As `handling.Journal` says."""
 
 
 class WorkerJournal:
-    """A `handling.Journal`."""
+    """A `handling.Journal`.
+
+    Args:
+        partitions: of the logs.
+        directory: where tokens and suppressions are.
+        ends: what `deliveries` knows.
+    """
 
     def __init__(self, broker: Broker, partitions: int, directory: Directory, ends: Ends) -> None:
-        self._broker, self._partitions, self._directory, self._ends = broker, partitions, directory, ends
+        self._broker, self._partitions = broker, partitions
+        self._directory, self._ends = directory, ends
+        self._stalls: dict[str, Stall] = {}
 
     async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
-        """Store receipts of the job."""
+        """Store receipts of the job.
+
+        Raises:
+            BrokerError: they may be stored or not.
+        """
         tenant, user = encode_token(job.tenant), encode_user(job.user)
         subject = f"rcpt.{partition_of(tenant, user, self._partitions)}.{tenant}.{user}"
-        await self._broker.commit([Outgoing(subject, _encode(one)) for one in receipts])
+        line = trace_line(job.trace) if job.trace else b""
+        try:
+            if len(receipts) == 1:
+                headers = {"traceparent": job.trace} if job.trace else None
+                await self._broker.append(subject, _encode(receipts[0]), headers)
+            else:
+                await self._broker.commit([Outgoing(subject, _encode(one), line) for one in receipts])
+        except BrokerError as error:
+            self._stall(RECEIPTS_STREAM, "receipts_wait").report(error)
+            raise
+        self._over(RECEIPTS_STREAM)
 
     async def conclude(self, job: Job, done: Done) -> None:
-        """Retire a token that is none."""
-        if job.channel != "push" or done.outcome is None or done.outcome.kind != "target_invalid":
+        """Do what follows from an end: the token, the address, the letter.
+
+        Raises:
+            NotNow: there is no room for the letter; the job waits in JOBS, and other jobs go on.
+            BrokerError, StoreUnavailable: not all of it is done.
+        """
+        if done.outcome is not None:
+            await self._mind_target(job, done.outcome)
+        if not deserves_letter(done):
             return
-        async with self._directory.changing(job.tenant, [job.user]) as change:
-            query = "SELECT token_hash FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND token_id = $3"
-            hash = await change.connection.fetchval(query, job.tenant, job.user, job.target)
-            if hash is not None and digest_of(hash) == done.outcome.target_digest:
-                await retire_token(change, job.user, hash, done.outcome.code, done.outcome.target_invalid_at)
+        try:
+            await store_job_letter(self._broker, job, done)
+        except BrokerError as error:
+            self._stall(DEAD_LETTERS_STREAM, "letters_wait").report(error)
+            if is_full(error):
+                raise NotNow(NO_ROOM_SECONDS) from error
+            raise
+        self._over(DEAD_LETTERS_STREAM)
 
     async def ended(self, job: Job) -> Done | None:
-        """How the job has ended."""
+        """How the job has ended, as `deliveries` knows it."""
         return await self._ends.ended(job)
+
+    async def _mind_target(self, job: Job, outcome: Outcome) -> None:
+        """What an outcome says of the target: a token that is none, one of another environment, an address nobody has."""
+        elsewhere = outcome.kind == "ok" and outcome.environment
+        if job.channel == "push" and (outcome.kind == "target_invalid" or elsewhere):
+            await self._mind_token(job, outcome)
+
+    async def _mind_token(self, job: Job, outcome: Outcome) -> None:
+        """Retire the token that was tried, or store its right environment. One that took its place meanwhile is left alone."""
+        async with self._directory.changing(job.tenant, [job.user]) as change:
+            hash: bytes | None = await change.connection.fetchval(_TOKEN, job.tenant, job.user, job.target)
+            if hash is None or hash[:DIGEST_BYTES].hex() != outcome.target_digest:
+                return
+            if outcome.environment:
+                await move_token(change, job.user, hash, outcome.environment)
+            if outcome.kind == "target_invalid":
+                reason = outcome.code or outcome.kind
+                if await retire_token(change, job.user, hash, reason, outcome.target_invalid_at):
+                    _log.info("push_token_retired", provider=outcome.provider, code=outcome.code)
+
+    def _stall(self, stream: str, event: str) -> Stall:
+        if stream not in self._stalls:
+            self._stalls[stream] = Stall(stream, event)
+        return self._stalls[stream]
+
+    def _over(self, stream: str) -> None:
+        stall = self._stalls.pop(stream, None)
+        if stall is not None:
+            stall.over()

@@ -25,8 +25,8 @@ from seamark.protocol.errors import InvalidToken
 from seamark.protocol.receipts import PLANNED, Receipt, decode_receipt
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed", "split")
-_ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
-STATES: Final = (*_BELOW, *_ARRIVED)
+ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
+STATES: Final = (*_BELOW, *ARRIVED)
 ATTEMPTS_MAX: Final = 1_000_000
 
 DEVICES_MAX: Final = 50
@@ -48,9 +48,14 @@ def rank(state: str, attempt: int = 0) -> int:
     Raises:
         ValueError: no such state.
     """
-    if state in _ARRIVED:
-        return _ARRIVAL + _ARRIVED.index(state)
+    if state in ARRIVED:
+        return _ARRIVAL + ARRIVED.index(state)
     return max(0, min(attempt, ATTEMPTS_MAX)) * 10 + _BELOW.index(state)
+
+
+def try_of(rank: int) -> int:
+    """The number of the try that a rank below proof of arrival is about."""
+    return rank // 10
 
 
 Key = tuple[str, str, str, str, str]

@@ -79,7 +79,12 @@ class Simulated:
         (self.folder / "twilio.secret").write_text(self.texts.secret)
         (self.folder / "sns.secret").write_text(self.spare.secret)
         relay = {"kind": "smtp", "host": "127.0.0.1", "port": self.mail.port, "tls": "none"}
-        first = {"kind": "twilio", "account": self.texts.account, "secret_file": "twilio.secret", "sender": "+15005550006"}
+        first = {
+            "kind": "twilio",
+            "account": self.texts.account,
+            "secret_file": "twilio.secret",
+            "sender": "+15005550006",
+        }
         spare = {"kind": "sns", "region": "eu-central-1", "key_id": self.spare.key_id, "secret_file": "sns.secret"}
         tables = {
             "push": self.push.table,

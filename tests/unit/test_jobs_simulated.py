@@ -18,7 +18,8 @@ from engine.channels.channel import Job
 from engine.jobs import handling, life
 from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Leased, Look, Waiting
 from engine.jobs.claims import replaces as right_replaces
-from engine.jobs.handling import Handler, Over, Send
+from engine.jobs.desk import Over, Send
+from engine.jobs.handling import Handler
 from engine.jobs.life import Drop, Go, PutBack
 from engine.jobs.life import judge as right_judge
 from engine.jobs.receipts import doubt_receipts, receipts_of
@@ -193,13 +194,13 @@ def leases_do_not_count(*args: Any) -> Any:
     return None if isinstance(step, PutBack) else step
 
 
-def without_a_claim_and_a_word(*args: Any) -> Any:
-    step = right_unclaimed(*args)
+def without_a_claim_and_a_word(*args: Any, **asked: Any) -> Any:
+    step = right_unclaimed(*args, **asked)
     return Go() if isinstance(step, Go) else step
 
 
-def once_goes_on_without_a_claim(job: Job, deliveries: int) -> Any:
-    return right_unclaimed(replace(job, semantics="at_least_once"), deliveries)
+def once_goes_on_without_a_claim(job: Job, deliveries: int, **asked: Any) -> Any:
+    return right_unclaimed(replace(job, semantics="at_least_once"), deliveries, **asked)
 
 
 def an_old_attempt_goes_on(job: Job, *args: Any, **options: Any) -> Any:
