@@ -15,11 +15,13 @@ from engine.broker.jetstream import Broker
 from engine.cancels import Cancels
 from engine.channels.channel import Job
 from engine.channels.email.unsubscribe import Tokens
+from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
 from engine.errors import InvalidSetting
-from engine.jobs.claims import Done
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.handling import Handler
 from engine.jobs.queue import JobsQueue
 from engine.jobs.redisclaims import RedisClaims
@@ -32,15 +34,21 @@ from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import Settings
 from engine.tasks import Tasks
+from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Links
-from engine.worker.desk import Desk
+from engine.worker.desk import Desk, Woken
+from engine.worker.digest import Digests
 from engine.worker.endpoints import Endpoints
+from engine.worker.escalation import WOKEN, Noticed
 from engine.worker.fallback import Fallback
+from engine.worker.folded import Folded
 from engine.worker.gates import Gates
 from engine.worker.journal import WorkerJournal
 from engine.worker.providers import Providers, read_providers
 from engine.worker.targets import Targets
 from engine.worker.texts import Texts
+from projections.deliveries.ends import JobEnds
+from projections.deliveries.noticed import NoticedTables
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import encode_token, encode_user, partition_of
 
@@ -82,17 +90,28 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     held.push_async_callback(profiles.close)
     claims = RedisClaims(parts.redis)
     held.push_async_callback(claims.close)
+    caps = Caps(parts.redis)
+    held.push_async_callback(caps.close)
     unread = _Unread(parts.redis, partitions)
     held.push_async_callback(unread.reader.close)
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
-    journal = WorkerJournal(parts.broker, partitions, directory, _NoEnds())
-    contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=_links(parts.settings))
+    journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
+    links, references = _links(parts.settings)
+    contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
+    tables, clock = NoticedTables(parts.pool), _Clock()
+    folded = Folded(parts.broker, tables, partitions)
+    noticed = Noticed(folded, tables, clock)
+    digests = Digests(folded, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
     tasks.begin(providers.watch(), "providers-watch")
     held.push_async_callback(tasks.end)
 
     def worker(channel: Channel) -> Worker:
-        desk = Desk(
+        async def digest(job: Job) -> Send | Hold | Over | Split:
+            return await digests.decide(job, desk.aim)
+
+        stages: dict[str, Woken] = {**dict.fromkeys(WOKEN, noticed.facts), DIGEST: digest}
+        desk: Desk = Desk(
             channel,
             functools.partial(providers.of, channel),
             gates,
@@ -102,10 +121,12 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
             profiles,
             targets,
             contexts,
+            caps=caps,
+            stages=stages,
             fallback=fallback.wake if channel == "push" else None,
             noted=endpoints.note if channel == "webhook" else None,
         )
-        handler = Handler(claims, queue, journal, desk, POLICIES[channel], _Clock())
+        handler = Handler(claims, queue, journal, desk, POLICIES[channel], clock)
         return Worker(parts.broker, channel, handler, desk.open)
 
     return _together([worker(channel) for channel in channels])
@@ -116,11 +137,6 @@ async def _together(workers: Sequence[Worker]) -> None:
     async with asyncio.TaskGroup() as running:
         for one in workers:
             running.create_task(one.run(), name=f"worker-{one.channel}")
-
-
-class _NoEnds:
-    async def ended(self, job: Job) -> Done | None:
-        return None
 
 
 class _Unread:
@@ -137,11 +153,13 @@ class _Unread:
         return found[0].count if found else None
 
 
-def _links(settings: Settings) -> Links | None:
-    """The links in mails, where both what is in them and where they lead are set."""
-    if settings.public_url is None or settings.unsubscribe_secrets is None:
-        return None
+def _links(settings: Settings) -> tuple[Links | None, References | None]:
+    """The links in mails, where they lead somewhere; what providers give back with their reports."""
+    if settings.unsubscribe_secrets is None:
+        return None, None
     try:
-        return Links(settings.public_url, Tokens(tuple(settings.unsubscribe_secrets.reveal().split())))
+        secrets = tuple(settings.unsubscribe_secrets.reveal().split())
+        links = None if settings.public_url is None else Links(settings.public_url, Tokens(secrets))
+        return links, References(secrets)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_UNSUBSCRIBE_SECRETS: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -98,7 +98,7 @@ async def page_of_letters(broker: Broker, wanted: Filter, begin: int, limit: int
             return LetterPage(found, begin)
 
 
-async def letters(broker: Broker, wanted: Filter) -> AsyncIterator[Found]:
+async def letters(broker: Broker, wanted: Filter) -> AsyncGenerator[Found]:
     """All letters that are meant, as the stream has them when they are reached."""
     begin: int | None = 0
     while begin is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final, Literal, Protocol
 
@@ -71,7 +71,12 @@ Release = Callable[[str, str, str], Awaitable[None]]
 
 
 class Replays:
-    """Replays letters."""
+    """Replays letters.
+
+    Args:
+        knows: what `deliveries` knows of jobs.
+        release: takes the claims of events off.
+    """
 
     def __init__(self, broker: Broker, knows: Knows, release: Release) -> None:
         self._broker, self._knows, self._release = broker, knows, release
@@ -161,7 +166,16 @@ async def remove(broker: Broker, seq: int) -> bool:
     return True
 
 
-async def paced(found: AsyncIterable[Found], per_second: float) -> AsyncIterator[Found]:
+async def dropped(broker: Broker, seq: int) -> Fate:
+    """Remove a letter for good.
+
+    Raises:
+        BrokerError: it may be there or not.
+    """
+    return "dropped" if await remove(broker, seq) else "gone"
+
+
+async def paced(found: AsyncIterable[Found], per_second: float) -> AsyncGenerator[Found]:
     """The letters, no faster than so many a second."""
     began, count = time.monotonic(), 0
     async for one in found:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
 from engine.channels.channel import Context, Job
 from engine.channels.email.unsubscribe import Tokens, Unsubscription
 from engine.channels.locales import EVERYBODY
+from engine.channels.references import References
 from engine.directory.rules import TenantRules
 from engine.errors import StoreUnavailable
 from engine.plan.profile import SCOPE_ALL, Profile
+from engine.worker.digest_templates import DIGEST_TEMPLATES
 from engine.worker.texts import Texts
 
 _log = structlog.get_logger("seamark.worker")
 
 Unread = Callable[[str, str], Awaitable[int | None]]
 """`unread(tenant, user)`: how many notifications are unread; None: that is not known. Raises StoreUnavailable."""
+
+
+REPORTED: Final = frozenset({"email", "sms"})
+"""Channels whose providers report later what became of a message."""
 
 
 class Rules(Protocol):
@@ -58,11 +64,20 @@ class Contexts:
     Args:
         unread: for the badge of pushes.
         links: of mails; none: they have no link.
+        references: what providers give back with their reports; none: reports find no notification.
     """
 
-    def __init__(self, rules: Rules, texts: Texts, *, unread: Unread | None = None, links: Links | None = None) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        texts: Texts,
+        *,
+        unread: Unread | None = None,
+        links: Links | None = None,
+        references: References | None = None,
+    ) -> None:
         self._rules, self._texts = rules, texts
-        self._unread, self._links = unread, links
+        self._unread, self._links, self._references = unread, links, references
 
     async def of(self, job: Job, profile: Profile) -> Context:
         """What `job` is rendered with for a user.
@@ -75,13 +90,25 @@ class Contexts:
         template = None
         if job.channel in rules.templates_of(job.type):
             template = await self._texts.find(job.tenant, rules.version, job.channel, job.type, locale)
+        if template is None and job.digest:
+            template = DIGEST_TEMPLATES.get(job.channel)
         return Context(
             template=template,
             locale=locale,
             unread=await self._badge(job),
             unsubscribe_url=self._links.unsubscribe_url(job) if self._links and job.channel == "email" else "",
+            reference=self._reference(job),
             now=datetime.now(UTC),
         )
+
+    def _reference(self, job: Job) -> str:
+        if self._references is None or job.channel not in REPORTED:
+            return ""
+        try:
+            return self._references.of(job)
+        except ValueError:
+            _log.warning("no_reference", channel=job.channel)  # its names are too long
+            return ""
 
     async def _badge(self, job: Job) -> int | None:
         if self._unread is None or job.channel != "push":

@@ -21,14 +21,20 @@ from engine.cancels import Cancels
 from engine.channels.channel import Job, Outcome, Unsendable
 from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
+from engine.errors import BrokerError, StoreUnavailable
+from engine.jobs.claims import End
 from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
-from engine.jobs.retry import CONFIG_PAUSE_SECONDS
+from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
+from engine.traces.spans import active
+from engine.worker import attempts
+from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.gates import Gates
 from engine.worker.providers import Provider
@@ -84,7 +90,8 @@ class Desk:
 
     Args:
         providers: of the channel, as they are configured at the moment.
-        stages: what is asked first about woken jobs, by their stage.
+        caps: how many messages users may get; none: as many as there are.
+        stages: what is asked first about woken jobs, by their stage; about a digest always `DIGEST`.
         fallback: what is done where a user has no token any more.
         noted: told of each try at a webhook's endpoint.
     """
@@ -101,6 +108,7 @@ class Desk:
         targets: Targets,
         contexts: Contexts,
         *,
+        caps: Caps | None = None,
         stages: Mapping[str, Woken] | None = None,
         fallback: Callable[[Job], Awaitable[None]] | None = None,
         noted: Callable[[Job, Outcome, datetime], Awaitable[None]] | None = None,
@@ -110,8 +118,9 @@ class Desk:
         self._controls, self._cancels = controls, cancels
         self._rules, self._profiles = rules, profiles
         self._targets, self._contexts = targets, contexts
-        self._stages = stages or {}
+        self._caps, self._stages = caps, stages or {}
         self._fallback, self._noted = fallback, noted
+        self._spans = active()
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
 
@@ -123,7 +132,8 @@ class Desk:
             return False
         if self._controls.controls.holds_all(self._channel):
             return False
-        return any(self._gates.of(one).wait_seconds() == 0 for one in self._providers())
+        gates = [self._gates.of(one) for one in self._providers()]
+        return any(gate.wait_seconds() == 0 and (lane == "critical" or not gate.full) for gate in gates)
 
     def _deaf(self) -> bool:
         return self._controls.age_seconds > CONTROLS_SECONDS_MAX
@@ -148,18 +158,30 @@ class Desk:
         verdict = controls.verdict(job.tenant, job.channel, None, job.category or None, job.user)
         if verdict.effect == "hold":
             return _hold(HELD_SECONDS, f"killed:{verdict.switch}")
-        return Over("suppressed", f"killed:{verdict.switch}") if verdict.effect == "drop" else None
+        if verdict.effect != "drop" or (job.digest and job.members is None):
+            return None  # a digest's notifications are looked up first, so that each of them ends
+        return Over("suppressed", f"killed:{verdict.switch}")
 
     async def _decided(self, job: Job) -> Send | Hold | Over | Split:
-        woken = self._stages.get(job.stage)
+        woken = self._stages.get(DIGEST if job.digest else job.stage)
         facts = await woken(job) if woken is not None else Facts(stored_at=_stored_at(job))
         if not isinstance(facts, Facts):
             return facts
         inputs = await self._inputs(job, facts)
         decision = decide(job.channel, inputs)
+        if decision.when == "now" and (capped_until := await self._capped(job, inputs)) is not None:
+            inputs = replace(inputs, facts=replace(inputs.facts, capped_until=capped_until))
+            decision = decide(job.channel, inputs)
         if decision.when != "now":
             return await self._not_now(job, decision, inputs)
         return await self.aim(job, inputs.category, inputs.profile)
+
+    async def _capped(self, job: Job, inputs: Inputs) -> datetime | None:
+        """Until when the user gets no more by this channel; None: there is no cap, a place was free, or it is critical."""
+        line = None if inputs.rule is None else inputs.rule.channels.get(job.channel)
+        if self._caps is None or inputs.rule is None or line is None or line.cap is None or inputs.critical:
+            return None
+        return await self._caps.take(job, inputs.rule.pattern, line.cap)
 
     async def _inputs(self, job: Job, facts: Facts) -> Inputs:
         now = datetime.now(UTC)  # before anything is read: whatever has changed by then is in what is read
@@ -207,8 +229,7 @@ class Desk:
         serving = _serving(self._providers(), found)
         if not serving:
             # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.
-            _log.error("no_provider", channel=job.channel, remedy="name one for this app in the providers' file")
-            return _hold(CONFIG_PAUSE_SECONDS, "no_provider")
+            return _ours(job, Outcome(kind="config", code="no_provider", scope="target"))
         serving, switch = self._not_dropped(job, serving)
         if not serving:
             return Over("suppressed", f"killed:{switch}")
@@ -216,7 +237,10 @@ class Desk:
         try:
             rendered = serving[0].channel.render(job, context)
         except Unsendable as error:
-            return _unsendable(error.outcome)
+            if error.outcome.kind == "config":
+                return _ours(job, error.outcome)
+            ended: End = "expired" if error.outcome.kind == "expired" else "failed"
+            return Over(ended, error.outcome.code or error.outcome.kind, error.outcome)
         return Send(rendered, Aim(found, serving))
 
     def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
@@ -242,8 +266,9 @@ class Desk:
             if seconds >= 0:
                 aim.chosen = provider
                 await asyncio.sleep(seconds)
-                # A switch that was set meanwhile, or controls that are old by now.
-                return CONTROLS_SECONDS_MAX if self._deaf() else 0.0
+                # An operator may have set something meanwhile, or the controls be old by now.
+                stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
+                return HELD_SECONDS if stopped else 0.0
             waits.append(-seconds)
         return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
@@ -273,11 +298,22 @@ class Desk:
             target_digest=target.digest,
             target_invalid_at=invalid_at,
         )
-        _count(job, outcome, began)
+        attempts.tell(job, outcome, time.monotonic() - began)
+        attempts.trace(self._spans, job, outcome, at)
         await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
         if self._noted is not None:
             await self._noted(job, outcome, at)
+        if self._fallback is not None and outcome.kind == "target_invalid":
+            await self._without(job)
         return outcome
+
+    async def _without(self, job: Job) -> None:
+        """The token of this job is none. If it was the last, what was to follow follows at once; else it comes in time."""
+        try:
+            if self._fallback is not None and not await self._targets.others(job):
+                await self._fallback(job)
+        except (StoreUnavailable, BrokerError) as error:
+            _log.warning("not_escalated_at_once", why=str(error)[:200])
 
     def slower(self, outcome: Outcome) -> float:
         """How much longer than usual a retry after this outcome waits."""
@@ -303,11 +339,13 @@ def _hold(seconds: float, why: str) -> Hold:
     return Hold(datetime.now(UTC) + timedelta(seconds=seconds * random.uniform(1.0, 2.0)), why)
 
 
-def _unsendable(outcome: Outcome) -> Hold | Over:
-    if outcome.kind == "config":
-        _log.error("jobs_wait_for_configuration", code=outcome.code)
-        return _hold(CONFIG_PAUSE_SECONDS, f"config:{outcome.code}")
-    return Over("expired" if outcome.kind == "expired" else "failed", outcome.code or outcome.kind, outcome)
+def _ours(job: Job, outcome: Outcome) -> Hold | Over:
+    """A fault of our configuration: the job waits for it to be mended, as long as the channel tries anything again."""
+    waited = (datetime.now(UTC) - job.first_at).total_seconds()
+    if waited > POLICIES[job.channel].horizon_seconds:
+        return Over("failed", outcome.code, outcome)
+    _log.error("job_waits_for_configuration", channel=job.channel, code=outcome.code)
+    return _hold(CONFIG_PAUSE_SECONDS, outcome.code)
 
 
 def _stored_at(job: Job) -> datetime:
@@ -330,17 +368,3 @@ def _notification(job: Job) -> Notification:
         channels=(job.channel,) if job.requested else None,
         expires_at=job.expires_at,
     )
-
-
-def _count(job: Job, outcome: Outcome, began: float) -> None:
-    metrics.worker_attempts.labels(job.channel, outcome.provider, outcome.kind).inc()
-    metrics.worker_send_seconds.labels(job.channel).observe(time.monotonic() - began)
-    if outcome.kind == "ok":
-        waited = (datetime.now(UTC) - job.first_at).total_seconds()
-        metrics.worker_delay_seconds.labels(job.channel).observe(max(0.0, waited))
-    if not outcome.known:
-        metrics.worker_unknown_codes.labels(job.channel, outcome.provider).inc()
-        _log.warning("provider_answer_unknown", provider=outcome.provider, code=outcome.code)
-    if outcome.alarm:
-        metrics.worker_alarms.labels(job.channel, outcome.provider).inc()
-        _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)

@@ -19,7 +19,9 @@ from msgspec.structs import replace
 
 from engine.cancels import Cancels
 from engine.channels.channel import Job, Members
+from engine.controls.watching import WatchedControls
 from engine.jobs.desk import Clock, Hold, Over, Send, Split
+from engine.jobs.handling import RECEIPTS_AT_ONCE
 from engine.jobs.receipts import ENDED_BY
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Kill, Notification
@@ -50,7 +52,8 @@ WINDOW: Final = timedelta(days=8)
 
 ALL_READ: Final = "all_read"
 
-Aim = Callable[[Job], Awaitable[Send | Hold | Over | Split]]
+Aim = Callable[[Job, str | None, Profile], Awaitable[Send | Hold | Over | Split]]
+"""`Desk.aim`: finds the target of a job of a category for a user, and renders it."""
 
 
 class Rules(Protocol):
@@ -65,10 +68,8 @@ class Profiles(Protocol):
     async def of(self, tenant: str, user: str, /) -> Profile: ...
 
 
-Drops = Callable[[str, str], tuple[Kill, ...]]
-"""The switches by which a user's notifications end."""
-
-Store = Callable[[Sequence[Receipt]], Awaitable[None]]
+Store = Callable[[Job, Sequence[Receipt]], Awaitable[None]]
+"""`Journal.store`."""
 
 
 class _Verdicts(NamedTuple):
@@ -84,7 +85,6 @@ class Digests:
 
     Args:
         store: stores receipts; stored twice they say the same.
-        aim: finds the target of a job and renders it: the desk's.
     """
 
     def __init__(
@@ -93,24 +93,25 @@ class Digests:
         tables: Tables,
         rules: Rules,
         profiles: Profiles,
-        drops: Drops,
+        controls: WatchedControls,
         cancels: Cancels | None,
         store: Store,
-        aim: Aim,
         clock: Clock,
     ) -> None:
         self._folded = folded
         self._tables = tables
         self._rules = rules
         self._profiles = profiles
-        self._drops = drops
+        self._controls = controls
         self._cancels = cancels
         self._store = store
-        self._aim = aim
         self._clock = clock
 
-    async def decide(self, job: Job) -> Send | Hold | Over | Split:
+    async def decide(self, job: Job, aim: Aim) -> Send | Hold | Over | Split:
         """What is to be done with a digest now.
+
+        Args:
+            aim: of the desk that asks.
 
         Raises:
             BrokerError, StoreUnavailable: what it is decided from cannot be read.
@@ -126,12 +127,13 @@ class Digests:
         if verdicts.later:
             return _held(verdicts.later)
         if job.members is not None:
-            return await self._aimed(job, job.members) if verdicts.sent else _over(verdicts.ended)
+            return await self._aimed(job, job.members, profile, aim) if verdicts.sent else _over(verdicts.ended)
         if verdicts.ended:
-            await self._store([_end_of(job, *one, now) for one in verdicts.ended])
+            await self._end(job, verdicts.ended, now)
         if not verdicts.sent:
             return _over(verdicts.ended)
-        return await self._aimed(job, _members(verdicts.sent, now, more=len(found) == ROWS_MAX))
+        members = _members(verdicts.sent, now, more=len(found) == ROWS_MAX)
+        return await self._aimed(job, members, profile, aim)
 
     async def _candidates(self, job: Job) -> list[Known]:
         if job.members is not None:
@@ -141,7 +143,7 @@ class Digests:
         return await self._tables.planned(job.tenant, job.user, job.channel, when, since, ROWS_MAX)
 
     async def _verdicts(self, job: Job, profile: Profile, found: Sequence[Known], now: datetime) -> _Verdicts:
-        rules, kills = await self._rules.of(job.tenant), self._drops(job.tenant, job.user)
+        rules, kills = await self._rules.of(job.tenant), self._controls.controls.drops(job.tenant, job.user)
         if self._cancels is not None and any(one.transaction is not None for one in found):
             await self._cancels.heard()
         verdicts = _Verdicts([], [], [])
@@ -178,13 +180,19 @@ class Digests:
         # The digest has a template of its own.
         return replace(gathered(notification, facts, rules, profile, kills, now), templates=CHANNELS)
 
-    async def _aimed(self, job: Job, members: Members) -> Send | Hold | Over | Split:
+    async def _end(self, job: Job, ended: Sequence[tuple[Known, Decision]], now: datetime) -> None:
+        """Store how notifications end that are not sent. Whoever does this again finds them no more, or says the same."""
+        receipts = [_end_of(job, *one, now) for one in ended]
+        for begin in range(0, len(receipts), RECEIPTS_AT_ONCE):
+            await self._store(job, receipts[begin : begin + RECEIPTS_AT_ONCE])
+
+    async def _aimed(self, job: Job, members: Members, profile: Profile, aim: Aim) -> Send | Hold | Over | Split:
         listed = members.ids[:LISTED_MAX]
         records = await self._tables.records(job.tenant, job.user, listed)
         items = [_item(id, records[id]) for id in listed if id in records]
         count = len(members.ids)
         data = {"count": count, "items": items, "more": count - len(items), "category": job.category}
-        decided = await self._aim(replace(job, data=data, members=members))
+        decided = await aim(replace(job, data=data, members=members), job.category or None, profile)
         return decided if isinstance(decided, Hold) else decided._replace(members=members)
 
 

@@ -10,7 +10,7 @@ from engine.plan.rules import Channel
 _COUNT: Final = "{{ data.count }} new notification{% if data.count != 1 %}s{% endif %}"
 _MORE: Final = "{% if data.more %}and {{ data.more }} more{% endif %}"
 
-DIGEST_TEMPLATES: Final[Mapping[Channel, Mapping[str, str]]] = {
+DIGEST_TEMPLATES: Final[Mapping[Channel, dict[str, str]]] = {
     "email": {
         "subject": _COUNT,
         "body": (

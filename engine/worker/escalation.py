@@ -18,6 +18,9 @@ _log = structlog.get_logger("seamark.worker")
 
 ESCALATION: Final = "escalation"
 
+WOKEN: Final = (ESCALATION, "quiet_hours", "send_window", "cap", "retry")
+"""Stages of jobs that have waited while somebody could read the notification."""
+
 WAIT_SECONDS: Final = 10.0
 """How long an escalation waits for the tables. Then it is sent by what they know: too often rather than not at all."""
 

@@ -16,8 +16,9 @@ from engine.jobs.redisbucket import BucketUnavailable, RedisBucket
 
 _log = structlog.get_logger("seamark.worker")
 
-SLOT_SECONDS_MAX: Final = 1.0
-"""So long a job waits for its slot within the worker; one that is further away is handed back."""
+SLOT_SECONDS_MAX: Final = 3.0
+"""So long a job waits for its slot within the worker; one that is further away is handed back. All that a worker has under way
+gets one within that time where the limit is 20 a second for each worker; and what is critical waits no longer behind it."""
 
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
@@ -42,7 +43,7 @@ class Gate:
     ) -> None:
         self._provider, self._key = provider, key
         self._bucket, self._clock = bucket, clock
-        self._asked_until = 0.0
+        self._asked_until = self._full_until = 0.0
         self._budget = Budget()
         self.breaker = Breaker()
 
@@ -50,6 +51,11 @@ class Gate:
         """For how long nothing may be sent to it, whatever its limit says; 0: it may."""
         now = self._clock()
         return max(self.breaker.wait_seconds(now), self._asked_until - now, 0.0)
+
+    @property
+    def full(self) -> bool:
+        """Whether its next slots are taken: who comes now is sent away, so nothing more should come."""
+        return self._clock() < self._full_until
 
     async def enter(self, *, wait_seconds_max: float = SLOT_SECONDS_MAX) -> float:
         """Take a slot: how long to wait until it; less than 0: there is none, and it is worth asking again after so many seconds.
@@ -67,6 +73,7 @@ class Gate:
                 metrics.worker_limits_unknown.labels(self._provider).inc()
                 taken = True
             if not taken:
+                self._full_until = self._clock() + seconds
                 return -max(seconds, 0.001)
         if self.wait_seconds() > 0:  # it has opened meanwhile
             return -self.wait_seconds()

@@ -8,6 +8,7 @@ retired only if it is still the one that was tried.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 import msgspec
@@ -15,8 +16,11 @@ import structlog
 
 from engine.broker.jetstream import Broker, Outgoing
 from engine.broker.refusals import is_full
+from engine.channels.bounces import may_suppress
 from engine.channels.channel import Job, Outcome
+from engine.channels.suppressing import suppress_for
 from engine.directory.changing import Directory
+from engine.directory.contacts import Addressed, address_hash
 from engine.directory.push_tokens import move_token, retire_token
 from engine.errors import BrokerError
 from engine.jobs.claims import Done
@@ -24,6 +28,7 @@ from engine.jobs.desk import NotNow
 from engine.letters.letter import deserves_letter
 from engine.letters.writing import store_job_letter
 from engine.log.stalls import Stall
+from engine.postgres import asking
 from engine.traces.contexts import trace_line
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, RECEIPTS_STREAM, encode_token, encode_user, partition_of
@@ -37,6 +42,8 @@ DIGEST_BYTES: Final = 8
 """So much of a hash tells whether an address or token is the one that was tried (`Outcome.target_digest`)."""
 
 _encode = msgspec.json.Encoder().encode
+
+_ADDRESS: Final = "SELECT email, phone FROM users WHERE tenant = $1 AND user_id = $2"
 
 _TOKEN: Final = "SELECT token_hash FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND token_id = $3"
 
@@ -108,9 +115,32 @@ class WorkerJournal:
 
     async def _mind_target(self, job: Job, outcome: Outcome) -> None:
         """What an outcome says of the target: a token that is none, one of another environment, an address nobody has."""
+        if job.channel in ("email", "sms") and may_suppress(outcome):
+            await self._mind_address(job, outcome, "email" if job.channel == "email" else "sms")
         elsewhere = outcome.kind == "ok" and outcome.environment
         if job.channel == "push" and (outcome.kind == "target_invalid" or elsewhere):
             await self._mind_token(job, outcome)
+
+    async def _mind_address(self, job: Job, outcome: Outcome, channel: Addressed) -> None:
+        """Suppress the address that was tried, if its user still has it: who has another one by now is reached there."""
+        async with asking(self._directory.pool) as connection:
+            row = await connection.fetchrow(_ADDRESS, job.tenant, job.user)
+        address = None if row is None else row["email" if channel == "email" else "phone"]
+        if address is None or address_hash(channel, address)[:DIGEST_BYTES].hex() != outcome.target_digest:
+            return
+        suppressed = await suppress_for(
+            self._directory,
+            job.tenant,
+            channel,
+            address,
+            outcome,
+            category=job.category,
+            message=job.key,
+            at=datetime.now(UTC),
+            report=job.claim_key,
+        )
+        if suppressed:
+            _log.info("address_suppressed", channel=channel, provider=outcome.provider, code=outcome.code)
 
     async def _mind_token(self, job: Job, outcome: Outcome) -> None:
         """Retire the token that was tried, or store its right environment. One that took its place meanwhile is left alone."""

@@ -10,16 +10,25 @@ import msgspec
 from engine.channels.channel import Job
 from engine.channels.push.message import PushTarget
 from engine.channels.webhook.endpoints import endpoint_of, targets_of
-from engine.directory.contacts import Addressed, address_hash
+from engine.directory.contacts import Addressed
 from engine.directory.push_tokens import WebPushKeys
-from engine.directory.suppressions import of_addresses
-from engine.plan.profile import OPTED_OUT
+from engine.plan.profile import OPTED_OUT, Suppression
 from engine.postgres import Connection, Pool, asking
 
 DIGEST_BYTES: Final = 8
 """Of a hash: enough to tell the few addresses that a user may have had from each other, and nothing that is the address."""
 
-_ADDRESS: Final = "SELECT email, phone FROM users WHERE tenant = $1 AND user_id = $2"
+# The hash is that of `contacts.address_hash`: what an address is suppressed by is found in the same look as the address.
+_ADDRESS: Final = """
+SELECT u.{address} AS address, u.hash, s.channel, s.reason, s.scope, s.expires_at
+FROM (SELECT tenant, {address}, {hash} AS hash FROM users WHERE tenant = $1 AND user_id = $2) AS u
+    LEFT JOIN suppressions s ON s.tenant = u.tenant AND s.address_hash = u.hash
+"""
+
+_ADDRESSES: Final[dict[Addressed, str]] = {
+    "email": _ADDRESS.format(address="email", hash="email_hash"),
+    "sms": _ADDRESS.format(address="phone", hash=r"sha256(convert_to(E'sms\n' || phone, 'UTF8'))"),
+}
 
 _TOKENS: Final = """
 SELECT token_id FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND retired_at IS NULL ORDER BY token_id
@@ -99,15 +108,18 @@ class Targets:
 async def _address(
     connection: Connection, job: Job, channel: Addressed, category: str | None, now: datetime
 ) -> Target | Nowhere:
-    row = await connection.fetchrow(_ADDRESS, job.tenant, job.user)
-    address = None if row is None else row["email" if channel == "email" else "phone"]
-    if address is None:
+    rows = await connection.fetch(_ADDRESSES[channel], job.tenant, job.user)
+    if not rows or rows[0]["address"] is None:
         return Nowhere("no_address")
-    found = await of_addresses(connection, job.tenant, {channel: address})
+    found = [
+        Suppression(row["channel"], row["reason"], row["scope"], row["expires_at"])
+        for row in rows
+        if row["channel"] is not None
+    ]
     held = [each.reason for each in found if each.holds(channel, category, now)]
     if held:
         return Nowhere(OPTED_OUT if OPTED_OUT in held else f"suppressed:{min(held)}")
-    return Target(address, digest=digest_of(address_hash(channel, address)))
+    return Target(rows[0]["address"], digest=digest_of(rows[0]["hash"]))
 
 
 async def _tokens(connection: Connection, job: Job) -> Several | Nowhere:

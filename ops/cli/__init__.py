@@ -15,6 +15,7 @@ from ops.cli import (
     control,
     dev,
     dispatcher,
+    dlq,
     explain,
     funnel,
     gateway,
@@ -67,6 +68,7 @@ app.add_typer(apikey.app, name="api-key")
 app.add_typer(config.app, name="config")
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(control.app, name="control")
+app.add_typer(dlq.app, name="dlq")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
 app.add_typer(users.app, name="users")

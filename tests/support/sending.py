@@ -1,13 +1,15 @@
-"""Workers with simulated providers: the file of providers, a worker in the test's own loop or as a process, a user who is reached."""
+"""Workers with simulated providers: their file, a worker in the test's own loop or as a process, users who are reached."""
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import trustme
 from msgspec.structs import replace
 
 from chaos.load import whole_stream
@@ -25,8 +27,7 @@ from engine.plan.rules import Channel
 from engine.postgres import Pool
 from engine.settings import Secret, Settings
 from engine.worker.providers import CHANNELS
-from ops.dev.providers.acceptlog import AcceptLog, Accepted
-from ops.dev.providers.certificates import server_tls
+from ops.dev.providers.acceptlog import Accepted, AcceptLog
 from ops.dev.providers.push import PushProviders
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
@@ -55,6 +56,8 @@ class Simulated:
     hooks: WebhookReceiver
     folder: Path
     per_second: dict[str, float] = field(default_factory=dict)
+    sole_texts: bool = False
+    """Whether no other provider of texts stands in for the first."""
 
     @property
     def file(self) -> Path:
@@ -86,19 +89,20 @@ class Simulated:
             "sender": "+15005550006",
         }
         spare = {"kind": "sns", "region": "eu-central-1", "key_id": self.spare.key_id, "secret_file": "sns.secret"}
+        texts = {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}}
+        if self.sole_texts:
+            del texts["spare"]
         tables = {
             "push": self.push.table,
             "email": {
                 "providers": {"relay": relay},
                 "senders": {"default": {"address": "news@example.com", "name": "Example"}},
             },
-            "sms": {
-                "providers": {"first": first | {"url": self.texts.url}, "spare": spare | {"url": self.spare.url}},
-            },
-            "webhook": {"authority_file": "authority.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
+            "sms": {"providers": texts},
+            "webhook": {"authority_file": "hooks.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
         }
         for table in (tables["push"], tables["email"]["providers"], tables["sms"]["providers"]):
-            for name, entry in table.items():  # type: ignore[attr-defined]
+            for name, entry in table.items():
                 entry.update({"per_second": self.per_second[name]} if name in self.per_second else {})
         self.file.write_text("\n".join(f"{name} = {toml(table)}" for name, table in tables.items()))
 
@@ -113,12 +117,16 @@ def toml(value: Any) -> str:
 @contextlib.asynccontextmanager
 async def simulated(folder: Path) -> AsyncIterator[Simulated]:
     """Providers at work, and their file written."""
+    folder.mkdir(parents=True)
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(RECEIVER).configure_cert(tls)
+    authority.cert_pem.write_to_path(folder / "hooks.pem")
     async with (
         PushProviders(folder) as push,
         SmtpSimulator() as mail,
         TwilioSimulator("AC" + "1" * 32, "twilio-token") as texts,
         SnsSimulator("AKIDEXAMPLE", "sns-token") as spare,
-        WebhookReceiver(SECRET, tls=server_tls(folder / "authority.pem", folder / "authority-key.pem")) as hooks,
+        WebhookReceiver(SECRET, tls=tls) as hooks,
     ):
         found = Simulated(push, mail, texts, spare, hooks, folder)
         found.write()
@@ -151,24 +159,37 @@ async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = 
             yield broker
 
 
-class WorkerProcess(RoleProcess):
-    """`seamark worker`."""
+class StoresRole(RoleProcess):
+    """`seamark <role>` of a role that needs all stores."""
 
-    def __init__(self, name: str, folder: Path, settings: Settings) -> None:
+    def __init__(self, name: str, role: str, folder: Path, settings: Settings) -> None:
         super().__init__(name, folder, settings.nats_url.reveal())
         assert settings.postgres_url is not None
-        assert settings.providers is not None
+        self._role = role
         self._env = {
             "SEAMARK_REDIS_URL": settings.redis_url.reveal(),
             "SEAMARK_POSTGRES_URL": settings.postgres_url.reveal(),
-            "SEAMARK_PROVIDERS": settings.providers,
+            "SEAMARK_PROVIDERS": settings.providers or "",
         }
 
     def command(self) -> list[str]:
-        return ["ops", "worker"]
+        return ["ops", self._role]
 
     def settings(self) -> dict[str, str]:
         return self._env
+
+
+@contextlib.contextmanager
+def role_processes(folder: Path, settings: Settings, *roles: str) -> Iterator[list[StoresRole]]:
+    """A process of each role, at work; they are killed at the end."""
+    processes = [StoresRole(f"{role}-{number}", role, folder, settings) for number, role in enumerate(roles)]
+    try:
+        for process in processes:
+            process.spawn()
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 async def reached(change: ProfileChange, user: str = USER, *, device: str = DEVICE, phone: str = PHONE) -> None:
@@ -217,19 +238,3 @@ async def receipts_of(broker: Broker, id: str) -> list[Receipt]:
     """What is stored about a notification's way by its channels."""
     found = [decode_receipt(one.payload) for one in await whole_stream(broker, "RECEIPTS", "rcpt.>")]
     return [one for one in found if one.id == id and one.channel]
-
-
-async def ends_of(broker: Broker, id: str) -> dict[str, Receipt]:
-    """The last receipt of each channel and device of a notification."""
-    return {f"{one.channel}/{one.device}".rstrip("/"): one for one in await receipts_of(broker, id)}
-
-
-def ended(broker: Broker, id: str, *names: str) -> Callable[[], Any]:
-    """Whether the notification has ended on all of these channels."""
-
-    async def look() -> dict[str, Receipt] | None:
-        found = await ends_of(broker, id)
-        over = [name for name in names if name in found and found[name].state != "queued"]
-        return found if len(over) == len(names) else None
-
-    return look
