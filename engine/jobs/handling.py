@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
+from engine import failpoints
 from engine.channels.channel import Job
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
@@ -203,6 +204,7 @@ class Handler:
                 return False
             if look.claim != lease:
                 return False
+        failpoints.reach("after-lease")
         if time.monotonic() - asked_at > LEASE_SECONDS - SEND_SECONDS:
             # The lease could run out during the try. It was not begun, so it costs no attempt, and leaves no doubt.
             due = in_milliseconds(self._clock.now())
@@ -216,7 +218,9 @@ class Handler:
             said = settle(
                 job, lease, outcome, self._policy, ended_at, random.random(), repeatable=repeatable, slower=slower
             )
+        failpoints.reach("after-send")
         claim, last = await self._record(job, look, said, lease)
+        failpoints.reach("after-record")
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)
         await self._follow(delivery, claim, last, fresh=fresh)
         return True
@@ -283,6 +287,7 @@ class Handler:
         except NotNow as error:
             later_seconds = error.seconds
         await self._store(job, receipts_of(job, done, self._clock.now()))
+        failpoints.reach("after-receipts")
         if job.digest:
             await self._follow_digest(job, done, fresh=fresh)
         if later_seconds:
@@ -315,6 +320,7 @@ class Handler:
         for begin in range(0, len(receipts), RECEIPTS_AT_ONCE):
             some = receipts[begin : begin + RECEIPTS_AT_ONCE]
             await patiently(self._journal.store, job, some, seconds=math.inf)
+            failpoints.reach("after-some-receipts")
 
     async def _put_back(self, delivery: Delivery, seconds: float) -> None:
         await self._put_back_until(delivery, delivery.job, self._clock.now() + timedelta(seconds=seconds))
@@ -326,6 +332,7 @@ class Handler:
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
+        failpoints.reach("before-ack")
         await patiently(delivery.ack, seconds=math.inf)
 
 
