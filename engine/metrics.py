@@ -134,12 +134,12 @@ gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how
 planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
 """outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
 
-planner_throttled = Counter(
-    "seamark_planner_throttled", "Jobs that were not made, because their tenant has too many waiting", ("letter",)
+planner_letters = Counter(
+    "seamark_planner_letters",
+    "Dead letters of jobs that were not made: their tenant has too many waiting, or JOBS takes them never",
+    ("outcome",),
 )
-"""letter: stored (it can be replayed), full (DEAD-LETTERS had no room)."""
-
-planner_refused = Counter("seamark_planner_refused_jobs", "Jobs that JOBS has refused for good; each is a dead letter")
+"""outcome: stored, full (DEAD-LETTERS had no room: only the receipt tells)."""
 
 jobs_subjects = Gauge(
     "seamark_jobs_subjects",

@@ -29,7 +29,7 @@ from engine.broker.answers import (
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, Subscription, settle
-from engine.broker.refusals import WRONG_LAST_SEQUENCE
+from engine.broker.refusals import BATCH_INCOMPLETE, WRONG_LAST_SEQUENCE
 from engine.broker.settings import NatsSettings
 from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
@@ -52,9 +52,6 @@ __all__ = [
     "Subscription",
     "connect",
 ]
-
-BATCH_INCOMPLETE = 10176
-"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
 
 
 class After(NamedTuple):

@@ -6,11 +6,17 @@ from typing import Final
 
 from engine.errors import ApiError
 
+BATCH_INCOMPLETE: Final = 10176
+"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
+
 STREAM_MISSING: Final = 10059
 TOO_LARGE: Final = 10054
 """The message is above `max_msg_size` or `max_payload`, headers included: sent again, it is as large as before."""
 
 WRONG_LAST_SEQUENCE: Final = 10071
+
+_SERVER_TROUBLE: Final = 500
+"""From this code on the broker speaks of its own state, below of what was asked."""
 
 _OVERTAKEN: Final = frozenset({WRONG_LAST_SEQUENCE, 10164})
 """The last message is another one; or the server is about to store another one, and says so before it has."""
@@ -27,7 +33,7 @@ def is_missing(error: BaseException) -> bool:
 def is_final(error: BaseException) -> bool:
     """Whether the server takes these very messages never. What may pass is none, nor what others have written meanwhile."""
     passes = _OVERTAKEN | _FULL | {STREAM_MISSING, BATCH_INCOMPLETE}
-    return isinstance(error, ApiError) and error.code < SERVER_TROUBLE and error.err_code not in passes
+    return isinstance(error, ApiError) and error.code < _SERVER_TROUBLE and error.err_code not in passes
 
 
 def is_full(error: BaseException) -> bool:

@@ -116,8 +116,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             claim of its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
-        put_backs: how often that happened in this attempt. It is part of the name of its schedule, so that none has the name of the
-            one that handed it out, and would be taken for a repetition of it.
+        put_backs: how often that happened in this attempt. Names of schedules have it, so that none has the name of the one that
+            handed the job out, and would be taken for a repetition of it.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
         first_at: when it was first to be sent: before, nobody has worked on it.
         untried_at: when it was last seen that nobody had begun this attempt.

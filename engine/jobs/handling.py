@@ -38,7 +38,7 @@ from engine.jobs.claims import (
 )
 from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
 from engine.jobs.digests import next_round, parts_of, with_members
-from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
+from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
 from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
@@ -308,8 +308,8 @@ class Handler:
     async def _let_go(self, delivery: Delivery, look: Look | None, done: Done) -> None:
         """Keep the claim of a campaign's job for a short while only, if no other message of the job can exist."""
         job = delivery.job
-        alone = delivery.deliveries == 1 and not job.again and job.attempt == 0
-        if job.lane != LET_GO or not alone or look is None:
+        shared = may_be_shared(job, delivery.deliveries, delivery.held_seconds)
+        if job.lane != LET_GO or shared or job.attempt > 0 or look is None:
             return
         try:
             await self._claims.put(job.claim_key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)

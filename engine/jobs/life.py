@@ -86,8 +86,7 @@ def judge(
         held_seconds: how long ago, at most, it was handed out.
         asked, ended: whether `deliveries` was asked, and the end that it shows.
     """
-    # Somebody else may have worked on this attempt, and what he left behind may be gone: lost with the store, or let go.
-    shared = deliveries > 1 or job.again or held_seconds > ALONE_SECONDS
+    shared = may_be_shared(job, deliveries, held_seconds)
     if look is None:
         return _unclaimed(job, deliveries, ask=shared and not asked, ended=ended)
     claim = look.claim
@@ -110,6 +109,11 @@ def judge(
     if deliveries > DELIVERIES_MAX:
         return Poison(doubtful)
     return Go(doubt, lost, doubtful)
+
+
+def may_be_shared(job: Job, deliveries: int, held_seconds: float) -> bool:
+    """Whether somebody else may have worked on this attempt. What he left behind may be gone: lost with the store, or let go."""
+    return deliveries > 1 or job.again or held_seconds > ALONE_SECONDS
 
 
 def _unclaimed(job: Job, deliveries: int, *, ask: bool, ended: Done | None) -> Step:

@@ -6,16 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, cast
 
+from msgspec.structs import replace
+
 from engine.broker.jetstream import Outgoing
 from engine.channels.channel import Job, Lane
 from engine.jobs.digests import digest_id
 from engine.jobs.messages import message_of, schedule_of
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
-from engine.plan.decide import wakes
+from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Stage
 from engine.plan.rules import Channel
 from engine.planner.plans import Due
 from seamark.protocol.events import INAPP
+
+THROTTLED: Final = Decision("never", "throttled")
 
 _OVERHEAD_BYTES: Final = 256
 """What a message costs beside its payload, its headers and its subject."""
@@ -33,16 +37,31 @@ def jobs_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> Iter
 
     A channel with several targets has one job, which its worker splits: which targets there are then is not known now.
     """
+    for job, at in _made(due, inputs, decisions):
+        yield message_of(job) if at is None else schedule_of(job, at)
+
+
+def throttled_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> list[Job]:
+    """The jobs that there would be, had the tenant fewer waiting."""
+    if not inputs.throttled or not any(one == THROTTLED for one in decisions.values()):
+        return []
+    free = replace(inputs, throttled=False)
+    others = {channel: decide(channel, free) for channel, one in decisions.items() if one == THROTTLED}
+    return [job for job, _ in _made(due, free, others)]
+
+
+def _made(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> Iterator[tuple[Job, datetime | None]]:
+    """Jobs, and when each is due; none: at once."""
     for channel, decision in decisions.items():
         if channel == INAPP or decision.when == "never":
             continue
         woken = wakes(decision, inputs)
         if woken is None:
-            yield message_of(_job(due, inputs, channel, "first", inputs.now))
+            yield _job(due, inputs, channel, "first", inputs.now), None
         elif woken[0] == "digest":
-            yield schedule_of(_digest(inputs, channel, decision, woken[1]), woken[1])
+            yield _digest(inputs, channel, decision, woken[1]), woken[1]
         else:
-            yield schedule_of(_job(due, inputs, channel, *woken), woken[1])
+            yield _job(due, inputs, channel, *woken), woken[1]
 
 
 def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetime) -> Job:
@@ -108,6 +127,6 @@ def batches(following: Sequence[Following]) -> Iterator[list[Following]]:
 
 
 def messages_of(batch: Iterable[Following]) -> list[Outgoing]:
-    """The messages of a batch. A schedule stands once in it: others that would have its name say the same, as records of one digest."""
+    """The messages of a batch. A schedule stands once in it: others of its name say the same, as records of one digest do."""
     named = {one.subject if one.headers else (seq, one.subject): one for seq, messages in batch for one in messages}
     return list(named.values())

@@ -1,9 +1,9 @@
 """How much a tenant may have waiting in JOBS, so that nobody's jobs wait for want of room.
 
-JOBS has no bound of its own, for a stream with schedules cannot refuse; its watermark says how much it may hold. A tenant may hold as
-much as is still free below it: one alone half of it, two that flood it a third each, and whoever comes next finds room (the dynamic
-threshold of Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", IEEE/ACM Transactions on
-Networking 6(2), 1998). A tenant above that is not waited for: its jobs end as `throttled`, save what is critical.
+JOBS has no bound of its own, for a stream with schedules cannot refuse; its watermark says how much it may hold. A tenant may
+hold as much as is still free below it: one alone half of it, two that flood it a third each, and whoever comes next finds room
+(the dynamic threshold of Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", IEEE/ACM
+Transactions on Networking 6(2), 1998). A tenant above that is not waited for: its jobs end as `throttled`, save what is critical.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHARES_DEADLINE_SECONDS: Final = 1.0
 
 
 class Held(NamedTuple):
-    """What waits, or may wait. `subjects`: each schedule is one, and each user with jobs in a lane; brokers hold them in memory."""
+    """What waits, or may wait. `subjects`: each schedule is one, and so is each user with jobs in a lane of a channel."""
 
     bytes: float
     subjects: int
@@ -47,8 +47,8 @@ def most(jobs: StreamState) -> Held:
 
 
 def is_above(mine: Held, all_: Held, most_: Held) -> bool:
-    """Whether a tenant holds more than is still free."""
-    return mine.bytes > most_.bytes - all_.bytes or mine.subjects > most_.subjects - all_.subjects
+    """Whether a tenant holds more than is still free. Who holds nothing does not."""
+    return mine.bytes > max(0, most_.bytes - all_.bytes) or mine.subjects > max(0, most_.subjects - all_.subjects)
 
 
 class Shares:

@@ -122,6 +122,23 @@ class SimJobs:
             self.world.known[job.key] = job
             self.put(job)
 
+    def acknowledge(self, number: int) -> None:
+        """What is acknowledged has ended, and that is told; or something is left that goes on with it."""
+        acknowledged = self.messages.pop(number, None)
+        if acknowledged is None:
+            return
+        key = acknowledged.job.key
+        left = [one.job for one in self.messages.values()] + [job for _, job in self.schedules.values()]
+        # A doubt is told in the same words before a job is tried again; that it was the end is then only in the claim.
+        told = {
+            one.state
+            for one in self.world.journal.of(key)
+            if one.reason not in DOUBTS or "claims" in self.world.troubles
+        }
+        ended = told & FINAL or isinstance(self.world.claims.at(key).claim, Done)
+        if not ended and all(job.key != key for job in left):
+            self.world.found.append(f"{key}: its last message is acknowledged, and it has not ended")
+
     @property
     def empty(self) -> bool:
         return not self.messages and not self.schedules
@@ -146,7 +163,7 @@ class SimDelivery:
         return self.message.job
 
     async def ack(self) -> None:
-        await self.jobs.world.write(lambda: self.jobs.messages.pop(self.number, None))
+        await self.jobs.world.write(lambda: self.jobs.acknowledge(self.number))
 
     async def refuse(self) -> None:
         """What a worker must not do: have the message handed out again."""

@@ -103,7 +103,7 @@ async def without_consequences(
 ) -> None:
     if fresh or not isinstance(claim, Done):
         return await right_follow(self, delivery, claim, look, fresh=fresh)
-    await self._store(receipts_of(delivery.job, claim, self._clock.now()))
+    await self._store(delivery.job, receipts_of(delivery.job, claim, self._clock.now()))
     return await self._ack(delivery)
 
 
@@ -127,17 +127,17 @@ async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | Non
         return await right_go(self, delivery, look, go, owner)
     lease = Leased(delivery.job.attempt, owner, go.lost, go.doubtful)
     try:
-        look = await self._claims.put(delivery.job.key, look, lease, lease_seconds=45.0, keep_seconds=900.0)
+        look = await self._claims.put(delivery.job.claim_key, look, lease, lease_seconds=45.0, keep_seconds=900.0)
     except ClaimsUnavailable:
         return False
     if look.claim != lease:
         return False
-    seconds = await self._desk.turn(delivery.job)
+    seconds = await self._desk.turn(delivery.job, decided)
     if seconds > 0:
         await self._put_back(delivery, seconds)
         return True
     if go.doubt is not None:
-        await self._store(doubt_receipts(delivery.job, go.doubt, self._clock.now()))
+        await self._store(delivery.job, doubt_receipts(delivery.job, go.doubt, self._clock.now()))
     return await self._try(delivery, look, lease, decided)
 
 
@@ -163,7 +163,7 @@ async def told_nobody(self: Handler, delivery: Any, look: Look | None, go: Go, o
 async def let_go_of_all(self: Handler, delivery: Any, look: Look | None, done: Done) -> None:
     if look is not None:
         with contextlib.suppress(ClaimsUnavailable):
-            await self._claims.put(delivery.job.key, look, done, keep_seconds=1.0)
+            await self._claims.put(delivery.job.claim_key, look, done, keep_seconds=1.0)
 
 
 def said_by_anybody(new: Any, found: Claim | None, lease: Leased) -> Any:

@@ -11,9 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
+from engine.errors import ApiError
 from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
 from engine.planner import plans, worker
+from engine.planner.jobs import Following
 from engine.planner.worker import Planned, PlanWorker
 from tests.support.plansim import SimWitnesses, World, simulated
 
@@ -101,6 +103,15 @@ async def jobs_before_the_mark(self: PlanWorker, jobs: Sequence[Outgoing] = ()) 
     await move(self)
 
 
+async def passed_over(self: PlanWorker, one: Following, reached: int, error: ApiError) -> None:
+    """As if what JOBS takes never were left out without a word."""
+    self._passed = reached
+
+
+async def not_buried(*_: Any) -> None:
+    """As if what a tenant has too much of were left out without a letter."""
+
+
 def without_term(*args: Any, **options: Any) -> Outgoing | None:
     due, inputs, decisions, _ = args
     return receipt_of(due, inputs, decisions, 100, **options)
@@ -138,6 +149,8 @@ MISTAKES: dict[str, list[tuple[Any, str, Any]]] = {
     "a take-over goes on from the end of the log": [(PlanWorker, "_look", from_the_end)],
     "jobs that follow their mark": [(PlanWorker, "_move", jobs_after_the_mark)],
     "jobs that go before their mark": [(PlanWorker, "_move", jobs_before_the_mark)],
+    "jobs that JOBS takes never are left out": [(PlanWorker, "_give_up", passed_over)],
+    "jobs that are too many have no letter": [(worker, "bury", not_buried)],
     "a mark that expects nothing": [(worker.position.MarkedStream, "lines", unguarded)],
 }
 
