@@ -262,13 +262,14 @@ class Desk:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
                 continue
-            seconds = await self._gates.of(provider, aim.target.key).enter()
+            gate = self._gates.of(provider, aim.target.key)
+            seconds = await gate.enter()
             if seconds >= 0:
                 aim.chosen = provider
                 await asyncio.sleep(seconds)
-                # An operator may have set something meanwhile, or the controls be old by now.
+                # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
-                return HELD_SECONDS if stopped else 0.0
+                return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
             waits.append(-seconds)
         return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
