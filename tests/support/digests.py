@@ -41,7 +41,7 @@ async def append(broker: Broker, user: str, kind: str, *bodies: dict[str, Any]) 
     subject = f"{kind}.0.{TENANT}.{user}"
     for begin in range(0, len(bodies), 500):
         some = bodies[begin : begin + 500]
-        await broker.commit([Outgoing(subject, json.dumps(body, default=str).encode()) for body in some])
+        await broker.commit([Outgoing(subject, json.dumps(body, default=datetime.isoformat).encode()) for body in some])
 
 
 def records(user: str, ids: Iterable[str], **other: Any) -> list[dict[str, Any]]:
