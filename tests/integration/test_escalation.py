@@ -98,7 +98,7 @@ async def test_what_was_shown_or_read_is_not_escalated_and_what_was_not_is_sent_
     assert {id: (one.state, one.reason) for id, one in ends.items()} == {
         "shown": ("suppressed", "seen_in_app"),
         "read": ("suppressed", "seen_in_app"),
-        "unseen": ("sent", "ok"),
+        "unseen": ("sent", "250"),
         "recalled": ("cancelled", "recalled"),
     }
 
