@@ -49,6 +49,7 @@ from engine.worker.targets import Targets
 from engine.worker.texts import Texts
 from projections.deliveries.ends import JobEnds
 from projections.deliveries.noticed import NoticedTables
+from projections.deliveries.sweep import Sweep
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import encode_token, encode_user, partition_of
 
@@ -104,6 +105,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     noticed = Noticed(folded, tables, clock)
     digests = Digests(folded, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
     tasks.begin(providers.watch(), "providers-watch")
+    tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
     held.push_async_callback(tasks.end)
 
     def worker(channel: Channel) -> Worker:
