@@ -29,9 +29,9 @@ from tests.support.tables import projecting_tables
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
-USERS = [f"user{number}" for number in range(100 if SECONDS else 14)]
-RECORDS = 100 if SECONDS else 20
-"""Of each user: half of them are read, so a mail names all others."""
+USERS = [f"user{number}" for number in range(167 if SECONDS else 14)]
+RECORDS = 60 if SECONDS else 20
+"""Of each user, half of which he reads: a mail can name all others."""
 
 POINTS = ("after-lease", "after-send", "after-record", "after-some-receipts", "after-receipts", "before-ack")
 

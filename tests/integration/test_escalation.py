@@ -56,7 +56,6 @@ async def escalating(broker: Broker, *ids: str) -> datetime:
             stage="escalation",
             first_at=due,
             data={"title": id},
-            requested=False,
         )
         for id in ids
     ]

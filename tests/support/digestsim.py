@@ -141,11 +141,8 @@ class DigestWorld(World):
             yield "it is said to be sent, and was not accepted"
         if messages and last.state not in {"sent", "ambiguous"} and not doubts:
             yield f"it was accepted, and is said to be {last.state}"
-        if last.reason == "all_read" and id not in self.read and not any(id in one.ids for one in self._settled()):
+        if last.reason == "all_read" and id not in self.read:
             yield "it is said to be read, and was not"
-
-    def _settled(self) -> list[Members]:
-        return [claim.members for claim, *_ in self.claims.held.values() if claim.members is not None]
 
 
 @contextmanager
