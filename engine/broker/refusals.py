@@ -7,7 +7,8 @@ from typing import Final
 from engine.errors import ApiError
 
 BATCH_INCOMPLETE: Final = 10176
-"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
+"""One message of a batch, not the first, is refused, and the server does not say why. One that cannot put a batch aside, as its
+disk is full, says so of any."""
 
 STREAM_MISSING: Final = 10059
 TOO_LARGE: Final = 10054
@@ -31,9 +32,14 @@ def is_missing(error: BaseException) -> bool:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether the server takes these very messages never. What may pass is none, nor what others have written meanwhile."""
+    """Whether the server takes these very messages never: nothing else, as room or what others write, could change that."""
     passes = _OVERTAKEN | _FULL | {STREAM_MISSING, BATCH_INCOMPLETE}
     return isinstance(error, ApiError) and error.code < _SERVER_TROUBLE and error.err_code not in passes
+
+
+def is_incomplete(error: BaseException) -> bool:
+    """Whether the server says no more than that it has not taken all of a batch."""
+    return isinstance(error, ApiError) and error.err_code == BATCH_INCOMPLETE
 
 
 def is_full(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ with a higher term: whatever both have written down, the plan of the highest ter
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import secrets
 import time
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, Outgoing, StreamState
+from engine.broker.refusals import is_final
 from engine.cancels import Cancels
 from engine.channels.channel import Job
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
@@ -240,23 +242,34 @@ class PlanWorker:
         try:
             self._passed = reached
             await self._move(messages_of(batch))
-        except ApiError as error:
+        except ApiError:
             if len(batch) == 1:
-                await self._give_up(batch[0], reached, error)
+                await self._give_up(batch[0], reached)
                 return
             half = len(batch) // 2
             await self._hand_out(batch[:half], batch[half - 1].seq)
             await self._hand_out(batch[half:], reached)
 
-    async def _give_up(self, one: Following, reached: int, error: ApiError) -> None:
-        """End the jobs of one record that JOBS takes never. Where it does not take the mark either, it does not refuse them."""
+    async def _give_up(self, one: Following, reached: int) -> None:
+        """End the jobs of one record if JOBS takes them never; while it does not take the mark either, it does not refuse them.
+
+        Only of the first message of a batch the server says what is wrong with it, so each of them is the first in turn.
+        """
         assert self._writer is not None
-        await self._writer.append([], self._writer.mark.seq)
-        try:
-            await self._move(messages_of([one]))
-            return
-        except ApiError:
-            _log.exception("jobs_refused", stream=self._marked.source, seq=one.seq, code=error.err_code)
+        messages = messages_of([one])
+        for turn in itertools.count():
+            end_if_cancelled()
+            await self._writer.append([], self._writer.mark.seq)
+            first = turn % len(messages)
+            try:
+                await self._move(messages[first:] + messages[:first])
+                return
+            except ApiError as error:
+                if is_final(error):
+                    _log.exception("jobs_refused", stream=self._marked.source, seq=one.seq, code=error.err_code)
+                    break
+            if first == len(messages) - 1:
+                await asyncio.sleep(PAUSE_SECONDS_MAX)
         jobs, now = [decode_job(message.payload) for message in one.messages], datetime.now(UTC)
         await self._store([message for job in jobs for message in end_of(job, REFUSED, self._p, now)])
         await bury(self._broker, jobs, REFUSED)

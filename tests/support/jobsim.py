@@ -355,7 +355,7 @@ class World:
     """Jobs, workers that come and go, and what troubles them."""
 
     def __init__(self, seed: int, *, jobs: int = 6, troubles: Iterable[str] | None = None) -> None:
-        self.rng = random.Random(seed)
+        self.seed, self.rng = seed, random.Random(seed)
         self.calm = False
         drawn = {one for one in TROUBLES if self.rng.random() < 0.5}
         self.troubles = drawn if troubles is None else set(troubles)

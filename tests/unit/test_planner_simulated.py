@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
-from engine.errors import ApiError
 from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
 from engine.planner import plans, worker
@@ -103,7 +102,7 @@ async def jobs_before_the_mark(self: PlanWorker, jobs: Sequence[Outgoing] = ()) 
     await move(self)
 
 
-async def passed_over(self: PlanWorker, one: Following, reached: int, error: ApiError) -> None:
+async def passed_over(self: PlanWorker, one: Following, reached: int) -> None:
     """As if what JOBS takes never were left out without a word."""
     self._passed = reached
 
@@ -121,9 +120,9 @@ def only_what_goes_further(*args: Any, always: bool) -> Outgoing | None:
     return receipt_of(*args, always=False)
 
 
-def at_last(self: PlanWorker, *args: Any) -> Inputs:
+def at_last(self: PlanWorker, *args: Any, **said: Any) -> Inputs:
     """As if a decision were said to be of the moment in which it is written, not of that in which it was begun."""
-    return replace(inputs_of(self, *args), now=worker.datetime.now(None))  # type: ignore[arg-type]
+    return replace(inputs_of(self, *args, **said), now=worker.datetime.now(None))  # type: ignore[arg-type]
 
 
 async def none(self: SimWitnesses, _: int) -> None:
