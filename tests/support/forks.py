@@ -28,7 +28,7 @@ from ops.dev.child import death_signal_setter
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = (
-    "aiohttp.web", "alembic.command", "asyncpg", "jwt", "msgspec", "nats.aio.client", "opentelemetry.propagate",
+    "aiohttp.web", "alembic.command", "asyncpg", "jinja2", "jwt", "msgspec", "nats.aio.client", "opentelemetry.propagate",
     "prometheus_client", "psutil", "redis.asyncio", "rich.progress", "rich.table", "sqlalchemy.ext.asyncio", "structlog",
     "typer", "uvloop",
 )  # fmt: skip
