@@ -105,13 +105,13 @@ async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_noth
 
 
 def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(battered: Stack) -> None:
-    battered.run("publish", "--to", "anna", "--id", "before")
+    battered.run("publish", "--to", "anna", "--id", "anna-before")
     for server in ("nats-server", "valkey", "postgres"):
         battered.child(server).kill()
         is_restarted(battered, server)
-    battered.run("publish", "--to", "anna", "--id", "after")
+    battered.run("publish", "--to", "anna", "--id", "anna-after")
     lines = battered.run("tail", "anna", "-n", "2", "--json").splitlines()
-    assert [json.loads(line)["record"]["id"] for line in lines] == ["before", "after"]
+    assert [json.loads(line)["record"]["id"] for line in lines] == ["anna-before", "anna-after"]
 
 
 def served(stack: Stack, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
@@ -143,9 +143,9 @@ def test_a_crashed_role_is_restarted_and_that_is_said(battered: Stack) -> None:
     for role in ("dispatcher", "gateway"):
         battered.child(role).kill()
         is_restarted(battered, role)
-    battered.run("publish", "--to", "berta", "--id", "after")
+    battered.run("publish", "--to", "berta", "--id", "berta-after")
     [line] = battered.run("tail", "berta", "-n", "1", "--json").splitlines()
-    assert json.loads(line)["record"]["id"] == "after"
+    assert json.loads(line)["record"]["id"] == "berta-after"
 
 
 def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(battered: Stack) -> None:
