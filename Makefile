@@ -20,7 +20,7 @@ run: setup      ## set up, start the embedded stack, print where to look
 	@$(BIN)/seamark dev $(ARGS)
 
 test: setup     ## every test, on real servers
-	$(BIN)/pytest -q --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: setup     ## ruff and mypy; the SDK for every platform
 	$(BIN)/ruff check .
