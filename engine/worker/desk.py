@@ -24,6 +24,7 @@ from engine.controls.watching import WatchedControls
 from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.claims import End
 from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
 from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
 from engine.plan.decide import decide, wakes
@@ -93,7 +94,7 @@ class Desk:
     Args:
         providers: of the channel, as they are configured at the moment.
         caps: how many messages users may get; none: as many as there are.
-        stages: what is asked first about woken jobs, by their stage.
+        stages: what is asked first about woken jobs, by their stage; about a digest always `DIGEST`.
         fallback: what is done where a user has no token any more.
         noted: told of each try at a webhook's endpoint.
     """
@@ -160,10 +161,12 @@ class Desk:
         verdict = controls.verdict(job.tenant, job.channel, None, job.category or None, job.user)
         if verdict.effect == "hold":
             return _hold(HELD_SECONDS, f"killed:{verdict.switch}")
-        return Over("suppressed", f"killed:{verdict.switch}") if verdict.effect == "drop" else None
+        if verdict.effect != "drop" or (job.digest and job.members is None):
+            return None  # a digest's notifications are looked up first, so that each of them ends
+        return Over("suppressed", f"killed:{verdict.switch}")
 
     async def _decided(self, job: Job) -> Send | Hold | Over | Split:
-        woken = self._stages.get(job.stage)
+        woken = self._stages.get(DIGEST if job.digest else job.stage)
         facts = await woken(job) if woken is not None else Facts(stored_at=_stored_at(job))
         if not isinstance(facts, Facts):
             return facts
@@ -290,7 +293,9 @@ class Desk:
     async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
         target, began, at = _aim(send).target, time.monotonic(), datetime.now(UTC)
         outcome = await _in_time(
-            provider.channel.send(send.rendered, target.of_channel, key=job.key, deadline_seconds=deadline_seconds),
+            provider.channel.send(
+                send.rendered, target.of_channel, key=job.message_key, deadline_seconds=deadline_seconds
+            ),
             deadline_seconds,
         )
         invalid_at = outcome.target_invalid_at or (at if outcome.kind == "target_invalid" else None)
