@@ -96,7 +96,8 @@ async def _fill(bench: Stack, users: int) -> None:
 
 async def _alone(file: ProvidersFile, channel: Channel, jobs: int, users: int) -> float:
     """Sends a second of the channel itself, as many at a time as a worker has."""
-    [provider] = [one for one in file.providers(channel) if one.platform in ("", "apns")]
+    providers = file.providers(channel)
+    [provider] = [one for one in providers if one.platform in ("", "apns")]
     context, numbers = Context(now=datetime.now(UTC)), iter(range(jobs))
 
     def target(number: int) -> Any:
@@ -118,7 +119,7 @@ async def _alone(file: ProvidersFile, channel: Channel, jobs: int, users: int) -
     began = time.monotonic()
     await asyncio.gather(*(one_after_the_other() for _ in range(AT_A_TIME)))
     seconds = time.monotonic() - began
-    await provider.channel.close()
+    await asyncio.gather(*(one.channel.close() for one in providers))
     return jobs / seconds
 
 
