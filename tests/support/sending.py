@@ -28,7 +28,8 @@ from engine.postgres import Pool
 from engine.settings import Secret, Settings
 from engine.worker.providers import CHANNELS
 from ops.dev.providers.acceptlog import Accepted, AcceptLog
-from ops.dev.providers.push import PushProviders
+from ops.dev.providers.certificates import write_certificate
+from ops.dev.providers.push import AUTHORITY, AUTHORITY_KEY, PushProviders
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
 from ops.dev.providers.webhook import WebhookReceiver
@@ -118,6 +119,7 @@ def toml(value: Any) -> str:
 async def simulated(folder: Path) -> AsyncIterator[Simulated]:
     """Providers at work, and their file written."""
     folder.mkdir(parents=True)
+    write_certificate(folder / AUTHORITY, folder / AUTHORITY_KEY)
     authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(RECEIVER).configure_cert(tls)
     authority.cert_pem.write_to_path(folder / "hooks.pem")
