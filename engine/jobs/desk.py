@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job, Members, Outcome
 from engine.jobs.claims import Done, End
 from seamark.protocol.errors import SeamarkError
 from seamark.protocol.receipts import Receipt
 
 
 class Send(NamedTuple):
-    """It is to be sent: `rendered`, to `target`, whatever they are to the channel."""
+    """It is to be sent: `rendered`, to `target`, whatever they are to the channel. `members`: what a digest was made of."""
 
     rendered: object
     target: object
+    members: Members | None = None
 
 
 class Hold(NamedTuple):
@@ -31,17 +32,19 @@ class Hold(NamedTuple):
 
 
 class Over(NamedTuple):
-    """It is never sent. `outcome`: of rendering, where that has failed."""
+    """It is never sent. `outcome`: of rendering, where that has failed. `members`: as `Send` has them."""
 
     end: End
     why: str
     outcome: Outcome | None = None
+    members: Members | None = None
 
 
 class Split(NamedTuple):
-    """It goes to several targets, each a job of its own."""
+    """It goes to several targets, each a job of its own. `members`: as `Send` has them."""
 
     jobs: Sequence[Job]
+    members: Members | None = None
 
 
 class Delivery(Protocol):

@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
+from engine import failpoints
 from engine.channels.channel import Job
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
@@ -36,8 +37,9 @@ from engine.jobs.claims import (
     replaces,
 )
 from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
+from engine.jobs.digests import next_round, parts_of, with_members
 from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
-from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
+from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
 from engine.tasks import end_if_cancelled
@@ -55,6 +57,9 @@ LOOKS_MAX: Final = 5
 """How often a claim is looked at that others change between look and lease, before its job is put back."""
 
 CONTENDED_SECONDS: Final = 5.0
+
+RECEIPTS_AT_ONCE: Final = 500
+"""A digest may have thousands of members. So many receipts are one batch."""
 
 RECORD_PAUSES_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)
 """How long an outcome waits for the store of claims. After that it is known from its receipt alone."""
@@ -97,7 +102,8 @@ class Handler:
                 case PutBack(seconds, _):
                     return await self._put_back(delivery, seconds)
                 case Poison(doubtful):
-                    done = Done(job.attempt, "ambiguous" if doubtful else "failed", "poison")
+                    members = None if look is None else with_members(job, look.claim).members
+                    done = Done(job.attempt, "ambiguous" if doubtful else "failed", "poison", members=members)
                     if await self._conclude(delivery, look, done):
                         return None
                 case Go():
@@ -126,7 +132,7 @@ class Handler:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
         if look is not None:
-            job = _untried(job, look, go)
+            job = with_members(_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
             await self._put_back_until(delivery, replace(job, stage=decided.stage or job.stage), decided.due)
@@ -139,8 +145,9 @@ class Handler:
             return True
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
-            await self._store(job, [doubt_receipt(job, go.doubt, self._clock.now())])
-        return await self._try(delivery, look, Leased(job.attempt, owner, go.lost, go.doubtful), decided)
+            await self._store(job, doubt_receipts(replace(job, members=decided.members), go.doubt, self._clock.now()))
+        lease = Leased(job.attempt, owner, go.lost, go.doubtful, decided.members)
+        return await self._try(delivery, look, lease, decided)
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
         """Whether this try could be one too many: the provider may have it already, or it was tried often enough."""
@@ -154,12 +161,17 @@ class Handler:
     async def _end(self, job: Job, go: Go, decided: Send | Over | Split) -> Done:
         """How a job ends that is not tried now."""
         if isinstance(decided, Split):
+            if job.digest:
+                # Its members must be settled first: who does this again would find others. Its parts follow from the claim.
+                targets = tuple(each.target for each in decided.jobs)
+                return Done(job.attempt, "split", members=decided.members, targets=targets)
             await patiently(self._queue.add, [replace(each, again=True) for each in decided.jobs], seconds=math.inf)
             return Done(job.attempt, "split")
+        members = decided.members or job.members
         if go.doubtful:
-            return Done(job.attempt, "ambiguous", go.doubt or "doubt")
+            return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
         assert isinstance(decided, Over), "without a doubt nothing forbids a try"
-        return Done(job.attempt, decided.end, decided.why, decided.outcome)
+        return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
 
     async def _conclude(self, delivery: Delivery, look: Look | None, done: Done) -> bool:
         """End a job without a try, by its claim, so that no other worker sends it any more. Whether that was possible."""
@@ -174,7 +186,7 @@ class Handler:
             return False
         if stored.claim != done:
             return False
-        await self._follow(delivery, done)
+        await self._follow(delivery, done, fresh=True)
         return True
 
     # --- the try -----------------------------------------------------------------------------------------------------
@@ -192,17 +204,23 @@ class Handler:
                 return False
             if look.claim != lease:
                 return False
+        failpoints.reach("after-lease")
         if time.monotonic() - asked_at > LEASE_SECONDS - SEND_SECONDS:
             # The lease could run out during the try. It was not begun, so it costs no attempt, and leaves no doubt.
             due = in_milliseconds(self._clock.now())
-            said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt)
+            said: Waiting | Done = Waiting(
+                lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members
+            )
         else:
-            outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
+            tried = replace(job, members=lease.members)
+            outcome = await self._desk.send(tried, send, deadline_seconds=SEND_SECONDS)
             ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower(outcome)
             said = settle(
                 job, lease, outcome, self._policy, ended_at, random.random(), repeatable=repeatable, slower=slower
             )
+        failpoints.reach("after-send")
         claim, last = await self._record(job, look, said, lease)
+        failpoints.reach("after-record")
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)
         await self._follow(delivery, claim, last, fresh=fresh)
         return True
@@ -250,7 +268,7 @@ class Handler:
         # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
         await self._store(job, [one for one in receipts if one.state != QUEUED])
         next_try = replace(
-            job,
+            with_members(job, waiting),
             attempt=waiting.attempt,
             tried_at=waiting.tried_at,
             stage="retry",
@@ -262,19 +280,30 @@ class Handler:
         await self._ack(delivery)
 
     async def _follow_done(self, delivery: Delivery, done: Done, look: Look | None, *, fresh: bool) -> None:
-        job, later_seconds = delivery.job, 0.0
+        job, later_seconds = with_members(delivery.job, done), 0.0
         # The end is told last: then one that is told has its dead letter.
         try:
             await patiently(self._journal.conclude, job, done, seconds=math.inf)
         except NotNow as error:
             later_seconds = error.seconds
         await self._store(job, receipts_of(job, done, self._clock.now()))
+        failpoints.reach("after-receipts")
+        if job.digest:
+            await self._follow_digest(job, done, fresh=fresh)
         if later_seconds:
             await self._put_back(delivery, later_seconds)
             return
         await self._ack(delivery)
         if fresh:
             await self._let_go(delivery, look, done)
+
+    async def _follow_digest(self, job: Job, done: Done, *, fresh: bool) -> None:
+        """Add a digest's parts, and the job that asks for what is left of its window. Its receipts are stored by now."""
+        if parts := parts_of(job, done):
+            await patiently(self._queue.add, parts, seconds=math.inf)
+        now = in_milliseconds(self._clock.now())
+        if (another := next_round(job, done, now, fresh=fresh)) is not None:
+            await patiently(self._queue.schedule, another, now, seconds=math.inf)
 
     async def _let_go(self, delivery: Delivery, look: Look | None, done: Done) -> None:
         """Keep the claim of a campaign's job for a short while only, if no other message of the job can exist."""
@@ -288,8 +317,10 @@ class Handler:
             return  # then it stays for as long as the others
 
     async def _store(self, job: Job, receipts: Sequence[Receipt]) -> None:
-        if receipts:
-            await patiently(self._journal.store, job, receipts, seconds=math.inf)
+        for begin in range(0, len(receipts), RECEIPTS_AT_ONCE):
+            some = receipts[begin : begin + RECEIPTS_AT_ONCE]
+            await patiently(self._journal.store, job, some, seconds=math.inf)
+            failpoints.reach("after-some-receipts")
 
     async def _put_back(self, delivery: Delivery, seconds: float) -> None:
         await self._put_back_until(delivery, delivery.job, self._clock.now() + timedelta(seconds=seconds))
@@ -301,6 +332,7 @@ class Handler:
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
+        failpoints.reach("before-ack")
         await patiently(delivery.ack, seconds=math.inf)
 
 

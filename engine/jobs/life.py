@@ -117,8 +117,11 @@ def may_be_shared(job: Job, deliveries: int, held_seconds: float) -> bool:
 
 
 def _unclaimed(job: Job, deliveries: int, *, ask: bool, ended: Done | None) -> Step:
-    """The store is away. Those that must not be sent twice wait; the others go on, and that they did is stored first."""
-    if job.semantics != "at_least_once":
+    """The store is away. Those that must not be sent twice wait; the others go on, and that they did is stored first.
+
+    A digest waits, too: nobody would know what was in it.
+    """
+    if job.semantics != "at_least_once" or job.digest:
         return PutBack(STORE_AWAY_SECONDS, "claims_away")
     if ask:
         return AskDeliveries()

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
 from engine.channels.channel import Job, Lane
+from engine.jobs.digests import digest_id
 from engine.jobs.messages import message_of, schedule_of
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
 from engine.plan.decide import decide, wakes
@@ -17,9 +18,6 @@ from engine.plan.decisions import Decision, Inputs, Stage
 from engine.plan.rules import Channel
 from engine.planner.plans import Due
 from seamark.protocol.events import INAPP
-
-DIGEST: Final = "digest/"
-"""What the id of a digest's job begins with. It goes on with the digest's key: its category and the end of its window."""
 
 THROTTLED: Final = Decision("never", "throttled")
 
@@ -91,8 +89,9 @@ def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetim
 
 def _digest(inputs: Inputs, channel: str, decision: Decision, ends_at: datetime) -> Job:
     """The job that asks at the end of a window what belongs into it. Every record of the window makes the same one."""
+    key = decision.when.partition(":")[2]
     return Job(
-        id=DIGEST + decision.when.partition(":")[2],
+        id=digest_id(key),
         tenant=inputs.notification.tenant,
         user=inputs.notification.user,
         type="digest",
@@ -100,6 +99,7 @@ def _digest(inputs: Inputs, channel: str, decision: Decision, ends_at: datetime)
         stage="digest",
         first_at=ends_at,
         category=inputs.category or "",
+        digest=key,
     )
 
 

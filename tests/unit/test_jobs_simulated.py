@@ -22,7 +22,7 @@ from engine.jobs.desk import Over, Send
 from engine.jobs.handling import Handler
 from engine.jobs.life import Drop, Go, PutBack
 from engine.jobs.life import judge as right_judge
-from engine.jobs.receipts import doubt_receipt, receipts_of
+from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.patience import patiently
 from tests.support.jobsim import BEGAN, POLICY, SimClock, SimDesk, World, simulated
 
@@ -159,7 +159,7 @@ async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | Non
         await self._put_back(delivery, seconds)
         return True
     if go.doubt is not None:
-        await self._store(delivery.job, [doubt_receipt(delivery.job, go.doubt, self._clock.now())])
+        await self._store(delivery.job, doubt_receipts(delivery.job, go.doubt, self._clock.now()))
     return await self._try(delivery, look, lease, decided)
 
 

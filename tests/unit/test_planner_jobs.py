@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
 from engine.channels.channel import Job
+from engine.jobs.digests import digest_id
 from engine.jobs.messages import decode_job, job_subject, schedule_of
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
 from engine.plan.decide import plan
 from engine.plan.decisions import Decision, Inputs
 from engine.plan.hours import Digest
-from engine.planner.jobs import DIGEST, Following, batches, jobs_of, messages_of, throttled_of
+from engine.planner.jobs import Following, batches, jobs_of, messages_of, throttled_of
 from engine.planner.plans import Due, due_of, notifications_in
 from tests.support.plans import NOON, plain, with_line, with_notification, with_profile
 from tests.unit.test_planner_plans import body, delivered
@@ -75,7 +76,8 @@ def test_all_records_of_a_digest_make_the_same_schedule() -> None:
     one, job = jobs(inputs, id="e1", data={"a": 1})["email"]
     other, _ = jobs(with_notification(inputs, id="m"), id="e2", data={"b": 2}, trace="00-y")["email"]
     assert one == other
-    assert job.id.startswith(f"{DIGEST}orders/")
+    assert job.id == digest_id(job.digest)
+    assert job.digest.startswith("orders/")
     assert job.data == {}
 
 
