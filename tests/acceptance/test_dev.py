@@ -110,9 +110,6 @@ async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a
     words = readme_command("publish")
     words[words.index("--data") + 1] = json.dumps({"text": text})
     await asyncio.to_thread(shared.run, *words)
-
-    [line] = (await asyncio.to_thread(shared.run, "tail", "alice", "-n", "1", "--json")).splitlines()
-    assert json.loads(line)["record"]["data"] == {"text": text}
     is_shown = (
         f"(place) => [...document.querySelectorAll(place)].filter((one) => one.textContent === {json.dumps(text)})"
     )
@@ -123,6 +120,8 @@ async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a
         ("#banners p", 1),
     ):
         await page.until(f"({is_shown})({json.dumps(place)}).length >= {count}")
+    [line] = (await asyncio.to_thread(shared.run, "tail", "alice", "-n", "1", "--json")).splitlines()
+    assert json.loads(line)["record"]["data"] == {"text": text}
     mail = f"({is_shown})('[data-channel=email] .subject')[0].closest('li')"
     await page.evaluate(f"{mail}.scrollIntoView()")
     assert await page.evaluate(f"{mail}.querySelector('iframe').sandbox.length") == 0, "nothing is allowed in it"
