@@ -131,6 +131,11 @@ async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a
     assert "&lt;img src=x" in html
     assert await page.evaluate("window.hacked") is None
     assert await page.evaluate("document.querySelector('#to-inbox').href") == f"{described.gateway_url}/?user=alice"
+    await inbox.until("!!document.querySelector('#list details')")
+    await inbox.evaluate("document.querySelector('#list details').open = true")
+    for channel in ("push", "email", "sms"):
+        way = f"[...document.querySelectorAll('#list li[data-way={channel}][data-state=sent]')]"
+        await inbox.until(f"{way}.some((one) => one.textContent.includes('attempt 1'))")
     assert page.errors == []
 
 
