@@ -78,6 +78,8 @@ class Settings:
     unsubscribe_secrets: Secret | None = None
     """Secrets of the links in mails by which people unsubscribe, separated by blanks: the first makes them, all are good. One
     that is taken away ends its links."""
+    providers: str | None = None
+    """Path of the providers' file (TOML): who sends what, and whose reports are taken."""
     origins: tuple[str, ...] = ()
     """Web origins that may open sessions, exactly as browsers send them, separated by commas."""
     gateway_host: str = "127.0.0.1"

@@ -131,8 +131,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         A slash within a part is escaped: else one tenant could take a key of another, or an id one of another notification.
         """
-        parts = (self.tenant, self.id, self.user, self.channel, self.target)
-        return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+        return key_of(self.tenant, self.id, self.user, self.channel, self.target)
+
+
+def key_of(*parts: str) -> str:
+    """The key of a job, of its parts: see `Job.key`."""
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.callbacks import take_callback
 from gateway.api.campaigns import (
     campaign_channels,
     campaign_page,
@@ -24,6 +25,7 @@ from gateway.api.events import publish_event, publish_events
 from gateway.api.explain import explain_event
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
+from gateway.api.preference_page import choose, preference_page
 from gateway.api.preferences import (
     own_preferences,
     patch_own_preferences,
@@ -102,6 +104,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     lift,
     unsubscribe_page,
     unsubscribe,
+    preference_page,
+    choose,
+    take_callback,
     make_webhook,
     list_webhooks,
     get_webhook,
