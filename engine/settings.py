@@ -79,7 +79,9 @@ class Settings:
     """Secrets of the links in mails by which people unsubscribe, separated by blanks: the first makes them, all are good. One
     that is taken away ends its links."""
     providers: str | None = None
-    """Path of the providers' file (TOML): who sends what, and whose reports are taken."""
+    """Path of the file that says who sends pushes, mails, texts and webhooks, and whose reports gateways take. Workers need it."""
+    public_url: str | None = None
+    """Where people reach the gateway, as `https://notify.example.com`: links in mails lead there. Unset: mails have none."""
     origins: tuple[str, ...] = ()
     """Web origins that may open sessions, exactly as browsers send them, separated by commas."""
     gateway_host: str = "127.0.0.1"
@@ -224,6 +226,7 @@ _SCHEMES: Final = {
     "postgres_url": ("postgresql://", "postgres://"),
     "traces_endpoint": ("http://", "https://", "grpc://", "grpcs://"),
     "trace_url": ("http://", "https://"),
+    "public_url": ("http://", "https://"),
 }
 _RANGES: Final = {
     "partitions": (1, PARTITIONS_MAX),

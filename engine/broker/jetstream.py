@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -254,10 +255,12 @@ class Broker(Connection):
         *,
         batch: int = PAGE_RECORDS,
         max_bytes: int = 1 << 20,
+        since: datetime | None = None,
         timeout_seconds: float = 2.0,
     ) -> Page:
-        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31)."""
-        body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
+        """Messages of `subject` from `seq` on, or stored since then, by Direct Get from any replica: it may lag (ADR-31)."""
+        begin = {"seq": max(1, seq)} if since is None else {"start_time": since.isoformat()}
+        body = {"next_by_subj": subject, **begin, "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
         pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
         return Page([direct_stored(message) for message in messages], pending > 0)

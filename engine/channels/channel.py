@@ -68,6 +68,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         environment: of APNs, where the token is one, when that is not the environment it was stored with: it is to be
             stored anew.
         segments: of an SMS, how many the price is for.
+        target_digest: what tells whether an address or token is the one that was tried; nobody can be reached by it.
         known: whether the code is one that the tables name; others are shown to operators.
     """
 
@@ -85,6 +86,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     alarm: bool = False
     environment: Literal["", "production", "sandbox"] = ""
     segments: int = 0
+    target_digest: str = ""
     known: bool = True
 
 
@@ -95,6 +97,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: the notification's.
         target: which of the user's tokens, addresses or endpoints; "": not known yet, see `engine.jobs`.
         stage: what woke it, as `engine.plan.decisions.Stage` has it.
+        tries_before: how many tries it had before it was replayed from its dead letter; 0: it was not. A replayed job has a
+            claim of its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
@@ -103,6 +107,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tried_at: when it was first tried: the horizon of its retries counts from there.
         data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
         trace: the W3C `traceparent` of the planner's span.
+        stored_at: when the log stored the record; none: it has none, as the job of a digest.
+        requested: its event named the channel.
+        transaction: what it belongs to, and is cancelled with; "": nothing.
     """
 
     id: str
@@ -113,6 +120,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lane: Lane = "normal"
     target: str = ""
     stage: str = "first"
+    tries_before: int = 0
     attempt: int = 0
     again: bool = False
     semantics: Semantics = "at_least_once"
@@ -124,10 +132,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     collapse_key: str = ""
     data: dict[str, Any] = {}
     trace: str = ""
+    stored_at: datetime | None = None
+    requested: bool = False
+    transaction: str = ""
 
     @property
     def key(self) -> str:
-        """The idempotency key, everywhere: claims, providers, webhooks.
+        """The idempotency key, for providers and receivers, and in each life for claims.
 
         A slash within a part is escaped: else one tenant could take a key of another, or an id one of another notification.
         """
@@ -137,6 +148,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def key_of(*parts: str) -> str:
     """The key of a job, of its parts: see `Job.key`."""
     return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+
+    @property
+    def claim_key(self) -> str:
+        """What its claim and its schedules are named by: the key, and which life of the job this is. Providers never see it."""
+        return f"{self.key}/{self.tries_before}" if self.tries_before else self.key
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ PIECES_MAX: Final = 10
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A try of a job. `attempt`: as in the job. `category`: of the notification, which a wish to get no more holds for."""
+    """A try of a job. `attempt`: counted over all lives of the job. `category`: of the notification, which a wish to get no more holds for."""
 
     tenant: str
     user: str
@@ -58,7 +58,7 @@ class References(Sealer[Reference]):
             id=job.id,
             channel=job.channel,
             target=job.target,
-            attempt=job.attempt,
+            attempt=job.tries_before + job.attempt,
             category=job.category,
         )
         try:

@@ -41,6 +41,7 @@ from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
 from engine.tasks import end_if_cancelled
+from seamark.protocol.errors import SeamarkError
 from seamark.protocol.receipts import Receipt
 
 _log = structlog.get_logger("seamark.worker")
@@ -115,14 +116,26 @@ class Queue(Protocol):
         """Have the jobs handed out: all of them or none."""
 
 
+class NotNow(SeamarkError):
+    """What is to follow cannot be done for `seconds`, and no other job may have to wait for it: the job is put back."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
 class Journal(Protocol):
     """Where facts are stored, and what else an end leads to. Each may be done twice."""
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
-        """Store receipts."""
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
+        """Store receipts of the job."""
 
     async def conclude(self, job: Job, done: Done) -> None:
-        """The dead letter of an end without success, the token that is retired, the address that is suppressed."""
+        """The dead letter of an end without success, the token that is retired, the address that is suppressed.
+
+        Raises:
+            NotNow: not all of it can be done now; it is to be asked for again.
+        """
 
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
@@ -138,13 +151,13 @@ class Desk(Protocol):
     repeatable: bool
     """Whether the provider recognises what it is sent twice."""
 
-    def slower(self) -> float:
-        """How much longer than usual a retry waits: the budget is spent, or an operator has said so."""
+    def slower(self, outcome: Outcome) -> float:
+        """How much longer than usual a retry after this outcome waits: the budget of its provider is spent."""
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
         """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
@@ -210,7 +223,7 @@ class Handler:
 
     async def _look(self, job: Job) -> Look | None:
         try:
-            return await self._claims.look(job.key)
+            return await self._claims.look(job.claim_key)
         except ClaimsUnavailable:
             return None
 
@@ -227,13 +240,13 @@ class Handler:
             return True
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             return await self._conclude(delivery, look, await self._end(job, go, decided))
-        seconds = await self._desk.turn(job)
+        seconds = await self._desk.turn(job, decided)
         if seconds > 0:
             await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
             return True
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
-            await self._store([doubt_receipt(job, go.doubt, self._clock.now())])
+            await self._store(job, [doubt_receipt(job, go.doubt, self._clock.now())])
         return await self._try(delivery, look, Leased(job.attempt, owner, go.lost, go.doubtful), decided)
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
@@ -262,7 +275,7 @@ class Handler:
             return True
         try:
             stored = await self._claims.put(
-                delivery.job.key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
+                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
             )
         except ClaimsUnavailable:
             return False
@@ -280,7 +293,7 @@ class Handler:
             try:
                 keep_seconds = kept_seconds(lease, self._clock.now())
                 look = await self._claims.put(
-                    job.key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
+                    job.claim_key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
                 )
             except ClaimsUnavailable:
                 return False
@@ -301,7 +314,7 @@ class Handler:
                 ended_at,
                 draw,
                 repeatable=self._repeatable(job),
-                slower=self._desk.slower(),
+                slower=self._desk.slower(outcome),
             )
         claim, last = await self._record(job, look, said, lease)
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)
@@ -314,14 +327,14 @@ class Handler:
         """Store what follows from a try; what is stored then, or `said` itself while the store is away."""
         for pause in (*RECORD_PAUSES_SECONDS, 0):
             try:
-                look = look if look is not None else await self._claims.look(job.key)
+                look = look if look is not None else await self._claims.look(job.claim_key)
                 for _ in range(LOOKS_MAX):
                     wanted = replaces(said, look.claim, lease)
                     if wanted is None:
                         assert look.claim is not None, "anything may take the place of nothing"
                         return look.claim, look
                     keep_seconds = kept_seconds(wanted, self._clock.now())
-                    look = await self._claims.put(job.key, look, wanted, keep_seconds=keep_seconds)
+                    look = await self._claims.put(job.claim_key, look, wanted, keep_seconds=keep_seconds)
                     if look.claim == wanted:
                         return said if wanted == said else wanted, look
             except ClaimsUnavailable:
@@ -344,15 +357,19 @@ class Handler:
             return
         receipts = receipts_of(job, claim, self._clock.now())
         # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
-        await self._store([one for one in receipts if one.state != QUEUED])
+        await self._store(job, [one for one in receipts if one.state != QUEUED])
         if isinstance(claim, Waiting):
             next_try = replace(
                 job, attempt=claim.attempt, tried_at=claim.tried_at, stage="retry", again=job.again or not fresh
             )
             await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
-            await self._store([one for one in receipts if one.state == QUEUED])
+            await self._store(job, [one for one in receipts if one.state == QUEUED])
         else:
-            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+            try:
+                await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+            except NotNow as error:
+                await self._put_back(delivery, error.seconds)
+                return
         await self._ack(delivery)
         if fresh and isinstance(claim, Done):
             await self._let_go(delivery, look, claim)
@@ -364,13 +381,13 @@ class Handler:
         if job.lane != LET_GO or not alone or look is None:
             return
         try:
-            await self._claims.put(job.key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)
+            await self._claims.put(job.claim_key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)
         except ClaimsUnavailable:
             return  # then it stays for as long as the others
 
-    async def _store(self, receipts: Sequence[Receipt]) -> None:
+    async def _store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         if receipts:
-            await patiently(self._journal.store, receipts, seconds=math.inf)
+            await patiently(self._journal.store, job, receipts, seconds=math.inf)
 
     async def _put_back(self, delivery: Delivery, seconds: float) -> None:
         await self._put_back_until(delivery, delivery.job, self._clock.now() + timedelta(seconds=seconds))

@@ -50,7 +50,7 @@ def schedule_of(job: Job, due: datetime) -> Outgoing:
     and to write it twice is harmless. Nothing relies on one schedule replacing another, because a schedule that fires purges its
     subject and would take the other one with it.
     """
-    name = hashlib.blake2b(job.key.encode(), digest_size=15).hexdigest()
+    name = hashlib.blake2b(job.claim_key.encode(), digest_size=15).hexdigest()
     milliseconds = round(due.timestamp() * 1000)
     place = f"{job.channel}.{encode_token(job.tenant)}.{encode_user(job.user)}"
     at = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

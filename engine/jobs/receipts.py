@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from engine.channels.channel import Job
+from engine.channels.channel import Job, Outcome
 from engine.jobs.claims import Done, End, Waiting
 from engine.jobs.life import Doubt
 from seamark.protocol.receipts import Receipt
@@ -15,11 +15,13 @@ QUEUED: Final = "queued"
 
 AMBIGUOUS: Final = "ambiguous"
 
+USER_DELETED: Final = "user_deleted"
+
 ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled", "recalled": "cancelled"}
 """How a job ends that is never sent, by the reason of the decision; for all other reasons it is suppressed."""
 
 
-def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, provider: str = "") -> Receipt:
+def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:
     return Receipt(
         user=job.user,
         channel=job.channel,
@@ -28,9 +30,11 @@ def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, prov
         device=job.target,
         id=job.id,
         reason=reason or None,
-        attempt=attempt + 1,  # a receipt counts tries from 1
-        provider=provider or None,
+        attempt=job.tries_before + attempt + 1,  # a receipt counts tries from 1, over all lives
+        provider=(outcome.provider or None) if outcome is not None else None,
         trace=job.trace or None,
+        provider_id=(outcome.provider_id or None) if outcome is not None else None,
+        segments=outcome.segments if outcome is not None else 0,
     )
 
 
@@ -42,15 +46,16 @@ def doubt_receipt(job: Job, doubt: Doubt, at: datetime) -> Receipt:
 def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     """What a claim says. An end is one fact; a try that is followed by another is two: how it ended, and that it is not over."""
     outcome = claim.outcome
-    provider = outcome.provider if outcome is not None else ""
     if isinstance(claim, Done):
+        if claim.why == USER_DELETED:
+            return []  # whatever is stored of him now would stay behind when he is erased
         # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
         # is the end.
-        return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, provider)]
+        return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)]
     if outcome is None:
         return []
     reason = outcome.code or outcome.kind
-    again = _receipt(job, QUEUED, claim.attempt, reason, at, provider)
+    again = _receipt(job, QUEUED, claim.attempt, reason, at, outcome)
     if outcome.kind != "ambiguous":
         return [again]
-    return [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, provider), again]
+    return [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, outcome), again]

@@ -64,6 +64,9 @@ def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetim
         collapse_key=due.collapse_key or "",
         data=cast("dict[str, Any]", due.data),  # as it stands in the record: nothing is gained by reading it here
         trace=due.trace or "",
+        stored_at=due.stored_at,
+        requested=notification.channels is not None,
+        transaction=due.transaction[1] if due.transaction is not None else "",
     )
 
 

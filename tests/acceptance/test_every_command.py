@@ -315,6 +315,14 @@ def _planner(reader: Manual, folder: Path) -> None:
         assert _status(f"{health}/healthz") == 200
 
 
+@checks("worker")
+def _worker(reader: Manual, folder: Path) -> None:
+    file = folder / "providers.toml"
+    file.write_text("[webhook]\n")
+    with role(reader, "worker", SEAMARK_PROVIDERS=str(file)) as health:
+        assert _status(f"{health}/healthz") == 200
+
+
 @checks("funnel")
 def _funnel(reader: Manual, folder: Path) -> None:
     def counted() -> bool:

@@ -48,7 +48,7 @@ class Journal:
         self._broker = broker
         self.concluded: Counter[str] = Counter()
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         subject = receipt_subject(0, "default", receipts[0].user)
         for receipt in receipts:
             await self._broker.append(subject, msgspec.json.encode(receipt))
@@ -72,13 +72,13 @@ class Desk:
         self.before: Callable[[Job], Any] = lambda job: None
         self.held = False
 
-    def slower(self) -> float:
+    def slower(self, outcome: Outcome) -> float:
         return 1.0
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
         return Hold(datetime.now(UTC), "killed:all") if self.held else Send(None, None)
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         return 0.0
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:

@@ -219,7 +219,7 @@ class SimJournal:
         self.letters: set[str] = set()
         self.retired: set[str] = set()
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         def apply() -> None:
             self.receipts += receipts
             self.stored_at += [now()] * len(receipts)
@@ -272,7 +272,7 @@ class SimDesk:
     def __init__(self, world: "World", clock: SimClock) -> None:
         self.world, self.clock, self.repeatable = world, clock, world.recognises
 
-    def slower(self) -> float:
+    def slower(self, outcome: Outcome) -> float:
         return 1.0
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
@@ -294,7 +294,7 @@ class SimDesk:
             return Over("failed", "template", Outcome(kind="permanent", code="template"))
         return Send(None, None)
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         await self.world.pass_time()
         return self.world.rng.uniform(1, 15) if self.world.fault("slow", 0.3) else 0.0
 
