@@ -144,15 +144,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """
         return key_of(self.tenant, self.id, self.user, self.channel, self.target)
 
-
-def key_of(*parts: str) -> str:
-    """The key of a job, of its parts: see `Job.key`."""
-    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
-
     @property
     def claim_key(self) -> str:
         """What its claim and its schedules are named by: the key, and which life of the job this is. Providers never see it."""
         return f"{self.key}/{self.tries_before}" if self.tries_before else self.key
+
+
+def key_of(*parts: str) -> str:
+    """The key of a job, of its parts: see `Job.key`."""
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,12 @@ PIECES_MAX: Final = 10
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A try of a job. `attempt`: counted over all lives of the job. `category`: of the notification, which a wish to get no more holds for."""
+    """A try of a job.
+
+    Args:
+        attempt: counted over all lives of the job, from 0.
+        category: of the notification, which a wish to get no more holds for.
+    """
 
     tenant: str
     user: str
