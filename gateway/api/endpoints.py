@@ -43,6 +43,7 @@ from gateway.api.push_tokens import (
 )
 from gateway.api.sessions import end_session, end_sessions, list_sessions
 from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
+from gateway.api.template_preview import preview_template
 from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
 from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
@@ -98,6 +99,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     replace_template,
     activate,
     remove_template,
+    preview_template,
     suppress,
     list_suppressions,
     search_suppressions,
