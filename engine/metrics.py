@@ -51,6 +51,9 @@ dead_letters_trimmed = Counter(
     "seamark_dispatcher_dead_letters_trimmed",
     "Times that age may have removed events before their dead letters were stored",
 )
+jobs_lost = Counter(
+    "seamark_jobs_lost", "Deliveries that were open, and of which JOBS held neither a job nor a schedule", ("channel",)
+)
 append_retries = Counter(
     "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
 )

@@ -42,6 +42,7 @@ from engine.worker.providers import Providers, read_providers
 from engine.worker.targets import Targets
 from engine.worker.texts import Texts
 from projections.deliveries.ends import JobEnds
+from projections.deliveries.sweep import Sweep
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import encode_token, encode_user, partition_of
 
@@ -93,6 +94,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
     tasks.begin(providers.watch(), "providers-watch")
+    tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
     held.push_async_callback(tasks.end)
 
     def worker(channel: Channel) -> Worker:

@@ -23,6 +23,7 @@ from seamark.protocol.subjects import decode_token, job_letter_subject, parse_st
 
 Kind = Literal["event", "job"]
 
+SUPPRESSED: Final = "suppressed"
 THROTTLED: Final = "throttled"
 """Why a job is suppressed that was too many of its tenant: nobody wanted that, so it can be replayed."""
 
@@ -33,8 +34,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         seq: which one, in DEAD-LETTERS.
         at: since when it is there.
-        cls: of a job how its last try ended (`permanent`, `config`, `ambiguous`, …), or why there was none (`poison`, `lost`,
-            `throttled`); of an event why it was refused (`schema`, `subject`, `late`, …).
+        cls: of a job how its last try ended (`permanent`, `config`, …), or how it has ended without one (`poison`, `lost`,
+            `ambiguous`, `suppressed`); of an event why it was refused (`schema`, `subject`, `late`, …).
         code: the provider's own; of an event the same as its class.
         known: whether the tables name the code: what nobody has foreseen is for a person to look at.
         in_doubt: of a job, whether it may have been sent all the same.
@@ -71,14 +72,18 @@ def deserves_letter(done: Done) -> bool:
     Not where it was sent or split; and not where somebody has decided it: the user (preferences, an opt-out), the service that
     cancelled it or set its end, the operator who dropped it. An address that is suppressed has been judged before.
     """
-    return done.end in ("failed", "ambiguous") or (done.end == "suppressed" and done.why == THROTTLED)
+    return done.end in ("failed", "ambiguous") or (done.end == SUPPRESSED and done.why == THROTTLED)
 
 
 def job_letter(job: Job, done: Done) -> tuple[str, bytes, dict[str, str]]:
     """The letter of a job as it is stored: subject, payload, headers."""
     name = hashlib.blake2b(job.claim_key.encode(), digest_size=15).hexdigest()
     outcome = done.outcome
-    cls = outcome.kind if outcome is not None else (done.why or done.end)
+    cls: str = done.end
+    if outcome is not None:
+        cls = outcome.kind
+    elif done.end == "failed":
+        cls = done.why or done.end
     tries = job.tries_before + max(done.attempt, job.attempt) + 1
     headers = {
         "Seamark-Class": cls,

@@ -16,14 +16,16 @@ from datetime import UTC, datetime
 from typing import Final, Literal, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from engine.broker import wire
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job
-from engine.errors import ApiError
+from engine.errors import ApiError, StoreUnavailable
+from engine.jobs.claims import Claims, ClaimsUnavailable
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.replays import replayed
-from engine.letters.letter import Letter
+from engine.letters.letter import SUPPRESSED, THROTTLED, Letter
 from engine.letters.reading import Found
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, bulk_subject, event_subject, parse_stored_event
@@ -40,7 +42,7 @@ Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unr
 """What became of a letter.
 
 - `replayed`, `dropped`: as it was asked.
-- `sent`: its job was sent after the letter was written; `before`: it was replayed before. The letter is removed.
+- `sent`: its job was sent after the letter was written; `before`: it was gone on with before. The letter is removed.
 - `in_doubt`: its job may have been sent, so it stays until somebody says that it is to be replayed all the same.
 - `gone`: somebody else has removed it. `unreadable`: nobody can tell where it belongs; it stays.
 """
@@ -49,9 +51,10 @@ REMOVED: Final[frozenset[Fate]] = frozenset({"replayed", "sent", "before", "drop
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What `deliveries` knows of a job. `tries`: the number of the try that `state` is about."""
+    """What `deliveries` knows of a job. `tries`: the number of the try that `state` is about; 0: of what was planned."""
 
     state: str
+    reason: str
     tries: int
 
 
@@ -75,11 +78,12 @@ class Replays:
 
     Args:
         knows: what `deliveries` knows of jobs.
+        claims: of jobs.
         release: takes the claims of events off.
     """
 
-    def __init__(self, broker: Broker, knows: Knows, release: Release) -> None:
-        self._broker, self._knows, self._release = broker, knows, release
+    def __init__(self, broker: Broker, knows: Knows, claims: Claims, release: Release) -> None:
+        self._broker, self._knows, self._claims, self._release = broker, knows, claims, release
 
     async def replay(self, found: Found, *, in_doubt: bool) -> Fate:
         """Replay one letter.
@@ -105,7 +109,16 @@ class Replays:
             return "sent"
         if known is not None and known.tries > job.tries_before:
             return "before"
-        message = message_of(job)
+        if letter.cls == SUPPRESSED and (known is None or known.reason != THROTTLED):
+            # A planner that was overtaken wrote this letter down, and the one that followed has sent the job.
+            return "before"
+        try:
+            look = await self._claims.look(job.claim_key)
+        except ClaimsUnavailable as error:
+            raise StoreUnavailable("Redis does not answer, which knows what is being sent") from error
+        if look.claim is not None:
+            return "before"
+        message = message_of(replace(job, untried_at=datetime.fromtimestamp(look.now, UTC)))
         await self._broker.append(message.subject, message.payload, msg_id=f"replay/{job.claim_key}")
         return "replayed"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -128,17 +128,16 @@ class WorkerJournal:
         address = None if row is None else row["email" if channel == "email" else "phone"]
         if address is None or address_hash(channel, address)[:DIGEST_BYTES].hex() != outcome.target_digest:
             return
-        suppressed = await suppress_for(
-            self._directory,
-            job.tenant,
-            channel,
-            address,
-            outcome,
-            category=job.category,
-            message=job.key,
-            at=datetime.now(UTC),
-            report=job.claim_key,
-        )
+        told: dict[str, Any] = {
+            "category": job.category,
+            "message": job.key,
+            "at": datetime.now(UTC),
+            "report": job.claim_key,
+        }
+        try:
+            suppressed = await suppress_for(self._directory, job.tenant, channel, address, outcome, **told)
+        except ValueError:
+            return  # it is none, and nothing is sent to it anyway
         if suppressed:
             _log.info("address_suppressed", channel=channel, provider=outcome.provider, code=outcome.code)
 

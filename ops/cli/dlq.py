@@ -175,14 +175,19 @@ def replay(
         from functools import partial
 
         from engine.dispatch.claims import release
+        from engine.jobs.redisclaims import RedisClaims
         from engine.letters.replaying import Replays
         from projections.deliveries.ends import JobEnds
 
         ends = JobEnds(stores.pool, stores.broker, stores.partitions)
-        replays = Replays(stores.broker, ends, partial(release, stores.redis))
-        return await _each(
-            stores.broker, seqs, wanted, limit, per_second, lambda found: replays.replay(found, in_doubt=in_doubt)
-        )
+        claims = RedisClaims(stores.redis)
+        replays = Replays(stores.broker, ends, claims, partial(release, stores.redis))
+        try:
+            return await _each(
+                stores.broker, seqs, wanted, limit, per_second, lambda found: replays.replay(found, in_doubt=in_doubt)
+            )
+        finally:
+            await claims.close()
 
     _report(_run_with_stores(folder, run), as_json=as_json)
 
@@ -341,7 +346,7 @@ def _report(fates: Counter[Fate], *, as_json: bool) -> None:
         "replayed": "replayed",
         "dropped": "dropped",
         "sent": "removed: sent since the letter was written",
-        "before": "removed: replayed before",
+        "before": "removed: gone on with before",
         "in_doubt": "left: may have been sent, say --in-doubt to send them all the same",
         "gone": "gone before",
         "unreadable": "left: nobody can tell where they belong",

@@ -15,7 +15,7 @@ from engine.jobs.claims import Done, End
 from engine.letters.replaying import Known
 from engine.log.incarnations import epoch_of, stream_of
 from engine.postgres import Pool, asking
-from projections.folds.deliveries import ARRIVED, PLAN_RANK, try_of
+from projections.folds.deliveries import ARRIVED, try_of
 from projections.postgres.versions import live, read_place
 from projections.projection import DELIVERIES
 from seamark.protocol.subjects import RECEIPTS_STREAM, encode_token, encode_user, partition_of
@@ -39,13 +39,13 @@ class JobEnds:
         self._pool, self._broker, self._partitions = pool, broker, partitions
 
     async def known(self, job: Job) -> Known | None:
-        """The state of the job's delivery, and the number of the try it is about; None: no receipt of its channel is folded.
+        """The state of the job's delivery, and the number of the try it is about; None: nothing of its channel is folded.
 
         Raises:
             StoreUnavailable: it does not answer, or has not folded what was stored ten minutes ago.
         """
         row = await self._row(job)
-        return None if row is None else Known(row[0], row[2])
+        return None if row is None else Known(*row)
 
     async def ended(self, job: Job) -> Done | None:
         """How the job has ended in this life; None: it has not, as far as is known.
@@ -67,9 +67,9 @@ class JobEnds:
         await self._check_folded(partition_of(tenant, user, self._partitions))
         async with asking(self._pool) as connection:
             row = await connection.fetchrow(_ROW, job.tenant, job.user, job.id, job.channel, job.target)
-        if row is None or row["rank"] <= PLAN_RANK:
+        if row is None:
             return None
-        number = row["attempts"] if row["state"] in ARRIVED else try_of(row["rank"])
+        number = row["attempts"] if row["state"] in ARRIVED else try_of(max(0, row["rank"]))
         return row["state"], row["reason"], number
 
     async def _check_folded(self, partition: int) -> None:

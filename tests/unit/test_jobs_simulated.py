@@ -102,7 +102,7 @@ async def without_consequences(
 ) -> None:
     if fresh or not isinstance(claim, Done):
         return await right_follow(self, delivery, claim, look, fresh=fresh)
-    await self._store(receipts_of(delivery.job, claim, self._clock.now()))
+    await self._store(delivery.job, receipts_of(delivery.job, claim, self._clock.now()))
     return await self._ack(delivery)
 
 
@@ -131,12 +131,12 @@ async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | Non
         return False
     if look.claim != lease:
         return False
-    seconds = await self._desk.turn(delivery.job)
+    seconds = await self._desk.turn(delivery.job, decided)
     if seconds > 0:
         await self._put_back(delivery, seconds)
         return True
     if go.doubt is not None:
-        await self._store([doubt_receipt(delivery.job, go.doubt, self._clock.now())])
+        await self._store(delivery.job, [doubt_receipt(delivery.job, go.doubt, self._clock.now())])
     return await self._try(delivery, look, lease, decided)
 
 

@@ -42,9 +42,9 @@ _STATEMENTS = (
     """,
     """
     CREATE TABLE sweeps (
-        partition  integer PRIMARY KEY,
-        begun_at   timestamptz NOT NULL
+        name      text PRIMARY KEY,
+        begun_at  timestamptz NOT NULL
     )
     """,
-    "COMMENT ON TABLE sweeps IS 'when the open deliveries of a partition were last looked at: one worker does so each hour'",
+    "COMMENT ON TABLE sweeps IS 'when each sweep was last begun: one process of all does it, once an hour'",
 )
