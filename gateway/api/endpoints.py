@@ -52,6 +52,7 @@ from gateway.api.transactions import cancel_transaction
 from gateway.api.types import get_type, list_types, remove_type, replace_type
 from gateway.api.unsubscribe import unsubscribe, unsubscribe_page
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
+from gateway.api.webhook_replay import replay_webhook
 from gateway.api.webhooks import (
     get_webhook,
     list_webhooks,
@@ -122,6 +123,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     remove_webhook,
     rotate_webhook_secret,
     retire_webhook_secret,
+    replay_webhook,
     get_defaults,
     replace_defaults,
     remove_defaults,

@@ -10,7 +10,7 @@ from tests.support.chromium import Chromium
 from tests.support.gateways import gateway_on
 
 SECRETS = ("a" * 40,)
-BOX = "document.querySelector('input[value=\"category:email:news\"]')"
+BOX = "document.querySelector('input[type=checkbox][value=\"category:email:news\"]')"
 
 
 async def test_a_person_unsubscribes_and_chooses_without_scripts_on_a_phone(
