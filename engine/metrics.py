@@ -142,6 +142,18 @@ gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how
 planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
 """outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
 
+planner_letters = Counter(
+    "seamark_planner_letters",
+    "Dead letters of jobs that were not made: their tenant has too many waiting, or JOBS takes them never",
+    ("outcome",),
+)
+"""outcome: stored, full (DEAD-LETTERS had no room: only the receipt tells)."""
+
+jobs_subjects = Gauge(
+    "seamark_jobs_subjects",
+    "Schedules, and users with jobs waiting, in JOBS, as planners have seen it last; at most 1 000 000",
+)
+
 planner_lag = Gauge(
     "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
 )

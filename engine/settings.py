@@ -111,6 +111,8 @@ class Settings:
     """Where a trace can be looked at, with `{trace_id}` in it: `https://traces.example.com/trace/{trace_id}`."""
     dev_api_key: Secret | None = None
     """API key of the page of the `dev` profile."""
+    dev_outbox_url: str | None = None
+    """Where the outbox page of `seamark dev` is; the page of the `dev` profile has a link to it."""
 
     def nats(self, name: str) -> NatsSettings:
         """How this process connects to the broker, as `name` in the server's list of connections."""
@@ -226,6 +228,7 @@ _SCHEMES: Final = {
     "postgres_url": ("postgresql://", "postgres://"),
     "traces_endpoint": ("http://", "https://", "grpc://", "grpcs://"),
     "trace_url": ("http://", "https://"),
+    "dev_outbox_url": ("http://", "https://"),
     "public_url": ("http://", "https://"),
 }
 _RANGES: Final = {

@@ -13,12 +13,15 @@ from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
 from engine.cancels import Cancels
+from engine.channels.channel import Job
 from engine.channels.email.unsubscribe import Tokens
 from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
 from engine.errors import InvalidSetting
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.handling import Handler
 from engine.jobs.queue import JobsQueue
 from engine.jobs.redisclaims import RedisClaims
@@ -33,15 +36,19 @@ from engine.settings import Settings
 from engine.tasks import Tasks
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Links
-from engine.worker.desk import Desk
+from engine.worker.desk import Desk, Woken
+from engine.worker.digest import Digests
 from engine.worker.endpoints import Endpoints
+from engine.worker.escalation import WOKEN, Noticed
 from engine.worker.fallback import Fallback
+from engine.worker.folded import Folded
 from engine.worker.gates import Gates
 from engine.worker.journal import WorkerJournal
 from engine.worker.providers import Providers, read_providers
 from engine.worker.targets import Targets
 from engine.worker.texts import Texts
 from projections.deliveries.ends import JobEnds
+from projections.deliveries.noticed import NoticedTables
 from projections.deliveries.sweep import Sweep
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import encode_token, encode_user, partition_of
@@ -93,12 +100,20 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     links, references = _links(parts.settings)
     contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
+    tables, clock = NoticedTables(parts.pool), _Clock()
+    folded = Folded(parts.broker, tables, partitions)
+    noticed = Noticed(folded, tables, clock)
+    digests = Digests(folded, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
     tasks.begin(providers.watch(), "providers-watch")
     tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
     held.push_async_callback(tasks.end)
 
     def worker(channel: Channel) -> Worker:
-        desk = Desk(
+        async def digest(job: Job) -> Send | Hold | Over | Split:
+            return await digests.decide(job, desk.aim)
+
+        stages: dict[str, Woken] = {**dict.fromkeys(WOKEN, noticed.facts), DIGEST: digest}
+        desk: Desk = Desk(
             channel,
             functools.partial(providers.of, channel),
             gates,
@@ -109,10 +124,11 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
             targets,
             contexts,
             caps=caps,
+            stages=stages,
             fallback=fallback.wake if channel == "push" else None,
             noted=endpoints.note if channel == "webhook" else None,
         )
-        handler = Handler(claims, queue, journal, desk, POLICIES[channel], _Clock())
+        handler = Handler(claims, queue, journal, desk, POLICIES[channel], clock)
         return Worker(parts.broker, channel, handler, desk.open)
 
     return _together([worker(channel) for channel in channels])

@@ -29,7 +29,7 @@ from engine.broker.answers import (
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, Subscription, settle
-from engine.broker.refusals import WRONG_LAST_SEQUENCE
+from engine.broker.refusals import BATCH_INCOMPLETE, WRONG_LAST_SEQUENCE
 from engine.broker.settings import NatsSettings
 from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
@@ -52,9 +52,6 @@ __all__ = [
     "Subscription",
     "connect",
 ]
-
-BATCH_INCOMPLETE = 10176
-"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
 
 
 class After(NamedTuple):
@@ -246,6 +243,16 @@ class Broker(Connection):
         """What the leader of `stream` says of it, now."""
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
         return stream_state(stream, answer)
+
+    async def count(self, stream: str, filter_: str, *, timeout_seconds: float = 5.0) -> tuple[int, int]:
+        """How many messages, and how many subjects, of `stream` match a filter, by its leader.
+
+        It lists 100 000 subjects at most; of those beyond one message each is counted.
+        """
+        answer = await self.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter_}, timeout_seconds=timeout_seconds)
+        listed: dict[str, int] = answer["state"].get("subjects") or {}
+        beyond = max(0, answer.get("total", 0) - len(listed))
+        return sum(listed.values()) + beyond, len(listed) + beyond
 
     async def next_by_subject(
         self,

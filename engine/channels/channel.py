@@ -7,6 +7,7 @@ channel keeps no state of jobs, never tries again by itself, and raises nothing 
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -90,6 +91,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known: bool = True
 
 
+class Members(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The notifications that a digest has been made of: whatever is repeated of it has exactly these.
+
+    Args:
+        ids: newest first.
+        rendered_at: what was read before is not among them.
+        more: there were too many for one message; the others go with the next.
+    """
+
+    ids: tuple[str, ...]
+    rendered_at: datetime
+    more: bool = False
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What JOBS holds: one notification that goes to one user by one channel, to one target or to all that it has.
 
@@ -101,6 +116,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             claim of its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
+        put_backs: how often that happened in this attempt. Names of schedules have it, so that none has the name of the one that
+            handed the job out, and would be taken for a repetition of it.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
         first_at: when it was first to be sent: before, nobody has worked on it.
         untried_at: when it was last seen that nobody had begun this attempt.
@@ -110,6 +127,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         stored_at: when the log stored the record; none: it has none, as the job of a digest.
         requested: its event named the channel.
         transaction: what it belongs to, and is cancelled with; "": nothing.
+        digest: of a digest, its category and the end of its window: what the plans of its notifications say.
+        members: its notifications, once that is settled.
     """
 
     id: str
@@ -123,6 +142,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tries_before: int = 0
     attempt: int = 0
     again: bool = False
+    put_backs: int = 0
     semantics: Semantics = "at_least_once"
     first_at: datetime
     untried_at: datetime | None = None
@@ -135,6 +155,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stored_at: datetime | None = None
     requested: bool = False
     transaction: str = ""
+    digest: str = ""
+    members: Members | None = None
 
     @property
     def key(self) -> str:
@@ -148,6 +170,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def claim_key(self) -> str:
         """What its claim and its schedules are named by: the key, and which life of the job this is. Providers never see it."""
         return f"{self.key}/{self.tries_before}" if self.tries_before else self.key
+
+    @property
+    def message_key(self) -> str:
+        """The key of what is sent: a digest that was settled anew, as its claim was lost, is another message if it has others."""
+        if self.members is None:
+            return self.key
+        return f"{self.key}/{hashlib.sha256(msgspec.json.encode(self.members.ids)).hexdigest()[:16]}"
 
 
 def key_of(*parts: str) -> str:

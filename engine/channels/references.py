@@ -28,7 +28,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A try of a job.
 
     Args:
-        attempt: counted over all lives of the job, from 0.
+        attempt: as in the job, and the tries of its former lives.
         category: of the notification, which a wish to get no more holds for.
     """
 

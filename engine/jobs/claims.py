@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job, Members, Outcome
 from seamark.protocol.errors import SeamarkError
 
 CLAIM_KEPT_SECONDS: Final = 72 * 3600.0
@@ -51,12 +51,14 @@ class Leased(msgspec.Struct, frozen=True, tag="leased", omit_defaults=True):
         owner: random for each time that a message is handled.
         lost: how many leases of this job have run out: tries that `attempt` does not count.
         doubt: an earlier try may have been taken by the provider.
+        members: of a digest, what is in it: from the first try on, each has the same.
     """
 
     attempt: int
     owner: str
     lost: int = 0
     doubt: bool = False
+    members: Members | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True, tag="waiting", omit_defaults=True):
@@ -65,7 +67,7 @@ class Waiting(msgspec.Struct, frozen=True, tag="waiting", omit_defaults=True):
     Args:
         outcome: of the try before; none: there was no try, the lease was given back.
         tried_at: when the job was first tried.
-        lost, doubt: as `Leased` has them.
+        lost, doubt, members: as `Leased` has them.
     """
 
     attempt: int
@@ -74,6 +76,7 @@ class Waiting(msgspec.Struct, frozen=True, tag="waiting", omit_defaults=True):
     outcome: Outcome | None = None
     lost: int = 0
     doubt: bool = False
+    members: Members | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
@@ -84,12 +87,16 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         end: how.
         why: the reason, as receipts say it.
         outcome: of the try; none: it ended without one.
+        members: as `Leased` has them.
+        targets: of a digest that was split, what into.
     """
 
     attempt: int
     end: End
     why: str = ""
     outcome: Outcome | None = None
+    members: Members | None = None
+    targets: tuple[str, ...] = ()
 
 
 Claim = Leased | Waiting | Done

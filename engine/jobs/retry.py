@@ -149,14 +149,15 @@ def _waiting(
     over = tried_at + timedelta(seconds=policy.horizon_seconds)
     if due >= over or (job.expires_at is not None and due >= job.expires_at):
         return None
-    return Waiting(attempt, due, tried_at, outcome, lease.lost, lease.doubt or outcome.kind == "ambiguous")
+    doubt = lease.doubt or outcome.kind == "ambiguous"
+    return Waiting(attempt, due, tried_at, outcome, lease.lost, doubt, lease.members)
 
 
 def _done(job: Job, lease: Leased, outcome: Outcome, end: End) -> Done:
     if end != "sent" and (lease.doubt or outcome.kind == "ambiguous"):
         # An earlier try may have been taken: to say `failed` would be to know better.
         end = "ambiguous"
-    return Done(lease.attempt, end, outcome.code or outcome.kind, outcome)
+    return Done(lease.attempt, end, outcome.code or outcome.kind, outcome, lease.members)
 
 
 def in_milliseconds(moment: datetime) -> datetime:

@@ -67,6 +67,7 @@ def decide(channel: str, inputs: Inputs) -> Decision:
         or _switched_off(channel, inputs)
         or _noticed(channel, inputs)
         or _unreachable(channel, inputs)
+        or _crowded_out(channel, inputs)
         or _later(channel, inputs)
         or Decision("now", _reason(channel, inputs))
     )
@@ -163,6 +164,14 @@ def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
     if channel in TEMPLATED and channel not in inputs.templates and not plain:
         return _never("no_template")
     return None
+
+
+def _crowded_out(channel: str, inputs: Inputs) -> Decision | None:
+    """No more jobs for a tenant that has too many. What joins a digest is none: all of its window share one."""
+    if channel == INAPP or not inputs.throttled:
+        return None
+    later = _later(channel, inputs)
+    return None if later is not None and later.when.startswith(("digest:", "never")) else _never("throttled")
 
 
 def _reason(channel: str, inputs: Inputs) -> str:

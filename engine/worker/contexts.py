@@ -15,6 +15,7 @@ from engine.channels.references import References
 from engine.directory.rules import TenantRules
 from engine.errors import StoreUnavailable
 from engine.plan.profile import SCOPE_ALL, Profile
+from engine.worker.digest_templates import DIGEST_TEMPLATES
 from engine.worker.texts import Texts
 
 _log = structlog.get_logger("seamark.worker")
@@ -89,6 +90,8 @@ class Contexts:
         template = None
         if job.channel in rules.templates_of(job.type):
             template = await self._texts.find(job.tenant, rules.version, job.channel, job.type, locale)
+        if template is None and job.digest:
+            template = DIGEST_TEMPLATES.get(job.channel)
         return Context(
             template=template,
             locale=locale,

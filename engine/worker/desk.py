@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -23,7 +23,8 @@ from engine.controls.view import Verdict
 from engine.controls.watching import WatchedControls
 from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.claims import End
-from engine.jobs.handling import Hold, Over, Send, Split
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
 from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
 from engine.plan.decide import decide, wakes
@@ -52,6 +53,9 @@ with many jobs does not have all of them written anew each second."""
 
 WAIT_SECONDS_MAX: Final = 15.0
 """How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
+
+OVERTIME_SECONDS: Final = 2.0
+"""How long after its deadline a send is still waited for: one that ends by itself says more than that it was given up."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -90,7 +94,7 @@ class Desk:
     Args:
         providers: of the channel, as they are configured at the moment.
         caps: how many messages users may get; none: as many as there are.
-        stages: what is asked first about woken jobs, by their stage.
+        stages: what is asked first about woken jobs, by their stage; about a digest always `DIGEST`.
         fallback: what is done where a user has no token any more.
         noted: told of each try at a webhook's endpoint.
     """
@@ -157,10 +161,12 @@ class Desk:
         verdict = controls.verdict(job.tenant, job.channel, None, job.category or None, job.user)
         if verdict.effect == "hold":
             return _hold(HELD_SECONDS, f"killed:{verdict.switch}")
-        return Over("suppressed", f"killed:{verdict.switch}") if verdict.effect == "drop" else None
+        if verdict.effect != "drop" or (job.digest and job.members is None):
+            return None  # a digest's notifications are looked up first, so that each of them ends
+        return Over("suppressed", f"killed:{verdict.switch}")
 
     async def _decided(self, job: Job) -> Send | Hold | Over | Split:
-        woken = self._stages.get(job.stage)
+        woken = self._stages.get(DIGEST if job.digest else job.stage)
         facts = await woken(job) if woken is not None else Facts(stored_at=_stored_at(job))
         if not isinstance(facts, Facts):
             return facts
@@ -259,13 +265,14 @@ class Desk:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
                 continue
-            seconds = await self._gates.of(provider, aim.target.key).enter()
+            gate = self._gates.of(provider, aim.target.key)
+            seconds = await gate.enter()
             if seconds >= 0:
                 aim.chosen = provider
                 await asyncio.sleep(seconds)
-                # An operator may have set something meanwhile, or the controls be old by now.
+                # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
-                return HELD_SECONDS if stopped else 0.0
+                return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
             waits.append(-seconds)
         return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
@@ -285,8 +292,11 @@ class Desk:
 
     async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
         target, began, at = _aim(send).target, time.monotonic(), datetime.now(UTC)
-        outcome: Outcome = await provider.channel.send(
-            send.rendered, target.of_channel, key=job.key, deadline_seconds=deadline_seconds
+        outcome = await _in_time(
+            provider.channel.send(
+                send.rendered, target.of_channel, key=job.message_key, deadline_seconds=deadline_seconds
+            ),
+            deadline_seconds,
         )
         invalid_at = outcome.target_invalid_at or (at if outcome.kind == "target_invalid" else None)
         outcome = replace(
@@ -316,6 +326,24 @@ class Desk:
         """How much longer than usual a retry after this outcome waits."""
         found = [one for one in self._providers() if one.name == outcome.provider]
         return self._gates.of(found[0]).slower() if found else 1.0
+
+
+async def _in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float) -> Outcome:
+    """What a send has come to. One that does not keep its deadline is not waited for: its job would be held for ever.
+
+    It should not happen, and did: below Python 3.12 `asyncio.wait_for`, which libraries use, may lose the cancellation by which
+    deadlines end what they wait for.
+    """
+    task = asyncio.create_task(sending, name="send")
+    try:
+        await asyncio.wait({task}, timeout=deadline_seconds + OVERTIME_SECONDS)
+    finally:
+        if not task.done():
+            task.cancel()
+    if task.done():
+        return task.result()
+    _log.error("send_beyond_deadline", seconds=deadline_seconds)
+    return Outcome(kind="ambiguous", code="overtime")
 
 
 def _aim(send: Send) -> Aim:

@@ -13,7 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from engine.channels.channel import Job
-from engine.jobs.handling import Queue
+from engine.jobs.desk import Queue
 from engine.plan.rules import TypeRule
 from engine.worker.contexts import Rules
 

@@ -24,7 +24,7 @@ from engine.directory.contacts import Addressed, address_hash
 from engine.directory.push_tokens import move_token, retire_token
 from engine.errors import BrokerError
 from engine.jobs.claims import Done
-from engine.jobs.handling import NotNow
+from engine.jobs.desk import NotNow
 from engine.letters.letter import deserves_letter
 from engine.letters.writing import store_job_letter
 from engine.log.stalls import Stall

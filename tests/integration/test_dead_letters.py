@@ -25,7 +25,8 @@ from engine.directory.users import ensure_user
 from engine.directory.webhooks import EndpointSettings, NewEndpoint, create_endpoint, replace_endpoint
 from engine.dispatch.claims import claim_key, release
 from engine.jobs.claims import Done, Waiting
-from engine.jobs.handling import Handler, Hold, Over, Send, Split
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.handling import Handler
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.queue import JobsQueue
 from engine.jobs.receipts import receipts_of

@@ -15,7 +15,8 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
 from engine.jobs.claims import Done
-from engine.jobs.handling import Handler, Hold, Over, Send, Split
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.handling import Handler
 from engine.jobs.life import DELIVERIES_MAX
 from engine.jobs.messages import job_consumer, message_of
 from engine.jobs.queue import JobsQueue

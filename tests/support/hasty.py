@@ -7,8 +7,8 @@ from engine.jobs import handling, life, queue, worker
 from engine.jobs.retry import POLICIES, RetryPolicy
 
 SEND_SECONDS: Final = 2.0
-LEASE_SECONDS: Final = 4.0
-ACK_WAIT_SECONDS: Final = 5.0
+LEASE_SECONDS: Final = 5.0
+ACK_WAIT_SECONDS: Final = 6.0
 """As `ack_wait` of the topology that it runs on: longer than a lease, as in earnest."""
 
 PAUSE_SECONDS: Final = 0.3

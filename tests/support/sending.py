@@ -102,7 +102,7 @@ class Simulated:
             "webhook": {"authority_file": "hooks.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
         }
         for table in (tables["push"], tables["email"]["providers"], tables["sms"]["providers"]):
-            for name, entry in table.items():  # type: ignore[attr-defined]
+            for name, entry in table.items():
                 entry.update({"per_second": self.per_second[name]} if name in self.per_second else {})
         self.file.write_text("\n".join(f"{name} = {toml(table)}" for name, table in tables.items()))
 

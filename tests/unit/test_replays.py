@@ -102,6 +102,8 @@ def test_a_job_stands_for_its_delivery_whatever_its_target_and_a_digest_for_all_
     assert lost_among(everything, [msgspec.structs.replace(JOB, target="phone")]) == [tv, other, member]
     digest = msgspec.structs.replace(JOB, id="digest/orders/2026-11-29T18:00:00+00:00", stage="digest")
     assert lost_among(everything, [digest]) == [split, phone, tv, other]
+    part = opened(id="n3", device="phone", state="queued", plan_at=None, plan_when="")
+    assert lost_among([part], [digest]) == [], "it was split"
 
 
 def test_what_is_lost_ends_with_the_number_of_the_try_that_it_waited_for_and_can_be_replayed_from_its_record() -> None:

@@ -120,7 +120,7 @@ class EmailChannel:
             raise Unsendable(Outcome(kind="permanent", code="template")) from error
         address = ascii_address(sender.address)
         mail = Mail(
-            message_id=message_id(job.key, sender.domain),
+            message_id=message_id(job.message_key, sender.domain),
             date=job.first_at,
             sender=address,
             sender_name=sender.name,
