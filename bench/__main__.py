@@ -9,6 +9,7 @@ import typer
 import uvloop
 
 from bench import campaign as campaign_bench
+from bench import channels as channels_bench
 from bench import dispatch as dispatch_bench
 from bench import fanout as fanout_bench
 from bench import idle as idle_bench
@@ -87,6 +88,15 @@ def campaign(
         users, seconds = 2_000, 1.0
     work = campaign_bench.run(users=users, seconds=seconds, data=data, sync=sync, hurry=quick)
     measure("campaign", work, data, quick=quick)
+
+
+@app.command()
+def channels(jobs: int = 10_000, users: int = 500, data: Data = None, sync: Sync = None, quick: Quick = False) -> None:
+    """How many jobs a second a worker sends by each channel, against the channel alone."""
+    if quick:
+        jobs, users = 200, 20
+    work = channels_bench.run(jobs=jobs, users=users, data=data, sync=sync, hurry=quick)
+    measure("channels", work, data, quick=quick)
 
 
 @app.command()

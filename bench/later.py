@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bench.load import Copies, broker_limit, commit_all, event
+from bench.load import PARTITIONS, TENANT, Copies, broker_limit, commit_all, event
 from bench.machine import cpu_seconds
 from bench.report import per_unit, progress
-from bench.stack import PARTITIONS, TENANT, stack
+from bench.stack import stack
 from chaos.load import drained
 from engine.broker.jetstream import Outgoing
 

@@ -111,6 +111,10 @@ LATER_SUBJECTS_MAX = 2_000_000
 """Times (and tenants) that events in LATER may wait for. Each is a subject, and mostly a schedule, in the memory of the broker:
 some 500 bytes. Without a bound, one event for each tenth of a second would be a cheap way to fill it."""
 
+JOBS_SUBJECTS_MAX = 1_000_000
+"""Schedules, and users that have jobs waiting, in JOBS. Each is a subject in the memory of the broker, some 500 bytes, which
+wakes what is due under the lock of the stream."""
+
 CLAIMS_OWED_MAX = 100_000
 """Claims missed while Redis was away, written afterwards; beyond it they are counted as lost."""
 

@@ -51,6 +51,9 @@ dead_letters_trimmed = Counter(
     "seamark_dispatcher_dead_letters_trimmed",
     "Times that age may have removed events before their dead letters were stored",
 )
+jobs_lost = Counter(
+    "seamark_jobs_lost", "Deliveries that were open, and of which JOBS held neither a job nor a schedule", ("channel",)
+)
 append_retries = Counter(
     "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
 )
@@ -134,8 +137,56 @@ gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how
 planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
 """outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
 
+planner_letters = Counter(
+    "seamark_planner_letters",
+    "Dead letters of jobs that were not made: their tenant has too many waiting, or JOBS takes them never",
+    ("outcome",),
+)
+"""outcome: stored, full (DEAD-LETTERS had no room: only the receipt tells)."""
+
+jobs_subjects = Gauge(
+    "seamark_jobs_subjects",
+    "Schedules, and users with jobs waiting, in JOBS, as planners have seen it last; at most 1 000 000",
+)
+
 planner_lag = Gauge(
     "seamark_planner_lag_seconds", "Age of the oldest record that waits to be planned; 0 when none waits", ("stream",)
+)
+
+worker_attempts = Counter(
+    "seamark_worker_attempts", "Tries of workers, by what came of them", ("channel", "provider", "kind")
+)
+"""kind: as `engine.channels.channel.OutcomeKind` has them. A provider is named as in the providers' file."""
+
+worker_unknown_codes = Counter(
+    "seamark_worker_unknown_codes", "Answers of providers that the tables do not name", ("channel", "provider")
+)
+worker_alarms = Counter(
+    "seamark_worker_alarms", "Answers that a person has to look at, though nothing is stopped", ("channel", "provider")
+)
+worker_decisions = Counter("seamark_worker_decisions", "What workers decided about jobs", ("channel", "decision"))
+"""decision: send, hold, over, split."""
+
+worker_breaker_open = Gauge(
+    "seamark_worker_breaker_open", "1 while this process sends nothing to a provider", ("provider",)
+)
+worker_limits_unknown = Counter(
+    "seamark_worker_limits_unknown", "Slots taken without asking, as Redis was away", ("provider",)
+)
+worker_send_seconds = Histogram(
+    "seamark_worker_send_seconds",
+    "How long providers take to answer",
+    ("channel",),
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+worker_delay_seconds = Histogram(
+    "seamark_worker_delay_seconds",
+    "From the moment a job was first to be sent until its provider took it",
+    ("channel",),
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+)
+worker_providers_stale = Gauge(
+    "seamark_worker_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
 )
 
 projection_lag = Gauge(

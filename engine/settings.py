@@ -78,6 +78,10 @@ class Settings:
     unsubscribe_secrets: Secret | None = None
     """Secrets of the links in mails by which people unsubscribe, separated by blanks: the first makes them, all are good. One
     that is taken away ends its links."""
+    providers: str | None = None
+    """Path of the file that says who sends pushes, mails, texts and webhooks. Workers need it."""
+    public_url: str | None = None
+    """Where people reach the gateway, as `https://notify.example.com`: links in mails lead there. Unset: mails have none."""
     origins: tuple[str, ...] = ()
     """Web origins that may open sessions, exactly as browsers send them, separated by commas."""
     gateway_host: str = "127.0.0.1"
@@ -107,6 +111,8 @@ class Settings:
     """Where a trace can be looked at, with `{trace_id}` in it: `https://traces.example.com/trace/{trace_id}`."""
     dev_api_key: Secret | None = None
     """API key of the page of the `dev` profile."""
+    dev_outbox_url: str | None = None
+    """Where the outbox page of `seamark dev` is; the page of the `dev` profile has a link to it."""
 
     def nats(self, name: str) -> NatsSettings:
         """How this process connects to the broker, as `name` in the server's list of connections."""
@@ -222,6 +228,8 @@ _SCHEMES: Final = {
     "postgres_url": ("postgresql://", "postgres://"),
     "traces_endpoint": ("http://", "https://", "grpc://", "grpcs://"),
     "trace_url": ("http://", "https://"),
+    "dev_outbox_url": ("http://", "https://"),
+    "public_url": ("http://", "https://"),
 }
 _RANGES: Final = {
     "partitions": (1, PARTITIONS_MAX),

@@ -15,6 +15,7 @@ from engine.channels.email.unsubscribe import Tokens
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.letters.replaying import Replays
 from engine.profiles.cache import ProfileCache
 from engine.tasks import Tasks
 from gateway.access.api_keys import ApiKeys
@@ -77,6 +78,7 @@ class Context:
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: Tasks = field(default_factory=Tasks)
     trace_url: str | None = None
+    replays: Replays | None = None
     draining: bool = False
 
     def partition(self, tenant: str, user: str) -> Partition:

@@ -41,6 +41,7 @@ class GatewayOptions:
         host: address to listen on.
         dev: serve the page and allow its own origin.
         dev_api_key: key of the page; None: it has no forms for what services do.
+        dev_outbox_url: what the page links to as the outbox; None: it has no such link.
         sessions_per_user: bound of one user's sessions in this process.
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.
@@ -64,6 +65,7 @@ class GatewayOptions:
     host: str = "127.0.0.1"
     dev: bool = False
     dev_api_key: str | None = None
+    dev_outbox_url: str | None = None
     dev_tenant: str = "default"
     sessions_per_user: int = SESSIONS_PER_USER
     sessions_at_most: int = SESSIONS_PER_PROCESS

@@ -21,7 +21,10 @@ from engine.channels.email.unsubscribe import Tokens
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.dispatch.claims import release
 from engine.errors import InvalidSetting, TopologyError
+from engine.jobs.redisclaims import RedisClaims
+from engine.letters.replaying import Replays
 from engine.log.incarnations import epoch_of, read_partitions, stream_of
 from engine.postgres import lazy_pool
 from engine.profiles.cache import ProfileCache
@@ -67,6 +70,7 @@ from gateway.session.registry import Sessions
 from gateway.session.state_records import StateRecords
 from gateway.session.wheel import Wheel
 from gateway.stores.tables import Tables, open_tables
+from projections.deliveries.ends import JobEnds
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import log_stream
 
@@ -177,6 +181,7 @@ class _Stores(NamedTuple):
     profiles: ProfileCache | None = None
     rules: Rules | None = None
     api_keys: ApiKeys | None = None
+    replays: Replays | None = None
 
 
 async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held: AsyncExitStack) -> _Stores:
@@ -202,6 +207,10 @@ async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held
             held.push_async_callback(profiles.close)
         held.push_async_callback(rules.close)
         rules.start()
+        if found.redis is not None:
+            ends, claims = JobEnds(pool, broker, partitions), RedisClaims(found.redis)
+            held.push_async_callback(claims.close)
+            found = found._replace(replays=Replays(broker, ends, claims, partial(release, found.redis)))
         found = found._replace(tables=tables, api_keys=api_keys, directory=directory, profiles=profiles, rules=rules)
     return found
 
@@ -237,6 +246,7 @@ async def _context(
             times=options.times,
             tables=stores.tables,
             directory=stores.directory,
+            replays=stores.replays,
             profiles=stores.profiles,
             rules=stores.rules,
             api_keys=stores.api_keys,

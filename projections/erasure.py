@@ -1,4 +1,4 @@
-"""Erasing users who were deleted: logs, receipts, rows and counts, until nothing is left and nothing from before can arrive.
+"""Erasing users who were deleted: streams, rows and counts, until nothing is left and nothing from before can arrive.
 
 A deletion is a row of `deletions`, and one projector at a time makes passes over the users that are due. Each pass takes away all
 that is there. It is made again because much may be on its way: an event that was accepted before the deletion and is dispatched
@@ -29,8 +29,10 @@ from engine.log.marks import decode_mark
 from engine.postgres import AWAY, Connection, Pool, asking, holding, transaction
 from projections.unread.store import asked, key_prefix, read_version
 from seamark.protocol.subjects import (
+    DEAD_LETTERS_STREAM,
     RECEIPTS_STREAM,
     encode_token,
+    job_letter_subject,
     live_subject,
     log_stream,
     log_subject,
@@ -218,6 +220,7 @@ class Eraser:
             found = {
                 log_stream(p): await self._purge(log_stream(p), log_subject(p, tenant, user)),
                 RECEIPTS_STREAM: await self._purge(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
+                DEAD_LETTERS_STREAM: await self._purge(DEAD_LETTERS_STREAM, job_letter_subject(tenant, user, "*", "*")),
             }
             found["directory"] = await forget_user(connection, tenant, user)
             found["campaigns"] = int((await connection.execute(_UNNAME, tenant, user)).rpartition(" ")[2])
@@ -234,6 +237,7 @@ class Eraser:
         found = {
             log_stream(p): await self._messages(log_stream(p), log_subject(p, tenant, user)),
             RECEIPTS_STREAM: await self._messages(RECEIPTS_STREAM, receipt_subject(p, tenant, user)),
+            DEAD_LETTERS_STREAM: await self._messages(DEAD_LETTERS_STREAM, job_letter_subject(tenant, user, "*", "*")),
             "Redis": await asked(self._redis.exists(*await self._keys(tenant, user))),
         }
         async with asking(self._pool, SWEEP_SECONDS) as connection:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
 
 from engine.postgres import QUERY_SECONDS, Pool, one_view
 from projections.folds.changes import NO_RECORD
-from projections.folds.deliveries import PLAN_RANK
+from projections.folds.deliveries import PLAN_RANK, names_in
 from projections.postgres.versions import live
+from projections.tries import FindTold, Told
 from seamark.protocol.records import Record, decode_record
 from seamark.protocol.subjects import RECEIPTS_STREAM
 
@@ -22,6 +23,9 @@ USERS_MAX: Final = 20
 
 RANGES_MAX: Final = 200
 """Receipts of gateways shown of one notification: more devices than a user has."""
+
+CLOCKS: Final = timedelta(minutes=1)
+"""Streams have the clocks of their leaders: a receipt may seem to be older than its record."""
 
 _NOTIFICATIONS: Final = f"""
 SELECT * FROM inbox
@@ -49,6 +53,14 @@ ORDER BY c.stream, c.partition
 """
 
 
+class Name(msgspec.Struct, frozen=True):
+    """What a provider calls a message that it took, at this try."""
+
+    attempt: int
+    provider: str
+    id: str
+
+
 class Fact(msgspec.Struct, omit_defaults=True):
     """One thing that is known.
 
@@ -56,6 +68,9 @@ class Fact(msgspec.Struct, omit_defaults=True):
         fact: emitted, stored, planned, dispatched, sent, delivered, acknowledged, read, …
         at: when; None where the time is not known.
         where: `<stream> <epoch>.<seq>` of what proves it, or the receipts that do.
+        attempts, reason: of a channel, the number of the try, and why it is in this state.
+        provider: who has tried it last. names: of each try that a provider took, what that one calls the message.
+        segments: of an SMS, how many the price is for.
     """
 
     fact: str
@@ -64,6 +79,11 @@ class Fact(msgspec.Struct, omit_defaults=True):
     channel: str | None = None
     device: str | None = None
     detail: str | None = None
+    attempts: int = 0
+    reason: str | None = None
+    provider: str | None = None
+    names: list[Name] = []
+    segments: int = 0
 
 
 class Proof(msgspec.Struct):
@@ -105,7 +125,13 @@ class Proofs:
         self._pool = pool
 
     async def of(
-        self, tenant: str, id: str, user: str | None = None, *, find_event: FindEvent | None = None
+        self,
+        tenant: str,
+        id: str,
+        user: str | None = None,
+        *,
+        find_event: FindEvent | None = None,
+        find_told: FindTold | None = None,
     ) -> list[Proof]:
         """What is known of the notification `id`, for one user or the first few; empty when nothing is.
 
@@ -125,7 +151,11 @@ class Proofs:
         stored = None
         if find_event is not None and rows and rows[0]["event_seq"] is not None:
             stored = await find_event(rows[0]["event_epoch"], rows[0]["event_seq"])
-        return [prove(row, ranges, facts, folded, stored) for row, ranges, facts in found]
+        proofs = []
+        for row, ranges, facts in found:
+            told = await find_told(tenant, row["user_id"], id, row["stored_at"] - CLOCKS) if find_told and facts else []
+            proofs.append(prove(row, ranges, facts, folded, stored, told))
+        return proofs
 
 
 def prove(
@@ -134,15 +164,21 @@ def prove(
     receipts: list[asyncpg.Record],
     folded: list[asyncpg.Record],
     stored: StoredEvent | None,
+    told: Sequence[Told] = (),
 ) -> Proof:
-    """Put the facts of one notification in order, and name the gaps. `stored`: where its event is and since when, if known."""
+    """Put the facts of one notification in order, and name the gaps.
+
+    Args:
+        stored: where its event is and since when, if known.
+        told: each receipt of a channel, as far as they were found.
+    """
     record = _record(row)
     present = any(one["epoch"] == row["epoch"] for one in folded)
     facts = (
         _of_the_log(row, record, stored)
         # A range covers what devices were sent as a position only, too: of a record that was withheld it proves nothing.
         + _of_gateways(ranges if row["withheld"] is None else [])
-        + _of_channels(receipts)
+        + _of_channels(receipts, told)
         + _of_the_user(row, present)
     )
     facts.sort(key=_order)
@@ -203,7 +239,45 @@ def _of_gateways(ranges: list[asyncpg.Record]) -> list[Fact]:
     return list(first.values())
 
 
-def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
+def _of_channels(receipts: list[asyncpg.Record], told: Sequence[Told]) -> list[Fact]:
+    """What channels say: each receipt, and of those that are not at hand what the table has kept.
+
+    What was stored twice, as somebody died in between, says the same: the first is the fact.
+    """
+    first: dict[tuple[Any, ...], Fact] = {}
+    for one in map(_of_receipt, told):
+        first.setdefault((one.fact, one.attempts, one.reason, one.channel, one.device), one)
+    facts = list(first.values())
+    at_hand = {(fact.fact, fact.channel, fact.device) for fact in facts}
+    return facts + [one for one in _of_table(receipts) if (one.fact, one.channel, one.device) not in at_hand]
+
+
+def _of_receipt(one: Told) -> Fact:
+    receipt = one.receipt
+    names = [Name(receipt.attempt, receipt.provider or "", receipt.provider_id)] if receipt.provider_id else []
+    return Fact(
+        receipt.state,
+        receipt.at,
+        one.where,
+        receipt.channel,
+        receipt.device or None,
+        _in_words(receipt.attempt, receipt.provider or "", receipt.reason or "", names, receipt.segments),
+        attempts=receipt.attempt,
+        reason=receipt.reason,
+        provider=receipt.provider,
+        names=names,
+        segments=receipt.segments,
+    )
+
+
+def _in_words(attempt: int, provider: str, reason: str, names: Sequence[Name], segments: int) -> str | None:
+    words = [f"attempt {attempt}" if attempt else "", provider, reason]
+    words += [f"{name.provider or 'the provider'} calls it {name.id} (attempt {name.attempt})" for name in names]
+    words += [f"{segments} segments" if segments else ""]
+    return ", ".join(word for word in words if word) or None
+
+
+def _of_table(receipts: list[asyncpg.Record]) -> list[Fact]:
     facts = []
     for one in receipts:
         if one["plan_at"] is not None:
@@ -212,15 +286,17 @@ def _of_channels(receipts: list[asyncpg.Record]) -> list[Fact]:
             facts.append(Fact("planned", one["plan_at"], place, one["channel"], detail=plan))
         if one["rank"] <= PLAN_RANK:
             continue
-        words = [f"attempt {one['attempts']}" if one["attempts"] else "", one["provider"], one["reason"]]
-        detail = ", ".join(word for word in words if word) or None
+        names = [Name(int(number), provider, id) for number, provider, id in names_in(one["provider_ids"])]
+        detail = _in_words(one["attempts"], one["provider"], one["reason"], names, one["segments"])
         where, device = "receipt", one["device"] or None
         facts += [
             Fact(state, one[f"{state}_at"], where, one["channel"], device)
             for state in ("sent", "delivered", "acknowledged", "seen", "read")
             if one[f"{state}_at"] is not None and state != one["state"]
         ]
-        facts.append(Fact(one["state"], one["at"], where, one["channel"], device, detail))
+        told = {"reason": one["reason"] or None, "provider": one["provider"] or None, "segments": one["segments"]}
+        counted = {"attempts": one["attempts"], "names": names}
+        facts.append(Fact(one["state"], one["at"], where, one["channel"], device, detail, **told, **counted))
     return facts
 
 

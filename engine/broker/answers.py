@@ -18,6 +18,9 @@ from engine.errors import ApiError, Unanswered
 EPOCH_KEY = "seamark.epoch"
 PARTITIONS_KEY = "seamark.partitions"
 
+WATERMARK_KEY = "seamark.watermark_bytes"
+"""Of a stream with schedules: how much it may hold. It has no `max_bytes`, for it would drop what is oldest."""
+
 
 class PubAck(NamedTuple):
     """The broker's word that a message is stored; for a batch `seq` is that of its last message."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,7 +29,7 @@ from engine.broker.answers import (
 )
 from engine.broker.batch import Outgoing, encode_batch, settle_batch
 from engine.broker.connection import Connection, Delivery, Subscription, settle
-from engine.broker.refusals import WRONG_LAST_SEQUENCE
+from engine.broker.refusals import BATCH_INCOMPLETE, WRONG_LAST_SEQUENCE
 from engine.broker.settings import NatsSettings
 from engine.broker.writes import Writes, stream_of_subject
 from engine.errors import ApiError, BrokerError, OtherIncarnation, Unanswered, Unavailable
@@ -51,9 +52,6 @@ __all__ = [
     "Subscription",
     "connect",
 ]
-
-BATCH_INCOMPLETE = 10176
-"""A server that cannot put a batch aside, as its disk is full, says so although the batch came whole."""
 
 
 class After(NamedTuple):
@@ -246,6 +244,16 @@ class Broker(Connection):
         answer = await self.api(f"STREAM.INFO.{stream}", timeout_seconds=timeout_seconds)
         return stream_state(stream, answer)
 
+    async def count(self, stream: str, filter_: str, *, timeout_seconds: float = 5.0) -> tuple[int, int]:
+        """How many messages, and how many subjects, of `stream` match a filter, by its leader.
+
+        It lists 100 000 subjects at most; of those beyond one message each is counted.
+        """
+        answer = await self.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter_}, timeout_seconds=timeout_seconds)
+        listed: dict[str, int] = answer["state"].get("subjects") or {}
+        beyond = max(0, answer.get("total", 0) - len(listed))
+        return sum(listed.values()) + beyond, len(listed) + beyond
+
     async def next_by_subject(
         self,
         stream: str,
@@ -254,10 +262,12 @@ class Broker(Connection):
         *,
         batch: int = PAGE_RECORDS,
         max_bytes: int = 1 << 20,
+        since: datetime | None = None,
         timeout_seconds: float = 2.0,
     ) -> Page:
-        """Messages of `subject` from `seq` on, by Direct Get from any replica: it may lag (ADR-31)."""
-        body = {"next_by_subj": subject, "seq": max(1, seq), "batch": batch, "max_bytes": max_bytes}
+        """Messages of `subject` from `seq` on, or stored since then, by Direct Get from any replica: it may lag (ADR-31)."""
+        begin = {"seq": max(1, seq)} if since is None else {"start_time": since.isoformat()}
+        body = {"next_by_subj": subject, **begin, "batch": batch, "max_bytes": max_bytes}
         messages, end = await self._direct(stream, body, timeout_seconds)
         pending = int(wire.last_header(end, b"Nats-Num-Pending") or b"0") if wire.status(end) == 204 else 0
         return Page([direct_stored(message) for message in messages], pending > 0)

@@ -6,11 +6,18 @@ from typing import Final
 
 from engine.errors import ApiError
 
+BATCH_INCOMPLETE: Final = 10176
+"""One message of a batch, not the first, is refused, and the server does not say why. One that cannot put a batch aside, as its
+disk is full, says so of any."""
+
 STREAM_MISSING: Final = 10059
 TOO_LARGE: Final = 10054
 """The message is above `max_msg_size` or `max_payload`, headers included: sent again, it is as large as before."""
 
 WRONG_LAST_SEQUENCE: Final = 10071
+
+_SERVER_TROUBLE: Final = 500
+"""From this code on the broker speaks of its own state, below of what was asked."""
 
 _OVERTAKEN: Final = frozenset({WRONG_LAST_SEQUENCE, 10164})
 """The last message is another one; or the server is about to store another one, and says so before it has."""
@@ -22,6 +29,17 @@ _FULL: Final = frozenset({10077, 10023, 10028, 10047})
 def is_missing(error: BaseException) -> bool:
     """Whether the server says that the stream does not exist."""
     return isinstance(error, ApiError) and error.err_code == STREAM_MISSING
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the server takes these very messages never: nothing else, as room or what others write, could change that."""
+    passes = _OVERTAKEN | _FULL | {STREAM_MISSING, BATCH_INCOMPLETE}
+    return isinstance(error, ApiError) and error.code < _SERVER_TROUBLE and error.err_code not in passes
+
+
+def is_incomplete(error: BaseException) -> bool:
+    """Whether the server says no more than that it has not taken all of a batch."""
+    return isinstance(error, ApiError) and error.err_code == BATCH_INCOMPLETE
 
 
 def is_full(error: BaseException) -> bool:

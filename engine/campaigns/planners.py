@@ -9,11 +9,13 @@ from engine.campaigns.states import Dispatched, Position, dispatched
 from engine.log.incarnations import stream_of
 from engine.log.writer import read_mark
 from engine.planner.position import marked
+from engine.planner.shares import most
 from seamark.protocol.cursor import parse_cursor
 from seamark.protocol.subjects import JOBS_STREAM, log_stream
 
-JOBS_BYTES_MAX: Final = 1 << 30
-"""Jobs that wait, above which pagers begin no page: some million. Events that are for single users still get theirs stored."""
+JOBS_SHARE: Final = 0.25
+"""Of what JOBS may hold: above it pagers begin no page. Events that are for single users still get their jobs, and no campaign
+brings its tenant above its share."""
 
 
 class JobsPlanners:
@@ -24,7 +26,8 @@ class JobsPlanners:
 
     async def has_room(self) -> bool:
         """Whether few enough jobs wait for more to be begun."""
-        return (await stream_of(self._broker, JOBS_STREAM)).bytes < JOBS_BYTES_MAX
+        jobs = await stream_of(self._broker, JOBS_STREAM)
+        return jobs.bytes < JOBS_SHARE * most(jobs).bytes
 
     async def passed(self, heads: dict[str, str]) -> bool:
         """Whether every planner has passed these. What a log has lost in a restore is waited for by nobody."""

@@ -7,6 +7,7 @@ channel keeps no state of jobs, never tries again by itself, and raises nothing 
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -68,6 +69,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         environment: of APNs, where the token is one, when that is not the environment it was stored with: it is to be
             stored anew.
         segments: of an SMS, how many the price is for.
+        target_digest: what tells whether an address or token is the one that was tried; nobody can be reached by it.
         known: whether the code is one that the tables name; others are shown to operators.
     """
 
@@ -85,7 +87,22 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     alarm: bool = False
     environment: Literal["", "production", "sandbox"] = ""
     segments: int = 0
+    target_digest: str = ""
     known: bool = True
+
+
+class Members(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The notifications that a digest has been made of: whatever is repeated of it has exactly these.
+
+    Args:
+        ids: newest first.
+        rendered_at: what was read before is not among them.
+        more: there were too many for one message; the others go with the next.
+    """
+
+    ids: tuple[str, ...]
+    rendered_at: datetime
+    more: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,14 +112,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: the notification's.
         target: which of the user's tokens, addresses or endpoints; "": not known yet, see `engine.jobs`.
         stage: what woke it, as `engine.plan.decisions.Stage` has it.
+        tries_before: how many tries it had before it was replayed from its dead letter; 0: it was not. A replayed job has a
+            claim of its own, because that of its former life says that it has ended.
         attempt: how often it has been tried; 0: never. A try whose end nobody knows is not counted here, but in the job's claim.
         again: another message of this very attempt may have been worked on before: it was put back.
+        put_backs: how often that happened in this attempt. Names of schedules have it, so that none has the name of the one that
+            handed the job out, and would be taken for a repetition of it.
         semantics: `effectively_once` is never tried again after a try of which nobody knows whether the provider took it.
         first_at: when it was first to be sent: before, nobody has worked on it.
         untried_at: when it was last seen that nobody had begun this attempt.
         tried_at: when it was first tried: the horizon of its retries counts from there.
         data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
         trace: the W3C `traceparent` of the planner's span.
+        stored_at: when the log stored the record; none: it has none, as the job of a digest.
+        requested: its event named the channel.
+        transaction: what it belongs to, and is cancelled with; "": nothing.
+        digest: of a digest, its category and the end of its window: what the plans of its notifications say.
+        members: its notifications, once that is settled.
     """
 
     id: str
@@ -113,8 +139,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lane: Lane = "normal"
     target: str = ""
     stage: str = "first"
+    tries_before: int = 0
     attempt: int = 0
     again: bool = False
+    put_backs: int = 0
     semantics: Semantics = "at_least_once"
     first_at: datetime
     untried_at: datetime | None = None
@@ -124,15 +152,32 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     collapse_key: str = ""
     data: dict[str, Any] = {}
     trace: str = ""
+    stored_at: datetime | None = None
+    requested: bool = False
+    transaction: str = ""
+    digest: str = ""
+    members: Members | None = None
 
     @property
     def key(self) -> str:
-        """The idempotency key, everywhere: claims, providers, webhooks.
+        """The idempotency key, for providers and receivers, and in each life for claims.
 
         A slash within a part is escaped: else one tenant could take a key of another, or an id one of another notification.
         """
         parts = (self.tenant, self.id, self.user, self.channel, self.target)
         return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+
+    @property
+    def claim_key(self) -> str:
+        """What its claim and its schedules are named by: the key, and which life of the job this is. Providers never see it."""
+        return f"{self.key}/{self.tries_before}" if self.tries_before else self.key
+
+    @property
+    def message_key(self) -> str:
+        """The key of what is sent: a digest that was settled anew, as its claim was lost, is another message if it has others."""
+        if self.members is None:
+            return self.key
+        return f"{self.key}/{hashlib.sha256(msgspec.json.encode(self.members.ids)).hexdigest()[:16]}"
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +188,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         locale: the user's.
         unread: how many notifications are unread, where a badge shows it; None: not known.
         unsubscribe_url: of e-mail, where one click ends this kind of message; "": it cannot be ended.
+        reference: what the provider gets with the message, and gives back with what it reports of it; see
+            `engine.channels.references`. "": its reports find no notification.
         now: when.
     """
 
@@ -150,6 +197,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     locale: str = "default"
     unread: int | None = None
     unsubscribe_url: str = ""
+    reference: str = ""
     now: datetime
 
 

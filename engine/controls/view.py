@@ -56,6 +56,16 @@ class Controls:
             and not let_through(kill, tenant, user)
         )
 
+    def holds_all(self, channel: str) -> bool:
+        """Whether nothing of a channel is sent to anybody: then its jobs are better left where they are."""
+        return any(
+            kill.mode == "hold"
+            and kill.channel in (None, channel)
+            and (kill.tenant, kill.provider, kill.category) == (None, None, None)
+            and kill.percent == 0
+            for kill in self._kills
+        )
+
     def paused(self, lane: str, channel: str | None = None) -> bool:
         """Whether a lane waits, of a channel or (None) of all."""
         return (lane, None) in self._pauses or (channel is not None and (lane, channel) in self._pauses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -43,6 +44,11 @@ class WatchedControls:
     async def run(self) -> None:
         """Follow until cancelled."""
         await self._bucket.watch(self._tell)
+
+    @property
+    def age_seconds(self) -> float:
+        """How old what is known is; infinite before anything was read."""
+        return time.monotonic() - self._bucket.read_at if self._bucket.read_at else math.inf
 
     def not_ready(self) -> list[str]:
         """Why this process may not obey what operators have set; empty when it does."""

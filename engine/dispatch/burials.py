@@ -12,6 +12,7 @@ from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
 from engine.dispatch.rounds import Dead, plan
 from engine.dispatch.source import EventSource
 from engine.errors import ApiError, BrokerError, Unanswered
+from engine.letters.headers import header_text
 from engine.limits import APPEND_BUDGET_SECONDS, LETTER_SECONDS
 from engine.log.incarnations import stream_of
 from engine.log.marks import Mark
@@ -22,7 +23,6 @@ from seamark.protocol.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 _log = structlog.get_logger("seamark.dispatcher")
 
-DETAIL_CHARS_MAX = 512
 RETRY_SECONDS = 5.0
 """How often letters that could not be stored are tried again."""
 
@@ -144,13 +144,13 @@ async def store_letter(
     event = dead.delivered
     headers = {
         "Seamark-Reason": dead.reason,
-        "Seamark-Detail": _header_text(dead.detail),
+        "Seamark-Detail": header_text(dead.detail),
         "Seamark-Original": f"{epoch}.{event.seq}",
-        "Seamark-Subject": _header_text(event.subject.decode("utf-8", "replace")),
+        "Seamark-Subject": header_text(event.subject.decode("utf-8", "replace")),
     }
     for name in (b"traceparent", b"tracestate"):
         if value := wire.header(event.headers, name):
-            headers[name.decode()] = _header_text(value.decode("utf-8", "replace"))
+            headers[name.decode()] = header_text(value.decode("utf-8", "replace"))
     subject = dead_letter_subject(event_partition, epoch, event.seq)
     try:
         after = After(DEAD_LETTERS_STREAM, 0)
@@ -158,11 +158,3 @@ async def store_letter(
     except ApiError as error:
         if error.err_code != WRONG_LAST_SEQUENCE:
             raise
-
-
-def _header_text(text: str) -> str:
-    """`text` as one line of printable ASCII: it came from outside and must not smuggle a header."""
-    return text.encode("ascii", "backslashreplace").decode().translate(_CONTROLS)[:DETAIL_CHARS_MAX]
-
-
-_CONTROLS = dict.fromkeys((*range(32), 127), " ")

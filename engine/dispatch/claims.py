@@ -19,10 +19,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine import metrics
+from engine.errors import StoreUnavailable
 from engine.limits import CLAIM_SECONDS, CLAIMS_OWED_MAX
 from engine.redisscript import RedisScript
 from engine.tasks import end_if_cancelled
 from seamark.protocol.errors import SeamarkError
+from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.claims")
 
@@ -190,3 +192,20 @@ class Claims:
             metrics.horizon_restarts.inc()
             why = "Redis held no sentinel" if before is None else "Redis was started anew"
             _log.warning("deduplication_starts_anew", why=why)
+
+
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+async def release(redis: Redis, tenant: str, event_id: str, position: str) -> None:
+    """Take a claim off the event at this position, which was not dispatched: it is published again, and is no repetition.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    try:
+        async with asyncio.timeout(TAKE_TIMEOUT_SECONDS):
+            asked: Any = redis.eval(_RELEASE, 1, claim_key(encode_token(tenant), event_id), position)
+            await asked
+    except AWAY as error:
+        raise StoreUnavailable(f"Redis does not answer: {type(error).__name__}") from error

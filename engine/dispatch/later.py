@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.broker import wire
+from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import Broker, Outgoing, Stored, StreamState
 from engine.errors import Unanswered
 from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LATER_SUBJECTS_MAX, PULL_BYTES
@@ -29,9 +30,6 @@ SUBJECT: Final = b"Seamark-Subject"
 
 POSITIONS: Final = b"Seamark-Positions"
 """Another: where it is, `<epoch>.<seq>` of its source. Where it was before restores may follow."""
-
-WATERMARK_KEY: Final = "seamark.watermark_bytes"
-"""In LATER's metadata: how much it may hold. It has no `max_bytes`: a stream with schedules would drop what is oldest."""
 
 SLOT_TENTHS: Final = 5
 """Tenths that share a schedule. The broker fires some 110 a second where an fsync takes 4 ms, and 16 partitions need 32 so."""

@@ -2,8 +2,8 @@
 
     closed ──(it fails)──▶ open ──(the pause is over)──▶ half open: one probe ──▶ closed, or open for longer
 
-Open, it keeps jobs where they are: nothing burns attempts against a provider that is down. There is one for each
-provider and key of it.
+Open, it keeps jobs where they are: nothing burns attempts against a provider that is down. Each key of a provider
+has its own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ LATE_SECONDS: Final = 5.0
 
 PAUSE_SECONDS: Final = 1.0
 PAUSE_SECONDS_MAX: Final = 30.0
-"""Until the probe. It doubles with each probe that fails: a provider that was down for a minute is found again within
-half of one."""
+"""Until the probe. It doubles with each probe that fails: a provider that was down for a minute is found within half of one."""
 
 CONFIG_PAUSE_SECONDS: Final = 60.0
 """The same where our key or our set-up is wrong: a person has to mend it, and Apple counts wrong tokens."""

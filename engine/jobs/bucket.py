@@ -1,8 +1,7 @@
 """A provider's limit, kept by all workers together: how many sends a second, and how many of them at once. Pure.
 
-The generic cell rate algorithm (ITU-T I.371, Annex A): one number, the time at which the bucket would be empty of what
-was taken. A
-send takes the next free slot, which may lie a little ahead; who would have to wait longer takes none.
+The generic cell rate algorithm (ITU-T I.371, Annex A): one number, the time at which the bucket would be empty of what was taken.
+A send takes the next free slot, which may lie a little ahead; who would have to wait longer takes none.
 
 The limit adapts: a 429 halves the pace, and it comes back slowly. What the contract allows is never exceeded.
 """
@@ -17,8 +16,7 @@ PACE_MIN: Final = 1 / 64
 """Of the contract's rate: a provider that refuses everything is still asked now and then."""
 
 REGAIN_PER_SECOND: Final = 1 / 600
-"""A pace of one half is whole again after five minutes: FCM counts by the minute, and wants to see traffic grow over
-at least one."""
+"""A pace of one half is whole again after five minutes: FCM counts by the minute, and wants traffic to grow over at least one."""
 
 HALVING_SECONDS: Final = 1.0
 """Refusals of one second halve the pace once: many sends are under way when a limit is met, and all of them are refused."""

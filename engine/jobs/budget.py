@@ -1,8 +1,7 @@
 """The budget of retries of a provider: so small a share of all sends that retries alone can never be a storm. Pure.
 
-When it is spent retries are not forbidden but wait ten times as long. Each worker keeps its own: if no worker exceeds
-the share, all
-together do not.
+When it is spent retries are not forbidden but wait ten times as long. Each worker keeps its own: if no worker exceeds the share,
+all together do not.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     absent ──▶ leased ──▶ waiting ──▶ leased ──▶ … ──▶ done
 
 A *lease* is taken right before the first byte leaves, and is longer than a try may last. *Waiting* and *done* hold the whole
-outcome of the last try, because everything else follows from it: receipts, dead letters, the schedule of the next try.
-So whoever finds
-them can finish what a worker that died has left undone. A lease that has run out says that nobody knows what became of the try.
+outcome of the last try, because everything else follows from it: receipts, dead letters, the schedule of the next try. So whoever
+finds them can finish what a worker that died has left undone. A lease that has run out says that nobody knows how
+the try has ended.
 
 Here is what claims say and which may follow which, without I/O. `RedisClaims` keeps them.
 """
@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job, Members, Outcome
 from seamark.protocol.errors import SeamarkError
 
 CLAIM_KEPT_SECONDS: Final = 72 * 3600.0
@@ -51,12 +51,14 @@ class Leased(msgspec.Struct, frozen=True, tag="leased", omit_defaults=True):
         owner: random for each time that a message is handled.
         lost: how many leases of this job have run out: tries that `attempt` does not count.
         doubt: an earlier try may have been taken by the provider.
+        members: of a digest, what is in it: from the first try on, each has the same.
     """
 
     attempt: int
     owner: str
     lost: int = 0
     doubt: bool = False
+    members: Members | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True, tag="waiting", omit_defaults=True):
@@ -65,7 +67,7 @@ class Waiting(msgspec.Struct, frozen=True, tag="waiting", omit_defaults=True):
     Args:
         outcome: of the try before; none: there was no try, the lease was given back.
         tried_at: when the job was first tried.
-        lost, doubt: as `Leased` has them.
+        lost, doubt, members: as `Leased` has them.
     """
 
     attempt: int
@@ -74,6 +76,7 @@ class Waiting(msgspec.Struct, frozen=True, tag="waiting", omit_defaults=True):
     outcome: Outcome | None = None
     lost: int = 0
     doubt: bool = False
+    members: Members | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
@@ -84,12 +87,16 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         end: how.
         why: the reason, as receipts say it.
         outcome: of the try; none: it ended without one.
+        members: as `Leased` has them.
+        targets: of a digest that was split, what into.
     """
 
     attempt: int
     end: End
     why: str = ""
     outcome: Outcome | None = None
+    members: Members | None = None
+    targets: tuple[str, ...] = ()
 
 
 Claim = Leased | Waiting | Done
@@ -138,9 +145,8 @@ class Claims(Protocol):
 def believable(look: Look, job: Job) -> bool:
     """Whether what was found says what happened last. A store that has lost its data, or went back, says what it still knows.
 
-    That there is no claim is believed of a store that has lost nothing since the job was known to be untried, and no
-    longer ago than
-    claims are kept.
+    That there is no claim is believed of a store that has lost nothing since the job was known to be untried, and no longer ago
+    than claims are kept.
     """
     if look.claim is not None:
         return look.written >= look.born
@@ -166,10 +172,9 @@ def _untried(job: Job) -> float:
 def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting | Done | None:
     """What is stored when the try under `lease` has ended; None: `found` stays, and what follows from it counts.
 
-    That a provider took it is recorded whoever says so, unless that is known already: a worker may have lost its lease
-    while it was
-    waiting for the answer. Anything else may be said by who holds the lease, or where nobody has gone on from this try since: for
-    another worker may have sent it meanwhile.
+    That a provider took it is recorded whoever says so, unless that is known already: a worker may have lost its lease while it
+    was waiting for the answer. Anything else may be said by who holds the lease, or where nobody has gone on from this try since:
+    for another worker may have sent it meanwhile.
     """
     if found is None:
         return new

@@ -1,7 +1,7 @@
 """One message of JOBS, from being handed out to being acknowledged. The order of the steps is the promise:
 
     look at the claim · decide again · wait for a turn · store that it may be a repetition · take the claim · send
-    · record the outcome · receipts and what else follows · schedule the next try · acknowledge
+    · record the outcome · dead letter, retired target · receipts · schedule the next try · acknowledge
 
 A worker may die, or sleep for minutes, between any two of them. Whoever is handed the message next finds in the claim how far it
 was, and goes on from there (ADR 0043).
@@ -16,12 +16,13 @@ import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
 
-from engine.channels.channel import Job, Outcome
+from engine import failpoints
+from engine.channels.channel import Job
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
     LET_GO,
@@ -29,15 +30,16 @@ from engine.jobs.claims import (
     Claims,
     ClaimsUnavailable,
     Done,
-    End,
     Leased,
     Look,
     Waiting,
     kept_seconds,
     replaces,
 )
-from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge
-from engine.jobs.receipts import QUEUED, doubt_receipt, receipts_of
+from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
+from engine.jobs.digests import next_round, parts_of, with_members
+from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
+from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
 from engine.patience import patiently
 from engine.tasks import end_if_cancelled
@@ -56,105 +58,13 @@ LOOKS_MAX: Final = 5
 
 CONTENDED_SECONDS: Final = 5.0
 
+RECEIPTS_AT_ONCE: Final = 500
+"""A digest may have thousands of members. So many receipts are one batch."""
+
 RECORD_PAUSES_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)
 """How long an outcome waits for the store of claims. After that it is known from its receipt alone."""
 
 assert LEASE_SECONDS > SEND_SECONDS, "a lease that runs out during a try makes a known outcome unknown"
-
-
-class Send(NamedTuple):
-    """It is to be sent: `rendered`, to `target`, whatever they are to the channel."""
-
-    rendered: object
-    target: object
-
-
-class Hold(NamedTuple):
-    """Not before `due`: a control, quiet hours, a cap. `stage`: what decides then; "": the same as now."""
-
-    due: datetime
-    why: str
-    stage: str = ""
-
-
-class Over(NamedTuple):
-    """It is never sent. `outcome`: of rendering, where that has failed."""
-
-    end: End
-    why: str
-    outcome: Outcome | None = None
-
-
-class Split(NamedTuple):
-    """It goes to several targets, each a job of its own."""
-
-    jobs: Sequence[Job]
-
-
-class Delivery(Protocol):
-    """A job as it was handed out."""
-
-    @property
-    def job(self) -> Job: ...
-
-    @property
-    def deliveries(self) -> int:
-        """How often, this time included."""
-
-    async def ack(self) -> None:
-        """Acknowledge; returns when the broker has said that it knows."""
-
-
-class Queue(Protocol):
-    """What is written into JOBS. Written twice it is there once or twice, and either is harmless."""
-
-    async def schedule(self, job: Job, due: datetime) -> None:
-        """Have the job handed out at `due`."""
-
-    async def add(self, jobs: Sequence[Job]) -> None:
-        """Have the jobs handed out: all of them or none."""
-
-
-class Journal(Protocol):
-    """Where facts are stored, and what else an end leads to. Each may be done twice."""
-
-    async def store(self, receipts: Sequence[Receipt]) -> None:
-        """Store receipts."""
-
-    async def conclude(self, job: Job, done: Done) -> None:
-        """The dead letter of an end without success, the token that is retired, the address that is suppressed."""
-
-    async def ended(self, job: Job) -> Done | None:
-        """How the job has ended as far as `deliveries` knows; an end as `ambiguous` is none.
-
-        Raises:
-            StoreUnavailable: it does not answer, or does not know yet what was stored ten minutes ago.
-        """
-
-
-class Desk(Protocol):
-    """What knows of users, controls and providers."""
-
-    repeatable: bool
-    """Whether the provider recognises what it is sent twice."""
-
-    def slower(self) -> float:
-        """How much longer than usual a retry waits: the budget is spent, or an operator has said so."""
-
-    async def decide(self, job: Job) -> Send | Hold | Over | Split:
-        """What is to be done with a job by what holds now: controls, expiry, cancels, preferences, suppressions."""
-
-    async def turn(self, job: Job) -> float:
-        """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
-
-    async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
-        """Try it."""
-
-
-class Clock(Protocol):
-    """The worker's clock: it may be wrong."""
-
-    def now(self) -> datetime: ...
 
 
 class Handler:
@@ -179,10 +89,11 @@ class Handler:
         job, owner = delivery.job, secrets.token_hex(8)
         for _ in range(LOOKS_MAX):
             look = await self._look(job)
-            step = judge(job, delivery.deliveries, look, owner, asked=False, ended=None)
+            step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
             if isinstance(step, AskDeliveries):
                 ended = await patiently(self._journal.ended, job, seconds=math.inf)
-                step = judge(job, delivery.deliveries, look, owner, asked=True, ended=ended)
+                held_seconds = delivery.held_seconds
+                step = judge(job, delivery.deliveries, look, owner, held_seconds=held_seconds, asked=True, ended=ended)
             match step:
                 case Follow(claim):
                     return await self._follow(delivery, claim)
@@ -191,7 +102,8 @@ class Handler:
                 case PutBack(seconds, _):
                     return await self._put_back(delivery, seconds)
                 case Poison(doubtful):
-                    done = Done(job.attempt, "ambiguous" if doubtful else "failed", "poison")
+                    members = None if look is None else with_members(job, look.claim).members
+                    done = Done(job.attempt, "ambiguous" if doubtful else "failed", "poison", members=members)
                     if await self._conclude(delivery, look, done):
                         return None
                 case Go():
@@ -204,13 +116,13 @@ class Handler:
         """Leave a job that was not begun to another worker."""
         job, look = delivery.job, await self._look(delivery.job)
         if look is not None:
-            step = judge(job, delivery.deliveries, look, "", asked=False, ended=None)
+            step = judge(job, delivery.deliveries, look, "", held_seconds=delivery.held_seconds)
             job = _untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
     async def _look(self, job: Job) -> Look | None:
         try:
-            return await self._claims.look(job.key)
+            return await self._claims.look(job.claim_key)
         except ClaimsUnavailable:
             return None
 
@@ -220,21 +132,22 @@ class Handler:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
         if look is not None:
-            job = _untried(job, look, go)
+            job = with_members(_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
             await self._put_back_until(delivery, replace(job, stage=decided.stage or job.stage), decided.due)
             return True
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             return await self._conclude(delivery, look, await self._end(job, go, decided))
-        seconds = await self._desk.turn(job)
+        seconds = await self._desk.turn(job, decided)
         if seconds > 0:
             await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
             return True
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
-            await self._store([doubt_receipt(job, go.doubt, self._clock.now())])
-        return await self._try(delivery, look, Leased(job.attempt, owner, go.lost, go.doubtful), decided)
+            await self._store(job, doubt_receipts(replace(job, members=decided.members), go.doubt, self._clock.now()))
+        lease = Leased(job.attempt, owner, go.lost, go.doubtful, decided.members)
+        return await self._try(delivery, look, lease, decided)
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
         """Whether this try could be one too many: the provider may have it already, or it was tried often enough."""
@@ -248,12 +161,17 @@ class Handler:
     async def _end(self, job: Job, go: Go, decided: Send | Over | Split) -> Done:
         """How a job ends that is not tried now."""
         if isinstance(decided, Split):
+            if job.digest:
+                # Its members must be settled first: who does this again would find others. Its parts follow from the claim.
+                targets = tuple(each.target for each in decided.jobs)
+                return Done(job.attempt, "split", members=decided.members, targets=targets)
             await patiently(self._queue.add, [replace(each, again=True) for each in decided.jobs], seconds=math.inf)
             return Done(job.attempt, "split")
+        members = decided.members or job.members
         if go.doubtful:
-            return Done(job.attempt, "ambiguous", go.doubt or "doubt")
+            return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
         assert isinstance(decided, Over), "without a doubt nothing forbids a try"
-        return Done(job.attempt, decided.end, decided.why, decided.outcome)
+        return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
 
     async def _conclude(self, delivery: Delivery, look: Look | None, done: Done) -> bool:
         """End a job without a try, by its claim, so that no other worker sends it any more. Whether that was possible."""
@@ -262,13 +180,13 @@ class Handler:
             return True
         try:
             stored = await self._claims.put(
-                delivery.job.key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
+                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
             )
         except ClaimsUnavailable:
             return False
         if stored.claim != done:
             return False
-        await self._follow(delivery, done)
+        await self._follow(delivery, done, fresh=True)
         return True
 
     # --- the try -----------------------------------------------------------------------------------------------------
@@ -280,30 +198,29 @@ class Handler:
             try:
                 keep_seconds = kept_seconds(lease, self._clock.now())
                 look = await self._claims.put(
-                    job.key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
+                    job.claim_key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
                 )
             except ClaimsUnavailable:
                 return False
             if look.claim != lease:
                 return False
+        failpoints.reach("after-lease")
         if time.monotonic() - asked_at > LEASE_SECONDS - SEND_SECONDS:
             # The lease could run out during the try. It was not begun, so it costs no attempt, and leaves no doubt.
             due = in_milliseconds(self._clock.now())
-            said: Waiting | Done = Waiting(lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt)
-        else:
-            outcome = await self._desk.send(job, send, deadline_seconds=SEND_SECONDS)
-            ended_at, draw = self._clock.now(), random.random()
-            said = settle(
-                job,
-                lease,
-                outcome,
-                self._policy,
-                ended_at,
-                draw,
-                repeatable=self._repeatable(job),
-                slower=self._desk.slower(),
+            said: Waiting | Done = Waiting(
+                lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members
             )
+        else:
+            tried = replace(job, members=lease.members)
+            outcome = await self._desk.send(tried, send, deadline_seconds=SEND_SECONDS)
+            ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower(outcome)
+            said = settle(
+                job, lease, outcome, self._policy, ended_at, random.random(), repeatable=repeatable, slower=slower
+            )
+        failpoints.reach("after-send")
         claim, last = await self._record(job, look, said, lease)
+        failpoints.reach("after-record")
         fresh = claim is said and not (isinstance(claim, Waiting) and claim.attempt == job.attempt)
         await self._follow(delivery, claim, last, fresh=fresh)
         return True
@@ -314,14 +231,14 @@ class Handler:
         """Store what follows from a try; what is stored then, or `said` itself while the store is away."""
         for pause in (*RECORD_PAUSES_SECONDS, 0):
             try:
-                look = look if look is not None else await self._claims.look(job.key)
+                look = look if look is not None else await self._claims.look(job.claim_key)
                 for _ in range(LOOKS_MAX):
                     wanted = replaces(said, look.claim, lease)
                     if wanted is None:
                         assert look.claim is not None, "anything may take the place of nothing"
                         return look.claim, look
                     keep_seconds = kept_seconds(wanted, self._clock.now())
-                    look = await self._claims.put(job.key, look, wanted, keep_seconds=keep_seconds)
+                    look = await self._claims.put(job.claim_key, look, wanted, keep_seconds=keep_seconds)
                     if look.claim == wanted:
                         return said if wanted == said else wanted, look
             except ClaimsUnavailable:
@@ -337,50 +254,85 @@ class Handler:
 
         The acknowledgement is last: whatever is done before it is done again if this worker dies in between.
         """
-        job = delivery.job
         if isinstance(claim, Leased):
             # Somebody else is at it, perhaps by this very message: if he dies, nobody would be left.
             await self._put_back(delivery, CONTENDED_SECONDS)
-            return
-        receipts = receipts_of(job, claim, self._clock.now())
-        # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
-        await self._store([one for one in receipts if one.state != QUEUED])
-        if isinstance(claim, Waiting):
-            next_try = replace(
-                job, attempt=claim.attempt, tried_at=claim.tried_at, stage="retry", again=job.again or not fresh
-            )
-            await patiently(self._queue.schedule, next_try, claim.due, seconds=math.inf)
-            await self._store([one for one in receipts if one.state == QUEUED])
+        elif isinstance(claim, Waiting):
+            await self._follow_waiting(delivery, claim, fresh=fresh)
         else:
-            await patiently(self._journal.conclude, job, claim, seconds=math.inf)
+            await self._follow_done(delivery, claim, look, fresh=fresh)
+
+    async def _follow_waiting(self, delivery: Delivery, waiting: Waiting, *, fresh: bool) -> None:
+        job = delivery.job
+        receipts = receipts_of(job, waiting, self._clock.now())
+        # That it waits is said once it does: the end of an attempt that never came to be would be hidden by it.
+        await self._store(job, [one for one in receipts if one.state != QUEUED])
+        next_try = replace(
+            with_members(job, waiting),
+            attempt=waiting.attempt,
+            tried_at=waiting.tried_at,
+            stage="retry",
+            again=job.again or not fresh,
+            put_backs=job.put_backs + 1 if waiting.attempt == job.attempt else 0,
+        )
+        await patiently(self._queue.schedule, next_try, waiting.due, seconds=math.inf)
+        await self._store(job, [one for one in receipts if one.state == QUEUED])
         await self._ack(delivery)
-        if fresh and isinstance(claim, Done):
-            await self._let_go(delivery, look, claim)
+
+    async def _follow_done(self, delivery: Delivery, done: Done, look: Look | None, *, fresh: bool) -> None:
+        job, later_seconds = with_members(delivery.job, done), 0.0
+        # The end is told last: then one that is told has its dead letter.
+        try:
+            await patiently(self._journal.conclude, job, done, seconds=math.inf)
+        except NotNow as error:
+            later_seconds = error.seconds
+        await self._store(job, receipts_of(job, done, self._clock.now()))
+        failpoints.reach("after-receipts")
+        if job.digest:
+            await self._follow_digest(job, done, fresh=fresh)
+        if later_seconds:
+            await self._put_back(delivery, later_seconds)
+            return
+        await self._ack(delivery)
+        if fresh:
+            await self._let_go(delivery, look, done)
+
+    async def _follow_digest(self, job: Job, done: Done, *, fresh: bool) -> None:
+        """Add a digest's parts, and the job that asks for what is left of its window. Its receipts are stored by now."""
+        if parts := parts_of(job, done):
+            await patiently(self._queue.add, parts, seconds=math.inf)
+        now = in_milliseconds(self._clock.now())
+        if (another := next_round(job, done, now, fresh=fresh)) is not None:
+            await patiently(self._queue.schedule, another, now, seconds=math.inf)
 
     async def _let_go(self, delivery: Delivery, look: Look | None, done: Done) -> None:
         """Keep the claim of a campaign's job for a short while only, if no other message of the job can exist."""
         job = delivery.job
-        alone = delivery.deliveries == 1 and not job.again and job.attempt == 0
-        if job.lane != LET_GO or not alone or look is None:
+        shared = may_be_shared(job, delivery.deliveries, delivery.held_seconds)
+        if job.lane != LET_GO or shared or job.attempt > 0 or look is None:
             return
         try:
-            await self._claims.put(job.key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)
+            await self._claims.put(job.claim_key, look, done, keep_seconds=CLAIM_CONFIRMED_SECONDS)
         except ClaimsUnavailable:
             return  # then it stays for as long as the others
 
-    async def _store(self, receipts: Sequence[Receipt]) -> None:
-        if receipts:
-            await patiently(self._journal.store, receipts, seconds=math.inf)
+    async def _store(self, job: Job, receipts: Sequence[Receipt]) -> None:
+        for begin in range(0, len(receipts), RECEIPTS_AT_ONCE):
+            some = receipts[begin : begin + RECEIPTS_AT_ONCE]
+            await patiently(self._journal.store, job, some, seconds=math.inf)
+            failpoints.reach("after-some-receipts")
 
     async def _put_back(self, delivery: Delivery, seconds: float) -> None:
         await self._put_back_until(delivery, delivery.job, self._clock.now() + timedelta(seconds=seconds))
 
     async def _put_back_until(self, delivery: Delivery, job: Job, due: datetime) -> None:
         """Hand the job back: by a schedule, never by refusing the message, whose deliveries count crashes."""
-        await patiently(self._queue.schedule, replace(job, again=True), in_milliseconds(due), seconds=math.inf)
+        job = replace(job, again=True, put_backs=job.put_backs + 1)
+        await patiently(self._queue.schedule, job, in_milliseconds(due), seconds=math.inf)
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
+        failpoints.reach("before-ack")
         await patiently(delivery.ack, seconds=math.inf)
 
 

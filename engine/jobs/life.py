@@ -15,10 +15,13 @@ DELIVERIES_MAX: Final = 5
 """A message that was handed out so often without an outcome ends its workers, so it is not handed out again. Whatever is put back
 is acknowledged and scheduled, so only crashes count."""
 
+ALONE_SECONDS: Final = 10.0
+"""So soon after it was handed out nobody else has a message. The broker waits for a minute, but a new leader may forget what was
+handed out."""
+
 Doubt = Literal["lease_lost", "forgotten", "unclaimed"]
-"""Why an earlier try may have been taken by the provider: who tried it is gone; the store of claims has lost its past;
-or the store
-was away, and it is tried without a claim."""
+"""Why an earlier try may have been taken by the provider: who tried it is gone; the store of claims has lost its past; or the
+store was away, and it is tried without a claim."""
 
 
 class Follow(NamedTuple):
@@ -64,17 +67,28 @@ class Poison(NamedTuple):
 Step = Follow | Drop | PutBack | AskDeliveries | Go | Poison
 
 
-def judge(job: Job, deliveries: int, look: Look | None, owner: str, *, asked: bool, ended: Done | None) -> Step:
+def judge(
+    job: Job,
+    deliveries: int,
+    look: Look | None,
+    owner: str,
+    *,
+    held_seconds: float,
+    asked: bool = False,
+    ended: Done | None = None,
+) -> Step:
     """What to do with a job.
 
     Args:
         deliveries: how often its message was handed out, this time included.
         look: its claim; none: the store is away.
         owner: who asks.
+        held_seconds: how long ago, at most, it was handed out.
         asked, ended: whether `deliveries` was asked, and the end that it shows.
     """
+    shared = may_be_shared(job, deliveries, held_seconds)
     if look is None:
-        return _unclaimed(job, deliveries)
+        return _unclaimed(job, deliveries, ask=shared and not asked, ended=ended)
     claim = look.claim
     if isinstance(claim, Done) or (isinstance(claim, Waiting) and job.attempt < claim.attempt):
         return Follow(claim)
@@ -82,8 +96,6 @@ def judge(job: Job, deliveries: int, look: Look | None, owner: str, *, asked: bo
         step = _leased(job, claim, look, owner)
         if step is not None:
             return step
-    # Somebody else may have worked on this attempt, and what he left behind may be gone: lost with the store, or let go.
-    shared = deliveries > 1 or job.again
     forgotten = shared and not believable(look, job)
     if forgotten or (shared and may_be_let_go(look, job)):
         if not asked:
@@ -99,10 +111,22 @@ def judge(job: Job, deliveries: int, look: Look | None, owner: str, *, asked: bo
     return Go(doubt, lost, doubtful)
 
 
-def _unclaimed(job: Job, deliveries: int) -> Step:
-    """The store is away. Those that must not be sent twice wait; the others go on, and that they did is stored first."""
-    if job.semantics != "at_least_once":
+def may_be_shared(job: Job, deliveries: int, held_seconds: float) -> bool:
+    """Whether somebody else may have worked on this attempt. What he left behind may be gone: lost with the store, or let go."""
+    return deliveries > 1 or job.again or held_seconds > ALONE_SECONDS
+
+
+def _unclaimed(job: Job, deliveries: int, *, ask: bool, ended: Done | None) -> Step:
+    """The store is away. Those that must not be sent twice wait; the others go on, and that they did is stored first.
+
+    A digest waits, too: nobody would know what was in it.
+    """
+    if job.semantics != "at_least_once" or job.digest:
         return PutBack(STORE_AWAY_SECONDS, "claims_away")
+    if ask:
+        return AskDeliveries()
+    if ended is not None:
+        return Follow(ended)
     return Poison(doubtful=True) if deliveries > DELIVERIES_MAX else Go("unclaimed", 1, doubtful=True)
 
 

@@ -46,14 +46,14 @@ def message_of(job: Job) -> Outgoing:
 def schedule_of(job: Job, due: datetime) -> Outgoing:
     """A job to be handed out at `due`; at once, where that is past.
 
-    The subject names the job, its attempt and stage, and the time: so the same name always means the same job at the
-    same time, and
-    to write it twice is harmless. Nothing relies on one schedule replacing another, because a schedule that fires purges its
-    subject and would take the other one with it.
+    The subject names the job, its attempt, stage and put-backs, and the time: so the same name always means the same job at the
+    same time, and to write it twice is harmless. Nothing relies on one schedule replacing another, because a schedule that fires
+    purges its subject and would take the other one with it.
     """
-    name = hashlib.blake2b(job.key.encode(), digest_size=15).hexdigest()
+    name = hashlib.blake2b(job.claim_key.encode(), digest_size=15).hexdigest()
     milliseconds = round(due.timestamp() * 1000)
     place = f"{job.channel}.{encode_token(job.tenant)}.{encode_user(job.user)}"
     at = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     headers = f"Nats-Schedule:@at {at}\r\nNats-Schedule-Target:{job_subject(job)}\r\n"
-    return Outgoing(f"jobsched.{place}.{name}-{job.attempt}-{job.stage}-{milliseconds}", _encode(job), headers.encode())
+    name += f"-{job.attempt}-{job.stage}-{job.put_backs}-{milliseconds}"
+    return Outgoing(f"jobsched.{place}.{name}", _encode(job), headers.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -23,28 +24,37 @@ from seamark.protocol.subjects import JOBS_STREAM
 _log = structlog.get_logger("seamark.worker")
 
 ACK_WAIT_SECONDS: Final = 60.0
-"""After so much silence the broker hands a job out again: `ack_wait` of the consumers. Longer than a lease, so that
-whoever gets it
-then finds the lease over."""
+"""After so much silence the broker hands a job out again: `ack_wait` of the consumers. Longer than a lease, so that whoever gets
+it then finds the lease over."""
 
 KEEP_SECONDS: Final = ACK_WAIT_SECONDS / 4
 """How often the broker is told that a job is still worked on: three such words may be lost."""
 
-PULL_EXPIRES_SECONDS: Final = 30.0
-"""When a pull ends by itself: one that the broker has lost is ordered again after that."""
+PULL_EXPIRES_SECONDS: Final = 5.0
+"""When a pull ends by itself. Of what it brings is known when it was ordered, not when it was handed out: so it is shorter than
+`ALONE_SECONDS`."""
+
+PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
+"""After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
 
 _ACK_WORDS: Final = 9
 """`$JS.ACK.<stream>.<consumer>.<delivered>.…`; a longer form has a domain and an account before the stream."""
 
 
 class PulledJob:
-    """A job as the broker has handed it out. A `handling.Delivery`."""
+    """A job as the broker has handed it out. A `desk.Delivery`."""
 
-    def __init__(self, broker: Broker, reply: bytes, job: Job) -> None:
+    def __init__(self, broker: Broker, reply: bytes, job: Job, ordered_at: float) -> None:
         self._broker = broker
         self._reply = reply.decode()
+        self._ordered_at = ordered_at
         self.job = job
         self.deliveries = deliveries_of(reply)
+
+    @property
+    def held_seconds(self) -> float:
+        """How long ago it was handed out, at most: when it was ordered. It may have waited for a process that stood still."""
+        return time.monotonic() - self._ordered_at
 
     async def ack(self) -> None:
         """Acknowledge. Raises BrokerError where nobody knows whether the broker has heard of it."""
@@ -64,6 +74,14 @@ def deliveries_of(reply: bytes) -> int:
     return int(words[4] if len(words) == _ACK_WORDS else words[6])
 
 
+@dataclass(slots=True)
+class _Order:
+    """A pull that has not ended: when it was ordered, by the monotonic clock, and how many jobs it may still bring."""
+
+    at: float
+    left: int
+
+
 class PulledLane:
     """One lane of a channel: what was pulled and not begun yet, and what is on order.
 
@@ -78,13 +96,13 @@ class PulledLane:
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{job_consumer(channel, lane)}"
         self._inbox = f"{broker.settings.inbox_prefix}.jobs-{channel}-{lane}-{id(self):x}"
         self._subscription: Subscription | None = None
-        self._ordered_at = 0.0
-        self.outstanding = 0
+        self._orders: deque[_Order] = deque()
+        self._renewed = 0
         self.waiting: deque[PulledJob] = deque()
 
     async def open(self) -> None:
         """Be ready for jobs."""
-        self._subscription = self._broker.subscribe(self._inbox, self._on_message)
+        self._subscription = self._broker.subscribe(f"{self._inbox}-{self._renewed}", self._on_message)
         await self._subscription.confirmed()
 
     def close(self) -> None:
@@ -94,38 +112,59 @@ class PulledLane:
 
     def order(self, most: int) -> None:
         """Have up to `most` jobs on order or waiting."""
-        if time.monotonic() - self._ordered_at > PULL_EXPIRES_SECONDS:
-            self.outstanding = 0
-        count = most - self.outstanding - len(self.waiting)
+        if self._orders and time.monotonic() - self._orders[0].at > PULL_LOST_SECONDS:
+            self._renew()
+        count = most - sum(one.left for one in self._orders) - len(self.waiting)
         if count <= most // 2:
             return
         body = {"batch": count, "expires": int(PULL_EXPIRES_SECONDS * 1e9)}
+        order = _Order(time.monotonic(), count)
         try:
-            self._broker.publish(self._subject, msgspec.json.encode(body), reply=self._inbox)
+            self._broker.publish(self._subject, msgspec.json.encode(body), reply=f"{self._inbox}-{self._renewed}")
         except Unavailable:
             return  # asked again soon
-        self.outstanding += count
-        self._ordered_at = time.monotonic()
+        self._orders.append(order)
+
+    def _renew(self) -> None:
+        """Forget what is on order. What it brings all the same is not taken, and handed out again: nobody knows how old it is."""
+        self._orders.clear()
+        self._renewed += 1
+        self.close()
+        self._subscription = self._broker.subscribe(f"{self._inbox}-{self._renewed}", self._on_message)
 
     def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         if not reply or wire.status(headers):
             # A pull has ended: by its time, or because the consumer has another leader. What it still owed is asked for anew.
             pending = wire.header(headers, b"Nats-Pending-Messages")
-            self.outstanding = max(0, self.outstanding - int(pending)) if pending else 0
+            if pending:
+                self._brought(int(pending))
+            else:
+                self._renew()
             return
-        self.outstanding = max(0, self.outstanding - 1)
+        ordered_at = self._brought(1)
         try:
             job = decode_job(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             # Only planners and workers write here. It stays, for people to look at; to drop it would hide a fault of ours.
             _log.error("job_unreadable", subject_kind=subject.split(b".", 2)[1].decode(), error=type(error).__name__)
             return
-        self.waiting.append(PulledJob(self._broker, reply, job))
+        self.waiting.append(PulledJob(self._broker, reply, job, ordered_at))
         self._on_job()
+
+    def _brought(self, count: int) -> float:
+        """So many that were on order have come, or will not come. Since when they were, for sure: the oldest order's time."""
+        ordered_at = self._orders[0].at if self._orders else 0.0
+        while self._orders and count:
+            taken = min(count, self._orders[0].left)
+            self._orders[0].left -= taken
+            count -= taken
+            if not self._orders[0].left:
+                self._orders.popleft()
+        return ordered_at
 
 
 class JobsQueue:
-    """What workers write into JOBS. A `handling.Queue`."""
+    """What workers write into JOBS. A `desk.Queue`."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -133,9 +172,8 @@ class JobsQueue:
     async def schedule(self, job: Job, due: datetime) -> None:
         """Have the job handed out at `due`.
 
-        The name is its message id, too: a write that comes late, after the one that was made in its place has fired,
-        would hand out
-        the job a second time, and nobody could tell.
+        The name is its message id, too: a write that comes late, after the one that was made in its place has fired, would hand
+        out the job a second time, and nobody could tell.
         """
         made = schedule_of(job, due)
         headers = dict(line.split(":", 1) for line in made.headers.decode().splitlines())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from engine.channels.channel import Job
+from msgspec.structs import replace
+
+from engine.channels.channel import Job, Members, Outcome
 from engine.jobs.claims import Done, End, Waiting
 from engine.jobs.life import Doubt
 from seamark.protocol.receipts import Receipt
@@ -15,11 +17,19 @@ QUEUED: Final = "queued"
 
 AMBIGUOUS: Final = "ambiguous"
 
+USER_DELETED: Final = "user_deleted"
+
 ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled", "recalled": "cancelled"}
 """How a job ends that is never sent, by the reason of the decision; for all other reasons it is suppressed."""
 
 
-def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, provider: str = "") -> Receipt:
+def _of_each(job: Job, members: Members | None, receipt: Receipt) -> list[Receipt]:
+    """The fact of each notification that the job is about."""
+    ids = (job.id,) if not job.digest else members.ids if members is not None else ()
+    return [replace(receipt, id=id) for id in ids]
+
+
+def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:
     return Receipt(
         user=job.user,
         channel=job.channel,
@@ -28,29 +38,37 @@ def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, prov
         device=job.target,
         id=job.id,
         reason=reason or None,
-        attempt=attempt + 1,  # a receipt counts tries from 1
-        provider=provider or None,
+        attempt=job.tries_before + attempt + 1,  # a receipt counts tries from 1, over all lives
+        provider=(outcome.provider or None) if outcome is not None else None,
         trace=job.trace or None,
+        provider_id=(outcome.provider_id or None) if outcome is not None else None,
+        segments=outcome.segments if outcome is not None else 0,
     )
 
 
-def doubt_receipt(job: Job, doubt: Doubt, at: datetime) -> Receipt:
+def doubt_receipts(job: Job, doubt: Doubt, at: datetime) -> list[Receipt]:
     """That it is sent again, or without a claim, although the provider may have it: stored before it is sent."""
-    return _receipt(job, AMBIGUOUS, job.attempt, doubt, at)
+    return _of_each(job, job.members, _receipt(job, AMBIGUOUS, job.attempt, doubt, at))
 
 
 def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
-    """What a claim says. An end is one fact; a try that is followed by another is two: how it ended, and that it is not over."""
+    """What a claim says, of a digest about each of its members.
+
+    An end is one fact; a try that is followed by another is two: how it ended, and that it is not over.
+    """
     outcome = claim.outcome
-    provider = outcome.provider if outcome is not None else ""
     if isinstance(claim, Done):
-        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins,
-        # and this is the end.
-        return [_receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, provider)]
+        if claim.why == USER_DELETED:
+            return []  # whatever is stored of him now would stay behind when he is erased
+        # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
+        # is the end.
+        end = _receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)
+        return _of_each(job, claim.members, end)
     if outcome is None:
         return []
     reason = outcome.code or outcome.kind
-    again = _receipt(job, QUEUED, claim.attempt, reason, at, provider)
-    if outcome.kind != "ambiguous":
-        return [again]
-    return [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, provider), again]
+    again = _receipt(job, QUEUED, claim.attempt, reason, at, outcome)
+    said = [again]
+    if outcome.kind == "ambiguous":
+        said = [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, outcome), again]
+    return [one for fact in said for one in _of_each(job, claim.members, fact)]

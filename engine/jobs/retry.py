@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from engine.channels.channel import Job, Outcome, OutcomeKind
+from engine.channels.webhook.schedule import DELAYS_SECONDS, JITTER, THROTTLED_SECONDS_MIN
 from engine.jobs.claims import Done, End, Leased, Waiting
 from engine.plan.rules import Channel
 
@@ -20,11 +21,14 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         shares: the pause is drawn between these shares of it: (0, 1) is full jitter, after which whoever failed together
             never comes back together.
         horizon_seconds: later than this after the first try there is no other.
+        throttled_seconds_min: who is overloaded is left alone for so long, and what he asks for counts up to twice the pause, if
+            that is longer; 0: he is waited for as he asks.
     """
 
     delays_seconds: tuple[float, ...]
     shares: tuple[float, float]
     horizon_seconds: float
+    throttled_seconds_min: float = 0.0
 
     @property
     def tries_max(self) -> int:
@@ -32,7 +36,13 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         return len(self.delays_seconds) + 1
 
     def pause_seconds(
-        self, attempt: int, draw: float, *, slower: float = 1.0, retry_after_seconds: float | None = None
+        self,
+        attempt: int,
+        draw: float,
+        *,
+        slower: float = 1.0,
+        retry_after_seconds: float | None = None,
+        throttled: bool = False,
     ) -> float:
         """How long to wait before try number `attempt` (the first is 0).
 
@@ -41,12 +51,18 @@ class RetryPolicy(msgspec.Struct, frozen=True):
             slower: how much longer than usual, as far as it leaves time for other tries.
             retry_after_seconds: what the provider asks for wins: it is waited for in full, and up to a tenth more, because it
                 has said the same to everybody.
+            throttled: it was too much for him.
         """
-        if retry_after_seconds is not None:
-            return max(0.0, retry_after_seconds) * (1 + draw / 10)
         longest = self.delays_seconds[min(attempt, len(self.delays_seconds)) - 1]
         low, high = self.shares
         pause = longest * (low + draw * (high - low))
+        if throttled and self.throttled_seconds_min:
+            least = self.throttled_seconds_min
+            asked = min(retry_after_seconds or 0.0, 2 * max(least, longest))
+            # Chance only adds to what was asked for: earlier would be against the endpoint's word.
+            return max(pause, max(least, asked) * (1 + draw / 10))
+        if retry_after_seconds is not None:
+            return max(0.0, retry_after_seconds) * (1 + draw / 10)
         return max(pause, min(pause * slower, self.horizon_seconds / 4))
 
 
@@ -63,15 +79,11 @@ POLICIES: Final[dict[Channel, RetryPolicy]] = {
     "email": RetryPolicy(_growing(300, 1.8, 6 * _HOUR, 19), (0.8, 1), 72 * _HOUR),
     # A handset that is off: three tries in a day; an SMS costs money each time.
     "sms": RetryPolicy((60, 4 * _HOUR), (0, 1), 24 * _HOUR),
-    # The schedule of Standard Webhooks (github.com/standard-webhooks/standard-webhooks, "Retries"), give or take a fifth.
-    "webhook": RetryPolicy(
-        (5, 300, 1800, 2 * _HOUR, 5 * _HOUR, 10 * _HOUR, 14 * _HOUR, 20 * _HOUR, 24 * _HOUR), (0.8, 1.2), 96 * _HOUR
-    ),
+    "webhook": RetryPolicy(DELAYS_SECONDS, (1 - JITTER, 1 + JITTER), 96 * _HOUR, THROTTLED_SECONDS_MIN),
 }
 
 CONFIG_PAUSE_SECONDS: Final = 300.0
-"""How long a job waits while our key or our set-up is wrong. A person has to mend that; the breaker tries it with one
-job at a time."""
+"""How long a job waits while our key or set-up is wrong. A person has to mend it; the breaker tries it with one job at a time."""
 
 _ENDS: Final[dict[OutcomeKind, End]] = {
     "ok": "sent",
@@ -116,26 +128,36 @@ def _waiting(
     """The next try; None: there is none left, or no time for one."""
     ours = outcome.kind == "config"
     attempt = lease.attempt if ours else lease.attempt + 1
-    if not ours and attempt + lease.lost >= policy.tries_max:
+    retries_max = (
+        policy.tries_max - 1 if outcome.retries_max is None else min(outcome.retries_max, policy.tries_max - 1)
+    )
+    if not ours and attempt + lease.lost > retries_max:
         return None
     tried_at = job.tried_at or now
     pause = (
         CONFIG_PAUSE_SECONDS * (1 + draw)
         if ours
-        else policy.pause_seconds(attempt, draw, slower=slower, retry_after_seconds=outcome.retry_after_seconds)
+        else policy.pause_seconds(
+            attempt,
+            draw,
+            slower=slower,
+            retry_after_seconds=outcome.retry_after_seconds,
+            throttled=outcome.kind == "throttled",
+        )
     )
     due = in_milliseconds(now + timedelta(seconds=pause))
     over = tried_at + timedelta(seconds=policy.horizon_seconds)
     if due >= over or (job.expires_at is not None and due >= job.expires_at):
         return None
-    return Waiting(attempt, due, tried_at, outcome, lease.lost, lease.doubt or outcome.kind == "ambiguous")
+    doubt = lease.doubt or outcome.kind == "ambiguous"
+    return Waiting(attempt, due, tried_at, outcome, lease.lost, doubt, lease.members)
 
 
 def _done(job: Job, lease: Leased, outcome: Outcome, end: End) -> Done:
     if end != "sent" and (lease.doubt or outcome.kind == "ambiguous"):
         # An earlier try may have been taken: to say `failed` would be to know better.
         end = "ambiguous"
-    return Done(lease.attempt, end, outcome.code or outcome.kind, outcome)
+    return Done(lease.attempt, end, outcome.code or outcome.kind, outcome, lease.members)
 
 
 def in_milliseconds(moment: datetime) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -37,10 +37,17 @@ assert ACK_WAIT_SECONDS > LEASE_SECONDS, "whoever is handed a job again must fin
 
 
 class Worker:
-    """Works on the jobs of one channel until cancelled. Any number of workers share them."""
+    """Works on the jobs of one channel until cancelled. Any number of workers share them.
 
-    def __init__(self, broker: Broker, channel: Channel, handler: Handler) -> None:
-        self._channel = channel
+    Args:
+        open: whether jobs of a lane are worth taking now; those that are not taken stay where they are.
+    """
+
+    def __init__(
+        self, broker: Broker, channel: Channel, handler: Handler, open: Callable[[Lane], bool] = lambda _lane: True
+    ) -> None:
+        self.channel = channel
+        self._open = open
         self._handler = handler
         self._news = asyncio.Event()
         self._lanes = {lane: PulledLane(broker, channel, lane, self._news.set) for lane in LANES}
@@ -51,14 +58,15 @@ class Worker:
         """Take jobs for as long as it is not cancelled; then hand back what is not begun, and finish the rest."""
         for lane in self._lanes.values():
             await lane.open()
-        keeper = asyncio.create_task(self._keep(), name=f"{self._channel}-keep")
+        keeper = asyncio.create_task(self._keep(), name=f"{self.channel}-keep")
         try:
             while True:
                 end_if_cancelled()
                 self._news.clear()
                 self._begin()
-                for lane in self._lanes.values():
-                    lane.order(AHEAD)
+                for name, lane in self._lanes.items():
+                    if self._open(name):
+                        lane.order(AHEAD)
                 try:
                     async with asyncio.timeout(TURN_SECONDS):
                         await self._news.wait()
@@ -75,7 +83,7 @@ class Worker:
     def _begin(self) -> None:
         """Begin as many of the waiting jobs as there is room for."""
         while len(self._busy) < AT_A_TIME and (pulled := self._next()) is not None:
-            task = asyncio.create_task(self._handle(pulled), name=f"{self._channel}-job")
+            task = asyncio.create_task(self._handle(pulled), name=f"{self.channel}-job")
             self._busy[task] = pulled
             task.add_done_callback(self._ended)
 
@@ -95,7 +103,7 @@ class Worker:
             await self._handler.handle(pulled)
         except Exception:
             # One job must not end the others. It is handed out again, and is poison if that helps nothing.
-            _log.exception("job_not_handled", channel=self._channel, lane=pulled.job.lane)
+            _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)
@@ -118,6 +126,6 @@ class Worker:
                 if self._busy:
                     await asyncio.wait(set(self._busy))
         except TimeoutError:
-            _log.warning("jobs_left_under_way", channel=self._channel, jobs=len(self._busy))
+            _log.warning("jobs_left_under_way", channel=self.channel, jobs=len(self._busy))
             for task in self._busy:
                 task.cancel()

@@ -11,7 +11,7 @@ import msgspec
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Broker, Outgoing
-from engine.broker.refusals import is_missing
+from engine.broker.refusals import is_final, is_incomplete, is_missing
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, Unanswered
 from engine.log.incarnations import missing, reaching, stream_of
 from engine.log.marks import NO_MARK, Mark, MarkedStream, PlacedMark, Verdict, decode_mark, encode_mark, settle
@@ -122,14 +122,17 @@ class MarkedWriter:
         *,
         unburied: int | None = None,
         until: float = math.inf,
+        refusable: bool = False,
     ) -> None:
         """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
         Args:
             until: messages are handed to the broker before this moment of the monotonic clock, or not at all. Those that were
                 handed over without an answer may still be stored; whoever takes over finds out.
+            refusable: whether messages that the stream may never take are the caller's matter. Else they are tried for ever.
 
         Raises:
+            ApiError: such messages: `is_final`, or 10176, which may mean the same; nothing is stored.
             StepDown: a newer owner took over, or the stream has another epoch. Overtaken: an older owner got in between.
             TooLate: the messages were not stored by then.
             PartitionStopped: the stream was put back to a backup, and nobody has said so.
@@ -152,6 +155,8 @@ class MarkedWriter:
                     self._placed = PlacedMark(ack.seq, mark)
                     return
                 except BrokerError as error:
+                    if refusable and messages and (is_final(error) or is_incomplete(error)):
+                        raise
                     metrics.append_retries.labels(_reason(error)).inc()
                     settled = not isinstance(error, ApiError) or error.err_code == WRONG_LAST_SEQUENCE
                     stall.report(error)

@@ -21,7 +21,7 @@ from engine.plan.hours import HORIZON, Digest, Window, open_from, silent_until, 
 from engine.plan.patterns import patterns_of
 from engine.plan.preferences import QUIETABLE, Preferences
 from engine.plan.profile import OPTED_OUT, SCOPE_ALL
-from engine.plan.rules import Channel, ChannelRule
+from engine.plan.rules import CHANNELS, Channel, ChannelRule, TypeRule
 from seamark.protocol.events import INAPP
 
 CAP_WAIT: Final = timedelta(days=1)
@@ -59,6 +59,7 @@ def channels_of(inputs: Inputs) -> tuple[str, ...]:
 
 def decide(channel: str, inputs: Inputs) -> Decision:
     """When `channel` is used, and why. There is an answer for all inputs."""
+    inputs = _with_rule(inputs)
     return (
         _ended(channel, inputs)
         or _forbidden(channel, inputs)
@@ -66,9 +67,19 @@ def decide(channel: str, inputs: Inputs) -> Decision:
         or _switched_off(channel, inputs)
         or _noticed(channel, inputs)
         or _unreachable(channel, inputs)
+        or _crowded_out(channel, inputs)
         or _later(channel, inputs)
         or Decision("now", _reason(channel, inputs))
     )
+
+
+def _with_rule(inputs: Inputs) -> Inputs:
+    """A type of which the tenant has said nothing goes by the channels that its event names: the first try needs no set-up."""
+    named = inputs.notification.channels
+    if inputs.rule is not None or named is None:
+        return inputs
+    known = {channel: ChannelRule() for channel in CHANNELS if channel in named and channel != INAPP}
+    return msgspec.structs.replace(inputs, rule=TypeRule(pattern="*", channels=known))
 
 
 def _never(why: str) -> Decision:
@@ -147,9 +158,20 @@ def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
         return None
     if channel not in inputs.profile.reach:
         return _never("no_token" if channel == "push" else "no_address")
-    if channel in TEMPLATED and channel not in inputs.templates:
+    plain = (
+        inputs.notification.channels is not None
+    )  # who names a channel gets the plain default where there is no template
+    if channel in TEMPLATED and channel not in inputs.templates and not plain:
         return _never("no_template")
     return None
+
+
+def _crowded_out(channel: str, inputs: Inputs) -> Decision | None:
+    """No more jobs for a tenant that has too many. What joins a digest is none: all of its window share one."""
+    if channel == INAPP or not inputs.throttled:
+        return None
+    later = _later(channel, inputs)
+    return None if later is not None and later.when.startswith(("digest:", "never")) else _never("throttled")
 
 
 def _reason(channel: str, inputs: Inputs) -> str:

@@ -127,6 +127,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         rule: of the notification's type; none: there is none.
         templates: channels for which the type has an active template.
         kills: the tenant's switches.
+        throttled: the tenant has so many jobs waiting that it gets no more for now.
     """
 
     now: datetime
@@ -137,6 +138,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     defaults: TenantDefaults = TenantDefaults()
     templates: tuple[str, ...] = ()
     kills: tuple[Kill, ...] = ()
+    throttled: bool = False
 
     @property
     def category(self) -> str | None:

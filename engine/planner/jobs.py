@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, cast
 
+from msgspec.structs import replace
+
 from engine.broker.jetstream import Outgoing
 from engine.channels.channel import Job, Lane
+from engine.jobs.digests import digest_id
 from engine.jobs.messages import message_of, schedule_of
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
-from engine.plan.decide import wakes
+from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Stage
 from engine.plan.rules import Channel
 from engine.planner.plans import Due
 from seamark.protocol.events import INAPP
 
-DIGEST: Final = "digest/"
-"""What the id of a digest's job begins with. It goes on with the digest's key: its category and the end of its window."""
+THROTTLED: Final = Decision("never", "throttled")
 
 _OVERHEAD_BYTES: Final = 256
 """What a message costs beside its payload, its headers and its subject."""
@@ -35,16 +37,31 @@ def jobs_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> Iter
 
     A channel with several targets has one job, which its worker splits: which targets there are then is not known now.
     """
+    for job, at in _made(due, inputs, decisions):
+        yield message_of(job) if at is None else schedule_of(job, at)
+
+
+def throttled_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> list[Job]:
+    """The jobs that there would be, had the tenant fewer waiting."""
+    if not inputs.throttled or not any(one == THROTTLED for one in decisions.values()):
+        return []
+    free = replace(inputs, throttled=False)
+    others = {channel: decide(channel, free) for channel, one in decisions.items() if one == THROTTLED}
+    return [job for job, _ in _made(due, free, others)]
+
+
+def _made(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> Iterator[tuple[Job, datetime | None]]:
+    """Jobs, and when each is due; none: at once."""
     for channel, decision in decisions.items():
         if channel == INAPP or decision.when == "never":
             continue
         woken = wakes(decision, inputs)
         if woken is None:
-            yield message_of(_job(due, inputs, channel, "first", inputs.now))
+            yield _job(due, inputs, channel, "first", inputs.now), None
         elif woken[0] == "digest":
-            yield schedule_of(_digest(inputs, channel, decision, woken[1]), woken[1])
+            yield _digest(inputs, channel, decision, woken[1]), woken[1]
         else:
-            yield schedule_of(_job(due, inputs, channel, *woken), woken[1])
+            yield _job(due, inputs, channel, *woken), woken[1]
 
 
 def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetime) -> Job:
@@ -64,13 +81,17 @@ def _job(due: Due, inputs: Inputs, channel: str, stage: Stage, first_at: datetim
         collapse_key=due.collapse_key or "",
         data=cast("dict[str, Any]", due.data),  # as it stands in the record: nothing is gained by reading it here
         trace=due.trace or "",
+        stored_at=due.stored_at,
+        requested=notification.channels is not None,
+        transaction=due.transaction[1] if due.transaction is not None else "",
     )
 
 
 def _digest(inputs: Inputs, channel: str, decision: Decision, ends_at: datetime) -> Job:
     """The job that asks at the end of a window what belongs into it. Every record of the window makes the same one."""
+    key = decision.when.partition(":")[2]
     return Job(
-        id=DIGEST + decision.when.partition(":")[2],
+        id=digest_id(key),
         tenant=inputs.notification.tenant,
         user=inputs.notification.user,
         type="digest",
@@ -78,6 +99,7 @@ def _digest(inputs: Inputs, channel: str, decision: Decision, ends_at: datetime)
         stage="digest",
         first_at=ends_at,
         category=inputs.category or "",
+        digest=key,
     )
 
 
@@ -87,22 +109,24 @@ def _lane(inputs: Inputs) -> Lane:
     return "bulk" if inputs.notification.priority == "low" else "normal"
 
 
-def batches(following: Sequence[Following], end_seq: int) -> Iterator[tuple[int, list[Outgoing]]]:
-    """Cut what follows from a round into batches, each with the record up to which it covers them. A record's jobs stay together.
-
-    `end_seq`: the last record of the round, which the last batch covers.
-
-    A schedule stands once in a batch. Others that would have its name say the same: records of one digest.
-    """
-    batch: dict[object, Outgoing] = {}
-    size, reached = 0, 0
-    for seq, messages in following:
-        bytes_ = sum(len(one.payload) + len(one.headers) + len(one.subject) + _OVERHEAD_BYTES for one in messages)
-        if batch and (len(batch) + len(messages) >= BATCH_MESSAGES_MAX or size + bytes_ > BATCH_BYTES_MAX):
-            yield reached, list(batch.values())
-            batch, size = {}, 0
-        for one in messages:
-            batch[one.subject if one.headers else (seq, one.subject)] = one
-        size, reached = size + bytes_, seq
+def batches(following: Sequence[Following]) -> Iterator[list[Following]]:
+    """Cut what follows from a round into batches. A record's jobs stay together."""
+    batch: list[Following] = []
+    size = count = 0
+    for one in following:
+        bytes_ = sum(
+            len(each.payload) + len(each.headers) + len(each.subject) + _OVERHEAD_BYTES for each in one.messages
+        )
+        if batch and (count + len(one.messages) >= BATCH_MESSAGES_MAX or size + bytes_ > BATCH_BYTES_MAX):
+            yield batch
+            batch, size, count = [], 0, 0
+        batch.append(one)
+        size, count = size + bytes_, count + len(one.messages)
     if batch:
-        yield end_seq, list(batch.values())
+        yield batch
+
+
+def messages_of(batch: Iterable[Following]) -> list[Outgoing]:
+    """The messages of a batch. A schedule stands once in it: others of its name say the same, as records of one digest do."""
+    named = {one.subject if one.headers else (seq, one.subject): one for seq, messages in batch for one in messages}
+    return list(named.values())

@@ -16,6 +16,7 @@ from engine.limits import PLAN_WITNESS_SECONDS
 from engine.log.writer import read_mark
 from engine.partition.reader import PartitionReader, Phase
 from engine.planner import position
+from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.planner.worker import Drops, PlanWorker, Profiles, Rules
 from engine.postgres import Pool
@@ -50,9 +51,9 @@ class Planner:
         pin_timeout_seconds: float,
     ) -> None:
         self._broker = broker
-        self._witnesses = Witnesses(pool)
+        self._witnesses, shares = Witnesses(pool), Shares(broker)
         self._workers = [
-            PlanWorker(broker, p, rules, profiles, drops, self._witnesses, cancels) for p in range(partitions)
+            PlanWorker(broker, p, rules, profiles, drops, self._witnesses, cancels, shares) for p in range(partitions)
         ]
         self.readers = [
             PartitionReader(broker, position.source(p), worker, pin_timeout_seconds=pin_timeout_seconds)

@@ -7,6 +7,7 @@ with a higher term: whatever both have written down, the plan of the highest ter
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import secrets
 import time
@@ -15,11 +16,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, Outgoing, StreamState
+from engine.broker.refusals import is_final
 from engine.cancels import Cancels
-from engine.errors import BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
+from engine.channels.channel import Job
+from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
+from engine.jobs.messages import decode_job
 from engine.limits import PLAN_MARK_SECONDS, PLAN_PROFILES_MAX, PLAN_ROUND
 from engine.log.incarnations import ASK_AGAIN_SECONDS, epoch_of, stream_of
 from engine.log.marks import Mark, PlacedMark
@@ -32,8 +37,10 @@ from engine.plan.decisions import Facts, Inputs, Kill
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 from engine.planner import position
-from engine.planner.jobs import Following, batches, jobs_of
+from engine.planner.jobs import Following, batches, jobs_of, messages_of, throttled_of
+from engine.planner.letters import OVER_SHARE, REFUSED, bury, end_of
 from engine.planner.plans import Due, Found, User, due_of, goes_further, notifications_in, receipt_of
+from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
 from engine.traces import names
@@ -75,10 +82,11 @@ Drops = Callable[[str, str], tuple[Kill, ...]]
 
 
 class Planned(NamedTuple):
-    """What has been decided of a round: the facts, and what follows from them in JOBS."""
+    """What has been decided of a round: the facts, what follows from them in JOBS, and the jobs that a tenant has too many of."""
 
     receipts: list[Outgoing]
     following: list[Following]
+    throttled: list[Job]
 
 
 class PlanWorker:
@@ -86,6 +94,7 @@ class PlanWorker:
 
     Args:
         rules, profiles, drops, cancels: what decisions are made from, beside the record. Without `cancels` nothing is cancelled.
+        shares: which tenants have too many jobs waiting; none: no tenant has.
     """
 
     def __init__(
@@ -97,8 +106,10 @@ class PlanWorker:
         drops: Drops,
         witnesses: Witnesses,
         cancels: Cancels | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._broker = broker
+        self._shares = shares
         self._p = partition
         self._marked = position.marked(partition)
         self._rules, self._profiles, self._drops, self._witnesses = rules, profiles, drops, witnesses
@@ -205,16 +216,17 @@ class PlanWorker:
                         await self._settle_round(round_)
 
     async def _settle_round(self, round_: Sequence[Delivered]) -> None:
-        receipts, following = await self._decide(round_)
+        receipts, following, throttled = await self._decide(round_)
         if receipts:
             # Whoever takes over reckons with plans that were written down for one round behind the mark, not for more.
             await self._move()
             failpoints.reach("before-receipts")
             await self._store(receipts)
+            await bury(self._broker, throttled, OVER_SHARE)
             failpoints.reach("between-receipts-and-mark")
-        for reached, jobs in batches(following, round_[-1].seq):
-            self._passed = reached
-            await self._move(jobs)
+        cut = list(batches(following))
+        for batch in cut:
+            await self._hand_out(batch, round_[-1].seq if batch is cut[-1] else batch[-1].seq)
         self._passed = round_[-1].seq
         self._doubtful -= len(round_)
         if receipts or time.monotonic() - self._marked_at >= PLAN_MARK_SECONDS:
@@ -222,11 +234,52 @@ class PlanWorker:
         _PLANNED.inc(len(receipts))
         _PASSED.inc(len(round_) - len(receipts))
 
+    async def _hand_out(self, batch: Sequence[Following], reached: int) -> None:
+        """Store jobs together with the mark behind the records that they follow from.
+
+        Jobs that JOBS takes never must not hold up the others: they are found by halving.
+        """
+        try:
+            self._passed = reached
+            await self._move(messages_of(batch))
+        except ApiError:
+            if len(batch) == 1:
+                await self._give_up(batch[0], reached)
+                return
+            half = len(batch) // 2
+            await self._hand_out(batch[:half], batch[half - 1].seq)
+            await self._hand_out(batch[half:], reached)
+
+    async def _give_up(self, one: Following, reached: int) -> None:
+        """End the jobs of one record if JOBS takes them never; while it does not take the mark either, it does not refuse them.
+
+        Only of the first message of a batch the server says what is wrong with it, so each of them is the first in turn.
+        """
+        assert self._writer is not None
+        messages = messages_of([one])
+        for turn in itertools.count():
+            end_if_cancelled()
+            await self._writer.append([], self._writer.mark.seq)
+            first = turn % len(messages)
+            try:
+                await self._move(messages[first:] + messages[:first])
+                return
+            except ApiError as error:
+                if is_final(error):
+                    _log.exception("jobs_refused", stream=self._marked.source, seq=one.seq, code=error.err_code)
+                    break
+            if first == len(messages) - 1:
+                await asyncio.sleep(PAUSE_SECONDS_MAX)
+        jobs, now = [decode_job(message.payload) for message in one.messages], datetime.now(UTC)
+        await self._store([message for job in jobs for message in end_of(job, REFUSED, self._p, now)])
+        await bury(self._broker, jobs, REFUSED)
+        self._passed = reached
+
     async def _move(self, jobs: Sequence[Outgoing] = ()) -> None:
         """Store the mark, and what follows from the round together with it or not at all."""
         assert self._writer is not None
         if jobs or self._passed > self._writer.mark.seq:
-            await self._writer.append(list(jobs), self._passed)
+            await self._writer.append(list(jobs), self._passed, refusable=True)
             self._marked_at = time.monotonic()
 
     async def _decide(self, round_: Sequence[Delivered]) -> Planned:
@@ -255,16 +308,19 @@ class PlanWorker:
         wanted = [one for one in found if self._is_doubtful(one) or goes_further(one, rules[one.tenant])]
         due = [one for one in map(due_of, wanted) if one is not None]
         if not due:
-            return Planned([], [])
+            return Planned([], [], [])
         profiles = await self._profiles_of({one.user for one in due})
         if self._cancels is not None and any(one.transaction is not None for one in due):
             await self._cancels.heard()
+        above = await self._shares.above({one.notification.tenant for one in due}) if self._shares else frozenset()
         receipts: list[Outgoing] = []
         following: list[Following] = []
+        throttled: list[Job] = []
         for one in due:
             if profiles[one.user].deleted:
                 continue  # whatever is stored of him now would stay behind when he is erased
-            inputs = self._inputs(one, rules[one.notification.tenant], profiles[one.user], now)
+            tenant = one.notification.tenant
+            inputs = self._inputs(one, rules[tenant], profiles[one.user], now, throttled=tenant in above)
             decisions = plan(inputs)
             receipt = receipt_of(one, inputs, decisions, self._term, always=self._is_doubtful(one))
             if receipt is not None:
@@ -272,15 +328,17 @@ class PlanWorker:
             jobs = tuple(jobs_of(one, inputs, decisions))
             if jobs:
                 following.append(Following(one.seq, jobs))
-        return Planned(receipts, following)
+            throttled += throttled_of(one, inputs, decisions)
+        return Planned(receipts, following, throttled)
 
     def _is_doubtful(self, one: Found | Due) -> bool:
         return self._doubtful > 0 and one.stored_at <= self._doubtful_until
 
-    def _inputs(self, due: Due, rules: TenantRules, profile: Profile, now: datetime) -> Inputs:
+    def _inputs(self, due: Due, rules: TenantRules, profile: Profile, now: datetime, *, throttled: bool) -> Inputs:
         cancelled = due.transaction is not None and self._cancels is not None and self._cancels.holds(*due.transaction)
         facts = Facts(stored_at=due.stored_at, cancelled=cancelled)
-        return gathered(due.notification, facts, rules, profile, self._drops(*due.user), now)
+        inputs = gathered(due.notification, facts, rules, profile, self._drops(*due.user), now)
+        return replace(inputs, throttled=True) if throttled else inputs
 
     @property
     def _term(self) -> int:

@@ -15,12 +15,11 @@ from typing import Any, Final, Literal
 import aiohttp
 import structlog
 
-from engine.broker.answers import PARTITIONS_KEY
+from engine.broker.answers import PARTITIONS_KEY, WATERMARK_KEY
 from engine.broker.jetstream import Broker
-from engine.dispatch.later import WATERMARK_KEY
 from engine.dispatch.source import SOURCES
 from engine.errors import BrokerError, PartitionStopped, TopologyError
-from engine.limits import DUE_SECONDS, MONITOR_SECONDS
+from engine.limits import DUE_SECONDS, JOBS_SUBJECTS_MAX, MONITOR_SECONDS
 from engine.log.incarnations import RESTORED
 from engine.log.marks import PlacedMark
 from engine.log.writer import read_mark
@@ -150,7 +149,7 @@ def judge(seen: Seen, profile: Profile, partitions: int | None = None) -> Findin
     """The findings on what was read."""
     wanted: Level = "refuse" if profile == "production" else "warn"
     found = [*_version(seen), *_payload(seen), *_sync(seen), *_files(seen, profile, partitions), *_copies(seen)]
-    found += [*_ages(seen), *_room(seen), *_positions(seen)]
+    found += [*_ages(seen), *_room(seen), *_waiting(seen), *_positions(seen)]
     findings = tuple(replace(each, level=wanted) if each.level == "wanted" else each for each in found)
     return Findings(profile, any(each.level == "refuse" for each in findings), findings)
 
@@ -272,12 +271,26 @@ def _room(seen: Seen) -> Iterator[Finding]:
         found = room(stream, seen.intakes.get(name, Intake(0, 0.0)))
         rate = "" if found is None else f", {found.detail()}"
         if share > FULL_SHARE and watermark:
-            detail = f"{said}: what is to be sent later will become dead letters"
+            detail = f"{said}: {_BEYOND[name]}"
             yield Finding("warn", "room", detail, f"Raise {WATERMARK_KEY} in its file.")
         elif share > FULL_SHARE:
             yield Finding("warn", "room", f"{said} and will refuse{rate}", remedy)
         elif found is not None:
             yield Finding("warn" if found.soon else "ok", "room", said + rate, remedy if found.soon else "")
+
+
+def _waiting(seen: Seen) -> Iterator[Finding]:
+    """Schedules, and users with jobs, fill the memory of the brokers, whatever their bytes."""
+    jobs = seen.observed.streams.get(JOBS_STREAM)
+    if jobs is not None and jobs.subjects > FULL_SHARE * JOBS_SUBJECTS_MAX:
+        detail = f"{jobs.subjects} schedules and users with jobs wait in JOBS, of {JOBS_SUBJECTS_MAX}: {_BEYOND[JOBS_STREAM]}"
+        yield Finding("warn", "room", detail, "Start more workers, or look for the tenant that has made so many.")
+
+
+_BEYOND: Final = {
+    LATER_STREAM: "what is to be sent later will become dead letters",
+    JOBS_STREAM: "tenants with much in it get no more jobs than critical ones, and the others become dead letters",
+}
 
 
 def _positions(seen: Seen) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from engine.dispatch.later import WATERMARK_KEY
+from engine.broker.answers import WATERMARK_KEY
 from engine.errors import TopologyError
 from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LINGER_SECONDS
 from engine.topology.accounts import with_logs
@@ -210,13 +210,10 @@ def _streams(demand: Demand, partitions: int, files: Mapping[str, Mapping[str, A
         bound = max(1, math.ceil(stored / FULL_SHARE / _GIB)) * _GIB
         yield StreamSize(name, number, round(stored), bound, days, why[name])
     for name, config in files.items():
-        if name == JOBS_STREAM:
-            marks = f"{partitions} marks of {MARK_BYTES} B. It has no bound, for a stream with schedules cannot refuse"
-            yield StreamSize(name, 1, partitions * MARK_BYTES, 0, ages[name], marks)
-        elif name == LATER_STREAM:
+        if name in {JOBS_STREAM, LATER_STREAM}:
             most = int(config["metadata"][WATERMARK_KEY])
-            why_later = "its watermark, as in its file. It has no bound, for a stream with schedules cannot refuse"
-            yield StreamSize(name, 1, most, 0, DUE_SECONDS / _DAY, why_later)
+            unbounded = "its watermark, as in its file. It has no bound, for a stream with schedules cannot refuse"
+            yield StreamSize(name, 1, most, 0, DUE_SECONDS / _DAY if name == LATER_STREAM else ages[name], unbounded)
         elif name not in why and not is_log(name):
             as_filed = "as in its file: it does not grow with the rate"
             yield StreamSize(name, 1, 0, config["max_bytes"], ages[name], as_filed)

@@ -14,18 +14,23 @@ BULK: Final = "bulk.{tenant}.{key}.{type}"
 LATER: Final = "wait.{partition}.{tenth}.{tenant}"
 LOG: Final = "log.{partition}.{tenant}.{user}"
 RECEIPT: Final = "rcpt.{partition}.{tenant}.{user}"
+JOB: Final = "job.{channel}.{lane}.{tenant}.{user}"
 
+ATTEMPT_NUMBER: Final = "seamark.attempt"
+CHANNEL: Final = "seamark.channel"
 ERROR: Final = "error.type"
 GROUP: Final = "messaging.consumer.group.name"
 MESSAGE_COUNT: Final = "messaging.batch.message_count"
 MESSAGE_ID: Final = "messaging.message.id"
 OUTCOME: Final = "seamark.outcome"
 PRIORITY: Final = "seamark.priority"
+PROVIDER: Final = "seamark.provider"
 TENANT: Final = "seamark.tenant"
 TYPE: Final = "seamark.type"
 
 ATTRIBUTES: Final = frozenset({
-    ERROR, GROUP, MESSAGE_COUNT, MESSAGE_ID, OUTCOME, PRIORITY, TENANT, TYPE, "http.request.method",
+    ATTEMPT_NUMBER, CHANNEL, ERROR, GROUP, MESSAGE_COUNT, MESSAGE_ID, OUTCOME, PRIORITY, PROVIDER, TENANT, TYPE,
+    "http.request.method",
     "http.response.status_code", "http.route", "messaging.destination.name", "messaging.destination.template",
     "messaging.operation.name", "messaging.operation.type", "messaging.system",
 })  # fmt: skip
@@ -89,6 +94,9 @@ STORE_RECEIPT: Final = Hop("receipt", "send", RECEIPT, SpanKind.PRODUCER)
 
 PLAN: Final = Hop("plan", "process", LOG, SpanKind.CONSUMER)
 """A planner decides by which channels a notification goes."""
+
+ATTEMPT: Final = Hop("attempt", "process", JOB, SpanKind.CLIENT)
+"""A worker tries a job at a provider."""
 
 FOLD: Final = Hop("fold", "process", LOG, SpanKind.CONSUMER)
 """A projector takes a record into a projection; `GROUP` says which."""

@@ -43,6 +43,12 @@ class Scope(StrEnum):
     WEBHOOKS_WRITE = "webhooks:write"
     """To make, change and delete webhook endpoints."""
 
+    DEAD_LETTERS_READ = "dead_letters:read"
+    """To see what could not be delivered, what people were to be told included."""
+
+    DEAD_LETTERS_WRITE = "dead_letters:write"
+    """To have it tried again, and to drop it."""
+
     USERS_READ = "users:read"
     """To see the users of the directory: addresses, attributes."""
 

@@ -48,7 +48,7 @@ TOKEN_SECONDS: Final = 900
 
 NOT_LOCAL: Final = Kind(403, "not_local")
 
-_WEB: Final = Path(__file__).parents[1] / "web"
+PAGE_FOLDER: Final = Path(__file__).parents[1] / "web"
 
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -136,6 +136,7 @@ def _session(options: GatewayOptions, user: str) -> web.Response:
         "api_key": options.dev_api_key,
         "expires_at": expires_at,
         "command": _publish_command(),
+        "outbox_url": options.dev_outbox_url,
     }
     headers = {**PAGE_HEADERS, "Cache-Control": "no-store"}
     return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
@@ -158,7 +159,7 @@ def _seamark() -> str:
 def _static(name: str, content_type: str) -> Handler:
     async def serve(_: web.Request) -> web.StreamResponse:
         # Read at each request: whoever changes the page sees it at the next reload.
-        body = (_WEB / name).read_bytes()
+        body = (PAGE_FOLDER / name).read_bytes()
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=PAGE_HEADERS)
 
     return serve

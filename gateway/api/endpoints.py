@@ -20,6 +20,7 @@ from gateway.api.campaigns import (
     try_campaign,
 )
 from gateway.api.controls import change_controls, show_controls
+from gateway.api.dead_letters import drop_letters, get_letter, group_letters, list_letters, replay_letters
 from gateway.api.events import publish_event, publish_events
 from gateway.api.explain import explain_event
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
@@ -76,6 +77,11 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     publish_events,
     broadcast,
     cancel_transaction,
+    list_letters,
+    group_letters,
+    get_letter,
+    replay_letters,
+    drop_letters,
     follow_socket,
     follow_stream,
     poll_records,

@@ -9,6 +9,7 @@ from gateway.access.principals import Operator, Scope, Service, User
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import FORBIDDEN, INVALID_QUERY, NOT_FOUND, UNAVAILABLE, Problem
 from projections.proof import Proof
+from projections.tries import receipts_in
 from seamark.protocol.limits import EVENT_ID_BYTES_MAX
 
 
@@ -33,7 +34,9 @@ async def trace_notification(call: Call[User | Service | Operator, TraceQuery, N
     if tables is None:
         raise Problem(UNAVAILABLE, "this gateway has no database: there is nothing to prove it from")
     tenant, user = _whose(call.principal, query)
-    proofs = await tables.proofs.of(tenant, query.id, user) if len(query.id) <= EVENT_ID_BYTES_MAX else []
+    find = receipts_in(call.context.broker, len(call.context.partitions))
+    known = len(query.id) <= EVENT_ID_BYTES_MAX
+    proofs = await tables.proofs.of(tenant, query.id, user, find_told=find) if known else []
     if not proofs:
         raise Problem(NOT_FOUND, "no notification of this id is known (or it is not folded yet)")
     for proof in proofs:

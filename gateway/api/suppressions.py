@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from engine.directory.contacts import Addressed
+from engine.directory.suppressing import changing_suppressions
 from engine.directory.suppressions import (
     NewSuppression,
     Reason,
@@ -19,15 +18,12 @@ from engine.directory.suppressions import (
     lift_suppression,
     page_of_suppressions,
     put_suppressions,
-    users_of,
 )
 from engine.limits import SUPPRESSIONS_PER_REQUEST
-from engine.postgres import Connection
 from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES, Deletion
 from gateway.api.directory import directory_of, reading
 from gateway.api.pages import PageQuery, begin_of, cut, invalid_cursor
-from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.limits import DIRECTORY_SECONDS
 
@@ -78,7 +74,8 @@ class IdQuery(msgspec.Struct, frozen=True):
 async def suppress(call: Call[Service, None, SuppressionsBody]) -> Suppressed:
     """Suppress addresses. What is suppressed already gets the new reason and end; only a legal opt-out (`opted_out`) stays."""
     new, tenant = call.body.suppressions, call.principal.tenant
-    async with changing_suppressions(call.context, tenant, [(one.channel, one.address) for one in new]) as connection:
+    addresses = [(one.channel, one.address) for one in new]
+    async with changing_suppressions(directory_of(call.context), tenant, addresses, DIRECTORY_SECONDS) as connection:
         return Suppressed(await put_suppressions(connection, tenant, new))
 
 
@@ -113,29 +110,9 @@ async def lift(call: Call[Service, IdQuery, None]) -> Deletion:
         found = await find_suppression(connection, tenant, id)
     if found is None:
         return Deletion(False)
-    async with changing_suppressions(call.context, tenant, [(found.channel, found.address)]) as connection:
+    addresses = [(found.channel, found.address)]
+    async with changing_suppressions(directory_of(call.context), tenant, addresses, DIRECTORY_SECONDS) as connection:
         return Deletion(await lift_suppression(connection, tenant, id) is not None)
-
-
-@asynccontextmanager
-async def changing_suppressions(
-    context: Context, tenant: str, addresses: Sequence[tuple[Addressed, str]]
-) -> AsyncIterator[Connection]:
-    """A transaction that changes suppressions of these addresses, and with them the profiles of users who have one."""
-    directory = directory_of(context)
-    async with reading(context) as connection:
-        users = await users_of(connection, tenant, addresses)
-    async with directory.changing(tenant, users, DIRECTORY_SECONDS) as change:
-        yield change.connection
-        for user in users:
-            change.touch(user)
-    # A user may have got the address since: then his profile may have been read before this was stored.
-    async with reading(context) as connection:
-        since = await users_of(connection, tenant, addresses) - users
-    if since:
-        async with directory.changing(tenant, since, DIRECTORY_SECONDS) as change:
-            for user in since:
-                change.touch(user)
 
 
 def _is_id(text: str) -> bool:

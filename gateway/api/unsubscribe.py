@@ -12,15 +12,16 @@ import msgspec
 from aiohttp import web
 
 from engine.channels.email.unsubscribe import TOKEN_CHARS_MAX, TokenRefused, Unsubscription
+from engine.directory.suppressing import changing_suppressions
 from engine.directory.suppressions import NewSuppression, put_suppressions
 from engine.directory.users import find_user
 from engine.plan.profile import OPTED_OUT, SCOPE_ALL
 from gateway.access.shares import Shares
-from gateway.api.directory import reading
-from gateway.api.suppressions import changing_suppressions
+from gateway.api.directory import directory_of, reading
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import NOT_FOUND, UNAVAILABLE, Problem
+from gateway.limits import DIRECTORY_SECONDS
 
 PLACES: Final = Shares(16, 16)
 """Such requests at a time: a campaign brings many at once, which must leave the directory to others. Mail programs come again."""
@@ -69,7 +70,9 @@ async def unsubscribe(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
         new = NewSuppression(
             channel="email", address=user.email, reason=OPTED_OUT, scope=what.category or SCOPE_ALL, source=SOURCE
         )
-        async with changing_suppressions(call.context, what.tenant, [(new.channel, new.address)]) as connection:
+        async with changing_suppressions(
+            directory_of(call.context), what.tenant, [(new.channel, new.address)], DIRECTORY_SECONDS
+        ) as connection:
             await put_suppressions(connection, what.tenant, [new])
     return _answer(_DONE, what)
 

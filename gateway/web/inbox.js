@@ -96,8 +96,10 @@ let isCut = false; // the snapshot has fewer rows than a page, as they are large
 let next; // the gateway's page behind what is known: undefined before the first is asked for, null behind the last
 
 async function token() {
-  const { token: made, api_key: key, command } = await session();
+  const { token: made, api_key: key, command, outbox_url: outbox } = await session();
   $("publish-card").hidden = $("to-campaigns").hidden = !key;
+  $("to-outbox").hidden = !outbox;
+  if (outbox) $("to-outbox").href = `${outbox}/?user=${encodeURIComponent(user)}`;
   showCommand(command);
   return made;
 }
@@ -294,7 +296,9 @@ async function loadOlder() {
 
 async function publish(text) {
   const to = $("to").value.split(",").map((one) => one.trim()).filter(Boolean);
-  const body = { to, type: $("type").value.trim(), data: { text } };
+  const by = [...document.querySelectorAll("#by input:checked")].map((one) => one.value);
+  const channels = by.length ? ["inapp", ...by] : undefined; // none chosen: the rule of the type says
+  const body = { to, type: $("type").value.trim(), data: { text }, channels };
   const headers = { "Idempotency-Key": `page-${crypto.randomUUID()}` };
   return (await ask("POST", "/v1/events", { body, headers, asService: true })).event_id;
 }

@@ -52,7 +52,7 @@ async function linesOf(id) {
     // The planner's word comes after the record's, and counts.
     const planned = new Map(proof.facts.filter(({ fact }) => fact === "planned").map((fact) => [fact.channel, fact.detail]));
     return [
-      ...[...planned].map(([channel, detail]) => lineOf(channel, detail)),
+      ...[...planned].flatMap(([channel, detail]) => [lineOf(channel, detail), ...waysOf(proof, channel)]),
       ...(proof.trace_url ? [element("li", {}, element("a", { href: proof.trace_url, class: "trace" }, "Its way through all processes"))] : []),
       ...proof.not_proven.filter((what) => what.startsWith("sent")).map((what) => element("li", { class: "unproven" }, `Not proven: ${what}`)),
     ];
@@ -65,6 +65,17 @@ function lineOf(channel, detail) {
   const [when, why = ""] = detail.split(", because: ");
   return element("li", { "data-channel": channel, "data-why": why },
     element("b", {}, CHANNELS[channel] ?? channel), ` ${inWords(when)}: ${WHYS[why] ?? why} `, element("code", {}, why));
+}
+
+/** What channels tell of it: by whom it was tried, how often, and what came of that. In the app devices tell it themselves. */
+function waysOf(proof, channel) {
+  if (channel === "inapp") return [];
+  return proof.facts
+    .filter((fact) => fact.channel === channel && fact.fact !== "planned")
+    .map((fact) => element("li", { class: "way", "data-way": channel, "data-state": fact.fact },
+      `${CHANNELS[channel] ?? channel}${fact.device ? ` (${fact.device})` : ""}: ${fact.fact}`,
+      fact.detail ? `, ${fact.detail}` : "",
+      fact.at ? `, ${new Date(fact.at).toLocaleTimeString()}` : ""));
 }
 
 function inWords(when) {

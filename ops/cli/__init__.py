@@ -15,6 +15,7 @@ from ops.cli import (
     control,
     dev,
     dispatcher,
+    dlq,
     explain,
     funnel,
     gateway,
@@ -32,6 +33,7 @@ from ops.cli import (
     topology,
     users,
     verify,
+    worker,
 )
 from ops.cli.output import keep_logs_apart
 from ops.exitcode import exit_code_of
@@ -55,6 +57,7 @@ app.command("dispatcher")(dispatcher.dispatcher)
 app.command("projector")(projector.projector)
 app.command("pager")(pager.pager)
 app.command("planner")(planner.planner)
+app.command("worker")(worker.worker)
 app.command("funnel")(funnel.funnel)
 app.command("prove")(prove.prove)
 app.command("explain")(explain.explain)
@@ -65,6 +68,7 @@ app.add_typer(apikey.app, name="api-key")
 app.add_typer(config.app, name="config")
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(control.app, name="control")
+app.add_typer(dlq.app, name="dlq")
 app.add_typer(retention.app, name="retention")
 app.add_typer(topology.app, name="topology")
 app.add_typer(users.app, name="users")

@@ -83,9 +83,15 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     out.print()
     out.print(f"[bold green]Seamark is running.[/] Data, logs and keys: {data}/ ({data}/dev.json)")
     out.print()
+    outbox = (
+        []
+        if stack.outbox_url is None
+        else [("outbox", f"{stack.outbox_url}/  (what was sent by push, mail, SMS and webhooks)")]
+    )
     traces = [] if stack.trace_url is None else [("traces", f"{stack.trace_url.partition('/traces/')[0]}/")]
     for name, value in (
         ("page", f"[link={stack.gateway_url}]{stack.gateway_url}/[/link]"),
+        *outbox,
         *traces,
         ("gateway", f"{stack.gateway_url}  (WebSocket /v1/ws, events POST /v1/events)"),
         ("NATS", shown(stack.nats_url) + (f"  (monitoring {monitor_url})" if monitor_url else "")),
@@ -94,9 +100,10 @@ def _print(stack: DevFile, monitor_url: str | None, data: Path) -> None:
     ):
         out.print(f"  {name:<12}{value}")
     out.print()
-    out.print("Deliver a first notification, and watch it arrive on the page:")
+    out.print("Send a first notification, and watch it arrive on both pages:")
     body = """'{"text":"hi"}'"""
-    out.print(f"  [bold cyan]{seamark} publish{where} --to {stack.user} --type demo.hello --data {body}[/]")
+    channels = "--channel inapp --channel push --channel email --channel sms"
+    out.print(f"  [bold cyan]{seamark} publish{where} --to {stack.user} --type demo.hello {channels} --data {body}[/]")
     out.print(f"  {seamark} tail{where} {stack.user}")
     out.print()
     out.print("Look inside with the nats CLI (the stack's own broker asks for no credentials):")

@@ -72,6 +72,7 @@ def _options(settings: Settings) -> GatewayOptions:
         host=settings.gateway_host,
         dev=settings.profile == "dev",
         dev_api_key=settings.dev_api_key.reveal() if settings.dev_api_key else None,
+        dev_outbox_url=settings.dev_outbox_url,
         handshakes_per_minute=settings.handshakes_per_minute,
         trusted_proxies=settings.trusted_proxies,
         unsubscribe_secrets=tuple(settings.unsubscribe_secrets.reveal().split())

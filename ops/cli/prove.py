@@ -31,11 +31,14 @@ def prove(
     from engine.traces.contexts import url_of
     from ops.cli.stores import stores, trace_url
     from projections.proof import Proofs
+    from projections.tries import receipts_in
 
     async def run() -> list[Proof]:
         async with stores(folder, "seamark-prove") as found:
             proofs = Proofs(found.pool)
-            return await proofs.of(tenant or "default", notification, user, find_event=_find_event(found.broker))
+            told = receipts_in(found.broker, found.partitions)
+            event = _find_event(found.broker)
+            return await proofs.of(tenant or "default", notification, user, find_event=event, find_told=told)
 
     proofs, template = uvloop.run(run()), trace_url(folder)
     for proof in proofs:

@@ -38,6 +38,7 @@ class DevFile(msgspec.Struct, kw_only=True):
     api_key: str
     jwt_secret: str
     nats_monitor_url: str | None = None
+    outbox_url: str | None = None
     trace_url: str | None = None
 
 

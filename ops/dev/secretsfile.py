@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ class Kept(msgspec.Struct, kw_only=True):
     jwt_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
     api_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
     page_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
+    unsubscribe_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
     ports: dict[str, int] = {}
 
 
@@ -33,6 +35,21 @@ def read_kept(data: Path) -> Kept:
         return Kept()
     except (OSError, msgspec.DecodeError) as error:
         raise InvalidSetting(f"{path} cannot be read ({error}): remove it to start with fresh secrets") from error
+
+
+def kept_private(path: Path, make: Callable[[], str]) -> str:
+    """The text of a file of ours; where there is none, what `make` makes, which is written so that only this user can read it.
+
+    Raises:
+        InvalidSetting: the file is there but cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        write_private(path, text := make())
+        return text
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{path} cannot be read ({error}): remove it to have it made anew") from error
 
 
 def write_private_json(path: Path, value: object) -> None:

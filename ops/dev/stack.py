@@ -25,6 +25,10 @@ from ops.dev import example
 from ops.dev.environment import roles_environment
 from ops.dev.fulldisk import keep_writable
 from ops.dev.lock import locked
+from ops.dev.outbox.messages import Outbox
+from ops.dev.outbox.page import serving
+from ops.dev.outbox.people import people
+from ops.dev.outbox.providers import Providers, running
 from ops.dev.reservations import Reservations
 from ops.dev.roles import Role, keep
 from ops.dev.secretsfile import Kept, read_kept, write_private_json
@@ -66,6 +70,8 @@ class Stack:
         self.nats_url = self.redis_url = self.postgres_url = self.gateway_url = ""
         self.monitor_url: str | None = None
         self.traces_url: str | None = None
+        self.outbox_url = ""
+        self._providers: Providers | None = None
         self._held = contextlib.AsyncExitStack()
 
     @property
@@ -78,6 +84,7 @@ class Stack:
         if self._options.port:
             self._gateway_port()  # refused before anything is started
         await self._start_servers()
+        await self._open_outbox()
         self._say("applying topology and schema")
         await self._prepare_stores()
         port = self._gateway_port()  # only now: others may have taken a free one while the servers started
@@ -122,6 +129,15 @@ class Stack:
         server.spawn()
         await asyncio.to_thread(server.wait_ready)
 
+    async def _open_outbox(self) -> None:
+        """Every provider, simulated: nothing of what the stack sends leaves this machine, whatever stands in the environment."""
+        self._say("starting simulated providers")
+        outbox, hold = Outbox(), self._held.enter_async_context
+        self._providers = await hold(running(self._options.data / "providers", outbox, self._kept_port))
+        asked = await hold(people(self.postgres_url))
+        port = self._kept_port("outbox")
+        self.outbox_url = await hold(serving(HOST, port, outbox, self._providers, asked, lambda: self.gateway_url))
+
     async def _prepare_stores(self) -> None:
         broker = await connect(replace(load_settings().nats("seamark-dev"), url=self.nats_url))
         try:
@@ -141,16 +157,16 @@ class Stack:
         if any(
             isinstance(server, Postgres) for server in self._servers
         ):  # a database of somebody else's stays as it is
-            await example.fill(self.postgres_url, TENANT)
+            assert self._providers is not None, "it is started before"
+            await example.fill(self.postgres_url, TENANT, self._providers)
 
     async def _receive_traces(self) -> None:
         try:
             from ops.dev.traces import receiving
         except ImportError as error:
             raise InvalidSetting("--traces needs an exporter: pip install 'seamark-server[traces]'") from error
-        port = self._port("traces")
+        port = self._kept_port("traces")
         self.traces_url = await self._held.enter_async_context(receiving(HOST, port))
-        self._kept.ports["traces"] = port
 
     def _gateway_port(self) -> int:
         asked, ports = self._options.port, self._kept.ports
@@ -167,8 +183,13 @@ class Stack:
         kept = self._kept.ports.get(server)
         return kept if kept and self._reserved.take(kept) else self._reserved.take_any()
 
+    def _kept_port(self, name: str) -> int:
+        port = self._kept.ports[name] = self._port(name)
+        return port
+
     def _start_roles(self, port: int) -> None:
         data = self._options.data
+        assert self._providers is not None, "it is started before"
         ours = {
             "SEAMARK_PROFILE": "dev",
             "SEAMARK_NATS_URL": self.nats_url,
@@ -179,6 +200,10 @@ class Stack:
             "SEAMARK_GATEWAY_HOST": HOST,
             "SEAMARK_GATEWAY_PORT": str(port),
             "SEAMARK_LOG_FORMAT": "json",
+            "SEAMARK_PROVIDERS": str(self._providers.file.resolve()),
+            "SEAMARK_DEV_OUTBOX_URL": self.outbox_url,
+            "SEAMARK_PUBLIC_URL": self.gateway_url,
+            "SEAMARK_UNSUBSCRIBE_SECRETS": self._kept.unsubscribe_secret,
         }
         if self.monitor_url is not None:
             ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url
@@ -189,7 +214,7 @@ class Stack:
             ours["SEAMARK_TRACE_URL"] = f"{self.traces_url}{TRACE_PATH}"
         env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
-        for words in (["dispatcher"], ["projector"], ["planner"], ["pager"], gateway):
+        for words in (["dispatcher"], ["projector"], ["planner"], ["worker"], ["pager"], gateway):
             name = words[0]
             self._say(f"starting {name}")
             role = Role(name, words, env, data / f"{name}.log", self._say)
@@ -223,6 +248,7 @@ class Stack:
             api_key=self._kept.api_key,
             jwt_secret=secret,
             nats_monitor_url=self.monitor_url,
+            outbox_url=self.outbox_url,
             trace_url=None if self.traces_url is None else f"{self.traces_url}{TRACE_PATH}",
         )
 
@@ -250,7 +276,7 @@ class Stack:
         self._reserved.close()
 
     async def close(self) -> None:
-        """Take no more spans: after `stop`, which sends the last."""
+        """Take no more messages and spans: after `stop`, during which the last are sent."""
         await self._held.aclose()
 
 
@@ -271,10 +297,7 @@ async def started(options: Options, say: Say) -> AsyncIterator[Stack]:
         finally:
             # Commands find the stack by this file: without it they say at once that nothing runs here.
             (options.data / "dev.json").unlink(missing_ok=True)
-            if stack.traces_url is None:
-                stack.stop()
-            else:
-                await _to_the_end(stack.stop)  # the receiver takes the last spans meanwhile
+            await _to_the_end(stack.stop)  # in a thread: meanwhile the last messages and spans are taken here
             await stack.close()
 
 

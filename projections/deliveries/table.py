@@ -14,15 +14,30 @@ from typing import Final
 from engine import metrics
 from engine.partition.reader import Delivered
 from engine.postgres import Connection, transposed
-from projections.folds.deliveries import DEVICES_MAX, Delivery, Notification, Plan, Receipts, fold, replanned
+from projections.folds.deliveries import (
+    DEVICES_MAX,
+    PROVIDER_IDS_MAX,
+    Delivery,
+    Notification,
+    Plan,
+    Receipts,
+    fold,
+    replanned,
+)
 from projections.folds.inbox import moment
 from projections.postgres.store import TableStore
 from projections.postgres.versions import filled_leaves
 from projections.projection import DELIVERIES
 
-_MERGE: Final = """
-UPDATE deliveries_{v} d SET
+_MERGE: Final = f"""
+UPDATE deliveries_{{v}} d SET
     attempts = greatest(d.attempts, o.attempts),
+    segments = greatest(d.segments, o.segments),
+    provider_ids = CASE WHEN o.provider_ids IN ('', d.provider_ids) THEN d.provider_ids
+        WHEN d.provider_ids = '' THEN o.provider_ids ELSE (SELECT string_agg(line, E'\n' ORDER BY line COLLATE "C") FROM (
+            SELECT DISTINCT line COLLATE "C" AS line
+            FROM unnest(string_to_array(d.provider_ids || E'\n' || o.provider_ids, E'\n')) AS line
+            ORDER BY 1 LIMIT {PROVIDER_IDS_MAX}) AS lines) END,
     sent_at = least(d.sent_at, o.sent_at),
     delivered_at = least(d.delivered_at, o.delivered_at),
     acknowledged_at = least(d.acknowledged_at, o.acknowledged_at),
@@ -36,9 +51,9 @@ UPDATE deliveries_{v} d SET
         ORDER BY w.rank DESC, w.at, w.reason COLLATE "C" DESC, w.provider COLLATE "C" DESC, w.trace COLLATE "C" DESC LIMIT 1)
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[],
     $9::text[], $10::text[], $11::timestamptz[], $12::integer[], $13::timestamptz[], $14::timestamptz[],
-    $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[])
+    $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[], $19::integer[], $20::timestamptz[])
     AS o (tenant, user_id, id, channel, device, rank, state, reason, provider, trace, at, attempts,
-        sent_at, delivered_at, acknowledged_at, seen_at, read_at, kept_until)
+        sent_at, delivered_at, acknowledged_at, seen_at, read_at, provider_ids, segments, kept_until)
 WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.channel = o.channel AND d.device = o.device
 RETURNING d.tenant, d.user_id, d.id, d.channel, d.device
 """

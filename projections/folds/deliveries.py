@@ -25,8 +25,8 @@ from seamark.protocol.errors import InvalidToken
 from seamark.protocol.receipts import PLANNED, Receipt, decode_receipt
 
 _BELOW: Final = ("queued", "ambiguous", "suppressed", "cancelled", "expired", "sent", "failed", "split")
-_ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
-STATES: Final = (*_BELOW, *_ARRIVED)
+ARRIVED: Final = ("delivered", "acknowledged", "seen", "read")
+STATES: Final = (*_BELOW, *ARRIVED)
 ATTEMPTS_MAX: Final = 1_000_000
 
 DEVICES_MAX: Final = 50
@@ -48,9 +48,14 @@ def rank(state: str, attempt: int = 0) -> int:
     Raises:
         ValueError: no such state.
     """
-    if state in _ARRIVED:
-        return _ARRIVAL + _ARRIVED.index(state)
+    if state in ARRIVED:
+        return _ARRIVAL + ARRIVED.index(state)
     return max(0, min(attempt, ATTEMPTS_MAX)) * 10 + _BELOW.index(state)
+
+
+def try_of(rank: int) -> int:
+    """The number of the try that a rank below proof of arrival is about."""
+    return rank // 10
 
 
 Key = tuple[str, str, str, str, str]
@@ -64,7 +69,8 @@ Notification = tuple[str, str, str]
 class Delivery:
     """Everything known of one delivery. Fields are columns of the table `deliveries`.
 
-    The last four say what was planned: `plan_term` 0: nothing.
+    `provider_ids`: what providers call the message, see `named`; `segments`: of an SMS, the most that one try has cost. The last
+    four say what was planned: `plan_term` 0: nothing.
     """
 
     rank: int
@@ -79,6 +85,8 @@ class Delivery:
     acknowledged_at: datetime | None = None
     seen_at: datetime | None = None
     read_at: datetime | None = None
+    provider_ids: str = ""
+    segments: int = 0
     plan_term: int = 0
     plan_when: str = ""
     plan_why: str = ""
@@ -90,9 +98,37 @@ class Delivery:
             times = [at for at in (getattr(self, name), getattr(other, name)) if at is not None]
             setattr(self, name, min(times, default=None))
         self.attempts = max(self.attempts, other.attempts)
+        self.segments = max(self.segments, other.segments)
+        self.provider_ids = _joined(self.provider_ids, other.provider_ids)
         if _order(other) > _order(self):
             self.rank, self.state, self.at = other.rank, other.state, other.at
             self.reason, self.provider, self.trace = other.reason, other.provider, other.trace
+
+
+PROVIDER_IDS_MAX: Final = 8
+"""Names of a message that are kept: more tries than that are taken by a provider only where each is in doubt."""
+
+SEGMENTS_MAX: Final = (1 << 31) - 1
+
+
+def named(attempt: int, provider: str, provider_id: str) -> str:
+    """The name that a provider has given to a message, with the number of its try: one line of `provider_ids`."""
+    return "\t".join(" ".join(clean(str(word)).split()) for word in (attempt, provider, provider_id))
+
+
+def names_in(provider_ids: str) -> list[tuple[str, str, str]]:
+    """The number of the try, the provider and the name, of each line."""
+    lines = [tuple(line.split("\t")) for line in provider_ids.split("\n")]
+    return [(line[0], line[1], line[2]) for line in lines if len(line) == 3]
+
+
+def _joined(one: str, other: str) -> str:
+    """The lines of both, each once, in their order. Of too many the last ones go, in whatever order they came."""
+    if not other or one == other:
+        return one
+    if not one:
+        return other
+    return "\n".join(sorted({*one.split("\n"), *other.split("\n")})[:PROVIDER_IDS_MAX])
 
 
 _TIMES: Final = ("sent_at", "delivered_at", "acknowledged_at", "seen_at", "read_at")
@@ -114,6 +150,8 @@ def delivery_of(receipt: Receipt) -> Delivery:
         trace=clean(receipt.trace or ""),
         at=at,
         attempts=max(0, min(receipt.attempt, ATTEMPTS_MAX)),
+        provider_ids=named(receipt.attempt, receipt.provider or "", receipt.provider_id) if receipt.provider_id else "",
+        segments=max(0, min(receipt.segments, SEGMENTS_MAX)),
     )
     if f"{receipt.state}_at" in _TIMES:
         setattr(fact, f"{receipt.state}_at", at)

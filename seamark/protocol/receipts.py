@@ -34,6 +34,8 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
         attempt: the number of the try, from 1.
         term, plan: of a plan: the planner's term, and what it has decided of each channel.
         inputs: what that was decided from; whoever decides from it again decides the same.
+        provider_id: what the provider calls the message.
+        segments: of an SMS, how many the price is for.
     """
 
     user: str
@@ -53,6 +55,8 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     term: int = 0
     plan: dict[Label, Planned] | None = None
     inputs: msgspec.Raw = NO_INPUTS
+    provider_id: str | None = None
+    segments: int = 0
 
 
 decode_receipt = msgspec.json.Decoder(Receipt).decode

@@ -274,6 +274,14 @@ def dead_letter_subject(event_partition: int, epoch: str, seq: int) -> str:
     return f"dlq.{event_partition}.{epoch}.{seq}"
 
 
+def job_letter_subject(tenant: str, user: str, channel: str, name: str) -> str:
+    """One subject per job that ended without success, in each of its lives; written once, as those of events.
+
+    The user is in it so that what is his can be erased.
+    """
+    return f"dlq.job.{encode_token(tenant)}.{encode_user(user)}.{channel}.{name}"
+
+
 def log_stream(partition: int) -> str:
     """The stream that holds the logs of a partition."""
     return f"LOG-{partition}"

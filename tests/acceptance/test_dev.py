@@ -32,6 +32,7 @@ from ops.exitcode import MISCONFIGURED
 from seamark.protocol.subjects import log_subject, partition_of
 from tests.support.chromium import Chromium, Page
 from tests.support.devstack import Stack
+from tests.support.documents import blocks
 from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected, eventually
 from tests.support.waiting import wait_for
@@ -84,6 +85,52 @@ def test_the_printed_command_delivers_a_first_notification(shared: Stack) -> Non
     assert f"seq {frame['seq']}" in shown
     assert f"cursor {frame['cursor']}" in shown
     assert "demo.hello" in shared.run("log", "alice")
+
+
+async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a_text(
+    shared: Stack, browser: Chromium
+) -> None:
+    described = shared.describe()
+    inbox = await browser.open(f"{described.gateway_url}/?user=alice")
+    link = await inbox.until(
+        "!document.querySelector('#to-outbox').hidden && document.querySelector('#to-outbox').href"
+    )
+    assert described.outbox_url is not None
+    assert described.outbox_url in shared.output.read_text()
+    assert link == f"{described.outbox_url}/?user=alice"
+    page = await browser.open(link)
+    text = "<img src=x onerror='window.hacked = true'>"  # whatever stands in it is shown as it is
+    words = readme_command("publish")
+    words[words.index("--data") + 1] = json.dumps({"text": text})
+    await asyncio.to_thread(shared.run, *words)
+
+    [line] = (await asyncio.to_thread(shared.run, "tail", "alice", "-n", "1", "--json")).splitlines()
+    assert json.loads(line)["record"]["data"] == {"text": text}
+    is_shown = (
+        f"(place) => [...document.querySelectorAll(place)].filter((one) => one.textContent === {json.dumps(text)})"
+    )
+    for place, count in (
+        ("[data-channel=push][data-user=alice] .banner p", 3),  # her phones, and her browser
+        ("[data-channel=email][data-user=alice] .subject", 1),
+        ("[data-channel=sms][data-user=alice] .bubble", 1),
+        ("#banners p", 1),
+    ):
+        await page.until(f"({is_shown})({json.dumps(place)}).length >= {count}")
+    mail = f"({is_shown})('[data-channel=email] .subject')[0].closest('li')"
+    await page.evaluate(f"{mail}.scrollIntoView()")
+    assert await page.evaluate(f"{mail}.querySelector('iframe').sandbox.length") == 0, "nothing is allowed in it"
+    assert await page.evaluate(f"{mail}.querySelector('iframe').contentDocument") is None, "it is another site"
+    html = await page.evaluate(f"fetch({mail}.querySelector('iframe').src).then((answer) => answer.text())")
+    assert "&lt;img src=x" in html
+    assert await page.evaluate("window.hacked") is None
+    assert await page.evaluate("document.querySelector('#to-inbox').href") == f"{described.gateway_url}/?user=alice"
+    assert page.errors == []
+
+
+def readme_command(name: str) -> list[str]:
+    """The words of the one `seamark <name>` that the README begins with."""
+    shown = [words for block in blocks() if block.document == "README.md" for words in block.commands]
+    return next(words[1:] for words in shown if words[:2] == ["seamark", name])
 
 
 async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_nothing(shared: Stack) -> None:

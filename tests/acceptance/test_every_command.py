@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from ops.cli import app
 from ops.dev.child import free_port
 from ops.exitcode import MISCONFIGURED
 from tests.support.devstack import Stack
+from tests.support.logs import connected
 from tests.support.manual import FIRST_EVENT, Manual
 from tests.support.waiting import wait_for
 
@@ -315,6 +317,14 @@ def _planner(reader: Manual, folder: Path) -> None:
         assert _status(f"{health}/healthz") == 200
 
 
+@checks("worker")
+def _worker(reader: Manual, folder: Path) -> None:
+    file = folder / "providers.toml"
+    file.write_text("[webhook]\n")
+    with role(reader, "worker", SEAMARK_PROVIDERS=str(file)) as health:
+        assert _status(f"{health}/healthz") == 200
+
+
 @checks("funnel")
 def _funnel(reader: Manual, folder: Path) -> None:
     def counted() -> bool:
@@ -547,6 +557,66 @@ def _users_verify_deleted(reader: Manual, folder: Path) -> None:
         return bool(lines(reader.tried("users", "verify-deleted", "vera", "--json").stdout)[0]["left"] == {})
 
     wait_for(gone)
+
+
+def _dead(reader: Manual, key: str) -> list[dict[str, Any]]:
+    """The letters of events of this ordering key; there is at least one."""
+
+    async def publish() -> None:
+        async with connected(reader.described.nats_url) as broker:
+            await broker.append(f"events.default.{key}.demo.dead", b"no json")
+
+    def found() -> list[dict[str, Any]]:
+        listed = lines(reader.seamark("dlq", "ls", "--kind", "event", "--class", "json", "--json"))
+        return [one for one in listed if f".{key}." in one["subject"]]
+
+    if not found():
+        asyncio.run(publish())
+    return wait_for(found) or []
+
+
+@checks("dlq ls")
+def _dlq_ls(reader: Manual, folder: Path) -> None:
+    [letter] = _dead(reader, "ls")
+    assert letter.items() >= {"kind": "event", "tenant": "default", "class": "json", "type": "demo.dead"}.items()
+    assert f"{letter['seq']}" in reader.seamark("dlq", "ls", "--tenant", "default", "--since", "2h", "--limit", "1000")
+    assert lines(reader.seamark("dlq", "ls", "--until", "2026-01-31T12:00:00Z", "--json")) == []
+    reader.seamark("dlq", "ls", "--since", "yesterday", code=MISCONFIGURED)
+
+
+@checks("dlq show")
+def _dlq_show(reader: Manual, folder: Path) -> None:
+    [letter] = _dead(reader, "show")
+    [shown] = lines(reader.seamark("dlq", "show", str(letter["seq"]), "--json"))
+    assert shown == {"letter": letter, "payload": "no json"}
+    assert reader.tried("dlq", "show", "99999999").returncode == 2
+
+
+@checks("dlq triage")
+def _dlq_triage(reader: Manual, folder: Path) -> None:
+    [letter] = _dead(reader, "triage")
+    groups = lines(reader.seamark("dlq", "triage", "--kind", "event", "--json"))
+    [group] = [one for one in groups if one["code"] == "json"]
+    assert group["known"]
+    assert group["count"] >= 1
+    assert group["example"] >= letter["seq"]
+
+
+@checks("dlq replay")
+def _dlq_replay(reader: Manual, folder: Path) -> None:
+    [letter] = _dead(reader, "replay")
+    reader.seamark("dlq", "replay", code=MISCONFIGURED)
+    assert lines(reader.seamark("dlq", "replay", str(letter["seq"]), "--json")) == [{"replayed": 1}]
+    assert lines(reader.seamark("dlq", "replay", str(letter["seq"]), "--json")) == [{"gone": 1}]
+    again = wait_for(lambda: [one for one in _dead(reader, "replay") if one["seq"] != letter["seq"]])
+    assert again[0]["class"] == "json", "it is as wrong as before"
+
+
+@checks("dlq drop")
+def _dlq_drop(reader: Manual, folder: Path) -> None:
+    [letter] = _dead(reader, "drop")
+    assert lines(reader.seamark("dlq", "drop", str(letter["seq"]), "--json")) == [{"dropped": 1}]
+    assert reader.tried("dlq", "show", str(letter["seq"])).returncode == 2
 
 
 @checks("control show")

@@ -43,8 +43,7 @@ class Writer:
         return mark is not None and mark.seq >= self.end
 
     async def judge(self) -> None:
-        """Every record has a plan, the one shown has the highest term that was ever said of it, and each of its jobs
-        is there once."""
+        """Every record has a plan, the one shown has the highest term that was said of it, and each of its jobs is there once."""
         await eventually(self.planned, seconds=60)
         stored = [delivered(one) for one in await whole_stream(self._broker, "RECEIPTS", "rcpt.0.>")]
         highest: dict[str, int] = {}

@@ -1,5 +1,4 @@
-"""Claims and buckets on a real Valkey: what the scripts do is what the pure functions say, and a server that forgot is
-noticed."""
+"""Claims and buckets on a real Valkey: what the scripts do is what the functions say; a server that forgot is noticed."""
 
 import asyncio
 import random

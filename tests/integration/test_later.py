@@ -12,9 +12,9 @@ import pytest
 
 from chaos.load import drained
 from engine.broker import wire
+from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
-from engine.dispatch.later import WATERMARK_KEY
 from engine.dispatch.source import BULK, EVENTS, LATER, LATER_PLACE
 from engine.errors import BrokerError
 from engine.log.writer import read_mark

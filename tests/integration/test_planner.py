@@ -11,10 +11,12 @@ import pytest
 
 from chaos.load import whole_stream
 from engine import metrics
+from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import After, Broker, PubAck
 from engine.cancels import cancel, watching
 from engine.errors import PartitionStopped, StepDown
 from engine.jobs.messages import decode_job
+from engine.letters.letter import letter_of
 from engine.log.marks import encode_mark
 from engine.log.writer import read_mark
 from engine.partition import head
@@ -24,8 +26,9 @@ from engine.plan.decisions import Inputs
 from engine.plan.profile import Profile
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner import planner as role
-from engine.planner import position
+from engine.planner import position, shares
 from engine.planner import worker as worker_module
+from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.planner.worker import PlanWorker
 from engine.topology import server as topology
@@ -247,6 +250,62 @@ async def test_what_is_planned_has_its_jobs_and_whoever_comes_late_adds_none(
     assert await jobs_of(broker) == [(id, channel, "first") for id in ("e1", "e3") for channel in channels]
     state = await broker.stream("JOBS")
     assert state.messages == 4 + 1, "beside them there is the mark, and only the newest"
+
+
+async def letters(broker: Broker) -> list[tuple[str, str, str]]:
+    """Dead letters of jobs: id, channel, class."""
+    found = [letter_of(one) for one in await whole_stream(broker, "DEAD-LETTERS", "dlq.job.>")]
+    return sorted((one.id, one.channel, one.cls) for one in found if one is not None)
+
+
+async def reconfigured(broker: Broker, **changes: object) -> None:
+    """JOBS with something else in its configuration."""
+    state = await broker.stream("JOBS")
+    await broker.api("STREAM.UPDATE.JOBS", {**state.config, **changes})
+
+
+async def test_jobs_that_are_refused_end_with_a_letter_and_hold_up_no_others(
+    broker: Broker, pool: asyncpg.Pool
+) -> None:
+    await reconfigured(broker, max_msg_size=3000)
+    large = {"text": "x" * 4000}
+    bodies = [record(f"e{n}", data=large if n in {2, 5} else {}) for n in range(1, 8)]
+    await write(broker, *bodies)
+    worker = _worker(broker, pool)
+    await worker.acquire()
+    await worker.handle(await log_of(broker, 0))
+    channels = ("email", "push")
+    assert await jobs_of(broker) == [(f"e{n}", one, "first") for n in (1, 3, 4, 6, 7) for one in channels]
+    assert await letters(broker) == [(f"e{n}", one, "jobs_refused") for n in (2, 5) for one in channels]
+    ended = [one for one in await receipts(broker) if one.state == "failed"]
+    assert sorted((one.id, one.channel) for one in ended) == [(f"e{n}", one) for n in (2, 5) for one in channels]
+    assert await planned_up_to(broker) == 7
+
+
+async def test_a_tenant_with_too_many_jobs_gets_letters_instead_and_others_their_jobs(
+    broker: Broker, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "SHARES_KEPT_SECONDS", 0.0)
+    sources = (FixedRules(), FixedProfiles(), lambda *_: (), Witnesses(pool))
+    worker = PlanWorker(broker, 0, *sources, shares=Shares(broker))
+    await worker.acquire()
+
+    async def planned(*bodies: bytes, tenant: str = "default") -> None:
+        first = (await broker.stream("LOG-0")).last_seq
+        for body in bodies:
+            await broker.append(log_subject(0, tenant, "alice"), body)
+        await worker.handle([one for one in await log_of(broker, 0) if one.seq > first])
+
+    await planned(record("e1"))
+    assert len(await jobs_of(broker)) == 2, "it has room enough at first"
+    state = await broker.stream("JOBS")
+    await reconfigured(broker, metadata={**state.config["metadata"], WATERMARK_KEY: str(state.bytes)})
+    await planned(record("e2"), record("e3", priority="critical"))
+    await planned(record("e4"), tenant="other")
+    assert {id for id, _, _ in await jobs_of(broker)} == {"e1", "e3", "e4"}
+    assert await letters(broker) == [("e2", channel, "throttled") for channel in ("email", "push")]
+    (said,) = [one for one in await receipts(broker) if one.id == "e2"]
+    assert {(one.when, one.why) for one in (said.plan or {}).values()} == {("never", "throttled")}
 
 
 async def test_what_waits_is_a_schedule_that_the_broker_fires_with_all_that_the_job_says(

@@ -269,7 +269,7 @@ async def test_stop_ends_texts_start_begins_them_again_and_reports_are_signed() 
         outcome = await provider.send(TEXT, NUMBER, deadline_seconds=DEADLINE_SECONDS)
         assert await simulator.report(outcome.provider_id, "undelivered", "30005") == 204
         _, form = await got.get()
-        report = report_of("twilio", form)
+        report = report_of("twilio", form, NOW)
         assert (report.provider_id, report.state, report.outcome.kind) == (
             outcome.provider_id,
             "failed",

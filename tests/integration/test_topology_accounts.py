@@ -35,6 +35,7 @@ from seamark.protocol.subjects import (
     bulk_subject,
     dead_letter_subject,
     event_subject,
+    job_letter_subject,
     log_subject,
     mark_subject,
     receipt_subject,
@@ -275,7 +276,11 @@ async def test_a_gateway_reads_no_other_stream_and_changes_none(connected: Conne
         "$JS.API.STREAM.MSG.DELETE.LOG-0",
         "$JS.API.STREAM.MSG.GET.EVENTS",
         "$JS.API.DIRECT.GET.EVENTS",
-        "$JS.API.DIRECT.GET.DEAD-LETTERS",
+        "$JS.API.DIRECT.GET.JOBS",
+        "$JS.API.STREAM.MSG.DELETE.JOBS",
+        "$JS.API.STREAM.PURGE.DEAD-LETTERS",
+        "dlq.job.default.alice.email.1",
+        "jobsched.email.default.alice.1",
         "$JS.API.CONSUMER.CREATE.LOG-0.mine.log.>",
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
     ):
@@ -344,6 +349,26 @@ async def test_a_planner_reads_its_consumers_and_writes_receipts_and_jobs_and_no
         assert await denied(planner, subject), subject
 
 
+async def test_dead_letters_of_jobs_are_written_by_workers_and_taken_out_by_gateways_who_replay_them(
+    connected: Connect,
+):
+    gateway, worker, planner = [await connected(role) for role in ("gateway", "worker", "planner")]
+    subject = job_letter_subject("default", "alice", "email", "1")
+    seq = (await worker.append(subject, b"{}", after=After("DEAD-LETTERS", 0))).seq
+    assert (await gateway.next_by_subject("DEAD-LETTERS", "dlq.job.default.>", 1)).records[0].seq == seq
+    await gateway.append("job.email.normal.default.alice", b"{}")
+    await gateway.api("STREAM.MSG.DELETE.DEAD-LETTERS", {"seq": seq})
+    assert await worker.leader_next("JOBS", "job.>", 1) is not None, "the sweep looks there"
+    assert await worker.leader_next("RECEIPTS", "rcpt.>", 1) is None
+    for other, forbidden in (
+        (worker, dead_letter_subject(0, "abcdefgh", 1)),
+        (worker, "$JS.API.STREAM.MSG.DELETE.DEAD-LETTERS"),
+        (worker, "$JS.API.DIRECT.GET.DEAD-LETTERS"),
+        (planner, "$JS.API.STREAM.MSG.DELETE.DEAD-LETTERS"),
+    ):
+        assert await denied(other, forbidden), forbidden
+
+
 async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatchers_be(connected: Connect):
     projector = await connected("projector")
     arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -375,21 +400,26 @@ async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatche
         assert await denied(projector, subject), subject
 
 
-async def test_a_projector_erases_a_user_from_his_log_and_receipts_and_purges_nothing_else(connected: Connect):
-    gateway, projector = await connected("gateway"), await connected("projector")
+async def test_a_projector_erases_a_user_from_his_log_receipts_and_letters_and_purges_nothing_else(connected: Connect):
+    gateway, projector, worker = [await connected(role) for role in ("gateway", "projector", "worker")]
     for user in ("alice", "bob"):
         await gateway.append(log_subject(3, "default", user), b"{}")
         await gateway.append(receipt_subject(3, "default", user), b"{}")
-    for stream, subject in (("LOG-3", log_subject), ("RECEIPTS", receipt_subject)):
-        done = await projector.api(f"STREAM.PURGE.{stream}", {"filter": subject(3, "default", "alice")})
+        await worker.append(job_letter_subject("default", user, "email", "1"), b"{}")
+    for stream, subjects in (
+        ("LOG-3", [log_subject(3, "default", user) for user in ("alice", "bob")]),
+        ("RECEIPTS", [receipt_subject(3, "default", user) for user in ("alice", "bob")]),
+        ("DEAD-LETTERS", [job_letter_subject("default", user, "*", "*") for user in ("alice", "bob")]),
+    ):
+        done = await projector.api(f"STREAM.PURGE.{stream}", {"filter": subjects[0]})
         assert done["purged"] == 1
-        assert await projector.leader_last(stream, subject(3, "default", "alice")) is None
-        assert await projector.leader_last(stream, subject(3, "default", "bob")) is not None
-    for stream in ("EVENTS", "BULK", "JOBS", "DEAD-LETTERS", "KV_control", "KV_cancels", "KV_signouts"):
+        assert await projector.leader_last(stream, subjects[0]) is None
+        assert await projector.leader_last(stream, subjects[1]) is not None
+    for stream in ("EVENTS", "BULK", "JOBS", "KV_control", "KV_cancels", "KV_signouts"):
         assert await denied(projector, f"$JS.API.STREAM.PURGE.{stream}"), stream
 
 
-async def test_a_gateway_rings_the_bell_of_rules_and_other_roles_only_hear_it(connected: Connect):
+async def test_gateways_and_workers_ring_the_bell_of_rules_and_other_roles_only_hear_it(connected: Connect):
     gateway, planner = await connected("gateway"), await connected("planner")
     heard: list[None] = []
     listening = asyncio.create_task(listen(planner, lambda: heard.append(None)))
@@ -397,8 +427,10 @@ async def test_a_gateway_rings_the_bell_of_rules_and_other_roles_only_hear_it(co
     for rings in (2, 3):
         await ring(gateway)
         await eventually(lambda rings=rings: len(heard) == rings)
+    await ring(await connected("worker"))  # it has disabled an endpoint
+    await eventually(lambda: len(heard) == 4)
     listening.cancel()
-    for role in ("planner", "dispatcher", "projector", "pager", "worker", "publisher"):
+    for role in ("planner", "dispatcher", "projector", "pager", "publisher"):
         assert await denied(await connected(role), "$KV.control.rules.changed"), role
 
 

@@ -368,6 +368,21 @@ async def test_a_resolver_that_lies_to_the_guard_is_caught_at_the_socket(receive
     assert receiver.requests == 0
 
 
+async def test_a_name_that_the_operator_leads_to_a_private_server_opens_that_server_and_nothing_beside_it(
+    receiver, authority
+) -> None:
+    async with WebhookReceiver(SECRET, tls=server_tls(authority, "other.example.com")) as beside:
+        channel = WebhookChannel(hosts={HOST: ("127.0.0.1", receiver.port)}, lookup=here, tls=client_tls(authority))
+        named = await post(channel, Endpoint("wh_1", f"https://{HOST.upper()}/in", (SECRET,)))
+        others = [Endpoint("wh_2", url, (SECRET,)) for url in (
+            f"https://other.example.com:{beside.port}/in", f"https://127.0.0.1:{receiver.port}/in",
+        )]  # fmt: skip
+        refused = [await post(channel, one) for one in others]
+        await channel.close()
+        assert (named.kind, [one.code for one in refused]) == ("ok", ["blocked", "blocked"])
+        assert (receiver.requests, beside.requests) == (1, 0)
+
+
 async def test_proxies_of_the_environment_are_not_used(receiver, channel, monkeypatch, unused_tcp_port: int) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{unused_tcp_port}")

@@ -15,7 +15,8 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
 from engine.jobs.claims import Done
-from engine.jobs.handling import Handler, Hold, Over, Send, Split
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.handling import Handler
 from engine.jobs.life import DELIVERIES_MAX
 from engine.jobs.messages import job_consumer, message_of
 from engine.jobs.queue import JobsQueue
@@ -48,7 +49,7 @@ class Journal:
         self._broker = broker
         self.concluded: Counter[str] = Counter()
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         subject = receipt_subject(0, "default", receipts[0].user)
         for receipt in receipts:
             await self._broker.append(subject, msgspec.json.encode(receipt))
@@ -72,13 +73,13 @@ class Desk:
         self.before: Callable[[Job], Any] = lambda job: None
         self.held = False
 
-    def slower(self) -> float:
+    def slower(self, outcome: Outcome) -> float:
         return 1.0
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
         return Hold(datetime.now(UTC), "killed:all") if self.held else Send(None, None)
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         return 0.0
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:

@@ -40,7 +40,7 @@ def tool(name: str) -> str | None:
 
 def kubernetes_schemas() -> Path | None:
     """The schemas of Kubernetes' own kinds, where `make tools` has brought them."""
-    folder = TOOLS / f"schemas/kubernetes_validate/kubernetes-json-schema/v{KUBERNETES}-local-strict"
+    folder = TOOLS / f"wheels/kubernetes_validate/kubernetes-json-schema/v{KUBERNETES}-local-strict"
     return folder if folder.is_dir() else None
 
 

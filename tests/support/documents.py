@@ -26,7 +26,9 @@ NOT_RUN: Final = {
         "docs/operations.md",
         "ok      room: EVENTS is 4 % full, 31.2 messages/s lately, room for 314/s over its age: age frees room before it is full",
     ): "what `topology check` says after hours of traffic; tests/unit/test_topology_room.py has the sentences",
+    ("docs/worker.md", "[push.apple]"): "tests/unit/test_providers_file.py reads it",
     ("docs/push.md", "[push.apple]"): "tests/unit/test_push_settings.py makes senders of it",
+    ("docs/webhooks.md", "[webhook]"): "tests/unit/test_webhook_settings.py makes a channel of it",
     ("docs/email.md", "[email.providers.own]"): "tests/unit/test_email_settings.py makes a channel of it",
     (
         "docs/deployment.md",

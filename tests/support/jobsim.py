@@ -2,9 +2,8 @@
 
 Workers die at any await, sleep for minutes and wake up; their clocks are wrong; answers are lost, writes come late, messages are
 handed out again, Redis is away, loses everything or goes back to a moment before; operators hold jobs and let them go, users opt
-out. Each world draws which of these troubles it knows, so that what only some of them excuse is found in the others.
-All that is random
-comes from one seed.
+out. Each world draws which of these troubles it knows, so that what only some of them excuse is found in the others. All that is
+random comes from one seed.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ import contextvars
 import random
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,8 +27,10 @@ from engine.channels.channel import Job, Outcome
 from engine.errors import StoreUnavailable, Unanswered, Unavailable
 from engine.jobs import claims as rules
 from engine.jobs import handling
-from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Leased, Look
-from engine.jobs.handling import Handler, Hold, Over, Send, Split
+from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Leased, Look, Waiting
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.handling import Handler
+from engine.jobs.messages import schedule_of
 from engine.jobs.retry import RetryPolicy
 from projections.folds.deliveries import rank
 from seamark.protocol.receipts import Receipt
@@ -72,8 +73,8 @@ class SimJobs:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.messages: dict[int, Message] = {}
-        self.schedules: dict[tuple[Any, ...], tuple[float, Job]] = {}
-        self.named: dict[tuple[Any, ...], float] = {}
+        self.schedules: dict[str, tuple[float, Job]] = {}
+        self.named: dict[str, float] = {}
         self.count = 0
 
     def put(self, job: Job) -> None:
@@ -96,7 +97,7 @@ class SimJobs:
         message = self.messages[number]
         message.deliveries += 1
         message.free_at = now() + ACK_WAIT_SECONDS
-        return SimDelivery(self, number, message, message.deliveries)
+        return SimDelivery(self, number, message, message.deliveries, now())
 
     def deliver_again(self) -> None:
         """A new leader does not know what was handed out."""
@@ -108,7 +109,7 @@ class SimJobs:
         await self.world.write(lambda: self._schedule(job, due))
 
     def _schedule(self, job: Job, due: datetime) -> None:
-        name = (job.key, job.attempt, job.stage, due)
+        name = schedule_of(job, due).subject  # its message id, too
         if now() - self.named.get(name, -1e9) > DUPLICATE_WINDOW_SECONDS:
             self.named[name] = now()
             self.schedules[name] = ((due - BEGAN).total_seconds(), job)
@@ -120,6 +121,23 @@ class SimJobs:
         for job in jobs:
             self.world.known[job.key] = job
             self.put(job)
+
+    def acknowledge(self, number: int) -> None:
+        """What is acknowledged has ended, and that is told; or something is left that goes on with it."""
+        acknowledged = self.messages.pop(number, None)
+        if acknowledged is None:
+            return
+        key = acknowledged.job.key
+        left = [one.job for one in self.messages.values()] + [job for _, job in self.schedules.values()]
+        # A doubt is told in the same words before a job is tried again; that it was the end is then only in the claim.
+        told = {
+            one.state
+            for one in self.world.journal.of(key)
+            if one.reason not in DOUBTS or "claims" in self.world.troubles
+        }
+        ended = told & FINAL or isinstance(self.world.claims.at(key).claim, Done)
+        if not ended and all(job.key != key for job in left):
+            self.world.found.append(f"{key}: its last message is acknowledged, and it has not ended")
 
     @property
     def empty(self) -> bool:
@@ -134,13 +152,18 @@ class SimDelivery:
     number: int
     message: Message
     deliveries: int
+    handed_at: float
+
+    @property
+    def held_seconds(self) -> float:
+        return now() - self.handed_at
 
     @property
     def job(self) -> Job:
         return self.message.job
 
     async def ack(self) -> None:
-        await self.jobs.world.write(lambda: self.jobs.messages.pop(self.number, None))
+        await self.jobs.world.write(lambda: self.jobs.acknowledge(self.number))
 
     async def refuse(self) -> None:
         """What a worker must not do: have the message handed out again."""
@@ -202,12 +225,22 @@ class SimClaims:
         found = self.at(key)
         if (found.raw, found.born) != (expected.raw, expected.born):
             return
-        if isinstance(found.claim, Done) and claim != found.claim:
-            late_ok = isinstance(claim, Done) and claim.end == "sent" and found.claim.end != "sent"
-            if not late_ok:
-                self.world.found.append(f"{key}: {found.claim.end} was followed by {claim}")
+        if (fault := self._forbidden(found.claim, claim)) is not None:
+            self.world.found.append(f"{key}: {fault}")
         raw = msgspec.json.encode(claim) + b"%f" % (now() + lease_seconds)
         self.held[key] = (claim, raw, now() + lease_seconds, now(), now() + keep_seconds)
+
+    @staticmethod
+    def _forbidden(found: Claim | None, claim: Claim) -> str | None:
+        """What is wrong with one claim taking the place of another."""
+        if isinstance(found, Done) and claim != found:
+            late_ok = isinstance(claim, Done) and claim.end == "sent" and found.end != "sent"
+            return None if late_ok else f"{found.end} was followed by {claim}"
+        if isinstance(found, Waiting) and isinstance(claim, Leased) and claim.attempt < found.attempt:
+            return f"attempt {claim.attempt} began after it had failed"
+        if isinstance(found, Leased) and isinstance(claim, Leased) and claim.attempt < found.attempt:
+            return f"attempt {claim.attempt} began after attempt {found.attempt}"
+        return None
 
 
 class SimJournal:
@@ -220,7 +253,7 @@ class SimJournal:
         self.letters: set[str] = set()
         self.retired: set[str] = set()
 
-    async def store(self, receipts: Sequence[Receipt]) -> None:
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         def apply() -> None:
             self.receipts += receipts
             self.stored_at += [now()] * len(receipts)
@@ -273,7 +306,7 @@ class SimDesk:
     def __init__(self, world: "World", clock: SimClock) -> None:
         self.world, self.clock, self.repeatable = world, clock, world.recognises
 
-    def slower(self) -> float:
+    def slower(self, outcome: Outcome) -> float:
         return 1.0
 
     async def decide(self, job: Job) -> Send | Hold | Over | Split:
@@ -295,7 +328,7 @@ class SimDesk:
             return Over("failed", "template", Outcome(kind="permanent", code="template"))
         return Send(None, None)
 
-    async def turn(self, job: Job) -> float:
+    async def turn(self, job: Job, send: Send) -> float:
         await self.world.pass_time()
         return self.world.rng.uniform(1, 15) if self.world.fault("slow", 0.3) else 0.0
 
@@ -303,12 +336,15 @@ class SimDesk:
         world, key = self.world, job.key
         if not {"freezes", "claims"} & world.troubles and not isinstance(world.claims.at(key).claim, Leased):
             world.found.append(f"{key}: is sent without a lease")
+        lasts = world.rng.uniform(0, deadline_seconds / 2) if world.fault("slow", 0.3) else 0.0
+        await asyncio.sleep(lasts)
         await world.pass_time()
         outcome = world.answer()
         if outcome.kind != "config":
             world.tries[key] += 1
         if outcome.kind == "ok" or (outcome.kind == "ambiguous" and world.rng.random() < 0.5):
             world.accepted[key] += 1
+        await asyncio.sleep(lasts)
         await world.pass_time()
         if (said := answered.get()) is not None:
             said.append(outcome.kind)
@@ -318,10 +354,12 @@ class SimDesk:
 class World:
     """Jobs, workers that come and go, and what troubles them."""
 
-    def __init__(self, seed: int, *, jobs: int = 6) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, *, jobs: int = 6, troubles: Iterable[str] | None = None) -> None:
+        self.seed, self.rng = seed, random.Random(seed)
         self.calm = False
-        self.troubles = {one for one in TROUBLES if self.rng.random() < 0.5}
+        drawn = {one for one in TROUBLES if self.rng.random() < 0.5}
+        self.troubles = drawn if troubles is None else set(troubles)
+        self.freezing = self.rng.choice((0.01, 0.04))
         self.recognises = self.rng.random() < 0.2
         self.found: list[str] = []
         self.jobs, self.claims, self.journal = SimJobs(self), SimClaims(self), SimJournal(self)
@@ -343,7 +381,7 @@ class World:
         return not self.calm and trouble in self.troubles and self.rng.random() < chance
 
     async def pass_time(self) -> None:
-        frozen, message = self.fault("freezes", 0.01), handled.get()
+        frozen, message = self.fault("freezes", self.freezing), handled.get()
         if message is not None and not frozen:
             message.free_at = max(message.free_at, now() + ACK_WAIT_SECONDS)  # its worker says that it is at it
         await asyncio.sleep(self.rng.uniform(20, 200) if frozen else self.rng.choice((0, 0, 0.002, 0.01, 0.3)))
@@ -489,6 +527,7 @@ class World:
         if last is None or last.state not in FINAL:
             yield f"it ended as {last}"
             return
+        doubts: set[tuple[str | None, int, datetime | None]]
         doubts = {(one.reason, one.attempt, one.at) for one in receipts if one.reason in DOUBTS}
         doubts |= {(one.reason, one.attempt, None) for one in receipts if one.reason == one.state == "ambiguous"}
         if accepted > 1 + len(doubts):
@@ -526,8 +565,7 @@ class World:
 @contextmanager
 def simulated(patch: pytest.MonkeyPatch) -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
     """What runs a world to its end. Claims are kept for minutes, so that some jobs outlive them."""
-    loop = VirtualTime()
-    clock = SimpleNamespace(monotonic=loop.time)
+    clock = SimpleNamespace(monotonic=now)
     patch.setattr(handling, "time", clock)
     patch.setattr(patience, "time", clock)
     patch.setattr(rules, "CLAIM_KEPT_SECONDS", 900.0)
@@ -535,7 +573,12 @@ def simulated(patch: pytest.MonkeyPatch) -> Iterator[Callable[[Coroutine[Any, An
     patch.setattr(rules, "CLOCKS_SECONDS", CLOCKS_SECONDS)
     for module in (rules, handling):
         patch.setattr(module, "CLAIM_CONFIRMED_SECONDS", 30.0)
-    try:
-        yield loop.run_until_complete
-    finally:
-        loop.close()
+
+    def run(world: Coroutine[Any, Any, None]) -> None:
+        loop = VirtualTime()  # each world has a time of its own, or a seed would not be the same world each time
+        try:
+            loop.run_until_complete(world)
+        finally:
+            loop.close()
+
+    yield run

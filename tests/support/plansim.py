@@ -7,10 +7,11 @@ comes from one seed.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 
 from engine.broker.answers import EPOCH_KEY
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, Outgoing, PubAck, Stored, StreamState
+from engine.broker.refusals import BATCH_INCOMPLETE, TOO_LARGE
 from engine.channels.channel import Job
 from engine.errors import ApiError, StoreUnavailable, Unanswered, Unavailable
 from engine.jobs.messages import decode_job
@@ -103,6 +105,7 @@ class SimBroker:
         self.world = world
         self.records: list[Delivered] = []
         self.jobs, self.receipts = SimJobs("jjjjjjjj"), SimReceipts()
+        self.letters: dict[str, Job] = {}
 
     async def stream(self, name: str, **_: Any) -> StreamState:
         await self.world.pass_time()
@@ -131,7 +134,6 @@ class SimBroker:
     async def commit(self, batch: Sequence[Outgoing], **_: Any) -> PubAck:
         await self.world.pass_time()
         is_mark = batch[-1].subject.startswith("jmark.")
-        stream: SimJobs | SimReceipts = self.jobs if is_mark else self.receipts
         if self.world.fault(0.05):
             raise Unavailable  # not stored
         if self.world.fault(0.05):
@@ -142,20 +144,40 @@ class SimBroker:
             )
             raise Unanswered  # still on its way
         try:
-            seq = stream.commit(batch)
-        except ValueError:
+            seq = self._store(is_mark, batch)
+        except ApiError:
             await self.world.pass_time()
-            raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence") from None
+            raise
         await self.world.pass_time()
         if self.world.fault(0.08):
             raise Unanswered  # stored, the answer was lost
         return PubAck("", seq)
 
-    def _arrive(self, is_mark: bool, batch: Sequence[Outgoing]) -> None:
+    def _store(self, is_mark: bool, batch: Sequence[Outgoing]) -> int:
+        if not is_mark:
+            return self.receipts.commit(batch)
+        refused = [decode_job(one.payload).id in self.world.indigestible for one in batch[:-1]]
+        if any(refused):  # of the first message alone the server says why
+            raise ApiError(400, TOO_LARGE if refused[0] else BATCH_INCOMPLETE, "refused")
         try:
-            (self.jobs if is_mark else self.receipts).commit(batch)
+            return self.jobs.commit(batch)
         except ValueError:
-            return  # refused, and nobody hears of it
+            raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence") from None
+
+    def _arrive(self, is_mark: bool, batch: Sequence[Outgoing]) -> None:
+        with contextlib.suppress(ApiError):  # refused, and nobody hears of it
+            self._store(is_mark, batch)
+
+    async def append(self, subject: str, payload: bytes, *_: Any, **__: Any) -> None:
+        """Store a dead letter, of which there can be one of each name."""
+        await self.world.pass_time()
+        if self.world.fault(0.05):
+            raise Unavailable
+        if subject in self.letters:
+            raise ApiError(400, WRONG_LAST_SEQUENCE, "wrong last sequence")
+        self.letters[subject] = decode_job(payload)
+        if self.world.fault(0.05):
+            raise Unanswered
 
 
 class SimWitnesses:
@@ -205,6 +227,19 @@ class SimProfiles:
         return any((profile is OFF) == off for profile in before + [held for since, held in self.held if since > at])
 
 
+class SimShares:
+    """Now the tenant has too many jobs waiting, now it has not."""
+
+    def __init__(self) -> None:
+        self.full = False
+
+    def turn(self) -> None:
+        self.full = not self.full
+
+    async def above(self, tenants: Iterable[str]) -> frozenset[str]:
+        return frozenset(tenants if self.full else ())
+
+
 class World:
     """One log, rules and preferences that change, and planners that fight over it."""
 
@@ -212,7 +247,10 @@ class World:
         self.rng = random.Random(seed)
         self.calm = False
         self.broker, self.witnesses, self.profiles = SimBroker(self), SimWitnesses(self), SimProfiles(self)
-        self.rules = FixedRules()
+        self.rules, self.shares = FixedRules(), SimShares()
+        # Some worlds have tenants with too many jobs, and jobs that JOBS takes never; the others go on as if there were none.
+        self.crowds = random.Random(seed) if seed % 2 == 0 else None
+        self.indigestible: set[str] = set()
         self.count = records
         self.chosen: object = None
         self.workers: list[PlanWorker] = []
@@ -252,6 +290,8 @@ class World:
             body = {"id": f"e{number}", "kind": "notification", "type": kind}
             body |= {"plan": {"inapp": {"when": "now", "why": "default"}}}
             at = int((BEGAN.timestamp() + now()) * 1e9)
+            if self.crowds is not None and self.crowds.random() < 0.05:
+                self.indigestible.add(f"e{number}")  # jobs of it are what JOBS takes never
             self.broker.records.append(Delivered(b"log.0.t.alice", number * 2, at, b"", json.dumps(body).encode()))
 
     async def weather(self) -> None:
@@ -260,6 +300,8 @@ class World:
         while True:
             await asyncio.sleep(self.rng.uniform(0.01, 1))
             self.rng.choice([self.turn_rules, self.profiles.turn, *[lambda: self.write(self.rng.randint(1, 8))] * 2])()
+            if self.crowds is not None and self.crowds.random() < 0.2:
+                self.shares.turn()
             if now() - noted_at >= PLAN_WITNESS_SECONDS:
                 noted_at = now()
                 for reached in filter(None, (one.reached for one in self.workers)):
@@ -288,7 +330,7 @@ class World:
 
     def worker(self) -> PlanWorker:
         sources = (self.rules, self.profiles, lambda tenant, user: (), self.witnesses)
-        self.workers.append(PlanWorker(self.broker, 0, *sources))  # type: ignore[arg-type]
+        self.workers.append(PlanWorker(self.broker, 0, *sources, shares=self.shares))  # type: ignore[arg-type]
         return self.workers[-1]
 
     async def process(self, worker: PlanWorker) -> None:
@@ -347,6 +389,14 @@ class World:
 
     # --- judgement ---------------------------------------------------------------------------------------------------
 
+    def without_letter(self, id: str, plan_shown: Plan | None) -> set[str]:
+        """The channels for which there has to be a dead letter, and is none."""
+        told = {} if plan_shown is None else plan_shown.channels
+        wanted = {channel for channel, (_, why) in told.items() if why == "throttled"}
+        if id in self.indigestible:
+            wanted |= set(goes_by(plan_shown))
+        return wanted - {job.channel for job in self.broker.letters.values() if job.id == id}
+
     def shown(self) -> dict[tuple[str, str, str], Plan]:
         """The fold of all receipts, in any order: here in the reverse one."""
         return fold(reversed(self.broker.receipts.stored)).plans
@@ -373,8 +423,10 @@ class World:
                 self.found.append(f"{id}: shown is the plan of term {plan_shown.term}, and {term} has committed")
             elif plan_shown is None and kind == NEVER_CHANGED:
                 self.found.append(f"{id}: no plan is shown")
-            elif self.broker.jobs.sent(id) != goes_by(plan_shown):
+            elif self.broker.jobs.sent(id) != ([] if id in self.indigestible else goes_by(plan_shown)):
                 self.found.append(f"{id} has jobs for {self.broker.jobs.sent(id)}, and shown is {plan_shown}")
+            elif missing := self.without_letter(id, plan_shown):
+                self.found.append(f"{id} has no letter for {missing}, and shown is {plan_shown}")
             elif plan_shown is not None and said[id, term] != set(plan_shown.channels):
                 self.found.append(f"{id}: a plan of {set(plan_shown.channels)} is shown")
         return self.found
@@ -392,7 +444,7 @@ def simulated(patch: pytest.MonkeyPatch) -> Iterator[Callable[[Coroutine[Any, An
     loop = VirtualTime()
     clock = SimpleNamespace(now=lambda zone: BEGAN + timedelta(seconds=loop.time()))
     patch.setattr(worker, "datetime", clock)
-    patch.setattr(worker, "time", SimpleNamespace(monotonic=loop.time))
+    patch.setattr(worker, "time", SimpleNamespace(monotonic=loop.time, time_ns=lambda: round(loop.time() * 1e9)))
     patch.setattr(worker, "PLAN_ROUND", 4)
     try:
         yield loop.run_until_complete

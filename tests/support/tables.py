@@ -68,6 +68,8 @@ facts = st.fixed_dictionaries(
         "attempt": st.integers(-1, 3),
         "reason": st.sampled_from(["bounced", "quiet"]),
         "provider": st.sampled_from(["ses", "fcm"]),
+        "provider_id": st.sampled_from(["", "a\tb", "\n", "nul\0", "ü", *"cdefghijkl"]),
+        "segments": st.integers(-1, 5),
     },
 )
 ranges = st.builds(

@@ -12,16 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.channels.bounces import SOFT_BOUNCES_MAX, SOFT_SUPPRESSED, SOFT_WINDOW, suppression_of
 from engine.channels.channel import Outcome
-from engine.channels.email.bounces import SOFT_BOUNCES_MAX, SOFT_SUPPRESSED, SOFT_WINDOW, suppression_of
 from engine.channels.email.callbacks import (
-    Report,
     is_authorized,
     is_signed_by_sendgrid,
     of_postmark,
     of_sendgrid,
     of_ses,
 )
+from engine.channels.reports import Report
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ALICE = "alice@example.com"
@@ -227,7 +227,7 @@ def test_postmark_has_a_login() -> None:
 
 
 def suppression(outcome: Outcome, soft: list[datetime] | None = None, category: str = "news") -> Any:
-    return suppression_of(outcome, ALICE, category=category, soft_bounces=soft or [], now=NOW)
+    return suppression_of(outcome, "email", ALICE, category=category, soft_bounces=soft or [], now=NOW)
 
 
 def test_a_hard_bounce_suppresses_at_once_for_all() -> None:

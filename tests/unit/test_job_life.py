@@ -9,7 +9,18 @@ from msgspec.structs import replace
 
 from engine.channels.channel import Job, Outcome
 from engine.jobs.claims import CLAIM_HORIZON_SECONDS, Claim, Done, Leased, Look, Waiting, believable, replaces
-from engine.jobs.life import DELIVERIES_MAX, AskDeliveries, Drop, Follow, Go, Poison, PutBack, Step, judge
+from engine.jobs.life import (
+    ALONE_SECONDS,
+    DELIVERIES_MAX,
+    AskDeliveries,
+    Drop,
+    Follow,
+    Go,
+    Poison,
+    PutBack,
+    Step,
+    judge,
+)
 from engine.jobs.receipts import receipts_of
 from projections.folds.deliveries import rank
 
@@ -23,8 +34,8 @@ def look(claim: Claim | None, *, until: float = 0, written: float = -60, born: f
     return Look(claim, b"raw", SECONDS + until, SECONDS + written, SECONDS, SECONDS + born)
 
 
-def asked(claim: Claim | None, job: Job = JOB, deliveries: int = 1, **times: float) -> Step:
-    return judge(job, deliveries, look(claim, **times), "me", asked=False, ended=None)
+def asked(claim: Claim | None, job: Job = JOB, deliveries: int = 1, *, held_seconds: float = 1, **times: float) -> Step:
+    return judge(job, deliveries, look(claim, **times), "me", held_seconds=held_seconds)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +64,9 @@ def test_a_lease_that_runs_is_waited_for_whoever_asks_but_its_owner() -> None:
 
 
 def test_without_the_store_only_what_may_be_repeated_goes_on_and_it_says_so() -> None:
-    assert judge(JOB, 1, None, "me", asked=False, ended=None) == Go("unclaimed", 1, doubtful=True)
+    assert judge(JOB, 1, None, "me", held_seconds=1) == Go("unclaimed", 1, doubtful=True)
     for semantics in ("effectively_once", "at_most_once"):
-        step = judge(replace(JOB, semantics=semantics), 1, None, "me", asked=False, ended=None)
+        step = judge(replace(JOB, semantics=semantics), 1, None, "me", held_seconds=1)
         assert isinstance(step, PutBack)
 
 
@@ -63,13 +74,14 @@ def test_a_message_that_nobody_can_have_worked_on_needs_no_claim_to_be_believed(
     assert asked(None, born=-1) == Go()
     assert isinstance(asked(None, deliveries=2, born=-1), AskDeliveries)
     assert isinstance(asked(None, replace(JOB, again=True), born=-1), AskDeliveries)
+    assert isinstance(asked(None, held_seconds=ALONE_SECONDS + 1, born=-1), AskDeliveries), "it stood still meanwhile"
     assert asked(None, deliveries=2) == Go(), "the store has been there all the time"
 
 
 def test_what_deliveries_show_counts_where_a_claim_may_be_lost_and_else_it_is_in_doubt() -> None:
     found = look(None, born=-1)
-    assert judge(JOB, 2, found, "me", asked=True, ended=DONE) == Follow(DONE)
-    assert judge(JOB, 2, found, "me", asked=True, ended=None) == Go("forgotten", 1, doubtful=True)
+    assert judge(JOB, 2, found, "me", held_seconds=1, asked=True, ended=DONE) == Follow(DONE)
+    assert judge(JOB, 2, found, "me", held_seconds=1, asked=True, ended=None) == Go("forgotten", 1, doubtful=True)
 
 
 def test_a_claim_of_a_former_run_of_the_store_may_not_be_the_last() -> None:
@@ -88,8 +100,8 @@ def test_a_job_of_a_campaign_whose_claim_may_be_let_go_is_looked_for_in_deliveri
     campaign = replace(JOB, lane="bulk")
     assert asked(None, campaign) == Go(), "nobody else has its message"
     assert isinstance(asked(None, campaign, deliveries=2), AskDeliveries)
-    assert judge(campaign, 2, look(None), "me", asked=True, ended=DONE) == Follow(DONE)
-    assert judge(campaign, 2, look(None), "me", asked=True, ended=None) == Go()
+    assert judge(campaign, 2, look(None), "me", held_seconds=1, asked=True, ended=DONE) == Follow(DONE)
+    assert judge(campaign, 2, look(None), "me", held_seconds=1, asked=True, ended=None) == Go()
     young = replace(campaign, untried_at=NOW - timedelta(seconds=60))
     assert asked(None, young, deliveries=2) == Go()
 
@@ -139,7 +151,7 @@ def test_every_job_has_an_answer_and_nothing_that_has_ended_is_sent(
 ) -> None:
     job = replace(JOB, attempt=attempt, again=again)
     found = None if away else look(claim, until=until, written=written, born=born)
-    step = judge(job, deliveries, found, "me", asked=True, ended=ended)
+    step = judge(job, deliveries, found, "me", held_seconds=1, asked=True, ended=ended)
     assert not isinstance(step, AskDeliveries), "it was asked"
     if found is None:
         return

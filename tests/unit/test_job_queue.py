@@ -1,8 +1,16 @@
 """What a worker reads from the broker's words about a job."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
 import pytest
 
-from engine.jobs.queue import deliveries_of
+from engine.channels.channel import Job
+from engine.jobs import queue
+from engine.jobs.queue import PULL_LOST_SECONDS, PulledLane, deliveries_of
 
 
 @pytest.mark.parametrize(
@@ -15,3 +23,68 @@ from engine.jobs.queue import deliveries_of
 def test_the_subject_of_the_acknowledgement_says_how_often_a_job_was_handed_out(reply: bytes) -> None:
     """In the short form, and in the one with a domain and an account (nats-server's ADR-15)."""
     assert deliveries_of(reply) == 3
+
+
+JOB = msgspec.json.encode(
+    Job(id="n", tenant="t", user="u", type="a", channel="push", first_at=datetime(2026, 1, 1, tzinfo=UTC))
+)
+REPLY = b"$JS.ACK.JOBS.push-normal.1.17.9.1795478400000000000.4"
+
+
+class FakeBroker:
+    """Notes what is ordered, and brings it to who is subscribed."""
+
+    settings = SimpleNamespace(inbox_prefix="_INBOX")
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Callable[..., None]] = {}
+        self.orders: list[str] = []
+
+    def subscribe(self, subject: str, handler: Callable[..., None]) -> Any:
+        self.handlers[subject] = handler
+        return SimpleNamespace(unsubscribe=lambda: self.handlers.pop(subject))
+
+    def publish(self, subject: str, payload: bytes, *, reply: str) -> None:
+        self.orders.append(reply)
+
+    def bring(self, order: str) -> None:
+        if (handler := self.handlers.get(order)) is not None:
+            handler(b"job.push.normal.t.u", REPLY, b"", JOB)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(queue, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    return clock
+
+
+def ordering(broker: FakeBroker) -> PulledLane:
+    lane = PulledLane(broker, "push", "normal", lambda: None)  # type: ignore[arg-type]
+    lane._renew()
+    lane.order(2)
+    return lane
+
+
+def test_a_job_that_waited_for_a_process_that_stood_still_is_as_old_as_its_order(clock: SimpleNamespace) -> None:
+    broker = FakeBroker()
+    lane = ordering(broker)
+    clock.seconds += 3
+    broker.bring(broker.orders[0])
+    assert lane.waiting[0].held_seconds == 3
+    clock.seconds += 70
+    broker.bring(broker.orders[0])
+    assert lane.waiting[1].held_seconds == 73
+
+
+def test_what_an_order_brings_that_was_given_up_is_not_taken(clock: SimpleNamespace) -> None:
+    """Nobody would know how old it is. It is handed out again."""
+    broker = FakeBroker()
+    lane = ordering(broker)
+    clock.seconds += PULL_LOST_SECONDS + 1
+    lane.order(2)
+    lost, ordered = broker.orders
+    broker.bring(lost)
+    assert not lane.waiting
+    broker.bring(ordered)
+    assert lane.waiting[0].held_seconds == 0

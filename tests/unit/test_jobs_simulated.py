@@ -1,9 +1,10 @@
-"""Workers in worlds by the hundred: whatever is lost, late, doubled, forgotten or killed, each job ends once, and each
-repetition is told.
+"""Workers in worlds by the hundred: whatever is lost, late, doubled, forgotten or killed, each job ends once, and repetitions
+are told.
 
 SEAMARK_WORLDS=10000 runs so many.
 """
 
+import asyncio
 import contextlib
 import math
 import os
@@ -12,21 +13,21 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from engine.channels.channel import Job
 from engine.jobs import handling, life
 from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Leased, Look, Waiting
 from engine.jobs.claims import replaces as right_replaces
-from engine.jobs.handling import Handler, Over, Send
+from engine.jobs.desk import Over, Send
+from engine.jobs.handling import Handler
 from engine.jobs.life import Drop, Go, PutBack
 from engine.jobs.life import judge as right_judge
-from engine.jobs.receipts import doubt_receipt, receipts_of
+from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.patience import patiently
-from tests.support.jobsim import World, simulated
+from tests.support.jobsim import BEGAN, POLICY, SimClock, SimDesk, World, simulated
 
-WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 200)
-MUTANT_WORLDS = 1500
+WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 100)
+MUTANT_WORLDS = 300
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -37,20 +38,20 @@ def run(monkeypatch: pytest.MonkeyPatch):
         yield run
 
 
-def judged(run: Run, seeds: Iterable[int]) -> tuple[dict[int, list[str]], list[World]]:
-    """The faults of these worlds, up to the first that has some."""
-    worlds = []
-    for seed in seeds:
-        worlds.append(World(seed))
-        run(worlds[-1].run())
-        if faults := worlds[-1].faults():
-            return {seed: faults}, worlds
-    return {}, worlds
+def judged(run: Run, worlds: Iterable[World]) -> tuple[dict[int, list[str]], list[World]]:
+    """The faults of the first of these worlds that has some, by its seed, and the worlds up to there."""
+    seen = []
+    for world in worlds:
+        seen.append(world)
+        run(world.run())
+        if faults := world.faults():
+            return {world.seed: faults}, seen
+    return {}, seen
 
 
 @pytest.mark.timeout(120 + WORLDS / 5)
 def test_whatever_is_lost_late_forgotten_or_killed_each_job_ends_once_and_each_repetition_is_told(run: Run) -> None:
-    faults, worlds = judged(run, range(WORLDS))
+    faults, worlds = judged(run, map(World, range(WORLDS)))
     assert faults == {}
     reasons = {one.reason for world in worlds for one in world.journal.receipts}
     ends = {one.state for world in worlds for one in world.journal.receipts}
@@ -59,9 +60,31 @@ def test_whatever_is_lost_late_forgotten_or_killed_each_job_ends_once_and_each_r
     assert sum(count > 1 for world in worlds for count in world.accepted.values()) > WORLDS / 50, "and some repeat"
 
 
+def test_a_job_that_is_put_back_to_the_very_moment_it_came_from_is_not_lost(run: Run) -> None:
+    """The end of a dead worker's lease gives the moment. Where a clock is slow it is past, and the same each time."""
+    world = World(0, jobs=0, troubles=())
+    world.pass_time = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+    clock = SimClock(-3.0)
+    handler = Handler(world.claims, world.jobs, world.journal, SimDesk(world, clock), POLICY, clock)
+    job = Job(id="n", tenant="t", user="u", type="sim.n", channel="email", again=True, first_at=BEGAN)
+    lease = Leased(0, "a worker that has died")
+
+    async def take_turns() -> None:
+        await world.claims.put(job.key, await world.claims.look(job.key), lease, lease_seconds=45, keep_seconds=900)
+        world.jobs.put(job)
+        await asyncio.sleep(43.5)
+        for _ in range(3):
+            delivery = world.jobs.pull()
+            assert delivery is not None, "it was put back, and is gone"
+            await handler.handle(delivery)
+
+    run(take_turns())
+    assert (world.jobs.empty, world.found) == (False, [])
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
-right_follow, right_go, right_conclude = Handler._follow, Handler._go, Handler._conclude
+right_follow, right_go = Handler._follow, Handler._go
 right_put_back, right_must_not = Handler._put_back_until, Handler._must_not_repeat
 right_leased, right_unclaimed = life._leased, life._unclaimed
 
@@ -102,7 +125,7 @@ async def without_consequences(
 ) -> None:
     if fresh or not isinstance(claim, Done):
         return await right_follow(self, delivery, claim, look, fresh=fresh)
-    await self._store(receipts_of(delivery.job, claim, self._clock.now()))
+    await self._store(delivery.job, receipts_of(delivery.job, claim, self._clock.now()))
     return await self._ack(delivery)
 
 
@@ -126,17 +149,17 @@ async def claimed_before_its_turn(self: Handler, delivery: Any, look: Look | Non
         return await right_go(self, delivery, look, go, owner)
     lease = Leased(delivery.job.attempt, owner, go.lost, go.doubtful)
     try:
-        look = await self._claims.put(delivery.job.key, look, lease, lease_seconds=45.0, keep_seconds=900.0)
+        look = await self._claims.put(delivery.job.claim_key, look, lease, lease_seconds=45.0, keep_seconds=900.0)
     except ClaimsUnavailable:
         return False
     if look.claim != lease:
         return False
-    seconds = await self._desk.turn(delivery.job)
+    seconds = await self._desk.turn(delivery.job, decided)
     if seconds > 0:
         await self._put_back(delivery, seconds)
         return True
     if go.doubt is not None:
-        await self._store([doubt_receipt(delivery.job, go.doubt, self._clock.now())])
+        await self._store(delivery.job, doubt_receipts(delivery.job, go.doubt, self._clock.now()))
     return await self._try(delivery, look, lease, decided)
 
 
@@ -162,7 +185,7 @@ async def told_nobody(self: Handler, delivery: Any, look: Look | None, go: Go, o
 async def let_go_of_all(self: Handler, delivery: Any, look: Look | None, done: Done) -> None:
     if look is not None:
         with contextlib.suppress(ClaimsUnavailable):
-            await self._claims.put(delivery.job.key, look, done, keep_seconds=1.0)
+            await self._claims.put(delivery.job.claim_key, look, done, keep_seconds=1.0)
 
 
 def said_by_anybody(new: Any, found: Claim | None, lease: Leased) -> Any:
@@ -193,13 +216,17 @@ def leases_do_not_count(*args: Any) -> Any:
     return None if isinstance(step, PutBack) else step
 
 
-def without_a_claim_and_a_word(*args: Any) -> Any:
-    step = right_unclaimed(*args)
+def without_a_claim_and_a_word(*args: Any, **asked: Any) -> Any:
+    step = right_unclaimed(*args, **asked)
     return Go() if isinstance(step, Go) else step
 
 
-def once_goes_on_without_a_claim(job: Job, deliveries: int) -> Any:
-    return right_unclaimed(replace(job, semantics="at_least_once"), deliveries)
+def held_by_nobody_else(job: Job, deliveries: int, held_seconds: float) -> bool:
+    return deliveries > 1 or job.again
+
+
+def goes_on_unasked(job: Job, deliveries: int, **asked: Any) -> Any:
+    return right_unclaimed(job, deliveries, ask=False, ended=None)
 
 
 def an_old_attempt_goes_on(job: Job, *args: Any, **options: Any) -> Any:
@@ -215,38 +242,63 @@ async def over_whatever_was_tried(self: Handler, job: Job, go: Go, decided: Any)
 
 right_end = Handler._end
 
-MISTAKES: dict[str, tuple[Any, str, Any]] = {
-    "acknowledged on done, without its receipt": (Handler, "_follow", done_is_only_acknowledged),
-    "acknowledged on waiting, without its schedule": (Handler, "_follow", waiting_is_only_acknowledged),
-    "acknowledged when the lease is somebody else's": (Handler, "_follow", leased_is_only_acknowledged),
-    "acknowledged before the receipt and the schedule": (Handler, "_follow", acknowledged_first),
-    "done is followed by its receipt only": (Handler, "_follow", without_consequences),
-    "refused instead of put back": (Handler, "_put_back_until", refused),
-    "acknowledged before it is put back": (Handler, "_put_back_until", put_back_after_acknowledging),
-    "put back as if it were new": (Handler, "_put_back_until", put_back_as_if_it_were_new),
-    "claimed before its turn": (Handler, "_go", claimed_before_its_turn),
-    "sent before it is claimed": (Handler, "_try", sent_before_it_is_claimed),
-    "ended without a claim": (Handler, "_conclude", ended_without_a_claim),
-    "a repetition that is told nobody": (Handler, "_go", told_nobody),
-    "what must not be repeated is": (Handler, "_must_not_repeat", lambda self, job, go: False),
-    "claims of all ended jobs are let go": (Handler, "_let_go", let_go_of_all),
-    "a try in doubt is said not to have been": (Handler, "_end", over_whatever_was_tried),
-    "an outcome is said by anybody": (handling, "replaces", said_by_anybody),
-    "an acceptance is said by the owner only": (handling, "replaces", said_by_the_owner_only),
-    "a late acceptance is hidden by a later attempt": (handling, "replaces", hidden_by_a_later_attempt),
-    "lost tries do not count": (handling, "judge", without_counting),
-    "an old attempt goes on": (handling, "judge", an_old_attempt_goes_on),
-    "a busy job is dropped": (life, "_leased", busy_is_dropped),
-    "a lease is no obstacle": (life, "_leased", leases_do_not_count),
-    "without a claim and a word": (life, "_unclaimed", without_a_claim_and_a_word),
-    "what goes once goes without a claim": (life, "_unclaimed", once_goes_on_without_a_claim),
-    "Redis is believed whatever it has lost": (life, "believable", lambda look, job: True),
+Mistake = tuple[Any, str, Any, str]
+"""Where it is made, what is wrong there, and the troubles of the worlds that show it."""
+
+# That a job which must go once waits while Redis is away is no entry: to forget it changes nothing, for whoever goes on then
+# is stopped before it sends ("what must not be repeated is").
+SHOWN_BY = {
+    "acknowledged when the lease is somebody else's": 25,
+    "a late acceptance is hidden by a later attempt": 78,
+    "however long it was held it is nobody else's": 15,
+}
+"""The first world that shows a mistake, where few do: those before it need not be run each time."""
+
+MISTAKES: dict[str, Mistake] = {
+    "acknowledged on done, without its receipt": (Handler, "_follow", done_is_only_acknowledged, "holds"),
+    "acknowledged on waiting, without its schedule": (Handler, "_follow", waiting_is_only_acknowledged, "freezes slow"),
+    "acknowledged when the lease is somebody else's": (Handler, "_follow", leased_is_only_acknowledged, "freezes slow"),
+    "acknowledged before the receipt and the schedule": (Handler, "_follow", acknowledged_first, "holds"),
+    "done is followed by its receipt only": (Handler, "_follow", without_consequences, "holds"),
+    "refused instead of put back": (Handler, "_put_back_until", refused, "holds"),
+    "acknowledged before it is put back": (Handler, "_put_back_until", put_back_after_acknowledging, "freezes slow"),
+    "put back as if it were new": (Handler, "_put_back_until", put_back_as_if_it_were_new, "kills slow again"),
+    "claimed before its turn": (Handler, "_go", claimed_before_its_turn, "again slow"),
+    "sent before it is claimed": (Handler, "_try", sent_before_it_is_claimed, "freezes kills slow"),
+    "ended without a claim": (Handler, "_conclude", ended_without_a_claim, "freezes kills slow"),
+    "a repetition that is told nobody": (Handler, "_go", told_nobody, "freezes kills slow"),
+    "what must not be repeated is": (
+        Handler,
+        "_must_not_repeat",
+        lambda self, job, go: False,
+        "claims broker kills slow",
+    ),
+    "claims of all ended jobs are let go": (Handler, "_let_go", let_go_of_all, "freezes slow"),
+    "a try in doubt is said not to have been": (Handler, "_end", over_whatever_was_tried, "kills slow again"),
+    "an outcome is said by anybody": (handling, "replaces", said_by_anybody, "freezes slow"),
+    "an acceptance is said by the owner only": (handling, "replaces", said_by_the_owner_only, "freezes slow"),
+    "a late acceptance is hidden by a later attempt": (handling, "replaces", hidden_by_a_later_attempt, "freezes slow"),
+    "lost tries do not count": (handling, "judge", without_counting, "freezes kills slow"),
+    "an old attempt goes on": (handling, "judge", an_old_attempt_goes_on, "freezes kills slow"),
+    "a busy job is dropped": (life, "_leased", busy_is_dropped, "again slow"),
+    "a lease is no obstacle": (life, "_leased", leases_do_not_count, "again slow"),
+    "without a claim and a word": (life, "_unclaimed", without_a_claim_and_a_word, "claims broker"),
+    "however long it was held it is nobody else's": (
+        life,
+        "may_be_shared",
+        held_by_nobody_else,
+        "claims freezes broker again",
+    ),
+    "without a claim deliveries are not asked": (life, "_unclaimed", goes_on_unasked, "claims broker kills slow"),
+    "Redis is believed whatever it has lost": (life, "believable", lambda look, job: True, "claims kills"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.timeout(180)
 def test_every_mistake_of_a_worker_is_noticed(mistake: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(*MISTAKES[mistake])
-    faults, _ = judged(run, range(MUTANT_WORLDS))
+    *patch, troubles = MISTAKES[mistake]
+    monkeypatch.setattr(*patch)
+    seeds = range(SHOWN_BY.get(mistake, 0), MUTANT_WORLDS)
+    faults, _ = judged(run, (World(seed, jobs=15, troubles=troubles.split()) for seed in seeds))
     assert faults, "no world noticed"

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import Outgoing, Stored
 from engine.dispatch import clock, due
 from engine.dispatch.due import DueWorker
 from engine.dispatch.later import (
     EARLY,
     SLOT_TENTHS,
-    WATERMARK_KEY,
     NotPutOff,
     Page,
     behind,

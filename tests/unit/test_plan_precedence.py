@@ -168,6 +168,17 @@ def test_an_event_that_names_channels_narrows_the_rule_and_never_widens_it() -> 
     }
 
 
+def test_an_event_that_names_channels_needs_neither_a_rule_nor_a_template() -> None:
+    asked = with_notification(replace(plain(), rule=None, templates=()), channels=("email", "webhook", "fax"))
+    assert plan(asked) == {
+        "email": Decision("now", "requested"),
+        "webhook": Decision("now", "requested"),
+        "fax": Decision("never", "no_rule"),
+    }
+    assert decide("email", with_document(asked, "user", channels={"email": "off"})) == Decision("never", "user_off")
+    assert decide("email", suppressed(asked, "hard_bounce")) == Decision("never", "suppressed:hard_bounce")
+
+
 def test_the_app_is_switched_off_only_where_the_rule_makes_it_optional() -> None:
     off = with_document(plain(), "user", channels={"inapp": "off"})
     assert decide("inapp", off) == Decision("now", "default")

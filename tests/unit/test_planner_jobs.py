@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
 from engine.channels.channel import Job
+from engine.jobs.digests import digest_id
 from engine.jobs.messages import decode_job, job_subject, schedule_of
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
 from engine.plan.decide import plan
-from engine.plan.decisions import Inputs
+from engine.plan.decisions import Decision, Inputs
 from engine.plan.hours import Digest
-from engine.planner.jobs import DIGEST, Following, batches, jobs_of
+from engine.planner.jobs import Following, batches, jobs_of, messages_of, throttled_of
 from engine.planner.plans import Due, due_of, notifications_in
 from tests.support.plans import NOON, plain, with_line, with_notification, with_profile
 from tests.unit.test_planner_plans import body, delivered
@@ -75,7 +76,8 @@ def test_all_records_of_a_digest_make_the_same_schedule() -> None:
     one, job = jobs(inputs, id="e1", data={"a": 1})["email"]
     other, _ = jobs(with_notification(inputs, id="m"), id="e2", data={"b": 2}, trace="00-y")["email"]
     assert one == other
-    assert job.id.startswith(f"{DIGEST}orders/")
+    assert job.id == digest_id(job.digest)
+    assert job.digest.startswith("orders/")
     assert job.data == {}
 
 
@@ -115,6 +117,22 @@ def test_a_job_is_read_as_it_was_written() -> None:
     assert decode_job(msgspec.json.encode(job)) == job
 
 
+def test_a_tenant_that_has_too_many_jobs_gets_no_more_but_what_is_critical_or_joins_a_digest() -> None:
+    inputs = plain(throttled=True)
+    decisions = plan(inputs)
+    assert {one for channel, one in decisions.items() if channel != "inapp"} == {Decision("never", "throttled")}
+    assert decisions["inapp"].when == "now", "what the app shows is in the log already"
+    assert jobs(inputs) == {}
+    would_be = throttled_of(due(), inputs, decisions)
+    assert {job.channel for job in would_be} == set(jobs(replace(inputs, throttled=False)))
+    critical = with_notification(inputs, priority="critical")
+    assert set(jobs(critical)) == set(jobs(replace(critical, throttled=False)))
+    assert throttled_of(due(), critical, plan(critical)) == []
+    gathered = with_line(inputs, "email", digest=Digest("daily"))
+    assert plan(gathered)["email"].when.startswith("digest:")
+    assert "email" not in {job.channel for job in throttled_of(due(), gathered, plan(gathered))}
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -125,31 +143,24 @@ def following(seq: int, *subjects: str, size: int = 10, headers: bytes = b"") ->
 
 
 @given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 40))
-def test_batches_hold_every_record_whole_in_order_and_say_up_to_which_one(counts: list[int], largest: int) -> None:
+def test_batches_hold_every_record_whole_and_in_order(counts: list[int], largest: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.planner.jobs.BATCH_MESSAGES_MAX", max(largest, 5))
         records = [following(seq, *(f"job.{n}" for n in range(count))) for seq, count in enumerate(counts, 1) if count]
-        made = list(batches(records, len(counts) + 7))
-        assert [one for _, batch in made for one in batch] == [one for record in records for one in record.messages]
-        for _, batch in made:
-            assert 0 < len(batch) < max(largest, 5), "there is room for the mark"
-        covered = 0
-        for reached, batch in made:
-            seqs = {int(one.payload) for one in batch}
-            assert covered < min(seqs)
-            assert max(seqs) <= reached
-            covered = reached
-        assert not made or made[-1][0] == len(counts) + 7
+        made = list(batches(records))
+        assert [record for batch in made for record in batch] == records
+        for batch in made:
+            assert 0 < len(messages_of(batch)) < max(largest, 5), "there is room for the mark"
 
 
 def test_a_batch_is_bounded_in_bytes_and_messages() -> None:
     large = [following(seq, "job.x", size=BATCH_BYTES_MAX // 3) for seq in range(1, 8)]
-    assert [len(batch) for _, batch in batches(large, 7)] == [2, 2, 2, 1]
+    assert [len(batch) for batch in batches(large)] == [2, 2, 2, 1]
     many = [following(seq, "job.x") for seq in range(1, 2001)]
-    assert max(len(batch) for _, batch in batches(many, 2000)) == BATCH_MESSAGES_MAX - 1
+    assert max(len(messages_of(batch)) for batch in batches(many)) == BATCH_MESSAGES_MAX - 1
 
 
 def test_a_schedule_stands_once_in_a_batch_and_jobs_as_often_as_they_are() -> None:
     twice = [following(1, "jobsched.d", headers=b"x"), following(2, "jobsched.d", headers=b"x")]
-    assert [len(batch) for _, batch in batches(twice, 2)] == [1]
-    assert [len(batch) for _, batch in batches([following(1, "job.x"), following(2, "job.x")], 2)] == [2]
+    assert len(messages_of(twice)) == 1
+    assert len(messages_of([following(1, "job.x"), following(2, "job.x")])) == 2

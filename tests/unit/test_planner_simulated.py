@@ -14,6 +14,7 @@ from engine.broker.jetstream import Outgoing
 from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
 from engine.planner import plans, worker
+from engine.planner.jobs import Following
 from engine.planner.worker import Planned, PlanWorker
 from tests.support.plansim import SimWitnesses, World, simulated
 
@@ -101,6 +102,15 @@ async def jobs_before_the_mark(self: PlanWorker, jobs: Sequence[Outgoing] = ()) 
     await move(self)
 
 
+async def passed_over(self: PlanWorker, one: Following, reached: int) -> None:
+    """As if what JOBS takes never were left out without a word."""
+    self._passed = reached
+
+
+async def not_buried(*_: Any) -> None:
+    """As if what a tenant has too much of were left out without a letter."""
+
+
 def without_term(*args: Any, **options: Any) -> Outgoing | None:
     due, inputs, decisions, _ = args
     return receipt_of(due, inputs, decisions, 100, **options)
@@ -110,9 +120,9 @@ def only_what_goes_further(*args: Any, always: bool) -> Outgoing | None:
     return receipt_of(*args, always=False)
 
 
-def at_last(self: PlanWorker, *args: Any) -> Inputs:
+def at_last(self: PlanWorker, *args: Any, **said: Any) -> Inputs:
     """As if a decision were said to be of the moment in which it is written, not of that in which it was begun."""
-    return replace(inputs_of(self, *args), now=worker.datetime.now(None))  # type: ignore[arg-type]
+    return replace(inputs_of(self, *args, **said), now=worker.datetime.now(None))  # type: ignore[arg-type]
 
 
 async def none(self: SimWitnesses, _: int) -> None:
@@ -138,6 +148,8 @@ MISTAKES: dict[str, list[tuple[Any, str, Any]]] = {
     "a take-over goes on from the end of the log": [(PlanWorker, "_look", from_the_end)],
     "jobs that follow their mark": [(PlanWorker, "_move", jobs_after_the_mark)],
     "jobs that go before their mark": [(PlanWorker, "_move", jobs_before_the_mark)],
+    "jobs that JOBS takes never are left out": [(PlanWorker, "_give_up", passed_over)],
+    "jobs that are too many have no letter": [(worker, "bury", not_buried)],
     "a mark that expects nothing": [(worker.position.MarkedStream, "lines", unguarded)],
 }
 

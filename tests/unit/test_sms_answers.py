@@ -1,5 +1,7 @@
 """Whatever an SMS provider, or a proxy before it, answers: it becomes an outcome, and only a 2xx a success."""
 
+from datetime import UTC, datetime
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,6 @@ def test_no_answer_is_too_odd(status: int, body: bytes, wait: str | None) -> Non
     )
 )
 def test_no_report_is_too_odd(form: dict[str, str]) -> None:
-    report, inbound = report_of("p", form), inbound_of(form)
+    report, inbound = report_of("p", form, datetime.now(UTC)), inbound_of(form)
     assert report is None or report.provider_id == form["MessageSid"]
     assert inbound is None or inbound.number == form["From"]

@@ -4,14 +4,18 @@ import base64
 import hashlib
 import hmac
 import itertools
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.channels.sms.callbacks import inbound_of, is_signed_by_twilio, later_state, report_of
+from engine.channels.sms.callbacks import inbound_of, inbound_of_sns, is_signed_by_twilio, report_of
 from engine.channels.sms.keywords import keyword_of
+from projections.folds.deliveries import delivery_of
+from seamark.protocol.receipts import Receipt
 
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 URL = "https://mycompany.com/myapp.php?foo=1&bar=2"
 FORM = [("CallSid", "CA1234567890ABCDE"), ("From", "+12349013030"), ("To", "+18005551212"), ("Caller", "+12349013030"),
         ("Digits", "1234")]  # fmt: skip
@@ -71,7 +75,7 @@ def test_a_signature_is_good_for_one_form_only(form, other) -> None:
     ],
 )
 def test_a_report_says_how_a_text_has_fared(status: str, code: str, state: str, kind: str | None) -> None:
-    report = report_of("twilio", {"MessageSid": "SM1", "MessageStatus": status, "ErrorCode": code})
+    report = report_of("twilio", {"MessageSid": "SM1", "MessageStatus": status, "ErrorCode": code}, NOW)
     assert report is not None
     assert (report.provider_id, report.state) == ("SM1", state)
     assert (report.outcome.kind if report.outcome else None) == kind
@@ -81,17 +85,17 @@ def test_a_report_says_how_a_text_has_fared(status: str, code: str, state: str, 
     "form", [{}, {"MessageSid": "SM1"}, {"MessageSid": "SM1", "MessageStatus": "novel"}, {"MessageStatus": "sent"}]
 )
 def test_a_report_that_says_nothing_changes_nothing(form: dict[str, str]) -> None:
-    assert report_of("twilio", form) is None
+    assert report_of("twilio", form, NOW) is None
 
 
 @given(st.lists(st.sampled_from(["sent", "failed", "delivered"]), min_size=1, max_size=3))
 def test_reports_in_any_order_and_number_come_to_the_same_and_delivered_wins(states: list[str]) -> None:
     ends = set()
     for order in itertools.permutations([*states, states[0]]):
-        known = None
-        for state in order:
-            known = later_state(known, state)
-        ends.add(known)
+        known, *others = [delivery_of(Receipt("u", "sms", state, NOW, id="n", attempt=1)) for state in order]
+        for other in others:
+            known.merge(other)
+        ends.add(known.state)
     assert ends == {max(states, key=["sent", "failed", "delivered"].index)}
 
 
@@ -129,3 +133,14 @@ def test_an_answer_is_read_and_its_text_and_numbers_are_not_shown() -> None:
     assert "secret" not in repr(inbound)
     assert inbound_of({**form, "OptOutType": "STOP"}).keyword == "stop"
     assert inbound_of({**form, "From": ""}) is None
+
+
+def test_what_amazon_publishes_of_an_answer_is_read_and_nothing_else() -> None:
+    said = {"originationNumber": "+4366412345678", "destinationNumber": "+18005551212", "messageBody": "Stop.",
+        "inboundMessageId": "in-1"}  # fmt: skip
+    found = inbound_of_sns(said, NOW)
+    assert found is not None
+    assert (found.number, found.keyword, found.at) == ("+4366412345678", "stop", NOW)
+    assert "+43" not in repr(found)
+    for name in ("originationNumber", "messageBody", "inboundMessageId"):
+        assert inbound_of_sns({**said, name: 7}, NOW) is None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from engine.limits import DUE_SECONDS
+from engine.limits import DUE_SECONDS, JOBS_SUBJECTS_MAX
 from engine.log.marks import Mark, PlacedMark
 from engine.topology.check import Seen, judge, judge_start
 from engine.topology.files import render
@@ -158,14 +158,22 @@ def test_a_stream_that_is_nearly_full_is_named():
     assert levels(findings)["room"] == "warn"
 
 
-def test_later_above_four_fifths_of_its_watermark_is_named():
+@pytest.mark.parametrize("name", ["LATER", "JOBS"])
+def test_a_stream_above_four_fifths_of_its_watermark_is_named(name: str):
     found = seen()
-    stream = found.observed.streams["LATER"]
+    stream = found.observed.streams[name]
     assert stream.config["max_bytes"] == -1
     full = replace(stream, bytes=int(int(stream.metadata["seamark.watermark_bytes"]) * 0.9))
     (said,) = [each for each in judge(with_stream(found, full), "dev").findings if each.name == "room"]
     assert said.level == "warn"
-    assert "LATER is 90 % full" in said.detail
+    assert f"{name} is 90 % full" in said.detail
+
+
+def test_too_many_schedules_are_named_before_tenants_get_no_more():
+    found = seen()
+    full = replace(found.observed.streams["JOBS"], subjects=int(JOBS_SUBJECTS_MAX * 0.85))
+    (said,) = [each for each in judge(with_stream(found, full), "dev").findings if each.name == "room"]
+    assert (said.level, "850000 schedules" in said.detail) == ("warn", True)
 
 
 def test_logs_must_outlive_what_was_due():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.dispatch.later import WATERMARK_KEY
+from engine.broker.answers import WATERMARK_KEY
 from engine.dispatch.source import SOURCES
 from engine.errors import TopologyError
 from engine.jobs.messages import LANES, job_consumer

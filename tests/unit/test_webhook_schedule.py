@@ -4,16 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.channels.webhook.schedule import DELAYS_SECONDS, TABLE, delay_seconds
+from engine.channels.channel import Outcome
+from engine.channels.webhook.schedule import DELAYS_SECONDS, TABLE
+from engine.jobs.retry import POLICIES
 
 FAILED = TABLE.judged("webhook", 500)
 draws = st.floats(0, 1, exclude_max=True)
 
 
+def delay_seconds(attempt: int, outcome: Outcome, draw: float) -> float:
+    asked, throttled = outcome.retry_after_seconds, outcome.kind == "throttled"
+    return POLICIES["webhook"].pause_seconds(attempt, draw, retry_after_seconds=asked, throttled=throttled)
+
+
 def test_the_delays_are_those_of_standard_webhooks() -> None:
     hours = [delay_seconds(attempt, FAILED, 0.5) / 3600 for attempt in range(1, 10)]
     assert hours == pytest.approx([5 / 3600, 5 / 60, 0.5, 2, 5, 10, 14, 20, 24])
-    assert delay_seconds(10, FAILED, 0.5) is None
+    assert POLICIES["webhook"].tries_max == 10
     assert sum(DELAYS_SECONDS) / 3600 == pytest.approx(75.6, abs=0.1)
 
 
@@ -35,7 +42,3 @@ def test_a_throttled_endpoint_is_left_alone_for_a_minute_or_as_it_asks_up_to_twi
     most = 2 * max(60, due)
     assert wait >= min(max(60, outcome.retry_after_seconds or 0), most)
     assert wait <= 1.2 * most
-
-
-def test_nothing_is_said_of_attempts_beyond_the_last() -> None:
-    assert delay_seconds(10, TABLE.judged("webhook", 429, retry_after_seconds=5), 0.0) is None

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -22,11 +21,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from engine.channels.bounces import COMPLAINED
 from engine.channels.channel import Outcome, OutcomeKind
-from engine.channels.email.bounces import COMPLAINED
 from engine.channels.email.replies import classify, parse
-
-State = Literal["sent", "failed", "delivered"]
+from engine.channels.references import NAME, joined
+from engine.channels.reports import Report, State, report_id
 
 REPORTS_MAX: Final = 1000
 """Of one request: SendGrid sends up to 768 KB, some 1000 reports."""
@@ -36,32 +35,6 @@ AGE_SECONDS_MAX: Final = 600.0
 
 _SAID: Final = re.compile(r"\b([45]\d\d)[ -](.*)", re.DOTALL)
 _STATUS: Final = re.compile(r"^[45]\.\d{1,3}\.\d{1,3}$")
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What has become of a mail, as its service says.
-
-    Args:
-        id: of the report; the same one may be posted again.
-        provider_id: which mail, as in the outcome of its sending.
-        address: whom it was for.
-        state: `delivered`: the recipient's server has it. A complaint says that, too.
-        outcome: where more follows from it than the state: what it means for the address.
-        at: when it happened.
-    """
-
-    id: str
-    provider_id: str
-    address: str
-    state: State
-    outcome: Outcome | None
-    at: datetime
-
-    def __repr__(self) -> str:
-        """Without the address."""
-        return (
-            f"Report(id={self.id!r}, provider_id={self.provider_id!r}, state={self.state!r}, outcome={self.outcome!r})"
-        )
 
 
 def is_signed_by_sendgrid(body: bytes, *, signature: str, timestamp: str, key: str, now: datetime) -> bool:
@@ -109,7 +82,8 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
     https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html and event-publishing-retrieving-sns-contents.html
     """
     kind = notification.get("eventType") or notification.get("notificationType")
-    provider_id = _text(_dict(notification.get("mail")).get("messageId"))
+    mail = _dict(notification.get("mail"))
+    provider_id, reference = _text(mail.get("messageId")), joined(_dict(mail.get("tags")))
     said = _dict(notification.get(str(kind).lower()))
     at = _time(said.get("timestamp"))
     feedback = _text(said.get("feedbackId"))
@@ -130,7 +104,7 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
             )
     else:
         return []
-    return _reports(provider_id, at, [(f"{kind}/{feedback}", *state) for state in states])
+    return _reports(provider_id, reference, at, [(f"{kind}/{feedback}", *state) for state in states])
 
 
 def of_sendgrid(provider: str, events: object) -> list[Report]:
@@ -158,7 +132,8 @@ def of_sendgrid(provider: str, events: object) -> list[Report]:
         else:
             continue  # processed, deferred, opened, clicked: nothing has ended
         id, provider_id = _text(event.get("sg_event_id")), _text(event.get("sg_message_id")).partition(".")[0]
-        found += _reports(provider_id, _time(event.get("timestamp")), [(id, event.get("email"), state, outcome)])
+        reference, at = _text(event.get(NAME)), _time(event.get("timestamp"))
+        found += _reports(provider_id, reference, at, [(id, event.get("email"), state, outcome)])
     return found
 
 
@@ -182,7 +157,8 @@ def of_postmark(provider: str, said: Mapping[str, Any]) -> list[Report]:
         outcome = _diagnosed(provider, said.get("Details"), None, _POSTMARK.get(name), name)
     else:
         return []
-    return _reports(provider_id, at, [(f"{kind}/{said.get('ID', '')}", address, state, outcome)])
+    reference = joined(_dict(said.get("Metadata")))
+    return _reports(provider_id, reference, at, [(f"{kind}/{said.get('ID', '')}", address, state, outcome)])
 
 
 _GONE: Final = Outcome(kind="target_invalid")
@@ -265,17 +241,26 @@ def _stated(provider: str, outcome: Outcome, name: str, *, known: bool = True) -
     return msgspec.structs.replace(outcome, provider=provider, code=outcome.code or name[:64], known=known)
 
 
-def _reports(provider_id: str, at: datetime, said: list[tuple[str, Any, State, Outcome | None]]) -> list[Report]:
+def _reports(
+    provider_id: str, reference: str, at: datetime, said: list[tuple[str, Any, State, Outcome | None]]
+) -> list[Report]:
     """Reports of those that name a mail and an address, with an id each: made of what they say, the service's own id included."""
     found = []
     for id, address, state, outcome in said[:REPORTS_MAX]:
         whom = _text(address)
         if not provider_id or not whom:
             continue
-        made = hashlib.sha256(
-            f"{provider_id}\n{id}\n{whom}\n{state}\n{at.isoformat()}".encode("utf-8", "replace")
-        ).hexdigest()
-        found.append(Report(id=made, provider_id=provider_id, address=whom, state=state, outcome=outcome, at=at))
+        found.append(
+            Report(
+                id=report_id(provider_id, id, whom, state, at.isoformat()),
+                provider_id=provider_id,
+                reference=reference,
+                address=whom,
+                state=state,
+                outcome=outcome,
+                at=at,
+            )
+        )
     return found
 
 

@@ -120,7 +120,7 @@ class EmailChannel:
             raise Unsendable(Outcome(kind="permanent", code="template")) from error
         address = ascii_address(sender.address)
         mail = Mail(
-            message_id=message_id(job.key, sender.domain),
+            message_id=message_id(job.message_key, sender.domain),
             date=job.first_at,
             sender=address,
             sender_name=sender.name,
@@ -131,6 +131,7 @@ class EmailChannel:
             html=html,
             list_id=list_id(job.tenant, job.category, sender.domain) if context.unsubscribe_url else "",
             unsubscribe_url=context.unsubscribe_url,
+            reference=context.reference,
         )
         try:
             headers_of(mail)

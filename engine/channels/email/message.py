@@ -57,6 +57,7 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True):
         sender, sender_name, reply_to: of the headers; `envelope_from` is where bounces go.
         list_id: which kind of message this is, as a domain name; "": it belongs to no list.
         unsubscribe_url: "": it cannot be unsubscribed from.
+        reference: what a service gets beside it, and gives back with its reports; a relay gets none.
     """
 
     message_id: str
@@ -70,6 +71,7 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True):
     html: str
     list_id: str
     unsubscribe_url: str
+    reference: str = ""
 
 
 def one_line(text: str, chars_max: int = SUBJECT_CHARS_MAX) -> str:

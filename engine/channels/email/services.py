@@ -22,8 +22,15 @@ from engine.channels.email.message import BadAddress, Mail, ascii_address, heade
 from engine.channels.email.provider import judged
 from engine.channels.email.tables import POSTMARK, SENDGRID, SES
 from engine.channels.exchange import Answer, Silence, exchange
+from engine.channels.references import NAME, pieces
 from engine.settings import Secret
 from seamark.backoff import retry_after_seconds
+
+SES_TAG_CHARS_MAX: Final = 256
+"""https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_MessageTag.html; its letters are those of our tokens."""
+
+POSTMARK_FIELD_CHARS_MAX: Final = 80
+"""https://postmarkapp.com/support/article/1125-custom-metadata-faq"""
 
 _JSON: Final = {"Content-Type": "application/json", "Accept": "application/json"}
 _CODE: Final = re.compile(r"[A-Za-z]{1,64}")
@@ -112,13 +119,15 @@ class Ses(Service):
 
     def request(self, mail: Mail, recipient: str) -> tuple[str, bytes]:
         """Path and body."""
-        body = {
+        body: dict[str, Any] = {
             "FromEmailAddress": named(mail.sender_name, mail.sender),
             "Destination": {"ToAddresses": [recipient]},
             "Content": {"Raw": {"Data": base64.b64encode(to_bytes(mail, recipient)).decode()}},
         }
         if self._set:
             body["ConfigurationSetName"] = self._set
+        if tags := pieces(mail.reference, SES_TAG_CHARS_MAX):
+            body["EmailTags"] = [{"Name": name, "Value": value} for name, value in tags.items()]
         return "/v2/email/outbound-emails", msgspec.json.encode(body)
 
     def headers(self, path: str, body: bytes) -> Mapping[str, str]:
@@ -172,6 +181,8 @@ class SendGrid(Service):
             "headers": headers_of(mail),
             "tracking_settings": {"click_tracking": {"enable": False}, "open_tracking": {"enable": False}},
         }
+        if mail.reference:
+            body["custom_args"] = {NAME: mail.reference}
         if mail.reply_to:
             body["reply_to"] = {"email": mail.reply_to}
         return "/v3/mail/send", msgspec.json.encode(body)
@@ -233,6 +244,8 @@ class Postmark(Service):
             "TrackOpens": False,
             "TrackLinks": "None",
         }
+        if metadata := pieces(mail.reference, POSTMARK_FIELD_CHARS_MAX):
+            body["Metadata"] = metadata
         if mail.reply_to:
             body["ReplyTo"] = mail.reply_to
         return "/email", msgspec.json.encode(body)

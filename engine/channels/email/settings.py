@@ -48,9 +48,16 @@ _PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What all kinds have. `authority_file`: whom to trust, in PEM, in place of the system's authorities."""
+    """What all kinds have.
+
+    Args:
+        authority_file: whom to trust, in PEM, in place of the system's authorities.
+        per_second, burst: what the provider's contract allows all workers together; see `engine.jobs.bucket.Limit`. 0: unknown.
+    """
 
     authority_file: str = ""
+    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class SmtpSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="smtp"):
@@ -128,7 +135,7 @@ def email_settings(table: Mapping[str, object]) -> EmailSettings:
 
 
 def email_channel(settings: EmailSettings, folder: Path) -> EmailChannel:
-    """The channel. It belongs to the event loop that runs.
+    """The channel, which turns from one provider to the next by itself. It belongs to the event loop that runs.
 
     Args:
         folder: where the providers' file is.
@@ -136,9 +143,18 @@ def email_channel(settings: EmailSettings, folder: Path) -> EmailChannel:
     Raises:
         InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
     """
-    senders = {tenant: _sender(tenant, entry, folder) for tenant, entry in settings.senders.items()}
     providers = [_provider(name, entry, folder) for name, entry in settings.providers.items()]
-    return EmailChannel(providers, senders)
+    return EmailChannel(providers, _senders(settings, folder))
+
+
+def email_channels(settings: EmailSettings, folder: Path) -> dict[str, EmailChannel]:
+    """A channel for each provider, by their names, in the order of the file, for whoever chooses. As `email_channel`."""
+    senders = _senders(settings, folder)
+    return {name: EmailChannel([_provider(name, entry, folder)], senders) for name, entry in settings.providers.items()}
+
+
+def _senders(settings: EmailSettings, folder: Path) -> dict[str, Sender]:
+    return {tenant: _sender(tenant, entry, folder) for tenant, entry in settings.senders.items()}
 
 
 def _sender(tenant: str, entry: SenderSettings, folder: Path) -> Sender:

@@ -213,7 +213,9 @@ class SmtpProvider:
         # `data()` of the library does both, and does not tell whether it was before or after the dot that something broke.
         course.stage = "end"
         protocol.write(_DOT.sub(b"..", raw) + b".\r\n")
-        reply = await protocol.read_response()
+        # A deadline of its own: below Python 3.12 the library may have lost the cancellation of the one around it.
+        async with asyncio.timeout(COMMAND_SECONDS):
+            reply = await protocol.read_response()
         if reply.code != aiosmtplib.SMTPStatus.completed:
             raise aiosmtplib.SMTPDataError(reply.code, reply.message)
         queued = _QUEUED.search(reply.message)

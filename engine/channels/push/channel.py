@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from engine.channels.channel import Context, Job, Outcome
 from engine.channels.push.message import Fill, PushMessage, PushTarget, rendered
 from engine.directory.push_tokens import Platform
+from engine.plan.rules import Channel as ChannelName
 
 
 class Sender(Protocol):
@@ -37,7 +38,7 @@ class PushChannel:
         fill: how templates are filled in.
     """
 
-    name: Literal["push"] = "push"
+    name: ChannelName = "push"
 
     def __init__(self, senders: Sequence[Sender], fill: Fill) -> None:
         self._senders = senders

@@ -51,10 +51,13 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Args:
         apps: bundle ids, packages or sites it is for; none: all that nobody else is for.
         authority_file: whom to trust, in PEM, in place of the system's authorities: for simulators and proxies.
+        per_second, burst: what the provider's contract allows all workers together; see `engine.jobs.bucket.Limit`. 0: unknown.
     """
 
     apps: tuple[str, ...] = ()
     authority_file: str = ""
+    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class ApnsSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="apns"):

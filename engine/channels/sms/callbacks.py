@@ -1,7 +1,7 @@
-"""What Twilio posts to us: how a text fared, and what people answer. Nothing is believed before the signature is checked.
+"""What providers post to us: how a text fared, and what people answer. Nothing is believed before the signature is checked.
 
-Reports come late, twice and in any order. So states have a rank, and the highest one ever reported holds: that a phone has a text
-is known only by its delivery, while `undelivered` may be said of a part, or before the carrier tried again.
+Reports come late, twice and in any order. As receipts they have a rank (`projections.folds.deliveries`), and the highest
+holds: that a phone has a text is known only by its delivery; `undelivered` may be said of a part, or before another try.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 
-from engine.channels.channel import Outcome
+from engine.channels.reports import Report, State, report_id
 from engine.channels.sms.keywords import Keyword, keyword_of
 from engine.channels.sms.tables import TWILIO
-
-State = Literal["sent", "failed", "delivered"]
-
-_RANKS: Final[dict[State, int]] = {"sent": 0, "failed": 1, "delivered": 2}
 
 _STATES: Final[Mapping[str, State]] = {
     "accepted": "sent",
@@ -37,19 +34,6 @@ _STATES: Final[Mapping[str, State]] = {
 """Twilio's words. One that is not here says nothing that we could use."""
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How a text has fared.
-
-    Args:
-        provider_id: which one, as in the outcome of its sending.
-        outcome: where it failed, what that means for the number: it may be none, or its owner may have opted out.
-    """
-
-    provider_id: str
-    state: State
-    outcome: Outcome | None = None
-
-
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody has answered. The text itself is not kept.
 
@@ -58,12 +42,14 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
         number: whose.
         sender: which of our numbers it was sent to.
         keyword: what it asks for; None: nothing that we know.
+        at: when it was sent, where the provider says so.
     """
 
     provider_id: str
     number: str
     sender: str
     keyword: Keyword | None
+    at: datetime | None = None
 
     def __repr__(self) -> str:
         """Without numbers."""
@@ -87,14 +73,28 @@ def is_signed_by_twilio(url: str, form: Sequence[tuple[str, str]], signature: st
     return right
 
 
-def report_of(provider: str, form: Mapping[str, str]) -> Report | None:
-    """What a status callback says; None: nothing that we could use."""
-    state = _STATES.get(form.get("MessageStatus", ""))
+def report_of(provider: str, form: Mapping[str, str], now: datetime, *, reference: str = "") -> Report | None:
+    """What a status callback says; None: nothing that we could use.
+
+    Args:
+        form: the parameters of the body.
+        now: Twilio does not say when it happened.
+        reference: as the address has it that the callback was posted to.
+    """
+    said, code = form.get("MessageStatus", ""), form.get("ErrorCode", "")
+    state = _STATES.get(said)
     id = form.get("MessageSid", "")
     if state is None or not id:
         return None
-    outcome = TWILIO.judged(provider, 0, form.get("ErrorCode", "")) if state == "failed" else None
-    return Report(provider_id=id, state=state, outcome=outcome)
+    return Report(
+        id=report_id(id, said, code),
+        provider_id=id,
+        reference=reference,
+        address=form.get("To", ""),
+        state=state,
+        outcome=TWILIO.judged(provider, 0, code) if state == "failed" else None,
+        at=now,
+    )
 
 
 def inbound_of(form: Mapping[str, str]) -> Inbound | None:
@@ -109,6 +109,19 @@ def inbound_of(form: Mapping[str, str]) -> Inbound | None:
     return Inbound(provider_id=id, number=number, sender=sender, keyword=keyword_of(said))
 
 
-def later_state(known: State | None, reported: State) -> State:
-    """What holds when `reported` arrives and `known` was before; None: nothing was. The order of arrival changes nothing."""
-    return reported if known is None else max(known, reported, key=_RANKS.__getitem__)
+def inbound_of_sns(said: Mapping[str, Any], at: datetime | None) -> Inbound | None:
+    """What an incoming message says that Amazon publishes to a topic; None: it is none.
+
+    https://docs.aws.amazon.com/sms-voice/latest/userguide/two-way-sms-payload.html
+
+    Args:
+        said: the text of the SNS message, decoded.
+        at: its time.
+    """
+    id, number, sender, text = (
+        said.get(name) for name in ("inboundMessageId", "originationNumber", "destinationNumber", "messageBody")
+    )
+    if not (isinstance(id, str) and id and isinstance(number, str) and number and isinstance(text, str)):
+        return None
+    sender = sender if isinstance(sender, str) else ""
+    return Inbound(provider_id=id, number=number, sender=sender, keyword=keyword_of(text), at=at)

@@ -68,7 +68,7 @@ class SmsChannel:
         It is not cut to fit: what is left out may be the code, the amount, or the `not`.
         """
         text = plain_text(job) if context.template is None else self._fill(context.template["body"], job, context)
-        return checked(text, self._options)
+        return msgspec.structs.replace(checked(text, self._options), reference=context.reference)
 
     async def send(self, rendered: Segmented, target: str, *, key: str, deadline_seconds: float) -> Outcome:
         """Send a text. No provider knows an idempotency key for texts, so `key` is not used."""

@@ -53,12 +53,14 @@ class Segmented(msgspec.Struct, frozen=True):
         encoding: of all segments.
         units: septets of GSM-7 or 16-bit units of UCS-2, without headers.
         segments: what of the text is in each; together they are the text.
+        reference: what the provider gives back with its reports.
     """
 
     text: str
     encoding: Encoding
     units: int
     segments: tuple[str, ...]
+    reference: str = ""
 
 
 def segmented(text: str, *, smart: bool = False) -> Segmented:

@@ -19,6 +19,9 @@ from seamark.backoff import retry_after_seconds
 
 URL: Final = "https://api.twilio.com"
 
+REFERENCE: Final = "ref"
+"""The parameter of a status callback's address that names the try."""
+
 CODE_BELOW: Final = 1_000_000
 """Codes have five digits. What else stands there is kept out of receipts and metrics."""
 
@@ -89,7 +92,7 @@ class Twilio:
         sender = "MessagingServiceSid" if settings.sender.startswith("MG") else "From"
         form = {"To": number, sender: settings.sender, "Body": text.text}
         if settings.status_url:
-            form["StatusCallback"] = settings.status_url
+            form["StatusCallback"] = with_reference(settings.status_url, text.reference)
         body = urlencode(form).encode()
         reply = await exchange(
             self._http, self._url, headers=self._headers, body=body, deadline_seconds=deadline_seconds
@@ -101,6 +104,13 @@ class Twilio:
     async def close(self) -> None:
         """Close the connections."""
         await self._http.close()
+
+
+def with_reference(status_url: str, reference: str) -> str:
+    """Where the reports of one text are posted. Their signature covers the query."""
+    if not reference:
+        return status_url
+    return f"{status_url}{'&' if '?' in status_url else '?'}{REFERENCE}={reference}"
 
 
 def judged(provider: str, answer: Answer, segments: int) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import msgspec
 
 from engine.channels.channel import Context, Job, Outcome
 from engine.channels.exchange import Silence, exchange, open_http
-from engine.channels.webhook.guard import Guard, GuardedResolver, Lookup, Network
+from engine.channels.webhook.guard import Guard, GuardedResolver, Lookup, Network, Server
 from engine.channels.webhook.schedule import TABLE
 from engine.channels.webhook.signature import message_id, signed_headers
 from engine.directory.webhook_urls import check_url
@@ -66,6 +66,7 @@ class WebhookChannel:
 
     Args:
         exempt: networks that may be reached, too; see `Guard`.
+        hosts: names that lead to servers of the operator's choice, which may be private ones; see `GuardedResolver`.
         lookup: finds the addresses of a name; none: the system does.
         tls: whom to trust; none: the authorities of the system.
         clock: seconds since 1970.
@@ -77,13 +78,14 @@ class WebhookChannel:
         self,
         *,
         exempt: Sequence[Network] = (),
+        hosts: Mapping[str, Server] | None = None,
         lookup: Lookup | None = None,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        guard = Guard(exempt)
+        guard = Guard(exempt, tuple((hosts or {}).values()))
         self._clock = clock
-        self._resolver = GuardedResolver(guard, lookup)
+        self._resolver = GuardedResolver(guard, lookup, hosts)
         self._http = open_http(
             connections_max=CONNECTIONS_MAX,
             connections_per_host_max=CONNECTIONS_PER_HOST_MAX,

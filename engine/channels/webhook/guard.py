@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -28,6 +28,9 @@ LOOKUPS_MAX: Final = 16
 """Names looked up at once, in threads of their own. A stranger's name server may not answer for 10 s, and nothing can end such a
 look-up: the threads that everybody shares must not be taken by them. Webhooks wait for a free one within their deadlines."""
 
+Server = tuple[str, int]
+"""An address and a port."""
+
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a name, or OSError. A port is passed on to the resolver of the system, which wants one."""
 
@@ -36,11 +39,13 @@ class Guard:
     """Which addresses may be connected to: those of public servers.
 
     Args:
-        exempt: networks that may be, too, by an operator's word: of a development stack, or of receivers in a network of his own.
+        exempt: networks that may be, too, by an operator's word.
+        servers: single servers that may be, too: those that names of his lead to. No other port of theirs is opened by it.
     """
 
-    def __init__(self, exempt: Sequence[Network] = ()) -> None:
+    def __init__(self, exempt: Sequence[Network] = (), servers: Sequence[Server] = ()) -> None:
         self._exempt = tuple(exempt)
+        self._servers = frozenset(servers)
 
     def check(self, text: str) -> None:
         """Raise Blocked, which does not repeat the address: its text may be shown to whoever named the endpoint."""
@@ -54,7 +59,8 @@ class Guard:
     def socket(self, found: AddrInfoType) -> socket.socket:
         """A socket for this address: the last moment before a connection is made."""
         family, kind, protocol, _, where = found
-        self.check(str(where[0]))
+        if (where[0], where[1]) not in self._servers:
+            self.check(str(where[0]))
         return socket.socket(family, kind, protocol)
 
 
@@ -64,10 +70,12 @@ class GuardedResolver(AbstractResolver):
     Args:
         guard: says which do.
         lookup: finds addresses; none: the system does.
+        hosts: names that lead to a server of the operator's choice, whatever port is asked for; nobody else is asked about them.
     """
 
-    def __init__(self, guard: Guard, lookup: Lookup | None = None) -> None:
+    def __init__(self, guard: Guard, lookup: Lookup | None = None, hosts: Mapping[str, Server] | None = None) -> None:
         self._guard = guard
+        self._hosts = dict(hosts or {})
         self._threads = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="webhook-lookup")
         self._lookup = lookup or self._ask_system
 
@@ -80,6 +88,8 @@ class GuardedResolver(AbstractResolver):
             Blocked: one of them may not be connected to.
             OSError: there are none.
         """
+        if (server := self._hosts.get(host.lower())) is not None:
+            return [_result(host, server[1], server[0])]
         addresses = await self._lookup(host, port)
         if not addresses:
             raise OSError("the name has no address")

@@ -1,10 +1,9 @@
-"""What the answers of endpoints mean, and when a webhook is tried again."""
+"""What the answers of endpoints mean, and the numbers of trying again: `engine.jobs.retry` has the rule."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from engine.channels.channel import Outcome
 from engine.channels.verdicts import Table, Verdict
 
 DELAYS_SECONDS: Final = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
@@ -45,22 +44,3 @@ TABLE: Final = Table(
     guesses={},
 )
 """https://github.com/standard-webhooks/standard-webhooks, "operational considerations"."""
-
-
-def delay_seconds(attempt: int, outcome: Outcome, draw: float) -> float | None:
-    """How long a webhook waits after its attempt number `attempt`; None: it was the last.
-
-    Args:
-        attempt: 1 is the first.
-        outcome: `transient` or `throttled`. What the endpoint asks for counts, up to twice what would be due without its word.
-        draw: 0 ≤ draw < 1, random.
-    """
-    if attempt > len(DELAYS_SECONDS):
-        return None
-    due = DELAYS_SECONDS[attempt - 1]
-    wait = due * (1.0 + JITTER * (2.0 * draw - 1.0))
-    if outcome.kind != "throttled":
-        return wait
-    asked = min(outcome.retry_after_seconds or 0.0, 2.0 * max(THROTTLED_SECONDS_MIN, due))
-    # Chance only adds to what was asked for: earlier would be against the endpoint's word.
-    return max(wait, max(THROTTLED_SECONDS_MIN, asked) * (1.0 + JITTER * draw))

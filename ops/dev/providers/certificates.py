@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -22,10 +23,14 @@ VALID_DAYS: Final = 365
 _NAME: Final = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Seamark's simulated providers")])
 
 
-def write_certificate(certificate_file: Path, key_file: Path) -> None:
-    """Make a certificate for this machine (`127.0.0.1`, `localhost`), and its key, which only its owner can read."""
+def write_certificate(certificate_file: Path, key_file: Path, names: Sequence[str] = ()) -> None:
+    """Make a certificate for this machine (`127.0.0.1`, `localhost`), and its key, which only its owner can read.
+
+    `names`: what else this machine is called by those who trust it.
+    """
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    called = x509.SubjectAlternativeName([*map(x509.DNSName, ("localhost", *names)), loopback])
     usage = x509.KeyUsage(
         digital_signature=True,
         key_cert_sign=True,
@@ -46,7 +51,7 @@ def write_certificate(certificate_file: Path, key_file: Path) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))  # a clock may be a little behind
         .not_valid_after(now + timedelta(days=VALID_DAYS))
-        .add_extension(names, critical=False)
+        .add_extension(called, critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(identifier, critical=False)

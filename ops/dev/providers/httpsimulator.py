@@ -39,6 +39,8 @@ class HttpSimulator(abc.ABC):
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.log = AcceptLog()
         self.faults = Faults()
+        self.spared: frozenset[str] = frozenset()
+        """Paths at which no fault is met."""
         self.requests = 0
         """How many have come, whatever became of them."""
         self._host, self._port, self._tls = host, port, tls
@@ -91,7 +93,7 @@ class HttpSimulator(abc.ABC):
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.requests += 1
-        fault = self.faults.next()
+        fault = None if request.path in self.spared else self.faults.next()
         match fault:
             case None | NoTls():
                 return await handler(request)

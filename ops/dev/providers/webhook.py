@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from ops.dev.providers.acceptlog import AcceptLog
 from ops.dev.providers.faults import Answers
 from ops.dev.providers.httpsimulator import HttpSimulator
 
@@ -30,6 +31,8 @@ class WebhookReceiver(HttpSimulator):
         self.secret = secret
         self.refused: list[str] = []
         """Why requests were refused, at most the last 1000."""
+        self.unverified = AcceptLog(kept_max=1000)
+        """What came with them; `why` of `raw` is the reason."""
 
     def routes(self) -> list[web.RouteDef]:
         """All paths."""
@@ -44,11 +47,20 @@ class WebhookReceiver(HttpSimulator):
         wrong = self._wrong(request, body)
         if wrong:
             self.refused = [*self.refused[-999:], wrong]
+            self._note(self.unverified, request, body, why=wrong)
             return web.Response(status=401, text=wrong)
-        id = request.headers["webhook-id"]
-        shown = json.loads(body)
-        self.log.add(id=id, channel="webhook", to=request.path, key=id, shown=shown, raw=dict(request.headers))
+        self._note(self.log, request, body)
         return web.Response(status=200, text="thank you")
+
+    def _note(self, log: AcceptLog, request: web.Request, body: bytes, **more: str) -> None:
+        try:
+            shown = json.loads(body)
+        except ValueError:
+            shown = None
+        if not isinstance(shown, dict):
+            shown = {"text": body.decode("utf-8", "replace")}
+        id = request.headers.get("webhook-id", "")
+        log.add(id=id, channel="webhook", to=request.path, key=id, shown=shown, raw={**dict(request.headers), **more})
 
     def _wrong(self, request: web.Request, body: bytes) -> str:
         """What is wrong with a request; "": nothing. Written from the specification, apart from the code that signs."""

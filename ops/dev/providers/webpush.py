@@ -38,13 +38,20 @@ class Browser:
     Args:
         endpoint: where pushes to it are posted.
         server_key: the `applicationServerKey` it was made with, in base64url.
+        key, secret: its own, of an earlier life; none: new ones.
     """
 
-    def __init__(self, endpoint: str, server_key: str) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        server_key: str,
+        key: ec.EllipticCurvePrivateKey | None = None,
+        secret: bytes | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self.server_key = server_key
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._secret = secrets.token_bytes(16)
+        self._key = key or ec.generate_private_key(ec.SECP256R1())
+        self._secret = secret or secrets.token_bytes(16)
         self.p256dh = _encoded(_point(self._key.public_key()))
         self.auth = _encoded(self._secret)
 
@@ -83,10 +90,22 @@ class WebPushSimulator(HttpSimulator):
         """What senders must sign for."""
         return self.url
 
-    def subscribe(self, server_key: bytes) -> Browser:
-        """What `pushManager.subscribe()` does. `server_key`: the public half of the sender's VAPID key, as a point."""
-        name = secrets.token_urlsafe(24)
-        browser = self.browsers[name] = Browser(f"{self.url}/push/{name}", _encoded(server_key))
+    def subscribe(
+        self,
+        server_key: bytes,
+        name: str = "",
+        key: ec.EllipticCurvePrivateKey | None = None,
+        secret: bytes | None = None,
+    ) -> Browser:
+        """What `pushManager.subscribe()` does.
+
+        Args:
+            server_key: the public half of the sender's VAPID key, as a point.
+            name: of the subscription, in its endpoint; "": a new one.
+            key, secret: of a browser that has subscribed before.
+        """
+        name = name or secrets.token_urlsafe(24)
+        browser = self.browsers[name] = Browser(f"{self.url}/push/{name}", _encoded(server_key), key, secret)
         return browser
 
     def routes(self) -> list[web.RouteDef]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from engine.channels.channel import Outcome
+from engine.directory.contacts import Addressed
 from engine.directory.suppressions import NewSuppression
 from engine.plan.profile import OPTED_OUT, SCOPE_ALL
 
@@ -22,20 +23,33 @@ SOFT_DAYS_MIN: Final = 2
 HARD_BOUNCE: Final = "hard_bounce"
 SOFT_BOUNCES: Final = "soft_bounces"
 COMPLAINT: Final = "complaint"
+INVALID_NUMBER: Final = "invalid_number"
 
 COMPLAINED: Final = "complaint"
 """The code of an outcome `opted_out` that came of a complaint; any other is a wish."""
 
 
+def may_suppress(outcome: Outcome) -> bool:
+    """Whether an outcome can lead to a suppression."""
+    return outcome.kind in ("target_invalid", "opted_out") or outcome.soft_bounce
+
+
 def suppression_of(
-    outcome: Outcome, address: str, *, category: str, soft_bounces: Sequence[datetime], now: datetime
+    outcome: Outcome,
+    channel: Addressed,
+    address: str,
+    *,
+    category: str,
+    soft_bounces: Sequence[datetime],
+    now: datetime,
 ) -> NewSuppression | None:
     """The suppression that follows from an outcome; None: none.
 
     Args:
         outcome: of an attempt, or of what a provider has reported later.
         address: whose.
-        category: of the notification; a wish to get no more holds for it. "": for all.
+        category: of the notification; a wish to get no more mails holds for it. "": for all. STOP holds for all texts:
+            providers send none of any kind after it.
         soft_bounces: when earlier messages to this address bounced softly, one time for each message.
         now: when this outcome came, with an offset.
 
@@ -45,13 +59,15 @@ def suppression_of(
     if outcome.kind == "target_invalid":
         seconds = outcome.suppress_seconds
         ends = None if seconds is None else now + timedelta(seconds=seconds)
-        return _suppression(address, HARD_BOUNCE, outcome, expires_at=ends)
+        reason = HARD_BOUNCE if channel == "email" else INVALID_NUMBER
+        return _suppression(channel, address, reason, outcome, expires_at=ends)
     if outcome.kind == "opted_out":
         if outcome.code == COMPLAINED:
-            return _suppression(address, COMPLAINT, outcome)
-        return _suppression(address, OPTED_OUT, outcome, scope=category or SCOPE_ALL)
+            return _suppression(channel, address, COMPLAINT, outcome)
+        scope = (category or SCOPE_ALL) if channel == "email" else SCOPE_ALL
+        return _suppression(channel, address, OPTED_OUT, outcome, scope=scope)
     if outcome.soft_bounce and are_too_many([*soft_bounces, now], now):
-        return _suppression(address, SOFT_BOUNCES, outcome, expires_at=now + SOFT_SUPPRESSED)
+        return _suppression(channel, address, SOFT_BOUNCES, outcome, expires_at=now + SOFT_SUPPRESSED)
     return None
 
 
@@ -62,9 +78,15 @@ def are_too_many(soft_bounces: Sequence[datetime], now: datetime) -> bool:
 
 
 def _suppression(
-    address: str, reason: str, outcome: Outcome, *, scope: str = SCOPE_ALL, expires_at: datetime | None = None
+    channel: Addressed,
+    address: str,
+    reason: str,
+    outcome: Outcome,
+    *,
+    scope: str = SCOPE_ALL,
+    expires_at: datetime | None = None,
 ) -> NewSuppression:
-    source = f"{outcome.provider or 'email'} {outcome.code}".strip()[:128]
+    source = f"{outcome.provider or channel} {outcome.code}".strip()[:128]
     return NewSuppression(
-        channel="email", address=address, reason=reason, scope=scope, source=source, expires_at=expires_at
+        channel=channel, address=address, reason=reason, scope=scope, source=source, expires_at=expires_at
     )

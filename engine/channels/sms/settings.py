@@ -1,0 +1,170 @@
+"""Who sends texts: the part `sms` of the providers' file.
+
+    [sms]
+    segments_max = 6
+
+    [sms.providers.first]
+    kind = "twilio"
+    account = "AC0123456789abcdef0123456789abcdef"
+    secret_file = "twilio.secret"
+    sender = "+15005550006"
+    per_second = 50
+
+    [sms.providers.spare]
+    kind = "sns"
+    region = "eu-central-1"
+    key_id = "AKIAIOSFODNN7EXAMPLE"
+    secret_file = "sns.secret"
+
+Providers are asked in the order of the file. Secrets are files of their own, named from where the providers' file is.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from engine.channels.aws import Credentials
+from engine.channels.exchange import open_http
+from engine.channels.sms.channel import SEGMENTS_MAX, Fill, SmsChannel, SmsOptions, SmsProvider
+from engine.channels.sms.sns import Sns, SnsSettings
+from engine.channels.sms.twilio import URL, Twilio, TwilioSettings
+from engine.errors import InvalidSetting
+
+REQUESTS_MAX: Final = 50
+"""To one provider at once from one process: beyond any account's rate where a request takes 200 ms."""
+
+_Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+$(?!\n)")]
+_Sender = Annotated[str, msgspec.Meta(pattern=r"^(\+[1-9][0-9]{6,14}|MG[0-9a-f]{32}|[A-Za-z0-9 ]{1,11})$(?!\n)")]
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What all kinds have.
+
+    Args:
+        authority_file: whom to trust, in PEM, in place of the system's authorities.
+        per_second, burst: what the provider's contract allows all workers together; see `engine.jobs.bucket.Limit`. 0: unknown.
+    """
+
+    authority_file: str = ""
+    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class TwilioEntry(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="twilio"):
+    """An account of Twilio. `user`: the SID of an API key, if `secret_file` holds the secret of one."""
+
+    account: Annotated[str, msgspec.Meta(pattern=r"^AC[0-9a-zA-Z]{1,64}$(?!\n)")]
+    secret_file: str
+    sender: _Sender
+    user: str = ""
+    status_url: str = ""
+    url: _Url = URL
+
+
+class SnsEntry(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sns"):
+    """A key of AWS that may publish to phone numbers. `type`: what the texts are, which decides their route and price."""
+
+    region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{4,32}$(?!\n)")]
+    key_id: str
+    secret_file: str
+    sender: _Sender | Literal[""] = ""
+    type: Literal["Transactional", "Promotional"] = "Transactional"
+    price_usd_max: Annotated[str, msgspec.Meta(pattern=r"^([0-9]+(\.[0-9]+)?)?$(?!\n)")] = ""
+    url: _Url | Literal[""] = ""
+
+
+SmsEntry = TwilioEntry | SnsEntry
+
+
+class SmsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `sms`. `segments_max`, `smart_encoding`: as `SmsOptions` has them."""
+
+    providers: dict[str, SmsEntry]
+    segments_max: Annotated[int, msgspec.Meta(ge=1, le=20)] = SEGMENTS_MAX
+    smart_encoding: bool = True
+
+
+def sms_settings(table: Mapping[str, object]) -> SmsSettings:
+    """The table `sms`.
+
+    Raises:
+        InvalidSetting: names the member and the remedy.
+    """
+    try:
+        found = msgspec.convert(table, SmsSettings)
+    except msgspec.ValidationError as error:
+        raise InvalidSetting(f"sms: {error}") from error
+    if not found.providers:
+        raise InvalidSetting("sms.providers: there are none; write [sms.providers.<name>], or leave out all of [sms]")
+    return found
+
+
+def sms_channels(settings: SmsSettings, folder: Path, fill: Fill) -> dict[str, SmsChannel]:
+    """A channel for each provider, by their names, in the order of the file. They belong to the event loop that runs.
+
+    Args:
+        folder: where the providers' file is.
+
+    Raises:
+        InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
+    """
+    options = SmsOptions(segments_max=settings.segments_max, smart_encoding=settings.smart_encoding)
+    return {
+        name: SmsChannel(_provider(name, entry, folder), fill, options) for name, entry in settings.providers.items()
+    }
+
+
+def _provider(name: str, entry: SmsEntry, folder: Path) -> SmsProvider:
+    secret = _secret(f"sms.providers.{name}.secret_file", folder / entry.secret_file)
+    http = open_http(connections_max=REQUESTS_MAX, tls=_trust(name, entry, folder))
+    if isinstance(entry, TwilioEntry):
+        account = TwilioSettings(
+            name=name,
+            account=entry.account,
+            user=entry.user,
+            secret=secret,
+            sender=entry.sender,
+            status_url=entry.status_url,
+            url=entry.url,
+        )
+        return Twilio(account, http)
+    key = SnsSettings(
+        name=name,
+        region=entry.region,
+        credentials=Credentials(key_id=entry.key_id, secret=secret),
+        sender=entry.sender,
+        kind=entry.type,
+        price_usd_max=entry.price_usd_max,
+        url=entry.url,
+    )
+    return Sns(key, http)
+
+
+def _trust(name: str, entry: SmsEntry, folder: Path) -> ssl.SSLContext | None:
+    if not entry.authority_file:
+        return None
+    field = f"sms.providers.{name}.authority_file"
+    try:
+        return ssl.create_default_context(cadata=_read(field, folder / entry.authority_file))
+    except ssl.SSLError as error:
+        raise InvalidSetting(f"{field} holds no certificates in PEM") from error
+
+
+def _secret(field: str, path: Path) -> str:
+    text = _read(field, path).strip()
+    if not text or not text.isascii() or not text.isprintable():
+        raise InvalidSetting(f"{field} must hold the secret, in one line, and nothing else")
+    return text
+
+
+def _read(field: str, path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InvalidSetting(f"{field}: {path} cannot be read: {why}") from error

@@ -1,0 +1,126 @@
+"""What follows for an address from an outcome: of an attempt, or of what a provider has reported later. Each counts once.
+
+Workers and gateways call this as often as they like: what was acted on is known by its id, and a soft bounce by its message. So
+what an operator has lifted is not suppressed again because something was told twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from engine.channels.bounces import SOFT_WINDOW, may_suppress, suppression_of
+from engine.channels.channel import Outcome
+from engine.directory.changing import CHANGE_SECONDS, Directory
+from engine.directory.contacts import Addressed, address_hash
+from engine.directory.suppressing import changing_suppressions
+from engine.directory.suppressions import find_suppressions, lift_suppression, put_suppressions
+from engine.plan.profile import OPTED_OUT
+from engine.postgres import Connection
+
+REPORTS_KEPT: Final = timedelta(days=14)
+"""Services repeat a request for a day at most (SendGrid 24 h, others less); whoever replays one by hand does it soon."""
+
+PURGED_AT_ONCE: Final = 100
+"""Rows that are too old are deleted by those who write new ones, so many at a time."""
+
+_FIRST: Final = "INSERT INTO provider_reports (id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING id"
+_PURGE_REPORTS: Final = """
+DELETE FROM provider_reports WHERE id IN (
+    SELECT id FROM provider_reports WHERE at < now() - $1::interval ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+_SOFT: Final = """
+INSERT INTO soft_bounces (tenant, address_hash, message, at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING at
+"""
+_SOFT_BEFORE: Final = "SELECT at FROM soft_bounces WHERE tenant = $1 AND address_hash = $2 AND message <> $3"
+_PURGE_SOFT: Final = """
+DELETE FROM soft_bounces WHERE (tenant, address_hash, message) IN (
+    SELECT tenant, address_hash, message FROM soft_bounces WHERE at < now() - $1::interval ORDER BY at LIMIT $2
+    FOR UPDATE SKIP LOCKED)
+"""
+
+
+async def suppress_for(
+    directory: Directory,
+    tenant: str,
+    channel: Addressed,
+    address: str,
+    outcome: Outcome,
+    *,
+    category: str,
+    message: str,
+    at: datetime,
+    report: str,
+    seconds: float = CHANGE_SECONDS,
+) -> bool:
+    """Suppress an address where that follows from an outcome; whether it does.
+
+    Args:
+        category: of the notification.
+        message: key of its job.
+        at: when the outcome came.
+        report: the id of what says so: of a provider's report, or the key of a job's claim.
+
+    Raises:
+        StoreUnavailable: no answer in time; the outcome may be unknown.
+        ValueError: `address` is none. Nothing was changed.
+    """
+    if not may_suppress(outcome):
+        return False
+    async with changing_suppressions(directory, tenant, [(channel, address)], seconds) as connection:
+        if not await _is_first(connection, f"{tenant}\n{report}"):
+            return False
+        before: Sequence[datetime] = ()
+        if outcome.soft_bounce:
+            counted = await _soft_bounces(connection, tenant, channel, address, message, at)
+            if counted is None:
+                return False
+            before = counted
+        new = suppression_of(outcome, channel, address, category=category, soft_bounces=before, now=at)
+        if new is not None:
+            await put_suppressions(connection, tenant, [new])
+        return new is not None
+
+
+async def free_number(
+    directory: Directory, tenant: str, number: str, *, before: datetime, report: str, seconds: float = CHANGE_SECONDS
+) -> bool:
+    """Lift the legal opt-outs of a phone number, as its owner has asked for texts again; whether there was one.
+
+    Args:
+        before: when he asked. What was suppressed since then stays: of STOP and START the later one holds.
+        report: the id of his message.
+
+    Raises:
+        StoreUnavailable: no answer in time; the outcome may be unknown.
+    """
+    async with changing_suppressions(directory, tenant, [("sms", number)], seconds) as connection:
+        if not await _is_first(connection, f"{tenant}\n{report}"):
+            return False
+        found = [
+            one
+            for one in await find_suppressions(connection, tenant, {"sms": number})
+            if one.reason == OPTED_OUT and one.created_at <= before
+        ]
+        for one in found:
+            await lift_suppression(connection, tenant, one.id)
+        return bool(found)
+
+
+async def _is_first(connection: Connection, report: str) -> bool:
+    """Whether this report was not acted on before; afterwards it was, if the transaction commits."""
+    await connection.execute(_PURGE_REPORTS, REPORTS_KEPT, PURGED_AT_ONCE)
+    return await connection.fetchval(_FIRST, hashlib.sha256(report.encode()).digest()) is not None
+
+
+async def _soft_bounces(
+    connection: Connection, tenant: str, channel: Addressed, address: str, message: str, at: datetime
+) -> list[datetime] | None:
+    """Count a soft bounce; when the others of this address were. None: this message was counted before."""
+    hash, named = address_hash(channel, address), hashlib.sha256(message.encode("utf-8", "replace")).digest()
+    await connection.execute(_PURGE_SOFT, SOFT_WINDOW, PURGED_AT_ONCE)
+    if await connection.fetchval(_SOFT, tenant, hash, named, at) is None:
+        return None
+    return [row["at"] for row in await connection.fetch(_SOFT_BEFORE, tenant, hash, named)]

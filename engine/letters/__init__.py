@@ -1,0 +1,1 @@
+"""Dead letters: what could not be delivered, kept whole with the reason, looked through, replayed and dropped."""

@@ -1,0 +1,54 @@
+"""What is told of each try beside its receipt: figures, a line in the log where somebody has to look, and its span."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+
+from engine import metrics
+from engine.channels.channel import Job, Outcome
+from engine.traces import names
+from engine.traces.contexts import followed
+from engine.traces.spans import Spans, failed
+
+_log = structlog.get_logger("seamark.worker")
+
+_GOOD: Final = frozenset({"ok", "target_invalid", "opted_out", "expired"})
+"""Outcomes that are no error of ours or of the provider's."""
+
+
+def tell(job: Job, outcome: Outcome, seconds: float) -> None:
+    """Count a try that took so long, and log what a person has to look at."""
+    metrics.worker_attempts.labels(job.channel, outcome.provider, outcome.kind).inc()
+    metrics.worker_send_seconds.labels(job.channel).observe(seconds)
+    if outcome.kind == "ok":
+        waited = (datetime.now(UTC) - job.first_at).total_seconds()
+        metrics.worker_delay_seconds.labels(job.channel).observe(max(0.0, waited))
+    if not outcome.known:
+        metrics.worker_unknown_codes.labels(job.channel, outcome.provider).inc()
+        _log.warning("provider_answer_unknown", provider=outcome.provider, code=outcome.code)
+    if outcome.alarm:
+        metrics.worker_alarms.labels(job.channel, outcome.provider).inc()
+        _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)
+
+
+def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -> None:
+    """The span of a try that has just ended, where its notification is followed: of a late one, linked to what made it."""
+    origin = followed(job.trace) if spans is not None else None
+    if spans is None or origin is None:
+        return
+    since = int(began_at.timestamp() * 1e9)
+    about: dict[str, str | int] = {
+        names.CHANNEL: job.channel,
+        names.PROVIDER: outcome.provider,
+        names.OUTCOME: outcome.kind,
+        names.ATTEMPT_NUMBER: job.attempt + 1,
+    }
+    stored_at = int((job.stored_at or job.first_at).timestamp() * 1e9)
+    span = spans.begin(names.ATTEMPT, origin, about, since=since, stored_at=min(stored_at, time.time_ns()))
+    if outcome.kind not in _GOOD:
+        failed(span, outcome.kind)
+    span.end()

@@ -1,0 +1,395 @@
+"""The desk of a channel: decides about its jobs by what holds now, and has them sent by the provider whose turn it is.
+
+What is decided about a job when it is handed out is the same as what a planner decided about its record, from what holds by
+now. So preferences, suppressions, controls, cancels and expiry hold for whatever waits, and nothing has to be called back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Protocol
+
+import structlog
+from msgspec.structs import replace
+
+from engine import metrics
+from engine.cancels import Cancels
+from engine.channels.channel import Job, Outcome, Unsendable
+from engine.controls.view import Verdict
+from engine.controls.watching import WatchedControls
+from engine.errors import BrokerError, StoreUnavailable
+from engine.jobs.claims import End
+from engine.jobs.desk import Hold, Over, Send, Split
+from engine.jobs.digests import STAGE as DIGEST
+from engine.jobs.receipts import ENDED_BY
+from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
+from engine.plan.decide import decide, wakes
+from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
+from engine.plan.gathering import gathered
+from engine.plan.profile import Profile
+from engine.plan.rules import Channel
+from engine.traces.spans import active
+from engine.worker import attempts
+from engine.worker.caps import Caps
+from engine.worker.contexts import Contexts, Rules
+from engine.worker.gates import Gates
+from engine.worker.providers import Provider
+from engine.worker.targets import Nowhere, Several, Target, Targets
+from seamark.protocol.events import Priority
+from seamark.protocol.subjects import encode_token
+
+_log = structlog.get_logger("seamark.worker")
+
+CONTROLS_SECONDS_MAX: Final = 2.0
+"""Who has not heard from the control bucket for so long begins no send: a kill switch holds within that time, or nothing goes."""
+
+HELD_SECONDS: Final = 5.0
+"""How long what a control holds is put back for, and up to as long again: what is restored goes within ten seconds, and a tenant
+with many jobs does not have all of them written anew each second."""
+
+WAIT_SECONDS_MAX: Final = 15.0
+"""How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
+
+OVERTIME_SECONDS: Final = 2.0
+"""How long after its deadline a send is still waited for: one that ends by itself says more than that it was given up."""
+
+ANOTHER_SECONDS: Final = 5.0
+"""What must be left of a try for another provider to be asked in it."""
+
+_PRIORITY: Final[Mapping[str, Priority]] = {"critical": "critical", "bulk": "low"}
+
+Woken = Callable[[Job], Awaitable[Hold | Over | Send | Split | Facts]]
+"""What is asked first about a job that was woken; with facts, its decision goes on from these."""
+
+
+class Profiles(Protocol):
+    """Users as decisions see them."""
+
+    async def of(self, tenant: str, user: str, /) -> Profile:
+        """One user. Raises StoreUnavailable."""
+
+
+class Aim:
+    """Where a job goes, and by whom. A `Send.target`.
+
+    Args:
+        providers: that may send it, in the order in which they are asked.
+        chosen: whose turn was taken.
+    """
+
+    __slots__ = ("chosen", "providers", "target")
+
+    def __init__(self, target: Target, providers: Sequence[Provider]) -> None:
+        self.target, self.providers = target, providers
+        self.chosen: Provider | None = None
+
+
+class Desk:
+    """The desk of one channel of a worker. A `handling.Desk`.
+
+    Args:
+        providers: of the channel, as they are configured at the moment.
+        caps: how many messages users may get; none: as many as there are.
+        stages: what is asked first about woken jobs, by their stage; about a digest always `DIGEST`.
+        fallback: what is done where a user has no token any more.
+        noted: told of each try at a webhook's endpoint.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        providers: Callable[[], Sequence[Provider]],
+        gates: Gates,
+        controls: WatchedControls,
+        cancels: Cancels,
+        rules: Rules,
+        profiles: Profiles,
+        targets: Targets,
+        contexts: Contexts,
+        *,
+        caps: Caps | None = None,
+        stages: Mapping[str, Woken] | None = None,
+        fallback: Callable[[Job], Awaitable[None]] | None = None,
+        noted: Callable[[Job, Outcome, datetime], Awaitable[None]] | None = None,
+    ) -> None:
+        self._channel = channel
+        self._providers, self._gates = providers, gates
+        self._controls, self._cancels = controls, cancels
+        self._rules, self._profiles = rules, profiles
+        self._targets, self._contexts = targets, contexts
+        self._caps, self._stages = caps, stages or {}
+        self._fallback, self._noted = fallback, noted
+        self._spans = active()
+        # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
+        self.repeatable = channel in {"push", "webhook"}
+
+    # --- what is to be done with a job -------------------------------------------------------------------------------
+
+    def open(self, lane: str) -> bool:
+        """Whether jobs of a lane are worth taking: else they stay where they are, and cost nothing."""
+        if self._deaf() or self._controls.controls.paused(lane, self._channel):
+            return False
+        if self._controls.controls.holds_all(self._channel):
+            return False
+        gates = [self._gates.of(one) for one in self._providers()]
+        return any(gate.wait_seconds() == 0 and (lane == "critical" or not gate.full) for gate in gates)
+
+    def _deaf(self) -> bool:
+        return self._controls.age_seconds > CONTROLS_SECONDS_MAX
+
+    async def decide(self, job: Job) -> Send | Hold | Over | Split:
+        """What is to be done with a job by what holds now.
+
+        Raises:
+            StoreUnavailable: what it is decided from cannot be read.
+        """
+        decided = self._controlled(job) or await self._decided(job)
+        metrics.worker_decisions.labels(self._channel, type(decided).__name__.lower()).inc()
+        return decided
+
+    def _controlled(self, job: Job) -> Hold | Over | None:
+        """What operators have set, which holds for every job."""
+        controls = self._controls.controls
+        if self._deaf():
+            return _hold(CONTROLS_SECONDS_MAX, "controls_old")
+        if controls.paused(job.lane, job.channel):
+            return _hold(HELD_SECONDS, "paused")
+        verdict = controls.verdict(job.tenant, job.channel, None, job.category or None, job.user)
+        if verdict.effect == "hold":
+            return _hold(HELD_SECONDS, f"killed:{verdict.switch}")
+        if verdict.effect != "drop" or (job.digest and job.members is None):
+            return None  # a digest's notifications are looked up first, so that each of them ends
+        return Over("suppressed", f"killed:{verdict.switch}")
+
+    async def _decided(self, job: Job) -> Send | Hold | Over | Split:
+        woken = self._stages.get(DIGEST if job.digest else job.stage)
+        facts = await woken(job) if woken is not None else Facts(stored_at=_stored_at(job))
+        if not isinstance(facts, Facts):
+            return facts
+        inputs = await self._inputs(job, facts)
+        decision = decide(job.channel, inputs)
+        if decision.when == "now" and (capped_until := await self._capped(job, inputs)) is not None:
+            inputs = replace(inputs, facts=replace(inputs.facts, capped_until=capped_until))
+            decision = decide(job.channel, inputs)
+        if decision.when != "now":
+            return await self._not_now(job, decision, inputs)
+        return await self.aim(job, inputs.category, inputs.profile)
+
+    async def _capped(self, job: Job, inputs: Inputs) -> datetime | None:
+        """Until when the user gets no more by this channel; None: there is no cap, a place was free, or it is critical."""
+        line = None if inputs.rule is None else inputs.rule.channels.get(job.channel)
+        if self._caps is None or inputs.rule is None or line is None or line.cap is None or inputs.critical:
+            return None
+        return await self._caps.take(job, inputs.rule.pattern, line.cap)
+
+    async def _inputs(self, job: Job, facts: Facts) -> Inputs:
+        now = datetime.now(UTC)  # before anything is read: whatever has changed by then is in what is read
+        if job.transaction:
+            await self._cancels.heard()
+        cancelled = bool(job.transaction) and self._cancels.holds(encode_token(job.tenant), job.transaction)
+        rules = await self._rules.of(job.tenant)
+        profile = await self._profiles.of(job.tenant, job.user)
+        facts = replace(facts, stage=_stage(job), cancelled=facts.cancelled or cancelled)
+        kills = self._controls.controls.drops(job.tenant, job.user)
+        return gathered(_notification(job), facts, rules, profile, kills, now)
+
+    async def _not_now(self, job: Job, decision: Decision, inputs: Inputs) -> Hold | Over:
+        woken = wakes(decision, inputs)
+        if woken is not None:
+            return Hold(woken[1], decision.why, woken[0])
+        if decision.why == "no_token":
+            await self._nobody(job)
+        return Over(ENDED_BY.get(decision.why, "suppressed"), decision.why)
+
+    async def _nobody(self, job: Job) -> None:
+        if self._fallback is not None and not job.target:
+            await self._fallback(job)
+
+    async def aim(
+        self, job: Job, category: str | None = None, profile: Profile | None = None
+    ) -> Send | Hold | Over | Split:
+        """What to send to whom, where it is decided that it is sent now.
+
+        Args:
+            category: of the notification.
+            profile: of the user; none: it is read.
+
+        Raises:
+            StoreUnavailable: PostgreSQL does not answer.
+        """
+        found = await self._targets.find(job, category, datetime.now(UTC))
+        match found:
+            case Nowhere(why):
+                if why == "no_token":
+                    await self._nobody(job)
+                return Over("suppressed", why)
+            case Several(ids):
+                return Split([replace(job, target=id) for id in ids])
+        serving = _serving(self._providers(), found)
+        if not serving:
+            # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.
+            return _ours(job, Outcome(kind="config", code="no_provider", scope="target"))
+        serving, switch = self._not_dropped(job, serving)
+        if not serving:
+            return Over("suppressed", f"killed:{switch}")
+        context = await self._contexts.of(job, profile or await self._profiles.of(job.tenant, job.user))
+        try:
+            rendered = serving[0].channel.render(job, context)
+        except Unsendable as error:
+            if error.outcome.kind == "config":
+                return _ours(job, error.outcome)
+            ended: End = "expired" if error.outcome.kind == "expired" else "failed"
+            return Over(ended, error.outcome.code or error.outcome.kind, error.outcome)
+        return Send(rendered, Aim(found, serving))
+
+    def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
+        """The providers that no switch of theirs has dropped the jobs of; the switch, if there is one."""
+        verdicts = {one.name: self._verdict(job, one) for one in serving}
+        switch = next((one.switch for one in verdicts.values() if one.effect == "drop"), "")
+        return [one for one in serving if verdicts[one.name].effect != "drop"], switch
+
+    def _verdict(self, job: Job, provider: Provider) -> Verdict:
+        return self._controls.controls.verdict(job.tenant, job.channel, provider.name, job.category or None, job.user)
+
+    # --- the try -----------------------------------------------------------------------------------------------------
+
+    async def turn(self, job: Job, send: Send) -> float:
+        """Take a slot at the first provider that may be asked; else in how many seconds to ask again."""
+        aim = _aim(send)
+        waits = []
+        for provider in aim.providers:
+            if self._verdict(job, provider).effect != "go":
+                waits.append(HELD_SECONDS)
+                continue
+            gate = self._gates.of(provider, aim.target.key)
+            seconds = await gate.enter()
+            if seconds >= 0:
+                aim.chosen = provider
+                await asyncio.sleep(seconds)
+                # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
+                stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
+                return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
+            waits.append(-seconds)
+        return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
+
+    async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
+        """Try it by the provider whose turn was taken, and by others in order, where that one certainly did not take it."""
+        aim = _aim(send)
+        assert aim.chosen is not None, "who sends has taken a turn"
+        end, outcome = time.monotonic() + deadline_seconds, await self._try(job, send, aim.chosen, deadline_seconds)
+        behind = aim.providers[aim.providers.index(aim.chosen) + 1 :]
+        for provider in behind:
+            left = end - time.monotonic()
+            if not outcome.elsewhere or left < ANOTHER_SECONDS:
+                break
+            if await self._gates.of(provider, aim.target.key).enter(wait_seconds_max=0.0) == 0:
+                outcome = await self._try(job, send, provider, left)
+        return outcome
+
+    async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
+        target, began, at = _aim(send).target, time.monotonic(), datetime.now(UTC)
+        outcome = await _in_time(
+            provider.channel.send(
+                send.rendered, target.of_channel, key=job.message_key, deadline_seconds=deadline_seconds
+            ),
+            deadline_seconds,
+        )
+        invalid_at = outcome.target_invalid_at or (at if outcome.kind == "target_invalid" else None)
+        outcome = replace(
+            outcome,
+            provider=outcome.provider or provider.name,
+            target_digest=target.digest,
+            target_invalid_at=invalid_at,
+        )
+        attempts.tell(job, outcome, time.monotonic() - began)
+        attempts.trace(self._spans, job, outcome, at)
+        await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
+        if self._noted is not None:
+            await self._noted(job, outcome, at)
+        if self._fallback is not None and outcome.kind == "target_invalid":
+            await self._without(job)
+        return outcome
+
+    async def _without(self, job: Job) -> None:
+        """The token of this job is none. If it was the last, what was to follow follows at once; else it comes in time."""
+        try:
+            if self._fallback is not None and not await self._targets.others(job):
+                await self._fallback(job)
+        except (StoreUnavailable, BrokerError) as error:
+            _log.warning("not_escalated_at_once", why=str(error)[:200])
+
+    def slower(self, outcome: Outcome) -> float:
+        """How much longer than usual a retry after this outcome waits."""
+        found = [one for one in self._providers() if one.name == outcome.provider]
+        return self._gates.of(found[0]).slower() if found else 1.0
+
+
+async def _in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float) -> Outcome:
+    """What a send has come to. One that does not keep its deadline is not waited for: its job would be held for ever.
+
+    It should not happen, and did: below Python 3.12 `asyncio.wait_for`, which libraries use, may lose the cancellation by which
+    deadlines end what they wait for.
+    """
+    task = asyncio.create_task(sending, name="send")
+    try:
+        await asyncio.wait({task}, timeout=deadline_seconds + OVERTIME_SECONDS)
+    finally:
+        if not task.done():
+            task.cancel()
+    if task.done():
+        return task.result()
+    _log.error("send_beyond_deadline", seconds=deadline_seconds)
+    return Outcome(kind="ambiguous", code="overtime")
+
+
+def _aim(send: Send) -> Aim:
+    assert isinstance(send.target, Aim), "what this desk sends it has aimed itself"
+    return send.target
+
+
+def _serving(providers: Sequence[Provider], target: Target) -> list[Provider]:
+    """The providers that may send to a target: of push the first that is for the token's platform and app."""
+    if not any(one.platform for one in providers):
+        return list(providers)
+    token: Any = target.of_channel
+    fitting = [one for one in providers if one.platform == token.platform and (not one.apps or token.app in one.apps)]
+    return fitting[:1]
+
+
+def _hold(seconds: float, why: str) -> Hold:
+    return Hold(datetime.now(UTC) + timedelta(seconds=seconds * random.uniform(1.0, 2.0)), why)
+
+
+def _ours(job: Job, outcome: Outcome) -> Hold | Over:
+    """A fault of our configuration: the job waits for it to be mended, as long as the channel tries anything again."""
+    waited = (datetime.now(UTC) - job.first_at).total_seconds()
+    if waited > POLICIES[job.channel].horizon_seconds:
+        return Over("failed", outcome.code, outcome)
+    _log.error("job_waits_for_configuration", channel=job.channel, code=outcome.code)
+    return _hold(CONFIG_PAUSE_SECONDS, outcome.code)
+
+
+def _stored_at(job: Job) -> datetime:
+    return job.stored_at or job.first_at
+
+
+def _stage(job: Job) -> Stage:
+    """The stage that decides. What a planner has sent on its way at once is not put into a digest any more, nor made to wait."""
+    return "retry" if job.stage == "first" else job.stage  # type: ignore[return-value]
+
+
+def _notification(job: Job) -> Notification:
+    return Notification(
+        id=job.id,
+        tenant=job.tenant,
+        user=job.user,
+        type=job.type,
+        category=job.category or None,
+        priority=_PRIORITY.get(job.lane, "normal"),
+        channels=(job.channel,) if job.requested else None,
+        expires_at=job.expires_at,
+    )

@@ -1,0 +1,55 @@
+"""What becomes of a push when nobody is left to push to: what was to follow if nobody saw it follows at once.
+
+The escalation is scheduled already, as a job of its own. The same job is made again, due now: its claim is the same one, so
+whichever message comes second finds that there is nothing left to do.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import dropwhile
+
+import structlog
+from msgspec.structs import replace
+
+from engine.channels.channel import Job
+from engine.jobs.desk import Queue
+from engine.plan.rules import TypeRule
+from engine.worker.contexts import Rules
+
+_log = structlog.get_logger("seamark.worker")
+
+
+class Fallback:
+    """Wakes escalations.
+
+    Args:
+        queue: where jobs are written.
+    """
+
+    def __init__(self, rules: Rules, queue: Queue) -> None:
+        self._rules, self._queue = rules, queue
+
+    async def wake(self, job: Job) -> None:
+        """Have the next channel of the rule that waits for `job` not to be seen sent now. Done twice it is harmless.
+
+        Raises:
+            StoreUnavailable, BrokerError: it is not known, or not written.
+        """
+        rule = (await self._rules.of(job.tenant)).rule_of(job.type)
+        following = None if rule is None else next_channel(rule, job)
+        if following is not None:
+            await self._queue.add([following])
+            _log.info("escalated_at_once", channel=following.channel, instead_of=job.channel)
+
+
+def next_channel(rule: TypeRule, job: Job) -> Job | None:
+    """The job of the next channel of the rule that is an escalation; None: there is none."""
+    names = list(rule.channels)
+    behind = list(dropwhile(lambda name: name != job.channel, names))[1:]
+    for name in behind:
+        if rule.channels[name].unless_seen_seconds is not None:
+            now = datetime.now(UTC)
+            anew = {"attempt": 0, "first_at": now, "untried_at": None, "tried_at": None, "again": True}
+            return replace(job, channel=name, target="", stage="escalation", **anew)
+    return None

@@ -1,0 +1,119 @@
+"""The gate in front of a provider: whether something may be sent to it now, by its breaker, what it asks for, and its limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from engine import metrics
+from engine.channels.channel import Outcome
+from engine.jobs.breaker import Breaker
+from engine.jobs.budget import Budget
+from engine.jobs.redisbucket import BucketUnavailable, RedisBucket
+
+_log = structlog.get_logger("seamark.worker")
+
+SLOT_SECONDS_MAX: Final = 3.0
+"""So long a job waits for its slot within the worker; one that is further away is handed back. All that a worker has under way
+gets one within that time where the limit is 20 a second for each worker; and what is critical waits no longer behind it."""
+
+OURS: Final = frozenset({"message", "target", "domain"})
+"""Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
+
+
+class Gate:
+    """One for each provider and key of it, in each process; only the limit is shared.
+
+    Args:
+        provider: by its name in the configuration.
+        key: which of several that fare apart, as the endpoint of a webhook; "": it has one only.
+        bucket: its limit; none: none is known.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        key: str = "",
+        bucket: RedisBucket | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._provider, self._key = provider, key
+        self._bucket, self._clock = bucket, clock
+        self._asked_until = self._full_until = 0.0
+        self._budget = Budget()
+        self.breaker = Breaker()
+
+    def wait_seconds(self) -> float:
+        """For how long nothing may be sent to it, whatever its limit says; 0: it may."""
+        now = self._clock()
+        return max(self.breaker.wait_seconds(now), self._asked_until - now, 0.0)
+
+    @property
+    def full(self) -> bool:
+        """Whether its next slots are taken: who comes now is sent away, so nothing more should come."""
+        return self._clock() < self._full_until
+
+    async def enter(self, *, wait_seconds_max: float = SLOT_SECONDS_MAX) -> float:
+        """Take a slot: how long to wait until it; less than 0: there is none, and it is worth asking again after so many seconds.
+
+        While Redis is away there is no limit to be known, and what may be sent twice goes on (`engine.jobs.life`).
+        """
+        wait = self.wait_seconds()
+        if wait > 0:
+            return -wait
+        seconds = 0.0
+        if self._bucket is not None:
+            try:
+                taken, seconds = await self._bucket.take(wait_seconds_max=wait_seconds_max)
+            except BucketUnavailable:
+                metrics.worker_limits_unknown.labels(self._provider).inc()
+                taken = True
+            if not taken:
+                self._full_until = self._clock() + seconds
+                return -max(seconds, 0.001)
+        if self.wait_seconds() > 0:  # it has opened meanwhile
+            return -self.wait_seconds()
+        self._changed(self.breaker.begun(self._clock()))
+        return seconds
+
+    def slower(self) -> float:
+        """How much longer than usual a retry waits that is scheduled now."""
+        return self._budget.slower(self._clock())
+
+    async def told(self, outcome: Outcome, *, retry: bool) -> None:
+        """What came of a send."""
+        now = self._clock()
+        self._budget = self._budget.told(now, retry=retry)
+        if not (outcome.kind == "config" and outcome.scope == "target") and not _of_recipient(outcome):
+            self._changed(self.breaker.told(outcome, now))
+        if outcome.kind != "throttled" or outcome.scope in OURS:
+            return
+        self._asked_until = max(self._asked_until, now + (outcome.retry_after_seconds or 0.0))
+        if self._bucket is not None:
+            try:
+                await self._bucket.refused()
+            except BucketUnavailable:
+                metrics.worker_limits_unknown.labels(self._provider).inc()
+
+    def _changed(self, breaker: Breaker) -> None:
+        before, self.breaker = self.breaker, breaker
+        if before.state == breaker.state:
+            return
+        if not self._key:
+            metrics.worker_breaker_open.labels(self._provider).set(breaker.state != "closed")
+        say = _log.info if breaker.state == "closed" or self._key else _log.warning
+        say("breaker_changed", provider=self._provider, state=breaker.state, why=breaker.why)
+
+    async def close(self) -> None:
+        """Drop the connection of its limit."""
+        if self._bucket is not None:
+            await self._bucket.close()
+
+
+def _of_recipient(outcome: Outcome) -> bool:
+    """Whether a failure is that of the address: a full mailbox, a server of the recipient that is away."""
+    return outcome.kind == "transient" and (outcome.soft_bounce or outcome.scope in {"target", "domain"})

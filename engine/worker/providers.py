@@ -1,0 +1,249 @@
+"""The providers' file: who sends what, in one TOML that SEAMARK_PROVIDERS names. It is read anew when it, or a secret, changes.
+
+    [push.apple]            engine.channels.push.settings
+    [email.providers.own]   engine.channels.email.settings
+    [sms.providers.first]   engine.channels.sms.settings
+    [webhook]               engine.channels.webhook.settings
+
+A channel without a table is not served. Only webhooks need none: whoever asks for them with a file that does not name them gets
+what is usual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, get_args
+
+import structlog
+
+from engine import metrics
+from engine.channels.channel import Channel
+from engine.channels.email.settings import email_channels, email_settings
+from engine.channels.push.channel import PushChannel
+from engine.channels.push.settings import push_senders, push_settings
+from engine.channels.sms.settings import sms_channels, sms_settings
+from engine.channels.webhook.channel import PROVIDER as WEBHOOK
+from engine.channels.webhook.settings import webhook_channel, webhook_settings
+from engine.errors import InvalidSetting
+from engine.jobs.bucket import Limit
+from engine.plan import rules
+from engine.tasks import Tasks, end_if_cancelled
+from engine.worker.filling import fill
+
+_log = structlog.get_logger("seamark.worker")
+
+VARIABLE: Final = "SEAMARK_PROVIDERS"
+
+WATCH_SECONDS: Final = 2.0
+"""How often is looked whether a file has changed: some calls of `stat`."""
+
+CLOSE_SECONDS: Final = 60.0
+"""How long what was replaced still serves the sends that have begun with it: longer than any of them lasts."""
+
+CHANNELS: Final[tuple[rules.Channel, ...]] = ("push", "email", "sms", "webhook")
+
+_ELSEWHERE: Final = frozenset({"callbacks"})
+"""Tables that gateways read."""
+
+assert set(CHANNELS) < set(get_args(rules.Channel))
+
+
+class Provider(NamedTuple):
+    """A provider as a desk uses it.
+
+    Args:
+        name: in the file; outcomes, receipts, controls and metrics call it so.
+        channel: sends to it, and to nobody else.
+        limit: what its contract allows; None: it is not known.
+        platform, apps: of push: which tokens it is for; no apps: all that nobody else is for.
+        reading: which reading of the file it is of.
+    """
+
+    name: str
+    channel: Channel[Any, Any]
+    limit: Limit | None = None
+    platform: str = ""
+    apps: frozenset[str] = frozenset()
+    reading: int = 0
+
+
+class ProvidersFile:
+    """The file, parsed. What is wrong in it is said before anything is sent.
+
+    Raises:
+        InvalidSetting: it cannot be read, or says something that is not understood. The message names the member and the remedy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        seen = _fingerprint(path)
+        self._tables = _tables(path)
+        # Before what it names is read: a secret that changes in between is read again.
+        self.seen = (seen, *map(_fingerprint, self._secrets()))
+        self._push = push_settings(self._tables.get("push", {}))
+        self._email = email_settings(self._tables["email"]) if "email" in self._tables else None
+        self._sms = sms_settings(self._tables["sms"]) if "sms" in self._tables else None
+        self._webhook = webhook_settings(self._tables.get("webhook", {}))
+
+    @property
+    def named(self) -> tuple[rules.Channel, ...]:
+        """The channels that it has a table of."""
+        return tuple(channel for channel in CHANNELS if channel in self._tables)
+
+    def providers(self, channel: rules.Channel) -> list[Provider]:
+        """Those of a channel, in the order in which they are asked. They belong to the event loop that runs.
+
+        Raises:
+            InvalidSetting: a file that it names cannot be read, or there is no table of the channel.
+        """
+        folder = self.path.parent
+        match channel:
+            case "push" if self._push:
+                senders = push_senders(self._push, folder)
+                return [
+                    Provider(one.name, PushChannel([one], fill), _limit(self._push[one.name]), one.platform, one.apps)
+                    for one in senders
+                ]
+            case "email" if self._email is not None:
+                mails = email_channels(self._email, folder)
+                return [Provider(name, mails[name], _limit(entry)) for name, entry in self._email.providers.items()]
+            case "sms" if self._sms is not None:
+                texts = sms_channels(self._sms, folder, fill)
+                return [Provider(name, texts[name], _limit(entry)) for name, entry in self._sms.providers.items()]
+            case "webhook":
+                return [Provider(WEBHOOK, webhook_channel(self._webhook, folder))]
+        raise InvalidSetting(f"{self.path}: there is no table [{channel}]: write one, or run no worker of this channel")
+
+    def changed(self) -> bool:
+        """Whether it, or a file that it names, is another one than was read."""
+        return self.seen != (_fingerprint(self.path), *map(_fingerprint, self._secrets()))
+
+    def _secrets(self) -> Iterator[Path]:
+        return (self.path.parent / name for name in _named_files(self._tables))
+
+
+def read_providers(setting: str | None) -> ProvidersFile:
+    """The providers' file.
+
+    Args:
+        setting: `Settings.providers`.
+
+    Raises:
+        InvalidSetting: as `ProvidersFile`, or it is not set.
+    """
+    if setting is None:
+        raise InvalidSetting(f"{VARIABLE} is not set: name the file that says who sends what (docs/worker.md)")
+    return ProvidersFile(Path(setting))
+
+
+class Providers:
+    """The providers of some channels, as the file has them now.
+
+    Args:
+        channels: those that are served.
+        forget: told of a reading of the file that nothing is sent by any more.
+
+    Raises:
+        InvalidSetting: as `ProvidersFile`.
+    """
+
+    def __init__(
+        self, file: ProvidersFile, channels: Sequence[rules.Channel], forget: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self._file, self._channels, self._forget = file, tuple(channels), forget
+        self._refused = ""
+        self._reading = 0
+        self._now = self._read(file)
+        self._closing = Tasks()
+
+    def of(self, channel: rules.Channel) -> tuple[Provider, ...]:
+        """Those of a channel. The same tuple until the file has changed."""
+        return self._now[channel]
+
+    def _read(self, file: ProvidersFile) -> dict[rules.Channel, tuple[Provider, ...]]:
+        self._reading += 1
+        return {
+            channel: tuple(one._replace(reading=self._reading) for one in file.providers(channel))
+            for channel in self._channels
+        }
+
+    async def watch(self) -> None:
+        """Read the files anew when they change, until cancelled. What cannot be read is said, and what was before goes on."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            end_if_cancelled()
+            if not self._file.changed():
+                continue
+            try:
+                file = ProvidersFile(self._file.path)
+                found = self._read(file)
+            except InvalidSetting as error:
+                metrics.worker_providers_stale.set(1)
+                if str(error) != self._refused:
+                    _log.error("providers_not_read", why=str(error))
+                self._refused = str(error)
+                continue
+            before, self._file, self._now = self._now, file, found
+            self._closing.begin(self._close_later(before, self._reading - 1), "providers-close")
+            self._refused = ""
+            metrics.worker_providers_stale.set(0)
+            _log.info("providers_read", channels=list(self._channels))
+
+    async def _close_later(self, providers: Mapping[rules.Channel, Sequence[Provider]], reading: int) -> None:
+        try:
+            await asyncio.sleep(CLOSE_SECONDS)
+        finally:
+            await _close(providers)
+        await self._forget(reading)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._closing.end()
+        await _close(self._now)
+
+
+async def _close(providers: Mapping[rules.Channel, Sequence[Provider]]) -> None:
+    closing = [one.channel.close() for several in providers.values() for one in several]
+    for error in await asyncio.gather(*closing, return_exceptions=True):
+        if isinstance(error, Exception):
+            _log.warning("provider_not_closed", error=type(error).__name__)
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidSetting(f"{VARIABLE}: {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{VARIABLE}: {path} is not TOML: {error}") from error
+    known = {*CHANNELS, *_ELSEWHERE}
+    if unknown := sorted(tables.keys() - known):
+        raise InvalidSetting(f"{path}: there is no table [{unknown[0]}]; known are {', '.join(sorted(known))}")
+    if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise InvalidSetting(f"{path}: {wrong[0]} must be a table: write [{wrong[0]}]")
+    return tables
+
+
+def _limit(entry: Any) -> Limit | None:
+    return Limit(entry.per_second, entry.burst) if entry.per_second else None
+
+
+def _named_files(table: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in table.items():
+        if key.endswith("_file") and isinstance(value, str) and value:
+            yield value
+        elif key.endswith("_files") and isinstance(value, dict):
+            yield from (each for each in value.values() if isinstance(each, str))
+        elif isinstance(value, dict):
+            yield from _named_files(value)
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,158 @@
+"""Where a job goes: the address, token or endpoint that its user has now, and whether that may be written to."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import msgspec
+
+from engine.channels.channel import Job
+from engine.channels.push.message import PushTarget
+from engine.channels.webhook.endpoints import endpoint_of, targets_of
+from engine.directory.contacts import Addressed
+from engine.directory.push_tokens import WebPushKeys
+from engine.plan.profile import OPTED_OUT, Suppression
+from engine.postgres import Connection, Pool, asking
+
+DIGEST_BYTES: Final = 8
+"""Of a hash: enough to tell the few addresses that a user may have had from each other, and nothing that is the address."""
+
+# The hash is that of `contacts.address_hash`: what an address is suppressed by is found in the same look as the address.
+_ADDRESS: Final = """
+SELECT u.{address} AS address, u.hash, s.channel, s.reason, s.scope, s.expires_at
+FROM (SELECT tenant, {address}, {hash} AS hash FROM users WHERE tenant = $1 AND user_id = $2) AS u
+    LEFT JOIN suppressions s ON s.tenant = u.tenant AND s.address_hash = u.hash
+"""
+
+_ADDRESSES: Final[dict[Addressed, str]] = {
+    "email": _ADDRESS.format(address="email", hash="email_hash"),
+    "sms": _ADDRESS.format(address="phone", hash=r"sha256(convert_to(E'sms\n' || phone, 'UTF8'))"),
+}
+
+_TOKENS: Final = """
+SELECT token_id FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND retired_at IS NULL ORDER BY token_id
+"""
+
+_TOKEN: Final = """
+SELECT token_id, platform, token, app, environment, keys, token_hash FROM push_tokens
+WHERE tenant = $1 AND user_id = $2 AND token_id = $3 AND retired_at IS NULL
+"""
+
+
+class Target(NamedTuple):
+    """One target.
+
+    Args:
+        of_channel: what the channel's `send` takes.
+        key: of the gate it goes through; "": that of its provider.
+        digest: see `Outcome.target_digest`.
+    """
+
+    of_channel: object
+    key: str = ""
+    digest: str = ""
+
+
+class Several(NamedTuple):
+    """A job for each of these targets, by their ids."""
+
+    ids: tuple[str, ...]
+
+
+class Nowhere(NamedTuple):
+    """There is no target. `why`: as decisions say it."""
+
+    why: str
+
+
+class Targets:
+    """Finds targets in PostgreSQL.
+
+    Args:
+        pool: the primary: a replica that lags would show what was retired or suppressed a moment ago as good.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def find(self, job: Job, category: str | None, now: datetime) -> Target | Several | Nowhere:
+        """The target of a job, or those that it is to be split for.
+
+        An address is looked at together with what suppresses it: the profile that was decided from may have been that of another.
+
+        Raises:
+            StoreUnavailable: PostgreSQL does not answer.
+        """
+        async with asking(self._pool) as connection:
+            match job.channel:
+                case "email" | "sms":
+                    return await _address(connection, job, job.channel, category, now)
+                case "push":
+                    return await _token(connection, job) if job.target else await _tokens(connection, job)
+                case "webhook":
+                    return await _endpoint(connection, job) if job.target else await _endpoints(connection, job)
+        return Nowhere("no_address")
+
+    async def others(self, job: Job) -> bool:
+        """Whether the user has a live token beside the one of this job.
+
+        Raises:
+            StoreUnavailable: PostgreSQL does not answer.
+        """
+        async with asking(self._pool) as connection:
+            rows = await connection.fetch(_TOKENS, job.tenant, job.user)
+        return any(row["token_id"] != job.target for row in rows)
+
+
+async def _address(
+    connection: Connection, job: Job, channel: Addressed, category: str | None, now: datetime
+) -> Target | Nowhere:
+    rows = await connection.fetch(_ADDRESSES[channel], job.tenant, job.user)
+    if not rows or rows[0]["address"] is None:
+        return Nowhere("no_address")
+    found = [
+        Suppression(row["channel"], row["reason"], row["scope"], row["expires_at"])
+        for row in rows
+        if row["channel"] is not None
+    ]
+    held = [each.reason for each in found if each.holds(channel, category, now)]
+    if held:
+        return Nowhere(OPTED_OUT if OPTED_OUT in held else f"suppressed:{min(held)}")
+    return Target(rows[0]["address"], digest=digest_of(rows[0]["hash"]))
+
+
+async def _tokens(connection: Connection, job: Job) -> Several | Nowhere:
+    rows = await connection.fetch(_TOKENS, job.tenant, job.user)
+    return Several(tuple(row["token_id"] for row in rows)) if rows else Nowhere("no_token")
+
+
+async def _token(connection: Connection, job: Job) -> Target | Nowhere:
+    row = await connection.fetchrow(_TOKEN, job.tenant, job.user, job.target)
+    if row is None:
+        return Nowhere("no_token")
+    keys = None if row["keys"] is None else msgspec.json.decode(row["keys"], type=WebPushKeys)
+    target = PushTarget(
+        id=row["token_id"],
+        platform=row["platform"],
+        token=row["token"],
+        app=row["app"],
+        environment=row["environment"],
+        keys=keys,
+    )
+    return Target(target, digest=digest_of(row["token_hash"]))
+
+
+async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
+    found = await targets_of(connection, job.tenant, job.user, job.type)
+    return Several(tuple(found)) if found else Nowhere("no_address")
+
+
+async def _endpoint(connection: Connection, job: Job) -> Target | Nowhere:
+    found = await endpoint_of(connection, job.tenant, job.target)
+    return Nowhere("no_address") if found is None else Target(found, key=f"{job.tenant}/{found.id}")
+
+
+def digest_of(hash: bytes) -> str:
+    """What `Outcome.target_digest` holds of the hash of an address or token."""
+    return hash[:DIGEST_BYTES].hex()

@@ -1,0 +1,180 @@
+"""The simulated providers of a development stack, all in this process, and the file by which its worker finds them."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from engine.directory.webhooks import make_secret
+from ops.config_files import toml_of
+from ops.dev.outbox.faults import FaultName, fault_of
+from ops.dev.outbox.messages import Outbox
+from ops.dev.providers.acceptlog import AcceptLog
+from ops.dev.providers.certificates import server_tls, write_certificate
+from ops.dev.providers.faults import Faults
+from ops.dev.providers.push import AUTHORITY, AUTHORITY_KEY, Port, PushProviders, any_port
+from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
+from ops.dev.providers.smtp import SmtpSimulator
+from ops.dev.providers.webhook import WebhookReceiver
+from ops.dev.secretsfile import kept_private, write_private
+
+FILE: Final = "providers.toml"
+
+RECEIVER: Final = "receiver.example.com"
+"""What the receiver of webhooks is called: endpoints must have a public name, and example.com is nobody's (RFC 2606). Only the
+worker of the stack is told where it leads."""
+
+SENDER: Final = "notifications@example.com"
+NUMBER: Final = "+447700900100"
+"""Kept free for dramas by Ofcom: no phone has it."""
+
+MAIL_USER: Final = "seamark"
+ACCOUNT: Final = "AC" + "0" * 32
+KEY_ID: Final = "AKIASIMULATED"
+REGION: Final = "eu-central-1"
+
+
+_SECRETS: Final = {
+    "smtp-password": lambda: secrets.token_urlsafe(24),
+    "twilio-secret": lambda: secrets.token_urlsafe(24),
+    "sns-secret": lambda: secrets.token_urlsafe(24),
+    "webhook-secret": make_secret,
+}
+"""Files that are made once, and how. The file of providers names all but the last, which the endpoint's row has."""
+
+
+class Simulator(Protocol):
+    """What all simulators have."""
+
+    log: AcceptLog
+    faults: Faults
+
+
+class Simulated(NamedTuple):
+    """A simulator. `kind`: as `fault_of` knows it. `title`: as people call it."""
+
+    kind: str
+    channel: str
+    title: str
+    simulator: Simulator
+
+
+class Others(NamedTuple):
+    """The simulators beside those of push."""
+
+    smtp: SmtpSimulator
+    twilio: TwilioSimulator
+    sns: SnsSimulator
+    webhook: WebhookReceiver
+
+
+class Providers:
+    """Running simulators; made by `running`.
+
+    Attributes:
+        file: what the worker is given as SEAMARK_PROVIDERS.
+        push: of them, those of push.
+        webhook_secret: by which the receiver checks signatures.
+        standing: the fault that each channel has now.
+    """
+
+    def __init__(self, outbox: Outbox, file: Path, push: PushProviders, others: Others, secret: str) -> None:
+        self.file, self.push, self.webhook_secret = file, push, secret
+        self.standing: dict[str, FaultName] = {}
+        self._outbox = outbox
+        self._all = (
+            Simulated("apns", "push", "APNs", push.production),
+            Simulated("apns", "push", "APNs sandbox", push.sandbox),
+            Simulated("fcm", "push", "FCM", push.fcm),
+            Simulated("webpush", "push", "Web Push", push.webpush),
+            Simulated("smtp", "email", "SMTP", others.smtp),
+            Simulated("twilio", "sms", "Twilio", others.twilio),
+            Simulated("sns", "sms", "Amazon SNS", others.sns),
+            Simulated("webhook", "webhook", "Receiver", others.webhook),
+        )
+        for one in self._all:
+            one.simulator.log = outbox.log_of(one.title)
+        push.fcm.spared = frozenset({"/token"})  # what the buttons say is about messages, and not about signing in
+        others.webhook.unverified = outbox.refused("Receiver")
+
+    def switch(self, channel: str, fault: FaultName | None) -> None:
+        """From now on all providers of the channel have this fault, or none."""
+        for one in self._all:
+            if one.channel == channel:
+                one.simulator.faults.clear()
+                if fault is not None:
+                    one.simulator.faults.stand(fault_of(one.kind, fault))
+        self.standing.pop(channel, None)
+        if fault is not None:
+            self.standing[channel] = fault
+        self._outbox.touch()
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, outbox: Outbox, port: Port = any_port) -> AsyncIterator[Providers]:
+    """Run all simulators for as long as the block does, and write the file of providers.
+
+    Args:
+        folder: keeps their keys and the file; only its owner can read what is secret there.
+        port: of a simulator by its name; 0: a free one.
+    """
+    _prepare(folder)
+    password, twilio, sns, webhook = (kept_private(folder / name, make) for name, make in _SECRETS.items())
+
+    def tls() -> ssl.SSLContext:
+        return server_tls(folder / AUTHORITY, folder / AUTHORITY_KEY)
+
+    others = Others(
+        smtp=SmtpSimulator(tls=tls(), accounts={MAIL_USER: password}, port=port("smtp")),
+        twilio=TwilioSimulator(ACCOUNT, twilio, port=port("twilio")),
+        sns=SnsSimulator(KEY_ID, sns, REGION, port=port("sns")),
+        webhook=WebhookReceiver(webhook, tls=tls(), port=port("webhook")),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        push = await stack.enter_async_context(PushProviders(folder, port))
+        for one in others:
+            await stack.enter_async_context(one)
+        file = folder / FILE
+        write_private(file, toml_of(_document(push, others)))
+        yield Providers(outbox, file, push, others, webhook)
+
+
+def _prepare(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_certificate(folder / AUTHORITY, folder / AUTHORITY_KEY, [RECEIVER])
+
+
+def _document(push: PushProviders, others: Others) -> dict[str, Any]:
+    """The file of providers; the files that it names are beside it."""
+    relay = {
+        "kind": "smtp",
+        "host": "127.0.0.1",
+        "port": others.smtp.port,
+        "username": MAIL_USER,
+        "password_file": "smtp-password",
+        "authority_file": AUTHORITY,
+    }
+    texts = {
+        "kind": "twilio",
+        "account": ACCOUNT,
+        "secret_file": "twilio-secret",
+        "sender": NUMBER,
+        "url": others.twilio.url,
+    }
+    spare = {
+        "kind": "sns",
+        "region": REGION,
+        "key_id": KEY_ID,
+        "secret_file": "sns-secret",
+        "url": others.sns.url,
+    }
+    return {
+        "push": push.table,
+        "email": {"providers": {"relay": relay}, "senders": {"default": {"address": SENDER, "name": "Seamark"}}},
+        "sms": {"providers": {"texts": texts, "spare": spare}},
+        "webhook": {"authority_file": AUTHORITY, "hosts": {RECEIVER: f"127.0.0.1:{others.webhook.port}"}},
+    }

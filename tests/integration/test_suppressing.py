@@ -1,0 +1,103 @@
+"""What follows for an address from what became of a message, on a real PostgreSQL: once, whatever is told twice."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from engine.channels.bounces import SOFT_BOUNCES_MAX
+from engine.channels.channel import Outcome
+from engine.channels.suppressing import free_number, suppress_for
+from engine.directory.changing import Directory
+from engine.directory.suppressions import find_suppressions, lift_suppression
+from engine.directory.users import UserFields, put_user
+from engine.postgres import Pool, asking
+from engine.profiles.reader import read_profile
+
+ALICE, NUMBER = "alice@example.com", "+4366412345678"
+GONE = Outcome(kind="target_invalid", provider="ses", code="5.1.1")
+STOP = Outcome(kind="opted_out", provider="twilio", code="STOP")
+SOFT = Outcome(kind="permanent", provider="ses", code="5.2.2", soft_bounce=True)
+
+
+async def suppressed(pool: Pool, channel: str = "email", address: str = ALICE) -> list[tuple[str, str]]:
+    async with asking(pool, 20) as connection:
+        found = await find_suppressions(connection, "acme", {channel: address})  # type: ignore[dict-item]
+    return [(one.reason, one.scope) for one in found]
+
+
+async def told(directory: Directory, outcome: Outcome, report: str, **said: object) -> bool:
+    given = {
+        "channel": "email",
+        "address": ALICE,
+        "category": "news",
+        "message": report,
+        "at": datetime.now(UTC),
+        **said,
+    }
+    return await suppress_for(directory, "acme", outcome=outcome, report=report, seconds=20, **given)  # type: ignore[arg-type]
+
+
+async def test_a_report_told_twice_does_not_suppress_again_what_an_operator_has_lifted(pool: Pool) -> None:
+    directory = Directory(pool)
+    async with directory.changing("acme", ["alice"]) as change:
+        await put_user(change, "alice", UserFields(email=ALICE))
+    before = (await read_profile(pool, "acme", "alice")).version
+    assert await told(directory, GONE, "r1")
+    profile = await read_profile(pool, "acme", "alice")
+    assert profile.version > before
+    assert [one.reason for one in profile.suppressions] == ["hard_bounce"]
+    async with asking(pool, 20) as connection:
+        (found,) = await find_suppressions(connection, "acme", {"email": ALICE})
+        await lift_suppression(connection, "acme", found.id)
+    assert not any(await asyncio.gather(told(directory, GONE, "r1"), told(directory, GONE, "r1")))
+    assert await suppressed(pool) == []
+    assert await told(directory, GONE, "r2")
+    assert await suppressed(pool) == [("hard_bounce", "all")]
+
+
+async def test_another_tenant_with_the_same_report_is_another_matter(pool: Pool) -> None:
+    directory = Directory(pool)
+    for tenant in ("acme", "other"):
+        assert await suppress_for(directory, tenant, "email", ALICE, GONE, category="", message="m",
+            at=datetime.now(UTC), report="r", seconds=20)  # fmt: skip
+
+
+async def test_soft_bounces_count_once_for_each_message_and_suppress_when_there_are_too_many(pool: Pool) -> None:
+    directory, now = Directory(pool), datetime.now(UTC)
+    for number in range(SOFT_BOUNCES_MAX - 1):
+        for report in ("attempt", "report"):  # the worker heard it, and then the service says it, too
+            said = {"message": f"m{number}", "at": now - timedelta(days=number + 1)}
+            assert not await told(directory, SOFT, f"{report}{number}", **said)
+    assert await suppressed(pool) == []
+    assert await told(directory, SOFT, "last", message="m9", at=now)
+    assert await suppressed(pool) == [("soft_bounces", "all")]
+
+
+async def test_stop_ends_all_texts_start_frees_the_number_and_the_later_one_holds(pool: Pool) -> None:
+    directory = Directory(pool)
+    text = {"channel": "sms", "address": NUMBER}
+    assert await told(directory, STOP, "s1", **text)
+    assert await suppressed(pool, "sms", NUMBER) == [("opted_out", "all")]
+    earlier, later = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(minutes=1)
+    assert not await free_number(directory, "acme", NUMBER, before=earlier, report="late START", seconds=20)
+    assert await free_number(directory, "acme", NUMBER, before=later, report="s2", seconds=20)
+    assert await suppressed(pool, "sms", NUMBER) == []
+    assert not await told(directory, STOP, "s1", **text)  # posted again
+    assert await suppressed(pool, "sms", NUMBER) == []
+
+
+async def test_start_lifts_a_wish_and_no_dead_number(pool: Pool) -> None:
+    directory = Directory(pool)
+    assert await told(directory, GONE, "r1", channel="sms", address=NUMBER)
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    assert not await free_number(directory, "acme", NUMBER, before=later, report="s1", seconds=20)
+    assert await suppressed(pool, "sms", NUMBER) == [("invalid_number", "all")]
+
+
+async def test_what_says_nothing_of_an_address_or_names_none_changes_nothing(pool: Pool) -> None:
+    directory = Directory(pool)
+    assert not await told(directory, Outcome(kind="permanent", code="5.7.1"), "r1")
+    with pytest.raises(ValueError, match="`address`"):
+        await told(directory, GONE, "r2", address="nobody")
+    assert await suppressed(pool) == []

@@ -1,0 +1,303 @@
+"""What is in a digest, what it says, and when it goes: without servers."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from msgspec.structs import replace
+
+from engine.channels.channel import Context, Job, Members, Outcome
+from engine.channels.email.channel import EmailChannel, Sender
+from engine.channels.templates import render
+from engine.jobs.claims import Done, Leased, Waiting
+from engine.jobs.desk import Hold, Over, Send
+from engine.jobs.digests import digest_id, next_round, parts_of, with_members
+from engine.jobs.receipts import doubt_receipts, receipts_of
+from engine.jobs.retry import POLICIES, settle
+from engine.plan.decide import plan, wakes
+from engine.plan.hours import SPREAD, Digest, Window
+from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
+from engine.plan.profile import OPTED_OUT, Profile, Suppression
+from engine.plan.rules import ChannelRule, TypeRule
+from engine.worker import digest as module
+from engine.worker.digest import Digests
+from engine.worker.digest_templates import DIGEST_TEMPLATES
+from engine.worker.folded import Known
+from seamark.protocol.receipts import Receipt
+from tests.support.plans import NOON, plain, with_facts, with_line, with_profile
+
+KEY = "news/2026-03-04T11:00:00Z"
+JOB = Job(
+    id=digest_id(KEY),
+    tenant="t",
+    user="alice",
+    type="digest",
+    channel="email",
+    stage="digest",
+    first_at=NOON,
+    category="news",
+    digest=KEY,
+)
+MEMBERS = Members(("n2", "n1"), NOON)
+
+
+def known(id: str, **other: Any) -> Known:
+    one = Known(
+        id, NOON - timedelta(hours=2), "news.item", "news", ("inapp",), None, None, False, False, False, False, False
+    )
+    return one._replace(**other)
+
+
+class World:
+    """Tables, rules, the profile of a user, and a desk that renders what it is given."""
+
+    def __init__(self, *found: Known) -> None:
+        self.found = list(found)
+        self.knows = True
+        self.profile = Profile(version=1, reach=("email",))
+        self.line = ChannelRule(digest=Digest())
+        self.receipts: list[Receipt] = []
+        self.aimed: list[Job] = []
+        controls = SimpleNamespace(controls=SimpleNamespace(drops=lambda tenant, user: ()))
+        self.digests = Digests(self, self, self, self, controls, None, self.store, self)  # type: ignore[arg-type]
+
+    def now(self) -> datetime:
+        return NOON
+
+    async def knows_all_of(self, tenant: str, user: str) -> bool:
+        return self.knows
+
+    async def planned(self, *_: Any) -> list[Known]:
+        return self.found
+
+    async def known(self, tenant: str, user: str, ids: Sequence[str]) -> list[Known]:
+        return [one for one in self.found if one.id in ids]
+
+    async def records(self, tenant: str, user: str, ids: Sequence[str]) -> dict[str, bytes]:
+        return {id: json.dumps({"at": "2026-03-04T09:00:00Z", "data": {"title": id}}).encode() for id in ids}
+
+    async def of(self, *who: str) -> Any:
+        if len(who) == 2:
+            return self.profile
+        rule = TypeRule(pattern="news.*", category="news", channels={"email": self.line})
+        return SimpleNamespace(
+            defaults=TenantDefaults(), rule_of=lambda _: rule, templates_of=lambda _: (), webhook_of=lambda _: False
+        )
+
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
+        self.receipts += receipts
+
+    async def aim(self, job: Job, category: str | None, profile: Profile) -> Send:
+        self.aimed.append(job)
+        return Send(job.data, None)
+
+    def decide(self, job: Job = JOB) -> Any:
+        return asyncio.run(self.digests.decide(job, self.aim))
+
+    @property
+    def ends(self) -> dict[str | None, tuple[str, str | None]]:
+        return {one.id: (one.state, one.reason) for one in self.receipts}
+
+
+def test_what_is_unread_goes_together_and_the_rest_ends_with_its_reason() -> None:
+    world = World(
+        known("n5"),
+        known("n4", read=True),
+        known("n3", archived=True),
+        known("n2", recalled=True),
+        known("n1", superseded=True),
+        known("n0", expires_at=NOON),
+        known("shown", seen=True),
+    )
+    send = world.decide()
+    assert send.members == Members(("n5", "shown"), NOON), "what was only shown is still unread"
+    assert send.rendered["count"] == 2
+    assert [item["title"] for item in send.rendered["items"]] == ["n5", "shown"]
+    assert world.ends == {
+        "n4": ("suppressed", "all_read"),
+        "n3": ("suppressed", "all_read"),
+        "n2": ("cancelled", "recalled"),
+        "n1": ("suppressed", "superseded"),
+        "n0": ("expired", "expired"),
+    }
+
+
+def test_where_nothing_is_left_nothing_is_sent() -> None:
+    world = World(known("n1", read=True))
+    assert world.decide() == Over("suppressed", "all_read")
+    assert World().decide() == Over("suppressed", "all_read")
+
+
+def test_while_the_tables_are_behind_a_digest_waits() -> None:
+    world = World(known("n1"))
+    world.knows = False
+    assert world.decide() == Hold(NOON + timedelta(seconds=2), "tables_behind")
+
+
+def test_whether_is_decided_anew_and_not_when() -> None:
+    world = World(known("n1"))
+    world.profile = replace(world.profile, preferences=Preferences(channels={"email": "instant"}))
+    assert world.decide().members.ids == ("n1",), "else the morning's would come once more"
+    world.profile = replace(world.profile, preferences=Preferences(categories={"news": {"email": "off"}}))
+    assert world.decide() == Over("suppressed", "category_off")
+    stopped = Suppression("email", OPTED_OUT)
+    world.profile = replace(world.profile, preferences=Preferences(), suppressions=(stopped,))
+    assert world.decide() == Over("suppressed", "opted_out")
+    assert world.ends == {"n1": ("suppressed", "opted_out")}
+    world.receipts.clear()
+    world.profile = Profile(version=2, deleted=True)
+    assert world.decide() == Over("suppressed", "user_deleted")
+    assert world.receipts == [], "whatever is stored of him now would stay behind"
+
+
+def test_in_quiet_hours_the_whole_digest_waits_and_then_asks_again_what_is_in_it() -> None:
+    world = World(known("n1"), known("n2"))
+    night = QuietHours(windows=(Window(start="11:00", end="13:00"),))
+    world.profile = replace(world.profile, preferences=Preferences(quiet_hours=night))
+    held = world.decide()
+    assert (held.why, held.stage) == ("quiet_hours", "quiet_hours")
+    assert NOON + timedelta(hours=1) <= held.due <= NOON + timedelta(hours=1) + SPREAD
+    assert world.receipts == []
+    world.found = [known("n1"), known("n2", read=True)]
+    assert world.decide(replace(JOB, stage="quiet_hours")).members.ids == ("n1",)
+    assert world.ends == {"n2": ("suppressed", "all_read")}
+
+
+def test_a_repetition_has_exactly_the_same_members_or_is_not_made() -> None:
+    world = World(known("n1", read=True), known("n2"), known("n3"))
+    tried = replace(JOB, members=MEMBERS, stage="retry", attempt=1)
+    send = world.decide(tried)
+    assert send.members is MEMBERS
+    assert world.receipts == [], "n1 has been rendered before it was read"
+    world.found = [known("n1", read=True), known("n2", read=True)]
+    assert world.decide(tried) == Over("suppressed", "all_read")
+
+
+def test_what_is_too_much_for_one_message_goes_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMBERS_BYTES_MAX", 11)
+    members = World(known("n1"), known("n2"), known("n3")).decide().members
+    assert members == Members(("n1", "n2"), NOON, more=True)
+    done = Done(0, "sent", members=members)
+    following = next_round(JOB, done, NOON, fresh=True)
+    assert following is not None
+    assert following.id == f"digest/{KEY}/2"
+
+
+# --- claims, receipts, rounds ----------------------------------------------------------------------------------------
+
+
+def test_everything_that_becomes_of_a_digest_is_told_of_each_member() -> None:
+    tried = replace(JOB, members=MEMBERS)
+    for receipts in (
+        doubt_receipts(tried, "lease_lost", NOON),
+        receipts_of(tried, Done(0, "sent", "ok", members=MEMBERS), NOON),
+        receipts_of(tried, Waiting(1, NOON, NOON, Outcome(kind="transient"), members=MEMBERS), NOON),
+    ):
+        assert [one.id for one in receipts] == ["n2", "n1"]
+    assert receipts_of(JOB, Done(0, "suppressed", "all_read"), NOON) == []
+
+
+def test_members_go_with_the_claim_from_try_to_try() -> None:
+    lease = Leased(0, "me", members=MEMBERS)
+    for kind in ("ok", "transient", "permanent"):
+        said = settle(JOB, lease, Outcome(kind=kind), POLICIES["email"], NOON, 0.5, repeatable=True)  # type: ignore[arg-type]
+        assert said.members == MEMBERS
+    assert with_members(JOB, lease).members == MEMBERS
+    assert with_members(JOB, None).members is None
+
+
+def test_a_digest_that_was_settled_anew_is_another_message_if_it_has_others() -> None:
+    one, other = replace(JOB, members=MEMBERS), replace(JOB, members=Members(("n1",), NOON))
+    assert one.message_key != other.message_key
+    assert one.message_key == replace(JOB, members=replace(MEMBERS, rendered_at=NOON + timedelta(hours=1))).message_key
+    assert JOB.key == one.key == other.key
+
+
+def test_another_message_of_a_window_that_is_over_asks_for_what_is_left_and_the_first_does_not() -> None:
+    done = Done(0, "sent", members=MEMBERS)
+    assert next_round(JOB, done, NOON, fresh=True) is None
+    for late in (next_round(JOB, done, NOON, fresh=False), next_round(JOB, replace(done, attempt=1), NOON, fresh=True)):
+        assert late is not None
+        assert (late.id, late.members, late.attempt, late.stage) == (f"digest/{KEY}/2", None, 0, "digest")
+        third = next_round(late, done, NOON, fresh=False)
+        assert third is not None
+        assert third.id == f"digest/{KEY}/3"
+    other = Job(id="n", tenant="t", user="alice", type="a", channel="email", first_at=NOON)
+    assert next_round(other, done, NOON, fresh=False) is None
+    [part] = parts_of(JOB, Done(0, "split", members=MEMBERS, targets=("phone",)))
+    assert (part.target, part.members) == ("phone", MEMBERS)
+    assert next_round(part, done, NOON, fresh=False) is None, "its whole asks"
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def items(*titles: str) -> list[dict[str, str]]:
+    return [{"title": title, "text": "", "url": f"https://example.com/{number}"} for number, title in enumerate(titles)]
+
+
+def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None:
+    hostile = "**x** <script>alert(1)</script> [a](https://evil.example)"
+    data = {"count": 7, "items": [*items("First", hostile), {"title": "Plain", "text": "Words", "url": ""}], "more": 4}
+    channel = EmailChannel([], {"default": Sender(address="news@example.org")})
+    mail = channel.render(
+        replace(JOB, data=data, members=MEMBERS), Context(now=NOON, template=DIGEST_TEMPLATES["email"])
+    )
+    assert mail.subject == "7 new notifications"
+    assert "- First (https://example.com/0)\n" in mail.text
+    assert "- Plain: Words\n" in mail.text
+    assert "and 4 more" in mail.text
+    assert "<script>" not in mail.html
+    assert 'href="https://evil' not in mail.html
+    assert mail.html.count("<li>") == 3
+    one = channel.render(
+        replace(JOB, data={"count": 1, "items": items("x"), "more": 0}),
+        Context(now=NOON, template=DIGEST_TEMPLATES["email"]),
+    )
+    assert one.subject == "1 new notification"
+    assert "more" not in one.text
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_every_default_can_be_said_of_any_number(count: int) -> None:
+    data = {"data": {"count": count, "items": items(*"abcde"[:count]), "more": 0}}
+    for parts in DIGEST_TEMPLATES.values():
+        for text in parts.values():
+            render(text, data)
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"{}", b"[1]", b'{"at":"2026-03-04T09:00:00Z","data":{"title":7,"text":["x"]}}']
+)
+def test_whatever_a_record_holds_it_can_be_listed(record: bytes) -> None:
+    assert module._item("n", record)["title"] == ""
+
+
+# --- when it goes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Cairo"])
+@pytest.mark.parametrize("at", ["08:00", "02:30", "00:00"])
+def test_there_is_one_daily_digest_for_each_day_also_when_clocks_are_changed(zone: str, at: str) -> None:
+    """All records of a year, one for each half hour: each in one digest, each day has one, and none comes before its time."""
+    inputs = with_line(with_profile(plain(), timezone=zone), "email", digest=Digest(every="day", at=at))
+    local, begin = ZoneInfo(zone), datetime(2026, 1, 1, tzinfo=UTC)
+    days: dict[date, set[str]] = {}
+    for half_hour in range(365 * 48):
+        stored_at = begin + timedelta(minutes=30 * half_hour)
+        decided = replace(with_facts(inputs, stored_at=stored_at), now=stored_at)
+        decision = plan(decided)["email"]
+        woken = wakes(decision, decided)
+        assert woken is not None
+        end = datetime.fromisoformat(decision.when.rpartition("/")[2])
+        assert timedelta() < end - stored_at <= timedelta(hours=25)
+        assert timedelta() <= woken[1] - end <= SPREAD
+        days.setdefault(end.astimezone(local).date(), set()).add(decision.when)
+    assert all(len(keys) == 1 for keys in days.values())
+    first = min(days)
+    assert sorted(days) == [first + timedelta(days=number) for number in range(len(days))], "no day is left out"

@@ -1,0 +1,119 @@
+"""What a desk decides before it has asked any store, and whom it has send."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from engine.channels.push.message import PushTarget
+from engine.controls.document import Control, Document, InForce, Kill, Pause
+from engine.controls.view import Controls
+from engine.jobs.handling import Hold, Over
+from engine.plan.rules import ChannelRule, TypeRule
+from engine.worker.desk import CONTROLS_SECONDS_MAX, Desk, _serving
+from engine.worker.fallback import next_channel
+from engine.worker.providers import Provider
+from engine.worker.targets import Target
+from tests.support.sending import TENANT, USER, a_job
+
+
+class Known:
+    """Controls as a process knows them."""
+
+    def __init__(self, *controls: Control, age_seconds: float = 0.0) -> None:
+        self.age_seconds = age_seconds
+        self.controls = Controls(Document(tuple(InForce(one, 0.0, "ops", "test") for one in controls)))
+
+
+class Open:
+    """Gates that let everything through, or nothing."""
+
+    def __init__(self, *, wait_seconds: float = 0.0, full: bool = False) -> None:
+        self._wait_seconds, self.full = wait_seconds, full
+
+    def of(self, provider: Provider, key: str = "") -> Any:
+        return self
+
+    def wait_seconds(self) -> float:
+        return self._wait_seconds
+
+
+def desk(known: Known, gates: Open | None = None) -> Desk:
+    providers = [Provider("first", None)]  # type: ignore[arg-type]
+    unused: Any = None
+    return Desk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
+
+
+async def test_who_has_not_heard_of_the_controls_for_two_seconds_begins_nothing() -> None:
+    fresh, old = Known(age_seconds=CONTROLS_SECONDS_MAX), Known(age_seconds=CONTROLS_SECONDS_MAX + 0.1)
+    assert desk(fresh).open("normal")
+    assert not desk(old).open("critical")
+    held = await desk(old).decide(a_job("sms", "n1"))
+    assert isinstance(held, Hold)
+    assert held.why == "controls_old"
+
+
+@pytest.mark.parametrize(
+    ("control", "is_open", "decided"),
+    [
+        (Kill(channel="sms"), False, "killed:channel=sms"),
+        (Kill(tenant=TENANT), True, f"killed:tenant={TENANT}"),
+        (Kill(category="parcels", channel="sms"), True, "killed:channel=sms,category=parcels"),
+        (Pause(lane="normal"), False, "paused"),
+        (Pause(lane="normal", channel="sms"), False, "paused"),
+    ],
+)
+async def test_what_an_operator_holds_is_put_back_and_not_even_taken_where_it_is_about_all(
+    control: Control, is_open: bool, decided: str
+) -> None:
+    one = desk(Known(control))
+    assert one.open("normal") is is_open
+    held = await one.decide(a_job("sms", "n1"))
+    assert isinstance(held, Hold)
+    assert held.why == decided
+    assert timedelta(0) < held.due - datetime.now(UTC) <= timedelta(seconds=10)
+
+
+async def test_what_an_operator_drops_ends() -> None:
+    one = desk(Known(Kill(channel="sms", mode="drop")))
+    assert one.open("normal")
+    assert await one.decide(a_job("sms", "n1")) == Over("suppressed", "killed:channel=sms")
+
+
+def test_a_share_that_is_let_through_again_keeps_a_channel_open() -> None:
+    assert desk(Known(Kill(channel="sms", percent=10))).open("normal")
+
+
+def test_jobs_stay_where_they_are_while_their_provider_cannot_be_asked_and_critical_ones_come_when_slots_are_taken() -> (
+    None
+):
+    assert not desk(Known(), Open(wait_seconds=1.0)).open("critical")
+    assert not desk(Known(), Open(full=True)).open("normal")
+    assert desk(Known(), Open(full=True)).open("critical")
+
+
+def test_a_push_goes_by_the_first_provider_that_is_for_its_token() -> None:
+    def provider(name: str, platform: str, *apps: str) -> Provider:
+        return Provider(name, None, None, platform, frozenset(apps))  # type: ignore[arg-type]
+
+    providers = [provider("mine", "apns", "com.mine"), provider("all", "apns"), provider("google", "fcm", "com.other")]
+
+    def serving(platform: str, app: str) -> list[str]:
+        token = PushTarget(id="t", platform=platform, token="x", app=app)  # type: ignore[arg-type]
+        return [one.name for one in _serving(providers, Target(token))]
+
+    assert serving("apns", "com.mine") == ["mine"]
+    assert serving("apns", "com.yours") == ["all"]
+    assert serving("fcm", "com.mine") == []
+
+
+def test_what_follows_a_push_is_the_next_channel_that_waits_to_see_whether_it_was_seen() -> None:
+    waits = ChannelRule(unless_seen_seconds=60)
+    rule = TypeRule(
+        pattern="*", channels={"email": waits, "push": ChannelRule(), "webhook": ChannelRule(), "sms": waits}
+    )
+    following = next_channel(rule, a_job("push", "n1", attempt=2, target="phone"))
+    assert following is not None
+    assert (following.channel, following.stage, following.attempt, following.target) == ("sms", "escalation", 0, "")
+    assert following.key == a_job("sms", "n1", user=USER).key, "the claim of the one that is scheduled"
+    assert next_channel(rule, a_job("sms", "n1")) is None

@@ -1,0 +1,110 @@
+"""The gate in front of a provider: whose fault closes it, and whose does not."""
+
+import pytest
+
+from engine.channels.channel import Outcome
+from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW
+from engine.jobs.redisbucket import BucketUnavailable
+from engine.worker.gate import SLOT_SECONDS_MAX, Gate
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bucket:
+    """A bucket that answers what a test says."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[bool, float] | None = (True, 0.0)
+        self.halved = 0
+
+    async def take(self, *, wait_seconds_max: float) -> tuple[bool, float]:
+        if self.answer is None:
+            raise BucketUnavailable
+        return self.answer
+
+    async def refused(self) -> None:
+        self.halved += 1
+
+    async def close(self) -> None: ...
+
+
+def gate(clock: Clock, bucket: Bucket | None = None) -> Gate:
+    return Gate("apple", bucket=bucket, clock=clock)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(kind="transient", code="503"),
+        Outcome(kind="ambiguous", code="timeout"),
+        Outcome(kind="transient", code="450", scope="provider"),
+    ],
+)
+async def test_failures_of_the_provider_in_a_row_close_it_until_one_probe_is_taken(outcome: Outcome) -> None:
+    clock = Clock()
+    one = gate(clock)
+    for _ in range(IN_A_ROW):
+        assert await one.enter() == 0
+        await one.told(outcome, retry=False)
+    wait = -await one.enter()
+    assert wait > 0
+    clock.now += wait
+    assert await one.enter() == 0, "the probe"
+    assert await one.enter() < 0, "nothing but the probe"
+    await one.told(Outcome(kind="ok"), retry=True)
+    assert await one.enter() == 0
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(kind="config", code="blocked", scope="target"),
+        Outcome(kind="transient", code="452", soft_bounce=True),
+        Outcome(kind="transient", code="451", scope="domain"),
+        Outcome(kind="target_invalid", code="410"),
+        Outcome(kind="permanent", code="413"),
+        Outcome(kind="throttled", code="429", scope="target", retry_after_seconds=60),
+    ],
+)
+async def test_what_one_tenant_or_recipient_can_bring_about_closes_no_gate(outcome: Outcome) -> None:
+    one = gate(Clock(), bucket := Bucket())
+    for _ in range(50):
+        await one.told(outcome, retry=False)
+    assert await one.enter() == 0
+    assert bucket.halved == 0
+
+
+async def test_a_key_that_is_wrong_closes_it_for_a_minute_at_once() -> None:
+    one = gate(Clock())
+    await one.told(Outcome(kind="config", code="403", scope="key"), retry=False)
+    assert await one.enter() == -CONFIG_PAUSE_SECONDS
+
+
+async def test_who_was_asked_too_much_is_asked_half_as_often_and_left_alone_as_long_as_it_says() -> None:
+    clock, bucket = Clock(), Bucket()
+    one = gate(clock, bucket)
+    await one.told(Outcome(kind="throttled", scope="key", retry_after_seconds=7), retry=False)
+    assert bucket.halved == 1
+    assert await one.enter() == -7
+    clock.now += 7
+    assert await one.enter() == 0
+
+
+async def test_a_slot_is_waited_for_or_said_to_be_too_far_away_and_unknown_limits_stop_nothing() -> None:
+    clock, bucket = Clock(), Bucket()
+    one = gate(clock, bucket)
+    bucket.answer = (True, 0.4)
+    assert await one.enter() == 0.4
+    assert not one.full
+    bucket.answer = (False, 2.0)
+    assert await one.enter() == -2.0
+    assert one.full
+    clock.now += SLOT_SECONDS_MAX
+    assert not one.full
+    bucket.answer = None
+    assert await one.enter() == 0
