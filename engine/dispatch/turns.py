@@ -1,4 +1,4 @@
-"""Who goes first among the sources that one process dispatches."""
+"""Who goes first among the sources that one process dispatches (ADR 0037, ADR 0051)."""
 
 from __future__ import annotations
 
