@@ -390,12 +390,6 @@ INLINE_RECIPIENTS_MAX: Final = 100
 CAMPAIGN_BODY_BYTES: Final = 8 << 20
 """50 000 users that are named one by one, with ids of 128 bytes and some escapes."""
 
-LETTER_REQUESTS: Final = 8
-"""Requests about dead letters under way in one process: each may look through some megabytes."""
-
-LETTER_REQUESTS_PER_TENANT: Final = 2
-"""Of one tenant; others find a place."""
-
 CAMPAIGN_BODIES: Final = 4
 """Requests that bring a campaign, or count an audience, under way in one process: each may hold one of the directory's
 connections for half a minute."""

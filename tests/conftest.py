@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 import uvloop
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.patience import patient
 from tests.support.servers import (
@@ -89,6 +90,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             marker = item.get_closest_marker("timeout")
             given = (*marker.args, marker.kwargs.get("timeout"))[0] if marker else None
             item.obj = _within(float(given or config.getini("timeout")) * ASYNC_SHARE, item.obj)
+
+
+class ByFile(LoadScopeScheduling):
+    """Hands a file to one process, which makes once what its tests share: a stack is nine processes, and takes 10 s of CPU.
+
+    Failure scenarios share nothing and take long: each of them goes to whichever process is free.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith("tests/failure/") else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Files in the order in which they were collected, with what takes long at the beginning."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def _seconds(item: pytest.Item) -> float:

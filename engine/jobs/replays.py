@@ -29,6 +29,7 @@ def replayed(job: Job, tries: int, now: datetime) -> Job:
         attempt=0,
         tries_before=tries + TRIES_SPARE,
         again=True,
+        put_backs=0,
         first_at=now,
         untried_at=None,
         tried_at=None,

@@ -23,9 +23,9 @@ from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import FORBIDDEN, INVALID_BODY, NOT_FOUND, UNAVAILABLE, Problem
-from gateway.limits import LETTER_REQUESTS, LETTER_REQUESTS_PER_TENANT
 
-PLACES: Final = Shares(LETTER_REQUESTS, LETTER_REQUESTS_PER_TENANT)
+PLACES: Final = Shares(8, 2)
+"""Requests under way in one process, and of one tenant: each may look through some megabytes."""
 
 AT_ONCE_MAX: Final = 250
 """Letters that one request acts on: at 25 a second it takes ten seconds, and answers before anybody gives it up."""

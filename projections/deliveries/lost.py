@@ -24,9 +24,6 @@ GRACE: Final = timedelta(hours=1)
 
 LOST: Final = "lost"
 
-DIGEST: Final = "digest/"
-"""What the ids of digests' jobs begin with: such a job stands for all its members."""
-
 
 class Open(NamedTuple):
     """A delivery that has not ended, as its row says.
@@ -79,9 +76,10 @@ def _zoned(text: str) -> datetime:
 
 def stands_for(job: Job, one: Open) -> bool:
     """Whether a job is the one of this delivery, whatever it is about to do."""
-    if job.id.startswith(DIGEST) and (not one.plan_when or one.plan_when.startswith("digest:")):
-        return True  # of one that was split, the rows of its targets have no plan
-    return job.id == one.id and (one.device == job.target or not one.device or not job.target)
+    if job.digest and one.plan_when == f"digest:{job.digest}":
+        return True  # it asks for its members when it is due
+    ids = job.members.ids if job.members is not None else (job.id,)
+    return one.id in ids and (one.device == job.target or not one.device or not job.target)
 
 
 def lost_among(rows: Iterable[Open], jobs: Iterable[Job]) -> list[Open]:

@@ -1,14 +1,13 @@
 """Every benchmark runs, on tiny numbers, and prints the figures it is there for as one JSON object."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ended
+
 SECONDS_MAX = 400
 
 pytestmark = pytest.mark.timeout(SECONDS_MAX + 30)
@@ -16,13 +15,7 @@ pytestmark = pytest.mark.timeout(SECONDS_MAX + 30)
 
 def run(*arguments: str) -> dict[str, Any]:
     """What one benchmark printed; its own children die with it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *arguments, "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-    )
+    done = ended(["bench", *arguments, "--quick"], timeout_seconds=SECONDS_MAX)
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = done.stdout.splitlines()
     found: dict[str, Any] = json.loads(line)

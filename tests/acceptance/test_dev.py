@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import fcntl
 import json
-import os
 import re
 import shlex
 import signal
@@ -31,20 +30,13 @@ from ops.dev.servers import NatsServer, Valkey
 from ops.exitcode import MISCONFIGURED
 from seamark.protocol.subjects import log_subject, partition_of
 from tests.support.chromium import Chromium, Page
+from tests.support.commands import seamark
 from tests.support.devstack import Stack
 from tests.support.documents import blocks
-from tests.support.forks import ROOT
 from tests.support.logs import all_records, connected, eventually
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(400)
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack that the test may hurt."""
-    with _running(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +48,29 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that several tests hurt and that has to get over it, each with a user of its own."""
+    """A stack that several tests hurt and end and that has to get over it, each with a user of its own."""
     with _running(tmp_path_factory.mktemp("battered")) as running:
         yield running
 
 
+@pytest.fixture(scope="module")
+def peculiar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack in a folder of another name, started from a shell in which settings of another one were left."""
+    folder = tmp_path_factory.mktemp("peculiar")
+    (folder / "settings.toml").write_text('jwt_issuer = "https://issuer"\npartitions = 8\n')
+    left = {
+        "SEAMARK_SETTINGS": str(folder / "settings.toml"),
+        "SEAMARK_HEALTH_PORT": "9100",
+        "SEAMARK_JWT_AUDIENCE": "audience",
+        "SEAMARK_POSTGRES_URL": "",
+    }
+    with _running(folder, data="data here", **left) as running:
+        yield running
+
+
 @contextmanager
-def _running(folder: Path) -> Iterator[Stack]:
-    stack = Stack(folder)
+def _running(folder: Path, data: str = ".seamark", **env: str) -> Iterator[Stack]:
+    stack = Stack(folder, data, **env)
     stack.start()
     yield stack
     if stack.process is not None and stack.process.poll() is None:
@@ -124,6 +131,11 @@ async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a
     assert "&lt;img src=x" in html
     assert await page.evaluate("window.hacked") is None
     assert await page.evaluate("document.querySelector('#to-inbox').href") == f"{described.gateway_url}/?user=alice"
+    await inbox.until("!!document.querySelector('#list details')")
+    await inbox.evaluate("document.querySelector('#list details').open = true")
+    for channel in ("push", "email", "sms"):
+        way = f"[...document.querySelectorAll('#list li[data-way={channel}][data-state=sent]')]"
+        await inbox.until(f"{way}.some((one) => one.textContent.includes('attempt 1'))")
     assert page.errors == []
 
 
@@ -145,13 +157,13 @@ async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_noth
 
 
 def test_a_crashed_server_is_restarted_on_its_data_and_that_is_said(battered: Stack) -> None:
-    battered.run("publish", "--to", "anna", "--id", "before")
+    battered.run("publish", "--to", "anna", "--id", "anna-before")
     for server in ("nats-server", "valkey", "postgres"):
         battered.child(server).kill()
         is_restarted(battered, server)
-    battered.run("publish", "--to", "anna", "--id", "after")
+    battered.run("publish", "--to", "anna", "--id", "anna-after")
     lines = battered.run("tail", "anna", "-n", "2", "--json").splitlines()
-    assert [json.loads(line)["record"]["id"] for line in lines] == ["before", "after"]
+    assert [json.loads(line)["record"]["id"] for line in lines] == ["anna-before", "anna-after"]
 
 
 def served(stack: Stack, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
@@ -183,30 +195,30 @@ def test_a_crashed_role_is_restarted_and_that_is_said(battered: Stack) -> None:
     for role in ("dispatcher", "gateway"):
         battered.child(role).kill()
         is_restarted(battered, role)
-    battered.run("publish", "--to", "berta", "--id", "after")
+    battered.run("publish", "--to", "berta", "--id", "berta-after")
     [line] = battered.run("tail", "berta", "-n", "1", "--json").splitlines()
-    assert json.loads(line)["record"]["id"] == "after"
+    assert json.loads(line)["record"]["id"] == "berta-after"
 
 
-def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(stack: Stack) -> None:
-    before = stack.describe()
-    assert served(stack, "DELETE", "/v1/users/carol")[0] == 202
-    stack.run("publish", "--to", "alice", "--id", "first")
-    cursor = json.loads(stack.run("tail", "alice", "-n", "1", "--json"))["cursor"]
-    family = stack.stop()
-    assert not (stack.folder / ".seamark/dev.json").exists()
+def test_ctrl_c_leaves_no_process_and_a_second_run_goes_on_with_the_same_data(battered: Stack) -> None:
+    before = battered.describe()
+    assert served(battered, "DELETE", "/v1/users/carol")[0] == 202
+    battered.run("publish", "--to", "frieda", "--id", "frieda-first")
+    cursor = json.loads(battered.run("tail", "frieda", "-n", "1", "--json"))["cursor"]
+    family = battered.stop()
+    assert not (battered.folder / ".seamark/dev.json").exists()
     assert len(family) >= 5
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
-    stack.start()
-    after = stack.describe()
+    battered.start()
+    after = battered.describe()
     assert (after.jwt_secret, after.api_key, after.nats_url) == (before.jwt_secret, before.api_key, before.nats_url)
-    assert [user["id"] for user in served(stack, "GET", "/v1/users")[1]["items"]] == ["alice", "bob"], (
+    assert [user["id"] for user in served(battered, "GET", "/v1/users")[1]["items"]] == ["alice", "bob"], (
         "carol stays away"
     )
-    stack.run("publish", "--to", "alice", "--id", "second")
-    frame = json.loads(stack.run("tail", "alice", "-n", "1", "--json", "--cursor", cursor))
-    assert (frame["record"]["id"], frame["prev"]) == ("second", int(cursor.split(".")[1]))
+    battered.run("publish", "--to", "frieda", "--id", "frieda-second")
+    frame = json.loads(battered.run("tail", "frieda", "-n", "1", "--json", "--cursor", cursor))
+    assert (frame["record"]["id"], frame["prev"]) == ("frieda-second", int(cursor.split(".")[1]))
 
 
 def test_keys_to_the_stack_are_readable_by_its_owner_only(shared: Stack) -> None:
@@ -219,37 +231,26 @@ def test_keys_to_the_stack_are_readable_by_its_owner_only(shared: Stack) -> None
 
 
 def test_a_second_stack_on_the_same_data_says_so(shared: Stack) -> None:
-    argv = [sys.executable, "-m", "ops", "dev"]
-    done = subprocess.run(argv, cwd=shared.folder, env=shared.env, capture_output=True, text=True, timeout=90)
+    done = seamark("dev", folder=shared.folder)
     assert done.returncode == MISCONFIGURED
     assert "a stack already runs" in done.stderr
 
 
 def test_without_a_stack_a_command_names_the_remedy(tmp_path: Path) -> None:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")}
-    argv = [sys.executable, "-m", "ops", "tail", "alice"]
-    done = subprocess.run(
-        argv, cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=90
-    )
+    done = seamark("tail", "alice", folder=tmp_path)
     assert done.returncode == MISCONFIGURED
     assert "make run" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_suggested_commands_find_a_stack_in_a_folder_of_another_name(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, data="data here")
-    stack.start()
-    try:
-        described = stack.describe()
-        with urllib.request.urlopen(f"{described.gateway_url}/dev/session", timeout=60) as answer:
-            of_the_page = json.load(answer)["command"] + " --to alice --data '{}'"
-        printed = re.findall(r"seamark ((?:publish|tail) .*)$", stack.output.read_text(), re.MULTILINE)
-        assert [words.split()[0] for words in printed] == ["publish", "tail"]
-        for command in (of_the_page.partition("seamark ")[2], printed[0], f"{printed[1]} -n 2 --json"):
-            output = stack.run(*shlex.split(command))
-        assert [json.loads(line)["record"]["data"] for line in output.splitlines()] == [{}, {"text": "hi"}]
-    finally:
-        stack.stop()
+def test_the_suggested_commands_find_a_stack_in_a_folder_of_another_name(peculiar: Stack) -> None:
+    with urllib.request.urlopen(f"{peculiar.describe().gateway_url}/dev/session", timeout=60) as answer:
+        of_the_page = json.load(answer)["command"] + " --to alice --data '{}'"
+    printed = re.findall(r"seamark ((?:publish|tail) .*)$", peculiar.output.read_text(), re.MULTILINE)
+    assert [words.split()[0] for words in printed] == ["publish", "tail"]
+    for command in (of_the_page.partition("seamark ")[2], printed[0], f"{printed[1]} -n 2 --json"):
+        output = peculiar.run(*shlex.split(command))
+    assert [json.loads(line)["record"]["data"] for line in output.splitlines()] == [{}, {"text": "hi"}]
 
 
 @pytest.mark.parametrize("as_files", [False, True], ids=["by value", "by file"])
@@ -284,47 +285,33 @@ def written(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     return {f"{name}_FILE": str(folder / name) for name in settings}
 
 
-def test_what_was_left_in_the_shell_does_not_stand_against_what_the_stack_prints(tmp_path: Path) -> None:
-    (tmp_path / "settings.toml").write_text('jwt_issuer = "https://issuer"\npartitions = 8\n')
-    left = {
-        "SEAMARK_SETTINGS": str(tmp_path / "settings.toml"),
-        "SEAMARK_HEALTH_PORT": "9100",
-        "SEAMARK_JWT_AUDIENCE": "audience",
-        "SEAMARK_POSTGRES_URL": "",
-    }
-    stack = Stack(tmp_path, **left)
-    stack.start()
-    try:
-        stack.run("publish", "--to", "alice", "--id", "first")
-        [line] = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
-        assert json.loads(line)["record"]["id"] == "first"
-        assert "restarting" not in stack.output.read_text()
-    finally:
-        stack.stop()
+def test_what_was_left_in_the_shell_does_not_stand_against_what_the_stack_prints(peculiar: Stack) -> None:
+    here = ["--folder", peculiar.data.name]
+    peculiar.run("publish", *here, "--to", "linda", "--id", "linda-first")
+    [line] = peculiar.run("tail", *here, "linda", "-n", "1", "--json").splitlines()
+    assert json.loads(line)["record"]["id"] == "linda-first"
+    assert "restarting" not in peculiar.output.read_text()
 
 
 def test_a_port_that_is_taken_starts_nothing_and_is_named(tmp_path: Path) -> None:
-    stack = Stack(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        stack.words = ["--port", str(taken.getsockname()[1])]
-        argv = [sys.executable, "-m", "ops", "dev", *stack.words]
-        done = subprocess.run(argv, cwd=tmp_path, env=stack.env, capture_output=True, text=True, timeout=90)
+        done = seamark("dev", "--port", str(taken.getsockname()[1]), folder=tmp_path)
     assert done.returncode == MISCONFIGURED
     assert "--port" in done.stderr
     assert not (tmp_path / ".seamark/nats").exists()
 
 
-def test_a_killed_stack_can_be_started_again_at_once_on_its_data(stack: Stack) -> None:
-    stack.run("publish", "--to", "alice", "--id", "before")
-    family = stack.children()
-    assert stack.process is not None
-    stack.process.kill()
-    stack.process.wait()
-    stack.start()
-    lines = stack.run("tail", "alice", "-n", "1", "--json").splitlines()
-    assert [json.loads(line)["record"]["id"] for line in lines] == ["before"]
+def test_a_killed_stack_can_be_started_again_at_once_on_its_data(battered: Stack) -> None:
+    battered.run("publish", "--to", "klara", "--id", "klara-before")
+    family = battered.children()
+    assert battered.process is not None
+    battered.process.kill()
+    battered.process.wait()
+    battered.start()
+    lines = battered.run("tail", "klara", "-n", "1", "--json").splitlines()
+    assert [json.loads(line)["record"]["id"] for line in lines] == ["klara-before"]
     wait_for(lambda: not any(runs(process) for process in family), said=lambda: family)
 
 
@@ -355,9 +342,8 @@ def making_its_database(folder: Path) -> tuple[Stack, list[psutil.Process]]:
     for attempt in range(10):
         (folder / f"{attempt}").mkdir()
         stack = Stack(folder / f"{attempt}")
-        with stack.output.open("wb") as output:
-            argv = [sys.executable, "-m", "ops", "dev", *stack.words]
-            stack.process = subprocess.Popen(argv, cwd=stack.folder, env=stack.env, stdout=output, stderr=output)
+        stack.spawn()
+        assert stack.process is not None
         said, found = stack.output.read_text, list[psutil.Process]()
         while not found and "applying topology" not in said():
             assert stack.process.poll() is None, said()

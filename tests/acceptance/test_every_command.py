@@ -23,6 +23,7 @@ from engine.topology.files import files_folder
 from ops.cli import app
 from ops.dev.child import free_port
 from ops.exitcode import MISCONFIGURED
+from tests.support.commands import started
 from tests.support.devstack import Stack
 from tests.support.logs import connected
 from tests.support.manual import FIRST_EVENT, Manual
@@ -85,13 +86,7 @@ def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
     }
     log = reader.stack.folder / f"second-{name}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ops", name],
-            cwd=reader.stack.folder,
-            env=reader.environment({**settings, **env}),
-            stdout=output,
-            stderr=output,
-        )
+        process = started(name, folder=reader.stack.folder, output=output, env=reader.environment({**settings, **env}))
     try:
         address = f"http://127.0.0.1:{health}"
         wait_for(lambda: process.poll() is not None or _status(f"{address}/readyz") == 200)

@@ -506,7 +506,8 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     queue = JobsQueue(world.broker)
     await queue.add([waits])
     await queue.schedule(held, now + 3 * hour)
-    await queue.schedule(job("digest/orders/x", user="u1", stage="digest"), now + hour)
+    key = f"orders/{(now - 2 * hour).isoformat()}"
+    await queue.schedule(job("digest/x", user="u1", stage="digest", digest=key), now + hour)
     retried = job("retried", user="u2")
     waiting = Waiting(2, now - hour, None, Outcome(kind="transient", code="503"))
     await world.journal.store(retried, receipts_of(retried, waiting, now - 2 * hour))

@@ -2,14 +2,14 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 
 from ops.cli.target import DevFile, read_dev_file
 from ops.dev.child import free_port
-from tests.support.commands import ENV, seamark
+from tests.support.commands import ENV, seamark, started
+from tests.support.forks import Fork
 from tests.support.waiting import wait_for
 
 READY_SECONDS_MAX = 120
@@ -26,27 +26,25 @@ class Stack:
         self.output = folder / "output.txt"
         self.settings = env
         self.env = ENV | env
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Fork | None = None
 
     def start(self) -> None:
-        dev_json = self.data / "dev.json"
-        dev_json.unlink(missing_ok=True)
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ops", "dev", *self.words],
-                cwd=self.folder,
-                env=self.env,
-                stdout=output,
-                stderr=output,
-            )
+        """Returns when it can be used."""
+        self.spawn()
         try:
-            self._wait_until_ready(dev_json)
+            self._wait_until_ready()
         except BaseException:
             self.close()
             raise
 
-    def _wait_until_ready(self, dev_json: Path) -> None:
-        process = self.process
+    def spawn(self) -> None:
+        """Returns at once."""
+        (self.data / "dev.json").unlink(missing_ok=True)
+        with self.output.open("wb") as output:
+            self.process = started("dev", *self.words, folder=self.folder, output=output, env=self.env)
+
+    def _wait_until_ready(self) -> None:
+        process, dev_json = self.process, self.data / "dev.json"
         assert process is not None
 
         def ready() -> bool:

@@ -28,9 +28,9 @@ from ops.dev.child import death_signal_setter
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = (
-    "aiohttp.web", "alembic.command", "asyncpg", "jwt", "msgspec", "nats.aio.client", "opentelemetry.propagate",
+    "aiohttp.web", "alembic.command", "asyncpg", "jinja2", "jwt", "msgspec", "nats.aio.client", "opentelemetry.propagate",
     "prometheus_client", "psutil", "redis.asyncio", "rich.progress", "rich.table", "sqlalchemy.ext.asyncio", "structlog",
-    "typer", "uvloop",
+    "typer._adapters", "uvloop",
 )  # fmt: skip
 NUMBER_BYTES: Final = 16
 """Room for a number in digits: the length of a request, a process id, an exit code."""

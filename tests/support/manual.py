@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import asyncpg
 
@@ -22,9 +22,9 @@ from engine.topology.files import files_folder
 from ops.cli.target import DevFile
 from ops.cli.token import sign
 from seamark import Publisher, connect
-from tests.support.commands import seamark
+from tests.support.commands import seamark, started
 from tests.support.devstack import Stack
-from tests.support.forks import ROOT
+from tests.support.forks import ROOT, Fork
 from tests.support.logs import connected
 from tests.support.waiting import wait_for
 
@@ -146,7 +146,10 @@ class Manual:
         if ends:
             done = self.tried(*words, env=env, text=text)
         else:
-            done = self.interrupted([sys.executable, "-m", "ops", *words], env=env)
+            folder, environment = self.stack.folder, self.environment(env)
+            done = self._interrupted(
+                words, lambda output: started(*words, folder=folder, output=output, env=environment), bool
+            )
         assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -175,19 +178,32 @@ class Manual:
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, until: Callable[[str], Any] = bool
     ) -> subprocess.CompletedProcess[str]:
         """Run it until what it prints satisfies `until`, then press Ctrl-C."""
+        environment = self.environment(env)
+
+        def run(output: IO[bytes]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                argv, cwd=self.stack.folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+        return self._interrupted(argv, run, until)
+
+    def _interrupted(
+        self,
+        argv: Sequence[str],
+        run: Callable[[IO[bytes]], subprocess.Popen[bytes] | Fork],
+        until: Callable[[str], Any],
+    ) -> subprocess.CompletedProcess[str]:
         log = self.stack.folder / f"output-{secrets.token_hex(4)}.txt"
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                argv, cwd=self.stack.folder, env=self.environment(env), stdout=output, stderr=subprocess.STDOUT
-            )
+            process = run(output)
         try:
             wait_for(lambda: process.poll() is not None or until(log.read_text()), seconds=WAIT_SECONDS)
             process.send_signal(signal.SIGINT)
-            process.wait(WAIT_SECONDS)
+            code = process.wait(WAIT_SECONDS)
         finally:
             process.kill()
             process.wait()
-        return subprocess.CompletedProcess(argv, process.returncode, log.read_text(), "")
+        return subprocess.CompletedProcess(argv, code, log.read_text(), "")
 
     def python(self, program: str) -> subprocess.CompletedProcess[str]:
         """Run a block of Python as the body of a coroutine, until it ends or has printed a line."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.broker.jetstream import Stored
-from engine.channels.channel import Job, Outcome
+from engine.channels.channel import Job, Members, Outcome
 from engine.jobs.claims import Done, Leased, replaces
 from engine.jobs.messages import schedule_of
 from engine.jobs.receipts import receipts_of
@@ -100,10 +100,14 @@ def test_a_job_stands_for_its_delivery_whatever_its_target_and_a_digest_for_all_
     assert lost_among(everything, []) == everything
     assert lost_among(everything, [JOB]) == [other, member]
     assert lost_among(everything, [msgspec.structs.replace(JOB, target="phone")]) == [tv, other, member]
-    digest = msgspec.structs.replace(JOB, id="digest/orders/2026-11-29T18:00:00+00:00", stage="digest")
+    digest = msgspec.structs.replace(JOB, id="digest/x", digest="orders/2026-11-29T18:00:00+00:00")
     assert lost_among(everything, [digest]) == [split, phone, tv, other]
+    assert lost_among([member], [msgspec.structs.replace(digest, digest="news/2026-11-29T18:00:00+00:00")]) == [member]
     part = opened(id="n3", device="phone", state="queued", plan_at=None, plan_when="")
-    assert lost_among([part], [digest]) == [], "it was split"
+    assert lost_among([part], [digest]) == [part]
+    settled = Members(ids=("n3",), rendered_at=NOW)
+    assert lost_among([part], [msgspec.structs.replace(digest, target="phone", members=settled)]) == []
+    assert lost_among([part], [msgspec.structs.replace(digest, target="tv", members=settled)]) == [part]
 
 
 def test_what_is_lost_ends_with_the_number_of_the_try_that_it_waited_for_and_can_be_replayed_from_its_record() -> None:
