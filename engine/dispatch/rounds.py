@@ -25,7 +25,7 @@ from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, Recipient
 from seamark.protocol.limits import RECORD_BYTES_MAX
 from seamark.protocol.records import NotificationTemplate
-from seamark.protocol.subjects import partition_of
+from seamark.protocol.subjects import partitions_of
 
 _log = structlog.get_logger("seamark.dispatcher")
 
@@ -241,11 +241,13 @@ def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Ent
     """The records of each partition, by event and then by recipient's token: the order marks count in."""
     entries: dict[Place, list[Entry | PutOff]] = {}
     for event in planned:
-        at = event.accepted.at
-        for recipient in event.accepted.recipients:
+        at, recipients = event.accepted.at, event.accepted.recipients
+        if len(recipients) == 1 and recipients[0].token == at.key_token:
             # A personal event's key is its user: the server has hashed these very tokens.
-            own = recipient.token == at.key_token
-            partition = at.partition if own else partition_of(at.tenant_token, recipient.token, partitions)
+            places = [at.partition]
+        else:
+            places = partitions_of(at.tenant_token, [recipient.token for recipient in recipients], partitions)
+        for recipient, partition in zip(recipients, places, strict=True):
             entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
     return entries
 
@@ -258,23 +260,28 @@ def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | P
 
 
 def batches(
-    entries: Sequence[Entry | PutOff], place: Place, last_seq: int, last_part: str | None = None
+    entries: Sequence[Entry | PutOff],
+    place: Place,
+    last_seq: int,
+    last_part: str | None = None,
+    most: Callable[[], int] = lambda: BATCH_MESSAGES_MAX,
 ) -> Iterator[Batch]:
     """Cut the entries of a place into atomic batches; bodies are built as each batch is due, not before.
 
     Each batch says the position it brings the place to: a part of a message when the cut falls inside it, the message
     when it falls behind it, `last_seq` and `last_part` for the last one. There is always a last one, be it without messages.
+    `most`: how many messages the batch that is built now may have.
     """
     messages: list[Outgoing] = []
-    size = 0
+    size, allowed = 0, most()
     for index, entry in enumerate(entries):
         message = entry.message(place)
         cost = len(message.payload) + len(message.headers) + _MESSAGE_OVERHEAD_BYTES
         before = entries[index - 1] if index else entry
         inside = before.seq == entry.seq
-        if messages and (len(messages) >= entry.most(inside) - 1 or size + cost > BATCH_BYTES_MAX):
+        if messages and (len(messages) >= min(entry.most(inside), allowed) - 1 or size + cost > BATCH_BYTES_MAX):
             yield Batch(messages, before.seq, before.part if inside else None)
-            messages, size = [], 0
+            messages, size, allowed = [], 0, most()
             message = entry.message(place)  # as it is now: it may be withheld since
         messages.append(message)
         size += cost

@@ -1,24 +1,32 @@
-"""Who goes first among the sources that one process dispatches."""
+"""Who goes first among the sources that one process dispatches (ADR 0037, ADR 0051)."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Final
 
 from engine.dispatch.source import EventSource
+from engine.limits import BATCH_MESSAGES_MAX, BESIDE_MESSAGES_MAX
 
 WAIT_SECONDS: Final = 0.05
 """How long a batch of what may wait waits for the others. It is a share of the process, too: while urgent events come without a
 pause, 20 batches a second of what may wait are still appended, so that no backlog stands still for ever."""
 
 
+LULL_SECONDS: Final = 0.5
+"""Urgent events are expected for so long after the last one."""
+
+
 class Turns:
     """Lets urgent sources go first.
 
-    What may wait is built and appended one batch of a source at a time, each when nothing urgent is under way. So however much
-    of it waits, an urgent event finds at most one such batch of each source before it, in this process and in the broker.
+    What may wait is built and appended one batch of a source at a time, each when nothing urgent is under way; a small one while
+    urgent events come. So however much of it waits, an urgent event finds at most one such batch of each source before it, in
+    this process and in the broker.
     """
 
     def __init__(self) -> None:
@@ -28,6 +36,12 @@ class Turns:
     def work(self, source: EventSource) -> AbstractContextManager[None]:
         """To be entered for as long as events of `source` are worked on."""
         return self._urgent if source.urgent else nullcontext()
+
+    def most(self, source: EventSource) -> int:
+        """How many messages the next batch of `source` may have."""
+        if source.urgent or self._urgent.over_for(LULL_SECONDS):
+            return BATCH_MESSAGES_MAX
+        return BESIDE_MESSAGES_MAX
 
     def turn(self, source: EventSource) -> AbstractAsyncContextManager[None]:
         """To be entered for each batch of `source`: waits until it is its turn."""
@@ -42,7 +56,12 @@ class _Urgent:
     def __init__(self) -> None:
         self.none = asyncio.Event()
         self.none.set()
+        self._ended_at = -math.inf
         self._number = 0
+
+    def over_for(self, seconds: float) -> bool:
+        """Whether none has been under way for so long."""
+        return not self._number and time.monotonic() >= self._ended_at + seconds
 
     def __enter__(self) -> None:
         self._number += 1
@@ -50,6 +69,7 @@ class _Urgent:
 
     def __exit__(self, *_: object) -> None:
         self._number -= 1
+        self._ended_at = time.monotonic()
         if not self._number:
             self.none.set()
 

@@ -336,7 +336,8 @@ class DispatchWorker:
     async def _append(self, place: Place, entries: Sequence[Entry | PutOff], end: End, look: Withholding) -> None:
         writer = await self._writer(place)
         missing, since = not_covered(entries, writer.mark), time.time_ns()
-        due, turn = batches(missing, place, *end), self._turns.turn(self._source)
+        due = batches(missing, place, *end, lambda: self._turns.most(self._source))
+        turn = self._turns.turn(self._source)
         while True:
             async with turn:
                 await look.look_if_old()

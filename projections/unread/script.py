@@ -26,10 +26,10 @@ local FOR_EVER = 9007199254740992
 
 -- {user, count, more, {category, count, ...}} at a moment; n: what is remembered, where that is known
 local function counted(user, n, now)
-  local s, c, x, d = base .. ':s:' .. user, base .. ':c:' .. user, base .. ':x:' .. user, base .. ':d:' .. user
-  n = n or redis.call('ZCARD', s)
-  local more = 0
+  n = n or redis.call('ZCARD', base .. ':s:' .. user)
+  local more, d = 0, base .. ':d:' .. user
   if redis.call('EXISTS', d) == 0 then return {user, n, more, {}} end
+  local c, x = base .. ':c:' .. user, base .. ':x:' .. user
   local m = redis.call('HGET', d, 'm')
   if m and tonumber(string.sub(m, string.find(m, ',', 1, true) + 1)) > now then more = 1 end
   local gone = redis.call('ZRANGEBYSCORE', x, '-inf', now)
@@ -63,7 +63,12 @@ if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return fals
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
 local remembered = tonumber(ARGV[9])
-local user, s, c, x, d, r, n, cats, knows, crowded
+local user, s, r, n, cats, knows, crowded
+
+-- another key of the user than `s` and `r`: most records need none
+local function key_of(kind)
+  return base .. kind .. user
+end
 
 -- `repeats.fingerprint`
 local function mark_of(id)
@@ -110,9 +115,14 @@ local function thin_out()
   end
 end
 
+local function count(category, change)
+  cats = cats or {}
+  cats[category] = (cats[category] or 0) + change
+end
+
 -- what is known of an id that no longer counts
 local function forget(id)
-  local field = 'i' .. id
+  local field, d = 'i' .. id, key_of(':d:')
   local details = call('HGET', d, field)
   if not details then return end
   call('HDEL', d, field)
@@ -121,9 +131,9 @@ local function forget(id)
     local parts = cmsgpack.unpack(category)
     category = parts[1]
     if parts[2] ~= '' then call('HDEL', d, 'k' .. parts[2]) end
-    if parts[3] < FOR_EVER then call('ZREM', x, id) end
+    if parts[3] < FOR_EVER then call('ZREM', key_of(':x:'), id) end
   end
-  if category ~= '' then cats[category] = (cats[category] or 0) - 1 end
+  if category ~= '' then count(category, -1) end
 end
 
 local function take_off(id)
@@ -141,6 +151,7 @@ end
 
 -- more than is remembered: what has expired by the record's own time goes first, then the oldest
 local function give_up(at)
+  local x, d = key_of(':x:'), key_of(':d:')
   for _, id in ipairs(call('ZRANGEBYSCORE', x, '-inf', at)) do remove(id) end
   local given_up_to
   local till = 0
@@ -190,6 +201,7 @@ local function add(at, seq, id, category, key, expires)
     call('ZADD', s, seq, id)
   end
   n = (n or call('ZCARD', s) - 1) + 1
+  local d = category and key_of(':d:')
   if key then
     if key ~= '' then
       local former = call('HGET', d, 'k' .. key)
@@ -198,18 +210,18 @@ local function add(at, seq, id, category, key, expires)
     end
     call('HSET', d, 'i' .. id, 'x' .. cmsgpack.pack({category, key, expires}))
     if expires < FOR_EVER then
-      call('ZADD', x, expires, id)
+      call('ZADD', key_of(':x:'), expires, id)
       call('ZADD', base .. ':due', 'LT', expires, user)
     end
   elseif category then
     call('HSET', d, 'i' .. id, 'c' .. category)
   end
-  if category and category ~= '' then cats[category] = (cats[category] or 0) + 1 end
+  if category and category ~= '' then count(category, 1) end
   if n > bound then give_up(at) end
 end
 
 local function clear(up_to)
-  local ids = call('ZRANGEBYSCORE', s, '-inf', up_to)
+  local ids, d = call('ZRANGEBYSCORE', s, '-inf', up_to), key_of(':d:')
   local m = call('HGET', d, 'm')
   if m and up_to >= tonumber(string.sub(m, 1, string.find(m, ',', 1, true) - 1)) then
     call('HDEL', d, 'm')
@@ -220,9 +232,9 @@ local function clear(up_to)
   for i = 1, #newest, 2 do remember(mark_of(newest[i]), newest[i + 1]) end
   n = n or call('ZCARD', s)
   if #ids == n then
-    call('UNLINK', s, c, x, d)
+    call('UNLINK', s, key_of(':c:'), key_of(':x:'), d)
     if m then call('HSET', d, 'm', m) end
-    n, cats = 0, {}
+    n, cats = 0, nil
     return
   end
   call('ZREMRANGEBYSCORE', s, '-inf', up_to)
@@ -238,18 +250,22 @@ local out = {}
 local at = 1
 while values[at] do
   user = values[at]
-  s, c, x, d = base .. ':s:' .. user, base .. ':c:' .. user, base .. ':x:' .. user, base .. ':d:' .. user
-  r, n, cats, knows, crowded = base .. ':r:' .. user, nil, {}, nil, false
+  s, r, n, cats, knows, crowded = base .. ':s:' .. user, base .. ':r:' .. user, nil, nil, nil, false
   local last = at + 1 + values[at + 1]
   at = at + 2
   while at <= last do
     local what = values[at]
-    doing[what](unpack(values, at + 1, at + takes[what]))
-    at = at + 1 + takes[what]
+    if what == 1 then -- by far the most
+      add(values[at + 1], values[at + 2], values[at + 3])
+      at = at + 4
+    else
+      doing[what](unpack(values, at + 1, at + takes[what]))
+      at = at + 1 + takes[what]
+    end
   end
   if crowded then thin_out() end
-  for category, change in pairs(cats) do
-    if change ~= 0 and call('HINCRBY', c, category, change) == 0 then call('HDEL', c, category) end
+  for category, change in pairs(cats or {}) do
+    if change ~= 0 and call('HINCRBY', key_of(':c:'), category, change) == 0 then call('HDEL', key_of(':c:'), category) end
   end
   if now > 0 then out[#out + 1] = counted(user, n, now) end
 end

@@ -47,6 +47,7 @@ _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 _EMPTY = msgspec.Raw(b"{}")
+_NO_USERS = (subjects.TOPIC, "segment:")
 
 
 class Event(msgspec.Struct, kw_only=True):
@@ -225,22 +226,20 @@ def _recipients(event: Event) -> list[Recipient]:
         raise InvalidEvent("to", "`to` names nobody: give at least one user")
     if len(event.to) > RECIPIENTS_MAX:
         raise InvalidEvent("to", f"`to` names {len(event.to)} users, at most {RECIPIENTS_MAX} are allowed in one event")
-    if len(event.to) == 1:
-        return [_recipient(event.to[0])]
-    found = {recipient.token: recipient for recipient in map(_recipient, event.to)}
-    if len(bytes(event.data)) * len(found) > FANOUT_BYTES_MAX:
-        raise InvalidEvent("to", f"`to` times `data` is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
-    return [found[token] for token in sorted(found)]
-
-
-def _recipient(user: str) -> Recipient:
-    if user.startswith((subjects.TOPIC, "segment:")):
-        said = f"`to` may name users only, not {user[:80]!r}"
-        raise InvalidEvent("to", f"{said}: a topic is named in `POST /v1/events`, or start a campaign")
+    for user in event.to:
+        if user.startswith(_NO_USERS):
+            said = f"`to` may name users only, not {user[:80]!r}"
+            raise InvalidEvent("to", f"{said}: a topic is named in `POST /v1/events`, or start a campaign")
     try:
-        return Recipient(subjects.encode_token(user), user)
+        if len(event.to) == 1:
+            return [Recipient(subjects.encode_token(event.to[0]), event.to[0])]
+        tokens = subjects.encode_tokens(event.to)
     except InvalidToken as error:
         raise InvalidEvent("to", f"`to` holds an impossible user: {error}") from error
+    found = dict(zip(tokens, event.to, strict=True))
+    if len(bytes(event.data)) * len(found) > FANOUT_BYTES_MAX:
+        raise InvalidEvent("to", f"`to` times `data` is above {FANOUT_BYTES_MAX >> 20} MiB: split the audience")
+    return [Recipient(token, found[token]) for token in sorted(found)]
 
 
 def is_event_id(text: str) -> bool:

@@ -125,6 +125,14 @@ def test_small_events_fill_the_largest_batch_and_a_large_one_is_cut_so_that_its_
     assert sizes == [limits.BATCH_MESSAGES_MAX - 1, 1200 - 999]
 
 
+def test_how_large_a_batch_may_be_is_asked_when_it_is_built() -> None:
+    large, most = planned(event(1, [f"user-{i}" for i in range(600)])), 10
+    due = batches(fan_out([large], 1)[0], 0, 1, most=lambda: most)
+    sizes = [len(next(due).messages), len(next(due).messages)]
+    most = limits.BATCH_MESSAGES_MAX
+    assert [*sizes, *(len(batch.messages) for batch in due)] == [9, 9, 249, 249, 84]
+
+
 def test_an_audience_at_its_limit_is_cut_into_full_batches() -> None:
     one = planned(event(7, [f"user-{i}" for i in range(protocol_limits.RECIPIENTS_MAX)], {"text": "hi"}))
     for partition, entries in fan_out([one], PARTITIONS).items():

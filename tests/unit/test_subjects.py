@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seamark.protocol import subjects
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.limits import EVENT_TYPE_BYTES_MAX, TOKEN_BYTES_MAX
-from seamark.protocol.subjects import decode_token, encode_token, partition_of
+from seamark.protocol.subjects import decode_token, encode_token, encode_tokens, partition_of, partitions_of
 
 # A character takes at most four bytes, each written in three: ten always fit.
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
@@ -30,6 +30,28 @@ def test_a_token_holds_nothing_that_means_something_in_a_subject(name: str) -> N
 @given(NAMES, NAMES)
 def test_two_names_never_share_a_token(one: str, other: str) -> None:
     assert (encode_token(one) == encode_token(other)) == (one == other)
+
+
+@given(st.lists(NAMES | st.sampled_from(["", "a\n", "\n", "x=3A", "ann@example.com", "u" * 129]), max_size=8))
+def test_many_names_have_the_tokens_that_each_has_alone(names: list[str]) -> None:
+    try:
+        alone = [encode_token(name) for name in names]
+    except InvalidToken as refused:
+        with pytest.raises(InvalidToken, match=re.escape(str(refused))):
+            encode_tokens(names)
+    else:
+        assert encode_tokens(names) == alone
+
+
+@given(NAMES, st.lists(NAMES, max_size=12), st.sampled_from([1, 4, 16, 64]), st.integers(1, 4))
+def test_many_users_are_in_the_partitions_that_each_is_in_alone(
+    tenant: str, users: list[str], partitions: int, lanes: int
+) -> None:
+    token, tokens = encode_token(tenant), [encode_token(user) for user in users]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subjects, "_LANES", lanes)  # few users are cut into several lots, too
+        found = partitions_of(token, tokens, partitions)
+    assert found == [partition_of(token, one, partitions) for one in tokens]
 
 
 @given(st.text(st.sampled_from("aZ9_-=0123456789ABCDEFabcdef.é* >"), max_size=16) | st.text(max_size=16))

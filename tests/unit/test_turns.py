@@ -7,6 +7,7 @@ import pytest
 from engine.dispatch import turns as module
 from engine.dispatch.source import BULK, EVENTS, LATER
 from engine.dispatch.turns import Turns
+from engine.limits import BATCH_MESSAGES_MAX, BESIDE_MESSAGES_MAX
 
 
 async def test_due_events_and_bulk_wait_for_urgent_ones_and_not_for_each_other() -> None:
@@ -57,6 +58,21 @@ async def test_one_batch_of_what_may_wait_is_under_way_at_a_time_and_urgent_ones
     async with asyncio.timeout(30):
         await asyncio.gather(*(batch() for _ in range(10)))
     assert most == 1
+
+
+async def test_batches_of_what_may_wait_are_small_while_urgent_events_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LULL_SECONDS", 60)
+    turns = Turns()
+    assert turns.most(BULK) == BATCH_MESSAGES_MAX
+    with turns.work(EVENTS):
+        assert (turns.most(BULK), turns.most(LATER), turns.most(EVENTS)) == (
+            BESIDE_MESSAGES_MAX,
+            BESIDE_MESSAGES_MAX,
+            BATCH_MESSAGES_MAX,
+        )
+    assert turns.most(BULK) == BESIDE_MESSAGES_MAX  # the next one is expected
+    monkeypatch.setattr(module, "LULL_SECONDS", 0)
+    assert turns.most(BULK) == BATCH_MESSAGES_MAX
 
 
 async def test_a_turn_that_is_cancelled_while_it_waits_keeps_nobody_from_the_next(
