@@ -12,7 +12,8 @@ import uvloop
 
 from bench.processes import commands, say
 from ops.dev.providers.acceptlog import AcceptLog
-from ops.dev.providers.push import PushProviders
+from ops.dev.providers.certificates import write_certificate
+from ops.dev.providers.push import AUTHORITY, AUTHORITY_KEY, PushProviders
 from ops.dev.providers.sms import TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
 
@@ -27,6 +28,8 @@ def toml(value: Any) -> str:
 
 
 async def _main(folder: Path) -> None:
+    folder.mkdir()
+    write_certificate(folder / AUTHORITY, folder / AUTHORITY_KEY)
     async with contextlib.AsyncExitStack() as running:
         push = await running.enter_async_context(PushProviders(folder))
         mail = await running.enter_async_context(SmtpSimulator())

@@ -116,6 +116,11 @@ ours; it goes on)."""
 gateway_state_records = Counter("seamark_gateway_state_records", "Read and archive records, by fate", ("fate",))
 """fate: stored, failed, refused_user and refused_tenant (the allowance is used up), refused_waiting."""
 
+gateway_reports = Counter(
+    "seamark_gateway_reports", "What providers have posted, by provider and what it says", ("provider", "says")
+)
+"""says: sent, delivered, failed; unmatched (of no message that we know); stop, start, help, answered (by a text)."""
+
 gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
 """outcome: accepted, duplicate, invalid, refused, throttled, unavailable, unanswered."""
 

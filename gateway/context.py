@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +13,7 @@ from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.cancels import Cancels
 from engine.channels.email.unsubscribe import Tokens
+from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -32,6 +34,7 @@ from gateway.log.partition import Partition
 from gateway.options import Times
 from gateway.presence.gateways import Gateways
 from gateway.presence.limits import QUESTIONS_PER_MINUTE
+from gateway.providers.sources import Source
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
@@ -73,6 +76,8 @@ class Context:
     proxies: Proxies = field(default_factory=Proxies)
     cancels: Cancels | None = None
     unsubscribing: Tokens | None = None
+    references: References | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
     broadcast_rate: Buckets = field(default_factory=lambda: Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST))
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)

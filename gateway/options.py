@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
 
 from engine.broker.jetstream import NatsSettings
+from engine.channels.exchange import open_http
 from gateway.limits import (
     HELLO_SECONDS,
     PING_SECONDS,
@@ -13,6 +18,13 @@ from gateway.limits import (
     SESSIONS_PER_USER,
     STATE_SHARE_PERCENT,
 )
+
+PROVIDER_CONNECTIONS: Final = 4
+"""To Amazon, for a certificate a year."""
+
+
+def _provider_http() -> aiohttp.ClientSession:
+    return open_http(connections_max=PROVIDER_CONNECTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +58,10 @@ class GatewayOptions:
         sessions_at_most: bound of all sessions in this process.
         handshakes_per_minute: bound for one address; 0: none.
         trusted_proxies: networks of proxies that are believed when they name the client's address.
-        unsubscribe_secrets: of the links in mails, the newest first; none: no link is served.
+        unsubscribe_secrets: of the links in mails and of what providers report about, the newest first; none: no link is served,
+            and no report finds its notification.
+        providers: the file whose table `callbacks` says who posts reports; None: nobody does.
+        provider_http: makes what certificates are fetched by.
         tenant_state_percent: how much of each log a tenant's users may fill with read and archive records.
         trace_url: where a trace can be looked at, with `{trace_id}` in it; None: proofs have no link.
         times: deadlines of a session.
@@ -72,6 +87,8 @@ class GatewayOptions:
     handshakes_per_minute: int = 0
     trusted_proxies: tuple[str, ...] = ()
     unsubscribe_secrets: tuple[str, ...] = ()
+    providers: str | None = None
+    provider_http: Callable[[], aiohttp.ClientSession] = _provider_http
     tenant_state_percent: float = STATE_SHARE_PERCENT
     trace_url: str | None = None
     times: Times = Times()

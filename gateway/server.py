@@ -18,6 +18,7 @@ from engine.broker.jetstream import Broker, StreamState, connect
 from engine.buckets import Buckets
 from engine.cancels import Cancels, watching
 from engine.channels.email.unsubscribe import Tokens
+from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -63,6 +64,8 @@ from gateway.log.partition import Partition
 from gateway.obeying import obey
 from gateway.options import GatewayOptions
 from gateway.presence.gateways import Gateways
+from gateway.providers.certificates import Certificates
+from gateway.providers.settings import read_sources
 from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
@@ -157,9 +160,10 @@ def _keys(options: GatewayOptions) -> Keys:
     raise InvalidSetting("set exactly one of SEAMARK_JWT_SECRET (development) and SEAMARK_JWKS_URL")
 
 
-def _unsubscribing(options: GatewayOptions) -> Tokens | None:
+def _tokens(options: GatewayOptions) -> tuple[Tokens, References] | tuple[None, None]:
+    secrets = options.unsubscribe_secrets
     try:
-        return Tokens(options.unsubscribe_secrets) if options.unsubscribe_secrets else None
+        return (Tokens(secrets), References(secrets)) if secrets else (None, None)
     except ValueError as error:
         raise InvalidSetting(f"SEAMARK_UNSUBSCRIBE_SECRETS: {error}") from error
 
@@ -223,7 +227,10 @@ async def _context(
     origins, proxies = _trusted(options)
     logs = await _logs(broker, options.partitions)
     await report_start(broker, "dev" if options.dev else "production")
+    links, references = _tokens(options)
     async with AsyncExitStack() as held:
+        certificates = Certificates(options.provider_http())
+        held.push_async_callback(certificates.close)
         stores = await _stores(options, broker, len(logs), held)
         live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
         sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
@@ -254,7 +261,9 @@ async def _context(
             proxies=proxies,
             cancels=cancels,
             trace_url=options.trace_url,
-            unsubscribing=_unsubscribing(options),
+            unsubscribing=links,
+            references=references,
+            sources=read_sources(options.providers, certificates),
         )
         async with _working(context, live, options):
             yield context

@@ -164,8 +164,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         A slash within a part is escaped: else one tenant could take a key of another, or an id one of another notification.
         """
-        parts = (self.tenant, self.id, self.user, self.channel, self.target)
-        return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+        return key_of(self.tenant, self.id, self.user, self.channel, self.target)
 
     @property
     def claim_key(self) -> str:
@@ -178,6 +177,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.members is None:
             return self.key
         return f"{self.key}/{hashlib.sha256(msgspec.json.encode(self.members.ids)).hexdigest()[:16]}"
+
+
+def key_of(*parts: str) -> str:
+    """The key of a job, of its parts: see `Job.key`."""
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from engine.channels.channel import Job
+from engine.channels.channel import Job, key_of
 from engine.channels.sealed import Sealer
 
 NAME: Final = "seamark"
@@ -39,6 +39,11 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     target: str
     attempt: int
     category: str
+
+    @property
+    def key(self) -> str:
+        """The key of the job."""
+        return key_of(self.tenant, self.id, self.user, self.channel, self.target)
 
 
 class References(Sealer[Reference]):

@@ -70,7 +70,7 @@ async def suppress_for(
     if not may_suppress(outcome):
         return False
     async with changing_suppressions(directory, tenant, [(channel, address)], seconds) as connection:
-        if not await _is_first(connection, f"{tenant}\n{report}"):
+        if not await _is_first(connection, tenant, report):
             return False
         before: Sequence[datetime] = ()
         if outcome.soft_bounce:
@@ -85,34 +85,51 @@ async def suppress_for(
 
 
 async def free_number(
-    directory: Directory, tenant: str, number: str, *, before: datetime, report: str, seconds: float = CHANGE_SECONDS
+    directory: Directory,
+    tenant: str,
+    number: str,
+    *,
+    before: datetime | None,
+    report: str,
+    seconds: float = CHANGE_SECONDS,
 ) -> bool:
     """Lift the legal opt-outs of a phone number, as its owner has asked for texts again; whether there was one.
 
     Args:
-        before: when he asked. What was suppressed since then stays: of STOP and START the later one holds.
+        before: when he asked, where that is known. What was suppressed since then stays: of STOP and START the later one holds.
         report: the id of his message.
 
     Raises:
         StoreUnavailable: no answer in time; the outcome may be unknown.
     """
     async with changing_suppressions(directory, tenant, [("sms", number)], seconds) as connection:
-        if not await _is_first(connection, f"{tenant}\n{report}"):
+        if not await _is_first(connection, tenant, report):
             return False
         found = [
             one
             for one in await find_suppressions(connection, tenant, {"sms": number})
-            if one.reason == OPTED_OUT and one.created_at <= before
+            if one.reason == OPTED_OUT and (before is None or one.created_at <= before)
         ]
         for one in found:
             await lift_suppression(connection, tenant, one.id)
         return bool(found)
 
 
-async def _is_first(connection: Connection, report: str) -> bool:
+async def acted_on(connection: Connection, reports: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of these reports, each with its tenant, that need not be looked at again."""
+    named = {_name(*one): one for one in reports}
+    rows = await connection.fetch("SELECT id FROM provider_reports WHERE id = ANY($1)", list(named))
+    return {named[row["id"]] for row in rows}
+
+
+def _name(tenant: str, report: str) -> bytes:
+    return hashlib.sha256(f"{tenant}\n{report}".encode("utf-8", "replace")).digest()
+
+
+async def _is_first(connection: Connection, tenant: str, report: str) -> bool:
     """Whether this report was not acted on before; afterwards it was, if the transaction commits."""
     await connection.execute(_PURGE_REPORTS, REPORTS_KEPT, PURGED_AT_ONCE)
-    return await connection.fetchval(_FIRST, hashlib.sha256(report.encode()).digest()) is not None
+    return await connection.fetchval(_FIRST, _name(tenant, report)) is not None
 
 
 async def _soft_bounces(

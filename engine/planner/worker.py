@@ -266,7 +266,7 @@ class PlanWorker:
                 return
             except ApiError as error:
                 if is_final(error):
-                    _log.exception("jobs_refused", stream=self._marked.source, seq=one.seq, code=error.err_code)
+                    _log.error("jobs_refused", stream=self._marked.source, seq=one.seq, code=error.err_code)
                     break
             if first == len(messages) - 1:
                 await asyncio.sleep(PAUSE_SECONDS_MAX)

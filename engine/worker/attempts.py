@@ -1,10 +1,12 @@
-"""What is told of each try beside its receipt: figures, a line in the log where somebody has to look, and its span."""
+"""A try: its deadline, and what is told of it beside its receipt: figures, lines in the log for somebody to look at, a span."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -16,8 +18,29 @@ from engine.traces.spans import Spans, failed
 
 _log = structlog.get_logger("seamark.worker")
 
+OVERTIME_SECONDS: Final = 2.0
+"""How long after its deadline a send is still waited for: one that ends by itself says more than that it was given up."""
+
 _GOOD: Final = frozenset({"ok", "target_invalid", "opted_out", "expired"})
 """Outcomes that are no error of ours or of the provider's."""
+
+
+async def in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float) -> Outcome:
+    """What a send has come to. One that does not keep its deadline is not waited for: its job would be held for ever.
+
+    It should not happen, and did: below Python 3.12 `asyncio.wait_for`, which libraries use, may lose the cancellation by which
+    deadlines end what they wait for.
+    """
+    task = asyncio.create_task(sending, name="send")
+    try:
+        await asyncio.wait({task}, timeout=deadline_seconds + OVERTIME_SECONDS)
+    finally:
+        if not task.done():
+            task.cancel()
+    if task.done():
+        return task.result()
+    _log.error("send_beyond_deadline", seconds=deadline_seconds)
+    return Outcome(kind="ambiguous", code="overtime")
 
 
 def tell(job: Job, outcome: Outcome, seconds: float) -> None:

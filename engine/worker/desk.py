@@ -6,10 +6,9 @@ now. So preferences, suppressions, controls, cancels and expiry hold for whateve
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -53,9 +52,6 @@ with many jobs does not have all of them written anew each second."""
 
 WAIT_SECONDS_MAX: Final = 15.0
 """How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
-
-OVERTIME_SECONDS: Final = 2.0
-"""How long after its deadline a send is still waited for: one that ends by itself says more than that it was given up."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -266,10 +262,9 @@ class Desk:
                 waits.append(HELD_SECONDS)
                 continue
             gate = self._gates.of(provider, aim.target.key)
-            seconds = await gate.enter()
+            seconds = await gate.slot()
             if seconds >= 0:
                 aim.chosen = provider
-                await asyncio.sleep(seconds)
                 # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
                 return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
@@ -292,7 +287,7 @@ class Desk:
 
     async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
         target, began, at = _aim(send).target, time.monotonic(), datetime.now(UTC)
-        outcome = await _in_time(
+        outcome = await attempts.in_time(
             provider.channel.send(
                 send.rendered, target.of_channel, key=job.message_key, deadline_seconds=deadline_seconds
             ),
@@ -326,24 +321,6 @@ class Desk:
         """How much longer than usual a retry after this outcome waits."""
         found = [one for one in self._providers() if one.name == outcome.provider]
         return self._gates.of(found[0]).slower() if found else 1.0
-
-
-async def _in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float) -> Outcome:
-    """What a send has come to. One that does not keep its deadline is not waited for: its job would be held for ever.
-
-    It should not happen, and did: below Python 3.12 `asyncio.wait_for`, which libraries use, may lose the cancellation by which
-    deadlines end what they wait for.
-    """
-    task = asyncio.create_task(sending, name="send")
-    try:
-        await asyncio.wait({task}, timeout=deadline_seconds + OVERTIME_SECONDS)
-    finally:
-        if not task.done():
-            task.cancel()
-    if task.done():
-        return task.result()
-    _log.error("send_beyond_deadline", seconds=deadline_seconds)
-    return Outcome(kind="ambiguous", code="overtime")
 
 
 def _aim(send: Send) -> Aim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
@@ -19,6 +20,12 @@ _log = structlog.get_logger("seamark.worker")
 SLOT_SECONDS_MAX: Final = 3.0
 """So long a job waits for its slot within the worker; one that is further away is handed back. All that a worker has under way
 gets one within that time where the limit is 20 a second for each worker; and what is critical waits no longer behind it."""
+
+LATE_SECONDS: Final = 0.1
+"""How late a slot may be used: over ten seconds that adds a hundredth to what a provider's limit allows."""
+
+SLOTS_MAX: Final = 3
+"""So many slots a job takes and misses before it is put back: its worker has no time for it."""
 
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
@@ -79,6 +86,22 @@ class Gate:
             return -self.wait_seconds()
         self._changed(self.breaker.begun(self._clock()))
         return seconds
+
+    async def slot(self) -> float:
+        """Take a slot and wait for it: 0 when it has come; less than 0: there is none, as `enter` says.
+
+        Slots that are used late come together with those of others: a process that stood still would send all of its own at once.
+        Who is late takes another one.
+        """
+        for _ in range(SLOTS_MAX):
+            seconds = await self.enter()
+            if seconds <= 0:
+                return seconds
+            due = self._clock() + seconds
+            await asyncio.sleep(seconds)
+            if self._clock() - due <= LATE_SECONDS:
+                return 0.0
+        return -LATE_SECONDS
 
     def slower(self) -> float:
         """How much longer than usual a retry waits that is scheduled now."""

@@ -114,7 +114,7 @@ class Acted(msgspec.Struct):
 async def list_letters(call: Call[Service | Operator, LettersQuery, None]) -> LettersPage:
     """The dead letters of the tenant. They say what they are about; what people were to be told is in each letter only."""
     query = call.query
-    found, next_ = await _page(call.context, _wanted(call.principal, query), query, query.limit)
+    found, next_ = await letters_page(call.context, _wanted(call.principal, query), query, query.limit)
     return LettersPage([one.letter for one in found], next_)
 
 
@@ -122,7 +122,7 @@ async def list_letters(call: Call[Service | Operator, LettersQuery, None]) -> Le
 async def group_letters(call: Call[Service | Operator, LettersQuery, None]) -> GroupsPage:
     """How many letters have the same class and code. `limit` does not matter here: some thousand are looked at."""
     query = call.query
-    found, next_ = await _page(call.context, _wanted(call.principal, query), query, _GROUPED_MAX)
+    found, next_ = await letters_page(call.context, _wanted(call.principal, query), query, _GROUPED_MAX)
     return GroupsPage(grouped(one.letter for one in found), next_)
 
 
@@ -171,13 +171,24 @@ async def _act(call: Call[Service, None, Chosen], act: Callable[[Found], Awaitab
         else:
             query = LettersQuery(cursor=body.cursor)
             wanted = _filter(tenant, body)
-            chosen, next_ = await _page(context, wanted, query, body.limit)
-        async with aclosing(paced(_each(chosen), body.per_second)) as letters:
-            async for one in letters:
-                fates[await act(one)] += 1
+            chosen, next_ = await letters_page(context, wanted, query, body.limit)
+        fates += await acted(chosen, body.per_second, act)
     except BrokerError as error:
-        raise _away(error) from error
-    return Acted({fate: count for fate, count in fates.items() if count}, next_)
+        raise letters_away(error) from error
+    return Acted(dict(fates), next_)
+
+
+async def acted(chosen: list[Found], per_second: float, act: Callable[[Found], Awaitable[Fate]]) -> Counter[Fate]:
+    """Act on letters, no faster than so many a second; how many have come to what.
+
+    Raises:
+        BrokerError, StoreUnavailable: not all is done.
+    """
+    fates: Counter[Fate] = Counter()
+    async with aclosing(paced(_each(chosen), per_second)) as letters:
+        async for one in letters:
+            fates[await act(one)] += 1
+    return fates
 
 
 def _check_said(body: Chosen) -> None:
@@ -235,10 +246,12 @@ async def _of(context: Context, seq: int, tenant: str | None) -> Found | None:
     try:
         return await letter_at(context.broker, seq, tenant)
     except BrokerError as error:
-        raise _away(error) from error
+        raise letters_away(error) from error
 
 
-async def _page(context: Context, wanted: Filter, query: PageQuery, limit: int) -> tuple[list[Found], str | None]:
+async def letters_page(
+    context: Context, wanted: Filter, query: PageQuery, limit: int
+) -> tuple[list[Found], str | None]:
     """Letters from the cursor on. A cursor also says until when: what is written later would never let the pages end."""
     begin, until = 0, wanted.until or datetime.now(UTC)
     if query.cursor is not None:
@@ -250,9 +263,9 @@ async def _page(context: Context, wanted: Filter, query: PageQuery, limit: int) 
     try:
         found, next_ = await page_of_letters(context.broker, msgspec.structs.replace(wanted, until=until), begin, limit)
     except BrokerError as error:
-        raise _away(error) from error
+        raise letters_away(error) from error
     return found, None if next_ is None else cursor_after((str(next_), until.isoformat()))
 
 
-def _away(error: BrokerError) -> Problem:
+def letters_away(error: BrokerError) -> Problem:
     return Problem(UNAVAILABLE, "DEAD-LETTERS does not answer: try again later", error=type(error).__name__)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.api.acks import acknowledge
+from gateway.api.callbacks import take_callback
 from gateway.api.campaigns import (
     campaign_channels,
     campaign_page,
@@ -25,6 +26,7 @@ from gateway.api.events import publish_event, publish_events
 from gateway.api.explain import explain_event
 from gateway.api.inbox import inbox_page, mark_archived, mark_read
 from gateway.api.now import broadcast
+from gateway.api.preference_page import choose, preference_page
 from gateway.api.preferences import (
     own_preferences,
     patch_own_preferences,
@@ -42,6 +44,7 @@ from gateway.api.push_tokens import (
 )
 from gateway.api.sessions import end_session, end_sessions, list_sessions
 from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
+from gateway.api.template_preview import preview_template
 from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
 from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
 from gateway.api.topics import add_members, delete_topic, get_topic, member_page, remove_members, topic_page
@@ -49,6 +52,7 @@ from gateway.api.transactions import cancel_transaction
 from gateway.api.types import get_type, list_types, remove_type, replace_type
 from gateway.api.unsubscribe import unsubscribe, unsubscribe_page
 from gateway.api.users import delete_user, get_user, patch_user, put_user, user_page
+from gateway.api.webhook_replay import replay_webhook
 from gateway.api.webhooks import (
     get_webhook,
     list_webhooks,
@@ -102,12 +106,16 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     replace_template,
     activate,
     remove_template,
+    preview_template,
     suppress,
     list_suppressions,
     search_suppressions,
     lift,
     unsubscribe_page,
     unsubscribe,
+    preference_page,
+    choose,
+    take_callback,
     make_webhook,
     list_webhooks,
     get_webhook,
@@ -115,6 +123,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     remove_webhook,
     rotate_webhook_secret,
     retire_webhook_secret,
+    replay_webhook,
     get_defaults,
     replace_defaults,
     remove_defaults,

@@ -18,6 +18,7 @@ from engine.directory.users import find_user
 from engine.plan.profile import OPTED_OUT, SCOPE_ALL
 from gateway.access.shares import Shares
 from gateway.api.directory import directory_of, reading
+from gateway.api.public_page import public_page
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import NOT_FOUND, UNAVAILABLE, Problem
@@ -28,20 +29,12 @@ PLACES: Final = Shares(16, 16)
 
 SOURCE: Final = "unsubscribe link"
 
-_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="robots" content="noindex"><title>Unsubscribe</title></head><body>{content}</body></html>
-"""
 _ASK: Final = """<h1>Unsubscribe</h1><p>You will get no more e-mails of this kind{kind}.</p>
-<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click"><button>Unsubscribe</button></form>"""
-_DONE: Final = "<h1>Unsubscribed</h1><p>You get no more e-mails of this kind{kind}.</p>"
-
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",  # the token stands in the address
-    "X-Content-Type-Options": "nosniff",
-}
+<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click"><button>Unsubscribe</button></form>
+<p class="soft"><a href="{token}/preferences">Choose what you get</a> instead</p>"""
+_DONE: Final = """<h1>Unsubscribed</h1><p>You get no more e-mails of this kind{kind}.</p>
+<p class="soft"><a href="{token}/preferences">Choose what you get</a></p>"""
+"""The link is relative to `/u/`. Tokens need no escape."""
 
 
 class LinkQuery(msgspec.Struct, frozen=True):
@@ -53,7 +46,7 @@ class LinkQuery(msgspec.Struct, frozen=True):
 @Endpoint("GET", "/u/{token}", refuses=(NOT_FOUND,))
 async def unsubscribe_page(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
     """A page with a button that unsubscribes. It changes nothing."""
-    return _answer(_ASK, _meant(call.context, call.query.token))
+    return _answer("Unsubscribe", _ASK, meant(call.context, call.query.token), call.query.token)
 
 
 @Endpoint("POST", "/u/{token}", places=PLACES, refuses=(NOT_FOUND, UNAVAILABLE))
@@ -63,7 +56,7 @@ async def unsubscribe(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
     It holds as a suppression with the reason `opted_out` and the category as its scope; whoever has no address any more needs
     none.
     """
-    what = _meant(call.context, call.query.token)
+    what = meant(call.context, call.query.token)
     async with reading(call.context) as connection:
         user = await find_user(connection, what.tenant, what.user)
     if user is not None and user.email is not None:
@@ -74,10 +67,10 @@ async def unsubscribe(call: Call[None, LinkQuery, None]) -> web.StreamResponse:
             directory_of(call.context), what.tenant, [(new.channel, new.address)], DIRECTORY_SECONDS
         ) as connection:
             await put_suppressions(connection, what.tenant, [new])
-    return _answer(_DONE, what)
+    return _answer("Unsubscribed", _DONE, what, call.query.token)
 
 
-def _meant(context: Context, token: str) -> Unsubscription:
+def meant(context: Context, token: str) -> Unsubscription:
     """What a link is for.
 
     Raises:
@@ -93,8 +86,6 @@ def _meant(context: Context, token: str) -> Unsubscription:
     raise Problem(NOT_FOUND, "this link is not valid, or not any more")
 
 
-def _answer(content: str, what: Unsubscription) -> web.Response:
-    kind = "" if what.category == "all" else f" ({html.escape(what.category)})"
-    return web.Response(
-        text=_PAGE.format(content=content.format(kind=kind)), content_type="text/html", headers=_HEADERS
-    )
+def _answer(title: str, content: str, what: Unsubscription, token: str) -> web.Response:
+    kind = "" if what.category == SCOPE_ALL else f" ({html.escape(what.category)})"
+    return public_page(title, content.format(kind=kind, token=token))

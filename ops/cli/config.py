@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from engine.errors import InvalidSetting
 from ops.cli.output import err, out, print_json, stages
 from ops.cli.target import DATA_FOLDER, Folder, Json, Tenant, checked_tenant, nats_settings, postgres_url
 from ops.exitcode import MISCONFIGURED
@@ -94,6 +95,47 @@ def export(files: Files, tenant: Tenant = None, folder: Folder = DATA_FOLDER, as
         print_json({"written": [str(path) for path in written]})
     else:
         out.print(f"{len(written)} files written to {files}", markup=False)
+
+
+@app.command()
+def preview(
+    type: Annotated[str, typer.Argument(help="Type of the notification, as order.shipped.")],
+    channel: Annotated[str, typer.Argument(help="email, push or sms.")],
+    data: Annotated[str, typer.Option("--data", help="JSON object: the data of the notification.")] = "{}",
+    locale: Annotated[str, typer.Option("--locale", help="Language, as de or pt-BR.")] = "default",
+    tenant: Tenant = None,
+    folder: Folder = DATA_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Show what the active template says with some data: subject, text and HTML, or the segments of an SMS. Sends nothing."""
+    import msgspec
+
+    from engine.worker.preview import NothingSent, Preview, ToPreview, previewed
+
+    name = checked_tenant(tenant)
+    try:
+        given = {"type": type, "channel": channel, "locale": locale, "data": msgspec.json.decode(data)}
+        asked = msgspec.convert(given, ToPreview)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidSetting(f"preview: {error}") from error
+
+    async def work(pool: Pool) -> Preview:
+        try:
+            return await previewed(pool, name, 0, asked)
+        except NothingSent as error:
+            raise InvalidSetting(f"preview: {error}") from error
+
+    found = _run(folder, work)
+    if as_json:
+        print_json(found)
+        return
+    for member, value in msgspec.structs.asdict(found).items():
+        if value is not None and member not in ("channel", "from_template"):
+            shown = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+            out.print(f"[bold]{member}[/]")
+            out.print(shown, markup=False, highlight=False)
+    if not found.from_template:
+        err.print("there is no template for this: the plain default is shown")
 
 
 def _read(files: Path, *, as_json: bool) -> Configuration:

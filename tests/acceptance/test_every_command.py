@@ -489,6 +489,15 @@ def _config_export(reader: Manual, folder: Path) -> None:
     reader.seamark("config", "export", str(folder / "new"), "--tenant", "exported", code=MISCONFIGURED)
 
 
+@checks("config preview")
+def _config_preview(reader: Manual, folder: Path) -> None:
+    words = ["config", "preview", "order.shipped", "sms", "--data", '{"title": "Shipped", "text": "10 €"}']
+    [shown] = lines(reader.seamark(*words, "--json"))
+    assert (shown["text"], shown["encoding"], shown["units"]) == ("Shipped\n10 €", "gsm-7", 13)
+    assert "Shipped" in reader.seamark(*words)
+    reader.seamark("config", "preview", "order.*", "sms", code=MISCONFIGURED)
+
+
 @checks("retention list")
 def _retention_list(reader: Manual, folder: Path) -> None:
     [everybody, *_] = lines(reader.seamark("retention", "list", "--json"))

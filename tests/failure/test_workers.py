@@ -27,7 +27,7 @@ from tests.support.sending import Simulated, StoresRole, a_job, known, settings_
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
-JOBS = 20_000 if SECONDS else 200
+JOBS = 20_000 if SECONDS else 120
 USERS = [f"user{number}" for number in range(50)]
 CHANNELS: tuple[Channel, ...] = ("push", "email", "sms", "webhook")
 FINAL = {"sent", "failed", "suppressed", "expired", "cancelled", "ambiguous", "split"}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,11 +16,13 @@ from redis.asyncio import Redis
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
+from engine.directory.changes import changing
 from engine.directory.changing import Directory
 from engine.directory.contacts import address_hash
 from engine.directory.push_tokens import NewToken, register_token, tokens_of
 from engine.directory.suppressions import find_suppressions
 from engine.directory.users import ensure_user
+from engine.directory.webhooks import EndpointSettings, NewEndpoint, create_endpoint, replace_endpoint
 from engine.dispatch.claims import claim_key, release
 from engine.jobs.claims import Done, Waiting
 from engine.jobs.desk import Hold, Over, Send, Split
@@ -610,3 +612,49 @@ async def test_a_service_looks_through_replays_and_drops_what_is_its_tenants_ove
     await world.work()
     assert sorted(world.desk.accepted.values()) == [1] * 5
     assert [one.letter.id for one in await world.letters()] == ["foreign"]
+
+
+async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_message_once_and_others_get_nothing(
+    world: World, nats_server: NatsServer, valkey: Valkey, postgres: str
+) -> None:
+    key = "sk_test_3333333333"
+    await add_key(postgres, key, ["webhooks:write"])
+    async with changing(world.pool, TENANT) as change:
+        new = NewEndpoint(url="https://hooks.example.com/a")
+        mine, other = [(await create_endpoint(change, new))[0].id for _ in range(2)]
+    hook: dict[str, Any] = {"channel": "webhook", "target": mine}
+    await dead(world, job("before", **hook))
+    since = datetime.now(UTC)
+    doubtful = Done(0, "ambiguous", "x", Outcome(kind="ambiguous", provider="webhook", code="timeout"))
+    await dead(world, job("n1", **hook), job("n2", **hook), job("else", **(hook | {"target": other})), job("mail"))
+    await world.journal.conclude(job("n3", **hook), doubtful)
+    await dead(world, job("foreign", **hook, tenant="other"))
+    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url, "topology_ready": True}
+    async with gateway_on(nats_server, **options) as gateway:
+
+        async def replay(endpoint: str = mine, **body: Any) -> tuple[int, Any]:
+            url, headers = f"{gateway.url}/v1/webhooks/{endpoint}/replay", {"Authorization": f"Bearer {key}"}
+            async with gateway.http.post(
+                url, json={"since": since.isoformat(), "per_second": 500, **body}, headers=headers
+            ) as response:
+                return response.status, await response.json()
+
+        await eventually(partial(_answers, replay))
+        assert (await replay(since="2026-01-31T12:00:00"))[0] == 400
+        assert (await replay("wh_" + "0" * 24))[0] == 404
+        assert (await replay(until=since.isoformat()))[1]["fates"] == {}
+        async with changing(world.pool, TENANT) as change:
+            await replace_endpoint(change, other, EndpointSettings(url=new.url, state="disabled"))
+        assert (await replay(other))[1]["code"] == "endpoint_disabled"
+        answers = await asyncio.gather(*(replay() for _ in range(3)))
+        assert {status for status, _ in answers} == {200}
+        assert (await replay())[1] == {"fates": {}, "next": None}
+    waiting = [decode_job(one.payload) for one in await whole_stream(world.broker, "JOBS", "job.webhook.>")]
+    assert {(one.id, one.target, one.again) for one in waiting} == {(id, mine, True) for id in ("n1", "n2", "n3")}
+    assert len({one.claim_key for one in waiting}) == 3, "a message that stands there twice is one life, sent once"
+    assert all(one.claim_key != one.key for one in waiting)
+    assert {one.letter.id for one in await world.letters()} == {"before", "else", "mail", "foreign"}
+
+
+async def _answers(replay: Callable[..., Awaitable[tuple[int, Any]]]) -> bool:
+    return (await replay("wh_" + "0" * 24))[0] == 404

@@ -253,9 +253,9 @@ async def test_what_is_planned_has_its_jobs_and_whoever_comes_late_adds_none(
 
 
 async def letters(broker: Broker) -> list[tuple[str, str, str]]:
-    """Dead letters of jobs: id, channel, class."""
+    """Dead letters of jobs: id, channel, why."""
     found = [letter_of(one) for one in await whole_stream(broker, "DEAD-LETTERS", "dlq.job.>")]
-    return sorted((one.id, one.channel, one.cls) for one in found if one is not None)
+    return sorted((one.id, one.channel, one.code) for one in found if one is not None)
 
 
 async def reconfigured(broker: Broker, **changes: object) -> None:

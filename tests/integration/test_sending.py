@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
+from engine.channels.channel import Job
 from engine.controls import desk as controls
 from engine.controls.changing import Asked
 from engine.controls.document import Kill
@@ -23,10 +24,11 @@ from engine.directory.push_tokens import remove_token, tokens_of
 from engine.directory.suppressions import NewSuppression, put_suppressions
 from engine.directory.templates import TemplateKey, put_template
 from engine.directory.types import put_type
+from engine.directory.webhooks import NewEndpoint, create_endpoint, find_endpoint, page_of_endpoints
 from engine.jobs.queue import JobsQueue
 from engine.jobs.retry import POLICIES, RetryPolicy
 from engine.plan.rules import Cap, ChannelRule, TypeRule
-from engine.postgres import Pool
+from engine.postgres import Pool, asking
 from engine.profiles.preferences import patch_preferences
 from engine.settings import Settings
 from engine.topology import server as topology
@@ -34,6 +36,7 @@ from engine.traces import names, spans
 from engine.traces.export import provider_of_hops
 from engine.worker import desk
 from engine.worker.targets import Nowhere, Targets
+from ops.dev.providers.acceptlog import Accepted
 from ops.dev.providers.faults import Answers
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.receipts import Receipt
@@ -44,6 +47,8 @@ from tests.support.sending import (
     DEVICE,
     EMAIL,
     PHONE,
+    RECEIVER,
+    SECRET,
     TENANT,
     USER,
     Simulated,
@@ -141,6 +146,42 @@ async def test_an_event_that_names_four_channels_leaves_by_each_of_them_once(
         await eventually(lambda: _nothing_waits(broker))
     assert {channel: len(log.messages()) for channel, log in providers.logs.items()} == dict.fromkeys(channels, 1)
     assert all(found[channel][-1].provider_id for channel in ("push", "email", "sms"))
+
+
+async def test_other_endpoints_of_the_tenant_are_told_once_that_one_was_disabled_and_why(
+    broker: Broker, settings: Settings, pool: Pool, providers: Simulated
+) -> None:
+    async with changing(pool, TENANT) as change:
+        new = NewEndpoint(url=f"https://{RECEIVER}/watch", types=("endpoint.*",), secret=SECRET)
+        watch, _ = await create_endpoint(change, new)
+    async with asking(pool, 20) as connection:
+        every = await page_of_endpoints(connection, TENANT, "", 10)
+    [gone] = [one.id for one in every if one.id != watch.id]
+    providers.hooks.faults.script([Answers(status=410)])
+    idle = (await broker.stream("JOBS")).messages
+    async with sending(settings, pool):
+        await add(broker, a_job("webhook", "n1"))
+        [hook] = await eventually(lambda: _accepted(providers, "webhook"))
+        # What a worker does that died between telling the others and disabling: they are told the same again.
+        told = Job(id=hook.shown["id"], tenant=TENANT, user=gone, type="endpoint.disabled", channel="webhook", target=watch.id,
+            first_at=datetime.now(UTC), requested=True, again=True)  # fmt: skip
+        await add(broker, told)
+        await eventually(lambda: _holds(broker, idle))
+    assert [one.id for one in providers.accepted("webhook")] == [hook.id]
+    assert (hook.to, hook.shown["type"]) == ("/watch", "endpoint.disabled")
+    assert hook.shown["data"] == {"endpoint": gone, "reason": "gone", "user": None}
+    async with asking(pool, 20) as connection:
+        found = await find_endpoint(connection, TENANT, gone)
+    assert found is not None
+    assert (found.state, found.disabled_because) == ("disabled", "gone")
+
+
+async def _holds(broker: Broker, jobs: int) -> bool:
+    return (await broker.stream("JOBS")).messages == jobs
+
+
+async def _accepted(providers: Simulated, channel: str) -> list[Accepted] | None:
+    return providers.accepted(channel) or None
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from engine.channels.channel import Job
 from engine.directory.changes import changing
 from engine.directory.types import put_type
 from engine.jobs.digests import digest_id
+from engine.patience import patiently
 from engine.plan.hours import Digest
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.postgres import Pool
@@ -37,11 +38,13 @@ async def with_rule(pool: Pool, **line: Any) -> None:
 
 
 async def append(broker: Broker, user: str, kind: str, *bodies: dict[str, Any]) -> None:
-    """Records of a user's log, or receipts."""
+    """Records of a user's log, or receipts. Stored twice they say the same."""
     subject = f"{kind}.0.{TENANT}.{user}"
     for begin in range(0, len(bodies), 500):
         some = bodies[begin : begin + 500]
-        await broker.commit([Outgoing(subject, json.dumps(body, default=datetime.isoformat).encode()) for body in some])
+        await patiently(
+            broker.commit, [Outgoing(subject, json.dumps(body, default=datetime.isoformat).encode()) for body in some]
+        )
 
 
 def records(user: str, ids: Iterable[str], **other: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from engine.jobs.digests import STAGE, digest_id
 from engine.patience import patiently
 from seamark.protocol.receipts import Receipt
 from tests.support import jobsim
-from tests.support.jobsim import BEGAN, DOUBTS, FINAL, SimDesk, SimJournal, World, _rank, now
+from tests.support.jobsim import BEGAN, DOUBTS, FINAL, SimDesk, SimJobs, SimJournal, World, _rank, now
 
 DIGESTS = 2
 TARGETS = {"email": ("",), "push": ("a", "b")}
@@ -66,12 +66,18 @@ class DigestJournal(SimJournal):
         return None
 
 
+class DigestJobs(SimJobs):
+    def acknowledge(self, number: int) -> None:
+        """Whether a digest has ended is told of its members only, and judged there."""
+        self.messages.pop(number, None)
+
+
 class DigestWorld(World):
     """A world with a few digests, the records of each planned one after the other."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, jobs=DIGESTS * 6)
-        self.journal = DigestJournal(self)
+        self.jobs, self.journal = DigestJobs(self), DigestJournal(self)
         self.planned: dict[str, list[str]] = {}
         self.channels: dict[str, str] = {}
         self.read: set[str] = set()

@@ -30,6 +30,8 @@ NOT_RUN: Final = {
     ("docs/push.md", "[push.apple]"): "tests/unit/test_push_settings.py makes senders of it",
     ("docs/webhooks.md", "[webhook]"): "tests/unit/test_webhook_settings.py makes a channel of it",
     ("docs/email.md", "[email.providers.own]"): "tests/unit/test_email_settings.py makes a channel of it",
+    ("docs/email.md", "[callbacks.ses]"): "tests/unit/test_callback_settings.py reads it",
+    ("docs/sms.md", "[callbacks.twilio]"): "as in docs/email.md",
     (
         "docs/deployment.md",
         "docker build -t registry.example.com/seamark:0.1.0 .",

@@ -2,14 +2,12 @@
 
 import contextlib
 import json
-import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import trustme
 from msgspec.structs import replace
 
 from chaos.load import whole_stream
@@ -28,7 +26,8 @@ from engine.postgres import Pool
 from engine.settings import Secret, Settings
 from engine.worker.providers import CHANNELS
 from ops.dev.providers.acceptlog import Accepted, AcceptLog
-from ops.dev.providers.push import PushProviders
+from ops.dev.providers.certificates import server_tls, write_certificate
+from ops.dev.providers.push import AUTHORITY, AUTHORITY_KEY, PushProviders
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
 from ops.dev.providers.webhook import WebhookReceiver
@@ -99,7 +98,7 @@ class Simulated:
                 "senders": {"default": {"address": "news@example.com", "name": "Example"}},
             },
             "sms": {"providers": texts},
-            "webhook": {"authority_file": "hooks.pem", "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
+            "webhook": {"authority_file": AUTHORITY, "hosts": {RECEIVER: f"127.0.0.1:{self.hooks.port}"}},
         }
         for table in (tables["push"], tables["email"]["providers"], tables["sms"]["providers"]):
             for name, entry in table.items():
@@ -118,15 +117,14 @@ def toml(value: Any) -> str:
 async def simulated(folder: Path) -> AsyncIterator[Simulated]:
     """Providers at work, and their file written."""
     folder.mkdir(parents=True)
-    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(RECEIVER).configure_cert(tls)
-    authority.cert_pem.write_to_path(folder / "hooks.pem")
+    authority, key = folder / AUTHORITY, folder / AUTHORITY_KEY
+    write_certificate(authority, key, [RECEIVER])
     async with (
         PushProviders(folder) as push,
         SmtpSimulator() as mail,
         TwilioSimulator("AC" + "1" * 32, "twilio-token") as texts,
         SnsSimulator("AKIDEXAMPLE", "sns-token") as spare,
-        WebhookReceiver(SECRET, tls=tls) as hooks,
+        WebhookReceiver(SECRET, tls=server_tls(authority, key)) as hooks,
     ):
         found = Simulated(push, mail, texts, spare, hooks, folder)
         found.write()

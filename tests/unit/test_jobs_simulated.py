@@ -225,10 +225,6 @@ def held_by_nobody_else(job: Job, deliveries: int, held_seconds: float) -> bool:
     return deliveries > 1 or job.again
 
 
-def goes_on_unasked(job: Job, deliveries: int, **asked: Any) -> Any:
-    return right_unclaimed(job, deliveries, ask=False, ended=None)
-
-
 def an_old_attempt_goes_on(job: Job, *args: Any, **options: Any) -> Any:
     step = right_judge(job, *args, **options)
     return Go() if isinstance(step, life.Follow) and isinstance(step.claim, Waiting) else step
@@ -246,7 +242,8 @@ Mistake = tuple[Any, str, Any, str]
 """Where it is made, what is wrong there, and the troubles of the worlds that show it."""
 
 # That a job which must go once waits while Redis is away is no entry: to forget it changes nothing, for whoever goes on then
-# is stopped before it sends ("what must not be repeated is").
+# is stopped before it sends ("what must not be repeated is"). Nor is it one to ask no deliveries then: it spares repetitions,
+# and those that there are have been announced.
 SHOWN_BY = {
     "acknowledged when the lease is somebody else's": 25,
     "a late acceptance is hidden by a later attempt": 78,
@@ -255,11 +252,11 @@ SHOWN_BY = {
 """The first world that shows a mistake, where few do: those before it need not be run each time."""
 
 MISTAKES: dict[str, Mistake] = {
-    "acknowledged on done, without its receipt": (Handler, "_follow", done_is_only_acknowledged, "holds"),
+    "acknowledged on done, without its receipt": (Handler, "_follow", done_is_only_acknowledged, "kills again broker"),
     "acknowledged on waiting, without its schedule": (Handler, "_follow", waiting_is_only_acknowledged, "freezes slow"),
     "acknowledged when the lease is somebody else's": (Handler, "_follow", leased_is_only_acknowledged, "freezes slow"),
     "acknowledged before the receipt and the schedule": (Handler, "_follow", acknowledged_first, "holds"),
-    "done is followed by its receipt only": (Handler, "_follow", without_consequences, "holds"),
+    "done is followed by its receipt only": (Handler, "_follow", without_consequences, "kills again broker"),
     "refused instead of put back": (Handler, "_put_back_until", refused, "holds"),
     "acknowledged before it is put back": (Handler, "_put_back_until", put_back_after_acknowledging, "freezes slow"),
     "put back as if it were new": (Handler, "_put_back_until", put_back_as_if_it_were_new, "kills slow again"),
@@ -289,7 +286,6 @@ MISTAKES: dict[str, Mistake] = {
         held_by_nobody_else,
         "claims freezes broker again",
     ),
-    "without a claim deliveries are not asked": (life, "_unclaimed", goes_on_unasked, "claims broker kills slow"),
     "Redis is believed whatever it has lost": (life, "believable", lambda look, job: True, "claims kills"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
-from engine.jobs.handling import Hold, Over
+from engine.jobs.desk import Hold, Over
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.worker.desk import CONTROLS_SECONDS_MAX, Desk, _serving
 from engine.worker.fallback import next_channel

@@ -5,7 +5,7 @@ import pytest
 from engine.channels.channel import Outcome
 from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW
 from engine.jobs.redisbucket import BucketUnavailable
-from engine.worker.gate import SLOT_SECONDS_MAX, Gate
+from engine.worker.gate import SLOT_SECONDS_MAX, SLOTS_MAX, Gate
 
 
 class Clock:
@@ -108,3 +108,20 @@ async def test_a_slot_is_waited_for_or_said_to_be_too_far_away_and_unknown_limit
     assert not one.full
     bucket.answer = None
     assert await one.enter() == 0
+
+
+async def test_who_comes_too_late_for_his_slot_takes_another_one_and_none_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, bucket = Clock(), Bucket()
+    one, late = gate(clock, bucket), [1.0, 1.0, 0.0]
+    bucket.answer = (True, 0.5)
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds + late.pop(0)
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert await one.slot() == 0
+    assert late == []
+    late += [1.0] * SLOTS_MAX
+    assert await one.slot() < 0

@@ -19,6 +19,9 @@ from ops.dev.providers.faults import Answers
 from ops.dev.providers.httpsimulator import HttpSimulator
 from ops.dev.providers.smtp import shown_of
 
+METADATA_CHARS_MAX: Final = 80
+"""Of one value at Postmark."""
+
 CLOCK_SECONDS_MAX: Final = 300.0
 """Amazon refuses what was signed earlier or later."""
 
@@ -72,7 +75,8 @@ class SesSimulator(MailService):
         if _ADDRESS.fullmatch(str(to)) is None:
             return self.refusal(Answers(status=400, code="BadRequestException", text="Illegal address"))
         id = f"0107{secrets.token_hex(20)}-000000"
-        self._note(id, to, shown_of(raw), {"message": raw.decode("ascii", "replace")})
+        tags = {one["Name"]: one["Value"] for one in sent.get("EmailTags", [])}
+        self._note(id, to, shown_of(raw), {"message": raw.decode("ascii", "replace"), "tags": tags})
         return web.json_response({"MessageId": id})
 
     def _is_ours(self, request: web.Request, body: bytes) -> bool:
@@ -141,7 +145,7 @@ class SendGridSimulator(MailService):
             "message_id": headers["Message-ID"],
             "headers": headers,
         }
-        self._note(id, to, shown, {})
+        self._note(id, to, shown, {"custom_args": sent.get("custom_args", {})})
         return web.Response(status=202, headers={"X-Message-Id": id})
 
 
@@ -190,6 +194,9 @@ class PostmarkSimulator(MailService):
             "message_id": headers["Message-ID"] if own else f"<{id}@mtasv.net>",
             "headers": headers,
         }
-        self._note(id, to, shown, {})
+        metadata = sent.get("Metadata", {})
+        if any(len(value) > METADATA_CHARS_MAX for value in metadata.values()):
+            return self.refusal(Answers(status=422, code="300", text="Metadata value exceeds the limit"))
+        self._note(id, to, shown, {"metadata": metadata})
         taken = {"To": to, "SubmittedAt": datetime.now(UTC).isoformat(), "MessageID": id}
         return web.json_response({**taken, "ErrorCode": 0, "Message": "OK"})

@@ -1,0 +1,1 @@
+"""What providers post: whose it is, what it says, and what follows."""
