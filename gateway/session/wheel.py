@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any, Final
 
 import structlog
@@ -20,11 +21,12 @@ TICK_SECONDS: Final = 0.05
 class Wheel:
     """Calls back after a delay, at most a tick late. A call cannot be cancelled: the callee checks if it is still wanted."""
 
-    __slots__ = ("_due", "_loop", "_ready", "_running", "_slots", "_timer")
+    __slots__ = ("_due", "_loop", "_order", "_ready", "_running", "_slots", "_timer")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._slots: dict[int, list[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
+        self._order: list[int] = []  # a heap of the slots: some hundred are looked at 20 times a second
         self._ready: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0
@@ -40,6 +42,7 @@ class Wheel:
         calls = self._slots.get(slot)
         if calls is None:
             self._slots[slot] = [(callback, args)]
+            heappush(self._order, slot)
             if self._timer is None or slot < self._due:
                 self._arm()
         else:
@@ -48,6 +51,7 @@ class Wheel:
     def close(self) -> None:
         """Forget all calls."""
         self._slots.clear()
+        self._order.clear()
         self._ready.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -56,15 +60,15 @@ class Wheel:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._due = min(self._slots)
+        self._due = self._order[0]
         self._timer = self._loop.call_at(self._due * TICK_SECONDS, self._turn)
 
     def _turn(self) -> None:
         self._timer = None
         current = int(self._loop.time() / TICK_SECONDS + 1e-6)
-        for slot in sorted(slot for slot in self._slots if slot <= current):
-            self._ready.extend(self._slots.pop(slot))
-        if self._slots:
+        while self._order and self._order[0] <= current:
+            self._ready.extend(self._slots.pop(heappop(self._order)))
+        if self._order:
             self._arm()
         if not self._running:
             self._run()
