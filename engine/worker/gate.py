@@ -111,7 +111,7 @@ class Gate:
         """What came of a send."""
         now = self._clock()
         self._budget = self._budget.told(now, retry=retry)
-        if not (outcome.kind == "config" and outcome.scope == "target") and not _of_recipient(outcome):
+        if not _of_recipient(outcome):
             self._changed(self.breaker.told(outcome, now))
         if outcome.kind != "throttled" or outcome.scope in OURS:
             return
@@ -138,5 +138,7 @@ class Gate:
 
 
 def _of_recipient(outcome: Outcome) -> bool:
-    """Whether a failure is that of the address: a full mailbox, a server of the recipient that is away."""
-    return outcome.kind == "transient" and (outcome.soft_bounce or outcome.scope in {"target", "domain"})
+    """Whether a failure is that of the address: a full mailbox, a server of the recipient that is away, a set-up of his own."""
+    if outcome.kind not in {"transient", "config"}:
+        return False
+    return outcome.soft_bounce or outcome.scope in {"target", "domain"}
