@@ -261,6 +261,9 @@ class Desk:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
                 continue
+            if not self._gates.take_place(provider, aim.target.key, aim):
+                waits.append(WAIT_SECONDS_MAX)
+                continue
             gate = self._gates.of(provider, aim.target.key)
             seconds = await gate.slot()
             if seconds >= 0:
@@ -268,6 +271,7 @@ class Desk:
                 # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
                 return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
+            self._gates.free_place(aim.target.key, aim)
             waits.append(-seconds)
         return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
@@ -300,9 +304,11 @@ class Desk:
             target_digest=target.digest,
             target_invalid_at=invalid_at,
         )
-        attempts.tell(job, outcome, time.monotonic() - began)
+        took_seconds = time.monotonic() - began
+        attempts.tell(job, outcome, took_seconds)
         attempts.trace(self._spans, job, outcome, at)
-        await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
+        self._gates.free_place(target.key, send.target)
+        await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0, seconds=took_seconds)
         if self._noted is not None:
             await self._noted(job, outcome, at)
         if self._fallback is not None and outcome.kind == "target_invalid":

@@ -505,6 +505,9 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
         (digest, f"digest:orders/{(now - 2 * hour).isoformat()}", now - 3 * hour),
     ):
         await planned(world, one, when, at)
+    unreadable = job("unreadable", user="u0")
+    await planned(world, unreadable, "now", now - 4 * hour)
+    await world.broker.append(message_of(unreadable).subject, b"{")
     queue = JobsQueue(world.broker)
     await queue.add([waits])
     await queue.schedule(held, now + 3 * hour)
