@@ -47,7 +47,7 @@ class Links:
         self._url, self._tokens = public_url.rstrip("/"), tokens
 
     def unsubscribe_url(self, job: Job) -> str:
-        """Of a job; "": it has none, as what is critical cannot be ended, or its names are too long for a line of a mail."""
+        """The link for a job; "": none, as nobody can unsubscribe from what is critical, or as its names are too long for a mail."""
         if job.lane == "critical":
             return ""
         what = Unsubscription(tenant=job.tenant, user=job.user, channel=job.channel, category=job.category or SCOPE_ALL)
