@@ -79,7 +79,7 @@ class Settings:
     """Secrets of the links in mails by which people unsubscribe, and of the references by which reports find their notification,
     separated by blanks: the first makes them, all are good. One that is taken away ends what it has made."""
     providers: str | None = None
-    """Path of the file that says who sends pushes, mails, texts and webhooks, and whose reports gateways take. Workers need it."""
+    """Path of the file that says who sends pushes, mails, texts and webhooks, and whose reports are taken. Workers need it."""
     public_url: str | None = None
     """Where people reach the gateway, as `https://notify.example.com`: links in mails lead there. Unset: mails have none."""
     origins: tuple[str, ...] = ()
