@@ -18,8 +18,8 @@ from engine.jobs.redisbucket import BucketUnavailable, RedisBucket
 _log = structlog.get_logger("seamark.worker")
 
 SLOT_SECONDS_MAX: Final = 3.0
-"""So long a job waits for its slot within the worker; one that is further away is handed back. All that a worker has under way
-gets one within that time where the limit is 20 a second for each worker; and what is critical waits no longer behind it."""
+"""How long a job may wait for its slot inside the worker; if the slot is further away, the job is put back. At a limit of 20 a
+second for each worker, all that it has under way gets a slot in that time. And no critical job waits longer behind others."""
 
 LATE_SECONDS: Final = 0.1
 """How late a slot may be used: over ten seconds that adds a hundredth to what a provider's limit allows."""
@@ -28,7 +28,7 @@ SLOW_SECONDS: Final = 2.0
 """Whoever took so long for the last send holds what others wait for (`engine.worker.gates`)."""
 
 SLOTS_MAX: Final = 3
-"""So many slots a job takes and misses before it is put back: its worker has no time for it."""
+"""How many slots a job may take and miss before it is put back: its worker has no time for it."""
 
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""

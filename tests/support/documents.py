@@ -31,6 +31,7 @@ NOT_RUN: Final = {
     ("docs/webhooks.md", "[webhook]"): "tests/unit/test_webhook_settings.py makes a channel of it",
     ("docs/email.md", "[email.providers.own]"): "tests/unit/test_email_settings.py makes a channel of it",
     ("docs/email.md", "[callbacks.ses]"): "tests/unit/test_callback_settings.py reads it",
+    ("docs/sms.md", "[sms]"): "tests/unit/test_sms_settings.py makes channels of it",
     ("docs/sms.md", "[callbacks.twilio]"): "as in docs/email.md",
     (
         "docs/deployment.md",
