@@ -23,15 +23,16 @@ from ops.dev.child import free_port
 from ops.dev.natsserver import account_users
 from ops.dev.servers import NatsServer, Valkey
 from ops.dev.stores import POSTGRES_SETTINGS, VALKEY_SETTINGS
-from ops.process import CLEAN_UP_SECONDS_MAX, STOP_SECONDS_MAX
-from tests.support.charts import parse_command
+from ops.process import CLEAN_UP_SECONDS_MAX
+from tests.support.charts import parse_command, stop_seconds_max
+from tests.support.commands import seamark
 from tests.support.dockerfile import Build, Stage, stages
 from tests.support.forks import ROOT
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
-ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector")
+ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector", "worker")
 STRANGER: Final = 65532
 """The user of the image: it owns nothing in it."""
 
@@ -163,6 +164,7 @@ PASSWORDS: Final = {f"SEAMARK_NATS_{user.upper()}_PASSWORD": f"p-{user}" for use
 DOT_ENV: Final = PASSWORDS | {
     "POSTGRES_PASSWORD": "p-postgres",
     "SEAMARK_JWT_SECRET": "a secret that is long enough for HS256",
+    "SEAMARK_UNSUBSCRIBE_SECRETS": "a-secret-of-32-characters-or-more",
 }
 
 
@@ -191,9 +193,21 @@ def test_every_service_of_ours_is_a_command_with_settings_that_it_reads(compose:
         assert each["read_only"] is True
         assert each["cap_drop"] == ["ALL"]
         if name in ROLES:
-            assert int(each["stop_grace_period"].removesuffix("s")) > STOP_SECONDS_MAX + CLEAN_UP_SECONDS_MAX
+            assert int(each["stop_grace_period"].removesuffix("s")) > stop_seconds_max(name) + CLEAN_UP_SECONDS_MAX
             assert given_settings(each["environment"]) >= {"nats_url", "nats_user", "nats_password"}
             assert each["environment"]["SEAMARK_NATS_PASSWORD"] == f"p-{name}"
+
+
+def test_the_worker_of_compose_takes_the_providers_that_are_shipped(compose: dict[str, Any]) -> None:
+    each = compose["services"]["worker"]
+    [(source, target)] = [volume.removesuffix(":ro").split(":") for volume in each["volumes"]]
+    env = {**each["environment"]}
+    env["SEAMARK_PROVIDERS"] = env["SEAMARK_PROVIDERS"].replace(target, str(ROOT / source))
+    done = seamark(*each["command"], "--check", **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "webhook: webhook\n"
+    for name, service in ours(compose).items():
+        assert name == "worker" or "SEAMARK_PROVIDERS" not in service["environment"], "nobody else sees its secrets"
 
 
 def test_every_name_and_address_is_that_of_a_service(compose: dict[str, Any]) -> None:
