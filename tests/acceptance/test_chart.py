@@ -640,6 +640,17 @@ def test_a_role_may_have_a_version_of_its_own(folder: Path) -> None:
     assert set(images.values()) == {"seamark:0.1.0"}
 
 
+def test_the_documented_order_of_an_upgrade_is_that_of_the_operations_and_holds_every_role(folder: Path) -> None:
+    loops = re.findall(r"for role in ([\w ]+); do", (ROOT / "docs/deployment.md").read_text())
+    [later] = {tuple(loop.split()) for loop in loops}
+    assert {"projector", *later} == set(ROLES)
+    [order] = re.findall(r"^4\. (.*):", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    assert re.findall(rf"({'|'.join(ROLES)})s", order) == ["projector", *later]
+    held = objects(folder, values={"roles": {role: {"tag": "0.0.9"} for role in later}})
+    images = {role: pod["spec"]["containers"][0]["image"] for _, role, pod in deployments(held)}
+    assert images == {"projector": "seamark:0.1.0"} | dict.fromkeys(later, "seamark:0.0.9")
+
+
 def test_the_documented_secrets_have_every_key_that_a_pod_asks_for(rendered: list[Object]) -> None:
     document = (ROOT / "docs/deployment.md").read_text()
     [users] = re.findall(r"args=\(\); for user in (.*?); do", document)
