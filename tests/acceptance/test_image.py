@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from engine.broker.jetstream import NatsSettings, connect
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology import server as topology
+from engine.worker.providers import CHANNELS
 from ops.dev.binaries import nats_server_binary, valkey_binary
 from ops.dev.child import free_port
 from ops.dev.natsserver import account_users
@@ -28,6 +30,7 @@ from tests.support.charts import parse_command, stop_seconds_max
 from tests.support.commands import seamark
 from tests.support.dockerfile import Build, Stage, stages
 from tests.support.forks import ROOT
+from tests.support.pushing import apple_key
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -96,6 +99,30 @@ def test_every_program_is_there_and_nothing_that_installs_or_compiles(image: tup
     assert list(built.root.glob("opt/seamark/lib/*/site-packages/ops/__pycache__/*.pyc")), (
         "compiled, for a disk that is read only"
     )
+
+
+def test_the_image_has_what_every_channel_and_both_exporters_of_spans_need(
+    image: tuple[Stage, Stage], built: Build, tmp_path: Path
+) -> None:
+    example, *_ = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/worker.md").read_text(), re.DOTALL)
+    (tmp_path / "providers.toml").write_text(example)
+    pem = apple_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    secrets = {"AuthKey_ABC1234567.p8": pem, "smtp.password": "s", "twilio.secret": "t", "sns.secret": "a"}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(secret)
+    env = variables(built, image[1], SEAMARK_PROVIDERS=str(tmp_path / "providers.toml"))
+    exporters = ("grpc", "http")
+    imports = "; ".join(f"import opentelemetry.exporter.otlp.proto.{name}.trace_exporter" for name in exporters)
+    check, imported = (
+        subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        for words in (
+            [built.here("/opt/seamark/bin/seamark"), "worker", "--check"],
+            [built.here("/opt/seamark/bin/python"), "-c", f"import engine.traces.export; {imports}"],
+        )
+    )
+    assert check.returncode == 0, check.stderr
+    assert [line.split(":")[0] for line in check.stdout.splitlines()] == list(CHANNELS)
+    assert imported.returncode == 0, imported.stderr
 
 
 def test_files_for_nats_are_written_where_kubernetes_lends_a_folder(image: tuple[Stage, Stage], built: Build) -> None:
