@@ -192,6 +192,7 @@ BY_JOBS: Final = {"scaleByLag": {"worker": {"enabled": True}}}
         ({"scaleByLag": {"planner": {"enabled": True}}}, "scaleByLag.prometheusUrl"),
         ({"scaleByLag": {"worker": {"enabled": True, "channels": []}}}, "channels"),
         ({"scaleByLag": {"worker": {"replicasMax": 0}}}, "replicasMax"),
+        ({"scaleByLag": {"worker": {"enabled": True, "replicasMin": 11}}}, "scaleByLag.worker: replicasMin"),
         ({"scaleByLag": {"dispatcher": {"enabled": True}}}, "dispatcher"),
         (
             {"nats": {"enabled": False}, "externalNats": {"urls": ["nats://n1:4222"]}} | BY_JOBS,
