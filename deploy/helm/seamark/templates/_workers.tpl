@@ -1,4 +1,4 @@
-{{/* Deployments of workers: name -> channel ("": all), replicas, resources, tag. Values are of roles.worker, but for what its channel says. */}}
+{{/* Deployments of workers: name -> channel ("": all), replicas, resources, tag: as of roles.worker, but for what the channel says. */}}
 {{- define "seamark.workers" -}}
 {{- $worker := .Values.roles.worker }}
 {{- $all := omit $worker "enabled" "channels" }}
