@@ -558,7 +558,7 @@ def test_a_pod_reaches_what_it_works_with_and_nothing_else(folder: Path, compone
 
 def ways_outside(rendered: list[Object]) -> dict[str, set[int]]:
     """The ports by which pods reach addresses of the internet, by component."""
-    found = {}
+    found: dict[str, set[int]] = {}
     for _, pod in pods(rendered):
         component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
         _, egress = allowed(rendered, component)
@@ -573,7 +573,7 @@ def test_only_workers_reach_the_outside_and_gateways_what_signatures_are_checked
     assert ways_outside(objects(folder)) == {"worker": providers}
     workers = {f"worker-{channel}": providers for channel in CHANNELS}
     assert ways_outside(objects(folder, "mid-scale")) == workers | {"gateway": {443}}, "the key set of tokens"
-    callbacks = {"sending": {"callbacksSecret": "seamark-callbacks"}}
+    callbacks: dict[str, Any] = {"sending": {"callbacksSecret": "seamark-callbacks"}}
     assert ways_outside(objects(folder, values=callbacks)) == {"worker": providers, "gateway": {443}}
     none = callbacks | {"networkPolicy": {"certificates": {"to": []}}}
     assert ways_outside(objects(folder, values=none)) == {"worker": providers}
