@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Final, Literal
 
@@ -18,6 +19,8 @@ import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver
 from aiohttp.connector import SocketFactoryType
+
+from engine.channels.retry_after import retry_after
 
 BODY_BYTES_MAX: Final = 64 << 10
 """What is read of an answer's body. Providers' answers have some 2 KiB; whoever sends more is not listened to."""
@@ -45,6 +48,11 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """How long it asks us to wait, from now; None: it does not say."""
+        return retry_after(self.headers.get("Retry-After"), datetime.now(UTC))
 
 
 class Silence(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ def retry_after(value: str | None, now: datetime) -> float | None:
         now: with a zone; dates are counted from it.
     """
     text = (value or "").strip()
-    if re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
+    if re.fullmatch(r"[0-9]+", text, re.ASCII):
         return min(float(text), RETRY_AFTER_SECONDS_MAX)
     try:
         at = parsedate_to_datetime(text)

@@ -22,6 +22,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from engine.channels.files import read_secret
 from engine.errors import InvalidSetting
 from gateway.providers.certificates import Certificates
 from gateway.providers.sources import FromPostmark, FromSendGrid, FromSes, FromSnsTexts, FromTwilio, Source
@@ -126,15 +127,4 @@ def _source(name: str, entry: Entry, folder: Path, certificates: Certificates) -
 
 
 def _secrets(name: str, field: str, files: list[str], folder: Path) -> list[str]:
-    return [_secret(f"callbacks.{name}.{field}", folder / file) for file in files]
-
-
-def _secret(field: str, path: Path) -> str:
-    try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidSetting(f"{field}: {path} cannot be read: {why}") from error
-    if not text or not text.isascii() or not text.isprintable():
-        raise InvalidSetting(f"{field}: {path} must hold the secret, in one line, and nothing else")
-    return text
+    return [read_secret(f"callbacks.{name}.{field}", folder / file) for file in files]

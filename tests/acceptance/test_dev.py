@@ -351,7 +351,7 @@ def making_its_database(folder: Path) -> tuple[Stack, list[psutil.Process]]:
         said, found = stack.output.read_text, list[psutil.Process]()
         while not found and "applying topology" not in said():
             assert stack.process.poll() is None, said()
-            time.sleep(0.005)  # a database is made within a second
+            time.sleep(0.005)  # a poll: its makers live for less than a second
             found = makers(stack)
         if found:
             return stack, found

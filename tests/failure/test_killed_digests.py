@@ -79,7 +79,7 @@ async def reading(broker: Broker, chaos: Chaos) -> AsyncIterator[None]:
     async def read() -> None:
         for user in chaos.rng.sample(USERS, len(USERS)):
             await append(broker, user, "log", did(user, "read", ids_of(user)[RECORDS // 4 : RECORDS // 2]))
-            await asyncio.sleep(10 / len(USERS))
+            await asyncio.sleep(10 / len(USERS))  # they read over ten seconds, while digests are made
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(read(), name="reading")

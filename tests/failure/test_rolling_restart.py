@@ -65,7 +65,7 @@ async def records(broker: Broker, rng: random.Random) -> AsyncIterator[dict[str,
             ack = await broker.append(subject, b'{"id":"r%d","data":{}}' % number, msg_id=f"r{number}")
             stored[user].append(ack.seq)
             number += 1
-            await asyncio.sleep(1 / RECORDS_PER_SECOND)
+            await asyncio.sleep(1 / RECORDS_PER_SECOND)  # the rate of the load
 
     task = asyncio.create_task(append(), name="records")
     try:

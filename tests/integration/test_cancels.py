@@ -155,8 +155,7 @@ async def test_a_view_that_is_not_fresh_is_waited_for_once_in_an_outage(monkeypa
         await eventually(lambda: cancels.fresh)
         monkeypatch.setattr(cancels_module, "CANCELS_FRESH_SECONDS", -1.0)
         waiting = asyncio.create_task(cancels.heard())
-        # It would have ended at once, as the one before did; on a slow machine this only tells less.
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # a fault would end it at once, as the one before did; a slow machine only shows less
         assert not waiting.done(), "a new outage is waited for again"
         monkeypatch.setattr(cancels_module, "CANCELS_FRESH_SECONDS", 1.0)
         await asyncio.wait_for(waiting, 20)

@@ -24,7 +24,6 @@ from engine.channels.email.tables import POSTMARK, SENDGRID, SES
 from engine.channels.exchange import Answer, Silence, exchange
 from engine.channels.references import NAME, pieces
 from engine.settings import Secret
-from seamark.backoff import retry_after_seconds
 
 SES_TAG_CHARS_MAX: Final = 256
 """https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_MessageTag.html; its letters are those of our tokens."""
@@ -155,7 +154,7 @@ class Ses(Service):
         ):
             code = "BadRequest/To"
         code = code if _CODE.fullmatch(code.replace("/", "")) else ""
-        return SES.judged(self.name, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
+        return SES.judged(self.name, answer.status, code, retry_after_seconds=answer.retry_after_seconds)
 
     def id_of(self, answer: Answer) -> str:
         """What reports name."""
@@ -202,7 +201,7 @@ class SendGrid(Service):
             code = "to"
         else:
             code = "from" if field.partition(".")[0] == "from" else ""
-        return SENDGRID.judged(self.name, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
+        return SENDGRID.judged(self.name, answer.status, code, retry_after_seconds=answer.retry_after_seconds)
 
     def id_of(self, answer: Answer) -> str:
         """What reports name, before a dot."""
@@ -261,7 +260,7 @@ class Postmark(Service):
         code = str(number) if isinstance(number, int) and number else ""
         if code == "300" and re.search(r"'To'", str(said.get("Message"))):
             code = "300/To"
-        return POSTMARK.judged(self.name, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
+        return POSTMARK.judged(self.name, answer.status, code, retry_after_seconds=answer.retry_after_seconds)
 
     def id_of(self, answer: Answer) -> str:
         """What reports name."""

@@ -20,7 +20,6 @@ Providers are asked in the order of the file. Secrets are files of their own, na
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -33,6 +32,7 @@ from engine.channels.email.provider import MailProvider
 from engine.channels.email.services import Postmark, SendGrid, Ses
 from engine.channels.email.smtp import MailRelay, SmtpProvider
 from engine.channels.exchange import open_http
+from engine.channels.files import Entry, read_secret, read_text, read_trust
 from engine.channels.templates import TemplateFailed, check
 from engine.directory.templates import LOCALE
 from engine.errors import InvalidSetting
@@ -47,20 +47,7 @@ _Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+$(?!\n)")]
 _PORTS: Final = {"starttls": 587, "implicit": 465, "none": 25}
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What all kinds have.
-
-    Args:
-        authority_file: whom to trust, in PEM, in place of the system's authorities.
-        per_second, burst: what the provider's contract allows all workers together; see `engine.jobs.bucket.Limit`. 0: unknown.
-    """
-
-    authority_file: str = ""
-    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
-
-
-class SmtpSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="smtp"):
+class SmtpSettings(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="smtp"):
     """A mail relay. `port`: 0: the usual one for `tls`. `hello`: our name, as EHLO says it."""
 
     host: Annotated[str, msgspec.Meta(min_length=1)]
@@ -71,7 +58,7 @@ class SmtpSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True
     hello: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:\[\]-]+$(?!\n)")] = "localhost"
 
 
-class SesSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ses"):
+class SesSettings(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ses"):
     """Amazon SES. `url`: where it is; "": Amazon's in the region."""
 
     region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{4,32}$(?!\n)")]
@@ -81,14 +68,14 @@ class SesSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True,
     url: _Url | Literal[""] = ""
 
 
-class SendGridSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sendgrid"):
+class SendGridSettings(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sendgrid"):
     """SendGrid."""
 
     key_file: str
     url: _Url = "https://api.sendgrid.com"
 
 
-class PostmarkSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="postmark"):
+class PostmarkSettings(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="postmark"):
     """A server of Postmark. `stream`: which of its message streams."""
 
     key_file: str
@@ -161,7 +148,7 @@ def _sender(tenant: str, entry: SenderSettings, folder: Path) -> Sender:
     where, layouts = f"email.senders.{tenant}", {}
     for locale, file in entry.layout_files.items():
         field = f"{where}.layout_files.{locale}"
-        text = _read(field, folder / file)
+        text = read_text(field, folder / file)
         if len(text.encode()) > TEMPLATE_BYTES_MAX:
             raise InvalidSetting(f"{field}: a layout may have {TEMPLATE_BYTES_MAX} bytes")
         try:
@@ -185,18 +172,10 @@ def _sender(tenant: str, entry: SenderSettings, folder: Path) -> Sender:
 
 def _provider(name: str, entry: ProviderSettings, folder: Path) -> MailProvider:
     where = f"email.providers.{name}"
-    tls = None
-    if entry.authority_file:
-        try:
-            tls = ssl.create_default_context(cadata=_read(f"{where}.authority_file", folder / entry.authority_file))
-        except ssl.SSLError as error:
-            raise InvalidSetting(f"{where}.authority_file holds no certificates in PEM") from error
+    tls = read_trust(f"{where}.authority_file", folder, entry.authority_file)
 
     def secret(field: str) -> Secret:
-        text = _read(f"{where}.{field}", folder / getattr(entry, field)).strip()
-        if not text or not text.isascii() or not text.isprintable():
-            raise InvalidSetting(f"{where}.{field} must hold the secret, in one line, and nothing else")
-        return Secret(text)
+        return Secret(read_secret(f"{where}.{field}", folder / getattr(entry, field)))
 
     match entry:
         case SmtpSettings():
@@ -233,11 +212,3 @@ def _relay(name: str, entry: SmtpSettings, password: Secret | None) -> MailRelay
         )
     except ValueError as error:
         raise InvalidSetting(f"email.providers.{name}: {error}") from error
-
-
-def _read(field: str, path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidSetting(f"{field}: {path} cannot be read: {why}") from error

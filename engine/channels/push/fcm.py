@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +15,6 @@ from engine.channels.push.answers import renewed, silent
 from engine.channels.push.fcm_answers import fcm_outcome
 from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
 from engine.channels.push.oauth import AccessTokens, NoToken, ServiceAccount
-from engine.channels.retry_after import retry_after
 from engine.directory.push_tokens import Platform
 
 SERVER: Final = "https://fcm.googleapis.com"
@@ -119,7 +117,7 @@ class FcmSender:
         )
         if isinstance(answer, Silence):
             return silent(self.name, answer)
-        wait = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+        wait = answer.retry_after_seconds
         outcome = fcm_outcome(self.name, answer.status, answer.body, cut_off=_cut_off(answer), retry_after_seconds=wait)
         if outcome.code == "401" and self._tokens.refused(token):
             return renewed(outcome)

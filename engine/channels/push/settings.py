@@ -23,14 +23,13 @@ first entry of its platform that names its app, or names none.
 from __future__ import annotations
 
 import re
-import ssl
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
+from engine.channels.files import Entry, read_text, read_trust
 from engine.channels.push.apns import SERVERS, ApnsSender
 from engine.channels.push.apns_pool import ApnsPool
 from engine.channels.push.channel import Sender
@@ -45,19 +44,10 @@ _TEN: Final = r"^[A-Z0-9]{10}$(?!\n)"
 _ADDRESS: Final = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What all kinds have.
-
-    Args:
-        apps: bundle ids, packages or sites it is for; none: all that nobody else is for.
-        authority_file: whom to trust, in PEM, in place of the system's authorities: for simulators and proxies.
-        per_second, burst: what the provider's contract allows all workers together; see `engine.jobs.bucket.Limit`. 0: unknown.
-    """
+class _Entry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all kinds have. `apps`: bundle ids, packages or sites it is for; none: all that nobody else is for."""
 
     apps: tuple[str, ...] = ()
-    authority_file: str = ""
-    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class ApnsSettings(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="apns"):
@@ -113,17 +103,15 @@ def push_senders(settings: Mapping[str, PushSettings], folder: Path) -> list[Sen
         InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
     """
     order = sorted(settings, key=lambda name: not settings[name].apps)
-    return [_sender(name, settings[name], partial(_read, folder, name, settings[name])) for name in order]
+    return [_sender(name, settings[name], folder) for name in order]
 
 
-def _sender(name: str, entry: PushSettings, read: Callable[[str], str]) -> Sender:
+def _sender(name: str, entry: PushSettings, folder: Path) -> Sender:
+    def read(field: str) -> str:
+        return read_text(f"push.{name}.{field}", folder / str(getattr(entry, field)))
+
     apps = frozenset(entry.apps)
-    tls = None
-    if entry.authority_file:
-        try:
-            tls = ssl.create_default_context(cadata=read("authority_file"))
-        except ssl.SSLError as error:
-            raise InvalidSetting(f"push.{name}.authority_file holds no certificates in PEM") from error
+    tls = read_trust(f"push.{name}.authority_file", folder, entry.authority_file)
     match entry:
         case ApnsSettings():
             key = es256_key(f"push.{name}.key_file", read("key_file"))
@@ -138,15 +126,6 @@ def _sender(name: str, entry: PushSettings, read: Callable[[str], str]) -> Sende
         case WebPushSettings():
             key = es256_key(f"push.{name}.key_file", read("key_file"))
             return WebPushSender(name, VapidTokens(key, entry.subject), apps, hosts=entry.hosts, tls=tls)
-
-
-def _read(folder: Path, name: str, entry: PushSettings, field: str) -> str:
-    path = folder / str(getattr(entry, field))
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidSetting(f"push.{name}.{field}: {path} cannot be read: {why}") from error
 
 
 def _address(setting: str, text: str) -> tuple[str, int]:

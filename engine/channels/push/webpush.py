@@ -9,7 +9,6 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urljoin
 
@@ -22,7 +21,6 @@ from engine.channels.push.encryption import PLAINTEXT_BYTES_MAX, UnusableKeys, e
 from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
 from engine.channels.push.signing import VapidTokens
 from engine.channels.push.webpush_answers import Refusals, webpush_outcome
-from engine.channels.retry_after import retry_after
 from engine.directory.push_tokens import Platform
 
 HOSTS: Final = (
@@ -153,7 +151,7 @@ class WebPushSender:
         return await exchange(self._http, endpoint, headers=signed, body=body, deadline_seconds=left)
 
     def _outcome(self, answer: Answer, origin: str, endpoint: bytes) -> Outcome:
-        wait = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+        wait = answer.retry_after_seconds
         outcome = webpush_outcome(self.name, answer.status, answer.body, retry_after_seconds=wait)
         if outcome.kind == "ok":
             self._refusals.accepted(origin, endpoint)

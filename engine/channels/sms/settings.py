@@ -21,7 +21,6 @@ Providers are asked in the order of the file. Secrets are files of their own, na
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -30,6 +29,7 @@ import msgspec
 
 from engine.channels.aws import Credentials
 from engine.channels.exchange import open_http
+from engine.channels.files import Entry, read_secret, read_trust
 from engine.channels.sms.channel import SEGMENTS_MAX, Fill, SmsChannel, SmsOptions, SmsProvider
 from engine.channels.sms.sns import Sns, SnsSettings
 from engine.channels.sms.twilio import URL, Twilio, TwilioSettings
@@ -42,20 +42,7 @@ _Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+$(?!\n)")]
 _Sender = Annotated[str, msgspec.Meta(pattern=r"^(\+[1-9][0-9]{6,14}|MG[0-9a-f]{32}|[A-Za-z0-9 ]{1,11})$(?!\n)")]
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What all kinds have.
-
-    Args:
-        authority_file: whom to trust, in PEM, in place of the system's authorities.
-        per_second, burst: what the provider's contract allows all workers together; see `engine.jobs.bucket.Limit`. 0: unknown.
-    """
-
-    authority_file: str = ""
-    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
-
-
-class TwilioEntry(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="twilio"):
+class TwilioEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="twilio"):
     """An account of Twilio. `user`: the SID of an API key, if `secret_file` holds the secret of one."""
 
     account: Annotated[str, msgspec.Meta(pattern=r"^AC[0-9a-zA-Z]{1,64}$(?!\n)")]
@@ -66,7 +53,7 @@ class TwilioEntry(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True,
     url: _Url = URL
 
 
-class SnsEntry(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sns"):
+class SnsEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sns"):
     """A key of AWS that may publish to phone numbers. `type`: what the texts are, which decides their route and price."""
 
     region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{4,32}$(?!\n)")]
@@ -120,8 +107,10 @@ def sms_channels(settings: SmsSettings, folder: Path, fill: Fill) -> dict[str, S
 
 
 def _provider(name: str, entry: SmsEntry, folder: Path) -> SmsProvider:
-    secret = _secret(f"sms.providers.{name}.secret_file", folder / entry.secret_file)
-    http = open_http(connections_max=REQUESTS_MAX, tls=_trust(name, entry, folder))
+    where = f"sms.providers.{name}"
+    secret = read_secret(f"{where}.secret_file", folder / entry.secret_file)
+    tls = read_trust(f"{where}.authority_file", folder, entry.authority_file)
+    http = open_http(connections_max=REQUESTS_MAX, tls=tls)
     if isinstance(entry, TwilioEntry):
         account = TwilioSettings(
             name=name,
@@ -143,28 +132,3 @@ def _provider(name: str, entry: SmsEntry, folder: Path) -> SmsProvider:
         url=entry.url,
     )
     return Sns(key, http)
-
-
-def _trust(name: str, entry: SmsEntry, folder: Path) -> ssl.SSLContext | None:
-    if not entry.authority_file:
-        return None
-    field = f"sms.providers.{name}.authority_file"
-    try:
-        return ssl.create_default_context(cadata=_read(field, folder / entry.authority_file))
-    except ssl.SSLError as error:
-        raise InvalidSetting(f"{field} holds no certificates in PEM") from error
-
-
-def _secret(field: str, path: Path) -> str:
-    text = _read(field, path).strip()
-    if not text or not text.isascii() or not text.isprintable():
-        raise InvalidSetting(f"{field} must hold the secret, in one line, and nothing else")
-    return text
-
-
-def _read(field: str, path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidSetting(f"{field}: {path} cannot be read: {why}") from error

@@ -17,7 +17,6 @@ from engine.channels.exchange import Answer, Silence, exchange
 from engine.channels.sms.channel import unanswered
 from engine.channels.sms.segments import Segmented
 from engine.channels.sms.tables import SNS
-from seamark.backoff import retry_after_seconds
 
 VERSION: Final = "2010-03-31"
 
@@ -122,7 +121,7 @@ def judged(provider: str, answer: Answer, segments: int) -> Outcome:
     code = found[1].decode().removesuffix("Exception") if found else ""
     if code == "InvalidParameter" and (parameter := _PARAMETER.search(answer.body)):
         code = f"{code}/{parameter[1].decode()}"
-    outcome = SNS.judged(provider, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
+    outcome = SNS.judged(provider, answer.status, code, retry_after_seconds=answer.retry_after_seconds)
     if outcome.kind != "ok":
         return outcome
     id = _ID.search(answer.body)

@@ -15,7 +15,6 @@ from engine.channels.exchange import Answer, Silence, exchange
 from engine.channels.sms.channel import unanswered
 from engine.channels.sms.segments import Segmented
 from engine.channels.sms.tables import TWILIO
-from seamark.backoff import retry_after_seconds
 
 URL: Final = "https://api.twilio.com"
 
@@ -127,7 +126,7 @@ def judged(provider: str, answer: Answer, segments: int) -> Outcome:
         reply = _Reply()
     said = reply.error_code if answer.status < 300 else reply.code
     code = str(said) if type(said) is int and 0 < said < CODE_BELOW else ""
-    outcome = TWILIO.judged(provider, answer.status, code, retry_after_seconds=retry_after_seconds(answer.headers))
+    outcome = TWILIO.judged(provider, answer.status, code, retry_after_seconds=answer.retry_after_seconds)
     if outcome.kind != "ok":
         return outcome
     counted, id = str(reply.num_segments), reply.sid if isinstance(reply.sid, str) else ""

@@ -17,7 +17,6 @@ from engine.channels.webhook.schedule import TABLE
 from engine.channels.webhook.signature import message_id, signed_headers
 from engine.directory.webhook_urls import check_url
 from engine.plan.rules import Channel as ChannelName
-from seamark.backoff import retry_after_seconds
 
 PROVIDER: Final = "webhook"
 
@@ -114,7 +113,7 @@ class WebhookChannel:
         reply = await exchange(self._http, target.url, headers=headers, body=rendered, deadline_seconds=seconds)
         if isinstance(reply, Silence):
             return TABLE.judged(PROVIDER, 0, reply.why)
-        asked = retry_after_seconds(reply.headers)
+        asked = reply.retry_after_seconds
         outcome = TABLE.judged(PROVIDER, reply.status, retry_after_seconds=asked)
         if asked is not None and outcome.kind == "transient":
             outcome = msgspec.structs.replace(outcome, kind="throttled", scope="target")

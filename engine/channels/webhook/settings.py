@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
+from engine.channels.files import read_trust
 from engine.channels.webhook.channel import WebhookChannel
 from engine.channels.webhook.guard import Server
 from engine.directory.webhook_urls import check_url
@@ -63,18 +63,7 @@ def webhook_channel(settings: WebhookSettings, folder: Path) -> WebhookChannel:
         InvalidSetting: a file cannot be read or holds something else, or no endpoint can have such a name.
     """
     hosts = {name: _server(name, server) for name, server in settings.hosts.items()}
-    tls = None
-    if settings.authority_file:
-        path = folder / settings.authority_file
-        try:
-            tls = ssl.create_default_context(
-                cadata=path.read_text() or "-"
-            )  # an empty text means the system's authorities
-        except ssl.SSLError as error:
-            raise InvalidSetting("webhook.authority_file holds no certificates in PEM") from error
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise InvalidSetting(f"webhook.authority_file: {path} cannot be read: {why}") from error
+    tls = read_trust("webhook.authority_file", folder, settings.authority_file)
     return WebhookChannel(hosts=hosts, tls=tls)
 
 
