@@ -13,9 +13,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from engine import metrics
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology.size import Demand, size
+from gateway import metrics
 from ops.dev.natsserver import account_users
 from ops.process import CLEAN_UP_SECONDS_MAX, STOP_SECONDS_MAX
 from tests.support.charts import (
