@@ -193,6 +193,7 @@ async def test_one_trace_leads_from_the_publisher_to_the_acknowledgement_and_on_
     # Traces, logs and metrics name the process in one way.
     [starting] = stack.gateway.said("role_starting")
     assert {request.instance, accepted.instance, delivered.instance} == {starting["instance"]}
+    assert request.service == starting["service"]
     said = {
         "service_name": request.service,
         "service_instance_id": request.instance,
