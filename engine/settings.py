@@ -60,9 +60,9 @@ class Settings:
     """Monitoring addresses of all NATS servers, separated by commas: only they tell whether a server syncs
     to disk, and to a role that writes nothing whether it can write."""
     redis_url: Secret = field(default_factory=lambda: Secret("redis://127.0.0.1:6379/0"))
-    """Redis or Valkey, for claims, unread counts, profiles and idempotency keys; it must run `noeviction`."""
+    """Redis or Valkey, for claims, unread counts, profiles, limits and idempotency keys; it must run `noeviction`."""
     postgres_url: Secret | None = None
-    """PostgreSQL. Without it no API key is known, there are no tables, and planners and pagers do not start."""
+    """PostgreSQL. Without it no API key is known, there are no tables, and planners, pagers and workers do not start."""
     profile: Profile = "production"
     """`dev` serves the page and accepts what `production` refuses to run with."""
     partitions: int | None = None
@@ -76,8 +76,8 @@ class Settings:
     jwt_audience: str | None = None
     """`aud` that tokens must carry; unset: not checked."""
     unsubscribe_secrets: Secret | None = None
-    """Secrets of the links in mails by which people unsubscribe, separated by blanks: the first makes them, all are good. One
-    that is taken away ends its links."""
+    """Secrets of the links in mails by which people unsubscribe, and of the references by which reports find their notification,
+    separated by blanks: the first makes them, all are good. One that is taken away ends what it has made."""
     providers: str | None = None
     """Path of the file that says who sends pushes, mails, texts and webhooks, and whose reports are taken. Workers need it."""
     public_url: str | None = None

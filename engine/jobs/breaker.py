@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from engine.channels.channel import Outcome
 
 IN_A_ROW: Final = 5
-"""So many failures one after the other open it, however few sends there are."""
+"""So many failures in a row open it, however few sends there are."""
 
 SHARE: Final = 0.5
 SENDS_MIN: Final = 20
-"""Or this share of at least so many sends of late."""
+"""Or failures that are this share of at least so many recent sends."""
 
 LATE_SECONDS: Final = 5.0
 """What is older counts half: a provider that has gone down is noticed within that time."""

@@ -54,7 +54,7 @@ LEASE_SECONDS: Final = 45.0
 """How long a lease lasts: a try, and what the answer of the store and a busy loop may take before and after it."""
 
 LOOKS_MAX: Final = 5
-"""How often a claim is looked at that others change between look and lease, before its job is put back."""
+"""How often others may change a claim between look and lease, before its job is put back."""
 
 CONTENDED_SECONDS: Final = 5.0
 

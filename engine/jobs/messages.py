@@ -28,11 +28,6 @@ def job_subject(job: Job) -> str:
     return f"job.{job.channel}.{job.lane}.{encode_token(job.tenant)}.{encode_user(job.user)}"
 
 
-def lane_subject(channel: Channel, lane: Lane) -> str:
-    """All jobs of a lane."""
-    return f"job.{channel}.{lane}.*.*"
-
-
 def job_consumer(channel: Channel, lane: Lane) -> str:
     """The durable consumer that workers take the jobs of a lane through."""
     return f"{channel}-{lane}"

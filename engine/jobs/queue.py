@@ -31,8 +31,8 @@ KEEP_SECONDS: Final = ACK_WAIT_SECONDS / 4
 """How often the broker is told that a job is still worked on: three such words may be lost."""
 
 PULL_EXPIRES_SECONDS: Final = 5.0
-"""When a pull ends by itself. Of what it brings is known when it was ordered, not when it was handed out: so it is shorter than
-`ALONE_SECONDS`."""
+"""When a pull ends by itself. A worker knows when it ordered what the pull brings, and not when the broker handed it out. So this
+is shorter than `ALONE_SECONDS`."""
 
 PULL_LOST_SECONDS: Final = 2 * PULL_EXPIRES_SECONDS
 """After so much silence the broker has lost a pull, or this process stood still: it orders anew."""
@@ -42,7 +42,7 @@ _ACK_WORDS: Final = 9
 
 
 class PulledJob:
-    """A job as the broker has handed it out. A `desk.Delivery`."""
+    """A job as the broker has handed it out. An `engine.jobs.desk.Delivery`."""
 
     def __init__(self, broker: Broker, reply: bytes, job: Job, ordered_at: float) -> None:
         self._broker = broker
@@ -164,7 +164,7 @@ class PulledLane:
 
 
 class JobsQueue:
-    """What workers write into JOBS. A `desk.Queue`."""
+    """What workers write into JOBS. An `engine.jobs.desk.Queue`."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker

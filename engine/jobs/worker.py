@@ -28,7 +28,7 @@ WEIGHTS: Final[Mapping[Lane, int]] = {"critical": 12, "normal": 3, "bulk": 1}
 """How often lanes that have jobs take turns: bulk goes on in any backlog, and slows the others by a sixteenth."""
 
 TURN_SECONDS: Final = 0.2
-"""How often is looked whether pulls have ended or were lost, where nothing else happens."""
+"""How often a worker to which nothing happens looks whether its pulls have ended or were lost."""
 
 DRAIN_SECONDS: Final = SEND_SECONDS + 5.0
 """How long jobs that are under way are waited for when the worker leaves: a try, and what follows."""

@@ -1,6 +1,6 @@
 """A dead letter: an event that could not be dispatched, or a job that ended without success, whole and with the reason.
 
-What it is about stands in its headers, so that letters are listed and counted without looking into what people were to be told.
+Its headers say what it is about, so that letters are listed and counted without a look into what people were to be told.
 No header has an address, a token or a text.
 """
 
@@ -107,7 +107,7 @@ def job_letter(job: Job, done: Done) -> tuple[str, bytes, dict[str, str]]:
 def letter_of(stored: Stored) -> Letter | None:
     """What is said of a stored letter; None: somebody else wrote it.
 
-    Of a job's, the id stands in its payload: it is the only thing that is looked for there.
+    The id of a job is in the payload; nothing else is read from there.
     """
     try:
         return _of_job(stored) if stored.subject.startswith("dlq.job.") else _of_event(stored)

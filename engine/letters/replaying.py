@@ -31,7 +31,7 @@ from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, bulk_subject, event_subject, parse_stored_event
 
 PER_SECOND: Final = 50.0
-"""How many are replayed unless it is said otherwise: what has failed by the thousand comes back as a trickle, not as a flood."""
+"""How many are replayed a second by default: what has failed by the thousand comes back as a trickle, not as a flood."""
 
 PER_SECOND_MAX: Final = 1000.0
 

@@ -158,9 +158,8 @@ def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
         return None
     if channel not in inputs.profile.reach:
         return _never("no_token" if channel == "push" else "no_address")
-    plain = (
-        inputs.notification.channels is not None
-    )  # who names a channel gets the plain default where there is no template
+    # Who names a channel gets the plain default where there is no template.
+    plain = inputs.notification.channels is not None
     if channel in TEMPLATED and channel not in inputs.templates and not plain:
         return _never("no_template")
     return None

@@ -34,6 +34,11 @@ SHARES_DEADLINE_SECONDS: Final = 1.0
 """How long a round waits for answers; a tenant that nobody has said anything about is not held back."""
 
 
+ALWAYS: Final = 0.01
+"""Of the most, what a tenant may hold even where nothing is free. Another may have filled it by critical jobs, or by jobs that
+were split for a hundred endpoints that answer nobody; everybody else's must not end because of that."""
+
+
 class Held(NamedTuple):
     """What waits, or may wait. `subjects`: each schedule is one, and so is each user with jobs in a lane of a channel."""
 
@@ -47,8 +52,10 @@ def most(jobs: StreamState) -> Held:
 
 
 def is_above(mine: Held, all_: Held, most_: Held) -> bool:
-    """Whether a tenant holds more than is still free. Who holds nothing does not."""
-    return mine.bytes > max(0, most_.bytes - all_.bytes) or mine.subjects > max(0, most_.subjects - all_.subjects)
+    """Whether a tenant holds more than is still free, and more than nobody is denied. Who holds nothing does not."""
+    return mine.bytes > max(most_.bytes * ALWAYS, most_.bytes - all_.bytes) or mine.subjects > max(
+        most_.subjects * ALWAYS, most_.subjects - all_.subjects
+    )
 
 
 class Shares:

@@ -30,9 +30,8 @@ TYPE: Final = "seamark.type"
 
 ATTRIBUTES: Final = frozenset({
     ATTEMPT_NUMBER, CHANNEL, ERROR, GROUP, MESSAGE_COUNT, MESSAGE_ID, OUTCOME, PRIORITY, PROVIDER, TENANT, TYPE,
-    "http.request.method",
-    "http.response.status_code", "http.route", "messaging.destination.name", "messaging.destination.template",
-    "messaging.operation.name", "messaging.operation.type", "messaging.system",
+    "http.request.method", "http.response.status_code", "http.route", "messaging.destination.name",
+    "messaging.destination.template", "messaging.operation.name", "messaging.operation.type", "messaging.system",
 })  # fmt: skip
 """All that spans of Seamark say."""
 

@@ -47,7 +47,7 @@ class Links:
         self._url, self._tokens = public_url.rstrip("/"), tokens
 
     def unsubscribe_url(self, job: Job) -> str:
-        """Of a job; "": it has none, as what is critical cannot be ended, or its names are too long for a line of a mail."""
+        """The link for a job; "": none. Nobody can unsubscribe from what is critical, and a mail has no room for long names."""
         if job.lane == "critical":
             return ""
         what = Unsubscription(tenant=job.tenant, user=job.user, channel=job.channel, category=job.category or SCOPE_ALL)

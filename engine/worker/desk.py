@@ -44,11 +44,11 @@ from seamark.protocol.subjects import encode_token
 _log = structlog.get_logger("seamark.worker")
 
 CONTROLS_SECONDS_MAX: Final = 2.0
-"""Who has not heard from the control bucket for so long begins no send: a kill switch holds within that time, or nothing goes."""
+"""A worker that has not heard from the control bucket for so long begins no send: so a kill switch holds within that time."""
 
 HELD_SECONDS: Final = 5.0
-"""How long what a control holds is put back for, and up to as long again: what is restored goes within ten seconds, and a tenant
-with many jobs does not have all of them written anew each second."""
+"""How long a job that a control holds is put back for, and up to as long again: it goes within ten seconds once the control is
+restored, and the many jobs of a tenant are not all written anew each second."""
 
 WAIT_SECONDS_MAX: Final = 15.0
 """How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
@@ -85,7 +85,7 @@ class Aim:
 
 
 class Desk:
-    """The desk of one channel of a worker. A `handling.Desk`.
+    """The desk of one channel of a worker. An `engine.jobs.desk.Desk`.
 
     Args:
         providers: of the channel, as they are configured at the moment.
@@ -126,7 +126,7 @@ class Desk:
     # --- what is to be done with a job -------------------------------------------------------------------------------
 
     def open(self, lane: str) -> bool:
-        """Whether jobs of a lane are worth taking: else they stay where they are, and cost nothing."""
+        """Whether jobs of a lane are worth taking. Those that are not taken stay in JOBS, and cost nothing."""
         if self._deaf() or self._controls.controls.paused(lane, self._channel):
             return False
         if self._controls.controls.holds_all(self._channel):
@@ -261,6 +261,9 @@ class Desk:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
                 continue
+            if not self._gates.take_place(provider, aim.target.key, aim):
+                waits.append(WAIT_SECONDS_MAX)
+                continue
             gate = self._gates.of(provider, aim.target.key)
             seconds = await gate.slot()
             if seconds >= 0:
@@ -268,6 +271,7 @@ class Desk:
                 # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
                 return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
+            self._gates.free_place(aim.target.key, aim)
             waits.append(-seconds)
         return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
 
@@ -300,9 +304,11 @@ class Desk:
             target_digest=target.digest,
             target_invalid_at=invalid_at,
         )
-        attempts.tell(job, outcome, time.monotonic() - began)
+        took_seconds = time.monotonic() - began
+        attempts.tell(job, outcome, took_seconds)
         attempts.trace(self._spans, job, outcome, at)
-        await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0)
+        self._gates.free_place(target.key, send.target)
+        await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0, seconds=took_seconds)
         if self._noted is not None:
             await self._noted(job, outcome, at)
         if self._fallback is not None and outcome.kind == "target_invalid":
@@ -310,7 +316,7 @@ class Desk:
         return outcome
 
     async def _without(self, job: Job) -> None:
-        """The token of this job is none. If it was the last, what was to follow follows at once; else it comes in time."""
+        """The token of this job is gone. If it was the user's last, what was to follow if nobody saw the push follows at once."""
         try:
             if self._fallback is not None and not await self._targets.others(job):
                 await self._fallback(job)

@@ -6,7 +6,7 @@ whichever message comes second finds that there is nothing left to do.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import dropwhile
 
 import structlog
@@ -44,12 +44,29 @@ class Fallback:
 
 
 def next_channel(rule: TypeRule, job: Job) -> Job | None:
-    """The job of the next channel of the rule that is an escalation; None: there is none."""
+    """The job of the next channel of the rule that is an escalation and not due yet; None: there is none.
+
+    Nor is there one where the event has named its channels, of which a job knows its own only: the others come in time, if they
+    were named. And a digest has members that were planned for its own channel.
+    """
+    if job.requested or job.digest:
+        return None
     names = list(rule.channels)
     behind = list(dropwhile(lambda name: name != job.channel, names))[1:]
     for name in behind:
-        if rule.channels[name].unless_seen_seconds is not None:
+        seconds = rule.channels[name].unless_seen_seconds
+        if seconds is not None:
             now = datetime.now(UTC)
-            anew = {"attempt": 0, "first_at": now, "untried_at": None, "tried_at": None, "again": True}
+            if now >= (job.stored_at or job.first_at) + timedelta(seconds=seconds):
+                return None  # it has been handed out by itself, and its claim may be gone by now
+            # A push that was replayed has had lives that the escalation has not: with their claim it would be sent once more.
+            anew = {
+                "attempt": 0,
+                "tries_before": 0,
+                "first_at": now,
+                "untried_at": None,
+                "tried_at": None,
+                "again": True,
+            }
             return replace(job, channel=name, target="", stage="escalation", **anew)
     return None

@@ -30,7 +30,7 @@ PASS_SECONDS: Final = 0.8
 LOOK_SECONDS: Final = 0.1
 
 PUT_BACK_SECONDS: Final = 2.0
-"""When a job is looked at again for which they were too far behind."""
+"""When a job is handed out again because they were too far behind for it."""
 
 
 class Place(NamedTuple):

@@ -18,14 +18,17 @@ from engine.jobs.redisbucket import BucketUnavailable, RedisBucket
 _log = structlog.get_logger("seamark.worker")
 
 SLOT_SECONDS_MAX: Final = 3.0
-"""So long a job waits for its slot within the worker; one that is further away is handed back. All that a worker has under way
-gets one within that time where the limit is 20 a second for each worker; and what is critical waits no longer behind it."""
+"""How long a job may wait for its slot inside the worker; if the slot is further away, the job is put back. At a limit of 20 a
+second for each worker, all that it has under way gets a slot in that time. And no critical job waits longer behind others."""
 
 LATE_SECONDS: Final = 0.1
 """How late a slot may be used: over ten seconds that adds a hundredth to what a provider's limit allows."""
 
+SLOW_SECONDS: Final = 2.0
+"""Whoever took so long for the last send holds what others wait for (`engine.worker.gates`)."""
+
 SLOTS_MAX: Final = 3
-"""So many slots a job takes and misses before it is put back: its worker has no time for it."""
+"""How many slots a job may take and miss before it is put back: its worker has no time for it."""
 
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
@@ -52,6 +55,7 @@ class Gate:
         self._bucket, self._clock = bucket, clock
         self._asked_until = self._full_until = 0.0
         self._budget = Budget()
+        self._took_seconds = 0.0
         self.breaker = Breaker()
 
     def wait_seconds(self) -> float:
@@ -63,6 +67,11 @@ class Gate:
     def full(self) -> bool:
         """Whether its next slots are taken: who comes now is sent away, so nothing more should come."""
         return self._clock() < self._full_until
+
+    @property
+    def slow(self) -> bool:
+        """Whether the last send took long."""
+        return self._took_seconds > SLOW_SECONDS
 
     async def enter(self, *, wait_seconds_max: float = SLOT_SECONDS_MAX) -> float:
         """Take a slot: how long to wait until it; less than 0: there is none, and it is worth asking again after so many seconds.
@@ -107,11 +116,11 @@ class Gate:
         """How much longer than usual a retry waits that is scheduled now."""
         return self._budget.slower(self._clock())
 
-    async def told(self, outcome: Outcome, *, retry: bool) -> None:
-        """What came of a send."""
-        now = self._clock()
+    async def told(self, outcome: Outcome, *, retry: bool, seconds: float = 0.0) -> None:
+        """What came of a send that took so long."""
+        now, self._took_seconds = self._clock(), seconds
         self._budget = self._budget.told(now, retry=retry)
-        if not (outcome.kind == "config" and outcome.scope == "target") and not _of_recipient(outcome):
+        if not _of_recipient(outcome):
             self._changed(self.breaker.told(outcome, now))
         if outcome.kind != "throttled" or outcome.scope in OURS:
             return
@@ -138,5 +147,7 @@ class Gate:
 
 
 def _of_recipient(outcome: Outcome) -> bool:
-    """Whether a failure is that of the address: a full mailbox, a server of the recipient that is away."""
-    return outcome.kind == "transient" and (outcome.soft_bounce or outcome.scope in {"target", "domain"})
+    """Whether a failure is that of the address: a full mailbox, a server of the recipient that is away, a set-up of his own."""
+    if outcome.kind not in {"transient", "config"}:
+        return False
+    return outcome.soft_bounce or outcome.scope in {"target", "domain"}

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from typing import Final
 
 from redis.asyncio import Redis
 
+from engine.jobs.handling import SEND_SECONDS
 from engine.jobs.redisbucket import RedisBucket
 from engine.worker.gate import Gate
 from engine.worker.providers import Provider
 
 KEYS_MAX: Final = 10_000
 """Endpoints that a process remembers the fate of, some 500 bytes each; whoever is forgotten begins anew."""
+
+
+SLOW_AT_ONCE: Final = 8
+"""So many of the jobs that a worker has under way (`engine.jobs.worker.AT_A_TIME`) may be one tenant's to endpoints that are
+slow. Those that answer after 19 s, which is no failure, would else leave no place for anybody's."""
+
+PLACE_SECONDS: Final = SEND_SECONDS + 5.0
+"""A place that was not given back by then is free: it came to no send."""
 
 
 class Gates:
@@ -22,6 +32,7 @@ class Gates:
         self._redis = redis
         self._of_providers: dict[tuple[str, int], Gate] = {}
         self._of_keys: OrderedDict[tuple[str, str], Gate] = OrderedDict()
+        self._slow: dict[str, dict[object, float]] = {}
 
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
@@ -37,6 +48,25 @@ class Gates:
             bucket = None if provider.limit is None else RedisBucket(self._redis, provider.name, provider.limit)
             found = self._of_providers[named] = Gate(provider.name, bucket=bucket)
         return found
+
+    def take_place(self, provider: Provider, key: str, who: object) -> bool:
+        """Whether there is a place for a send to this key, `<tenant>/<endpoint>`. `who` then has it; what is quick needs none."""
+        if not key or not self.of(provider, key).slow:
+            return True
+        tenant, now = key.rpartition("/")[0], time.monotonic()
+        held = {one: until for one, until in self._slow.get(tenant, {}).items() if until > now}
+        if len(held) < SLOW_AT_ONCE:
+            held[who] = now + PLACE_SECONDS
+        self._slow[tenant] = held
+        return who in held
+
+    def free_place(self, key: str, who: object) -> None:
+        """Give the place back, if there was one."""
+        tenant = key.rpartition("/")[0]
+        held = self._slow.get(tenant, {})
+        held.pop(who, None)
+        if not held:
+            self._slow.pop(tenant, None)
 
     async def forget(self, reading: int) -> None:
         """Let go of the gates of providers as a reading of the file had them: they are configured no more."""

@@ -34,6 +34,7 @@ from engine.traces.contexts import trace_line
 from engine.traces.messages import receipts_stored
 from engine.traces.spans import active
 from engine.worker.attempts import origin_nanoseconds
+from engine.worker.targets import digest_of
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, RECEIPTS_STREAM, encode_token, encode_user, partition_of
 
@@ -41,9 +42,6 @@ _log = structlog.get_logger("seamark.worker")
 
 NO_ROOM_SECONDS: Final = 600.0
 """How long a job waits in JOBS for room for its letter: making room takes a person."""
-
-DIGEST_BYTES: Final = 8
-"""So much of a hash tells whether an address or token is the one that was tried (`Outcome.target_digest`)."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,11 +54,11 @@ class Ends(Protocol):
     """What `deliveries` knows of jobs."""
 
     async def ended(self, job: Job, /) -> Done | None:
-        """As `handling.Journal` says."""
+        """As `engine.jobs.desk.Journal` says."""
 
 
 class WorkerJournal:
-    """A `handling.Journal`.
+    """An `engine.jobs.desk.Journal`.
 
     Args:
         partitions: of the logs.
@@ -134,7 +132,7 @@ class WorkerJournal:
         async with asking(self._directory.pool) as connection:
             row = await connection.fetchrow(_ADDRESS, job.tenant, job.user)
         address = None if row is None else row["email" if channel == "email" else "phone"]
-        if address is None or address_hash(channel, address)[:DIGEST_BYTES].hex() != outcome.target_digest:
+        if address is None or digest_of(address_hash(channel, address)) != outcome.target_digest:
             return
         told: dict[str, Any] = {
             "category": job.category,
@@ -153,7 +151,7 @@ class WorkerJournal:
         """Retire the token that was tried, or store its right environment. One that took its place meanwhile is left alone."""
         async with self._directory.changing(job.tenant, [job.user]) as change:
             hash: bytes | None = await change.connection.fetchval(_TOKEN, job.tenant, job.user, job.target)
-            if hash is None or hash[:DIGEST_BYTES].hex() != outcome.target_digest:
+            if hash is None or digest_of(hash) != outcome.target_digest:
                 return
             if outcome.environment:
                 await move_token(change, job.user, hash, outcome.environment)

@@ -38,7 +38,7 @@ _log = structlog.get_logger("seamark.worker")
 VARIABLE: Final = "SEAMARK_PROVIDERS"
 
 WATCH_SECONDS: Final = 2.0
-"""How often is looked whether a file has changed: some calls of `stat`."""
+"""How often a worker looks whether a file has changed: some calls of `stat`."""
 
 CLOSE_SECONDS: Final = 60.0
 """How long what was replaced still serves the sends that have begun with it: longer than any of them lasts."""

@@ -1,6 +1,7 @@
 """`POST /v1/providers/{name}/callbacks`: what providers report of what was sent by them, and what people answer to it.
 
-Whose a request is its signature says, or a login where the provider has nothing better. Nothing else of it is looked at before.
+The signature of a request says whose it is, or a login where the provider has nothing better. Until that is checked, nothing
+else of the request is looked at.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from msgspec import Meta
 from engine.errors import BrokerError
 from engine.letters.letter import Kind, Letter
 from engine.letters.reading import Filter, Found, letter_at, page_of_letters
-from engine.letters.replaying import Fate, Replays, dropped, paced
+from engine.letters.replaying import PER_SECOND, Fate, Replays, dropped, paced
 from engine.letters.triage import Group, grouped
 from engine.plan.rules import Channel
 from gateway.access.principals import Operator, Scope, Service
@@ -94,7 +94,7 @@ class Chosen(msgspec.Struct, forbid_unknown_fields=True):
     until: datetime | None = None
     everything: bool = msgspec.field(name="all", default=False)
     limit: Annotated[int, Meta(ge=1, le=AT_ONCE_MAX)] = 100
-    per_second: Annotated[float, Meta(ge=25, le=1000)] = 50.0
+    per_second: Annotated[float, Meta(ge=25, le=1000)] = PER_SECOND
     in_doubt: bool = False
     cursor: str | None = None
 

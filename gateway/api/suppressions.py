@@ -1,4 +1,4 @@
-"""Suppressions of a tenant: addresses that a channel sends nothing to. None stands in a path or query, where logs have it."""
+"""Suppressions of a tenant: addresses that a channel sends nothing to. No address is in a path or query: logs would have it."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from engine.directory.webhooks import find_endpoint
 from engine.errors import BrokerError
 from engine.jobs.messages import decode_job
 from engine.letters.reading import Filter, Found
+from engine.letters.replaying import PER_SECOND
 from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES
 from gateway.api.dead_letters import AT_ONCE_MAX, Acted, acted, letters_away, letters_page
@@ -40,7 +41,7 @@ class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
 
     since: datetime
     until: datetime | None = None
-    per_second: Annotated[float, Meta(ge=25, le=1000)] = 50.0
+    per_second: Annotated[float, Meta(ge=25, le=1000)] = PER_SECOND
     cursor: str | None = None
 
     def __post_init__(self) -> None:

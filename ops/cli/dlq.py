@@ -1,4 +1,4 @@
-"""`seamark dlq`: dead letters: what could not be delivered, and why; have it tried again, or drop it."""
+"""`seamark dlq`: shows what could not be delivered, and why; has it tried again, or drops it."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def replay(
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Have letters tried again, by what holds now; each once, however often this is called. Letters of it are gone afterwards."""
+    """Have the jobs and events of letters tried again, by what holds now; each once, however often this is called."""
     wanted = _filter(tenant, kind, channel, cls, code, since, until)
     _check_named(seqs, wanted, everything=everything)
 

@@ -20,7 +20,7 @@ from projections.folds.deliveries import try_of
 from seamark.protocol.records import decode_record
 
 GRACE: Final = timedelta(hours=1)
-"""How long after its time an open delivery is looked at: whatever is under way by then has long been in JOBS."""
+"""How long after its time the sweep looks at an open delivery: what is under way by then has long been in JOBS."""
 
 LOST: Final = "lost"
 

@@ -160,7 +160,7 @@ class Sweep:
         return rows
 
     async def _jobs_of(self, tenant: str, user: str, channel: str) -> list[Job] | None:
-        """What waits for a user by a channel; None: more than is looked at."""
+        """What waits for a user by a channel; None: more than is looked at, or what cannot be read, which may be anything."""
         name = f"{encode_token(tenant)}.{encode_user(user)}"
         found: list[Job] = []
         waiting, scheduled = f"job.{channel}.*.{name}", f"jobsched.{channel}.{name}.*"
@@ -169,7 +169,10 @@ class Sweep:
             while (stored := await self._broker.leader_next(JOBS_STREAM, subject, seq)) is not None:
                 if len(found) >= JOBS_OF_ONE_MAX:
                     return None
-                found.append(decode_job(stored.payload))
+                try:
+                    found.append(decode_job(stored.payload))
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                    return None  # workers leave it there; all that is lost of others must not stay open because of it
                 seq = stored.seq + 1
         return found
 

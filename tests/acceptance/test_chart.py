@@ -6,18 +6,24 @@ import copy
 import importlib.metadata
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import yaml
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_HEADERS
 
+import engine.metrics
+import gateway.metrics
+import projections.metrics
+from engine.jobs.messages import LANES, job_consumer
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology.size import Demand, size
-from gateway import metrics
+from engine.worker.providers import CHANNELS
 from ops.dev.natsserver import account_users
-from ops.process import CLEAN_UP_SECONDS_MAX, STOP_SECONDS_MAX
+from ops.process import CLEAN_UP_SECONDS_MAX
+from seamark.protocol.subjects import JOBS_STREAM
 from tests.support.charts import (
     CHART,
     ROOT,
@@ -35,6 +41,7 @@ from tests.support.charts import (
     parse_command,
     pods,
     render,
+    stop_seconds_max,
     whole_chart,
     words_of,
 )
@@ -42,15 +49,25 @@ from tests.support.pods import PodHere
 
 pytestmark = needs_helm
 
-ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector")
+ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector", "worker")
 SECRETS: Final = {
     "seamark-redis": {"url": "redis://:hush@cache:6379/0"},
     "seamark-postgres": {"url": "postgresql://seamark:hush@db/seamark"},
     "seamark-jwt": {"secret": "a secret for tests that is long enough for HS256"},
+    "seamark-unsubscribe": {"secrets": "an older one of 32 characters, and a newer one"},
+    "seamark-providers": {"providers.toml": "[sms]\n[webhook]\n", "sms.secret": "hush"},
+    "seamark-callbacks": {"providers.toml": "[callbacks]\n"},
     "seamark-nats": {user: f"p-{user}" for user in (*account_users(), "cluster", "publisher-acme")},
 }
 OF_COMMANDS: Final = {"SEAMARK_NATS_FILES", "SEAMARK_GATEWAY_URL"}
 """Variables that no role reads: docs/operations.md lists them apart from the settings."""
+OF_EXPORTERS: Final = {OTEL_EXPORTER_OTLP_HEADERS}
+COLLECTOR: Final = {
+    "endpoint": "grpc://otel.monitoring.svc:4317",
+    "headersSecret": {"name": "otel", "key": "headers"},
+    "url": "https://traces.example.com/{trace_id}",
+}
+"""`traces:` in values."""
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +162,7 @@ def test_a_pod_that_could_do_more_would_be_found(
 
 
 NAME: Final = "prod-seamark"
+BY_JOBS: Final = {"scaleByLag": {"worker": {"enabled": True}}}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +186,24 @@ NAME: Final = "prod-seamark"
         ({"gateway": {"origins": ["example.com"]}}, "origins"),
         ({"gateway": {"autoscale": {"enabled": True, "with": "keda"}}}, "prometheusUrl"),
         ({"networkPolicy": {"redis": {"to": []}}}, "to"),
+        ({"sending": {"providersSecret": ""}}, "providersSecret"),
+        ({"sending": {"unsubscribeSecret": "a secret"}}, "unsubscribeSecret"),
+        ({"sending": {"publicUrl": "notify.example.com"}}, "publicUrl"),
+        ({"roles": {"worker": {"channels": {"fax": {}}}}}, "channels"),
+        ({"roles": {"worker": {"channels": {"push": {"replicas": 0}}}}}, "replicas"),
+        ({"scaleByLag": {"planner": {"enabled": True}}}, "scaleByLag.prometheusUrl"),
+        ({"scaleByLag": {"worker": {"enabled": True, "channels": []}}}, "channels"),
+        ({"scaleByLag": {"worker": {"replicasMax": 0}}}, "replicasMax"),
+        ({"scaleByLag": {"worker": {"enabled": True, "replicasMin": 11}}}, "scaleByLag.worker: replicasMin"),
+        ({"scaleByLag": {"dispatcher": {"enabled": True}}}, "dispatcher"),
+        (
+            {"nats": {"enabled": False}, "externalNats": {"urls": ["nats://n1:4222"]}} | BY_JOBS,
+            "monitorUrls",
+        ),
+        ({"traces": {"endpoint": "collector:4317"}}, "endpoint"),
+        ({"traces": {"oneIn": 0}}, "oneIn"),
+        ({"traces": {"url": "https://traces.example.com"}}, "traces.url"),
+        ({"networkPolicy": {"providers": {"to": []}}}, "networkPolicy.providers.to"),
         ({"replicas": 3}, "replicas"),
     ],
 )
@@ -202,10 +238,10 @@ def test_every_command_line_is_one_that_seamark_takes(rendered: list[Object]) ->
     assert seen >= {(role,) for role in ROLES} | {("migrate",), ("topology", "apply"), ("topology", "size")}
 
 
-def test_every_variable_is_one_that_the_command_reads(rendered: list[Object]) -> None:
-    settings = {variable_of(name) for name in Settings.__dataclass_fields__}
+def test_every_variable_is_one_that_the_command_reads(folder: Path, rendered: list[Object]) -> None:
+    settings = {variable_of(name) for name in Settings.__dataclass_fields__} | OF_EXPORTERS
     script = (CHART / "files/publish_and_receive.py").read_text()
-    for name, pod in pods(rendered):
+    for name, pod in (*pods(rendered), *pods(objects(folder, values={"traces": COLLECTOR}))):
         for each in containers(pod):
             if (each.get("command") or [""])[0] not in ("seamark", "python"):
                 continue
@@ -220,6 +256,7 @@ NEEDS: Final = {
     "pager": {"postgres_url"},
     "planner": {"redis_url", "postgres_url"},
     "projector": {"redis_url", "postgres_url"},
+    "worker": {"redis_url", "postgres_url", "providers"},
 }
 """What a role must be told beside NATS: docs/operations.md, Roles."""
 
@@ -239,13 +276,14 @@ def test_roles_are_told_what_they_need_and_see_no_secret_that_they_do_not(
     }
     stores = {"redis_url", "postgres_url"}
     found = objects(folder, name)
-    for role in ROLES:
-        pod = dict(pods(found))[f"Deployment/{NAME}-{role}"]
+    seen = set()
+    for deployment, role, pod in deployments(found):
+        seen.add(role)
         [container] = pod["spec"]["containers"]
-        env = PodHere(pod, tmp_path / role, SECRETS).start(container).env
+        env = PodHere(pod, tmp_path / deployment, SECRETS).start(container).env
         settings, given = load_settings(env), given_settings(env)
-        assert given >= everywhere | NEEDS[role], role
-        assert given & stores == NEEDS[role] & stores, role
+        assert given >= everywhere | NEEDS[role], deployment
+        assert given & stores == NEEDS[role] & stores, deployment
         assert settings.profile == "production"
         assert settings.nats_user == role
         assert settings.nats_password is not None
@@ -253,7 +291,52 @@ def test_roles_are_told_what_they_need_and_see_no_secret_that_they_do_not(
         if role == "gateway":
             assert (settings.jwks_url is None) != (settings.jwt_secret is None)
         else:
-            assert not given & {"jwks_url", "jwt_secret"}, role
+            assert not given & {"jwks_url", "jwt_secret"}, deployment
+        if role not in ("gateway", "worker"):
+            assert not given & {"providers", "unsubscribe_secrets", "public_url"}, deployment
+        beside = {path.name for path in Path(settings.providers).parent.iterdir()} if settings.providers else set()
+        assert ("sms.secret" in beside) == (role == "worker"), "nobody else sees what is sent by"
+    assert seen == set(ROLES)
+
+
+def deployments(rendered: list[Object]) -> Iterator[tuple[str, str, Object]]:
+    """Each Deployment's name, role and pod."""
+    for each in of_kind(rendered, "Deployment"):
+        pod = each["spec"]["template"]
+        yield each["metadata"]["name"], pod["spec"]["containers"][0]["command"][1], pod
+
+
+def test_one_worker_serves_all_channels_or_each_channel_has_its_own(folder: Path) -> None:
+    commands = [
+        {name: pod["spec"]["containers"][0]["command"] for name, role, pod in deployments(found) if role == "worker"}
+        for found in (objects(folder, which) for which in ("startup", "mid-scale", "high-scale"))
+    ]
+    each = {f"{NAME}-worker-{channel}": ["seamark", "worker", f"--channel={channel}"] for channel in CHANNELS}
+    assert commands == [{f"{NAME}-worker": ["seamark", "worker"]}, each, each]
+
+
+def test_a_channel_says_in_what_its_workers_differ_and_what_is_not_named_has_none(folder: Path) -> None:
+    channels = {"push": {"replicas": 7, "resources": {"requests": {"cpu": "3"}}}, "sms": {}}
+    found = objects(folder, values={"roles": {"worker": {"channels": channels}}})
+    push, sms = (named(found, "Deployment", f"{NAME}-worker-{channel}")["spec"] for channel in channels)
+    assert (push["replicas"], sms["replicas"]) == (7, 2)
+    asked = [spec["template"]["spec"]["containers"][0]["resources"] for spec in (push, sms)]
+    assert asked[0] == {**asked[1], "requests": {**asked[1]["requests"], "cpu": "3"}}
+    assert {name for name, role, _ in deployments(found) if role == "worker"} == {
+        f"{NAME}-worker-push",
+        f"{NAME}-worker-sms",
+    }
+    without = objects(folder, values={"roles": {"worker": {"enabled": False}}, "sending": {"providersSecret": ""}})
+    assert {role for _, role, _ in deployments(without)} == set(ROLES) - {"worker"}
+
+
+def test_gateways_read_reports_and_no_secret_of_a_provider(folder: Path) -> None:
+    _, _, pod = next(each for each in deployments(objects(folder, "high-scale")) if each[1] == "gateway")
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    [whole] = [volume for volume in pod["spec"]["volumes"] if "secret" in volume]
+    assert whole["secret"]["secretName"] == "seamark-callbacks"
+    env = {entry["name"]: entry.get("value") for entry in pod["spec"]["containers"][0]["env"]}
+    assert env["SEAMARK_PROVIDERS"] == f"{mounted[whole['name']]}/providers.toml"
 
 
 def test_secrets_are_named_and_never_written(rendered: list[Object]) -> None:
@@ -318,10 +401,10 @@ def test_every_address_is_that_of_a_server_of_the_release(rendered: list[Object]
 
 
 def test_gateways_are_counted_by_a_metric_that_they_have(folder: Path) -> None:
-    name = metrics.gateway_sessions.describe()[0].name
+    name = gateway.metrics.gateway_sessions.describe()[0].name
     [hpa] = of_kind(objects(folder, "mid-scale"), "HorizontalPodAutoscaler")
     assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == name
-    [keda] = of_kind(objects(folder, "high-scale"), "ScaledObject")
+    keda = named(objects(folder, "high-scale"), "ScaledObject", f"{NAME}-gateway")
     assert f"sum({name}{{" in keda["spec"]["triggers"][0]["metadata"]["query"]
     for scaled in (hpa, keda):
         target = scaled["spec"]["scaleTargetRef"]["name"]
@@ -331,12 +414,76 @@ def test_gateways_are_counted_by_a_metric_that_they_have(folder: Path) -> None:
         assert "replicas" not in deployment["spec"], "an upgrade would take back what was scaled"
 
 
+def test_nothing_is_scaled_by_lag_unless_it_is_asked_for(folder: Path) -> None:
+    for which in ("startup", "mid-scale"):
+        found = objects(folder, which)
+        assert of_kind(found, "ScaledObject") == []
+        numbers = {
+            role: named(found, "Deployment", name)["spec"].get("replicas") for name, role, _ in deployments(found)
+        }
+        assert all(number for role, number in numbers.items() if role != "gateway")
+
+
+def test_projectors_planners_and_workers_are_scaled_by_what_waits_up_to_a_cap(folder: Path) -> None:
+    found = objects(folder, "high-scale")
+    seconds = {
+        f"{NAME}-planner": engine.metrics.planner_lag.describe()[0].name,
+        f"{NAME}-projector": projections.metrics.projection_lag.describe()[0].name,
+    }
+    jobs = {f"{NAME}-worker-{channel}": {job_consumer(channel, lane) for lane in LANES} for channel in CHANNELS}
+    scaled = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "ScaledObject")}
+    assert scaled.keys() == {f"{NAME}-gateway"} | seconds.keys() | jobs.keys()
+    values = yaml.safe_load((CHART / "sets/high-scale.yaml").read_text())
+    partitions = values["global"]["seamark"]["demand"]["partitions"]
+    for name in seconds.keys() | jobs.keys():
+        spec = scaled[name]
+        assert "replicas" not in named(found, "Deployment", spec["scaleTargetRef"]["name"])["spec"]
+        assert spec["scaleTargetRef"]["name"] == name
+        assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"] <= partitions
+        told = [trigger["metadata"] for trigger in spec["triggers"]]
+        if name in seconds:
+            [only] = told
+            assert only["query"].startswith(f"max({seconds[name]}{{")
+            assert f"{name}-.*" in only["query"]
+            assert only["serverAddress"].startswith("http")
+        else:
+            assert {one["consumer"] for one in told} == jobs[name]
+            assert {one["stream"] for one in told} == {JOBS_STREAM}
+
+
+def test_a_worker_of_all_channels_is_scaled_by_those_that_are_named(folder: Path) -> None:
+    by = {"scaleByLag": {"worker": {"enabled": True, "channels": ["push", "sms"]}}}
+    [scaled] = of_kind(objects(folder, values=by), "ScaledObject")
+    asked = [trigger["metadata"]["consumer"] for trigger in scaled["spec"]["triggers"]]
+    assert asked == [job_consumer(channel, lane) for channel in ("push", "sms") for lane in LANES]
+
+
+def test_keda_asks_the_monitoring_of_the_release_or_of_nats_elsewhere(folder: Path) -> None:
+    ours = objects(folder, values=BY_JOBS)
+    elsewhere = {
+        "nats": {"enabled": False},
+        "externalNats": {"urls": ["tls://n1.example.com:4222"], "monitorUrls": ["https://n1.example.com:8222"]},
+    }
+    [inside], [outside] = (
+        of_kind(found, "ScaledObject") for found in (ours, objects(folder, values=elsewhere | BY_JOBS))
+    )
+    told = inside["spec"]["triggers"][0]["metadata"]
+    [servers] = of_kind(ours, "StatefulSet")
+    headless = named(ours, "Service", servers["spec"]["serviceName"])
+    host, _, port = told["natsServerMonitoringEndpoint"].partition(":")
+    assert host == f"{headless['metadata']['name']}.seamark.svc", "KEDA is in another namespace"
+    assert int(port) in {each["port"] for each in headless["spec"]["ports"]}
+    told = outside["spec"]["triggers"][0]["metadata"]
+    assert told["natsServerMonitoringEndpoint"] == "n1.example.com:8222"
+    assert told["useHttps"] == "true"
+
+
 def test_a_pod_has_the_time_that_a_role_takes_to_end(rendered: list[Object]) -> None:
-    for each in of_kind(rendered, "Deployment"):
-        spec = each["spec"]["template"]["spec"]
-        [container] = spec["containers"]
+    for name, role, pod in deployments(rendered):
+        [container] = pod["spec"]["containers"]
         sleeps = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert spec["terminationGracePeriodSeconds"] > sleeps + STOP_SECONDS_MAX + CLEAN_UP_SECONDS_MAX
+        takes = sleeps + stop_seconds_max(role) + CLEAN_UP_SECONDS_MAX
+        assert pod["spec"]["terminationGracePeriodSeconds"] > takes, name
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -393,6 +540,7 @@ WAYS_OUT: Final = {
     "projector": {53, 4222, 8222, 6379, 5432},
     "planner": {53, 4222, 8222, 6379, 5432},
     "pager": {53, 4222, 8222, 5432},
+    "worker-push": {53, 4222, 8222, 6379, 5432, 443, 465, 587},
     "migrate": {53, 5432},
     "topology": {53, 4222, 8222},
     "nats": {53, 6222},
@@ -408,6 +556,51 @@ def test_a_pod_reaches_what_it_works_with_and_nothing_else(folder: Path, compone
     came = {"gateway": {8080, 9090}, "migrate": set(), "topology": set(), "nats": {4222, 6222, 8222}}
     assert ports_of(ingress) == came.get(component, {9090})
     assert all(rule["from"] for rule in ingress)
+
+
+def ways_outside(rendered: list[Object]) -> dict[str, set[int]]:
+    """The ports by which pods reach addresses of the internet, by component."""
+    found: dict[str, set[int]] = {}
+    for _, pod in pods(rendered):
+        component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        _, egress = allowed(rendered, component)
+        for rule in egress:
+            if any(peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0" for peer in rule["to"]):
+                found[component] = found.get(component, set()) | ports_of([rule])
+    return found
+
+
+def test_only_workers_reach_the_outside_and_gateways_what_signatures_are_checked_by(folder: Path) -> None:
+    providers = WAYS_OUT["worker-push"] - WAYS_OUT["planner"]
+    assert ways_outside(objects(folder)) == {"worker": providers}
+    workers = {f"worker-{channel}": providers for channel in CHANNELS}
+    assert ways_outside(objects(folder, "mid-scale")) == workers | {"gateway": {443}}, "the key set of tokens"
+    callbacks: dict[str, Any] = {"sending": {"callbacksSecret": "seamark-callbacks"}}
+    assert ways_outside(objects(folder, values=callbacks)) == {"worker": providers, "gateway": {443}}
+    none = callbacks | {"networkPolicy": {"certificates": {"to": []}}}
+    assert ways_outside(objects(folder, values=none)) == {"worker": providers}
+    narrow = {"networkPolicy": {"providers": {"ports": [2525], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}}}
+    _, egress = allowed(objects(folder, values=narrow), "worker")
+    assert egress[-1] == {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"port": 2525}]}
+
+
+def test_roles_and_nobody_else_send_spans_and_reach_the_collector(folder: Path, tmp_path: Path) -> None:
+    found = objects(folder, values={"traces": COLLECTOR})
+    secrets = SECRETS | {"otel": {"headers": "authorization=hush"}}
+    for name, role, pod in deployments(found):
+        env = PodHere(pod, tmp_path / name, secrets).start(pod["spec"]["containers"][0]).env
+        settings = load_settings(env)
+        assert settings.traces_endpoint == COLLECTOR["endpoint"]
+        assert (settings.trace_one_in, settings.trace_follow_seconds) == (100, 300)
+        assert env[OTEL_EXPORTER_OTLP_HEADERS] == "authorization=hush"
+        assert settings.trace_url == (COLLECTOR["url"] if role == "gateway" else None)
+        assert 4317 in ports_of(allowed(found, pod["metadata"]["labels"]["app.kubernetes.io/component"])[1])
+    for component in ("migrate", "topology", "nats"):
+        assert not {4317, 4318} & ports_of(allowed(found, component)[1])
+    unset = objects(folder)
+    for name, _, pod in deployments(unset):
+        assert "SEAMARK_TRACES_ENDPOINT" not in str(pod), name
+        assert not {4317, 4318} & ports_of(allowed(unset, pod["metadata"]["labels"]["app.kubernetes.io/component"])[1])
 
 
 def test_nothing_is_allowed_that_no_policy_names(rendered: list[Object]) -> None:
@@ -453,14 +646,27 @@ def test_a_role_may_have_a_version_of_its_own(folder: Path) -> None:
     assert set(images.values()) == {"seamark:0.1.0"}
 
 
+def test_the_documented_order_of_an_upgrade_is_that_of_the_operations_and_holds_every_role(folder: Path) -> None:
+    loops = re.findall(r"for role in ([\w ]+); do", (ROOT / "docs/deployment.md").read_text())
+    [later] = {tuple(loop.split()) for loop in loops}
+    assert {"projector", *later} == set(ROLES)
+    [order] = re.findall(r"^4\. (.*):", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    assert re.findall(rf"({'|'.join(ROLES)})s", order) == ["projector", *later]
+    held = objects(folder, values={"roles": {role: {"tag": "0.0.9"} for role in later}})
+    images = {role: pod["spec"]["containers"][0]["image"] for _, role, pod in deployments(held)}
+    assert images == {"projector": "seamark:0.1.0"} | dict.fromkeys(later, "seamark:0.0.9")
+
+
 def test_the_documented_secrets_have_every_key_that_a_pod_asks_for(rendered: list[Object]) -> None:
     document = (ROOT / "docs/deployment.md").read_text()
     [users] = re.findall(r"args=\(\); for user in (.*?); do", document)
     made = dict(re.findall(r"create secret generic ([\w-]+) --from-literal=(\w+)=", document))
+    whole = set(re.findall(r"create secret generic ([\w-]+) --from-file=\S+/$", document, re.MULTILINE))
     known = {("seamark-nats", user) for user in users.split()} | set(made.items())
     asked = set()
     for _, pod in pods(rendered):
         for volume in pod["spec"].get("volumes", []):
+            assert "secret" not in volume or volume["secret"]["secretName"] in whole
             for source in volume.get("projected", {}).get("sources", []):
                 asked |= {(source["secret"]["name"], item["key"]) for item in source["secret"]["items"]}
         for each in containers(pod):
@@ -477,6 +683,8 @@ def test_the_first_commands_that_are_printed_are_commands_of_seamark(folder: Pat
     assert printed != []
     for line in printed:
         parse_command(line.split())
+    assert f"deploy/{NAME}-worker -- seamark worker --check" in said
+    assert f"deploy/{NAME}-worker-email -- seamark worker --check" in notes(folder, "mid-scale")
     assert f"svc/{NAME}-gateway 8080:80" in said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ from tests.support.charts import (
 )
 from tests.support.commands import ENV, seamark
 from tests.support.pods import PodHere, Started
-from tests.support.roles import STOP_SECONDS_MAX, ForkedChild
+from tests.support.roles import ForkedChild
 from tests.support.tokens import SECRET
 from tests.support.waiting import wait_for
 
@@ -110,6 +111,7 @@ class Release:
             "seamark-redis": {"url": redis},
             "seamark-postgres": {"url": postgres},
             "seamark-jwt": {"secret": SECRET},
+            "seamark-providers": {"providers.toml": "[webhook]\n"},
         }
         self.gateway_port = free_port()
         self.places = {
@@ -213,6 +215,10 @@ def test_every_role_works_with_the_others_and_the_helm_test_passes(
             )
             assert child.alive, child.log_tail(3000)
             assert release.probe(name, "livenessProbe")
+        scaled = objects(tmp_path, values=FEW | {"scaleByLag": {"worker": {"enabled": True}}})
+        for trigger in of_kind(scaled, "ScaledObject")[0]["spec"]["triggers"]:
+            told = trigger["metadata"]
+            wait_for(lambda told=told: lag_as_keda_finds_it(told, cluster) == 0)
         _, test = release.started("Pod/prod-seamark-test")
         assert test.command[:2] == ["python", "-c"]
         done = subprocess.run(
@@ -227,14 +233,28 @@ def test_every_role_works_with_the_others_and_the_helm_test_passes(
         assert "published and received" in done.stdout
         for child in children.values():
             child.send(signal.SIGTERM)
-        grace = max(grace_of(rendered, name) for name in deployments)
         for name, child in children.items():
             wait_for(
                 lambda child=child: not child.alive,
-                seconds=min(grace, STOP_SECONDS_MAX),
+                seconds=grace_of(rendered, name),
                 said=lambda child=child: child.log_tail(3000),
             )
             assert child.exit_code == 0, f"{name}: {child.log_tail(3000)}"
+
+
+def lag_as_keda_finds_it(told: Mapping[str, str], cluster: NatsCluster) -> int:
+    """What KEDA's scaler reads from the monitoring of the server that leads the consumer; -1: it finds none."""
+    for server in cluster.servers:
+        address = f"{server.monitor_url}/jsz?acc={told['account']}&consumers=true&config=true"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            for account in json.load(answer).get("account_details", []):
+                for stream in account.get("stream_detail", []):
+                    for consumer in stream.get("consumer_detail", []):
+                        names = account["name"], stream["name"], consumer["name"]
+                        led = consumer["cluster"].get("leader") == server.server_name
+                        if led and names == (told["account"], told["stream"], told["consumer"]):
+                            return int(consumer["num_pending"] + consumer["num_ack_pending"])
+    return -1
 
 
 def grace_of(rendered: list[Object], name: str) -> int:

@@ -14,24 +14,28 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from engine.broker.jetstream import NatsSettings, connect
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology import server as topology
+from engine.worker.providers import CHANNELS
 from ops.dev.binaries import nats_server_binary, valkey_binary
 from ops.dev.child import free_port
 from ops.dev.natsserver import account_users
 from ops.dev.servers import NatsServer, Valkey
 from ops.dev.stores import POSTGRES_SETTINGS, VALKEY_SETTINGS
-from ops.process import CLEAN_UP_SECONDS_MAX, STOP_SECONDS_MAX
-from tests.support.charts import parse_command
+from ops.process import CLEAN_UP_SECONDS_MAX
+from tests.support.charts import parse_command, stop_seconds_max
+from tests.support.commands import seamark
 from tests.support.dockerfile import Build, Stage, stages
 from tests.support.forks import ROOT
+from tests.support.pushing import apple_key
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
-ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector")
+ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector", "worker")
 STRANGER: Final = 65532
 """The user of the image: it owns nothing in it."""
 
@@ -95,6 +99,30 @@ def test_every_program_is_there_and_nothing_that_installs_or_compiles(image: tup
     assert list(built.root.glob("opt/seamark/lib/*/site-packages/ops/__pycache__/*.pyc")), (
         "compiled, for a disk that is read only"
     )
+
+
+def test_the_image_has_what_every_channel_and_both_exporters_of_spans_need(
+    image: tuple[Stage, Stage], built: Build, tmp_path: Path
+) -> None:
+    example, *_ = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/worker.md").read_text(), re.DOTALL)
+    (tmp_path / "providers.toml").write_text(example)
+    pem = apple_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    secrets = {"AuthKey_ABC1234567.p8": pem, "smtp.password": "s", "twilio.secret": "t", "sns.secret": "a"}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(secret)
+    env = variables(built, image[1], SEAMARK_PROVIDERS=str(tmp_path / "providers.toml"))
+    exporters = ("grpc", "http")
+    imports = "; ".join(f"import opentelemetry.exporter.otlp.proto.{name}.trace_exporter" for name in exporters)
+    check, imported = (
+        subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        for words in (
+            [built.here("/opt/seamark/bin/seamark"), "worker", "--check"],
+            [built.here("/opt/seamark/bin/python"), "-c", f"import engine.traces.export; {imports}"],
+        )
+    )
+    assert check.returncode == 0, check.stderr
+    assert [line.split(":")[0] for line in check.stdout.splitlines()] == list(CHANNELS)
+    assert imported.returncode == 0, imported.stderr
 
 
 def test_files_for_nats_are_written_where_kubernetes_lends_a_folder(image: tuple[Stage, Stage], built: Build) -> None:
@@ -163,6 +191,7 @@ PASSWORDS: Final = {f"SEAMARK_NATS_{user.upper()}_PASSWORD": f"p-{user}" for use
 DOT_ENV: Final = PASSWORDS | {
     "POSTGRES_PASSWORD": "p-postgres",
     "SEAMARK_JWT_SECRET": "a secret that is long enough for HS256",
+    "SEAMARK_UNSUBSCRIBE_SECRETS": "a-secret-of-32-characters-or-more",
 }
 
 
@@ -191,9 +220,21 @@ def test_every_service_of_ours_is_a_command_with_settings_that_it_reads(compose:
         assert each["read_only"] is True
         assert each["cap_drop"] == ["ALL"]
         if name in ROLES:
-            assert int(each["stop_grace_period"].removesuffix("s")) > STOP_SECONDS_MAX + CLEAN_UP_SECONDS_MAX
+            assert int(each["stop_grace_period"].removesuffix("s")) > stop_seconds_max(name) + CLEAN_UP_SECONDS_MAX
             assert given_settings(each["environment"]) >= {"nats_url", "nats_user", "nats_password"}
             assert each["environment"]["SEAMARK_NATS_PASSWORD"] == f"p-{name}"
+
+
+def test_the_worker_of_compose_takes_the_providers_that_are_shipped(compose: dict[str, Any]) -> None:
+    each = compose["services"]["worker"]
+    [(source, target)] = [volume.removesuffix(":ro").split(":") for volume in each["volumes"]]
+    env = {**each["environment"]}
+    env["SEAMARK_PROVIDERS"] = env["SEAMARK_PROVIDERS"].replace(target, str(ROOT / source))
+    done = seamark(*each["command"], "--check", **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "webhook: webhook\n"
+    for name, service in ours(compose).items():
+        assert name == "worker" or "SEAMARK_PROVIDERS" not in service["environment"], "nobody else sees its secrets"
 
 
 def test_every_name_and_address_is_that_of_a_service(compose: dict[str, Any]) -> None:

@@ -271,7 +271,6 @@ async def test_one_trace_leads_through_a_push_that_is_tried_twice_and_no_channel
     assert mail.shown["subject"] == "template-canary secret-body-canary"
     link = re.search(r"(/u/[^>]+)>", mail.shown["headers"]["List-Unsubscribe"])
     assert link is not None
-    # Followed, if anything of them is.
     context = f"00-{'7' * 32}-{'1' * 16}-01"
     async with aiohttp.ClientSession(stack.gateway.url, headers={"traceparent": context}) as http:
         async with http.get(link[1]) as answer:
@@ -284,6 +283,7 @@ async def test_one_trace_leads_through_a_push_that_is_tried_twice_and_no_channel
         headers = {"X-Twilio-Signature": base64.b64encode(signature).decode()}
         async with http.post("/v1/providers/twilio/callbacks", data=form, headers=headers) as answer:
             assert answer.status == 200
+    await stack.traces.until("7" * 32, ["GET /u/{token}", "POST /u/{token}", "POST /v1/providers/{name}/callbacks"])
     check_nothing_private(stack, link[1].removeprefix("/u/"), providers.texts.secret, UNSUBSCRIBE_SECRET)
 
 

@@ -44,7 +44,8 @@ from engine.partition.reader import Delivered
 from engine.patience import patiently
 from engine.postgres import Pool, asking
 from engine.topology import server as topology
-from engine.worker.journal import DIGEST_BYTES, WorkerJournal
+from engine.worker.journal import WorkerJournal
+from engine.worker.targets import digest_of
 from ops.dev.servers import NatsServer, Valkey
 from projections.deliveries.ends import JobEnds
 from projections.deliveries.sweep import Late, Sweep
@@ -396,7 +397,7 @@ async def test_a_token_that_is_none_is_retired_unless_another_took_its_place_or_
     invalid = Outcome(kind="target_invalid", provider="google", code="404/UNREGISTERED")
 
     def done(digest: bytes, at: datetime) -> Done:
-        told = msgspec.structs.replace(invalid, target_digest=digest[:DIGEST_BYTES].hex(), target_invalid_at=at)
+        told = msgspec.structs.replace(invalid, target_digest=digest_of(digest), target_invalid_at=at)
         return Done(0, "failed", "x", told)
 
     await world.journal.conclude(push, done(hash, now - timedelta(hours=1)))
@@ -505,6 +506,9 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
         (digest, f"digest:orders/{(now - 2 * hour).isoformat()}", now - 3 * hour),
     ):
         await planned(world, one, when, at)
+    unreadable = job("unreadable", user="u0")
+    await planned(world, unreadable, "now", now - 4 * hour)
+    await world.broker.append(message_of(unreadable).subject, b"{")
     queue = JobsQueue(world.broker)
     await queue.add([waits])
     await queue.schedule(held, now + 3 * hour)

@@ -305,13 +305,14 @@ async def test_without_a_token_the_channel_that_waits_to_see_whether_it_was_seen
     )
     async with changing(pool, TENANT) as change:
         await put_type(change, rule)
+        await put_template(change, TemplateKey("parcel.*", "email", "default"), {"subject": "News", "body": "Shipped"})
     async with Directory(pool).changing(TENANT, [USER]) as of_user:
         assert await remove_token(of_user, USER, "phone")
     due = datetime.now(UTC) + timedelta(seconds=2)
-    waits = a_job("email", "n1", stage="escalation", first_at=due)
+    waits = a_job("email", "n1", stage="escalation", first_at=due, requested=False)
     async with sending(settings, pool):
         await JobsQueue(broker).schedule(waits, due)
-        await add(broker, a_job("push", "n1"))
+        await add(broker, a_job("push", "n1", requested=False))
         await eventually(sent(broker, "n1", "email"))
         # The one that was scheduled fires, too, and finds that there is nothing left to do.
         await eventually(lambda: _nothing_waits(broker))

@@ -396,6 +396,8 @@ async def test_a_projector_keeps_durables_of_its_own_and_lets_those_of_dispatche
         "$JS.API.CONSUMER.DELETE.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.dispatch-0",
         "$JS.API.CONSUMER.RESET.BULK.dispatch-0",
+        "$JS.API.CONSUMER.MSG.NEXT.JOBS.email-normal",
+        "$JS.API.CONSUMER.DELETE.JOBS.email-normal",
     ):
         assert await denied(projector, subject), subject
 

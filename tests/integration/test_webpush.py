@@ -13,7 +13,7 @@ from ops.dev.providers.faults import Answers, Hangs, Late, NoTls, Resets, SlowBo
 from tests.support.pushing import Browsers, a_message, browser_target, browsers, client_tls
 
 PERMANENT: tuple[Any, ...] = ("permanent", "message", None)
-CONFIG: tuple[Any, ...] = ("config", "key", None)
+CONFIG: tuple[Any, ...] = ("config", "target", None)
 INVALID: tuple[Any, ...] = ("target_invalid", "message", None)
 
 # providers.md 2.3, row by row: answer → kind, scope, seconds to wait; the code that is kept.

@@ -15,7 +15,8 @@ import pytest
 import typer
 import yaml
 
-from ops.cli import app
+from ops import process
+from ops.cli import app, worker
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "deploy/helm/seamark"
@@ -153,6 +154,11 @@ def parse_command(words: Sequence[str]) -> None:
         assert name in command.commands, f"there is no command {name} among {sorted(command.commands)}"
         command = command.commands[name]
     command.make_context(name, rest)
+
+
+def stop_seconds_max(role: str) -> float:
+    """How long a role takes at most from the signal to its end."""
+    return worker.STOP_SECONDS_MAX if role == "worker" else process.STOP_SECONDS_MAX
 
 
 def schemas(folder: Path, rendered: Sequence[Object]) -> Path:

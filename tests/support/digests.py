@@ -78,10 +78,12 @@ async def planned(broker: Broker, user: str, ids: Iterable[str], when: str, chan
     await append(broker, user, "rcpt", *(msgspec.to_builtins(one) for one in facts))
 
 
-async def waiting(broker: Broker, user: str, ids: Sequence[str], key: str, **other: Any) -> None:
+async def waiting(
+    broker: Broker, user: str, ids: Sequence[str], key: str, channel: str = "email", **other: Any
+) -> None:
     """Notifications that wait for a digest."""
     await append(broker, user, "log", *records(user, ids, **other))
-    await planned(broker, user, ids, f"digest:{key}")
+    await planned(broker, user, ids, f"digest:{key}", channel)
 
 
 def digest_job(user: str, key: str, channel: Any = "email") -> Job:

@@ -31,6 +31,7 @@ NOT_RUN: Final = {
     ("docs/webhooks.md", "[webhook]"): "tests/unit/test_webhook_settings.py makes a channel of it",
     ("docs/email.md", "[email.providers.own]"): "tests/unit/test_email_settings.py makes a channel of it",
     ("docs/email.md", "[callbacks.ses]"): "tests/unit/test_callback_settings.py reads it",
+    ("docs/sms.md", "[sms]"): "tests/unit/test_sms_settings.py makes channels of it",
     ("docs/sms.md", "[callbacks.twilio]"): "as in docs/email.md",
     (
         "docs/deployment.md",
@@ -46,8 +47,8 @@ NOT_RUN: Final = {
     ): "tests/acceptance/test_chart.py renders that set",
     (
         "docs/deployment.md",
-        "helm -n seamark upgrade prod deploy/helm/seamark --reuse-values --set roles.projector.tag=0.2.0",
-    ): "tests/acceptance/test_chart.py sets that tag",
+        'held=(); for role in dispatcher gateway worker planner pager; do held+=(--set "roles.$role.tag=0.1.0"); done',
+    ): "tests/acceptance/test_chart.py looks at the roles and sets such a tag",
     (
         "docs/deployment.md",
         "for user in publisher dispatcher gateway projector planner pager worker operator provisioner backup system cluster; do",

@@ -46,6 +46,9 @@ class PodHere:
     def _make(self, volume: Object) -> None:
         folder = self._folder / volume["name"]
         folder.mkdir(parents=True, exist_ok=True)
+        if whole := volume.get("secret"):
+            for key, value in self._secrets[whole["secretName"]].items():
+                (folder / key).write_text(value)
         for source in volume.get("projected", {}).get("sources", []):
             secret = self._secrets[source["secret"]["name"]]
             for item in source["secret"]["items"]:

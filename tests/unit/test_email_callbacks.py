@@ -93,6 +93,15 @@ def test_what_ses_reports(notification: dict[str, Any], expected: tuple[str, str
     assert_says(report, expected, "0107-17")
 
 
+def test_a_server_that_bounces_in_the_name_of_somebody_else_accuses_only_its_own_user() -> None:
+    """SES takes `emailAddress` from the Final-Recipient of what came back."""
+    forged = [{"emailAddress": one, "status": "5.1.1"} for one in ("bob@example.com", "carol@example.com")]
+    bounce = ses("Bounce", bounceType="Permanent", bounceSubType="General", bouncedRecipients=forged)
+    complaint = ses("Complaint", complainedRecipients=forged)
+    for notification in (bounce, complaint):
+        assert [report.address for report in of_ses("ses", notification)] == [ALICE]
+
+
 @pytest.mark.parametrize(("events", "expected"), [
     (sendgrid("bounce", type="bounce", status="5.1.1",
         reason="550 5.1.1 The email account that you tried to reach does not exist."), HARD),

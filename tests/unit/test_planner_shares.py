@@ -17,9 +17,11 @@ def test_one_tenant_alone_may_fill_half_and_two_a_third_each() -> None:
     assert (above(333, 333), above(334, 334)) == (False, True)
 
 
-def test_whoever_holds_nothing_gets_in_however_full_it_is() -> None:
+def test_whoever_holds_next_to_nothing_gets_in_however_full_it_is() -> None:
+    """Others may have filled it by what nobody bounds."""
     assert not above(0, 2_000)
-    assert above(1, 1_000)
+    assert not above(10, 2_000)
+    assert above(11, 1_000)
 
 
 def test_schedules_count_as_bytes_do() -> None:

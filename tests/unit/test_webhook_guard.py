@@ -3,10 +3,13 @@
 import asyncio
 import ipaddress
 import socket
+import threading
+from typing import Any
 
 import pytest
 
 from engine.channels.exchange import Blocked
+from engine.channels.webhook import guard
 from engine.channels.webhook.guard import Guard, GuardedResolver
 from engine.directory.webhook_urls import reachable_by_all
 
@@ -104,4 +107,35 @@ async def test_a_name_without_an_address_is_no_private_one() -> None:
     with pytest.raises(OSError, match="no address") as failed:
         await resolver.resolve("hooks.example.com", 443)
     assert not isinstance(failed.value, Blocked)
+    await resolver.close()
+
+
+async def test_a_name_server_that_does_not_answer_holds_one_thread_for_its_name_and_then_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else whoever names a hundred endpoints of such servers would take all look-ups from others."""
+    answered, asked = threading.Event(), list[str]()
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        assert answered.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    resolver = GuardedResolver(Guard())
+    waiting = [asyncio.create_task(resolver.resolve("slow.example.com", 443)) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    monkeypatch.setattr(guard, "SLOW_SECONDS", 0.0)
+    answered.set()
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [isinstance(one, list) for one in found] == [False, True, True, True, True]
+    assert asked == ["slow.example.com"]
+    with pytest.raises(OSError, match="a moment ago"):
+        await resolver.resolve("slow.example.com", 443)
+    assert asked == ["slow.example.com"], "it is not asked again"
+    monkeypatch.setattr(guard, "SLOW_SECONDS", 20.0)
+    assert await resolver.resolve("quick.example.com", 443)
+    assert await resolver.resolve("quick.example.com", 443)
     await resolver.close()

@@ -112,8 +112,21 @@ def test_what_follows_a_push_is_the_next_channel_that_waits_to_see_whether_it_wa
     rule = TypeRule(
         pattern="*", channels={"email": waits, "push": ChannelRule(), "webhook": ChannelRule(), "sms": waits}
     )
-    following = next_channel(rule, a_job("push", "n1", attempt=2, target="phone"))
+    following = next_channel(rule, a_job("push", "n1", attempt=2, target="phone", requested=False, tries_before=4))
     assert following is not None
     assert (following.channel, following.stage, following.attempt, following.target) == ("sms", "escalation", 0, "")
-    assert following.key == a_job("sms", "n1", user=USER).key, "the claim of the one that is scheduled"
-    assert next_channel(rule, a_job("sms", "n1")) is None
+    assert following.claim_key == a_job("sms", "n1", user=USER).key, "the claim of the one that is scheduled"
+    assert next_channel(rule, a_job("sms", "n1", requested=False)) is None
+
+
+@pytest.mark.parametrize(
+    "of_job",
+    [
+        {"requested": True},
+        {"digest": "news/2026-01-31T08:00:00Z"},
+        {"stored_at": datetime.now(UTC) - timedelta(seconds=61)},
+    ],
+)
+def test_nothing_is_woken_that_the_event_did_not_name_or_that_was_handed_out_before(of_job: dict[str, Any]) -> None:
+    rule = TypeRule(pattern="*", channels={"push": ChannelRule(), "sms": ChannelRule(unless_seen_seconds=60)})
+    assert next_channel(rule, a_job("push", "n1", **{"requested": False, **of_job})) is None

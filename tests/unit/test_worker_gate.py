@@ -5,7 +5,9 @@ import pytest
 from engine.channels.channel import Outcome
 from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW
 from engine.jobs.redisbucket import BucketUnavailable
-from engine.worker.gate import SLOT_SECONDS_MAX, SLOTS_MAX, Gate
+from engine.worker.gate import SLOT_SECONDS_MAX, SLOTS_MAX, SLOW_SECONDS, Gate
+from engine.worker.gates import SLOW_AT_ONCE, Gates
+from engine.worker.providers import Provider
 
 
 class Clock:
@@ -64,6 +66,7 @@ async def test_failures_of_the_provider_in_a_row_close_it_until_one_probe_is_tak
     "outcome",
     [
         Outcome(kind="config", code="blocked", scope="target"),
+        Outcome(kind="config", code="403", scope="domain"),
         Outcome(kind="transient", code="452", soft_bounce=True),
         Outcome(kind="transient", code="451", scope="domain"),
         Outcome(kind="target_invalid", code="410"),
@@ -125,3 +128,19 @@ async def test_who_comes_too_late_for_his_slot_takes_another_one_and_none_in_the
     assert late == []
     late += [1.0] * SLOTS_MAX
     assert await one.slot() < 0
+
+
+async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_others_as_many_as_there_are() -> None:
+    """An endpoint that answers late takes everything, so no breaker opens; but it holds what others wait for."""
+    gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]
+    for key in ("acme/a", "acme/b"):
+        await gates.of(hooks, key).told(Outcome(kind="ok"), retry=False, seconds=SLOW_SECONDS + 1)
+    sends = [object() for _ in range(SLOW_AT_ONCE)]
+    assert all(gates.take_place(hooks, "acme/a", one) for one in sends)
+    assert not gates.take_place(hooks, "acme/b", late := object())
+    assert gates.take_place(hooks, "acme/quick", object())
+    assert gates.take_place(hooks, "other/a", object())
+    gates.free_place("acme/a", sends[0])
+    assert gates.take_place(hooks, "acme/b", late)
+    await gates.of(hooks, "acme/a").told(Outcome(kind="ok"), retry=False, seconds=0.1)
+    assert gates.take_place(hooks, "acme/a", object()), "it is quick again"

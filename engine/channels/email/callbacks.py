@@ -104,6 +104,11 @@ def of_ses(provider: str, notification: Mapping[str, Any]) -> list[Report]:
             )
     else:
         return []
+    # Who has bounced or complained, SES takes from what a stranger's server sends back. A mail of ours has one recipient: what
+    # comes back is about him, and nobody can have somebody else's address suppressed.
+    sent_to = _list(mail.get("destination"))
+    if len(sent_to) == 1:
+        states = [(sent_to[0], state, outcome) for _, state, outcome in states[:1]]
     return _reports(provider_id, reference, at, [(f"{kind}/{feedback}", *state) for state in states])
 
 

@@ -26,11 +26,9 @@ LINE_CHARS_MAX: Final = 300
 _markdown: Final = MarkdownIt("commonmark", {"html": False, "maxNesting": NESTING_MAX}).enable("table")
 
 _TAGS: Final = {
-    "a", "b", "blockquote", "br", "caption", "center", "code", "col", "colgroup", "del", "div", "em", "h1", "h2", "h3", "h4",
-    "h5", "h6",
-    "hr", "i", "img", "li", "ol", "p", "pre", "s", "small", "span", "strong", "sub", "sup", "table", "tbody", "td", "tfoot",
-    "th", "thead",
-    "tr", "u", "ul",
+    "a", "b", "blockquote", "br", "caption", "center", "code", "col", "colgroup", "del", "div", "em", "h1", "h2", "h3",
+    "h4", "h5", "h6", "hr", "i", "img", "li", "ol", "p", "pre", "s", "small", "span", "strong", "sub", "sup", "table",
+    "tbody", "td", "tfoot", "th", "thead", "tr", "u", "ul",
 }  # fmt: skip
 
 _BOX: Final = {
@@ -48,12 +46,10 @@ _ATTRIBUTES: Final = {
 
 _STYLES: Final = {
     "background-color", "border", "border-bottom", "border-collapse", "border-left", "border-radius", "border-right",
-    "border-top", "color",
-    "display", "font-family", "font-size", "font-style", "font-weight", "height", "letter-spacing", "line-height", "margin",
-    "margin-bottom",
-    "margin-left", "margin-right", "margin-top", "max-width", "min-width", "padding", "padding-bottom", "padding-left",
-    "padding-right",
-    "padding-top", "text-align", "text-decoration", "text-transform", "vertical-align", "white-space", "width", "word-break",
+    "border-top", "color", "display", "font-family", "font-size", "font-style", "font-weight", "height", "letter-spacing",
+    "line-height", "margin", "margin-bottom", "margin-left", "margin-right", "margin-top", "max-width", "min-width",
+    "padding", "padding-bottom", "padding-left", "padding-right", "padding-top", "text-align", "text-decoration",
+    "text-transform", "vertical-align", "white-space", "width", "word-break",
 }  # fmt: skip
 """None of them takes an address in a form that programs load; `background` and `list-style` would. `position` could cover what
 is not ours."""

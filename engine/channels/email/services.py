@@ -143,7 +143,7 @@ class Ses(Service):
         )
 
     def judged(self, answer: Answer) -> Outcome:
-        """What an answer means. The name of an error stands in a header, with a URL behind it at times."""
+        """What an answer means. A header has the name of an error, sometimes with a URL behind it."""
         code = answer.headers.get("x-amzn-ErrorType", "").partition(":")[0].rpartition("#")[2].removesuffix("Exception")
         said = str(_members(answer).get("message", "")).lower()
         if code == "MessageRejected" and "not verified" in said:

@@ -14,6 +14,9 @@ from engine.channels.verdicts import Table, Verdict
 _BUG: Final = Verdict("permanent")
 _SETUP: Final = Verdict("config", scope="key")
 
+_TOPIC: Final = Verdict("config", scope="target", alarm=True)
+"""The topic is the app that a token was registered with: whoever registers one must not stop the pushes of others by its name."""
+
 APNS: Final = Table(
     version="2026-11-29",
     codes={
@@ -29,9 +32,9 @@ APNS: Final = Table(
         "InvalidPushType": _BUG,
         "DuplicateHeaders": _BUG,
         "PayloadEmpty": _BUG,
-        "BadTopic": _SETUP,
-        "MissingTopic": _SETUP,
-        "TopicDisallowed": _SETUP,
+        "BadTopic": _TOPIC,
+        "MissingTopic": _TOPIC,
+        "TopicDisallowed": _TOPIC,
         "IdleTimeout": Verdict("transient", retry_after_seconds=0.0),
         # A token was too old: renewed where that is allowed, and then `transient`; see ApnsSender.
         "ExpiredProviderToken": _SETUP,

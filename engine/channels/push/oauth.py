@@ -31,7 +31,7 @@ REQUEST_SECONDS: Final = 10.0
 
 
 class ServiceAccount(msgspec.Struct, frozen=True):
-    """What stands in the file that Google gives for a service account."""
+    """What is in the file that Google gives for a service account."""
 
     project_id: str
     client_email: str

@@ -14,7 +14,10 @@ from engine.channels.push.answers import UNREADABLE, judged
 from engine.channels.verdicts import Table, Verdict
 
 _GONE: Final = Verdict("target_invalid")
-_OURS: Final = Verdict("config", scope="key")
+_OURS: Final = Verdict("config", scope="target", alarm=True)
+"""Our key, or that of one subscription: whoever subscribes with a key of his own, and registers that here, is answered the same,
+and must not stop the pushes of others by it."""
+
 _AGAIN: Final = Verdict("transient", retry_after_seconds=30.0)
 
 WEBPUSH: Final = Table(
@@ -138,7 +141,7 @@ class Refusals:
             found.refused_since_accept.add(endpoint)
         if len(found.refused_since_accept) >= self.IN_A_ROW:
             return outcome
-        return msgspec.structs.replace(outcome, kind="transient", scope="message", retry_after_seconds=60.0)
+        return msgspec.structs.replace(outcome, kind="transient", scope="target", retry_after_seconds=60.0)
 
     def _origin(self, origin: str) -> _Origin:
         found = self._origins.get(origin)

@@ -1,7 +1,7 @@
 """Words by which people end the texts of a sender, or have them begin again.
 
-Carriers and providers act on them by themselves; so do we, in order that other senders and providers of the tenant hold to it,
-and that nobody pays for texts that are blocked.
+Carriers and providers act on them by themselves. So do we: then the wish holds for the tenant's other senders and providers, too,
+and nobody pays for texts that are blocked.
 """
 
 from __future__ import annotations

@@ -11,22 +11,33 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import AddrInfoType
 
-from engine.channels.exchange import Blocked
+from engine.channels.exchange import CONNECT_SECONDS_MAX, Blocked
 from engine.directory.webhook_urls import reachable_by_all
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-LOOKUPS_MAX: Final = 16
-"""Names looked up at once, in threads of their own. A stranger's name server may not answer for 10 s, and nothing can end such a
-look-up: the threads that everybody shares must not be taken by them. Webhooks wait for a free one within their deadlines."""
+LOOKUPS_MAX: Final = 64
+"""Names looked up at once, in threads of their own, each name by one. A stranger's name server may not answer for 20 s, and
+nothing can end such a look-up: the threads that everybody shares must not be taken by them. Webhooks wait for a free one within
+their deadlines."""
+
+SLOW_SECONDS: Final = CONNECT_SECONDS_MAX
+"""A look-up that took so long was of use to nobody: whoever had asked for it has given up."""
+
+SLOW_KEPT_SECONDS: Final = 120.0
+"""So long the name is then not looked up: the names of one tenant's hundred endpoints would else take all threads from others."""
+
+SLOW_NAMES_MAX: Final = 10_000
 
 Server = tuple[str, int]
 """An address and a port."""
@@ -77,6 +88,8 @@ class GuardedResolver(AbstractResolver):
         self._guard = guard
         self._hosts = dict(hosts or {})
         self._threads = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="webhook-lookup")
+        self._asked: dict[str, asyncio.Future[tuple[list[str] | OSError, float]]] = {}
+        self._slow_until: dict[str, float] = {}
         self._lookup = lookup or self._ask_system
 
     async def resolve(
@@ -102,13 +115,36 @@ class GuardedResolver(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask_system(self, host: str, port: int) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _addresses, host, port)
-        return list(dict.fromkeys(found))
+        if self._slow_until.get(host, 0.0) > time.monotonic():
+            raise OSError("its name server did not answer a moment ago")
+        asked = self._asked.get(host)
+        if asked is None:
+            asked = asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port)
+            self._asked[host] = asked
+            asked.add_done_callback(partial(self._answered, host))
+        # Whoever gives up must not take the answer from the others who wait for it.
+        found, _ = await asyncio.shield(asked)
+        if isinstance(found, OSError):
+            raise OSError(*found.args)
+        return found
+
+    def _answered(self, host: str, asked: asyncio.Future[tuple[list[str] | OSError, float]]) -> None:
+        del self._asked[host]
+        self._slow_until.pop(host, None)
+        if not asked.cancelled() and asked.exception() is None and asked.result()[1] >= SLOW_SECONDS:
+            self._slow_until[host] = time.monotonic() + SLOW_KEPT_SECONDS
+            while len(self._slow_until) > SLOW_NAMES_MAX:
+                del self._slow_until[next(iter(self._slow_until))]
 
 
-def _addresses(host: str, port: int) -> list[str]:
-    return [str(where[0]) for *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+def _addresses(host: str, port: int) -> tuple[list[str] | OSError, float]:
+    """The addresses of a name, or why there are none; and how long it took to know."""
+    began = time.monotonic()
+    try:
+        found = [str(where[0]) for *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except OSError as error:
+        return error, time.monotonic() - began
+    return list(dict.fromkeys(found)), time.monotonic() - began
 
 
 def _result(host: str, port: int, address: str) -> ResolveResult:

@@ -7,6 +7,7 @@
 - {name: SEAMARK_TRUSTED_PROXIES, value: {{ join "," .Values.gateway.trustedProxies | quote }}}
 - {name: SEAMARK_HANDSHAKES_PER_MINUTE, value: {{ int .Values.gateway.handshakesPerMinute | quote }}}
 - {name: SEAMARK_TENANT_STATE_PERCENT, value: {{ int .Values.gateway.tenantStatePercent | quote }}}
+- {name: SEAMARK_TRACE_URL, value: {{ .Values.traces.url | quote }}}
 {{- end }}
 
 {{/* Whose tokens are believed. Empty is not set. */}}

@@ -53,6 +53,7 @@ securityContext:
   "redis-url" $values.redis.urlSecret
   "postgres-url" $values.postgres.urlSecret
   "jwt-secret" $values.auth.jwtSecret
+  "unsubscribe-secrets" $values.sending.unsubscribeSecret
   "token" $values.test.tokenSecret
 }}
 - name: secrets
@@ -80,6 +81,20 @@ securityContext:
 - {name: SEAMARK_PROFILE, value: production}
 - {name: SEAMARK_PARTITIONS, value: {{ .root.Values.global.seamark.demand.partitions | quote }}}
 - {name: SEAMARK_LOG_FORMAT, value: json}
+{{- end }}
+
+{{/* Where spans go. Nothing is said where none are made. */}}
+{{- define "seamark.tracesEnv" -}}
+{{- with .Values.traces }}
+{{- if .endpoint -}}
+- {name: SEAMARK_TRACES_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: SEAMARK_TRACE_ONE_IN, value: {{ int .oneIn | quote }}}
+- {name: SEAMARK_TRACE_FOLLOW_SECONDS, value: {{ int .followSeconds | quote }}}
+{{- with .headersSecret }}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Files of `nats/` with the sizes that the demand needs. (root, servers, to: a folder that is not there: what makes it owns it) */}}
