@@ -650,7 +650,7 @@ def test_the_documented_order_of_an_upgrade_is_that_of_the_operations_and_holds_
     loops = re.findall(r"for role in ([\w ]+); do", (ROOT / "docs/deployment.md").read_text())
     [later] = {tuple(loop.split()) for loop in loops}
     assert {"projector", *later} == set(ROLES)
-    [order] = re.findall(r"^4\. (.*):", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    [order] = re.findall(r"^4\. the roles: (.*?)\.", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     assert re.findall(rf"({'|'.join(ROLES)})s", order) == ["projector", *later]
     held = objects(folder, values={"roles": {role: {"tag": "0.0.9"} for role in later}})
     images = {role: pod["spec"]["containers"][0]["image"] for _, role, pod in deployments(held)}

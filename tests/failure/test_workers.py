@@ -81,13 +81,18 @@ async def last_receipts(broker: Broker) -> dict[tuple[str, str, str], list[Recei
     return found
 
 
+def is_unanswered(receipt: Receipt) -> bool:
+    """Whether an endpoint did not answer. It gets the webhook again then, and knows it by its id (docs/webhooks.md)."""
+    return receipt.channel == "webhook" and receipt.reason in {"timeout", "reset"}
+
+
 def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted: Counter[tuple[str, str]]) -> list[str]:
     """What is wrong with what is stored, held against what providers have accepted, by notification and channel."""
     wrong = []
     for (id, channel, _), said in receipts.items():
         last = max(said, key=lambda one: (one.attempt, one.state in FINAL))
         times = accepted[id, channel]
-        doubts = sum(one.state == "ambiguous" for one in said)
+        doubts = sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
         if last.state not in FINAL:
             wrong.append(f"{id} {channel}: it is {last.state}")
         if last.state == "split":

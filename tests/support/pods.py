@@ -48,11 +48,11 @@ class PodHere:
         folder.mkdir(parents=True, exist_ok=True)
         if whole := volume.get("secret"):
             for key, value in self._secrets[whole["secretName"]].items():
-                (folder / key).write_text(value)
+                _write(folder / key, value)
         for source in volume.get("projected", {}).get("sources", []):
             secret = self._secrets[source["secret"]["name"]]
             for item in source["secret"]["items"]:
-                (folder / item["path"]).write_text(secret[item["key"]])
+                _write(folder / item["path"], secret[item["key"]])
 
     def start(self, container: Object) -> Started:
         """What is run, and with which variables."""
@@ -70,6 +70,12 @@ class PodHere:
         if secret := source.get("secretKeyRef"):
             return self._secrets[secret["name"]][secret["key"]]
         return self._fields[source["fieldRef"]["fieldPath"]]
+
+
+def _write(file: Path, text: str) -> None:
+    """A file that is there already is left alone: a process of this pod may be reading it."""
+    if not file.exists():
+        file.write_text(text)
 
 
 def expanded(text: str, env: Mapping[str, str]) -> str:
