@@ -151,6 +151,17 @@ async def test_one_trace_leads_from_the_publisher_to_the_acknowledgement_and_on_
          f"dispatch round {EVENT}", f"deliver {LOG}", f"ack {LOG}", f"read {LOG}", f"process {LOG}", f"plan {LOG}",
          f"receipt {RECEIPT}", f"fold {LOG}", f"fold {RECEIPT}"],
     )  # fmt: skip
+
+    def come(name: str) -> set[tuple[str, str, str]]:
+        """Who has sent spans of this name, and what they belong to."""
+        group = "messaging.consumer.group.name"
+        found = [span for span in stack.traces.spans(trace_id) if span.name == name]
+        return {(span.service, span.attributes.get(group, "").partition("-")[0], span.parent_id) for span in found}
+
+    # Each process sends its spans when it likes. The record and the read mark are planned, and folded twice; two store receipts.
+    await eventually(lambda: len({service for service, _, _ in come(f"receipt {RECEIPT}")}) == 2, seconds=30)
+    await eventually(lambda: len(come(f"plan {LOG}")) == 2 and len(come(f"fold {LOG}")) == 4, seconds=30)
+    found = stack.traces.spans(trace_id)
     inside = [span for span in found if span.trace_id == trace_id]
 
     def one(name: str, service: str, **attributes: str) -> Span:
