@@ -129,6 +129,9 @@ def sustained(
     gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 1,
     acks: Annotated[bool, typer.Option(help="Whether devices acknowledge.")] = True,
     projections: Annotated[bool, typer.Option(help="Whether a projector folds the logs beside it.")] = False,
+    follow_one_in: Annotated[
+        int, typer.Option(help="Of so many events one is followed by traces, to SEAMARK_TRACES_ENDPOINT; 0: none.")
+    ] = 0,
     batches_per_second: Annotated[int, typer.Option(help="Publisher's batches: more make a smoother load.")] = 50,
     stretch_seconds: Annotated[float, typer.Option(help="Of a longer run each stretch is shown for itself.")] = 60.0,
     prototype: Annotated[
@@ -149,6 +152,7 @@ def sustained(
         acks=acks,
         batches_per_second=batches_per_second,
         projections=projections,
+        follow_one_in=follow_one_in,
         stretch_seconds=stretch_seconds,
         prototype=prototype,
         data=data,

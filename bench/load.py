@@ -24,12 +24,13 @@ def user_name(number: int) -> str:
     return f"user-{number}"
 
 
-def event(number: int, user: int, due: float, *, critical: bool = False) -> Outgoing:
-    """A personal event, due at a moment of the wall clock that its record carries to the device."""
+def event(number: int, user: int, due: float, *, critical: bool = False, followed: bool = False) -> Outgoing:
+    """A personal event, due at a moment of the wall clock that its record carries to the device; `followed` by traces or not."""
     name, more = user_name(user), b'"priority":"critical",' if critical else b""
     data = b'{"due":%.6f,"text":"%b"}' % (due, TEXT.encode())
     body = b'{"id":"e%d","to":["%b"],%b"data":%b}' % (number, name.encode(), more, data)
-    lines = b"Nats-Msg-Id: %b:e%d\r\n%b" % (TENANT.encode(), number, TRACE)
+    trace = b"traceparent: 00-%032x-b7ad6b7169203331-01\r\n" % (number + 1) if followed else TRACE
+    lines = b"Nats-Msg-Id: %b:e%d\r\n%b" % (TENANT.encode(), number, trace)
     return Outgoing(f"events.{TENANT}.{name}.{TYPE}", body, lines)
 
 

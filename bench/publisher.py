@@ -16,7 +16,10 @@ BATCHES_IN_FLIGHT = 4
 
 
 class Settings(msgspec.Struct):
-    """Events per second in so many batches, to users in turn, from `first` on, for so long. Ids start at `id_from`."""
+    """Events per second in so many batches, to users in turn, from `first` on, for so long. Ids start at `id_from`.
+
+    `follow_one_in`: of so many events one is followed by traces; 0: none is.
+    """
 
     url: str
     rate: int
@@ -26,6 +29,7 @@ class Settings(msgspec.Struct):
     id_from: int = 0
     batches_per_second: int = 50
     critical: bool = False
+    follow_one_in: int = 0
 
 
 async def _main() -> None:
@@ -33,14 +37,20 @@ async def _main() -> None:
     broker = await connect(NatsSettings(settings.url, name="publisher"))
     slots = asyncio.Semaphore(BATCHES_IN_FLIGHT)
     started, number = time.time(), settings.id_from
-    pace = settings.batches_per_second
+    pace, one_in = settings.batches_per_second, settings.follow_one_in
     ticks = max(1, round(pace * settings.seconds))
 
     async def publish(first: int, last: int, due: float) -> None:
         async with slots:
             await broker.commit(
                 [
-                    event(k, settings.first + k % settings.users, due, critical=settings.critical)
+                    event(
+                        k,
+                        settings.first + k % settings.users,
+                        due,
+                        critical=settings.critical,
+                        followed=one_in > 0 and k % one_in == 0,
+                    )
                     for k in range(first, last)
                 ],
                 timeout_seconds=30,

@@ -70,6 +70,7 @@ async def run(
     acks: bool = True,
     batches_per_second: int = 50,
     projections: bool = False,
+    follow_one_in: int = 0,
     stretch_seconds: float = 60.0,
     prototype: Path | None = None,
     data: Path | None = None,
@@ -97,6 +98,7 @@ async def run(
                     stretch_seconds,
                     acks=acks,
                     projections=projections,
+                    follow_one_in=follow_one_in,
                     limit_records=2_000 if hurry else 20_000,
                 )
             )
@@ -109,6 +111,7 @@ async def run(
             "seconds": seconds,
             "acks": acks,
             "projections": projections,
+            "follow_one_in": follow_one_in,
             "runs": runs,
         },
         "yardstick": {"broker_records_per_second": runs[-1]["broker_records_per_second"]},
@@ -131,6 +134,7 @@ async def _one(
     *,
     acks: bool,
     projections: bool,
+    follow_one_in: int,
     limit_records: int,
 ) -> dict[str, Any]:
     limit = await broker_limit(bench.broker, limit_records, sockets)
@@ -154,6 +158,7 @@ async def _one(
             seconds=seconds,
             id_from=sockets,
             batches_per_second=batches_per_second,
+            follow_one_in=follow_one_in,
         )
         publisher = await bench.worker("publisher", msgspec.json.encode(settings).decode())
         lag = Lag(behind)

@@ -1,4 +1,7 @@
-"""Every metric of Seamark, declared in one place. Names say the noun and the unit; labels never hold a user, device or token."""
+"""Every metric of the engine, and of any process; the other packages have a module of this name for theirs.
+
+Names say the noun and the unit; labels never hold a user, device or token.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +54,6 @@ dead_letters_trimmed = Counter(
     "seamark_dispatcher_dead_letters_trimmed",
     "Times that age may have removed events before their dead letters were stored",
 )
-jobs_lost = Counter(
-    "seamark_jobs_lost", "Deliveries that were open, and of which JOBS held neither a job nor a schedule", ("channel",)
-)
 append_retries = Counter(
     "seamark_dispatcher_append_retries", "Batches that were not committed at once, by reason", ("reason",)
 )
@@ -70,14 +70,6 @@ dispatch_delay_seconds = Histogram(
 now_messages = Counter("seamark_now_messages", "Messages that are never stored, at the relay, by fate", ("fate",))
 """fate: relayed, invalid, expired, throttled (more than a tenant or a process may), lost (the broker was away)."""
 
-gateway_now_frames = Counter(
-    "seamark_gateway_now_frames", "Now messages and broadcasts at sessions, by fate", ("fate",)
-)
-"""fate: sent, no_room (the socket was slow), early (the session had no `ready` yet)."""
-
-gateway_broadcasts = Counter("seamark_gateway_broadcasts", "Broadcasts that reached this gateway, by fate", ("fate",))
-"""fate: sent, invalid, throttled (too many of a tenant), overflow (too many waited)."""
-
 cancels_unheard = Gauge(
     "seamark_cancels_unheard", "1 while this process does not know what is cancelled, and dispatches without knowing"
 )
@@ -93,51 +85,10 @@ horizon_restarts = Counter(
     "seamark_claims_horizon_restarts", "Times Redis had lost its claims: the horizon starts anew"
 )
 
-gateway_sessions = Gauge("seamark_gateway_sessions", "Open sessions, by carrier", ("carrier",))
-"""carrier: ws, sse, poll."""
-
-gateway_joins = Counter("seamark_gateway_joins", "Logs joined, by result", ("result",))
-"""result: resumed, or the reason of a reset: new, snapshot, epoch, future, trimmed."""
-
-gateway_closed = Counter("seamark_gateway_closed_sessions", "Sessions ended, by close code", ("code",))
-gateway_refused_tokens = Counter("seamark_gateway_refused_tokens", "Tokens not accepted, by reason", ("reason",))
-gateway_problems = Counter(
-    "seamark_gateway_problems", "Requests and handshakes refused, by the code of the problem", ("code",)
-)
-
-gateway_exhausted_looks = Counter(
-    "seamark_gateway_exhausted_looks", "Looks, one a second, that found no file descriptor left for another connection"
-)
-
-gateway_receipts = Counter("seamark_gateway_receipts", "Receipts of the gateway, by fate", ("fate",))
-"""fate: stored, dropped (the broker was away for too long, or they could not be stored), failed (a round that met a fault of
-ours; it goes on)."""
-
-gateway_state_records = Counter("seamark_gateway_state_records", "Read and archive records, by fate", ("fate",))
-"""fate: stored, failed, refused_user and refused_tenant (the allowance is used up), refused_waiting."""
-
-gateway_reports = Counter(
-    "seamark_gateway_reports", "What providers have posted, by provider and what it says", ("provider", "says")
-)
-"""says: sent, delivered, failed; unmatched (of no message that we know); stop, start, help, answered (by a text)."""
-
-gateway_events = Counter("seamark_gateway_events", "Events taken over HTTP, by outcome", ("outcome",))
-"""outcome: accepted, duplicate, invalid, refused, throttled, unavailable, unanswered."""
-
-gateway_idempotency_keys = Counter(
-    "seamark_gateway_idempotency_keys", "Requests with an Idempotency-Key, by what was known of it", ("known",)
-)
-"""known: first, done (answered as before), running, other (another body), full (the tenant's allowance is used up), unkept
-(Redis was away: carried out, and not remembered)."""
-
 event_ids_taken = Counter(
     "seamark_event_ids_taken",
     "Events that were stored although another event had used their message id",
 )
-
-gateway_api_keys = Counter("seamark_gateway_api_keys", "API keys checked, by how", ("how",))
-"""how: cached, queried, outlived (PostgreSQL did not answer, the cached entry went on), failed, guessed
-(not looked up: too many invalid keys came from the address)."""
 
 planner_records = Counter("seamark_planner_records", "Records passed by planners, by outcome", ("outcome",))
 """outcome: planned (a receipt says what was decided), passed (nothing but the app, or no notification)."""
@@ -192,37 +143,4 @@ worker_delay_seconds = Histogram(
 )
 worker_providers_stale = Gauge(
     "seamark_worker_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
-)
-
-projection_lag = Gauge(
-    "seamark_projection_lag_seconds",
-    "Age of the oldest record that waits to be folded; 0 when none waits",
-    ("projection", "stream", "subject"),
-)
-projection_applied = Counter("seamark_projection_records", "Records folded", ("projection", "stream"))
-projection_skipped = Counter(
-    "seamark_projection_skipped_records", "Records a projection could not decode and passed over", ("projection",)
-)
-unread_frames = Counter("seamark_unread_frames", "Unread counts told to live sessions, by fate", ("fate",))
-"""fate: sent, lost (the broker was away), forgotten (more users changed while catching up than are remembered)."""
-
-funnel = Gauge(
-    "seamark_funnel_notifications",
-    "Notifications of one hour by how far they had come ten minutes later; the largest tenants and types, the rest as other",
-    ("tenant", "type", "channel", "stage"),
-)
-"""stage: emitted and stored (events), dispatched, sent, acknowledged, read (notifications)."""
-
-retention_overdue = Gauge(
-    "seamark_retention_overdue_seconds",
-    "How long ago the oldest month ended that is due to be dropped; 0 when none is due",
-    ("projection",),
-)
-retention_undivided = Gauge(
-    "seamark_retention_undivided", "1 while the tables are not divided by months: nothing leaves them", ("projection",)
-)
-retention_dropped = Counter("seamark_retention_dropped_months", "Months that were dropped", ("projection",))
-retention_kept_at = Gauge(
-    "seamark_retention_kept_timestamp_seconds",
-    "When this projector last looked for months to drop, as Unix time; 0 where another projector does",
 )

@@ -95,9 +95,10 @@ class Settings:
     tenant_state_percent: int = 25
     """How much of each log the users of one tenant may fill with read and archive records."""
     health_host: str = "127.0.0.1"
-    """Address of each process's own health and metrics port."""
+    """Address of the health and metrics port."""
     health_port: int = 0
-    """Port of `/healthz`, `/readyz` and `/metrics`; 0: chosen by the system and logged. N gateway processes take N in a row."""
+    """Port of `/healthz`, `/readyz` and `/metrics`; 0: chosen by the system and logged. Where one command has N processes it
+    answers for all of them, and they have the N ports behind it."""
     log_format: LogFormat = "json"
     """`json` for machines, `console` for people."""
     traces_endpoint: str | None = None

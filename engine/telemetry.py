@@ -78,7 +78,10 @@ def configure_logging(role: str, format: Literal["json", "console"] = "json", le
     )
     identity = identity_of(role)
     structlog.contextvars.bind_contextvars(
-        role=role, instance=identity["service.instance.id"], version=identity["service.version"]
+        role=role,
+        service=identity["service.name"],
+        instance=identity["service.instance.id"],
+        version=identity["service.version"],
     )
     handler = logging.StreamHandler(output)
     handler.setFormatter(

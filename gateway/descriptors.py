@@ -15,8 +15,8 @@ from typing import Final
 
 import structlog
 
-from engine import metrics
 from engine.tasks import end
+from gateway import metrics
 from gateway.limits import SPARE_DESCRIPTORS
 
 _log = structlog.get_logger("seamark.descriptors")

@@ -50,7 +50,6 @@ from gateway.drain import drain
 from gateway.http import cors
 from gateway.http.idempotency import IdempotencyKeys
 from gateway.http.problems import as_problems
-from gateway.join.counters import FeedCollector
 from gateway.limits import (
     ACCEPT_BACKLOG,
     API_KEY_GUESSES_PER_MINUTE,
@@ -61,6 +60,7 @@ from gateway.limits import (
 )
 from gateway.log.live import Live
 from gateway.log.partition import Partition
+from gateway.metrics import FeedCollector
 from gateway.obeying import obey
 from gateway.options import GatewayOptions
 from gateway.presence.gateways import Gateways

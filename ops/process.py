@@ -23,10 +23,11 @@ from engine import metrics
 from engine.broker.health import watched
 from engine.broker.jetstream import Broker, connect
 from engine.errors import BrokerError, InvalidSetting
-from engine.settings import Settings, cannot_listen
+from engine.settings import Settings
 from engine.telemetry import configure_logging, identity_of
 from engine.topology.check import report_start
 from ops.exitcode import FAILED, MISCONFIGURED, exit_code_of
+from ops.healthport import health_port
 from seamark.protocol.errors import SeamarkError
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ async def _supervise(role: str, settings: Settings, work: Work, stop_seconds_max
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with _health_port(settings, health) as port:
+    async with _health_of(settings, health) as port:
         _log.info("role_starting", health_port=port)
         worker = asyncio.create_task(work(stop, health), name=role)
         stopping = asyncio.create_task(stop.wait(), name="stop-signal")
@@ -202,7 +203,7 @@ def _outcome(worker: asyncio.Future[None], *, asked: bool) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _health_port(settings: Settings, health: Health) -> AsyncIterator[int]:
+async def _health_of(settings: Settings, health: Health) -> AsyncIterator[int]:
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
@@ -214,20 +215,5 @@ async def _health_port(settings: Settings, health: Health) -> AsyncIterator[int]
     async def exposition(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", exposition)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, settings.health_host, settings.health_port)
-    try:
-        await _listen(site, settings)
-        yield site.port
-    finally:
-        await runner.cleanup()
-
-
-async def _listen(site: web.TCPSite, settings: Settings) -> None:
-    try:
-        await site.start()
-    except OSError as error:
-        raise cannot_listen("health", settings.health_host, settings.health_port, error) from error
+    async with health_port(settings, healthz, readyz, exposition) as port:
+        yield port

@@ -1,4 +1,4 @@
-"""Processes that do the same work side by side: started, watched, replaced and ended by a parent that serves nothing."""
+"""Processes that do the same work side by side: started, watched, replaced and ended by a parent that does none of it."""
 
 from __future__ import annotations
 
@@ -65,6 +65,13 @@ def run_siblings(role: str, argv: Sequence[str], environments: Sequence[Mapping[
                 return MISCONFIGURED
         time.sleep(POLL_SECONDS)
     return _end(siblings)
+
+
+def environment_with(**given: str) -> dict[str, str]:
+    """Ours with these variables in it, for a child."""
+    # The same said by a file would stand against them.
+    rest = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in given}
+    return {**rest, **given}
 
 
 class _Sibling:

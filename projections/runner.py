@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Broker, StreamState
 from engine.errors import BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable
 from engine.log.incarnations import CLOCKS, epoch_of, reaching, stream_of
@@ -27,6 +26,7 @@ from engine.tasks import end_if_cancelled
 from engine.traces import names
 from engine.traces.messages import working
 from engine.traces.spans import active
+from projections import metrics
 from projections.projection import Projection
 from projections.store import Checkpoint, Store
 from seamark.protocol.errors import SeamarkError

@@ -123,7 +123,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         untried_at: when it was last seen that nobody had begun this attempt.
         tried_at: when it was first tried: the horizon of its retries counts from there.
         data: the notification's, for templates; where there is none, its `title`, `text` or `body` and `url` are shown.
-        trace: the W3C `traceparent` of the planner's span.
+        trace: the record's W3C `traceparent`.
         stored_at: when the log stored the record; none: it has none, as the job of a digest.
         requested: its event named the channel.
         transaction: what it belongs to, and is cancelled with; "": nothing.

@@ -26,10 +26,12 @@ _OVERHEAD_BYTES: Final = 256
 
 
 class Following(NamedTuple):
-    """What follows from a record in JOBS. `seq`: the record's."""
+    """What follows from a record in JOBS. `seq`, `trace`, `stored_at` (Unix nanoseconds): the record's."""
 
     seq: int
     messages: tuple[Outgoing, ...]
+    trace: str | None = None
+    stored_at: int = 0
 
 
 def jobs_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> Iterator[Outgoing]:
@@ -128,5 +130,5 @@ def batches(following: Sequence[Following]) -> Iterator[list[Following]]:
 
 def messages_of(batch: Iterable[Following]) -> list[Outgoing]:
     """The messages of a batch. A schedule stands once in it: others of its name say the same, as records of one digest do."""
-    named = {one.subject if one.headers else (seq, one.subject): one for seq, messages in batch for one in messages}
+    named = {one.subject if one.headers else (each.seq, one.subject): one for each in batch for one in each.messages}
     return list(named.values())

@@ -44,7 +44,7 @@ from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
 from engine.traces import names
-from engine.traces.messages import receipts_stored, working
+from engine.traces.messages import jobs_stored, receipts_stored, working
 from engine.traces.spans import active
 from seamark.backoff import Backoff
 from seamark.protocol.subjects import JOBS_STREAM, RECEIPTS_STREAM
@@ -59,8 +59,7 @@ then nobody can say for sure: a leader that was deposed shows the past."""
 
 _FAULT: Final = "Mend what it names, or report it as a fault of Seamark. Then the partition goes on by itself"
 
-_PLANNED = metrics.planner_records.labels("planned")
-_PASSED = metrics.planner_records.labels("passed")
+_PLANNED, _PASSED = map(metrics.planner_records.labels, ("planned", "passed"))
 
 
 class Rules(Protocol):
@@ -239,9 +238,13 @@ class PlanWorker:
 
         Jobs that JOBS takes never must not hold up the others: they are found by halving.
         """
+        since = time.time_ns()
         try:
             self._passed = reached
             await self._move(messages_of(batch))
+            if self._spans is not None:
+                stored = ((one.trace, one.stored_at, len(one.messages)) for one in batch)
+                jobs_stored(self._spans, stored, since)
         except ApiError:
             if len(batch) == 1:
                 await self._give_up(batch[0], reached)
@@ -327,7 +330,7 @@ class PlanWorker:
                 receipts.append(receipt)
             jobs = tuple(jobs_of(one, inputs, decisions))
             if jobs:
-                following.append(Following(one.seq, jobs))
+                following.append(Following(one.seq, jobs, one.trace, int(one.stored_at.timestamp() * 1e9)))
             throttled += throttled_of(one, inputs, decisions)
         return Planned(receipts, following, throttled)
 
@@ -358,11 +361,8 @@ class PlanWorker:
         Raises:
             PartitionStopped: the broker refuses them for good.
         """
-        stall, backoff = (
-            Stall(RECEIPTS_STREAM, "planner_waits"),
-            Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5),
-        )
-        since = time.time_ns()
+        stall = Stall(RECEIPTS_STREAM, "planner_waits")
+        backoff, since = Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5), time.time_ns()
         try:
             while True:
                 end_if_cancelled()

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from engine.broker.jetstream import Outgoing
 from engine.partition.worker import Delivered
 from engine.traces import names
-from engine.traces.contexts import followed_in
+from engine.traces.contexts import followed, followed_in
 from engine.traces.spans import Spans, failed
 
 
-def receipts_stored(spans: Spans, receipts: Sequence[Outgoing], since: int) -> None:
-    """These receipts are stored, in a batch whose storing was begun at `since` (Unix nanoseconds)."""
+def jobs_stored(spans: Spans, stored: Iterable[tuple[str | None, int, int]], since: int) -> None:
+    """Jobs are stored, in a batch whose storing was begun at `since` (Unix nanoseconds).
+
+    Args:
+        stored: of each record that jobs follow from its `traceparent`, when it was stored (Unix nanoseconds), and how many jobs.
+    """
+    for traceparent, stored_at, count in stored:
+        origin = followed(traceparent)
+        if origin is not None:
+            about = {names.MESSAGE_COUNT: count}
+            spans.begin(names.STORE_JOB, origin, about, since=since, stored_at=stored_at).end()
+
+
+def receipts_stored(spans: Spans, receipts: Sequence[Outgoing], since: int, *, stored_at: int | None = None) -> None:
+    """These receipts are stored, in a batch whose storing was begun at `since` (Unix nanoseconds).
+
+    Args:
+        stored_at: since when that is stored which they are about, in Unix nanoseconds; None: just now.
+    """
     about = {names.MESSAGE_COUNT: len(receipts)}
     for receipt in receipts:
         origin = followed_in(b"\r\n" + receipt.headers) if receipt.headers else None
         if origin is not None:
-            spans.begin(names.STORE_RECEIPT, origin, about, since=since).end()
+            spans.begin(names.STORE_RECEIPT, origin, about, since=since, stored_at=stored_at).end()
 
 
 @contextlib.contextmanager

@@ -94,6 +94,9 @@ STORE_RECEIPT: Final = Hop("receipt", "send", RECEIPT, SpanKind.PRODUCER)
 PLAN: Final = Hop("plan", "process", LOG, SpanKind.CONSUMER)
 """A planner decides by which channels a notification goes."""
 
+STORE_JOB: Final = Hop("job", "send", JOB, SpanKind.PRODUCER)
+"""A planner has stored what is to be sent of a notification: so many jobs, now or by a schedule."""
+
 ATTEMPT: Final = Hop("attempt", "process", JOB, SpanKind.CLIENT)
 """A worker tries a job at a provider."""
 

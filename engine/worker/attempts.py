@@ -58,6 +58,11 @@ def tell(job: Job, outcome: Outcome, seconds: float) -> None:
         _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)
 
 
+def origin_nanoseconds(job: Job) -> int:
+    """Since when that is stored which a job is about, in Unix nanoseconds; never in the future, as of a job that comes early."""
+    return min(int((job.stored_at or job.first_at).timestamp() * 1e9), time.time_ns())
+
+
 def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -> None:
     """The span of a try that has just ended, where its notification is followed: of a late one, linked to what made it."""
     origin = followed(job.trace) if spans is not None else None
@@ -70,8 +75,7 @@ def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -
         names.OUTCOME: outcome.kind,
         names.ATTEMPT_NUMBER: job.attempt + 1,
     }
-    stored_at = int((job.stored_at or job.first_at).timestamp() * 1e9)
-    span = spans.begin(names.ATTEMPT, origin, about, since=since, stored_at=min(stored_at, time.time_ns()))
+    span = spans.begin(names.ATTEMPT, origin, about, since=since, stored_at=origin_nanoseconds(job))
     if outcome.kind not in _GOOD:
         failed(span, outcome.kind)
     span.end()

@@ -7,6 +7,7 @@ retired only if it is still the one that was tried.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -30,6 +31,9 @@ from engine.letters.writing import store_job_letter
 from engine.log.stalls import Stall
 from engine.postgres import asking
 from engine.traces.contexts import trace_line
+from engine.traces.messages import receipts_stored
+from engine.traces.spans import active
+from engine.worker.attempts import origin_nanoseconds
 from engine.worker.targets import digest_of
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, RECEIPTS_STREAM, encode_token, encode_user, partition_of
@@ -65,6 +69,7 @@ class WorkerJournal:
     def __init__(self, broker: Broker, partitions: int, directory: Directory, ends: Ends) -> None:
         self._broker, self._partitions = broker, partitions
         self._directory, self._ends = directory, ends
+        self._spans = active()
         self._stalls: dict[str, Stall] = {}
 
     async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
@@ -75,16 +80,19 @@ class WorkerJournal:
         """
         tenant, user = encode_token(job.tenant), encode_user(job.user)
         subject = f"rcpt.{partition_of(tenant, user, self._partitions)}.{tenant}.{user}"
-        line = trace_line(job.trace) if job.trace else b""
+        line, since = trace_line(job.trace) if job.trace else b"", time.time_ns()
+        messages = [Outgoing(subject, _encode(one), line) for one in receipts]
         try:
-            if len(receipts) == 1:
+            if len(messages) == 1:
                 headers = {"traceparent": job.trace} if job.trace else None
-                await self._broker.append(subject, _encode(receipts[0]), headers)
+                await self._broker.append(subject, messages[0].payload, headers)
             else:
-                await self._broker.commit([Outgoing(subject, _encode(one), line) for one in receipts])
+                await self._broker.commit(messages)
         except BrokerError as error:
             self._stall(RECEIPTS_STREAM, "receipts_wait").report(error)
             raise
+        if self._spans is not None:
+            receipts_stored(self._spans, messages, since, stored_at=origin_nanoseconds(job))
         self._over(RECEIPTS_STREAM)
 
     async def conclude(self, job: Job, done: Done) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from engine import metrics
+from gateway import metrics
 from gateway.access.api_keys import KeysAway, TooManyGuesses
 from gateway.access.auth import Refused, bearer
 from gateway.access.principals import Operator, Principal, Scope, Service, User

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 from redis.asyncio import Redis
 
-from engine import metrics
 from engine.broker.jetstream import StreamState
 from engine.buckets import Buckets
+from gateway import metrics
 from gateway.access.shared_buckets import Bound, Empty, SharedBuckets
 from gateway.limits import (
     LOG_AGE_ASSUMED_SECONDS,

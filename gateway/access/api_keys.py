@@ -14,9 +14,9 @@ import asyncpg
 import msgspec
 import structlog
 
-from engine import metrics
 from engine.buckets import Buckets
 from engine.postgres import Pool, lazy_pool
+from gateway import metrics
 from gateway.access.key_table import hash_of
 from gateway.access.principals import Operator, Service
 from gateway.limits import (

@@ -6,10 +6,10 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from engine import metrics
 from engine.buckets import Buckets
 from engine.controls.document import Throttle
 from engine.controls.watching import WatchedControls
+from gateway import metrics
 from gateway.access.shared_buckets import Bound, Empty, SharedBuckets
 from seamark.protocol.subjects import encode_token
 

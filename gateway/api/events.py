@@ -12,12 +12,12 @@ import structlog
 from aiohttp import web
 from msgspec import Meta
 
-from engine import metrics
 from engine.broker.eventstore import EventStore
 from engine.broker.jetstream import Broker, PubAck
 from engine.broker.refusals import TOO_LARGE, is_full
 from engine.errors import ApiError, BrokerError, Unanswered
 from engine.traces.spans import active
+from gateway import metrics
 from gateway.access.principals import Scope, Service
 from gateway.access.shares import NoPlace, Queue, Shares
 from gateway.access.throttles import Throttles

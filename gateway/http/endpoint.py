@@ -143,7 +143,7 @@ class Endpoint:
     def route(self) -> web.RouteDef:
         """What to add to an application. Spans are made where traces are collected; a stream has none, for it lasts for hours."""
         off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-        handle = self.handle if off or self.answer is None else self.traced
+        handle = self.handle if off or (self.opens_session and self.answer is None) else self.traced
         path = self.path.replace("}", ":[^/]+}")  # ids may hold braces, which aiohttp's own pattern leaves out
         if self.method != "GET":
             return web.route(self.method, path, handle)

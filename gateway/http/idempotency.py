@@ -24,11 +24,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from engine import metrics
 from engine.errors import StoreBroken
 from engine.outages import redis_failure
 from engine.redisscript import RedisScript
 from engine.tasks import patiently_within
+from gateway import metrics
 from gateway.http.limits import (
     IDEMPOTENCY_ANSWER_BYTES,
     IDEMPOTENCY_BURST_BYTES,

@@ -12,9 +12,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from engine import metrics
 from engine.directory.changing import UserDeleted
 from engine.errors import LimitReached, StoreUnavailable, VersionConflict
+from gateway import metrics
 from gateway.access.shares import NoPlace
 from gateway.limits import RETRY_AFTER_SECONDS
 

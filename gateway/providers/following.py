@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Outgoing
 from engine.channels.bounces import may_suppress
 from engine.channels.channel import Outcome
@@ -20,6 +19,7 @@ from engine.channels.sms.callbacks import Inbound
 from engine.channels.suppressing import acted_on, free_number, suppress_for
 from engine.directory.contacts import Addressed
 from engine.postgres import asking
+from gateway import metrics
 from gateway.api.directory import directory_of
 from gateway.context import Context
 from gateway.limits import DIRECTORY_SECONDS, RECEIPT_BATCH

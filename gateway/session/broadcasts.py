@@ -7,10 +7,10 @@ from typing import Final
 
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.buckets import Buckets
 from engine.tasks import end
+from gateway import metrics
 from gateway.limits import (
     BROADCAST_BURST,
     BROADCAST_LOOKS_PER_TURN,

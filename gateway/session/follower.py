@@ -6,9 +6,9 @@ from collections.abc import Callable
 from time import time
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from engine import metrics
 from engine.broker.jetstream import Outgoing
 from engine.traces.spans import active
+from gateway import metrics
 from gateway.context import Context
 from gateway.join.feed import Feed
 from gateway.join.port import Ask, FeedCounters, LogState, Port, ResetReason, Snapshot

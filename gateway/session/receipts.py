@@ -16,13 +16,13 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Broker, Outgoing
 from engine.errors import BrokerError
 from engine.tasks import end
 from engine.traces.contexts import trace_line
 from engine.traces.messages import receipts_stored
 from engine.traces.spans import active
+from gateway import metrics
 from gateway.limits import RECEIPT_BATCH, RECEIPT_SECONDS, RECEIPTS_QUEUED
 from gateway.session.traces import SessionTraces
 from seamark.backoff import Backoff

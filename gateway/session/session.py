@@ -11,9 +11,9 @@ from typing import Any
 import structlog
 from opentelemetry.trace import Span
 
-from engine import metrics
 from engine.errors import BrokerError, OtherIncarnation
 from engine.traces.contexts import traceparent_of
+from gateway import metrics
 from gateway.access.auth import Refused
 from gateway.access.principals import User
 from gateway.context import Context

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError, Unavailable
 from engine.tasks import Tasks
+from gateway import metrics
 from gateway.access.allowances import Allowances
 from gateway.limits import (
     READ_IDS,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.errors import InvalidSetting
-from engine.settings import PORT_MAX, Settings, cannot_listen, load_settings
+from engine.settings import Settings, cannot_listen, load_settings
 
 if TYPE_CHECKING:
     from gateway.options import GatewayOptions
@@ -85,29 +84,18 @@ def _options(settings: Settings) -> GatewayOptions:
 
 
 def _serve_many(settings: Settings, count: int) -> int:
-    """Parent of `count` processes on one port; it serves nothing."""
+    """Parent of `count` processes on one port; it serves nothing but their health."""
     from engine.telemetry import configure_logging
-    from ops.siblings import run_siblings
+    from ops.commonport import common_port
+    from ops.siblings import environment_with, run_siblings
 
     configure_logging("gateway", settings.log_format)
     port = _free_port(settings.gateway_host, settings.gateway_port)
-    environments = [_environment(port, health_port) for health_port in _health_ports(settings.health_port, count)]
-    return run_siblings("gateway", [sys.executable, "-m", "ops", "gateway", "--processes", "1"], environments)
-
-
-def _environment(port: int, health_port: int) -> dict[str, str]:
-    """Ours, with the ports of one process in it."""
-    ports = {"SEAMARK_GATEWAY_PORT": str(port), "SEAMARK_HEALTH_PORT": str(health_port)}
-    # The same said by a file would stand against it.
-    rest = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ports}
-    return {**rest, **ports, SHARED_VARIABLE: "1"}
-
-
-def _health_ports(first: int, count: int) -> list[int]:
-    """The one that is set for the first process, the following ones for the others; 0: chosen by the system for each."""
-    if first + count - 1 > PORT_MAX:
-        raise InvalidSetting(f"SEAMARK_HEALTH_PORT: {count} processes take {count} ports in a row: choose a lower one")
-    return [first + number if first else 0 for number in range(count)]
+    argv = [sys.executable, "-m", "ops", "gateway", "--processes", "1"]
+    shared = {"SEAMARK_GATEWAY_PORT": str(port), SHARED_VARIABLE: "1"}
+    with common_port(settings, count) as ports:
+        environments = [environment_with(SEAMARK_HEALTH_PORT=str(one), **shared) for one in ports]
+        return run_siblings("gateway", argv, environments)
 
 
 def _free_port(host: str, port: int) -> int:

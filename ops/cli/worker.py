@@ -87,14 +87,15 @@ async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
 
 
 def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int) -> int:
-    import os
+    from engine.telemetry import configure_logging
+    from ops.commonport import common_port
+    from ops.siblings import environment_with, run_siblings
 
-    from ops.siblings import run_siblings
-
+    configure_logging("worker", settings.log_format)
     words = [word for channel in channels for word in ("--channel", channel)]
-    ports = [settings.health_port + number if settings.health_port else 0 for number in range(processes)]
-    environments = [{**os.environ, "SEAMARK_HEALTH_PORT": str(port)} for port in ports]
-    return run_siblings("worker", [sys.executable, "-m", "ops", "worker", *words], environments)
+    with common_port(settings, processes) as ports:
+        environments = [environment_with(SEAMARK_HEALTH_PORT=str(one)) for one in ports]
+        return run_siblings("worker", [sys.executable, "-m", "ops", "worker", *words], environments)
 
 
 async def _work(settings: Settings, channels: tuple[Channel, ...], stop: asyncio.Event, health: Health) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.channels.channel import Job
 from engine.errors import BrokerError, PartitionStopped, StoreUnavailable, TopologyError
@@ -26,6 +25,7 @@ from engine.log.incarnations import epoch_of, stream_of
 from engine.log.writer import read_mark
 from engine.planner import position
 from engine.postgres import Pool, asking
+from projections import metrics
 from projections.deliveries.lost import GRACE, LOST, Open, end_of, job_of, lost_among, waited_until
 from projections.postgres.versions import live, read_place
 from projections.projection import DELIVERIES

@@ -11,9 +11,9 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Final
 
-from engine import metrics
 from engine.partition.reader import Delivered
 from engine.postgres import Connection, transposed
+from projections import metrics
 from projections.folds.deliveries import (
     DEVICES_MAX,
     PROVIDER_IDS_MAX,

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engine import metrics
 from engine.partition.reader import Delivered
+from projections import metrics
 from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX, Remembered
 from seamark.protocol.errors import InvalidToken

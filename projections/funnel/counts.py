@@ -14,10 +14,10 @@ from typing import Final
 
 import structlog
 
-from engine import metrics
 from engine.errors import BrokerError, StoreUnavailable
 from engine.outages import postgres_failure
 from engine.postgres import AWAY, Connection, Pool, asking, holding
+from projections import metrics
 from projections.funnel.cohorts import STAGES, Cohorts, Step
 from projections.postgres.versions import live
 

@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 import structlog
 from redis.asyncio import Redis
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError, StoreUnavailable, TopologyError
 from engine.postgres import AWAY, Connection, Pool, asking, holding
+from projections import metrics
 from projections.postgres.versions import leaves, live_version, take_away
 from projections.projection import DELIVERIES, IN_TABLES, INBOX, REPEATED, Projection
 from projections.retention.counts import forget_counts, forget_former, write_left

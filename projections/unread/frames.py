@@ -8,9 +8,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError
+from projections import metrics
 from projections.unread.store import Counted
 from seamark.protocol.frames import Unread, unread_frame
 

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
-from engine import metrics
 from engine.dispatch.claims import AWAY
 from engine.outages import redis_failure
 from engine.partition.reader import Delivered
 from engine.redisscript import Argument, RedisScript
+from projections import metrics
 from projections.folds.changes import NEVER_SHOWN, NO_RECORD, Change, clean, decode_change
 from projections.folds.repeats import REMEMBERED_MAX
 from projections.folds.unread import FOR_EVER, UNREAD_MAX, Unread, milliseconds

@@ -10,11 +10,11 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 
-from engine import metrics
 from engine.broker.jetstream import Broker
 from engine.errors import BrokerError, StoreUnavailable
 from engine.partition.reader import PartitionReader, Phase
 from engine.tasks import end_if_cancelled, set_or_after
+from projections import metrics
 from projections.projection import UNREAD
 from projections.runner import ProjectionWorker
 from projections.store import Checkpoint

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_HEADERS
 
-from engine import metrics
+import engine.metrics
+import gateway.metrics
+import projections.metrics
 from engine.jobs.messages import LANES, job_consumer
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology.size import Demand, size
@@ -399,7 +401,7 @@ def test_every_address_is_that_of_a_server_of_the_release(rendered: list[Object]
 
 
 def test_gateways_are_counted_by_a_metric_that_they_have(folder: Path) -> None:
-    name = metrics.gateway_sessions.describe()[0].name
+    name = gateway.metrics.gateway_sessions.describe()[0].name
     [hpa] = of_kind(objects(folder, "mid-scale"), "HorizontalPodAutoscaler")
     assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == name
     keda = named(objects(folder, "high-scale"), "ScaledObject", f"{NAME}-gateway")
@@ -425,8 +427,8 @@ def test_nothing_is_scaled_by_lag_unless_it_is_asked_for(folder: Path) -> None:
 def test_projectors_planners_and_workers_are_scaled_by_what_waits_up_to_a_cap(folder: Path) -> None:
     found = objects(folder, "high-scale")
     seconds = {
-        f"{NAME}-planner": metrics.planner_lag.describe()[0].name,
-        f"{NAME}-projector": metrics.projection_lag.describe()[0].name,
+        f"{NAME}-planner": engine.metrics.planner_lag.describe()[0].name,
+        f"{NAME}-projector": projections.metrics.projection_lag.describe()[0].name,
     }
     jobs = {f"{NAME}-worker-{channel}": {job_consumer(channel, lane) for lane in LANES} for channel in CHANNELS}
     scaled = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "ScaledObject")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def answered(url: str, token: str, body: Any = None) -> tuple[int, Any]:
 @contextmanager
 def role(reader: Manual, name: str, **env: str) -> Iterator[str]:
     """One more process of a role beside the stack's own; its health address. It must end in good order when asked to."""
-    health, stack = free_port(), reader.described
+    # A gateway has a process per core, and each has a port behind this one.
+    health, stack = free_port(row=1 + (os.cpu_count() or 1)), reader.described
     settings = {
         "SEAMARK_PROFILE": "dev",
         "SEAMARK_NATS_URL": stack.nats_url,

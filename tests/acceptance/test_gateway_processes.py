@@ -1,4 +1,4 @@
-"""`seamark gateway --processes N`: one port, N processes, each with a health port; none outlives its parent."""
+"""`seamark gateway --processes N`: one port, N processes, each with a health port, and one for all; none outlives its parent."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.broker.jetstream import NatsSettings, connect
 from engine.topology import server as topology
@@ -28,7 +29,7 @@ class Gateway:
     def __init__(
         self, nats: NatsServer, folder: Path, processes: int = 2, port: int | None = None, **more: str
     ) -> None:
-        self.port, self.health = port or free_port(), free_port(row=2)
+        self.port, self.health = port or free_port(), free_port(row=3)
         self.log = folder / "gateway.log"
         env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {
             "PYTHONPATH": str(ROOT),
@@ -45,7 +46,12 @@ class Gateway:
             self.process = subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log)
 
     def ready(self) -> bool:
-        return all(ok(f"http://127.0.0.1:{port}/readyz") for port in (self.health, self.health + 1))
+        return all(ok(f"http://127.0.0.1:{port}/readyz") for port in self.own)
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """The health ports of the two processes, behind the common one."""
+        return self.health + 1, self.health + 2
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children()
@@ -101,6 +107,33 @@ def test_a_process_that_dies_is_replaced_and_that_is_said(gateway: Gateway) -> N
     assert victim.pid not in {child.pid for child in gateway.children()}
 
 
+def refused(port: int) -> float:
+    """How many requests have been refused, as a health port says."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return sum(
+            one.value for each in families for one in each.samples if one.name == "seamark_gateway_problems_total"
+        )
+
+
+def test_what_the_processes_count_adds_up_on_one_port_and_is_not_lost_with_one_of_them(gateway: Gateway) -> None:
+    def both_have_refused() -> bool:
+        assert not ok(f"http://127.0.0.1:{gateway.port}/v1/nothing")
+        return all(refused(port) for port in gateway.own)
+
+    gateway.eventually(both_have_refused)
+    counted = sum(map(refused, gateway.own))
+    gateway.eventually(lambda: refused(gateway.health) == counted)
+    assert all(ok(f"http://127.0.0.1:{gateway.health}{path}") for path in ("/healthz", "/readyz"))
+    victim = gateway.children()[0]
+    victim.kill()
+    gateway.eventually(lambda: victim.pid not in {child.pid for child in gateway.children()})
+    assert refused(gateway.health) == counted
+    gateway.eventually(gateway.ready)
+    assert sum(map(refused, gateway.own)) < counted
+    assert refused(gateway.health) == counted
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux signals children of a dead parent")
 def test_no_process_outlives_its_parent(gateway: Gateway) -> None:
     family = gateway.children()
@@ -131,12 +164,12 @@ def test_a_port_that_is_taken_is_named_and_shared_with_nobody(
 def test_a_health_port_without_room_for_all_processes_is_named(nats_server: NatsServer, tmp_path: Path) -> None:
     gateway = Gateway(nats_server, tmp_path, SEAMARK_HEALTH_PORT="65535")
     assert gateway.process.wait(60) == MISCONFIGURED
-    assert "SEAMARK_HEALTH_PORT: 2 processes take 2 ports in a row" in gateway.log.read_text()
+    assert "SEAMARK_HEALTH_PORT: 2 processes take 3 ports in a row" in gateway.log.read_text()
 
 
 @pytest.mark.usefixtures("topology_made")
 def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) -> None:
-    ports = {"SEAMARK_GATEWAY_PORT": free_port(), "SEAMARK_HEALTH_PORT": free_port(row=2)}
+    ports = {"SEAMARK_GATEWAY_PORT": free_port(), "SEAMARK_HEALTH_PORT": free_port(row=3)}
     for name, port in ports.items():
         (tmp_path / name).write_text(f"{port}\n")
     gateway = Gateway(nats_server, tmp_path, **{f"{name}_FILE": str(tmp_path / name) for name in ports})

@@ -33,6 +33,7 @@ from engine.traces.contexts import (
     unfollowed,
 )
 from engine.traces.export import provider_of_hops
+from engine.traces.messages import jobs_stored, receipts_stored
 from engine.traces.spans import ERRORS_PER_SECOND, Spans
 from ops.dev.spans import Link, Span, SpanStore, decode
 
@@ -125,6 +126,28 @@ def test_a_hop_is_a_child_of_what_is_fresh_and_links_to_what_is_old(collected: C
     assert (fresh.name, fresh.kind) == ("deliver log.{partition}.{tenant}.{user}", SpanKind.CONSUMER)
     assert fresh.attributes["messaging.system"] == "nats"
     assert set(fresh.attributes) <= names.ATTRIBUTES
+
+
+def test_jobs_that_follow_from_a_record_and_their_receipts_have_spans_where_it_is_followed(
+    collected: Collected,
+) -> None:
+    now, old = time.time_ns(), time.time_ns() - 301 * 10**9
+    jobs_stored(
+        collected.spans,
+        [(PARENT, now, 2), (unfollowed(PARENT.encode()).decode(), now, 3), (None, now, 4), (PARENT, old, 5)],
+        now,
+    )
+    about_jobs = collected.found
+    receipts_stored(collected.spans, [Outgoing("rcpt.0.acme.alice", b"{}", trace_line(PARENT))], now, stored_at=old)
+    assert [one.attributes[names.MESSAGE_COUNT] for one in about_jobs] == [2, 5]
+    assert {one.name for one in about_jobs} == {"job job.{channel}.{lane}.{tenant}.{user}"}
+    assert ORIGIN is not None
+    assert [one.parent and one.parent.span_id for one in collected.found] == [ORIGIN.span_id, None, None]
+    assert [[link.context.span_id for link in one.links] for one in collected.found] == [
+        [],
+        [ORIGIN.span_id],
+        [ORIGIN.span_id],
+    ]
 
 
 def test_the_first_span_of_a_trace_has_the_ids_that_were_found_for_it_and_no_other_has(collected: Collected) -> None:
