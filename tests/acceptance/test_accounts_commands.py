@@ -65,6 +65,7 @@ def test_an_inbox_prefix_that_is_set_is_the_publishing_commands_too(server: Nats
         assert process.poll() != 0
     finally:
         process.kill()
+        process.wait()
 
 
 async def test_a_publisher_of_the_sdk_may_be_named_in_the_address(server: NatsServer) -> None:
