@@ -186,6 +186,7 @@ class _Stores(NamedTuple):
     rules: Rules | None = None
     api_keys: ApiKeys | None = None
     replays: Replays | None = None
+    claims: RedisClaims | None = None
 
 
 async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held: AsyncExitStack) -> _Stores:
@@ -194,10 +195,10 @@ async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held
     if options.redis_url is not None:
         redis = Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
         held.push_async_callback(redis.aclose)
-        counts, keys = UnreadReader(redis), IdempotencyKeys(redis)
-        held.push_async_callback(counts.close)
-        held.push_async_callback(keys.close)
-        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys)
+        counts, keys, claims = UnreadReader(redis), IdempotencyKeys(redis), RedisClaims(redis)
+        for one in (counts, keys, claims):
+            held.push_async_callback(one.close)
+        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys, claims=claims)
     if options.postgres_url is not None:
         tables = await open_tables(options.postgres_url, partitions)
         held.push_async_callback(tables.close)
@@ -211,10 +212,9 @@ async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held
             held.push_async_callback(profiles.close)
         held.push_async_callback(rules.close)
         rules.start()
-        if found.redis is not None:
-            ends, claims = JobEnds(pool, broker, partitions), RedisClaims(found.redis)
-            held.push_async_callback(claims.close)
-            found = found._replace(replays=Replays(broker, ends, claims, partial(release, found.redis)))
+        if found.redis is not None and found.claims is not None:
+            ends = JobEnds(pool, broker, partitions)
+            found = found._replace(replays=Replays(broker, ends, found.claims, partial(release, found.redis)))
         found = found._replace(tables=tables, api_keys=api_keys, directory=directory, profiles=profiles, rules=rules)
     return found
 
@@ -254,6 +254,7 @@ async def _context(
             tables=stores.tables,
             directory=stores.directory,
             replays=stores.replays,
+            claims=stores.claims,
             profiles=stores.profiles,
             rules=stores.rules,
             api_keys=stores.api_keys,

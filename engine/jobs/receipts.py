@@ -25,8 +25,10 @@ ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled
 
 def _of_each(job: Job, members: Members | None, receipt: Receipt) -> list[Receipt]:
     """The fact of each notification that the job is about."""
-    ids = (job.id,) if not job.digest else members.ids if members is not None else ()
-    return [replace(receipt, id=id) for id in ids]
+    if not job.digest:
+        return [receipt]
+    ids, traces = ((), {}) if members is None else (members.ids, members.traces)
+    return [replace(receipt, id=id, trace=traces.get(id)) for id in ids]
 
 
 def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:

@@ -54,6 +54,7 @@ class Known(NamedTuple):
     Attributes:
         channels: those that its record names.
         seen: a device has shown it, or somebody said so by another channel.
+        trace: its `traceparent`, where it was looked up as a member of a digest; "": it has none.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Known(NamedTuple):
     archived: bool
     recalled: bool
     superseded: bool
+    trace: str = ""
 
 
 class Tables(Protocol):
