@@ -29,7 +29,7 @@ from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.handling import Handler
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.queue import JobsQueue
-from engine.jobs.receipts import receipts_of
+from engine.jobs.receipts import part_receipts, receipts_of
 from engine.jobs.redisclaims import RedisClaims
 from engine.jobs.replays import replayed
 from engine.jobs.retry import RetryPolicy
@@ -517,6 +517,13 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     retried = job("retried", user="u2")
     waiting = Waiting(2, now - hour, None, Outcome(kind="transient", code="503"))
     await world.journal.store(retried, receipts_of(retried, waiting, now - 2 * hour))
+    split = job("split", user="u3", channel="push")
+    for receipts in (
+        part_receipts(split, ("phone", "tablet"), None, now - 2 * hour),
+        receipts_of(split, Done(0, "split"), now - 2 * hour),
+    ):
+        await world.journal.store(split, receipts)
+    await queue.add([job("split", user="u3", channel="push", target="tablet")])
     await world.fold()
     await known_to_the_inbox(world, "lost", "u1")
     sweep = Sweep(world.pool, world.broker, 1)
@@ -524,10 +531,13 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     while not working.done():  # as a projector does
         await world.fold()
         await asyncio.sleep(0.1)
-    assert await working == 2
+    assert await working == 3
     await world.fold()
     stored = await world.pool.fetch("SELECT * FROM deliveries")
-    rows = {row["id"]: (row["state"], row["reason"], row["attempts"]) for row in stored}
+    rows = {row["id"] + row["device"]: (row["state"], row["reason"], row["attempts"]) for row in stored}
+    assert [rows.pop(f"split{one}")[:2] for one in ("", "phone", "tablet")] == [
+        ("split", ""), ("failed", "lost"), ("queued", "")
+    ]  # fmt: skip
     assert rows.pop("lost") == ("failed", "lost", 0)
     assert rows.pop("retried") == ("failed", "lost", 3)
     assert {state for state, *_ in rows.values()} == {"planned"}

@@ -200,8 +200,11 @@ async def test_what_a_provider_cannot_take_now_is_tried_again_and_by_the_next_on
     async with sending(settings, pool):
         await add(broker, *(a_job(channel, "n1") for channel in ("push", "sms", "webhook")))
         found = await eventually(sent(broker, "n1", "push", "sms", "webhook"))
-    assert [one.state for one in found["push"]] == ["split", "queued", "sent"]
-    assert [one.state for one in found["webhook"]] == ["split", "queued", "sent"]
+    # A target is said to be waited for before there is a job to it: the sweep misses one that JOBS loses.
+    for channel in ("push", "webhook"):
+        said = [(one.state, one.attempt) for one in found[channel] if one.device]
+        assert said == [("queued", 1), ("queued", 2), ("sent", 2)]
+        assert [one.state for one in found[channel] if not one.device] == ["split"]
     [text] = found["sms"]
     assert (text.provider, text.attempt) == ("spare", 1), "the next provider is asked within the same try"
     assert [len(providers.accepted(channel)) for channel in ("push", "sms", "webhook")] == [1, 0, 1]
