@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from engine.errors import InvalidSetting
+from ops.cli.moments import time_of
 from ops.cli.output import err, out, print_json, stages
 from ops.cli.target import DATA_FOLDER, Folder, Json, nats_settings
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXIT_NONE: Final = 2
-
-_AGO: Final = re.compile(r"([1-9][0-9]{0,5})(m|h|d)", re.ASCII)
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(
     help="Dead letters: events that could not be dispatched, jobs that ended without success.", no_args_is_help=True
@@ -302,23 +298,8 @@ def _filter(
         channel=channel,
         cls=cls,
         code=code,
-        since=None if since is None else _time("--since", since),
-        until=None if until is None else _time("--until", until),
-    )
-
-
-def _time(option: str, text: str) -> datetime:
-    ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        at = datetime.fromisoformat(text)
-        if at.tzinfo is not None:
-            return at
-    except ValueError:
-        pass
-    raise InvalidSetting(
-        f"{option}: {text!r} is no time: write 90m, 2h or 3d ago, or 2026-01-31T12:00:00Z with an offset"
+        since=None if since is None else time_of("--since", since),
+        until=None if until is None else time_of("--until", until),
     )
 
 
