@@ -34,6 +34,7 @@ from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import Settings
 from engine.tasks import Tasks
+from engine.worker.breakerlog import BreakerLog
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Links
 from engine.worker.desk import Desk, Woken
@@ -80,7 +81,8 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
         InvalidSetting: of the providers' file, or of links in mails.
     """
     partitions = await read_partitions(parts.broker, parts.settings.partitions)
-    gates, tasks = Gates(parts.redis), Tasks()
+    breakers = BreakerLog(parts.pool)
+    gates, tasks = Gates(parts.redis, breakers.note), Tasks()
     held.push_async_callback(gates.close)
     providers = Providers(read_providers(parts.settings.providers), channels, gates.forget)
     held.push_async_callback(providers.close)
@@ -105,6 +107,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     noticed = Noticed(folded, tables, clock)
     digests = Digests(folded, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
     tasks.begin(providers.watch(), "providers-watch")
+    tasks.begin(breakers.run(), "breaker-log")
     tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
     held.push_async_callback(tasks.end)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -34,6 +34,9 @@ OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
 
 
+Noted = Callable[[str, Literal["open", "closed"], str], None]
+
+
 class Gate:
     """One for each provider and key of it, in each process; only the limit is shared.
 
@@ -42,6 +45,7 @@ class Gate:
         key: which of several that fare apart, as the endpoint of a webhook; "": it has one only.
         bucket: its limit; none: none is known.
         clock: monotonic, in seconds.
+        noted: told the provider, `open` or `closed`, and why, when its breaker changes; nobody is told of keys.
     """
 
     def __init__(
@@ -50,11 +54,12 @@ class Gate:
         key: str = "",
         bucket: RedisBucket | None = None,
         clock: Callable[[], float] = time.monotonic,
+        noted: Noted | None = None,
     ) -> None:
         self._provider, self._key = provider, key
         self._bucket, self._clock = bucket, clock
         self._asked_until = self._full_until = 0.0
-        self._budget = Budget()
+        self._budget, self._noted = Budget(), noted
         self._took_seconds = 0.0
         self.breaker = Breaker()
 
@@ -137,6 +142,8 @@ class Gate:
             return
         if not self._key:
             metrics.worker_breaker_open.labels(self._provider).set(breaker.state != "closed")
+            if self._noted is not None and breaker.state != "half_open":
+                self._noted(self._provider, breaker.state, breaker.why)
         say = _log.info if breaker.state == "closed" or self._key else _log.warning
         say("breaker_changed", provider=self._provider, state=breaker.state, why=breaker.why)
 
