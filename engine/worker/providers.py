@@ -104,7 +104,7 @@ class ProvidersFile:
             case "push" if self._push:
                 senders = push_senders(self._push, folder)
                 return [
-                    Provider(one.name, PushChannel([one], fill), _limit(self._push[one.name]), one.platform, one.apps)
+                    Provider(one.name, PushChannel(one, fill), _limit(self._push[one.name]), one.platform, one.apps)
                     for one in senders
                 ]
             case "email" if self._email is not None:

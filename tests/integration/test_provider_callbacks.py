@@ -176,7 +176,7 @@ async def sent(channel: EmailChannel | SmsChannel, what: Job, target: str) -> No
 
 
 def mails_by(service: Any) -> EmailChannel:
-    return EmailChannel([service], {"default": Sender(address="news@example.org")})
+    return EmailChannel(service, {"default": Sender(address="news@example.org")})
 
 
 async def test_sendgrid_gives_back_what_it_got_and_a_bounce_ends_the_mail_and_the_address(house: House) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from engine.channels.channel import Context, Job, Members, Outcome
-from engine.channels.email.channel import EmailChannel, Sender
+from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
 from engine.jobs.desk import Hold, Over, Send
@@ -244,10 +244,9 @@ def items(*titles: str) -> list[dict[str, str]]:
 def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None:
     hostile = "**x** <script>alert(1)</script> [a](https://evil.example)"
     data = {"count": 7, "items": [*items("First", hostile), {"title": "Plain", "text": "Words", "url": ""}], "more": 4}
-    channel = EmailChannel([], {"default": Sender(address="news@example.org")})
-    mail = channel.render(
-        replace(JOB, data=data, members=MEMBERS), Context(now=NOON, template=DIGEST_TEMPLATES["email"])
-    )
+    context = Context(now=NOON, template=DIGEST_TEMPLATES["email"])
+    senders = {"default": Sender(address="news@example.org")}
+    mail = mail_for(replace(JOB, data=data, members=MEMBERS), context, senders)
     assert mail.subject == "7 new notifications"
     assert "- First (https://example.com/0)\n" in mail.text
     assert "- Plain: Words\n" in mail.text
@@ -255,10 +254,7 @@ def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None
     assert "<script>" not in mail.html
     assert 'href="https://evil' not in mail.html
     assert mail.html.count("<li>") == 3
-    one = channel.render(
-        replace(JOB, data={"count": 1, "items": items("x"), "more": 0}),
-        Context(now=NOON, template=DIGEST_TEMPLATES["email"]),
-    )
+    one = mail_for(replace(JOB, data={"count": 1, "items": items("x"), "more": 0}), context, senders)
     assert one.subject == "1 new notification"
     assert "more" not in one.text
 
