@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from engine import metrics
 from engine.channels.aws import Credentials
 from engine.channels.channel import Context, Job
 from engine.channels.email.channel import EmailChannel, Sender
@@ -335,6 +336,10 @@ async def test_twilio_reports_to_the_address_of_the_text_and_delivered_wins(hous
         assert await twilio(house, status | {"MessageStatus": "delivered"}, query) == 200
         assert await twilio(house, undelivered, query) == 200
         assert (await house.delivery() or ("",))[0] == "delivered"
+        alarms = metrics.provider_alarms.labels("sms", "twilio")._value
+        before = alarms.get()
+        assert await twilio(house, undelivered | {"ErrorCode": "30007"}, query) == 200
+        assert alarms.get() == before + 1, "a text that carriers filter is told by a report only"
 
 
 async def twilio(house: House, form: dict[str, str], query: str = "", *, posted_to: str | None = None) -> int:

@@ -77,7 +77,7 @@ TWILIO_ROWS = [
     (400, "21612", {}, "permanent", "message", None, False, False),
     (400, "30022", {}, "throttled", "key", None, False, False),
     (400, "21610", {}, "opted_out", "message", None, False, False),
-    (400, "30003", {}, "transient", "message", 3, False, False),
+    (400, "30003", {}, "transient", "message", None, False, False),
     (400, "30004", {}, "permanent", "message", None, False, True),
     (400, "30007", {}, "permanent", "message", None, False, True),
     (400, "30008", {}, "transient", "message", 2, True, False),
@@ -309,6 +309,8 @@ def fill(part: str, job: Job, context: Context) -> str:
             "Shipped\nOrder 17\nhttps://a.example/17",
         ),
         ({"body": " It’s on its way… "}, None, "It's on its way..."),
+        ({"text": "On its way", "body": "<p>On its way</p>"}, None, "On its way"),
+        ({"text": " ", "body": "On its way"}, None, "On its way"),
         ({"order": 17}, {"body": "Order {{ order }}"}, "Order 17"),
     ],
 )

@@ -18,9 +18,6 @@ from engine.plan.rules import Channel as ChannelName
 SEGMENTS_MAX: Final = 6
 """By default. Each segment is paid for, so a text that somebody else can make longer is a bill that he can make larger."""
 
-PLAIN_PARTS: Final = ("title", "text", "body", "url")
-"""What a notification without a template shows of its data, in this order."""
-
 Fill = Callable[[str, Job, Context], str]
 """Fills a part of a template in. It raises Unsendable where that does not work."""
 
@@ -95,8 +92,9 @@ def checked(text: str, options: SmsOptions) -> Segmented:
 
 def plain_text(job: Job) -> str:
     """What is shown of a notification's data where there is no template: its title, text or body, and url, a line each."""
-    lines = (job.data.get(part) for part in PLAIN_PARTS)
-    return "\n".join(line.strip() for line in lines if isinstance(line, str) and line.strip())
+    said = {part: line.strip() for part, line in job.data.items() if isinstance(line, str) and line.strip()}
+    lines = (said.get("title"), said.get("text") or said.get("body"), said.get("url"))
+    return "\n".join(filter(None, lines))
 
 
 def unanswered(provider: str, silence: Silence) -> Outcome:
