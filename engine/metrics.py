@@ -145,6 +145,6 @@ worker_delay_seconds = Histogram(
     ("channel",),
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
-worker_providers_stale = Gauge(
-    "seamark_worker_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
+providers_stale = Gauge(
+    "seamark_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
 )

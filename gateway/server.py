@@ -65,7 +65,7 @@ from gateway.obeying import obey
 from gateway.options import GatewayOptions
 from gateway.presence.gateways import Gateways
 from gateway.providers.certificates import Certificates
-from gateway.providers.settings import read_sources
+from gateway.providers.settings import Sources
 from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
@@ -231,6 +231,9 @@ async def _context(
     async with AsyncExitStack() as held:
         certificates = Certificates(options.provider_http())
         held.push_async_callback(certificates.close)
+        sources = Sources(options.providers, certificates)
+        sources.start()
+        held.push_async_callback(sources.close)
         stores = await _stores(options, broker, len(logs), held)
         live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
         sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
@@ -263,7 +266,7 @@ async def _context(
             trace_url=options.trace_url,
             unsubscribing=links,
             references=references,
-            sources=read_sources(options.providers, certificates),
+            sources=sources,
         )
         async with _working(context, live, options):
             yield context

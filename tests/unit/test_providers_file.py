@@ -8,6 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
+from engine import metrics
+from engine.channels import files
 from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
 from engine.worker import providers as module
@@ -104,7 +106,7 @@ def test_a_worker_serves_what_it_is_told_to_or_all_that_the_file_names(tmp_path:
 async def test_a_file_or_a_secret_that_changes_is_read_anew_and_one_that_is_broken_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(files, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(module, "CLOSE_SECONDS", 0.01)
     forgotten: list[int] = []
 
@@ -121,7 +123,7 @@ async def test_a_file_or_a_secret_that_changes_is_read_anew_and_one_that_is_brok
         second = providers.of("sms")
         await eventually(lambda: forgotten == [1])
         file.write_text("[sms")
-        await eventually(lambda: module.metrics.worker_providers_stale._value.get() == 1)
+        await eventually(lambda: metrics.providers_stale._value.get() == 1)
         assert providers.of("sms") is second
         file.write_text(SMS.replace("20", "30"))
         await eventually(lambda: providers.of("sms")[0].limit == Limit(30))
