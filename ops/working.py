@@ -35,18 +35,18 @@ from engine.profiles.reader import read_profile
 from engine.settings import Settings
 from engine.tasks import Tasks
 from engine.worker.caps import Caps
+from engine.worker.caughtup import CaughtUp
 from engine.worker.contexts import Contexts, Links
-from engine.worker.desk import Desk, Woken
+from engine.worker.desk import Woken, WorkerDesk
 from engine.worker.digest import Digests
 from engine.worker.endpoints import Endpoints
-from engine.worker.escalation import WOKEN, Noticed
 from engine.worker.fallback import Fallback
-from engine.worker.folded import Folded
 from engine.worker.gates import Gates
 from engine.worker.journal import WorkerJournal
+from engine.worker.noticed import WOKEN, Noticed
 from engine.worker.providers import Providers, read_providers
 from engine.worker.targets import Targets
-from engine.worker.texts import Texts
+from engine.worker.templates import ActiveTemplates
 from projections.deliveries.ends import JobEnds
 from projections.deliveries.noticed import NoticedTables
 from projections.deliveries.sweep import Sweep
@@ -98,12 +98,12 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
-    contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
+    contexts = Contexts(rules, ActiveTemplates(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
     tables, clock = NoticedTables(parts.pool), _Clock()
-    folded = Folded(parts.broker, tables, partitions)
-    noticed = Noticed(folded, tables, clock)
-    digests = Digests(folded, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
+    caught_up = CaughtUp(parts.broker, tables, partitions)
+    noticed = Noticed(caught_up, tables, clock)
+    digests = Digests(caught_up, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
     tasks.begin(providers.watch(), "providers-watch")
     tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
     held.push_async_callback(tasks.end)
@@ -113,7 +113,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
             return await digests.decide(job, desk.aim)
 
         stages: dict[str, Woken] = {**dict.fromkeys(WOKEN, noticed.facts), DIGEST: digest}
-        desk: Desk = Desk(
+        desk: WorkerDesk = WorkerDesk(
             channel,
             functools.partial(providers.of, channel),
             gates,

@@ -30,7 +30,6 @@ from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
 from engine.plan import rules
 from engine.tasks import Tasks
-from engine.worker.filling import fill
 
 _log = structlog.get_logger("seamark.worker")
 
@@ -96,14 +95,14 @@ class ProvidersFile:
             case "push" if self._push:
                 senders = push_senders(self._push, folder)
                 return [
-                    Provider(one.name, PushChannel(one, fill), _limit(self._push[one.name]), one.platform, one.apps)
+                    Provider(one.name, PushChannel(one), _limit(self._push[one.name]), one.platform, one.apps)
                     for one in senders
                 ]
             case "email" if self._email is not None:
                 mails = email_channels(self._email, folder)
                 return [Provider(name, mails[name], _limit(entry)) for name, entry in self._email.providers.items()]
             case "sms" if self._sms is not None:
-                texts = sms_channels(self._sms, folder, fill)
+                texts = sms_channels(self._sms, folder)
                 return [Provider(name, texts[name], _limit(entry)) for name, entry in self._sms.providers.items()]
             case "webhook":
                 return [Provider(WEBHOOK, webhook_channel(self._webhook, folder))]

@@ -320,7 +320,7 @@ async def test_twilio_reports_to_the_address_of_the_text_and_delivered_wins(hous
         # Twilio signs the address that it was given, which the proxy before a gateway takes for this one.
         settings = TwilioSettings(account="AC1", secret=TOKEN, sender=SENDER, url=server.url,
             status_url="https://notify.example.com/v1/providers/twilio/callbacks")  # fmt: skip
-        channel = SmsChannel(Twilio(settings, open_http(connections_max=1)), lambda part, job, context: part)
+        channel = SmsChannel(Twilio(settings, open_http(connections_max=1)))
         await sent(channel, job("sms"), NUMBER)
         (accepted,) = server.log.messages()
         query = "?" + accepted.raw["StatusCallback"].partition("?")[2]

@@ -25,9 +25,9 @@ from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
 from engine.plan.profile import OPTED_OUT, Profile, Suppression
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.worker import digest as module
+from engine.worker.caughtup import Known
 from engine.worker.digest import Digests
 from engine.worker.digest_templates import DIGEST_TEMPLATES
-from engine.worker.folded import Known
 from seamark.protocol.receipts import Receipt
 from tests.support.plans import NOON, plain, with_facts, with_line, with_profile
 

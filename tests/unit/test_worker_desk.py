@@ -11,7 +11,7 @@ from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
 from engine.jobs.desk import Hold, Over, Send
 from engine.plan.rules import ChannelRule, TypeRule
-from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, Desk, _serving
+from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
 from engine.worker.fallback import next_channel
 from engine.worker.providers import Provider
 from engine.worker.targets import Target
@@ -59,10 +59,10 @@ class Answering:
         return self._outcome
 
 
-def desk(known: Known, gates: Open | None = None) -> Desk:
+def desk(known: Known, gates: Open | None = None) -> WorkerDesk:
     providers = [Provider("first", None)]  # type: ignore[arg-type]
     unused: Any = None
-    return Desk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
+    return WorkerDesk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
 
 
 async def test_who_has_not_heard_of_the_controls_for_two_seconds_begins_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.channels.channel import Context, Job, Outcome
-from engine.channels.push.message import Fill, PushMessage, PushTarget, rendered
+from engine.channels.push.message import PushMessage, PushTarget, rendered
 from engine.directory.push_tokens import Platform
 from engine.plan.rules import Channel as ChannelName
 
@@ -34,14 +34,12 @@ class PushChannel:
 
     Args:
         sender: closed with the channel.
-        fill: how templates are filled in.
     """
 
     name: ChannelName = "push"
 
-    def __init__(self, sender: Sender, fill: Fill) -> None:
+    def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._fill = fill
 
     def render(self, job: Job, context: Context) -> PushMessage:
         """What is shown, the same for every token.
@@ -49,7 +47,7 @@ class PushChannel:
         Raises:
             Unsendable: there is nothing to show, or it is over.
         """
-        return rendered(job, context, self._fill)
+        return rendered(job, context)
 
     async def send(self, rendered: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
         """Send to one token."""
