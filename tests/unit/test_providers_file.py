@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -12,10 +14,13 @@ from engine import metrics
 from engine.channels import files
 from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
+from engine.plan.rules import Channel
+from engine.settings import Secret, Settings
 from engine.worker import providers as module
 from engine.worker.providers import CHANNELS, Providers, ProvidersFile, read_providers
 from ops.cli import app
 from ops.cli.worker import chosen
+from ops.working import unset
 from tests.support.forks import ROOT
 from tests.support.logs import eventually
 from tests.support.pushing import apple_key
@@ -137,5 +142,24 @@ def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> 
     found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
     assert "sms.providers.first.secret_file" in str(found.exception)
     (tmp_path / "twilio.secret").write_text("t")
-    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
+    links = {"SEAMARK_UNSUBSCRIBE_SECRETS": "u" * 40}
+    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file), **links})
     assert (found.exit_code, found.output) == (0, "sms: first\nwebhook: webhook\n")
+
+
+@pytest.mark.parametrize(
+    ("channels", "named", "missing"),
+    [
+        (["email", "sms"], {}, ["SEAMARK_PUBLIC_URL", "SEAMARK_UNSUBSCRIBE_SECRETS"]),
+        (["email"], {"public_url": "https://notify.example.com"}, ["SEAMARK_UNSUBSCRIBE_SECRETS"]),
+        (["email"], {"unsubscribe_secrets": Secret("u" * 40)}, ["SEAMARK_PUBLIC_URL"]),
+        (["sms"], {}, ["SEAMARK_UNSUBSCRIBE_SECRETS"]),
+        (["push", "webhook"], {}, []),
+        (CHANNELS, {"public_url": "https://notify.example.com", "unsubscribe_secrets": Secret("u" * 40)}, []),
+    ],
+)
+def test_what_is_not_set_for_a_channel_is_said_when_its_worker_starts(
+    channels: Sequence[Channel], named: dict[str, Any], missing: list[str]
+) -> None:
+    settings = Settings(redis_url=Secret("redis://127.0.0.1"), **named)
+    assert [variable for variable, _ in unset(settings, channels)] == missing
