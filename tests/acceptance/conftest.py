@@ -10,6 +10,8 @@ from tests.support.chromium import Chromium, chromium, chromium_process
 from tests.support.gatewaysim import SimGateway, sim_gateway
 from tests.support.manual import Manual, manual
 
+pytest.register_assert_rewrite("tests.support.commandchecks")
+
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manual]:
