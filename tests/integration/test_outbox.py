@@ -48,7 +48,8 @@ async def sending(folder: Path) -> AsyncIterator[Sending]:
     outbox = Outbox()
     async with running(folder, outbox) as providers:
         file = ProvidersFile(providers.file)
-        channels = {one.platform or name: one.channel for name in CHANNELS for one in file.providers(name)}
+        found = [(one.platform or name, one.channel) for name in CHANNELS for one in file.providers(name)]
+        channels = dict(reversed(found))  # of several the first, as a worker's desk would
         targets = {
             "apns": ("push", apple_device()),
             "apns sandbox": ("push", apple_device(environment="sandbox")),
@@ -61,7 +62,7 @@ async def sending(folder: Path) -> AsyncIterator[Sending]:
         try:
             yield Sending(outbox, providers, channels, targets)
         finally:
-            for channel in channels.values():
+            for _, channel in found:
                 await channel.close()
 
 
