@@ -11,6 +11,7 @@ import structlog
 from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
+from engine.channels.alarms import point_out
 from engine.channels.bounces import may_suppress
 from engine.channels.channel import Outcome
 from engine.channels.references import Reference, References
@@ -72,9 +73,10 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
     for report, what in about:
         if (what.tenant, report.id) not in done:
             await _suppress(context, report, what, now)
-    for report, _ in known:
+    for report, what in known:
         metrics.gateway_reports.labels(provider, report.state).inc()
-        _tell(report)
+        if report.outcome is not None:
+            point_out(what.channel, report.outcome)
 
 
 async def follow_answer(context: Context, provider: str, tenants: Sequence[str], inbound: Inbound) -> None:
@@ -186,15 +188,6 @@ def _receipts(
         Outgoing(subject, _encode(replace(receipt, id=id, trace=trace or None)), trace_line(trace) if trace else b"")
         for id, trace in about.items()
     ]
-
-
-def _tell(report: Report) -> None:
-    """Log what a person has to look at."""
-    outcome = report.outcome
-    if outcome is not None and outcome.alarm:
-        _log.error("provider_reports_our_fault", provider=outcome.provider, code=outcome.code)
-    elif outcome is not None and not outcome.known:
-        _log.warning("provider_reports_unknown", provider=outcome.provider, code=outcome.code)
 
 
 async def _suppress(context: Context, report: Report, what: Reference, now: datetime) -> None:
