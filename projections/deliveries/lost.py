@@ -113,6 +113,7 @@ def job_of(one: Open) -> Job | None:
         data=data,
         trace=record.trace or "",
         stored_at=one.plan_at,
+        requested=record.plan.get(one.channel, {}).get("why") == "requested",
         transaction=record.transaction_id or "",
     )
 

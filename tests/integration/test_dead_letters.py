@@ -481,7 +481,8 @@ async def known_to_the_inbox(world: World, *ids: str, user: str, type: str = "a.
     subject, stored = f"log.0.{TENANT}.{encode_user(user)}".encode(), (datetime.now(UTC) - ago).timestamp()
     batch = []
     for seq, id in enumerate(ids, 1):
-        record = {"id": id, "kind": "notification", "tenant": TENANT, "user": user, "type": type}
+        plan = {"webhook": {"when": "now", "why": "requested"}}
+        record = {"id": id, "kind": "notification", "tenant": TENANT, "user": user, "type": type, "plan": plan}
         body = msgspec.json.encode(record | {"data": {"text": "hi"}, "at": "2026-01-31T12:00:00Z"})
         batch.append(Delivered(subject, seq, round(stored * 1e9), b"", body))
     assert await InboxStore(world.pool, 0).apply(batch, None, Checkpoint("e", len(ids)))
@@ -675,6 +676,7 @@ async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_messa
     jobs = [decode_job(one.payload) for one in waiting]
     assert {(one.target, one.again, one.type) for one in jobs} == {(mine, True, "order.shipped")}
     assert len({one.claim_key for one in jobs}) == 6, "a message that stands there twice is one life, sent once"
+    assert {one.id for one in jobs if one.requested} == {"away", "split", "late"}, "as the event had asked for"
     # What it was never tried with has the claim that it would have had: a job that is late is the same.
     assert {one.id for one in jobs if one.claim_key == one.key} == {"away", "split"}
     assert {one.letter.id for one in await world.letters()} == {"before", "else", "mail", "foreign"}
