@@ -105,7 +105,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     noticed = Noticed(folded, tables, clock)
     digests = Digests(folded, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock)
     tasks.begin(providers.watch(), "providers-watch")
-    tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
+    tasks.begin(Sweep(parts.pool, parts.broker, partitions, rules).run(), "sweep")
     held.push_async_callback(tasks.end)
 
     def worker(channel: Channel) -> Worker:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from engine import metrics
 from engine.channels.channel import Outcome
@@ -32,6 +33,9 @@ SLOTS_MAX: Final = 3
 
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
+
+BURDENED: Final = frozenset({"throttled", "config"})
+"""Of a key these outcomes are failures like others: an endpoint that is asked too much, or leads nowhere, is asked less often."""
 
 
 class Gate:
@@ -112,6 +116,10 @@ class Gate:
                 return 0.0
         return -LATE_SECONDS
 
+    def unused(self) -> None:
+        """A slot that was taken came to no send."""
+        self._changed(self.breaker.unbegun(self._clock()))
+
     def slower(self) -> float:
         """How much longer than usual a retry waits that is scheduled now."""
         return self._budget.slower(self._clock())
@@ -120,7 +128,9 @@ class Gate:
         """What came of a send that took so long."""
         now, self._took_seconds = self._clock(), seconds
         self._budget = self._budget.told(now, retry=retry)
-        if not _of_recipient(outcome):
+        if self._key and outcome.kind in BURDENED:
+            self._changed(self.breaker.told(replace(outcome, kind="transient"), now))
+        elif not _of_recipient(outcome):
             self._changed(self.breaker.told(outcome, now))
         if outcome.kind != "throttled" or outcome.scope in OURS:
             return

@@ -20,6 +20,7 @@ from engine.directory.changes import changing
 from engine.directory.changing import Directory
 from engine.directory.contacts import address_hash
 from engine.directory.push_tokens import NewToken, register_token, tokens_of
+from engine.directory.rules import Rules
 from engine.directory.suppressions import find_suppressions
 from engine.directory.users import ensure_user
 from engine.directory.webhooks import EndpointSettings, NewEndpoint, create_endpoint, replace_endpoint
@@ -87,6 +88,8 @@ class Desk:
 
     async def turn(self, job: Job, send: Send) -> float:
         return 0.0
+
+    def unused(self, send: Send) -> None: ...
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         if self.outcome.kind == "ok":
@@ -519,7 +522,7 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     await world.journal.store(retried, receipts_of(retried, waiting, now - 2 * hour))
     await world.fold()
     await known_to_the_inbox(world, "lost", "u1")
-    sweep = Sweep(world.pool, world.broker, 1)
+    sweep = Sweep(world.pool, world.broker, 1, Rules(world.pool, world.broker))
     working = asyncio.create_task(sweep.sweep())
     while not working.done():  # as a projector does
         await world.fold()
@@ -529,7 +532,7 @@ async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_hold
     stored = await world.pool.fetch("SELECT * FROM deliveries")
     rows = {row["id"]: (row["state"], row["reason"], row["attempts"]) for row in stored}
     assert rows.pop("lost") == ("failed", "lost", 0)
-    assert rows.pop("retried") == ("failed", "lost", 3)
+    assert rows.pop("retried") == ("ambiguous", "lost", 3), "one of its tries may have been taken"
     assert {state for state, *_ in rows.values()} == {"planned"}
     [found] = await world.letters()
     assert (found.letter.cls, found.letter.id, found.letter.tries) == ("lost", "lost", 1)
@@ -545,7 +548,7 @@ async def test_the_sweep_waits_for_a_projection_that_is_behind(world: World, mon
     await planned(world, one, "now", long_ago)
     await world.fold()
     await world.journal.store(one, receipts_of(one, Done(0, "sent", "ok", Outcome(kind="ok")), datetime.now(UTC)))
-    sweep = Sweep(world.pool, world.broker, 1)
+    sweep = Sweep(world.pool, world.broker, 1, Rules(world.pool, world.broker))
     with pytest.raises(Late):
         await sweep.sweep()
     await world.fold()

@@ -74,6 +74,12 @@ async def test_what_an_operator_holds_is_put_back_and_not_even_taken_where_it_is
     assert timedelta(0) < held.due - datetime.now(UTC) <= timedelta(seconds=10)
 
 
+async def test_what_is_held_for_long_is_not_written_anew_every_few_seconds() -> None:
+    held = await desk(Known(Kill(tenant=TENANT))).decide(a_job("sms", "n1", put_backs=9))
+    assert isinstance(held, Hold)
+    assert timedelta(seconds=55) < held.due - datetime.now(UTC) <= timedelta(seconds=90)
+
+
 async def test_what_an_operator_drops_ends() -> None:
     one = desk(Known(Kill(channel="sms", mode="drop")))
     assert one.open("normal")

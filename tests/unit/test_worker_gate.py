@@ -82,6 +82,47 @@ async def test_what_one_tenant_or_recipient_can_bring_about_closes_no_gate(outco
     assert bucket.halved == 0
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(kind="throttled", code="429", scope="target"),
+        Outcome(kind="config", code="blocked", scope="target"),
+    ],
+)
+async def test_an_endpoint_that_is_asked_too_much_or_leads_nowhere_is_asked_less_often(outcome: Outcome) -> None:
+    """Ten thousand jobs for it would each be tried, and cost an attempt."""
+    clock = Clock()
+    one = Gate("webhook", "acme/a", clock=clock)
+    for _ in range(IN_A_ROW):
+        assert await one.enter() == 0
+        await one.told(outcome, retry=False)
+    tries, began = 0, clock.now
+    while clock.now < began + 60:
+        if (seconds := await one.enter()) == 0:
+            tries += 1
+            await one.told(outcome, retry=True)
+        clock.now += -seconds or 0.1
+    assert tries <= 6, "probes, each after twice as long"
+    clock.now += 60
+    assert await one.enter() == 0
+    await one.told(Outcome(kind="ok"), retry=True)
+    assert [await one.enter() for _ in range(50)] == [0] * 50
+
+
+async def test_a_probe_that_was_not_made_lets_another_begin() -> None:
+    clock = Clock()
+    one = gate(clock)
+    await one.told(Outcome(kind="config", code="403", scope="key"), retry=False)
+    clock.now += CONFIG_PAUSE_SECONDS
+    assert await one.enter() == 0
+    one.unused()
+    assert await one.enter() == 0, "the probe's turn is free again"
+    assert await one.enter() < 0
+    await one.told(Outcome(kind="ok"), retry=False)
+    one.unused()
+    assert await one.enter() == 0, "it is closed, and stays so"
+
+
 async def test_a_key_that_is_wrong_closes_it_for_a_minute_at_once() -> None:
     one = gate(Clock())
     await one.told(Outcome(kind="config", code="403", scope="key"), retry=False)
