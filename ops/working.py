@@ -29,6 +29,7 @@ from engine.jobs.retry import POLICIES
 from engine.jobs.worker import Worker
 from engine.log.incarnations import read_partitions
 from engine.plan.rules import Channel
+from engine.planner.shares import Shares
 from engine.postgres import Pool
 from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
@@ -95,6 +96,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     held.push_async_callback(caps.close)
     unread = _Unread(parts.redis, partitions)
     held.push_async_callback(unread.reader.close)
+    shares = Shares(parts.broker)
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
@@ -125,6 +127,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
             contexts,
             caps=caps,
             stages=stages,
+            shares=shares,
             fallback=fallback.wake if channel == "push" else None,
             noted=endpoints.note if channel == "webhook" else None,
         )

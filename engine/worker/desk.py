@@ -25,11 +25,13 @@ from engine.jobs.claims import End
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
+from engine.letters.letter import THROTTLED
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
+from engine.planner.shares import Shares
 from engine.traces.spans import active
 from engine.worker import attempts
 from engine.worker.caps import Caps
@@ -87,6 +89,7 @@ class Desk:
         providers: of the channel, as they are configured at the moment.
         caps: how many messages users may get; none: as many as there are.
         stages: what is asked first about woken jobs, by their stage; about a digest always `DIGEST`.
+        shares: how much the tenant may have waiting; none: as much as there is.
         fallback: what is done where a user has no token any more.
         noted: told of each try at a webhook's endpoint.
     """
@@ -105,6 +108,7 @@ class Desk:
         *,
         caps: Caps | None = None,
         stages: Mapping[str, Woken] | None = None,
+        shares: Shares | None = None,
         fallback: Callable[[Job], Awaitable[None]] | None = None,
         noted: Callable[[Job, Outcome, datetime], Awaitable[None]] | None = None,
     ) -> None:
@@ -114,7 +118,7 @@ class Desk:
         self._rules, self._profiles = rules, profiles
         self._targets, self._contexts = targets, contexts
         self._caps, self._stages = caps, stages or {}
-        self._fallback, self._noted = fallback, noted
+        self._shares, self._fallback, self._noted = shares, fallback, noted
         self._spans = active()
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
@@ -220,6 +224,8 @@ class Desk:
                     await self._nobody(job)
                 return Over("suppressed", why)
             case Several(ids):
+                if not job.digest and await self._is_crowded_out(job):
+                    return Over("suppressed", THROTTLED)
                 return Split([replace(job, target=id) for id in ids])
         serving = _serving(self._providers(), found)
         if not serving:
@@ -237,6 +243,12 @@ class Desk:
             ended: End = "expired" if error.outcome.kind == "expired" else "failed"
             return Over(ended, error.outcome.code or error.outcome.kind, error.outcome)
         return Send(rendered, Aim(found, serving))
+
+    async def _is_crowded_out(self, job: Job) -> bool:
+        """Whether the tenant has so many jobs waiting that this one must not become several; the letter of it can be replayed."""
+        if self._shares is None:
+            return False
+        return (await self._shares.above([job.tenant])).holds(job.tenant, critical=job.lane == "critical")
 
     def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
         """The providers that no switch of theirs has dropped the jobs of; the switch, if there is one."""

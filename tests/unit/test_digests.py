@@ -15,7 +15,7 @@ from engine.channels.channel import Context, Job, Members, Outcome
 from engine.channels.email.channel import EmailChannel, Sender
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
-from engine.jobs.desk import Hold, Over, Send
+from engine.jobs.desk import Over, Send
 from engine.jobs.digests import digest_id, next_round, parts_of, with_members
 from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.jobs.retry import POLICIES, settle
@@ -139,7 +139,9 @@ def test_while_the_tables_are_behind_a_digest_waits() -> None:
     waits = [world.decide(replace(JOB, put_backs=number)) for number in (0, 1, 20)]
     assert {one.why for one in waits} == {"tables_behind"}
     longest = [2.0, 4.0, 60.0]
-    assert all(least <= (one.due - NOON).total_seconds() <= 1.5 * least for one, least in zip(waits, longest, strict=True))
+    assert all(
+        least <= (one.due - NOON).total_seconds() <= 1.5 * least for one, least in zip(waits, longest, strict=True)
+    )
 
 
 class Behind:
@@ -168,7 +170,7 @@ async def test_one_waits_for_tables_that_stand_still_and_the_others_leave_their_
 
     monkeypatch.setattr(folded, "heads", heads)
     monkeypatch.setattr("engine.worker.folded.asyncio.sleep", sleep)
-    monkeypatch.setattr("engine.worker.folded.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("engine.worker.folded.time", SimpleNamespace(monotonic=lambda: now[0]))
     assert not await folded.knows_all_of("t", "alice")
     assert now[0] - 100 >= PASS_SECONDS
     began, tables.asked = now[0], 0
