@@ -82,6 +82,9 @@ POLICIES: Final[dict[Channel, RetryPolicy]] = {
     "webhook": RetryPolicy(DELAYS_SECONDS, (1 - JITTER, 1 + JITTER), 96 * _HOUR, THROTTLED_SECONDS_MIN),
 }
 
+BUSY_PAUSE_SECONDS: Final = 30.0
+"""How long a job waits for which no connection to its provider was free; and up to as long again."""
+
 CONFIG_PAUSE_SECONDS: Final = 300.0
 """How long a job waits while our key or set-up is wrong. A person has to mend it; the breaker tries it with one job at a time."""
 
@@ -128,16 +131,17 @@ def _waiting(
     """The next try; None: there is none left, or no time for one."""
     # What the target itself brings about costs attempts: there is nobody who mends it.
     ours = outcome.kind == "config" and outcome.scope != "target"
-    attempt = lease.attempt if ours else lease.attempt + 1
+    uncounted = ours or not outcome.begun
+    attempt = lease.attempt if uncounted else lease.attempt + 1
     retries_max = (
         policy.tries_max - 1 if outcome.retries_max is None else min(outcome.retries_max, policy.tries_max - 1)
     )
-    if not ours and attempt + lease.lost > retries_max:
+    if not uncounted and attempt + lease.lost > retries_max:
         return None
     tried_at = job.tried_at or now
     pause = (
-        CONFIG_PAUSE_SECONDS * (1 + draw)
-        if ours
+        (CONFIG_PAUSE_SECONDS if ours else BUSY_PAUSE_SECONDS) * (1 + draw)
+        if uncounted
         else policy.pause_seconds(
             attempt,
             draw,

@@ -128,7 +128,9 @@ class Gate:
         """What came of a send that took so long."""
         now, self._took_seconds = self._clock(), seconds
         self._budget = self._budget.told(now, retry=retry)
-        if self._key and outcome.kind in BURDENED:
+        if not outcome.begun:
+            self._changed(self.breaker.unbegun(now))
+        elif self._key and outcome.kind in BURDENED:
             self._changed(self.breaker.told(replace(outcome, kind="transient"), now))
         elif not _of_recipient(outcome):
             self._changed(self.breaker.told(outcome, now))

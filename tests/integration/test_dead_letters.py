@@ -281,6 +281,15 @@ async def test_what_was_sent_after_all_is_not_replayed_nor_what_may_have_been_un
     assert await world.letters() == []
 
 
+async def test_a_letter_that_jobs_never_takes_stays_and_the_others_are_gone_on_with(world: World) -> None:
+    await dead(world, job("n1", data={"text": "x" * 4000}), job("n2"))
+    state = await world.broker.stream("JOBS")
+    await world.broker.api("STREAM.UPDATE.JOBS", {**state.config, "max_msg_size": 3000})
+    fates = [await world.replays.replay(one, in_doubt=False) for one in await world.letters()]
+    assert fates == ["refused", "replayed"]
+    assert [one.letter.id for one in await world.letters()] == ["n1"]
+
+
 async def test_the_letter_of_a_planner_that_was_overtaken_is_not_replayed(world: World) -> None:
     throttled = Done(0, "suppressed", "throttled")
     stale, right = job("n1"), job("n2")
@@ -294,7 +303,7 @@ async def test_the_letter_of_a_planner_that_was_overtaken_is_not_replayed(world:
 
 
 async def test_letters_are_found_by_what_they_are_about_page_by_page_and_grouped_with_the_unknown_first(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await dead(world, job("a1"), job("a2", tenant="other"), job("a3", channel="sms", user="bob"))
     await dead(world, job("b1", user="eve"), outcome=Outcome(kind="config", provider="relay", code="535", known=False))
@@ -330,6 +339,9 @@ async def test_letters_are_found_by_what_they_are_about_page_by_page_and_grouped
         ("sms", "permanent", "550", True, 1, 1),
     ]
     [last] = await world.letters(kind="event")
+    # Who has none among many large ones is told where to go on, after some megabytes.
+    monkeypatch.setattr("engine.letters.reading.SCANNED_BYTES_MAX", 1)
+    assert await page_of_letters(world.broker, Filter(tenant="nobody"), 0, 1) == ([], 3)
     assert await letter_at(world.broker, last.letter.seq, "other") is None
     assert await letter_at(world.broker, last.letter.seq, TENANT) is not None
 

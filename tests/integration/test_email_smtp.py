@@ -174,7 +174,7 @@ async def test_whoever_waits_in_vain_for_a_connection_is_not_the_relays_fault(se
         await asyncio.sleep(0)
         outcome = await sent(provider, seconds=0.2)
         await asyncio.gather(*busy)
-    assert (outcome.kind, outcome.code, outcome.elsewhere) == ("transient", "busy", False)
+    assert (outcome.kind, outcome.code, outcome.elsewhere, outcome.begun) == ("transient", "busy", False, False)
 
 
 async def test_one_whose_address_cannot_be_is_not_even_asked_for(server: SmtpSimulator) -> None:

@@ -102,6 +102,14 @@ def test_a_wrong_set_up_costs_no_attempt() -> None:
     assert next_.attempt == 2
 
 
+def test_a_try_for_which_no_connection_was_free_costs_no_attempt() -> None:
+    busy = Outcome(kind="transient", code="busy", begun=False)
+    next_ = settle(job("email"), Leased(18, "o"), busy, POLICIES["email"], NOW, 0.5, repeatable=True)
+    assert isinstance(next_, Waiting)
+    assert next_.attempt == 18
+    assert timedelta(seconds=30) <= next_.due - NOW <= timedelta(seconds=60)
+
+
 def test_what_a_target_brings_about_costs_attempts_as_nobody_mends_it() -> None:
     outcome = Outcome(kind="config", code="blocked", scope="target")
     next_ = settle(job("webhook"), Leased(2, "o"), outcome, POLICIES["webhook"], NOW, 0.5, repeatable=True)

@@ -68,6 +68,7 @@ async def test_failures_of_the_provider_in_a_row_close_it_until_one_probe_is_tak
         Outcome(kind="config", code="blocked", scope="target"),
         Outcome(kind="config", code="403", scope="domain"),
         Outcome(kind="transient", code="452", soft_bounce=True),
+        Outcome(kind="transient", code="busy", begun=False),
         Outcome(kind="transient", code="451", scope="domain"),
         Outcome(kind="target_invalid", code="410"),
         Outcome(kind="permanent", code="413"),

@@ -117,7 +117,7 @@ class SmtpProvider:
                 return await self._send(mail.envelope_from, address, raw, course)
         except TimeoutError:
             if not course.begun:
-                return Outcome(kind="transient", provider=self.name, code="busy")
+                return Outcome(kind="transient", provider=self.name, code="busy", begun=False)
             return self._lost(course, "timeout")
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -66,6 +67,13 @@ def apns_headers(message: PushMessage, topic: str, apns_id: str) -> list[tuple[s
     ]
 
 
+OK: Final = 200
+
+PROVEN_SECONDS: Final = 60.0
+"""For so long after a push that Apple took our key is right. Apple calls it invalid for the app of another team, too; and whoever
+registers a token chooses its app, and must not stop the pushes of others by that."""
+
+
 class ApnsSender:
     """Sends with one key of a developer account.
 
@@ -91,6 +99,7 @@ class ApnsSender:
         self.apps = apps
         self._token = token
         self._now = now
+        self._taken_at = dict.fromkeys(SERVERS, -math.inf)
         self._pools = pools or {environment: ApnsPool(host) for environment, host in SERVERS.items()}
 
     async def send(self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
@@ -133,6 +142,13 @@ class ApnsSender:
             return Outcome(kind="ambiguous", provider=self.name, code=error.why)
         wait = retry_after(answer.retry_after, datetime.now(UTC))
         outcome = apns_outcome(self.name, answer.status, answer.body, answer.apns_id, wait)
+        if answer.status == OK:
+            self._taken_at[environment] = time.monotonic()
+        elif (
+            outcome.code == "403/InvalidProviderToken"
+            and time.monotonic() - self._taken_at[environment] < PROVEN_SECONDS
+        ):
+            return msgspec.structs.replace(outcome, scope="target", alarm=True)
         if outcome.code == "403/ExpiredProviderToken" and self._token.renew(token, self._now()):
             return renewed(outcome)
         return outcome
