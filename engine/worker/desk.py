@@ -269,8 +269,8 @@ class Desk:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
                 continue
-            if not self._gates.take_place(provider, aim.target.key, aim):
-                waits.append(WAIT_SECONDS_MAX)
+            if seconds := self._gates.take_place(provider, aim.target.key, aim):
+                waits.append(seconds)
                 continue
             gate = self._gates.of(provider, aim.target.key)
             seconds = await gate.slot()

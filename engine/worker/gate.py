@@ -59,7 +59,7 @@ class Gate:
         self._bucket, self._clock = bucket, clock
         self._asked_until = self._full_until = 0.0
         self._budget = Budget()
-        self._took_seconds = 0.0
+        self._took_seconds: float | None = None
         self.breaker = Breaker()
 
     def wait_seconds(self) -> float:
@@ -73,9 +73,9 @@ class Gate:
         return self._clock() < self._full_until
 
     @property
-    def slow(self) -> bool:
-        """Whether the last send took long."""
-        return self._took_seconds > SLOW_SECONDS
+    def slow(self) -> bool | None:
+        """Whether the last send took long; None: there was none yet."""
+        return None if self._took_seconds is None else self._took_seconds > SLOW_SECONDS
 
     async def enter(self, *, wait_seconds_max: float = SLOT_SECONDS_MAX) -> float:
         """Take a slot: how long to wait until it; less than 0: there is none, and it is worth asking again after so many seconds.

@@ -5,8 +5,9 @@ import pytest
 from engine.channels.channel import Outcome
 from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW
 from engine.jobs.redisbucket import BucketUnavailable
+from engine.jobs.worker import AT_A_TIME
 from engine.worker.gate import SLOT_SECONDS_MAX, SLOTS_MAX, SLOW_SECONDS, Gate
-from engine.worker.gates import SLOW_AT_ONCE, Gates
+from engine.worker.gates import SLOW_AT_ONCE, UNKNOWN_AT_ONCE, Gates
 from engine.worker.providers import Provider
 
 
@@ -178,11 +179,23 @@ async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_oth
     for key in ("acme/a", "acme/b"):
         await gates.of(hooks, key).told(Outcome(kind="ok"), retry=False, seconds=SLOW_SECONDS + 1)
     sends = [object() for _ in range(SLOW_AT_ONCE)]
-    assert all(gates.take_place(hooks, "acme/a", one) for one in sends)
-    assert not gates.take_place(hooks, "acme/b", late := object())
-    assert gates.take_place(hooks, "acme/quick", object())
-    assert gates.take_place(hooks, "other/a", object())
+    await gates.of(hooks, "acme/quick").told(Outcome(kind="ok"), retry=False, seconds=0.1)
+    assert [gates.take_place(hooks, "acme/a", one) for one in sends] == [0] * SLOW_AT_ONCE
+    assert gates.take_place(hooks, "acme/b", late := object()) > 0
+    assert gates.take_place(hooks, "acme/quick", object()) == 0
+    assert gates.take_place(hooks, "other/a", object()) == 0
     gates.free_place("acme/a", sends[0])
-    assert gates.take_place(hooks, "acme/b", late)
+    assert gates.take_place(hooks, "acme/b", late) == 0
     await gates.of(hooks, "acme/a").told(Outcome(kind="ok"), retry=False, seconds=0.1)
-    assert gates.take_place(hooks, "acme/a", object()), "it is quick again"
+    assert gates.take_place(hooks, "acme/a", object()) == 0, "it is quick again"
+
+
+async def test_endpoints_of_which_nothing_is_known_yet_leave_half_of_a_workers_places_to_others() -> None:
+    """A worker that has just begun would give all it has to the first burst, and see twenty seconds later that it is slow."""
+    gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]
+    sends = [object() for _ in range(AT_A_TIME)]
+    began = [one for number, one in enumerate(sends) if gates.take_place(hooks, f"acme/{number % 3}", one) == 0]
+    assert len(began) == UNKNOWN_AT_ONCE == AT_A_TIME / 2
+    await gates.of(hooks, "acme/0").told(Outcome(kind="ok"), retry=False, seconds=0.1)
+    assert gates.take_place(hooks, "acme/0", object()) == 0
+    assert gates.take_place(hooks, "acme/1", object()) > 0
