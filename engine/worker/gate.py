@@ -34,8 +34,11 @@ SLOTS_MAX: Final = 3
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
 
+WHOLE: Final = frozenset({"key", "provider"})
+"""Scopes of outcomes that hold for all keys of a provider: our own key is wrong, or what all of them may take is used up."""
+
 BURDENED: Final = frozenset({"throttled", "config"})
-"""Of a key these outcomes are failures like others: an endpoint that is asked too much, or leads nowhere, is asked less often."""
+"""Of an endpoint these are failures like others: one that is asked too much, or leads nowhere, is asked less often."""
 
 
 class Gate:
@@ -43,7 +46,8 @@ class Gate:
 
     Args:
         provider: by its name in the configuration.
-        key: which of several that fare apart, as the endpoint of a webhook; "": it has one only.
+        key: which of several that fare apart, as the endpoint of a webhook or a browser's push service; "": it has one only.
+        single: the key is one target, an endpoint; what that brings about by itself is its own failure.
         bucket: its limit; none: none is known.
         clock: monotonic, in seconds.
     """
@@ -52,14 +56,18 @@ class Gate:
         self,
         provider: str,
         key: str = "",
+        *,
+        single: bool = False,
         bucket: RedisBucket | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._provider, self._key = provider, key
+        self._provider, self._key, self._single = provider, key, single
         self._bucket, self._clock = bucket, clock
         self._asked_until = self._full_until = 0.0
         self._budget = Budget()
         self._took_seconds: float | None = None
+        self.whole: Gate | None = None
+        """Of one key: the gate of its provider, whose limit holds for all keys together."""
         self.breaker = Breaker()
 
     def wait_seconds(self) -> float:
@@ -86,6 +94,10 @@ class Gate:
         if wait > 0:
             return -wait
         seconds = 0.0
+        if self.whole is not None:
+            seconds = await self.whole.enter(wait_seconds_max=wait_seconds_max)
+            if seconds < 0:
+                return seconds
         if self._bucket is not None:
             try:
                 taken, seconds = await self._bucket.take(wait_seconds_max=wait_seconds_max)
@@ -118,6 +130,8 @@ class Gate:
 
     def unused(self) -> None:
         """A slot that was taken came to no send."""
+        if self.whole is not None:
+            self.whole.unused()
         self._changed(self.breaker.unbegun(self._clock()))
 
     def slower(self) -> float:
@@ -126,11 +140,18 @@ class Gate:
 
     async def told(self, outcome: Outcome, *, retry: bool, seconds: float = 0.0) -> None:
         """What came of a send that took so long."""
-        now, self._took_seconds = self._clock(), seconds
-        self._budget = self._budget.told(now, retry=retry)
+        self._took_seconds, self._budget = seconds, self._budget.told(self._clock(), retry=retry)
+        of_all = outcome.kind in BURDENED and outcome.scope in WHOLE
+        if self.whole is not None and (of_all or outcome.kind == "ok"):
+            await self.whole._judge(outcome)  # noqa: SLF001 - its own class
+        if self.whole is None or not of_all:
+            await self._judge(outcome)
+
+    async def _judge(self, outcome: Outcome) -> None:
+        now = self._clock()
         if not outcome.begun:
             self._changed(self.breaker.unbegun(now))
-        elif self._key and outcome.kind in BURDENED:
+        elif self._single and outcome.kind in BURDENED:
             self._changed(self.breaker.told(replace(outcome, kind="transient"), now))
         elif not _of_recipient(outcome):
             self._changed(self.breaker.told(outcome, now))

@@ -14,7 +14,7 @@ from engine.worker.gate import Gate
 from engine.worker.providers import Provider
 
 KEYS_MAX: Final = 10_000
-"""Endpoints that a process remembers the fate of, some 500 bytes each; whoever is forgotten begins anew."""
+"""Endpoints and push services that a process remembers the fate of, some 500 bytes each; whoever is forgotten begins anew."""
 
 
 SLOW_AT_ONCE: Final = 8
@@ -44,7 +44,10 @@ class Gates:
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
         if key:
-            gate = self._of_keys.pop((provider.name, key), None) or Gate(provider.name, key)
+            gate = self._of_keys.pop((provider.name, key), None) or Gate(
+                provider.name, key, single=not provider.platform
+            )
+            gate.whole = self.of(provider)
             self._of_keys[provider.name, key] = gate
             while len(self._of_keys) > KEYS_MAX:
                 self._of_keys.popitem(last=False)
@@ -57,12 +60,12 @@ class Gates:
         return found
 
     def take_place(self, provider: Provider, key: str, who: object) -> float:
-        """Take a place for a send to this key, `<tenant>/<endpoint>`; what is quick needs none.
+        """Take a place for a send to this endpoint, `<tenant>/<id>`; what is quick needs none.
 
         Returns:
             0: `who` may send. Else in how many seconds there may be a place.
         """
-        slow = self.of(provider, key).slow if key else False
+        slow = self.of(provider, key).slow if key and not provider.platform else False
         if slow is False:
             return 0.0
         tenant, now = key.rpartition("/")[0], time.monotonic()

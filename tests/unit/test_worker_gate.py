@@ -94,7 +94,7 @@ async def test_what_one_tenant_or_recipient_can_bring_about_closes_no_gate(outco
 async def test_an_endpoint_that_is_asked_too_much_or_leads_nowhere_is_asked_less_often(outcome: Outcome) -> None:
     """Ten thousand jobs for it would each be tried, and cost an attempt."""
     clock = Clock()
-    one = Gate("webhook", "acme/a", clock=clock)
+    one = Gate("webhook", "acme/a", single=True, clock=clock)
     for _ in range(IN_A_ROW):
         assert await one.enter() == 0
         await one.told(outcome, retry=False)
@@ -109,6 +109,24 @@ async def test_an_endpoint_that_is_asked_too_much_or_leads_nowhere_is_asked_less
     assert await one.enter() == 0
     await one.told(Outcome(kind="ok"), retry=True)
     assert [await one.enter() for _ in range(50)] == [0] * 50
+
+
+async def test_a_push_service_that_is_away_stops_its_own_pushes_only_and_what_is_ours_those_of_all() -> None:
+    """Whoever registers a subscription chooses its push service."""
+    gates, browsers = Gates(None), Provider("browsers", None, None, "webpush")  # type: ignore[arg-type]
+    dead, good = gates.of(browsers, "webpush/dead.example"), gates.of(browsers, "webpush/good.example")
+    for _ in range(IN_A_ROW):
+        await dead.told(Outcome(kind="transient", code="dns"), retry=False)
+    assert await dead.enter() < 0
+    assert await good.enter() == 0
+    assert gates.of(browsers).wait_seconds() == 0, "its lanes stay open"
+    for _ in range(50):
+        await good.told(Outcome(kind="config", code="UnauthorizedRegistration", scope="target"), retry=False)
+        await good.told(Outcome(kind="transient", code="403", scope="target"), retry=False)
+    assert await good.enter() == 0, "a key of his own, with which somebody subscribed, is nobody else's fault"
+    await good.told(Outcome(kind="throttled", scope="key", retry_after_seconds=60), retry=False)
+    assert await good.enter() < -50
+    assert await gates.of(browsers, "webpush/other.example").enter() < -50
 
 
 async def test_a_probe_that_was_not_made_lets_another_begin() -> None:
