@@ -20,6 +20,7 @@ from engine.channels.push.apns_pool import ApnsPool
 from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
 from engine.channels.push.signing import ApnsToken
 from engine.channels.retry_after import retry_after
+from engine.channels.verdicts import PROVEN_SECONDS
 from engine.directory.push_tokens import Environment, Platform
 
 PAYLOAD_BYTES_MAX: Final = 4096
@@ -68,10 +69,6 @@ def apns_headers(message: PushMessage, topic: str, apns_id: str) -> list[tuple[s
 
 
 OK: Final = 200
-
-PROVEN_SECONDS: Final = 60.0
-"""For so long after a push that Apple took our key is right. Apple calls it invalid for the app of another team, too; and whoever
-registers a token chooses its app, and must not stop the pushes of others by that."""
 
 
 class ApnsSender:
@@ -148,6 +145,7 @@ class ApnsSender:
             outcome.code == "403/InvalidProviderToken"
             and time.monotonic() - self._taken_at[environment] < PROVEN_SECONDS
         ):
+            # Apple says it for the app of another team, too, and whoever registers a token chooses its app.
             return msgspec.structs.replace(outcome, scope="target", alarm=True)
         if outcome.code == "403/ExpiredProviderToken" and self._token.renew(token, self._now()):
             return renewed(outcome)
