@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import structlog
 from redis.asyncio import Redis
 
 from engine.broker.jetstream import Broker
@@ -53,6 +54,8 @@ from projections.deliveries.noticed import NoticedTables
 from projections.deliveries.sweep import Sweep
 from projections.unread.reader import UnreadReader
 from seamark.protocol.subjects import encode_token, encode_user, partition_of
+
+_log = structlog.get_logger("seamark.worker")
 
 
 class Parts(NamedTuple):
@@ -100,6 +103,8 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
+    if links is None and "email" in channels:
+        _log.warning("mails_without_links", remedy="set SEAMARK_PUBLIC_URL and SEAMARK_UNSUBSCRIBE_SECRETS")
     contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
     fallback, endpoints = Fallback(rules, queue), Endpoints(parts.pool, directory, parts.broker)
     tables, clock = NoticedTables(parts.pool), _Clock()
