@@ -149,11 +149,11 @@ class Gate:
 
     async def _judge(self, outcome: Outcome) -> None:
         now = self._clock()
-        if not outcome.begun:
-            self._changed(self.breaker.unbegun(now))
-        elif self._single and outcome.kind in BURDENED:
+        if self._single and outcome.kind in BURDENED:
             self._changed(self.breaker.told(replace(outcome, kind="transient"), now))
-        elif not _of_recipient(outcome):
+        elif _of_recipient(outcome) or not outcome.begun:
+            self._changed(self.breaker.unbegun(now))  # as a probe it has told nothing
+        else:
             self._changed(self.breaker.told(outcome, now))
         if outcome.kind != "throttled" or outcome.scope in OURS:
             return

@@ -138,6 +138,8 @@ async def test_a_probe_that_was_not_made_lets_another_begin() -> None:
     one.unused()
     assert await one.enter() == 0, "the probe's turn is free again"
     assert await one.enter() < 0
+    await one.told(Outcome(kind="config", code="400", scope="target"), retry=False)
+    assert await one.enter() == 0, "nor has one told anything that failed by its own fault"
     await one.told(Outcome(kind="ok"), retry=False)
     one.unused()
     assert await one.enter() == 0, "it is closed, and stays so"
