@@ -324,8 +324,7 @@ class PlanWorker:
                 continue  # whatever is stored of him now would stay behind when he is erased
             tenant = one.notification.tenant
             inputs = self._inputs(one, rules[tenant], profiles[one.user], now)
-            if above.holds(tenant, critical=inputs.critical):
-                inputs = replace(inputs, throttled=True)
+            inputs = replace(inputs, throttled=above.holds(tenant, critical=inputs.critical))
             decisions = plan(inputs)
             receipt = receipt_of(one, inputs, decisions, self._term, always=self._is_doubtful(one))
             if receipt is not None:
