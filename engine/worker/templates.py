@@ -31,7 +31,7 @@ class _Kept(NamedTuple):
     bytes: int
 
 
-class Texts:
+class ActiveTemplates:
     """Reads templates from PostgreSQL.
 
     Args:
@@ -62,8 +62,8 @@ class Texts:
         else:
             self._kept.move_to_end(key)
         found = kept.texts
-        texts = (best(found[pattern], locale) for pattern in patterns_of(type) if pattern in found)
-        return next((parts for parts in texts if parts is not None), None)
+        in_language = (best(found[pattern], locale) for pattern in patterns_of(type) if pattern in found)
+        return next((parts for parts in in_language if parts is not None), None)
 
     def _keep(self, key: tuple[str, int, str, str], kept: _Kept) -> None:
         """Remember it, and forget what was not asked for for longest."""
