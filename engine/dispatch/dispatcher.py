@@ -14,6 +14,7 @@ from engine.controls.watching import WatchedControls
 from engine.dispatch.claims import Claims
 from engine.dispatch.due import DueWorker
 from engine.dispatch.relay import relaying
+from engine.dispatch.room import Shares
 from engine.dispatch.source import EVENTS, SOURCES, EventSource
 from engine.dispatch.turns import Turns
 from engine.dispatch.worker import DispatchWorker
@@ -38,6 +39,7 @@ class Dispatcher:
         sources: where events come from.
         cancels: which transactions are cancelled; None: none is.
         controls: while a source's lane is paused, nothing of it is dispatched.
+        shares: how much each tenant has put off; None: it is not counted.
     """
 
     def __init__(
@@ -49,16 +51,17 @@ class Dispatcher:
         sources: Sequence[EventSource] = SOURCES,
         cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
+        shares: Shares | None = None,
         pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
-        self._claims = claims
+        self._claims, self._shares = claims, shares
         named = (*(source.stream for source in sources), LATER_STREAM, *map(log_stream, range(partitions)))
         self._streams = list(dict.fromkeys(named))
         turns = Turns()
         self._workers = [
             (DueWorker if source.due else DispatchWorker)(
-                broker, claims, q, partitions, source, turns, cancels, controls
+                broker, claims, q, partitions, source, turns, cancels, controls, shares
             )
             for source in sources
             for q in range(partitions)
@@ -79,6 +82,8 @@ class Dispatcher:
                     tasks.create_task(worker.burials.tend(reader), name=f"bury {worker.name}")
         finally:
             await self._claims.close()
+            if self._shares is not None:
+                await self._shares.close()
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
@@ -117,6 +122,12 @@ async def run(
     pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
     async with relaying(broker.settings, count), watching(broker) as cancels:
         work = Dispatcher(
-            broker, Claims(redis), count, cancels=cancels, controls=controls, pin_timeout_seconds=pin_timeout
+            broker,
+            Claims(redis),
+            count,
+            cancels=cancels,
+            controls=controls,
+            shares=Shares(redis),
+            pin_timeout_seconds=pin_timeout,
         )
         await run_until(stop, work.run(), name="dispatcher")

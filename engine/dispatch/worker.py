@@ -23,7 +23,8 @@ from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.clock import BrokerClock
-from engine.dispatch.later import PutOff, full, put_off, with_schedules
+from engine.dispatch.later import PutOff, put_off, with_schedules
+from engine.dispatch.room import Shares, without_room
 from engine.dispatch.rounds import (
     Dead,
     End,
@@ -54,7 +55,7 @@ from engine.log.incarnations import (
 )
 from engine.log.marks import Mark, MarkedStream, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
-from engine.log.writer import MarkedWriter, Ownership, read_mark
+from engine.log.writer import NONE_MISSING, MarkedWriter, Ownership, read_mark
 from engine.partition.worker import Delivered
 from engine.tasks import end_if_cancelled, together
 from engine.topology import server as topology
@@ -97,8 +98,10 @@ class DispatchWorker:
         turns: Turns | None = None,
         cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._cancels = cancels
+        self._shares = shares
         self._broker = broker
         self._claims = claims
         self._q = event_partition
@@ -229,11 +232,11 @@ class DispatchWorker:
 
     async def pass_over(self, seq: int) -> None:
         """Move the home mark to `seq`: no event is left up to there. It says from which event on dead letters are missing now."""
-        home, unburied = self._writers[self._q], self.burials.first
+        home, missing = self._writers[self._q], self.burials.missing
         if seq >= home.mark.next_seq:
-            await home.append([], seq, unburied=unburied)
-        elif unburied != home.mark.unburied:
-            await home.append([], home.mark.seq, home.mark.user, unburied=unburied)
+            await home.append([], seq, missing=missing)
+        elif missing != (home.mark.unburied, home.mark.refused):
+            await home.append([], home.mark.seq, home.mark.user, missing=missing)
 
     async def _settle_round(self, round_: Round) -> None:
         self._followed = traced(self._spans, self._source, self._q, self._ownership.source_epoch, round_.planned)
@@ -292,23 +295,15 @@ class DispatchWorker:
         """
         try:
             kept = (await self._writer(LATER_PLACE)).mark
-            why = full(await stream_of(self._broker, LATER.stream))
+            later = await stream_of(self._broker, LATER.stream)
         except PartitionStopped:
             self._faulty.add(LATER_PLACE)
             raise
-        planned = []
-        for event in round_.planned:
-            if event.later is None:
-                planned.append(event)
-            elif kept.covers(event.seq, ""):
-                continue
-            elif why is None:
-                planned.append(event)
-            else:
-                # It is not left for later, as others are: read again, it would look like one that can be put off.
-                await self._bury_now(dead := Dead(event.later, "later_full", why))
-                round_.dead.append(dead)
-        return planned
+        new = [event for event in round_.planned if event.later is not None and not kept.covers(event.seq, "")]
+        dead = await without_room(new, later, self._shares, self.burials, self._bury_now)
+        round_.dead += dead.values()
+        goes_on = {event.seq for event in new} - dead.keys()
+        return [event for event in round_.planned if event.later is None or event.seq in goes_on]
 
     def _put_off(self, event: Planned, now: datetime) -> PutOff:
         claim, send_at = self._claim(event), event.accepted.event.send_at
@@ -343,9 +338,9 @@ class DispatchWorker:
                 await look.look_if_old()
                 batch = next(due)
                 if batch.messages or place == self._q:
-                    unburied, until = self.burials.first if place == self._q else None, look.until
+                    gone = self.burials.missing if place == self._q else NONE_MISSING
                     messages = with_schedules(batch.messages) if place == LATER_PLACE else batch.messages
-                    await writer.append(messages, batch.seq, batch.user, unburied=unburied, until=until)
+                    await writer.append(messages, batch.seq, batch.user, missing=gone, until=look.until)
             if (batch.seq, batch.user) == end:
                 break
         if self._followed is not None:

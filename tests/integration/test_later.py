@@ -11,20 +11,22 @@ from typing import Any
 import pytest
 
 from chaos.load import drained
+from engine import metrics
 from engine.broker import wire
-from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
+from engine.dispatch import due
 from engine.dispatch.source import BULK, EVENTS, LATER, LATER_PLACE
 from engine.errors import BrokerError
 from engine.log.writer import read_mark
+from engine.partition.reader import Phase
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import partition_of
 from tests.support.backups import put_back, take
 from tests.support.gateways import gateway_on
-from tests.support.logs import FAST, Entry, all_records, connected, dispatching, eventually, publish
+from tests.support.logs import FAST, Entry, all_records, connected, dispatching, eventually, mark_water, publish
 from tests.support.roles import dispatcher_processes
 
 PARTITIONS = 4
@@ -164,9 +166,7 @@ async def test_where_later_is_full_an_event_that_is_not_due_becomes_a_dead_lette
     async with dispatching(nats_server.url, valkey.url):
         await publish(broker, to=["alice"], type="demo", id="fits", send_at=ahead(2))
         await eventually(lambda: drained(broker, PARTITIONS))
-        later = await broker.stream("LATER")
-        metadata = {**later.config["metadata"], WATERMARK_KEY: "1"}
-        await broker.api("STREAM.UPDATE.LATER", {**later.config, "metadata": metadata})
+        await mark_water(broker, 1)
         await publish(broker, to=["alice"], type="demo", id="does-not", send_at=ahead(3600))
         await publish(broker, to=["alice"], type="demo", id="now")
         found = await records(broker, 2)
@@ -175,6 +175,48 @@ async def test_where_later_is_full_an_event_that_is_not_due_becomes_a_dead_lette
     assert letter is not None
     assert wire.header(letter.headers, b"Seamark-Reason") == b"later_full"
     assert b"does-not" in letter.payload
+
+
+async def test_a_tenant_that_has_put_off_more_than_is_free_puts_off_no_more_and_others_do(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey
+) -> None:
+    async with dispatching(nats_server.url, valkey.url):
+        for number in range(20):  # a few large ones beside many small ones: what counts is bytes
+            data = {"text": "x" * 50_000} if number == 0 else {}
+            tenant = "greedy" if number == 0 else "modest"
+            await publish(
+                broker, to=["alice"], tenant=tenant, type="demo", id=f"e{number}", send_at=ahead(3600), data=data
+            )
+        await eventually(lambda: waits(broker, 20))
+        await mark_water(broker, int((await broker.stream("LATER")).bytes * 1.5))
+        for tenant in ("greedy", "modest"):
+            await publish(broker, to=["alice"], tenant=tenant, type="demo", id="one-more", send_at=ahead(3600))
+        await eventually(lambda: drained(broker, PARTITIONS))
+        await eventually(lambda: waits(broker, 21))
+    assert await broker.count("LATER", "wait.*.*.greedy") == (1, 1)
+    letter = await broker.leader_next("DEAD-LETTERS", ">", 1)
+    assert letter is not None
+    assert wire.header(letter.headers, b"Seamark-Reason") == b"later_full"
+    assert b"its tenant has" in (wire.header(letter.headers, b"Seamark-Detail") or b"")
+    assert (await broker.stream("DEAD-LETTERS")).messages == 1
+
+
+async def test_where_nobody_dispatched_for_longer_than_later_keeps_what_is_due_an_alarm_says_so(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> float:
+        return sum(metrics.partition("LATER", f"dispatch-{q}").possibly_trimmed._value.get() for q in range(PARTITIONS))
+
+    async with dispatching(nats_server.url, valkey.url):
+        await publish(broker, to=["alice"], type="demo", id="e1", send_at=ahead(0.5))
+        await records(broker, 1)
+    before = lost()
+    for kept_seconds, found in ((due.DUE_SECONDS, 0), (due.MARGIN_SECONDS, 1)):  # the latter: for no time at all
+        monkeypatch.setattr(due, "DUE_SECONDS", kept_seconds)
+        async with dispatching(nats_server.url, valkey.url) as working:
+            for reader in working.readers:
+                await eventually(lambda reader=reader: reader.phase is Phase.READING)
+        assert lost() - before == found * PARTITIONS
 
 
 @pytest.mark.timeout(300)
