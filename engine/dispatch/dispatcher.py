@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from engine.broker.jetstream import Broker
 from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
+from engine.dispatch.absence import Absence
 from engine.dispatch.claims import Claims
 from engine.dispatch.due import DueWorker
 from engine.dispatch.relay import relaying
@@ -23,7 +24,7 @@ from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import read_partitions, stream_of
 from engine.partition.head import read_pin_timeout
 from engine.partition.reader import PartitionReader
-from engine.tasks import run_until
+from engine.tasks import run_until, together
 from seamark.protocol.subjects import LATER_STREAM, log_stream
 
 _log = structlog.get_logger("seamark.dispatcher")
@@ -130,4 +131,5 @@ async def run(
             shares=Shares(redis),
             pin_timeout_seconds=pin_timeout,
         )
-        await run_until(stop, work.run(), name="dispatcher")
+        works = {"dispatch": work.run(), "absence": Absence(broker, redis).watch()}
+        await run_until(stop, together(works), name="dispatcher")

@@ -28,11 +28,12 @@ from engine.dispatch.room import Shares, without_room
 from engine.dispatch.rounds import (
     Dead,
     End,
+    Entries,
     Entry,
     Planned,
     Round,
     batches,
-    fan_out,
+    fan_out_by_steps,
     not_covered,
     rounds,
 )
@@ -257,7 +258,9 @@ class DispatchWorker:
         now = [event for event in planned if event.later is None] if later else planned
         look = Withholding(self._cancels, now)
         await look.look()
-        entries = fan_out(now, self._partitions)
+        entries: Entries = {}
+        for _ in fan_out_by_steps(now, self._partitions, entries):
+            await self._turns.pause(self._source)
         if later:
             time_there = datetime.fromtimestamp(await self._clock.now(), UTC)
             entries[LATER_PLACE] = [self._put_off(event, time_there) for event in later]

@@ -15,18 +15,27 @@ from engine import metrics
 from engine.broker import wire
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
-from engine.dispatch import due
+from engine.dispatch.absence import SEEN_KEY, Absence
 from engine.dispatch.source import BULK, EVENTS, LATER, LATER_PLACE
 from engine.errors import BrokerError
 from engine.log.writer import read_mark
-from engine.partition.reader import Phase
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark import Publisher
 from seamark.protocol.subjects import partition_of
 from tests.support.backups import put_back, take
 from tests.support.gateways import gateway_on
-from tests.support.logs import FAST, Entry, all_records, connected, dispatching, eventually, mark_water, publish
+from tests.support.logs import (
+    FAST,
+    Entry,
+    all_records,
+    connected,
+    dispatching,
+    eventually,
+    mark_water,
+    publish,
+    redis_at,
+)
 from tests.support.roles import dispatcher_processes
 
 PARTITIONS = 4
@@ -201,22 +210,16 @@ async def test_a_tenant_that_has_put_off_more_than_is_free_puts_off_no_more_and_
     assert (await broker.stream("DEAD-LETTERS")).messages == 1
 
 
-async def test_where_nobody_dispatched_for_longer_than_later_keeps_what_is_due_an_alarm_says_so(
-    broker: Broker, nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("days", "alarms"), [(None, 0), (1, 0), (6, 0), (7, 1)])
+async def test_where_nobody_dispatched_for_as_long_as_later_keeps_what_is_due_the_first_who_does_says_so(
+    broker: Broker, valkey: Valkey, days: int | None, alarms: int
 ) -> None:
-    def lost() -> float:
-        return sum(metrics.partition("LATER", f"dispatch-{q}").possibly_trimmed._value.get() for q in range(PARTITIONS))
-
-    async with dispatching(nats_server.url, valkey.url):
-        await publish(broker, to=["alice"], type="demo", id="e1", send_at=ahead(0.5))
-        await records(broker, 1)
-    before = lost()
-    for kept_seconds, found in ((due.DUE_SECONDS, 0), (due.MARGIN_SECONDS, 1)):  # the latter: for no time at all
-        monkeypatch.setattr(due, "DUE_SECONDS", kept_seconds)
-        async with dispatching(nats_server.url, valkey.url) as working:
-            for reader in working.readers:
-                await eventually(lambda reader=reader: reader.phase is Phase.READING)
-        assert lost() - before == found * PARTITIONS
+    before = metrics.dispatchers_absent._value.get()
+    async with redis_at(valkey.url) as redis:
+        await (redis.delete(SEEN_KEY) if days is None else redis.set(SEEN_KEY, int(time.time()) - days * 86_400))
+        for _ in range(2):
+            await Absence(broker, redis).look()
+    assert metrics.dispatchers_absent._value.get() - before == alarms
 
 
 @pytest.mark.timeout(300)
