@@ -263,6 +263,7 @@ async def _context(
             trace_url=options.trace_url,
             unsubscribing=links,
             references=references,
+            seal=options.seal,
             sources=read_sources(options.providers, certificates),
         )
         async with _working(context, live, options):

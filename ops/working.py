@@ -19,6 +19,7 @@ from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.sealing import Seal, seal_of
 from engine.errors import InvalidSetting
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.digests import STAGE as DIGEST
@@ -95,7 +96,11 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     held.push_async_callback(caps.close)
     unread = _Unread(parts.redis, partitions)
     held.push_async_callback(unread.reader.close)
-    directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
+    directory, queue, targets = (
+        Directory(parts.pool, profiles),
+        JobsQueue(parts.broker),
+        Targets(parts.pool, _seal(parts.settings)),
+    )
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
     contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)
@@ -153,6 +158,10 @@ class _Unread:
         tokens = encode_token(tenant), encode_user(user)
         found = await self.reader.unread_of(partition_of(*tokens, self._partitions), [".".join(tokens)])
         return found[0].count if found else None
+
+
+def _seal(settings: Settings) -> Seal:
+    return seal_of(settings.storage_keys.reveal() if settings.storage_keys else None)
 
 
 def _links(settings: Settings) -> tuple[Links | None, References | None]:

@@ -46,6 +46,7 @@ def worker(
     channels = chosen(channel, file.named)
     if check:
         asyncio.run(_check(settings, channels))
+        _check_keys(settings, channels)
         return
     if processes > 1:
         sys.exit(_siblings(settings, channels, processes))
@@ -84,6 +85,20 @@ async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
         names = ", ".join(one.name for one in providers.of(channel))
         typer.echo(f"{channel}: {names}")
     await providers.close()
+
+
+def _check_keys(settings: Settings, channels: tuple[Channel, ...]) -> None:
+    """Say how secrets of webhooks are stored, where that is not by a key.
+
+    Raises:
+        InvalidSetting: what is set are no keys.
+    """
+    from engine.directory.sealing import seal_of
+
+    if settings.storage_keys is not None:
+        seal_of(settings.storage_keys.reveal())
+    elif "webhook" in channels:
+        typer.echo("warning: SEAMARK_STORAGE_KEYS is not set, so secrets of webhooks are stored as they are", err=True)
 
 
 def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int) -> int:

@@ -1,6 +1,7 @@
 """The providers' file: what is wrong with it is said with the member and the remedy, and no secret is repeated."""
 
 import asyncio
+import base64
 import re
 from pathlib import Path
 
@@ -135,5 +136,8 @@ def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> 
     found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
     assert "sms.providers.first.secret_file" in str(found.exception)
     (tmp_path / "twilio.secret").write_text("t")
-    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
-    assert (found.exit_code, found.output) == (0, "sms: first\nwebhook: webhook\n")
+    for keys, warns in (("", True), (base64.b64encode(bytes(32)).decode(), False)):
+        env = {"SEAMARK_PROVIDERS": str(file), "SEAMARK_STORAGE_KEYS": keys}
+        found = CliRunner().invoke(app, ["worker", "--check"], env=env)
+        assert (found.exit_code, found.stdout) == (0, "sms: first\nwebhook: webhook\n")
+        assert ("secrets of webhooks are stored as they are" in found.stderr) == warns
