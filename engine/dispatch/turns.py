@@ -52,9 +52,8 @@ class Turns:
         return BESIDE_MESSAGES_MAX
 
     async def pause(self, source: EventSource) -> None:
-        """Let others go on; where `source` may wait, until nothing urgent is under way."""
-        await asyncio.sleep(0)
-        if not source.urgent:
+        """To be awaited between two pieces of work on `source`: where it may wait, until nothing urgent is under way."""
+        if not source.urgent and not self._urgent.none.is_set():
             await self._urgent.quiet()
 
     def turn(self, source: EventSource) -> AbstractAsyncContextManager[None]:

@@ -220,9 +220,11 @@ class DispatchWorker:
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
         with self._turns.work(self._source):
+            await self._turns.pause(self._source)
             for round_ in rounds(batch, self._ownership.source_epoch, self._spans):
                 await self._until_resumed()
                 await self._settle_round(round_)
+                await self._turns.pause(self._source)  # to plan the next page takes 10 ms
 
     async def _until_resumed(self) -> None:
         """Wait while the lane is paused: the events stay where they are, and so does the position."""
@@ -260,6 +262,7 @@ class DispatchWorker:
         await look.look()
         entries: Entries = {}
         for _ in fan_out_by_steps(now, self._partitions, entries):
+            await asyncio.sleep(0)
             await self._turns.pause(self._source)
         if later:
             time_there = datetime.fromtimestamp(await self._clock.now(), UTC)
