@@ -33,6 +33,9 @@ _MESSAGE_OVERHEAD_BYTES = 512
 """Protocol line, subject and batch headers of one message, generously."""
 
 
+STEP_BYTES = 16 << 10
+"""Of the body of an event: a larger one may be for so many users that it is planned by steps."""
+
 STEP_RECIPIENTS = 1000
 """Recipients for whom records are made at a time: 2 ms on an idle core."""
 
@@ -131,9 +134,15 @@ class Round:
 
 def rounds(batch: Iterable[Delivered], epoch: str, spans: Spans | None = None) -> Iterator[Round]:
     """Cut a pulled batch into rounds whose home batch is usually one atomic batch. `spans`: says which events are followed."""
+    return (round_ for round_ in rounds_by_steps(batch, epoch, spans) if round_ is not None)
+
+
+def rounds_by_steps(batch: Iterable[Delivered], epoch: str, spans: Spans | None = None) -> Iterator[Round | None]:
+    """The same. None: something else may be done before an event for very many users is planned any further."""
     current, records = Round(), 0
     for event in batch:
-        outcome = plan(event, epoch, spans)
+        recipients = (yield from events.recipients_by_steps(event.payload)) if len(event.payload) > STEP_BYTES else None
+        outcome = plan(event, epoch, spans, recipients)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
         if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
@@ -171,7 +180,9 @@ def due_rounds(page: Page, wake_up: Delivered, *, last: bool, spans: Spans | Non
     yield current
 
 
-def plan(event: Delivered, epoch: str, spans: Spans | None = None) -> Planned | Dead:
+def plan(
+    event: Delivered, epoch: str, spans: Spans | None = None, recipients: list[Recipient] | None = None
+) -> Planned | Dead:
     """Check one event in every respect that could fail; afterwards only passing failures remain.
 
     Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
@@ -179,7 +190,7 @@ def plan(event: Delivered, epoch: str, spans: Spans | None = None) -> Planned | 
 
     def checked() -> Planned | Dead:
         stored_at = datetime.fromtimestamp(event.time_nanoseconds / 1e9, UTC)
-        planned = _planned(event, Cursor(epoch, event.seq), stored_at, spans)
+        planned = _planned(event, Cursor(epoch, event.seq), stored_at, spans, recipients)
         send_at = planned.accepted.event.send_at
         if send_at is None or send_at <= stored_at:
             return planned
@@ -206,7 +217,9 @@ def plan_due(stored: Stored, wake_up: Delivered, spans: Spans | None = None) -> 
     return _survived(event, checked)
 
 
-def _planned(event: Delivered, place: Cursor, at: datetime, spans: Spans | None) -> Planned:
+def _planned(
+    event: Delivered, place: Cursor, at: datetime, spans: Spans | None, recipients: list[Recipient] | None = None
+) -> Planned:
     """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
     headers = event.headers
     traceparent = wire.header(headers, b"traceparent")
@@ -215,6 +228,7 @@ def _planned(event: Delivered, place: Cursor, at: datetime, spans: Spans | None)
         event.payload,
         traceparent,
         wire.header(headers, b"tracestate") if traceparent else None,
+        recipients,
     )
     follow = None
     if spans is not None:

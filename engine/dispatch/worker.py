@@ -35,7 +35,7 @@ from engine.dispatch.rounds import (
     batches,
     fan_out_by_steps,
     not_covered,
-    rounds,
+    rounds_by_steps,
 )
 from engine.dispatch.source import EVENTS, LATER, LATER_PLACE, EventSource, Place, stream_at
 from engine.dispatch.spans import RoundSpans, followed_dead, traced
@@ -221,10 +221,13 @@ class DispatchWorker:
         """Append the records of a batch of events, round by round."""
         with self._turns.work(self._source):
             await self._turns.pause(self._source)
-            for round_ in rounds(batch, self._ownership.source_epoch, self._spans):
-                await self._until_resumed()
-                await self._settle_round(round_)
-                await self._turns.pause(self._source)  # to plan the next page takes 10 ms
+            for round_ in rounds_by_steps(batch, self._ownership.source_epoch, self._spans):
+                if round_ is None:
+                    await asyncio.sleep(0)
+                else:
+                    await self._until_resumed()
+                    await self._settle_round(round_)
+                await self._turns.pause(self._source)
 
     async def _until_resumed(self) -> None:
         """Wait while the lane is paused: the events stay where they are, and so does the position."""
