@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from engine.errors import InvalidSetting, StoreBroken
+from engine.settings import Settings
 
 PREFIX: Final = "sealed:"
 KEY_BYTES: Final = 32
@@ -74,14 +75,15 @@ PLAIN: Final = Seal()
 """Stores secrets as they are."""
 
 
-def seal_of(keys: str | None) -> Seal:
+def seal_of(settings: Settings) -> Seal:
     """The seal that `SEAMARK_STORAGE_KEYS` says.
 
     Raises:
         InvalidSetting: one of its words is no key. It is not repeated.
     """
     found = []
-    for number, word in enumerate((keys or "").split(), 1):
+    words = settings.storage_keys.reveal().split() if settings.storage_keys else []
+    for number, word in enumerate(words, 1):
         try:
             key = base64.b64decode(word, validate=True)
         except (binascii.Error, ValueError):

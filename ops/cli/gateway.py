@@ -78,7 +78,7 @@ def _options(settings: Settings) -> GatewayOptions:
         unsubscribe_secrets=tuple(settings.unsubscribe_secrets.reveal().split())
         if settings.unsubscribe_secrets
         else (),
-        seal=seal_of(settings.storage_keys.reveal() if settings.storage_keys else None),
+        seal=seal_of(settings),
         providers=settings.providers,
         tenant_state_percent=settings.tenant_state_percent,
         trace_url=settings.trace_url,

@@ -22,10 +22,10 @@ def seal(folder: Folder = DATA_FOLDER, as_json: Json = False) -> None:
 
     from engine.directory.sealing import seal_of
 
-    keys = load_settings().storage_keys
-    if keys is None:
+    settings = load_settings()
+    if settings.storage_keys is None:
         raise InvalidSetting("SEAMARK_STORAGE_KEYS is not set: openssl rand -base64 32 makes a key")
-    found = seal_of(keys.reveal())
+    found = seal_of(settings)
     endpoints, sealed = uvloop.run(_seal(postgres_url(folder), found))
     if as_json:
         print_json({"endpoints": endpoints, "sealed": sealed, "key": found.name})

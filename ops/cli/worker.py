@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -46,7 +45,6 @@ def worker(
     channels = chosen(channel, file.named)
     if check:
         asyncio.run(_check(settings, channels))
-        _check_keys(settings, channels)
         return
     if processes > 1:
         sys.exit(_siblings(settings, channels, processes))
@@ -75,30 +73,21 @@ def chosen(asked: list[str] | None, named: tuple[Channel, ...]) -> tuple[Channel
 
 
 async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
+    from engine.directory.sealing import seal_of
     from engine.worker.providers import Providers, read_providers
+    from ops.working import unset
 
     async def forget(_: int) -> None:
         return
 
+    seal_of(settings)
     providers = Providers(read_providers(settings.providers), channels, forget)
     for channel in channels:
         names = ", ".join(one.name for one in providers.of(channel))
         typer.echo(f"{channel}: {names}")
+    for variable, missing in unset(settings, channels):
+        typer.echo(f"{variable} is not set: {missing}")
     await providers.close()
-
-
-def _check_keys(settings: Settings, channels: tuple[Channel, ...]) -> None:
-    """Say how secrets of webhooks are stored, where that is not by a key.
-
-    Raises:
-        InvalidSetting: what is set are no keys.
-    """
-    from engine.directory.sealing import seal_of
-
-    if settings.storage_keys is not None:
-        seal_of(settings.storage_keys.reveal())
-    elif "webhook" in channels:
-        typer.echo("warning: SEAMARK_STORAGE_KEYS is not set, so secrets of webhooks are stored as they are", err=True)
 
 
 def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int) -> int:
@@ -114,19 +103,24 @@ def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int)
 
 
 async def _work(settings: Settings, channels: tuple[Channel, ...], stop: asyncio.Event, health: Health) -> None:
+    import structlog
+
     from engine.cancels import watching
+    from engine.closing import Held
     from engine.controls.watching import watched_controls
     from engine.tasks import run_until
     from ops.process import database, stores
     from ops.siblings import say_up
-    from ops.working import Parts, working
+    from ops.working import Parts, unset, working
 
+    for variable, missing in unset(settings, channels):
+        structlog.get_logger("seamark.worker").warning("setting_missing", variable=variable, so=missing)
     async with (
         database(settings, POOL_CONNECTIONS_MAX, "workers read addresses, templates and rules there") as pool,
         stores("worker", settings, health) as (broker, redis),
         watched_controls(broker) as controls,
         watching(broker) as cancels,
-        contextlib.AsyncExitStack() as held,
+        Held() as held,
     ):
         health.also(controls.not_ready)
         parts = Parts(settings, broker, redis, pool, controls, cancels)

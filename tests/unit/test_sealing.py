@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from engine.directory.sealing import PLAIN, Seal, seal_of
 from engine.errors import InvalidSetting, StoreBroken
+from engine.settings import Secret, Settings
 
 OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -56,9 +57,9 @@ def test_what_somebody_else_has_written_is_no_secret(damage: str) -> None:
 
 def test_a_key_that_is_none_is_named_by_its_place_and_not_repeated() -> None:
     good = base64.b64encode(OLD).decode()
-    assert seal_of(f" {good}\n").name == Seal([OLD]).name
-    assert seal_of(None).name == seal_of("").name == ""
+    assert seal_of(Settings(storage_keys=Secret(f" {good}\n"))).name == Seal([OLD]).name
+    assert seal_of(Settings()).name == ""
     for bad in ("hunter2", base64.b64encode(b"short").decode()):
         with pytest.raises(InvalidSetting, match="key 2 is not 32 bytes in base64") as found:
-            seal_of(f"{good} {bad}")
+            seal_of(Settings(storage_keys=Secret(f"{good} {bad}")))
         assert bad not in str(found.value)
