@@ -85,7 +85,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::
     AS o (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, place)
 WHERE {new}
 """
-"""`place` says which of the times in $12 is that of the tenant: there are thousands of ranges, and a time costs more than a number."""
+"""`place` says which of the times in $12 is that of the tenant: ranges are thousands, and a time costs more than a number."""
 
 # A row that is there already may be in another month, which the key of this month does not cover.
 _NEW: Final = """NOT EXISTS (SELECT FROM {month} f
