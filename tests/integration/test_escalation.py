@@ -106,7 +106,7 @@ async def test_while_nobody_can_tell_what_was_seen_it_is_sent_rather_than_not(
     broker: Broker, settings: Settings, pool: Pool, providers: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no projector."""
-    monkeypatch.setattr("engine.worker.escalation.WAIT_SECONDS", 3.0)
+    monkeypatch.setattr("engine.worker.noticed.WAIT_SECONDS", 3.0)
     async with sending(settings, pool, ["email"]):
         due = await escalating(broker, "unknown")
         await eventually(lambda: providers.accepted("email"))
