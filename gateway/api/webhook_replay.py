@@ -28,7 +28,7 @@ from gateway.api.webhooks import EndpointQuery
 from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import NOT_FOUND, UNAVAILABLE, Kind, Problem
-from projections.deliveries.lost import job_of
+from projections.deliveries.lost import job_of, record_of
 from projections.deliveries.missed import Place, missed_by
 
 DISABLED: Final = Kind(409, "endpoint_disabled")
@@ -124,7 +124,11 @@ async def _missed(
     # Older ones were never meant for it.
     place = max(place, Place(endpoint.created_at))
     found, beyond = await missed_by(directory_of(context).pool, tenant, endpoint, place, until, limit)
-    jobs = [job for one in found if (job := job_of(one)) is not None]
+    assert context.rules is not None, "there is a database"
+    rules = await context.rules.of(tenant)
+    records = [(one, record) for one in found if (record := record_of(one)) is not None]
+    made = [job_of(one, record, rules.rule_of(record.type or "")) for one, record in records]
+    jobs = [job for job in made if job is not None]
     return await acted(jobs, body.per_second, replays.missed), None if beyond is None else _cursor(beyond, until)
 
 
