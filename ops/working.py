@@ -28,6 +28,7 @@ from engine.jobs.retry import POLICIES
 from engine.jobs.worker import Worker
 from engine.log.incarnations import read_partitions
 from engine.plan.rules import Channel
+from engine.planner.shares import Shares
 from engine.postgres import Pool
 from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
@@ -79,6 +80,7 @@ class _Shared(NamedTuple):
     profiles: ProfileCache
     claims: RedisClaims
     caps: Caps
+    shares: Shares
     targets: Targets
     contexts: Contexts
     queue: JobsQueue
@@ -108,6 +110,7 @@ class _Shared(NamedTuple):
             self.contexts,
             caps=self.caps,
             stages=stages,
+            shares=self.shares,
             fallback=self.fallback.wake if channel == "push" else None,
             noted=self.endpoints.note if channel == "webhook" else None,
         )
@@ -142,7 +145,7 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
     links, references = _links(parts.settings)
     caught_up = CaughtUp(parts.broker, tables, partitions)
     tasks.begin(providers.watch(), "providers-watch")
-    tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
+    tasks.begin(Sweep(parts.pool, parts.broker, partitions, rules).run(), "sweep")
     held.push_async_callback(tasks.end)
     return _Shared(
         parts=parts,
@@ -152,6 +155,7 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
         profiles=profiles,
         claims=claims,
         caps=caps,
+        shares=Shares(parts.broker),
         targets=targets,
         contexts=Contexts(rules, ActiveTemplates(parts.pool), unread=unread.of, links=links, references=references),
         queue=queue,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -140,7 +141,9 @@ async def _token(connection: Connection, job: Job) -> Target | Nowhere:
         environment=row["environment"],
         keys=keys,
     )
-    return Target(target, digest=digest_of(row["token_hash"]))
+    # Whoever registers a subscription chooses its push service, perhaps one that is away: those of others go on.
+    key = f"webpush/{urlsplit(row['token']).hostname or ''}" if row["platform"] == "webpush" else ""
+    return Target(target, key=key, digest=digest_of(row["token_hash"]))
 
 
 async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
