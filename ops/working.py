@@ -18,6 +18,7 @@ from engine.closing import Held
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.sealing import seal_of
 from engine.errors import InvalidSetting
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.digests import STAGE as DIGEST
@@ -139,7 +140,8 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
     rules.start()
     profiles = held.keep(ProfileCache(parts.redis, functools.partial(read_profile, parts.pool)))
     claims, caps = held.keep(RedisClaims(parts.redis)), held.keep(Caps(parts.redis))
-    unread, targets, queue = held.keep(_Unread(parts.redis, partitions)), Targets(parts.pool), JobsQueue(parts.broker)
+    unread, queue = held.keep(_Unread(parts.redis, partitions)), JobsQueue(parts.broker)
+    targets = Targets(parts.pool, seal_of(parts.settings))
     directory, tables = Directory(parts.pool, profiles), NoticedTables(parts.pool)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
@@ -195,6 +197,8 @@ def unset(settings: Settings, channels: Sequence[Channel]) -> Iterator[tuple[str
         yield "SEAMARK_UNSUBSCRIBE_SECRETS", f"{no_links}, and what providers report of mails is passed over"
     elif settings.unsubscribe_secrets is None and "sms" in channels:
         yield "SEAMARK_UNSUBSCRIBE_SECRETS", "what providers report of texts is passed over"
+    if settings.storage_keys is None and "webhook" in channels:
+        yield "SEAMARK_STORAGE_KEYS", "secrets of webhooks are stored as they are"
 
 
 def _links(settings: Settings) -> tuple[Links | None, References | None]:

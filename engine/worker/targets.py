@@ -13,6 +13,7 @@ from engine.channels.push.message import PushTarget
 from engine.channels.webhook.endpoints import endpoint_of, targets_of
 from engine.directory.contacts import Addressed
 from engine.directory.push_tokens import WebPushKeys
+from engine.directory.sealing import PLAIN, Seal
 from engine.plan.profile import OPTED_OUT, Suppression
 from engine.postgres import Connection, Pool, asking
 
@@ -72,10 +73,12 @@ class Targets:
 
     Args:
         pool: the primary: a replica that lags would show what was retired or suppressed a moment ago as good.
+        seal: opens the secrets of webhooks.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, seal: Seal = PLAIN) -> None:
         self._pool = pool
+        self._seal = seal
 
     async def find(self, job: Job, category: str | None, now: datetime) -> Target | Several | Nowhere:
         """The target of a job, or those that it is to be split for.
@@ -83,7 +86,7 @@ class Targets:
         An address is looked at together with what suppresses it: the profile that was decided from may have been that of another.
 
         Raises:
-            StoreUnavailable: PostgreSQL does not answer.
+            StoreUnavailable: PostgreSQL does not answer; StoreBroken: an endpoint's secret cannot be opened.
         """
         async with asking(self._pool) as connection:
             match job.channel:
@@ -92,7 +95,11 @@ class Targets:
                 case "push":
                     return await _token(connection, job) if job.target else await _tokens(connection, job)
                 case "webhook":
-                    return await _endpoint(connection, job) if job.target else await _endpoints(connection, job)
+                    return (
+                        await _endpoint(connection, job, self._seal)
+                        if job.target
+                        else await _endpoints(connection, job)
+                    )
         return Nowhere("no_address")
 
     async def others(self, job: Job) -> bool:
@@ -151,8 +158,8 @@ async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
     return Several(tuple(found)) if found else Nowhere("no_address")
 
 
-async def _endpoint(connection: Connection, job: Job) -> Target | Nowhere:
-    found = await endpoint_of(connection, job.tenant, job.target)
+async def _endpoint(connection: Connection, job: Job, seal: Seal) -> Target | Nowhere:
+    found = await endpoint_of(connection, job.tenant, job.target, seal)
     return Nowhere("no_address") if found is None else Target(found, key=f"{job.tenant}/{found.id}")
 
 

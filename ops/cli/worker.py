@@ -73,12 +73,14 @@ def chosen(asked: list[str] | None, named: tuple[Channel, ...]) -> tuple[Channel
 
 
 async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
+    from engine.directory.sealing import seal_of
     from engine.worker.providers import Providers, read_providers
     from ops.working import unset
 
     async def forget(_: int) -> None:
         return
 
+    seal_of(settings)
     providers = Providers(read_providers(settings.providers), channels, forget)
     for channel in channels:
         names = ", ".join(one.name for one in providers.of(channel))
