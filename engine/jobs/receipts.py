@@ -25,8 +25,12 @@ ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled
 
 def _of_each(job: Job, members: Members | None, receipt: Receipt) -> list[Receipt]:
     """The fact of each notification that the job is about."""
-    ids = (job.id,) if not job.digest else members.ids if members is not None else ()
-    return [replace(receipt, id=id) for id in ids]
+    if not job.digest:
+        return [receipt]
+    if members is None:
+        return []
+    attempt = receipt.attempt + members.tried
+    return [replace(receipt, id=id, attempt=attempt) for id in members.ids]
 
 
 def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:

@@ -57,6 +57,7 @@ class Known(NamedTuple):
     Attributes:
         channels: those that its record names.
         seen: a device has shown it, or somebody said so by another channel.
+        attempts: the highest number of a try that receipts name, where it was looked up as a member of a digest.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Known(NamedTuple):
     archived: bool
     recalled: bool
     superseded: bool
+    attempts: int = 0
 
 
 class Tables(Protocol):

@@ -205,9 +205,12 @@ def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:
     for one in sent:
         size += len(msgspec.json.encode(one.id)) + 1
         if size > MEMBERS_BYTES_MAX:
-            return Members(tuple(ids), now, more=True)
+            more = True
+            break
         ids.append(one.id)
-    return Members(tuple(ids), now, more)
+    # What is queued for a try that nobody knows of any more is tried now: with a lower number its end would be hidden by that.
+    tried = max((one.attempts for one in sent[: len(ids)]), default=0) - 1
+    return Members(tuple(ids), now, more, max(0, tried))
 
 
 def _held(later: Sequence[tuple[Inputs, Decision]]) -> Hold:
@@ -232,7 +235,7 @@ def _end_of(job: Job, one: Known, decision: Decision, at: datetime) -> Receipt:
         at=at,
         id=one.id,
         reason=decision.why,
-        attempt=job.attempt + 1,
+        attempt=max(job.attempt + 1, one.attempts),
         trace=job.trace or None,
     )
 
