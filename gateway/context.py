@@ -17,6 +17,7 @@ from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
 from engine.directory.sealing import PLAIN, Seal
+from engine.jobs.claims import Claims
 from engine.letters.replaying import Replays
 from engine.profiles.cache import ProfileCache
 from engine.tasks import Tasks
@@ -85,6 +86,7 @@ class Context:
     tasks: Tasks = field(default_factory=Tasks)
     trace_url: str | None = None
     replays: Replays | None = None
+    claims: Claims | None = None
     draining: bool = False
 
     def partition(self, tenant: str, user: str) -> Partition:

@@ -187,6 +187,7 @@ class _Stores(NamedTuple):
     rules: Rules | None = None
     api_keys: ApiKeys | None = None
     replays: Replays | None = None
+    claims: RedisClaims | None = None
 
 
 async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held: Held) -> _Stores:
@@ -196,7 +197,8 @@ async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held
         redis = Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
         held.push_async_callback(redis.aclose)
         counts, keys = held.keep(UnreadReader(redis)), held.keep(IdempotencyKeys(redis))
-        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys)
+        claims = held.keep(RedisClaims(redis))
+        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys, claims=claims)
     if options.postgres_url is not None:
         tables = held.keep(await open_tables(options.postgres_url, partitions))
         api_keys = held.keep(await _api_keys(options, options.postgres_url))
@@ -207,9 +209,9 @@ async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held
             held.keep(profiles)
         rules = held.keep(Rules(pool, broker))
         rules.start()
-        if found.redis is not None:
-            ends, claims = JobEnds(pool, broker, partitions), held.keep(RedisClaims(found.redis))
-            found = found._replace(replays=Replays(broker, ends, claims, partial(release, found.redis)))
+        if found.redis is not None and found.claims is not None:
+            ends = JobEnds(pool, broker, partitions)
+            found = found._replace(replays=Replays(broker, ends, found.claims, partial(release, found.redis)))
         found = found._replace(tables=tables, api_keys=api_keys, directory=directory, profiles=profiles, rules=rules)
     return found
 
@@ -250,6 +252,7 @@ async def _context(
             tables=stores.tables,
             directory=stores.directory,
             replays=stores.replays,
+            claims=stores.claims,
             profiles=stores.profiles,
             rules=stores.rules,
             api_keys=stores.api_keys,

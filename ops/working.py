@@ -35,6 +35,7 @@ from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import read_profile
 from engine.settings import Settings
 from engine.tasks import Tasks, together
+from engine.worker.breakerlog import BreakerLog
 from engine.worker.caps import Caps
 from engine.worker.caughtup import CaughtUp
 from engine.worker.contexts import Contexts, Links
@@ -134,7 +135,8 @@ async def working(parts: Parts, channels: Sequence[Channel], held: Held) -> Coro
 
 async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Shared:
     partitions = await read_partitions(parts.broker, parts.settings.partitions)
-    gates, tasks, clock = held.keep(Gates(parts.redis)), Tasks(), _Clock()
+    breakers = BreakerLog(parts.pool)
+    gates, tasks, clock = held.keep(Gates(parts.redis, breakers.note)), Tasks(), _Clock()
     providers = held.keep(Providers(read_providers(parts.settings.providers), channels, gates.forget))
     rules = held.keep(Rules(parts.pool, parts.broker))
     rules.start()
@@ -147,6 +149,7 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
     links, references = _links(parts.settings)
     caught_up = CaughtUp(parts.broker, tables, partitions)
     tasks.begin(providers.watch(), "providers-watch")
+    tasks.begin(breakers.run(), "breaker-log")
     tasks.begin(Sweep(parts.pool, parts.broker, partitions, rules).run(), "sweep")
     held.push_async_callback(tasks.end)
     return _Shared(

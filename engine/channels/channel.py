@@ -101,12 +101,14 @@ class Members(msgspec.Struct, frozen=True, omit_defaults=True):
         ids: newest first.
         rendered_at: what was read before is not among them.
         more: there were too many for one message; the others go with the next.
+        traces: W3C `traceparent` of those that are followed, by id.
         tried: how often one of them was tried before by messages that nobody remembers: receipts count on from there.
     """
 
     ids: tuple[str, ...]
     rendered_at: datetime
     more: bool = False
+    traces: dict[str, str] = {}
     tried: int = 0
 
 
@@ -174,7 +176,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def claim_key(self) -> str:
         """What its claim and its schedules are named by: the key, and which life of the job this is. Providers never see it."""
-        return f"{self.key}/{self.tries_before}" if self.tries_before else self.key
+        return claim_key_of(self.key, self.tries_before)
 
     @property
     def message_key(self) -> str:
@@ -187,6 +189,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def key_of(*parts: str) -> str:
     """The key of a job, of its parts: see `Job.key`."""
     return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+
+
+def claim_key_of(key: str, tries_before: int) -> str:
+    """What a job's claim is named by: see `Job.claim_key`."""
+    return f"{key}/{tries_before}" if tries_before else key
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

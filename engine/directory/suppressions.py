@@ -78,6 +78,30 @@ class StoredSuppression(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
 
 
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which suppressions are meant; what is not said does not matter.
+
+    Args:
+        source: the beginning of it: `relay` means `relay 550/5.1.1`, too.
+        since, until: when they were made: from then on, and before.
+    """
+
+    reason: Reason
+    channel: Addressed | None = None
+    source: Source | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where it means opt-outs, or a time has no offset."""
+        if self.reason == profile.OPTED_OUT:
+            raise ValueError("`reason` is a legal opt-out: each of them is lifted by itself, by its id")
+        for name in ("since", "until"):
+            at = getattr(self, name)
+            if at is not None and at.tzinfo is None:
+                raise ValueError(f"`{name}` needs an offset, as in 2026-01-31T12:00:00Z")
+
+
 def id_of(hash: bytes, scope: str) -> bytes:
     """The name of the suppression of an address and scope."""
     return hashlib.sha256(hash + scope.encode()).digest()
@@ -111,6 +135,15 @@ SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND id > $2 AND {_COUNTS} 
     AND ($5::text IS NULL OR reason = $5)
 ORDER BY id LIMIT $3
 """
+
+_CHOSEN: Final = f"""
+{{verb}} FROM suppressions WHERE tenant = $1 AND {_COUNTS} AND reason = $2 AND ($3::text IS NULL OR channel = $3)
+    AND ($4::text IS NULL OR starts_with(source, $4)) AND ($5::timestamptz IS NULL OR created_at >= $5)
+    AND ($6::timestamptz IS NULL OR created_at < $6)
+"""
+_FIND_CHOSEN: Final = _CHOSEN.format(verb=f"SELECT {_COLUMNS}") + "ORDER BY id LIMIT $7"
+_COUNT_CHOSEN: Final = _CHOSEN.format(verb="SELECT count(*)")
+_LIFT_CHOSEN: Final = _CHOSEN.format(verb="DELETE") + "AND id = ANY($7) RETURNING id"
 
 _OF_ADDRESSES: Final = f"""
 SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND address_hash = ANY($2) AND {_COUNTS} ORDER BY scope
@@ -190,6 +223,26 @@ async def lift_suppression(connection: Connection, tenant: str, id: str) -> Stor
         f"DELETE FROM suppressions WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}", tenant, bytes.fromhex(id)
     )
     return None if row is None else _stored(row)
+
+
+async def find_chosen(connection: Connection, tenant: str, chosen: Chosen, limit: int) -> list[StoredSuppression]:
+    """At most `limit` of the suppressions that are meant, and count now."""
+    return [_stored(row) for row in await connection.fetch(_FIND_CHOSEN, tenant, *_said(chosen), limit)]
+
+
+async def count_chosen(connection: Connection, tenant: str, chosen: Chosen) -> int:
+    """How many suppressions are meant, and count now."""
+    return int(await connection.fetchval(_COUNT_CHOSEN, tenant, *_said(chosen)))
+
+
+async def lift_chosen(connection: Connection, tenant: str, chosen: Chosen, ids: Sequence[str]) -> int:
+    """Delete those of these ids that are still what was meant; how many they were."""
+    rows = await connection.fetch(_LIFT_CHOSEN, tenant, *_said(chosen), [bytes.fromhex(id) for id in ids])
+    return len(rows)
+
+
+def _said(chosen: Chosen) -> tuple[Any, ...]:
+    return chosen.reason, chosen.channel, chosen.source, chosen.since, chosen.until
 
 
 def _stored(row: Any) -> StoredSuppression:

@@ -96,7 +96,8 @@ class Shares:
         by_tenant: dict[str, list[Planned]] = defaultdict(list)
         for event in events:
             by_tenant[event.accepted.at.tenant_token].append(event)
-        most, why = most_of_one(later), {}
+        most = most_of_one(later)
+        why: dict[int, str] = {}
         for tenant, theirs in by_tenant.items():
             held = await self._counted(tenant, theirs, most)
             if held is not None:

@@ -40,7 +40,7 @@ from engine.jobs.claims import (
 from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
 from engine.jobs.digests import next_round, parts_of, with_members
 from engine.jobs.life import STORE_AWAY_SECONDS, AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
-from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
+from engine.jobs.receipts import QUEUED, doubt_receipts, part_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, put_back_seconds, settle
 from engine.patience import passes, patiently
 from engine.tasks import end_if_cancelled
@@ -169,10 +169,11 @@ class Handler:
     async def _end(self, job: Job, go: Go, decided: Send | Over | Split) -> Done:
         """How a job ends that is not tried now."""
         if isinstance(decided, Split):
+            targets = tuple(each.target for each in decided.jobs)
             if job.digest:
                 # Its members must be settled first: who does this again would find others. Its parts follow from the claim.
-                targets = tuple(each.target for each in decided.jobs)
                 return Done(job.attempt, "split", members=decided.members, targets=targets)
+            await self._store(job, part_receipts(job, targets, None, self._clock.now()))
             await patiently(self._queue.add, [replace(each, again=True) for each in decided.jobs], seconds=math.inf)
             return Done(job.attempt, "split")
         members = decided.members or job.members

@@ -57,6 +57,7 @@ class Known(NamedTuple):
     Attributes:
         channels: those that its record names.
         seen: a device has shown it, or somebody said so by another channel.
+        trace: its `traceparent`, where it was looked up as a member of a digest; "": it has none.
         attempts: the highest number of a try that receipts name, where it was looked up as a member of a digest.
     """
 
@@ -72,6 +73,7 @@ class Known(NamedTuple):
     archived: bool
     recalled: bool
     superseded: bool
+    trace: str = ""
     attempts: int = 0
 
 

@@ -30,6 +30,7 @@ from engine.plan.decisions import Decision, Inputs, Kill, Notification
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import CHANNELS
+from engine.traces.contexts import followed
 from engine.worker.caughtup import PUT_BACK_SECONDS, CaughtUp, Known, Tables
 from engine.worker.noticed import facts_of
 from seamark.protocol.receipts import Receipt
@@ -39,7 +40,8 @@ ROWS_MAX: Final = 10_000
 """Notifications of one window that are looked at together: a second's work. Those beyond are looked at in the next round."""
 
 MEMBERS_BYTES_MAX: Final = 256 << 10
-"""Ids of a digest's members, some 9000 of usual length: they are in its claim, and in the message of each retry."""
+"""Ids of a digest's members, some 9000 of usual length, and the traces of those that are followed: they are in its claim, and in
+the message of each retry."""
 
 LISTED_MAX: Final = 50
 """Members that a message names; it counts the others. Who has more goes to the app."""
@@ -201,16 +203,19 @@ class Digests:
 
 def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:
     """As many as fit, the newest first."""
-    size, ids = 0, list[str]()
+    size, ids, traces = 0, list[str](), dict[str, str]()
     for one in sent:
-        size += len(msgspec.json.encode(one.id)) + 1
+        trace = one.trace if followed(one.trace) is not None else ""
+        size += (len(msgspec.json.encode(one.id)) + 1) * (2 if trace else 1) + len(trace)
         if size > MEMBERS_BYTES_MAX:
             more = True
             break
         ids.append(one.id)
+        if trace:
+            traces[one.id] = trace
     # What is queued for a try that nobody knows of any more is tried now: with a lower number its end would be hidden by that.
     tried = max((one.attempts for one in sent[: len(ids)]), default=0) - 1
-    return Members(tuple(ids), now, more, max(0, tried))
+    return Members(tuple(ids), now, more, traces, max(0, tried))
 
 
 def _held(later: Sequence[tuple[Inputs, Decision]]) -> Hold:
@@ -236,7 +241,7 @@ def _end_of(job: Job, one: Known, decision: Decision, at: datetime) -> Receipt:
         id=one.id,
         reason=decision.why,
         attempt=max(job.attempt + 1, one.attempts),
-        trace=job.trace or None,
+        trace=one.trace or None,
     )
 
 

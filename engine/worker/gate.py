@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 from msgspec.structs import replace
@@ -41,6 +41,9 @@ BURDENED: Final = frozenset({"throttled", "config"})
 """Of an endpoint these are failures like others: one that is asked too much, or leads nowhere, is asked less often."""
 
 
+Noted = Callable[[str, Literal["open", "closed"], str], None]
+
+
 class Gate:
     """One for each provider and key of it, in each process; only the limit is shared.
 
@@ -50,6 +53,7 @@ class Gate:
         single: the key is one target, an endpoint; what that brings about by itself is its own failure.
         bucket: its limit; none: none is known.
         clock: monotonic, in seconds.
+        noted: told the provider, `open` or `closed`, and why, when its breaker changes; nobody is told of keys.
     """
 
     def __init__(
@@ -60,11 +64,12 @@ class Gate:
         single: bool = False,
         bucket: RedisBucket | None = None,
         clock: Callable[[], float] = time.monotonic,
+        noted: Noted | None = None,
     ) -> None:
         self._provider, self._key, self._single = provider, key, single
         self._bucket, self._clock = bucket, clock
         self._asked_until = self._full_until = 0.0
-        self._budget = Budget()
+        self._budget, self._noted = Budget(), noted
         self._took_seconds: float | None = None
         self.whole: Gate | None = None
         """Of one key: the gate of its provider, whose limit holds for all keys together."""
@@ -173,6 +178,8 @@ class Gate:
             return
         if not self._key:
             metrics.worker_breaker_open.labels(self._provider).set(breaker.state != "closed")
+            if self._noted is not None and breaker.state != "half_open":
+                self._noted(self._provider, breaker.state, breaker.why)
         say = _log.info if breaker.state == "closed" or self._key else _log.warning
         say("breaker_changed", provider=self._provider, state=breaker.state, why=breaker.why)
 

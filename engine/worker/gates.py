@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from engine.jobs.handling import SEND_SECONDS
 from engine.jobs.redisbucket import RedisBucket
-from engine.worker.gate import Gate
+from engine.worker.gate import Gate, Noted
 from engine.worker.providers import Provider
 
 KEYS_MAX: Final = 10_000
@@ -33,10 +33,14 @@ PLACE_SECONDS: Final = SEND_SECONDS + 5.0
 
 
 class Gates:
-    """Gates by provider and key. A provider that was configured anew has a new one: what was mended works at once."""
+    """Gates by provider and key. A provider that was configured anew has a new one: what was mended works at once.
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    Args:
+        noted: told when the breaker of a provider changes.
+    """
+
+    def __init__(self, redis: Redis, noted: Noted | None = None) -> None:
+        self._redis, self._noted = redis, noted
         self._of_providers: dict[tuple[str, int], Gate] = {}
         self._of_keys: OrderedDict[tuple[str, str], Gate] = OrderedDict()
         self._slow: dict[str, dict[object, float]] = {}
@@ -56,7 +60,7 @@ class Gates:
         found = self._of_providers.get(named)
         if found is None:
             bucket = None if provider.limit is None else RedisBucket(self._redis, provider.name, provider.limit)
-            found = self._of_providers[named] = Gate(provider.name, bucket=bucket)
+            found = self._of_providers[named] = Gate(provider.name, bucket=bucket, noted=self._noted)
         return found
 
     def take_place(self, provider: Provider, key: str, who: object) -> float:

@@ -32,6 +32,7 @@ from ops.cli import (
     rebuild,
     retention,
     seal,
+    suppressions,
     tail,
     token,
     topology,
@@ -75,6 +76,7 @@ app.add_typer(campaign.app, name="campaign")
 app.add_typer(control.app, name="control")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(retention.app, name="retention")
+app.add_typer(suppressions.app, name="suppressions")
 app.add_typer(topology.app, name="topology")
 app.add_typer(users.app, name="users")
 

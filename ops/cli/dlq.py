@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from engine.errors import InvalidSetting
+from ops.cli.moments import time_of
 from ops.cli.output import err, out, print_json, stages
 from ops.cli.target import DATA_FOLDER, Folder, Json, nats_settings
 
@@ -30,8 +29,6 @@ T = TypeVar("T")
 
 EXIT_NONE: Final = 2
 
-_AGO: Final = re.compile(r"([1-9][0-9]{0,5})(m|h|d)", re.ASCII)
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(
     help="Dead letters: events that could not be dispatched, jobs that ended without success.", no_args_is_help=True
@@ -87,8 +84,8 @@ def _filter(
         channel=channel,
         cls=cls,
         code=code,
-        since=None if since is None else _time("--since", since),
-        until=None if until is None else _time("--until", until),
+        since=None if since is None else time_of("--since", since),
+        until=None if until is None else time_of("--until", until),
     )
 
 
@@ -299,21 +296,6 @@ async def _letters(broker: Broker, chosen: list[int]) -> AsyncIterator[Found]:
     for seq in chosen:
         if (found := await letter_at(broker, seq)) is not None:
             yield found
-
-
-def _time(option: str, text: str) -> datetime:
-    ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        at = datetime.fromisoformat(text)
-        if at.tzinfo is not None:
-            return at
-    except ValueError:
-        pass
-    raise InvalidSetting(
-        f"{option}: {text!r} is no time: write 90m, 2h or 3d ago, or 2026-01-31T12:00:00Z with an offset"
-    )
 
 
 def _check_named(seqs: list[int] | None, wanted: Filter, *, everything: bool) -> None:

@@ -21,6 +21,9 @@ POOL_CONNECTIONS_MAX = 16
 STOP_SECONDS_MAX = 40.0
 """From the signal to the end: what is being sent is waited for. Whoever ends the process has to give it 45 s."""
 
+TOGETHER_SECONDS_MAX = STOP_SECONDS_MAX + 3.0
+"""The same for several processes: one that was ended while it sends would leave it in doubt what its provider has taken."""
+
 
 def worker(
     channel: Annotated[
@@ -103,7 +106,8 @@ def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int)
     words = [word for channel in channels for word in ("--channel", channel)]
     with common_port(settings, processes) as ports:
         environments = [environment_with(SEAMARK_HEALTH_PORT=str(one)) for one in ports]
-        return run_siblings("worker", [sys.executable, "-m", "ops", "worker", *words], environments)
+        argv = [sys.executable, "-m", "ops", "worker", *words]
+        return run_siblings("worker", argv, environments, stop_seconds_max=TOGETHER_SECONDS_MAX)
 
 
 async def _work(settings: Settings, channels: tuple[Channel, ...], stop: asyncio.Event, health: Health) -> None:

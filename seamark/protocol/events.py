@@ -245,7 +245,8 @@ def recipients_by_steps(payload: bytes) -> Generator[None, None, list[Recipient]
 def _recipients(event: Event) -> list[Recipient]:
     """The users named, once each, in the byte order of their tokens: the order in which a mark counts them."""
     if len(event.to) == 1:
-        return [Recipient(*_tokens(event.to), event.to[0])]
+        [token] = _tokens(event.to)
+        return [Recipient(token, event.to[0])]
     steps = _by_steps(event)
     while True:
         try:

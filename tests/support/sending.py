@@ -159,7 +159,7 @@ async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = 
 
 
 class StoresRole(RoleProcess):
-    """`seamark <role>` of a role that needs all stores."""
+    """`seamark <role>` of a role that needs all stores; options may follow the role's name."""
 
     def __init__(self, name: str, role: str, folder: Path, settings: Settings) -> None:
         super().__init__(name, folder, settings.nats_url.reveal())
@@ -172,7 +172,7 @@ class StoresRole(RoleProcess):
         }
 
     def command(self) -> list[str]:
-        return ["ops", self._role]
+        return ["ops", *self._role.split()]
 
     def settings(self) -> dict[str, str]:
         return self._env
@@ -181,7 +181,9 @@ class StoresRole(RoleProcess):
 @contextlib.contextmanager
 def role_processes(folder: Path, settings: Settings, *roles: str) -> Iterator[list[StoresRole]]:
     """A process of each role, at work; they are killed at the end."""
-    processes = [StoresRole(f"{role}-{number}", role, folder, settings) for number, role in enumerate(roles)]
+    processes = [
+        StoresRole(f"{role.partition(' ')[0]}-{number}", role, folder, settings) for number, role in enumerate(roles)
+    ]
     try:
         for process in processes:
             process.spawn()

@@ -16,7 +16,7 @@ from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
 from engine.jobs.desk import Over, Send
-from engine.jobs.digests import digest_id, next_round, parts_of, with_members
+from engine.jobs.digests import digest_id, key_in, next_round, parts_of, with_members
 from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.jobs.retry import POLICIES, settle
 from engine.plan.decide import plan, wakes
@@ -258,6 +258,22 @@ def test_what_is_told_of_a_digest_that_is_settled_anew_counts_on_from_tries_that
     ):
         assert {one.attempt for one in receipts} == {attempt}
     assert [(one.id, one.attempt) for one in world.receipts] == [("n0", 2)]
+
+
+def test_each_fact_carries_the_trace_of_its_notification_where_that_is_followed() -> None:
+    followed, dropped = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-00"
+    world = World(
+        known("n3", trace=followed), known("n2", trace=dropped), known("n1"), known("n0", read=True, trace=followed)
+    )
+    members = world.decide().members
+    assert members.traces == {"n3": followed}
+    told = receipts_of(replace(JOB, members=members), Done(0, "sent", "ok", members=members), NOON)
+    assert [(one.id, one.trace) for one in told] == [("n3", followed), ("n2", None), ("n1", None)]
+    assert [(one.id, one.trace) for one in world.receipts] == [("n0", followed)]
+
+
+def test_the_key_of_a_digest_is_in_the_id_of_each_of_its_rounds() -> None:
+    assert {key_in(digest_id(KEY, round)) for round in (1, 2, 31)} == {KEY}
 
 
 def test_members_go_with_the_claim_from_try_to_try() -> None:

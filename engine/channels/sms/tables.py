@@ -25,6 +25,8 @@ TWILIO: Final = Table(
         "20003": _CREDENTIALS,  # authentication failed
         "20429": _THROTTLED,  # too many requests
         "21211": _NO_NUMBER,  # `To` is no number
+        "21265": _NO_NUMBER,  # a short code
+        "21268": _NO_NUMBER,  # a premium number
         "21408": Verdict("config", scope="target"),  # no permission for this country: others are not concerned
         "21606": _CREDENTIALS,  # `From` cannot send
         "21608": Verdict("config", scope="target"),  # a trial account sends to numbers of its owner only
@@ -32,6 +34,7 @@ TWILIO: Final = Table(
         "21612": Verdict("permanent"),  # not reachable from this sender; it may be from others
         "21614": _NO_NUMBER,  # no mobile number
         "21617": Verdict("permanent"),  # too long
+        "21635": _NO_NUMBER,  # a landline
         "30001": _THROTTLED,  # queue overflow
         "30002": _CREDENTIALS,  # account suspended
         "30003": Verdict("transient"),  # unreachable handset

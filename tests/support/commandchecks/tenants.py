@@ -120,6 +120,14 @@ def _users_import(reader: Manual, folder: Path) -> None:
     reader.seamark("users", "import", str(folder / "people.txt"), code=MISCONFIGURED)
 
 
+@checks("suppressions lift")
+def _suppressions_lift(reader: Manual, folder: Path) -> None:
+    chosen = ("suppressions", "lift", "--reason", "hard_bounce", "--channel", "email", "--since", "2h")
+    assert reader.seamark(*chosen, "--dry-run") == "0 would be lifted\n"
+    assert lines(reader.seamark(*chosen, "--json")) == [{"lifted": 0}]
+    reader.seamark("suppressions", "lift", "--reason", "opted_out", code=MISCONFIGURED)
+
+
 @checks("users show")
 def _users_show(reader: Manual, folder: Path) -> None:
     _imported(reader, folder, "xaver")
