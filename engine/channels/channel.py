@@ -102,12 +102,14 @@ class Members(msgspec.Struct, frozen=True, omit_defaults=True):
         rendered_at: what was read before is not among them.
         more: there were too many for one message; the others go with the next.
         traces: W3C `traceparent` of those that are followed, by id.
+        tried: how often one of them was tried before by messages that nobody remembers: receipts count on from there.
     """
 
     ids: tuple[str, ...]
     rendered_at: datetime
     more: bool = False
     traces: dict[str, str] = {}
+    tried: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -29,8 +29,10 @@ def _of_each(job: Job, members: Members | None, receipt: Receipt) -> list[Receip
     """The fact of each notification that the job is about."""
     if not job.digest:
         return [receipt]
-    ids, traces = ((), {}) if members is None else (members.ids, members.traces)
-    return [replace(receipt, id=id, trace=traces.get(id)) for id in ids]
+    if members is None:
+        return []
+    attempt = receipt.attempt + members.tried
+    return [replace(receipt, id=id, attempt=attempt, trace=members.traces.get(id)) for id in members.ids]
 
 
 def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:

@@ -58,6 +58,7 @@ class Known(NamedTuple):
         channels: those that its record names.
         seen: a device has shown it, or somebody said so by another channel.
         trace: its `traceparent`, where it was looked up as a member of a digest; "": it has none.
+        attempts: the highest number of a try that receipts name, where it was looked up as a member of a digest.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Known(NamedTuple):
     recalled: bool
     superseded: bool
     trace: str = ""
+    attempts: int = 0
 
 
 class Tables(Protocol):

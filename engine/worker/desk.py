@@ -38,6 +38,7 @@ from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
+from engine.worker.noticed import ESCALATION
 from engine.worker.providers import Provider
 from engine.worker.targets import Nowhere, Several, Target, Targets
 from seamark.protocol.events import Priority
@@ -226,7 +227,9 @@ class WorkerDesk:
             case Several(ids):
                 if not job.digest and await self._is_crowded_out(job):
                     return Over("suppressed", THROTTLED)
-                return Split([replace(job, target=id) for id in ids])
+                # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
+                stage = "retry" if job.stage == ESCALATION else job.stage
+                return Split([replace(job, target=id, stage=stage) for id in ids])
         serving = _serving(self._providers(), found)
         if not serving:
             # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.

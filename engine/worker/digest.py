@@ -208,11 +208,14 @@ def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:
         trace = one.trace if followed(one.trace) is not None else ""
         size += (len(msgspec.json.encode(one.id)) + 1) * (2 if trace else 1) + len(trace)
         if size > MEMBERS_BYTES_MAX:
-            return Members(tuple(ids), now, True, traces)
+            more = True
+            break
         ids.append(one.id)
         if trace:
             traces[one.id] = trace
-    return Members(tuple(ids), now, more, traces)
+    # What is queued for a try that nobody knows of any more is tried now: with a lower number its end would be hidden by that.
+    tried = max((one.attempts for one in sent[: len(ids)]), default=0) - 1
+    return Members(tuple(ids), now, more, traces, max(0, tried))
 
 
 def _held(later: Sequence[tuple[Inputs, Decision]]) -> Hold:
@@ -237,7 +240,7 @@ def _end_of(job: Job, one: Known, decision: Decision, at: datetime) -> Receipt:
         at=at,
         id=one.id,
         reason=decision.why,
-        attempt=job.attempt + 1,
+        attempt=max(job.attempt + 1, one.attempts),
         trace=one.trace or None,
     )
 

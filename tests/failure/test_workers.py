@@ -105,10 +105,14 @@ def is_unanswered(receipt: Receipt) -> bool:
 def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted: Counter[tuple[str, str]]) -> list[str]:
     """What is wrong with what is stored, held against what providers have accepted, by notification and channel."""
     wrong = []
+    # Of a job that was split it is its parts that are sent, though it may end as poison itself: its doubts are theirs.
+    doubted = Counter[tuple[str, str]]()
+    for (id, channel, _), said in receipts.items():
+        doubted[id, channel] += sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
     for (id, channel, _), said in receipts.items():
         last = max(said, key=lambda one: (one.attempt, one.state in FINAL))
         times = accepted[id, channel]
-        doubts = sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
+        doubts = doubted[id, channel]
         if last.state not in FINAL:
             wrong.append(f"{id} {channel}: it is {last.state}")
         if last.state == "split":

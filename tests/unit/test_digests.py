@@ -245,6 +245,21 @@ def test_everything_that_becomes_of_a_digest_is_told_of_each_member() -> None:
     assert receipts_of(JOB, Done(0, "suppressed", "all_read"), NOON) == []
 
 
+def test_what_is_told_of_a_digest_that_is_settled_anew_counts_on_from_tries_that_were_forgotten() -> None:
+    """Else `queued` for a second try would hide the end of what is the first try to whoever remembers nothing."""
+    world = World(known("n3"), known("n2", attempts=3), known("n1", attempts=1), known("n0", read=True, attempts=2))
+    members = world.decide().members
+    assert members.tried == 2
+    job = replace(JOB, members=members)
+    for receipts, attempt in (
+        (doubt_receipts(job, "forgotten", NOON), 3),
+        (receipts_of(job, Done(0, "sent", "ok", members=members), NOON), 3),
+        (receipts_of(job, Waiting(1, NOON, NOON, Outcome(kind="transient"), members=members), NOON), 4),
+    ):
+        assert {one.attempt for one in receipts} == {attempt}
+    assert [(one.id, one.attempt) for one in world.receipts] == [("n0", 2)]
+
+
 def test_each_fact_carries_the_trace_of_its_notification_where_that_is_followed() -> None:
     followed, dropped = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-00"
     world = World(

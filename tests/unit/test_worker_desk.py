@@ -126,6 +126,17 @@ async def test_a_job_of_a_tenant_that_has_too_many_does_not_become_several() -> 
     assert [job.target for job in critical.jobs] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("stage", "of_parts"), [("escalation", "retry"), ("quiet_hours", "quiet_hours"), ("first", "first")]
+)
+async def test_whether_anybody_has_seen_it_is_asked_once_for_all_devices(stage: str, of_parts: str) -> None:
+    unused: Any = None
+    one = WorkerDesk("push", list, Open(), Known(), unused, unused, unused, Endpoints(), unused)  # type: ignore[arg-type]
+    split = await one.aim(a_job("push", "n1", stage=stage))
+    assert isinstance(split, Split)
+    assert [(job.target, job.stage) for job in split.jobs] == [("a", of_parts), ("b", of_parts)]
+
+
 async def test_what_an_operator_drops_ends() -> None:
     one = desk(Known(Kill(channel="sms", mode="drop")))
     assert one.open("normal")
