@@ -31,7 +31,7 @@ from engine.log.incarnations import read_partitions
 from engine.plan.rules import Channel
 from engine.postgres import Pool
 from engine.profiles.cache import ProfileCache
-from engine.profiles.reader import read_profile
+from engine.profiles.reader import SharedReads
 from engine.settings import Settings
 from engine.tasks import Tasks
 from engine.worker.caps import Caps
@@ -87,7 +87,9 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     rules = Rules(parts.pool, parts.broker)
     rules.start()
     held.push_async_callback(rules.close)
-    profiles = ProfileCache(parts.redis, functools.partial(read_profile, parts.pool))
+    reads = SharedReads(parts.pool)
+    held.push_async_callback(reads.close)
+    profiles = ProfileCache(parts.redis, reads.read)
     held.push_async_callback(profiles.close)
     claims = RedisClaims(parts.redis)
     held.push_async_callback(claims.close)
@@ -96,6 +98,7 @@ async def working(parts: Parts, channels: Sequence[Channel], held: AsyncExitStac
     unread = _Unread(parts.redis, partitions)
     held.push_async_callback(unread.reader.close)
     directory, queue, targets = Directory(parts.pool, profiles), JobsQueue(parts.broker), Targets(parts.pool)
+    held.push_async_callback(targets.close)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
     contexts = Contexts(rules, Texts(parts.pool), unread=unread.of, links=links, references=references)

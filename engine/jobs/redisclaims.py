@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from redis.asyncio import Connection, Redis
@@ -57,12 +57,18 @@ class _Script(RedisScript):
         super().__init__(redis, _SCRIPT)
         self._run_id: Argument = ""
 
-    async def _ask(self, verb: str, script: str, keys: Sequence[Argument], args: Sequence[Argument]) -> Any:
+    async def _ready(self) -> tuple[Connection, Sequence[Argument]]:
         if self._connection is None or not self._connection.is_connected:
-            await self.close()
-            self._connection = self._new_connection()
-            self._run_id = await _run_of(self._connection)
-        return await super()._ask(verb, script, keys, (self._run_id, *args))
+            if self._connection is not None:
+                await self._connection.disconnect()
+            connection, self._connection = self._new_connection(), None
+            try:
+                self._run_id = await _run_of(connection)
+            except BaseException:
+                await connection.disconnect(nowait=True)  # none may be used of which the run is not known
+                raise
+            self._connection = connection
+        return self._connection, (self._run_id,)
 
 
 async def _run_of(connection: Connection) -> Argument:
