@@ -38,7 +38,8 @@ class Questions(Generic[Question, Answer]):
 
     Args:
         name: of what is asked, for the log.
-        ask: the answers to these questions, in their order, or none at all; within a deadline, where whoever waits has none.
+        ask: the answers to these questions, in their order, or none at all.
+        seconds: a request's deadline; whoever asks waits for two of them at most. None: it has one of its own.
         most: how many questions one request may hold.
         gather_seconds: how long questions are gathered even if no request is under way; for those that nobody waits for.
         turn: shared with questions of other kinds, of which no request may be under way at the same time.
@@ -53,12 +54,14 @@ class Questions(Generic[Question, Answer]):
         name: str,
         ask: Callable[[list[Question]], Awaitable[Sequence[Answer]]],
         *,
+        seconds: float | None = None,
         most: int = sys.maxsize,
         gather_seconds: float = 0.0,
         turn: asyncio.Lock | None = None,
     ) -> None:
         self._name = name
         self._ask = ask
+        self._seconds = seconds
         self._most = most
         self._gather_seconds = gather_seconds
         self._turn = turn or asyncio.Lock()
@@ -119,7 +122,7 @@ class Questions(Generic[Question, Answer]):
         answers: Sequence[Answer] = ()
         failure: Exception = ConnectionError(f"{self._name}: no answer")
         try:
-            async with asyncio.timeout(None) as self._request:
+            async with asyncio.timeout(self._seconds) as self._request:
                 self._wave = wave
                 answers = await self._ask([one.question for one in wave]) if wave else ()
         except Exception as error:

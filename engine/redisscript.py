@@ -29,15 +29,19 @@ class RedisScript:
 
     The first run may have succeeded, and only its answer been lost. A script that compares before it changes then answers the
     second run as if somebody else had been quicker. So its caller must read what is stored before it believes that answer.
+
+    Args:
+        seconds: the deadline of a write and its answers; a call waits for two of them at most. None: the caller sets one, and
+            once all that were made together are given up their connection is dropped.
     """
 
-    def __init__(self, redis: Redis, script: str) -> None:
+    def __init__(self, redis: Redis, script: str, *, seconds: float | None = None) -> None:
         self._pool = redis.connection_pool
         self._script = script
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._connection: Connection | None = None
         self._calls: Questions[tuple[Sequence[Argument], Sequence[Argument]], Any] = Questions(
-            "redis-script", self._run, most=CALLS_MAX
+            "redis-script", self._run, seconds=seconds, most=CALLS_MAX
         )
 
     @property

@@ -6,7 +6,6 @@ server's clock, and to notice that this server is not the one that was told the 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -54,7 +53,7 @@ class _Script(RedisScript):
     """
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, _SCRIPT)
+        super().__init__(redis, _SCRIPT, seconds=CLAIM_TIMEOUT_SECONDS)
         self._run_id: Argument = ""
 
     async def _ready(self) -> tuple[Connection, Sequence[Argument]]:
@@ -115,8 +114,7 @@ class RedisClaims:
         if time.monotonic() < self._away_until:
             raise ClaimsUnavailable
         try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_SECONDS):
-                found, born, now = await self._script(keys, (_BORN_KEPT_SECONDS, *write))
+            found, born, now = await self._script(keys, (_BORN_KEPT_SECONDS, *write))
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             raise ClaimsUnavailable from error
