@@ -39,7 +39,8 @@ setup: $(READY) ## the virtual environment, from hashed requirements
 $(READY): requirements-dev.txt pyproject.toml seamark/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Seamark needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements-dev.txt
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib  # pip would do so on one core
 	for package in ./seamark .; do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e $$package || exit 1; done
 	@touch $@
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,7 +33,7 @@ from gateway.log.partition import Partition
 from gateway.options import Times
 from gateway.presence.gateways import Gateways
 from gateway.presence.limits import QUESTIONS_PER_MINUTE
-from gateway.providers.sources import Source
+from gateway.providers.settings import Sources
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
@@ -77,7 +76,7 @@ class Context:
     cancels: Cancels | None = None
     unsubscribing: Tokens | None = None
     references: References | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    sources: Sources | None = None
     broadcast_rate: Buckets = field(default_factory=lambda: Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST))
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)

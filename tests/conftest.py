@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support.memory import keep_files_in_memory
 from tests.support.patience import patient
 from tests.support.servers import (
     AT_THE_END,
@@ -45,6 +46,8 @@ __all__ = [
 # Where Python may not keep what it has compiled, each of the hundreds of processes that tests start compiles 200 modules.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+keep_files_in_memory()
 
 IN_CI = os.environ.get("SEAMARK_CI") == "1"
 

@@ -77,7 +77,7 @@ POLICIES: Final[dict[Channel, RetryPolicy]] = {
     "push": RetryPolicy(_growing(20, 2, 600, 9), (0.5, 1), _HOUR),
     # About 19 tries in 72 h, as mail servers do: RFC 5321 section 4.5.4.1 asks for 30 minutes between tries and 4 to 5 days.
     "email": RetryPolicy(_growing(300, 1.8, 6 * _HOUR, 19), (0.8, 1), 72 * _HOUR),
-    # A handset that is off: three tries in a day; an SMS costs money each time.
+    # Three tries in a day: an SMS costs money each time.
     "sms": RetryPolicy((60, 4 * _HOUR), (0, 1), 24 * _HOUR),
     "webhook": RetryPolicy(DELAYS_SECONDS, (1 - JITTER, 1 + JITTER), 96 * _HOUR, THROTTLED_SECONDS_MIN),
 }

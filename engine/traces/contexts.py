@@ -11,34 +11,33 @@ from opentelemetry.trace import SpanContext, TraceFlags
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 _LINE: Final = b"\r\ntraceparent:"
-_VALUE: Final = re.compile(rb" *00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2}) *\r\n")
+_IDS: Final = rb" *00-([0-9a-f]{32})-([0-9a-f]{16})-"
+_ANY: Final = re.compile(_IDS + rb"([0-9a-f]{2}) *(?:\r\n|\Z)").match
+# An odd digit says that it is followed. The pattern looks at that itself: nearly no message is followed, and all are looked at.
+_FOLLOWED: Final = re.compile(_IDS + rb"([0-9a-f][13579bdf]) *(?:\r\n|\Z)").match
 _FLAGS: Final = re.compile(rb"(00-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})")
 
 
 def context_in(headers: bytes) -> SpanContext | None:
     """The context in a block of headers, sampled or not; None: there is none that is valid."""
     start = headers.find(_LINE)
-    found = None if start < 0 else _VALUE.match(headers, start + len(_LINE))
-    return None if found is None else _context(found[1], found[2], found[3])
+    return None if start < 0 else _context(_ANY(headers, start + len(_LINE)))
 
 
 def followed_in(headers: bytes) -> SpanContext | None:
     """The context in a block of headers, where it says that it is followed: what is looked for in every message."""
     start = headers.find(_LINE)
-    found = None if start < 0 else _VALUE.match(headers, start + len(_LINE))
-    return _context(found[1], found[2], found[3]) if found is not None and int(found[3], 16) & SAMPLED else None
+    return None if start < 0 else _context(_FOLLOWED(headers, start + len(_LINE)))
 
 
 def context_of(traceparent: bytes | str | None) -> SpanContext | None:
     """The context of a `traceparent`, sampled or not; None: there is none that is valid."""
-    given = traceparent.encode() if isinstance(traceparent, str) else traceparent or b""
-    return context_in(b"%b%b\r\n" % (_LINE, given))
+    return _context(_ANY(_bytes_of(traceparent))) if traceparent else None
 
 
 def followed(traceparent: bytes | str | None) -> SpanContext | None:
     """The context of a `traceparent` that says it is followed."""
-    found = context_of(traceparent)
-    return found if found is not None and found.trace_flags.sampled else None
+    return _context(_FOLLOWED(_bytes_of(traceparent))) if traceparent else None
 
 
 def traceparent_of(context: SpanContext) -> str:
@@ -79,6 +78,13 @@ def url_of(template: str | None, trace_id: str | None) -> str | None:
     return None if template is None or trace_id is None else template.replace("{trace_id}", trace_id)
 
 
-def _context(trace_id: bytes, span_id: bytes, flags: bytes) -> SpanContext | None:
-    found = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
-    return found if found.is_valid else None
+def _bytes_of(traceparent: bytes | str) -> bytes:
+    return traceparent.encode() if isinstance(traceparent, str) else traceparent
+
+
+def _context(found: re.Match[bytes] | None) -> SpanContext | None:
+    if found is None:
+        return None
+    flags = TraceFlags(int(found[3], 16))
+    context = SpanContext(int(found[1], 16), int(found[2], 16), is_remote=True, trace_flags=flags)
+    return context if context.is_valid else None

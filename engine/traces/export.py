@@ -23,9 +23,6 @@ from engine.traces.spans import Ids, Spans, activate
 QUEUED_SPANS: Final = 2048
 """What waits for a collector; some 2 MiB. What has waited longest is lost then."""
 
-PAUSE_SECONDS: Final = 1.0
-"""Between two exports."""
-
 EXPORT_SECONDS: Final = 10
 """For one export, tries again included."""
 
@@ -64,9 +61,8 @@ def exporting(settings: Settings, identity: dict[str, str]) -> Iterator[Spans]:
     Raises:
         ImportError: the exporter for this address is not installed.
     """
-    processor = BatchSpanProcessor(
-        _exporter(settings), max_queue_size=QUEUED_SPANS, schedule_delay_millis=PAUSE_SECONDS * 1000
-    )
+    # How long it pauses between two exports is OpenTelemetry's to say: OTEL_BSP_SCHEDULE_DELAY, else 5 s.
+    processor = BatchSpanProcessor(_exporter(settings), max_queue_size=QUEUED_SPANS)
     resource = Resource.create(dict(identity))
     requests = TracerProvider(ParentBasedTraceIdRatio(1 / settings.trace_one_in), resource, shutdown_on_exit=False)
     hops, ids = provider_of_hops(resource)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import structlog
 
 from engine import metrics
+from engine.channels.alarms import point_out
 from engine.channels.channel import Job, Outcome
 from engine.traces import names
 from engine.traces.contexts import followed
@@ -50,12 +51,7 @@ def tell(job: Job, outcome: Outcome, seconds: float) -> None:
     if outcome.kind == "ok":
         waited = (datetime.now(UTC) - job.first_at).total_seconds()
         metrics.worker_delay_seconds.labels(job.channel).observe(max(0.0, waited))
-    if not outcome.known:
-        metrics.worker_unknown_codes.labels(job.channel, outcome.provider).inc()
-        _log.warning("provider_answer_unknown", provider=outcome.provider, code=outcome.code)
-    if outcome.alarm:
-        metrics.worker_alarms.labels(job.channel, outcome.provider).inc()
-        _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)
+    point_out(job.channel, outcome)
 
 
 def origin_nanoseconds(job: Job) -> int:

@@ -84,7 +84,7 @@ class Aim:
         self.chosen: Provider | None = None
 
 
-class Desk:
+class WorkerDesk:
     """The desk of one channel of a worker. An `engine.jobs.desk.Desk`.
 
     Args:

@@ -28,8 +28,8 @@ from engine.plan.decisions import Decision, Inputs, Kill, Notification
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import CHANNELS
-from engine.worker.escalation import facts_of
-from engine.worker.folded import PUT_BACK_SECONDS, Folded, Known, Tables
+from engine.worker.caughtup import PUT_BACK_SECONDS, CaughtUp, Known, Tables
+from engine.worker.noticed import facts_of
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import encode_token
 
@@ -89,7 +89,7 @@ class Digests:
 
     def __init__(
         self,
-        folded: Folded,
+        caught_up: CaughtUp,
         tables: Tables,
         rules: Rules,
         profiles: Profiles,
@@ -98,7 +98,7 @@ class Digests:
         store: Store,
         clock: Clock,
     ) -> None:
-        self._folded = folded
+        self._caught_up = caught_up
         self._tables = tables
         self._rules = rules
         self._profiles = profiles
@@ -117,7 +117,7 @@ class Digests:
             BrokerError, StoreUnavailable: what it is decided from cannot be read.
         """
         now = self._clock.now()
-        if job.members is None and not await self._folded.knows_all_of(job.tenant, job.user):
+        if job.members is None and not await self._caught_up.knows_all_of(job.tenant, job.user):
             return Hold(self._clock.now() + timedelta(seconds=PUT_BACK_SECONDS), "tables_behind")
         profile = await self._profiles.of(job.tenant, job.user)
         if profile.deleted:

@@ -106,8 +106,11 @@ class Gate:
             seconds = await self.enter()
             if seconds <= 0:
                 return seconds
-            due = self._clock() + seconds
+            due, entered = self._clock() + seconds, self.breaker
             await asyncio.sleep(seconds)
+            if self.breaker.state != "closed" and self.breaker.until != entered.until:
+                # It has opened meanwhile, and perhaps somebody is probing already: all that wait here would be probes, too.
+                return -max(self.wait_seconds(), LATE_SECONDS)
             if self._clock() - due <= LATE_SECONDS:
                 return 0.0
         return -LATE_SECONDS

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from engine.broker.jetstream import Outgoing
+from engine.channels.alarms import point_out
 from engine.channels.bounces import may_suppress
 from engine.channels.channel import Outcome
 from engine.channels.references import Reference, References
@@ -60,9 +61,10 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
     for report, what in about:
         if (what.tenant, report.id) not in done:
             await _suppress(context, report, what, now)
-    for report, _ in known:
+    for report, what in known:
         metrics.gateway_reports.labels(provider, report.state).inc()
-        _tell(report)
+        if report.outcome is not None:
+            point_out(what.channel, report.outcome)
 
 
 async def follow_answer(context: Context, provider: str, tenants: Sequence[str], inbound: Inbound) -> None:
@@ -138,15 +140,6 @@ def _receipt(context: Context, provider: str, report: Report, what: Reference, n
     )
     partition = context.partition(what.tenant, what.user).number
     return Outgoing(receipt_subject(partition, what.tenant, what.user), _encode(receipt))
-
-
-def _tell(report: Report) -> None:
-    """Log what a person has to look at."""
-    outcome = report.outcome
-    if outcome is not None and outcome.alarm:
-        _log.error("provider_reports_our_fault", provider=outcome.provider, code=outcome.code)
-    elif outcome is not None and not outcome.known:
-        _log.warning("provider_reports_unknown", provider=outcome.provider, code=outcome.code)
 
 
 async def _suppress(context: Context, report: Report, what: Reference, now: datetime) -> None:

@@ -72,11 +72,12 @@ class SessionTraces:
 
     def acknowledged(self, seq: int) -> None:
         """The device has everything up to `seq`."""
-        now = time.time_ns()
-        for sent in self._sent:
-            if self._acked < sent.seq <= seq:
-                since = sent.at if self._spans.is_fresh(sent.at, now) else now
-                self._spans.begin(names.ACK, sent.context, {}, since=since, stored_at=sent.at).end()
+        if self._sent:
+            now = time.time_ns()
+            for sent in self._sent:
+                if self._acked < sent.seq <= seq:
+                    since = sent.at if self._spans.is_fresh(sent.at, now) else now
+                    self._spans.begin(names.ACK, sent.context, {}, since=since, stored_at=sent.at).end()
         self._acked = max(self._acked, seq)
 
     def reading(self, ids: Collection[str], up_to: int | None) -> Span | None:
@@ -88,8 +89,10 @@ class SessionTraces:
 
     def newest(self, after: int, up_to: int) -> str | None:
         """What a receipt about this range belongs to: the delivery of the newest followed record in it."""
-        within = [sent for sent in self._sent if after < sent.seq <= up_to]
-        return traceparent_of(within[-1].context) if within else None
+        for sent in reversed(self._sent):
+            if after < sent.seq <= up_to:
+                return traceparent_of(sent.context)
+        return None
 
     def adopted(self, outcome: str) -> None:
         """The session begins, or begins anew: sequences from before may mean other records now."""

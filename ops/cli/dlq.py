@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import re
 import sys
 from collections import Counter
@@ -49,8 +51,7 @@ Limit = Annotated[int, typer.Option("--limit", help="So many letters at most.", 
 All = Annotated[bool, typer.Option("--all", help="All letters: needed where nothing else says which.")]
 
 
-@app.command("ls")
-def list_(
+def _filter(
     tenant: OneTenant = None,
     kind: Kind = None,
     channel: Channel = None,
@@ -58,12 +59,64 @@ def list_(
     code: Code = None,
     since: Since = None,
     until: Until = None,
+) -> Filter:
+    """Which letters are meant.
+
+    Raises:
+        InvalidSetting: an option says what there is not.
+    """
+    from engine.letters.reading import Filter
+    from engine.plan.rules import CHANNELS
+    from seamark.protocol.errors import InvalidToken
+    from seamark.protocol.subjects import encode_token
+
+    if kind not in (None, "event", "job"):
+        raise InvalidSetting(f"--kind: there are letters of events and of jobs, not of {kind!r}")
+    if channel is not None and channel not in CHANNELS:
+        raise InvalidSetting(f"--channel: there is no {channel!r}: choose one of {', '.join(sorted(CHANNELS))}")
+    if kind == "event" and channel is not None:
+        raise InvalidSetting("--channel: events have none; leave it out, or say --kind job")
+    try:
+        if tenant is not None:
+            encode_token(tenant)
+    except InvalidToken as error:
+        raise InvalidSetting(f"--tenant: {error}") from error
+    return Filter(
+        tenant=tenant,
+        kind=kind,  # type: ignore[arg-type]  # it was looked at
+        channel=channel,
+        cls=cls,
+        code=code,
+        since=None if since is None else _time("--since", since),
+        until=None if until is None else _time("--until", until),
+    )
+
+
+def _of_letters(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `_filter` in place of its `wanted`, which is what they mean."""
+    names = {"Filter": Any}  # it is imported when a command runs
+    options = inspect.signature(_filter, locals=names, eval_str=True).parameters
+    taken = inspect.signature(command, locals=names, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**said: Any) -> None:
+        command(_filter(**{name: said.pop(name) for name in options}), **said)
+
+    own = [one for name, one in taken.items() if name != "wanted"]
+    run.__signature__ = inspect.Signature([*options.values(), *own])  # type: ignore[attr-defined]  # Typer reads it
+    run.__annotations__ = {one.name: one.annotation for one in (*options.values(), *own)}
+    return run
+
+
+@app.command("ls")
+@_of_letters
+def list_(
+    wanted: Filter,
     limit: Limit = 100,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """List letters, the oldest first."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
 
     async def run(broker: Broker) -> int:
         from engine.letters.reading import letters
@@ -110,19 +163,13 @@ def show(
 
 
 @app.command()
+@_of_letters
 def triage(
-    tenant: OneTenant = None,
-    kind: Kind = None,
-    channel: Channel = None,
-    cls: Class = None,
-    code: Code = None,
-    since: Since = None,
-    until: Until = None,
+    wanted: Filter,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """Count letters by class and provider code; codes that no table names come first: somebody has to look at them."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
 
     async def run(broker: Broker) -> list[Any]:
         from engine.letters.reading import letters
@@ -147,15 +194,10 @@ def triage(
 
 
 @app.command()
+@_of_letters
 def replay(
+    wanted: Filter,
     seqs: Seqs = None,
-    tenant: OneTenant = None,
-    kind: Kind = None,
-    channel: Channel = None,
-    cls: Class = None,
-    code: Code = None,
-    since: Since = None,
-    until: Until = None,
     everything: All = False,
     in_doubt: Annotated[
         bool, typer.Option("--in-doubt", help="Also what may have been sent: people may get it twice.")
@@ -168,7 +210,6 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Have the jobs and events of letters tried again, by what holds now; each once, however often this is called."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
     _check_named(seqs, wanted, everything=everything)
 
     async def run(stores: Stores) -> Counter[Fate]:
@@ -193,22 +234,16 @@ def replay(
 
 
 @app.command()
+@_of_letters
 def drop(
+    wanted: Filter,
     seqs: Seqs = None,
-    tenant: OneTenant = None,
-    kind: Kind = None,
-    channel: Channel = None,
-    cls: Class = None,
-    code: Code = None,
-    since: Since = None,
-    until: Until = None,
     everything: All = False,
     limit: Limit = 1_000_000,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """Remove letters for good: what they hold is never delivered."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
     _check_named(seqs, wanted, everything=everything)
 
     async def run(broker: Broker) -> Counter[Fate]:
@@ -264,47 +299,6 @@ async def _letters(broker: Broker, chosen: list[int]) -> AsyncIterator[Found]:
     for seq in chosen:
         if (found := await letter_at(broker, seq)) is not None:
             yield found
-
-
-def _filter(
-    tenant: str | None,
-    kind: str | None,
-    channel: str | None,
-    cls: str | None,
-    code: str | None,
-    since: str | None,
-    until: str | None,
-) -> Filter:
-    """Which letters are meant.
-
-    Raises:
-        InvalidSetting: an option says what there is not.
-    """
-    from engine.letters.reading import Filter
-    from engine.plan.rules import CHANNELS
-    from seamark.protocol.errors import InvalidToken
-    from seamark.protocol.subjects import encode_token
-
-    if kind not in (None, "event", "job"):
-        raise InvalidSetting(f"--kind: there are letters of events and of jobs, not of {kind!r}")
-    if channel is not None and channel not in CHANNELS:
-        raise InvalidSetting(f"--channel: there is no {channel!r}: choose one of {', '.join(sorted(CHANNELS))}")
-    if kind == "event" and channel is not None:
-        raise InvalidSetting("--channel: events have none; leave it out, or say --kind job")
-    try:
-        if tenant is not None:
-            encode_token(tenant)
-    except InvalidToken as error:
-        raise InvalidSetting(f"--tenant: {error}") from error
-    return Filter(
-        tenant=tenant,
-        kind=kind,  # type: ignore[arg-type]  # it was looked at
-        channel=channel,
-        cls=cls,
-        code=code,
-        since=None if since is None else _time("--since", since),
-        until=None if until is None else _time("--until", until),
-    )
 
 
 def _time(option: str, text: str) -> datetime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -75,6 +74,7 @@ def chosen(asked: list[str] | None, named: tuple[Channel, ...]) -> tuple[Channel
 
 async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
     from engine.worker.providers import Providers, read_providers
+    from ops.working import unset
 
     async def forget(_: int) -> None:
         return
@@ -83,6 +83,8 @@ async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
     for channel in channels:
         names = ", ".join(one.name for one in providers.of(channel))
         typer.echo(f"{channel}: {names}")
+    for variable, missing in unset(settings, channels):
+        typer.echo(f"{variable} is not set: {missing}")
     await providers.close()
 
 
@@ -99,19 +101,24 @@ def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int)
 
 
 async def _work(settings: Settings, channels: tuple[Channel, ...], stop: asyncio.Event, health: Health) -> None:
+    import structlog
+
     from engine.cancels import watching
+    from engine.closing import Held
     from engine.controls.watching import watched_controls
     from engine.tasks import run_until
     from ops.process import database, stores
     from ops.siblings import say_up
-    from ops.working import Parts, working
+    from ops.working import Parts, unset, working
 
+    for variable, missing in unset(settings, channels):
+        structlog.get_logger("seamark.worker").warning("setting_missing", variable=variable, so=missing)
     async with (
         database(settings, POOL_CONNECTIONS_MAX, "workers read addresses, templates and rules there") as pool,
         stores("worker", settings, health) as (broker, redis),
         watched_controls(broker) as controls,
         watching(broker) as cancels,
-        contextlib.AsyncExitStack() as held,
+        Held() as held,
     ):
         health.also(controls.not_ready)
         parts = Parts(settings, broker, redis, pool, controls, cancels)

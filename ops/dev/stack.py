@@ -212,6 +212,7 @@ class Stack:
         if self.traces_url is not None:
             ours["SEAMARK_TRACES_ENDPOINT"], ours["SEAMARK_TRACE_ONE_IN"] = self.traces_url, "1"
             ours["SEAMARK_TRACE_URL"] = f"{self.traces_url}{TRACE_PATH}"
+            ours["OTEL_BSP_SCHEDULE_DELAY"] = "500"  # milliseconds: somebody looks at the page
         env = roles_environment(ours, os.environ)
         gateway = ["gateway", "--processes", str(self._options.processes)]
         for words in (["dispatcher"], ["projector"], ["planner"], ["worker"], ["pager"], gateway):

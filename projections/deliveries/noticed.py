@@ -1,6 +1,6 @@
 """What workers ask before they send what has waited: who has seen it, and what is still open of a digest.
 
-These are the `Tables` of `engine.worker.folded`.
+These are the `Tables` of `engine.worker.caughtup`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from engine.postgres import Pool, asking
-from engine.worker.folded import Heads, Known, Place
+from engine.worker.caughtup import Heads, Known, Place
 from projections.folds.changes import clean
 from projections.postgres.versions import live
 

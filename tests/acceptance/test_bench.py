@@ -56,21 +56,6 @@ def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name
     is_told(name, run(name))
 
 
-def test_sustained_load_does_so_too_and_compares_with_another_pipeline_measured_before_and_after(
-    tmp_path: Path,
-) -> None:
-    cpu = {"publisher": 1.0, "broker": 1.0, "dispatcher": 1.0, "gateway": 1.0, "devices": 1.0}
-    line = {"rate": 200, "held": True, "cpu_us_per_notification": cpu}
-    other = tmp_path / "other.py"
-    other.write_text(f"import json\nprint(json.dumps({line!r}))\n")
-    figures = run("sustained", "--prototype", str(other))
-    is_told("sustained", figures)
-    compared = figures["prototype"]
-    assert compared["before"] == compared["after"] == [line]
-    assert compared["held_ratio"] in (0.0, 1.0)  # on a busy machine even this little may come late
-    assert compared["cpu_ratios_by_rate"]["200"].keys() == {"dispatcher", "gateway", "broker"}
-
-
 def test_rebuilding_is_measured_for_every_projection_beside_a_bare_pull() -> None:
     figures = run("rebuild")
     assert figures["yardstick"]["pulled_records_per_second"] > 0
@@ -79,8 +64,20 @@ def test_rebuilding_is_measured_for_every_projection_beside_a_bare_pull() -> Non
     assert all(ratio > 0 for ratio in figures["ratio"].values())
 
 
-def test_sustained_load_with_projections_says_how_far_they_were_behind_and_shows_each_stretch_for_itself() -> None:
-    [measured] = run("sustained", "--projections", "--stretch-seconds", "0.1")["result"]["runs"]
+def test_sustained_load_says_how_far_projections_were_behind_shows_each_stretch_and_compares_with_another_pipeline(
+    tmp_path: Path,
+) -> None:
+    cpu = {"publisher": 1.0, "broker": 1.0, "dispatcher": 1.0, "gateway": 1.0, "devices": 1.0}
+    line = {"rate": 200, "held": True, "cpu_us_per_notification": cpu}
+    other = tmp_path / "other.py"
+    other.write_text(f"import json\nprint(json.dumps({line!r}))\n")
+    figures = run("sustained", "--projections", "--stretch-seconds", "0.1", "--prototype", str(other))
+    is_told("sustained", figures)
+    compared = figures["prototype"]
+    assert compared["before"] == compared["after"] == [line]
+    assert compared["held_ratio"] in (0.0, 1.0)  # on a busy machine even this little may come late
+    assert compared["cpu_ratios_by_rate"]["200"].keys() == {"dispatcher", "gateway", "broker"}
+    [measured] = figures["result"]["runs"]
     assert measured["projections_caught_up_after_seconds"] is not None
     assert measured["lag_max"].keys() == {"dispatcher", "unread", "inbox", "deliveries"}
     assert measured["cpu_us_per_notification"]["projector"] > 0

@@ -1,12 +1,11 @@
 """`seamark gateway --processes N`: one port, N processes, each with a health port, and one for all; none outlives its parent."""
 
-import os
+import asyncio
 import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,9 +17,8 @@ from engine.topology import server as topology
 from ops.dev.child import free_port
 from ops.dev.servers import NatsServer
 from ops.exitcode import MISCONFIGURED
+from tests.support.commands import ENV, started
 from tests.support.waiting import wait_for
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -31,8 +29,7 @@ class Gateway:
     ) -> None:
         self.port, self.health = port or free_port(), free_port(row=3)
         self.log = folder / "gateway.log"
-        env = {key: value for key, value in os.environ.items() if not key.startswith("SEAMARK_")} | {
-            "PYTHONPATH": str(ROOT),
+        env = ENV | {
             "SEAMARK_PROFILE": "dev",
             "SEAMARK_NATS_URL": nats.url,
             "SEAMARK_JWT_SECRET": "a secret for tests that is long enough for HS256",
@@ -41,9 +38,8 @@ class Gateway:
             **more,
         }
         env = {name: value for name, value in env.items() if f"{name}_FILE" not in more}
-        argv = [sys.executable, "-m", "ops", "gateway", "--processes", str(processes)]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log)
+            self.process = started("gateway", "--processes", str(processes), folder=folder, output=log, env=env)
 
     def ready(self) -> bool:
         return all(ok(f"http://127.0.0.1:{port}/readyz") for port in self.own)
@@ -72,22 +68,41 @@ def ok(url: str) -> bool:
         return False
 
 
-@pytest.fixture
-async def topology_made(nats_server: NatsServer) -> None:
-    broker = await connect(NatsSettings(nats_server.url))
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A nats-server with a topology, for all gateways."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    try:
+        server.start()
+        asyncio.run(provisioned(server))
+        yield server
+    finally:
+        server.kill()
+
+
+async def provisioned(server: NatsServer) -> None:
+    broker = await connect(NatsSettings(server.url))
     await topology.ensure(broker, "dev", None)
     await broker.close()
 
 
-@pytest.fixture
-async def gateway(topology_made: None, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Gateway]:
-    gateway = Gateway(nats_server, tmp_path)
-    try:
-        gateway.eventually(gateway.ready)
-        yield gateway
-    finally:
+@pytest.fixture(scope="module")
+def gateways() -> Iterator[list[Gateway]]:
+    """Those that were started, the latest last; all are killed at the end."""
+    started: list[Gateway] = []
+    yield started
+    for gateway in started:
         gateway.process.kill()
         gateway.process.wait()
+
+
+@pytest.fixture
+def gateway(nats: NatsServer, gateways: list[Gateway], tmp_path_factory: pytest.TempPathFactory) -> Gateway:
+    """With two processes, which work. A test may end it: the next one then gets a new one."""
+    if not gateways or gateways[-1].process.poll() is not None:
+        gateways.append(Gateway(nats, tmp_path_factory.mktemp("gateway")))
+    gateways[-1].eventually(gateways[-1].ready)
+    return gateways[-1]
 
 
 def test_all_processes_serve_one_port_and_a_signal_ends_them_all(gateway: Gateway) -> None:
@@ -143,12 +158,12 @@ def test_no_process_outlives_its_parent(gateway: Gateway) -> None:
 
 
 def test_a_port_that_is_taken_is_named_and_shared_with_nobody(
-    gateway: Gateway, nats_server: NatsServer, tmp_path: Path
+    gateway: Gateway, nats: NatsServer, tmp_path: Path
 ) -> None:
     for processes in (1, 2):
         folder = tmp_path / f"{processes}"
         folder.mkdir()
-        second = Gateway(nats_server, folder, processes, port=gateway.port)
+        second = Gateway(nats, folder, processes, port=gateway.port)
         try:
             assert second.process.wait(60) == MISCONFIGURED
         finally:
@@ -161,18 +176,17 @@ def test_a_port_that_is_taken_is_named_and_shared_with_nobody(
         gateway.eventually(gateway.ready)
 
 
-def test_a_health_port_without_room_for_all_processes_is_named(nats_server: NatsServer, tmp_path: Path) -> None:
-    gateway = Gateway(nats_server, tmp_path, SEAMARK_HEALTH_PORT="65535")
+def test_a_health_port_without_room_for_all_processes_is_named(nats: NatsServer, tmp_path: Path) -> None:
+    gateway = Gateway(nats, tmp_path, SEAMARK_HEALTH_PORT="65535")
     assert gateway.process.wait(60) == MISCONFIGURED
     assert "SEAMARK_HEALTH_PORT: 2 processes take 3 ports in a row" in gateway.log.read_text()
 
 
-@pytest.mark.usefixtures("topology_made")
-def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_ports_may_be_given_as_files(nats: NatsServer, tmp_path: Path) -> None:
     ports = {"SEAMARK_GATEWAY_PORT": free_port(), "SEAMARK_HEALTH_PORT": free_port(row=3)}
     for name, port in ports.items():
         (tmp_path / name).write_text(f"{port}\n")
-    gateway = Gateway(nats_server, tmp_path, **{f"{name}_FILE": str(tmp_path / name) for name in ports})
+    gateway = Gateway(nats, tmp_path, **{f"{name}_FILE": str(tmp_path / name) for name in ports})
     gateway.port, gateway.health = ports.values()
     try:
         gateway.eventually(gateway.ready)
@@ -184,13 +198,12 @@ def test_ports_may_be_given_as_files(nats_server: NatsServer, tmp_path: Path) ->
         gateway.process.wait()
 
 
-@pytest.mark.usefixtures("topology_made")
 def test_a_process_that_cannot_be_replaced_leaves_the_others_serving_and_is_tried_again(
-    nats_server: NatsServer, tmp_path: Path
+    nats: NatsServer, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("a secret for tests that is long enough for HS256")
-    gateway = Gateway(nats_server, tmp_path, SEAMARK_JWT_SECRET_FILE=str(secret))
+    gateway = Gateway(nats, tmp_path, SEAMARK_JWT_SECRET_FILE=str(secret))
     try:
         gateway.eventually(gateway.ready)
         victim, untouched = gateway.children()

@@ -56,8 +56,9 @@ class Run:
         return done.stdout
 
     def delivers(self, event: str) -> bool:
-        self.seamark("publish", "--to", "alice", "--id", event)
-        [line] = self.seamark("tail", "alice", "-n", "1", "--json").splitlines()
+        """Whether the one who is named as the event gets it."""
+        self.seamark("publish", "--to", event, "--id", event)
+        [line] = self.seamark("tail", event, "-n", "1", "--json").splitlines()
         return bool(json.loads(line)["record"]["id"] == event)
 
     def stop(self) -> None:
@@ -98,28 +99,34 @@ def bound(taken: socket.socket) -> bool:
     return True
 
 
-@pytest.fixture
-def locked(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that nobody but us may enter, such as root's home."""
-    folder = tmp_path / "home"
+    folder = tmp_path_factory.mktemp("clones") / "home"
     folder.mkdir(mode=0o700)
     return folder
 
 
+@pytest.fixture(scope="module")
+def one(locked: Path) -> Path:
+    """A clone that several tests run: fresh for the first of them."""
+    return clone(locked / "one")
+
+
 def test_make_run_works_in_a_clone_below_a_folder_that_others_may_not_enter_while_the_usual_port_is_taken(
-    locked: Path,
+    one: Path,
 ) -> None:
-    with usual_port_taken(), running(clone(locked / "seamark")) as [run]:
+    with usual_port_taken(), running(one) as [run]:
         assert not run.described().gateway_url.endswith(f":{USUAL_PORT}")
         assert run.delivers("first")
-    copies = [path for path in (locked / "seamark/.seamark/postgres").iterdir() if path.is_symlink()]
+    copies = [path for path in (one / ".seamark/postgres").iterdir() if path.is_symlink()]
     assert copies == []  # what was copied for PostgreSQL's user went with it
 
 
-def test_two_clones_run_side_by_side_and_deliver_each_its_own(locked: Path) -> None:
-    with running(clone(locked / "one"), clone(locked / "two")) as [one, two]:
-        described = [one.described(), two.described()]
+def test_two_clones_run_side_by_side_and_deliver_each_its_own(one: Path, locked: Path) -> None:
+    with running(one, clone(locked / "two")) as runs:
+        described = [run.described() for run in runs]
         for kind in ("gateway_url", "nats_url", "redis_url", "postgres_url"):
             assert getattr(described[0], kind).rpartition(":")[2] != getattr(described[1], kind).rpartition(":")[2]
-        assert one.delivers("of-one")
-        assert two.delivers("of-two")
+        for number, run in enumerate(runs):
+            assert run.delivers(f"of-{number}")

@@ -99,6 +99,7 @@ async def stack(
             "SEAMARK_POSTGRES_URL": postgres,
             "SEAMARK_PROFILE": "dev",
             "SEAMARK_TRACE_ONE_IN": "1000000000",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
         }.items():
             monkeypatch.setenv(name, value)
         gateway = GatewayRole("gateway", tmp_path, nats_server.url)

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from engine import metrics
 from engine.channels.aws import Credentials
 from engine.channels.channel import Context, Job
 from engine.channels.email.channel import EmailChannel, Sender
@@ -176,7 +177,7 @@ async def sent(channel: EmailChannel | SmsChannel, what: Job, target: str) -> No
 
 
 def mails_by(service: Any) -> EmailChannel:
-    return EmailChannel([service], {"default": Sender(address="news@example.org")})
+    return EmailChannel(service, {"default": Sender(address="news@example.org")})
 
 
 async def test_sendgrid_gives_back_what_it_got_and_a_bounce_ends_the_mail_and_the_address(house: House) -> None:
@@ -319,7 +320,7 @@ async def test_twilio_reports_to_the_address_of_the_text_and_delivered_wins(hous
         # Twilio signs the address that it was given, which the proxy before a gateway takes for this one.
         settings = TwilioSettings(account="AC1", secret=TOKEN, sender=SENDER, url=server.url,
             status_url="https://notify.example.com/v1/providers/twilio/callbacks")  # fmt: skip
-        channel = SmsChannel(Twilio(settings, open_http(connections_max=1)), lambda part, job, context: part)
+        channel = SmsChannel(Twilio(settings, open_http(connections_max=1)))
         await sent(channel, job("sms"), NUMBER)
         (accepted,) = server.log.messages()
         query = "?" + accepted.raw["StatusCallback"].partition("?")[2]
@@ -335,6 +336,10 @@ async def test_twilio_reports_to_the_address_of_the_text_and_delivered_wins(hous
         assert await twilio(house, status | {"MessageStatus": "delivered"}, query) == 200
         assert await twilio(house, undelivered, query) == 200
         assert (await house.delivery() or ("",))[0] == "delivered"
+        alarms = metrics.provider_alarms.labels("sms", "twilio")._value
+        before = alarms.get()
+        assert await twilio(house, undelivered | {"ErrorCode": "30007"}, query) == 200
+        assert alarms.get() == before + 1, "a text that carriers filter is told by a report only"
 
 
 async def twilio(house: House, form: dict[str, str], query: str = "", *, posted_to: str | None = None) -> int:

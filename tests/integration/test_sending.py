@@ -15,9 +15,9 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
 from engine.channels.channel import Job
-from engine.controls import desk as controls
 from engine.controls.changing import Asked
 from engine.controls.document import Kill
+from engine.controls.store import ControlStore
 from engine.directory.changes import changing
 from engine.directory.changing import Directory
 from engine.directory.push_tokens import remove_token, tokens_of
@@ -283,7 +283,7 @@ async def test_a_kill_switch_holds_what_waits_until_it_is_restored_and_one_that_
     monkeypatch.setattr(desk, "HELD_SECONDS", 0.2)
     held = Kill(channel="sms"), Kill(tenant=TENANT, channel="webhook")
     for one in (*held, Kill(provider="relay", mode="drop")):
-        await controls.Desk(broker).change(Asked(one, "ops", "outage"))
+        await ControlStore(broker).change(Asked(one, "ops", "outage"))
     async with sending(settings, pool):
         await add(broker, a_job("sms", "n1"), a_job("webhook", "n1"), a_job("email", "n1"), a_job("push", "n1"))
         found = await eventually(over(broker, "n1", "push/phone", "email"))
@@ -291,7 +291,7 @@ async def test_a_kill_switch_holds_what_waits_until_it_is_restored_and_one_that_
         assert not providers.accepted("sms")
         assert not providers.accepted("webhook")
         for one in held:
-            await controls.Desk(broker).change(Asked(one, "ops", "over", restore=True))
+            await ControlStore(broker).change(Asked(one, "ops", "over", restore=True))
         await eventually(sent(broker, "n1", "sms", "webhook"))
     assert [len(providers.accepted(channel)) for channel in ("sms", "webhook")] == [1, 1]
 

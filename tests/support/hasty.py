@@ -3,8 +3,9 @@
 import sys
 from typing import Final
 
-from engine.jobs import handling, life, queue, worker
+from engine.jobs import breaker, handling, life, queue, worker
 from engine.jobs.retry import POLICIES, RetryPolicy
+from engine.worker import desk, gates
 
 SEND_SECONDS: Final = 2.0
 LEASE_SECONDS: Final = 5.0
@@ -22,6 +23,10 @@ def hurry() -> None:
     handling.CONTENDED_SECONDS = 0.3  # type: ignore[misc]
     life.LEASE_MARGIN_SECONDS = 0.1  # type: ignore[misc]
     worker.KEEP_SECONDS = queue.KEEP_SECONDS = ACK_WAIT_SECONDS / 4  # type: ignore[misc]
+    # Jobs that wait for the probe of a provider, or for a place at an endpoint, come again soon: they are the last ones.
+    breaker.PAUSE_SECONDS_MAX = breaker.PAUSE_SECONDS  # type: ignore[misc]
+    breaker.PROBE_SECONDS = gates.PLACE_SECONDS = SEND_SECONDS + 3.0  # type: ignore[misc]
+    desk.WAIT_SECONDS_MAX = desk.HELD_SECONDS = 1.0  # type: ignore[misc]
     for channel, policy in POLICIES.items():
         delays = tuple(min(PAUSE_SECONDS, delay) for delay in policy.delays_seconds)
         POLICIES[channel] = RetryPolicy(delays, policy.shares, 600)

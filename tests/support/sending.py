@@ -14,6 +14,7 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.cancels import watching
 from engine.channels.channel import Job
+from engine.closing import Held
 from engine.controls.watching import watched_controls
 from engine.directory.changes import changing_in
 from engine.directory.changing import Directory, ProfileChange
@@ -150,7 +151,7 @@ async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = 
         redis_at(settings.redis_url.reveal()) as redis,
         watched_controls(broker) as controls,
         watching(broker) as cancels,
-        contextlib.AsyncExitStack() as held,
+        Held() as held,
     ):
         work = await working(Parts(settings, broker, redis, pool, controls, cancels), channels, held)
         async with at_work(work, "worker"):

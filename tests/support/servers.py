@@ -7,9 +7,7 @@ told to end instead, so that it gives back the shared memory it holds.
 
 import asyncio
 import contextlib
-import os
 import secrets
-import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +21,7 @@ import pytest
 from ops.dev.child import ServerFailed
 from ops.dev.servers import NatsCluster, NatsServer, Postgres, Valkey
 from ops.migrate import migrate
+from tests.support.memory import in_memory
 from tests.support.overlays import FORGETFUL, UNSYNCED
 
 DATABASE_SECONDS = 40.0
@@ -32,10 +31,6 @@ CONNECT_SECONDS = 20.0
 
 END_SECONDS = 20.0
 """How long the end of a PostgreSQL that nobody needs any more may take."""
-
-MEMORY: Final = "/dev/shm"
-MEMORY_BYTES_MIN: Final = 4 << 30
-"""How much room there must be in memory for the database of each of the processes, with as much again to spare."""
 
 AT_THE_END: Final = contextlib.ExitStack()
 """Closed when a session is over, in no test's time: under load the end of a server has taken a minute."""
@@ -96,7 +91,7 @@ def end(server: Postgres) -> None:
 def postgres_server() -> Postgres:
     """The PostgreSQL all tests of a session share (no fsync). Most tests want `postgres` instead."""
     # What a server that had to be killed has left may still be written to for a moment.
-    temporary = tempfile.TemporaryDirectory(prefix="seamark-postgres-", dir=_in_memory(), ignore_cleanup_errors=True)
+    temporary = tempfile.TemporaryDirectory(prefix="seamark-postgres-", dir=in_memory(), ignore_cleanup_errors=True)
     server = Postgres(Path(AT_THE_END.enter_context(temporary)), overlay=UNSYNCED)
     AT_THE_END.callback(_end_somehow, server)
     server.start()
@@ -107,15 +102,6 @@ def _end_somehow(server: Postgres) -> None:
     server.stop_seconds_max = END_SECONDS
     with contextlib.suppress(ServerFailed):  # every test has had its say
         end(server)
-
-
-def _in_memory() -> str | None:
-    """A folder in memory, where there is one with room: a database is made there in a quarter of the time. Else the usual one."""
-    try:
-        room_bytes = shutil.disk_usage(MEMORY).free
-    except OSError:
-        return None
-    return MEMORY if room_bytes > MEMORY_BYTES_MIN and os.access(MEMORY, os.W_OK) else None
 
 
 @pytest.fixture

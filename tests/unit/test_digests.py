@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from engine.channels.channel import Context, Job, Members, Outcome
-from engine.channels.email.channel import EmailChannel, Sender
+from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
 from engine.jobs.desk import Hold, Over, Send
@@ -25,9 +25,9 @@ from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
 from engine.plan.profile import OPTED_OUT, Profile, Suppression
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.worker import digest as module
+from engine.worker.caughtup import Known
 from engine.worker.digest import Digests
 from engine.worker.digest_templates import DIGEST_TEMPLATES
-from engine.worker.folded import Known
 from seamark.protocol.receipts import Receipt
 from tests.support.plans import NOON, plain, with_facts, with_line, with_profile
 
@@ -244,10 +244,9 @@ def items(*titles: str) -> list[dict[str, str]]:
 def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None:
     hostile = "**x** <script>alert(1)</script> [a](https://evil.example)"
     data = {"count": 7, "items": [*items("First", hostile), {"title": "Plain", "text": "Words", "url": ""}], "more": 4}
-    channel = EmailChannel([], {"default": Sender(address="news@example.org")})
-    mail = channel.render(
-        replace(JOB, data=data, members=MEMBERS), Context(now=NOON, template=DIGEST_TEMPLATES["email"])
-    )
+    context = Context(now=NOON, template=DIGEST_TEMPLATES["email"])
+    senders = {"default": Sender(address="news@example.org")}
+    mail = mail_for(replace(JOB, data=data, members=MEMBERS), context, senders)
     assert mail.subject == "7 new notifications"
     assert "- First (https://example.com/0)\n" in mail.text
     assert "- Plain: Words\n" in mail.text
@@ -255,10 +254,7 @@ def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None
     assert "<script>" not in mail.html
     assert 'href="https://evil' not in mail.html
     assert mail.html.count("<li>") == 3
-    one = channel.render(
-        replace(JOB, data={"count": 1, "items": items("x"), "more": 0}),
-        Context(now=NOON, template=DIGEST_TEMPLATES["email"]),
-    )
+    one = mail_for(replace(JOB, data={"count": 1, "items": items("x"), "more": 0}), context, senders)
     assert one.subject == "1 new notification"
     assert "more" not in one.text
 
@@ -281,15 +277,27 @@ def test_whatever_a_record_holds_it_can_be_listed(record: bytes) -> None:
 # --- when it goes ----------------------------------------------------------------------------------------------------
 
 
+def half_hours(local: ZoneInfo) -> Iterator[datetime]:
+    """Of a year: each half hour within two days of a change of clocks, else every fifth, so that each has its turn."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def clocks(moment: datetime) -> timedelta | None:
+        return moment.astimezone(local).utcoffset()
+
+    for number in range(365 * 48):
+        moment = begin + timedelta(minutes=30 * number)
+        if number % 5 == 0 or clocks(moment - timedelta(days=2)) != clocks(moment + timedelta(days=2)):
+            yield moment
+
+
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Cairo"])
 @pytest.mark.parametrize("at", ["08:00", "02:30", "00:00"])
 def test_there_is_one_daily_digest_for_each_day_also_when_clocks_are_changed(zone: str, at: str) -> None:
-    """All records of a year, one for each half hour: each in one digest, each day has one, and none comes before its time."""
+    """Records of a year: each in one digest, each day has one, and none comes before its time."""
     inputs = with_line(with_profile(plain(), timezone=zone), "email", digest=Digest(every="day", at=at))
-    local, begin = ZoneInfo(zone), datetime(2026, 1, 1, tzinfo=UTC)
+    local = ZoneInfo(zone)
     days: dict[date, set[str]] = {}
-    for half_hour in range(365 * 48):
-        stored_at = begin + timedelta(minutes=30 * half_hour)
+    for stored_at in half_hours(local):
         decided = replace(with_facts(inputs, stored_at=stored_at), now=stored_at)
         decision = plan(decided)["email"]
         woken = wakes(decision, decided)

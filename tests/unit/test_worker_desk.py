@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from engine.channels.channel import Outcome
 from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
-from engine.jobs.desk import Hold, Over
+from engine.jobs.desk import Hold, Over, Send
 from engine.plan.rules import ChannelRule, TypeRule
-from engine.worker.desk import CONTROLS_SECONDS_MAX, Desk, _serving
+from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
 from engine.worker.fallback import next_channel
 from engine.worker.providers import Provider
 from engine.worker.targets import Target
@@ -26,10 +27,11 @@ class Known:
 
 
 class Open:
-    """Gates that let everything through, or nothing."""
+    """Gates that let everything through, or nothing. They count what they are told."""
 
     def __init__(self, *, wait_seconds: float = 0.0, full: bool = False) -> None:
         self._wait_seconds, self.full = wait_seconds, full
+        self.told_of = list[Outcome]()
 
     def of(self, provider: Provider, key: str = "") -> Any:
         return self
@@ -37,11 +39,30 @@ class Open:
     def wait_seconds(self) -> float:
         return self._wait_seconds
 
+    async def enter(self, *, wait_seconds_max: float) -> float:
+        return 0.0
 
-def desk(known: Known, gates: Open | None = None) -> Desk:
+    async def told(self, outcome: Outcome, *, retry: bool, seconds: float) -> None:
+        self.told_of.append(outcome)
+
+    def free_place(self, key: str, who: object) -> None:
+        """None was taken."""
+
+
+class Answering:
+    """A channel whose provider gives one answer, whatever is sent."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    async def send(self, rendered: Any, target: str, *, key: str, deadline_seconds: float) -> Outcome:
+        return self._outcome
+
+
+def desk(known: Known, gates: Open | None = None) -> WorkerDesk:
     providers = [Provider("first", None)]  # type: ignore[arg-type]
     unused: Any = None
-    return Desk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
+    return WorkerDesk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
 
 
 async def test_who_has_not_heard_of_the_controls_for_two_seconds_begins_nothing() -> None:
@@ -90,6 +111,32 @@ def test_jobs_stay_where_they_are_while_their_provider_cannot_be_asked_and_criti
     assert not desk(Known(), Open(wait_seconds=1.0)).open("critical")
     assert not desk(Known(), Open(full=True)).open("normal")
     assert desk(Known(), Open(full=True)).open("critical")
+
+
+AWAY = Outcome(kind="transient", code="connect/refused", elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds", "asked"),
+    [
+        (AWAY, 20.0, ["first", "second"]),
+        (Outcome(kind="config", code="535", elsewhere=True), 20.0, ["first", "second"]),
+        (AWAY, ANOTHER_SECONDS - 0.1, ["first"]),
+        (Outcome(kind="ambiguous", code="end/reset"), 20.0, ["first"]),
+        (Outcome(kind="target_invalid", code="550"), 20.0, ["first"]),
+        (Outcome(kind="ok"), 20.0, ["first"]),
+    ],
+)
+async def test_the_next_provider_gets_only_what_the_first_has_certainly_not_taken_and_only_while_there_is_time(
+    first: Outcome, seconds: float, asked: list[str]
+) -> None:
+    gates = Open()
+    providers = [Provider("first", Answering(first)), Provider("second", Answering(Outcome(kind="ok")))]  # type: ignore[arg-type]
+    aim = Aim(Target("+4366412345678"), providers)
+    aim.chosen = providers[0]
+    outcome = await desk(Known(), gates).send(a_job("sms", "n1"), Send(None, aim), deadline_seconds=seconds)
+    assert [one.provider for one in gates.told_of] == asked
+    assert outcome.kind == ("ok" if asked[1:] else first.kind)
 
 
 def test_a_push_goes_by_the_first_provider_that_is_for_its_token() -> None:

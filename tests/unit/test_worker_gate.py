@@ -130,6 +130,39 @@ async def test_who_comes_too_late_for_his_slot_takes_another_one_and_none_in_the
     assert await one.slot() < 0
 
 
+@pytest.mark.parametrize("probed", [False, True])
+async def test_who_waits_for_his_slot_while_the_provider_goes_down_is_no_further_probe(
+    probed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, bucket = Clock(), Bucket()
+    one, bucket.answer = gate(clock, bucket), (True, 0.5)
+
+    async def sleep(seconds: float) -> None:
+        for _ in range(IN_A_ROW):
+            await one.told(Outcome(kind="transient", code="503"), retry=False)
+        if probed:  # the pause is over, and somebody else has begun the probe
+            clock.now += one.wait_seconds()
+            assert await one.enter() == 0.5
+        clock.now += seconds
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert await one.slot() < 0
+
+
+async def test_the_probe_itself_waits_for_its_slot_as_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, bucket = Clock(), Bucket()
+    one, bucket.answer = gate(clock, bucket), (True, 0.5)
+    for _ in range(IN_A_ROW):
+        await one.told(Outcome(kind="transient", code="503"), retry=False)
+    clock.now += one.wait_seconds()
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert await one.slot() == 0
+
+
 async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_others_as_many_as_there_are() -> None:
     """An endpoint that answers late takes everything, so no breaker opens; but it holds what others wait for."""
     gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]

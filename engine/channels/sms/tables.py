@@ -1,6 +1,7 @@
 """What the answers and reports of SMS providers mean.
 
 Codes of the 30000s come in reports about a message that was accepted, the others in answers to requests. One table serves both.
+What follows from a report is what it means for the number: a text that was taken is paid for, and not sent again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ _FILTERED: Final = Verdict("permanent", alarm=True)
 
 _THEIR_FAULT: Final = Verdict("transient", retries_max=2, elsewhere=True)
 
-_SWITCHED_OFF: Final = Verdict("transient", retries_max=3, retry_after_seconds=8 * 3600.0)
-"""Three further tries in 24 hours: a phone that is off or abroad is not back within minutes."""
-
 TWILIO: Final = Table(
     version="2026-11-29",
     codes={
@@ -36,7 +34,7 @@ TWILIO: Final = Table(
         "21617": Verdict("permanent"),  # too long
         "30001": _THROTTLED,  # queue overflow
         "30002": _CREDENTIALS,  # account suspended
-        "30003": _SWITCHED_OFF,  # unreachable handset
+        "30003": Verdict("transient"),  # unreachable handset
         "30004": _FILTERED,  # blocked
         "30005": _NO_NUMBER,  # unknown handset
         "30006": _NO_NUMBER,  # landline

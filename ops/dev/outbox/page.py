@@ -22,6 +22,7 @@ from ops.dev.outbox.faults import FaultName
 from ops.dev.outbox.messages import MESSAGES_MAX, Outbox
 from ops.dev.outbox.people import People
 from ops.dev.outbox.providers import Providers
+from ops.served import served
 
 LIMIT: Final = 100
 STREAMS_MAX: Final = 16
@@ -74,15 +75,8 @@ async def serving(
     Raises:
         OSError: the port is taken.
     """
-    page = _Page(outbox, providers, people, inbox_url)
-    runner = web.AppRunner(page.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    try:
-        await site.start()
-        yield f"http://{host}:{site.port}"
-    finally:
-        await runner.cleanup()
+    async with served(_Page(outbox, providers, people, inbox_url).app(), host, port) as bound:
+        yield f"http://{host}:{bound}"
 
 
 class _Page:

@@ -88,7 +88,7 @@ class Tables(Protocol):
         """Their records as the log had them, by id."""
 
 
-class Folded:
+class CaughtUp:
     """Tells whether the tables know everything about a user.
 
     Args:

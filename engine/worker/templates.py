@@ -21,7 +21,7 @@ SELECT type, locale, parts FROM templates WHERE tenant = $1 AND channel = $2 AND
 Parts = dict[str, str]
 
 
-class Texts:
+class ActiveTemplates:
     """Reads templates from PostgreSQL.
 
     Args:
@@ -51,8 +51,8 @@ class Texts:
                 self._kept.popitem(last=False)
         else:
             self._kept.move_to_end(key)
-        texts = (best(found[pattern], locale) for pattern in patterns_of(type) if pattern in found)
-        return next((parts for parts in texts if parts is not None), None)
+        in_language = (best(found[pattern], locale) for pattern in patterns_of(type) if pattern in found)
+        return next((parts for parts in in_language if parts is not None), None)
 
     async def _read(self, tenant: str, channel: str, type: str) -> dict[str, dict[str, Parts]]:
         found: dict[str, dict[str, Parts]] = {}
