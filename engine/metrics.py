@@ -50,6 +50,11 @@ dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by out
 """outcome: appended, put_off, duplicate, dead."""
 
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
+dispatchers_absent = Counter(
+    "seamark_dispatchers_absent",
+    "Times that dispatchers began when none had been at work for as long as LATER keeps what is due: some may be lost",
+)
+
 dead_letters_trimmed = Counter(
     "seamark_dispatcher_dead_letters_trimmed",
     "Times that age may have removed events before their dead letters were stored",

@@ -16,6 +16,7 @@ from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.sealing import PLAIN, Seal
 from engine.letters.replaying import Replays
 from engine.profiles.cache import ProfileCache
 from engine.tasks import Tasks
@@ -76,6 +77,7 @@ class Context:
     cancels: Cancels | None = None
     unsubscribing: Tokens | None = None
     references: References | None = None
+    seal: Seal = PLAIN
     sources: Sources | None = None
     broadcast_rate: Buckets = field(default_factory=lambda: Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST))
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))

@@ -259,6 +259,7 @@ async def _context(
             trace_url=options.trace_url,
             unsubscribing=links,
             references=references,
+            seal=options.seal,
             sources=sources,
         )
         async with _working(context, live, options):

@@ -18,6 +18,7 @@ from engine.closing import Held
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.sealing import seal_of
 from engine.errors import InvalidSetting
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.digests import STAGE as DIGEST
@@ -28,6 +29,7 @@ from engine.jobs.retry import POLICIES
 from engine.jobs.worker import Worker
 from engine.log.incarnations import read_partitions
 from engine.plan.rules import Channel
+from engine.planner.shares import Shares
 from engine.postgres import Pool
 from engine.profiles.cache import ProfileCache
 from engine.profiles.reader import SharedReads
@@ -79,6 +81,7 @@ class _Shared(NamedTuple):
     profiles: ProfileCache
     claims: RedisClaims
     caps: Caps
+    shares: Shares
     targets: Targets
     contexts: Contexts
     queue: JobsQueue
@@ -108,6 +111,7 @@ class _Shared(NamedTuple):
             self.contexts,
             caps=self.caps,
             stages=stages,
+            shares=self.shares,
             fallback=self.fallback.wake if channel == "push" else None,
             noted=self.endpoints.note if channel == "webhook" else None,
         )
@@ -136,14 +140,15 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
     rules.start()
     profiles = held.keep(ProfileCache(parts.redis, held.keep(SharedReads(parts.pool)).read))
     claims, caps = held.keep(RedisClaims(parts.redis)), held.keep(Caps(parts.redis))
-    unread, targets = held.keep(_Unread(parts.redis, partitions)), held.keep(Targets(parts.pool))
+    unread = held.keep(_Unread(parts.redis, partitions))
+    targets = held.keep(Targets(parts.pool, seal_of(parts.settings)))
     queue, tables = JobsQueue(parts.broker), NoticedTables(parts.pool)
     directory = Directory(parts.pool, profiles)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
     caught_up = CaughtUp(parts.broker, tables, partitions)
     tasks.begin(providers.watch(), "providers-watch")
-    tasks.begin(Sweep(parts.pool, parts.broker, partitions).run(), "sweep")
+    tasks.begin(Sweep(parts.pool, parts.broker, partitions, rules).run(), "sweep")
     held.push_async_callback(tasks.end)
     return _Shared(
         parts=parts,
@@ -153,6 +158,7 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
         profiles=profiles,
         claims=claims,
         caps=caps,
+        shares=Shares(parts.broker),
         targets=targets,
         contexts=Contexts(rules, ActiveTemplates(parts.pool), unread=unread.of, links=links, references=references),
         queue=queue,
@@ -192,6 +198,8 @@ def unset(settings: Settings, channels: Sequence[Channel]) -> Iterator[tuple[str
         yield "SEAMARK_UNSUBSCRIBE_SECRETS", f"{no_links}, and what providers report of mails is passed over"
     elif settings.unsubscribe_secrets is None and "sms" in channels:
         yield "SEAMARK_UNSUBSCRIBE_SECRETS", "what providers report of texts is passed over"
+    if settings.storage_keys is None and "webhook" in channels:
+        yield "SEAMARK_STORAGE_KEYS", "secrets of webhooks are stored as they are"
 
 
 def _links(settings: Settings) -> tuple[Links | None, References | None]:

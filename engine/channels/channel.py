@@ -71,6 +71,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         segments: of an SMS, how many the price is for.
         target_digest: what tells whether an address or token is the one that was tried; nobody can be reached by it.
         known: whether the code is one that the tables name; others are shown to operators.
+        begun: whether the provider was asked. If not, as all connections to it were in use, this says nothing of it, and costs no
+            attempt.
     """
 
     kind: OutcomeKind
@@ -89,6 +91,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     segments: int = 0
     target_digest: str = ""
     known: bool = True
+    begun: bool = True
 
 
 class Members(msgspec.Struct, frozen=True, omit_defaults=True):

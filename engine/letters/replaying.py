@@ -20,8 +20,9 @@ from msgspec.structs import replace
 
 from engine.broker import wire
 from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_final
 from engine.channels.channel import Job
-from engine.errors import ApiError, StoreUnavailable
+from engine.errors import ApiError, Forbidden, StoreUnavailable
 from engine.jobs.claims import Claims, ClaimsUnavailable
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.replays import replayed
@@ -38,13 +39,14 @@ PER_SECOND_MAX: Final = 1000.0
 _NOT_FOUND: Final = frozenset({10037, 10043, 10057})
 """What the server says of a sequence that holds no message (any more)."""
 
-Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unreadable"]
+Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unreadable", "refused"]
 """What became of a letter.
 
 - `replayed`, `dropped`: as it was asked.
 - `sent`: its job was sent after the letter was written; `before`: it was gone on with before. The letter is removed.
 - `in_doubt`: its job may have been sent, so it stays until somebody says that it is to be replayed all the same.
 - `gone`: somebody else has removed it. `unreadable`: nobody can tell where it belongs; it stays.
+- `refused`: the broker never takes it, as it is too large; it stays, and the others are gone on with.
 """
 
 REMOVED: Final[frozenset[Fate]] = frozenset({"replayed", "sent", "before", "dropped"})
@@ -94,7 +96,12 @@ class Replays:
         Raises:
             BrokerError, StoreUnavailable: the letter is still there; it may have been replayed, and may be replayed again.
         """
-        fate = await (self._job(found, in_doubt) if found.letter.kind == "job" else self._event(found))
+        try:
+            fate = await (self._job(found, in_doubt) if found.letter.kind == "job" else self._event(found))
+        except ApiError as error:
+            if not is_final(error) or isinstance(error, Forbidden):
+                raise
+            return "refused"
         if fate in REMOVED and not await remove(self._broker, found.letter.seq) and fate != "replayed":
             return "gone"
         return fate

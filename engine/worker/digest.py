@@ -10,6 +10,7 @@ Once members are settled they stay the same, whoever sends the digest again: a c
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
@@ -23,6 +24,7 @@ from engine.controls.watching import WatchedControls
 from engine.jobs.desk import Clock, Hold, Over, Send, Split
 from engine.jobs.handling import RECEIPTS_AT_ONCE
 from engine.jobs.receipts import ENDED_BY
+from engine.jobs.retry import put_back_seconds
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Kill, Notification
 from engine.plan.gathering import TenantRules, gathered
@@ -118,7 +120,8 @@ class Digests:
         """
         now = self._clock.now()
         if job.members is None and not await self._caught_up.knows_all_of(job.tenant, job.user):
-            return Hold(self._clock.now() + timedelta(seconds=PUT_BACK_SECONDS), "tables_behind")
+            pause = put_back_seconds(job.put_backs, PUT_BACK_SECONDS, random.random())
+            return Hold(self._clock.now() + timedelta(seconds=pause), "tables_behind")
         profile = await self._profiles.of(job.tenant, job.user)
         if profile.deleted:
             return Over("suppressed", "user_deleted")  # and nothing is stored of him

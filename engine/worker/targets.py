@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -14,6 +15,7 @@ from engine.channels.push.message import PushTarget
 from engine.channels.webhook.endpoints import endpoint_of, targets_of
 from engine.directory.contacts import Addressed
 from engine.directory.push_tokens import WebPushKeys
+from engine.directory.sealing import PLAIN, Seal
 from engine.plan.profile import OPTED_OUT, Suppression
 from engine.postgres import Connection, Pool, asking, transposed
 from engine.questions import Questions
@@ -85,10 +87,12 @@ class Targets:
 
     Args:
         pool: the primary: a replica that lags would show what was retired or suppressed a moment ago as good.
+        seal: opens the secrets of webhooks.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, seal: Seal = PLAIN) -> None:
         self._pool = pool
+        self._seal = seal
         self._addresses = {channel: self._of_all(f"{channel}-addresses", sql) for channel, sql in _ADDRESSES.items()}
         self._tokens, self._token = self._of_all("push-tokens", _TOKENS), self._of_all("push-token", _TOKEN)
 
@@ -98,7 +102,7 @@ class Targets:
         An address is looked at together with what suppresses it: the profile that was decided from may have been that of another.
 
         Raises:
-            StoreUnavailable: PostgreSQL does not answer.
+            StoreUnavailable: PostgreSQL does not answer; StoreBroken: an endpoint's secret cannot be opened.
         """
         match job.channel:
             case "email" | "sms":
@@ -111,7 +115,9 @@ class Targets:
                 return _tokens(await self._tokens.answer((job.tenant, job.user)))
             case "webhook":
                 async with asking(self._pool) as connection:
-                    return await _endpoint(connection, job) if job.target else await _endpoints(connection, job)
+                    if job.target:
+                        return await _endpoint(connection, job, self._seal)
+                    return await _endpoints(connection, job)
         return Nowhere("no_address")
 
     async def others(self, job: Job) -> bool:
@@ -170,7 +176,9 @@ def _token(rows: Rows) -> Target | Nowhere:
         environment=row["environment"],
         keys=keys,
     )
-    return Target(target, digest=digest_of(row["token_hash"]))
+    # Whoever registers a subscription chooses its push service, perhaps one that is away: those of others go on.
+    key = f"webpush/{urlsplit(row['token']).hostname or ''}" if row["platform"] == "webpush" else ""
+    return Target(target, key=key, digest=digest_of(row["token_hash"]))
 
 
 async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
@@ -178,8 +186,8 @@ async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
     return Several(tuple(found)) if found else Nowhere("no_address")
 
 
-async def _endpoint(connection: Connection, job: Job) -> Target | Nowhere:
-    found = await endpoint_of(connection, job.tenant, job.target)
+async def _endpoint(connection: Connection, job: Job, seal: Seal) -> Target | Nowhere:
+    found = await endpoint_of(connection, job.tenant, job.target, seal)
     return Nowhere("no_address") if found is None else Target(found, key=f"{job.tenant}/{found.id}")
 
 

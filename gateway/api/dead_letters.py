@@ -103,7 +103,8 @@ class Acted(msgspec.Struct):
     """What became of how many.
 
     `replayed`, `dropped` as asked; `sent`: removed, as it was sent after the letter was written; `before`: removed, it was gone
-    on with before; `in_doubt`: left, as it may have been sent; `gone`: it was not there any more; `unreadable`: left.
+    on with before; `in_doubt`: left, as it may have been sent; `gone`: it was not there any more; `unreadable`: left; `refused`:
+    left, as the broker never takes it.
     """
 
     fates: dict[Fate, int]

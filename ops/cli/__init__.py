@@ -31,6 +31,7 @@ from ops.cli import (
     publish,
     rebuild,
     retention,
+    seal,
     tail,
     token,
     topology,
@@ -67,6 +68,7 @@ app.command("explain")(explain.explain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
+app.command("seal")(seal.seal)
 app.add_typer(apikey.app, name="api-key")
 app.add_typer(config.app, name="config")
 app.add_typer(campaign.app, name="campaign")

@@ -344,6 +344,7 @@ def _report(fates: Counter[Fate], *, as_json: bool) -> None:
         "in_doubt": "left: may have been sent, say --in-doubt to send them all the same",
         "gone": "gone before",
         "unreadable": "left: nobody can tell where they belong",
+        "refused": "left: the broker never takes them, as they are too large",
     }
     for fate, count in sorted(fates.items()):
         out.print(f"{count:>7}  {said[fate]}", markup=False)

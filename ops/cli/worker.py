@@ -73,16 +73,22 @@ def chosen(asked: list[str] | None, named: tuple[Channel, ...]) -> tuple[Channel
 
 
 async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
+    from engine.directory.sealing import seal_of
     from engine.worker.providers import Providers, read_providers
     from ops.working import unset
 
     async def forget(_: int) -> None:
         return
 
+    seal_of(settings)
     providers = Providers(read_providers(settings.providers), channels, forget)
     for channel in channels:
         names = ", ".join(one.name for one in providers.of(channel))
         typer.echo(f"{channel}: {names}")
+        for one in providers.of(channel):
+            if one.platform == "apns" and not one.apps:
+                # Apple may then be asked for whatever app a user has registered a token for, and calls our key wrong.
+                typer.echo(f"warn: push.{one.name}: name its `apps`, so that no token of another app is sent to Apple")
     for variable, missing in unset(settings, channels):
         typer.echo(f"{variable} is not set: {missing}")
     await providers.close()

@@ -204,6 +204,7 @@ class Stack:
             "SEAMARK_DEV_OUTBOX_URL": self.outbox_url,
             "SEAMARK_PUBLIC_URL": self.gateway_url,
             "SEAMARK_UNSUBSCRIBE_SECRETS": self._kept.unsubscribe_secret,
+            "SEAMARK_STORAGE_KEYS": self._kept.storage_key,
         }
         if self.monitor_url is not None:
             ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url

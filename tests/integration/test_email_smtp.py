@@ -111,6 +111,23 @@ async def test_each_row_of_the_table_holds_on_the_wire(server: SmtpSimulator, ro
     assert server.log.accepted == 1
 
 
+async def test_a_relay_that_takes_mails_is_set_up_rightly_whatever_the_server_of_one_recipient_says(
+    server: SmtpSimulator,
+) -> None:
+    """Relays that ask the recipient's server first pass on its words, and must not be stopped for everybody by them."""
+    denied = Scripted("rcpt", Answers(status=554, text="5.7.1 <nobody@example.com>: Relay access denied"))
+    async with relay(server.port) as provider:
+        server.script([denied])
+        first = await sent(provider)
+        assert (await sent(provider)).kind == "ok"
+        server.script([denied])
+        second = await sent(provider)
+    assert [(one.kind, one.scope, one.elsewhere) for one in (first, second)] == [
+        ("config", "key", True),
+        ("config", "target", True),
+    ]
+
+
 @pytest.mark.parametrize("stage", ["connect", "mail", "rcpt", "data"])
 @pytest.mark.parametrize("fault", [Resets(), Hangs()], ids=["reset", "hang"])
 async def test_before_the_final_dot_nothing_is_ambiguous(server: SmtpSimulator, stage, fault) -> None:
@@ -174,7 +191,7 @@ async def test_whoever_waits_in_vain_for_a_connection_is_not_the_relays_fault(se
         await asyncio.sleep(0)
         outcome = await sent(provider, seconds=0.2)
         await asyncio.gather(*busy)
-    assert (outcome.kind, outcome.code, outcome.elsewhere) == ("transient", "busy", False)
+    assert (outcome.kind, outcome.code, outcome.elsewhere, outcome.begun) == ("transient", "busy", False, False)
 
 
 async def test_one_whose_address_cannot_be_is_not_even_asked_for(server: SmtpSimulator) -> None:

@@ -34,7 +34,7 @@ from engine.settings import Settings
 from engine.topology import server as topology
 from engine.traces import names, spans
 from engine.traces.export import provider_of_hops
-from engine.worker import desk
+from engine.worker import holding
 from engine.worker.targets import Nowhere, Targets
 from ops.dev.providers.acceptlog import Accepted
 from ops.dev.providers.faults import Answers
@@ -280,7 +280,7 @@ async def test_an_address_is_looked_at_for_what_suppresses_it_when_it_is_read(po
 async def test_a_kill_switch_holds_what_waits_until_it_is_restored_and_one_that_drops_ends_it(
     broker: Broker, settings: Settings, pool: Pool, providers: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "HELD_SECONDS", 0.2)
+    monkeypatch.setattr(holding, "HELD_SECONDS", 0.2)
     held = Kill(channel="sms"), Kill(tenant=TENANT, channel="webhook")
     for one in (*held, Kill(provider="relay", mode="drop")):
         await ControlStore(broker).change(Asked(one, "ops", "outage"))

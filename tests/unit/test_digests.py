@@ -15,7 +15,7 @@ from engine.channels.channel import Context, Job, Members, Outcome
 from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
-from engine.jobs.desk import Hold, Over, Send
+from engine.jobs.desk import Over, Send
 from engine.jobs.digests import digest_id, next_round, parts_of, with_members
 from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.jobs.retry import POLICIES, settle
@@ -25,7 +25,7 @@ from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
 from engine.plan.profile import OPTED_OUT, Profile, Suppression
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.worker import digest as module
-from engine.worker.caughtup import Known
+from engine.worker.caughtup import BEHIND_SECONDS, PASS_SECONDS, CaughtUp, Heads, Known, Place
 from engine.worker.digest import Digests
 from engine.worker.digest_templates import DIGEST_TEMPLATES
 from seamark.protocol.receipts import Receipt
@@ -136,7 +136,50 @@ def test_where_nothing_is_left_nothing_is_sent() -> None:
 def test_while_the_tables_are_behind_a_digest_waits() -> None:
     world = World(known("n1"))
     world.knows = False
-    assert world.decide() == Hold(NOON + timedelta(seconds=2), "tables_behind")
+    waits = [world.decide(replace(JOB, put_backs=number)) for number in (0, 1, 20)]
+    assert {one.why for one in waits} == {"tables_behind"}
+    longest = [2.0, 4.0, 60.0]
+    assert all(
+        least <= (one.due - NOON).total_seconds() <= 1.5 * least for one, least in zip(waits, longest, strict=True)
+    )
+
+
+class Behind:
+    """Tables that stand still."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def passed(self, heads: Heads) -> bool:
+        self.asked += 1
+        return False
+
+
+async def test_one_waits_for_tables_that_stand_still_and_the_others_leave_their_places_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables, now = Behind(), [100.0]
+    caught_up = CaughtUp(None, tables, 1)  # type: ignore[arg-type]
+    place = Place("e", 1)
+
+    async def heads(*_: str) -> Heads:
+        return Heads(0, place, place)
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(caught_up, "heads", heads)
+    monkeypatch.setattr("engine.worker.caughtup.asyncio.sleep", sleep)
+    monkeypatch.setattr("engine.worker.caughtup.time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert not await caught_up.knows_all_of("t", "alice")
+    assert now[0] - 100 >= PASS_SECONDS
+    began, tables.asked = now[0], 0
+    for _ in range(50):
+        assert not await caught_up.knows_all_of("t", "bob")
+    assert (now[0], tables.asked) == (began, 50), "each is asked for, and none is waited for"
+    now[0] += BEHIND_SECONDS
+    assert not await caught_up.knows_all_of("t", "bob")
+    assert now[0] > began + BEHIND_SECONDS, "somebody tries whether it is worth waiting"
 
 
 def test_whether_is_decided_anew_and_not_when() -> None:

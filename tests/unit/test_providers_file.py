@@ -142,9 +142,13 @@ def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> 
     found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
     assert "sms.providers.first.secret_file" in str(found.exception)
     (tmp_path / "twilio.secret").write_text("t")
-    links = {"SEAMARK_UNSUBSCRIBE_SECRETS": "u" * 40}
+    links = {"SEAMARK_UNSUBSCRIBE_SECRETS": "u" * 40, "SEAMARK_STORAGE_KEYS": f"{'A' * 43}="}
     found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file), **links})
     assert (found.exit_code, found.output) == (0, "sms: first\nwebhook: webhook\n")
+    found = CliRunner().invoke(
+        app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file), "SEAMARK_STORAGE_KEYS": "a"}
+    )
+    assert "SEAMARK_STORAGE_KEYS: key 1 is not 32 bytes" in str(found.exception)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +158,17 @@ def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> 
         (["email"], {"public_url": "https://notify.example.com"}, ["SEAMARK_UNSUBSCRIBE_SECRETS"]),
         (["email"], {"unsubscribe_secrets": Secret("u" * 40)}, ["SEAMARK_PUBLIC_URL"]),
         (["sms"], {}, ["SEAMARK_UNSUBSCRIBE_SECRETS"]),
-        (["push", "webhook"], {}, []),
-        (CHANNELS, {"public_url": "https://notify.example.com", "unsubscribe_secrets": Secret("u" * 40)}, []),
+        (["push"], {}, []),
+        (["push", "webhook"], {}, ["SEAMARK_STORAGE_KEYS"]),
+        (
+            CHANNELS,
+            {
+                "public_url": "https://notify.example.com",
+                "unsubscribe_secrets": Secret("u" * 40),
+                "storage_keys": Secret("k"),
+            },
+            [],
+        ),
     ],
 )
 def test_what_is_not_set_for_a_channel_is_said_when_its_worker_starts(

@@ -1,20 +1,22 @@
 """What a desk decides before it has asked any store, and whom it has send."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from engine.channels.channel import Outcome
+from engine.channels.channel import Job, Outcome
 from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
-from engine.jobs.desk import Hold, Over, Send
+from engine.jobs.desk import Hold, Over, Send, Split
 from engine.plan.rules import ChannelRule, TypeRule
+from engine.planner.shares import Above
 from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
 from engine.worker.fallback import next_channel
 from engine.worker.providers import Provider
-from engine.worker.targets import Target
+from engine.worker.targets import Several, Target
 from tests.support.sending import TENANT, USER, a_job
 
 
@@ -93,6 +95,35 @@ async def test_what_an_operator_holds_is_put_back_and_not_even_taken_where_it_is
     assert isinstance(held, Hold)
     assert held.why == decided
     assert timedelta(0) < held.due - datetime.now(UTC) <= timedelta(seconds=10)
+
+
+async def test_what_is_held_for_long_is_not_written_anew_every_few_seconds() -> None:
+    held = await desk(Known(Kill(tenant=TENANT))).decide(a_job("sms", "n1", put_backs=9))
+    assert isinstance(held, Hold)
+    assert timedelta(seconds=55) < held.due - datetime.now(UTC) <= timedelta(seconds=90)
+
+
+class Crowded:
+    """Shares in which a tenant has too many jobs, and has not said of too many that they are critical."""
+
+    async def above(self, tenants: Iterable[str]) -> Above:
+        return Above(frozenset(tenants))
+
+
+class Endpoints:
+    async def find(self, job: Job, category: str | None, now: datetime) -> Several:
+        return Several(["a", "b"])
+
+
+async def test_a_job_of_a_tenant_that_has_too_many_does_not_become_several() -> None:
+    """One notification of the planner is a hundred jobs where a tenant has so many endpoints."""
+    unused: Any = None
+    sources: Any = (unused, unused, unused, Endpoints(), unused)
+    one = WorkerDesk("webhook", list, Open(), Known(), *sources, shares=Crowded())  # type: ignore[arg-type]
+    assert await one.aim(a_job("webhook", "n1")) == Over("suppressed", "throttled")
+    critical = await one.aim(a_job("webhook", "n1", lane="critical"))
+    assert isinstance(critical, Split)
+    assert [job.target for job in critical.jobs] == ["a", "b"]
 
 
 async def test_what_an_operator_drops_ends() -> None:

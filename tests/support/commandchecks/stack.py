@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -199,3 +200,14 @@ def _migrate(reader: Manual, folder: Path) -> None:
     env = {"SEAMARK_POSTGRES_URL": reader.empty_database()}
     [made] = lines(reader.seamark("migrate", "--json", env=env))
     assert (made["before"], made["after"]) == (None, done["after"])
+
+
+@checks("seal")
+def _seal(reader: Manual, folder: Path) -> None:
+    reader.seamark("seal", code=MISCONFIGURED)
+    key = base64.b64encode(bytes(32)).decode()
+    env = {"SEAMARK_STORAGE_KEYS": key, "SEAMARK_POSTGRES_URL": reader.empty_database()}
+    reader.seamark("migrate", env=env)
+    [sealed] = lines(reader.seamark("seal", "--json", env=env))
+    assert (sealed["endpoints"], sealed["sealed"]) == (0, 0)
+    assert sealed["key"] not in key
