@@ -104,7 +104,7 @@ async def _watch(campaigns: Campaigns, id: str) -> int:
 
 async def critical(bench: Stack, campaigns: Campaigns, users: int, seconds: float, *, turns: int) -> dict[str, Any]:
     """How long another tenant's critical events take to their devices: without campaigns and with them, in turn."""
-    without, during = [], []
+    without, during, sent = [], [], []
     async with devices(bench, DEVICES) as swarm:
         await swarm.connect(cursor="")
         await settled(bench)
@@ -117,7 +117,9 @@ async def critical(bench: Stack, campaigns: Campaigns, users: int, seconds: floa
             stop = asyncio.Event()
             sending = asyncio.create_task(_send_until(bench, campaigns, users, turn, stop), name="campaigns")
             progress("critical events beside campaigns")
+            before, began = sum(await bench.heads()), time.perf_counter()
             during.append(await _events(bench, swarm, seconds, 2 * turn + 1))
+            sent.append((sum(await bench.heads()) - before) / (time.perf_counter() - began) - RATE)
             stop.set()
             await sending
     alone, beside = (sum(runs) / len(runs) for runs in (without, during))
@@ -125,6 +127,7 @@ async def critical(bench: Stack, campaigns: Campaigns, users: int, seconds: floa
         "p99_ms_without": [round(p99 * 1e3, 1) for p99 in without],
         "p99_ms_during": [round(p99 * 1e3, 1) for p99 in during],
         "during_to_without": round(beside / alone, 2),
+        "campaign_records_per_second_during": [round(rate) for rate in sent],
     }
 
 

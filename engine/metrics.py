@@ -50,6 +50,11 @@ dispatched_events = Counter("seamark_dispatcher_events", "Events settled, by out
 """outcome: appended, put_off, duplicate, dead."""
 
 dispatched_records = Counter("seamark_dispatcher_records", "Records appended to logs")
+dispatchers_absent = Counter(
+    "seamark_dispatchers_absent",
+    "Times that dispatchers began when none had been at work for as long as LATER keeps what is due: some may be lost",
+)
+
 dead_letters_trimmed = Counter(
     "seamark_dispatcher_dead_letters_trimmed",
     "Times that age may have removed events before their dead letters were stored",
@@ -114,11 +119,15 @@ worker_attempts = Counter(
 )
 """kind: as `engine.channels.channel.OutcomeKind` has them. A provider is named as in the providers' file."""
 
-worker_unknown_codes = Counter(
-    "seamark_worker_unknown_codes", "Answers of providers that the tables do not name", ("channel", "provider")
+provider_unknown_codes = Counter(
+    "seamark_provider_unknown_codes",
+    "Answers and reports of providers that the tables do not name",
+    ("channel", "provider"),
 )
-worker_alarms = Counter(
-    "seamark_worker_alarms", "Answers that a person has to look at, though nothing is stopped", ("channel", "provider")
+provider_alarms = Counter(
+    "seamark_provider_alarms",
+    "Answers and reports for a person to look at, though nothing is stopped",
+    ("channel", "provider"),
 )
 worker_decisions = Counter("seamark_worker_decisions", "What workers decided about jobs", ("channel", "decision"))
 """decision: send, hold, over, split."""
@@ -141,6 +150,6 @@ worker_delay_seconds = Histogram(
     ("channel",),
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
-worker_providers_stale = Gauge(
-    "seamark_worker_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
+providers_stale = Gauge(
+    "seamark_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
 )

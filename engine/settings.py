@@ -78,6 +78,9 @@ class Settings:
     unsubscribe_secrets: Secret | None = None
     """Secrets of the links in mails by which people unsubscribe, and of the references by which reports find their notification,
     separated by blanks: the first makes them, all are good. One that is taken away ends what it has made."""
+    storage_keys: Secret | None = None
+    """Keys that secrets of webhooks are sealed by in PostgreSQL, separated by blanks, each of 32 bytes in base64: the first one
+    seals, all open. Unset: they are stored as they are."""
     providers: str | None = None
     """Path of the file that says who sends pushes, mails, texts and webhooks, and whose reports are taken. Workers need it."""
     public_url: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +16,8 @@ from engine.channels.references import References
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
+from engine.directory.sealing import PLAIN, Seal
+from engine.jobs.claims import Claims
 from engine.letters.replaying import Replays
 from engine.profiles.cache import ProfileCache
 from engine.tasks import Tasks
@@ -34,7 +35,7 @@ from gateway.log.partition import Partition
 from gateway.options import Times
 from gateway.presence.gateways import Gateways
 from gateway.presence.limits import QUESTIONS_PER_MINUTE
-from gateway.providers.sources import Source
+from gateway.providers.settings import Sources
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
@@ -77,13 +78,15 @@ class Context:
     cancels: Cancels | None = None
     unsubscribing: Tokens | None = None
     references: References | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    seal: Seal = PLAIN
+    sources: Sources | None = None
     broadcast_rate: Buckets = field(default_factory=lambda: Buckets(BROADCASTS_PER_MINUTE, burst=BROADCAST_BURST))
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: Tasks = field(default_factory=Tasks)
     trace_url: str | None = None
     replays: Replays | None = None
+    claims: Claims | None = None
     draining: bool = False
 
     def partition(self, tenant: str, user: str) -> Partition:

@@ -10,6 +10,7 @@ import aiohttp
 
 from engine.broker.jetstream import NatsSettings
 from engine.channels.exchange import open_http
+from engine.directory.sealing import PLAIN, Seal
 from gateway.limits import (
     HELLO_SECONDS,
     PING_SECONDS,
@@ -60,6 +61,7 @@ class GatewayOptions:
         trusted_proxies: networks of proxies that are believed when they name the client's address.
         unsubscribe_secrets: of the links in mails and of what providers report about, the newest first; none: no link is served,
             and no report finds its notification.
+        seal: of the secrets of webhooks in PostgreSQL.
         providers: the file whose table `callbacks` says who posts reports; None: nobody does.
         provider_http: makes what certificates are fetched by.
         tenant_state_percent: how much of each log a tenant's users may fill with read and archive records.
@@ -87,6 +89,7 @@ class GatewayOptions:
     handshakes_per_minute: int = 0
     trusted_proxies: tuple[str, ...] = ()
     unsubscribe_secrets: tuple[str, ...] = ()
+    seal: Seal = PLAIN
     providers: str | None = None
     provider_http: Callable[[], aiohttp.ClientSession] = _provider_http
     tenant_state_percent: float = STATE_SHARE_PERCENT

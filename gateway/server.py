@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from engine.buckets import Buckets
 from engine.cancels import Cancels, watching
 from engine.channels.email.unsubscribe import Tokens
 from engine.channels.references import References
+from engine.closing import Held
 from engine.controls.watching import WatchedControls
 from engine.directory.changing import Directory
 from engine.directory.rules import Rules
@@ -65,7 +66,7 @@ from gateway.obeying import obey
 from gateway.options import GatewayOptions
 from gateway.presence.gateways import Gateways
 from gateway.providers.certificates import Certificates
-from gateway.providers.settings import read_sources
+from gateway.providers.settings import Sources
 from gateway.session.broadcasts import Broadcasts
 from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
@@ -186,35 +187,31 @@ class _Stores(NamedTuple):
     rules: Rules | None = None
     api_keys: ApiKeys | None = None
     replays: Replays | None = None
+    claims: RedisClaims | None = None
 
 
-async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held: AsyncExitStack) -> _Stores:
+async def _stores(options: GatewayOptions, broker: Broker, partitions: int, held: Held) -> _Stores:
     """Redis and PostgreSQL; `held` closes them. Both connect when first asked, so that a gateway starts without them."""
     found = _Stores()
     if options.redis_url is not None:
         redis = Redis.from_url(options.redis_url, socket_connect_timeout=COUNT_SECONDS, socket_timeout=None)
         held.push_async_callback(redis.aclose)
-        counts, keys = UnreadReader(redis), IdempotencyKeys(redis)
-        held.push_async_callback(counts.close)
-        held.push_async_callback(keys.close)
-        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys)
+        counts, keys = held.keep(UnreadReader(redis)), held.keep(IdempotencyKeys(redis))
+        claims = held.keep(RedisClaims(redis))
+        found = found._replace(redis=redis, counts=counts, idempotency_keys=keys, claims=claims)
     if options.postgres_url is not None:
-        tables = await open_tables(options.postgres_url, partitions)
-        held.push_async_callback(tables.close)
-        api_keys = await _api_keys(options, options.postgres_url)
-        held.push_async_callback(api_keys.close)
+        tables = held.keep(await open_tables(options.postgres_url, partitions))
+        api_keys = held.keep(await _api_keys(options, options.postgres_url))
         pool = await lazy_pool(options.postgres_url, DIRECTORY_CONNECTIONS, connect_seconds=DIRECTORY_CONNECT_SECONDS)
         profiles = None if found.redis is None else ProfileCache(found.redis, partial(read_profile, pool))
-        directory, rules = Directory(pool, profiles), Rules(pool, broker)
-        held.push_async_callback(directory.close)
+        directory = held.keep(Directory(pool, profiles))
         if profiles is not None:
-            held.push_async_callback(profiles.close)
-        held.push_async_callback(rules.close)
+            held.keep(profiles)
+        rules = held.keep(Rules(pool, broker))
         rules.start()
-        if found.redis is not None:
-            ends, claims = JobEnds(pool, broker, partitions), RedisClaims(found.redis)
-            held.push_async_callback(claims.close)
-            found = found._replace(replays=Replays(broker, ends, claims, partial(release, found.redis)))
+        if found.redis is not None and found.claims is not None:
+            ends = JobEnds(pool, broker, partitions)
+            found = found._replace(replays=Replays(broker, ends, found.claims, partial(release, found.redis)))
         found = found._replace(tables=tables, api_keys=api_keys, directory=directory, profiles=profiles, rules=rules)
     return found
 
@@ -228,9 +225,10 @@ async def _context(
     logs = await _logs(broker, options.partitions)
     await report_start(broker, "dev" if options.dev else "production")
     links, references = _tokens(options)
-    async with AsyncExitStack() as held:
-        certificates = Certificates(options.provider_http())
-        held.push_async_callback(certificates.close)
+    async with Held() as held:
+        certificates = held.keep(Certificates(options.provider_http()))
+        sources = held.keep(Sources(options.providers, certificates))
+        sources.start()
         stores = await _stores(options, broker, len(logs), held)
         live, controls, sign_outs = Live(broker), WatchedControls(broker), SignOuts(broker)
         sessions = Sessions(per_user=options.sessions_per_user, at_most=sessions_within_limit(options.sessions_at_most))
@@ -254,6 +252,7 @@ async def _context(
             tables=stores.tables,
             directory=stores.directory,
             replays=stores.replays,
+            claims=stores.claims,
             profiles=stores.profiles,
             rules=stores.rules,
             api_keys=stores.api_keys,
@@ -263,7 +262,8 @@ async def _context(
             trace_url=options.trace_url,
             unsubscribing=links,
             references=references,
-            sources=read_sources(options.providers, certificates),
+            seal=options.seal,
+            sources=sources,
         )
         async with _working(context, live, options):
             yield context

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from engine.settings import Settings, cannot_listen
+from ops.served import served
 
 Answering = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -23,14 +24,9 @@ async def health_port(
     """
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, settings.health_host, settings.health_port)
-    try:
+    async with contextlib.AsyncExitStack() as held:
         try:
-            await site.start()
+            port = await held.enter_async_context(served(app, settings.health_host, settings.health_port))
         except OSError as error:
             raise cannot_listen("health", settings.health_host, settings.health_port, error) from error
-        yield site.port
-    finally:
-        await runner.cleanup()
+        yield port

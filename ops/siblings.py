@@ -40,11 +40,20 @@ def say_up() -> None:
             os.close(int(descriptor))
 
 
-def run_siblings(role: str, argv: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
+def run_siblings(
+    role: str,
+    argv: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    stop_seconds_max: float | None = None,
+) -> int:
     """Keep one process per environment running until SIGTERM or SIGINT; to be called in the main thread.
 
     A process that ends by itself is replaced, and that is said. One that asks for another configuration (78) before it
     was ever up ends all: it will not be the only one. Later the others go on to serve, and it is tried again.
+
+    Args:
+        stop_seconds_max: for all together, from the signal on, where the role takes longer than most; none: `STOP_SECONDS_MAX`.
 
     Returns:
         78 when it ended for a configuration, else the worst exit code of an end that was asked for.
@@ -61,10 +70,10 @@ def run_siblings(role: str, argv: Sequence[str], environments: Sequence[Mapping[
     while not stopping:
         for sibling in siblings:
             if sibling.look() == MISCONFIGURED and not sibling.ever_up:  # it has said what is wrong
-                _end(siblings)
+                _end(siblings, stop_seconds_max)
                 return MISCONFIGURED
         time.sleep(POLL_SECONDS)
-    return _end(siblings)
+    return _end(siblings, stop_seconds_max)
 
 
 def environment_with(**given: str) -> dict[str, str]:
@@ -138,12 +147,12 @@ class _Sibling:
         self._due_at = time.monotonic() + pause
 
 
-def _end(siblings: Sequence[_Sibling]) -> int:
+def _end(siblings: Sequence[_Sibling], stop_seconds_max: float | None) -> int:
     """End all together; the worst of their exit codes."""
     running = [sibling.process for sibling in siblings if sibling.process is not None]
     for process in running:
         process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS_MAX
+    deadline = time.monotonic() + (STOP_SECONDS_MAX if stop_seconds_max is None else stop_seconds_max)
     return max((_ended(process, deadline) for process in running), default=0)
 
 

@@ -6,7 +6,6 @@ Half of one is another picture, or a box.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,25 +21,19 @@ def json_bytes(text: str) -> int:
     return len(msgspec.json.encode(text)) - 2
 
 
-def utf8_bytes(text: str) -> int:
-    """How many bytes a text takes in UTF-8."""
-    return len(text.encode())
-
-
-def cut(text: str, size_max: int, size: Callable[[str], int] = json_bytes) -> str:
+def cut(text: str, size_max: int) -> str:
     """The text itself where it fits; else as many of its characters as fit together with an ellipsis; else nothing.
 
     Args:
-        size_max: how much the result may take.
-        size: what a piece takes. The size of two pieces together must be the sum of theirs, and at least 1 for each code point.
+        size_max: how many bytes of JSON the result may take.
     """
-    if len(text) <= size_max and size(text) <= size_max:
+    if len(text) <= size_max and json_bytes(text) <= size_max:
         return text
-    left = size_max - size(ELLIPSIS)
+    left = size_max - json_bytes(ELLIPSIS)
     end = 0
     # No more than `size_max` code points can fit. The last cluster of the slice may lack its end, and never fits.
     for found in _GRAPHEME.finditer(text[: max(size_max, 0)]):
-        left -= size(found[0])
+        left -= json_bytes(found[0])
         if left < 0:
             break
         end = found.end()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from engine.channels.channel import Job, key_of
+from engine.channels.channel import Job, claim_key_of, key_of
 from engine.channels.sealed import Sealer
 
 NAME: Final = "seamark"
@@ -30,6 +30,8 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Args:
         attempt: as in the job, and the tries of its former lives.
         category: of the notification, which a wish to get no more holds for.
+        trace: of the notification, as in the job.
+        tries_before: of these attempts those of former lives. Messages from before this was said have none of the last two.
     """
 
     tenant: str
@@ -39,11 +41,18 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     target: str
     attempt: int
     category: str
+    trace: str = ""
+    tries_before: int = 0
 
     @property
     def key(self) -> str:
         """The key of the job."""
         return key_of(self.tenant, self.id, self.user, self.channel, self.target)
+
+    @property
+    def claim_key(self) -> str:
+        """What the claim of the job is named by."""
+        return claim_key_of(self.key, self.tries_before)
 
 
 class References(Sealer[Reference]):
@@ -55,7 +64,8 @@ class References(Sealer[Reference]):
     def of(self, job: Job) -> str:
         """The reference of a job's try.
 
-        A category that is too long beside long names is left out: a wish to get no more then holds for everything.
+        What is too long beside long names is left out: the trace first, of which only a span is missing then, and then the
+        category: a wish to get no more then holds for everything.
         """
         what = Reference(
             tenant=job.tenant,
@@ -65,11 +75,15 @@ class References(Sealer[Reference]):
             target=job.target,
             attempt=job.tries_before + job.attempt,
             category=job.category,
+            trace=job.trace,
+            tries_before=job.tries_before,
         )
-        try:
-            return self.make(what)
-        except ValueError:
-            return self.make(replace(what, category=""))
+        for shorter in (what, replace(what, trace="")):
+            try:
+                return self.make(shorter)
+            except ValueError:
+                continue
+        return self.make(replace(what, trace="", category=""))
 
 
 def pieces(reference: str, chars_max: int) -> dict[str, str]:

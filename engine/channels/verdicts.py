@@ -17,6 +17,11 @@ RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
 """No provider that is asked to send at once is waited for any longer; it may have said nonsense."""
 
 
+PROVEN_SECONDS: Final = 60.0
+"""For so long after a provider has taken something our key is right, whatever it answers to another target: whoever chooses a
+target, or is one, must not stop a provider for everybody."""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What an answer means. The members are those of `Outcome`."""
 

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from engine.controls.document import Change, Document
+from engine.postgres import Connection
 from engine.tasks import end_if_cancelled
 from seamark.backoff import Backoff
 
@@ -65,6 +66,11 @@ async def write(connection: asyncpg.Connection[Any], changes: Sequence[Change]) 
         for each in changes
     ]  # fmt: skip
     await connection.executemany(_WRITE, rows, timeout=QUERY_SECONDS)
+    await forget_old(connection)
+
+
+async def forget_old(connection: Connection | asyncpg.Connection[Any]) -> None:
+    """Let rows go that are too old. Raises as `write`."""
     await connection.execute(_FORGET, KEPT_DAYS, timeout=QUERY_SECONDS)
 
 

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 from engine.directory.changing import Directory
 from engine.directory.contacts import Addressed
-from engine.directory.suppressions import users_of
+from engine.directory.suppressions import Chosen, find_chosen, lift_chosen, users_of
+from engine.limits import SUPPRESSIONS_PER_REQUEST
 from engine.postgres import Connection, asking
 
 
@@ -36,3 +37,19 @@ async def changing_suppressions(
         async with directory.changing(tenant, since, seconds) as change:
             for user in since:
                 change.touch(user)
+
+
+async def lift_some(directory: Directory, tenant: str, chosen: Chosen, seconds: float) -> tuple[int, bool]:
+    """Lift up to `SUPPRESSIONS_PER_REQUEST` of the suppressions that are meant; how many, and whether there may be more.
+
+    Raises:
+        StoreUnavailable: no answer in time; they may be lifted or not. It may be asked again.
+    """
+    async with asking(directory.pool, seconds) as connection:
+        found = await find_chosen(connection, tenant, chosen, SUPPRESSIONS_PER_REQUEST)
+    if not found:
+        return 0, False
+    addresses = [(one.channel, one.address) for one in found]
+    async with changing_suppressions(directory, tenant, addresses, seconds) as connection:
+        lifted = await lift_chosen(connection, tenant, chosen, [one.id for one in found])
+    return lifted, len(found) == SUPPRESSIONS_PER_REQUEST

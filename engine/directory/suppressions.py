@@ -17,7 +17,7 @@ import msgspec
 from engine.directory.contacts import Addressed, address_hash, normalized
 from engine.plan import profile
 from engine.plan.profile import SCOPE_ALL
-from engine.postgres import Connection
+from engine.postgres import Connection, transposed
 from seamark.protocol.limits import LABEL_CHARS_MAX
 
 REASON: Final = r"^[a-z][a-z0-9_]{0,63}$(?!\n)"
@@ -78,6 +78,30 @@ class StoredSuppression(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
 
 
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which suppressions are meant; what is not said does not matter.
+
+    Args:
+        source: the beginning of it: `relay` means `relay 550/5.1.1`, too.
+        since, until: when they were made: from then on, and before.
+    """
+
+    reason: Reason
+    channel: Addressed | None = None
+    source: Source | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where it means opt-outs, or a time has no offset."""
+        if self.reason == profile.OPTED_OUT:
+            raise ValueError("`reason` is a legal opt-out: each of them is lifted by itself, by its id")
+        for name in ("since", "until"):
+            at = getattr(self, name)
+            if at is not None and at.tzinfo is None:
+                raise ValueError(f"`{name}` needs an offset, as in 2026-01-31T12:00:00Z")
+
+
 def id_of(hash: bytes, scope: str) -> bytes:
     """The name of the suppression of an address and scope."""
     return hashlib.sha256(hash + scope.encode()).digest()
@@ -112,8 +136,25 @@ SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND id > $2 AND {_COUNTS} 
 ORDER BY id LIMIT $3
 """
 
+_CHOSEN: Final = f"""
+{{verb}} FROM suppressions WHERE tenant = $1 AND {_COUNTS} AND reason = $2 AND ($3::text IS NULL OR channel = $3)
+    AND ($4::text IS NULL OR starts_with(source, $4)) AND ($5::timestamptz IS NULL OR created_at >= $5)
+    AND ($6::timestamptz IS NULL OR created_at < $6)
+"""
+_FIND_CHOSEN: Final = _CHOSEN.format(verb=f"SELECT {_COLUMNS}") + "ORDER BY id LIMIT $7"
+_COUNT_CHOSEN: Final = _CHOSEN.format(verb="SELECT count(*)")
+_LIFT_CHOSEN: Final = _CHOSEN.format(verb="DELETE") + "AND id = ANY($7) RETURNING id"
+
 _OF_ADDRESSES: Final = f"""
 SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND address_hash = ANY($2) AND {_COUNTS} ORDER BY scope
+"""
+
+# `place` says for whom; that a user's two addresses are suppressed is one answer.
+_OF_USERS: Final = f"""
+SELECT a.place, s.channel, s.reason, s.scope, s.expires_at
+FROM unnest($1::int[], $2::text[], $3::bytea[]) AS a (place, tenant, address_hash)
+    JOIN suppressions s USING (tenant, address_hash)
+WHERE {_COUNTS} ORDER BY s.scope
 """
 
 
@@ -166,14 +207,22 @@ async def find_suppressions(
     return [_stored(row) for row in await connection.fetch(_OF_ADDRESSES, tenant, hashes)]
 
 
-async def of_addresses(
-    connection: Connection, tenant: str, addresses: Mapping[Addressed, str]
-) -> tuple[profile.Suppression, ...]:
-    """The same as a profile holds them."""
-    return tuple(
-        profile.Suppression(one.channel, one.reason, one.scope, one.expires_at)
-        for one in await find_suppressions(connection, tenant, addresses)
-    )
+async def of_users(
+    connection: Connection, addresses: Sequence[tuple[int, str, bytes]]
+) -> dict[int, tuple[profile.Suppression, ...]]:
+    """Suppressions that count now, as profiles hold them.
+
+    Args:
+        addresses: whose each is, by a number; its tenant; its hash.
+
+    Returns:
+        those of each number that has some.
+    """
+    found: dict[int, tuple[profile.Suppression, ...]] = {}
+    for row in await connection.fetch(_OF_USERS, *transposed(addresses)) if addresses else ():
+        one = profile.Suppression(row["channel"], row["reason"], row["scope"], row["expires_at"])
+        found[row["place"]] = (*found.get(row["place"], ()), one)
+    return found
 
 
 async def find_suppression(connection: Connection, tenant: str, id: str) -> StoredSuppression | None:
@@ -190,6 +239,26 @@ async def lift_suppression(connection: Connection, tenant: str, id: str) -> Stor
         f"DELETE FROM suppressions WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}", tenant, bytes.fromhex(id)
     )
     return None if row is None else _stored(row)
+
+
+async def find_chosen(connection: Connection, tenant: str, chosen: Chosen, limit: int) -> list[StoredSuppression]:
+    """At most `limit` of the suppressions that are meant, and count now."""
+    return [_stored(row) for row in await connection.fetch(_FIND_CHOSEN, tenant, *_said(chosen), limit)]
+
+
+async def count_chosen(connection: Connection, tenant: str, chosen: Chosen) -> int:
+    """How many suppressions are meant, and count now."""
+    return int(await connection.fetchval(_COUNT_CHOSEN, tenant, *_said(chosen)))
+
+
+async def lift_chosen(connection: Connection, tenant: str, chosen: Chosen, ids: Sequence[str]) -> int:
+    """Delete those of these ids that are still what was meant; how many they were."""
+    rows = await connection.fetch(_LIFT_CHOSEN, tenant, *_said(chosen), [bytes.fromhex(id) for id in ids])
+    return len(rows)
+
+
+def _said(chosen: Chosen) -> tuple[Any, ...]:
+    return chosen.reason, chosen.channel, chosen.source, chosen.since, chosen.until
 
 
 def _stored(row: Any) -> StoredSuppression:

@@ -16,12 +16,13 @@ import msgspec
 
 from engine.directory.changes import Change
 from engine.directory.changing import check_version
+from engine.directory.sealing import PLAIN, Seal
 from engine.directory.users import checked_user_id
 from engine.directory.webhook_urls import check_url
 from engine.errors import LimitReached
 from engine.limits import WEBHOOKS_PER_TENANT, WEBHOOKS_PER_USER
 from engine.plan.patterns import check_pattern
-from engine.postgres import Connection
+from engine.postgres import Connection, Pool, asking
 from seamark.protocol.limits import EVENT_TYPE_BYTES_MAX
 
 PREFIX: Final = "whsec_"
@@ -153,6 +154,17 @@ ORDER BY id LIMIT $3
 """
 
 
+SECRETS_AT_ONCE: Final = 200
+"""Rows that are held while their secrets are sealed anew: some milliseconds."""
+
+_SECRETS_PAGE: Final = """
+SELECT tenant, id, secret, previous_secret FROM webhook_endpoints WHERE (tenant, id) > ($1, $2)
+ORDER BY tenant, id LIMIT $3 FOR UPDATE
+"""
+
+_SEAL_ANEW: Final = "UPDATE webhook_endpoints SET secret = $3, previous_secret = $4 WHERE tenant = $1 AND id = $2"
+
+
 async def find_endpoint(connection: Connection, tenant: str, id: str) -> WebhookEndpoint | None:
     """The endpoint of this id."""
     row = await connection.fetchrow(
@@ -168,8 +180,8 @@ async def page_of_endpoints(
     return [_endpoint(row) for row in await connection.fetch(_PAGE, tenant, after, limit, user)]
 
 
-async def create_endpoint(change: Change, new: NewEndpoint) -> tuple[WebhookEndpoint, str]:
-    """Make an endpoint; it, and its secret, which is not told again.
+async def create_endpoint(change: Change, new: NewEndpoint, seal: Seal = PLAIN) -> tuple[WebhookEndpoint, str]:
+    """Make an endpoint; it, and its secret, which is not told again, and stored as `seal` has it.
 
     Raises:
         LimitReached: the tenant, or the user, has as many as there may be.
@@ -180,7 +192,8 @@ async def create_endpoint(change: Change, new: NewEndpoint) -> tuple[WebhookEndp
         raise LimitReached(f"{whose} may have {most} webhook endpoints: delete one first")
     secret = new.secret or make_secret()
     id = f"wh_{secrets.token_hex(12)}"
-    args = change.tenant, id, new.user, new.url, secret, list(new.types), new.state
+    stored = seal.close(secret, change.tenant, id)
+    args = change.tenant, id, new.user, new.url, stored, list(new.types), new.state
     made = _endpoint(await change.connection.fetchrow(_INSERT, *args))
     change.made |= new.user is None
     return made, secret
@@ -203,7 +216,7 @@ async def replace_endpoint(
 
 
 async def rotate_secret(
-    change: Change, id: str, secret: str | None, expected: int | None = None
+    change: Change, id: str, secret: str | None, expected: int | None = None, seal: Seal = PLAIN
 ) -> tuple[WebhookEndpoint, str] | None:
     """Make another secret the first one; the one before stays good until `retire_secret`. None: there is no such endpoint.
 
@@ -213,7 +226,7 @@ async def rotate_secret(
     if await _expected(change, id, expected) is None:
         return None
     new = secret or make_secret()
-    row = await change.connection.fetchrow(_ROTATE, change.tenant, id, new)
+    row = await change.connection.fetchrow(_ROTATE, change.tenant, id, seal.close(new, change.tenant, id))
     return None if row is None else (_endpoint(row), new)  # its user may be being deleted
 
 
@@ -243,6 +256,35 @@ async def delete_endpoint(change: Change, id: str, expected: int | None = None) 
         )
         change.made |= there.user is None
     return there
+
+
+async def seal_anew(pool: Pool, seal: Seal) -> tuple[int, int]:
+    """Store all secrets as `seal` stores them now: how many endpoints there are, and of how many they were stored otherwise.
+
+    Their versions stay: for receivers nothing changes. It may be ended and begun again at any moment.
+
+    Raises:
+        StoreBroken: one is sealed by a key that `seal` has not.
+        StoreUnavailable: PostgreSQL does not answer.
+    """
+    seen = changed = 0
+    after = ("", "")
+    while True:
+        async with asking(pool) as connection, connection.transaction():
+            rows = await connection.fetch(_SECRETS_PAGE, *after, SECRETS_AT_ONCE)
+            for row in rows:
+                after = (row["tenant"], row["id"])
+                stored = (row["secret"], row["previous_secret"])
+                if all(one is None or seal.is_newest(one) for one in stored):
+                    continue
+                opened = [None if one is None else seal.open(one, *after) for one in stored]
+                await connection.execute(
+                    _SEAL_ANEW, *after, *(None if one is None else seal.close(one, *after) for one in opened)
+                )
+                changed += 1
+        seen += len(rows)
+        if len(rows) < SECRETS_AT_ONCE:
+            return seen, changed
 
 
 async def _expected(change: Change, id: str, expected: int | None) -> WebhookEndpoint | None:

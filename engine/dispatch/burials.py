@@ -9,7 +9,7 @@ import structlog
 from engine import metrics
 from engine.broker import wire
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
-from engine.dispatch.rounds import Dead, plan
+from engine.dispatch.rounds import Dead, Planned, plan
 from engine.dispatch.source import EventSource
 from engine.errors import ApiError, BrokerError, Unanswered
 from engine.letters.headers import header_text
@@ -17,11 +17,15 @@ from engine.limits import APPEND_BUDGET_SECONDS, LETTER_SECONDS
 from engine.log.incarnations import stream_of
 from engine.log.marks import Mark
 from engine.log.stalls import Stall
+from engine.log.writer import Missing
 from engine.partition.reader import PartitionReader, Phase
 from engine.partition.worker import delivered
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, dead_letter_subject
 
 _log = structlog.get_logger("seamark.dispatcher")
+
+NEITHER = "when it came there was room neither in LATER nor for the letters of what finds none there"
+"""Why events are not put off while such letters are missing."""
 
 RETRY_SECONDS = 5.0
 """How often letters that could not be stored are tried again."""
@@ -34,8 +38,12 @@ class Burials:
     letters are missing. Once letters can be stored again, the events from there on are read again and buried. A letter that is
     stored already is not stored twice.
 
+    An event that LATER has no room for would not look dead then. So from the first such event on none is put off, until all
+    letters are stored: whichever is found there and was not due is dead.
+
     Attributes:
         first: the first event whose letter may be missing; None: no letter is missing.
+        refused: the first of those from which on nothing is put off; None: events are put off.
     """
 
     def __init__(self, broker: Broker, event_partition: int, source: EventSource) -> None:
@@ -46,11 +54,19 @@ class Burials:
         self._last = 0
         self._stall: Stall | None = None
         self.first: int | None = None
+        self.refused: int | None = None
+
+    @property
+    def missing(self) -> Missing:
+        """What the home mark has to say of it."""
+        return Missing(self.first, self.refused)
 
     def take_over(self, events_epoch: str, mark: Mark | None) -> None:
         """Go on from what the home mark says. `events_epoch` is the incarnation of EVENTS it counts in."""
         self._epoch = events_epoch
-        self.first, self._last = (None, 0) if mark is None else (mark.unburied, mark.seq)
+        self.first, self.refused, self._last = (
+            (None, None, 0) if mark is None else (mark.unburied, mark.refused, mark.seq)
+        )
 
     async def bury(self, dead: Dead) -> None:
         """Store the letter, or leave its event to be buried later: at once where there is no room, else after 2 s of trying."""
@@ -63,6 +79,12 @@ class Burials:
                 self.first = seq
                 self._report(error)
         self._last = max(self._last, seq)
+
+    def refuse(self, first: int, last: int) -> None:
+        """Leave events that cannot be put off, as there is no room for their letters; from then on none is put off."""
+        self.first = first if self.first is None else self.first
+        self.refused = first if self.refused is None else self.refused
+        self._last = max(self._last, last)
 
     async def tend(self, reader: PartitionReader) -> None:
         """Bury the events that were left, for as long as `reader` owns the partition; ends by cancellation."""
@@ -97,14 +119,22 @@ class Burials:
             page = await self._page(self.first, last)
             for stored in page:
                 self.first = stored.seq
-                if isinstance(found := plan(delivered(stored), epoch), Dead):
+                found = plan(delivered(stored), epoch)
+                if (
+                    isinstance(found, Planned)
+                    and found.later
+                    and self.refused is not None
+                    and stored.seq >= self.refused
+                ):
+                    found = no_room(found, NEITHER)
+                if isinstance(found, Dead):
                     await store_letter(self._broker, found, self._q, epoch)
                 if self._epoch != epoch:
                     return  # the partition was taken over meanwhile, in another incarnation of EVENTS
                 self.first = stored.seq + 1
             if not page:
                 self.first = last + 1
-        self.first = None
+        self.first = self.refused = None
         _log.info("dead_letters_stored_again", partition=self._q)
 
     async def _page(self, seq: int, last: int) -> list[Stored]:
@@ -131,6 +161,12 @@ class Burials:
         if self._stall is not None:
             self._stall.over()
             self._stall = None
+
+
+def no_room(event: Planned, why: str) -> Dead:
+    """An event that is not due, and cannot wait in LATER."""
+    assert event.later is not None
+    return Dead(event.later, "later_full", why)
 
 
 async def store_letter(

@@ -11,9 +11,11 @@ from redis.asyncio import Redis
 from engine.broker.jetstream import Broker
 from engine.cancels import Cancels, watching
 from engine.controls.watching import WatchedControls
+from engine.dispatch.absence import Absence
 from engine.dispatch.claims import Claims
 from engine.dispatch.due import DueWorker
 from engine.dispatch.relay import relaying
+from engine.dispatch.room import Shares
 from engine.dispatch.source import EVENTS, SOURCES, EventSource
 from engine.dispatch.turns import Turns
 from engine.dispatch.worker import DispatchWorker
@@ -22,7 +24,7 @@ from engine.limits import PIN_TIMEOUT_SECONDS
 from engine.log.incarnations import read_partitions, stream_of
 from engine.partition.head import read_pin_timeout
 from engine.partition.reader import PartitionReader
-from engine.tasks import run_until
+from engine.tasks import run_until, together
 from seamark.protocol.subjects import LATER_STREAM, log_stream
 
 _log = structlog.get_logger("seamark.dispatcher")
@@ -38,6 +40,7 @@ class Dispatcher:
         sources: where events come from.
         cancels: which transactions are cancelled; None: none is.
         controls: while a source's lane is paused, nothing of it is dispatched.
+        shares: how much each tenant has put off; None: it is not counted.
     """
 
     def __init__(
@@ -49,16 +52,17 @@ class Dispatcher:
         sources: Sequence[EventSource] = SOURCES,
         cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
+        shares: Shares | None = None,
         pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS,
     ) -> None:
         self._broker = broker
-        self._claims = claims
+        self._claims, self._shares = claims, shares
         named = (*(source.stream for source in sources), LATER_STREAM, *map(log_stream, range(partitions)))
         self._streams = list(dict.fromkeys(named))
         turns = Turns()
         self._workers = [
             (DueWorker if source.due else DispatchWorker)(
-                broker, claims, q, partitions, source, turns, cancels, controls
+                broker, claims, q, partitions, source, turns, cancels, controls, shares
             )
             for source in sources
             for q in range(partitions)
@@ -79,6 +83,8 @@ class Dispatcher:
                     tasks.create_task(worker.burials.tend(reader), name=f"bury {worker.name}")
         finally:
             await self._claims.close()
+            if self._shares is not None:
+                await self._shares.close()
 
     async def _watch_epochs(self) -> None:
         """A stream restored or re-created under a running dispatcher: positions have to be read, and translated, anew."""
@@ -117,6 +123,13 @@ async def run(
     pin_timeout = await read_pin_timeout(broker, EVENTS.partition(0))
     async with relaying(broker.settings, count), watching(broker) as cancels:
         work = Dispatcher(
-            broker, Claims(redis), count, cancels=cancels, controls=controls, pin_timeout_seconds=pin_timeout
+            broker,
+            Claims(redis),
+            count,
+            cancels=cancels,
+            controls=controls,
+            shares=Shares(redis),
+            pin_timeout_seconds=pin_timeout,
         )
-        await run_until(stop, work.run(), name="dispatcher")
+        works = {"dispatch": work.run(), "absence": Absence(broker, redis).watch()}
+        await run_until(stop, together(works), name="dispatcher")

@@ -7,7 +7,6 @@ the wake-up before, and before this one in the stream, is due. A schedule that i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -15,10 +14,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.broker import wire
-from engine.broker.answers import WATERMARK_KEY
-from engine.broker.jetstream import Broker, Outgoing, Stored, StreamState
+from engine.broker.jetstream import Broker, Outgoing, Stored
 from engine.errors import Unanswered
-from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, LATER_SUBJECTS_MAX, PULL_BYTES
+from engine.limits import BATCH_MESSAGES_MAX, DUE_SECONDS, PULL_BYTES
 from engine.partition.worker import Delivered
 from seamark.protocol.cursor import Cursor, parse_cursor
 from seamark.protocol.errors import SeamarkError
@@ -83,16 +81,6 @@ class PutOff(msgspec.Struct, frozen=True, gc=False):
             lines.append(b"tracestate:%b" % self.accepted.tracestate)
         subject = waiting_subject(self.accepted.at.partition, self.tenth, self.accepted.at.tenant_token)
         return Outgoing(subject, self.event.payload, b"\r\n".join([*lines, b""]))
-
-
-def full(later: StreamState) -> str | None:
-    """Why LATER takes no more events; None: it takes some."""
-    most = int(later.metadata.get(WATERMARK_KEY, sys.maxsize))
-    if later.bytes >= most:
-        return f"{later.name} holds {later.bytes} of {most} bytes: publish the event when it is due"
-    if later.subjects >= LATER_SUBJECTS_MAX:
-        return f"events wait for {LATER_SUBJECTS_MAX} different times: publish the event when it is due"
-    return None
 
 
 def put_off(event: Delivered, accepted: Accepted, send_at: datetime, positions: Sequence[str], now: datetime) -> PutOff:

@@ -33,6 +33,12 @@ _MESSAGE_OVERHEAD_BYTES = 512
 """Protocol line, subject and batch headers of one message, generously."""
 
 
+STEP_BYTES = 16 << 10
+"""Of the body of an event: a larger one may be for so many users that it is planned by steps."""
+
+STEP_RECIPIENTS = 1000
+"""Recipients for whom records are made at a time: 2 ms on an idle core."""
+
 End = tuple[int, str | None]
 """Where a round leaves its places: behind a message, or behind a part of it."""
 
@@ -128,9 +134,15 @@ class Round:
 
 def rounds(batch: Iterable[Delivered], epoch: str, spans: Spans | None = None) -> Iterator[Round]:
     """Cut a pulled batch into rounds whose home batch is usually one atomic batch. `spans`: says which events are followed."""
+    return (round_ for round_ in rounds_by_steps(batch, epoch, spans) if round_ is not None)
+
+
+def rounds_by_steps(batch: Iterable[Delivered], epoch: str, spans: Spans | None = None) -> Iterator[Round | None]:
+    """The same. None: something else may be done before an event for very many users is planned any further."""
     current, records = Round(), 0
     for event in batch:
-        outcome = plan(event, epoch, spans)
+        recipients = (yield from events.recipients_by_steps(event.payload)) if len(event.payload) > STEP_BYTES else None
+        outcome = plan(event, epoch, spans, recipients)
         size = 1 if isinstance(outcome, Dead) else len(outcome.accepted.recipients)
         if records and records + size >= BATCH_MESSAGES_MAX:
             yield current
@@ -168,7 +180,9 @@ def due_rounds(page: Page, wake_up: Delivered, *, last: bool, spans: Spans | Non
     yield current
 
 
-def plan(event: Delivered, epoch: str, spans: Spans | None = None) -> Planned | Dead:
+def plan(
+    event: Delivered, epoch: str, spans: Spans | None = None, recipients: list[Recipient] | None = None
+) -> Planned | Dead:
     """Check one event in every respect that could fail; afterwards only passing failures remain.
 
     Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
@@ -176,7 +190,7 @@ def plan(event: Delivered, epoch: str, spans: Spans | None = None) -> Planned | 
 
     def checked() -> Planned | Dead:
         stored_at = datetime.fromtimestamp(event.time_nanoseconds / 1e9, UTC)
-        planned = _planned(event, Cursor(epoch, event.seq), stored_at, spans)
+        planned = _planned(event, Cursor(epoch, event.seq), stored_at, spans, recipients)
         send_at = planned.accepted.event.send_at
         if send_at is None or send_at <= stored_at:
             return planned
@@ -203,7 +217,9 @@ def plan_due(stored: Stored, wake_up: Delivered, spans: Spans | None = None) -> 
     return _survived(event, checked)
 
 
-def _planned(event: Delivered, place: Cursor, at: datetime, spans: Spans | None) -> Planned:
+def _planned(
+    event: Delivered, place: Cursor, at: datetime, spans: Spans | None, recipients: list[Recipient] | None = None
+) -> Planned:
     """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
     headers = event.headers
     traceparent = wire.header(headers, b"traceparent")
@@ -212,6 +228,7 @@ def _planned(event: Delivered, place: Cursor, at: datetime, spans: Spans | None)
         event.payload,
         traceparent,
         wire.header(headers, b"tracestate") if traceparent else None,
+        recipients,
     )
     follow = None
     if spans is not None:
@@ -237,19 +254,32 @@ def _survived(event: Delivered, checked: Callable[[], Planned | Dead]) -> Planne
         return Dead(event, "internal", f"{type(error).__name__} while planning")
 
 
-def fan_out(planned: Iterable[Planned], partitions: int) -> dict[Place, list[Entry | PutOff]]:
+Entries = dict[Place, list[Entry | PutOff]]
+
+
+def fan_out(planned: Iterable[Planned], partitions: int) -> Entries:
     """The records of each partition, by event and then by recipient's token: the order marks count in."""
-    entries: dict[Place, list[Entry | PutOff]] = {}
+    entries: Entries = {}
+    for _ in fan_out_by_steps(planned, partitions, entries):
+        pass
+    return entries
+
+
+def fan_out_by_steps(planned: Iterable[Planned], partitions: int, entries: Entries) -> Iterator[None]:
+    """The same, into `entries`; between two steps, which take some milliseconds at most, something else may be done."""
     for event in planned:
         at, recipients = event.accepted.at, event.accepted.recipients
         if len(recipients) == 1 and recipients[0].token == at.key_token:
             # A personal event's key is its user: the server has hashed these very tokens.
-            places = [at.partition]
-        else:
-            places = partitions_of(at.tenant_token, [recipient.token for recipient in recipients], partitions)
-        for recipient, partition in zip(recipients, places, strict=True):
-            entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
-    return entries
+            entries.setdefault(at.partition, []).append(Entry(event.seq, recipients[0], event))
+            continue
+        for start in range(0, len(recipients), STEP_RECIPIENTS):
+            if start:
+                yield
+            some = recipients[start : start + STEP_RECIPIENTS]
+            places = partitions_of(at.tenant_token, [recipient.token for recipient in some], partitions)
+            for recipient, partition in zip(some, places, strict=True):
+                entries.setdefault(partition, []).append(Entry(event.seq, recipient, event))
 
 
 def not_covered(entries: Sequence[Entry | PutOff], mark: Mark) -> list[Entry | PutOff]:

@@ -23,17 +23,19 @@ from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.clock import BrokerClock
-from engine.dispatch.later import PutOff, full, put_off, with_schedules
+from engine.dispatch.later import PutOff, put_off, with_schedules
+from engine.dispatch.room import Shares, without_room
 from engine.dispatch.rounds import (
     Dead,
     End,
+    Entries,
     Entry,
     Planned,
     Round,
     batches,
-    fan_out,
+    fan_out_by_steps,
     not_covered,
-    rounds,
+    rounds_by_steps,
 )
 from engine.dispatch.source import EVENTS, LATER, LATER_PLACE, EventSource, Place, stream_at
 from engine.dispatch.spans import RoundSpans, followed_dead, traced
@@ -54,7 +56,7 @@ from engine.log.incarnations import (
 )
 from engine.log.marks import Mark, MarkedStream, PlacedMark
 from engine.log.stalls import CLAIMS, Stall
-from engine.log.writer import MarkedWriter, Ownership, read_mark
+from engine.log.writer import NONE_MISSING, MarkedWriter, Ownership, read_mark
 from engine.partition.worker import Delivered
 from engine.tasks import end_if_cancelled, together
 from engine.topology import server as topology
@@ -97,8 +99,10 @@ class DispatchWorker:
         turns: Turns | None = None,
         cancels: Cancels | None = None,
         controls: WatchedControls | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._cancels = cancels
+        self._shares = shares
         self._broker = broker
         self._claims = claims
         self._q = event_partition
@@ -216,9 +220,14 @@ class DispatchWorker:
     async def handle(self, batch: list[Delivered]) -> None:
         """Append the records of a batch of events, round by round."""
         with self._turns.work(self._source):
-            for round_ in rounds(batch, self._ownership.source_epoch, self._spans):
-                await self._until_resumed()
-                await self._settle_round(round_)
+            await self._turns.pause(self._source)
+            for round_ in rounds_by_steps(batch, self._ownership.source_epoch, self._spans):
+                if round_ is None:
+                    await asyncio.sleep(0)
+                else:
+                    await self._until_resumed()
+                    await self._settle_round(round_)
+                await self._turns.pause(self._source)
 
     async def _until_resumed(self) -> None:
         """Wait while the lane is paused: the events stay where they are, and so does the position."""
@@ -229,11 +238,11 @@ class DispatchWorker:
 
     async def pass_over(self, seq: int) -> None:
         """Move the home mark to `seq`: no event is left up to there. It says from which event on dead letters are missing now."""
-        home, unburied = self._writers[self._q], self.burials.first
+        home, missing = self._writers[self._q], self.burials.missing
         if seq >= home.mark.next_seq:
-            await home.append([], seq, unburied=unburied)
-        elif unburied != home.mark.unburied:
-            await home.append([], home.mark.seq, home.mark.user, unburied=unburied)
+            await home.append([], seq, missing=missing)
+        elif missing != (home.mark.unburied, home.mark.refused):
+            await home.append([], home.mark.seq, home.mark.user, missing=missing)
 
     async def _settle_round(self, round_: Round) -> None:
         self._followed = traced(self._spans, self._source, self._q, self._ownership.source_epoch, round_.planned)
@@ -254,7 +263,10 @@ class DispatchWorker:
         now = [event for event in planned if event.later is None] if later else planned
         look = Withholding(self._cancels, now)
         await look.look()
-        entries = fan_out(now, self._partitions)
+        entries: Entries = {}
+        for _ in fan_out_by_steps(now, self._partitions, entries):
+            await asyncio.sleep(0)
+            await self._turns.pause(self._source)
         if later:
             time_there = datetime.fromtimestamp(await self._clock.now(), UTC)
             entries[LATER_PLACE] = [self._put_off(event, time_there) for event in later]
@@ -292,23 +304,15 @@ class DispatchWorker:
         """
         try:
             kept = (await self._writer(LATER_PLACE)).mark
-            why = full(await stream_of(self._broker, LATER.stream))
+            later = await stream_of(self._broker, LATER.stream)
         except PartitionStopped:
             self._faulty.add(LATER_PLACE)
             raise
-        planned = []
-        for event in round_.planned:
-            if event.later is None:
-                planned.append(event)
-            elif kept.covers(event.seq, ""):
-                continue
-            elif why is None:
-                planned.append(event)
-            else:
-                # It is not left for later, as others are: read again, it would look like one that can be put off.
-                await self._bury_now(dead := Dead(event.later, "later_full", why))
-                round_.dead.append(dead)
-        return planned
+        new = [event for event in round_.planned if event.later is not None and not kept.covers(event.seq, "")]
+        dead = await without_room(new, later, self._shares, self.burials, self._bury_now)
+        round_.dead += dead.values()
+        goes_on = {event.seq for event in new} - dead.keys()
+        return [event for event in round_.planned if event.later is None or event.seq in goes_on]
 
     def _put_off(self, event: Planned, now: datetime) -> PutOff:
         claim, send_at = self._claim(event), event.accepted.event.send_at
@@ -343,9 +347,9 @@ class DispatchWorker:
                 await look.look_if_old()
                 batch = next(due)
                 if batch.messages or place == self._q:
-                    unburied, until = self.burials.first if place == self._q else None, look.until
+                    gone = self.burials.missing if place == self._q else NONE_MISSING
                     messages = with_schedules(batch.messages) if place == LATER_PLACE else batch.messages
-                    await writer.append(messages, batch.seq, batch.user, unburied=unburied, until=until)
+                    await writer.append(messages, batch.seq, batch.user, missing=gone, until=look.until)
             if (batch.seq, batch.user) == end:
                 break
         if self._followed is not None:

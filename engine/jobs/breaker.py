@@ -66,6 +66,10 @@ class Breaker(msgspec.Struct, frozen=True):
         """With a send that has begun: if it was open, this is the probe."""
         return self if self.state == "closed" else replace(self, state="half_open", until=now + PROBE_SECONDS)
 
+    def unbegun(self, now: float) -> Breaker:
+        """With a send that did not come to be: if it was the probe, another one may begin."""
+        return replace(self, state="open", until=now) if self.state == "half_open" else self
+
     def told(self, outcome: Outcome, now: float) -> Breaker:
         """With what came of a send. Only what is the provider's or our set-up's doing counts: a wrong address is the job's."""
         if outcome.kind == "config":

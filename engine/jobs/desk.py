@@ -119,6 +119,9 @@ class Desk(Protocol):
     async def turn(self, job: Job, send: Send) -> float:
         """Take a token; else in how many seconds to ask again, because the breaker is open or the bucket empty."""
 
+    def unused(self, send: Send) -> None:
+        """The turn that was taken for this comes to no try."""
+
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         """Try it."""
 

@@ -29,6 +29,18 @@ def digest_id(key: str, round: int = 1) -> str:
     return f"{_PREFIX}{key}" if round == 1 else f"{_PREFIX}{key}/{round}"
 
 
+def is_digest(id: str) -> bool:
+    """Whether this may be the id of a digest's job. An event may have such an id, too."""
+    return id.startswith(_PREFIX)
+
+
+def key_in(id: str) -> str:
+    """The key in the id of a digest's job, in whatever round."""
+    key = id.removeprefix(_PREFIX)
+    before, _, last = key.rpartition("/")
+    return before if last.isdecimal() else key
+
+
 def with_members(job: Job, claim: Claim | None) -> Job:
     """The job with what is settled about it."""
     if claim is None or claim.members is None:

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from engine import failpoints
 from engine.channels.channel import Job
+from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.claims import (
     CLAIM_CONFIRMED_SECONDS,
     LET_GO,
@@ -38,10 +39,10 @@ from engine.jobs.claims import (
 )
 from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
 from engine.jobs.digests import next_round, parts_of, with_members
-from engine.jobs.life import AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
-from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
-from engine.jobs.retry import RetryPolicy, in_milliseconds, settle
-from engine.patience import patiently
+from engine.jobs.life import STORE_AWAY_SECONDS, AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
+from engine.jobs.receipts import QUEUED, doubt_receipts, part_receipts, receipts_of
+from engine.jobs.retry import RetryPolicy, in_milliseconds, put_back_seconds, settle
+from engine.patience import passes, patiently
 from engine.tasks import end_if_cancelled
 from seamark.protocol.receipts import Receipt
 
@@ -91,7 +92,14 @@ class Handler:
             look = await self._look(job)
             step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
             if isinstance(step, AskDeliveries):
-                ended = await patiently(self._journal.ended, job, seconds=math.inf)
+                try:
+                    ended = await self._journal.ended(job)
+                except (BrokerError, StoreUnavailable) as error:
+                    if not passes(error):
+                        raise
+                    # They may be folded anew for hours. Whoever needs no answer must not wait for those who do.
+                    pause = put_back_seconds(job.put_backs, STORE_AWAY_SECONDS, random.random())
+                    return await self._put_back(delivery, pause)
                 held_seconds = delivery.held_seconds
                 step = judge(job, delivery.deliveries, look, owner, held_seconds=held_seconds, asked=True, ended=ended)
             match step:
@@ -161,10 +169,11 @@ class Handler:
     async def _end(self, job: Job, go: Go, decided: Send | Over | Split) -> Done:
         """How a job ends that is not tried now."""
         if isinstance(decided, Split):
+            targets = tuple(each.target for each in decided.jobs)
             if job.digest:
                 # Its members must be settled first: who does this again would find others. Its parts follow from the claim.
-                targets = tuple(each.target for each in decided.jobs)
                 return Done(job.attempt, "split", members=decided.members, targets=targets)
+            await self._store(job, part_receipts(job, targets, None, self._clock.now()))
             await patiently(self._queue.add, [replace(each, again=True) for each in decided.jobs], seconds=math.inf)
             return Done(job.attempt, "split")
         members = decided.members or job.members
@@ -201,12 +210,14 @@ class Handler:
                     job.claim_key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
                 )
             except ClaimsUnavailable:
-                return False
-            if look.claim != lease:
+                look = None
+            if look is None or look.claim != lease:
+                self._desk.unused(send)
                 return False
         failpoints.reach("after-lease")
         if time.monotonic() - asked_at > LEASE_SECONDS - SEND_SECONDS:
             # The lease could run out during the try. It was not begun, so it costs no attempt, and leaves no doubt.
+            self._desk.unused(send)
             due = in_milliseconds(self._clock.now())
             said: Waiting | Done = Waiting(
                 lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members

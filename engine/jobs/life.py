@@ -112,8 +112,11 @@ def judge(
 
 
 def may_be_shared(job: Job, deliveries: int, held_seconds: float) -> bool:
-    """Whether somebody else may have worked on this attempt. What he left behind may be gone: lost with the store, or let go."""
-    return deliveries > 1 or job.again or held_seconds > ALONE_SECONDS
+    """Whether somebody else may have worked on this attempt. What he left behind may be gone: lost with the store, or let go.
+
+    A digest has another message for each record that was planned late: by what that one finds its digest may have begun.
+    """
+    return job.digest != "" or deliveries > 1 or job.again or held_seconds > ALONE_SECONDS
 
 
 def _unclaimed(job: Job, deliveries: int, *, ask: bool, ended: Done | None) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -13,7 +14,8 @@ from engine.jobs.life import Doubt
 from seamark.protocol.receipts import Receipt
 
 QUEUED: Final = "queued"
-"""State of a job that is tried again. Like every state of a higher attempt it takes the place of what the attempt before was."""
+"""State of a job that is tried again, or was made by splitting another one. Like every state of a higher attempt it takes the
+place of what the attempt before was."""
 
 AMBIGUOUS: Final = "ambiguous"
 
@@ -25,8 +27,12 @@ ENDED_BY: Final[dict[str, End]] = {"expired": "expired", "cancelled": "cancelled
 
 def _of_each(job: Job, members: Members | None, receipt: Receipt) -> list[Receipt]:
     """The fact of each notification that the job is about."""
-    ids = (job.id,) if not job.digest else members.ids if members is not None else ()
-    return [replace(receipt, id=id) for id in ids]
+    if not job.digest:
+        return [receipt]
+    if members is None:
+        return []
+    attempt = receipt.attempt + members.tried
+    return [replace(receipt, id=id, attempt=attempt, trace=members.traces.get(id)) for id in members.ids]
 
 
 def _receipt(job: Job, state: str, attempt: int, reason: str, at: datetime, outcome: Outcome | None = None) -> Receipt:
@@ -51,6 +57,12 @@ def doubt_receipts(job: Job, doubt: Doubt, at: datetime) -> list[Receipt]:
     return _of_each(job, job.members, _receipt(job, AMBIGUOUS, job.attempt, doubt, at))
 
 
+def part_receipts(job: Job, targets: Sequence[str], members: Members | None, at: datetime) -> list[Receipt]:
+    """That a job to each of these targets waits: stored before they are made, or nobody would miss one that JOBS has lost."""
+    waits = [_receipt(replace(job, target=one), QUEUED, job.attempt, "", at) for one in targets]
+    return [one for fact in waits for one in _of_each(job, members, fact)]
+
+
 def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     """What a claim says, of a digest about each of its members.
 
@@ -63,7 +75,7 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
         # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
         # is the end.
         end = _receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)
-        return _of_each(job, claim.members, end)
+        return _of_each(job, claim.members, end) + part_receipts(job, claim.targets, claim.members, at)
     if outcome is None:
         return []
     reason = outcome.code or outcome.kind

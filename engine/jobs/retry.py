@@ -77,10 +77,13 @@ POLICIES: Final[dict[Channel, RetryPolicy]] = {
     "push": RetryPolicy(_growing(20, 2, 600, 9), (0.5, 1), _HOUR),
     # About 19 tries in 72 h, as mail servers do: RFC 5321 section 4.5.4.1 asks for 30 minutes between tries and 4 to 5 days.
     "email": RetryPolicy(_growing(300, 1.8, 6 * _HOUR, 19), (0.8, 1), 72 * _HOUR),
-    # A handset that is off: three tries in a day; an SMS costs money each time.
+    # Three tries in a day: an SMS costs money each time.
     "sms": RetryPolicy((60, 4 * _HOUR), (0, 1), 24 * _HOUR),
     "webhook": RetryPolicy(DELAYS_SECONDS, (1 - JITTER, 1 + JITTER), 96 * _HOUR, THROTTLED_SECONDS_MIN),
 }
+
+BUSY_PAUSE_SECONDS: Final = 30.0
+"""How long a job waits for which no connection to its provider was free; and up to as long again."""
 
 CONFIG_PAUSE_SECONDS: Final = 300.0
 """How long a job waits while our key or set-up is wrong. A person has to mend it; the breaker tries it with one job at a time."""
@@ -126,17 +129,19 @@ def _waiting(
     job: Job, lease: Leased, outcome: Outcome, policy: RetryPolicy, now: datetime, draw: float, slower: float
 ) -> Waiting | None:
     """The next try; None: there is none left, or no time for one."""
-    ours = outcome.kind == "config"
-    attempt = lease.attempt if ours else lease.attempt + 1
+    # What the target itself brings about costs attempts: there is nobody who mends it.
+    ours = outcome.kind == "config" and outcome.scope != "target"
+    uncounted = ours or not outcome.begun
+    attempt = lease.attempt if uncounted else lease.attempt + 1
     retries_max = (
         policy.tries_max - 1 if outcome.retries_max is None else min(outcome.retries_max, policy.tries_max - 1)
     )
-    if not ours and attempt + lease.lost > retries_max:
+    if not uncounted and attempt + lease.lost > retries_max:
         return None
     tried_at = job.tried_at or now
     pause = (
-        CONFIG_PAUSE_SECONDS * (1 + draw)
-        if ours
+        (CONFIG_PAUSE_SECONDS if ours else BUSY_PAUSE_SECONDS) * (1 + draw)
+        if uncounted
         else policy.pause_seconds(
             attempt,
             draw,
@@ -163,3 +168,18 @@ def _done(job: Job, lease: Leased, outcome: Outcome, end: End) -> Done:
 def in_milliseconds(moment: datetime) -> datetime:
     """The moment as names of schedules and their headers have it, so that it is the same wherever it is read."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+PUT_BACK_SECONDS_MAX: Final = 60.0
+"""How long a job is put back for at most, and up to half as long again. Each time the whole job is written anew."""
+
+
+def put_back_seconds(put_backs: int, first_seconds: float, draw: float) -> float:
+    """How long to put back a job that waits for nobody knows how long: twice as long as the last time, up to a minute.
+
+    Args:
+        put_backs: how often it was put back before in this attempt.
+        first_seconds: how long the first time.
+        draw: 0 ≤ draw < 1, random: many that wait for the same thing do not come back together.
+    """
+    return min(PUT_BACK_SECONDS_MAX, first_seconds * 2.0 ** min(put_backs, 16)) * (1 + draw / 2)

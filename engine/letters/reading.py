@@ -15,6 +15,9 @@ from seamark.protocol.subjects import DEAD_LETTERS_STREAM, encode_token
 SCANNED_MAX: Final = 5_000
 """Letters that one question looks at. Where few of many match, it comes back with less than was asked for, and where to go on."""
 
+SCANNED_BYTES_MAX: Final = 32 << 20
+"""The same in bytes: the broker gives a megabyte at a time, and pages of campaigns are as large each."""
+
 READ_AT_ONCE: Final = 200
 
 
@@ -77,7 +80,7 @@ async def page_of_letters(broker: Broker, wanted: Filter, begin: int, limit: int
         BrokerError: DEAD-LETTERS could not be read.
     """
     found: list[Found] = []
-    scanned, since = 0, wanted.since if begin <= 1 else None
+    scanned, scanned_bytes, since = 0, 0, wanted.since if begin <= 1 else None
     while True:
         page = await broker.next_by_subject(
             DEAD_LETTERS_STREAM, wanted.subject, begin, batch=min(READ_AT_ONCE, 2 * limit), since=since
@@ -92,9 +95,10 @@ async def page_of_letters(broker: Broker, wanted: Filter, begin: int, limit: int
                 if len(found) >= limit:
                     return LetterPage(found, begin)
         scanned += len(page.records)
+        scanned_bytes += sum(len(one.payload) for one in page.records)
         if not page.records:
             return LetterPage(found, None)
-        if scanned >= SCANNED_MAX:
+        if scanned >= SCANNED_MAX or scanned_bytes >= SCANNED_BYTES_MAX:
             return LetterPage(found, begin)
 
 

@@ -13,15 +13,16 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from engine.broker import wire
 from engine.broker.jetstream import Broker
+from engine.broker.refusals import is_final
 from engine.channels.channel import Job
-from engine.errors import ApiError, StoreUnavailable
+from engine.errors import ApiError, Forbidden, StoreUnavailable
 from engine.jobs.claims import Claims, ClaimsUnavailable
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.replays import replayed
@@ -29,6 +30,8 @@ from engine.letters.letter import SUPPRESSED, THROTTLED, Letter
 from engine.letters.reading import Found
 from seamark.protocol.errors import InvalidToken
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM, bulk_subject, event_subject, parse_stored_event
+
+One = TypeVar("One")
 
 PER_SECOND: Final = 50.0
 """How many are replayed a second by default: what has failed by the thousand comes back as a trickle, not as a flood."""
@@ -38,14 +41,18 @@ PER_SECOND_MAX: Final = 1000.0
 _NOT_FOUND: Final = frozenset({10037, 10043, 10057})
 """What the server says of a sequence that holds no message (any more)."""
 
-Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unreadable"]
+Fate = Literal["replayed", "dropped", "sent", "before", "in_doubt", "gone", "unreadable", "refused"]
 """What became of a letter.
 
 - `replayed`, `dropped`: as it was asked.
 - `sent`: its job was sent after the letter was written; `before`: it was gone on with before. The letter is removed.
 - `in_doubt`: its job may have been sent, so it stays until somebody says that it is to be replayed all the same.
 - `gone`: somebody else has removed it. `unreadable`: nobody can tell where it belongs; it stays.
+- `refused`: the broker never takes it, as it is too large; it stays, and the others are gone on with.
 """
+
+NO_ADDRESS: Final = "no_address"
+"""Why a job ends whose endpoint is disabled."""
 
 REMOVED: Final[frozenset[Fate]] = frozenset({"replayed", "sent", "before", "dropped"})
 
@@ -94,7 +101,12 @@ class Replays:
         Raises:
             BrokerError, StoreUnavailable: the letter is still there; it may have been replayed, and may be replayed again.
         """
-        fate = await (self._job(found, in_doubt) if found.letter.kind == "job" else self._event(found))
+        try:
+            fate = await (self._job(found, in_doubt) if found.letter.kind == "job" else self._event(found))
+        except ApiError as error:
+            if not is_final(error) or isinstance(error, Forbidden):
+                raise
+            return "refused"
         if fate in REMOVED and not await remove(self._broker, found.letter.seq) and fate != "replayed":
             return "gone"
         return fate
@@ -112,6 +124,25 @@ class Replays:
         if letter.cls == SUPPRESSED and (known is None or known.reason != THROTTLED):
             # A planner that was overtaken wrote this letter down, and the one that followed has sent the job.
             return "before"
+        return await self._made(job)
+
+    async def missed(self, job: Job) -> Fate:
+        """Make a job to a webhook endpoint that there never was, or that found the endpoint disabled.
+
+        It has the claim of the job that there would have been: made twice, or beside that one, it is sent once.
+
+        Raises:
+            BrokerError, StoreUnavailable: it may have been made, and may be made again.
+        """
+        known, now = await self._knows.known(job), datetime.now(UTC)
+        if known is None:
+            return await self._made(replace(job, stage="retry", attempt=0, again=True, first_at=now))
+        if (known.state, known.reason) == (SUPPRESSED, NO_ADDRESS):
+            return await self._made(replayed(job, known.tries, now))
+        return "sent" if known.state in _ARRIVED else "before"
+
+    async def _made(self, job: Job) -> Fate:
+        """Store the message of a job that nobody has begun."""
         try:
             look = await self._claims.look(job.claim_key)
         except ClaimsUnavailable as error:
@@ -188,8 +219,8 @@ async def dropped(broker: Broker, seq: int) -> Fate:
     return "dropped" if await remove(broker, seq) else "gone"
 
 
-async def paced(found: AsyncIterable[Found], per_second: float) -> AsyncGenerator[Found]:
-    """The letters, no faster than so many a second."""
+async def paced(found: AsyncIterable[One], per_second: float) -> AsyncGenerator[One]:
+    """What is found, no faster than so many a second."""
     began, count = time.monotonic(), 0
     async for one in found:
         pause = began + count / per_second - time.monotonic()

@@ -46,6 +46,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         stream_epoch: incarnation of the stream the mark is in.
         unburied: in a dispatcher's home mark, the first event whose dead letter is still missing; None: no letter is
             missing (ADR 0014).
+        refused: in the same, the first event from which on nothing is put off, and whose letter may be missing for that reason.
     """
 
     epoch: str
@@ -55,6 +56,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     stream_epoch: str = msgspec.field(name="log_epoch")
     user: str | None = None
     unburied: int | None = None
+    refused: int | None = None
 
     @property
     def next_seq(self) -> int:
@@ -69,8 +71,8 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         """The same mark, but covering no event beyond `seq`: those are dispatched, and buried, again."""
         if self.seq <= seq:
             return self
-        unburied = self.unburied if self.unburied is not None and self.unburied <= seq else None
-        return msgspec.structs.replace(self, seq=seq, user=None, unburied=unburied)
+        unburied, refused = (None if at is None or at > seq else at for at in (self.unburied, self.refused))
+        return msgspec.structs.replace(self, seq=seq, user=None, unburied=unburied, refused=refused)
 
 
 class PlacedMark(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -60,6 +60,16 @@ async def read_mark(broker: Broker, marked: MarkedStream) -> PlacedMark:
         raise PartitionStopped(f"what {marked.subject} holds is not a mark ({error})", remedy) from error
 
 
+class Missing(NamedTuple):
+    """From which event on dead letters are missing, and from which on because nothing could be put off: see `Mark`."""
+
+    unburied: int | None = None
+    refused: int | None = None
+
+
+NONE_MISSING: Final = Missing()
+
+
 class MarkedWriter:
     """Appends batches to one stream, each ended by a mark that must follow the one before.
 
@@ -105,7 +115,7 @@ class MarkedWriter:
         if mark is None:
             await writer.append([], start_seq)
         else:
-            await writer.append([], mark.seq, mark.user, unburied=mark.unburied)
+            await writer.append([], mark.seq, mark.user, missing=Missing(mark.unburied, mark.refused))
         return writer
 
     @property
@@ -120,13 +130,14 @@ class MarkedWriter:
         seq: int,
         user: str | None = None,
         *,
-        unburied: int | None = None,
+        missing: Missing = NONE_MISSING,
         until: float = math.inf,
         refusable: bool = False,
     ) -> None:
         """Store the messages and the position (see `Mark`), whatever it takes; returns when they are.
 
         Args:
+            missing: which dead letters are, in a dispatcher's home mark.
             until: messages are handed to the broker before this moment of the monotonic clock, or not at all. Those that were
                 handed over without an answer may still be stored; whoever takes over finds out.
             refusable: whether messages that the stream may never take are the caller's matter. Else they are tried for ever.
@@ -138,7 +149,7 @@ class MarkedWriter:
             PartitionStopped: the stream was put back to a backup, and nobody has said so.
         """
         own = self._ownership
-        mark = Mark(own.source_epoch, seq, own.term, own.owner, self._epoch, user, unburied)
+        mark = Mark(own.source_epoch, seq, own.term, own.owner, self._epoch, user, *missing)
         payload = encode_mark(mark)
         stall, backoff = Stall(self._marked.name), Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX, jitter=0.5)
         try:

@@ -131,7 +131,8 @@ def _forbidden(channel: str, inputs: Inputs) -> Decision | None:
 def _critical(channel: str, inputs: Inputs) -> Decision | None:
     if not inputs.critical:
         return None
-    return _unreachable(channel, inputs) or Decision("now", "critical")
+    crowded_out = _never("throttled") if inputs.throttled and channel != INAPP else None
+    return _unreachable(channel, inputs) or crowded_out or Decision("now", "critical")
 
 
 def _switched_off(channel: str, inputs: Inputs) -> Decision | None:

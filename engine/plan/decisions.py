@@ -127,7 +127,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         rule: of the notification's type; none: there is none.
         templates: channels for which the type has an active template.
         kills: the tenant's switches.
-        throttled: the tenant has so many jobs waiting that it gets no more for now.
+        throttled: the tenant has so many jobs waiting that it gets no more such for now; what is critical has a larger share.
     """
 
     now: datetime

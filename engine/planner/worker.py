@@ -40,7 +40,7 @@ from engine.planner import position
 from engine.planner.jobs import Following, batches, jobs_of, messages_of, throttled_of
 from engine.planner.letters import OVER_SHARE, REFUSED, bury, end_of
 from engine.planner.plans import Due, Found, User, due_of, goes_further, notifications_in, receipt_of
-from engine.planner.shares import Shares
+from engine.planner.shares import Above, Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
 from engine.traces import names
@@ -315,7 +315,7 @@ class PlanWorker:
         profiles = await self._profiles_of({one.user for one in due})
         if self._cancels is not None and any(one.transaction is not None for one in due):
             await self._cancels.heard()
-        above = await self._shares.above({one.notification.tenant for one in due}) if self._shares else frozenset()
+        above = await self._shares.above({one.notification.tenant for one in due}) if self._shares else Above()
         receipts: list[Outgoing] = []
         following: list[Following] = []
         throttled: list[Job] = []
@@ -323,7 +323,8 @@ class PlanWorker:
             if profiles[one.user].deleted:
                 continue  # whatever is stored of him now would stay behind when he is erased
             tenant = one.notification.tenant
-            inputs = self._inputs(one, rules[tenant], profiles[one.user], now, throttled=tenant in above)
+            inputs = self._inputs(one, rules[tenant], profiles[one.user], now)
+            inputs = replace(inputs, throttled=above.holds(tenant, critical=inputs.critical))
             decisions = plan(inputs)
             receipt = receipt_of(one, inputs, decisions, self._term, always=self._is_doubtful(one))
             if receipt is not None:
@@ -337,11 +338,10 @@ class PlanWorker:
     def _is_doubtful(self, one: Found | Due) -> bool:
         return self._doubtful > 0 and one.stored_at <= self._doubtful_until
 
-    def _inputs(self, due: Due, rules: TenantRules, profile: Profile, now: datetime, *, throttled: bool) -> Inputs:
+    def _inputs(self, due: Due, rules: TenantRules, profile: Profile, now: datetime) -> Inputs:
         cancelled = due.transaction is not None and self._cancels is not None and self._cancels.holds(*due.transaction)
         facts = Facts(stored_at=due.stored_at, cancelled=cancelled)
-        inputs = gathered(due.notification, facts, rules, profile, self._drops(*due.user), now)
-        return replace(inputs, throttled=True) if throttled else inputs
+        return gathered(due.notification, facts, rules, profile, self._drops(*due.user), now)
 
     @property
     def _term(self) -> int:

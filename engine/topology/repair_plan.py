@@ -149,7 +149,8 @@ def _partition(found: Found, q: int, position: Position, owner: str) -> Iterator
         if sound and (p != q or (position == "mark" and marks[q].term >= term - 1)):
             continue
         # Of events beyond `home` a foreign mark may tell which are applied; one that cannot be read tells nothing.
-        at = home if p == q else known or msgspec.structs.replace(home, seq=home.next_seq - 1, user=None, unburied=None)
+        start = msgspec.structs.replace(home, seq=home.next_seq - 1, user=None, unburied=None, refused=None)
+        at = home if p == q else known or start
         after = msgspec.structs.replace(at, term=term, owner=owner, stream_epoch=log.epoch or "")
         before = {"seq": found.marks.get((p, q), NO_MARK).seq}
         why = (f"{_shown(marks.get(p), found)} -> {_shown(after, found)}",)

@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 import structlog
 
 from engine import metrics
+from engine.channels.alarms import point_out
 from engine.channels.channel import Job, Outcome
 from engine.traces import names
 from engine.traces.contexts import followed
@@ -20,6 +22,9 @@ _log = structlog.get_logger("seamark.worker")
 
 OVERTIME_SECONDS: Final = 2.0
 """How long after its deadline a send is still waited for: one that ends by itself says more than that it was given up."""
+
+SPANS_MAX: Final = 50
+"""Spans of one try: a digest may have thousands of members, and where everything is followed they would crowd out the rest."""
 
 _GOOD: Final = frozenset({"ok", "target_invalid", "opted_out", "expired"})
 """Outcomes that are no error of ours or of the provider's."""
@@ -50,12 +55,7 @@ def tell(job: Job, outcome: Outcome, seconds: float) -> None:
     if outcome.kind == "ok":
         waited = (datetime.now(UTC) - job.first_at).total_seconds()
         metrics.worker_delay_seconds.labels(job.channel).observe(max(0.0, waited))
-    if not outcome.known:
-        metrics.worker_unknown_codes.labels(job.channel, outcome.provider).inc()
-        _log.warning("provider_answer_unknown", provider=outcome.provider, code=outcome.code)
-    if outcome.alarm:
-        metrics.worker_alarms.labels(job.channel, outcome.provider).inc()
-        _log.error("provider_alarm", provider=outcome.provider, code=outcome.code)
+    point_out(job.channel, outcome)
 
 
 def origin_nanoseconds(job: Job) -> int:
@@ -64,9 +64,15 @@ def origin_nanoseconds(job: Job) -> int:
 
 
 def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -> None:
-    """The span of a try that has just ended, where its notification is followed: of a late one, linked to what made it."""
-    origin = followed(job.trace) if spans is not None else None
-    if spans is None or origin is None:
+    """The span of a try that has just ended, where its notification is followed: of a late one, linked to what made it.
+
+    Of a digest one for each of its members that are followed, up to `SPANS_MAX`.
+    """
+    if spans is None:
+        return
+    traces = (job.trace,) if job.members is None else job.members.traces.values()
+    origins = [origin for each in islice(traces, SPANS_MAX) if (origin := followed(each)) is not None]
+    if not origins:
         return
     since = int(began_at.timestamp() * 1e9)
     about: dict[str, str | int] = {
@@ -75,7 +81,8 @@ def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -
         names.OUTCOME: outcome.kind,
         names.ATTEMPT_NUMBER: job.attempt + 1,
     }
-    span = spans.begin(names.ATTEMPT, origin, about, since=since, stored_at=origin_nanoseconds(job))
-    if outcome.kind not in _GOOD:
-        failed(span, outcome.kind)
-    span.end()
+    for origin in origins:
+        span = spans.begin(names.ATTEMPT, origin, about, since=since, stored_at=origin_nanoseconds(job))
+        if outcome.kind not in _GOOD:
+            failed(span, outcome.kind)
+        span.end()

@@ -16,7 +16,7 @@ from engine.directory.rules import TenantRules
 from engine.errors import StoreUnavailable
 from engine.plan.profile import SCOPE_ALL, Profile
 from engine.worker.digest_templates import DIGEST_TEMPLATES
-from engine.worker.texts import Texts
+from engine.worker.templates import ActiveTemplates
 
 _log = structlog.get_logger("seamark.worker")
 
@@ -70,13 +70,13 @@ class Contexts:
     def __init__(
         self,
         rules: Rules,
-        texts: Texts,
+        templates: ActiveTemplates,
         *,
         unread: Unread | None = None,
         links: Links | None = None,
         references: References | None = None,
     ) -> None:
-        self._rules, self._texts = rules, texts
+        self._rules, self._templates = rules, templates
         self._unread, self._links, self._references = unread, links, references
 
     async def of(self, job: Job, profile: Profile) -> Context:
@@ -89,7 +89,7 @@ class Contexts:
         locale = profile.preferences.locale or profile.locale or rules.defaults.locale or EVERYBODY
         template = None
         if job.channel in rules.templates_of(job.type):
-            template = await self._texts.find(job.tenant, rules.version, job.channel, job.type, locale)
+            template = await self._templates.find(job.tenant, rules.version, job.channel, job.type, locale)
         if template is None and job.digest:
             template = DIGEST_TEMPLATES.get(job.channel)
         return Context(

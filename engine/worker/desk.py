@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import structlog
@@ -25,17 +25,20 @@ from engine.jobs.claims import End
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
-from engine.jobs.retry import CONFIG_PAUSE_SECONDS, POLICIES
+from engine.letters.letter import THROTTLED
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
+from engine.planner.shares import Shares
 from engine.traces.spans import active
 from engine.worker import attempts
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.gates import Gates
+from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
+from engine.worker.noticed import ESCALATION
 from engine.worker.providers import Provider
 from engine.worker.targets import Nowhere, Several, Target, Targets
 from seamark.protocol.events import Priority
@@ -45,10 +48,6 @@ _log = structlog.get_logger("seamark.worker")
 
 CONTROLS_SECONDS_MAX: Final = 2.0
 """A worker that has not heard from the control bucket for so long begins no send: so a kill switch holds within that time."""
-
-HELD_SECONDS: Final = 5.0
-"""How long a job that a control holds is put back for, and up to as long again: it goes within ten seconds once the control is
-restored, and the many jobs of a tenant are not all written anew each second."""
 
 WAIT_SECONDS_MAX: Final = 15.0
 """How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
@@ -84,13 +83,14 @@ class Aim:
         self.chosen: Provider | None = None
 
 
-class Desk:
+class WorkerDesk:
     """The desk of one channel of a worker. An `engine.jobs.desk.Desk`.
 
     Args:
         providers: of the channel, as they are configured at the moment.
         caps: how many messages users may get; none: as many as there are.
         stages: what is asked first about woken jobs, by their stage; about a digest always `DIGEST`.
+        shares: how much the tenant may have waiting; none: as much as there is.
         fallback: what is done where a user has no token any more.
         noted: told of each try at a webhook's endpoint.
     """
@@ -109,6 +109,7 @@ class Desk:
         *,
         caps: Caps | None = None,
         stages: Mapping[str, Woken] | None = None,
+        shares: Shares | None = None,
         fallback: Callable[[Job], Awaitable[None]] | None = None,
         noted: Callable[[Job, Outcome, datetime], Awaitable[None]] | None = None,
     ) -> None:
@@ -118,7 +119,7 @@ class Desk:
         self._rules, self._profiles = rules, profiles
         self._targets, self._contexts = targets, contexts
         self._caps, self._stages = caps, stages or {}
-        self._fallback, self._noted = fallback, noted
+        self._shares, self._fallback, self._noted = shares, fallback, noted
         self._spans = active()
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
@@ -151,12 +152,12 @@ class Desk:
         """What operators have set, which holds for every job."""
         controls = self._controls.controls
         if self._deaf():
-            return _hold(CONTROLS_SECONDS_MAX, "controls_old")
+            return hold(CONTROLS_SECONDS_MAX, "controls_old")
         if controls.paused(job.lane, job.channel):
-            return _hold(HELD_SECONDS, "paused")
+            return held(job, "paused")
         verdict = controls.verdict(job.tenant, job.channel, None, job.category or None, job.user)
         if verdict.effect == "hold":
-            return _hold(HELD_SECONDS, f"killed:{verdict.switch}")
+            return held(job, f"killed:{verdict.switch}")
         if verdict.effect != "drop" or (job.digest and job.members is None):
             return None  # a digest's notifications are looked up first, so that each of them ends
         return Over("suppressed", f"killed:{verdict.switch}")
@@ -224,11 +225,15 @@ class Desk:
                     await self._nobody(job)
                 return Over("suppressed", why)
             case Several(ids):
-                return Split([replace(job, target=id) for id in ids])
+                if not job.digest and await self._is_crowded_out(job):
+                    return Over("suppressed", THROTTLED)
+                # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
+                stage = "retry" if job.stage == ESCALATION else job.stage
+                return Split([replace(job, target=id, stage=stage) for id in ids])
         serving = _serving(self._providers(), found)
         if not serving:
             # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.
-            return _ours(job, Outcome(kind="config", code="no_provider", scope="target"))
+            return ours(job, Outcome(kind="config", code="no_provider", scope="target"))
         serving, switch = self._not_dropped(job, serving)
         if not serving:
             return Over("suppressed", f"killed:{switch}")
@@ -237,10 +242,16 @@ class Desk:
             rendered = serving[0].channel.render(job, context)
         except Unsendable as error:
             if error.outcome.kind == "config":
-                return _ours(job, error.outcome)
+                return ours(job, error.outcome)
             ended: End = "expired" if error.outcome.kind == "expired" else "failed"
             return Over(ended, error.outcome.code or error.outcome.kind, error.outcome)
         return Send(rendered, Aim(found, serving))
+
+    async def _is_crowded_out(self, job: Job) -> bool:
+        """Whether the tenant has so many jobs waiting that this one must not become several; the letter of it can be replayed."""
+        if self._shares is None:
+            return False
+        return (await self._shares.above([job.tenant])).holds(job.tenant, critical=job.lane == "critical")
 
     def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
         """The providers that no switch of theirs has dropped the jobs of; the switch, if there is one."""
@@ -261,8 +272,8 @@ class Desk:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
                 continue
-            if not self._gates.take_place(provider, aim.target.key, aim):
-                waits.append(WAIT_SECONDS_MAX)
+            if seconds := self._gates.take_place(provider, aim.target.key, aim):
+                waits.append(seconds)
                 continue
             gate = self._gates.of(provider, aim.target.key)
             seconds = await gate.slot()
@@ -270,10 +281,22 @@ class Desk:
                 aim.chosen = provider
                 # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
-                return HELD_SECONDS if stopped or gate.breaker.state == "open" else 0.0
+                if not stopped and gate.breaker.state != "open":
+                    return 0.0
+                self.unused(send)
+                return longer(job, HELD_SECONDS)
             self._gates.free_place(aim.target.key, aim)
             waits.append(-seconds)
-        return min(*waits, WAIT_SECONDS_MAX) * random.uniform(1.0, 1.5)
+        seconds = min(*waits, WAIT_SECONDS_MAX)
+        # Of a provider nothing more is taken meanwhile; jobs for an endpoint are handed out all the same.
+        return longer(job, seconds) if aim.target.key else seconds * random.uniform(1.0, 1.5)
+
+    def unused(self, send: Send) -> None:
+        """Give the turn back: a probe that nobody makes would keep a breaker from closing, and a place would stay taken."""
+        aim = _aim(send)
+        if aim.chosen is not None:
+            self._gates.free_place(aim.target.key, aim)
+            self._gates.of(aim.chosen, aim.target.key).unused()
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         """Try it by the provider whose turn was taken, and by others in order, where that one certainly did not take it."""
@@ -341,19 +364,6 @@ def _serving(providers: Sequence[Provider], target: Target) -> list[Provider]:
     token: Any = target.of_channel
     fitting = [one for one in providers if one.platform == token.platform and (not one.apps or token.app in one.apps)]
     return fitting[:1]
-
-
-def _hold(seconds: float, why: str) -> Hold:
-    return Hold(datetime.now(UTC) + timedelta(seconds=seconds * random.uniform(1.0, 2.0)), why)
-
-
-def _ours(job: Job, outcome: Outcome) -> Hold | Over:
-    """A fault of our configuration: the job waits for it to be mended, as long as the channel tries anything again."""
-    waited = (datetime.now(UTC) - job.first_at).total_seconds()
-    if waited > POLICIES[job.channel].horizon_seconds:
-        return Over("failed", outcome.code, outcome)
-    _log.error("job_waits_for_configuration", channel=job.channel, code=outcome.code)
-    return _hold(CONFIG_PAUSE_SECONDS, outcome.code)
 
 
 def _stored_at(job: Job) -> datetime:

@@ -10,6 +10,7 @@ Once members are settled they stay the same, whoever sends the digest again: a c
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
@@ -23,13 +24,15 @@ from engine.controls.watching import WatchedControls
 from engine.jobs.desk import Clock, Hold, Over, Send, Split
 from engine.jobs.handling import RECEIPTS_AT_ONCE
 from engine.jobs.receipts import ENDED_BY
+from engine.jobs.retry import put_back_seconds
 from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Kill, Notification
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import CHANNELS
-from engine.worker.escalation import facts_of
-from engine.worker.folded import PUT_BACK_SECONDS, Folded, Known, Tables
+from engine.traces.contexts import followed
+from engine.worker.caughtup import PUT_BACK_SECONDS, CaughtUp, Known, Tables
+from engine.worker.noticed import facts_of
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import encode_token
 
@@ -37,7 +40,8 @@ ROWS_MAX: Final = 10_000
 """Notifications of one window that are looked at together: a second's work. Those beyond are looked at in the next round."""
 
 MEMBERS_BYTES_MAX: Final = 256 << 10
-"""Ids of a digest's members, some 9000 of usual length: they are in its claim, and in the message of each retry."""
+"""Ids of a digest's members, some 9000 of usual length, and the traces of those that are followed: they are in its claim, and in
+the message of each retry."""
 
 LISTED_MAX: Final = 50
 """Members that a message names; it counts the others. Who has more goes to the app."""
@@ -89,7 +93,7 @@ class Digests:
 
     def __init__(
         self,
-        folded: Folded,
+        caught_up: CaughtUp,
         tables: Tables,
         rules: Rules,
         profiles: Profiles,
@@ -98,7 +102,7 @@ class Digests:
         store: Store,
         clock: Clock,
     ) -> None:
-        self._folded = folded
+        self._caught_up = caught_up
         self._tables = tables
         self._rules = rules
         self._profiles = profiles
@@ -117,8 +121,9 @@ class Digests:
             BrokerError, StoreUnavailable: what it is decided from cannot be read.
         """
         now = self._clock.now()
-        if job.members is None and not await self._folded.knows_all_of(job.tenant, job.user):
-            return Hold(self._clock.now() + timedelta(seconds=PUT_BACK_SECONDS), "tables_behind")
+        if job.members is None and not await self._caught_up.knows_all_of(job.tenant, job.user):
+            pause = put_back_seconds(job.put_backs, PUT_BACK_SECONDS, random.random())
+            return Hold(self._clock.now() + timedelta(seconds=pause), "tables_behind")
         profile = await self._profiles.of(job.tenant, job.user)
         if profile.deleted:
             return Over("suppressed", "user_deleted")  # and nothing is stored of him
@@ -198,13 +203,19 @@ class Digests:
 
 def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:
     """As many as fit, the newest first."""
-    size, ids = 0, list[str]()
+    size, ids, traces = 0, list[str](), dict[str, str]()
     for one in sent:
-        size += len(msgspec.json.encode(one.id)) + 1
+        trace = one.trace if followed(one.trace) is not None else ""
+        size += (len(msgspec.json.encode(one.id)) + 1) * (2 if trace else 1) + len(trace)
         if size > MEMBERS_BYTES_MAX:
-            return Members(tuple(ids), now, more=True)
+            more = True
+            break
         ids.append(one.id)
-    return Members(tuple(ids), now, more)
+        if trace:
+            traces[one.id] = trace
+    # What is queued for a try that nobody knows of any more is tried now: with a lower number its end would be hidden by that.
+    tried = max((one.attempts for one in sent[: len(ids)]), default=0) - 1
+    return Members(tuple(ids), now, more, traces, max(0, tried))
 
 
 def _held(later: Sequence[tuple[Inputs, Decision]]) -> Hold:
@@ -229,8 +240,8 @@ def _end_of(job: Job, one: Known, decision: Decision, at: datetime) -> Receipt:
         at=at,
         id=one.id,
         reason=decision.why,
-        attempt=job.attempt + 1,
-        trace=job.trace or None,
+        attempt=max(job.attempt + 1, one.attempts),
+        trace=one.trace or None,
     )
 
 

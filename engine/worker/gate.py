@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import structlog
+from msgspec.structs import replace
 
 from engine import metrics
 from engine.channels.channel import Outcome
@@ -33,29 +34,45 @@ SLOTS_MAX: Final = 3
 OURS: Final = frozenset({"message", "target", "domain"})
 """Scopes of outcomes that say nothing of the provider itself: others to it may go on."""
 
+WHOLE: Final = frozenset({"key", "provider"})
+"""Scopes of outcomes that hold for all keys of a provider: our own key is wrong, or what all of them may take is used up."""
+
+BURDENED: Final = frozenset({"throttled", "config"})
+"""Of an endpoint these are failures like others: one that is asked too much, or leads nowhere, is asked less often."""
+
+
+Noted = Callable[[str, Literal["open", "closed"], str], None]
+
 
 class Gate:
     """One for each provider and key of it, in each process; only the limit is shared.
 
     Args:
         provider: by its name in the configuration.
-        key: which of several that fare apart, as the endpoint of a webhook; "": it has one only.
+        key: which of several that fare apart, as the endpoint of a webhook or a browser's push service; "": it has one only.
+        single: the key is one target, an endpoint; what that brings about by itself is its own failure.
         bucket: its limit; none: none is known.
         clock: monotonic, in seconds.
+        noted: told the provider, `open` or `closed`, and why, when its breaker changes; nobody is told of keys.
     """
 
     def __init__(
         self,
         provider: str,
         key: str = "",
+        *,
+        single: bool = False,
         bucket: RedisBucket | None = None,
         clock: Callable[[], float] = time.monotonic,
+        noted: Noted | None = None,
     ) -> None:
-        self._provider, self._key = provider, key
+        self._provider, self._key, self._single = provider, key, single
         self._bucket, self._clock = bucket, clock
         self._asked_until = self._full_until = 0.0
-        self._budget = Budget()
-        self._took_seconds = 0.0
+        self._budget, self._noted = Budget(), noted
+        self._took_seconds: float | None = None
+        self.whole: Gate | None = None
+        """Of one key: the gate of its provider, whose limit holds for all keys together."""
         self.breaker = Breaker()
 
     def wait_seconds(self) -> float:
@@ -69,9 +86,9 @@ class Gate:
         return self._clock() < self._full_until
 
     @property
-    def slow(self) -> bool:
-        """Whether the last send took long."""
-        return self._took_seconds > SLOW_SECONDS
+    def slow(self) -> bool | None:
+        """Whether the last send took long; None: there was none yet."""
+        return None if self._took_seconds is None else self._took_seconds > SLOW_SECONDS
 
     async def enter(self, *, wait_seconds_max: float = SLOT_SECONDS_MAX) -> float:
         """Take a slot: how long to wait until it; less than 0: there is none, and it is worth asking again after so many seconds.
@@ -82,6 +99,10 @@ class Gate:
         if wait > 0:
             return -wait
         seconds = 0.0
+        if self.whole is not None:
+            seconds = await self.whole.enter(wait_seconds_max=wait_seconds_max)
+            if seconds < 0:
+                return seconds
         if self._bucket is not None:
             try:
                 taken, seconds = await self._bucket.take(wait_seconds_max=wait_seconds_max)
@@ -106,11 +127,20 @@ class Gate:
             seconds = await self.enter()
             if seconds <= 0:
                 return seconds
-            due = self._clock() + seconds
+            due, entered = self._clock() + seconds, self.breaker
             await asyncio.sleep(seconds)
+            if self.breaker.state != "closed" and self.breaker.until != entered.until:
+                # It has opened meanwhile, and perhaps somebody is probing already: all that wait here would be probes, too.
+                return -max(self.wait_seconds(), LATE_SECONDS)
             if self._clock() - due <= LATE_SECONDS:
                 return 0.0
         return -LATE_SECONDS
+
+    def unused(self) -> None:
+        """A slot that was taken came to no send."""
+        if self.whole is not None:
+            self.whole.unused()
+        self._changed(self.breaker.unbegun(self._clock()))
 
     def slower(self) -> float:
         """How much longer than usual a retry waits that is scheduled now."""
@@ -118,9 +148,20 @@ class Gate:
 
     async def told(self, outcome: Outcome, *, retry: bool, seconds: float = 0.0) -> None:
         """What came of a send that took so long."""
-        now, self._took_seconds = self._clock(), seconds
-        self._budget = self._budget.told(now, retry=retry)
-        if not _of_recipient(outcome):
+        self._took_seconds, self._budget = seconds, self._budget.told(self._clock(), retry=retry)
+        of_all = outcome.kind in BURDENED and outcome.scope in WHOLE
+        if self.whole is not None and (of_all or outcome.kind == "ok"):
+            await self.whole._judge(outcome)  # noqa: SLF001 - its own class
+        if self.whole is None or not of_all:
+            await self._judge(outcome)
+
+    async def _judge(self, outcome: Outcome) -> None:
+        now = self._clock()
+        if self._single and outcome.kind in BURDENED:
+            self._changed(self.breaker.told(replace(outcome, kind="transient"), now))
+        elif _of_recipient(outcome) or not outcome.begun:
+            self._changed(self.breaker.unbegun(now))  # as a probe it has told nothing
+        else:
             self._changed(self.breaker.told(outcome, now))
         if outcome.kind != "throttled" or outcome.scope in OURS:
             return
@@ -137,6 +178,8 @@ class Gate:
             return
         if not self._key:
             metrics.worker_breaker_open.labels(self._provider).set(breaker.state != "closed")
+            if self._noted is not None and breaker.state != "half_open":
+                self._noted(self._provider, breaker.state, breaker.why)
         say = _log.info if breaker.state == "closed" or self._key else _log.warning
         say("breaker_changed", provider=self._provider, state=breaker.state, why=breaker.why)
 

@@ -10,26 +10,37 @@ from redis.asyncio import Redis
 
 from engine.jobs.handling import SEND_SECONDS
 from engine.jobs.redisbucket import RedisBucket
-from engine.worker.gate import Gate
+from engine.worker.gate import Gate, Noted
 from engine.worker.providers import Provider
 
 KEYS_MAX: Final = 10_000
-"""Endpoints that a process remembers the fate of, some 500 bytes each; whoever is forgotten begins anew."""
+"""Endpoints and push services that a process remembers the fate of, some 500 bytes each; whoever is forgotten begins anew."""
 
 
 SLOW_AT_ONCE: Final = 8
 """So many of the jobs that a worker has under way (`engine.jobs.worker.AT_A_TIME`) may be one tenant's to endpoints that are
 slow. Those that answer after 19 s, which is no failure, would else leave no place for anybody's."""
 
+UNKNOWN_AT_ONCE: Final = 32
+"""The same with those of which this process knows nothing yet: they may be slow, too, and leave half of the places to others."""
+
+SLOW_WAIT_SECONDS: Final = 15.0
+UNKNOWN_WAIT_SECONDS: Final = 2.0
+"""When a place is worth asking for again; an endpoint that answers at once is known by then."""
+
 PLACE_SECONDS: Final = SEND_SECONDS + 5.0
 """A place that was not given back by then is free: it came to no send."""
 
 
 class Gates:
-    """Gates by provider and key. A provider that was configured anew has a new one: what was mended works at once."""
+    """Gates by provider and key. A provider that was configured anew has a new one: what was mended works at once.
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    Args:
+        noted: told when the breaker of a provider changes.
+    """
+
+    def __init__(self, redis: Redis, noted: Noted | None = None) -> None:
+        self._redis, self._noted = redis, noted
         self._of_providers: dict[tuple[str, int], Gate] = {}
         self._of_keys: OrderedDict[tuple[str, str], Gate] = OrderedDict()
         self._slow: dict[str, dict[object, float]] = {}
@@ -37,7 +48,10 @@ class Gates:
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
         if key:
-            gate = self._of_keys.pop((provider.name, key), None) or Gate(provider.name, key)
+            gate = self._of_keys.pop((provider.name, key), None) or Gate(
+                provider.name, key, single=not provider.platform
+            )
+            gate.whole = self.of(provider)
             self._of_keys[provider.name, key] = gate
             while len(self._of_keys) > KEYS_MAX:
                 self._of_keys.popitem(last=False)
@@ -46,19 +60,25 @@ class Gates:
         found = self._of_providers.get(named)
         if found is None:
             bucket = None if provider.limit is None else RedisBucket(self._redis, provider.name, provider.limit)
-            found = self._of_providers[named] = Gate(provider.name, bucket=bucket)
+            found = self._of_providers[named] = Gate(provider.name, bucket=bucket, noted=self._noted)
         return found
 
-    def take_place(self, provider: Provider, key: str, who: object) -> bool:
-        """Whether there is a place for a send to this key, `<tenant>/<endpoint>`. `who` then has it; what is quick needs none."""
-        if not key or not self.of(provider, key).slow:
-            return True
+    def take_place(self, provider: Provider, key: str, who: object) -> float:
+        """Take a place for a send to this endpoint, `<tenant>/<id>`; what is quick needs none.
+
+        Returns:
+            0: `who` may send. Else in how many seconds there may be a place.
+        """
+        slow = self.of(provider, key).slow if key and not provider.platform else False
+        if slow is False:
+            return 0.0
         tenant, now = key.rpartition("/")[0], time.monotonic()
         held = {one: until for one, until in self._slow.get(tenant, {}).items() if until > now}
-        if len(held) < SLOW_AT_ONCE:
-            held[who] = now + PLACE_SECONDS
         self._slow[tenant] = held
-        return who in held
+        if len(held) >= (SLOW_AT_ONCE if slow else UNKNOWN_AT_ONCE):
+            return SLOW_WAIT_SECONDS if slow else UNKNOWN_WAIT_SECONDS
+        held[who] = now + PLACE_SECONDS
+        return 0.0
 
     def free_place(self, key: str, who: object) -> None:
         """Give the place back, if there was one."""

@@ -80,11 +80,11 @@ class WorkerJournal:
         """
         tenant, user = encode_token(job.tenant), encode_user(job.user)
         subject = f"rcpt.{partition_of(tenant, user, self._partitions)}.{tenant}.{user}"
-        line, since = trace_line(job.trace) if job.trace else b"", time.time_ns()
-        messages = [Outgoing(subject, _encode(one), line) for one in receipts]
+        since = time.time_ns()
+        messages = [Outgoing(subject, _encode(one), trace_line(one.trace) if one.trace else b"") for one in receipts]
         try:
             if len(messages) == 1:
-                headers = {"traceparent": job.trace} if job.trace else None
+                headers = {"traceparent": receipts[0].trace} if receipts[0].trace else None
                 await self._broker.append(subject, messages[0].payload, headers)
             else:
                 await self._broker.commit(messages)

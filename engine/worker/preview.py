@@ -9,6 +9,7 @@ import msgspec
 
 from engine.channels.channel import Context, Job, Unsendable
 from engine.channels.email.channel import Sender, content
+from engine.channels.filling import fill
 from engine.channels.locales import EVERYBODY
 from engine.channels.push.message import rendered
 from engine.channels.sms.channel import SmsOptions, checked, plain_text
@@ -17,8 +18,7 @@ from engine.channels.templates import TemplateFailed
 from engine.directory.templates import Locale, check_parts
 from engine.plan.patterns import check_pattern
 from engine.postgres import Pool
-from engine.worker.filling import fill
-from engine.worker.texts import Texts
+from engine.worker.templates import ActiveTemplates
 
 _SENDER: Final = Sender(address="preview@example.com", name="Preview")
 _LINK: Final = "https://example.com/u/preview"
@@ -86,7 +86,7 @@ async def previewed(pool: Pool, tenant: str, version: int, asked: ToPreview) -> 
     """
     parts = asked.parts
     if parts is None:
-        parts = await Texts(pool).find(tenant, version, asked.channel, asked.type, asked.locale)
+        parts = await ActiveTemplates(pool).find(tenant, version, asked.channel, asked.type, asked.locale)
     try:
         return preview(tenant, asked, parts)
     except TemplateFailed as error:
@@ -116,7 +116,7 @@ def preview(tenant: str, asked: ToPreview, parts: dict[str, str] | None) -> Prev
     if asked.channel == "email":
         shown.subject, shown.text, shown.html = content(job, context, _SENDER)
     elif asked.channel == "push":
-        push = rendered(job, context, fill)
+        push = rendered(job, context)
         shown.title, shown.body = push.title, push.body
     else:
         said = checked(plain_text(job) if parts is None else fill(parts["body"], job, context), SmsOptions())

@@ -12,16 +12,15 @@ what is usual.
 from __future__ import annotations
 
 import asyncio
-import tomllib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
 import structlog
 
-from engine import metrics
 from engine.channels.channel import Channel
 from engine.channels.email.settings import email_channels, email_settings
+from engine.channels.files import VARIABLE, ProvidersToml, watch
 from engine.channels.push.channel import PushChannel
 from engine.channels.push.settings import push_senders, push_settings
 from engine.channels.sms.settings import sms_channels, sms_settings
@@ -30,15 +29,9 @@ from engine.channels.webhook.settings import webhook_channel, webhook_settings
 from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
 from engine.plan import rules
-from engine.tasks import Tasks, end_if_cancelled
-from engine.worker.filling import fill
+from engine.tasks import Tasks
 
 _log = structlog.get_logger("seamark.worker")
-
-VARIABLE: Final = "SEAMARK_PROVIDERS"
-
-WATCH_SECONDS: Final = 2.0
-"""How often a worker looks whether a file has changed: some calls of `stat`."""
 
 CLOSE_SECONDS: Final = 60.0
 """How long what was replaced still serves the sends that have begun with it: longer than any of them lasts."""
@@ -78,11 +71,9 @@ class ProvidersFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        seen = _fingerprint(path)
-        self._tables = _tables(path)
-        # Before what it names is read: a secret that changes in between is read again.
-        self.seen = (seen, *map(_fingerprint, self._secrets()))
+        toml = ProvidersToml(path)
+        self.path, self.changed = path, toml.changed
+        self._tables = _known(path, toml.tables)
         self._push = push_settings(self._tables.get("push", {}))
         self._email = email_settings(self._tables["email"]) if "email" in self._tables else None
         self._sms = sms_settings(self._tables["sms"]) if "sms" in self._tables else None
@@ -104,25 +95,18 @@ class ProvidersFile:
             case "push" if self._push:
                 senders = push_senders(self._push, folder)
                 return [
-                    Provider(one.name, PushChannel([one], fill), _limit(self._push[one.name]), one.platform, one.apps)
+                    Provider(one.name, PushChannel(one), _limit(self._push[one.name]), one.platform, one.apps)
                     for one in senders
                 ]
             case "email" if self._email is not None:
                 mails = email_channels(self._email, folder)
                 return [Provider(name, mails[name], _limit(entry)) for name, entry in self._email.providers.items()]
             case "sms" if self._sms is not None:
-                texts = sms_channels(self._sms, folder, fill)
+                texts = sms_channels(self._sms, folder)
                 return [Provider(name, texts[name], _limit(entry)) for name, entry in self._sms.providers.items()]
             case "webhook":
                 return [Provider(WEBHOOK, webhook_channel(self._webhook, folder))]
         raise InvalidSetting(f"{self.path}: there is no table [{channel}]: write one, or run no worker of this channel")
-
-    def changed(self) -> bool:
-        """Whether it, or a file that it names, is another one than was read."""
-        return self.seen != (_fingerprint(self.path), *map(_fingerprint, self._secrets()))
-
-    def _secrets(self) -> Iterator[Path]:
-        return (self.path.parent / name for name in _named_files(self._tables))
 
 
 def read_providers(setting: str | None) -> ProvidersFile:
@@ -154,7 +138,6 @@ class Providers:
         self, file: ProvidersFile, channels: Sequence[rules.Channel], forget: Callable[[int], Awaitable[None]]
     ) -> None:
         self._file, self._channels, self._forget = file, tuple(channels), forget
-        self._refused = ""
         self._reading = 0
         self._now = self._read(file)
         self._closing = Tasks()
@@ -164,33 +147,22 @@ class Providers:
         return self._now[channel]
 
     def _read(self, file: ProvidersFile) -> dict[rules.Channel, tuple[Provider, ...]]:
-        self._reading += 1
+        found = {channel: file.providers(channel) for channel in self._channels}
+        self._reading += 1  # one that cannot be used is none
         return {
-            channel: tuple(one._replace(reading=self._reading) for one in file.providers(channel))
-            for channel in self._channels
+            channel: tuple(one._replace(reading=self._reading) for one in several) for channel, several in found.items()
         }
 
     async def watch(self) -> None:
         """Read the files anew when they change, until cancelled. What cannot be read is said, and what was before goes on."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            end_if_cancelled()
-            if not self._file.changed():
-                continue
-            try:
-                file = ProvidersFile(self._file.path)
-                found = self._read(file)
-            except InvalidSetting as error:
-                metrics.worker_providers_stale.set(1)
-                if str(error) != self._refused:
-                    _log.error("providers_not_read", why=str(error))
-                self._refused = str(error)
-                continue
-            before, self._file, self._now = self._now, file, found
-            self._closing.begin(self._close_later(before, self._reading - 1), "providers-close")
-            self._refused = ""
-            metrics.worker_providers_stale.set(0)
-            _log.info("providers_read", channels=list(self._channels))
+        await watch(self._file.changed, self._read_anew)
+
+    def _read_anew(self) -> Callable[[], bool]:
+        file = ProvidersFile(self._file.path)
+        before, self._now = self._now, self._read(file)
+        self._file = file
+        self._closing.begin(self._close_later(before, self._reading - 1), "providers-close")
+        return file.changed
 
     async def _close_later(self, providers: Mapping[rules.Channel, Sequence[Provider]], reading: int) -> None:
         try:
@@ -212,13 +184,8 @@ async def _close(providers: Mapping[rules.Channel, Sequence[Provider]]) -> None:
             _log.warning("provider_not_closed", error=type(error).__name__)
 
 
-def _tables(path: Path) -> dict[str, Any]:
-    try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidSetting(f"{VARIABLE}: {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSetting(f"{VARIABLE}: {path} is not TOML: {error}") from error
+def _known(path: Path, tables: dict[str, Any]) -> dict[str, Any]:
+    """These tables; InvalidSetting where one is none that we know."""
     known = {*CHANNELS, *_ELSEWHERE}
     if unknown := sorted(tables.keys() - known):
         raise InvalidSetting(f"{path}: there is no table [{unknown[0]}]; known are {', '.join(sorted(known))}")
@@ -229,21 +196,3 @@ def _tables(path: Path) -> dict[str, Any]:
 
 def _limit(entry: Any) -> Limit | None:
     return Limit(entry.per_second, entry.burst) if entry.per_second else None
-
-
-def _named_files(table: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in table.items():
-        if key.endswith("_file") and isinstance(value, str) and value:
-            yield value
-        elif key.endswith("_files") and isinstance(value, dict):
-            yield from (each for each in value.values() if isinstance(each, str))
-        elif isinstance(value, dict):
-            yield from _named_files(value)
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -52,7 +52,7 @@ async def take_callback(
     What is posted twice, late, or in another order comes to the same.
     """
     context, name = call.context, call.query.name
-    source = context.sources.get(name)
+    source = None if context.sources is None else context.sources.of(name)
     if source is None:
         raise Problem(
             NOT_FOUND, "no provider of this name posts here: [callbacks] in the providers' file says which do"

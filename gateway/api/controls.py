@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from engine.controls import document
 from engine.controls.changing import Asked, InvalidControl, TooManyChanges
-from engine.controls.desk import ChangedMeanwhile, Desk, Read
+from engine.controls.store import ChangedMeanwhile, ControlStore, Read
 from engine.errors import BrokerError, TopologyError
 from gateway.access.principals import Operator
 from gateway.http.endpoint import Call, Endpoint
@@ -66,7 +66,7 @@ class Shown(msgspec.Struct):
 async def show_controls(call: Call[Operator, None, None]) -> Shown:
     """What is in force, since when, by whom and why; and the last changes. `seamark control log` shows older ones."""
     try:
-        return _shown(await Desk(call.context.broker).read())
+        return _shown(await ControlStore(call.context.broker).read())
     except (BrokerError, TopologyError) as error:
         raise _away(error) from error
 
@@ -80,7 +80,7 @@ async def change_controls(call: Call[Operator, ChangeQuery, Order]) -> Shown:
     order, key = call.body, call.principal.key
     asked = Asked(order.control, f"api-key {key}" if key is not None else "operator", order.why, order.restore)
     try:
-        return _shown(await Desk(call.context.broker).change(asked, version=call.query.version))
+        return _shown(await ControlStore(call.context.broker).change(asked, version=call.query.version))
     except InvalidControl as error:
         field = (
             None if error.field is None else error.field if error.field in ("why", "who") else f"control.{error.field}"

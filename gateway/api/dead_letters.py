@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +29,8 @@ PLACES: Final = Shares(8, 2)
 
 AT_ONCE_MAX: Final = 250
 """Letters that one request acts on: at 25 a second it takes ten seconds, and answers before anybody gives it up."""
+
+One = TypeVar("One")
 
 Word = Annotated[str, Meta(min_length=1, max_length=512)]
 
@@ -103,7 +105,8 @@ class Acted(msgspec.Struct):
     """What became of how many.
 
     `replayed`, `dropped` as asked; `sent`: removed, as it was sent after the letter was written; `before`: removed, it was gone
-    on with before; `in_doubt`: left, as it may have been sent; `gone`: it was not there any more; `unreadable`: left.
+    on with before; `in_doubt`: left, as it may have been sent; `gone`: it was not there any more; `unreadable`: left; `refused`:
+    left, as the broker never takes it.
     """
 
     fates: dict[Fate, int]
@@ -178,15 +181,15 @@ async def _act(call: Call[Service, None, Chosen], act: Callable[[Found], Awaitab
     return Acted(dict(fates), next_)
 
 
-async def acted(chosen: list[Found], per_second: float, act: Callable[[Found], Awaitable[Fate]]) -> Counter[Fate]:
-    """Act on letters, no faster than so many a second; how many have come to what.
+async def acted(chosen: Sequence[One], per_second: float, act: Callable[[One], Awaitable[Fate]]) -> Counter[Fate]:
+    """Act on each, no faster than so many a second; how many have come to what.
 
     Raises:
         BrokerError, StoreUnavailable: not all is done.
     """
     fates: Counter[Fate] = Counter()
-    async with aclosing(paced(_each(chosen), per_second)) as letters:
-        async for one in letters:
+    async with aclosing(paced(_each(chosen), per_second)) as each:
+        async for one in each:
             fates[await act(one)] += 1
     return fates
 
@@ -204,7 +207,7 @@ def _check_said(body: Chosen) -> None:
         )
 
 
-async def _each(found: list[Found]) -> AsyncGenerator[Found]:
+async def _each(found: Sequence[One]) -> AsyncGenerator[One]:
     for one in found:
         yield one
 

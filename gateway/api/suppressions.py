@@ -8,8 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from engine.directory.contacts import Addressed
-from engine.directory.suppressing import changing_suppressions
+from engine.directory.suppressing import changing_suppressions, lift_some
 from engine.directory.suppressions import (
+    Chosen,
     NewSuppression,
     Reason,
     StoredSuppression,
@@ -64,6 +65,20 @@ class SuppressionsPage(msgspec.Struct):
     next: str | None
 
 
+class LiftBody(Chosen, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which suppressions are lifted. Legal opt-outs (`opted_out`) never are in this way.
+
+    `source`: the beginning of it. `since`, `until`: when they were made.
+    """
+
+
+class Lifted(msgspec.Struct):
+    """How many. `more`: there are others; ask again."""
+
+    lifted: int
+    more: bool
+
+
 class IdQuery(msgspec.Struct, frozen=True):
     """`id`: as lists and searches give it."""
 
@@ -113,6 +128,13 @@ async def lift(call: Call[Service, IdQuery, None]) -> Deletion:
     addresses = [(found.channel, found.address)]
     async with changing_suppressions(directory_of(call.context), tenant, addresses, DIRECTORY_SECONDS) as connection:
         return Deletion(await lift_suppression(connection, tenant, id) is not None)
+
+
+@Endpoint("POST", "/v1/suppressions/lift", scope=Scope.SUPPRESSIONS_WRITE, places=PLACES)
+async def lift_many(call: Call[Service, None, LiftBody]) -> Lifted:
+    """Lift the suppressions that have something in common, up to a thousand at once: a provider has called good addresses bad."""
+    lifted, more = await lift_some(directory_of(call.context), call.principal.tenant, call.body, DIRECTORY_SECONDS)
+    return Lifted(lifted, more)
 
 
 def _is_id(text: str) -> bool:

@@ -1,40 +1,48 @@
-"""`POST /v1/webhooks/{id}/replay`: what an endpoint has missed is sent to it again, by the time at which it was given up.
+"""`POST /v1/webhooks/{id}/replay`: what an endpoint has missed is sent to it.
 
-That is its dead letters, and their replay (`engine.letters.replaying`): each message is sent again once, however often this is
-asked, under the `webhook-id` that it has always had. So what it may have had all the same does no harm.
+First its dead letters, by the time at which they were given up: each message is sent again once, however often this is asked,
+under the `webhook-id` that it has always had (`engine.letters.replaying`). So what it may have had all the same does no harm.
+Then what came while it was disabled, by the time at which it was stored (`projections.deliveries.missed`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from engine.directory.webhooks import find_endpoint
+from engine.directory.webhooks import WebhookEndpoint, find_endpoint
 from engine.errors import BrokerError
 from engine.jobs.messages import decode_job
 from engine.letters.reading import Filter, Found
-from engine.letters.replaying import PER_SECOND
+from engine.letters.replaying import PER_SECOND, Fate, Replays
 from gateway.access.principals import Scope, Service
 from gateway.api.configuring import PLACES
 from gateway.api.dead_letters import AT_ONCE_MAX, Acted, acted, letters_away, letters_page
-from gateway.api.directory import reading
-from gateway.api.pages import PageQuery
+from gateway.api.directory import directory_of, reading
+from gateway.api.pages import PageQuery, begin_of, cursor_after, invalid_cursor
 from gateway.api.webhooks import EndpointQuery
+from gateway.context import Context
 from gateway.http.endpoint import Call, Endpoint
 from gateway.http.problems import NOT_FOUND, UNAVAILABLE, Kind, Problem
+from projections.deliveries.lost import job_of, record_of
+from projections.deliveries.missed import Place, missed_by
 
 DISABLED: Final = Kind(409, "endpoint_disabled")
 """It would get nothing: enable it first."""
+
+MISSED: Final = "m."
+"""What cursors begin with behind the dead letters: no cursor of those has a full stop."""
 
 
 class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
     """Which messages.
 
     Attributes:
-        since, until: when they were given up; until now, where nothing is said.
+        since, until: when they were given up, or came while the endpoint was disabled; until now, where nothing is said.
         per_second: so many at most.
         cursor: the `next` of the answer before.
     """
@@ -60,7 +68,10 @@ class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
     refuses=(NOT_FOUND, DISABLED),
 )
 async def replay_webhook(call: Call[Service, EndpointQuery, ReplayBody]) -> Acted:
-    """Send an endpoint again what it has not taken. Call it again with `next` until that is null. Each message is sent once."""
+    """Send an endpoint what it has not taken, and what came while it was disabled.
+
+    Call it again with `next` until that is null. Each message is sent once.
+    """
     context, tenant, body = call.context, call.principal.tenant, call.body
     replays = context.replays
     if replays is None:
@@ -71,6 +82,27 @@ async def replay_webhook(call: Call[Service, EndpointQuery, ReplayBody]) -> Acte
         raise Problem(NOT_FOUND, "there is no such webhook endpoint: GET /v1/webhooks lists all", field="id")
     if endpoint.state != "active":
         raise Problem(DISABLED, 'the endpoint is disabled: PUT it with `"state": "active"` first')
+    try:
+        if (body.cursor or "").startswith(MISSED):
+            fates, next_ = await _missed(context, replays, endpoint, tenant, body, AT_ONCE_MAX)
+        else:
+            fates, next_ = await _given_up(context, replays, endpoint, tenant, body)
+            if next_ is None:
+                left = max(1, AT_ONCE_MAX - fates.total())
+                more, next_ = await _missed(context, replays, endpoint, tenant, body, left)
+                fates += more
+    except BrokerError as error:
+        raise letters_away(error) from error
+    return Acted(dict(fates), next_)
+
+
+Sent = tuple[Counter[Fate], str | None]
+"""What became of how many, and the cursor of what is behind them."""
+
+
+async def _given_up(
+    context: Context, replays: Replays, endpoint: WebhookEndpoint, tenant: str, body: ReplayBody
+) -> Sent:
     wanted = Filter(
         tenant=tenant,
         kind="job",
@@ -79,12 +111,45 @@ async def replay_webhook(call: Call[Service, EndpointQuery, ReplayBody]) -> Acte
         until=None if body.until is None else body.until.astimezone(UTC),
     )
     found, next_ = await letters_page(context, wanted, PageQuery(cursor=body.cursor), AT_ONCE_MAX)
-    missed = [one for one in found if target_of(one) == endpoint.id]
+    letters = [one for one in found if target_of(one) == endpoint.id]
+    return await acted(letters, body.per_second, lambda one: replays.replay(one, in_doubt=True)), next_
+
+
+async def _missed(
+    context: Context, replays: Replays, endpoint: WebhookEndpoint, tenant: str, body: ReplayBody, limit: int
+) -> Sent:
+    place, until = Place(body.since.astimezone(UTC)), (body.until or datetime.now(UTC)).astimezone(UTC)
+    if (body.cursor or "").startswith(MISSED):
+        place, until = _place(body.cursor or "")
+    # Older ones were never meant for it.
+    place = max(place, Place(endpoint.created_at))
+    found, beyond = await missed_by(directory_of(context).pool, tenant, endpoint, place, until, limit)
+    assert context.rules is not None, "there is a database"
+    rules = await context.rules.of(tenant)
+    records = [(one, record) for one in found if (record := record_of(one)) is not None]
+    made = [job_of(one, record, rules.rule_of(record.type or "")) for one, record in records]
+    jobs = [job for job in made if job is not None]
+    return await acted(jobs, body.per_second, replays.missed), None if beyond is None else _cursor(beyond, until)
+
+
+def _cursor(place: Place, until: datetime) -> str:
+    return MISSED + cursor_after((place.at.isoformat(), place.user, place.id, until.isoformat()))
+
+
+def _place(cursor: str) -> tuple[Place, datetime]:
+    """What a cursor says. Raises Problem: 400, no answer has given it."""
+    at, user, id, until = begin_of(PageQuery(cursor=cursor.removeprefix(MISSED)), 4)
     try:
-        fates = await acted(missed, body.per_second, lambda one: replays.replay(one, in_doubt=True))
-    except BrokerError as error:
-        raise letters_away(error) from error
-    return Acted(dict(fates), next_)
+        return Place(_zoned(at), user, id), _zoned(until)
+    except ValueError as error:
+        raise invalid_cursor() from error
+
+
+def _zoned(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("no offset")
+    return at
 
 
 def target_of(found: Found) -> str:

@@ -84,7 +84,7 @@ class EndpointsPage(msgspec.Struct):
 async def make_webhook(call: Call[Service, None, NewEndpoint]) -> WithSecret:
     """Make an endpoint of the tenant, or of a user. The answer is the only one with the secret."""
     async with rules_changing(call.context, call.principal.tenant, call.body.user) as change:
-        made, secret = await create_endpoint(change, call.body)
+        made, secret = await create_endpoint(change, call.body, call.context.seal)
     return _with(made, secret)
 
 
@@ -123,7 +123,7 @@ async def remove_webhook(call: Call[Service, EndpointVersionQuery, None]) -> Del
 async def rotate_webhook_secret(call: Call[Service, EndpointVersionQuery, SecretBody]) -> WithSecret:
     """Give an endpoint another secret. The one before stays good, too, until it is deleted or the next one is made."""
     async with rules_changing(call.context, call.principal.tenant) as change:
-        made = await rotate_secret(change, call.query.id, call.body.secret, call.query.version)
+        made = await rotate_secret(change, call.query.id, call.body.secret, call.query.version, call.context.seal)
     endpoint, secret = made or (None, "")
     return _with(_found(endpoint), secret)
 

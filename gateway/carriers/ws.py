@@ -40,9 +40,9 @@ _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform 
 
 
 class _Inbox(WebSocketDataQueue):
-    """aiohttp's queue of frames, past which acks go: they need no coroutine, and are nearly all that clients send.
+    """aiohttp's queue of frames, past which acks and pongs go: they need no coroutine, and are nearly all that clients send.
 
-    A frame through the queue wakes a future, the handler's task and two coroutines: 8 us, of which an ack needs none.
+    A frame through the queue wakes a future, the handler's task and two coroutines: 8 us, of which these two need none.
     """
 
     __slots__ = ("_flooded", "_waiting", "frames", "session")
@@ -55,7 +55,7 @@ class _Inbox(WebSocketDataQueue):
         self._waiting = self._flooded = False
 
     def wait(self, session: Session) -> None:
-        """The handler of `session` is done with what came so far, and waits for the next frame that is not an ack."""
+        """The handler of `session` is done with what came so far, and waits for the next frame that takes the queue."""
         self.session = session
         self._waiting = not self._buffer
         if self._flooded:
@@ -70,12 +70,17 @@ class _Inbox(WebSocketDataQueue):
     def feed_data(self, data: WSMessage | WSMessageTextBytes, size: int) -> None:
         """Called by aiohttp's reader for every whole frame, in order."""
         self.frames += 1
-        if self._waiting and self.session is not None:
-            if data.type is WSMsgType.TEXT and data.data.startswith(_ACK):
-                try:
-                    self.session.receive(data.data)
-                except Exception as error:
-                    self.session.failed(error)
+        session = self.session
+        if self._waiting and session is not None:
+            try:
+                if data.type is WSMsgType.TEXT and data.data.startswith(_ACK):
+                    session.receive(data.data)
+                    return
+                if data.type is WSMsgType.PONG:
+                    session.heard()
+                    return
+            except Exception as error:
+                session.failed(error)
                 return
             self._waiting = False
         super().feed_data(data, size)

@@ -8,8 +8,10 @@ from typing import Final
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from engine.broker.jetstream import Outgoing
+from engine.channels.alarms import point_out
 from engine.channels.bounces import may_suppress
 from engine.channels.channel import Outcome
 from engine.channels.references import Reference, References
@@ -18,11 +20,15 @@ from engine.channels.sealed import TokenRefused
 from engine.channels.sms.callbacks import Inbound
 from engine.channels.suppressing import acted_on, free_number, suppress_for
 from engine.directory.contacts import Addressed
+from engine.jobs.claims import ClaimsUnavailable
+from engine.jobs.digests import is_digest
 from engine.postgres import asking
+from engine.traces.contexts import trace_line
 from gateway import metrics
 from gateway.api.directory import directory_of
 from gateway.context import Context
 from gateway.limits import DIRECTORY_SECONDS, RECEIPT_BATCH
+from projections.deliveries.members import members_of
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import receipt_subject
 
@@ -49,9 +55,16 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
     """
     known = await _of_living_users(context, _matched(context.references, provider, channel, reports))
     now = datetime.now(UTC)
-    receipts = [_receipt(context, provider, *one, now) for one in known if one[0].state != "sent"]
-    for begin in range(0, len(receipts), RECEIPT_BATCH):
-        await context.broker.commit(receipts[begin : begin + RECEIPT_BATCH])
+    receipts = list[Outgoing]()
+    for report, what in known:
+        if report.state == "sent":
+            continue  # the worker has said so
+        receipts += _receipts(context, provider, report, what, await _about(context, provider, report, what), now)
+        while len(receipts) >= RECEIPT_BATCH:
+            await context.broker.commit(receipts[:RECEIPT_BATCH])
+            del receipts[:RECEIPT_BATCH]
+    if receipts:
+        await context.broker.commit(receipts)
     about = [(report, what) for report, what in known if report.outcome is not None and may_suppress(report.outcome)]
     done: set[tuple[str, str]] = set()
     if about:
@@ -60,9 +73,10 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
     for report, what in about:
         if (what.tenant, report.id) not in done:
             await _suppress(context, report, what, now)
-    for report, _ in known:
+    for report, what in known:
         metrics.gateway_reports.labels(provider, report.state).inc()
-        _tell(report)
+        if report.outcome is not None:
+            point_out(what.channel, report.outcome)
 
 
 async def follow_answer(context: Context, provider: str, tenants: Sequence[str], inbound: Inbound) -> None:
@@ -124,29 +138,56 @@ async def _of_living_users(context: Context, matched: Iterator[_Known]) -> list[
     return [one for one in known if (one[1].tenant, one[1].user) not in deleted]
 
 
-def _receipt(context: Context, provider: str, report: Report, what: Reference, now: datetime) -> Outgoing:
+async def _about(context: Context, provider: str, report: Report, what: Reference) -> dict[str, str]:
+    """The notifications that a report is about, with their traces: of a digest its members.
+
+    Its claim says them, from before its first try on and for three days; afterwards the receipts of its sending, which are
+    folded by then. Where nobody knows them any more, the report is stored of the digest itself.
+
+    Raises:
+        StoreUnavailable: PostgreSQL does not answer.
+    """
+    itself = {what.id: what.trace}
+    if not is_digest(what.id):
+        return itself
+    try:
+        claim = (await context.claims.look(what.claim_key)).claim if context.claims is not None else None
+    except ClaimsUnavailable:
+        claim = None
+    if claim is not None:
+        members = claim.members
+        return itself if members is None else {id: members.traces.get(id, "") for id in members.ids}
+    found = await members_of(
+        directory_of(context).pool,
+        what.tenant,
+        what.user,
+        what.channel,
+        what.id,
+        attempt=what.attempt + 1,
+        provider=provider,
+        provider_id=report.provider_id,
+    )
+    return found or itself
+
+
+def _receipts(
+    context: Context, provider: str, report: Report, what: Reference, about: dict[str, str], now: datetime
+) -> list[Outgoing]:
     receipt = Receipt(
         user=what.user,
         channel=what.channel,
         state=report.state,
         at=report.at if now - CLOCKS <= report.at <= now else now,
         device=what.target,
-        id=what.id,
         reason=report.outcome.code if report.outcome is not None and report.state == "failed" else None,
         attempt=what.attempt + 1,  # a receipt counts tries from 1
         provider=provider,
     )
-    partition = context.partition(what.tenant, what.user).number
-    return Outgoing(receipt_subject(partition, what.tenant, what.user), _encode(receipt))
-
-
-def _tell(report: Report) -> None:
-    """Log what a person has to look at."""
-    outcome = report.outcome
-    if outcome is not None and outcome.alarm:
-        _log.error("provider_reports_our_fault", provider=outcome.provider, code=outcome.code)
-    elif outcome is not None and not outcome.known:
-        _log.warning("provider_reports_unknown", provider=outcome.provider, code=outcome.code)
+    subject = receipt_subject(context.partition(what.tenant, what.user).number, what.tenant, what.user)
+    return [
+        Outgoing(subject, _encode(replace(receipt, id=id, trace=trace or None)), trace_line(trace) if trace else b"")
+        for id, trace in about.items()
+    ]
 
 
 async def _suppress(context: Context, report: Report, what: Reference, now: datetime) -> None:

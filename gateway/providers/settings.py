@@ -16,18 +16,18 @@ needs none of the secrets that workers send with.
 
 from __future__ import annotations
 
-import tomllib
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
-from engine.channels.files import read_secret
+from engine.channels.files import ProvidersToml, read_secret, watch
 from engine.errors import InvalidSetting
+from engine.tasks import end
 from gateway.providers.certificates import Certificates
 from gateway.providers.sources import FromPostmark, FromSendGrid, FromSes, FromSnsTexts, FromTwilio, Source
-
-VARIABLE: Final = "SEAMARK_PROVIDERS"
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$(?!\n)")]
 _Topic = Annotated[
@@ -84,8 +84,8 @@ class SnsEntry(_Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 Entry = SesEntry | SendGridEntry | PostmarkEntry | TwilioEntry | SnsEntry
 
 
-def read_sources(setting: str | None, certificates: Certificates) -> dict[str, Source]:
-    """Whom reports are taken from, by name; nobody, where the setting names no file.
+class Sources:
+    """Whom reports are taken from; nobody, where the setting names no file.
 
     Args:
         setting: the file's path.
@@ -95,19 +95,35 @@ def read_sources(setting: str | None, certificates: Certificates) -> dict[str, S
         InvalidSetting: the file, or one that its table `callbacks` names, cannot be read, or says something that is not
             understood. What is in a secret is not repeated.
     """
-    if setting is None:
-        return {}
-    path = Path(setting)
-    try:
-        table = tomllib.loads(path.read_text()).get("callbacks", {})
-        entries = msgspec.convert(table, dict[_Name, Entry])
-    except OSError as error:
-        raise InvalidSetting(f"{VARIABLE}: {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSetting(f"{VARIABLE}: {path} is not TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise InvalidSetting(f"{path}: [callbacks]: {error}") from error
-    return {name: _source(name, entry, path.parent, certificates) for name, entry in entries.items()}
+
+    def __init__(self, setting: str | None, certificates: Certificates) -> None:
+        self._path, self._certificates = Path(setting or ""), certificates
+        self._now: dict[str, Source] = {}
+        self._changed = None if setting is None else self._read()
+        self._watching: asyncio.Task[None] | None = None
+
+    def of(self, name: str) -> Source | None:
+        """Who posts under a name; None: nobody."""
+        return self._now.get(name)
+
+    def start(self) -> None:
+        """Read the table anew when it, or a file that it names, changes. What cannot be read is said, and changes nothing."""
+        if self._changed is not None:
+            self._watching = asyncio.create_task(watch(self._changed, self._read), name="callbacks-watch")
+
+    async def close(self) -> None:
+        """Look no more."""
+        await end(self._watching)
+
+    def _read(self) -> Callable[[], bool]:
+        toml = ProvidersToml(self._path, "callbacks")
+        try:
+            entries = msgspec.convert(toml.tables.get("callbacks", {}), dict[_Name, Entry])
+        except msgspec.ValidationError as error:
+            raise InvalidSetting(f"{self._path}: [callbacks]: {error}") from error
+        folder = self._path.parent
+        self._now = {name: _source(name, entry, folder, self._certificates) for name, entry in entries.items()}
+        return toml.changed
 
 
 def _source(name: str, entry: Entry, folder: Path, certificates: Certificates) -> Source:

@@ -1,6 +1,6 @@
 /** Campaigns of the tenant: a form that starts one, and how each goes on, in numbers that add up. */
 
-import { $, ask, element, notice } from "/page.js";
+import { $, CHANNELS, ask, element, notice } from "/page.js";
 
 const MOVING_MS = 500; // between two looks at campaigns of which one is not over
 const RESTING_MS = 5_000; // others may start one elsewhere
@@ -110,9 +110,9 @@ function fill(item, said) {
 async function change(id, what) {
   try {
     await ask("POST", `/v1/campaigns/${encodeURIComponent(id)}/${what}`, { asService: true });
-    $("campaign-said").textContent = "";
+    say("");
   } catch (error) {
-    $("campaign-said").textContent = `${id}: cannot ${what}: ${error.message}`;
+    say(`${id}: cannot ${what}: ${error.message}`);
   }
   look();
 }
@@ -145,23 +145,40 @@ async function offerTopics() {
 }
 
 async function tryIt() {
+  say("");
   try {
-    const { audience, recipients, reasons } = await ask("POST", "/v1/campaigns/dry-run", { asService: true, body: drafted() });
-    const others = Object.entries(reasons).filter(([, users]) => users > 0).map(([why, users]) => `, ${users} ${why}`).join("");
-    $("campaign-said").textContent = `Dry run: ${recipients} of ${audience} would get it${others}. Nothing was sent.`;
+    const said = await ask("POST", "/v1/campaigns/dry-run", { asService: true, body: drafted() });
+    const others = Object.entries(said.reasons).filter(([, users]) => users > 0).map(([why, users]) => `, ${users} ${why}`).join("");
+    say(`Dry run: ${said.recipients} of ${said.audience} would get it${others}. Nothing was sent.`, decisionsOf(said));
   } catch (error) {
-    $("campaign-said").textContent = `Not possible: ${error.message}`;
+    say(`Not possible: ${error.message}`);
   }
+}
+
+/** What would be decided of each channel and why, with how many of the recipients that were looked at, most first. */
+function decisionsOf({ decisions, sample, recipients }) {
+  const whose = sample < recipients ? `of ${sample} drawn at random` : `of all ${sample}`;
+  return Object.keys(CHANNELS).filter((channel) => decisions[channel]).map((channel) => {
+    const counts = Object.entries(decisions[channel]).sort(([, one], [, other]) => other - one);
+    const said = counts.map(([decision, users]) => `${users} ${decision}`).join(", ");
+    return element("li", { "data-channel": channel }, element("b", {}, CHANNELS[channel]), `, ${whose}: ${said}`);
+  });
+}
+
+/** What came of the last thing that was asked for; `decisions` are those of a dry run. */
+function say(text, decisions = []) {
+  $("campaign-said").textContent = text;
+  $("campaign-decisions").replaceChildren(...decisions);
 }
 
 async function start() {
   const asked = drafted();
   try {
     const { created } = await ask("POST", "/v1/campaigns", { asService: true, body: asked });
-    $("campaign-said").textContent = created ? `Started ${asked.id}` : `${asked.id} was started before`;
+    say(created ? `Started ${asked.id}` : `${asked.id} was started before`);
     if ($("campaign-id").value.trim() === asked.id) $("campaign-id").value = newName();
   } catch (error) { // the name stays: sent again, it changes nothing where it did arrive
-    $("campaign-said").textContent = `Not started: ${error.message}`;
+    say(`Not started: ${error.message}`);
   }
   look();
 }

@@ -31,6 +31,8 @@ from ops.cli import (
     publish,
     rebuild,
     retention,
+    seal,
+    suppressions,
     tail,
     token,
     topology,
@@ -67,12 +69,14 @@ app.command("explain")(explain.explain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("migrate")(migrate.migrate)
+app.command("seal")(seal.seal)
 app.add_typer(apikey.app, name="api-key")
 app.add_typer(config.app, name="config")
 app.add_typer(campaign.app, name="campaign")
 app.add_typer(control.app, name="control")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(retention.app, name="retention")
+app.add_typer(suppressions.app, name="suppressions")
 app.add_typer(topology.app, name="topology")
 app.add_typer(users.app, name="users")
 

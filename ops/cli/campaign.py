@@ -165,7 +165,7 @@ def _try(folder: Path, tenant: str, draft: Draft, *, as_json: bool) -> None:
     """Say how large the audience is, and what would be decided of some recipients, as `POST /v1/campaigns/dry-run` does."""
     from engine.campaigns.commands import Campaigns, Size
     from engine.campaigns.forecast import Forecast, forecast
-    from engine.controls.desk import Desk
+    from engine.controls.store import ControlStore
     from engine.controls.view import Controls
     from engine.directory.rules import read_rules
     from engine.profiles.reader import read_profile
@@ -175,7 +175,7 @@ def _try(folder: Path, tenant: str, draft: Draft, *, as_json: bool) -> None:
 
         broker = await connect(nats_settings(folder, "seamark-campaign"))
         try:
-            controls = Controls((await Desk(broker).read()).document)
+            controls = Controls((await ControlStore(broker).read()).document)
         finally:
             await broker.close()
         campaigns, rules = Campaigns(pool), await read_rules(pool, tenant)

@@ -16,8 +16,8 @@ from ops.cli.output import err, out, print_json
 from ops.cli.target import DATA_FOLDER, Folder, Json, nats_settings, postgres_url
 
 if TYPE_CHECKING:
-    from engine.controls.desk import Desk, Read
     from engine.controls.document import Control, InForce, Rehydrate
+    from engine.controls.store import ControlStore, Read
 
 Found = TypeVar("Found")
 
@@ -274,17 +274,17 @@ def _line(each: InForce) -> str:
     return f"{'  '.join(filter(None, more))}  since {at:%Y-%m-%d %H:%M:%S}  {each.who}: {each.why}"
 
 
-def _run(folder: Path, work: Callable[[Desk], Awaitable[Found]]) -> Found:
+def _run(folder: Path, work: Callable[[ControlStore], Awaitable[Found]]) -> Found:
     """Do `work` at the control bucket of the broker that the settings or the folder name."""
     import uvloop
 
     from engine.broker.jetstream import connect
-    from engine.controls.desk import Desk
+    from engine.controls.store import ControlStore
 
     async def run() -> Found:
         broker = await connect(nats_settings(folder, "seamark-control"))
         try:
-            return await work(Desk(broker))
+            return await work(ControlStore(broker))
         finally:
             await broker.close()
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import functools
+import inspect
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from engine.errors import InvalidSetting
+from ops.cli.moments import time_of
 from ops.cli.output import err, out, print_json, stages
 from ops.cli.target import DATA_FOLDER, Folder, Json, nats_settings
 
@@ -28,8 +29,6 @@ T = TypeVar("T")
 
 EXIT_NONE: Final = 2
 
-_AGO: Final = re.compile(r"([1-9][0-9]{0,5})(m|h|d)", re.ASCII)
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(
     help="Dead letters: events that could not be dispatched, jobs that ended without success.", no_args_is_help=True
@@ -49,8 +48,7 @@ Limit = Annotated[int, typer.Option("--limit", help="So many letters at most.", 
 All = Annotated[bool, typer.Option("--all", help="All letters: needed where nothing else says which.")]
 
 
-@app.command("ls")
-def list_(
+def _filter(
     tenant: OneTenant = None,
     kind: Kind = None,
     channel: Channel = None,
@@ -58,12 +56,64 @@ def list_(
     code: Code = None,
     since: Since = None,
     until: Until = None,
+) -> Filter:
+    """Which letters are meant.
+
+    Raises:
+        InvalidSetting: an option says what there is not.
+    """
+    from engine.letters.reading import Filter
+    from engine.plan.rules import CHANNELS
+    from seamark.protocol.errors import InvalidToken
+    from seamark.protocol.subjects import encode_token
+
+    if kind not in (None, "event", "job"):
+        raise InvalidSetting(f"--kind: there are letters of events and of jobs, not of {kind!r}")
+    if channel is not None and channel not in CHANNELS:
+        raise InvalidSetting(f"--channel: there is no {channel!r}: choose one of {', '.join(sorted(CHANNELS))}")
+    if kind == "event" and channel is not None:
+        raise InvalidSetting("--channel: events have none; leave it out, or say --kind job")
+    try:
+        if tenant is not None:
+            encode_token(tenant)
+    except InvalidToken as error:
+        raise InvalidSetting(f"--tenant: {error}") from error
+    return Filter(
+        tenant=tenant,
+        kind=kind,  # type: ignore[arg-type]  # it was looked at
+        channel=channel,
+        cls=cls,
+        code=code,
+        since=None if since is None else time_of("--since", since),
+        until=None if until is None else time_of("--until", until),
+    )
+
+
+def _of_letters(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `_filter` in place of its `wanted`, which is what they mean."""
+    names = {"Filter": Any}  # it is imported when a command runs
+    options = inspect.signature(_filter, locals=names, eval_str=True).parameters
+    taken = inspect.signature(command, locals=names, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**said: Any) -> None:
+        command(_filter(**{name: said.pop(name) for name in options}), **said)
+
+    own = [one for name, one in taken.items() if name != "wanted"]
+    run.__signature__ = inspect.Signature([*options.values(), *own])  # type: ignore[attr-defined]  # Typer reads it
+    run.__annotations__ = {one.name: one.annotation for one in (*options.values(), *own)}
+    return run
+
+
+@app.command("ls")
+@_of_letters
+def list_(
+    wanted: Filter,
     limit: Limit = 100,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """List letters, the oldest first."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
 
     async def run(broker: Broker) -> int:
         from engine.letters.reading import letters
@@ -110,19 +160,13 @@ def show(
 
 
 @app.command()
+@_of_letters
 def triage(
-    tenant: OneTenant = None,
-    kind: Kind = None,
-    channel: Channel = None,
-    cls: Class = None,
-    code: Code = None,
-    since: Since = None,
-    until: Until = None,
+    wanted: Filter,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """Count letters by class and provider code; codes that no table names come first: somebody has to look at them."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
 
     async def run(broker: Broker) -> list[Any]:
         from engine.letters.reading import letters
@@ -147,15 +191,10 @@ def triage(
 
 
 @app.command()
+@_of_letters
 def replay(
+    wanted: Filter,
     seqs: Seqs = None,
-    tenant: OneTenant = None,
-    kind: Kind = None,
-    channel: Channel = None,
-    cls: Class = None,
-    code: Code = None,
-    since: Since = None,
-    until: Until = None,
     everything: All = False,
     in_doubt: Annotated[
         bool, typer.Option("--in-doubt", help="Also what may have been sent: people may get it twice.")
@@ -168,7 +207,6 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Have the jobs and events of letters tried again, by what holds now; each once, however often this is called."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
     _check_named(seqs, wanted, everything=everything)
 
     async def run(stores: Stores) -> Counter[Fate]:
@@ -193,22 +231,16 @@ def replay(
 
 
 @app.command()
+@_of_letters
 def drop(
+    wanted: Filter,
     seqs: Seqs = None,
-    tenant: OneTenant = None,
-    kind: Kind = None,
-    channel: Channel = None,
-    cls: Class = None,
-    code: Code = None,
-    since: Since = None,
-    until: Until = None,
     everything: All = False,
     limit: Limit = 1_000_000,
     folder: Folder = DATA_FOLDER,
     as_json: Json = False,
 ) -> None:
     """Remove letters for good: what they hold is never delivered."""
-    wanted = _filter(tenant, kind, channel, cls, code, since, until)
     _check_named(seqs, wanted, everything=everything)
 
     async def run(broker: Broker) -> Counter[Fate]:
@@ -266,62 +298,6 @@ async def _letters(broker: Broker, chosen: list[int]) -> AsyncIterator[Found]:
             yield found
 
 
-def _filter(
-    tenant: str | None,
-    kind: str | None,
-    channel: str | None,
-    cls: str | None,
-    code: str | None,
-    since: str | None,
-    until: str | None,
-) -> Filter:
-    """Which letters are meant.
-
-    Raises:
-        InvalidSetting: an option says what there is not.
-    """
-    from engine.letters.reading import Filter
-    from engine.plan.rules import CHANNELS
-    from seamark.protocol.errors import InvalidToken
-    from seamark.protocol.subjects import encode_token
-
-    if kind not in (None, "event", "job"):
-        raise InvalidSetting(f"--kind: there are letters of events and of jobs, not of {kind!r}")
-    if channel is not None and channel not in CHANNELS:
-        raise InvalidSetting(f"--channel: there is no {channel!r}: choose one of {', '.join(sorted(CHANNELS))}")
-    if kind == "event" and channel is not None:
-        raise InvalidSetting("--channel: events have none; leave it out, or say --kind job")
-    try:
-        if tenant is not None:
-            encode_token(tenant)
-    except InvalidToken as error:
-        raise InvalidSetting(f"--tenant: {error}") from error
-    return Filter(
-        tenant=tenant,
-        kind=kind,  # type: ignore[arg-type]  # it was looked at
-        channel=channel,
-        cls=cls,
-        code=code,
-        since=None if since is None else _time("--since", since),
-        until=None if until is None else _time("--until", until),
-    )
-
-
-def _time(option: str, text: str) -> datetime:
-    ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        at = datetime.fromisoformat(text)
-        if at.tzinfo is not None:
-            return at
-    except ValueError:
-        pass
-    raise InvalidSetting(
-        f"{option}: {text!r} is no time: write 90m, 2h or 3d ago, or 2026-01-31T12:00:00Z with an offset"
-    )
-
-
 def _check_named(seqs: list[int] | None, wanted: Filter, *, everything: bool) -> None:
     """Pass a command that says which letters it means. Raises InvalidSetting."""
     filtered = wanted != type(wanted)()
@@ -350,6 +326,7 @@ def _report(fates: Counter[Fate], *, as_json: bool) -> None:
         "in_doubt": "left: may have been sent, say --in-doubt to send them all the same",
         "gone": "gone before",
         "unreadable": "left: nobody can tell where they belong",
+        "refused": "left: the broker never takes them, as they are too large",
     }
     for fate, count in sorted(fates.items()):
         out.print(f"{count:>7}  {said[fate]}", markup=False)

@@ -26,7 +26,7 @@ def explain(
     import uvloop
 
     from engine.cancels import is_cancelled
-    from engine.controls.desk import Desk
+    from engine.controls.store import ControlStore
     from engine.controls.view import Controls
     from engine.directory.rules import read_rules
     from engine.plan.decisions import Facts
@@ -42,7 +42,7 @@ def explain(
         async with stores(folder, "seamark-explain") as found:
             rules = await read_rules(found.pool, at)
             profile = await read_profile(found.pool, at, user)
-            kills = Controls((await Desk(found.broker).read()).document).drops(at, user)
+            kills = Controls((await ControlStore(found.broker).read()).document).drops(at, user)
             transaction, now = accepted.event.transaction_id, datetime.now(UTC)
             cancelled = transaction is not None and await is_cancelled(found.broker, at, transaction)
             notification, facts = explanation.notification_of(accepted, user), Facts(stored_at=now, cancelled=cancelled)

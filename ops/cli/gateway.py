@@ -55,6 +55,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _options(settings: Settings) -> GatewayOptions:
+    from engine.directory.sealing import seal_of
     from gateway.options import GatewayOptions
 
     return GatewayOptions(
@@ -77,6 +78,7 @@ def _options(settings: Settings) -> GatewayOptions:
         unsubscribe_secrets=tuple(settings.unsubscribe_secrets.reveal().split())
         if settings.unsubscribe_secrets
         else (),
+        seal=seal_of(settings),
         providers=settings.providers,
         tenant_state_percent=settings.tenant_state_percent,
         trace_url=settings.trace_url,

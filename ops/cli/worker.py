@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +20,9 @@ POOL_CONNECTIONS_MAX = 16
 
 STOP_SECONDS_MAX = 40.0
 """From the signal to the end: what is being sent is waited for. Whoever ends the process has to give it 45 s."""
+
+TOGETHER_SECONDS_MAX = STOP_SECONDS_MAX + 3.0
+"""The same for several processes: one that was ended while it sends would leave it in doubt what its provider has taken."""
 
 
 def worker(
@@ -74,15 +76,24 @@ def chosen(asked: list[str] | None, named: tuple[Channel, ...]) -> tuple[Channel
 
 
 async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
+    from engine.directory.sealing import seal_of
     from engine.worker.providers import Providers, read_providers
+    from ops.working import unset
 
     async def forget(_: int) -> None:
         return
 
+    seal_of(settings)
     providers = Providers(read_providers(settings.providers), channels, forget)
     for channel in channels:
         names = ", ".join(one.name for one in providers.of(channel))
         typer.echo(f"{channel}: {names}")
+        for one in providers.of(channel):
+            if one.platform == "apns" and not one.apps:
+                # Apple may then be asked for whatever app a user has registered a token for, and calls our key wrong.
+                typer.echo(f"warn: push.{one.name}: name its `apps`, so that no token of another app is sent to Apple")
+    for variable, missing in unset(settings, channels):
+        typer.echo(f"{variable} is not set: {missing}")
     await providers.close()
 
 
@@ -95,23 +106,29 @@ def _siblings(settings: Settings, channels: tuple[Channel, ...], processes: int)
     words = [word for channel in channels for word in ("--channel", channel)]
     with common_port(settings, processes) as ports:
         environments = [environment_with(SEAMARK_HEALTH_PORT=str(one)) for one in ports]
-        return run_siblings("worker", [sys.executable, "-m", "ops", "worker", *words], environments)
+        argv = [sys.executable, "-m", "ops", "worker", *words]
+        return run_siblings("worker", argv, environments, stop_seconds_max=TOGETHER_SECONDS_MAX)
 
 
 async def _work(settings: Settings, channels: tuple[Channel, ...], stop: asyncio.Event, health: Health) -> None:
+    import structlog
+
     from engine.cancels import watching
+    from engine.closing import Held
     from engine.controls.watching import watched_controls
     from engine.tasks import run_until
     from ops.process import database, stores
     from ops.siblings import say_up
-    from ops.working import Parts, working
+    from ops.working import Parts, unset, working
 
+    for variable, missing in unset(settings, channels):
+        structlog.get_logger("seamark.worker").warning("setting_missing", variable=variable, so=missing)
     async with (
         database(settings, POOL_CONNECTIONS_MAX, "workers read addresses, templates and rules there") as pool,
         stores("worker", settings, health) as (broker, redis),
         watched_controls(broker) as controls,
         watching(broker) as cancels,
-        contextlib.AsyncExitStack() as held,
+        Held() as held,
     ):
         health.also(controls.not_ready)
         parts = Parts(settings, broker, redis, pool, controls, cancels)

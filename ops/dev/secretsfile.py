@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 from collections.abc import Callable
@@ -19,6 +20,7 @@ class Kept(msgspec.Struct, kw_only=True):
     api_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
     page_key: str = msgspec.field(default_factory=lambda: f"sk_dev_{secrets.token_urlsafe(24)}")
     unsubscribe_secret: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
+    storage_key: str = msgspec.field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
     ports: dict[str, int] = {}
 
 

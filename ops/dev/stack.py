@@ -84,11 +84,11 @@ class Stack:
         if self._options.port:
             self._gateway_port()  # refused before anything is started
         await self._start_servers()
+        port = self._gateway_port()  # only now: others may have taken a free one while the servers started
+        self.gateway_url = f"http://{HOST}:{port}"
         await self._open_outbox()
         self._say("applying topology and schema")
         await self._prepare_stores()
-        port = self._gateway_port()  # only now: others may have taken a free one while the servers started
-        self.gateway_url = f"http://{HOST}:{port}"
         if self._options.traces:
             await self._receive_traces()
         write_private_json(self._options.data / "kept.json", self._kept)
@@ -133,7 +133,8 @@ class Stack:
         """Every provider, simulated: nothing of what the stack sends leaves this machine, whatever stands in the environment."""
         self._say("starting simulated providers")
         outbox, hold = Outbox(), self._held.enter_async_context
-        self._providers = await hold(running(self._options.data / "providers", outbox, self._kept_port))
+        folder, gateway = self._options.data / "providers", self.gateway_url
+        self._providers = await hold(running(folder, outbox, self._kept_port, gateway_url=gateway, tenant=TENANT))
         asked = await hold(people(self.postgres_url))
         port = self._kept_port("outbox")
         self.outbox_url = await hold(serving(HOST, port, outbox, self._providers, asked, lambda: self.gateway_url))
@@ -204,6 +205,7 @@ class Stack:
             "SEAMARK_DEV_OUTBOX_URL": self.outbox_url,
             "SEAMARK_PUBLIC_URL": self.gateway_url,
             "SEAMARK_UNSUBSCRIBE_SECRETS": self._kept.unsubscribe_secret,
+            "SEAMARK_STORAGE_KEYS": self._kept.storage_key,
         }
         if self.monitor_url is not None:
             ours["SEAMARK_NATS_MONITOR_URLS"] = self.monitor_url

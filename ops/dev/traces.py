@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from gateway.api.dev_page import PAGE_HEADERS, check_local
 from gateway.http.problems import Handler, Problem
 from ops.dev.spans import SpanStore, decode
+from ops.served import served
 
 BODY_BYTES_MAX: Final = 8 << 20
 """Of one request, unpacked: a batch of 512 spans takes some 300 KB."""
@@ -39,14 +40,8 @@ async def receiving(host: str, port: int, store: SpanStore | None = None) -> Asy
     Raises:
         OSError: the port is taken.
     """
-    runner = web.AppRunner(_app(SpanStore() if store is None else store), access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    try:
-        await site.start()
-        yield f"http://{host}:{site.port}"
-    finally:
-        await runner.cleanup()
+    async with served(_app(SpanStore() if store is None else store), host, port) as bound:
+        yield f"http://{host}:{bound}"
 
 
 def _app(store: SpanStore) -> web.Application:

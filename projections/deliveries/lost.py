@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from engine.channels.channel import Job
+from engine.channels.channel import Job, Lane
 from engine.jobs.claims import Done
-from engine.plan.rules import CHANNELS
+from engine.plan.rules import CHANNELS, TypeRule
 from projections.folds.changes import NO_RECORD
 from projections.folds.deliveries import try_of
-from seamark.protocol.records import decode_record
+from seamark.protocol.records import Record, decode_record
 
 GRACE: Final = timedelta(hours=1)
 """How long after its time the sweep looks at an open delivery: what is under way by then has long been in JOBS."""
@@ -88,12 +88,19 @@ def lost_among(rows: Iterable[Open], jobs: Iterable[Job]) -> list[Open]:
     return [one for one in rows if not any(stands_for(job, one) for job in known)]
 
 
-def job_of(one: Open) -> Job | None:
-    """The job that was lost, as far as the record tells it; None: it is not there, so there is nothing to replay."""
-    if one.record is None or one.channel not in CHANNELS:
+def record_of(one: Open) -> Record | None:
+    """The record, if the inbox has it and it can be read."""
+    try:
+        return None if one.record is None else decode_record(one.record)
+    except NO_RECORD:
+        return None
+
+
+def job_of(one: Open, record: Record, rule: TypeRule | None) -> Job | None:
+    """The job that was lost, as far as its record and the rule of its type tell it; None: it is of no channel."""
+    if one.channel not in CHANNELS:
         return None
     try:
-        record = decode_record(one.record)
         data: dict[str, Any] = msgspec.json.decode(record.data, type=dict[str, Any])
     except NO_RECORD:
         return None
@@ -103,20 +110,33 @@ def job_of(one: Open) -> Job | None:
         user=one.user,
         type=record.type or "",
         channel=one.channel,
-        lane="bulk" if record.priority == "low" else "normal",
+        lane=_lane(record.priority or "normal", rule),
         target=one.device,
         attempt=max(0, one.number - 1),
+        semantics=(rule.semantics if rule is not None else None) or "at_least_once",
         first_at=one.plan_at or one.at,
         expires_at=record.expires_at,
-        category=record.category or "",
+        category=record.category or (rule.category if rule is not None else None) or "",
         collapse_key=record.collapse_key or "",
         data=data,
         trace=record.trace or "",
         stored_at=one.plan_at,
+        requested=record.plan.get(one.channel, {}).get("why") == "requested",
         transaction=record.transaction_id or "",
     )
 
 
-def end_of(one: Open) -> Done:
-    """How it ends."""
-    return Done(max(0, one.number - 1), "failed", LOST)
+def _lane(said: str, rule: TypeRule | None) -> Lane:
+    """As planners choose it (`engine.planner.jobs`)."""
+    if "critical" in (said, rule.priority if said == "normal" and rule is not None else ""):
+        return "critical"
+    return "bulk" if said == "low" else "normal"
+
+
+def end_of(one: Open, job: Job | None) -> Done:
+    """How it ends: in doubt, where it was tried, for a provider may have taken it, and only its claim, whose name is lost, tells.
+
+    So does what must not be sent twice: nobody knows whether a worker had begun with it.
+    """
+    doubtful = one.number > 1 or (job is not None and job.semantics != "at_least_once")
+    return Done(max(0, one.number - 1), "ambiguous" if doubtful else "failed", LOST)

@@ -1,6 +1,6 @@
 """What workers ask before they send what has waited: who has seen it, and what is still open of a digest.
 
-These are the `Tables` of `engine.worker.folded`.
+These are the `Tables` of `engine.worker.caughtup`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from engine.postgres import Pool, asking
-from engine.worker.folded import Heads, Known, Place
+from engine.worker.caughtup import Heads, Known, Place
 from projections.folds.changes import clean
 from projections.postgres.versions import live
 
@@ -54,8 +54,8 @@ _OPEN: Final = "(d.state IN ('planned', 'queued') OR d.state = 'ambiguous' AND d
 
 # A user's records are found by an index, and what was planned of each by another: a join by statistics might read months.
 _PLANNED: Final = f"""
-SELECT {_FACTS.format(seen="false")} FROM inbox i CROSS JOIN LATERAL (
-    SELECT FROM deliveries d
+SELECT {_FACTS.format(seen="false")}, p.trace, p.attempts FROM inbox i CROSS JOIN LATERAL (
+    SELECT d.trace, d.attempts FROM deliveries d
     WHERE d.version = {live("deliveries")} AND d.tenant = i.tenant AND d.id = i.id AND d.user_id = i.user_id
       AND d.channel = $3 AND d.device = '' AND d.plan_when = $4 AND {_OPEN} LIMIT 1) p
 WHERE i.version = {live("inbox")} AND i.tenant = $1 AND i.user_id = $2 AND i.stored_at >= $5

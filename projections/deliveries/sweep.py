@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -23,10 +23,11 @@ from engine.jobs.messages import decode_job
 from engine.letters.writing import store_job_letter
 from engine.log.incarnations import epoch_of, stream_of
 from engine.log.writer import read_mark
+from engine.plan.gathering import TenantRules
 from engine.planner import position
 from engine.postgres import Pool, asking
 from projections import metrics
-from projections.deliveries.lost import GRACE, LOST, Open, end_of, job_of, lost_among, waited_until
+from projections.deliveries.lost import GRACE, LOST, Open, end_of, job_of, lost_among, record_of, waited_until
 from projections.postgres.versions import live, read_place
 from projections.projection import DELIVERIES
 from seamark.protocol.receipts import Receipt
@@ -85,11 +86,19 @@ class Late(Exception):
     """Something that has to be known first is not known in time."""
 
 
+class Rules(Protocol):
+    """The rules of tenants."""
+
+    async def of(self, tenant: str, /) -> TenantRules:
+        """Those of one tenant. Raises StoreUnavailable."""
+
+
 class Sweep:
     """Looks for what is lost. Any number of processes may run it: one of them does the work of an hour."""
 
-    def __init__(self, pool: Pool, broker: Broker, partitions: int) -> None:
+    def __init__(self, pool: Pool, broker: Broker, partitions: int, rules: Rules) -> None:
         self._pool, self._broker, self._partitions = pool, broker, partitions
+        self._rules = rules
 
     async def run(self) -> None:
         """Sweep for ever; ends by cancellation. What fails is said, and tried again."""
@@ -219,13 +228,16 @@ class Sweep:
 
     async def _lose(self, one: Open, partition: int) -> None:
         """End a delivery: its letter first, where there is something to replay, then its receipt. Done twice it is the same."""
-        job, done = job_of(one), end_of(one)
+        record = record_of(one)
+        rule = None if record is None else (await self._rules.of(one.tenant)).rule_of(record.type or "")
+        job = None if record is None else job_of(one, record, rule)
+        done = end_of(one, job)
         if job is not None:
             await store_job_letter(self._broker, job, done)
         receipt = Receipt(
             user=one.user,
             channel=one.channel,
-            state="failed",
+            state=done.end,
             at=datetime.now(UTC),
             device=one.device,
             id=one.id,

@@ -78,11 +78,14 @@ WHERE d.tenant = o.tenant AND d.user_id = o.user_id AND d.id = o.id AND d.channe
 _RANGES: Final = """
 INSERT INTO delivery_ranges_{v}
     (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until, version)
-SELECT o.*, {v} FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[],
-    $9::timestamptz[], $10::timestamptz[], $11::timestamptz[])
-    AS o (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, kept_until)
+SELECT o.tenant, o.user_id, o.epoch, o.up_to, o.after_seq, o.device, o.channel, o.state, o.at, o.sent_at,
+    ($12::timestamptz[])[o.place], {v}
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[],
+    $9::timestamptz[], $10::timestamptz[], $11::integer[])
+    AS o (tenant, user_id, epoch, up_to, after_seq, device, channel, state, at, sent_at, place)
 WHERE {new}
 """
+"""`place` says which of the times in $12 is that of the tenant: ranges are thousands, and a time costs more than a number."""
 
 # A row that is there already may be in another month, which the key of this month does not cover.
 _NEW: Final = """NOT EXISTS (SELECT FROM {month} f
@@ -148,11 +151,13 @@ async def write(connection: Connection, version: int, folded: Receipts, kept_unt
     if folded.plans:
         await _write_plans(connection, version, folded.plans, kept_until)
     if folded.ranges:
-        ranges = [(*one, kept_until(one[0])) for one in sorted(folded.ranges.values())]
+        until = {tenant: kept_until(tenant) for tenant in {one[0] for one in folded.ranges.values()}}
+        places = {tenant: place for place, tenant in enumerate(until, 1)}
+        ranges = [(*one, places[one[0]]) for one in sorted(folded.ranges.values())]
         table = f"delivery_ranges_{version}"
         months = [table] if len(ranges) <= RANGES_IN_ALL_MONTHS_MAX else await filled_leaves(connection, table)
         new = " AND ".join(_NEW.format(month=month) for month in months) or "true"
-        await connection.execute(_RANGES.format(v=version, new=new), *transposed(ranges))
+        await connection.execute(_RANGES.format(v=version, new=new), *transposed(ranges), list(until.values()))
     cursors = [
         (*key, c.epoch, c.seq, c.at, moment(c.touched_nanoseconds), c.anew) for key, c in sorted(folded.cursors.items())
     ]

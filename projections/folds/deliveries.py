@@ -223,13 +223,13 @@ class DeviceCursor:
     anew: bool = False
     """Of another epoch than the one before it: replaces it whatever the sequences say."""
 
-    def merge(self, later: DeviceCursor) -> None:
+    def move(self, epoch: str, seq: int, at: datetime, touched_nanoseconds: int) -> None:
         """Take in a later receipt: within an epoch a cursor only grows, another epoch replaces it."""
-        self.touched_nanoseconds = max(self.touched_nanoseconds, later.touched_nanoseconds)
-        if later.epoch != self.epoch:
-            self.epoch, self.seq, self.at, self.anew = later.epoch, later.seq, later.at, True
-        elif later.seq > self.seq:
-            self.seq, self.at = later.seq, later.at
+        self.touched_nanoseconds = max(self.touched_nanoseconds, touched_nanoseconds)
+        if epoch != self.epoch:
+            self.epoch, self.seq, self.at, self.anew = epoch, seq, at, True
+        elif seq > self.seq:
+            self.seq, self.at = seq, at
 
 
 @dataclass(slots=True)
@@ -309,17 +309,21 @@ def _add(found: Receipts, tenant: str, user: str, receipt: Receipt, stored: Deli
     # Told twice, it says nothing new: the first one stays.
     found.ranges.setdefault(unique, (*unique, at, zoned(receipt.sent_at)))
     if receipt.state == "acknowledged":
-        cursor = DeviceCursor(epoch, receipt.up_to, at, stored.time_nanoseconds)
-        _touch(found.devices.setdefault((tenant, user), {}), device, cursor)
+        devices = found.devices.get((tenant, user))
+        if devices is None:
+            devices = found.devices[tenant, user] = {}
+        _touch(devices, device, epoch, receipt.up_to, at, stored.time_nanoseconds)
 
 
-def _touch(devices: dict[str, DeviceCursor], device: str, cursor: DeviceCursor) -> None:
+def _touch(
+    devices: dict[str, DeviceCursor], device: str, epoch: str, seq: int, at: datetime, touched_nanoseconds: int
+) -> None:
     """Note an acknowledgement of one of a user's devices. When there are too many, the one that was silent for longest goes."""
     known = devices.pop(device, None)
-    if known is None:
-        known = cursor
-    else:
-        known.merge(cursor)
-    devices[device] = known
+    if known is not None:
+        known.move(epoch, seq, at, touched_nanoseconds)
+        devices[device] = known
+        return
+    devices[device] = DeviceCursor(epoch, seq, at, touched_nanoseconds)
     if len(devices) > DEVICES_MAX:
         del devices[next(iter(devices))]

@@ -63,6 +63,7 @@ if (redis.call('HGET', KEYS[1], 'checkpoint') or '') ~= ARGV[1] then return fals
 local now, bound = tonumber(ARGV[6]), tonumber(ARGV[7])
 local call, format = redis.call, string.format
 local remembered = tonumber(ARGV[9])
+local values = cmsgpack.unpack(ARGV[8])
 local user, s, r, n, cats, knows, crowded
 
 -- another key of the user than `s` and `r`: most records need none
@@ -245,12 +246,27 @@ end
 -- operations by their numbers, and how many values each takes; an `add` may come without category, or without key and expiry
 local doing = {add, add, add, remove, clear, pass, leave, unlearn, remember}
 local takes = {3, 4, 6, 1, 1, 2, 1, 1, 2}
-local values = cmsgpack.unpack(ARGV[8])
+
+-- whether all users of this batch have a hash of ids that do not count, or none has (as in most of a rebuild): one question for
+-- all of them. nil: some have, and each is asked for when that must be known
+local function all_know()
+  local hashes, at = {}, 1
+  while values[at] do
+    hashes[#hashes + 1] = base .. ':r:' .. values[at]
+    at = at + 2 + values[at + 1]
+  end
+  if #hashes == 0 or #hashes > 4000 then return nil end -- Lua passes 8000 arguments at most; a batch has 2000 records
+  local known = call('EXISTS', unpack(hashes))
+  if known == #hashes then return true end
+  if known == 0 then return false end
+end
+
+local all = all_know()
 local out = {}
 local at = 1
 while values[at] do
   user = values[at]
-  s, r, n, cats, knows, crowded = base .. ':s:' .. user, base .. ':r:' .. user, nil, nil, nil, false
+  s, r, n, cats, knows, crowded = base .. ':s:' .. user, base .. ':r:' .. user, nil, nil, all, false
   local last = at + 1 + values[at + 1]
   at = at + 2
   while at <= last do

@@ -6,7 +6,6 @@ import copy
 import importlib.metadata
 import re
 import tomllib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,22 +13,23 @@ import pytest
 import yaml
 from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_HEADERS
 
-import engine.metrics
-import gateway.metrics
-import projections.metrics
-from engine.jobs.messages import LANES, job_consumer
 from engine.settings import Settings, given_settings, load_settings, variable_of
 from engine.topology.size import Demand, size
 from engine.worker.providers import CHANNELS
 from ops.dev.natsserver import account_users
 from ops.process import CLEAN_UP_SECONDS_MAX
-from seamark.protocol.subjects import JOBS_STREAM
 from tests.support.charts import (
+    BY_JOBS,
     CHART,
+    COLLECTOR,
+    NAME,
+    ROLES,
     ROOT,
     SETS,
     Object,
+    allowed,
     containers,
+    deployments,
     helm,
     kubeconform,
     named,
@@ -40,6 +40,7 @@ from tests.support.charts import (
     of_kind,
     parse_command,
     pods,
+    ports_of,
     render,
     stop_seconds_max,
     whole_chart,
@@ -49,7 +50,6 @@ from tests.support.pods import PodHere
 
 pytestmark = needs_helm
 
-ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector", "worker")
 SECRETS: Final = {
     "seamark-redis": {"url": "redis://:hush@cache:6379/0"},
     "seamark-postgres": {"url": "postgresql://seamark:hush@db/seamark"},
@@ -62,27 +62,6 @@ SECRETS: Final = {
 OF_COMMANDS: Final = {"SEAMARK_NATS_FILES", "SEAMARK_GATEWAY_URL"}
 """Variables that no role reads: docs/operations.md lists them apart from the settings."""
 OF_EXPORTERS: Final = {OTEL_EXPORTER_OTLP_HEADERS}
-COLLECTOR: Final = {
-    "endpoint": "grpc://otel.monitoring.svc:4317",
-    "headersSecret": {"name": "otel", "key": "headers"},
-    "url": "https://traces.example.com/{trace_id}",
-}
-"""`traces:` in values."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("chart")
-
-
-@pytest.fixture(scope="module", params=SETS)
-def rendered(request: pytest.FixtureRequest, folder: Path) -> list[Object]:
-    return objects(folder, request.param)
-
-
-@pytest.fixture(scope="module")
-def startup(folder: Path) -> list[Object]:
-    return objects(folder)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -107,62 +86,6 @@ def test_a_misspelt_field_would_be_found(folder: Path, tmp_path: Path, kind: str
     wrong = copy.deepcopy(of_kind(objects(folder, "high-scale"), kind)[0])
     wrong["spec"]["replicaz"] = 2
     assert kubeconform(tmp_path, [wrong])["summary"]["invalid"] == 1
-
-
-def violations(pod: Object) -> list[str]:
-    """What the restricted pod security standard refuses (https://kubernetes.io/docs/concepts/security/pod-security-standards/),
-    and what this project asks for besides: no token of Kubernetes', a root file system that is read only, bounds for memory."""
-    spec, said = pod["spec"], []
-    ours = spec.get("securityContext", {})
-    said += [f"{field} is set" for field in ("hostNetwork", "hostPID", "hostIPC") if spec.get(field)]
-    kinds = {"configMap", "emptyDir", "projected", "secret", "persistentVolumeClaim", "downwardAPI", "csi", "ephemeral"}
-    said += [f"volume {each['name']}" for each in spec.get("volumes", []) if not kinds & each.keys()]
-    if spec.get("automountServiceAccountToken") is not False:
-        said.append("it gets a token of Kubernetes'")
-    for each in containers(pod):
-        own = each.get("securityContext", {})
-        told = {**ours, **own}
-        said += [
-            f"{each['name']}: {what}"
-            for what, met in (
-                ("may become more", own.get("allowPrivilegeEscalation") is False),
-                ("has capabilities", own.get("capabilities") == {"drop": ["ALL"]}),
-                ("may be root", told.get("runAsNonRoot") is True and told.get("runAsUser", 0) > 0),
-                ("has no seccomp profile", told.get("seccompProfile", {}).get("type") == "RuntimeDefault"),
-                ("may write to its image", own.get("readOnlyRootFilesystem") is True),
-                ("takes ports of the host", not any("hostPort" in port for port in each.get("ports", []))),
-                ("takes all the memory there is", "memory" in each.get("resources", {}).get("limits", {})),
-            )
-            if not met
-        ]
-    return said
-
-
-def test_every_pod_meets_the_restricted_standard(rendered: list[Object]) -> None:
-    found = {name: violations(pod) for name, pod in pods(rendered)}
-    assert len(found) >= len(ROLES) + 3, "roles, migration, topology, NATS"
-    assert {name: said for name, said in found.items() if said} == {}
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda pod: pod["spec"].update(hostNetwork=True), "hostNetwork is set"),
-        (lambda pod: pod["spec"].pop("securityContext"), "may be root"),
-        (lambda pod: pod["spec"]["containers"][0].pop("securityContext"), "has capabilities"),
-        (lambda pod: pod["spec"]["volumes"].append({"name": "disk", "hostPath": {"path": "/"}}), "volume disk"),
-    ],
-)
-def test_a_pod_that_could_do_more_would_be_found(
-    startup: list[Object], change: Callable[[Object], Any], said: str
-) -> None:
-    pod = copy.deepcopy(dict(pods(startup))[f"Deployment/{NAME}-gateway"])
-    change(pod)
-    assert any(said in each for each in violations(pod))
-
-
-NAME: Final = "prod-seamark"
-BY_JOBS: Final = {"scaleByLag": {"worker": {"enabled": True}}}
 
 
 @pytest.mark.parametrize(
@@ -299,13 +222,6 @@ def test_roles_are_told_what_they_need_and_see_no_secret_that_they_do_not(
     assert seen == set(ROLES)
 
 
-def deployments(rendered: list[Object]) -> Iterator[tuple[str, str, Object]]:
-    """Each Deployment's name, role and pod."""
-    for each in of_kind(rendered, "Deployment"):
-        pod = each["spec"]["template"]
-        yield each["metadata"]["name"], pod["spec"]["containers"][0]["command"][1], pod
-
-
 def test_one_worker_serves_all_channels_or_each_channel_has_its_own(folder: Path) -> None:
     commands = [
         {name: pod["spec"]["containers"][0]["command"] for name, role, pod in deployments(found) if role == "worker"}
@@ -400,84 +316,6 @@ def test_every_address_is_that_of_a_server_of_the_release(rendered: list[Object]
                     assert {int(port) for _, port in found} <= ports
 
 
-def test_gateways_are_counted_by_a_metric_that_they_have(folder: Path) -> None:
-    name = gateway.metrics.gateway_sessions.describe()[0].name
-    [hpa] = of_kind(objects(folder, "mid-scale"), "HorizontalPodAutoscaler")
-    assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == name
-    keda = named(objects(folder, "high-scale"), "ScaledObject", f"{NAME}-gateway")
-    assert f"sum({name}{{" in keda["spec"]["triggers"][0]["metadata"]["query"]
-    for scaled in (hpa, keda):
-        target = scaled["spec"]["scaleTargetRef"]["name"]
-        assert target == f"{NAME}-gateway"
-    for which in ("mid-scale", "high-scale"):
-        deployment = named(objects(folder, which), "Deployment", f"{NAME}-gateway")
-        assert "replicas" not in deployment["spec"], "an upgrade would take back what was scaled"
-
-
-def test_nothing_is_scaled_by_lag_unless_it_is_asked_for(folder: Path) -> None:
-    for which in ("startup", "mid-scale"):
-        found = objects(folder, which)
-        assert of_kind(found, "ScaledObject") == []
-        numbers = {
-            role: named(found, "Deployment", name)["spec"].get("replicas") for name, role, _ in deployments(found)
-        }
-        assert all(number for role, number in numbers.items() if role != "gateway")
-
-
-def test_projectors_planners_and_workers_are_scaled_by_what_waits_up_to_a_cap(folder: Path) -> None:
-    found = objects(folder, "high-scale")
-    seconds = {
-        f"{NAME}-planner": engine.metrics.planner_lag.describe()[0].name,
-        f"{NAME}-projector": projections.metrics.projection_lag.describe()[0].name,
-    }
-    jobs = {f"{NAME}-worker-{channel}": {job_consumer(channel, lane) for lane in LANES} for channel in CHANNELS}
-    scaled = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "ScaledObject")}
-    assert scaled.keys() == {f"{NAME}-gateway"} | seconds.keys() | jobs.keys()
-    values = yaml.safe_load((CHART / "sets/high-scale.yaml").read_text())
-    partitions = values["global"]["seamark"]["demand"]["partitions"]
-    for name in seconds.keys() | jobs.keys():
-        spec = scaled[name]
-        assert "replicas" not in named(found, "Deployment", spec["scaleTargetRef"]["name"])["spec"]
-        assert spec["scaleTargetRef"]["name"] == name
-        assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"] <= partitions
-        told = [trigger["metadata"] for trigger in spec["triggers"]]
-        if name in seconds:
-            [only] = told
-            assert only["query"].startswith(f"max({seconds[name]}{{")
-            assert f"{name}-.*" in only["query"]
-            assert only["serverAddress"].startswith("http")
-        else:
-            assert {one["consumer"] for one in told} == jobs[name]
-            assert {one["stream"] for one in told} == {JOBS_STREAM}
-
-
-def test_a_worker_of_all_channels_is_scaled_by_those_that_are_named(folder: Path) -> None:
-    by = {"scaleByLag": {"worker": {"enabled": True, "channels": ["push", "sms"]}}}
-    [scaled] = of_kind(objects(folder, values=by), "ScaledObject")
-    asked = [trigger["metadata"]["consumer"] for trigger in scaled["spec"]["triggers"]]
-    assert asked == [job_consumer(channel, lane) for channel in ("push", "sms") for lane in LANES]
-
-
-def test_keda_asks_the_monitoring_of_the_release_or_of_nats_elsewhere(folder: Path) -> None:
-    ours = objects(folder, values=BY_JOBS)
-    elsewhere = {
-        "nats": {"enabled": False},
-        "externalNats": {"urls": ["tls://n1.example.com:4222"], "monitorUrls": ["https://n1.example.com:8222"]},
-    }
-    [inside], [outside] = (
-        of_kind(found, "ScaledObject") for found in (ours, objects(folder, values=elsewhere | BY_JOBS))
-    )
-    told = inside["spec"]["triggers"][0]["metadata"]
-    [servers] = of_kind(ours, "StatefulSet")
-    headless = named(ours, "Service", servers["spec"]["serviceName"])
-    host, _, port = told["natsServerMonitoringEndpoint"].partition(":")
-    assert host == f"{headless['metadata']['name']}.seamark.svc", "KEDA is in another namespace"
-    assert int(port) in {each["port"] for each in headless["spec"]["ports"]}
-    told = outside["spec"]["triggers"][0]["metadata"]
-    assert told["natsServerMonitoringEndpoint"] == "n1.example.com:8222"
-    assert told["useHttps"] == "true"
-
-
 def test_a_pod_has_the_time_that_a_role_takes_to_end(rendered: list[Object]) -> None:
     for name, role, pod in deployments(rendered):
         [container] = pod["spec"]["containers"]
@@ -514,76 +352,6 @@ def gibibytes(text: str) -> int:
     return int(text.removesuffix("Gi")) << 30
 
 
-def allowed(rendered: list[Object], component: str) -> tuple[list[Object], list[Object]]:
-    """What may connect to the pods of a component, and what they may connect to."""
-    ingress, egress = [], []
-    [labels] = [
-        pod["metadata"]["labels"]
-        for _, pod in pods(rendered)
-        if pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
-    ]
-    for policy in of_kind(rendered, "NetworkPolicy"):
-        if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items():
-            assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-            ingress += policy["spec"].get("ingress", [])
-            egress += policy["spec"].get("egress", [])
-    return ingress, egress
-
-
-def ports_of(rules: list[Object]) -> set[int]:
-    return {port["port"] for rule in rules for port in rule["ports"]}
-
-
-WAYS_OUT: Final = {
-    "gateway": {53, 4222, 8222, 6379, 5432, 443},
-    "dispatcher": {53, 4222, 8222, 6379},
-    "projector": {53, 4222, 8222, 6379, 5432},
-    "planner": {53, 4222, 8222, 6379, 5432},
-    "pager": {53, 4222, 8222, 5432},
-    "worker-push": {53, 4222, 8222, 6379, 5432, 443, 465, 587},
-    "migrate": {53, 5432},
-    "topology": {53, 4222, 8222},
-    "nats": {53, 6222},
-}
-
-
-@pytest.mark.parametrize("component", WAYS_OUT)
-def test_a_pod_reaches_what_it_works_with_and_nothing_else(folder: Path, component: str) -> None:
-    found = objects(folder, "mid-scale")
-    ingress, egress = allowed(found, component)
-    assert ports_of(egress) == WAYS_OUT[component]
-    assert all(rule["to"] for rule in egress), "no rule is for everybody"
-    came = {"gateway": {8080, 9090}, "migrate": set(), "topology": set(), "nats": {4222, 6222, 8222}}
-    assert ports_of(ingress) == came.get(component, {9090})
-    assert all(rule["from"] for rule in ingress)
-
-
-def ways_outside(rendered: list[Object]) -> dict[str, set[int]]:
-    """The ports by which pods reach addresses of the internet, by component."""
-    found: dict[str, set[int]] = {}
-    for _, pod in pods(rendered):
-        component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
-        _, egress = allowed(rendered, component)
-        for rule in egress:
-            if any(peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0" for peer in rule["to"]):
-                found[component] = found.get(component, set()) | ports_of([rule])
-    return found
-
-
-def test_only_workers_reach_the_outside_and_gateways_what_signatures_are_checked_by(folder: Path) -> None:
-    providers = WAYS_OUT["worker-push"] - WAYS_OUT["planner"]
-    assert ways_outside(objects(folder)) == {"worker": providers}
-    workers = {f"worker-{channel}": providers for channel in CHANNELS}
-    assert ways_outside(objects(folder, "mid-scale")) == workers | {"gateway": {443}}, "the key set of tokens"
-    callbacks: dict[str, Any] = {"sending": {"callbacksSecret": "seamark-callbacks"}}
-    assert ways_outside(objects(folder, values=callbacks)) == {"worker": providers, "gateway": {443}}
-    none = callbacks | {"networkPolicy": {"certificates": {"to": []}}}
-    assert ways_outside(objects(folder, values=none)) == {"worker": providers}
-    narrow = {"networkPolicy": {"providers": {"ports": [2525], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}}}
-    _, egress = allowed(objects(folder, values=narrow), "worker")
-    assert egress[-1] == {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"port": 2525}]}
-
-
 def test_roles_and_nobody_else_send_spans_and_reach_the_collector(folder: Path, tmp_path: Path) -> None:
     found = objects(folder, values={"traces": COLLECTOR})
     secrets = SECRETS | {"otel": {"headers": "authorization=hush"}}
@@ -601,15 +369,6 @@ def test_roles_and_nobody_else_send_spans_and_reach_the_collector(folder: Path, 
     for name, _, pod in deployments(unset):
         assert "SEAMARK_TRACES_ENDPOINT" not in str(pod), name
         assert not {4317, 4318} & ports_of(allowed(unset, pod["metadata"]["labels"]["app.kubernetes.io/component"])[1])
-
-
-def test_nothing_is_allowed_that_no_policy_names(rendered: list[Object]) -> None:
-    [closed] = [
-        each for each in of_kind(rendered, "NetworkPolicy") if each["metadata"]["name"].endswith("-nothing-else")
-    ]
-    assert closed["spec"].keys() == {"podSelector", "policyTypes"}
-    for name, pod in pods(rendered):
-        assert closed["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items(), name
 
 
 def test_a_release_with_nats_elsewhere_makes_the_topology_before_anything_else(folder: Path) -> None:

@@ -15,11 +15,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import aiohttp
 import msgspec
 import psutil
 import pytest
@@ -92,6 +93,58 @@ def test_the_printed_command_delivers_a_first_notification(shared: Stack) -> Non
     assert f"seq {frame['seq']}" in shown
     assert f"cursor {frame['cursor']}" in shown
     assert "demo.hello" in shared.run("log", "alice")
+
+
+async def test_what_twilio_tells_of_a_text_on_the_outbox_page_is_seen_by_the_gateway(shared: Stack) -> None:
+    described = shared.describe()
+    words = (
+        "--to",
+        "bob",
+        "--type",
+        "demo.hello",
+        "--channel",
+        "sms",
+        "--data",
+        '{"text":"to be stopped"}',
+        "--id",
+        "told",
+    )
+    await asyncio.to_thread(shared.run, "publish", *words)
+    headers = {"Authorization": f"Bearer {described.api_key}"}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60), headers=headers) as http:
+
+        async def ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
+            async with http.request(method, url, json=body) as answer:
+                return answer.status, await answer.json() if answer.status == 200 else await answer.text()
+
+        async def text() -> dict[str, Any] | None:
+            _, told = await ask("GET", f"{described.outbox_url}/messages?channel=sms&user=bob")
+            return next((one for one in told["messages"] if one["shown"]["text"] == "to be stopped"), None)
+
+        async def suppressed() -> list[str]:
+            address = {"channel": "sms", "address": message["to"]}
+            _, found = await ask("POST", f"{described.gateway_url}/v1/suppressions/search", address)
+            return [one["reason"] for one in found["items"]]
+
+        async def states() -> set[str]:
+            way = f"{described.gateway_url}/v1/notifications/told/trace?user=bob"
+            status, found = await ask("GET", way)
+            facts = found["proofs"][0]["facts"] if status == 200 else []  # it may not be folded yet
+            return {one["fact"] for one in facts if one.get("channel") == "sms"}
+
+        message = await eventually(text)
+        told = f"{described.outbox_url}/messages/{message['number']}/tell"
+        for body, status in (({"tell": "lies"}, 400), ({"tell": "stop"}, 200), ({"tell": "delivered"}, 200)):
+            assert (await ask("POST", told, body))[0] == status, body
+        assert await suppressed() == ["opted_out"]
+        await eventually(lambda: _has("delivered", states))
+        assert (await ask("POST", told, {"tell": "start"}))[0] == 200
+        assert await suppressed() == []
+        assert (await ask("POST", f"{described.outbox_url}/messages/999999/tell", {"tell": "stop"}))[0] == 404
+
+
+async def _has(state: str, states: Callable[[], Awaitable[set[str]]]) -> bool:
+    return state in await states()
 
 
 async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a_text(
@@ -526,6 +579,8 @@ async def test_a_campaign_started_on_the_page_reaches_its_total_and_the_inbox(sh
     await choose(page, "#campaign-audience", "topic:crew")
     await page.click("#dry-run")
     await page.until(f"{text('campaign-said')} === 'Dry run: 2 of 2 would get it. Nothing was sent.'")
+    why = await page.evaluate("[...document.querySelectorAll('#campaign-decisions li')].map((one) => one.textContent)")
+    assert why == ["In the app, of all 2: 2 now: default"]
     id = await page.evaluate("document.querySelector('#campaign-id').value")
     assert served(shared, "GET", f"/v1/campaigns/{id}")[0] == 404
     await page.fill("#campaign-title", "All hands")

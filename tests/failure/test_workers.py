@@ -1,6 +1,11 @@
-"""Workers that are killed while providers fail: every job ends, and whatever was accepted twice was announced."""
+"""Workers and planners that are killed while providers fail: every job ends, and whatever was accepted twice was announced.
+
+SEAMARK_CHAOS_JOBS: how many jobs the long form has, where 20 000 take too long.
+"""
 
 import asyncio
+import os
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,26 +16,36 @@ import pytest
 from chaos.faults import Fault, kill_one, torment
 from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
-from engine.channels.channel import Job
-from engine.jobs.messages import message_of
 from engine.jobs.retry import POLICIES
+from engine.log.writer import read_mark
+from engine.patience import patiently
 from engine.plan.rules import Channel
+from engine.planner import position
 from engine.postgres import Pool
 from engine.topology import server as topology
 from ops.dev.providers import faults
-from ops.dev.servers import NatsServer, Valkey
+from ops.dev.providers.acceptlog import Accepted
+from ops.dev.servers import NatsCluster, NatsServer, Valkey
 from seamark.protocol.receipts import Receipt, decode_receipt
+from seamark.protocol.subjects import log_subject
+from tests.failure.test_cluster import deposed, frozen, killed
 from tests.support.chaos import SECONDS, TIMEOUT, Chaos
 from tests.support.hasty import ACK_WAIT_SECONDS
 from tests.support.logs import FAST, connected, eventually
-from tests.support.sending import Simulated, StoresRole, a_job, known, settings_of, simulated
+from tests.support.planning import record
+from tests.support.sending import TENANT, Simulated, StoresRole, known, settings_of, simulated
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT)]
 
-JOBS = 20_000 if SECONDS else 120
+JOBS = int(os.environ.get("SEAMARK_CHAOS_JOBS") or (20_000 if SECONDS else 120))
 USERS = [f"user{number}" for number in range(50)]
 CHANNELS: tuple[Channel, ...] = ("push", "email", "sms", "webhook")
 FINAL = {"sent", "failed", "suppressed", "expired", "cancelled", "ambiguous", "split"}
+RECORDS_AT_ONCE = 50 if SECONDS else 4
+RECORDS_PAUSE_SECONDS = 0.5
+BACKLOG_MAX = 2000
+"""Jobs that wait when more records are stored."""
+
 FAULTY = 0.3
 """The share of requests that meet a fault."""
 
@@ -58,7 +73,7 @@ def troubles(chaos: Chaos, codes: Sequence[tuple[int, str]], count: int) -> Iter
             yield faults.Hangs(accepts=chaos.rng.random() < 0.5)
 
 
-def trouble(chaos: Chaos, providers: Simulated) -> None:
+def trouble(chaos: Chaos, providers: Simulated, jobs: int) -> None:
     """Have providers of every channel fail for as many requests as there may be."""
     http = [(429, ""), (503, "")]
     apns = [(429, "TooManyRequests"), (503, "ServiceUnavailable")]
@@ -69,7 +84,7 @@ def trouble(chaos: Chaos, providers: Simulated) -> None:
         (providers.spare, http),
         (providers.hooks, http),
     ):
-        simulator.faults.script(troubles(chaos, codes, JOBS * 3))  # type: ignore[attr-defined]
+        simulator.faults.script(troubles(chaos, codes, jobs * 3))  # type: ignore[attr-defined]
 
 
 async def last_receipts(broker: Broker) -> dict[tuple[str, str, str], list[Receipt]]:
@@ -77,7 +92,8 @@ async def last_receipts(broker: Broker) -> dict[tuple[str, str, str], list[Recei
     found: dict[tuple[str, str, str], list[Receipt]] = {}
     for stored in await whole_stream(broker, "RECEIPTS", "rcpt.>"):
         one = decode_receipt(stored.payload)
-        found.setdefault((one.id or "", one.channel, one.device), []).append(one)
+        if one.channel:  # else it is the plan
+            found.setdefault((one.id or "", one.channel, one.device), []).append(one)
     return found
 
 
@@ -89,10 +105,14 @@ def is_unanswered(receipt: Receipt) -> bool:
 def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted: Counter[tuple[str, str]]) -> list[str]:
     """What is wrong with what is stored, held against what providers have accepted, by notification and channel."""
     wrong = []
+    # Of a job that was split it is its parts that are sent, though it may end as poison itself: its doubts are theirs.
+    doubted = Counter[tuple[str, str]]()
+    for (id, channel, _), said in receipts.items():
+        doubted[id, channel] += sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
     for (id, channel, _), said in receipts.items():
         last = max(said, key=lambda one: (one.attempt, one.state in FINAL))
         times = accepted[id, channel]
-        doubts = sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
+        doubts = doubted[id, channel]
         if last.state not in FINAL:
             wrong.append(f"{id} {channel}: it is {last.state}")
         if last.state == "split":
@@ -109,55 +129,120 @@ def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted:
     return wrong
 
 
-def the_jobs() -> list[Job]:
-    return [
-        a_job(CHANNELS[number % 4], f"n{number}", user=USERS[number % len(USERS)], data={"title": f"n{number}"})
-        for number in range(JOBS)
-    ]
+async def nothing_waits(broker: Broker, besides: int = 1) -> bool:
+    """Whether JOBS holds no more than that: the mark of its planner stays."""
+    return (await patiently(broker.stream, "JOBS")).messages <= besides
 
 
-async def nothing_waits(broker: Broker) -> bool:
-    return (await broker.stream("JOBS")).messages == 1  # the mark of the planner
+def named(accepted: Accepted) -> str:
+    """The notification that a message is about: its title, which every channel shows somewhere."""
+    shown = accepted.shown.get("data", accepted.shown)
+    return str(shown.get("title") or shown.get("subject") or shown.get("text"))
+
+
+class Storm:
+    """Records that are planned for every channel, providers of which each third request fails, and processes that die.
+
+    Args:
+        roles: workers and a planner, not started.
+        jobs: how many there are to be.
+    """
+
+    def __init__(
+        self, chaos: Chaos, broker: Broker, providers: Simulated, roles: Sequence[StoresRole], jobs: int
+    ) -> None:
+        self._chaos, self._broker, self._providers = chaos, broker, providers
+        self.roles = list(roles)
+        self._ids = [f"n{number}" for number in range(jobs // len(CHANNELS))]
+        trouble(chaos, providers, jobs)
+
+    async def _record(self) -> None:
+        """Store the records: a planner always has some before it, and workers have never all of them."""
+        plan = {channel: {"when": "now", "why": "requested"} for channel in CHANNELS}
+        end = 0
+        for number, id in enumerate(self._ids):
+            user = USERS[number % len(USERS)]
+            said = record(id, user, "parcel.shipped", plan=plan, data={"title": id})
+            end = (await patiently(self._broker.append, log_subject(0, TENANT, user), said)).seq
+            if number % RECORDS_AT_ONCE == 0:
+                await asyncio.sleep(RECORDS_PAUSE_SECONDS)  # they come over the time in which processes die
+                await eventually(lambda: nothing_waits(self._broker, BACKLOG_MAX), seconds=TIMEOUT, every_seconds=0.2)
+        await eventually(lambda: self._planned(end), seconds=TIMEOUT, every_seconds=0.2)
+        await eventually(lambda: nothing_waits(self._broker), seconds=TIMEOUT, every_seconds=0.5)
+
+    async def _planned(self, end: int) -> bool:
+        mark = (await patiently(read_mark, self._broker, position.marked(0))).mark
+        return mark is not None and mark.seq >= end
+
+    async def endured(self, *faults: Fault) -> None:
+        """Until every job has ended; then what is stored is held against what was accepted."""
+        try:
+            for one in self.roles:
+                one.spawn()
+            ending = asyncio.create_task(self._record(), name="records")
+            deaths = Fault("kill", len(self.roles), kill_one(self.roles, lambda process, _: process.spawn()))
+            # Every five seconds until all is done; in short, four times, as a process needs a second to begin.
+            until = ending.done if SECONDS else lambda: True
+            pause = (5.0, 5.0) if SECONDS else (1.5, 2.5)
+            drawn = await torment(self._chaos.rng, [deaths, *faults], count=4, until=until, pause_seconds=pause)
+            for one in self.roles:
+                if not one.alive:  # as a supervisor would
+                    one.spawn()
+            await ending
+        finally:
+            for one in self.roles:
+                one.kill()
+        receipts = await last_receipts(self._broker)
+        accepted = Counter(
+            (named(message), "sms" if channel == "spare" else channel)
+            for channel, log in {**self._providers.logs, "spare": self._providers.spare.log}.items()
+            for message in log.messages()
+        )
+        ends = Counter(max(said, key=lambda one: (one.attempt, one.state in FINAL)).state for said in receipts.values())
+        print(f"{drawn}; {len(receipts)} jobs, {accepted.total()} accepted, {ends}")
+        assert {(id, channel) for id, channel, _ in receipts} == {(id, one) for id in self._ids for one in CHANNELS}
+        assert judged(receipts, accepted) == []
 
 
 @pytest.mark.chaos(takes_seconds=25)
-async def test_with_failing_providers_and_killed_workers_every_job_ends_and_repetitions_are_announced(
+async def test_with_failing_providers_and_killed_workers_and_planners_every_job_ends_and_repetitions_are_announced(
     nats_server: NatsServer, valkey: Valkey, pool: Pool, postgres: str, tmp_path: Path, chaos: Chaos
 ) -> None:
     async with connected(nats_server.url) as broker, simulated(tmp_path / "providers") as providers:
         await topology.ensure(broker, "dev", 1, overrides=sooner)
         await known(pool, *USERS)
-        trouble(chaos, providers)
         settings = settings_of(nats_server.url, valkey.url, postgres, providers.file)
-        workers = [HastyRole(f"worker-{number}", "worker", tmp_path, settings) for number in range(2)]
-        made = the_jobs()
-        try:
-            for one in workers:
-                one.spawn()
-            for start in range(0, JOBS, 200):
-                await broker.commit([message_of(job) for job in made[start : start + 200]])
-            ending = asyncio.create_task(eventually(lambda: nothing_waits(broker), seconds=TIMEOUT, every_seconds=0.5))
-            deaths = [Fault("kill", 1, kill_one(workers, lambda process, _: process.spawn()))]
-            # Every five seconds until all is done; in short, four times, as a worker needs a second to begin.
-            until = ending.done if SECONDS else lambda: True
-            pause = (5.0, 5.0) if SECONDS else (1.5, 2.5)
-            drawn = await torment(chaos.rng, deaths, count=4, until=until, pause_seconds=pause)
-            for one in workers:
-                if not one.alive:
-                    one.spawn()
-            await ending
-        finally:
-            for one in workers:
-                one.kill()
-        receipts = await last_receipts(broker)
-    accepted: Counter[tuple[str, str]] = Counter()
-    for channel, log in {**providers.logs, "spare": providers.spare.log}.items():
-        for message in log.messages():
-            shown = message.shown.get("data", message.shown)
-            title = shown.get("title") or shown.get("subject") or shown.get("text")
-            accepted[str(title), "sms" if channel == "spare" else channel] += 1
-    print(
-        f"{drawn}; {len(receipts)} jobs, {sum(accepted.values())} accepted, {Counter(r[-1].state for r in receipts.values())}"
-    )
-    assert {(id, channel) for id, channel, _ in receipts} == {(job.id, job.channel) for job in made}
-    assert judged(receipts, accepted) == []
+        roles: list[StoresRole] = [HastyRole(f"worker-{number}", "worker", tmp_path, settings) for number in range(2)]
+        await Storm(
+            chaos, broker, providers, [*roles, StoresRole("planner", "planner", tmp_path, settings)], JOBS
+        ).endured()
+
+
+if SECONDS:  # a cluster of three for one more way to die: too much for every run
+
+    async def test_the_same_holds_on_three_nodes_while_the_leader_of_jobs_changes(
+        nats_cluster: NatsCluster, valkey: Valkey, pool: Pool, postgres: str, tmp_path: Path, chaos: Chaos
+    ) -> None:
+        cluster = nats_cluster
+
+        def of_three(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+            return sooner(name, config) | {"num_replicas": 3}
+
+        def leader(cluster: NatsCluster, rng: random.Random) -> NatsServer:
+            return cluster.leader_of("JOBS") or rng.choice(cluster.servers)
+
+        async with connected(cluster.url) as broker, simulated(tmp_path / "providers") as providers:
+            await topology.ensure(broker, "dev", 1, overrides=of_three)
+            await known(pool, *USERS)
+            of_worker, of_planner = (
+                settings_of(cluster.url_of(user), valkey.url, postgres, providers.file)
+                for user in ("worker", "planner")
+            )
+            roles: list[StoresRole] = [HastyRole(f"worker-{n}", "worker", tmp_path, of_worker) for n in range(2)]
+            roles.append(StoresRole("planner", "planner", tmp_path, of_planner))
+            consumers = [f"CONSUMER.LEADER.STEPDOWN.JOBS.{channel}-normal" for channel in CHANNELS]
+            await Storm(chaos, broker, providers, roles, JOBS // 10).endured(
+                Fault("leader killed", 1, killed(cluster, leader)),
+                Fault("leader frozen", 1, frozen(cluster, leader)),
+                Fault("leader deposed", 2, deposed(broker, "STREAM.LEADER.STEPDOWN.JOBS", *consumers)),
+            )

@@ -67,6 +67,15 @@ async def test_a_row_of_apples_table_is_acted_on_as_it_says(status: int, reason:
     assert one.sandbox.connected == 0, "only a token that is none is tried elsewhere"
 
 
+async def test_while_apple_takes_pushes_our_key_is_right_whatever_it_says_of_the_app_of_one_token() -> None:
+    """A user who registers a token for another team's app must not stop everybody's pushes."""
+    async with apple() as one:
+        assert (await one.send()).kind == "ok"
+        one.production.faults.script([Answers(status=403, code="InvalidProviderToken")])
+        outcome = await one.send()
+    assert (outcome.kind, outcome.scope, outcome.alarm) == ("config", "target", True)
+
+
 @pytest.mark.parametrize(
     ("status", "kind"), [(418, "permanent"), (429, "throttled"), (502, "transient"), (302, "permanent")]
 )

@@ -1,14 +1,17 @@
 """Dead letters without room: what is left is buried later, whatever happens in between, and nothing else is."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from chaos.load import whole_stream
 from engine import metrics
+from engine.broker import wire
 from engine.broker.jetstream import Broker, Page, StreamState
 from engine.dispatch import burials as burying
 from engine.dispatch.burials import Burials, store_letter
@@ -24,7 +27,7 @@ from engine.partition.worker import delivered
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.subjects import partition_of
-from tests.support.logs import FAST, connected, dispatching, eventually, publish
+from tests.support.logs import FAST, all_records, connected, dispatching, eventually, mark_water, publish
 from tests.support.overlays import QUICK_DISK
 
 pytestmark = pytest.mark.overlay(QUICK_DISK)
@@ -193,3 +196,48 @@ async def test_messages_of_others_that_age_has_trimmed_are_no_dead_letters_lost(
     with pytest.raises(ApiError):
         await burials._bury_left()
     assert burials.first == two.delivered.seq, "the letter of the first is there already"
+
+
+async def test_without_room_for_what_is_not_due_nor_for_its_letter_the_partition_goes_on_and_the_letters_follow(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burying, "RETRY_SECONDS", 0.1)
+    send_at = datetime.now(UTC) + timedelta(hours=1)
+
+    async def later(number: int, shown: str) -> None:
+        """An event that is not due, and one behind it that is dispatched."""
+        await publish(broker, to=["user1"], type="demo.later", id=f"later{number}", send_at=send_at)
+        await publish(broker, to=["user1"], type="demo.now", id=shown)
+        await eventually(lambda: recorded(broker, shown))
+
+    async def put_off() -> int:
+        return (await broker.count("LATER", "wait.>"))[0]
+
+    async with dispatching(nats_server.url, valkey.url):
+        await later(0, "one")
+        assert await put_off() == 1
+        await room(broker, on=False)
+        await mark_water(broker, 1)
+        await later(1, "two")
+    await mark_water(broker, 1 << 30)
+    async with dispatching(nats_server.url, valkey.url) as working:  # whoever takes over knows it from the mark
+        await later(2, "three")
+        assert await put_off() == 1, "found again without its letter, it would look like one that was put off"
+        assert await letters(broker) == []
+        await room(broker, on=True)
+
+        async def buried() -> bool:
+            return len(await letters(broker)) == 2
+
+        await eventually(buried)
+        await eventually(lambda: working._workers[Q].burials.refused is None)
+        stored = await whole_stream(broker, "DEAD-LETTERS", "dlq.>")
+        assert [json.loads(one.payload)["id"] for one in stored] == ["later1", "later2"]
+        assert {wire.header(one.headers, b"Seamark-Reason") for one in stored} == {b"later_full"}
+        await later(3, "four")
+        assert await put_off() == 2
+
+
+async def recorded(broker: Broker, id: str) -> bool:
+    """Whether a log has this notification."""
+    return any(entry.id == id for entry in await all_records(broker, 4))

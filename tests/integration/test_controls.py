@@ -12,9 +12,9 @@ import pytest
 
 from engine.broker.jetstream import Broker
 from engine.controls.changing import Asked
-from engine.controls.desk import ChangedMeanwhile, Desk
 from engine.controls.document import Control, Kill, Pause, Rehydrate, Throttle
 from engine.controls.log import KEPT_DAYS, last, write_to
+from engine.controls.store import ChangedMeanwhile, ControlStore
 from engine.controls.watching import watched_controls
 from engine.dispatch.claims import Claims
 from engine.dispatch.dispatcher import Dispatcher
@@ -41,7 +41,7 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
 
 
 async def change(broker: Broker, target: Control | Rehydrate, *, who: str = "ops", restore: bool = False) -> int:
-    return (await Desk(broker).change(Asked(target, who, "outage", restore))).version
+    return (await ControlStore(broker).change(Asked(target, who, "outage", restore))).version
 
 
 # --- two operators -------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ async def change(broker: Broker, target: Control | Rehydrate, *, who: str = "ops
 async def test_changes_of_different_controls_at_once_are_all_made(broker: Broker) -> None:
     targets = [Throttle("acme", number) for number in range(1)] + [Kill(category=f"c{number}") for number in range(5)]
     await asyncio.gather(*(change(broker, target) for target in targets))
-    document, version = await Desk(broker).read()
+    document, version = await ControlStore(broker).read()
     assert {each.control for each in document.controls} == set(targets)
     assert [each.number for each in document.changes] == list(range(1, 7))
     assert version >= 6
@@ -64,7 +64,7 @@ async def test_of_two_operators_who_change_one_control_at_once_the_second_is_tol
     )
     refused = [each for each in made if isinstance(each, ChangedMeanwhile)]
     assert all("last changed by ops-" in str(each) for each in refused)
-    changes = (await Desk(broker).read()).document.changes
+    changes = (await ControlStore(broker).read()).document.changes
     assert len(changes) + len(refused) == 4
     # Who was not refused has seen what the one before had made.
     assert [each.before for each in changes] == [None, *(each.after for each in changes[:-1])]
@@ -72,17 +72,19 @@ async def test_of_two_operators_who_change_one_control_at_once_the_second_is_tol
 
 async def test_of_operators_who_have_seen_the_same_version_one_changes_something(broker: Broker) -> None:
     asked = [Asked(Kill(category=f"c{number}"), "ops", "outage") for number in range(4)]
-    made = await asyncio.gather(*(Desk(broker).change(each, version=0) for each in asked), return_exceptions=True)
+    made = await asyncio.gather(
+        *(ControlStore(broker).change(each, version=0) for each in asked), return_exceptions=True
+    )
     assert sum(isinstance(each, ChangedMeanwhile) for each in made) == 3
-    assert len((await Desk(broker).read()).document.changes) == 1
+    assert len((await ControlStore(broker).read()).document.changes) == 1
 
 
 async def test_a_change_for_a_version_that_is_gone_changes_nothing(broker: Broker) -> None:
     version = await change(broker, PUSH)
     await change(broker, Kill(channel="sms"))
     with pytest.raises(ChangedMeanwhile, match=str(version + 1)):
-        await Desk(broker).change(Asked(PUSH, "ops", "why", restore=True), version=version)
-    assert len((await Desk(broker).read()).document.controls) == 2
+        await ControlStore(broker).change(Asked(PUSH, "ops", "why", restore=True), version=version)
+    assert len((await ControlStore(broker).read()).document.controls) == 2
 
 
 async def test_controls_of_a_newer_version_are_not_overwritten(broker: Broker) -> None:
@@ -346,7 +348,7 @@ async def test_a_change_made_while_postgresql_is_away_gets_its_row_later(
 
 async def test_rows_leave_the_log_when_nobody_looks_for_them_any_more(broker: Broker, postgres: str) -> None:
     await change(broker, PUSH)
-    changes = (await Desk(broker).read()).document.changes
+    changes = (await ControlStore(broker).read()).document.changes
     await write_to(postgres, changes)
     admin = await asyncpg.connect(postgres)
     try:
@@ -432,4 +434,4 @@ async def test_services_and_users_change_no_controls(patient: None, nats_server:
         assert (await asked(gateway, "sk_test_0123456789"))[0] == 403
         order = {"control": {"kind": "kill", "channel": "push"}, "why": "x"}
         assert (await asked(gateway, "sk_test_0123456789", order))[0] == 403
-        assert (await Desk(gateway.broker).read()).version == 0
+        assert (await ControlStore(gateway.broker).read()).version == 0

@@ -9,11 +9,13 @@ import pytest
 from engine.broker.jetstream import Broker
 from engine.directory.changing import Directory
 from engine.directory.suppressions import NewSuppression, put_suppressions
+from engine.jobs.digests import digest_id
 from engine.plan.profile import OPTED_OUT
 from engine.postgres import Pool
 from engine.settings import Settings
 from engine.topology import server as topology
 from ops.dev.servers import NatsServer, Valkey
+from projections.deliveries.members import members_of
 from tests.support.digests import append, did, digest_job, key_of, listed, waiting, with_rule
 from tests.support.logs import FAST, connected, eventually
 from tests.support.sending import (
@@ -29,6 +31,8 @@ from tests.support.sending import (
     simulated,
 )
 from tests.support.tables import projecting_tables
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 @pytest.fixture
@@ -74,7 +78,8 @@ async def test_what_is_unread_at_the_end_of_a_window_goes_in_one_mail_and_each_o
 ) -> None:
     key, other = key_of(), key_of(datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))
     ids = [f"n{number}" for number in range(8)]
-    await waiting(broker, USER, ids, key)
+    await waiting(broker, USER, ids[:7], key)
+    await waiting(broker, USER, ids[7:], key, trace=TRACE)
     await waiting(broker, USER, ["tomorrow"], other)
     await waiting(broker, USER, ["over"], key, expires_at=datetime.now(UTC) - timedelta(seconds=1))
     await append(
@@ -96,6 +101,15 @@ async def test_what_is_unread_at_the_end_of_a_window_goes_in_one_mail_and_each_o
             **dict.fromkeys(ids[4:], ("sent", "250")),
         }
         assert await receipts_of(broker, "tomorrow") == []
+        assert {one.trace for id in ids for one in await receipts_of(broker, id) if id != "n7"} == {None}
+        told = await receipts_of(broker, "n7")
+        assert {one.trace for one in told} == {TRACE}
+        # Who has the name that a provider gave to the mail finds its members, without the claim.
+        name = {"attempt": 1, "provider": "relay", "provider_id": told[-1].provider_id or ""}
+        await eventually(lambda: members_of(pool, TENANT, USER, "email", digest_id(key), **name))
+        found = await members_of(pool, TENANT, USER, "email", digest_id(key, 2), **name)
+        assert found == dict.fromkeys(ids[4:7], "") | {"n7": TRACE}
+        assert await members_of(pool, TENANT, USER, "email", digest_id(key), **name | {"provider_id": "other"}) == {}
         # Somebody else had this message, too; and one record of the window was planned only now.
         await add(broker, digest_job(USER, key))
         await eventually(lambda: nothing_waits(broker))

@@ -220,6 +220,24 @@ async def test_a_legal_opt_out_is_not_replaced_by_something_that_ends(gateway: T
     assert await reason() == ("opted_out", None)
 
 
+async def test_suppressions_that_a_provider_made_by_mistake_are_lifted_together_and_no_legal_opt_out_is(
+    gateway: TestGateway,
+) -> None:
+    new = [{**ALICE, "address": f"a{number}@example.com", "source": "relay 550/5.1.1"} for number in range(3)]
+    new += [{**ALICE, "address": "b@example.com", "source": "spare 550"}, {**ALICE, "reason": "opted_out"}]
+    new += [{"channel": "sms", "address": "+4366412345678", "reason": "hard_bounce", "source": "relay"}]
+    ids = (await done(gateway, "POST", "suppressions", {"suppressions": new}))["ids"]
+    chosen = {"reason": "hard_bounce", "channel": "email", "source": "relay"}
+    for wrong in ({}, {"reason": "opted_out"}, chosen | {"since": "2026-01-31T12:00:00"}, chosen | {"all": True}):
+        assert (await ask(gateway, "POST", "suppressions/lift", wrong))[0] == 400, wrong
+    assert (await ask(gateway, "POST", "suppressions/lift", chosen, key=READER))[0] == 403
+    for key, more in ((OTHER, {}), (KEY, {"until": "2026-01-31T12:00:00Z"}), (KEY, {"since": "2036-01-31T12:00:00Z"})):
+        said = await done(gateway, "POST", "suppressions/lift", chosen | more, key=key)
+        assert said == {"lifted": 0, "more": False}
+    assert await done(gateway, "POST", "suppressions/lift", chosen) == {"lifted": 3, "more": False}
+    assert {one["id"] for one in await all_of(gateway, "suppressions")} == set(ids[3:])
+
+
 NO_SUPPRESSIONS: tuple[dict[str, Any], ...] = (
     {"address": "wonder"}, {"address": "a b@example.com"}, {"channel": "sms"}, {"channel": "sms", "address": "066412345678"},
     {"reason": "Hard Bounce"}, {"expires_at": "2036-01-31T12:00:00"}, {"scope": "a\x00b"}, {"source": "a\nb"}, {"unknown": 1},

@@ -11,7 +11,7 @@ import pytest
 
 from engine.channels.aws import Credentials
 from engine.channels.channel import Context, Job
-from engine.channels.email.channel import EmailChannel, Sender
+from engine.channels.email.channel import Sender, mail_for
 from engine.channels.email.message import Mail
 from engine.channels.email.services import Postmark, SendGrid, Service, Ses
 from engine.channels.email.tables import POSTMARK, SENDGRID, SES
@@ -31,7 +31,7 @@ def mail(data: dict[str, Any] | None = None) -> Mail:
     senders = {"default": Sender(address="news@example.org", name="Exämple", reply_to="help@example.org")}
     job = Job(id="order-17", tenant="t", user="alice", type="order.shipped", channel="email", first_at=NOW, category="orders",
               data=data or {"title": "Shippéd", "text": "On its way"})  # fmt: skip
-    return EmailChannel([], senders).render(job, Context(now=NOW, unsubscribe_url="https://seamark.example/u/abc"))
+    return mail_for(job, Context(now=NOW, unsubscribe_url="https://seamark.example/u/abc"), senders)
 
 
 @asynccontextmanager

@@ -55,8 +55,12 @@ ROWS: dict[str, tuple[Answers | None, tuple[Any, ...], str]] = {
     "404 of a proxy": (Answers(status=404, body="<html>not found</html>"), CONFIG, "404"),
     "403 sender": (refusal(403, "SENDER_ID_MISMATCH"), INVALID, "403/SENDER_ID_MISMATCH"),
     "403 without it": (refusal(403, text="API not enabled"), CONFIG, "403"),
-    "401 third party": (refusal(401, "THIRD_PARTY_AUTH_ERROR"), CONFIG, "401/THIRD_PARTY_AUTH_ERROR"),
-    "401 apns": (refusal(401, "APNS_AUTH_ERROR"), CONFIG, "401/APNS_AUTH_ERROR"),
+    "401 third party": (
+        refusal(401, "THIRD_PARTY_AUTH_ERROR"),
+        ("config", "target", None),
+        "401/THIRD_PARTY_AUTH_ERROR",
+    ),
+    "401 apns": (refusal(401, "APNS_AUTH_ERROR"), ("config", "target", None), "401/APNS_AUTH_ERROR"),
     "429 project": (refusal(429, "QUOTA_EXCEEDED"), ("throttled", "key", 60.0), "429/QUOTA_EXCEEDED"),
     "429 project named": (
         refusal(429, "QUOTA_EXCEEDED", quota("project:demo", "Message rate exceeded")),

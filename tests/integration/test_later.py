@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from chaos.load import drained
+from engine import metrics
 from engine.broker import wire
-from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import Broker
 from engine.cancels import cancel
+from engine.dispatch.absence import SEEN_KEY, Absence
 from engine.dispatch.source import BULK, EVENTS, LATER, LATER_PLACE
 from engine.errors import BrokerError
 from engine.log.writer import read_mark
@@ -24,7 +25,17 @@ from seamark import Publisher
 from seamark.protocol.subjects import partition_of
 from tests.support.backups import put_back, take
 from tests.support.gateways import gateway_on
-from tests.support.logs import FAST, Entry, all_records, connected, dispatching, eventually, publish
+from tests.support.logs import (
+    FAST,
+    Entry,
+    all_records,
+    connected,
+    dispatching,
+    eventually,
+    mark_water,
+    publish,
+    redis_at,
+)
 from tests.support.roles import dispatcher_processes
 
 PARTITIONS = 4
@@ -164,9 +175,7 @@ async def test_where_later_is_full_an_event_that_is_not_due_becomes_a_dead_lette
     async with dispatching(nats_server.url, valkey.url):
         await publish(broker, to=["alice"], type="demo", id="fits", send_at=ahead(2))
         await eventually(lambda: drained(broker, PARTITIONS))
-        later = await broker.stream("LATER")
-        metadata = {**later.config["metadata"], WATERMARK_KEY: "1"}
-        await broker.api("STREAM.UPDATE.LATER", {**later.config, "metadata": metadata})
+        await mark_water(broker, 1)
         await publish(broker, to=["alice"], type="demo", id="does-not", send_at=ahead(3600))
         await publish(broker, to=["alice"], type="demo", id="now")
         found = await records(broker, 2)
@@ -175,6 +184,42 @@ async def test_where_later_is_full_an_event_that_is_not_due_becomes_a_dead_lette
     assert letter is not None
     assert wire.header(letter.headers, b"Seamark-Reason") == b"later_full"
     assert b"does-not" in letter.payload
+
+
+async def test_a_tenant_that_has_put_off_more_than_is_free_puts_off_no_more_and_others_do(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey
+) -> None:
+    async with dispatching(nats_server.url, valkey.url):
+        for number in range(20):  # a few large ones beside many small ones: what counts is bytes
+            data = {"text": "x" * 50_000} if number == 0 else {}
+            tenant = "greedy" if number == 0 else "modest"
+            await publish(
+                broker, to=["alice"], tenant=tenant, type="demo", id=f"e{number}", send_at=ahead(3600), data=data
+            )
+        await eventually(lambda: waits(broker, 20))
+        await mark_water(broker, int((await broker.stream("LATER")).bytes * 1.5))
+        for tenant in ("greedy", "modest"):
+            await publish(broker, to=["alice"], tenant=tenant, type="demo", id="one-more", send_at=ahead(3600))
+        await eventually(lambda: drained(broker, PARTITIONS))
+        await eventually(lambda: waits(broker, 21))
+    assert await broker.count("LATER", "wait.*.*.greedy") == (1, 1)
+    letter = await broker.leader_next("DEAD-LETTERS", ">", 1)
+    assert letter is not None
+    assert wire.header(letter.headers, b"Seamark-Reason") == b"later_full"
+    assert b"its tenant has" in (wire.header(letter.headers, b"Seamark-Detail") or b"")
+    assert (await broker.stream("DEAD-LETTERS")).messages == 1
+
+
+@pytest.mark.parametrize(("days", "alarms"), [(None, 0), (1, 0), (6, 0), (7, 1)])
+async def test_where_nobody_dispatched_for_as_long_as_later_keeps_what_is_due_the_first_who_does_says_so(
+    broker: Broker, valkey: Valkey, days: int | None, alarms: int
+) -> None:
+    before = metrics.dispatchers_absent._value.get()
+    async with redis_at(valkey.url) as redis:
+        await (redis.delete(SEEN_KEY) if days is None else redis.set(SEEN_KEY, int(time.time()) - days * 86_400))
+        for _ in range(2):
+            await Absence(broker, redis).look()
+    assert metrics.dispatchers_absent._value.get() - before == alarms
 
 
 @pytest.mark.timeout(300)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import tomllib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +11,8 @@ import aiohttp
 import pytest
 
 from engine.channels.channel import Context, Job, Outcome
-from engine.channels.email.settings import email_channel, email_settings
-from engine.channels.exchange import open_http
-from engine.channels.push.channel import PushChannel
-from engine.channels.push.settings import push_senders, push_settings
-from engine.channels.sms.channel import SmsChannel
-from engine.channels.sms.twilio import Twilio, TwilioSettings
 from engine.channels.webhook.channel import Endpoint
-from engine.channels.webhook.settings import webhook_channel, webhook_settings
+from engine.worker.providers import CHANNELS, ProvidersFile
 from ops.dev.outbox.faults import NAMES, fault_of
 from ops.dev.outbox.messages import Outbox
 from ops.dev.outbox.page import FILES, serving
@@ -31,7 +24,7 @@ DATA = {"title": "Shipped <b>", "text": "On its way", "url": "https://shop.examp
 
 
 class Sending(NamedTuple):
-    """A running outbox, and channels that send to it."""
+    """A running outbox, and channels that send to it, by their names, of push by platforms."""
 
     outbox: Outbox
     providers: Providers
@@ -41,7 +34,7 @@ class Sending(NamedTuple):
     async def send(self, target: str, *, seconds: float = 20.0) -> Outcome:
         """To `apns`, `apns sandbox`, `fcm`, `webpush`, `email`, `sms` or `webhook`."""
         name, where = self.targets[target]
-        channel = self.channels[name]
+        channel = self.channels[where.platform if name == "push" else name]
         job = Job(id="order-17", tenant="default", user="alice", type="order.shipped", channel=channel.name,
                   first_at=datetime.now(UTC), data=DATA, target=target)  # fmt: skip
         rendered = channel.render(job, Context(now=datetime.now(UTC), unread=3))
@@ -54,20 +47,9 @@ class Sending(NamedTuple):
 async def sending(folder: Path) -> AsyncIterator[Sending]:
     outbox = Outbox()
     async with running(folder, outbox) as providers:
-        table = tomllib.loads(providers.file.read_text())
-        texts = table["sms"]["providers"]["texts"]
-        account = TwilioSettings(
-            account=texts["account"],
-            secret=(folder / texts["secret_file"]).read_text(),
-            sender=texts["sender"],
-            url=texts["url"],
-        )
-        channels: dict[str, Any] = {
-            "push": PushChannel(push_senders(push_settings(table["push"]), folder), lambda text, *_: text),
-            "email": email_channel(email_settings(table["email"]), folder),
-            "sms": SmsChannel(Twilio(account, open_http(connections_max=2)), lambda text, *_: text),
-            "webhook": webhook_channel(webhook_settings(table["webhook"]), folder),
-        }
+        file = ProvidersFile(providers.file)
+        found = [(one.platform or name, one.channel) for name in CHANNELS for one in file.providers(name)]
+        channels = dict(reversed(found))  # of several the first, as a worker's desk would
         targets = {
             "apns": ("push", apple_device()),
             "apns sandbox": ("push", apple_device(environment="sandbox")),
@@ -80,7 +62,7 @@ async def sending(folder: Path) -> AsyncIterator[Sending]:
         try:
             yield Sending(outbox, providers, channels, targets)
         finally:
-            for channel in channels.values():
+            for _, channel in found:
                 await channel.close()
 
 

@@ -299,11 +299,15 @@ async def test_a_tenant_with_too_many_jobs_gets_letters_instead_and_others_their
     await planned(record("e1"))
     assert len(await jobs_of(broker)) == 2, "it has room enough at first"
     state = await broker.stream("JOBS")
-    await reconfigured(broker, metadata={**state.config["metadata"], WATERMARK_KEY: str(state.bytes)})
+    await reconfigured(broker, metadata={**state.config["metadata"], WATERMARK_KEY: str(state.bytes * 3 // 2)})
     await planned(record("e2"), record("e3", priority="critical"))
     await planned(record("e4"), tenant="other")
     assert {id for id, _, _ in await jobs_of(broker)} == {"e1", "e3", "e4"}
     assert await letters(broker) == [("e2", channel, "throttled") for channel in ("email", "push")]
+    state = await broker.stream("JOBS")
+    await reconfigured(broker, metadata={**state.config["metadata"], WATERMARK_KEY: str(state.bytes)})
+    await planned(record("e5", priority="critical"))
+    assert {id for id, _, _ in await jobs_of(broker)} == {"e1", "e3", "e4"}, "and what is critical has an end, too"
     (said,) = [one for one in await receipts(broker) if one.id == "e2"]
     assert {(one.when, one.why) for one in (said.plan or {}).values()} == {("never", "throttled")}
 

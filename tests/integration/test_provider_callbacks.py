@@ -20,8 +20,9 @@ from urllib.parse import urlencode
 
 import pytest
 
+from engine import metrics
 from engine.channels.aws import Credentials
-from engine.channels.channel import Context, Job
+from engine.channels.channel import Context, Job, Members
 from engine.channels.email.channel import EmailChannel, Sender
 from engine.channels.email.services import Postmark, SendGrid, Ses
 from engine.channels.exchange import open_http
@@ -31,11 +32,13 @@ from engine.channels.sms.twilio import Twilio, TwilioSettings
 from engine.directory.changing import Directory
 from engine.directory.suppressions import find_suppressions, lift_suppression
 from engine.directory.users import UserFields, delete_user, put_user
+from engine.jobs.claims import Done
+from engine.jobs.digests import digest_id
 from engine.postgres import asking
 from engine.settings import Secret
 from ops.dev.providers.mailservices import PostmarkSimulator, SendGridSimulator, SesSimulator
 from ops.dev.providers.sms import TwilioSimulator
-from ops.dev.servers import NatsServer
+from ops.dev.servers import NatsServer, Valkey
 from projections.folds.deliveries import fold
 from seamark.protocol.subjects import receipt_subject
 from tests.support.gateways import TestGateway, gateway_on
@@ -136,14 +139,14 @@ class House:
 
 
 @pytest.fixture
-async def house(nats_server: NatsServer, postgres: str, tmp_path: Path) -> AsyncIterator[House]:
+async def house(nats_server: NatsServer, valkey: Valkey, postgres: str, tmp_path: Path) -> AsyncIterator[House]:
     key = SendGridKey()
     for name, text in {"providers.toml": FILE, "sendgrid.public": key.public, "sendgrid.old": SendGridKey().public,
             "postmark.password": "s3cret", "twilio.token": TOKEN}.items():  # fmt: skip
         (tmp_path / name).write_text(text)
     async with (
         amazon(tmp_path) as sns,
-        gateway_on(nats_server, postgres_url=postgres, unsubscribe_secrets=SECRETS,
+        gateway_on(nats_server, postgres_url=postgres, redis_url=valkey.url, unsubscribe_secrets=SECRETS,
             providers=str(tmp_path / "providers.toml"), provider_http=sns.http) as gateway,
     ):  # fmt: skip
         made = House(gateway, sns, key)
@@ -176,7 +179,7 @@ async def sent(channel: EmailChannel | SmsChannel, what: Job, target: str) -> No
 
 
 def mails_by(service: Any) -> EmailChannel:
-    return EmailChannel([service], {"default": Sender(address="news@example.org")})
+    return EmailChannel(service, {"default": Sender(address="news@example.org")})
 
 
 async def test_sendgrid_gives_back_what_it_got_and_a_bounce_ends_the_mail_and_the_address(house: House) -> None:
@@ -301,6 +304,28 @@ async def test_nobody_reports_of_what_was_not_sent_by_us_nor_of_another_channel_
     assert [one["user"] for one in await house.gateway.receipts()] == ["alice"]
 
 
+async def test_a_report_about_a_digest_is_about_each_of_its_members_and_carries_their_traces(house: House) -> None:
+    digest = digest_id("news/2026-03-04T11:00:00Z")
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    claims = house.gateway.context.claims
+    assert claims is not None
+    mail = job(id=digest, digest="news/2026-03-04T11:00:00Z", tries_before=2)
+    members = Members(("n2", "n1"), NOW, traces={"n2": trace})
+    look = await claims.look(mail.claim_key)
+    await claims.put(mail.claim_key, look, Done(1, "sent", members=members), keep_seconds=60)
+    assert await house.events(bounce(References(SECRETS).of(mail))) == 200
+    assert await house.deliveries() == dict.fromkeys(("n1", "n2"), ("failed", "550/5.1.1", 4))
+    assert {one["id"]: one.get("trace") for one in await house.gateway.receipts()} == {"n2": trace, "n1": None}
+    assert await house.suppressed() == {("hard_bounce", "all")}, "the address is one, however many the members are"
+    # Nobody knows its members any more; what is known is stored nevertheless.
+    assert await house.events(bounce(reference(id=digest, trace=trace), "e2")) == 200
+    assert (await house.gateway.receipts())[-1]["id"] == digest
+    # An event may have such an id.
+    assert await house.events(bounce(reference(id="digest/x", trace=trace), "e3")) == 200
+    last = (await house.gateway.receipts())[-1]
+    assert (last["id"], last["trace"]) == ("digest/x", trace)
+
+
 async def test_a_request_that_is_signed_otherwise_too_large_or_for_nobody_is_refused(house: House) -> None:
     body = json.dumps([bounce(reference())]).encode()
     right = house.sendgrid.headers(body)
@@ -319,7 +344,7 @@ async def test_twilio_reports_to_the_address_of_the_text_and_delivered_wins(hous
         # Twilio signs the address that it was given, which the proxy before a gateway takes for this one.
         settings = TwilioSettings(account="AC1", secret=TOKEN, sender=SENDER, url=server.url,
             status_url="https://notify.example.com/v1/providers/twilio/callbacks")  # fmt: skip
-        channel = SmsChannel(Twilio(settings, open_http(connections_max=1)), lambda part, job, context: part)
+        channel = SmsChannel(Twilio(settings, open_http(connections_max=1)))
         await sent(channel, job("sms"), NUMBER)
         (accepted,) = server.log.messages()
         query = "?" + accepted.raw["StatusCallback"].partition("?")[2]
@@ -335,6 +360,10 @@ async def test_twilio_reports_to_the_address_of_the_text_and_delivered_wins(hous
         assert await twilio(house, status | {"MessageStatus": "delivered"}, query) == 200
         assert await twilio(house, undelivered, query) == 200
         assert (await house.delivery() or ("",))[0] == "delivered"
+        alarms = metrics.provider_alarms.labels("sms", "twilio")._value
+        before = alarms.get()
+        assert await twilio(house, undelivered | {"ErrorCode": "30007"}, query) == 200
+        assert alarms.get() == before + 1, "a text that carriers filter is told by a report only"
 
 
 async def twilio(house: House, form: dict[str, str], query: str = "", *, posted_to: str | None = None) -> int:

@@ -18,8 +18,8 @@ from engine.campaigns.draft import Message, page_event
 from engine.campaigns.planners import JobsPlanners
 from engine.cancels import cancel, watching
 from engine.controls.changing import Asked
-from engine.controls.desk import Desk
 from engine.controls.document import Kill
+from engine.controls.store import ControlStore
 from engine.directory.bell import listen, ring
 from engine.dispatch.later import due_by, tenth_of, with_schedules
 from engine.dispatch.source import EVENTS, LATER_PLACE
@@ -446,7 +446,7 @@ async def test_a_worker_writes_receipts_and_reads_records(connected: Connect):
 
 async def test_a_gateway_sets_controls_and_signs_users_out_but_records_no_epochs(connected: Connect):
     gateway, dispatcher = await connected("gateway"), await connected("dispatcher")
-    await Desk(gateway).change(Asked(Kill(channel="push"), "ops", "outage"))
+    await ControlStore(gateway).change(Asked(Kill(channel="push"), "ops", "outage"))
     sign_outs = SignOuts(gateway)
     await sign_outs.start()
     try:

@@ -11,6 +11,7 @@ from engine.channels.webhook.health import Health
 from engine.channels.webhook.schedule import TABLE
 from engine.directory.changes import changing
 from engine.directory.rules import read_rules
+from engine.directory.sealing import Seal
 from engine.directory.webhooks import (
     EndpointSettings,
     NewEndpoint,
@@ -19,9 +20,12 @@ from engine.directory.webhooks import (
     find_endpoint,
     replace_endpoint,
     rotate_secret,
+    seal_anew,
 )
+from engine.errors import StoreBroken
 from engine.postgres import Pool, asking, transaction
 
+OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 TENANT = "acme"
 URL = "https://hooks.example.com/in"
 OK, GONE, BROKEN = (TABLE.judged("webhook", status) for status in (200, 410, 500))
@@ -70,6 +74,28 @@ async def test_an_endpoint_signs_with_its_new_secret_and_the_one_before(pool: Po
         second = await endpoint_of(connection, TENANT, id)
     assert (second.url, second.secrets) == (URL, (new, *first.secrets))
     assert len(first.secrets) == 1
+
+
+async def test_secrets_are_stored_sealed_and_sealed_anew_when_the_key_is_changed(pool: Pool) -> None:
+    old, both, new = Seal([OLD]), Seal([NEW, OLD]), Seal([NEW])
+    async with changing(pool, TENANT) as change:
+        plain, first = await create_endpoint(change, NewEndpoint(url=URL, types=("*",)))
+        _, second = await rotate_secret(change, plain.id, None, seal=old)
+        sealed, third = await create_endpoint(change, NewEndpoint(url=URL, types=("*",)), old)
+    endpoints = await pool.fetchval("SELECT count(*) FROM webhook_endpoints")
+    async with asking(pool) as connection:
+        assert (await endpoint_of(connection, TENANT, plain.id, old)).secrets == (second, first)
+        with pytest.raises(StoreBroken, match=old.name):
+            await endpoint_of(connection, TENANT, sealed.id, new)
+    with pytest.raises(StoreBroken, match=old.name):
+        await seal_anew(pool, new)
+    assert (await seal_anew(pool, both))[0] == endpoints
+    assert await seal_anew(pool, new) == (endpoints, 0)
+    async with asking(pool) as connection:
+        assert (await endpoint_of(connection, TENANT, plain.id, new)).secrets == (second, first)
+        assert (await endpoint_of(connection, TENANT, sealed.id, new)).secrets == (third,)
+    columns = await pool.fetch("SELECT secret, previous_secret FROM webhook_endpoints WHERE tenant = $1", TENANT)
+    assert all(one is None or one.startswith(f"sealed:{new.name}:") for row in columns for one in row)
 
 
 @pytest.mark.parametrize("because", ["gone", "failing"])

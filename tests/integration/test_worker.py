@@ -82,6 +82,8 @@ class Desk:
     async def turn(self, job: Job, send: Send) -> float:
         return 0.0
 
+    def unused(self, send: Send) -> None: ...
+
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         self.tries[job.id] += 1
         self.order.append(job.id)

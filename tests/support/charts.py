@@ -32,6 +32,17 @@ RELEASE: Final = "prod"
 KUBERNETES: Final = "1.37.0"
 
 Object = dict[str, Any]
+COLLECTOR: Final = {
+    "endpoint": "grpc://otel.monitoring.svc:4317",
+    "headersSecret": {"name": "otel", "key": "headers"},
+    "url": "https://traces.example.com/{trace_id}",
+}
+"""`traces:` in values."""
+
+
+NAME: Final = "prod-seamark"
+ROLES: Final = ("dispatcher", "gateway", "pager", "planner", "projector", "worker")
+BY_JOBS: Final = {"scaleByLag": {"worker": {"enabled": True}}}
 
 
 def tool(name: str) -> str | None:
@@ -217,3 +228,30 @@ def kubeconform(folder: Path, rendered: Sequence[Object]) -> dict[str, Any]:
     done = subprocess.run(words, input=yaml.safe_dump_all(rendered), capture_output=True, text=True, timeout=60)
     verdict: dict[str, Any] = json.loads(done.stdout)
     return verdict
+
+
+def deployments(rendered: list[Object]) -> Iterator[tuple[str, str, Object]]:
+    """Each Deployment's name, role and pod."""
+    for each in of_kind(rendered, "Deployment"):
+        pod = each["spec"]["template"]
+        yield each["metadata"]["name"], pod["spec"]["containers"][0]["command"][1], pod
+
+
+def allowed(rendered: list[Object], component: str) -> tuple[list[Object], list[Object]]:
+    """What may connect to the pods of a component, and what they may connect to."""
+    ingress, egress = [], []
+    [labels] = [
+        pod["metadata"]["labels"]
+        for _, pod in pods(rendered)
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
+    ]
+    for policy in of_kind(rendered, "NetworkPolicy"):
+        if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items():
+            assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+            ingress += policy["spec"].get("ingress", [])
+            egress += policy["spec"].get("egress", [])
+    return ingress, egress
+
+
+def ports_of(rules: list[Object]) -> set[int]:
+    return {port["port"] for rule in rules for port in rule["ports"]}

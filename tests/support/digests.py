@@ -70,11 +70,13 @@ def did(user: str, kind: str, ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-async def planned(broker: Broker, user: str, ids: Iterable[str], when: str, channel: str = "email") -> None:
+async def planned(
+    broker: Broker, user: str, ids: Iterable[str], when: str, channel: str = "email", trace: str | None = None
+) -> None:
     """The fact that a planner has decided so."""
     plan = {channel: Planned(when, "digest")}
     at = datetime.now(UTC)
-    facts = [Receipt(user=user, channel="", state=PLANNED, at=at, id=id, term=1, plan=plan) for id in ids]
+    facts = [Receipt(user=user, channel="", state=PLANNED, at=at, id=id, term=1, plan=plan, trace=trace) for id in ids]
     await append(broker, user, "rcpt", *(msgspec.to_builtins(one) for one in facts))
 
 
@@ -83,7 +85,7 @@ async def waiting(
 ) -> None:
     """Notifications that wait for a digest."""
     await append(broker, user, "log", *records(user, ids, **other))
-    await planned(broker, user, ids, f"digest:{key}", channel)
+    await planned(broker, user, ids, f"digest:{key}", channel, other.get("trace"))
 
 
 def digest_job(user: str, key: str, channel: Any = "email") -> Job:

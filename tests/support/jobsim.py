@@ -1,9 +1,9 @@
 """A simulated world for jobs: JOBS, Redis, receipts and a provider in memory, in virtual time, and workers that come and go.
 
 Workers die at any await, sleep for minutes and wake up; their clocks are wrong; answers are lost, writes come late, messages are
-handed out again, Redis is away, loses everything or goes back to a moment before; operators hold jobs and let them go, users opt
-out. Each world draws which of these troubles it knows, so that what only some of them excuse is found in the others. All that is
-random comes from one seed.
+handed out again, Redis is away, loses everything or goes back to a moment before, `deliveries` is behind; operators hold jobs
+and let them go, users opt out. Each world draws which of these troubles it knows, so that what only some of them excuse is found
+in the others. All that is random comes from one seed.
 """
 
 import asyncio
@@ -46,6 +46,7 @@ FOLD_LAG_SECONDS = 10.0
 CLOCKS_SECONDS = 10.0
 POLICY = RetryPolicy((5, 20, 60), (0, 1), 900)
 TROUBLES = ("kills", "freezes", "claims", "broker", "again", "holds", "slow")
+"""And "behind": `deliveries` does not know what it is asked."""
 FINAL = frozenset({"sent", "failed", "suppressed", "expired", "cancelled", "ambiguous", "split"})
 DOUBTS = frozenset({"lease_lost", "forgotten", "unclaimed"})
 
@@ -252,6 +253,8 @@ class SimJournal:
         self.stored_at: list[float] = []
         self.letters: set[str] = set()
         self.retired: set[str] = set()
+        self.behind_until = 0.0
+        self.refused = 0
 
     async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         def apply() -> None:
@@ -271,12 +274,23 @@ class SimJournal:
 
     async def ended(self, job: Job) -> Done | None:
         await self.world.ask_store()
+        if now() < self.behind_until:
+            self._refuse(job)
         folded = self.receipts[: bisect(self.stored_at, now() - self.world.rng.uniform(0, FOLD_LAG_SECONDS))]
         last = max(self.of(job.key, folded), key=_rank, default=None)
         await self.world.pass_time()
         if last is None or last.state not in FINAL - {"ambiguous"}:
             return None
         return Done(last.attempt - 1, last.state, last.reason or "")  # type: ignore[arg-type]
+
+    def _refuse(self, job: Job) -> None:
+        """Who is refused leaves its place to others: it does not ask until it is answered."""
+        self.refused += 1
+        if (said := answered.get()) is not None:
+            if "behind" in said:
+                self.world.found.append(f"{job.key}: holds its place until `deliveries` answers")
+            said.append("behind")
+        raise StoreUnavailable("folded anew")
 
     def of(self, key: str, receipts: Sequence[Receipt] | None = None) -> list[Receipt]:
         return [one for one in (self.receipts if receipts is None else receipts) if _key(one) == key]
@@ -332,6 +346,8 @@ class SimDesk:
         await self.world.pass_time()
         return self.world.rng.uniform(1, 15) if self.world.fault("slow", 0.3) else 0.0
 
+    def unused(self, send: Send) -> None: ...
+
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
         world, key = self.world, job.key
         if not {"freezes", "claims"} & world.troubles and not isinstance(world.claims.at(key).claim, Leased):
@@ -374,6 +390,8 @@ class World:
         self.accepted: Counter[str] = Counter()
         self.confirmed: set[str] = set()
         self.kills = self.losses = 0
+        if troubles is None and self.rng.random() < 0.5:
+            self.troubles.add("behind")
 
     # --- chance ------------------------------------------------------------------------------------------------------
 
@@ -483,6 +501,8 @@ class World:
             if self.fault("claims", 0.05):
                 self.losses += 1
                 self.claims.lose()
+            if self.fault("behind", 0.05):
+                self.journal.behind_until = now() + self.rng.uniform(1, 120)
 
     async def run(self) -> None:
         """Workers die and are started anew while jobs come; in the end they are left in peace until nothing waits."""

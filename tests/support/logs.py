@@ -10,10 +10,12 @@ from typing import Any, Final, NamedTuple
 from redis.asyncio import Redis
 
 from chaos.load import whole_stream
+from engine.broker.answers import WATERMARK_KEY
 from engine.broker.jetstream import Broker, NatsSettings, PubAck, Stored, connect
 from engine.cancels import watching
 from engine.dispatch.claims import Claims
 from engine.dispatch.dispatcher import Dispatcher
+from engine.dispatch.room import Shares
 from engine.dispatch.source import SOURCES, EventSource
 from engine.log.incarnations import read_partitions
 from seamark.protocol import events
@@ -108,6 +110,7 @@ async def dispatching(
             await read_partitions(broker),
             sources=sources,
             cancels=cancels,
+            shares=Shares(redis),
             pin_timeout_seconds=pin_timeout_seconds,
         )
         async with at_work(dispatcher.run(), "dispatcher"):
@@ -118,6 +121,13 @@ async def publish(broker: Broker, *, deduplicated: bool = True, **event: Any) ->
     """Publish one event as a service would."""
     encoded = events.encode(**event)
     return await broker.append(encoded.subject, encoded.payload, msg_id=encoded.msg_id if deduplicated else None)
+
+
+async def mark_water(broker: Broker, most_bytes: int) -> None:
+    """Say how much LATER may hold."""
+    config = (await broker.stream("LATER")).config
+    metadata = {**config["metadata"], WATERMARK_KEY: str(most_bytes)}
+    await broker.api("STREAM.UPDATE.LATER", {**config, "metadata": metadata})
 
 
 class Entry(NamedTuple):

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from engine.broker.answers import EPOCH_KEY
@@ -100,7 +101,8 @@ class SimBroker:
         # A deposed leader may show the past.
         upto = len(log.messages) - (self.rng.randint(0, 20) if self._fault(0.1) else 0)
         seq = log.last(subject, max(0, upto))
-        return Stored(subject, seq, "", b"", log.messages[seq - 1][1]) if seq else None
+        now = datetime.now(UTC).isoformat()
+        return Stored(subject, seq, now, b"", log.messages[seq - 1][1]) if seq else None
 
     async def leader_next(self, *_: Any, **__: Any) -> None:
         """EVENTS has trimmed everything: nobody can tell from it how old a mark is."""

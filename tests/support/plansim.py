@@ -32,6 +32,7 @@ from engine.plan.preferences import Preferences
 from engine.plan.profile import Profile
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner import position, worker
+from engine.planner.shares import Above
 from engine.planner.witness import Witness
 from engine.planner.worker import PlanWorker
 from projections.folds.deliveries import Plan, fold
@@ -236,8 +237,8 @@ class SimShares:
     def turn(self) -> None:
         self.full = not self.full
 
-    async def above(self, tenants: Iterable[str]) -> frozenset[str]:
-        return frozenset(tenants if self.full else ())
+    async def above(self, tenants: Iterable[str]) -> Above:
+        return Above(frozenset(tenants if self.full else ()))
 
 
 class World:

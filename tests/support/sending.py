@@ -14,6 +14,7 @@ from chaos.load import whole_stream
 from engine.broker.jetstream import Broker
 from engine.cancels import watching
 from engine.channels.channel import Job
+from engine.closing import Held
 from engine.controls.watching import watched_controls
 from engine.directory.changes import changing_in
 from engine.directory.changing import Directory, ProfileChange
@@ -150,7 +151,7 @@ async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = 
         redis_at(settings.redis_url.reveal()) as redis,
         watched_controls(broker) as controls,
         watching(broker) as cancels,
-        contextlib.AsyncExitStack() as held,
+        Held() as held,
     ):
         work = await working(Parts(settings, broker, redis, pool, controls, cancels), channels, held)
         async with at_work(work, "worker"):
@@ -158,7 +159,7 @@ async def sending(settings: Settings, pool: Pool, channels: Sequence[Channel] = 
 
 
 class StoresRole(RoleProcess):
-    """`seamark <role>` of a role that needs all stores."""
+    """`seamark <role>` of a role that needs all stores; options may follow the role's name."""
 
     def __init__(self, name: str, role: str, folder: Path, settings: Settings) -> None:
         super().__init__(name, folder, settings.nats_url.reveal())
@@ -171,7 +172,7 @@ class StoresRole(RoleProcess):
         }
 
     def command(self) -> list[str]:
-        return ["ops", self._role]
+        return ["ops", *self._role.split()]
 
     def settings(self) -> dict[str, str]:
         return self._env
@@ -180,7 +181,9 @@ class StoresRole(RoleProcess):
 @contextlib.contextmanager
 def role_processes(folder: Path, settings: Settings, *roles: str) -> Iterator[list[StoresRole]]:
     """A process of each role, at work; they are killed at the end."""
-    processes = [StoresRole(f"{role}-{number}", role, folder, settings) for number, role in enumerate(roles)]
+    processes = [
+        StoresRole(f"{role.partition(' ')[0]}-{number}", role, folder, settings) for number, role in enumerate(roles)
+    ]
     try:
         for process in processes:
             process.spawn()

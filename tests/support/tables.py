@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -190,3 +190,11 @@ async def projecting_tables(
                 yield work
     finally:
         pool.terminate()
+
+
+def stored(seq: int, days_ago: float, body: dict[str, Any], prefix: bytes = b"log") -> Delivered:
+    """A message about `default.alice` as it was stored so many days ago, in the log or (`rcpt`) among the receipts."""
+    at = (datetime.now(UTC) - timedelta(days=days_ago)).timestamp()
+    return Delivered(
+        prefix + b".0.default.alice", seq, int(at * 1e9), b"", json.dumps({"user": "alice", **body}).encode()
+    )

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from engine import metrics
+from engine.channels import files
 from engine.errors import InvalidSetting
-from gateway.providers.settings import read_sources
-from gateway.providers.sources import Source
+from gateway.providers.settings import Sources
 from tests.support.documents import blocks
+from tests.support.logs import eventually
 
 BLOCKS = [block.text for block in blocks() if block.text.startswith("[callbacks.")]
 SECRET = "s3cret-that-nobody-repeats"
 
 
-def read(folder: Path, text: str) -> dict[str, Source]:
+def read(folder: Path, text: str) -> Sources:
     (folder / "providers.toml").write_text(text)
-    return read_sources(str(folder / "providers.toml"), None)  # type: ignore[arg-type]
+    return Sources(str(folder / "providers.toml"), None)  # type: ignore[arg-type]
 
 
 def test_what_the_documentation_shows_is_read(tmp_path: Path) -> None:
@@ -25,13 +27,21 @@ def test_what_the_documentation_shows_is_read(tmp_path: Path) -> None:
     for name in re.findall(r'"([a-z]+\.[a-z]+)"', text):
         (tmp_path / name).write_text(SECRET)
     found = read(tmp_path, text)
-    assert {name: source.channel for name, source in found.items()} == {
-        "ses": "email", "sendgrid": "email", "postmark": "email", "twilio": "sms", "sns": "sms"}  # fmt: skip
+    for name, channel in {
+        "ses": "email",
+        "sendgrid": "email",
+        "postmark": "email",
+        "twilio": "sms",
+        "sns": "sms",
+    }.items():
+        source = found.of(name)
+        assert source is not None
+        assert source.channel == channel
 
 
 def test_nobody_posts_where_no_file_or_no_table_says_so(tmp_path: Path) -> None:
-    assert read_sources(None, None) == {}  # type: ignore[arg-type]
-    assert read(tmp_path, '[email.providers.own]\nkind = "smtp"\npassword_file = "/there/is/none"\n') == {}
+    assert Sources(None, None).of("own") is None  # type: ignore[arg-type]
+    assert read(tmp_path, '[email.providers.own]\nkind = "smtp"\npassword_file = "/there/is/none"\n').of("own") is None
 
 
 TWILIO = 'kind = "twilio"\nurl = "https://a.example/x"\ntoken_files = ["t"]\n'
@@ -62,3 +72,27 @@ def test_what_is_wrong_is_said_by_its_name_and_no_secret_is_repeated(tmp_path: P
     with pytest.raises(InvalidSetting, match=re.escape(named)) as raised:
         read(tmp_path, text)
     assert SECRET not in str(raised.value)
+
+
+async def test_a_table_or_a_secret_that_changes_is_read_anew_and_one_that_is_broken_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "WATCH_SECONDS", 0.01)
+    entry = '[callbacks.{}]\nkind = "postmark"\npassword_files = ["password"]\n'
+    (tmp_path / "password").write_text("one")
+    sources = read(tmp_path, entry.format("first"))
+    sources.start()
+    try:
+        first = sources.of("first")
+        assert first is not None
+        (tmp_path / "password").write_text("another")
+        await eventually(lambda: sources.of("first") is not first)
+        second = sources.of("first")
+        (tmp_path / "providers.toml").write_text("[callbacks")
+        await eventually(lambda: metrics.providers_stale._value.get() == 1)
+        assert sources.of("first") is second
+        (tmp_path / "providers.toml").write_text(entry.format("second"))
+        await eventually(lambda: sources.of("second") is not None)
+        assert sources.of("first") is None
+    finally:
+        await sources.close()

@@ -12,11 +12,11 @@ import pytest
 from msgspec.structs import replace
 
 from engine.channels.channel import Context, Job, Members, Outcome
-from engine.channels.email.channel import EmailChannel, Sender
+from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
-from engine.jobs.desk import Hold, Over, Send
-from engine.jobs.digests import digest_id, next_round, parts_of, with_members
+from engine.jobs.desk import Over, Send
+from engine.jobs.digests import digest_id, key_in, next_round, parts_of, with_members
 from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.jobs.retry import POLICIES, settle
 from engine.plan.decide import plan, wakes
@@ -25,9 +25,9 @@ from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
 from engine.plan.profile import OPTED_OUT, Profile, Suppression
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.worker import digest as module
+from engine.worker.caughtup import BEHIND_SECONDS, PASS_SECONDS, CaughtUp, Heads, Known, Place
 from engine.worker.digest import Digests
 from engine.worker.digest_templates import DIGEST_TEMPLATES
-from engine.worker.folded import Known
 from seamark.protocol.receipts import Receipt
 from tests.support.plans import NOON, plain, with_facts, with_line, with_profile
 
@@ -136,7 +136,50 @@ def test_where_nothing_is_left_nothing_is_sent() -> None:
 def test_while_the_tables_are_behind_a_digest_waits() -> None:
     world = World(known("n1"))
     world.knows = False
-    assert world.decide() == Hold(NOON + timedelta(seconds=2), "tables_behind")
+    waits = [world.decide(replace(JOB, put_backs=number)) for number in (0, 1, 20)]
+    assert {one.why for one in waits} == {"tables_behind"}
+    longest = [2.0, 4.0, 60.0]
+    assert all(
+        least <= (one.due - NOON).total_seconds() <= 1.5 * least for one, least in zip(waits, longest, strict=True)
+    )
+
+
+class Behind:
+    """Tables that stand still."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def passed(self, heads: Heads) -> bool:
+        self.asked += 1
+        return False
+
+
+async def test_one_waits_for_tables_that_stand_still_and_the_others_leave_their_places_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables, now = Behind(), [100.0]
+    caught_up = CaughtUp(None, tables, 1)  # type: ignore[arg-type]
+    place = Place("e", 1)
+
+    async def heads(*_: str) -> Heads:
+        return Heads(0, place, place)
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(caught_up, "heads", heads)
+    monkeypatch.setattr("engine.worker.caughtup.asyncio.sleep", sleep)
+    monkeypatch.setattr("engine.worker.caughtup.time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert not await caught_up.knows_all_of("t", "alice")
+    assert now[0] - 100 >= PASS_SECONDS
+    began, tables.asked = now[0], 0
+    for _ in range(50):
+        assert not await caught_up.knows_all_of("t", "bob")
+    assert (now[0], tables.asked) == (began, 50), "each is asked for, and none is waited for"
+    now[0] += BEHIND_SECONDS
+    assert not await caught_up.knows_all_of("t", "bob")
+    assert now[0] > began + BEHIND_SECONDS, "somebody tries whether it is worth waiting"
 
 
 def test_whether_is_decided_anew_and_not_when() -> None:
@@ -202,6 +245,37 @@ def test_everything_that_becomes_of_a_digest_is_told_of_each_member() -> None:
     assert receipts_of(JOB, Done(0, "suppressed", "all_read"), NOON) == []
 
 
+def test_what_is_told_of_a_digest_that_is_settled_anew_counts_on_from_tries_that_were_forgotten() -> None:
+    """Else `queued` for a second try would hide the end of what is the first try to whoever remembers nothing."""
+    world = World(known("n3"), known("n2", attempts=3), known("n1", attempts=1), known("n0", read=True, attempts=2))
+    members = world.decide().members
+    assert members.tried == 2
+    job = replace(JOB, members=members)
+    for receipts, attempt in (
+        (doubt_receipts(job, "forgotten", NOON), 3),
+        (receipts_of(job, Done(0, "sent", "ok", members=members), NOON), 3),
+        (receipts_of(job, Waiting(1, NOON, NOON, Outcome(kind="transient"), members=members), NOON), 4),
+    ):
+        assert {one.attempt for one in receipts} == {attempt}
+    assert [(one.id, one.attempt) for one in world.receipts] == [("n0", 2)]
+
+
+def test_each_fact_carries_the_trace_of_its_notification_where_that_is_followed() -> None:
+    followed, dropped = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-00"
+    world = World(
+        known("n3", trace=followed), known("n2", trace=dropped), known("n1"), known("n0", read=True, trace=followed)
+    )
+    members = world.decide().members
+    assert members.traces == {"n3": followed}
+    told = receipts_of(replace(JOB, members=members), Done(0, "sent", "ok", members=members), NOON)
+    assert [(one.id, one.trace) for one in told] == [("n3", followed), ("n2", None), ("n1", None)]
+    assert [(one.id, one.trace) for one in world.receipts] == [("n0", followed)]
+
+
+def test_the_key_of_a_digest_is_in_the_id_of_each_of_its_rounds() -> None:
+    assert {key_in(digest_id(KEY, round)) for round in (1, 2, 31)} == {KEY}
+
+
 def test_members_go_with_the_claim_from_try_to_try() -> None:
     lease = Leased(0, "me", members=MEMBERS)
     for kind in ("ok", "transient", "permanent"):
@@ -244,10 +318,9 @@ def items(*titles: str) -> list[dict[str, str]]:
 def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None:
     hostile = "**x** <script>alert(1)</script> [a](https://evil.example)"
     data = {"count": 7, "items": [*items("First", hostile), {"title": "Plain", "text": "Words", "url": ""}], "more": 4}
-    channel = EmailChannel([], {"default": Sender(address="news@example.org")})
-    mail = channel.render(
-        replace(JOB, data=data, members=MEMBERS), Context(now=NOON, template=DIGEST_TEMPLATES["email"])
-    )
+    context = Context(now=NOON, template=DIGEST_TEMPLATES["email"])
+    senders = {"default": Sender(address="news@example.org")}
+    mail = mail_for(replace(JOB, data=data, members=MEMBERS), context, senders)
     assert mail.subject == "7 new notifications"
     assert "- First (https://example.com/0)\n" in mail.text
     assert "- Plain: Words\n" in mail.text
@@ -255,10 +328,7 @@ def test_a_mail_counts_and_lists_and_no_title_can_be_more_than_a_title() -> None
     assert "<script>" not in mail.html
     assert 'href="https://evil' not in mail.html
     assert mail.html.count("<li>") == 3
-    one = channel.render(
-        replace(JOB, data={"count": 1, "items": items("x"), "more": 0}),
-        Context(now=NOON, template=DIGEST_TEMPLATES["email"]),
-    )
+    one = mail_for(replace(JOB, data={"count": 1, "items": items("x"), "more": 0}), context, senders)
     assert one.subject == "1 new notification"
     assert "more" not in one.text
 

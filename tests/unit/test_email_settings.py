@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trustme
 
-from engine.channels.email.settings import email_channel, email_settings
+from engine.channels.email.settings import email_channels, email_settings
 from engine.errors import InvalidSetting
 from tests.support.documents import blocks
 
@@ -36,13 +36,13 @@ async def test_each_kind_becomes_a_provider_in_the_order_of_the_file(folder: Pat
         "post": {"kind": "postmark", "key_file": "secret", "authority_file": "authority.pem"},
         "here": {"kind": "smtp", "host": "localhost", "tls": "none"},
     }
-    channel = email_channel(email_settings({"providers": providers, "senders": SENDERS}), folder)
-    assert [provider.name for provider in channel._providers] == list(providers)
-    assert (channel._providers[0]._relay.port, channel._providers[4]._relay.port) == (587, 25)
-    assert "s3cret" not in repr(vars(channel._providers[0])) + repr(vars(channel._providers[1])) + repr(
-        vars(channel._providers[2])
-    )
-    await channel.close()
+    channels = email_channels(email_settings({"providers": providers, "senders": SENDERS}), folder)
+    assert list(channels) == list(providers)
+    found: Any = {name: channel._provider for name, channel in channels.items()}
+    assert (found["own"]._relay.port, found["here"]._relay.port) == (587, 25)
+    assert "s3cret" not in "".join(repr(vars(provider)) for provider in found.values())
+    for channel in channels.values():
+        await channel.close()
 
 
 async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> None:
@@ -52,9 +52,10 @@ async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> Non
     for name in ("smtp.password", "postmark.token"):
         (folder / name).write_text("s3cret")
     (folder / "layout.de.html").write_text("{{ content }}")
-    channel = email_channel(email_settings(tomllib.loads(shown)["email"]), folder)
-    assert [provider.name for provider in channel._providers] == ["own", "spare"]
-    await channel.close()
+    channels = email_channels(email_settings(tomllib.loads(shown)["email"]), folder)
+    assert list(channels) == ["own", "spare"]
+    for channel in channels.values():
+        await channel.close()
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -85,5 +86,5 @@ async def test_what_cannot_be_is_named_with_the_remedy_and_without_the_secret(
     folder: Path, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InvalidSetting, match=said) as refused:
-        email_channel(email_settings({"providers": {"a": SMTP}, "senders": SENDERS} | change), folder)
+        email_channels(email_settings({"providers": {"a": SMTP}, "senders": SENDERS} | change), folder)
     assert "s3cret" not in str(refused.value)

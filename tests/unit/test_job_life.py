@@ -76,6 +76,9 @@ def test_a_message_that_nobody_can_have_worked_on_needs_no_claim_to_be_believed(
     assert isinstance(asked(None, replace(JOB, again=True), born=-1), AskDeliveries)
     assert isinstance(asked(None, held_seconds=ALONE_SECONDS + 1, born=-1), AskDeliveries), "it stood still meanwhile"
     assert asked(None, deliveries=2) == Go(), "the store has been there all the time"
+    digest = replace(JOB, digest="news/2026-03-04T11:00:00Z")
+    assert isinstance(asked(None, digest, born=-1), AskDeliveries), "each record planned late has a message of its own"
+    assert asked(None, digest) == Go()
 
 
 def test_what_deliveries_show_counts_where_a_claim_may_be_lost_and_else_it_is_in_doubt() -> None:

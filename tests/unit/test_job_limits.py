@@ -14,7 +14,7 @@ from engine.jobs.breaker import Breaker
 from engine.jobs.bucket import PACE_MIN, Level, Limit, pace, refused, take
 from engine.jobs.budget import Budget
 from engine.jobs.claims import Done, Leased, Waiting
-from engine.jobs.retry import POLICIES, RetryPolicy, settle
+from engine.jobs.retry import POLICIES, PUT_BACK_SECONDS_MAX, RetryPolicy, put_back_seconds, settle
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 CHANNELS = sorted(POLICIES)
@@ -100,6 +100,35 @@ def test_a_wrong_set_up_costs_no_attempt() -> None:
     next_ = settle(job(), Leased(2, "o"), Outcome(kind="config"), POLICIES["push"], NOW, 0.5, repeatable=True)
     assert isinstance(next_, Waiting)
     assert next_.attempt == 2
+
+
+def test_a_try_for_which_no_connection_was_free_costs_no_attempt() -> None:
+    busy = Outcome(kind="transient", code="busy", begun=False)
+    next_ = settle(job("email"), Leased(18, "o"), busy, POLICIES["email"], NOW, 0.5, repeatable=True)
+    assert isinstance(next_, Waiting)
+    assert next_.attempt == 18
+    assert timedelta(seconds=30) <= next_.due - NOW <= timedelta(seconds=60)
+
+
+def test_what_a_target_brings_about_costs_attempts_as_nobody_mends_it() -> None:
+    outcome = Outcome(kind="config", code="blocked", scope="target")
+    next_ = settle(job("webhook"), Leased(2, "o"), outcome, POLICIES["webhook"], NOW, 0.5, repeatable=True)
+    assert isinstance(next_, Waiting)
+    assert next_.attempt == 3
+    last = Leased(POLICIES["webhook"].tries_max - 1, "o")
+    ended = settle(job("webhook"), last, outcome, POLICIES["webhook"], NOW, 0.5, repeatable=True)
+    assert isinstance(ended, Done)
+    assert ended.end == "failed"
+
+
+@given(put_backs=st.integers(0, 10_000), draw=draws, first=st.floats(1, 20))
+def test_what_waits_for_long_is_written_anew_once_in_a_minute_and_comes_back_a_minute_and_a_half_late(
+    put_backs: int, draw: float, first: float
+) -> None:
+    waits = put_back_seconds(put_backs, first, draw)
+    assert first <= waits <= 1.5 * PUT_BACK_SECONDS_MAX
+    assert waits >= PUT_BACK_SECONDS_MAX or put_backs < 6
+    assert put_back_seconds(0, first, draw) <= 1.5 * first, "and what has just begun to wait soon"
 
 
 def test_what_would_be_tried_after_it_has_expired_has_ended() -> None:

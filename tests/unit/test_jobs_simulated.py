@@ -57,6 +57,7 @@ def test_whatever_is_lost_late_forgotten_or_killed_each_job_ends_once_and_each_r
     ends = {one.state for world in worlds for one in world.journal.receipts}
     assert {"lease_lost", "forgotten", "unclaimed", "poison"} <= reasons, "the worlds are wild enough"
     assert {"sent", "failed", "suppressed", "expired", "ambiguous", "split", "queued"} <= ends
+    assert sum(world.journal.refused for world in worlds) > WORLDS / 5, "`deliveries` was asked in vain"
     assert sum(count > 1 for world in worlds for count in world.accepted.values()) > WORLDS / 50, "and some repeat"
 
 
@@ -84,7 +85,7 @@ def test_a_job_that_is_put_back_to_the_very_moment_it_came_from_is_not_lost(run:
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
-right_follow, right_go = Handler._follow, Handler._go
+right_init, right_follow, right_go = Handler.__init__, Handler._follow, Handler._go
 right_put_back, right_must_not = Handler._put_back_until, Handler._must_not_repeat
 right_leased, right_unclaimed = life._leased, life._unclaimed
 
@@ -236,6 +237,23 @@ async def over_whatever_was_tried(self: Handler, job: Job, go: Go, decided: Any)
     return await right_end(self, job, go, decided)
 
 
+class Awaited:
+    """A journal that is asked until it answers."""
+
+    def __init__(self, journal: Any) -> None:
+        self._journal = journal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def ended(self, job: Job) -> Done | None:
+        return await patiently(self._journal.ended, job, seconds=math.inf)
+
+
+def waits_for_deliveries(self: Handler, claims: Any, queue: Any, journal: Any, *others: Any) -> None:
+    right_init(self, claims, queue, Awaited(journal), *others)
+
+
 right_end = Handler._end
 
 Mistake = tuple[Any, str, Any, str]
@@ -286,6 +304,7 @@ MISTAKES: dict[str, Mistake] = {
         held_by_nobody_else,
         "claims freezes broker again",
     ),
+    "its place is held until deliveries answer": (Handler, "__init__", waits_for_deliveries, "behind claims kills"),
     "Redis is believed whatever it has lost": (life, "believable", lambda look, job: True, "claims kills"),
 }
 

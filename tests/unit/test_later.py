@@ -20,7 +20,6 @@ from engine.dispatch.later import (
     NotPutOff,
     Page,
     behind,
-    full,
     moment_of,
     origin_of,
     part_of,
@@ -31,6 +30,7 @@ from engine.dispatch.later import (
     waiting_tenth,
     with_schedules,
 )
+from engine.dispatch.room import full
 from engine.dispatch.rounds import Dead, Planned, Round, due_rounds, plan, plan_due
 from engine.dispatch.source import LATER
 from engine.limits import BATCH_MESSAGES_MAX, CLAIM_SECONDS, DUE_SECONDS, LATER_SUBJECTS_MAX

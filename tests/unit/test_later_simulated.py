@@ -6,14 +6,18 @@ import msgspec
 import pytest
 
 from engine.dispatch import later, rounds, worker
+from engine.dispatch.burials import Burials
 from engine.dispatch.claims import Claim
 from engine.dispatch.later import part_of
 from engine.dispatch.rounds import Planned
 from engine.dispatch.worker import DispatchWorker
+from engine.log.writer import Missing
+from tests.support.fullsim import FullWorld
 from tests.support.latersim import LaterWorld
 from tests.support.worlds import no_time_passes, violations
 
 WORLDS = 80
+FULL_WORLDS = 15
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +32,35 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(120)
 async def test_whatever_fires_late_or_twice_every_event_that_was_put_off_is_appended_once() -> None:
     assert await violations(LaterWorld, range(WORLDS)) == {}
+
+
+@pytest.mark.timeout(120)
+async def test_where_neither_later_nor_dead_letters_has_room_every_event_is_sent_or_has_a_letter() -> None:
+    worlds = [FullWorld(seed) for seed in range(FULL_WORLDS)]
+    assert await violations(worlds.__getitem__, range(FULL_WORLDS)) == {}
+    assert sum(len(world.buried) for world in worlds) > FULL_WORLDS
+    assert sum(world.broker.refused_letters for world in worlds) > FULL_WORLDS
+
+
+def refuse_no_others(self: Burials, first: int, last: int) -> None:
+    """Those of the round that LATER has room for are put off all the same."""
+    self.first = first if self.first is None else self.first
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [("refuse", refuse_no_others), ("missing", property(lambda self: Missing(self.first, None)))],
+    ids=["others-are-put-off", "the-mark-forgets-it"],
+)
+@pytest.mark.timeout(120)
+async def test_every_mistake_about_what_finds_no_room_is_noticed(
+    name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Burials, name, mistake)
+    for seed in range(8 * FULL_WORLDS):
+        if await violations(FullWorld, range(seed, seed + 1)):
+            return
+    pytest.fail("no world noticed")
 
 
 async def test_the_simulated_worlds_are_wild_enough() -> None:

@@ -23,7 +23,7 @@ LARGEST = {
     "seamark_cancels_unheard", "seamark_funnel_notifications", "seamark_jobs_subjects", "seamark_partition_owned",
     "seamark_partition_stopped", "seamark_planner_lag_seconds", "seamark_projection_lag_seconds",
     "seamark_retention_kept_timestamp_seconds", "seamark_retention_overdue_seconds", "seamark_retention_undivided",
-    "seamark_worker_breaker_open", "seamark_worker_providers_stale",
+    "seamark_providers_stale", "seamark_worker_breaker_open",
 }  # fmt: skip
 """Gauges of which the largest holds for all processes: 1 while something is so in one of them, an age, a part of a whole."""
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.planner.shares import Held, is_above
+from engine.planner.shares import CRITICAL, Above, Held, is_above
 
 MOST = Held(1_000, 1_000)
 
@@ -22,6 +22,17 @@ def test_whoever_holds_next_to_nothing_gets_in_however_full_it_is() -> None:
     assert not above(0, 2_000)
     assert not above(10, 2_000)
     assert above(11, 1_000)
+
+
+def test_what_is_critical_goes_on_longer_and_leaves_others_a_fifth() -> None:
+    def critical(mine: int, others: int) -> bool:
+        return is_above(Held(mine, 0), Held(mine + others, 0), MOST, CRITICAL)
+
+    assert not critical(500, 300), "its other jobs are above by now"
+    assert (critical(800, 0), critical(801, 0)) == (False, True)
+    assert not critical(10, 2_000)
+    assert Above(frozenset("ab"), frozenset("b")).holds("a", critical=False)
+    assert not Above(frozenset("ab"), frozenset("b")).holds("a", critical=True)
 
 
 def test_schedules_count_as_bytes_do() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.channels.channel import Outcome
+from engine.channels.email.tables import POSTMARK
 from engine.channels.sms.tables import SNS, TWILIO
 from engine.channels.verdicts import RETRY_AFTER_SECONDS_MAX, Table
 from engine.channels.webhook.schedule import TABLE
@@ -47,5 +48,5 @@ def test_only_a_2xx_is_ever_taken_for_success(table: Table) -> None:
 
 
 def test_what_the_provider_asks_for_wins_over_the_table() -> None:
-    assert TWILIO.judged("p", 0, "30003").retry_after_seconds == 8 * 3600
-    assert TWILIO.judged("p", 503, "30003", retry_after_seconds=7).retry_after_seconds == 7
+    assert POSTMARK.judged("p", 0, "405").retry_after_seconds == 3600
+    assert POSTMARK.judged("p", 503, "405", retry_after_seconds=7).retry_after_seconds == 7

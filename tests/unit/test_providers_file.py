@@ -2,18 +2,25 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
+from engine import metrics
+from engine.channels import files
 from engine.errors import InvalidSetting
 from engine.jobs.bucket import Limit
+from engine.plan.rules import Channel
+from engine.settings import Secret, Settings
 from engine.worker import providers as module
 from engine.worker.providers import CHANNELS, Providers, ProvidersFile, read_providers
 from ops.cli import app
 from ops.cli.worker import chosen
+from ops.working import unset
 from tests.support.forks import ROOT
 from tests.support.logs import eventually
 from tests.support.pushing import apple_key
@@ -104,7 +111,7 @@ def test_a_worker_serves_what_it_is_told_to_or_all_that_the_file_names(tmp_path:
 async def test_a_file_or_a_secret_that_changes_is_read_anew_and_one_that_is_broken_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(files, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(module, "CLOSE_SECONDS", 0.01)
     forgotten: list[int] = []
 
@@ -121,7 +128,7 @@ async def test_a_file_or_a_secret_that_changes_is_read_anew_and_one_that_is_brok
         second = providers.of("sms")
         await eventually(lambda: forgotten == [1])
         file.write_text("[sms")
-        await eventually(lambda: module.metrics.worker_providers_stale._value.get() == 1)
+        await eventually(lambda: metrics.providers_stale._value.get() == 1)
         assert providers.of("sms") is second
         file.write_text(SMS.replace("20", "30"))
         await eventually(lambda: providers.of("sms")[0].limit == Limit(30))
@@ -135,5 +142,37 @@ def test_the_command_only_looks_whether_the_file_can_be_used(tmp_path: Path) -> 
     found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
     assert "sms.providers.first.secret_file" in str(found.exception)
     (tmp_path / "twilio.secret").write_text("t")
-    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file)})
+    links = {"SEAMARK_UNSUBSCRIBE_SECRETS": "u" * 40, "SEAMARK_STORAGE_KEYS": f"{'A' * 43}="}
+    found = CliRunner().invoke(app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file), **links})
     assert (found.exit_code, found.output) == (0, "sms: first\nwebhook: webhook\n")
+    found = CliRunner().invoke(
+        app, ["worker", "--check"], env={"SEAMARK_PROVIDERS": str(file), "SEAMARK_STORAGE_KEYS": "a"}
+    )
+    assert "SEAMARK_STORAGE_KEYS: key 1 is not 32 bytes" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("channels", "named", "missing"),
+    [
+        (["email", "sms"], {}, ["SEAMARK_PUBLIC_URL", "SEAMARK_UNSUBSCRIBE_SECRETS"]),
+        (["email"], {"public_url": "https://notify.example.com"}, ["SEAMARK_UNSUBSCRIBE_SECRETS"]),
+        (["email"], {"unsubscribe_secrets": Secret("u" * 40)}, ["SEAMARK_PUBLIC_URL"]),
+        (["sms"], {}, ["SEAMARK_UNSUBSCRIBE_SECRETS"]),
+        (["push"], {}, []),
+        (["push", "webhook"], {}, ["SEAMARK_STORAGE_KEYS"]),
+        (
+            CHANNELS,
+            {
+                "public_url": "https://notify.example.com",
+                "unsubscribe_secrets": Secret("u" * 40),
+                "storage_keys": Secret("k"),
+            },
+            [],
+        ),
+    ],
+)
+def test_what_is_not_set_for_a_channel_is_said_when_its_worker_starts(
+    channels: Sequence[Channel], named: dict[str, Any], missing: list[str]
+) -> None:
+    settings = Settings(redis_url=Secret("redis://127.0.0.1"), **named)
+    assert [variable for variable, _ in unset(settings, channels)] == missing

@@ -34,38 +34,34 @@ def a_job(**members: Any) -> Job:
     return Job(**{"id": "n1", "tenant": "t", "user": "u", "type": "a.b", "channel": "push", "first_at": NOW, **members})
 
 
-def fill(text: str, job: Job, context: Context) -> str:
-    return text.format(**job.data)
-
-
 def test_without_a_template_the_notifications_own_words_are_shown() -> None:
     data = {"title": "Hi", "text": "there", "url": "https://example.com", "order": 17}
-    message = rendered(a_job(data=data), Context(now=NOW, unread=3), fill)
+    message = rendered(a_job(data=data), Context(now=NOW, unread=3))
     assert (message.title, message.body, message.url, message.badge) == ("Hi", "there", "https://example.com", 3)
     assert message.data == {"order": 17}, "what is shown is not sent a second time"
 
 
 def test_body_is_shown_where_there_is_no_text() -> None:
-    assert rendered(a_job(data={"body": "there"}), Context(now=NOW), fill).body == "there"
+    assert rendered(a_job(data={"body": "there"}), Context(now=NOW)).body == "there"
 
 
 def test_a_template_says_what_is_shown() -> None:
-    context = Context(now=NOW, template={"title": "Order {order}", "body": "On its way"})
-    message = rendered(a_job(data={"order": 17, "text": "not this"}), context, fill)
+    context = Context(now=NOW, template={"title": "Order {{ data.order }}", "body": "On its way"})
+    message = rendered(a_job(data={"order": 17, "text": "not this"}), context)
     assert (message.title, message.body) == ("Order 17", "On its way")
 
 
 @pytest.mark.parametrize("data", [{}, {"text": "  "}, {"text": {"de": "nein"}}, {"title": None}])
 def test_nothing_to_show_is_never_sent(data: dict[str, Any]) -> None:
     with pytest.raises(Unsendable) as caught:
-        rendered(a_job(data=data), Context(now=NOW), fill)
+        rendered(a_job(data=data), Context(now=NOW))
     assert (caught.value.outcome.kind, caught.value.outcome.code) == ("permanent", "no_text")
 
 
 @pytest.mark.parametrize(("left_seconds", "ttl"), [(90, 90), (90 * 86_400, 28 * 86_400), (1, 1)])
 def test_the_provider_gives_up_when_the_notification_is_over(left_seconds: int, ttl: int) -> None:
     job = a_job(data={"text": "hi"}, expires_at=NOW + timedelta(seconds=left_seconds))
-    message = rendered(job, Context(now=NOW), fill)
+    message = rendered(job, Context(now=NOW))
     assert (message.ttl_seconds, message.expires_at) == (ttl, int(NOW.timestamp()) + ttl)
 
 
@@ -73,7 +69,7 @@ def test_the_provider_gives_up_when_the_notification_is_over(left_seconds: int, 
 def test_what_is_over_is_not_sent(left_seconds: float) -> None:
     job = a_job(data={"text": "hi"}, expires_at=NOW + timedelta(seconds=left_seconds))
     with pytest.raises(Unsendable) as caught:
-        rendered(job, Context(now=NOW), fill)
+        rendered(job, Context(now=NOW))
     assert caught.value.outcome.kind == "expired"
 
 

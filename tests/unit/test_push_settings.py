@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from engine.channels.channel import Outcome
-from engine.channels.push.channel import PushChannel
-from engine.channels.push.message import PushMessage, PushTarget
 from engine.channels.push.settings import push_senders, push_settings
 from engine.errors import InvalidSetting
 from tests.support.documents import blocks
-from tests.support.pushing import a_message, account_file, android_device, apple_device, apple_key, authority
+from tests.support.pushing import account_file, apple_key, authority
 
 APPLE = {"kind": "apns", "key_file": "key.p8", "key_id": "ABC1234567", "team_id": "DEF1234567"}
 GOOGLE = {"kind": "fcm", "account_file": "account.json"}
@@ -80,28 +77,3 @@ def test_what_cannot_be_used_is_named_with_its_entry_and_field(folder: Path, ent
     with pytest.raises(InvalidSetting, match=said) as caught:
         push_senders(push_settings({"x": entry}), folder)
     assert "PRIVATE" not in str(caught.value)
-
-
-class Noting:
-    def __init__(self, name: str, platform: Any, *apps: str) -> None:
-        self.name, self.platform, self.apps = name, platform, frozenset(apps)
-
-    async def send(self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
-        return Outcome(kind="ok", provider=self.name)
-
-    async def close(self) -> None:
-        pass
-
-
-async def test_a_token_goes_to_the_first_sender_of_its_platform_that_serves_its_app() -> None:
-    senders = [Noting("others", "apns", "com.other"), Noting("google", "fcm"), Noting("apple", "apns")]
-    channel = PushChannel(senders, lambda text, job, context: text)
-    for target, provider in ((apple_device(), "apple"), (android_device(), "google")):
-        outcome = await channel.send(a_message(), target, key="a", deadline_seconds=1)
-        assert outcome.provider == provider
-
-
-async def test_a_token_of_an_app_that_nobody_serves_is_left_alone() -> None:
-    channel = PushChannel([Noting("others", "apns", "com.other")], lambda text, job, context: text)
-    outcome = await channel.send(a_message(), apple_device(), key="a", deadline_seconds=1)
-    assert (outcome.kind, outcome.scope, outcome.code) == ("config", "target", "no_provider")

@@ -2,15 +2,18 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from engine.channels.channel import Job
 from engine.channels.email.unsubscribe import Tokens, Unsubscription
 from engine.channels.references import PIECES_MAX, TOKEN_CHARS_MAX, References, joined, pieces
-from engine.channels.sealed import TokenRefused
+from engine.channels.sealed import Sealer, TokenRefused
 
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 OLD, NEW = "o" * 40, "n" * 40
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -26,6 +29,28 @@ def test_a_reference_names_the_try_under_a_new_secret_and_under_the_old_one() ->
         what = References([NEW, OLD]).read(token)
         assert (what.tenant, what.user, what.id, what.channel, what.attempt, what.category) == (
             "acme", "alice", "n1", "email", 2, "news")  # fmt: skip
+        assert (what.key, what.claim_key) == (job().key, job().claim_key)
+
+
+def test_it_says_the_trace_and_which_life_of_the_job_it_was() -> None:
+    again = job(tries_before=3, trace=TRACE)
+    what = References([NEW]).read(References([NEW]).of(again))
+    assert (what.trace, what.attempt, what.claim_key) == (TRACE, 5, again.claim_key)
+
+
+def test_one_that_was_made_before_it_said_these_is_still_read() -> None:
+    class Former(msgspec.Struct, array_like=True):
+        tenant: str
+        user: str
+        id: str
+        channel: str
+        target: str
+        attempt: int
+        category: str
+
+    sealer = Sealer([NEW], purpose=b"seamark reference 1", form=Former, chars_max=TOKEN_CHARS_MAX)
+    what = References([NEW]).read(sealer.make(Former("acme", "alice", "n1", "email", "", 2, "news")))
+    assert (what.category, what.trace, what.claim_key) == ("news", "", what.key)
 
 
 def test_whoever_has_no_secret_makes_none_and_a_link_is_none() -> None:
@@ -46,11 +71,13 @@ def test_nothing_of_it_can_be_read_or_changed() -> None:
 
 
 def test_the_longest_names_fit_and_what_does_not_is_the_category() -> None:
-    long = job(tenant="t" * 128, user="u" * 128, id="i" * 128, category="ü" * 128)
+    long = job(tenant="t" * 128, user="u" * 128, id="i" * 128, category="ü" * 128, trace=TRACE)
     token = References([NEW]).of(long)
     what = References([NEW]).read(token)
     assert len(token) <= TOKEN_CHARS_MAX
-    assert (what.user, what.category) == ("u" * 128, "")
+    assert (what.user, what.category, what.trace) == ("u" * 128, "", "")
+    shorter = References([NEW]).read(References([NEW]).of(replace(long, category="c" * 128)))
+    assert (shorter.category, shorter.trace) == ("c" * 128, ""), "the trace goes first"
 
 
 @given(st.text("abcXYZ019-_", min_size=1, max_size=TOKEN_CHARS_MAX), st.sampled_from([80, 256]))

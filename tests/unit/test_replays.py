@@ -15,7 +15,8 @@ from engine.jobs.messages import schedule_of
 from engine.jobs.receipts import receipts_of
 from engine.jobs.replays import replayed
 from engine.letters.letter import job_letter, letter_of
-from projections.deliveries.lost import Open, end_of, job_of, lost_among, waited_until
+from engine.plan.rules import TypeRule
+from projections.deliveries.lost import Open, end_of, job_of, lost_among, record_of, waited_until
 from projections.folds.deliveries import rank
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -110,16 +111,41 @@ def test_a_job_stands_for_its_delivery_whatever_its_target_and_a_digest_for_all_
     assert lost_among([part], [msgspec.structs.replace(digest, target="tv", members=settled)]) == [part]
 
 
-def test_what_is_lost_ends_with_the_number_of_the_try_that_it_waited_for_and_can_be_replayed_from_its_record() -> None:
+def lost(rule: TypeRule | None = None, said: dict[str, Any] | None = None, **more: Any) -> tuple[Job, Done]:
     record = {
         "id": "n1", "kind": "notification", "tenant": "acme", "user": "ann", "type": "a.b", "at": "2026-11-29T12:00:00Z",
-        "data": {"text": "hi"}, "category": "orders", "priority": "low",
+        "data": {"text": "hi"}, "category": "orders", "priority": "low", "plan": {"inapp": {"when": "now", "why": "default"}},
     }  # fmt: skip
-    waits = opened(rank=rank("queued", 3), state="queued", record=msgspec.json.encode(record))
-    job = job_of(waits)
+    one = opened(record=msgspec.json.encode(record | (said or {})), **more)
+    found = record_of(one)
+    assert found is not None
+    job = job_of(one, found, rule)
     assert job is not None
+    return job, end_of(one, job)
+
+
+def test_what_is_lost_ends_with_the_number_of_the_try_that_it_waited_for_and_can_be_replayed_from_its_record() -> None:
+    job, done = lost(rank=rank("queued", 3), state="queued")
     assert (job.key, job.lane, job.data, job.category) == (JOB.key, "bulk", {"text": "hi"}, "orders")
-    [receipt] = receipts_of(job, end_of(waits), NOW)
-    assert (receipt.state, receipt.reason, receipt.attempt) == ("failed", "lost", 3)
-    assert job_of(opened(record=b"{")) is None
-    assert job_of(opened()) is None
+    [receipt] = receipts_of(job, done, NOW)
+    assert (receipt.reason, receipt.attempt) == ("lost", 3)
+    assert record_of(opened(record=b"{")) is None
+    assert record_of(opened()) is None
+
+
+def test_what_is_lost_after_a_try_or_must_not_be_sent_twice_is_in_doubt() -> None:
+    once = TypeRule(pattern="a.*", semantics="effectively_once")
+    untried, tried, strict = lost(), lost(rank=rank("queued", 2), state="queued"), lost(once)
+    assert [done.end for _, done in (untried, tried, strict)] == ["failed", "ambiguous", "ambiguous"]
+    assert [letter(*one).in_doubt for one in (untried, tried, strict)] == [False, True, True]
+    # Waiting for its first try still: our set-up was wrong, and nothing was sent.
+    assert lost(rank=rank("queued", 1), state="queued")[1].end == "failed"
+
+
+def test_what_is_lost_is_replayed_under_the_same_contract() -> None:
+    rule = TypeRule(pattern="a.*", semantics="effectively_once", priority="critical", category="parcels")
+    asked = {"email": {"when": "now", "why": "requested"}}
+    job, _ = lost(rule, {"priority": "normal", "category": None, "plan": asked})
+    assert (job.semantics, job.lane, job.category, job.requested) == ("effectively_once", "critical", "parcels", True)
+    assert lost(rule)[0].lane == "bulk", "its event said more than the rule"
+    assert not lost()[0].requested

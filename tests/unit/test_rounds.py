@@ -98,6 +98,27 @@ def test_batches_hold_every_entry_once_within_the_limits_and_each_can_be_resumed
                 assert done + [item for again in resumed for item in stored(again.messages)] == said(entries)
 
 
+@pytest.mark.parametrize(
+    "to",
+    [
+        [f"user{number * 7919 % 2500}" for number in range(2600)],  # in no order, and some twice
+        [*(f"user{number}" for number in range(2500)), "topic:news"],
+        [*(f"user{number}" for number in range(2500)), ""],
+    ],
+    ids=["users", "a topic", "an impossible user"],
+)
+def test_an_event_for_very_many_is_planned_by_steps_with_the_same_outcome(to: list[str]) -> None:
+    steps = list(rounds.rounds_by_steps([event(1, to)], EPOCH))
+    assert steps.count(None) >= 2
+    [found] = [outcome for each in steps if each is not None for outcome in (*each.planned, *each.dead)]
+    expected = plan(event(1, to), EPOCH)
+    if isinstance(expected, Dead):
+        assert found == expected
+    else:
+        assert found.accepted == expected.accepted
+        assert len(expected.accepted.recipients) == 2500
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=40), st.integers(1, 50))
 def test_rounds_hold_every_event_once_and_in_order(sizes: list[int], first: int) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from engine.dispatch import turns as module
-from engine.dispatch.source import BULK, EVENTS, LATER
+from engine.dispatch.source import BULK, EVENTS, LATER, EventSource
 from engine.dispatch.turns import Turns
 from engine.limits import BATCH_MESSAGES_MAX, BESIDE_MESSAGES_MAX
 
@@ -87,3 +87,48 @@ async def test_a_turn_that_is_cancelled_while_it_waits_keeps_nobody_from_the_nex
         await asyncio.gather(waiting, return_exceptions=True)
     await asyncio.wait_for(taken(turns, done, "next"), 30)
     assert done == ["next"]
+
+
+class Clock:
+    """Time that passes only while somebody sleeps, or works."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, sleep = 1000.0, asyncio.sleep
+
+        async def pass_time(seconds: float) -> None:
+            self.now += seconds
+            await sleep(0)
+
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module.asyncio, "sleep", pass_time)
+
+
+@pytest.mark.parametrize(
+    ("source", "urgent", "seconds"), [(BULK, True, 0.04), (BULK, False, 0.01), (LATER, True, 0.01)]
+)
+async def test_bulk_is_at_work_for_a_quarter_of_the_time_while_urgent_events_come(
+    source: EventSource, urgent: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns()
+    if urgent:
+        with turns.work(EVENTS):
+            pass
+    clock = Clock(monkeypatch)
+    if urgent:
+        monkeypatch.setattr(turns._urgent, "_ended_at", clock.now)
+    for _ in range(5):
+        async with turns.turn(source):
+            clock.now += 0.01
+    assert clock.now == pytest.approx(1000 + 4 * seconds + 0.01)
+
+
+async def test_a_batch_that_took_long_is_followed_by_a_short_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, clock = Turns(), Clock(monkeypatch)
+    for _ in range(2):
+        with turns.work(EVENTS):
+            pass
+        async with turns.turn(BULK):
+            clock.now += 30
+            with turns.work(EVENTS):
+                pass
+    assert clock.now == pytest.approx(1060 + module.PAUSE_SECONDS_MAX)

@@ -1,19 +1,22 @@
 """What a desk decides before it has asked any store, and whom it has send."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from engine.channels.channel import Job, Outcome
 from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
-from engine.jobs.desk import Hold, Over
+from engine.jobs.desk import Hold, Over, Send, Split
 from engine.plan.rules import ChannelRule, TypeRule
-from engine.worker.desk import CONTROLS_SECONDS_MAX, Desk, _serving
+from engine.planner.shares import Above
+from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
 from engine.worker.fallback import next_channel
 from engine.worker.providers import Provider
-from engine.worker.targets import Target
+from engine.worker.targets import Several, Target
 from tests.support.sending import TENANT, USER, a_job
 
 
@@ -26,10 +29,11 @@ class Known:
 
 
 class Open:
-    """Gates that let everything through, or nothing."""
+    """Gates that let everything through, or nothing. They count what they are told."""
 
     def __init__(self, *, wait_seconds: float = 0.0, full: bool = False) -> None:
         self._wait_seconds, self.full = wait_seconds, full
+        self.told_of = list[Outcome]()
 
     def of(self, provider: Provider, key: str = "") -> Any:
         return self
@@ -37,11 +41,30 @@ class Open:
     def wait_seconds(self) -> float:
         return self._wait_seconds
 
+    async def enter(self, *, wait_seconds_max: float) -> float:
+        return 0.0
 
-def desk(known: Known, gates: Open | None = None) -> Desk:
+    async def told(self, outcome: Outcome, *, retry: bool, seconds: float) -> None:
+        self.told_of.append(outcome)
+
+    def free_place(self, key: str, who: object) -> None:
+        """None was taken."""
+
+
+class Answering:
+    """A channel whose provider gives one answer, whatever is sent."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    async def send(self, rendered: Any, target: str, *, key: str, deadline_seconds: float) -> Outcome:
+        return self._outcome
+
+
+def desk(known: Known, gates: Open | None = None) -> WorkerDesk:
     providers = [Provider("first", None)]  # type: ignore[arg-type]
     unused: Any = None
-    return Desk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
+    return WorkerDesk("sms", lambda: providers, gates or Open(), known, *[unused] * 5)  # type: ignore[arg-type]
 
 
 async def test_who_has_not_heard_of_the_controls_for_two_seconds_begins_nothing() -> None:
@@ -74,6 +97,46 @@ async def test_what_an_operator_holds_is_put_back_and_not_even_taken_where_it_is
     assert timedelta(0) < held.due - datetime.now(UTC) <= timedelta(seconds=10)
 
 
+async def test_what_is_held_for_long_is_not_written_anew_every_few_seconds() -> None:
+    held = await desk(Known(Kill(tenant=TENANT))).decide(a_job("sms", "n1", put_backs=9))
+    assert isinstance(held, Hold)
+    assert timedelta(seconds=55) < held.due - datetime.now(UTC) <= timedelta(seconds=90)
+
+
+class Crowded:
+    """Shares in which a tenant has too many jobs, and has not said of too many that they are critical."""
+
+    async def above(self, tenants: Iterable[str]) -> Above:
+        return Above(frozenset(tenants))
+
+
+class Endpoints:
+    async def find(self, job: Job, category: str | None, now: datetime) -> Several:
+        return Several(["a", "b"])
+
+
+async def test_a_job_of_a_tenant_that_has_too_many_does_not_become_several() -> None:
+    """One notification of the planner is a hundred jobs where a tenant has so many endpoints."""
+    unused: Any = None
+    sources: Any = (unused, unused, unused, Endpoints(), unused)
+    one = WorkerDesk("webhook", list, Open(), Known(), *sources, shares=Crowded())  # type: ignore[arg-type]
+    assert await one.aim(a_job("webhook", "n1")) == Over("suppressed", "throttled")
+    critical = await one.aim(a_job("webhook", "n1", lane="critical"))
+    assert isinstance(critical, Split)
+    assert [job.target for job in critical.jobs] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "of_parts"), [("escalation", "retry"), ("quiet_hours", "quiet_hours"), ("first", "first")]
+)
+async def test_whether_anybody_has_seen_it_is_asked_once_for_all_devices(stage: str, of_parts: str) -> None:
+    unused: Any = None
+    one = WorkerDesk("push", list, Open(), Known(), unused, unused, unused, Endpoints(), unused)  # type: ignore[arg-type]
+    split = await one.aim(a_job("push", "n1", stage=stage))
+    assert isinstance(split, Split)
+    assert [(job.target, job.stage) for job in split.jobs] == [("a", of_parts), ("b", of_parts)]
+
+
 async def test_what_an_operator_drops_ends() -> None:
     one = desk(Known(Kill(channel="sms", mode="drop")))
     assert one.open("normal")
@@ -90,6 +153,32 @@ def test_jobs_stay_where_they_are_while_their_provider_cannot_be_asked_and_criti
     assert not desk(Known(), Open(wait_seconds=1.0)).open("critical")
     assert not desk(Known(), Open(full=True)).open("normal")
     assert desk(Known(), Open(full=True)).open("critical")
+
+
+AWAY = Outcome(kind="transient", code="connect/refused", elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds", "asked"),
+    [
+        (AWAY, 20.0, ["first", "second"]),
+        (Outcome(kind="config", code="535", elsewhere=True), 20.0, ["first", "second"]),
+        (AWAY, ANOTHER_SECONDS - 0.1, ["first"]),
+        (Outcome(kind="ambiguous", code="end/reset"), 20.0, ["first"]),
+        (Outcome(kind="target_invalid", code="550"), 20.0, ["first"]),
+        (Outcome(kind="ok"), 20.0, ["first"]),
+    ],
+)
+async def test_the_next_provider_gets_only_what_the_first_has_certainly_not_taken_and_only_while_there_is_time(
+    first: Outcome, seconds: float, asked: list[str]
+) -> None:
+    gates = Open()
+    providers = [Provider("first", Answering(first)), Provider("second", Answering(Outcome(kind="ok")))]  # type: ignore[arg-type]
+    aim = Aim(Target("+4366412345678"), providers)
+    aim.chosen = providers[0]
+    outcome = await desk(Known(), gates).send(a_job("sms", "n1"), Send(None, aim), deadline_seconds=seconds)
+    assert [one.provider for one in gates.told_of] == asked
+    assert outcome.kind == ("ok" if asked[1:] else first.kind)
 
 
 def test_a_push_goes_by_the_first_provider_that_is_for_its_token() -> None:

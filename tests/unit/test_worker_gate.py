@@ -5,8 +5,9 @@ import pytest
 from engine.channels.channel import Outcome
 from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW
 from engine.jobs.redisbucket import BucketUnavailable
+from engine.jobs.worker import AT_A_TIME
 from engine.worker.gate import SLOT_SECONDS_MAX, SLOTS_MAX, SLOW_SECONDS, Gate
-from engine.worker.gates import SLOW_AT_ONCE, Gates
+from engine.worker.gates import SLOW_AT_ONCE, UNKNOWN_AT_ONCE, Gates
 from engine.worker.providers import Provider
 
 
@@ -68,6 +69,7 @@ async def test_failures_of_the_provider_in_a_row_close_it_until_one_probe_is_tak
         Outcome(kind="config", code="blocked", scope="target"),
         Outcome(kind="config", code="403", scope="domain"),
         Outcome(kind="transient", code="452", soft_bounce=True),
+        Outcome(kind="transient", code="busy", begun=False),
         Outcome(kind="transient", code="451", scope="domain"),
         Outcome(kind="target_invalid", code="410"),
         Outcome(kind="permanent", code="413"),
@@ -80,6 +82,67 @@ async def test_what_one_tenant_or_recipient_can_bring_about_closes_no_gate(outco
         await one.told(outcome, retry=False)
     assert await one.enter() == 0
     assert bucket.halved == 0
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(kind="throttled", code="429", scope="target"),
+        Outcome(kind="config", code="blocked", scope="target"),
+    ],
+)
+async def test_an_endpoint_that_is_asked_too_much_or_leads_nowhere_is_asked_less_often(outcome: Outcome) -> None:
+    """Ten thousand jobs for it would each be tried, and cost an attempt."""
+    clock = Clock()
+    one = Gate("webhook", "acme/a", single=True, clock=clock)
+    for _ in range(IN_A_ROW):
+        assert await one.enter() == 0
+        await one.told(outcome, retry=False)
+    tries, began = 0, clock.now
+    while clock.now < began + 60:
+        if (seconds := await one.enter()) == 0:
+            tries += 1
+            await one.told(outcome, retry=True)
+        clock.now += -seconds or 0.1
+    assert tries <= 6, "probes, each after twice as long"
+    clock.now += 60
+    assert await one.enter() == 0
+    await one.told(Outcome(kind="ok"), retry=True)
+    assert [await one.enter() for _ in range(50)] == [0] * 50
+
+
+async def test_a_push_service_that_is_away_stops_its_own_pushes_only_and_what_is_ours_those_of_all() -> None:
+    """Whoever registers a subscription chooses its push service."""
+    gates, browsers = Gates(None), Provider("browsers", None, None, "webpush")  # type: ignore[arg-type]
+    dead, good = gates.of(browsers, "webpush/dead.example"), gates.of(browsers, "webpush/good.example")
+    for _ in range(IN_A_ROW):
+        await dead.told(Outcome(kind="transient", code="dns"), retry=False)
+    assert await dead.enter() < 0
+    assert await good.enter() == 0
+    assert gates.of(browsers).wait_seconds() == 0, "its lanes stay open"
+    for _ in range(50):
+        await good.told(Outcome(kind="config", code="UnauthorizedRegistration", scope="target"), retry=False)
+        await good.told(Outcome(kind="transient", code="403", scope="target"), retry=False)
+    assert await good.enter() == 0, "a key of his own, with which somebody subscribed, is nobody else's fault"
+    await good.told(Outcome(kind="throttled", scope="key", retry_after_seconds=60), retry=False)
+    assert await good.enter() < -50
+    assert await gates.of(browsers, "webpush/other.example").enter() < -50
+
+
+async def test_a_probe_that_was_not_made_lets_another_begin() -> None:
+    clock = Clock()
+    one = gate(clock)
+    await one.told(Outcome(kind="config", code="403", scope="key"), retry=False)
+    clock.now += CONFIG_PAUSE_SECONDS
+    assert await one.enter() == 0
+    one.unused()
+    assert await one.enter() == 0, "the probe's turn is free again"
+    assert await one.enter() < 0
+    await one.told(Outcome(kind="config", code="400", scope="target"), retry=False)
+    assert await one.enter() == 0, "nor has one told anything that failed by its own fault"
+    await one.told(Outcome(kind="ok"), retry=False)
+    one.unused()
+    assert await one.enter() == 0, "it is closed, and stays so"
 
 
 async def test_a_key_that_is_wrong_closes_it_for_a_minute_at_once() -> None:
@@ -130,17 +193,62 @@ async def test_who_comes_too_late_for_his_slot_takes_another_one_and_none_in_the
     assert await one.slot() < 0
 
 
+@pytest.mark.parametrize("probed", [False, True])
+async def test_who_waits_for_his_slot_while_the_provider_goes_down_is_no_further_probe(
+    probed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, bucket = Clock(), Bucket()
+    one, bucket.answer = gate(clock, bucket), (True, 0.5)
+
+    async def sleep(seconds: float) -> None:
+        for _ in range(IN_A_ROW):
+            await one.told(Outcome(kind="transient", code="503"), retry=False)
+        if probed:  # the pause is over, and somebody else has begun the probe
+            clock.now += one.wait_seconds()
+            assert await one.enter() == 0.5
+        clock.now += seconds
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert await one.slot() < 0
+
+
+async def test_the_probe_itself_waits_for_its_slot_as_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, bucket = Clock(), Bucket()
+    one, bucket.answer = gate(clock, bucket), (True, 0.5)
+    for _ in range(IN_A_ROW):
+        await one.told(Outcome(kind="transient", code="503"), retry=False)
+    clock.now += one.wait_seconds()
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert await one.slot() == 0
+
+
 async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_others_as_many_as_there_are() -> None:
     """An endpoint that answers late takes everything, so no breaker opens; but it holds what others wait for."""
     gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]
     for key in ("acme/a", "acme/b"):
         await gates.of(hooks, key).told(Outcome(kind="ok"), retry=False, seconds=SLOW_SECONDS + 1)
     sends = [object() for _ in range(SLOW_AT_ONCE)]
-    assert all(gates.take_place(hooks, "acme/a", one) for one in sends)
-    assert not gates.take_place(hooks, "acme/b", late := object())
-    assert gates.take_place(hooks, "acme/quick", object())
-    assert gates.take_place(hooks, "other/a", object())
+    await gates.of(hooks, "acme/quick").told(Outcome(kind="ok"), retry=False, seconds=0.1)
+    assert [gates.take_place(hooks, "acme/a", one) for one in sends] == [0] * SLOW_AT_ONCE
+    assert gates.take_place(hooks, "acme/b", late := object()) > 0
+    assert gates.take_place(hooks, "acme/quick", object()) == 0
+    assert gates.take_place(hooks, "other/a", object()) == 0
     gates.free_place("acme/a", sends[0])
-    assert gates.take_place(hooks, "acme/b", late)
+    assert gates.take_place(hooks, "acme/b", late) == 0
     await gates.of(hooks, "acme/a").told(Outcome(kind="ok"), retry=False, seconds=0.1)
-    assert gates.take_place(hooks, "acme/a", object()), "it is quick again"
+    assert gates.take_place(hooks, "acme/a", object()) == 0, "it is quick again"
+
+
+async def test_endpoints_of_which_nothing_is_known_yet_leave_half_of_a_workers_places_to_others() -> None:
+    """A worker that has just begun would give all it has to the first burst, and see twenty seconds later that it is slow."""
+    gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]
+    sends = [object() for _ in range(AT_A_TIME)]
+    began = [one for number, one in enumerate(sends) if gates.take_place(hooks, f"acme/{number % 3}", one) == 0]
+    assert len(began) == UNKNOWN_AT_ONCE == AT_A_TIME / 2
+    await gates.of(hooks, "acme/0").told(Outcome(kind="ok"), retry=False, seconds=0.1)
+    assert gates.take_place(hooks, "acme/0", object()) == 0
+    assert gates.take_place(hooks, "acme/1", object()) > 0

@@ -1,29 +1,20 @@
-"""E-mail as a channel: a job becomes a mail, and the first provider that can takes it."""
+"""E-mail as a channel: a job becomes a mail, which one provider takes."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-import structlog
 from markupsafe import Markup
 
 from engine.channels.channel import Context, Job, Outcome, Unsendable
 from engine.channels.email.content import MARKDOWN_CHARS_MAX, html_and_text, sanitized
 from engine.channels.email.message import BadAddress, Mail, ascii_address, headers_of, list_id, message_id, one_line
 from engine.channels.email.provider import MailProvider
-from engine.channels.email.rota import Rota, together
 from engine.channels.locales import EVERYBODY, best
 from engine.channels.templates import TemplateFailed, render
 from engine.plan.rules import Channel as ChannelName
-
-_log = structlog.get_logger("seamark.channels")
-
-ANOTHER_SECONDS: Final = 1.0
-"""With less time left no other provider is begun with: it could only end without an answer."""
 
 PLAIN: Final[Mapping[str, str]] = {
     "subject": "{{ data.title or data.text or data.body or type }}",
@@ -82,89 +73,66 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class EmailChannel:
-    """The channel `email`.
+    """The channel `email`, by one provider; whoever has several chooses among them, as a worker's desk does.
 
     Args:
-        providers: in the order in which they are asked.
+        provider: closed with the channel.
         senders: by tenant; `default` is whoever has none of its own.
-        clock: of the rests of providers, monotonic.
     """
 
     name: ChannelName = "email"
 
-    def __init__(
-        self,
-        providers: Sequence[MailProvider],
-        senders: Mapping[str, Sender],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._providers = providers
+    def __init__(self, provider: MailProvider, senders: Mapping[str, Sender]) -> None:
+        self._provider = provider
         self._senders = senders
-        self._clock = clock
-        self._rota = Rota(len(providers))
 
     def render(self, job: Job, context: Context) -> Mail:
-        """The mail for a job.
-
-        Raises:
-            Unsendable: `permanent`: its template cannot say this; `config`: there is no sender for its tenant, or the link
-            cannot be.
-        """
-        sender = self._senders.get(job.tenant) or self._senders.get(EVERYBODY)
-        if sender is None:
-            raise Unsendable(Outcome(kind="config", code="no-sender"))
-        try:
-            subject, text, html = content(job, context, sender)
-        except TemplateFailed as error:
-            raise Unsendable(Outcome(kind="permanent", code="template")) from error
-        address = ascii_address(sender.address)
-        mail = Mail(
-            message_id=message_id(job.message_key, sender.domain),
-            date=job.first_at,
-            sender=address,
-            sender_name=sender.name,
-            envelope_from=ascii_address(sender.envelope_from) if sender.envelope_from else address,
-            reply_to=ascii_address(sender.reply_to) if sender.reply_to else "",
-            subject=subject,
-            text=text,
-            html=html,
-            list_id=list_id(job.tenant, job.category, sender.domain) if context.unsubscribe_url else "",
-            unsubscribe_url=context.unsubscribe_url,
-            reference=context.reference,
-        )
-        try:
-            headers_of(mail)
-        except ValueError as error:
-            raise Unsendable(Outcome(kind="config", code="unsubscribe-url")) from error
-        return mail
+        """As `mail_for`."""
+        return mail_for(job, context, self._senders)
 
     async def send(self, rendered: Mail, target: str, *, key: str, deadline_seconds: float) -> Outcome:
-        """Have the first provider take it that can. What is ambiguous is not tried elsewhere: the person might get it twice."""
-        end, said = self._clock() + deadline_seconds, list[Outcome]()
-        for place in self._rota.order(self._clock()):
-            left = end - self._clock()
-            if said and left < ANOTHER_SECONDS:
-                break
-            self._rota.asked(place, self._clock())
-            outcome = await self._providers[place].send(rendered, target, deadline_seconds=left)
-            self._remember(place, outcome)
-            if not outcome.elsewhere:
-                return outcome
-            said.append(outcome)
-        return together(said)
-
-    def _remember(self, place: int, outcome: Outcome) -> None:
-        name = self._providers[place].name
-        if outcome.elsewhere:
-            if self._rota.failed(place, self._clock()):
-                _log.error("mail_provider_failed", provider=name, kind=outcome.kind, code=outcome.code)
-        elif outcome.kind != "ambiguous" and self._rota.worked(place):
-            _log.info("mail_provider_works_again", provider=name)
+        """Send a mail. No provider knows an idempotency key for mails, so `key` is not used: their Message-ID is made of it."""
+        return await self._provider.send(rendered, target, deadline_seconds=deadline_seconds)
 
     async def close(self) -> None:
-        """Close all connections."""
-        await asyncio.gather(*(provider.close() for provider in self._providers))
+        """Close the provider's connections."""
+        await self._provider.close()
+
+
+def mail_for(job: Job, context: Context, senders: Mapping[str, Sender]) -> Mail:
+    """The mail for a job.
+
+    Raises:
+        Unsendable: `permanent`: its template cannot say this; `config`: there is no sender for its tenant, or the link
+        cannot be.
+    """
+    sender = senders.get(job.tenant) or senders.get(EVERYBODY)
+    if sender is None:
+        raise Unsendable(Outcome(kind="config", code="no_sender"))
+    try:
+        subject, text, html = content(job, context, sender)
+    except TemplateFailed as error:
+        raise Unsendable(Outcome(kind="permanent", code="template")) from error
+    address = ascii_address(sender.address)
+    mail = Mail(
+        message_id=message_id(job.message_key, sender.domain),
+        date=job.first_at,
+        sender=address,
+        sender_name=sender.name,
+        envelope_from=ascii_address(sender.envelope_from) if sender.envelope_from else address,
+        reply_to=ascii_address(sender.reply_to) if sender.reply_to else "",
+        subject=subject,
+        text=text,
+        html=html,
+        list_id=list_id(job.tenant, job.category, sender.domain) if context.unsubscribe_url else "",
+        unsubscribe_url=context.unsubscribe_url,
+        reference=context.reference,
+    )
+    try:
+        headers_of(mail)
+    except ValueError as error:
+        raise Unsendable(Outcome(kind="config", code="unsubscribe_url")) from error
+    return mail
 
 
 def content(job: Job, context: Context, sender: Sender) -> tuple[str, str, str]:

@@ -121,8 +121,8 @@ def email_settings(table: Mapping[str, object]) -> EmailSettings:
     return found
 
 
-def email_channel(settings: EmailSettings, folder: Path) -> EmailChannel:
-    """The channel, which turns from one provider to the next by itself. It belongs to the event loop that runs.
+def email_channels(settings: EmailSettings, folder: Path) -> dict[str, EmailChannel]:
+    """A channel for each provider, by their names, in the order of the file. They belong to the event loop that runs.
 
     Args:
         folder: where the providers' file is.
@@ -130,18 +130,8 @@ def email_channel(settings: EmailSettings, folder: Path) -> EmailChannel:
     Raises:
         InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
     """
-    providers = [_provider(name, entry, folder) for name, entry in settings.providers.items()]
-    return EmailChannel(providers, _senders(settings, folder))
-
-
-def email_channels(settings: EmailSettings, folder: Path) -> dict[str, EmailChannel]:
-    """A channel for each provider, by their names, in the order of the file, for whoever chooses. As `email_channel`."""
-    senders = _senders(settings, folder)
-    return {name: EmailChannel([_provider(name, entry, folder)], senders) for name, entry in settings.providers.items()}
-
-
-def _senders(settings: EmailSettings, folder: Path) -> dict[str, Sender]:
-    return {tenant: _sender(tenant, entry, folder) for tenant, entry in settings.senders.items()}
+    senders = {tenant: _sender(tenant, entry, folder) for tenant, entry in settings.senders.items()}
+    return {name: EmailChannel(_provider(name, entry, folder), senders) for name, entry in settings.providers.items()}
 
 
 def _sender(tenant: str, entry: SenderSettings, folder: Path) -> Sender:

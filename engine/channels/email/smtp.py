@@ -7,6 +7,7 @@ only a reply tells whether the relay has the mail (RFC 5321, 6.1): without one i
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 import time
@@ -20,6 +21,7 @@ from engine.channels.channel import Outcome
 from engine.channels.email.message import BadAddress, Mail, ascii_address, to_bytes
 from engine.channels.email.provider import judged
 from engine.channels.email.replies import Stage, classify, parse
+from engine.channels.verdicts import PROVEN_SECONDS
 from engine.settings import Secret
 
 CONNECT_SECONDS: Final = 5.0
@@ -101,6 +103,7 @@ class SmtpProvider:
         self.name = relay.name
         self._relay = relay
         self._idle: list[_Idle] = []
+        self._taken_at = -math.inf
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
         self._tls = None if relay.tls == "none" else tls or ssl.create_default_context()
 
@@ -117,7 +120,7 @@ class SmtpProvider:
                 return await self._send(mail.envelope_from, address, raw, course)
         except TimeoutError:
             if not course.begun:
-                return Outcome(kind="transient", provider=self.name, code="busy")
+                return Outcome(kind="transient", provider=self.name, code="busy", begun=False)
             return self._lost(course, "timeout")
 
     async def close(self) -> None:
@@ -218,6 +221,7 @@ class SmtpProvider:
             reply = await protocol.read_response()
         if reply.code != aiosmtplib.SMTPStatus.completed:
             raise aiosmtplib.SMTPDataError(reply.code, reply.message)
+        self._taken_at = time.monotonic()
         queued = _QUEUED.search(reply.message)
         return Outcome(kind="ok", provider=self.name, code="250", provider_id=queued[1] if queued else "")
 
@@ -226,7 +230,12 @@ class SmtpProvider:
             return self._lost(course, "garbled")
         outcome = classify(parse(refused.code, refused.message), course.stage)
         away = outcome.kind == "transient" and (course.stage in ("connect", "auth") or refused.code == 421)
-        return judged(msgspec.structs.replace(outcome, provider=self.name, elsewhere=away))
+        outcome = judged(msgspec.structs.replace(outcome, provider=self.name, elsewhere=away))
+        proven = time.monotonic() - self._taken_at < PROVEN_SECONDS
+        if outcome.kind == "config" and course.stage in ("rcpt", "data", "end") and proven:
+            # A relay that asks the recipient's server first passes on what that says: "relay access denied" is its own fault.
+            return msgspec.structs.replace(outcome, scope="target", alarm=True)
+        return outcome
 
     def _lost(self, course: _Course, how: str) -> Outcome:
         """No reply has come."""

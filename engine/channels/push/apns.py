@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from engine.channels.push.apns_pool import ApnsPool
 from engine.channels.push.message import PushMessage, PushTarget, fitted, short_name
 from engine.channels.push.signing import ApnsToken
 from engine.channels.retry_after import retry_after
+from engine.channels.verdicts import PROVEN_SECONDS
 from engine.directory.push_tokens import Environment, Platform
 
 PAYLOAD_BYTES_MAX: Final = 4096
@@ -66,6 +68,9 @@ def apns_headers(message: PushMessage, topic: str, apns_id: str) -> list[tuple[s
     ]
 
 
+OK: Final = 200
+
+
 class ApnsSender:
     """Sends with one key of a developer account.
 
@@ -91,6 +96,7 @@ class ApnsSender:
         self.apps = apps
         self._token = token
         self._now = now
+        self._taken_at = dict.fromkeys(SERVERS, -math.inf)
         self._pools = pools or {environment: ApnsPool(host) for environment, host in SERVERS.items()}
 
     async def send(self, message: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
@@ -133,6 +139,14 @@ class ApnsSender:
             return Outcome(kind="ambiguous", provider=self.name, code=error.why)
         wait = retry_after(answer.retry_after, datetime.now(UTC))
         outcome = apns_outcome(self.name, answer.status, answer.body, answer.apns_id, wait)
+        if answer.status == OK:
+            self._taken_at[environment] = time.monotonic()
+        elif (
+            outcome.code == "403/InvalidProviderToken"
+            and time.monotonic() - self._taken_at[environment] < PROVEN_SECONDS
+        ):
+            # Apple says it for the app of another team, too, and whoever registers a token chooses its app.
+            return msgspec.structs.replace(outcome, scope="target", alarm=True)
         if outcome.code == "403/ExpiredProviderToken" and self._token.renew(token, self._now()):
             return renewed(outcome)
         return outcome

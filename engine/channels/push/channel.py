@@ -1,12 +1,11 @@
-"""The channel push: one for all three providers; the token says which of them."""
+"""Push as a channel: what a job shows, which one sender brings to one token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from engine.channels.channel import Context, Job, Outcome
-from engine.channels.push.message import Fill, PushMessage, PushTarget, rendered
+from engine.channels.push.message import PushMessage, PushTarget, rendered
 from engine.directory.push_tokens import Platform
 from engine.plan.rules import Channel as ChannelName
 
@@ -31,18 +30,16 @@ class Sender(Protocol):
 
 
 class PushChannel:
-    """Renders pushes, and sends each by the first sender that serves the token's app.
+    """The channel `push`, by one sender. Which of several serves a token, by its platform and app, a worker's desk finds out.
 
     Args:
-        senders: in the order in which they are asked.
-        fill: how templates are filled in.
+        sender: closed with the channel.
     """
 
     name: ChannelName = "push"
 
-    def __init__(self, senders: Sequence[Sender], fill: Fill) -> None:
-        self._senders = senders
-        self._fill = fill
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
 
     def render(self, job: Job, context: Context) -> PushMessage:
         """What is shown, the same for every token.
@@ -50,16 +47,12 @@ class PushChannel:
         Raises:
             Unsendable: there is nothing to show, or it is over.
         """
-        return rendered(job, context, self._fill)
+        return rendered(job, context)
 
     async def send(self, rendered: PushMessage, target: PushTarget, *, key: str, deadline_seconds: float) -> Outcome:
-        """Send to one token. One of an app that no sender serves is left alone: it is our configuration that lacks something."""
-        for sender in self._senders:
-            if sender.platform == target.platform and (not sender.apps or target.app in sender.apps):
-                return await sender.send(rendered, target, key=key, deadline_seconds=deadline_seconds)
-        return Outcome(kind="config", code="no_provider", scope="target")
+        """Send to one token."""
+        return await self._sender.send(rendered, target, key=key, deadline_seconds=deadline_seconds)
 
     async def close(self) -> None:
         """Let go of all connections."""
-        for sender in self._senders:
-            await sender.close()
+        await self._sender.close()

@@ -22,8 +22,9 @@ FCM: Final = Table(
         "INVALID_ARGUMENT": Verdict("permanent"),
         "UNREGISTERED": Verdict("target_invalid"),
         "SENDER_ID_MISMATCH": Verdict("target_invalid"),
-        "THIRD_PARTY_AUTH_ERROR": Verdict("config", scope="key"),
-        "APNS_AUTH_ERROR": Verdict("config", scope="key"),
+        # The project lacks the key of Apple or of the Web for this one token. Whoever registers a token chooses what it is for.
+        "THIRD_PARTY_AUTH_ERROR": Verdict("config", scope="target", alarm=True),
+        "APNS_AUTH_ERROR": Verdict("config", scope="target", alarm=True),
         # A full minute's quota is gone; it fills again with the next minute.
         "QUOTA_EXCEEDED": Verdict("throttled", scope="key", retry_after_seconds=60.0),
         "INTERNAL": Verdict("transient", retry_after_seconds=10.0),

@@ -10,6 +10,7 @@ import msgspec
 
 from engine.channels.channel import Context, Job, Lane, Outcome, Unsendable
 from engine.channels.cutting import cut, json_bytes
+from engine.channels.filling import fill
 from engine.directory.push_tokens import Environment, Platform, WebPushKeys
 
 TTL_SECONDS_MAX: Final = 28 * 86_400
@@ -17,9 +18,6 @@ TTL_SECONDS_MAX: Final = 28 * 86_400
 
 _SHOWN: Final = ("title", "text", "body", "url")
 """Members of `data` that the plain default shows. They are not sent a second time."""
-
-Fill = Callable[[str, Job, Context], str]
-"""Fills in one part of a template. Raises Unsendable where the template is wrong."""
 
 
 class PushMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +77,7 @@ class PushTarget(msgspec.Struct, frozen=True, kw_only=True):
         return f"PushTarget(platform={self.platform!r}, app={self.app!r})"
 
 
-def rendered(job: Job, context: Context, fill: Fill) -> PushMessage:
+def rendered(job: Job, context: Context) -> PushMessage:
     """What is shown of a job.
 
     Raises:

@@ -5,24 +5,18 @@ A channel has one provider. Which of several a worker uses, and when it turns to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
 
 from engine.channels.channel import Context, Job, Outcome, Unsendable
 from engine.channels.exchange import Silence
+from engine.channels.filling import fill
 from engine.channels.sms.segments import Segmented, segmented
 from engine.plan.rules import Channel as ChannelName
 
 SEGMENTS_MAX: Final = 6
 """By default. Each segment is paid for, so a text that somebody else can make longer is a bill that he can make larger."""
-
-PLAIN_PARTS: Final = ("title", "text", "body", "url")
-"""What a notification without a template shows of its data, in this order."""
-
-Fill = Callable[[str, Job, Context], str]
-"""Fills a part of a template in. It raises Unsendable where that does not work."""
 
 
 class SmsOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,14 +46,12 @@ class SmsChannel:
 
     Args:
         provider: who sends; closed with the channel.
-        fill: fills templates in.
     """
 
     name: ChannelName = "sms"
 
-    def __init__(self, provider: SmsProvider, fill: Fill, options: SmsOptions | None = None) -> None:
+    def __init__(self, provider: SmsProvider, options: SmsOptions | None = None) -> None:
         self._provider = provider
-        self._fill = fill
         self._options = options or SmsOptions()
 
     def render(self, job: Job, context: Context) -> Segmented:
@@ -67,7 +59,7 @@ class SmsChannel:
 
         It is not cut to fit: what is left out may be the code, the amount, or the `not`.
         """
-        text = plain_text(job) if context.template is None else self._fill(context.template["body"], job, context)
+        text = plain_text(job) if context.template is None else fill(context.template["body"], job, context)
         return msgspec.structs.replace(checked(text, self._options), reference=context.reference)
 
     async def send(self, rendered: Segmented, target: str, *, key: str, deadline_seconds: float) -> Outcome:
@@ -87,7 +79,7 @@ def checked(text: str, options: SmsOptions) -> Segmented:
     """
     found = segmented(text.strip(), smart=options.smart_encoding)
     if not found.segments:
-        raise Unsendable(Outcome(kind="permanent", code="empty_text"))
+        raise Unsendable(Outcome(kind="permanent", code="no_text"))
     if len(found.segments) > options.segments_max:
         raise Unsendable(Outcome(kind="permanent", code="too_many_segments", segments=len(found.segments)))
     return found
@@ -95,8 +87,9 @@ def checked(text: str, options: SmsOptions) -> Segmented:
 
 def plain_text(job: Job) -> str:
     """What is shown of a notification's data where there is no template: its title, text or body, and url, a line each."""
-    lines = (job.data.get(part) for part in PLAIN_PARTS)
-    return "\n".join(line.strip() for line in lines if isinstance(line, str) and line.strip())
+    said = {part: line.strip() for part, line in job.data.items() if isinstance(line, str) and line.strip()}
+    lines = (said.get("title"), said.get("text") or said.get("body"), said.get("url"))
+    return "\n".join(filter(None, lines))
 
 
 def unanswered(provider: str, silence: Silence) -> Outcome:

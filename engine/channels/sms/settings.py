@@ -30,7 +30,7 @@ import msgspec
 from engine.channels.aws import Credentials
 from engine.channels.exchange import open_http
 from engine.channels.files import Entry, read_secret, read_trust
-from engine.channels.sms.channel import SEGMENTS_MAX, Fill, SmsChannel, SmsOptions, SmsProvider
+from engine.channels.sms.channel import SEGMENTS_MAX, SmsChannel, SmsOptions, SmsProvider
 from engine.channels.sms.sns import Sns, SnsSettings
 from engine.channels.sms.twilio import URL, Twilio, TwilioSettings
 from engine.errors import InvalidSetting
@@ -91,7 +91,7 @@ def sms_settings(table: Mapping[str, object]) -> SmsSettings:
     return found
 
 
-def sms_channels(settings: SmsSettings, folder: Path, fill: Fill) -> dict[str, SmsChannel]:
+def sms_channels(settings: SmsSettings, folder: Path) -> dict[str, SmsChannel]:
     """A channel for each provider, by their names, in the order of the file. They belong to the event loop that runs.
 
     Args:
@@ -101,9 +101,7 @@ def sms_channels(settings: SmsSettings, folder: Path, fill: Fill) -> dict[str, S
         InvalidSetting: a file cannot be read, or holds something else. What is in it is not repeated.
     """
     options = SmsOptions(segments_max=settings.segments_max, smart_encoding=settings.smart_encoding)
-    return {
-        name: SmsChannel(_provider(name, entry, folder), fill, options) for name, entry in settings.providers.items()
-    }
+    return {name: SmsChannel(_provider(name, entry, folder), options) for name, entry in settings.providers.items()}
 
 
 def _provider(name: str, entry: SmsEntry, folder: Path) -> SmsProvider:
@@ -127,7 +125,7 @@ def _provider(name: str, entry: SmsEntry, folder: Path) -> SmsProvider:
         region=entry.region,
         credentials=Credentials(key_id=entry.key_id, secret=secret),
         sender=entry.sender,
-        kind=entry.type,
+        type=entry.type,
         price_usd_max=entry.price_usd_max,
         url=entry.url,
     )

@@ -34,7 +34,7 @@ class SnsSettings(msgspec.Struct, frozen=True, kw_only=True):
         region: as `eu-central-1`.
         credentials: may publish to phone numbers, and nothing else.
         sender: alphanumeric, or a number of ours; "": SNS chooses.
-        kind: what the texts are, which decides their route and price.
+        type: what the texts are, which decides their route and price.
         price_usd_max: of one segment, as "0.10"; "": no bound.
         url: of the API; "": Amazon's in the region.
     """
@@ -43,7 +43,7 @@ class SnsSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: str
     credentials: Credentials
     sender: str = ""
-    kind: Literal["Transactional", "Promotional"] = "Transactional"
+    type: Literal["Transactional", "Promotional"] = "Transactional"
     price_usd_max: str = ""
     url: str = ""
 
@@ -95,7 +95,7 @@ class Sns:
 def publish_form(settings: SnsSettings, text: str, number: str) -> dict[str, str]:
     """The parameters of the action Publish."""
     attributes = {
-        "AWS.SNS.SMS.SMSType": ("String", settings.kind),
+        "AWS.SNS.SMS.SMSType": ("String", settings.type),
         "AWS.SNS.SMS.SenderID": ("String", settings.sender),
         "AWS.SNS.SMS.MaxPrice": ("Number", settings.price_usd_max),
     }

@@ -1,6 +1,7 @@
 """What the answers and reports of SMS providers mean.
 
 Codes of the 30000s come in reports about a message that was accepted, the others in answers to requests. One table serves both.
+What follows from a report is what it means for the number: a text that was taken is paid for, and not sent again.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ _FILTERED: Final = Verdict("permanent", alarm=True)
 
 _THEIR_FAULT: Final = Verdict("transient", retries_max=2, elsewhere=True)
 
-_SWITCHED_OFF: Final = Verdict("transient", retries_max=3, retry_after_seconds=8 * 3600.0)
-"""Three further tries in 24 hours: a phone that is off or abroad is not back within minutes."""
-
 TWILIO: Final = Table(
     version="2026-11-29",
     codes={
         "20003": _CREDENTIALS,  # authentication failed
         "20429": _THROTTLED,  # too many requests
         "21211": _NO_NUMBER,  # `To` is no number
+        "21265": _NO_NUMBER,  # a short code
+        "21268": _NO_NUMBER,  # a premium number
         "21408": Verdict("config", scope="target"),  # no permission for this country: others are not concerned
         "21606": _CREDENTIALS,  # `From` cannot send
         "21608": Verdict("config", scope="target"),  # a trial account sends to numbers of its owner only
@@ -34,9 +34,10 @@ TWILIO: Final = Table(
         "21612": Verdict("permanent"),  # not reachable from this sender; it may be from others
         "21614": _NO_NUMBER,  # no mobile number
         "21617": Verdict("permanent"),  # too long
+        "21635": _NO_NUMBER,  # a landline
         "30001": _THROTTLED,  # queue overflow
         "30002": _CREDENTIALS,  # account suspended
-        "30003": _SWITCHED_OFF,  # unreachable handset
+        "30003": Verdict("transient"),  # unreachable handset
         "30004": _FILTERED,  # blocked
         "30005": _NO_NUMBER,  # unknown handset
         "30006": _NO_NUMBER,  # landline

@@ -15,6 +15,7 @@ from engine.channels.channel import Outcome
 from engine.channels.webhook.channel import Endpoint
 from engine.channels.webhook.health import Health, enabled, reported
 from engine.directory.changes import Change
+from engine.directory.sealing import PLAIN, Seal
 from engine.plan.patterns import patterns_of
 from engine.postgres import Connection
 
@@ -51,12 +52,17 @@ async def targets_of(connection: Connection, tenant: str, user: str, type: str) 
     return [row["id"] for row in rows]
 
 
-async def endpoint_of(connection: Connection, tenant: str, id: str) -> Endpoint | None:
-    """The endpoint of this id, with its secrets; None: it is gone, or disabled."""
+async def endpoint_of(connection: Connection, tenant: str, id: str, seal: Seal = PLAIN) -> Endpoint | None:
+    """The endpoint of this id, with its secrets; None: it is gone, or disabled.
+
+    Raises:
+        StoreBroken: `seal` does not open them.
+    """
     row = await connection.fetchrow(_ENDPOINT, tenant, id)
     if row is None:
         return None
-    return Endpoint(id, row["url"], tuple(filter(None, (row["secret"], row["previous_secret"]))))
+    secrets = [seal.open(one, tenant, id) for one in (row["secret"], row["previous_secret"]) if one]
+    return Endpoint(id, row["url"], tuple(secrets))
 
 
 async def note_attempt(

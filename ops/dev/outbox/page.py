@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import aiohttp
 import msgspec
 from aiohttp import web
 
@@ -21,7 +22,8 @@ from gateway.http.problems import Handler, Problem
 from ops.dev.outbox.faults import FaultName
 from ops.dev.outbox.messages import MESSAGES_MAX, Outbox
 from ops.dev.outbox.people import People
-from ops.dev.outbox.providers import Providers
+from ops.dev.outbox.providers import Providers, Word
+from ops.served import served
 
 LIMIT: Final = 100
 STREAMS_MAX: Final = 16
@@ -60,6 +62,10 @@ class _Switch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault: FaultName | None
 
 
+class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tell: Word
+
+
 @contextlib.asynccontextmanager
 async def serving(
     host: str, port: int, outbox: Outbox, providers: Providers, people: People, inbox_url: Callable[[], str] = str
@@ -74,15 +80,8 @@ async def serving(
     Raises:
         OSError: the port is taken.
     """
-    page = _Page(outbox, providers, people, inbox_url)
-    runner = web.AppRunner(page.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    try:
-        await site.start()
-        yield f"http://{host}:{site.port}"
-    finally:
-        await runner.cleanup()
+    async with served(_Page(outbox, providers, people, inbox_url).app(), host, port) as bound:
+        yield f"http://{host}:{bound}"
 
 
 class _Page:
@@ -95,6 +94,7 @@ class _Page:
         app.router.add_get("/messages", self._messages)
         app.router.add_delete("/messages", self._clear)
         app.router.add_get("/messages/{number:[0-9]{1,15}}/html", self._html)
+        app.router.add_post("/messages/{number:[0-9]{1,15}}/tell", self._tell)
         app.router.add_put("/faults/{channel}", self._switch)
         app.router.add_get("/changes", self._changes)
         for path, file in FILES.items():
@@ -130,6 +130,25 @@ class _Page:
         if not html:
             return web.Response(status=404, text="no such mail, or it is no longer kept", headers=_OF_MAIL)
         return web.Response(text=html, content_type="text/html", headers=_OF_MAIL)
+
+    async def _tell(self, request: web.Request) -> web.Response:
+        try:
+            word = msgspec.json.decode(await request.read(), type=_Told).tell
+        except msgspec.MsgspecError as error:
+            return web.Response(status=400, text=f'{error}: send {{"tell": "stop"}}')
+        number = int(request.match_info["number"])
+        message = next((one for one in self._outbox.newest_first() if one.number == number), None)
+        try:
+            if message is None:
+                raise LookupError
+            status = await self._providers.tell(message, word)
+        except LookupError:
+            return web.Response(status=404, text="no such text of Twilio, or it is no longer kept")
+        except (OSError, aiohttp.ClientError, TimeoutError) as error:
+            return web.Response(status=502, text=f"the gateway does not take it: {type(error).__name__}")
+        if status != 200:
+            return web.Response(status=502, text=f"the gateway answers {status}")
+        return _json({})
 
     async def _switch(self, request: web.Request) -> web.Response:
         channel = request.match_info["channel"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import secrets
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from engine.directory.webhooks import make_secret
 from ops.config_files import toml_of
 from ops.dev.outbox.faults import FaultName, fault_of
-from ops.dev.outbox.messages import Outbox
+from ops.dev.outbox.messages import Message, Outbox
 from ops.dev.providers.acceptlog import AcceptLog
 from ops.dev.providers.certificates import server_tls, write_certificate
 from ops.dev.providers.faults import Faults
@@ -32,6 +32,10 @@ SENDER: Final = "notifications@example.com"
 NUMBER: Final = "+447700900100"
 """Kept free for dramas by Ofcom: no phone has it."""
 
+TEXTS: Final = "Twilio"
+ENTRY: Final = "texts"
+"""What that is called on the page, and in the file."""
+
 MAIL_USER: Final = "seamark"
 ACCOUNT: Final = "AC" + "0" * 32
 KEY_ID: Final = "AKIASIMULATED"
@@ -45,6 +49,17 @@ _SECRETS: Final = {
     "webhook-secret": make_secret,
 }
 """Files that are made once, and how. The file of providers names all but the last, which the endpoint's row has."""
+
+
+Word = Literal["delivered", "undelivered", "invalid", "stop", "start"]
+"""What can be told of a text: that the phone has it, or is off, or that nobody has the number; that its owner answers."""
+
+_REPORTS: Final[Mapping[Word, tuple[str, str]]] = {
+    "delivered": ("delivered", ""),
+    "undelivered": ("undelivered", "30003"),
+    "invalid": ("undelivered", "30005"),
+}
+"""The status and the code by which Twilio reports it."""
 
 
 class Simulator(Protocol):
@@ -85,14 +100,14 @@ class Providers:
     def __init__(self, outbox: Outbox, file: Path, push: PushProviders, others: Others, secret: str) -> None:
         self.file, self.push, self.webhook_secret = file, push, secret
         self.standing: dict[str, FaultName] = {}
-        self._outbox = outbox
+        self._outbox, self._texts = outbox, others.twilio
         self._all = (
             Simulated("apns", "push", "APNs", push.production),
             Simulated("apns", "push", "APNs sandbox", push.sandbox),
             Simulated("fcm", "push", "FCM", push.fcm),
             Simulated("webpush", "push", "Web Push", push.webpush),
             Simulated("smtp", "email", "SMTP", others.smtp),
-            Simulated("twilio", "sms", "Twilio", others.twilio),
+            Simulated("twilio", "sms", TEXTS, others.twilio),
             Simulated("sns", "sms", "Amazon SNS", others.sns),
             Simulated("webhook", "webhook", "Receiver", others.webhook),
         )
@@ -113,14 +128,30 @@ class Providers:
             self.standing[channel] = fault
         self._outbox.touch()
 
+    async def tell(self, message: Message, word: Word) -> int:
+        """Have Twilio post to the gateway what has become of a text, or what its receiver answers; the answer's status.
+
+        Raises:
+            LookupError: Twilio has not taken this message. OSError, aiohttp.ClientError: the gateway does not answer.
+        """
+        if message.provider != TEXTS:
+            raise LookupError(message.provider)
+        if word in _REPORTS:
+            return await self._texts.report(message.id, *_REPORTS[word])
+        return await self._texts.answer(message.to, NUMBER, word.upper())
+
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, outbox: Outbox, port: Port = any_port) -> AsyncIterator[Providers]:
+async def running(
+    folder: Path, outbox: Outbox, port: Port = any_port, *, gateway_url: str = "", tenant: str = "default"
+) -> AsyncIterator[Providers]:
     """Run all simulators for as long as the block does, and write the file of providers.
 
     Args:
         folder: keeps their keys and the file; only its owner can read what is secret there.
         port: of a simulator by its name; 0: a free one.
+        gateway_url: where Twilio posts reports and answers; "": nowhere.
+        tenant: whose texts an answer ends.
     """
     _prepare(folder)
     password, twilio, sns, webhook = (kept_private(folder / name, make) for name, make in _SECRETS.items())
@@ -128,9 +159,10 @@ async def running(folder: Path, outbox: Outbox, port: Port = any_port) -> AsyncI
     def tls() -> ssl.SSLContext:
         return server_tls(folder / AUTHORITY, folder / AUTHORITY_KEY)
 
+    callback_url = f"{gateway_url}/v1/providers/{ENTRY}/callbacks" if gateway_url else ""
     others = Others(
         smtp=SmtpSimulator(tls=tls(), accounts={MAIL_USER: password}, port=port("smtp")),
-        twilio=TwilioSimulator(ACCOUNT, twilio, port=port("twilio")),
+        twilio=TwilioSimulator(ACCOUNT, twilio, inbound_url=callback_url, port=port("twilio")),
         sns=SnsSimulator(KEY_ID, sns, REGION, port=port("sns")),
         webhook=WebhookReceiver(webhook, tls=tls(), port=port("webhook")),
     )
@@ -139,7 +171,7 @@ async def running(folder: Path, outbox: Outbox, port: Port = any_port) -> AsyncI
         for one in others:
             await stack.enter_async_context(one)
         file = folder / FILE
-        write_private(file, toml_of(_document(push, others)))
+        write_private(file, toml_of(_document(push, others, callback_url, tenant)))
         yield Providers(outbox, file, push, others, webhook)
 
 
@@ -148,8 +180,12 @@ def _prepare(folder: Path) -> None:
     write_certificate(folder / AUTHORITY, folder / AUTHORITY_KEY, [RECEIVER])
 
 
-def _document(push: PushProviders, others: Others) -> dict[str, Any]:
+def _document(push: PushProviders, others: Others, callback_url: str, tenant: str) -> dict[str, Any]:
     """The file of providers; the files that it names are beside it."""
+    reports: dict[str, Any] = {"status_url": callback_url} if callback_url else {}
+    callbacks: dict[str, Any] = {
+        ENTRY: {"kind": "twilio", "url": callback_url, "token_files": ["twilio-secret"], "tenants": [tenant]}
+    }
     relay = {
         "kind": "smtp",
         "host": "127.0.0.1",
@@ -164,6 +200,7 @@ def _document(push: PushProviders, others: Others) -> dict[str, Any]:
         "secret_file": "twilio-secret",
         "sender": NUMBER,
         "url": others.twilio.url,
+        **reports,
     }
     spare = {
         "kind": "sns",
@@ -175,6 +212,7 @@ def _document(push: PushProviders, others: Others) -> dict[str, Any]:
     return {
         "push": push.table,
         "email": {"providers": {"relay": relay}, "senders": {"default": {"address": SENDER, "name": "Seamark"}}},
-        "sms": {"providers": {"texts": texts, "spare": spare}},
+        "sms": {"providers": {ENTRY: texts, "spare": spare}},
         "webhook": {"authority_file": AUTHORITY, "hosts": {RECEIVER: f"127.0.0.1:{others.webhook.port}"}},
+        **({"callbacks": callbacks} if callback_url else {}),
     }

@@ -7,8 +7,9 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
@@ -16,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from engine.channels.sms.segments import segmented
+from ops.dev.providers.acceptlog import KEPT_MAX
 from ops.dev.providers.faults import Answers
 from ops.dev.providers.httpsimulator import HttpSimulator
 
@@ -37,6 +39,14 @@ STOPS: Final = ("STOP", "STOPALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "REVO
 STARTS: Final = ("START", "YES", "UNSTOP")
 
 
+class _Sent(NamedTuple):
+    """A text. `status_url`: where its reports are posted."""
+
+    to: str
+    sender: str
+    status_url: str
+
+
 class TwilioSimulator(HttpSimulator):
     """https://www.twilio.com/docs/messaging/api/message-resource, for one account.
 
@@ -50,7 +60,7 @@ class TwilioSimulator(HttpSimulator):
         super().__init__(**listening)
         self.account, self.secret, self.inbound_url = account, secret, inbound_url
         self.opted_out: set[str] = set()
-        self._status_urls: dict[str, str] = {}
+        self._sent: OrderedDict[str, _Sent] = OrderedDict()
 
     def routes(self) -> list[web.RouteDef]:
         """One."""
@@ -75,7 +85,9 @@ class TwilioSimulator(HttpSimulator):
         if refused is not None:
             return self.refusal(refused)
         id = "SM" + secrets.token_hex(16)
-        self._status_urls[id] = str(form.get("StatusCallback", ""))
+        self._sent[id] = _Sent(to, sender, str(form.get("StatusCallback", "")))
+        while len(self._sent) > KEPT_MAX:
+            self._sent.popitem(last=False)
         shown = {"text": text, "from": sender}
         raw = {name: str(value) for name, value in form.items()}
         self.log.add(id=id, channel="sms", to=to, key=f"{to}\n{text}", shown=shown, raw=raw)
@@ -105,11 +117,22 @@ class TwilioSimulator(HttpSimulator):
         return None
 
     async def report(self, id: str, status: str, error_code: str = "") -> int:
-        """Post a status callback for a text that was accepted, to the address given with it; the answer's status."""
-        form = {"MessageSid": id, "MessageStatus": status, "AccountSid": self.account}
+        """Post a status callback for a text that was accepted, to the address given with it; the answer's status.
+
+        Raises:
+            KeyError: it was not, or too long ago.
+        """
+        sent = self._sent[id]
+        form = {
+            "MessageSid": id,
+            "MessageStatus": status,
+            "AccountSid": self.account,
+            "To": sent.to,
+            "From": sent.sender,
+        }
         if error_code:
             form["ErrorCode"] = error_code
-        return await self._post(self._status_urls[id], form)
+        return await self._post(sent.status_url, form)
 
     async def answer(self, number: str, sender: str, text: str) -> int:
         """Somebody answers with a text: STOP and START act at once, and the text is posted to `inbound_url`; what that says."""

@@ -10,6 +10,13 @@ const FAULTS = {
   late: ["Late", "The answer takes 3 seconds"],
   gone: ["Gone", "There is no such token, address or endpoint"],
 };
+const WORDS = {
+  delivered: ["Delivered", "Twilio reports that the phone has it"],
+  undelivered: ["Phone is off", "Twilio reports 30003: the phone cannot be reached"],
+  invalid: ["Nobody's number", "Twilio reports 30005: the number gets no more texts"],
+  stop: ["Answer STOP", "The person wants no more texts"],
+  start: ["Answer START", "The person wants texts again"],
+};
 const UNITS = { "gsm-7": [160, 153], "ucs-2": [70, 67] };
 const BANNERS = 6; // as many as fit on a phone
 
@@ -75,7 +82,7 @@ const parts = {
     ];
   },
 
-  sms({ shown }) {
+  sms({ shown, number, provider }) {
     const count = shown.segments.length;
     const units = [...shown.segments].map((segment) => element("span", {}, segment));
     const [single, several] = UNITS[shown.encoding];
@@ -84,6 +91,7 @@ const parts = {
       element("div", { class: "bubble" }, ...units),
       element("p", { class: "meta" }, `${count} segment${count === 1 ? "" : "s"} · ${shown.encoding.toUpperCase()} · at most ${each}`,
         shown.from ? ` · from ${shown.from}` : ""),
+      provider === "Twilio" ? telling(number) : null,
     ];
   },
 
@@ -96,6 +104,24 @@ const parts = {
     ];
   },
 };
+
+/** Buttons by which Twilio tells the gateway what has become of a text, or what the person answers. */
+function telling(number) {
+  const said = element("span", { role: "status" });
+  const buttons = Object.entries(WORDS).map(([word, [short, long]]) => {
+    const button = element("button", { type: "button", class: "quiet", title: long, "data-tell": word }, short);
+    button.addEventListener("click", async () => {
+      try {
+        await ask("POST", `/messages/${number}/tell`, { tell: word });
+        said.textContent = `Told: ${short}`;
+      } catch (error) {
+        said.textContent = error.message;
+      }
+    });
+    return button;
+  });
+  return element("div", { class: "tabs", role: "group", "aria-label": "What becomes of it" }, ...buttons, said);
+}
 
 function tabs(views, label) {
   const buttons = views.map(([name, view], index) => {

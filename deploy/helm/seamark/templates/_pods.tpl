@@ -54,6 +54,7 @@ securityContext:
   "postgres-url" $values.postgres.urlSecret
   "jwt-secret" $values.auth.jwtSecret
   "unsubscribe-secrets" $values.sending.unsubscribeSecret
+  "storage-keys" $values.sending.storageKeysSecret
   "token" $values.test.tokenSecret
 }}
 - name: secrets

@@ -42,6 +42,9 @@ worker:
 {{- if .root.Values.sending.unsubscribeSecret }}
 - {name: SEAMARK_UNSUBSCRIBE_SECRETS_FILE, value: /etc/seamark/secrets/unsubscribe-secrets}
 {{- end }}
+{{- if .root.Values.sending.storageKeysSecret }}
+- {name: SEAMARK_STORAGE_KEYS_FILE, value: /etc/seamark/secrets/storage-keys}
+{{- end }}
 {{- if eq .role "worker" }}
 - {name: SEAMARK_PUBLIC_URL, value: {{ .root.Values.sending.publicUrl | quote }}}
 {{- end }}

@@ -29,6 +29,9 @@ PASS_SECONDS: Final = 0.8
 
 LOOK_SECONDS: Final = 0.1
 
+BEHIND_SECONDS: Final = 5.0
+"""After a wait in vain nobody waits for so long: each who does holds one of a worker's places, and they stand still for all."""
+
 PUT_BACK_SECONDS: Final = 2.0
 """When a job is handed out again because they were too far behind for it."""
 
@@ -54,6 +57,8 @@ class Known(NamedTuple):
     Attributes:
         channels: those that its record names.
         seen: a device has shown it, or somebody said so by another channel.
+        trace: its `traceparent`, where it was looked up as a member of a digest; "": it has none.
+        attempts: the highest number of a try that receipts name, where it was looked up as a member of a digest.
     """
 
     id: str
@@ -68,6 +73,8 @@ class Known(NamedTuple):
     archived: bool
     recalled: bool
     superseded: bool
+    trace: str = ""
+    attempts: int = 0
 
 
 class Tables(Protocol):
@@ -88,7 +95,7 @@ class Tables(Protocol):
         """Their records as the log had them, by id."""
 
 
-class Folded:
+class CaughtUp:
     """Tells whether the tables know everything about a user.
 
     Args:
@@ -99,6 +106,7 @@ class Folded:
         self._broker = broker
         self._tables = tables
         self._partitions = partitions
+        self._behind_until: dict[int, float] = {}
 
     async def knows_all_of(self, tenant: str, user: str) -> bool:
         """Wait for a moment until everything is known that was stored of a user before this call; whether it is.
@@ -108,7 +116,10 @@ class Folded:
         """
         heads, deadline = await self.heads(tenant, user), time.monotonic() + PASS_SECONDS
         while not await self._tables.passed(heads):
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
+                self._behind_until[heads.partition] = now + BEHIND_SECONDS
+            if now < self._behind_until.get(heads.partition, 0.0):
                 return False
             await asyncio.sleep(LOOK_SECONDS)
         return True

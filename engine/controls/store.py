@@ -31,7 +31,7 @@ class Read(NamedTuple):
     version: int
 
 
-class Desk:
+class ControlStore:
     """Where controls are changed. Every call raises BrokerError as `Broker` does, and TopologyError without a bucket."""
 
     def __init__(self, broker: Broker) -> None:

@@ -12,7 +12,7 @@ from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.desk import Clock, Hold
 from engine.patience import passes
 from engine.plan.decisions import Facts, Stage
-from engine.worker.folded import PUT_BACK_SECONDS, Folded, Known, Tables
+from engine.worker.caughtup import PUT_BACK_SECONDS, CaughtUp, Known, Tables
 
 _log = structlog.get_logger("seamark.worker")
 
@@ -31,8 +31,8 @@ class Noticed:
     Other jobs take what the tables say: a retry or the end of quiet hours is sent in any case unless they say otherwise.
     """
 
-    def __init__(self, folded: Folded, tables: Tables, clock: Clock) -> None:
-        self._folded = folded
+    def __init__(self, caught_up: CaughtUp, tables: Tables, clock: Clock) -> None:
+        self._caught_up = caught_up
         self._tables = tables
         self._clock = clock
 
@@ -50,7 +50,7 @@ class Noticed:
 
     async def _is_known(self, job: Job) -> bool:
         try:
-            return await self._folded.knows_all_of(job.tenant, job.user)
+            return await self._caught_up.knows_all_of(job.tenant, job.user)
         except (BrokerError, StoreUnavailable) as error:
             if not passes(error):
                 _log.exception("escalation_not_looked_up", channel=job.channel)
