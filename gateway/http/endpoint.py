@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final, Generic, TypeVar, cast, get_args, get_
 import msgspec
 from aiohttp import web
 from opentelemetry import trace
-from opentelemetry.propagate import extract
 
+from engine.traces.spans import failed
 from gateway.access import admission
 from gateway.access.principals import Operator, Principal, Scope, Service, User
 from gateway.access.shares import Shares
@@ -35,6 +35,7 @@ from gateway.http.problems import (
     field_of,
     problem_of,
 )
+from gateway.http.tracing import caller_of
 
 P = TypeVar("P", bound=Principal | None)
 Q = TypeVar("Q")
@@ -45,6 +46,13 @@ _SEE: Final = "; GET /openapi.json says what is taken"
 _STATUS: Final = "http.response.status_code"
 
 _encode: Final = msgspec.json.Encoder().encode
+
+
+def _say(span: trace.Span, status: int) -> None:
+    """How a request was answered. What is not the caller's fault is an error of ours: https://opentelemetry.io/docs/specs/semconv/http/."""
+    span.set_attribute(_STATUS, status)
+    if status >= web.HTTPInternalServerError.status_code:
+        failed(span, str(status))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,7 @@ class Endpoint:
         """Answer a request within a span."""
         with trace.get_tracer("seamark.gateway").start_as_current_span(
             f"{self.method} {self.path}",
-            extract(request.headers),
+            caller_of(request),
             trace.SpanKind.SERVER,
             {"http.request.method": self.method, "http.route": self.path},
             record_exception=False,  # its message may quote the request
@@ -167,9 +175,9 @@ class Endpoint:
             try:
                 response = await self.handle(request)
             except Exception as error:
-                span.set_attribute(_STATUS, problem_of(error).kind.status)
+                _say(span, problem_of(error).kind.status)
                 raise
-            span.set_attribute(_STATUS, response.status)
+            _say(span, response.status)
             return response
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -119,6 +119,9 @@ def test_a_misspelt_field_would_be_found(folder: Path, tmp_path: Path, kind: str
         ({"scaleByLag": {"worker": {"replicasMax": 0}}}, "replicasMax"),
         ({"scaleByLag": {"worker": {"enabled": True, "replicasMin": 11}}}, "scaleByLag.worker: replicasMin"),
         ({"scaleByLag": {"dispatcher": {"enabled": True}}}, "dispatcher"),
+        ({"gateway": {"autoscale": {"enabled": True, "replicasMin": 11}}}, "gateway.autoscale: replicasMin"),
+        ({"traces": {"endpoint": "https://collector.example.com:443"}}, "networkPolicy.traces.ports: 443"),
+        ({"auth": {"jwtSecret": None, "jwksUrl": "https://id.example.com:8443/keys"}}, "networkPolicy.jwks.port"),
         (
             {"nats": {"enabled": False}, "externalNats": {"urls": ["nats://n1:4222"]}} | BY_JOBS,
             "monitorUrls",
@@ -384,6 +387,13 @@ def test_a_release_with_nats_elsewhere_makes_the_topology_before_anything_else(f
     assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in [
         peer for rule in egress for peer in rule["to"] if 4222 in ports_of([rule])
     ]
+    elsewhere = {
+        "urls": ["tls://n1.example.com:4443", "tls://n2.example.com"],
+        "monitorUrls": ["https://n1.example.com"],
+    }
+    _, egress = allowed(objects(folder, values={"nats": {"enabled": False}, "externalNats": elsewhere}), "pager")
+    assert {4443, 4222, 443} <= ports_of(egress), "those of the addresses"
+    assert 8222 not in ports_of(egress)
 
 
 def test_with_nats_in_the_release_the_topology_is_a_job_whose_name_changes_with_what_it_does(folder: Path) -> None:
@@ -393,6 +403,30 @@ def test_with_nats_in_the_release_the_topology_is_a_job_whose_name_changes_with_
     )
     assert "annotations" not in before["metadata"], "a hook after the install would wait for roles that wait for it"
     assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"nats": {"config": {"cluster": {"replicas": 5}}}},
+        {"nodeSelector": {"disk": "ssd"}},
+        {"global": {"seamark": {"nats": {"passwordsSecret": "others"}}}},
+    ],
+)
+def test_no_upgrade_changes_the_pod_of_a_job_that_is_there(folder: Path, values: Any) -> None:
+    before, after = (
+        {job["metadata"]["name"]: job["spec"]["template"] for job in of_kind(objects(folder, values=given), "Job")
+         if "annotations" not in job["metadata"]}
+        for given in ({}, values)
+    )  # fmt: skip
+    assert all(before[name] == after[name] for name in before.keys() & after.keys()), "Kubernetes would refuse it"
+
+
+def test_names_of_containers_differ_where_names_of_publishers_differ_by_their_case_alone(folder: Path) -> None:
+    found = objects(folder, values={"global": {"seamark": {"nats": {"publishers": ["Acme", "acme"]}}}})
+    for name, pod in pods(found):
+        names = [each["name"] for each in containers(pod)]
+        assert len(set(names)) == len(names), name
 
 
 def test_a_role_may_have_a_version_of_its_own(folder: Path) -> None:

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from ops.dev.spans import Span, SpanStore
+from ops.dev import traces as dev_traces
+from ops.dev.spans import Span, SpanStore, decode
 from ops.dev.traces import receiving
 from tests.support.forks import ROOT
 from tests.support.logs import eventually
@@ -23,6 +25,7 @@ class Traces:
     url: str
     store: SpanStore
     bodies: list[bytes] = field(default_factory=list)
+    """All that was sent, as it came: a receiver keeps no events, descriptions of a status or states."""
 
     def spans(self, trace_id: str) -> list[Span]:
         return self.store.trace(trace_id)
@@ -46,9 +49,15 @@ class Traces:
 @contextlib.asynccontextmanager
 async def collected() -> AsyncIterator[Traces]:
     """A receiver at work."""
-    store = SpanStore()
-    async with receiving("127.0.0.1", 0, store) as url:
-        yield Traces(url, store)
+    store, bodies = SpanStore(), list[bytes]()
+
+    def kept(body: bytes) -> list[Span]:
+        bodies.append(body)
+        return decode(body)
+
+    with mock.patch.object(dev_traces, "decode", kept):
+        async with receiving("127.0.0.1", 0, store) as url:
+            yield Traces(url, store, bodies)
 
 
 class App:

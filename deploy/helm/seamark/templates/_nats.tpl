@@ -28,8 +28,8 @@ SEAMARK_NATS_PUBLISHER_{{ $tenant }}_PASSWORD: {valueFrom: {secretKeyRef: {name:
   command:
     {{- include "seamark.sizeCommand" (dict "root" . "servers" .Values.config.cluster.replicas "to" $files) | nindent 4 }}
   {{- include "seamark.nats.filesContainer" . | nindent 2 }}
-{{- range $tenant := .Values.global.seamark.nats.publishers }}
-- name: publisher-{{ lower $tenant }}
+{{- range $number, $tenant := .Values.global.seamark.nats.publishers }}
+- name: publisher-{{ $number }}
   command: [seamark, topology, publisher, {{ $tenant }}, --add-to={{ $files }}/accounts.conf]
   {{- include "seamark.nats.filesContainer" $ | nindent 2 }}
 {{- end }}
