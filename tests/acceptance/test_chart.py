@@ -120,6 +120,7 @@ def test_a_misspelt_field_would_be_found(folder: Path, tmp_path: Path, kind: str
         ({"scaleByLag": {"worker": {"enabled": True, "replicasMin": 11}}}, "scaleByLag.worker: replicasMin"),
         ({"scaleByLag": {"dispatcher": {"enabled": True}}}, "dispatcher"),
         ({"gateway": {"autoscale": {"enabled": True, "replicasMin": 11}}}, "gateway.autoscale: replicasMin"),
+        ({"serviceMonitor": {"enabled": True}}, "networkPolicy.scrapers"),
         ({"traces": {"endpoint": "https://collector.example.com:443"}}, "networkPolicy.traces.ports: 443"),
         ({"auth": {"jwtSecret": None, "jwksUrl": "https://id.example.com:8443/keys"}}, "networkPolicy.jwks.port"),
         (
