@@ -17,6 +17,7 @@ from bench import imports as imports_bench
 from bench import inbox as inbox_bench
 from bench import later as later_bench
 from bench import months as months_bench
+from bench import plan as plan_bench
 from bench import rebuild as rebuild_bench
 from bench import resume as resume_bench
 from bench import storm as storm_bench
@@ -97,6 +98,17 @@ def channels(jobs: int = 10_000, users: int = 500, data: Data = None, sync: Sync
         jobs, users = 200, 20
     work = channels_bench.run(jobs=jobs, users=users, data=data, sync=sync, hurry=quick)
     measure("channels", work, data, quick=quick)
+
+
+@app.command()
+def plan(
+    records: int = 100_000, users: int = 2_000, data: Data = None, sync: Sync = None, quick: Quick = False
+) -> None:
+    """How fast a planner decides about a whole log, against the fold of unread counts."""
+    if quick:
+        records, users = 2_000, 100
+    work = plan_bench.run(records=records, users=users, data=data, sync=sync, hurry=quick)
+    measure("plan", work, data, quick=quick)
 
 
 @app.command()

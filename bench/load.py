@@ -40,7 +40,13 @@ def fan_out_event(id: str, users: int, due: float) -> tuple[str, bytes]:
     return f"events.{TENANT}.{id}.{TYPE}", msgspec.json.encode(body)
 
 
-def bare_records(count: int, users: int, tenant: str, *, first: int = 0) -> dict[int, list[Outgoing]]:
+BY_THE_APP = b'{"inapp":{"when":"now","why":"default"}}'
+"""The plan of a record whose event names no channels."""
+
+
+def bare_records(
+    count: int, users: int, tenant: str, *, first: int = 0, plan: bytes = BY_THE_APP
+) -> dict[int, list[Outgoing]]:
     """Records of the size the dispatcher writes, by partition, for users in turn from `first` on."""
     records: dict[int, list[Outgoing]] = {}
     for number in range(first, first + count):
@@ -49,9 +55,9 @@ def bare_records(count: int, users: int, tenant: str, *, first: int = 0) -> dict
         body = (
             b'{"id":"e%d","kind":"notification","tenant":"%b","user":"%b","type":"%b","category":null,"priority":"normal",'
             b'"at":"2026-01-01T00:00:00.000000Z","event":{"epoch":"abcdefgh","seq":%d},'
-            b'"data":{"due":1767225600.000000,"text":"%b"},"plan":{"inapp":{"when":"now","why":"default"}},'
+            b'"data":{"due":1767225600.000000,"text":"%b"},"plan":%b,'
             b'"trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}'
-        ) % (number, tenant.encode(), name.encode(), TYPE.encode(), number, TEXT.encode())
+        ) % (number, tenant.encode(), name.encode(), TYPE.encode(), number, TEXT.encode(), plan)
         records.setdefault(partition, []).append(Outgoing(f"log.{partition}.{tenant}.{name}", body, TRACE))
     return records
 

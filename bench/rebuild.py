@@ -51,9 +51,9 @@ async def _unread(bench: Stack, counts: dict[int, int]) -> dict[str, Any]:
         await bench.start("projector")
         roles = ("projector", "broker", "valkey")
         # The first checkpoint says that a partition is taken over: what comes before is start-up, not work.
-        first = await _reached(redis, heads, 1)
+        first = await reached(redis, heads, 1)
         cpu, started = {role: cpu_seconds(bench.pids(role)) for role in roles}, time.perf_counter()
-        last = await _reached(redis, heads, sum(heads.values()))
+        last = await reached(redis, heads, sum(heads.values()))
         if 2 * first > last:  # so few that start-up is most of what there was to see
             first, started = 0, began
         seconds, work = time.perf_counter() - started, last - first
@@ -66,7 +66,7 @@ async def _unread(bench: Stack, counts: dict[int, int]) -> dict[str, Any]:
     }
 
 
-async def _reached(redis: Redis, heads: dict[int, int], wanted: int) -> int:
+async def reached(redis: Redis, heads: dict[int, int], wanted: int) -> int:
     """How many records are folded, once it is `wanted` or more; logs hold nothing else here, so sequences count them."""
     deadline = time.monotonic() + REBUILD_SECONDS_MAX
     while True:

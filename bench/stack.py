@@ -92,14 +92,14 @@ class Stack:
     @contextlib.asynccontextmanager
     async def role(self, role: str, *arguments: str, **env: str) -> AsyncIterator[list[int]]:
         """One process of a role for as long as the block lasts; its pid. It is ready to work when the block begins."""
-        assert self.postgres is not None
         health = free_port()
         settings = {
             "SEAMARK_NATS_URL": self.nats.url,
             "SEAMARK_REDIS_URL": self.valkey.url,
-            "SEAMARK_POSTGRES_URL": self.postgres.url,
             "SEAMARK_HEALTH_PORT": str(health),
         }
+        if self.postgres is not None:
+            settings["SEAMARK_POSTGRES_URL"] = self.postgres.url
         log, words = self.folder / f"{role}-{health}.log", ["-m", "ops", role, *arguments]
         async with running(role, words, log, env={**settings, **env}, speaks=False) as process:
             await process.until(lambda: _is_ready(health), READY_SECONDS)

@@ -32,7 +32,7 @@ from engine.plan.rules import Channel
 from engine.planner.shares import Shares
 from engine.postgres import Pool
 from engine.profiles.cache import ProfileCache
-from engine.profiles.reader import read_profile
+from engine.profiles.reader import SharedReads
 from engine.settings import Settings
 from engine.tasks import Tasks, together
 from engine.worker.breakerlog import BreakerLog
@@ -140,11 +140,12 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
     providers = held.keep(Providers(read_providers(parts.settings.providers), channels, gates.forget))
     rules = held.keep(Rules(parts.pool, parts.broker))
     rules.start()
-    profiles = held.keep(ProfileCache(parts.redis, functools.partial(read_profile, parts.pool)))
+    profiles = held.keep(ProfileCache(parts.redis, held.keep(SharedReads(parts.pool)).read))
     claims, caps = held.keep(RedisClaims(parts.redis)), held.keep(Caps(parts.redis))
-    unread, queue = held.keep(_Unread(parts.redis, partitions)), JobsQueue(parts.broker)
-    targets = Targets(parts.pool, seal_of(parts.settings))
-    directory, tables = Directory(parts.pool, profiles), NoticedTables(parts.pool)
+    unread = held.keep(_Unread(parts.redis, partitions))
+    targets = held.keep(Targets(parts.pool, seal_of(parts.settings)))
+    queue, tables = JobsQueue(parts.broker), NoticedTables(parts.pool)
+    directory = Directory(parts.pool, profiles)
     journal = WorkerJournal(parts.broker, partitions, directory, JobEnds(parts.pool, parts.broker, partitions))
     links, references = _links(parts.settings)
     caught_up = CaughtUp(parts.broker, tables, partitions)

@@ -188,6 +188,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def key_of(*parts: str) -> str:
     """The key of a job, of its parts: see `Job.key`."""
+    joined = "/".join(parts)
+    if "%" not in joined and joined.count("/") == len(parts) - 1:
+        return joined  # nearly always: the rest takes 6 us, four times for each job
     return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 

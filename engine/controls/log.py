@@ -69,7 +69,7 @@ async def write(connection: asyncpg.Connection[Any], changes: Sequence[Change]) 
     await forget_old(connection)
 
 
-async def forget_old(connection: Connection) -> None:
+async def forget_old(connection: Connection | asyncpg.Connection[Any]) -> None:
     """Let rows go that are too old. Raises as `write`."""
     await connection.execute(_FORGET, KEPT_DAYS, timeout=QUERY_SECONDS)
 

@@ -17,7 +17,7 @@ import msgspec
 from engine.directory.contacts import Addressed, address_hash, normalized
 from engine.plan import profile
 from engine.plan.profile import SCOPE_ALL
-from engine.postgres import Connection
+from engine.postgres import Connection, transposed
 from seamark.protocol.limits import LABEL_CHARS_MAX
 
 REASON: Final = r"^[a-z][a-z0-9_]{0,63}$(?!\n)"
@@ -149,6 +149,14 @@ _OF_ADDRESSES: Final = f"""
 SELECT {_COLUMNS} FROM suppressions WHERE tenant = $1 AND address_hash = ANY($2) AND {_COUNTS} ORDER BY scope
 """
 
+# `place` says for whom; that a user's two addresses are suppressed is one answer.
+_OF_USERS: Final = f"""
+SELECT a.place, s.channel, s.reason, s.scope, s.expires_at
+FROM unnest($1::int[], $2::text[], $3::bytea[]) AS a (place, tenant, address_hash)
+    JOIN suppressions s USING (tenant, address_hash)
+WHERE {_COUNTS} ORDER BY s.scope
+"""
+
 
 async def users_of(connection: Connection, tenant: str, addresses: Iterable[tuple[Addressed, str]]) -> set[str]:
     """The users who have one of these addresses: their profiles change with its suppressions."""
@@ -199,14 +207,22 @@ async def find_suppressions(
     return [_stored(row) for row in await connection.fetch(_OF_ADDRESSES, tenant, hashes)]
 
 
-async def of_addresses(
-    connection: Connection, tenant: str, addresses: Mapping[Addressed, str]
-) -> tuple[profile.Suppression, ...]:
-    """The same as a profile holds them."""
-    return tuple(
-        profile.Suppression(one.channel, one.reason, one.scope, one.expires_at)
-        for one in await find_suppressions(connection, tenant, addresses)
-    )
+async def of_users(
+    connection: Connection, addresses: Sequence[tuple[int, str, bytes]]
+) -> dict[int, tuple[profile.Suppression, ...]]:
+    """Suppressions that count now, as profiles hold them.
+
+    Args:
+        addresses: whose each is, by a number; its tenant; its hash.
+
+    Returns:
+        those of each number that has some.
+    """
+    found: dict[int, tuple[profile.Suppression, ...]] = {}
+    for row in await connection.fetch(_OF_USERS, *transposed(addresses)) if addresses else ():
+        one = profile.Suppression(row["channel"], row["reason"], row["scope"], row["expires_at"])
+        found[row["place"]] = (*found.get(row["place"], ()), one)
+    return found
 
 
 async def find_suppression(connection: Connection, tenant: str, id: str) -> StoredSuppression | None:

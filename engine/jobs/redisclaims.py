@@ -6,10 +6,9 @@ server's clock, and to notice that this server is not the one that was told the 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from redis.asyncio import Connection, Redis
@@ -54,15 +53,21 @@ class _Script(RedisScript):
     """
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, _SCRIPT)
+        super().__init__(redis, _SCRIPT, seconds=CLAIM_TIMEOUT_SECONDS)
         self._run_id: Argument = ""
 
-    async def _ask(self, verb: str, script: str, keys: Sequence[Argument], args: Sequence[Argument]) -> Any:
+    async def _ready(self) -> tuple[Connection, Sequence[Argument]]:
         if self._connection is None or not self._connection.is_connected:
-            await self.close()
-            self._connection = self._new_connection()
-            self._run_id = await _run_of(self._connection)
-        return await super()._ask(verb, script, keys, (self._run_id, *args))
+            if self._connection is not None:
+                await self._connection.disconnect()
+            connection, self._connection = self._new_connection(), None
+            try:
+                self._run_id = await _run_of(connection)
+            except BaseException:
+                await connection.disconnect(nowait=True)  # none may be used of which the run is not known
+                raise
+            self._connection = connection
+        return self._connection, (self._run_id,)
 
 
 async def _run_of(connection: Connection) -> Argument:
@@ -109,8 +114,7 @@ class RedisClaims:
         if time.monotonic() < self._away_until:
             raise ClaimsUnavailable
         try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_SECONDS):
-                found, born, now = await self._script(keys, (_BORN_KEPT_SECONDS, *write))
+            found, born, now = await self._script(keys, (_BORN_KEPT_SECONDS, *write))
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             raise ClaimsUnavailable from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import Final
 
 from seamark.protocol.errors import InvalidToken
@@ -11,13 +11,15 @@ from seamark.protocol.subjects import check_type
 ANY: Final = "*"
 
 
-def patterns_of(type: str) -> Iterator[str]:
+TYPES_KEPT: Final = 4096
+"""Types whose patterns a process remembers, some 200 bytes each: a decision asks for those of its type eight times."""
+
+
+@functools.lru_cache(TYPES_KEPT)
+def patterns_of(type: str) -> tuple[str, ...]:
     """The patterns that match a type, the one that says most of it first: each costs its asker one look into a dict."""
-    yield type
-    while "." in type:
-        type = type.rpartition(".")[0]
-        yield f"{type}.*"
-    yield ANY
+    words = type.split(".")
+    return (type, *(".".join(words[:count]) + ".*" for count in range(len(words) - 1, 0, -1)), ANY)
 
 
 def check_pattern(pattern: str) -> str:

@@ -96,7 +96,7 @@ class ProfileCache:
 
     def __init__(self, redis: Redis, read: Callable[[str, str], Awaitable[Profile]]) -> None:
         self._read = read
-        self._look, self._fill = RedisScript(redis, _LOOK), RedisScript(redis, _FILL)
+        self._look, self._fill = (RedisScript(redis, script, seconds=REDIS_SECONDS) for script in (_LOOK, _FILL))
         self._mark, self._settle = RedisScript(redis, _MARK), RedisScript(redis, _SETTLE)
         self._away_until = 0.0
 
@@ -149,8 +149,7 @@ class ProfileCache:
         if time.monotonic() < self._away_until:
             return None
         try:
-            async with asyncio.timeout(REDIS_SECONDS):
-                return await script(keys, args)
+            return await script(keys, args)
         except REDIS_AWAY as error:
             failure = redis_failure(error)
             self._away_until = time.monotonic() + PAUSE_SECONDS

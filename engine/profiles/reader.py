@@ -1,32 +1,46 @@
-"""A profile as the primary has it: what several tables say of a user, without an address."""
+"""Profiles as the primary has them: what several tables say of a user, without an address."""
 
 from __future__ import annotations
 
-from typing import Final
+import functools
+from collections.abc import Sequence
+from typing import Any, Final
 
-from engine.directory.contacts import Addressed
-from engine.directory.suppressions import of_addresses
+from engine.directory.contacts import Addressed, address_hash
+from engine.directory.suppressions import of_users
 from engine.plan.preferences import Preferences
-from engine.plan.profile import Profile
+from engine.plan.profile import Profile, Suppression
 from engine.plan.rules import Channel
-from engine.postgres import Pool, asking
+from engine.postgres import Pool, asking, transposed
 from engine.profiles.preferences import preferences_of
+from engine.questions import Questions
 
 READ_SECONDS: Final = 5.0
 
+USERS_MAX: Final = 128
+"""Users of one statement: some milliseconds of PostgreSQL's time."""
+
 _READ: Final = """
 SELECT p.version, p.deleted_at IS NOT NULL AS deleted, u.email, u.phone, u.locale, u.timezone, f.document::text AS document,
-    EXISTS (SELECT FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND retired_at IS NULL) AS push,
-    EXISTS (SELECT FROM webhook_endpoints WHERE tenant = $1 AND user_id = $2 AND state = 'active') AS webhook
-FROM (VALUES ($1::text, $2::text)) AS asked (tenant, user_id)
+    EXISTS (
+        SELECT FROM push_tokens t WHERE t.tenant = asked.tenant AND t.user_id = asked.user_id AND t.retired_at IS NULL
+    ) AS push,
+    EXISTS (
+        SELECT FROM webhook_endpoints w WHERE w.tenant = asked.tenant AND w.user_id = asked.user_id AND w.state = 'active'
+    ) AS webhook
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS asked (tenant, user_id, place)
     LEFT JOIN profiles p USING (tenant, user_id)
     LEFT JOIN users u USING (tenant, user_id)
     LEFT JOIN preferences f USING (tenant, user_id)
+ORDER BY place
 """
 
+_ADDRESSES: Final[tuple[tuple[Addressed, str], ...]] = (("email", "email"), ("sms", "phone"))
+"""Channels, and the columns of their addresses."""
 
-async def read_profile(pool: Pool, tenant: str, user: str) -> Profile:
-    """The profile of a user; of one who is in no table the empty one.
+
+async def read_profiles(pool: Pool, users: Sequence[tuple[str, str]]) -> list[Profile]:
+    """The profiles of users, each by tenant and name; of one who is in no table the empty one.
 
     The statements need not see one moment: who changes any of it marks the profile first, so what was read is then not kept.
 
@@ -34,14 +48,44 @@ async def read_profile(pool: Pool, tenant: str, user: str) -> Profile:
         StoreUnavailable: no answer in time.
     """
     async with asking(pool, READ_SECONDS) as connection:
-        row = await connection.fetchrow(_READ, tenant, user)
-        assert row is not None, "a row of VALUES is always there"
-        if row["deleted"]:
-            return Profile(version=row["version"], deleted=True)
-        said: tuple[tuple[Addressed, str | None], ...] = ("email", row["email"]), ("sms", row["phone"])
-        addresses = {channel: address for channel, address in said if address is not None}
-        suppressions = await of_addresses(connection, tenant, addresses) if addresses else ()
-    reach: list[Channel] = ["inapp", *addresses]
+        rows = await connection.fetch(_READ, *transposed(users))
+        addresses = [
+            (number, users[number][0], address_hash(channel, row[column]))
+            for number, row in enumerate(rows)
+            for channel, column in _ADDRESSES
+            if row[column] is not None and not row["deleted"]
+        ]
+        suppressions = await of_users(connection, addresses)
+    return [_profile(row, suppressions.get(number, ())) for number, row in enumerate(rows)]
+
+
+async def read_profile(pool: Pool, tenant: str, user: str) -> Profile:
+    """The profile of one user. Raises as `read_profiles`."""
+    [profile] = await read_profiles(pool, [(tenant, user)])
+    return profile
+
+
+class SharedReads:
+    """Reads the profiles of users that are asked for at the same time together."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._questions: Questions[tuple[str, str], Profile] = Questions(
+            "profiles", functools.partial(read_profiles, pool), most=USERS_MAX
+        )
+
+    async def read(self, tenant: str, user: str) -> Profile:
+        """The profile of one user, as it is when this is asked or later. Raises as `read_profiles`."""
+        return await self._questions.answer((tenant, user))
+
+    async def close(self) -> None:
+        """Ask nothing more."""
+        await self._questions.close()
+
+
+def _profile(row: Any, suppressions: tuple[Suppression, ...]) -> Profile:
+    if row["deleted"]:
+        return Profile(version=row["version"], deleted=True)
+    reach: list[Channel] = ["inapp", *(channel for channel, column in _ADDRESSES if row[column] is not None)]
     reach += [channel for channel in ("push", "webhook") if row[channel]]
     return Profile(
         version=row["version"] or 0,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+import asyncpg
 import msgspec
 
 from engine.channels.channel import Job
@@ -15,15 +17,18 @@ from engine.directory.contacts import Addressed
 from engine.directory.push_tokens import WebPushKeys
 from engine.directory.sealing import PLAIN, Seal
 from engine.plan.profile import OPTED_OUT, Suppression
-from engine.postgres import Connection, Pool, asking
+from engine.postgres import Connection, Pool, asking, transposed
+from engine.questions import Questions
 
 DIGEST_BYTES: Final = 8
 """Of a hash: enough to tell the few addresses that a user may have had from each other, and nothing that is the address."""
 
+# Each is asked for all jobs that ask at the same time; `place` says which of them a row is for.
 # The hash is that of `contacts.address_hash`: what an address is suppressed by is found in the same look as the address.
 _ADDRESS: Final = """
-SELECT u.{address} AS address, u.hash, s.channel, s.reason, s.scope, s.expires_at
-FROM (SELECT tenant, {address}, {hash} AS hash FROM users WHERE tenant = $1 AND user_id = $2) AS u
+SELECT a.place, u.address, u.hash, s.channel, s.reason, s.scope, s.expires_at
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS a (tenant, user_id, place)
+    JOIN (SELECT tenant, user_id, {address} AS address, {hash} AS hash FROM users) AS u USING (tenant, user_id)
     LEFT JOIN suppressions s ON s.tenant = u.tenant AND s.address_hash = u.hash
 """
 
@@ -33,13 +38,22 @@ _ADDRESSES: Final[dict[Addressed, str]] = {
 }
 
 _TOKENS: Final = """
-SELECT token_id FROM push_tokens WHERE tenant = $1 AND user_id = $2 AND retired_at IS NULL ORDER BY token_id
+SELECT a.place, t.token_id
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS a (tenant, user_id, place) JOIN push_tokens t USING (tenant, user_id)
+WHERE t.retired_at IS NULL ORDER BY t.token_id
 """
 
 _TOKEN: Final = """
-SELECT token_id, platform, token, app, environment, keys, token_hash FROM push_tokens
-WHERE tenant = $1 AND user_id = $2 AND token_id = $3 AND retired_at IS NULL
+SELECT a.place, t.token_id, t.platform, t.token, t.app, t.environment, t.keys, t.token_hash
+FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS a (tenant, user_id, token_id, place)
+    JOIN push_tokens t USING (tenant, user_id, token_id)
+WHERE t.retired_at IS NULL
 """
+
+ASKED_MAX: Final = 256
+"""Jobs of one statement: below a millisecond of PostgreSQL's time."""
+
+Rows = Sequence[asyncpg.Record]
 
 
 class Target(NamedTuple):
@@ -79,6 +93,8 @@ class Targets:
     def __init__(self, pool: Pool, seal: Seal = PLAIN) -> None:
         self._pool = pool
         self._seal = seal
+        self._addresses = {channel: self._of_all(f"{channel}-addresses", sql) for channel, sql in _ADDRESSES.items()}
+        self._tokens, self._token = self._of_all("push-tokens", _TOKENS), self._of_all("push-token", _TOKEN)
 
     async def find(self, job: Job, category: str | None, now: datetime) -> Target | Several | Nowhere:
         """The target of a job, or those that it is to be split for.
@@ -88,18 +104,20 @@ class Targets:
         Raises:
             StoreUnavailable: PostgreSQL does not answer; StoreBroken: an endpoint's secret cannot be opened.
         """
-        async with asking(self._pool) as connection:
-            match job.channel:
-                case "email" | "sms":
-                    return await _address(connection, job, job.channel, category, now)
-                case "push":
-                    return await _token(connection, job) if job.target else await _tokens(connection, job)
-                case "webhook":
-                    return (
-                        await _endpoint(connection, job, self._seal)
-                        if job.target
-                        else await _endpoints(connection, job)
-                    )
+        match job.channel:
+            case "email" | "sms":
+                return _address(
+                    await self._addresses[job.channel].answer((job.tenant, job.user)), job.channel, category, now
+                )
+            case "push" if job.target:
+                return _token(await self._token.answer((job.tenant, job.user, job.target)))
+            case "push":
+                return _tokens(await self._tokens.answer((job.tenant, job.user)))
+            case "webhook":
+                async with asking(self._pool) as connection:
+                    if job.target:
+                        return await _endpoint(connection, job, self._seal)
+                    return await _endpoints(connection, job)
         return Nowhere("no_address")
 
     async def others(self, job: Job) -> bool:
@@ -108,15 +126,26 @@ class Targets:
         Raises:
             StoreUnavailable: PostgreSQL does not answer.
         """
-        async with asking(self._pool) as connection:
-            rows = await connection.fetch(_TOKENS, job.tenant, job.user)
+        rows = await self._tokens.answer((job.tenant, job.user))
         return any(row["token_id"] != job.target for row in rows)
 
+    async def close(self) -> None:
+        """Ask nothing more."""
+        for questions in (*self._addresses.values(), self._tokens, self._token):
+            await questions.close()
 
-async def _address(
-    connection: Connection, job: Job, channel: Addressed, category: str | None, now: datetime
-) -> Target | Nowhere:
-    rows = await connection.fetch(_ADDRESSES[channel], job.tenant, job.user)
+    def _of_all(self, name: str, sql: str) -> Questions[tuple[str, ...], Rows]:
+        async def ask(asked: list[tuple[str, ...]]) -> list[Rows]:
+            found: list[list[asyncpg.Record]] = [[] for _ in asked]
+            async with asking(self._pool) as connection:
+                for row in await connection.fetch(sql, *transposed(asked)):
+                    found[row["place"] - 1].append(row)
+            return list(found)
+
+        return Questions(name, ask, most=ASKED_MAX)
+
+
+def _address(rows: Rows, channel: Addressed, category: str | None, now: datetime) -> Target | Nowhere:
     if not rows or rows[0]["address"] is None:
         return Nowhere("no_address")
     found = [
@@ -130,15 +159,14 @@ async def _address(
     return Target(rows[0]["address"], digest=digest_of(rows[0]["hash"]))
 
 
-async def _tokens(connection: Connection, job: Job) -> Several | Nowhere:
-    rows = await connection.fetch(_TOKENS, job.tenant, job.user)
+def _tokens(rows: Rows) -> Several | Nowhere:
     return Several(tuple(row["token_id"] for row in rows)) if rows else Nowhere("no_token")
 
 
-async def _token(connection: Connection, job: Job) -> Target | Nowhere:
-    row = await connection.fetchrow(_TOKEN, job.tenant, job.user, job.target)
-    if row is None:
+def _token(rows: Rows) -> Target | Nowhere:
+    if not rows:
         return Nowhere("no_token")
+    [row] = rows
     keys = None if row["keys"] is None else msgspec.json.decode(row["keys"], type=WebPushKeys)
     target = PushTarget(
         id=row["token_id"],

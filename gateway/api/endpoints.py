@@ -43,7 +43,7 @@ from gateway.api.push_tokens import (
     tokens_of_user,
 )
 from gateway.api.sessions import end_session, end_sessions, list_sessions
-from gateway.api.suppressions import lift, list_suppressions, search_suppressions, suppress
+from gateway.api.suppressions import lift, lift_many, list_suppressions, search_suppressions, suppress
 from gateway.api.template_preview import preview_template
 from gateway.api.templates import activate, get_template, list_templates, remove_template, replace_template
 from gateway.api.tenant_defaults import get_defaults, remove_defaults, replace_defaults
@@ -110,6 +110,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     suppress,
     list_suppressions,
     search_suppressions,
+    lift_many,
     lift,
     unsubscribe_page,
     unsubscribe,

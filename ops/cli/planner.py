@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import sys
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
     from engine.planner import position
     from engine.planner.planner import Planner
     from engine.profiles.cache import ProfileCache
-    from engine.profiles.reader import read_profile
+    from engine.profiles.reader import SharedReads
     from engine.tasks import run_until
     from ops.process import database, stores
 
@@ -44,7 +43,8 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
         watched_controls(broker) as controls,
         watching(broker) as cancels,
     ):
-        rules, profiles = Rules(pool, broker), ProfileCache(redis, functools.partial(read_profile, pool))
+        reads = SharedReads(pool)
+        rules, profiles = Rules(pool, broker), ProfileCache(redis, reads.read)
 
         def drops(tenant: str, user: str) -> tuple[Kill, ...]:
             return controls.controls.drops(tenant, user)  # those of this moment
@@ -61,3 +61,4 @@ async def _plan(settings: Settings, stop: asyncio.Event, health: Health) -> None
         finally:
             await rules.close()
             await profiles.close()
+            await reads.close()

@@ -37,7 +37,20 @@ def is_told(name: str, figures: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["campaign", "channels", "dispatch", "later", "users", "fanout", "storm", "idle", "resume", "inbox", "import"],
+    [
+        "campaign",
+        "channels",
+        "dispatch",
+        "later",
+        "users",
+        "plan",
+        "fanout",
+        "storm",
+        "idle",
+        "resume",
+        "inbox",
+        "import",
+    ],
 )
 def test_a_benchmark_prints_its_result_beside_the_yardstick_of_the_same_run(name: str) -> None:
     is_told(name, run(name))

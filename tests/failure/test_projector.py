@@ -24,7 +24,6 @@ from seamark.protocol.records import state_record
 from seamark.protocol.subjects import encode_token, log_subject, partition_of
 from tests.support.logs import FAST, at_work, connected, eventually
 from tests.support.projections import PARTITIONS, log_of, projecting, projector_processes
-from tests.support.topology import Overrides
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -225,8 +224,7 @@ async def test_twenty_kills_of_the_active_projector_in_100000_records_count_noth
         Redis.from_url(valkey.url, socket_timeout=None) as redis,
         AsyncExitStack() as stack,
     ):
-        # Half of the time that a test of twenty kills takes is the time-out of a pin.
-        await topology.ensure(broker, "dev", PARTITIONS, overrides=Overrides(replicas=1, pin_timeout_seconds=2.0))
+        await topology.ensure(broker, "dev", PARTITIONS, overrides=FAST)
         with projector_processes(tmp_path, nats_server.url, valkey.url) as processes:
             for process in processes:
                 process.start()

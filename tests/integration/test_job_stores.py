@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from engine.channels.channel import Job, Outcome
 from engine.jobs import redisbucket, redisclaims
@@ -14,6 +16,7 @@ from engine.jobs.bucket import Level, Limit, refused, take
 from engine.jobs.claims import ClaimsUnavailable, Done, Leased, Look, Waiting, believable
 from engine.jobs.redisbucket import RedisBucket
 from engine.jobs.redisclaims import RedisClaims
+from engine.redisscript import RedisScript
 from ops.dev.servers import Valkey
 from tests.support.logs import eventually
 from tests.support.network import bad_network
@@ -229,3 +232,50 @@ async def test_a_refusal_halves_what_all_workers_get(redis: Redis) -> None:
     assert ends[2] - ends[1] > 0.15
     for bucket in (one, other):
         await bucket.close()
+
+
+_SAY = "if ARGV[1] == 'wrong' then return redis.error_reply('it is wrong') end return ARGV[1] .. redis.call('INCR', KEYS[1])"
+
+
+async def test_calls_of_a_script_that_are_made_together_have_each_their_own_answer_or_error(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, writes = RedisScript(redis, _SAY), list[bytes]()
+    send = Connection.send_packed_command
+
+    async def counted(self: Connection, command: bytes, check_health: bool = True) -> None:
+        writes.append(command)
+        await send(self, command, check_health)
+
+    monkeypatch.setattr(Connection, "send_packed_command", counted)
+    for _ in range(2):  # known to the server, and forgotten by it
+        await redis.delete("n")
+        await redis.script_flush()
+        writes.clear()
+        said = await asyncio.gather(*(script(["n"], [word]) for word in ("a", "wrong", "b")), return_exceptions=True)
+        assert said[0] == b"a1"
+        assert isinstance(said[1], ResponseError)
+        assert said[2] == b"b2"
+        assert len([one for one in writes if b"EVAL" in one]) == 2, "all by their name, then all by their text"
+    await script.close()
+
+
+async def test_only_calls_without_an_answer_are_made_again_when_a_connection_is_lost(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = RedisScript(redis, _SAY)
+    await redis.delete("n")
+    assert await script(["n"], ["a"]) == b"a1"
+    answers, read = iter((True, False)), Connection.read_response
+
+    async def cut(self: Connection) -> object:
+        if next(answers, True):
+            return await read(self)
+        await self.disconnect()
+        raise RedisConnectionError
+
+    monkeypatch.setattr(Connection, "read_response", cut)
+    assert await asyncio.gather(script(["n"], ["b"]), script(["n"], ["c"])) == [b"b2", b"c4"], (
+        "c was made twice, b once"
+    )
+    await script.close()

@@ -103,3 +103,51 @@ def test_each_question_gets_its_own_answer_or_none_exactly_once(
         assert answers == {number: None if number in failed else number for number in range(asked)}
 
     asyncio.run(run())
+
+
+async def test_whoever_awaits_an_answer_gets_it_or_what_asking_raised() -> None:
+    server = Server([False, True])
+    server.let.set()
+    questions = Questions("numbers", server.ask, most=2)
+    found = await asyncio.gather(*map(questions.answer, (1, 2, 3)), return_exceptions=True)
+    assert found[:2] == [1, 2]
+    assert isinstance(found[2], Unanswered)
+
+
+async def test_a_request_goes_on_while_anybody_waits_for_it_and_is_given_up_with_the_last() -> None:
+    server = Server()
+    questions = Questions("numbers", server.ask)
+    one, other = (asyncio.create_task(questions.answer(number)) for number in (1, 2))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert server.requests == [[1, 2]]
+    gone = asyncio.create_task(questions.answer(3))
+    last = asyncio.create_task(questions.answer(4))
+    await asyncio.sleep(0)
+    for task in (one, gone):
+        task.cancel()
+        await asyncio.wait({task})
+    assert questions.busy
+    assert server.requests == [[1, 2]], "somebody waits for it"
+    other.cancel()
+    async with asyncio.timeout(20):
+        while len(server.requests) < 2:
+            await asyncio.sleep(0)
+    assert server.requests == [[1, 2], [4]], "given up, and nobody wants to know of 3"
+    server.let.set()
+    assert await last == 4
+
+
+async def test_a_request_has_a_deadline_and_the_next_is_asked_after_it() -> None:
+    server = Server()
+    questions = Questions("numbers", server.ask, seconds=0.01)
+    with pytest.raises(TimeoutError):
+        await questions.answer(1)
+    server.let.set()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert await questions.answer(2) == 2
+                return
+            except TimeoutError:
+                continue  # this machine stood still

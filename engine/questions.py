@@ -1,0 +1,152 @@
+"""Questions that many ask at once, asked of a server once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import ClassVar, Generic, NamedTuple, TypeVar
+
+import structlog
+
+from engine.tasks import end, end_if_cancelled
+from seamark.protocol.errors import SeamarkError
+
+_log = structlog.get_logger("seamark.questions")
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+
+class _Asked(NamedTuple, Generic[Question, Answer]):
+    """A question, and what is done with its answer: a waiter is done with it, or else `told` is called."""
+
+    question: Question
+    waiter: asyncio.Future[Answer] | None = None
+    told: Callable[[Answer | None], None] = lambda _: None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.waiter is not None and self.waiter.done()
+
+
+class Questions(Generic[Question, Answer]):
+    """Questions of one kind; one request at a time answers those that came before it was sent.
+
+    One that comes alone is asked at once. While a request is under way, questions are gathered for the next one.
+
+    Args:
+        name: of what is asked, for the log.
+        ask: the answers to these questions, in their order, or none at all.
+        seconds: a request's deadline; whoever asks waits for two of them at most. None: it has one of its own.
+        most: how many questions one request may hold.
+        gather_seconds: how long questions are gathered even if no request is under way; for those that nobody waits for.
+        turn: shared with questions of other kinds, of which no request may be under way at the same time.
+    """
+
+    pause_seconds: ClassVar[float] = 0.0
+    pause_seconds_max: ClassVar[float] = 0.0
+    """How long questions are gathered after a request, for each but one that it has answered, and at most."""
+
+    def __init__(
+        self,
+        name: str,
+        ask: Callable[[list[Question]], Awaitable[Sequence[Answer]]],
+        *,
+        seconds: float | None = None,
+        most: int = sys.maxsize,
+        gather_seconds: float = 0.0,
+        turn: asyncio.Lock | None = None,
+    ) -> None:
+        self._name = name
+        self._ask = ask
+        self._seconds = seconds
+        self._most = most
+        self._gather_seconds = gather_seconds
+        self._turn = turn or asyncio.Lock()
+        self._waiting: list[_Asked[Question, Answer]] = []
+        self._wave: list[_Asked[Question, Answer]] = []
+        self._request: asyncio.Timeout | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or about to be."""
+        return self._asking is not None
+
+    def ask(self, question: Question, answer: Callable[[Answer | None], None]) -> None:
+        """`answer` is called exactly once, never inside this call; with None where there is none to be had, which is logged."""
+        self._add(_Asked(question, told=answer))
+
+    async def answer(self, question: Question) -> Answer:
+        """The answer. A request of which everybody has given up waiting is given up, too.
+
+        Raises:
+            whatever asking raises; ConnectionError: closed meanwhile.
+        """
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._add(_Asked(question, waiter))
+        try:
+            return await waiter
+        finally:
+            if waiter.cancelled() and self._request is not None and all(one.given_up for one in self._wave):
+                request, self._request = self._request, None
+                request.reschedule(0)
+
+    async def close(self) -> None:
+        """Stop asking; who still waits gets no answer."""
+        await end(self._asking)
+        waiting, self._waiting = self._waiting, []
+        self._tell(waiting, (), ConnectionError(f"{self._name} is asked no more"))
+
+    def _add(self, asked: _Asked[Question, Answer]) -> None:
+        self._waiting.append(asked)
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._run(), name=self._name)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                end_if_cancelled()
+                if self._gather_seconds:
+                    await asyncio.sleep(self._gather_seconds)
+                async with self._turn:
+                    wave, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                    await self._settle([one for one in wave if not one.given_up])
+                await asyncio.sleep(min(self.pause_seconds_max, self.pause_seconds * (len(wave) - 1)))
+        finally:
+            self._asking = None
+
+    async def _settle(self, wave: list[_Asked[Question, Answer]]) -> None:
+        answers: Sequence[Answer] = ()
+        failure: Exception = ConnectionError(f"{self._name}: no answer")
+        try:
+            async with asyncio.timeout(self._seconds) as self._request:
+                self._wave = wave
+                answers = await self._ask([one.question for one in wave]) if wave else ()
+        except Exception as error:
+            # Whoever asks next waits for this task: an unforeseen error must not end it.
+            failure = error
+            if any(one.waiter is None for one in wave):
+                self._say(error)
+        finally:
+            self._request = None
+            self._tell(wave, answers, failure)
+
+    def _say(self, error: Exception) -> None:
+        if isinstance(error, SeamarkError | TimeoutError):
+            _log.warning("question_not_answered", question=self._name, error=f"{type(error).__name__}: {error}")
+        else:
+            _log.error("question_failed", question=self._name, exc_info=error)
+
+    def _tell(self, wave: list[_Asked[Question, Answer]], answers: Sequence[Answer], failure: Exception) -> None:
+        for number, one in enumerate(wave):
+            if one.waiter is None:
+                one.told(answers[number] if number < len(answers) else None)
+            elif one.waiter.done():
+                continue
+            elif number < len(answers):
+                one.waiter.set_result(answers[number])
+            else:
+                one.waiter.set_exception(failure)
