@@ -102,20 +102,22 @@ SELECT o.tenant, o.user_id, o.device, CASE WHEN w.moves THEN o.epoch ELSE f.epoc
     CASE WHEN w.moves THEN o.seq ELSE f.seq END, CASE WHEN w.moves THEN o.at ELSE f.at END, o.touched_at, {v}
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::boolean[])
     AS o (tenant, user_id, device, epoch, seq, at, touched_at, anew)
-    LEFT JOIN device_cursors f ON f.tenant = o.tenant AND f.user_id = o.user_id AND f.device = o.device AND f.version = {v}
+    LEFT JOIN LATERAL (SELECT * FROM device_cursors n
+        WHERE n.tenant = o.tenant AND n.user_id = o.user_id AND n.device = o.device AND n.version = {v} LIMIT 1) f ON true
     CROSS JOIN LATERAL (SELECT f.seq IS NULL OR o.anew OR f.epoch <> o.epoch OR f.seq < o.seq AS moves) w
 ON CONFLICT (tenant, user_id, device, version) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, at = excluded.at,
     touched_at = greatest(c.touched_at, excluded.touched_at)
 RETURNING c.tenant, c.user_id, c.xmax = 0 AS added)
 SELECT DISTINCT tenant, user_id FROM written WHERE added ORDER BY tenant, user_id
 """
-"""Gives the users who have a device that was not known."""
+"""Gives the users who have a device that was not known. Each row is looked for by its key (`LIMIT` forbids any other plan): of a
+version that has just grown there are no statistics, and all its rows were compared with all of the batch."""
 
 _SURPLUS: Final = """
-DELETE FROM device_cursors c USING unnest($1::text[], $2::text[]) AS o (tenant, user_id), LATERAL (
-    SELECT n.device FROM device_cursors n WHERE n.tenant = o.tenant AND n.user_id = o.user_id AND n.version = {v}
-    ORDER BY n.touched_at DESC, n.device OFFSET {most}) s
-WHERE c.tenant = o.tenant AND c.user_id = o.user_id AND c.device = s.device AND c.version = {v}
+DELETE FROM device_cursors WHERE ctid = ANY (ARRAY(
+    SELECT s.place FROM unnest($1::text[], $2::text[]) AS o (tenant, user_id), LATERAL (
+        SELECT n.ctid AS place FROM device_cursors n WHERE n.tenant = o.tenant AND n.user_id = o.user_id AND n.version = {v}
+        ORDER BY n.touched_at DESC, n.device OFFSET {most}) s))
 """
 
 

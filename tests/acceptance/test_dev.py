@@ -580,7 +580,7 @@ async def test_a_campaign_started_on_the_page_reaches_its_total_and_the_inbox(sh
     await page.click("#dry-run")
     await page.until(f"{text('campaign-said')} === 'Dry run: 2 of 2 would get it. Nothing was sent.'")
     why = await page.evaluate("[...document.querySelectorAll('#campaign-decisions li')].map((one) => one.textContent)")
-    assert why == ["In the app, of all 2: 2 now: default"]
+    assert why == ["In the app, of all 2: 2 now: default", "E-mail, of all 2: 2 never: no_address"]
     id = await page.evaluate("document.querySelector('#campaign-id').value")
     assert served(shared, "GET", f"/v1/campaigns/{id}")[0] == 404
     await page.fill("#campaign-title", "All hands")

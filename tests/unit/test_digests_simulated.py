@@ -15,7 +15,7 @@ from engine.jobs.handling import Handler
 from tests.support.digestsim import DigestWorld, with_digests
 from tests.support.jobsim import simulated
 
-WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 60)
+WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 40)
 MUTANT_WORLDS = 600
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
