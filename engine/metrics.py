@@ -153,3 +153,8 @@ worker_delay_seconds = Histogram(
 providers_stale = Gauge(
     "seamark_providers_stale", "1 while the providers' file cannot be read, and what it said before is used"
 )
+
+traces_unfollowed = Counter(
+    "seamark_traces_unfollowed", "Spans that were wanted and not made, as there were too many", ("reason",)
+)
+"""reason: tenant (it has had its share), process, errors (nobody follows them), resume (of one device)."""

@@ -31,10 +31,10 @@ def followed_dead(spans: Spans | None, headers: bytes, reason: str) -> dict[str,
 def traced(
     spans: Spans | None, source: EventSource, event_partition: int, epoch: str, planned: Sequence[Planned]
 ) -> RoundSpans | None:
-    """The spans of a round; None: it has no event that is followed."""
+    """The spans of a round; None: it has no event that is followed, or there is no room for more spans."""
     if spans is None:
         return None
-    found = [one for one in planned if one.following is not None]
+    found = [one for one in planned if one.following is not None and spans.room(one.accepted.at.tenant_token)]
     return RoundSpans(spans, source, event_partition, epoch, len(planned), found) if found else None
 
 
@@ -55,6 +55,7 @@ class RoundSpans:
     ) -> None:
         self._spans = spans
         self._events: dict[tuple[int, str], Span] = {}
+        self._tenants: dict[tuple[int, str], str] = {}
         since, destination = time.time_ns(), _DESTINATIONS.get(source, names.LATER)
         told = {names.GROUP: dispatch_consumer(event_partition)}
         each = [(one, one.following) for one in followed_events if one.following is not None]
@@ -82,6 +83,7 @@ class RoundSpans:
                     links=[self._round.get_span_context()],
                 )  # fmt: skip
             self._events[one.seq, one.part] = span
+            self._tenants[one.seq, one.part] = one.accepted.at.tenant_token
 
     def appended(self, place: Place, entries: Iterable[Entry | PutOff], since: int) -> None:
         """These entries are stored in a place; `since` is when that was begun, in Unix nanoseconds."""
@@ -92,6 +94,8 @@ class RoundSpans:
                 counts[key] = counts.get(key, 0) + 1
         hop = names.PUT_OFF if place == LATER_PLACE else names.APPEND
         for key, count in counts.items():
+            if not self._spans.room(self._tenants[key]):
+                continue  # an event for very many users is appended in every partition
             parent = self._events[key].get_span_context()
             self._spans.begin(hop, parent, {names.MESSAGE_COUNT: count}, since=since).end()
 

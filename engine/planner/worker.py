@@ -243,7 +243,7 @@ class PlanWorker:
             self._passed = reached
             await self._move(messages_of(batch))
             if self._spans is not None:
-                stored = ((one.trace, one.stored_at, len(one.messages)) for one in batch)
+                stored = ((one.trace, one.stored_at, one.messages) for one in batch)
                 jobs_stored(self._spans, stored, since)
         except ApiError:
             if len(batch) == 1:

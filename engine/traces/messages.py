@@ -13,16 +13,16 @@ from engine.traces.contexts import followed, followed_in
 from engine.traces.spans import Spans, failed
 
 
-def jobs_stored(spans: Spans, stored: Iterable[tuple[str | None, int, int]], since: int) -> None:
+def jobs_stored(spans: Spans, stored: Iterable[tuple[str | None, int, Sequence[Outgoing]]], since: int) -> None:
     """Jobs are stored, in a batch whose storing was begun at `since` (Unix nanoseconds).
 
     Args:
-        stored: of each record that jobs follow from its `traceparent`, when it was stored (Unix nanoseconds), and how many jobs.
+        stored: of each record that jobs follow from its `traceparent`, when it was stored (Unix nanoseconds), and the jobs.
     """
-    for traceparent, stored_at, count in stored:
+    for traceparent, stored_at, jobs in stored:
         origin = followed(traceparent)
-        if origin is not None:
-            about = {names.MESSAGE_COUNT: count}
+        if origin is not None and spans.room(jobs[0].subject.split(".", 4)[3]):
+            about = {names.MESSAGE_COUNT: len(jobs)}
             spans.begin(names.STORE_JOB, origin, about, since=since, stored_at=stored_at).end()
 
 
@@ -35,7 +35,7 @@ def receipts_stored(spans: Spans, receipts: Sequence[Outgoing], since: int, *, s
     about = {names.MESSAGE_COUNT: len(receipts)}
     for receipt in receipts:
         origin = followed_in(b"\r\n" + receipt.headers) if receipt.headers else None
-        if origin is not None:
+        if origin is not None and spans.room(receipt.subject.split(".", 3)[2]):
             spans.begin(names.STORE_RECEIPT, origin, about, since=since, stored_at=stored_at).end()
 
 
@@ -57,7 +57,7 @@ def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequ
     finally:
         for message in batch:
             origin = followed_in(message.headers)
-            if origin is not None:
+            if origin is not None and spans.room(message.subject.split(b".", 3)[2].decode("utf-8", "replace")):
                 about: dict[str, str | int] = {
                     names.GROUP: consumer,
                     names.MESSAGE_ID: f"{epoch}.{message.seq}",

@@ -71,7 +71,8 @@ def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -
     if spans is None:
         return
     traces = (job.trace,) if job.members is None else job.members.traces.values()
-    origins = [origin for each in islice(traces, SPANS_MAX) if (origin := followed(each)) is not None]
+    found = [origin for each in islice(traces, SPANS_MAX) if (origin := followed(each)) is not None]
+    origins = [origin for origin in found if spans.room(job.tenant)]
     if not origins:
         return
     since = int(began_at.timestamp() * 1e9)

@@ -59,7 +59,7 @@ def accepting(spans: Spans | None, caller: Mapping[str, str], event: Encoded) ->
         try:
             yield caller
         except Exception as error:
-            spans.error(_hop(event), context, type(error).__name__, {})
+            spans.error(_hop(event), context, type(error).__name__, {}, tenant=_tenant(event))
             raise
         return
     try:
@@ -72,21 +72,28 @@ def accepting(spans: Spans | None, caller: Mapping[str, str], event: Encoded) ->
 
 
 def _begin(spans: Spans, caller: SpanContext | None, event: Encoded) -> Span | None:
-    """The span, where the caller has the event followed, or nobody has decided and it is one of those that are."""
+    """The span, where the caller has the event followed, or nobody has decided and it is one of those that are.
+
+    Where there is no room for it, the event goes on as it came: dispatchers have room of their own.
+    """
     request, hop = trace.get_current_span().get_span_context(), _hop(event)
     if caller is not None:
-        if not caller.trace_flags.sampled:
+        if not caller.trace_flags.sampled or not spans.room(_tenant(event)):
             return None
-        within = request.is_valid and request.trace_id == caller.trace_id
+        within = request.trace_flags.sampled and request.trace_id == caller.trace_id
         return spans.begin(hop, request if within else caller, {})
     first = spans.first(*event.msg_id.split(":", 1), critical=event.critical)
-    if first is None:
+    if first is None or not spans.room(_tenant(event)):
         return None
     # A random span id: an event that is sent again has another span.
     span = spans.begin_first(hop, SpanContext(first.trace_id, 0, is_remote=True), {})
     if request.trace_flags.sampled:
         span.add_link(request)
     return span
+
+
+def _tenant(event: Encoded) -> str:
+    return event.msg_id.partition(":")[0]
 
 
 def _hop(event: Encoded) -> names.Hop:

@@ -88,7 +88,7 @@ class Follower:
         self.sent_max = 0
         self.sent_before_reset = 0
         self.tally = Tally(0)
-        self.traces = None if (spans := active()) is None else SessionTraces(spans)
+        self.traces = None if (spans := active()) is None else SessionTraces(spans, session.tenant)
 
     # --- what happens to the log ------------------------------------------------------------------------------------
 

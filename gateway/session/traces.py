@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 from opentelemetry.trace import Span, SpanContext
 
+from engine import metrics
 from engine.traces import names
 from engine.traces.contexts import followed_in, traceparent_of
 from engine.traces.spans import Spans
@@ -18,6 +19,11 @@ from gateway.log.message import Message
 
 REMEMBERED: Final = 8
 """Followed records of a session of which something may still be said. Of older ones no more spans come."""
+
+RESUMED_MAX: Final = 16
+"""Deliveries of one resume that have spans: a device that was away for a week may have missed thousands of followed records."""
+
+_UNFOLLOWED: Final = metrics.traces_unfollowed.labels("resume")
 
 
 class _Sent(NamedTuple):
@@ -41,12 +47,27 @@ class SessionTraces:
 
     A WebSocket lasts for hours and is no span. `resume` lasts until everything missed was sent; there is one where a followed
     record was among it, and else as often as for any other thing that nobody has decided about.
+
+    Args:
+        tenant: of its user.
     """
 
-    __slots__ = ("_acked", "_begun_at", "_outcome", "_resume", "_sent", "_spans")
+    __slots__ = (
+        "_acked",
+        "_begun_at",
+        "_missed",
+        "_missed_followed",
+        "_outcome",
+        "_resume",
+        "_sent",
+        "_spans",
+        "_tenant",
+    )
 
-    def __init__(self, spans: Spans) -> None:
+    def __init__(self, spans: Spans, tenant: str) -> None:
         self._spans = spans
+        self._tenant = tenant
+        self._missed = self._missed_followed = 0
         self._begun_at = time.time_ns()  # 0: it has caught up
         self._outcome = ""
         self._resume: Span | None = None
@@ -55,8 +76,12 @@ class SessionTraces:
 
     def delivered(self, seq: int, message: Message, epoch: str) -> None:
         """A record was sent. Of one that is not for the screen only its position was."""
-        origin = None if message.skip else followed_in(message.headers)
-        if origin is None:
+        if message.skip:
+            return
+        if self._begun_at:
+            self._missed += 1
+        origin = followed_in(message.headers)
+        if origin is None or not self._room():
             return
         stored_at = int(datetime.fromisoformat(message.time).timestamp() * 1e9) if message.time else None
         if stored_at is not None and self._begun_at and self._resume is None:
@@ -69,6 +94,17 @@ class SessionTraces:
         except (msgspec.DecodeError, UnicodeDecodeError):
             id = ""
         self._sent.append(_Sent(seq, id, time.time_ns(), span.get_span_context()))
+
+    def _room(self) -> bool:
+        """Whether one more delivery may have a span."""
+        if self._begun_at and self._missed_followed >= RESUMED_MAX:
+            _UNFOLLOWED.inc()
+            return False
+        if not self._spans.room(self._tenant):
+            return False
+        if self._begun_at:
+            self._missed_followed += 1
+        return True
 
     def acknowledged(self, seq: int) -> None:
         """The device has everything up to `seq`."""
@@ -104,7 +140,7 @@ class SessionTraces:
         """All that was missed is sent."""
         if not self._begun_at:
             return
-        if self._resume is None and self._spans.by_chance():
+        if self._resume is None and self._spans.by_chance() and self._spans.room(self._tenant):
             self._resume = self._spans.begin_apart(names.RESUME, (), {}, self._begun_at)
         self._end()
 
@@ -117,6 +153,6 @@ class SessionTraces:
     def _end(self) -> None:
         self._begun_at = 0
         if self._resume is not None:
-            self._resume.set_attribute(names.OUTCOME, self._outcome)
+            self._resume.set_attributes({names.OUTCOME: self._outcome, names.MESSAGE_COUNT: self._missed})
             self._resume.end()
             self._resume = None

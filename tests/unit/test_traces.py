@@ -1,9 +1,12 @@
 """Contexts are read and decided alike by everybody, spans hang where they belong, and a receiver keeps what it was sent."""
 
+import functools
 import json
 import random
 import time
+from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
+from engine import metrics
 from engine.broker.jetstream import Outgoing
+from engine.buckets import Buckets
 from engine.dispatch import rounds
 from engine.dispatch.following import FOLLOWED_USERS_MAX, not_followed
 from engine.dispatch.rounds import Planned, batches, fan_out, plan
@@ -33,8 +38,9 @@ from engine.traces.contexts import (
     unfollowed,
 )
 from engine.traces.export import provider_of_hops
-from engine.traces.messages import jobs_stored, receipts_stored
+from engine.traces.messages import jobs_stored, receipts_stored, working
 from engine.traces.spans import ERRORS_PER_SECOND, Spans
+from gateway.session.traces import RESUMED_MAX, SessionTraces
 from ops.dev.spans import Link, Span, SpanStore, decode
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -95,11 +101,13 @@ def test_everybody_decides_the_same_about_as_many_as_were_asked_for() -> None:
 class Collected:
     """Spans, and what they have exported."""
 
-    def __init__(self, one_in: int = 100, follow_seconds: float = 300) -> None:
+    def __init__(self, one_in: int = 100, follow_seconds: float = 300, per_second: float = 100_000) -> None:
         self.exporter = InMemorySpanExporter()
         provider, ids = provider_of_hops(Resource({}))
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.spans = Spans(provider.get_tracer("test"), ids, one_in=one_in, follow_seconds=follow_seconds)
+        self.spans = Spans(
+            provider.get_tracer("test"), ids, one_in=one_in, follow_seconds=follow_seconds, per_second=per_second
+        )
 
     @property
     def found(self) -> list:
@@ -134,7 +142,15 @@ def test_jobs_that_follow_from_a_record_and_their_receipts_have_spans_where_it_i
     now, old = time.time_ns(), time.time_ns() - 301 * 10**9
     jobs_stored(
         collected.spans,
-        [(PARENT, now, 2), (unfollowed(PARENT.encode()).decode(), now, 3), (None, now, 4), (PARENT, old, 5)],
+        [
+            (trace, stored_at, [Outgoing("job.push.normal.acme.alice", b"{}")] * count)
+            for trace, stored_at, count in [
+                (PARENT, now, 2),
+                (unfollowed(PARENT.encode()).decode(), now, 3),
+                (None, now, 4),
+                (PARENT, old, 5),
+            ]
+        ],
         now,
     )
     about_jobs = collected.found
@@ -168,6 +184,22 @@ def test_errors_that_nobody_follows_have_spans_within_a_bound(collected: Collect
     assert ERRORS_PER_SECOND <= sum(one is not None for one in told) < 3 * ERRORS_PER_SECOND
     assert collected.spans.error(names.DISPATCH, ORIGIN, "json", {}) is not None, "what is followed is not counted"
     assert collected.found[-1].attributes["error.type"] == "json"
+
+
+def counted(reason: str) -> float:
+    return metrics.traces_unfollowed.labels(reason)._value.get()
+
+
+def test_a_tenant_has_half_of_what_a_process_follows_and_nobody_has_more_than_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Buckets, "__init__", functools.partialmethod(Buckets.__init__, now=lambda: 0.0))
+    spans, tenant, process = Collected(per_second=10).spans, counted("tenant"), counted("process")
+    assert [spans.room("greedy") for _ in range(25)] == [True] * 10 + [False] * 15
+    assert [spans.room("b") for _ in range(8)] == [True] * 8
+    assert [spans.room("c") for _ in range(5)] == [True] * 2 + [False] * 3
+    assert (counted("tenant") - tenant, counted("process") - process) == (15, 3)
+    assert spans.error(names.DISPATCH, ORIGIN, "json", {}, tenant="greedy") is not None, "as one that nobody follows"
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -286,6 +318,64 @@ def test_rounds_look_for_contexts_only_where_spans_are_made() -> None:
     assert quiet.planned[0].following is None
     [followed] = rounds.rounds([stored(f"traceparent: {PARENT}\r\n".encode())], "epoch", Collected().spans)
     assert followed.planned[0].following is not None
+
+
+def test_an_event_that_there_is_no_room_to_follow_gives_the_same_records_and_no_span() -> None:
+    full, event = Collected(per_second=0.001), stored(f"traceparent: {PARENT}\r\n".encode())
+    [round_] = rounds.rounds([event], "epoch", full.spans)
+    assert traced(full.spans, EVENTS, 0, "epoch", round_.planned) is None
+    assert messages(round_.planned[0]) == messages(planned(event, Collected().spans))
+    now = time.time_ns()
+    jobs_stored(full.spans, [(PARENT, now, [Outgoing("job.push.normal.acme.alice", b"{}")])], now)
+    receipts_stored(full.spans, [Outgoing("rcpt.0.acme.alice", b"{}", trace_line(PARENT))], now)
+    with working(
+        full.spans, names.FOLD, "unread", "epoch", [msgspec.structs.replace(event, subject=b"log.0.acme.alice")]
+    ):
+        pass
+    assert full.found == []
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+class Sent:
+    """A record as `SessionTraces` looks at it."""
+
+    skip = False
+    body = b'{"id":"n"}'
+
+    def __init__(self, number: int, parent: str = PARENT, stored_at: str = "") -> None:
+        self.headers, self.time = f"NATS/1.0\r\ntraceparent: {parent}\r\n\r\n".encode(), stored_at
+        self.body = f'{{"id":"n{number}"}}'.encode()
+
+
+def test_a_device_that_missed_much_has_a_resume_that_says_how_much_and_spans_of_a_few(collected: Collected) -> None:
+    session, before = SessionTraces(collected.spans, "acme"), counted("resume")
+    missed = datetime.now(UTC).isoformat()
+    session.adopted("resumed")
+    for seq in range(1, 101):
+        session.delivered(seq, Sent(seq, PARENT if seq % 2 else PARENT[:-1] + "0", missed), "epoch")
+    session.acknowledged(100)
+    session.caught_up()
+    session.delivered(101, Sent(101), "epoch")
+    found = {
+        title: [one for one in collected.found if one.name == title] for title in {s.name for s in collected.found}
+    }
+    assert len(found[names.DELIVER.title]) == RESUMED_MAX + 1, "afterwards everything is followed again"
+    assert counted("resume") - before == 50 - RESUMED_MAX
+    [resume] = found[names.RESUME.title]
+    assert resume.attributes[names.MESSAGE_COUNT] == 100
+
+
+def test_a_delivery_without_a_span_leaves_nothing_to_say_about_it() -> None:
+    full = Collected(per_second=0.001, one_in=10**9)
+    session = SessionTraces(full.spans, "acme")
+    session.delivered(1, Sent(1), "epoch")
+    session.acknowledged(1)
+    session.caught_up()
+    assert session.reading(["n1"], None) is None
+    assert session.newest(0, 1) is None
+    assert full.found == []
 
 
 # --- the receiver -----------------------------------------------------------------------------------------------------
