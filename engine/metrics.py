@@ -158,3 +158,6 @@ traces_unfollowed = Counter(
     "seamark_traces_unfollowed", "Spans that were wanted and not made, as there were too many", ("reason",)
 )
 """reason: tenant (it has had its share), process, errors (nobody follows them), resume (of one device)."""
+
+traces_lost = Counter("seamark_traces_lost", "Spans that were made, and that no collector got", ("reason",))
+"""reason: full (too many waited), refused (an export failed), end (they still waited as the process ended)."""

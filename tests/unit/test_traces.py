@@ -3,7 +3,9 @@
 import functools
 import json
 import random
+import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
+from structlog.testing import capture_logs
 
 from engine import metrics
 from engine.broker.jetstream import Outgoing
@@ -37,7 +41,7 @@ from engine.traces.contexts import (
     traceparent_of,
     unfollowed,
 )
-from engine.traces.export import provider_of_hops
+from engine.traces.export import QUEUED_SPANS, Queue, Sampled, check_queue, provider_of_hops
 from engine.traces.messages import jobs_stored, receipts_stored, working
 from engine.traces.spans import ERRORS_PER_SECOND, Spans
 from gateway.session.traces import RESUMED_MAX, SessionTraces
@@ -426,6 +430,62 @@ def test_a_receiver_never_keeps_more_than_its_bound() -> None:
         assert {one for linking in store._linked.values() for one in linking} <= store._traces.keys()
 
 
+# --- the way to a collector -------------------------------------------------------------------------------------------
+
+
+class Stuck(SpanExporter):
+    """A collector that answers only once it is let, and takes nothing then."""
+
+    def __init__(self) -> None:
+        self.asked, self.let = threading.Event(), threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.asked.set()
+        assert self.let.wait(60)
+        return SpanExportResult.FAILURE
+
+
+def lost(reason: str) -> float:
+    return metrics.traces_lost.labels(reason)._value.get()
+
+
+def test_spans_that_no_collector_gets_are_counted_and_said_once_in_a_while() -> None:
+    collector, before = Stuck(), {reason: lost(reason) for reason in ("full", "refused")}
+    queue = Queue(collector)
+    provider, ids = provider_of_hops(Resource({}))
+    provider.add_span_processor(queue)
+    spans = Spans(provider.get_tracer("test"), ids, one_in=1, follow_seconds=300)
+    made = 512  # so many wake it up
+    with capture_logs() as lines:
+        for _ in range(made):
+            spans.begin_apart(names.RESUME, (), {}).end()
+        assert collector.asked.wait(30)
+        while queue.waiting < QUEUED_SPANS:
+            spans.begin_apart(names.RESUME, (), {}).end()
+            made += 1
+        for _ in range(10):
+            spans.begin_apart(names.RESUME, (), {}).end()
+        assert lost("full") - before["full"] == 10
+        collector.let.set()
+        assert queue.force_flush()
+        assert (queue.waiting, lost("refused") - before["refused"]) == (0, made)
+    assert [(line["event"], line["reason"]) for line in lines] == [("spans_lost", "full"), ("spans_lost", "refused")]
+    queue.end()
+
+
+def test_requests_are_followed_as_their_callers_say_while_there_is_room() -> None:
+    for per_second, expected in ((100_000, 50), (10, 10)):
+        spans = Collected(per_second=per_second).spans
+        provider = TracerProvider(Sampled(spans, 10**9), shutdown_on_exit=False)
+        tracer = provider.get_tracer("test")
+        sampled = [
+            tracer.start_span("GET", set_span_in_context(NonRecordingSpan(ORIGIN))).is_recording() for _ in range(50)
+        ]
+        assert expected <= sum(sampled) <= max(expected, 49)
+        less = NonRecordingSpan(context_of(unfollowed(PARENT.encode())))
+        assert not tracer.start_span("GET", set_span_in_context(less)).is_recording()
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -442,3 +502,11 @@ def test_a_receiver_never_keeps_more_than_its_bound() -> None:
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(variable: str, value: str) -> None:
     with pytest.raises(InvalidSetting, match=variable):
         load_settings({variable: value})
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "5s", "1.5", "²", "9" * 5000])
+@pytest.mark.parametrize("variable", ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"])
+def test_a_variable_of_the_queue_that_makes_no_sense_is_refused_by_its_name(variable: str, value: str) -> None:
+    check_queue({variable: "500"})
+    with pytest.raises(InvalidSetting, match=variable):
+        check_queue({variable: value})
