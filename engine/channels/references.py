@@ -31,7 +31,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         attempt: as in the job, and the tries of its former lives.
         category: of the notification, which a wish to get no more holds for.
         trace: of the notification, as in the job.
-        tries_before: of these attempts those of former lives. Messages from before this was said have none of the last two.
+        tries_before: of these attempts those of former lives.
+        stored_at: when the notification was stored, in Unix seconds. Messages from before this was said
+            have none of the last three.
     """
 
     tenant: str
@@ -43,6 +45,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     category: str
     trace: str = ""
     tries_before: int = 0
+    stored_at: int = 0
 
     @property
     def key(self) -> str:
@@ -77,13 +80,14 @@ class References(Sealer[Reference]):
             category=job.category,
             trace=job.trace,
             tries_before=job.tries_before,
+            stored_at=int((job.stored_at or job.first_at).timestamp()),
         )
-        for shorter in (what, replace(what, trace="")):
+        for shorter in (what, replace(what, trace="", stored_at=0)):
             try:
                 return self.make(shorter)
             except ValueError:
                 continue
-        return self.make(replace(what, trace="", category=""))
+        return self.make(replace(what, trace="", stored_at=0, category=""))
 
 
 def pieces(reference: str, chars_max: int) -> dict[str, str]:

@@ -7,8 +7,8 @@ import asyncio
 import structlog
 
 from engine import metrics
-from engine.broker import wire
 from engine.broker.jetstream import WRONG_LAST_SEQUENCE, After, Broker, Stored
+from engine.dispatch.following import trace_in
 from engine.dispatch.rounds import Dead, Planned, plan
 from engine.dispatch.source import EventSource
 from engine.errors import ApiError, BrokerError, Unanswered
@@ -184,9 +184,9 @@ async def store_letter(
         "Seamark-Original": f"{epoch}.{event.seq}",
         "Seamark-Subject": header_text(event.subject.decode("utf-8", "replace")),
     }
-    for name in (b"traceparent", b"tracestate"):
-        if value := wire.header(event.headers, name):
-            headers[name.decode()] = header_text(value.decode("utf-8", "replace"))
+    for name, value in zip(("traceparent", "tracestate"), trace_in(event.headers), strict=True):
+        if value:
+            headers[name] = header_text(value.decode("utf-8", "replace"))
     subject = dead_letter_subject(event_partition, epoch, event.seq)
     try:
         after = After(DEAD_LETTERS_STREAM, 0)

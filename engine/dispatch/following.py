@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 import msgspec
 from opentelemetry.trace import SpanContext
 
+from engine.broker import wire
 from engine.broker.jetstream import Outgoing
-from engine.traces.contexts import followed, traceparent_of, unfollowed
+from engine.traces.contexts import as_version_00, followed, traceparent_of, unfollowed
 from engine.traces.spans import Spans
 from seamark.protocol.events import Accepted
 
@@ -32,6 +33,14 @@ class Following(NamedTuple):
     begins: bool
     stored_at: int
     users: frozenset[str] | None = None
+
+
+def trace_in(headers: bytes) -> tuple[bytes | None, bytes | None]:
+    """`traceparent` and `tracestate` as a publisher has sent them: with a small t or, as from Go's libraries, a capital one."""
+    parent, state = wire.header(headers, b"traceparent"), b"tracestate"
+    if parent is None and b"\r\nTraceparent:" in headers:
+        parent, state = wire.header(headers, b"Traceparent"), b"Tracestate"
+    return (as_version_00(parent), wire.header(headers, state)) if parent else (None, None)
 
 
 def following(spans: Spans, accepted: Accepted, stored_at: int) -> tuple[Accepted, Following | None]:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from engine.broker import wire
 from engine.broker.jetstream import Outgoing, Stored
-from engine.dispatch.following import Following, following, not_followed
+from engine.dispatch.following import Following, following, not_followed, trace_in
 from engine.dispatch.later import NotPutOff, Page, PutOff, behind, moment_of, origin_of, part_of, waiting_tenth
 from engine.dispatch.source import Place
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
@@ -221,13 +220,12 @@ def _planned(
     event: Delivered, place: Cursor, at: datetime, spans: Spans | None, recipients: list[Recipient] | None = None
 ) -> Planned:
     """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
-    headers = event.headers
-    traceparent = wire.header(headers, b"traceparent")
+    traceparent, tracestate = trace_in(event.headers)
     accepted = events.accept(
         event.subject.decode(),
         event.payload,
         traceparent,
-        wire.header(headers, b"tracestate") if traceparent else None,
+        tracestate,
         recipients,
     )
     follow = None

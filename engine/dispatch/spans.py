@@ -9,11 +9,12 @@ from typing import Final, Self
 
 from opentelemetry.trace import Span
 
+from engine.dispatch.following import trace_in
 from engine.dispatch.later import PutOff
 from engine.dispatch.rounds import Dead, Entry, Planned
 from engine.dispatch.source import BULK, EVENTS, LATER_PLACE, EventSource, Place
 from engine.traces import names
-from engine.traces.contexts import context_in
+from engine.traces.contexts import context_of
 from engine.traces.spans import Spans, failed
 from seamark.protocol.subjects import dispatch_consumer
 
@@ -24,7 +25,7 @@ def followed_dead(spans: Spans | None, headers: bytes, reason: str) -> dict[str,
     """Have a span of an event that became a dead letter, whoever follows it; what the log says beside."""
     if spans is None:
         return {}
-    context = spans.error(names.DISPATCH, context_in(headers), reason, {names.OUTCOME: "dead"})
+    context = spans.error(names.DISPATCH, context_of(trace_in(headers)[0]), reason, {names.OUTCOME: "dead"})
     return {} if context is None else {"trace_id": f"{context.trace_id:032x}"}
 
 

@@ -8,11 +8,15 @@ from engine.errors import ApiError
 from engine.jobs.claims import Done
 from engine.letters.letter import job_letter
 from engine.limits import LETTER_SECONDS
+from engine.traces.messages import job_dead
+from engine.traces.spans import active
 from seamark.protocol.subjects import DEAD_LETTERS_STREAM
 
 
 async def store_job_letter(broker: Broker, job: Job, done: Done) -> None:
     """Store the letter of a job that has ended, once for each of its lives however often it is tried.
+
+    It has a span, whoever follows its notification.
 
     Raises:
         BrokerError: it could not be stored, or nobody knows; `is_full` tells where there is no room.
@@ -24,3 +28,7 @@ async def store_job_letter(broker: Broker, job: Job, done: Done) -> None:
     except ApiError as error:
         if error.err_code != WRONG_LAST_SEQUENCE:
             raise
+        return
+    spans = active()
+    if spans is not None:
+        job_dead(spans, job, headers["Seamark-Class"])

@@ -15,13 +15,10 @@ _IDS: Final = rb" *00-([0-9a-f]{32})-([0-9a-f]{16})-"
 _ANY: Final = re.compile(_IDS + rb"([0-9a-f]{2}) *(?:\r\n|\Z)").match
 # An odd digit says that it is followed. The pattern looks at that itself: nearly no message is followed, and all are looked at.
 _FOLLOWED: Final = re.compile(_IDS + rb"([0-9a-f][13579bdf]) *(?:\r\n|\Z)").match
+_LATER: Final = re.compile(
+    rb"(?!00|ff)[0-9a-f]{2}(-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})(?:-[\x20-\x7e]*)?"
+).fullmatch
 _FLAGS: Final = re.compile(rb"(00-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})")
-
-
-def context_in(headers: bytes) -> SpanContext | None:
-    """The context in a block of headers, sampled or not; None: there is none that is valid."""
-    start = headers.find(_LINE)
-    return None if start < 0 else _context(_ANY(headers, start + len(_LINE)))
 
 
 def followed_in(headers: bytes) -> SpanContext | None:
@@ -43,6 +40,15 @@ def followed(traceparent: bytes | str | None) -> SpanContext | None:
 def traceparent_of(context: SpanContext) -> str:
     """The context as a header's value."""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def as_version_00(traceparent: bytes) -> bytes:
+    """A `traceparent` of a version that nobody has written yet as one of ours; any other as it is.
+
+    Its first four fields mean the same, and of its flags the first alone is known (W3C Trace Context, "Versioning").
+    """
+    found = None if traceparent.startswith(b"00-") else _LATER(traceparent)
+    return traceparent if found is None else b"00%b%02x" % (found[1], int(found[2], 16) & TraceFlags.SAMPLED)
 
 
 def trace_line(traceparent: str) -> bytes:

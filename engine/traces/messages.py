@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from engine.broker.jetstream import Outgoing
+from engine.channels.channel import Job
 from engine.partition.worker import Delivered
 from engine.traces import names
-from engine.traces.contexts import followed, followed_in
+from engine.traces.contexts import context_of, followed, followed_in
 from engine.traces.spans import Spans, failed
 
 
@@ -37,6 +38,13 @@ def receipts_stored(spans: Spans, receipts: Sequence[Outgoing], since: int, *, s
         origin = followed_in(b"\r\n" + receipt.headers) if receipt.headers else None
         if origin is not None and spans.room(receipt.subject.split(".", 3)[2]):
             spans.begin(names.STORE_RECEIPT, origin, about, since=since, stored_at=stored_at).end()
+
+
+def job_dead(spans: Spans, job: Job, reason: str) -> None:
+    """The dead letter of a job is stored, whoever follows its notification. `reason`: the class of the letter."""
+    about = {names.CHANNEL: job.channel, names.OUTCOME: "dead"}
+    stored_at = int((job.stored_at or job.first_at).timestamp() * 1e9)
+    spans.error(names.BURY, context_of(job.trace), reason, about, tenant=job.tenant, stored_at=stored_at)
 
 
 @contextlib.contextmanager

@@ -100,6 +100,9 @@ STORE_JOB: Final = Hop("job", "send", JOB, SpanKind.PRODUCER)
 ATTEMPT: Final = Hop("attempt", "process", JOB, SpanKind.CLIENT)
 """A worker tries a job at a provider."""
 
+BURY: Final = Hop("bury", "send", JOB, SpanKind.PRODUCER)
+"""The dead letter of a job is stored: by a worker, planner or projector."""
+
 FOLD: Final = Hop("fold", "process", LOG, SpanKind.CONSUMER)
 """A projector takes a record into a projection; `GROUP` says which."""
 

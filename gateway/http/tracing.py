@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 
 from engine.traces import names
-from engine.traces.contexts import context_of, traceparent_of
+from engine.traces.contexts import as_version_00, context_of, traceparent_of
 from engine.traces.spans import Spans, failed
 from seamark.protocol.events import Encoded
 
@@ -22,7 +22,10 @@ def trace_of(request: web.Request) -> dict[str, str]:
     """The caller's trace context, to travel with the event."""
     given = {name: request.headers.get(name, "") for name in (_PARENT, "tracestate")}
     # Bytes beyond ASCII stand in no valid one, and cannot be written into a header of the event.
-    return {name: value for name, value in given.items() if 1 <= len(value) <= 512 and value.isascii()}
+    found = {name: value for name, value in given.items() if 1 <= len(value) <= 512 and value.isascii()}
+    if _PARENT in found:
+        found[_PARENT] = as_version_00(found[_PARENT].encode()).decode()
+    return found
 
 
 def caller_of(request: web.Request) -> ambient.Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -24,6 +25,8 @@ from engine.jobs.claims import ClaimsUnavailable
 from engine.jobs.digests import is_digest
 from engine.postgres import asking
 from engine.traces.contexts import trace_line
+from engine.traces.messages import receipts_stored
+from engine.traces.spans import active
 from gateway import metrics
 from gateway.api.directory import directory_of
 from gateway.context import Context
@@ -54,17 +57,23 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
         BrokerError, StoreUnavailable: not all of it is stored. The provider posts it again.
     """
     known = await _of_living_users(context, _matched(context.references, provider, channel, reports))
-    now = datetime.now(UTC)
-    receipts = list[Outgoing]()
+    now, spans, since = datetime.now(UTC), active(), time.time_ns()
+    receipts, made = list[Outgoing](), list[tuple[Reference, list[Outgoing]]]()
     for report, what in known:
         if report.state == "sent":
             continue  # the worker has said so
-        receipts += _receipts(context, provider, report, what, await _about(context, provider, report, what), now)
+        of_one = _receipts(context, provider, report, what, await _about(context, provider, report, what), now)
+        if spans is not None:
+            made.append((what, of_one))
+        receipts += of_one
         while len(receipts) >= RECEIPT_BATCH:
             await context.broker.commit(receipts[:RECEIPT_BATCH])
             del receipts[:RECEIPT_BATCH]
     if receipts:
         await context.broker.commit(receipts)
+    if spans is not None:
+        for what, of_one in made:
+            receipts_stored(spans, of_one, since, stored_at=what.stored_at * 10**9)
     about = [(report, what) for report, what in known if report.outcome is not None and may_suppress(report.outcome)]
     done: set[tuple[str, str]] = set()
     if about:

@@ -1,39 +1,39 @@
 """Contexts are read and decided alike by everybody, spans hang where they belong, and a receiver keeps what it was sent."""
 
-import functools
 import json
 import random
-import threading
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 
-import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
-from structlog.testing import capture_logs
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from engine import metrics
-from engine.broker.jetstream import Outgoing
-from engine.buckets import Buckets
+from engine.broker.jetstream import Broker, Outgoing
+from engine.channels.channel import Job
+from engine.channels.references import References
+from engine.channels.reports import Report
 from engine.dispatch import rounds
-from engine.dispatch.following import FOLLOWED_USERS_MAX, not_followed
-from engine.dispatch.rounds import Planned, batches, fan_out, plan
+from engine.dispatch.burials import store_letter
+from engine.dispatch.following import FOLLOWED_USERS_MAX, not_followed, trace_in
+from engine.dispatch.rounds import Dead, fan_out
 from engine.dispatch.source import EVENTS
-from engine.dispatch.spans import traced
+from engine.dispatch.spans import followed_dead, traced
 from engine.errors import InvalidSetting, StepDown
+from engine.jobs.claims import Done
+from engine.letters.writing import store_job_letter
 from engine.partition.reader import Delivered
 from engine.settings import load_settings
 from engine.traces import names
+from engine.traces import spans as all_spans
 from engine.traces.contexts import (
-    context_in,
+    as_version_00,
     context_of,
     first_context,
     followed_in,
@@ -41,14 +41,13 @@ from engine.traces.contexts import (
     traceparent_of,
     unfollowed,
 )
-from engine.traces.export import QUEUED_SPANS, Queue, Sampled, check_queue, provider_of_hops
-from engine.traces.messages import jobs_stored, receipts_stored, working
-from engine.traces.spans import ERRORS_PER_SECOND, Spans
-from gateway.session.traces import RESUMED_MAX, SessionTraces
+from engine.traces.messages import jobs_stored, receipts_stored
+from engine.traces.spans import ERRORS_PER_SECOND
+from gateway.context import Context
+from gateway.http.tracing import trace_of
+from gateway.providers import following as reports
 from ops.dev.spans import Link, Span, SpanStore, decode
-
-PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-ORIGIN = context_of(PARENT)
+from tests.support.spans import ORIGIN, PARENT, Collected, messages, planned, stored
 
 IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.integers(0, 255)
 
@@ -59,7 +58,7 @@ def test_a_context_is_read_from_headers_as_it_was_written(trace_id: int, span_id
     value = traceparent_of(context)
     for colon in (":", ": "):
         headers = f"NATS/1.0\r\nOther: 1\r\ntraceparent{colon}{value}\r\nLast: 2\r\n\r\n".encode()
-        assert context_in(headers) == context
+        assert context_of(trace_in(headers)[0]) == context
         assert followed_in(headers) == (context if flags & 1 else None)
     less = context_of(unfollowed(value.encode()))
     assert less is not None
@@ -69,8 +68,9 @@ def test_a_context_is_read_from_headers_as_it_was_written(trace_id: int, span_id
 
 @given(st.binary(max_size=80))
 def test_bytes_that_are_no_context_are_none(value: bytes) -> None:
-    found = context_in(b"NATS/1.0\r\ntraceparent: " + value + b"\r\n\r\n")
-    assert found is None or traceparent_of(found).encode() in value
+    headers = b"NATS/1.0\r\ntraceparent: " + value + b"\r\n\r\n"
+    for found in (context_of(trace_in(headers)[0]), followed_in(headers)):
+        assert found is None or traceparent_of(found).encode()[3:-3] in value
 
 
 NO_CONTEXTS = [
@@ -100,22 +100,6 @@ def test_everybody_decides_the_same_about_as_many_as_were_asked_for() -> None:
 
 
 # --- spans ------------------------------------------------------------------------------------------------------------
-
-
-class Collected:
-    """Spans, and what they have exported."""
-
-    def __init__(self, one_in: int = 100, follow_seconds: float = 300, per_second: float = 100_000) -> None:
-        self.exporter = InMemorySpanExporter()
-        provider, ids = provider_of_hops(Resource({}))
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.spans = Spans(
-            provider.get_tracer("test"), ids, one_in=one_in, follow_seconds=follow_seconds, per_second=per_second
-        )
-
-    @property
-    def found(self) -> list:
-        return list(self.exporter.get_finished_spans())
 
 
 @pytest.fixture
@@ -190,43 +174,7 @@ def test_errors_that_nobody_follows_have_spans_within_a_bound(collected: Collect
     assert collected.found[-1].attributes["error.type"] == "json"
 
 
-def counted(reason: str) -> float:
-    return metrics.traces_unfollowed.labels(reason)._value.get()
-
-
-def test_a_tenant_has_half_of_what_a_process_follows_and_nobody_has_more_than_all_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Buckets, "__init__", functools.partialmethod(Buckets.__init__, now=lambda: 0.0))
-    spans, tenant, process = Collected(per_second=10).spans, counted("tenant"), counted("process")
-    assert [spans.room("greedy") for _ in range(25)] == [True] * 10 + [False] * 15
-    assert [spans.room("b") for _ in range(8)] == [True] * 8
-    assert [spans.room("c") for _ in range(5)] == [True] * 2 + [False] * 3
-    assert (counted("tenant") - tenant, counted("process") - process) == (15, 3)
-    assert spans.error(names.DISPATCH, ORIGIN, "json", {}, tenant="greedy") is not None, "as one that nobody follows"
-
-
 # --- events -----------------------------------------------------------------------------------------------------------
-
-
-def stored(headers: bytes = b"", **event: object) -> Delivered:
-    body = json.dumps({"id": "e", "to": ["alice"], **event}).encode()
-    return Delivered(b"ev.0.default.k.demo.hello", 7, time.time_ns(), b"NATS/1.0\r\n" + headers + b"\r\n", body)
-
-
-def planned(event: Delivered, spans: Spans | None) -> Planned:
-    outcome = plan(event, "epoch", spans)
-    assert isinstance(outcome, Planned)
-    return outcome
-
-
-def messages(one: Planned) -> list[Outgoing]:
-    return [
-        message
-        for place, entries in fan_out([one], 4).items()
-        for batch in batches(entries, place, one.seq)
-        for message in batch.messages
-    ]
 
 
 def test_an_event_without_a_context_is_followed_as_often_as_said_and_always_where_it_is_critical() -> None:
@@ -324,62 +272,117 @@ def test_rounds_look_for_contexts_only_where_spans_are_made() -> None:
     assert followed.planned[0].following is not None
 
 
-def test_an_event_that_there_is_no_room_to_follow_gives_the_same_records_and_no_span() -> None:
-    full, event = Collected(per_second=0.001), stored(f"traceparent: {PARENT}\r\n".encode())
-    [round_] = rounds.rounds([event], "epoch", full.spans)
-    assert traced(full.spans, EVENTS, 0, "epoch", round_.planned) is None
-    assert messages(round_.planned[0]) == messages(planned(event, Collected().spans))
-    now = time.time_ns()
-    jobs_stored(full.spans, [(PARENT, now, [Outgoing("job.push.normal.acme.alice", b"{}")])], now)
-    receipts_stored(full.spans, [Outgoing("rcpt.0.acme.alice", b"{}", trace_line(PARENT))], now)
-    with working(
-        full.spans, names.FOLD, "unread", "epoch", [msgspec.structs.replace(event, subject=b"log.0.acme.alice")]
-    ):
-        pass
-    assert full.found == []
+LATER_VERSIONS = ["01" + PARENT[2:], "cc" + PARENT[2:-2] + "f1", "01" + PARENT[2:] + "-what-may-come"]
 
 
-# --- sessions ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", LATER_VERSIONS)
+def test_a_context_of_a_later_version_is_honoured_as_one_of_ours(value: str) -> None:
+    assert as_version_00(value.encode()) == PARENT.encode()
+    one = planned(stored(f"traceparent: {value}\r\n".encode()), Collected().spans)
+    assert one.following is not None
+    assert one.following.context == ORIGIN
+    assert [message.headers for message in messages(one)] == [f"traceparent: {PARENT}\r\n".encode()]
+    assert trace_of(make_mocked_request("POST", "/", {"traceparent": value})) == {"traceparent": PARENT}
 
 
-class Sent:
-    """A record as `SessionTraces` looks at it."""
-
-    skip = False
-    body = b'{"id":"n"}'
-
-    def __init__(self, number: int, parent: str = PARENT, stored_at: str = "") -> None:
-        self.headers, self.time = f"NATS/1.0\r\ntraceparent: {parent}\r\n\r\n".encode(), stored_at
-        self.body = f'{{"id":"n{number}"}}'.encode()
+@pytest.mark.parametrize("value", ["ff" + PARENT[2:], "01" + PARENT[2:] + "x", "1" + PARENT[2:], PARENT + "-more", ""])
+def test_a_context_that_no_version_can_have_stays_as_it_is_and_is_none(value: str) -> None:
+    assert as_version_00(value.encode()) == value.encode()
+    assert context_of(as_version_00(value.encode())) is None
 
 
-def test_a_device_that_missed_much_has_a_resume_that_says_how_much_and_spans_of_a_few(collected: Collected) -> None:
-    session, before = SessionTraces(collected.spans, "acme"), counted("resume")
-    missed = datetime.now(UTC).isoformat()
-    session.adopted("resumed")
-    for seq in range(1, 101):
-        session.delivered(seq, Sent(seq, PARENT if seq % 2 else PARENT[:-1] + "0", missed), "epoch")
-    session.acknowledged(100)
-    session.caught_up()
-    session.delivered(101, Sent(101), "epoch")
-    found = {
-        title: [one for one in collected.found if one.name == title] for title in {s.name for s in collected.found}
-    }
-    assert len(found[names.DELIVER.title]) == RESUMED_MAX + 1, "afterwards everything is followed again"
-    assert counted("resume") - before == 50 - RESUMED_MAX
-    [resume] = found[names.RESUME.title]
-    assert resume.attributes[names.MESSAGE_COUNT] == 100
+def test_a_context_under_a_name_with_a_capital_letter_goes_on_under_the_small_one() -> None:
+    capital = f"Tracestate: vendor=1\r\nTraceparent: {PARENT}\r\n".encode()
+    one = planned(stored(capital), Collected().spans)
+    assert one.following is not None
+    assert one.following.context == ORIGIN
+    [record] = messages(one)
+    assert record.headers == f"traceparent: {PARENT}\r\ntracestate: vendor=1\r\n".encode()
+    both = stored(f"traceparent: {PARENT}\r\n".encode() + capital.replace(b"-01", b"-00"))
+    assert planned(both, None).accepted.traceparent == PARENT.encode()
 
 
-def test_a_delivery_without_a_span_leaves_nothing_to_say_about_it() -> None:
-    full = Collected(per_second=0.001, one_in=10**9)
-    session = SessionTraces(full.spans, "acme")
-    session.delivered(1, Sent(1), "epoch")
-    session.acknowledged(1)
-    session.caught_up()
-    assert session.reading(["n1"], None) is None
-    assert session.newest(0, 1) is None
-    assert full.found == []
+# --- dead letters and reports -----------------------------------------------------------------------------------------
+
+
+class Stores:
+    """A broker that takes everything."""
+
+    def __init__(self) -> None:
+        self.headers: list[Mapping[str, str]] = []
+        self.messages: list[Outgoing] = []
+
+    async def append(self, subject: str, payload: bytes, headers: Mapping[str, str], **_: object) -> None:
+        self.headers.append(headers)
+
+    async def commit(self, messages: Sequence[Outgoing]) -> None:
+        self.messages += messages
+
+
+async def test_the_letter_of_an_event_keeps_its_context_however_the_publisher_spells_it(collected: Collected) -> None:
+    broker, event = Stores(), stored(f"Traceparent: 01{PARENT[2:]}\r\n".encode())
+    await store_letter(cast("Broker", broker), Dead(event, "json", ""), 0, "epoch")
+    assert broker.headers[0]["traceparent"] == PARENT
+    assert followed_dead(collected.spans, event.headers, "json") == {"trace_id": PARENT[3:35]}
+
+
+async def test_the_letter_of_a_job_has_a_span_also_where_nobody_follows_it(
+    collected: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(all_spans, "_active", collected.spans)
+    now = datetime.now(UTC)
+    for trace, stored_at in ((PARENT, now), ("", now), (PARENT, now - timedelta(hours=1))):
+        job = Job(
+            id="n",
+            tenant="acme",
+            user="alice",
+            type="x",
+            channel="email",
+            first_at=now,
+            stored_at=stored_at,
+            trace=trace,
+        )
+        await store_job_letter(cast("Broker", Stores()), job, Done(0, "failed", "no_provider"))
+    followed, unknown, old = collected.found
+    assert ORIGIN is not None
+    assert followed.parent.span_id == ORIGIN.span_id
+    assert (unknown.parent, unknown.links) == (None, ())
+    assert (old.parent, [link.context.span_id for link in old.links]) == (None, [ORIGIN.span_id])
+    assert {(one.name, one.attributes[names.ERROR]) for one in collected.found} == {(names.BURY.title, "no_provider")}
+    assert set(followed.attributes) <= names.ATTRIBUTES
+
+
+async def test_what_a_provider_reports_has_a_span_in_the_trace_of_what_is_not_old(
+    collected: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def all_of(_: Context, known: Any) -> list[Any]:
+        return list(known)
+
+    monkeypatch.setattr(all_spans, "_active", collected.spans)
+    monkeypatch.setattr(reports, "_of_living_users", all_of)  # PostgreSQL says who lives
+    now, references, broker = datetime.now(UTC), References(["s" * 40]), Stores()
+    context = cast(
+        "Any", SimpleNamespace(references=references, broker=broker, partition=lambda *_: SimpleNamespace(number=0))
+    )
+    for stored_at in (now, now - timedelta(hours=1)):
+        job = Job(
+            id="n",
+            tenant="acme",
+            user="alice",
+            type="x",
+            channel="email",
+            first_at=now,
+            stored_at=stored_at,
+            trace=PARENT,
+        )
+        report = Report(state="delivered", reference=references.of(job), at=now, id="r", provider_id="m", address="")
+        await reports.follow_reports(context, "ses", "email", [report])
+    assert len(broker.messages) == 2
+    fresh, old = collected.found
+    assert ORIGIN is not None
+    assert {one.name for one in collected.found} == {names.STORE_RECEIPT.title}
+    assert (fresh.parent.span_id, old.parent) == (ORIGIN.span_id, None)
+    assert [link.context.span_id for link in old.links] == [ORIGIN.span_id]
 
 
 # --- the receiver -----------------------------------------------------------------------------------------------------
@@ -430,62 +433,6 @@ def test_a_receiver_never_keeps_more_than_its_bound() -> None:
         assert {one for linking in store._linked.values() for one in linking} <= store._traces.keys()
 
 
-# --- the way to a collector -------------------------------------------------------------------------------------------
-
-
-class Stuck(SpanExporter):
-    """A collector that answers only once it is let, and takes nothing then."""
-
-    def __init__(self) -> None:
-        self.asked, self.let = threading.Event(), threading.Event()
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.asked.set()
-        assert self.let.wait(60)
-        return SpanExportResult.FAILURE
-
-
-def lost(reason: str) -> float:
-    return metrics.traces_lost.labels(reason)._value.get()
-
-
-def test_spans_that_no_collector_gets_are_counted_and_said_once_in_a_while() -> None:
-    collector, before = Stuck(), {reason: lost(reason) for reason in ("full", "refused")}
-    queue = Queue(collector)
-    provider, ids = provider_of_hops(Resource({}))
-    provider.add_span_processor(queue)
-    spans = Spans(provider.get_tracer("test"), ids, one_in=1, follow_seconds=300)
-    made = 512  # so many wake it up
-    with capture_logs() as lines:
-        for _ in range(made):
-            spans.begin_apart(names.RESUME, (), {}).end()
-        assert collector.asked.wait(30)
-        while queue.waiting < QUEUED_SPANS:
-            spans.begin_apart(names.RESUME, (), {}).end()
-            made += 1
-        for _ in range(10):
-            spans.begin_apart(names.RESUME, (), {}).end()
-        assert lost("full") - before["full"] == 10
-        collector.let.set()
-        assert queue.force_flush()
-        assert (queue.waiting, lost("refused") - before["refused"]) == (0, made)
-    assert [(line["event"], line["reason"]) for line in lines] == [("spans_lost", "full"), ("spans_lost", "refused")]
-    queue.end()
-
-
-def test_requests_are_followed_as_their_callers_say_while_there_is_room() -> None:
-    for per_second, expected in ((100_000, 50), (10, 10)):
-        spans = Collected(per_second=per_second).spans
-        provider = TracerProvider(Sampled(spans, 10**9), shutdown_on_exit=False)
-        tracer = provider.get_tracer("test")
-        sampled = [
-            tracer.start_span("GET", set_span_in_context(NonRecordingSpan(ORIGIN))).is_recording() for _ in range(50)
-        ]
-        assert expected <= sum(sampled) <= max(expected, 49)
-        less = NonRecordingSpan(context_of(unfollowed(PARENT.encode())))
-        assert not tracer.start_span("GET", set_span_in_context(less)).is_recording()
-
-
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -502,11 +449,3 @@ def test_requests_are_followed_as_their_callers_say_while_there_is_room() -> Non
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(variable: str, value: str) -> None:
     with pytest.raises(InvalidSetting, match=variable):
         load_settings({variable: value})
-
-
-@pytest.mark.parametrize("value", ["", "0", "-1", "5s", "1.5", "²", "9" * 5000])
-@pytest.mark.parametrize("variable", ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"])
-def test_a_variable_of_the_queue_that_makes_no_sense_is_refused_by_its_name(variable: str, value: str) -> None:
-    check_queue({variable: "500"})
-    with pytest.raises(InvalidSetting, match=variable):
-        check_queue({variable: value})
