@@ -160,7 +160,7 @@ class Sampled(ParentBasedTraceIdRatio):
     ) -> SamplingResult:
         """As OpenTelemetry's samplers."""
         result = super().should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
-        if result.decision.is_sampled() and not self._spans.room(NOBODY):
+        if result.decision is Decision.RECORD_AND_SAMPLE and not self._spans.room(NOBODY):
             return SamplingResult(Decision.DROP, trace_state=result.trace_state)
         return result
 
