@@ -129,6 +129,27 @@ async def test_a_push_service_that_is_away_stops_its_own_pushes_only_and_what_is
     assert await gates.of(browsers, "webpush/other.example").enter() < -50
 
 
+async def test_a_probe_by_a_token_that_is_gone_lets_another_begin_and_retries_by_all_push_services_count_together() -> (
+    None
+):
+    clock, browsers = Clock(), Provider("browsers", None, None, "webpush")  # type: ignore[arg-type]
+    gates = Gates(None)  # type: ignore[arg-type]
+    whole, one = gates.of(browsers), gates.of(browsers, "webpush/good.example")
+    whole._clock = one._clock = clock
+    await one.told(Outcome(kind="config", code="vapid", scope="key"), retry=False)
+    clock.now += CONFIG_PAUSE_SECONDS
+    assert await one.enter() == 0, "the probe of all"
+    assert await one.enter() < 0
+    await one.told(Outcome(kind="target_invalid", code="410"), retry=False)
+    assert await one.enter() == 0, "nobody waits for half a minute because of a token"
+    await one.told(Outcome(kind="ok"), retry=False)
+    assert whole.breaker.state == "closed"
+    assert whole.slower() == 1
+    for _ in range(30):
+        await one.told(Outcome(kind="ok"), retry=True)
+    assert whole.slower() > 1
+
+
 async def test_a_probe_that_was_not_made_lets_another_begin() -> None:
     clock = Clock()
     one = gate(clock)
