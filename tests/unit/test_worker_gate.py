@@ -247,6 +247,16 @@ async def test_the_probe_itself_waits_for_its_slot_as_all_do(monkeypatch: pytest
     assert await one.slot() == 0
 
 
+async def test_providers_of_two_channels_that_have_one_name_have_a_gate_each() -> None:
+    """The examples of e-mail and of SMS both call one `spare`."""
+    gates = Gates(None)  # type: ignore[arg-type]
+    mails, texts = (Provider("spare", None, serves=channel) for channel in ("email", "sms"))  # type: ignore[arg-type]
+    await gates.of(mails).told(Outcome(kind="config", code="403", scope="key"), retry=False)
+    assert gates.of(mails).wait_seconds() > 0
+    assert gates.of(texts).wait_seconds() == 0
+    await gates.close()
+
+
 async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_others_as_many_as_there_are() -> None:
     """An endpoint that answers late takes everything, so no breaker opens; but it holds what others wait for."""
     gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]
