@@ -187,8 +187,16 @@ def _token(rows: Rows) -> Target | Nowhere:
         keys=keys,
     )
     # Whoever registers a subscription chooses its push service, perhaps one that is away: those of others go on.
-    key = f"webpush/{urlsplit(row['token']).hostname or ''}" if row["platform"] == "webpush" else ""
+    key = f"webpush/{_host_of(row['token'])}" if row["platform"] == "webpush" else ""
     return Target(target, key=key, digest=digest_of(row["token_hash"]))
+
+
+def _host_of(url: str) -> str:
+    """The name in an address; "" where it has none, of which whoever sends says what is wrong."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
