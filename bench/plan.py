@@ -54,7 +54,7 @@ async def run(
     return {
         "result": planned,
         "yardstick": unread,
-        "ratio": round(planned["records_per_second"] / unread["records_per_second"], 3),
+        "ratio": _ratio(planned["records_per_second"], unread["records_per_second"]),
         "wanted": {"ratio": WANTED_RATIO},
         "cpu_us_per_record": {"planner": planned["cpu_us_per_record"], "projector": unread["cpu_us_per_record"]},
     }
@@ -67,6 +67,11 @@ async def _rate(reached: Callable[[int], Awaitable[int]], pids: Sequence[int], r
     work = await reached(records) - first
     seconds, spent = time.perf_counter() - began, cpu_seconds(pids) - spent
     return {"records_per_second": round(work / seconds), "cpu_us_per_record": per_unit(spent, work)}
+
+
+def _ratio(planned: float, folded: float) -> float | None:
+    """None: so few were folded that all were between two looks."""
+    return round(planned / folded, 3) if folded else None
 
 
 async def _planned(bench: Stack, counts: dict[int, int], wanted: int) -> int:

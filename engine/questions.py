@@ -130,6 +130,10 @@ class Questions(Generic[Question, Answer]):
             failure = error
             if any(one.waiter is None for one in wave):
                 self._say(error)
+            if isinstance(error, TimeoutError) and self._seconds is not None and not all(one.given_up for one in wave):
+                # Whom the next request has no room for would wait for it, too, and the last of thousands for all before him.
+                self._waiting, behind = self._waiting[: self._most], self._waiting[self._most :]
+                self._tell(behind, (), error)
         finally:
             self._request = None
             self._tell(wave, answers, failure)

@@ -185,7 +185,12 @@ class Handler:
     async def _conclude(self, delivery: Delivery, look: Look | None, done: Done) -> bool:
         """End a job without a try, by its claim, so that no other worker sends it any more. Whether that was possible."""
         if look is None:
-            await self._put_back(delivery, CONTENDED_SECONDS)
+            if done.end == "split":
+                # Its parts are there. Put back, it would make them anew every few seconds, and once more when claims are back:
+                # whatever was sent without a claim meanwhile would be sent again.
+                await self._follow(delivery, done)
+            else:
+                await self._put_back(delivery, CONTENDED_SECONDS)
             return True
         try:
             stored = await self._claims.put(

@@ -95,6 +95,9 @@ class Due(NamedTuple):
         return self.notification.tenant, self.notification.user
 
 
+_NUL: Final = "=00"
+"""In a token. PostgreSQL knows nobody whose name has a NUL, and nothing that is asked together with it would be answered."""
+
 _tenant_of = functools.lru_cache(maxsize=1024)(decode_token)
 
 
@@ -110,6 +113,8 @@ def notifications_in(batch: Iterable[Delivered]) -> Iterator[Found]:
                 continue
             _, place = stored.subject.decode().split(".", 1)
             _, tenant, _ = place.split(".")
+            if _NUL in place:
+                continue
             yield Found(stored, entry, _tenant_of(tenant), place)
         except (*_NO_RECORD, ValueError):
             continue

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
 from engine.directory.contacts import Addressed, address_hash
 from engine.directory.suppressions import of_users
+from engine.patience import passes
 from engine.plan.preferences import Preferences
 from engine.plan.profile import Profile, Suppression
 from engine.plan.rules import Channel
@@ -19,6 +19,9 @@ READ_SECONDS: Final = 5.0
 
 USERS_MAX: Final = 128
 """Users of one statement: some milliseconds of PostgreSQL's time."""
+
+UNREADABLE_MAX: Final = 2
+"""Profiles of those that are asked for together which cannot be read; if there are more, it is no user's fault."""
 
 _READ: Final = """
 SELECT p.version, p.deleted_at IS NOT NULL AS deleted, u.email, u.phone, u.locale, u.timezone, f.document::text AS document,
@@ -69,13 +72,34 @@ class SharedReads:
     """Reads the profiles of users that are asked for at the same time together."""
 
     def __init__(self, pool: Pool) -> None:
-        self._questions: Questions[tuple[str, str], Profile] = Questions(
-            "profiles", functools.partial(read_profiles, pool), most=USERS_MAX
+        self._pool = pool
+        self._questions: Questions[tuple[str, str], Profile | Exception] = Questions(
+            "profiles", self._read, most=USERS_MAX
         )
 
     async def read(self, tenant: str, user: str) -> Profile:
-        """The profile of one user, as it is when this is asked or later. Raises as `read_profiles`."""
-        return await self._questions.answer((tenant, user))
+        """The profile of one user, as it is when this is asked or later. Raises as `read_profiles`, and what is wrong with it."""
+        answer = await self._questions.answer((tenant, user))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _read(self, users: Sequence[tuple[str, str]]) -> Sequence[Profile | Exception]:
+        try:
+            return await read_profiles(self._pool, users)
+        except Exception as error:
+            if len(users) == 1 or passes(error):
+                raise
+        # One whose profile cannot be read, as another version has written it, is nobody else's fault.
+        answers = list[Profile | Exception]()
+        for user in users:
+            try:
+                answers.append(await read_profile(self._pool, *user))
+            except Exception as error:
+                if passes(error) or sum(isinstance(one, Exception) for one in answers) >= UNREADABLE_MAX:
+                    raise
+                answers.append(error)
+        return answers
 
     async def close(self) -> None:
         """Ask nothing more."""

@@ -40,7 +40,7 @@ from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
 from engine.worker.noticed import ESCALATION
 from engine.worker.providers import Provider
-from engine.worker.targets import Nowhere, Several, Target, Targets
+from engine.worker.targets import Nowhere, Several, Target, Targets, Unusable
 from seamark.protocol.events import Priority
 from seamark.protocol.subjects import encode_token
 
@@ -230,6 +230,8 @@ class WorkerDesk:
                 # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
                 stage = "retry" if job.stage == ESCALATION else job.stage
                 return Split([replace(job, target=id, stage=stage) for id in ids])
+            case Unusable(code):
+                return ours(job, Outcome(kind="config", code=code, scope="target"))
         serving = _serving(self._providers(), found)
         if not serving:
             # It is our configuration that lacks something, for this token only: it waits as for any fault of ours.

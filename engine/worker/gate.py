@@ -150,10 +150,21 @@ class Gate:
         """What came of a send that took so long."""
         self._took_seconds, self._budget = seconds, self._budget.told(self._clock(), retry=retry)
         of_all = outcome.kind in BURDENED and outcome.scope in WHOLE
-        if self.whole is not None and (of_all or outcome.kind == "ok"):
-            await self.whole._judge(outcome)  # noqa: SLF001 - its own class
+        if self.whole is not None:
+            await self.whole._told_by(outcome, self, retry=retry, of_all=of_all)  # noqa: SLF001 - its own class
         if self.whole is None or not of_all:
             await self._judge(outcome)
+
+    async def _told_by(self, outcome: Outcome, key: Gate, *, retry: bool, of_all: bool) -> None:
+        """What came of a send by one of the keys."""
+        if not key._single:
+            # Retries are slowed by provider. Those to the endpoints of one tenant must not slow those of others.
+            self._budget = self._budget.told(self._clock(), retry=retry)
+        if of_all or outcome.kind == "ok":
+            await self._judge(outcome)
+        else:
+            # As a probe of all it has told nothing: a token that is gone would keep everybody waiting for another one.
+            self._changed(self.breaker.unbegun(self._clock()))
 
     async def _judge(self, outcome: Outcome) -> None:
         now = self._clock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import Final
 
 from redis.asyncio import Redis
@@ -14,7 +14,8 @@ from engine.worker.gate import Gate, Noted
 from engine.worker.providers import Provider
 
 KEYS_MAX: Final = 10_000
-"""Endpoints and push services that a process remembers the fate of, some 500 bytes each; whoever is forgotten begins anew."""
+"""Keys of a provider, endpoints or push services, that a process remembers the fate of, some 500 bytes each; whoever is forgotten
+begins anew."""
 
 
 SLOW_AT_ONCE: Final = 8
@@ -41,25 +42,26 @@ class Gates:
 
     def __init__(self, redis: Redis, noted: Noted | None = None) -> None:
         self._redis, self._noted = redis, noted
-        self._of_providers: dict[tuple[str, int], Gate] = {}
-        self._of_keys: OrderedDict[tuple[str, str], Gate] = OrderedDict()
+        self._of_providers: dict[tuple[str, str, int], Gate] = {}
+        # By provider: whoever registers tokens names hosts, and must not have the fate of endpoints forgotten by it.
+        self._of_keys: defaultdict[tuple[str, str], OrderedDict[str, Gate]] = defaultdict(OrderedDict)
         self._slow: dict[str, dict[object, float]] = {}
 
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
         if key:
-            gate = self._of_keys.pop((provider.name, key), None) or Gate(
-                provider.name, key, single=not provider.platform
-            )
+            of_keys = self._of_keys[provider.serves, provider.name]
+            gate = of_keys.pop(key, None) or Gate(provider.name, key, single=not provider.platform)
             gate.whole = self.of(provider)
-            self._of_keys[provider.name, key] = gate
-            while len(self._of_keys) > KEYS_MAX:
-                self._of_keys.popitem(last=False)
+            of_keys[key] = gate
+            while len(of_keys) > KEYS_MAX:
+                of_keys.popitem(last=False)
             return gate
-        named = (provider.name, provider.reading)
+        named = (provider.serves, provider.name, provider.reading)
         found = self._of_providers.get(named)
         if found is None:
-            bucket = None if provider.limit is None else RedisBucket(self._redis, provider.name, provider.limit)
+            limited = f"{provider.serves}/{provider.name}"
+            bucket = None if provider.limit is None else RedisBucket(self._redis, limited, provider.limit)
             found = self._of_providers[named] = Gate(provider.name, bucket=bucket, noted=self._noted)
         return found
 
@@ -90,10 +92,10 @@ class Gates:
 
     async def forget(self, reading: int) -> None:
         """Let go of the gates of providers as a reading of the file had them: they are configured no more."""
-        for named in [one for one in self._of_providers if one[1] == reading]:
+        for named in [one for one in self._of_providers if one[-1] == reading]:
             await self._of_providers.pop(named).close()
 
     async def close(self) -> None:
         """Drop the connections of limits."""
-        for reading in {reading for _, reading in self._of_providers}:
+        for reading in {named[-1] for named in self._of_providers}:
             await self.forget(reading)

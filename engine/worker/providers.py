@@ -53,6 +53,7 @@ class Provider(NamedTuple):
         limit: what its contract allows; None: it is not known.
         platform, apps: of push: which tokens it is for; no apps: all that nobody else is for.
         reading: which reading of the file it is of.
+        serves: the channel; one of another channel may have the same name.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Provider(NamedTuple):
     platform: str = ""
     apps: frozenset[str] = frozenset()
     reading: int = 0
+    serves: str = ""
 
 
 class ProvidersFile:
@@ -150,7 +152,8 @@ class Providers:
         found = {channel: file.providers(channel) for channel in self._channels}
         self._reading += 1  # one that cannot be used is none
         return {
-            channel: tuple(one._replace(reading=self._reading) for one in several) for channel, several in found.items()
+            channel: tuple(one._replace(reading=self._reading, serves=channel) for one in several)
+            for channel, several in found.items()
         }
 
     async def watch(self) -> None:

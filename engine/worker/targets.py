@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
+import structlog
 
 from engine.channels.channel import Job
 from engine.channels.push.message import PushTarget
@@ -16,9 +17,12 @@ from engine.channels.webhook.endpoints import endpoint_of, targets_of
 from engine.directory.contacts import Addressed
 from engine.directory.push_tokens import WebPushKeys
 from engine.directory.sealing import PLAIN, Seal
+from engine.errors import StoreBroken
 from engine.plan.profile import OPTED_OUT, Suppression
 from engine.postgres import Connection, Pool, asking, transposed
 from engine.questions import Questions
+
+_log = structlog.get_logger("seamark.worker")
 
 DIGEST_BYTES: Final = 8
 """Of a hash: enough to tell the few addresses that a user may have had from each other, and nothing that is the address."""
@@ -82,6 +86,12 @@ class Nowhere(NamedTuple):
     why: str
 
 
+class Unusable(NamedTuple):
+    """There is a target, and our set-up lacks what it takes to reach it. `code`: as outcomes say it."""
+
+    code: str
+
+
 class Targets:
     """Finds targets in PostgreSQL.
 
@@ -96,13 +106,13 @@ class Targets:
         self._addresses = {channel: self._of_all(f"{channel}-addresses", sql) for channel, sql in _ADDRESSES.items()}
         self._tokens, self._token = self._of_all("push-tokens", _TOKENS), self._of_all("push-token", _TOKEN)
 
-    async def find(self, job: Job, category: str | None, now: datetime) -> Target | Several | Nowhere:
+    async def find(self, job: Job, category: str | None, now: datetime) -> Target | Several | Nowhere | Unusable:
         """The target of a job, or those that it is to be split for.
 
         An address is looked at together with what suppresses it: the profile that was decided from may have been that of another.
 
         Raises:
-            StoreUnavailable: PostgreSQL does not answer; StoreBroken: an endpoint's secret cannot be opened.
+            StoreUnavailable: PostgreSQL does not answer.
         """
         match job.channel:
             case "email" | "sms":
@@ -177,8 +187,16 @@ def _token(rows: Rows) -> Target | Nowhere:
         keys=keys,
     )
     # Whoever registers a subscription chooses its push service, perhaps one that is away: those of others go on.
-    key = f"webpush/{urlsplit(row['token']).hostname or ''}" if row["platform"] == "webpush" else ""
+    key = f"webpush/{_host_of(row['token'])}" if row["platform"] == "webpush" else ""
     return Target(target, key=key, digest=digest_of(row["token_hash"]))
+
+
+def _host_of(url: str) -> str:
+    """The name in an address; "" where it has none, of which whoever sends says what is wrong."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
@@ -186,8 +204,13 @@ async def _endpoints(connection: Connection, job: Job) -> Several | Nowhere:
     return Several(tuple(found)) if found else Nowhere("no_address")
 
 
-async def _endpoint(connection: Connection, job: Job, seal: Seal) -> Target | Nowhere:
-    found = await endpoint_of(connection, job.tenant, job.target, seal)
+async def _endpoint(connection: Connection, job: Job, seal: Seal) -> Target | Nowhere | Unusable:
+    try:
+        found = await endpoint_of(connection, job.tenant, job.target, seal)
+    except StoreBroken as error:
+        # Whoever changes keys starts one process after the other: what was sealed by a key that this one lacks waits for it.
+        _log.error("secret_not_opened", why=str(error), remedy=error.remedy)
+        return Unusable("secret_sealed")
     return Nowhere("no_address") if found is None else Target(found, key=f"{job.tenant}/{found.id}")
 
 

@@ -62,7 +62,7 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
     for report, what in known:
         if report.state == "sent":
             continue  # the worker has said so
-        of_one = _receipts(context, provider, report, what, await _about(context, provider, report, what), now)
+        of_one = _receipts(context, provider, report, what, *await _about(context, provider, report, what), now)
         if spans is not None:
             made.append((what, of_one))
         receipts += of_one
@@ -147,8 +147,10 @@ async def _of_living_users(context: Context, matched: Iterator[_Known]) -> list[
     return [one for one in known if (one[1].tenant, one[1].user) not in deleted]
 
 
-async def _about(context: Context, provider: str, report: Report, what: Reference) -> dict[str, str]:
+async def _about(context: Context, provider: str, report: Report, what: Reference) -> tuple[dict[str, str], int]:
     """The notifications that a report is about, with their traces: of a digest its members.
+
+    And how often one of them was tried before by messages that nobody remembers: the worker's receipts count on from there.
 
     Its claim says them, from before its first try on and for three days; afterwards the receipts of its sending, which are
     folded by then. Where nobody knows them any more, the report is stored of the digest itself.
@@ -156,7 +158,7 @@ async def _about(context: Context, provider: str, report: Report, what: Referenc
     Raises:
         StoreUnavailable: PostgreSQL does not answer.
     """
-    itself = {what.id: what.trace}
+    itself = {what.id: what.trace}, 0
     if not is_digest(what.id):
         return itself
     try:
@@ -165,7 +167,9 @@ async def _about(context: Context, provider: str, report: Report, what: Referenc
         claim = None
     if claim is not None:
         members = claim.members
-        return itself if members is None else {id: members.traces.get(id, "") for id in members.ids}
+        if members is None:
+            return itself
+        return {id: members.traces.get(id, "") for id in members.ids}, members.tried
     found = await members_of(
         directory_of(context).pool,
         what.tenant,
@@ -176,11 +180,11 @@ async def _about(context: Context, provider: str, report: Report, what: Referenc
         provider=provider,
         provider_id=report.provider_id,
     )
-    return found or itself
+    return (found, 0) if found else itself
 
 
 def _receipts(
-    context: Context, provider: str, report: Report, what: Reference, about: dict[str, str], now: datetime
+    context: Context, provider: str, report: Report, what: Reference, about: dict[str, str], tried: int, now: datetime
 ) -> list[Outgoing]:
     receipt = Receipt(
         user=what.user,
@@ -189,7 +193,7 @@ def _receipts(
         at=report.at if now - CLOCKS <= report.at <= now else now,
         device=what.target,
         reason=report.outcome.code if report.outcome is not None and report.state == "failed" else None,
-        attempt=what.attempt + 1,  # a receipt counts tries from 1
+        attempt=what.attempt + 1 + tried,  # a receipt counts tries from 1
         provider=provider,
     )
     subject = receipt_subject(context.partition(what.tenant, what.user).number, what.tenant, what.user)

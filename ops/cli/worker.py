@@ -91,9 +91,11 @@ async def _check(settings: Settings, channels: tuple[Channel, ...]) -> None:
         for one in providers.of(channel):
             if one.platform == "apns" and not one.apps:
                 # Apple may then be asked for whatever app a user has registered a token for, and calls our key wrong.
-                typer.echo(f"warn: push.{one.name}: name its `apps`, so that no token of another app is sent to Apple")
+                typer.echo(
+                    f"push.{one.name}: name its `apps`, so that no token of another app is sent to Apple", err=True
+                )
     for variable, missing in unset(settings, channels):
-        typer.echo(f"{variable} is not set: {missing}")
+        typer.echo(f"{variable} is not set: {missing}", err=True)
     await providers.close()
 
 

@@ -137,13 +137,13 @@ async def test_what_twilio_tells_of_a_text_on_the_outbox_page_is_seen_by_the_gat
         for body, status in (({"tell": "lies"}, 400), ({"tell": "stop"}, 200), ({"tell": "delivered"}, 200)):
             assert (await ask("POST", told, body))[0] == status, body
         assert await suppressed() == ["opted_out"]
-        await eventually(lambda: _has("delivered", states))
+        await eventually(lambda: _said("delivered", states))
         assert (await ask("POST", told, {"tell": "start"}))[0] == 200
         assert await suppressed() == []
         assert (await ask("POST", f"{described.outbox_url}/messages/999999/tell", {"tell": "stop"}))[0] == 404
 
 
-async def _has(state: str, states: Callable[[], Awaitable[set[str]]]) -> bool:
+async def _said(state: str, states: Callable[[], Awaitable[set[str]]]) -> bool:
     return state in await states()
 
 
@@ -199,11 +199,11 @@ def readme_command(name: str) -> list[str]:
 async def test_a_plain_core_publish_is_delivered_and_the_same_id_again_adds_nothing(shared: Stack) -> None:
     async with connected(shared.describe().nats_url) as broker:
         for _ in range(2):
-            broker.publish("events.default.bob.demo.hello", b'{"id":"e1","to":["bob"],"data":{}}')
-        broker.publish("events.default.bob.demo.hello", b'{"id":"e2","to":["bob"],"data":{}}')
+            broker.publish("events.default.brigid.demo.hello", b'{"id":"e1","to":["brigid"],"data":{}}')
+        broker.publish("events.default.brigid.demo.hello", b'{"id":"e2","to":["brigid"],"data":{}}')
         await eventually(lambda: _has(broker, "e2"))
-        assert [entry.id for entry in await all_records(broker, 4) if entry.user == "bob"] == ["e1", "e2"]
-    lines = await asyncio.to_thread(shared.run, "tail", "bob", "-n", "2", "--json")
+        assert [entry.id for entry in await all_records(broker, 4) if entry.user == "brigid"] == ["e1", "e2"]
+    lines = await asyncio.to_thread(shared.run, "tail", "brigid", "-n", "2", "--json")
     assert [json.loads(line)["record"]["id"] for line in lines.splitlines()] == ["e1", "e2"]
 
 

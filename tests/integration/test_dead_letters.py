@@ -239,7 +239,7 @@ async def test_a_replayed_job_is_sent_once_however_often_its_letter_is_replayed_
     # Long after, when the broker does not know the message any more: the claim of this life says what became of it.
     await world.work(replayed(decode_job(found.stored.payload), found.letter.tries, datetime.now(UTC)))
     assert list(world.desk.accepted.values()) == [1]
-    await known_to_the_inbox(world, "n1", USER)
+    await known_to_the_inbox(world, "n1", user=USER, ago=timedelta(hours=1))
     [proof] = await Proofs(world.pool).of(TENANT, "n1")
     [way] = [fact for fact in proof.facts if fact.channel == "email"]
     assert (way.fact, way.attempts, way.provider, way.names) == ("sent", 3, "relay", [Name(3, "relay", "queue-7")])

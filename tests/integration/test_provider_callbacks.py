@@ -310,11 +310,11 @@ async def test_a_report_about_a_digest_is_about_each_of_its_members_and_carries_
     claims = house.gateway.context.claims
     assert claims is not None
     mail = job(id=digest, digest="news/2026-03-04T11:00:00Z", tries_before=2)
-    members = Members(("n2", "n1"), NOW, traces={"n2": trace})
+    members = Members(("n2", "n1"), NOW, traces={"n2": trace}, tried=3)
     look = await claims.look(mail.claim_key)
     await claims.put(mail.claim_key, look, Done(1, "sent", members=members), keep_seconds=60)
     assert await house.events(bounce(References(SECRETS).of(mail))) == 200
-    assert await house.deliveries() == dict.fromkeys(("n1", "n2"), ("failed", "550/5.1.1", 4))
+    assert await house.deliveries() == dict.fromkeys(("n1", "n2"), ("failed", "550/5.1.1", 7))
     assert {one["id"]: one.get("trace") for one in await house.gateway.receipts()} == {"n2": trace, "n1": None}
     assert await house.suppressed() == {("hard_bounce", "all")}, "the address is one, however many the members are"
     # Nobody knows its members any more; what is known is stored nevertheless.

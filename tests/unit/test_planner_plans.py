@@ -82,7 +82,18 @@ def test_what_is_no_notification_or_over_already_is_passed(other: Any) -> None:
     assert list(notifications_in([delivered(other)])) == []
 
 
-@pytest.mark.parametrize("subject", [b"log.0.acme", b"log.0.acme.alice.x", b"log", b"log.0.\xff.alice", b"log.0.=ZZ.a"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        b"log.0.acme",
+        b"log.0.acme.alice.x",
+        b"log",
+        b"log.0.\xff.alice",
+        b"log.0.=ZZ.a",
+        b"log.0.a=00.a",
+        b"log.0.acme.a=00b",
+    ],
+)
 def test_what_lies_under_a_subject_of_nobody_is_passed(subject: bytes) -> None:
     assert [due_of(found) for found in notifications_in([delivered(body(), subject)])] in ([], [None])
 

@@ -151,3 +151,11 @@ async def test_a_request_has_a_deadline_and_the_next_is_asked_after_it() -> None
                 return
             except TimeoutError:
                 continue  # this machine stood still
+
+
+async def test_nobody_waits_for_more_than_two_deadlines_however_many_wait_before_him() -> None:
+    server = Server()
+    questions = Questions("numbers", server.ask, seconds=0.05, most=2)
+    found = await asyncio.gather(*map(questions.answer, range(20)), return_exceptions=True)
+    assert [type(one) for one in found] == [TimeoutError] * 20
+    assert server.requests == [[0, 1], [2, 3]]

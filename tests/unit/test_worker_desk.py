@@ -16,7 +16,7 @@ from engine.planner.shares import Above
 from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
 from engine.worker.fallback import next_channel
 from engine.worker.providers import Provider
-from engine.worker.targets import Several, Target
+from engine.worker.targets import Several, Target, Unusable
 from tests.support.sending import TENANT, USER, a_job
 
 
@@ -124,6 +124,22 @@ async def test_a_job_of_a_tenant_that_has_too_many_does_not_become_several() -> 
     critical = await one.aim(a_job("webhook", "n1", lane="critical"))
     assert isinstance(critical, Split)
     assert [job.target for job in critical.jobs] == ["a", "b"]
+
+
+class Sealed:
+    async def find(self, job: Job, category: str | None, now: datetime) -> Unusable:
+        return Unusable("secret_sealed")
+
+
+async def test_a_job_whose_secret_is_sealed_by_a_key_that_this_worker_lacks_waits_for_it() -> None:
+    unused: Any = None
+    one = WorkerDesk("webhook", list, Open(), Known(), unused, unused, unused, Sealed(), unused)  # type: ignore[arg-type]
+    held = await one.aim(a_job("webhook", "n1", first_at=datetime.now(UTC)))
+    assert isinstance(held, Hold)
+    assert held.why == "secret_sealed"
+    over = await one.aim(a_job("webhook", "n1", first_at=datetime.now(UTC) - timedelta(days=5)))
+    assert isinstance(over, Over)
+    assert (over.end, over.why) == ("failed", "secret_sealed")
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,27 @@ async def test_a_push_service_that_is_away_stops_its_own_pushes_only_and_what_is
     assert await gates.of(browsers, "webpush/other.example").enter() < -50
 
 
+async def test_a_probe_by_a_token_that_is_gone_lets_another_begin_and_retries_by_all_push_services_count_together() -> (
+    None
+):
+    clock, browsers = Clock(), Provider("browsers", None, None, "webpush")  # type: ignore[arg-type]
+    gates = Gates(None)  # type: ignore[arg-type]
+    whole, one = gates.of(browsers), gates.of(browsers, "webpush/good.example")
+    whole._clock = one._clock = clock
+    await one.told(Outcome(kind="config", code="vapid", scope="key"), retry=False)
+    clock.now += CONFIG_PAUSE_SECONDS
+    assert await one.enter() == 0, "the probe of all"
+    assert await one.enter() < 0
+    await one.told(Outcome(kind="target_invalid", code="410"), retry=False)
+    assert await one.enter() == 0, "nobody waits for half a minute because of a token"
+    await one.told(Outcome(kind="ok"), retry=False)
+    assert whole.breaker.state == "closed"
+    assert whole.slower() == 1
+    for _ in range(30):
+        await one.told(Outcome(kind="ok"), retry=True)
+    assert whole.slower() > 1
+
+
 async def test_a_probe_that_was_not_made_lets_another_begin() -> None:
     clock = Clock()
     one = gate(clock)
@@ -224,6 +245,16 @@ async def test_the_probe_itself_waits_for_its_slot_as_all_do(monkeypatch: pytest
 
     monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
     assert await one.slot() == 0
+
+
+async def test_providers_of_two_channels_that_have_one_name_have_a_gate_each() -> None:
+    """The examples of e-mail and of SMS both call one `spare`."""
+    gates = Gates(None)  # type: ignore[arg-type]
+    mails, texts = (Provider("spare", None, serves=channel) for channel in ("email", "sms"))  # type: ignore[arg-type]
+    await gates.of(mails).told(Outcome(kind="config", code="403", scope="key"), retry=False)
+    assert gates.of(mails).wait_seconds() > 0
+    assert gates.of(texts).wait_seconds() == 0
+    await gates.close()
 
 
 async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_others_as_many_as_there_are() -> None:

@@ -31,14 +31,14 @@ def _publish(reader: Manual, folder: Path) -> None:
     fields += ["--collapse-key", "order-17", "--expires-at", "2036-01-31T12:00:00Z", "--key", "order-17"]
     fields += ["--send-at", "2026-01-31T12:00:00Z"]
     words = ["publish", "--to", "carol", "--type", "order.shipped", "--data", '{"order":17}', "--id", "o17", *fields]
-    [stored] = lines(reader.seamark(*words, "--json"))
-    assert (stored["event_id"], stored["duplicate"]) == ("o17", False)
+    [accepted] = lines(reader.seamark(*words, "--json"))
+    assert (accepted["event_id"], accepted["duplicate"]) == ("o17", False)
     assert lines(reader.seamark(*words, "--json"))[0]["duplicate"] is True
     event = {"to": ["carol"], "type": "order.paid", "id": "p17", "x-unknown": 1}
     reader.seamark("publish", "--file", "-", "--category", "orders", text=json.dumps(event))
-    records = wait_for(lambda: found if len(found := records(reader, "carol")) == 2 else None)
-    assert records[0].items() >= {"id": "o17", "priority": "high", "category": "orders", "data": {"order": 17}}.items()
-    assert records[1].items() >= {"id": "p17", "type": "order.paid", "category": "orders"}.items()
+    stored = wait_for(lambda: found if len(found := records(reader, "carol")) == 2 else None)
+    assert stored[0].items() >= {"id": "o17", "priority": "high", "category": "orders", "data": {"order": 17}}.items()
+    assert stored[1].items() >= {"id": "p17", "type": "order.paid", "category": "orders"}.items()
 
 
 @checks("broadcast")

@@ -1,0 +1,68 @@
+"""What a handler does with single jobs, where a simulated world would say it less plainly."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec.structs import replace
+
+from engine.channels.channel import Job
+from engine.jobs.claims import ClaimsUnavailable, Done, Look
+from engine.jobs.desk import Split
+from engine.jobs.handling import Handler
+from engine.jobs.retry import POLICIES
+from seamark.protocol.receipts import Receipt
+from tests.support.sending import a_job
+
+
+class Away:
+    """Claims while Redis is away."""
+
+    async def look(self, key: str) -> Look:
+        raise ClaimsUnavailable
+
+    async def put(self, *args: Any, **kept: Any) -> Look:
+        raise ClaimsUnavailable
+
+
+class Told:
+    """Queue, journal, clock and message: what is written into each, in order."""
+
+    deliveries, held_seconds = 1, 0.0
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.steps: list[str] = []
+
+    async def schedule(self, job: Job, due: datetime) -> None:
+        self.steps.append("put back")
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        self.steps.append("add " + " ".join(job.target for job in jobs))
+
+    async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
+        self.steps += [f"{one.state} {one.device}".strip() for one in receipts]
+
+    async def conclude(self, job: Job, done: Done) -> None: ...
+
+    async def ended(self, job: Job) -> Done | None:
+        return None
+
+    async def ack(self) -> None:
+        self.steps.append("ack")
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class Splitting:
+    repeatable = True
+
+    async def decide(self, job: Job) -> Split:
+        return Split([replace(job, target=target) for target in ("phone", "tablet")])
+
+
+async def test_a_job_that_is_split_while_redis_is_away_is_split_once() -> None:
+    told = Told(a_job("push", "n1"))
+    await Handler(Away(), told, told, Splitting(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
+    assert told.steps == ["queued phone", "queued tablet", "add phone tablet", "split", "ack"]
