@@ -17,6 +17,7 @@ FOLLOWED_USERS_MAX: Final = 16
 """Of one event: each is some five more spans, and one event may be for 10 000 users."""
 
 _TRACE: Final = b'"trace":"'
+_NAMES: Final = ((b"traceparent", b"tracestate"), (b"Traceparent", b"Tracestate"))
 
 
 class Following(NamedTuple):
@@ -37,10 +38,11 @@ class Following(NamedTuple):
 
 def trace_in(headers: bytes) -> tuple[bytes | None, bytes | None]:
     """`traceparent` and `tracestate` as a publisher has sent them: with a small t or, as from Go's libraries, a capital one."""
-    parent, state = wire.header(headers, b"traceparent"), b"tracestate"
-    if parent is None and b"\r\nTraceparent:" in headers:
-        parent, state = wire.header(headers, b"Traceparent"), b"Tracestate"
-    return (as_version_00(parent), wire.header(headers, state)) if parent else (None, None)
+    if b"raceparent:" in headers:  # of most events this one look is all
+        for parent, state in _NAMES:
+            if value := wire.header(headers, parent):
+                return as_version_00(value), wire.header(headers, state)
+    return None, None
 
 
 def following(spans: Spans, accepted: Accepted, stored_at: int) -> tuple[Accepted, Following | None]:

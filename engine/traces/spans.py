@@ -31,8 +31,9 @@ ERRORS_PER_SECOND: Final = 10
 """Spans of errors that nobody follows: a service that publishes nonsense must not crowd everything else out of the queue."""
 
 SPANS_PER_SECOND: Final = 400
-"""What a process makes at most of what callers have followed, whose libraries may follow everything. A span costs 0.2 ms of CPU
-with its export, so all of them 8 % of a core. A notification has two to four in a process: some 100 a second are followed."""
+"""What a process makes at most of what callers have followed, whose libraries may follow everything. A span costs 0.1 to 0.2 ms
+of CPU with its export, so all of them 4 to 8 % of a core. A notification has two to four in a process, so that some
+100 a second are followed."""
 
 BURST_SECONDS: Final = 2
 """What was not made in so many seconds may be made at once: events come in batches."""

@@ -18,6 +18,7 @@ from engine import metrics
 from engine.broker.jetstream import Outgoing
 from engine.buckets import Buckets
 from engine.dispatch import rounds
+from engine.dispatch.rounds import fan_out
 from engine.dispatch.source import EVENTS
 from engine.dispatch.spans import traced
 from engine.errors import InvalidSetting
@@ -64,6 +65,18 @@ def test_an_event_that_there_is_no_room_to_follow_gives_the_same_records_and_no_
         with accepting(full.spans, caller, Encoded("events.acme.k.x", b"{}", "acme:e", critical=True)) as headers:
             assert headers == caller, "dispatchers decide for themselves"
     assert full.found == []
+
+
+def test_a_dispatcher_says_of_an_event_only_so_many_places_as_there_is_room_for() -> None:
+    one_left = Collected(per_second=1)  # for a tenant, at once
+    [round_] = rounds.rounds([stored(f"traceparent: {PARENT}\r\n".encode())], "epoch", one_left.spans)
+    followed = traced(one_left.spans, EVENTS, 0, "epoch", round_.planned)
+    assert followed is not None
+    with followed:
+        for place, entries in fan_out(round_.planned, 4).items():
+            followed.appended(place, entries, time.time_ns())
+        followed.settled(round_.planned, [], [])
+    assert {one.name for one in one_left.found} == {names.ROUND.title, names.DISPATCH.title}
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
