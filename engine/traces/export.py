@@ -89,7 +89,7 @@ class _Counted(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter, self._lost = exporter, Lost("refused")
-        self.taken = 0
+        self.taken = self.settled = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.taken += len(spans)
@@ -99,6 +99,7 @@ class _Counted(SpanExporter):
         finally:
             if result is not SpanExportResult.SUCCESS:
                 self._lost.add(len(spans))
+            self.settled += len(spans)
         return result
 
     def shutdown(self) -> None:
@@ -134,8 +135,9 @@ class Queue(BatchSpanProcessor):
         ending = threading.Thread(target=self.shutdown, name="traces-end", daemon=True)
         ending.start()
         ending.join(CLOSE_SECONDS)
-        if self.waiting:
-            Lost("end").add(self.waiting)
+        left = self._put - self._counted.settled
+        if left:
+            Lost("end").add(left)
 
 
 class Sampled(ParentBasedTraceIdRatio):

@@ -162,7 +162,13 @@ def test_spans_that_no_collector_gets_are_counted_and_said_once_in_a_while() -> 
         assert queue.force_flush()
         assert (queue.waiting, lost("refused") - before["refused"]) == (0, made)
     assert [(line["event"], line["reason"]) for line in lines] == [("spans_lost", "full"), ("spans_lost", "refused")]
+    collector.let.clear()
+    before["end"] = lost("end")
+    for _ in range(made):
+        spans.begin_apart(names.RESUME, (), {}).end()
     queue.end()
+    assert sum(lost(reason) - count for reason, count in before.items()) == 2 * made + 10, "nothing goes without a word"
+    collector.let.set()
 
 
 def test_requests_are_followed_as_their_callers_say_while_there_is_room() -> None:
