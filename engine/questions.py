@@ -135,7 +135,7 @@ class Questions(Generic[Question, Answer]):
                 self._waiting, behind = self._waiting[: self._most], self._waiting[self._most :]
                 self._tell(behind, (), error)
         finally:
-            self._request = None
+            self._request, self._wave = None, []  # whoever has asked is not held until somebody asks again
             self._tell(wave, answers, failure)
 
     def _say(self, error: Exception) -> None:

@@ -13,18 +13,24 @@ SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _LINE: Final = b"\r\ntraceparent:"
 _IDS: Final = rb" *00-([0-9a-f]{32})-([0-9a-f]{16})-"
 _ANY: Final = re.compile(_IDS + rb"([0-9a-f]{2}) *(?:\r\n|\Z)").match
-# An odd digit says that it is followed. The pattern looks at that itself: nearly no message is followed, and all are looked at.
+# An odd digit says that it is followed. All messages are looked at, and nearly none is followed: most are told by `_UNFOLLOWED`.
 _FOLLOWED: Final = re.compile(_IDS + rb"([0-9a-f][13579bdf]) *(?:\r\n|\Z)").match
 _LATER: Final = re.compile(
     rb"(?!00|ff)[0-9a-f]{2}(-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})(?:-[\x20-\x7e]*)?"
 ).fullmatch
+_UNFOLLOWED: Final = b"-00"
+_FLAGS_AT: Final = len(_LINE) + len(" 00-") + 32 + len("-") + 16
+"""Where they are in a header as dispatchers write it."""
+
 _FLAGS: Final = re.compile(rb"(00-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})")
 
 
 def followed_in(headers: bytes) -> SpanContext | None:
     """The context in a block of headers, where it says that it is followed: what is looked for in every message."""
     start = headers.find(_LINE)
-    return None if start < 0 else _context(_FOLLOWED(headers, start + len(_LINE)))
+    if start < 0 or headers.startswith(_UNFOLLOWED, start + _FLAGS_AT):
+        return None
+    return _context(_FOLLOWED(headers, start + len(_LINE)))
 
 
 def context_of(traceparent: bytes | str | None) -> SpanContext | None:
@@ -34,7 +40,8 @@ def context_of(traceparent: bytes | str | None) -> SpanContext | None:
 
 def followed(traceparent: bytes | str | None) -> SpanContext | None:
     """The context of a `traceparent` that says it is followed."""
-    return _context(_FOLLOWED(_bytes_of(traceparent))) if traceparent else None
+    given = _bytes_of(traceparent) if traceparent else b""
+    return None if not given or given.endswith(_UNFOLLOWED) else _context(_FOLLOWED(given))
 
 
 def traceparent_of(context: SpanContext) -> str:

@@ -16,18 +16,17 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, ParentBasedTraceIdRatio, SamplingResult
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceState
+from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from engine import metrics
 from engine.errors import InvalidSetting
-from engine.limits import BATCH_MESSAGES_MAX
 from engine.settings import Settings
-from engine.traces.spans import NOBODY, Ids, Spans, activate
+from engine.traces.hopspans import HopSpans
+from engine.traces.spans import NOBODY, Spans, activate
 
 QUEUED_SPANS: Final = 2048
 """What waits for a collector; some 2 MiB. What comes while so many wait is lost."""
@@ -49,19 +48,6 @@ EXPORT_SECONDS: Final = 10
 
 CLOSE_SECONDS: Final = 1.0
 """What a role waits at its end for a collector to take the last spans: less than it is cut off after."""
-
-
-class _Ids(RandomIdGenerator):
-    """See `engine.traces.spans.Ids`."""
-
-    def __init__(self) -> None:
-        self.first: SpanContext | None = None
-
-    def generate_trace_id(self) -> int:
-        return super().generate_trace_id() if self.first is None else self.first.trace_id
-
-    def generate_span_id(self) -> int:
-        return (0 if self.first is None else self.first.span_id) or super().generate_span_id()
 
 
 class Lost:
@@ -167,12 +153,6 @@ class Sampled(ParentBasedTraceIdRatio):
         return result
 
 
-def provider_of_hops(resource: Resource) -> tuple[TracerProvider, Ids]:
-    """What `Spans` are made with: it samples everything, and a round's span may link to all of its events."""
-    ids, limits = _Ids(), SpanLimits(max_links=BATCH_MESSAGES_MAX)
-    return TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, id_generator=ids, span_limits=limits), ids
-
-
 @contextlib.contextmanager
 def exporting(settings: Settings, identity: dict[str, str]) -> Iterator[Spans]:
     """Export what this process makes of spans for as long as the block runs.
@@ -189,13 +169,13 @@ def exporting(settings: Settings, identity: dict[str, str]) -> Iterator[Spans]:
     check_queue(os.environ)
     queue = Queue(_exporter(settings))
     resource = Resource.create(dict(identity))
-    hops, ids = provider_of_hops(resource)
     spans = Spans(
-        hops.get_tracer("seamark"), ids, one_in=settings.trace_one_in, follow_seconds=settings.trace_follow_seconds
+        HopSpans(resource, queue.on_end),
+        one_in=settings.trace_one_in,
+        follow_seconds=settings.trace_follow_seconds,
     )
     requests = TracerProvider(Sampled(spans, settings.trace_one_in), resource, shutdown_on_exit=False)
-    for provider in (requests, hops):
-        provider.add_span_processor(queue)
+    requests.add_span_processor(queue)
     trace.set_tracer_provider(requests)
     # Why a collector gets none is said; each try before would be another line.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)

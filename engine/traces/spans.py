@@ -10,17 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
-from opentelemetry import context as ambient
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    Status,
-    StatusCode,
-    Tracer,
-    set_span_in_context,
-)
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from engine import metrics
 from engine.buckets import Buckets
@@ -31,8 +21,8 @@ ERRORS_PER_SECOND: Final = 10
 """Spans of errors that nobody follows: a service that publishes nonsense must not crowd everything else out of the queue."""
 
 SPANS_PER_SECOND: Final = 400
-"""What a process makes at most of what callers have followed, whose libraries may follow everything. A span costs 0.1 to 0.2 ms
-of CPU with its export, so all of them 4 to 8 % of a core. A notification has two to four in a process, so that some
+"""What a process makes at most of what callers have followed, whose libraries may follow everything. A span costs 0.05 to 0.1 ms
+of CPU with its export, so all of them 2 to 4 % of a core. A notification has two to four in a process, so that some
 100 a second are followed."""
 
 BURST_SECONDS: Final = 2
@@ -51,28 +41,33 @@ _OVER_PROCESS = metrics.traces_unfollowed.labels("process")
 _OVER_ERRORS = metrics.traces_unfollowed.labels("errors")
 
 
-class Ids(Protocol):
-    """Gives spans their ids: random ones, unless `first` says those of the next trace."""
+class Hops(Protocol):
+    """Makes spans: `engine.traces.hopspans.HopSpans`, which is loaded only where spans are exported."""
 
-    first: SpanContext | None
+    def begin(
+        self,
+        hop: Hop,
+        parent: SpanContext | None,
+        links: Iterable[SpanContext],
+        attributes: Attributes,
+        since: int | None,
+        first: SpanContext | None = None,
+    ) -> Span:
+        """The span of a hop, below `parent`; without one it begins a trace, with the ids of `first` where they are given."""
 
 
 class Spans:
     """Makes spans that are exported, whatever their parents say: whoever calls has decided, and has asked for `room`.
 
     Args:
-        tracer: samples everything.
-        ids: of the same provider.
+        hops: makes them.
         one_in: of so many events that no publisher has decided about, one is followed.
         follow_seconds: what is older links to its origin, in a trace of its own.
         per_second: how many spans there is room for.
     """
 
-    def __init__(
-        self, tracer: Tracer, ids: Ids, *, one_in: int, follow_seconds: float, per_second: float = SPANS_PER_SECOND
-    ) -> None:
-        self._tracer = tracer
-        self._ids = ids
+    def __init__(self, hops: Hops, *, one_in: int, follow_seconds: float, per_second: float = SPANS_PER_SECOND) -> None:
+        self._hops = hops
         self._one_in = one_in
         self._follow_nanoseconds = int(follow_seconds * 1e9)
         self._errors = Buckets(60 * ERRORS_PER_SECOND, burst=ERRORS_PER_SECOND)
@@ -111,11 +106,7 @@ class Spans:
 
     def begin_first(self, hop: Hop, first: SpanContext, attributes: Attributes, since: int | None = None) -> Span:
         """The span that a trace begins with, under the ids that were found for it; without a span id under a random one."""
-        self._ids.first = first
-        try:
-            return self._begin(hop, None, (), attributes, since)
-        finally:
-            self._ids.first = None
+        return self._hops.begin(hop, None, (), attributes, since, first)
 
     def begin(
         self,
@@ -138,15 +129,15 @@ class Spans:
             links: other contexts that it has to do with.
         """
         if stored_at is None or self.is_fresh(stored_at, time.time_ns()):
-            return self._begin(hop, origin, links, attributes, since)
+            return self._hops.begin(hop, origin, links, attributes, since)
         parent = None if within is None else within.get_span_context()
-        return self._begin(hop, parent, (origin, *links), attributes, since)
+        return self._hops.begin(hop, parent, (origin, *links), attributes, since)
 
     def begin_apart(
         self, hop: Hop, links: Iterable[SpanContext], attributes: Attributes, since: int | None = None
     ) -> Span:
         """A span in a trace of its own: that of a batch, or of a session."""
-        return self._begin(hop, None, links, attributes, since)
+        return self._hops.begin(hop, None, links, attributes, since)
 
     def error(
         self,
@@ -174,22 +165,6 @@ class Spans:
         failed(span, reason)
         span.end()
         return span.get_span_context()
-
-    def _begin(
-        self,
-        hop: Hop,
-        parent: SpanContext | None,
-        links: Iterable[SpanContext],
-        attributes: Attributes,
-        since: int | None,
-    ) -> Span:
-        # Never within what happens to be the current span, as that of a request: parents are given.
-        nothing = ambient.Context()
-        context = nothing if parent is None else set_span_in_context(NonRecordingSpan(parent), nothing)
-        said = {**hop.attributes, **attributes}
-        return self._tracer.start_span(
-            hop.title, context, hop.kind, said, [Link(one) for one in links], since, record_exception=False
-        )
 
 
 def failed(span: Span, reason: str) -> None:

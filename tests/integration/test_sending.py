@@ -34,7 +34,7 @@ from engine.profiles.preferences import patch_preferences
 from engine.settings import Settings
 from engine.topology import server as topology
 from engine.traces import names, spans
-from engine.traces.export import provider_of_hops
+from engine.traces.hopspans import HopSpans
 from engine.worker import holding
 from engine.worker.targets import Nowhere, Targets
 from ops.dev.providers.acceptlog import Accepted
@@ -383,9 +383,8 @@ async def test_a_notification_that_is_followed_has_a_span_of_each_try_which_says
 ) -> None:
     providers.push.production.faults.script([Answers(status=503, code="ServiceUnavailable")])
     exporter = InMemorySpanExporter()
-    provider, ids = provider_of_hops(Resource({}))
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(spans, "_active", spans.Spans(provider.get_tracer("test"), ids, one_in=100, follow_seconds=300))
+    hops = HopSpans(Resource({}), SimpleSpanProcessor(exporter).on_end)
+    monkeypatch.setattr(spans, "_active", spans.Spans(hops, one_in=100, follow_seconds=300))
     async with sending(settings, pool, ["push"]):
         await add(broker, a_job("push", "n1", trace=PARENT))
         await eventually(sent(broker, "n1", "push"))

@@ -12,7 +12,7 @@ from engine.broker.jetstream import Outgoing
 from engine.dispatch.rounds import Planned, batches, fan_out, plan
 from engine.partition.reader import Delivered
 from engine.traces.contexts import context_of
-from engine.traces.export import provider_of_hops
+from engine.traces.hopspans import HopSpans
 from engine.traces.spans import Spans
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -24,11 +24,8 @@ class Collected:
 
     def __init__(self, one_in: int = 100, follow_seconds: float = 300, per_second: float = 100_000) -> None:
         self.exporter = InMemorySpanExporter()
-        provider, ids = provider_of_hops(Resource({}))
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.spans = Spans(
-            provider.get_tracer("test"), ids, one_in=one_in, follow_seconds=follow_seconds, per_second=per_second
-        )
+        hops = HopSpans(Resource({}), SimpleSpanProcessor(self.exporter).on_end)
+        self.spans = Spans(hops, one_in=one_in, follow_seconds=follow_seconds, per_second=per_second)
 
     @property
     def found(self) -> list[Any]:

@@ -24,7 +24,8 @@ from engine.dispatch.spans import traced
 from engine.errors import InvalidSetting
 from engine.traces import names
 from engine.traces.contexts import context_of, trace_line, unfollowed
-from engine.traces.export import QUEUED_SPANS, Queue, Sampled, check_queue, provider_of_hops
+from engine.traces.export import QUEUED_SPANS, Queue, Sampled, check_queue
+from engine.traces.hopspans import HopSpans
 from engine.traces.messages import jobs_stored, receipts_stored, working
 from engine.traces.spans import Spans
 from gateway.http.tracing import accepting
@@ -144,9 +145,7 @@ def lost(reason: str) -> float:
 def test_spans_that_no_collector_gets_are_counted_and_said_once_in_a_while() -> None:
     collector, before = Stuck(), {reason: lost(reason) for reason in ("full", "refused")}
     queue = Queue(collector)
-    provider, ids = provider_of_hops(Resource({}))
-    provider.add_span_processor(queue)
-    spans = Spans(provider.get_tracer("test"), ids, one_in=1, follow_seconds=300)
+    spans = Spans(HopSpans(Resource({}), queue.on_end), one_in=1, follow_seconds=300)
     made = 512  # so many wake it up
     with capture_logs() as lines:
         for _ in range(made):
