@@ -41,7 +41,11 @@ class HopSpan(ReadableSpan, Span):
             name, context, parent, resource, attributes, (), links, kind,
             start_time=since, instrumentation_scope=scope,
         )  # fmt: skip
-        self._said, self._linked, self._ended = attributes, links, ended
+        self._at, self._said, self._linked, self._ended = context, attributes, links, ended
+
+    def get_span_context(self) -> SpanContext:
+        """Where it stands."""
+        return self._at
 
     def end(self, end_time: int | None = None) -> None:
         """It is over, now or at `end_time` (Unix nanoseconds)."""
