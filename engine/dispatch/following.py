@@ -46,7 +46,10 @@ def trace_in(headers: bytes) -> tuple[bytes | None, bytes | None]:
 
 
 def following(spans: Spans, accepted: Accepted, stored_at: int) -> tuple[Accepted, Following | None]:
-    """Whether an event is followed, and the event with the context that goes into its records."""
+    """The event with the context that goes into its records, and how it is followed; None: it is not.
+
+    A publisher's decision counts. Where it has made none, `first_context` decides: here as in the gateway that accepts an event.
+    """
     context, begins = followed(accepted.traceparent), not accepted.traceparent
     if begins:
         event = accepted.event

@@ -22,7 +22,7 @@ _DESTINATIONS: Final = {EVENTS: names.EVENT, BULK: names.BULK}
 
 
 def followed_dead(spans: Spans | None, headers: bytes, reason: str) -> dict[str, str]:
-    """Have a span of an event that became a dead letter, whoever follows it; what the log says beside."""
+    """Make the span of an event that became a dead letter, followed or not; gives what the line in the log says besides."""
     if spans is None:
         return {}
     context = spans.error(names.DISPATCH, context_of(trace_in(headers)[0]), reason, {names.OUTCOME: "dead"})

@@ -13,20 +13,26 @@ SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _LINE: Final = b"\r\ntraceparent:"
 _IDS: Final = rb" *00-([0-9a-f]{32})-([0-9a-f]{16})-"
 _ANY: Final = re.compile(_IDS + rb"([0-9a-f]{2}) *(?:\r\n|\Z)").match
-# An odd digit says that it is followed. All messages are looked at, and nearly none is followed: most are told by `_UNFOLLOWED`.
+# The last bit of the flags says that it is followed, so their last digit is odd. All messages are looked at, and nearly none is
+# followed: most are told by `_UNFOLLOWED` alone, without an expression.
 _FOLLOWED: Final = re.compile(_IDS + rb"([0-9a-f][13579bdf]) *(?:\r\n|\Z)").match
 _LATER: Final = re.compile(
     rb"(?!00|ff)[0-9a-f]{2}(-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})(?:-[\x20-\x7e]*)?"
 ).fullmatch
 _UNFOLLOWED: Final = b"-00"
+"""The flags of nearly every context that is not followed."""
+
 _FLAGS_AT: Final = len(_LINE) + len(" 00-") + 32 + len("-") + 16
-"""Where they are in a header as dispatchers write it."""
+"""How far behind the start of `_LINE` the flags are, as dispatchers write the header: with one blank after the colon."""
 
 _FLAGS: Final = re.compile(rb"(00-[0-9a-f]{32}-[0-9a-f]{16}-)([0-9a-f]{2})")
 
 
 def followed_in(headers: bytes) -> SpanContext | None:
-    """The context in a block of headers, where it says that it is followed: what is looked for in every message."""
+    """The context in a block of headers, if it says that it is followed; else None. Every message is looked at by this.
+
+    `traceparent:` is not found in the first line: of headers without `NATS/1.0`, put a line break before.
+    """
     start = headers.find(_LINE)
     if start < 0 or headers.startswith(_UNFOLLOWED, start + _FLAGS_AT):
         return None
@@ -59,13 +65,13 @@ def as_version_00(traceparent: bytes) -> bytes:
 
 
 def trace_line(traceparent: str) -> bytes:
-    """A context as the header of a message to be stored; nothing where it is none that is followed."""
+    """The header of a message to be stored, with its line break; empty where the context is not followed or not valid."""
     found = followed(traceparent)
     return b"" if found is None else b"traceparent: %b\r\n" % traceparent_of(found).encode()
 
 
 def unfollowed(traceparent: bytes) -> bytes:
-    """The same text with its first context said not to be followed."""
+    """The same text, whose first context now says that it is not followed."""
     return _FLAGS.sub(lambda found: b"%b%02x" % (found[1], int(found[2], 16) & ~TraceFlags.SAMPLED), traceparent, 1)
 
 

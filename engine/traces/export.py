@@ -29,7 +29,7 @@ from engine.traces.hopspans import HopSpans
 from engine.traces.spans import NOBODY, Spans, activate
 
 QUEUED_SPANS: Final = 2048
-"""What waits for a collector; some 2 MiB. What comes while so many wait is lost."""
+"""So many spans wait for a collector, some 2 MiB. What comes while so many wait is lost."""
 
 SAID_SECONDS: Final = 30.0
 """Between two lines in the log about spans that are lost."""
@@ -39,7 +39,7 @@ _BSP: Final = {
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": QUEUED_SPANS,
     "OTEL_BSP_EXPORT_TIMEOUT": 3_600_000,
 }
-"""What OpenTelemetry's queue reads of its environment, each a whole number from 1 to this."""
+"""The variables that OpenTelemetry's queue reads; each must be a whole number from 1 to this."""
 
 _log = structlog.get_logger("seamark.traces")
 
@@ -47,7 +47,7 @@ EXPORT_SECONDS: Final = 10
 """For one export, tries again included."""
 
 CLOSE_SECONDS: Final = 1.0
-"""What a role waits at its end for a collector to take the last spans: less than it is cut off after."""
+"""How long a role waits at its end for a collector to take the last spans. After `CLEAN_UP_SECONDS_MAX` (2 s) it is cut off."""
 
 
 class Lost:
@@ -55,7 +55,7 @@ class Lost:
 
     def __init__(self, reason: Literal["full", "refused", "end"]) -> None:
         self._reason, self._metric = reason, metrics.traces_lost.labels(reason)
-        # The thread that exports has none of its own, and lines say whose they are.
+        # The thread that exports has no context of its own, and a line of the log says by it which process wrote it.
         self._context = contextvars.copy_context()
         self._said_at = -math.inf
         self._unsaid = 0
@@ -104,7 +104,7 @@ class Queue(BatchSpanProcessor):
 
     @property
     def waiting(self) -> int:
-        """Spans that no export has been begun with."""
+        """How many spans wait: no export has taken them yet."""
         return self._put - self._counted.taken
 
     def on_end(self, span: ReadableSpan) -> None:

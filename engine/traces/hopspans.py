@@ -22,7 +22,11 @@ from engine.traces.spans import Attributes
 
 
 class HopSpan(ReadableSpan, Span):
-    """A span that is followed. When it ends it is handed over, once."""
+    """A span that is followed. When it ends it is handed over, once.
+
+    It leans on private parts of `ReadableSpan`: `_name`, `_status` and `_end_time` are its fields, and it keeps the dictionary of
+    attributes and the list of links that it is given, without copying them.
+    """
 
     def __init__(
         self,
@@ -109,7 +113,13 @@ class HopSpans:
         since: int | None,
         first: SpanContext | None = None,
     ) -> Span:
-        """The span of a hop, below `parent`; without one it begins a trace, with the ids of `first` where they are given."""
+        """The span of a hop, below `parent`; without one it begins a trace.
+
+        Args:
+            links: other contexts that it has to do with.
+            since: when it began, in Unix nanoseconds; None: now.
+            first: the ids that a trace begins with, where they were found for it; a span id of 0: a random one.
+        """
         known = self._said.get(hop)
         if known is None:
             known = self._said[hop] = hop.title, hop.attributes

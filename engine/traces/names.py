@@ -33,11 +33,17 @@ ATTRIBUTES: Final = frozenset({
     "http.request.method", "http.response.status_code", "http.route", "messaging.destination.name",
     "messaging.destination.template", "messaging.operation.name", "messaging.operation.type", "messaging.system",
 })  # fmt: skip
-"""All that spans of Seamark say."""
+"""All that spans of roles say, those of requests over HTTP included."""
 
 
 class Hop(NamedTuple):
-    """One kind of span: `name` is what is done (a word of Seamark), `type` what that is in the conventions."""
+    """One kind of span.
+
+    Attributes:
+        name: what is done, in a word of Seamark: the conventions' `messaging.operation.name`.
+        type: what that is to the conventions: their `messaging.operation.type`.
+        destination: the template of the subjects that it is done with.
+    """
 
     name: str
     type: str
@@ -67,20 +73,22 @@ ACCEPT: Final = Hop("accept", "send", EVENT, SpanKind.PRODUCER)
 ACCEPT_BULK: Final = ACCEPT._replace(destination=BULK)
 
 ROUND: Final = Hop("dispatch round", "process", EVENT, SpanKind.CONSUMER)
-"""A dispatcher works on consecutive events; of BULK and LATER with their destination."""
+"""A dispatcher works on consecutive events of EVENTS; those of BULK and LATER have their own destination (`RoundSpans`)."""
 
 DISPATCH: Final = Hop("dispatch", "process", EVENT, SpanKind.CONSUMER)
-"""What it does with one of them."""
+"""What a dispatcher does with one of them, with the same destination."""
 
 APPEND: Final = Hop("append", "send", LOG, SpanKind.PRODUCER)
-"""It stores the event's records in one partition."""
+"""A dispatcher stores the event's records in one partition."""
 
 PUT_OFF: Final = APPEND._replace(destination=LATER)
+"""A dispatcher stores the event in LATER, until it is due."""
+
 DELIVER: Final = Hop("deliver", "process", LOG, SpanKind.CONSUMER)
 """A gateway hands a record to a device's connection."""
 
 ACK: Final = Hop("ack", "settle", LOG, SpanKind.CLIENT)
-"""The device has said that it has the record: from the moment it was sent."""
+"""From the moment a record was sent until the device has said that it has it."""
 
 READ: Final = Hop("read", "send", LOG, SpanKind.PRODUCER)
 """A gateway has stored that the user has read."""

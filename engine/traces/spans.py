@@ -1,6 +1,7 @@
-"""Spans of the hops of a followed notification, made where a hop has found one.
+"""What has a span, for how many there is room, and what each belongs to. `engine.traces.hopspans` makes them.
 
-What a process exports is its one `Spans`, or None: then nothing is looked for. Whoever needs it asks `active()` once, when made.
+A process that exports spans has one `Spans`. One that does not has None, and looks for no context. Whoever needs it asks
+`active()` once, when it is made.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ ERRORS_PER_SECOND: Final = 10
 """Spans of errors that nobody follows: a service that publishes nonsense must not crowd everything else out of the queue."""
 
 SPANS_PER_SECOND: Final = 400
-"""What a process makes at most of what callers have followed, whose libraries may follow everything. A span costs 0.05 to 0.1 ms
-of CPU with its export, so all of them 2 to 4 % of a core. A notification has two to four in a process, so that some
-100 a second are followed."""
+"""How many spans a process makes at most of what is followed: callers' libraries may have everything followed. A span of a hop
+costs 0.05 to 0.1 ms of CPU with its export, so all of them 2 to 4 % of a core. A notification has two to four in a process, so
+that some 100 a second are followed."""
 
 BURST_SECONDS: Final = 2
 """What was not made in so many seconds may be made at once: events come in batches."""
@@ -41,7 +42,7 @@ _OVER_PROCESS = metrics.traces_unfollowed.labels("process")
 _OVER_ERRORS = metrics.traces_unfollowed.labels("errors")
 
 
-class Hops(Protocol):
+class SpanMaker(Protocol):
     """Makes spans: `engine.traces.hopspans.HopSpans`, which is loaded only where spans are exported."""
 
     def begin(
@@ -53,21 +54,23 @@ class Hops(Protocol):
         since: int | None,
         first: SpanContext | None = None,
     ) -> Span:
-        """The span of a hop, below `parent`; without one it begins a trace, with the ids of `first` where they are given."""
+        """As `HopSpans.begin`."""
 
 
 class Spans:
     """Makes spans that are exported, whatever their parents say: whoever calls has decided, and has asked for `room`.
 
     Args:
-        hops: makes them.
+        maker: makes them.
         one_in: of so many events that no publisher has decided about, one is followed.
         follow_seconds: what is older links to its origin, in a trace of its own.
         per_second: how many spans there is room for.
     """
 
-    def __init__(self, hops: Hops, *, one_in: int, follow_seconds: float, per_second: float = SPANS_PER_SECOND) -> None:
-        self._hops = hops
+    def __init__(
+        self, maker: SpanMaker, *, one_in: int, follow_seconds: float, per_second: float = SPANS_PER_SECOND
+    ) -> None:
+        self._maker = maker
         self._one_in = one_in
         self._follow_nanoseconds = int(follow_seconds * 1e9)
         self._errors = Buckets(60 * ERRORS_PER_SECOND, burst=ERRORS_PER_SECOND)
@@ -106,7 +109,7 @@ class Spans:
 
     def begin_first(self, hop: Hop, first: SpanContext, attributes: Attributes, since: int | None = None) -> Span:
         """The span that a trace begins with, under the ids that were found for it; without a span id under a random one."""
-        return self._hops.begin(hop, None, (), attributes, since, first)
+        return self._maker.begin(hop, None, (), attributes, since, first)
 
     def begin(
         self,
@@ -129,15 +132,15 @@ class Spans:
             links: other contexts that it has to do with.
         """
         if stored_at is None or self.is_fresh(stored_at, time.time_ns()):
-            return self._hops.begin(hop, origin, links, attributes, since)
+            return self._maker.begin(hop, origin, links, attributes, since)
         parent = None if within is None else within.get_span_context()
-        return self._hops.begin(hop, parent, (origin, *links), attributes, since)
+        return self._maker.begin(hop, parent, (origin, *links), attributes, since)
 
     def begin_apart(
         self, hop: Hop, links: Iterable[SpanContext], attributes: Attributes, since: int | None = None
     ) -> Span:
         """A span in a trace of its own: that of a batch, or of a session."""
-        return self._hops.begin(hop, None, links, attributes, since)
+        return self._maker.begin(hop, None, links, attributes, since)
 
     def error(
         self,
@@ -151,7 +154,11 @@ class Spans:
     ) -> SpanContext | None:
         """The span of something that failed just now, followed or not; its context. None: there were too many.
 
+        What is followed takes of the room of its tenant; beyond that, and of what nobody follows, there are `ERRORS_PER_SECOND`.
+
         Args:
+            reason: one word of few.
+            tenant: as `room` has it.
             stored_at: as `begin` has it.
         """
         followed = origin is not None and origin.trace_flags.sampled
@@ -177,11 +184,11 @@ _active: Spans | None = None
 
 
 def active() -> Spans | None:
-    """What this process exports; None: nothing."""
+    """The `Spans` of this process; None: it exports none."""
     return _active
 
 
 def activate(spans: Spans | None) -> None:
-    """From now on this process exports these spans; whoever was made before goes on as before."""
+    """From now on `active()` gives these spans. Whoever has asked before keeps what it was given."""
     global _active
     _active = spans

@@ -75,7 +75,7 @@ class SessionTraces:
         self._acked = 0
 
     def delivered(self, seq: int, message: Message, epoch: str) -> None:
-        """A record was sent. Of one that is not for the screen only its position was."""
+        """A record was sent. Of one that is not to be shown (`skip`) only the position was: it has no span and does not count."""
         if message.skip:
             return
         if self._begun_at:
