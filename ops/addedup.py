@@ -14,10 +14,10 @@ SUMMED: Final = frozenset({
     "process_max_fds", "process_open_fds", "process_resident_memory_bytes", "process_virtual_memory_bytes",
     "seamark_dispatcher_append_stalled", "seamark_gateway_sessions",
 })  # fmt: skip
-"""Gauges of which each process has a part."""
+"""Gauges of which each process has a part: their sum is shown. Of a gauge that is named nowhere here it is the largest."""
 
 EARLIEST: Final = frozenset({"process_start_time_seconds"})
-"""Gauges that say since when, as those do that prometheus-client names `…_created`."""
+"""Gauges that say since when: the earliest is shown, as of those that prometheus-client names `…_created`."""
 
 _COUNTS: Final = frozenset({"counter", "histogram"})
 
@@ -34,7 +34,10 @@ class AddedUp(Collector):
         self._now: Families = ()
 
     def take(self, answers: Mapping[int, Families]) -> None:
-        """What processes have said, by their numbers. Of one that says nothing what it had counted before is taken."""
+        """Take what processes have said, by their numbers.
+
+        Of a process that says nothing, what it had counted before stays in the sum, and its gauges are left out.
+        """
         for number, said in answers.items():
             before = self._last.get(number, ())
             if before and _instance(before) != _instance(said):

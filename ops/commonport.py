@@ -23,7 +23,7 @@ from ops.addedup import AddedUp
 from ops.healthport import health_port
 
 ANSWER_SECONDS: Final = 2.0
-"""How long a process may take to answer: probes wait for 3 s, Prometheus for 10 s. All are asked at once."""
+"""How long a process may take to answer: probes of `/readyz` wait for 3 s, Prometheus for 10 s. All are asked at once."""
 
 
 @contextlib.contextmanager

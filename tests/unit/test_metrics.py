@@ -53,7 +53,7 @@ def test_names_say_whose_they_are_and_how_a_gauge_adds_up_is_said_of_each() -> N
     assert [name for name in names if not name.startswith("seamark_")] == []
     gauges = {one.describe()[0].name for one in declared if isinstance(one, Gauge)}
     ours = {name for name in SUMMED | EARLIEST if name.startswith("seamark_")}
-    assert gauges == ours | LARGEST
+    assert gauges == ours | LARGEST, "a new gauge goes into SUMMED or EARLIEST of ops/addedup.py, or into LARGEST here"
     assert not ours & LARGEST
 
 

@@ -84,7 +84,7 @@ securityContext:
 - {name: SEAMARK_LOG_FORMAT, value: json}
 {{- end }}
 
-{{/* Where spans go. Nothing is said where none are made. */}}
+{{/* Where spans go. Nothing is said where none are made. `traces.url` is for gateways alone: seamark.gatewayEnv. */}}
 {{- define "seamark.tracesEnv" -}}
 {{- with .Values.traces }}
 {{- if .endpoint -}}
