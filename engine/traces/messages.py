@@ -22,7 +22,7 @@ def jobs_stored(spans: Spans, stored: Iterable[tuple[str | None, int, Sequence[O
     """
     for traceparent, stored_at, jobs in stored:
         origin = followed(traceparent)
-        if origin is not None and spans.room(jobs[0].subject.split(".", 4)[3]):
+        if origin is not None and spans.room(jobs[0].subject.split(".", 4)[3]):  # the tenant of `names.JOB`
             about = {names.MESSAGE_COUNT: len(jobs)}
             spans.begin(names.STORE_JOB, origin, about, since=since, stored_at=stored_at).end()
 
@@ -36,7 +36,7 @@ def receipts_stored(spans: Spans, receipts: Sequence[Outgoing], since: int, *, s
     about = {names.MESSAGE_COUNT: len(receipts)}
     for receipt in receipts:
         origin = followed_in(b"\r\n" + receipt.headers) if receipt.headers else None
-        if origin is not None and spans.room(receipt.subject.split(".", 3)[2]):
+        if origin is not None and spans.room(receipt.subject.split(".", 3)[2]):  # the tenant of `names.RECEIPT`
             spans.begin(names.STORE_RECEIPT, origin, about, since=since, stored_at=stored_at).end()
 
 
@@ -49,7 +49,7 @@ def job_dead(spans: Spans, job: Job, reason: str) -> None:
 
 @contextlib.contextmanager
 def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequence[Delivered]) -> Iterator[None]:
-    """The spans of what is done with a batch of messages, as long as the block runs: one of each that is followed.
+    """The spans of what is done with a batch out of a LOG or RECEIPTS, as long as the block runs: one of each followed message.
 
     Args:
         consumer: the durable that reads them.

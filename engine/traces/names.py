@@ -21,8 +21,13 @@ CHANNEL: Final = "seamark.channel"
 ERROR: Final = "error.type"
 GROUP: Final = "messaging.consumer.group.name"
 MESSAGE_COUNT: Final = "messaging.batch.message_count"
+"""How many messages the batch has that this one was in; of `APPEND`, `STORE_JOB` and `RESUME`, how many the span is about."""
+
 MESSAGE_ID: Final = "messaging.message.id"
 OUTCOME: Final = "seamark.outcome"
+"""What came of it. Of `DISPATCH`: appended, put_off, duplicate, dead, or why its records are withheld (cancelled, expired); of
+`RESUME`: resumed, the reason of a reset, or left; of `ATTEMPT`: an `OutcomeKind`; of `BURY`: dead."""
+
 PRIORITY: Final = "seamark.priority"
 PROVIDER: Final = "seamark.provider"
 TENANT: Final = "seamark.tenant"

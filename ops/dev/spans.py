@@ -14,6 +14,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 SECONDS: Final = 900
+"""How long a trace is kept after its last span came. The page says "15 minutes" (`web/traces.html`, `web/traces.js`)."""
+
 SPANS_MAX: Final = 20_000
 """Some 20 MB. The traces that came first leave before there are more."""
 

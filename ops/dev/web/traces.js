@@ -1,7 +1,7 @@
 /** The page of `seamark dev --traces`: which traces there are, and one of them as a waterfall. */
 
 const $ = (id) => document.getElementById(id);
-const LOOKS = 6; // spans come a second after they end, each role's at its own time
+const LOOKS = 6; // roles send spans every half second (ops/dev/stack.py), each at its own time
 const LOOK_MS = 700;
 const SVG = "http://www.w3.org/2000/svg";
 
