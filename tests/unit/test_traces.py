@@ -42,7 +42,7 @@ from engine.traces.contexts import (
     unfollowed,
 )
 from engine.traces.messages import jobs_stored, receipts_stored
-from engine.traces.spans import ERRORS_PER_SECOND
+from engine.traces.spans import ERRORS_PER_SECOND, failed
 from gateway.context import Context
 from gateway.http.tracing import trace_of
 from gateway.providers import following as reports
@@ -396,12 +396,16 @@ def test_what_the_exporter_encodes_is_decoded_as_it_was(collected: Collected) ->
     assert ORIGIN is not None
     made = collected.spans.begin(names.APPEND, ORIGIN, {names.MESSAGE_COUNT: 3}, since=1_000)
     made.add_link(ORIGIN)
+    made.set_attribute(names.OUTCOME, "stored")
+    failed(made, "full")
     made.end(2_000)
+    made.end(3_000)
     [found] = decode(encode_spans(collected.found).SerializeToString())
     context = made.get_span_context()
     assert (found.trace_id, found.span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
     assert (found.parent_id, found.kind, found.start, found.end) == ("b7ad6b7169203331", "producer", 1_000, 2_000)
     assert (found.name, found.attributes[names.MESSAGE_COUNT]) == (names.APPEND.title, 3)
+    assert (found.failed, found.attributes[names.OUTCOME], found.attributes[names.ERROR]) == (True, "stored", "full")
     assert found.links == [Link(PARENT[3:35], PARENT[36:52])]
     with pytest.raises(ValueError, match="OTLP"):
         decode(b"\xff\xff nonsense")
