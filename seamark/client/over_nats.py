@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +31,21 @@ PING_SECONDS: Final = 3.0
 """Two unanswered pings end a half-open connection: after 9 s at most."""
 
 _REFUSED: Final = re.compile(r'permissions violation for publish to "([^"]*)"')
+
+
+@contextlib.contextmanager
+def _lost_socket() -> Iterator[None]:
+    """Where uvloop runs the loop, writing into a socket that was lost in this moment is a `RuntimeError`, elsewhere nothing.
+
+    Raises:
+        ConnectionResetError: instead.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "handler is closed" not in str(error):
+            raise
+        raise ConnectionResetError(str(error)) from error
 
 
 class _Stored(msgspec.Struct):
@@ -126,9 +141,10 @@ class OverNats:
         keys = {f"now {next(self._numbers)}": message.subject.lower() for message in messages}
         self._waiting.update({key: (subject, refused) for key, subject in keys.items()})
         try:
-            for message in messages:
-                await client.publish(message.subject, message.payload)
-            await client.flush(FLUSH_SECONDS)  # type: ignore[arg-type]  # a refusal comes before the answer to a ping
+            with _lost_socket():
+                for message in messages:
+                    await client.publish(message.subject, message.payload)
+                await client.flush(FLUSH_SECONDS)  # type: ignore[arg-type]  # a refusal comes before the answer to a ping
             if refused.done():
                 refused.result()
         except (nats.errors.Error, OSError) as failed:
@@ -163,7 +179,8 @@ class OverNats:
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._waiting[reply] = subject.lower(), answer
         try:
-            await client.publish(subject, payload, reply=reply, headers=None if headers is None else dict(headers))
+            with _lost_socket():
+                await client.publish(subject, payload, reply=reply, headers=None if headers is None else dict(headers))
             message = await answer
             if not message.data:
                 raise Again("nobody answers there")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nats.aio.client import Client
 
 from engine.broker.jetstream import connect
 from engine.topology import server as topology
@@ -57,6 +59,24 @@ async def test_what_is_published_while_its_connections_break_is_stored_once(nats
                 network.restore()
         assert len({each.seq for each in published}) == 300
         assert await stored(nats_server) == 300
+
+
+async def test_a_socket_that_uvloop_calls_closed_while_it_is_written_is_a_lost_connection_and_no_fault(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepare(nats_server)
+    tries, publish = [], Client.publish
+
+    async def once_closed(client: Client, subject: str, *args: Any, **more: Any) -> None:
+        tries.append(subject)
+        if len(tries) == 1:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        await publish(client, subject, *args, **more)
+
+    monkeypatch.setattr(Client, "publish", once_closed)
+    async with Publisher(nats_url=nats_server.url) as publisher:
+        assert (await publisher.publish(to="anna", type="demo.n", data=1, id="e1")).seq == 1
+    assert len(tries) == 2
 
 
 async def test_a_way_that_has_gone_silent_is_given_up_for_another(
