@@ -220,7 +220,8 @@ class OverNats:
                     **self._login,
                 )
                 self._inbox = client.new_inbox()
-                await client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+                with _lost_socket():
+                    await client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
         except BaseException as failed:
             await _close(client)
             if isinstance(failed, (TimeoutError, OSError, nats.errors.Error)):
