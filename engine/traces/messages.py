@@ -12,6 +12,7 @@ from engine.partition.worker import Delivered
 from engine.traces import names
 from engine.traces.contexts import context_of, followed, followed_in
 from engine.traces.spans import Spans, failed
+from seamark.protocol.subjects import encode_token
 
 
 def jobs_stored(spans: Spans, stored: Iterable[tuple[str | None, int, Sequence[Outgoing]]], since: int) -> None:
@@ -44,7 +45,7 @@ def job_dead(spans: Spans, job: Job, reason: str) -> None:
     """The dead letter of a job is stored, whoever follows its notification. `reason`: the class of the letter."""
     about = {names.CHANNEL: job.channel, names.OUTCOME: "dead"}
     stored_at = int((job.stored_at or job.first_at).timestamp() * 1e9)
-    spans.error(names.BURY, context_of(job.trace), reason, about, tenant=job.tenant, stored_at=stored_at)
+    spans.error(names.BURY, context_of(job.trace), reason, about, tenant=encode_token(job.tenant), stored_at=stored_at)
 
 
 @contextlib.contextmanager

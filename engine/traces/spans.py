@@ -84,7 +84,7 @@ class Spans:
         Spans that say more about one that was made (an acknowledgement, a read mark) need not ask again.
 
         Args:
-            tenant: its name or token, or `NOBODY`.
+            tenant: its token, as subjects have it, or `NOBODY`. A name beside it would be another tenant, with room of its own.
         """
         if not self._of_tenants.take(tenant):
             _OVER_TENANT.inc()

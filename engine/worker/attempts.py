@@ -17,6 +17,7 @@ from engine.channels.channel import Job, Outcome
 from engine.traces import names
 from engine.traces.contexts import followed
 from engine.traces.spans import Spans, failed
+from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.worker")
 
@@ -72,7 +73,7 @@ def trace(spans: Spans | None, job: Job, outcome: Outcome, began_at: datetime) -
         return
     traces = (job.trace,) if job.members is None else job.members.traces.values()
     found = [origin for each in islice(traces, SPANS_MAX) if (origin := followed(each)) is not None]
-    origins = [origin for origin in found if spans.room(job.tenant)]
+    origins = [origin for origin in found if spans.room(encode_token(job.tenant))]
     if not origins:
         return
     since = int(began_at.timestamp() * 1e9)

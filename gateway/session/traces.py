@@ -16,6 +16,7 @@ from engine.traces import names
 from engine.traces.contexts import followed_in, traceparent_of
 from engine.traces.spans import Spans
 from gateway.log.message import Message
+from seamark.protocol.subjects import encode_token
 
 REMEMBERED: Final = 8
 """Followed records of a session of which something may still be said. Of older ones no more spans come."""
@@ -66,7 +67,7 @@ class SessionTraces:
 
     def __init__(self, spans: Spans, tenant: str) -> None:
         self._spans = spans
-        self._tenant = tenant
+        self._tenant = encode_token(tenant)
         self._missed = self._missed_followed = 0
         self._begun_at = time.time_ns()  # 0: it has caught up
         self._outcome = ""
