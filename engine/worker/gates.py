@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from typing import Final
 
 from redis.asyncio import Redis
@@ -12,9 +12,10 @@ from engine.jobs.handling import SEND_SECONDS
 from engine.jobs.redisbucket import RedisBucket
 from engine.worker.gate import Gate, Noted
 from engine.worker.providers import Provider
+from engine.worker.remembered import Remembered, owner_of
 
 KEYS_MAX: Final = 10_000
-"""Keys of a provider, endpoints or push services, that a process remembers the fate of, some 500 bytes each; whoever is forgotten
+"""Keys of a provider, endpoints or push services, that a process remembers the fate of, up to 900 bytes each; whoever is forgotten
 begins anew."""
 
 
@@ -44,18 +45,18 @@ class Gates:
         self._redis, self._noted = redis, noted
         self._of_providers: dict[tuple[str, str, int], Gate] = {}
         # By provider: whoever registers tokens names hosts, and must not have the fate of endpoints forgotten by it.
-        self._of_keys: defaultdict[tuple[str, str], OrderedDict[str, Gate]] = defaultdict(OrderedDict)
+        self._of_keys: defaultdict[tuple[str, str], Remembered[Gate]] = defaultdict(lambda: Remembered(KEYS_MAX))
         self._slow: dict[str, dict[object, float]] = {}
 
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
         if key:
             of_keys = self._of_keys[provider.serves, provider.name]
-            gate = of_keys.pop(key, None) or Gate(provider.name, key, single=not provider.platform)
+            gate = of_keys.get(key)
+            if gate is None:
+                gate = Gate(provider.name, key, single=not provider.platform)
+                of_keys.put(key, gate)
             gate.whole = self.of(provider)
-            of_keys[key] = gate
-            while len(of_keys) > KEYS_MAX:
-                of_keys.popitem(last=False)
             return gate
         named = (provider.serves, provider.name, provider.reading)
         found = self._of_providers.get(named)
@@ -74,7 +75,7 @@ class Gates:
         slow = self.of(provider, key).slow if key and not provider.platform else False
         if slow is False:
             return 0.0
-        tenant, now = key.rpartition("/")[0], time.monotonic()
+        tenant, now = owner_of(key), time.monotonic()
         held = {one: until for one, until in self._slow.get(tenant, {}).items() if until > now}
         self._slow[tenant] = held
         if len(held) >= (SLOW_AT_ONCE if slow else UNKNOWN_AT_ONCE):
@@ -84,7 +85,7 @@ class Gates:
 
     def free_place(self, key: str, who: object) -> None:
         """Give the place back, if there was one."""
-        tenant = key.rpartition("/")[0]
+        tenant = owner_of(key)
         held = self._slow.get(tenant, {})
         held.pop(who, None)
         if not held:
