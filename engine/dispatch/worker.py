@@ -261,6 +261,8 @@ class DispatchWorker:
         failpoints.reach("after-claims-before-append")
         later = [event for event in planned if event.later is not None] if round_.puts_off else []
         now = [event for event in planned if event.later is None] if later else planned
+        if later and self._shares is not None:
+            await self._shares.count(later)
         look = Withholding(self._cancels, now)
         await look.look()
         entries: Entries = {}

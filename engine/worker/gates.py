@@ -15,7 +15,7 @@ from engine.worker.providers import Provider
 from engine.worker.remembered import Remembered, owner_of
 
 KEYS_MAX: Final = 10_000
-"""Keys of a provider, endpoints or push services, that a process remembers the fate of, up to 900 bytes each; whoever is forgotten
+"""Keys of a provider, endpoints or push services, that a process remembers the fate of, up to 900 bytes each; who is forgotten
 begins anew."""
 
 
