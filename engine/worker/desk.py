@@ -36,6 +36,7 @@ from engine.traces.spans import active
 from engine.worker import attempts
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
+from engine.worker.gate import WAIT_SECONDS_MAX
 from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
 from engine.worker.noticed import ESCALATION
@@ -48,9 +49,6 @@ _log = structlog.get_logger("seamark.worker")
 
 CONTROLS_SECONDS_MAX: Final = 2.0
 """A worker that has not heard from the control bucket for so long begins no send: so a kill switch holds within that time."""
-
-WAIT_SECONDS_MAX: Final = 15.0
-"""How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -288,10 +286,11 @@ class WorkerDesk:
                 self.unused(send)
                 return longer(job, HELD_SECONDS)
             self._gates.free_place(aim.target.key, aim)
-            waits.append(-seconds)
-        seconds = min(*waits, WAIT_SECONDS_MAX)
-        # Of a provider nothing more is taken meanwhile; jobs for an endpoint are handed out all the same.
-        return longer(job, seconds) if aim.target.key else seconds * random.uniform(1.0, 1.5)
+            waits.append(min(-seconds, gate.put_back_seconds_max))
+        seconds = min(waits)
+        # Of a provider nothing more is taken meanwhile; jobs for an endpoint or a domain are handed out all the same.
+        spread = seconds * random.uniform(1.0, 1.5)
+        return max(spread, longer(job, min(seconds, WAIT_SECONDS_MAX))) if aim.target.key else spread
 
     def unused(self, send: Send) -> None:
         """Give the turn back: a probe that nobody makes would keep a breaker from closing, and a place would stay taken."""
