@@ -88,7 +88,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         why: the reason, as receipts say it.
         outcome: of the try; none: it ended without one.
         members: as `Leased` has them.
-        targets: of a digest that was split, what into.
+        targets: of a job that was split, what into.
     """
 
     attempt: int

@@ -39,7 +39,6 @@ from engine.worker.contexts import Contexts, Rules
 from engine.worker.gate import WAIT_SECONDS_MAX
 from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
-from engine.worker.noticed import ESCALATION
 from engine.worker.providers import Provider
 from engine.worker.targets import Nowhere, Several, Target, Targets, Unusable
 from seamark.protocol.events import Priority
@@ -225,9 +224,7 @@ class WorkerDesk:
             case Several(ids):
                 if not job.digest and await self._is_crowded_out(job):
                     return Over("suppressed", THROTTLED)
-                # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
-                stage = "retry" if job.stage == ESCALATION else job.stage
-                return Split([replace(job, target=id, stage=stage) for id in ids])
+                return Split(ids)
             case Unusable(code):
                 return ours(job, Outcome(kind="config", code=code, scope="target"))
         serving = _serving(self._providers(), found)

@@ -16,9 +16,10 @@ from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
 from engine.jobs.desk import Over, Send
-from engine.jobs.digests import digest_id, key_in, next_round, parts_of, with_members
+from engine.jobs.digests import digest_id, key_in, next_round, with_members
 from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.jobs.retry import POLICIES, settle
+from engine.jobs.splitting import parts_of
 from engine.plan.decide import plan, wakes
 from engine.plan.hours import SPREAD, Digest, Window
 from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
