@@ -29,6 +29,11 @@ def _is_of(patterns: str) -> str:
 
 
 # What it was not subscribed to when it came, an endpoint has not missed.
+_TYPES_THEN: Final = """jsonb_array_elements_text(coalesce((
+        SELECT former->'types' FROM webhook_endpoints e, jsonb_array_elements(e.former_types) WITH ORDINALITY AS f (former, n)
+        WHERE e.tenant = $1 AND e.id = $8 AND l.stored_at < (former->>'until')::timestamptz ORDER BY n LIMIT 1
+    ), to_jsonb($7::text[])))"""
+
 _MISSED: Final = f"""
 WITH looked AS (
     SELECT i.tenant, i.user_id, i.id, i.type, i.stored_at, i.withheld, i.record FROM inbox i
@@ -39,18 +44,11 @@ WITH looked AS (
 SELECT l.tenant, l.user_id, l.id, l.stored_at, CASE WHEN
     l.withheld IS NULL
     AND {_is_of("unnest($7::text[])")}
-    AND {
-    _is_of('''jsonb_array_elements_text(coalesce((
-        SELECT former->'types' FROM webhook_endpoints e, jsonb_array_elements(e.former_types) WITH ORDINALITY AS f (former, n)
-        WHERE e.tenant = $1 AND e.id = $8 AND l.stored_at < (former->>'until')::timestamptz ORDER BY n LIMIT 1
-    ), to_jsonb($7::text[])))''')
-}
+    AND {_is_of(_TYPES_THEN)}
     AND EXISTS (SELECT FROM deliveries w WHERE w.version = {live("deliveries")} AND w.tenant = l.tenant AND w.id = l.id
         AND w.user_id = l.user_id AND w.channel = 'webhook' AND w.device = ''
         AND (w.state = 'split' OR w.reason = '{NO_ADDRESS}'))
-    AND NOT EXISTS (SELECT FROM deliveries t WHERE t.version = {
-    live("deliveries")
-} AND t.tenant = l.tenant AND t.id = l.id
+    AND NOT EXISTS (SELECT FROM deliveries t WHERE t.version = {live("deliveries")} AND t.tenant = l.tenant AND t.id = l.id
         AND t.user_id = l.user_id AND t.channel = 'webhook' AND t.device = $8
         AND NOT (t.state = 'suppressed' AND t.reason = '{NO_ADDRESS}'))
     THEN l.record END AS record
