@@ -31,7 +31,8 @@ def run(revision: str, rounds: int, arguments: Sequence[str]) -> dict[str, Any]:
         Unknown: no such revision, or this tree is no git checkout.
         subprocess.CalledProcessError: a benchmark failed.
     """
-    before, now = [], []
+    before: list[dict[str, float]] = []
+    now: list[dict[str, float]] = []
     with _tree(revision) as tree:
         for number in range(rounds):
             turns = [(tree, before), (HERE, now)]
