@@ -264,7 +264,7 @@ class WorkerDesk:
     async def turn(self, job: Job, send: Send) -> float:
         """Take a slot at the first provider that may be asked; else in how many seconds to ask again."""
         aim = _aim(send)
-        waits = []
+        waits, apart = [], bool(aim.target.key)
         for provider in aim.providers:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
@@ -284,10 +284,11 @@ class WorkerDesk:
                 return longer(job, HELD_SECONDS)
             self._gates.free_place(aim.target.key, aim)
             waits.append(min(-seconds, gate.put_back_seconds_max))
+            apart = apart and gate.apart
         seconds = min(waits)
         # Of a provider nothing more is taken meanwhile; jobs for an endpoint or a domain are handed out all the same.
         spread = seconds * random.uniform(1.0, 1.5)
-        return max(spread, longer(job, min(seconds, WAIT_SECONDS_MAX))) if aim.target.key else spread
+        return max(spread, longer(job, min(seconds, WAIT_SECONDS_MAX))) if apart else spread
 
     def unused(self, send: Send) -> None:
         """Give the turn back: a probe that nobody makes would keep a breaker from closing, and a place would stay taken."""

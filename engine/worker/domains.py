@@ -49,10 +49,14 @@ class DomainGate(Gate):
         return min(self._window, self._at_once)
 
     @property
+    def apart(self) -> bool:
+        """As of any gate. All mails have a domain, and most of them wait for their provider, if for anything."""
+        return self.whole is None or (self.whole.wait_seconds() == 0 and not self.whole.full)
+
+    @property
     def put_back_seconds_max(self) -> float:
         """As long as the domain has asked for, within reason: many wait for it, and each time all of them are looked at again."""
-        alone = self.whole is not None and self.whole.wait_seconds() == 0
-        return PUT_BACK_SECONDS_MAX if alone else super().put_back_seconds_max
+        return PUT_BACK_SECONDS_MAX if self.apart else super().put_back_seconds_max
 
     async def told(self, outcome: Outcome, *, retry: bool, seconds: float = 0.0) -> None:
         """What came of a mail."""

@@ -79,6 +79,11 @@ class Gate:
         self.breaker = Breaker()
 
     @property
+    def apart(self) -> bool:
+        """Whether what finds no slot here does so because of its key, while others to the same provider go on."""
+        return bool(self._key)
+
+    @property
     def put_back_seconds_max(self) -> float:
         """How long a job is put back for at most that finds no slot here."""
         return WAIT_SECONDS_MAX

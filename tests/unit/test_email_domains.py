@@ -1,6 +1,7 @@
 """Gates of recipients' domains: what one domain's servers put off holds up its own mails, and no others."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -8,10 +9,15 @@ from engine.channels.channel import Outcome
 from engine.channels.email.message import domain_of
 from engine.channels.email.settings import DomainSettings
 from engine.jobs.breaker import IN_A_ROW
+from engine.jobs.desk import Send
+from engine.worker.desk import Aim, WorkerDesk
 from engine.worker.domains import PUT_BACK_SECONDS_MAX, WINDOW_MAX
 from engine.worker.gate import WAIT_SECONDS_MAX, Gate
 from engine.worker.gates import Gates
 from engine.worker.providers import Provider
+from engine.worker.targets import Target
+from tests.support.sending import a_job
+from tests.unit.test_worker_desk import Known
 from tests.unit.test_worker_gate import Bucket, Clock
 
 DEFERRED = Outcome(kind="throttled", code="421/4.7.0", scope="domain", retry_after_seconds=7200)
@@ -141,6 +147,28 @@ async def test_who_finds_its_domain_at_its_limit_takes_no_slot_from_others() -> 
     assert len(asked) == 1
     await gate.told(DEFERRED, retry=False)
     assert (own.halved, whole.halved) == (1, 0)
+
+
+@pytest.mark.parametrize(("who", "seconds"), [("relay", (5, 7.5)), ("domain", (60, 90)), ("long", (600, 900))])
+async def test_a_mail_waits_for_its_relay_as_always_and_for_its_domain_longer_each_time(
+    who: str, seconds: tuple[float, float]
+) -> None:
+    """A critical mail that finds no slot at a busy relay must not be looked at again a minute later because of that."""
+    relay, unused, full = Relay(), None, Bucket()
+    gate = relay.gate("gmail.com")
+    full.answer = (False, 5.0)
+    if who == "relay":
+        relay.gate()._bucket = full  # type: ignore[assignment]
+    elif who == "domain":
+        gate._bucket = full  # type: ignore[assignment]
+    else:
+        await gate.told(DEFERRED, retry=False)
+    sources: Any = (relay.gates, Known(), *[unused] * 5)
+    desk: WorkerDesk = WorkerDesk("email", lambda: [relay.provider], *sources)
+    aim = Aim(Target("a@gmail.com", "gmail.com"), [relay.provider])
+    for _ in range(20):
+        wait = await desk.turn(a_job("email", "n1", put_backs=9, lane="critical"), Send(None, aim))
+        assert seconds[0] <= wait <= seconds[1]
 
 
 @pytest.mark.parametrize(
