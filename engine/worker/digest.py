@@ -144,9 +144,8 @@ class Digests:
             return Over("suppressed", "user_deleted")  # and nothing is stored of him
         found = await self._candidates(job)
         verdicts = await self._verdicts(job, profile, found, now)
-        if (
-            self._caps is not None and not verdicts.later and not job.target
-        ):  # what is split has taken its places as a whole
+        # What is split has taken its places as a whole.
+        if self._caps is not None and not verdicts.later and not job.target:
             await self._take_places(job, verdicts, self._caps)
         if verdicts.later:
             return _held(verdicts.later)

@@ -22,7 +22,7 @@ from engine.worker.providers import Provider, limit_of
 from engine.worker.remembered import Remembered, owner_of
 
 KEYS_MAX: Final = 10_000
-"""Keys of a provider, as endpoints or domains, that a process remembers the fate of, up to 900 bytes each; who is forgotten
+"""Keys of a provider, as endpoints or domains, that a process remembers the fate of, about a kilobyte each; who is forgotten
 begins anew."""
 
 
@@ -53,7 +53,7 @@ class Gates:
         self._of_providers: dict[tuple[str, str, int], Gate] = {}
         # By provider: whoever registers tokens names hosts, and must not have the fate of endpoints forgotten by it.
         self._of_keys: defaultdict[tuple[str, str], Remembered[Gate]] = defaultdict(lambda: Remembered(KEYS_MAX))
-        self._places: dict[str, dict[object, float]] = {}
+        self._places: dict[tuple[str, str], dict[object, float]] = {}
         self._of_domains: RedisScript | None = None
 
     def of(self, provider: Provider, key: str = "") -> Gate:
@@ -137,6 +137,7 @@ def _gate_of_key(provider: Provider, key: str) -> Gate:
     return Gate(provider.name, key, single=not provider.platform)
 
 
-def _holder(key: str) -> str:
+def _holder(key: str) -> tuple[str, str]:
     """Whose places those of a key are: those of a tenant for all its endpoints, those of a domain for itself."""
-    return owner_of(key) or key
+    tenant = owner_of(key)
+    return tenant, "" if tenant else key
