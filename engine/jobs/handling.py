@@ -341,7 +341,7 @@ def _end(job: Job, go: Go, decided: Send | Over | Split) -> Done:
     """How a job ends that is not tried now."""
     if isinstance(decided, Split):
         # Settled before its parts are made: who does this again may find others, or decide that it is not sent at all.
-        return Done(job.attempt, "split", members=decided.members, targets=decided.targets)
+        return Done(job.attempt, "split", members=decided.members, targets=decided.targets, untried_at=job.untried_at)
     members = decided.members or job.members
     if go.doubtful:
         return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)

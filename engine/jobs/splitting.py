@@ -23,6 +23,7 @@ def parts_of(job: Job, done: Done) -> list[Job]:
     the former one would be taken for them.
     """
     # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
-    whole = replace(job, members=done.members, again=True, stage="retry" if job.stage == ESCALATION else job.stage)
+    stage = "retry" if job.stage == ESCALATION else job.stage
+    whole = replace(job, members=done.members, again=True, stage=stage, untried_at=done.untried_at)
     id = f"{job.id}/{whole.message_key.rpartition('/')[2]}" if job.digest else job.id
     return [replace(whole, id=id, target=target) for target in done.targets]

@@ -1,4 +1,4 @@
-"""The gate of a recipient's domain at a provider of e-mail: what its servers put off holds up its own mails, and no others.
+"""The gate of a recipient's domain at a provider of e-mail: what its servers defer holds up its own mails, and no others.
 
 A mail goes through two gates: this one, and that of its provider behind it. This one is told only of what is the domain's doing
 (`Outcome.scope`); anything else is the provider's, or the mail's. A domain that is deferring may get its mails by the next

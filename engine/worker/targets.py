@@ -168,7 +168,7 @@ def _address(rows: Rows, channel: Addressed, category: str | None, now: datetime
     if held:
         return Nowhere(OPTED_OUT if OPTED_OUT in held else f"suppressed:{min(held)}")
     address = rows[0]["address"]
-    # Servers of some recipients put mails off: those to others go on.
+    # Servers of some recipients defer mails: those to others go on.
     key = domain_of(address) if channel == "email" else ""
     return Target(address, key=key, digest=digest_of(rows[0]["hash"]))
 

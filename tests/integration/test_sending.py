@@ -225,7 +225,7 @@ async def test_what_a_provider_cannot_take_now_is_tried_again_and_by_the_next_on
     assert len(providers.spare.log.messages()) == 1
 
 
-async def test_a_domain_that_puts_mails_off_keeps_its_own_waiting_and_all_others_go_on(
+async def test_a_domain_that_defers_mails_keeps_its_own_waiting_and_all_others_go_on(
     broker: Broker, settings: Settings, pool: Pool, providers: Simulated, at_once: None
 ) -> None:
     async with Directory(pool).changing(TENANT, [f"busy{number}" for number in range(20)]) as change:

@@ -1,4 +1,4 @@
-"""Gates of recipients' domains: what one domain's servers put off holds up its own mails, and no others."""
+"""Gates of recipients' domains: what one domain's servers defer holds up its own mails, and no others."""
 
 import math
 from typing import Any
