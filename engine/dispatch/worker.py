@@ -382,9 +382,9 @@ class DispatchWorker:
 
     def _claim(self, event: Planned) -> Claim:
         shared = self.streams.inherited if self.streams else {}
-        former = tuple(f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last)
+        former = [f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last] if shared else ()
         position = f"{self._ownership.source_epoch}.{event.seq}"
-        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, former, event.claimed)
+        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, tuple(former), event.claimed)
 
     def _count(self, round_: Round, appended: int, put_off: int, records: int) -> None:
         _APPENDED.inc(appended)
