@@ -53,9 +53,6 @@ PLAN_MARK_SECONDS = 1.0
 PLAN_WITNESS_SECONDS = 5.0
 """How far the witness of the planners' marks may lag behind them: so much may be planned again after JOBS were put back."""
 
-PLAN_PROFILES_MAX = 64
-"""Profiles a planner asks for at once: enough to hide the way to Redis, few enough to leave its connections to others."""
-
 APPEND_BUDGET_SECONDS = 30.0
 """A leader election takes 4-9 s; an append that fails for this long is reported, not retried further."""
 

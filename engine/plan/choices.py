@@ -58,9 +58,10 @@ def _said(
     channel: str, type: str, category: str | None, document: Preferences, names: tuple[Source, Source, Source]
 ) -> Effective | None:
     of_type, of_category, of_channel = names
-    for pattern in patterns_of(type):
-        if (choice := _of(channel, document.types.get(pattern))) is not None:
-            return Effective(choice, of_type)
+    if document.types:
+        for pattern in patterns_of(type):
+            if (choice := _of(channel, document.types.get(pattern))) is not None:
+                return Effective(choice, of_type)
     if category is not None and (choice := _of(channel, document.categories.get(category))) is not None:
         return Effective(choice, of_category)
     choice = _of(channel, document.channels)
@@ -68,4 +69,4 @@ def _said(
 
 
 def _of(channel: str, line: Choices | None) -> Choice | None:
-    return None if line is None else line.get(cast("Channel", channel), line.get("*"))
+    return line.get(cast("Channel", channel), line.get("*")) if line else None

@@ -10,6 +10,7 @@ notification ends. Only a cap may ask again, and for no longer than a day.
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar, cast
 
@@ -47,7 +48,8 @@ _OFF: Final[dict[Source, str]] = {
 
 def plan(inputs: Inputs) -> dict[str, Decision]:
     """The decision of each channel: those that the event asks for, else the app and all of the rule."""
-    return {channel: decide(channel, inputs) for channel in channels_of(inputs)}
+    channels, inputs = channels_of(inputs), _with_rule(inputs)
+    return {channel: _decided(channel, inputs) for channel in channels}
 
 
 def channels_of(inputs: Inputs) -> tuple[str, ...]:
@@ -59,17 +61,21 @@ def channels_of(inputs: Inputs) -> tuple[str, ...]:
 
 def decide(channel: str, inputs: Inputs) -> Decision:
     """When `channel` is used, and why. There is an answer for all inputs."""
-    inputs = _with_rule(inputs)
+    return _decided(channel, _with_rule(inputs))
+
+
+def _decided(channel: str, inputs: Inputs) -> Decision:
+    line, choice = _line(channel, inputs), _choice(channel, inputs)
     return (
         _ended(channel, inputs)
-        or _forbidden(channel, inputs)
+        or _forbidden(channel, line, inputs)
         or _critical(channel, inputs)
-        or _switched_off(channel, inputs)
-        or _noticed(channel, inputs)
+        or _switched_off(choice)
+        or _noticed(channel, line, inputs)
         or _unreachable(channel, inputs)
-        or _crowded_out(channel, inputs)
-        or _later(channel, inputs)
-        or Decision("now", _reason(channel, inputs))
+        or _crowded_out(channel, line, choice, inputs)
+        or _later(channel, line, choice, inputs)
+        or Decision("now", _reason(choice, inputs))
     )
 
 
@@ -78,8 +84,13 @@ def _with_rule(inputs: Inputs) -> Inputs:
     named = inputs.notification.channels
     if inputs.rule is not None or named is None:
         return inputs
+    return msgspec.structs.replace(inputs, rule=_rule_of(named))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rule_of(named: tuple[str, ...]) -> TypeRule:
     known = {channel: ChannelRule() for channel in CHANNELS if channel in named and channel != INAPP}
-    return msgspec.structs.replace(inputs, rule=TypeRule(pattern="*", channels=known))
+    return TypeRule(pattern="*", channels=known)
 
 
 def _never(why: str) -> Decision:
@@ -88,19 +99,19 @@ def _never(why: str) -> Decision:
 
 def _ended(channel: str, inputs: Inputs) -> Decision | None:
     """What has become of the notification or its user, so that nothing of it is sent any more."""
-    facts, expires_at = inputs.facts, _expires_at(channel, inputs)
+    facts = inputs.facts
     if inputs.profile.deleted:
         return _never("user_deleted")
-    for said, why in (
-        (facts.duplicate, "duplicate"),
-        (facts.recalled, "recalled"),
-        (facts.cancelled and channel != INAPP, "cancelled"),  # what the log has, the app shows until it is recalled
-        (facts.superseded, "superseded"),
-        (expires_at is not None and expires_at <= inputs.now, "expired"),
-    ):
-        if said:
-            return _never(why)
-    return None
+    if facts.duplicate:
+        return _never("duplicate")
+    if facts.recalled:
+        return _never("recalled")
+    if facts.cancelled and channel != INAPP:  # what the log has, the app shows until it is recalled
+        return _never("cancelled")
+    if facts.superseded:
+        return _never("superseded")
+    expires_at = _expires_at(channel, inputs)
+    return _never("expired") if expires_at is not None and expires_at <= inputs.now else None
 
 
 def _expires_at(channel: str, inputs: Inputs) -> datetime | None:
@@ -113,12 +124,14 @@ def _line(channel: str, inputs: Inputs) -> ChannelRule | None:
     return None if inputs.rule is None else inputs.rule.channels.get(cast("Channel", channel))
 
 
-def _forbidden(channel: str, inputs: Inputs) -> Decision | None:
+def _forbidden(channel: str, line: ChannelRule | None, inputs: Inputs) -> Decision | None:
     """What holds even for critical notifications. The record is in the log, so nothing of this is about the app."""
     if channel == INAPP:
         return None
-    if _line(channel, inputs) is None:
+    if line is None:
         return _never("no_rule")
+    if not inputs.profile.suppressions and not inputs.kills:
+        return None
     held = [each for each in inputs.profile.suppressions if each.holds(channel, inputs.category, inputs.now)]
     if any(each.reason == OPTED_OUT for each in held):
         return _never("opted_out")
@@ -135,14 +148,13 @@ def _critical(channel: str, inputs: Inputs) -> Decision | None:
     return _unreachable(channel, inputs) or crowded_out or Decision("now", "critical")
 
 
-def _switched_off(channel: str, inputs: Inputs) -> Decision | None:
-    found = _choice(channel, inputs)
+def _switched_off(found: Effective) -> Decision | None:
     return _never(_OFF.get(found.source, "default")) if found.choice == "off" else None
 
 
-def _noticed(channel: str, inputs: Inputs) -> Decision | None:
+def _noticed(channel: str, line: ChannelRule | None, inputs: Inputs) -> Decision | None:
     """Nobody needs to be told by another channel what was shown, or read, meanwhile."""
-    facts, line = inputs.facts, _line(channel, inputs)
+    facts = inputs.facts
     if channel == INAPP or line is None:
         return None
     done = facts.read or facts.archived
@@ -166,16 +178,16 @@ def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
     return None
 
 
-def _crowded_out(channel: str, inputs: Inputs) -> Decision | None:
+def _crowded_out(channel: str, line: ChannelRule | None, choice: Effective, inputs: Inputs) -> Decision | None:
     """No more jobs for a tenant that has too many. What joins a digest is none: all of its window share one."""
     if channel == INAPP or not inputs.throttled:
         return None
-    later = _later(channel, inputs)
+    later = _later(channel, line, choice, inputs)
     return None if later is not None and later.when.startswith(("digest:", "never")) else _never("throttled")
 
 
-def _reason(channel: str, inputs: Inputs) -> str:
-    if _choice(channel, inputs).source.startswith("user_"):
+def _reason(choice: Effective, inputs: Inputs) -> str:
+    if choice.source.startswith("user_"):
         return "user_on"
     return "default" if inputs.notification.channels is None else "requested"
 
@@ -185,29 +197,29 @@ def _choice(channel: str, inputs: Inputs) -> Effective:
     return effective(channel, inputs.notification.type, inputs.category, inputs.rule, preferences, defaults)
 
 
-def _later(channel: str, inputs: Inputs) -> Decision | None:
+def _later(channel: str, line: ChannelRule | None, choice: Effective, inputs: Inputs) -> Decision | None:
     """Why to wait, if there is a reason. What would wait until after it has expired is over now."""
-    line = _line(channel, inputs)
     if channel == INAPP or line is None:
         return None
     rank = _RANK[inputs.facts.stage]
     found = None
     if rank < _RANK["escalation"]:
-        found = _gathered(channel, line, inputs)
+        found = _gathered(line, choice, inputs)
     if found is None and rank < _RANK["quiet_hours"] and channel in QUIETABLE:
         found = _in_silence(channel, inputs)
     if found is None:
         found = _capped(line, inputs)
-    woken = None if found is None else wakes(found, inputs)
-    expires_at = inputs.expires_at
+    if found is None:
+        return None
+    woken, expires_at = wakes(found, inputs), inputs.expires_at
     if woken is not None and expires_at is not None and expires_at <= woken[1]:
         return _never("expired")
     return found
 
 
-def _gathered(channel: str, line: ChannelRule, inputs: Inputs) -> Decision | None:
+def _gathered(line: ChannelRule, effective: Effective, inputs: Inputs) -> Decision | None:
     """To be sent together with others, or only if nobody has seen it."""
-    choice = _choice(channel, inputs).choice
+    choice = effective.choice
     if choice == "digest" or (choice == "on" and line.digest is not None):
         end = window_end(line.digest or Digest(), inputs.facts.stored_at, inputs.zone)
         return Decision(f"digest:{inputs.category or ''}/{_text(end)}", "digest")
@@ -223,6 +235,8 @@ def _in_silence(channel: str, inputs: Inputs) -> Decision | None:
     """
     windows = inputs.defaults.send_windows
     quiet = _quiet_windows(channel, inputs)
+    if not quiet and not windows:
+        return None
     moment, why = inputs.now, ""
     while moment - inputs.now <= HORIZON:
         until = silent_until(quiet, moment, inputs.zone)
@@ -265,6 +279,8 @@ def _capped(line: ChannelRule, inputs: Inputs) -> Decision | None:
 
 def wakes(decision: Decision, inputs: Inputs) -> tuple[Stage, datetime] | None:
     """Which stage decides again, and when; None where the decision is the last."""
+    if decision.when == "now":
+        return None
     kind, _, rest = decision.when.partition(":")
     if kind == "at":
         stage: Stage = "cap" if decision.why == "throttled" else "quiet_hours"
@@ -284,21 +300,18 @@ def _text(moment: datetime) -> str:
 def narrowed(inputs: Inputs) -> Inputs:
     """The inputs without what has no say in this plan: small enough to be stored with it, and it gives the same plan."""
     named = frozenset(channels_of(inputs))
-    profile = inputs.profile
-    return msgspec.structs.replace(
-        inputs,
-        profile=msgspec.structs.replace(
-            profile,
-            preferences=_narrowed(profile.preferences, inputs),
-            suppressions=tuple(
-                each
-                for each in profile.suppressions
-                if each.channel in named and each.scope in {SCOPE_ALL, inputs.category}
-            ),
-        ),
-        defaults=_narrowed(inputs.defaults, inputs),
-        templates=tuple(channel for channel in inputs.templates if channel in named),
-    )
+    profile, preferences, suppressions = inputs.profile, inputs.profile.preferences, inputs.profile.suppressions
+    narrow, held = _narrowed(preferences, inputs), suppressions
+    if suppressions:
+        held = tuple(one for one in held if one.channel in named and one.scope in {SCOPE_ALL, inputs.category})
+    if narrow is not preferences or held is not suppressions:
+        profile = msgspec.structs.replace(profile, preferences=narrow, suppressions=held)
+    defaults, templates = _narrowed(inputs.defaults, inputs), inputs.templates
+    if not named.issuperset(templates):
+        templates = tuple(channel for channel in templates if channel in named)
+    if profile is inputs.profile and defaults is inputs.defaults and templates is inputs.templates:
+        return inputs  # mostly
+    return msgspec.structs.replace(inputs, profile=profile, defaults=defaults, templates=templates)
 
 
 _Document = TypeVar("_Document", bound=Preferences)
@@ -306,7 +319,9 @@ _Document = TypeVar("_Document", bound=Preferences)
 
 def _narrowed(document: _Document, inputs: Inputs) -> _Document:
     """The lines that are about the notification's type and category."""
-    patterns, category = tuple(patterns_of(inputs.notification.type)), inputs.category
+    if not document.types and not document.categories:
+        return document
+    patterns, category = patterns_of(inputs.notification.type), inputs.category
     return msgspec.structs.replace(
         document,
         types={pattern: document.types[pattern] for pattern in patterns if pattern in document.types},

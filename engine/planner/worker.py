@@ -25,7 +25,7 @@ from engine.cancels import Cancels
 from engine.channels.channel import Job
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
 from engine.jobs.messages import decode_job
-from engine.limits import PLAN_MARK_SECONDS, PLAN_PROFILES_MAX, PLAN_ROUND
+from engine.limits import PLAN_MARK_SECONDS, PLAN_ROUND
 from engine.log.incarnations import ASK_AGAIN_SECONDS, epoch_of, stream_of
 from engine.log.marks import Mark, PlacedMark
 from engine.log.stalls import Stall
@@ -72,8 +72,8 @@ class Rules(Protocol):
 class Profiles(Protocol):
     """Users as decisions see them."""
 
-    async def of(self, tenant: str, user: str, /) -> Profile:
-        """One user. Raises StoreUnavailable, where neither Redis nor PostgreSQL answers."""
+    async def of_all(self, users: Sequence[User], /) -> Sequence[Profile]:
+        """These users, in their order. Raises StoreUnavailable, where neither Redis nor PostgreSQL answers."""
 
 
 Drops = Callable[[str, str], tuple[Kill, ...]]
@@ -312,7 +312,8 @@ class PlanWorker:
         due = [one for one in map(due_of, wanted) if one is not None]
         if not due:
             return Planned([], [], [])
-        profiles = await self._profiles_of({one.user for one in due})
+        users = sorted({one.user for one in due})  # those of a tenant together
+        profiles = dict(zip(users, await self._profiles.of_all(users), strict=True))
         if self._cancels is not None and any(one.transaction is not None for one in due):
             await self._cancels.heard()
         above = await self._shares.above({one.notification.tenant for one in due}) if self._shares else Above()
@@ -346,14 +347,6 @@ class PlanWorker:
     @property
     def _term(self) -> int:
         return 0 if self._writer is None else self._writer.mark.term
-
-    async def _profiles_of(self, users: set[User]) -> dict[User, Profile]:
-        asked, found = sorted(users), []
-        for start in range(0, len(asked), PLAN_PROFILES_MAX):
-            found += await asyncio.gather(
-                *(self._profiles.of(*user) for user in asked[start : start + PLAN_PROFILES_MAX])
-            )
-        return dict(zip(asked, found, strict=True))
 
     async def _store(self, receipts: list[Outgoing]) -> None:
         """Store receipts, whatever it takes. Stored twice they say the same.

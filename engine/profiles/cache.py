@@ -9,9 +9,12 @@ itself; by then his transaction is over, since marks outlast the longest transac
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -41,23 +44,31 @@ PAUSE_SECONDS: Final = 1.0
 KEYS_PER_CALL: Final = 500
 """Marks that one call sets: a millisecond of Redis's time."""
 
+LOOKS_PER_CALL: Final = 128
+"""Profiles that one call looks for: half a millisecond of Redis's time."""
+
 _NOW: Final = "local clock = redis.call('TIME')\nlocal now = clock[1] * 1000 + math.floor(clock[2] / 1000)\n"
 
 _LOOK: Final = f"""{_NOW}
-local marked, found, ended = false, {{}}, {{}}
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  if string.sub(all[i], 1, 5) ~= 'mark:' then found[all[i]] = all[i + 1]
-  elseif tonumber(all[i + 1]) > now then marked = true
-  else ended[#ended + 1] = all[i] end
+local function look(key)
+  local marked, found, ended = false, {{}}, {{}}
+  local all = redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 5) ~= 'mark:' then found[all[i]] = all[i + 1]
+    elseif tonumber(all[i + 1]) > now then marked = true
+    else ended[#ended + 1] = all[i] end
+  end
+  if #ended > 0 then redis.call('HDEL', key, unpack(ended, 1, math.min(#ended, 1000))) end
+  if marked then return 'marked' end
+  if found.body then return {{found.body}} end
+  if found.lease and found.lease ~= ARGV[1] and tonumber(found.lease_until) > now then return 'leased' end
+  redis.call('HSET', key, 'lease', ARGV[1], 'lease_until', string.format('%d', now + ARGV[2]))
+  redis.call('PEXPIRE', key, ARGV[2])
+  return 'yours'
 end
-if #ended > 0 then redis.call('HDEL', KEYS[1], unpack(ended, 1, math.min(#ended, 1000))) end
-if marked then return 'marked' end
-if found.body then return {{found.body}} end
-if found.lease and found.lease ~= ARGV[1] and tonumber(found.lease_until) > now then return 'leased' end
-redis.call('HSET', KEYS[1], 'lease', ARGV[1], 'lease_until', string.format('%d', now + ARGV[2]))
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return 'yours'
+local answers = {{}}
+for i, key in ipairs(KEYS) do answers[i] = look(key) end
+return answers
 """
 
 # Where the lease stands there is no mark: each mark takes it away.
@@ -106,17 +117,36 @@ class ProfileCache:
         Raises:
             StoreUnavailable: neither Redis nor PostgreSQL says it.
         """
-        key, token = _key(tenant, user), secrets.token_hex(8)
-        found = await self._asked(self._look, [key], [token, LEASE_SECONDS * 1000])
-        if isinstance(found, list):
-            try:
-                return _decode(found[0])
-            except msgspec.DecodeError:  # another version of Seamark has stored it; it will be gone in ten minutes
-                return await self._read(tenant, user)
-        profile = await self._read(tenant, user)
-        if found == b"yours":
-            await self._asked(self._fill, [key], [token, _encode(profile), KEPT_SECONDS * 1000])
+        [profile] = await self.of_all([(tenant, user)])
         return profile
+
+    async def of_all(self, users: Sequence[tuple[str, str]]) -> list[Profile]:
+        """The profiles of users, each by tenant and name, in their order. Redis is asked once for many of one tenant in a row."""
+        parts = []
+        for tenant, some in itertools.groupby(users, itemgetter(0)):
+            names = [name for _, name in some]
+            parts += [(tenant, names[at : at + LOOKS_PER_CALL]) for at in range(0, len(names), LOOKS_PER_CALL)]
+        found = await asyncio.gather(*(self._of_some(*part) for part in parts))
+        return [profile for profiles in found for profile in profiles]
+
+    async def _of_some(self, tenant: str, users: Sequence[str]) -> list[Profile]:
+        keys, token = [_key(tenant, user) for user in users], secrets.token_hex(8)
+        answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000]) or [None] * len(keys)
+        profiles = dict[int, Profile]()
+        for number, answer in enumerate(answers):
+            if isinstance(answer, list):
+                # One that another version of Seamark has stored is gone in ten minutes.
+                with contextlib.suppress(msgspec.DecodeError):
+                    profiles[number] = _decode(answer[0])
+        if missing := [number for number in range(len(keys)) if number not in profiles]:
+            read = await asyncio.gather(*(self._read(tenant, users[number]) for number in missing))
+            profiles |= zip(missing, read, strict=True)
+            mine = [number for number in missing if answers[number] == b"yours"]
+            kept = KEPT_SECONDS * 1000
+            await asyncio.gather(
+                *(self._asked(self._fill, [keys[one]], [token, _encode(profiles[one]), kept]) for one in mine)
+            )
+        return [profiles[number] for number in range(len(keys))]
 
     async def pending(self, tenant: str, users: Sequence[str], seconds: float) -> str:
         """Mark users before a change that takes `seconds` at most; returns the token by which `settled` knows the marks.

@@ -105,7 +105,7 @@ class World:
 
     def look(self) -> None:
         token = self.token()
-        found = self.run("look", token, MINUTE_MS)
+        [found] = self.run("look", token, MINUTE_MS)
         if found == b"yours":
             self.looked.append(token)
         elif isinstance(found, list):

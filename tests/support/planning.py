@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from engine.plan.preferences import TenantDefaults
 from engine.plan.profile import Profile
 from engine.plan.rules import CHANNELS, Channel, ChannelRule, TypeRule
 from engine.planner.planner import Planner
+from engine.planner.plans import User
 from engine.settings import Settings, load_settings
 from engine.tasks import run_until
 from ops.process import Health, run_role, stores
@@ -61,11 +62,11 @@ class FixedProfiles:
         self.profile = profile
         self.away = False
 
-    async def of(self, tenant: str, user: str) -> Profile:
+    async def of_all(self, users: Sequence[User]) -> list[Profile]:
         if self.away:
             raise StoreUnavailable("away")
         await asyncio.sleep(0)
-        return self.profile
+        return [self.profile for _ in users]
 
 
 def planner_of(

@@ -32,6 +32,7 @@ from engine.plan.preferences import Preferences
 from engine.plan.profile import Profile
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner import position, worker
+from engine.planner.plans import User
 from engine.planner.shares import Above
 from engine.planner.witness import Witness
 from engine.planner.worker import PlanWorker
@@ -216,11 +217,11 @@ class SimProfiles:
     def turn(self) -> None:
         self.held.append((now(), OFF if self.held[-1][1] is ON else ON))
 
-    async def of(self, tenant: str, user: str) -> Profile:
+    async def of_all(self, users: Sequence[User]) -> list[Profile]:
         await self.world.ask_store()
         found = self.held[-1][1]
         await self.world.pass_time()
-        return found
+        return [found for _ in users]
 
     def may_say(self, off: bool, at: float) -> bool:
         """Whether the choice was this one at a moment, or later."""
