@@ -27,16 +27,18 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 def encode_batch(messages: Sequence[Outgoing], reply: bytes, lines: bytes = b"") -> bytes:
     """The protocol bytes of a batch; the server answers on `reply`. Each message has `lines` beside its own."""
     opening = b"NATS/1.0\r\n%bNats-Batch-Id:%b\r\nNats-Batch-Sequence:" % (lines, token_urlsafe(_ID_BYTES).encode())
-    last, answered, parts = len(messages), reply + b" ", []
+    last, answered, parts = len(messages), reply + b" ", list[bytes]()
+    fixed = len(opening) + len(b"\r\n\r\n")
     for number, message in enumerate(messages, 1):
-        own, payload = message.headers, message.payload
+        own, payload, digits = message.headers, message.payload, b"%d" % number
         # Only the first and the last are answered: the first proves a leader took the batch, the last that it committed.
         answer = answered if number in (1, last) else b""
         if number == last:
             own = b"Nats-Batch-Commit:1\r\n" + own
-        head = b"%b%d\r\n%b\r\n" % (opening, number, own)
-        sizes = len(head), len(head) + len(payload)
-        parts.append(b"HPUB %b %b%d %d\r\n%b%b\r\n" % (message.subject.encode(), answer, *sizes, head, payload))
+        size = fixed + len(digits) + len(own)
+        line = b"HPUB %b %b%d %d\r\n" % (message.subject.encode(), answer, size, size + len(payload))
+        # Joined once: to format all of a message costs half as much again.
+        parts += (line, opening, digits, b"\r\n", own, b"\r\n", payload, b"\r\n")
     return b"".join(parts)
 
 

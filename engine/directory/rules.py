@@ -68,10 +68,15 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def rule_of(self, type: str) -> TypeRule | None:
         """The rule of a type: of all patterns that match it, the one that says most of it."""
-        return next((self.types[pattern] for pattern in patterns_of(type) if pattern in self.types), None)
+        for pattern in patterns_of(type):
+            if (rule := self.types.get(pattern)) is not None:
+                return rule
+        return None
 
     def templates_of(self, type: str) -> tuple[Channel, ...]:
         """The channels for which a type has a template, its own or one of a pattern."""
+        if not self.templates:
+            return ()
         found = frozenset[str]().union(*(self.templates.get(pattern, ()) for pattern in patterns_of(type)))
         return tuple(channel for channel in CHANNELS if channel in found)
 

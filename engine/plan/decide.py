@@ -65,13 +65,29 @@ def decide(channel: str, inputs: Inputs) -> Decision:
 
 
 def _decided(channel: str, inputs: Inputs) -> Decision:
-    line, choice = _line(channel, inputs), _choice(channel, inputs)
+    choice = _choice(channel, inputs)
+    if channel == INAPP:
+        return _ended(channel, inputs) or _shown(choice, inputs)
+    return _ended(channel, inputs) or _sent(channel, choice, inputs)
+
+
+def _shown(choice: Effective, inputs: Inputs) -> Decision:
+    """In the app: the record is in the log, whatever is decided, so nothing that holds up a channel is about it."""
+    if inputs.critical:
+        return Decision("now", "critical")
+    return _switched_off(choice) or Decision("now", _reason(choice, inputs))
+
+
+def _sent(channel: str, choice: Effective, inputs: Inputs) -> Decision:
+    """By a channel beyond the app."""
+    line = None if inputs.rule is None else inputs.rule.channels.get(cast("Channel", channel))
+    if line is None:
+        return _never("no_rule")
     return (
-        _ended(channel, inputs)
-        or _forbidden(channel, line, inputs)
+        _forbidden(channel, inputs)
         or _critical(channel, inputs)
         or _switched_off(choice)
-        or _noticed(channel, line, inputs)
+        or _noticed(line, inputs)
         or _unreachable(channel, inputs)
         or _crowded_out(channel, line, choice, inputs)
         or _later(channel, line, choice, inputs)
@@ -119,24 +135,16 @@ def _expires_at(channel: str, inputs: Inputs) -> datetime | None:
     return inputs.notification.expires_at if channel == INAPP else inputs.expires_at
 
 
-def _line(channel: str, inputs: Inputs) -> ChannelRule | None:
-    """What the rule says of the channel."""
-    return None if inputs.rule is None else inputs.rule.channels.get(cast("Channel", channel))
-
-
-def _forbidden(channel: str, line: ChannelRule | None, inputs: Inputs) -> Decision | None:
-    """What holds even for critical notifications. The record is in the log, so nothing of this is about the app."""
-    if channel == INAPP:
+def _forbidden(channel: str, inputs: Inputs) -> Decision | None:
+    """What holds even for critical notifications."""
+    if suppressions := inputs.profile.suppressions:
+        held = [each.reason for each in suppressions if each.holds(channel, inputs.category, inputs.now)]
+        if OPTED_OUT in held:
+            return _never("opted_out")
+        if held:
+            return _never(f"suppressed:{min(held)}")
+    if not inputs.kills:
         return None
-    if line is None:
-        return _never("no_rule")
-    if not inputs.profile.suppressions and not inputs.kills:
-        return None
-    held = [each for each in inputs.profile.suppressions if each.holds(channel, inputs.category, inputs.now)]
-    if any(each.reason == OPTED_OUT for each in held):
-        return _never("opted_out")
-    if held:
-        return _never(f"suppressed:{min(each.reason for each in held)}")
     kills = [kill.switch for kill in inputs.kills if kill.holds(channel, inputs.category)]
     return _never(f"killed:{min(kills)}") if kills else None
 
@@ -144,7 +152,7 @@ def _forbidden(channel: str, line: ChannelRule | None, inputs: Inputs) -> Decisi
 def _critical(channel: str, inputs: Inputs) -> Decision | None:
     if not inputs.critical:
         return None
-    crowded_out = _never("throttled") if inputs.throttled and channel != INAPP else None
+    crowded_out = _never("throttled") if inputs.throttled else None
     return _unreachable(channel, inputs) or crowded_out or Decision("now", "critical")
 
 
@@ -152,11 +160,9 @@ def _switched_off(found: Effective) -> Decision | None:
     return _never(_OFF.get(found.source, "default")) if found.choice == "off" else None
 
 
-def _noticed(channel: str, line: ChannelRule | None, inputs: Inputs) -> Decision | None:
+def _noticed(line: ChannelRule, inputs: Inputs) -> Decision | None:
     """Nobody needs to be told by another channel what was shown, or read, meanwhile."""
     facts = inputs.facts
-    if channel == INAPP or line is None:
-        return None
     done = facts.read or facts.archived
     if done and facts.stage == "digest":
         return _never("all_read")
@@ -167,8 +173,6 @@ def _noticed(channel: str, line: ChannelRule | None, inputs: Inputs) -> Decision
 
 
 def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
-    if channel == INAPP:
-        return None
     if channel not in inputs.profile.reach:
         return _never("no_token" if channel == "push" else "no_address")
     # Who names a channel gets the plain default where there is no template.
@@ -178,9 +182,9 @@ def _unreachable(channel: str, inputs: Inputs) -> Decision | None:
     return None
 
 
-def _crowded_out(channel: str, line: ChannelRule | None, choice: Effective, inputs: Inputs) -> Decision | None:
+def _crowded_out(channel: str, line: ChannelRule, choice: Effective, inputs: Inputs) -> Decision | None:
     """No more jobs for a tenant that has too many. What joins a digest is none: all of its window share one."""
-    if channel == INAPP or not inputs.throttled:
+    if not inputs.throttled:
         return None
     later = _later(channel, line, choice, inputs)
     return None if later is not None and later.when.startswith(("digest:", "never")) else _never("throttled")
@@ -197,10 +201,8 @@ def _choice(channel: str, inputs: Inputs) -> Effective:
     return effective(channel, inputs.notification.type, inputs.category, inputs.rule, preferences, defaults)
 
 
-def _later(channel: str, line: ChannelRule | None, choice: Effective, inputs: Inputs) -> Decision | None:
+def _later(channel: str, line: ChannelRule, choice: Effective, inputs: Inputs) -> Decision | None:
     """Why to wait, if there is a reason. What would wait until after it has expired is over now."""
-    if channel == INAPP or line is None:
-        return None
     rank = _RANK[inputs.facts.stage]
     found = None
     if rank < _RANK["escalation"]:
@@ -299,8 +301,8 @@ def _text(moment: datetime) -> str:
 
 def narrowed(inputs: Inputs) -> Inputs:
     """The inputs without what has no say in this plan: small enough to be stored with it, and it gives the same plan."""
-    named = frozenset(channels_of(inputs))
     profile, preferences, suppressions = inputs.profile, inputs.profile.preferences, inputs.profile.suppressions
+    named = frozenset(channels_of(inputs)) if suppressions or inputs.templates else frozenset()
     narrow, held = _narrowed(preferences, inputs), suppressions
     if suppressions:
         held = tuple(one for one in held if one.channel in named and one.scope in {SCOPE_ALL, inputs.category})

@@ -60,13 +60,15 @@ _encode = msgspec.json.Encoder().encode
 class Found(NamedTuple):
     """A notification in a log, read no further than it takes to tell whether there is something to decide: mostly there is not.
 
-    `place`: `<p>.<tenant>.<user>` of its subject.
+    `tenant_token`, `user_token`: as its subject has them; `subject` is that of its receipts.
     """
 
     stored: Delivered
     entry: _Entry
     tenant: str
-    place: str
+    tenant_token: str
+    user_token: str
+    subject: str
 
     @property
     def stored_at(self) -> datetime:
@@ -111,11 +113,10 @@ def notifications_in(batch: Iterable[Delivered]) -> Iterator[Found]:
             entry = _decode(stored.payload)
             if entry.kind != "notification" or (entry.plan and all(one.when == "never" for one in entry.plan.values())):
                 continue
-            _, place = stored.subject.decode().split(".", 1)
-            _, tenant, _ = place.split(".")
-            if _NUL in place:
+            _, partition, tenant, user = stored.subject.decode().split(".")
+            if _NUL in tenant or _NUL in user:
                 continue
-            yield Found(stored, entry, _tenant_of(tenant), place)
+            yield Found(stored, entry, _tenant_of(tenant), tenant, user, f"rcpt.{partition}.{tenant}.{user}")
         except (*_NO_RECORD, ValueError):
             continue
 
@@ -131,9 +132,9 @@ def goes_further(found: Found, rules: TenantRules) -> bool:
 
 def due_of(found: Found) -> Due | None:
     """The record as it is decided about; None: nobody can have such a name."""
-    entry, (_, tenant, user) = found.entry, found.place.split(".")
+    entry = found.entry
     try:
-        name = decode_token(user)
+        name = decode_token(found.user_token)
         if (transaction := entry.transaction_id) is not None:
             encode_token(transaction)  # so that whoever asks about it need not fear that there is none of this name
     except InvalidToken:
@@ -149,10 +150,10 @@ def due_of(found: Found) -> Due | None:
             channels=_requested(entry.plan),
             expires_at=entry.expires_at,
         ),
-        f"rcpt.{found.place}",
+        found.subject,
         found.stored_at,
         entry.trace,
-        None if transaction is None else (tenant, transaction),
+        None if transaction is None else (found.tenant_token, transaction),
         found.stored.seq,
         entry.data,
         entry.collapse_key,
