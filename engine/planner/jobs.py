@@ -34,13 +34,13 @@ class Following(NamedTuple):
     stored_at: int = 0
 
 
-def jobs_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> Iterator[Outgoing]:
+def jobs_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> tuple[Outgoing, ...]:
     """The jobs of a notification: one for each channel that it goes by, now or later.
 
     A channel with several targets has one job, which its worker splits: which targets there are then is not known now.
     """
-    for job, at in _made(due, inputs, decisions):
-        yield message_of(job) if at is None else schedule_of(job, at)
+    made = _made(due, inputs, decisions)
+    return tuple([message_of(job) if at is None else schedule_of(job, at) for job, at in made])
 
 
 def throttled_of(due: Due, inputs: Inputs, decisions: Mapping[str, Decision]) -> list[Job]:

@@ -321,17 +321,17 @@ class PlanWorker:
         following: list[Following] = []
         throttled: list[Job] = []
         for one in due:
-            if profiles[one.user].deleted:
+            tenant, profile = one.notification.tenant, profiles[one.user]
+            if profile.deleted:
                 continue  # whatever is stored of him now would stay behind when he is erased
-            tenant = one.notification.tenant
-            inputs = self._inputs(one, rules[tenant], profiles[one.user], now)
-            inputs = replace(inputs, throttled=above.holds(tenant, critical=inputs.critical))
+            inputs = self._inputs(one, rules[tenant], profile, now)
+            if above.holds(tenant, critical=inputs.critical):
+                inputs = replace(inputs, throttled=True)
             decisions = plan(inputs)
             receipt = receipt_of(one, inputs, decisions, self._term, always=self._is_doubtful(one))
             if receipt is not None:
                 receipts.append(receipt)
-            jobs = tuple(jobs_of(one, inputs, decisions))
-            if jobs:
+            if jobs := jobs_of(one, inputs, decisions):
                 following.append(Following(one.seq, jobs, one.trace, int(one.stored_at.timestamp() * 1e9)))
             throttled += throttled_of(one, inputs, decisions)
         return Planned(receipts, following, throttled)
