@@ -213,6 +213,35 @@ async def test_a_profile_is_read_once_and_again_after_each_change(redis: Redis) 
         await profiles.close()
 
 
+async def test_many_are_read_together_and_each_gets_his_own(redis: Redis) -> None:
+    asked = list[tuple[str, str]]()
+
+    async def read(tenant: str, user: str) -> Profile:
+        asked.append((tenant, user))
+        return named(tenant, user)
+
+    def named(tenant: str, user: str) -> Profile:
+        return Profile(version=1, timezone=f"{tenant}/{user}")
+
+    profiles = ProfileCache(redis, read)
+    # More than one call looks for, of two tenants, and in no order.
+    users = [("tu"[n % 300 // 200], f"user-{n * 7 % 300}") for n in range(300)]
+    expected = [named(*user) for user in users]
+    try:
+        assert await profiles.of_all(users) == expected
+        assert sorted(asked) == sorted(users)
+        asked.clear()
+        token = await profiles.pending("t", ["user-7"], 5)
+        await redis.hset(cache._key("t", "user-14"), "body", b'{"version":"new"}')  # type: ignore[misc]
+        assert await profiles.of_all(users) == expected
+        assert sorted(asked) == [("t", "user-14"), ("t", "user-7")]
+        await profiles.settled("t", ["user-7"], token)
+        assert await profiles.of_all(users[::-1]) == expected[::-1]
+        assert await profiles.of_all([]) == []
+    finally:
+        await profiles.close()
+
+
 async def test_a_mark_outlasts_its_transaction_by_fifty_seconds_and_then_ends(redis: Redis) -> None:
     profiles = ProfileCache(redis, Primary().read)
     try:
