@@ -103,7 +103,7 @@ def _with_rule(inputs: Inputs) -> Inputs:
     return msgspec.structs.replace(inputs, rule=_rule_of(named))
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)  # who publishes may name whatever he likes
 def _rule_of(named: tuple[str, ...]) -> TypeRule:
     known = {channel: ChannelRule() for channel in CHANNELS if channel in named and channel != INAPP}
     return TypeRule(pattern="*", channels=known)
