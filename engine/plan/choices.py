@@ -24,7 +24,7 @@ Source = Literal[
 """Where an effective value comes from, the strongest first. `always`: the rule lets nobody switch it off."""
 
 
-class Effective(msgspec.Struct, frozen=True):
+class Effective(msgspec.Struct, frozen=True, gc=False):
     """What holds for a channel, and where it comes from."""
 
     choice: Choice

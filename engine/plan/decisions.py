@@ -51,7 +51,7 @@ Stage = Literal["first", "escalation", "digest", "quiet_hours", "send_window", "
 """What has woken the decision: `first` is the planner's, the others are schedules that have fired."""
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """When, and why.
 
     Args:
@@ -63,7 +63,7 @@ class Decision(msgspec.Struct, frozen=True):
     why: str
 
 
-class Notification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Notification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a decision needs to know of a record.
 
     Args:
@@ -80,7 +80,7 @@ class Notification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     expires_at: datetime | None = None
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What has become of the notification so far.
 
     Args:
@@ -119,7 +119,7 @@ class Kill(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.channel in {None, channel} and self.category in {None, category}
 
 
-class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Inputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """All that a decision is made from: who has these bytes can make it again, and gets the same.
 
     Args:
