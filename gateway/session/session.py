@@ -13,6 +13,7 @@ from opentelemetry.trace import Span
 
 from engine.errors import BrokerError, OtherIncarnation
 from engine.traces.contexts import traceparent_of
+from engine.traces.lines import about
 from gateway import metrics
 from gateway.access.auth import Refused
 from gateway.access.principals import User
@@ -255,27 +256,28 @@ class Session:
         self, frame: Read, up_to: int | None, follower: Follower, epoch: str, span: Span | None
     ) -> None:
         """Store a read mark as a record of the log; its live copy tells all devices, this one included."""
-        try:
-            await self.context.state_records.append(
-                "read", tenant=self.tenant, user=self.user, device=self.device,
-                partition=follower.partition.number, epoch=epoch, ids=frame.ids or [], up_to=up_to,
-                trace=None if span is None else traceparent_of(span.get_span_context()),
-            )  # fmt: skip
-        except OtherIncarnation:
-            self._refuse("stale_cursor", "the log was made anew before the read was stored", frame.id)
-        except TooManyRecords as error:
-            self._refuse("too_many_reads", str(error), frame.id)
-        except BrokerError as error:
-            _log.warning(
-                "read_not_stored", user=_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
-            )
-            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
-        except Exception:
-            _log.exception("read_not_stored", user=_hash(self.tenant, self.user))
-            self._refuse("unavailable", "the read could not be stored: try again", frame.id)
-        finally:
-            if span is not None:
-                span.end()
+        with about(None if span is None else span.get_span_context()):
+            try:
+                await self.context.state_records.append(
+                    "read", tenant=self.tenant, user=self.user, device=self.device,
+                    partition=follower.partition.number, epoch=epoch, ids=frame.ids or [], up_to=up_to,
+                    trace=None if span is None else traceparent_of(span.get_span_context()),
+                )  # fmt: skip
+            except OtherIncarnation:
+                self._refuse("stale_cursor", "the log was made anew before the read was stored", frame.id)
+            except TooManyRecords as error:
+                self._refuse("too_many_reads", str(error), frame.id)
+            except BrokerError as error:
+                _log.warning(
+                    "read_not_stored", user=_hash(self.tenant, self.user), error=f"{type(error).__name__}: {error}"
+                )
+                self._refuse("unavailable", "the read could not be stored: try again", frame.id)
+            except Exception:
+                _log.exception("read_not_stored", user=_hash(self.tenant, self.user))
+                self._refuse("unavailable", "the read could not be stored: try again", frame.id)
+            finally:
+                if span is not None:
+                    span.end()
 
     def _refuse(self, code: str, detail: str, id: str | None) -> None:
         """Tell that the frame with this `id` was not obeyed. The session goes on."""

@@ -327,7 +327,9 @@ async def test_the_letter_of_an_event_keeps_its_context_however_the_publisher_sp
     broker, event = Stores(), stored(f"Traceparent: 01{PARENT[2:]}\r\n".encode())
     await store_letter(cast("Broker", broker), Dead(event, "json", ""), 0, "epoch")
     assert broker.headers[0]["traceparent"] == PARENT
-    assert followed_dead(collected.spans, event.headers, "json") == {"trace_id": PARENT[3:35]}
+    dead = followed_dead(collected.spans, event.headers, "json")
+    assert [one.context for one in collected.found] == [dead]
+    assert dead.trace_id == ORIGIN.trace_id
 
 
 async def test_the_letter_of_a_job_has_a_span_also_where_nobody_follows_it(
