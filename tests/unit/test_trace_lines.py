@@ -26,7 +26,7 @@ from engine.traces import spans as all_spans
 from engine.traces.lines import about, about_followed
 from engine.traces.messages import working
 from gateway.api.events import Publishing
-from gateway.session.session import Session
+from gateway.session.traces import SessionTraces, reading
 from seamark.protocol.events import Encoded
 from tests.support.spans import ORIGIN, PARENT, Collected, stored
 
@@ -142,14 +142,11 @@ async def test_an_event_that_a_gateway_cannot_store_and_a_read_mark_have_lines_o
     [accept] = collected.found
     assert lines == [("event_not_stored", *ids_of(accept))]
 
-    assert ORIGIN is not None
-    span = collected.spans.begin(names.READ, ORIGIN, {})
-    session = SimpleNamespace(
-        context=SimpleNamespace(state_records=SimpleNamespace(append=append)),
-        tenant="acme", user="alice", device="d", _refuse=lambda *_: None,
-    )  # fmt: skip
-    follower = SimpleNamespace(partition=SimpleNamespace(number=0))
+    traces = SessionTraces(collected.spans, ("acme", "alice", "phone"))
+    record = SimpleNamespace(skip=False, headers=b"NATS/1.0\r\n" + FOLLOWED, time="", body=b'{"id":"n"}')
+    traces.delivered(1, cast("Any", record), "epoch")
     with written() as lines:
-        await Session._append_read(cast("Any", session), cast("Any", SimpleNamespace(ids=["n"], id=None)), None,
-                                   cast("Any", follower), "epoch", span)  # fmt: skip
-    assert lines == [("read_not_stored", *ids_of(span))]
+        for one, ids in ((traces, ["n"]), (traces, ["other"]), (None, ["n"])):
+            with reading(one, ids, None):
+                _log.warning("read_not_stored")
+    assert lines == [("read_not_stored", *ids_of(collected.found[-1])), *[("read_not_stored", None, None)] * 2]
