@@ -39,8 +39,8 @@ def common_port(settings: Settings, count: int) -> Iterator[Sequence[int]]:
     The health port that is set is the common one, and the ports behind it are theirs. 0: each has one that the system
     chooses, and there is no common one.
 
-    `/readyz` is 200 while one of them is ready, `/healthz` while one is alive and none has been dead for `DEAD_SECONDS`; both name
-    the others. `/metrics` adds them up.
+    `/readyz` is 200 while one of them is ready, `/healthz` while one is alive and none has been dead for `DEAD_SECONDS`. Both
+    name the others. `/metrics` adds them up.
 
     Raises:
         InvalidSetting: somebody listens on the common port, or too few ports follow it.
