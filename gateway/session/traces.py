@@ -129,13 +129,14 @@ class SessionTraces:
 
     def acknowledged(self, seq: int) -> None:
         """The device has everything up to `seq`."""
-        if self.sent:
+        if self.sent and self.sent[-1].seq > self.acked:  # else all of them are acknowledged
             now = time.time_ns()
             for sent in self.sent:
                 if self.acked < sent.seq <= seq:
                     since = sent.at if self._spans.is_fresh(sent.at, now) else now
                     self._spans.begin(names.ACK, sent.context, {}, since=since, stored_at=sent.at).end()
-        self.acked = max(self.acked, seq)
+        if seq > self.acked:  # noqa: PLR1730 - the hot path, as in `Follower`
+            self.acked = seq
 
     def read(self, ids: Collection[str], up_to: int | None) -> Span | None:
         """The user says that he has read these records, or all up to a sequence: the span of that, where one is followed."""
