@@ -75,7 +75,7 @@ class Tally:
         due: list[Receipt] = []
 
         def tell(state: str, at: float, after: int, up_to: int, sent_at: datetime | None = None) -> None:
-            trace = None if traces is None else traces.newest(after, up_to)
+            trace = traces.newest(after, up_to) if traces is not None and traces.sent else None
             due.append(
                 Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at, trace=trace)
             )

@@ -237,8 +237,9 @@ class Session:
             if not tally.noted:
                 tally.noted = True
                 self.context.receipts.note(follower)
-            if follower.traces is not None:
-                follower.traces.acknowledged(seq)
+            traces = follower.traces
+            if traces is not None and traces.sent:
+                traces.acknowledged(seq)
 
     def _read(self, frame: Read, follower: Follower) -> None:
         check_read(frame)

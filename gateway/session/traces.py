@@ -91,11 +91,11 @@ class SessionTraces:
 
     def delivered(self, seq: int, message: Message, epoch: str) -> None:
         """A record was sent. Of one that is not to be shown (`skip`) only the position was: it has no span and does not count."""
-        if message.skip:
-            return
+        origin = followed_in(message.headers)
+        if (origin is None and not self._begun_at) or message.skip:
+            return  # as of nearly all
         if self._begun_at:
             self._missed += 1
-        origin = followed_in(message.headers)
         if origin is None or not self._room():
             return
         stored_at = int(datetime.fromisoformat(message.time).timestamp() * 1e9) if message.time else None
@@ -128,15 +128,14 @@ class SessionTraces:
         return True
 
     def acknowledged(self, seq: int) -> None:
-        """The device has everything up to `seq`."""
+        """The device has everything up to `seq`. Nobody need say so while nothing is `sent`."""
         if self.sent and self.sent[-1].seq > self.acked:  # else all of them are acknowledged
             now = time.time_ns()
             for sent in self.sent:
                 if self.acked < sent.seq <= seq:
                     since = sent.at if self._spans.is_fresh(sent.at, now) else now
                     self._spans.begin(names.ACK, sent.context, {}, since=since, stored_at=sent.at).end()
-        if seq > self.acked:  # noqa: PLR1730 - the hot path, as in `Follower`
-            self.acked = seq
+            self.acked = max(self.acked, seq)
 
     def read(self, ids: Collection[str], up_to: int | None) -> Span | None:
         """The user says that he has read these records, or all up to a sequence: the span of that, where one is followed."""
