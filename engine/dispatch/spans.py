@@ -85,15 +85,17 @@ class RoundSpans:
                 )  # fmt: skip
             self._events[one.seq, one.part] = span
             self._tenants[one.seq, one.part] = one.accepted.at.tenant_token
+        self._seqs = {
+            seq for seq, _ in self._events
+        }  # of many events and entries nearly none is of these: one look each
         lines_of = self._round if events > 1 else next(iter(self._events.values()))
         self._lines = about(lines_of.get_span_context())
 
     def appended(self, place: Place, entries: Iterable[Entry | PutOff], since: int) -> None:
         """These entries are stored in a place; `since` is when that was begun, in Unix nanoseconds."""
-        counts: dict[tuple[int, str], int] = {}
+        counts, seqs = dict[tuple[int, str], int](), self._seqs
         for entry in entries:
-            key = entry.seq, entry.event_part
-            if key in self._events:
+            if entry.seq in seqs and (key := (entry.seq, entry.event_part)) in self._events:
                 counts[key] = counts.get(key, 0) + 1
         hop = names.PUT_OFF if place == LATER_PLACE else names.APPEND
         for key, count in counts.items():
@@ -104,10 +106,11 @@ class RoundSpans:
 
     def settled(self, appended: Iterable[Planned], put_off: Iterable[Planned], dead: Iterable[Dead]) -> None:
         """What became of the events; what is in none of these was published before."""
+        seqs = self._seqs
         outcomes: dict[tuple[int, str], str] = {
-            (one.seq, one.part): one.template.withheld or "appended" for one in appended
+            (one.seq, one.part): one.template.withheld or "appended" for one in appended if one.seq in seqs
         }
-        outcomes |= {(one.seq, one.part): "put_off" for one in put_off}
+        outcomes |= {(one.seq, one.part): "put_off" for one in put_off if one.seq in seqs}
         outcomes |= {(one.delivered.seq, ""): "dead" for one in dead}
         for key, span in self._events.items():
             span.set_attribute(names.OUTCOME, outcomes.get(key, "duplicate"))
