@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from bench import against as against_bench
 from bench import campaign as campaign_bench
 from bench import channels as channels_bench
 from bench import dispatch as dispatch_bench
@@ -79,7 +80,9 @@ def later(
 @app.command()
 def campaign(
     users: int = 200_000,
-    seconds: Annotated[float, typer.Option(help="Of critical events, alone and beside campaigns, twice each.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(help="Of critical events, alone and beside campaigns, four times each.")
+    ] = 10.0,
     data: Data = None,
     sync: Sync = None,
     quick: Quick = False,
@@ -291,6 +294,19 @@ def months(rows: int = 5_000_000, users: int = 50_000, data: Data = None, quick:
     if quick:
         rows, users = 4_000, 100
     measure("months", months_bench.run(rows=rows, users=users, data=data), data, quick=quick)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def against(
+    context: typer.Context,
+    revision: Annotated[str, typer.Argument(help="A commit, branch or tag to compare this tree with.")],
+    rounds: Annotated[int, typer.Option(help="Runs of each of the two.")] = 4,
+) -> None:
+    """Another benchmark, with its options behind `--`, here and on REVISION in turn: every figure beside the one before."""
+    try:
+        print(json.dumps(against_bench.run(revision, rounds, context.args)))
+    except against_bench.Unknown as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 if __name__ == "__main__":

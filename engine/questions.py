@@ -147,10 +147,17 @@ class Questions(Generic[Question, Answer]):
     def _tell(self, wave: list[_Asked[Question, Answer]], answers: Sequence[Answer], failure: Exception) -> None:
         for number, one in enumerate(wave):
             if one.waiter is None:
-                one.told(answers[number] if number < len(answers) else None)
+                self._call(one.told, answers[number] if number < len(answers) else None)
             elif one.waiter.done():
                 continue
             elif number < len(answers):
                 one.waiter.set_result(answers[number])
             else:
                 one.waiter.set_exception(failure)
+
+    def _call(self, told: Callable[[Answer | None], None], answer: Answer | None) -> None:
+        try:
+            told(answer)
+        except Exception:
+            # Others wait for their answers, and whoever asks next for this task.
+            _log.exception("answer_not_taken", question=self._name)

@@ -169,7 +169,7 @@ async def _shared(parts: Parts, channels: Sequence[Channel], held: Held) -> _Sha
         fallback=Fallback(rules, queue),
         endpoints=Endpoints(parts.pool, directory, parts.broker),
         noticed=Noticed(caught_up, tables, clock),
-        digests=Digests(caught_up, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock),
+        digests=Digests(caught_up, tables, rules, profiles, parts.controls, parts.cancels, journal.store, clock, caps),
         clock=clock,
     )
 

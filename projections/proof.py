@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import msgspec
 
+from engine.channels.channel import UNREPORTED
 from engine.postgres import QUERY_SECONDS, Pool, one_view
 from projections.folds.changes import NO_RECORD
 from projections.folds.deliveries import PLAN_RANK, names_in
@@ -337,6 +338,11 @@ def _gaps(row: asyncpg.Record, record: Record | None, facts: list[Fact]) -> list
             gaps.append("sent: no receipt of a gateway says that a device was sent it")
         elif not states:
             gaps.append(f"sent by {channel}: no receipt of that channel")
+    gaps += [
+        f"delivered by {fact.channel}: {fact.provider} took it, and never reports what became of it"
+        for fact in facts
+        if fact.fact == "sent" and (fact.reason or "").endswith(f"/{UNREPORTED}")
+    ]
     silent = sorted(device or "?" for device in sent - acknowledged)
     gaps += [f"acknowledged by device {device}: it was sent, no acknowledgement is stored" for device in silent]
     if row["read_seq"] is None and row["withheld"] is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -48,6 +48,10 @@ Scope = Literal["message", "target", "domain", "key", "provider"]
 Of `config` it says whose fault it is. Whoever may set one webhook's address, or one user's number, must not be able to stop a
 provider for everybody by it: such an outcome has the scope `target`.
 """
+
+
+UNREPORTED: Final = "unreported"
+"""What the code of an `ok` ends with whose provider never says what has become of the message: it stays `sent`."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,7 +10,7 @@ import base64
 import binascii
 import secrets
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,7 @@ from engine.directory.changing import check_version
 from engine.directory.sealing import PLAIN, Seal
 from engine.directory.users import checked_user_id
 from engine.directory.webhook_urls import check_url
-from engine.errors import LimitReached
+from engine.errors import LimitReached, StoreBroken
 from engine.limits import WEBHOOKS_PER_TENANT, WEBHOOKS_PER_USER
 from engine.plan.patterns import check_pattern
 from engine.postgres import Connection, Pool, asking
@@ -131,10 +131,15 @@ INSERT INTO webhook_endpoints (tenant, id, user_id, url, secret, types, state, v
 RETURNING {_COLUMNS}
 """
 
+FORMER_TYPES_MAX: Final = 50
+"""Changes of its types that are remembered of an endpoint. What came before them counts as having come before the oldest."""
+
 # How it fared is forgotten with the address, and when its owner says that it works again.
 _REPLACE: Final = f"""
 UPDATE webhook_endpoints SET url = $3, types = $4, state = $5, version = version + 1, changed_at = now(),
-    health = CASE WHEN url = $3 AND (state = $5 OR $5 = 'disabled') THEN health END
+    health = CASE WHEN url = $3 AND (state = $5 OR $5 = 'disabled') THEN health END,
+    former_types = CASE WHEN types = $4 THEN former_types ELSE jsonb_path_query_array(
+        former_types || jsonb_build_object('until', now(), 'types', types), '$[last - {FORMER_TYPES_MAX - 1} to last]') END
 WHERE tenant = $1 AND id = $2 RETURNING {_COLUMNS}
 """
 
@@ -258,33 +263,50 @@ async def delete_endpoint(change: Change, id: str, expected: int | None = None) 
     return there
 
 
-async def seal_anew(pool: Pool, seal: Seal) -> tuple[int, int]:
-    """Store all secrets as `seal` stores them now: how many endpoints there are, and of how many they were stored otherwise.
+class Sealed(NamedTuple):
+    """What `seal_anew` has done: how many endpoints there are, and of how many a secret is stored otherwise now.
+
+    `unopened`: secrets that no key opens, which stay as they are.
+    """
+
+    endpoints: int
+    sealed: int
+    unopened: list[StoreBroken]
+
+
+async def seal_anew(pool: Pool, seal: Seal) -> Sealed:
+    """Store all secrets as `seal` stores them now.
 
     Their versions stay: for receivers nothing changes. It may be ended and begun again at any moment.
 
     Raises:
-        StoreBroken: one is sealed by a key that `seal` has not.
         StoreUnavailable: PostgreSQL does not answer.
     """
-    seen = changed = 0
+    seen, changed, unopened = 0, 0, list[StoreBroken]()
     after = ("", "")
     while True:
         async with asking(pool) as connection, connection.transaction():
             rows = await connection.fetch(_SECRETS_PAGE, *after, SECRETS_AT_ONCE)
             for row in rows:
                 after = (row["tenant"], row["id"])
-                stored = (row["secret"], row["previous_secret"])
-                if all(one is None or seal.is_newest(one) for one in stored):
-                    continue
-                opened = [None if one is None else seal.open(one, *after) for one in stored]
-                await connection.execute(
-                    _SEAL_ANEW, *after, *(None if one is None else seal.close(one, *after) for one in opened)
-                )
-                changed += 1
+                stored = [row["secret"], row["previous_secret"]]
+                anew = [_sealed_anew(one, seal, after, unopened) for one in stored]
+                if anew != stored:
+                    await connection.execute(_SEAL_ANEW, *after, *anew)
+                    changed += 1
         seen += len(rows)
         if len(rows) < SECRETS_AT_ONCE:
-            return seen, changed
+            return Sealed(seen, changed, unopened)
+
+
+def _sealed_anew(stored: str | None, seal: Seal, of: tuple[str, str], unopened: list[StoreBroken]) -> str | None:
+    if stored is None or seal.is_newest(stored):
+        return stored
+    try:
+        return seal.close(seal.open(stored, *of), *of)
+    except StoreBroken as error:
+        unopened.append(error)
+        return stored
 
 
 async def _expected(change: Change, id: str, expected: int | None) -> WebhookEndpoint | None:

@@ -41,7 +41,7 @@ def trace_in(headers: bytes) -> tuple[bytes | None, bytes | None]:
     if b"raceparent:" in headers:  # of most events this one look is all
         for parent, state in _NAMES:
             if value := wire.header(headers, parent):
-                return as_version_00(value), wire.header(headers, state)
+                return as_version_00(value), wire.header(headers, state) if b"racestate:" in headers else None
     return None, None
 
 

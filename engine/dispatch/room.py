@@ -12,8 +12,9 @@ import asyncio
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -89,42 +90,48 @@ class Shares:
         self._away_until = 0.0
 
     async def refused(self, events: Iterable[Planned], later: StreamState) -> dict[int, str]:
-        """Count events that are to be put off; those whose tenant has too much there are not counted, but named, with the reason.
+        """Which of these events are not put off because their tenant has too much there, with the reason.
 
-        An event that is put off again after a crash counts twice. While Redis is away nobody is refused.
+        While Redis is away nobody is refused.
         """
-        by_tenant: dict[str, list[Planned]] = defaultdict(list)
-        for event in events:
-            by_tenant[event.accepted.at.tenant_token].append(event)
         most = most_of_one(later)
         why: dict[int, str] = {}
-        for tenant, theirs in by_tenant.items():
-            held = await self._counted(tenant, theirs, most)
-            if held is not None:
-                said = f"its tenant has {held[0]} bytes of {held[1]} events in {later.name}, more than is free"
+        for tenant, theirs in _by_tenant(events).items():
+            bytes_, number = await self._call(tenant, most)
+            if bytes_ >= 0:
+                said = f"its tenant has {bytes_} bytes of {number} events in {later.name}, more than is free"
                 why |= {event.seq: f"{said}: publish the event when it is due" for event in theirs}
         return why
 
-    async def _counted(self, tenant: str, events: list[Planned], most: tuple[int, int]) -> tuple[int, int] | None:
-        """None: they are counted. Else what the tenant has there already, which is too much."""
+    async def count(self, events: Iterable[Planned]) -> None:
+        """Count events that are put off now: those that are claimed, for what was published before is there already.
+
+        An event that is put off again after a crash counts twice.
+        """
+        for tenant, theirs in _by_tenant(events).items():
+            days: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+            for event in theirs:
+                assert event.later is not None
+                counts = days[max(_day(event.accepted.event.send_at), _today())]  # what is overdue is put off to now
+                counts[0] += len(event.later.payload) + _OVERHEAD_BYTES
+                counts[1] += 1
+            await self._call(tenant, (sys.maxsize, sys.maxsize), days)
+
+    async def _call(
+        self, tenant: str, most: tuple[int, int], days: Mapping[int, Sequence[int]] = MappingProxyType({})
+    ) -> tuple[int, int]:
+        """What the tenant has there, where that is more than `most`. Else it is counted, and -1."""
         if time.monotonic() < self._away_until:
-            return None
-        days: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        for event in events:
-            assert event.later is not None
-            counts = days[_day(event.accepted.event.send_at)]
-            counts[0] += len(event.later.payload) + _OVERHEAD_BYTES
-            counts[1] += 1
-        today = int(time.time()) // DAY_SECONDS  # what is overdue is put off to the present tenth
-        args = [today - DUE_DAYS, *most, *(word for day, counts in days.items() for word in (max(day, today), *counts))]
+            return -1, -1
+        args = [_today() - DUE_DAYS, *most, *(word for day, counts in days.items() for word in (day, *counts))]
         try:
             async with asyncio.timeout(TAKE_TIMEOUT_SECONDS):
                 bytes_, number = await self._take([key_of(tenant)], args)
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             _log.warning("shares_not_counted", error=type(error).__name__)
-            return None
-        return None if bytes_ < 0 else (bytes_, number)
+            return -1, -1
+        return bytes_, number
 
     async def close(self) -> None:
         """Drop the connection they are counted on."""
@@ -172,6 +179,17 @@ async def without_room(
 def key_of(tenant_token: str) -> str:
     """Where a tenant's share of LATER is counted."""
     return f"later:{{{tenant_token}}}"
+
+
+def _by_tenant(events: Iterable[Planned]) -> Mapping[str, list[Planned]]:
+    found: dict[str, list[Planned]] = defaultdict(list)
+    for event in events:
+        found[event.accepted.at.tenant_token].append(event)
+    return found
+
+
+def _today() -> int:
+    return int(time.time()) // DAY_SECONDS
 
 
 def _day(due: datetime | None) -> int:

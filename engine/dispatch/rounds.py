@@ -20,7 +20,6 @@ from engine.partition.worker import Delivered, delivered
 from engine.traces.lines import about_followed
 from engine.traces.spans import Spans
 from seamark.protocol import events
-from seamark.protocol.cursor import Cursor
 from seamark.protocol.errors import InvalidEvent
 from seamark.protocol.events import Accepted, Recipient
 from seamark.protocol.limits import RECORD_BYTES_MAX
@@ -187,71 +186,71 @@ def plan(
 
     Whether it is put off follows from when it was stored, not from a clock: whoever reads it again must decide the same.
     """
-
-    def checked() -> Planned | Dead:
+    try:
         stored_at = datetime.fromtimestamp(event.time_nanoseconds / 1e9, UTC)
-        planned = _planned(event, Cursor(epoch, event.seq), stored_at, spans, recipients)
+        planned = _planned(event, epoch, event.seq, stored_at, spans, recipients)
         send_at = planned.accepted.event.send_at
         if send_at is None or send_at <= stored_at:
             return planned
         events.check_send_at(planned.accepted.event, stored_at)
         return msgspec.structs.replace(planned, later=event)
-
-    return _survived(event, checked)
+    except Exception as error:
+        return _dead(event, error)
 
 
 def plan_due(stored: Stored, wake_up: Delivered, spans: Spans | None = None) -> Planned | Dead:
     """The same of an event that was put off and is due. Its records say where it was when it was published."""
     event = delivered(stored)
 
-    def checked() -> Planned | Dead:
+    try:
         tenth, origin = waiting_tenth(stored.subject), origin_of(event.headers)
         published, due_at = msgspec.structs.replace(event, subject=origin.subject), moment_of(tenth)
         woken_at = datetime.fromtimestamp(wake_up.time_nanoseconds / 1e9, UTC)
         if woken_at > due_at + timedelta(seconds=CLAIM_SECONDS):
             return Dead(published, "late", f"it was due at {due_at.isoformat()}: who sent it first is forgotten by now")
-        planned = _planned(published, origin.place, due_at, spans)
+        planned = _planned(published, *origin.place, due_at, spans)
         part = part_of(tenth, stored.seq)
         return msgspec.structs.replace(planned, seq=wake_up.seq, part=part, claimed=origin.positions)
-
-    return _survived(event, checked)
+    except Exception as error:
+        return _dead(event, error)
 
 
 def _planned(
-    event: Delivered, place: Cursor, at: datetime, spans: Spans | None, recipients: list[Recipient] | None = None
+    event: Delivered,
+    epoch: str,
+    seq: int,
+    at: datetime,
+    spans: Spans | None,
+    recipients: list[Recipient] | None = None,
 ) -> Planned:
-    """Raises InvalidEvent, and UnicodeDecodeError of the subject."""
-    traceparent, tracestate = trace_in(event.headers)
-    accepted = events.accept(
-        event.subject.decode(),
-        event.payload,
-        traceparent,
-        tracestate,
-        recipients,
-    )
+    """What becomes of an event that was published as `seq` of the stream's incarnation `epoch`.
+
+    Raises:
+        InvalidEvent, UnicodeDecodeError: the latter of the subject.
+    """
+    accepted = events.accept(event.subject.decode(), event.payload, *trace_in(event.headers), recipients)
     follow = None
     if spans is not None:
         accepted, follow = following(spans, accepted, event.time_nanoseconds)
-    template = NotificationTemplate(accepted, place.epoch, place.seq, at)
+    template = NotificationTemplate(accepted, epoch, seq, at)
     if template.size > RECORD_BYTES_MAX:
         raise InvalidEvent("size", f"a record of this event would have {template.size} bytes")
     return Planned(event.seq, accepted, template, following=follow)
 
 
-def _survived(event: Delivered, checked: Callable[[], Planned | Dead]) -> Planned | Dead:
-    try:
-        return checked()
-    except InvalidEvent as error:
-        return Dead(event, error.reason, error.detail)
-    except NotPutOff as error:
-        return Dead(event, "not_put_off", str(error))
-    except UnicodeDecodeError:
-        return Dead(event, "subject", "the subject is not UTF-8")
-    except Exception as error:
-        # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
-        with about_followed(trace_in(event.headers)[0]):
-            _log.exception("event_not_planned", seq=event.seq)
-        return Dead(event, "internal", f"{type(error).__name__} while planning")
+def _dead(event: Delivered, error: Exception) -> Dead:
+    """To be called where `error` is caught."""
+    match error:
+        case InvalidEvent():
+            return Dead(event, error.reason, error.detail)
+        case NotPutOff():
+            return Dead(event, "not_put_off", str(error))
+        case UnicodeDecodeError():
+            return Dead(event, "subject", "the subject is not UTF-8")
+    # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
+    with about_followed(trace_in(event.headers)[0]):
+        _log.exception("event_not_planned", seq=event.seq)
+    return Dead(event, "internal", f"{type(error).__name__} while planning")
 
 
 Entries = dict[Place, list[Entry | PutOff]]

@@ -264,6 +264,8 @@ class DispatchWorker:
         failpoints.reach("after-claims-before-append")
         later = [event for event in planned if event.later is not None] if round_.puts_off else []
         now = [event for event in planned if event.later is None] if later else planned
+        if later and self._shares is not None:
+            await self._shares.count(later)
         look = Withholding(self._cancels, now)
         await look.look()
         entries: Entries = {}
@@ -383,9 +385,9 @@ class DispatchWorker:
 
     def _claim(self, event: Planned) -> Claim:
         shared = self.streams.inherited if self.streams else {}
-        former = tuple(f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last)
+        former = [f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last] if shared else ()
         position = f"{self._ownership.source_epoch}.{event.seq}"
-        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, former, event.claimed)
+        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, tuple(former), event.claimed)
 
     def _count(self, round_: Round, appended: int, put_off: int, records: int) -> None:
         _APPENDED.inc(appended)

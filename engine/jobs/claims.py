@@ -88,7 +88,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         why: the reason, as receipts say it.
         outcome: of the try; none: it ended without one.
         members: as `Leased` has them.
-        targets: of a digest that was split, what into.
+        targets, untried_at: of a job that was split, what into, and when it was last seen that nobody had begun it.
     """
 
     attempt: int
@@ -97,6 +97,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     outcome: Outcome | None = None
     members: Members | None = None
     targets: tuple[str, ...] = ()
+    untried_at: datetime | None = None
 
 
 Claim = Leased | Waiting | Done

@@ -41,9 +41,9 @@ class Over(NamedTuple):
 
 
 class Split(NamedTuple):
-    """It goes to several targets, each a job of its own. `members`: as `Send` has them."""
+    """It goes to several targets, by their ids, each a job of its own. `members`: as `Send` has them."""
 
-    jobs: Sequence[Job]
+    targets: tuple[str, ...]
     members: Members | None = None
 
 

@@ -71,14 +71,3 @@ def next_round(job: Job, done: Done, now: datetime, *, fresh: bool) -> Job | Non
         category=job.category,
         digest=job.digest,
     )
-
-
-def parts_of(job: Job, done: Done) -> list[Job]:
-    """The jobs into which a digest was split: one for each target, all with the same members.
-
-    Their id says which: a digest that is settled anew, as its claim was lost, has parts of its own, or those of the former one
-    would be taken for them.
-    """
-    whole = replace(job, members=done.members, again=True)
-    id = f"{job.id}/{whole.message_key.rpartition('/')[2]}"
-    return [replace(whole, id=id, target=target) for target in done.targets]

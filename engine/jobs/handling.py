@@ -38,10 +38,11 @@ from engine.jobs.claims import (
     replaces,
 )
 from engine.jobs.desk import Clock, Delivery, Desk, Hold, Journal, NotNow, Over, Queue, Send, Split
-from engine.jobs.digests import next_round, parts_of, with_members
+from engine.jobs.digests import next_round, with_members
 from engine.jobs.life import STORE_AWAY_SECONDS, AskDeliveries, Drop, Follow, Go, Poison, PutBack, judge, may_be_shared
-from engine.jobs.receipts import QUEUED, doubt_receipts, part_receipts, receipts_of
+from engine.jobs.receipts import QUEUED, doubt_receipts, receipts_of
 from engine.jobs.retry import RetryPolicy, in_milliseconds, put_back_seconds, settle
+from engine.jobs.splitting import parts_of
 from engine.patience import passes, patiently
 from engine.tasks import end_if_cancelled
 from seamark.protocol.receipts import Receipt
@@ -146,7 +147,7 @@ class Handler:
             await self._put_back_until(delivery, replace(job, stage=decided.stage or job.stage), decided.due)
             return True
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
-            return await self._conclude(delivery, look, await self._end(job, go, decided))
+            return await self._conclude(delivery, look, _end(job, go, decided))
         seconds = await self._desk.turn(job, decided)
         if seconds > 0:
             await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
@@ -166,28 +167,12 @@ class Handler:
     def _repeatable(self, job: Job) -> bool:
         return job.semantics == "at_least_once" or self._desk.repeatable
 
-    async def _end(self, job: Job, go: Go, decided: Send | Over | Split) -> Done:
-        """How a job ends that is not tried now."""
-        if isinstance(decided, Split):
-            targets = tuple(each.target for each in decided.jobs)
-            if job.digest:
-                # Its members must be settled first: who does this again would find others. Its parts follow from the claim.
-                return Done(job.attempt, "split", members=decided.members, targets=targets)
-            await self._store(job, part_receipts(job, targets, None, self._clock.now()))
-            await patiently(self._queue.add, [replace(each, again=True) for each in decided.jobs], seconds=math.inf)
-            return Done(job.attempt, "split")
-        members = decided.members or job.members
-        if go.doubtful:
-            return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
-        assert isinstance(decided, Over), "without a doubt nothing forbids a try"
-        return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
-
     async def _conclude(self, delivery: Delivery, look: Look | None, done: Done) -> bool:
         """End a job without a try, by its claim, so that no other worker sends it any more. Whether that was possible."""
         if look is None:
             if done.end == "split":
-                # Its parts are there. Put back, it would make them anew every few seconds, and once more when claims are back:
-                # whatever was sent without a claim meanwhile would be sent again.
+                # Its parts are made without a claim. Put back, it would be split anew every few seconds, and once more when
+                # claims are back: whatever was sent without a claim meanwhile would be sent again.
                 await self._follow(delivery, done)
             else:
                 await self._put_back(delivery, CONTENDED_SECONDS)
@@ -304,6 +289,8 @@ class Handler:
             later_seconds = error.seconds
         await self._store(job, receipts_of(job, done, self._clock.now()))
         failpoints.reach("after-receipts")
+        if parts := parts_of(job, done):
+            await patiently(self._queue.add, parts, seconds=math.inf)
         if job.digest:
             await self._follow_digest(job, done, fresh=fresh)
         if later_seconds:
@@ -314,9 +301,7 @@ class Handler:
             await self._let_go(delivery, look, done)
 
     async def _follow_digest(self, job: Job, done: Done, *, fresh: bool) -> None:
-        """Add a digest's parts, and the job that asks for what is left of its window. Its receipts are stored by now."""
-        if parts := parts_of(job, done):
-            await patiently(self._queue.add, parts, seconds=math.inf)
+        """Schedule the job that asks for what is left of a digest's window. The receipts of this one are stored by now."""
         now = in_milliseconds(self._clock.now())
         if (another := next_round(job, done, now, fresh=fresh)) is not None:
             await patiently(self._queue.schedule, another, now, seconds=math.inf)
@@ -350,6 +335,18 @@ class Handler:
     async def _ack(self, delivery: Delivery) -> None:
         failpoints.reach("before-ack")
         await patiently(delivery.ack, seconds=math.inf)
+
+
+def _end(job: Job, go: Go, decided: Send | Over | Split) -> Done:
+    """How a job ends that is not tried now."""
+    if isinstance(decided, Split):
+        # Settled before its parts are made: who does this again may find others, or decide that it is not sent at all.
+        return Done(job.attempt, "split", members=decided.members, targets=decided.targets, untried_at=job.untried_at)
+    members = decided.members or job.members
+    if go.doubtful:
+        return Done(job.attempt, "ambiguous", go.doubt or "doubt", members=members)
+    assert isinstance(decided, Over), "without a doubt nothing forbids a try"
+    return Done(job.attempt, decided.end, decided.why, decided.outcome, members)
 
 
 def _untried(job: Job, look: Look, go: Go) -> Job:

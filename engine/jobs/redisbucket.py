@@ -45,15 +45,24 @@ return answer
 """
 
 
+def bucket_script(redis: Redis) -> RedisScript:
+    """What buckets run."""
+    return RedisScript(redis, _SCRIPT)
+
+
 class BucketUnavailable(SeamarkError):
     """Redis did not answer in time: whether there is a slot is not known."""
 
 
 class RedisBucket:
-    """The limit of one provider, or of one key of it."""
+    """The limit of one provider, or of one key of it.
 
-    def __init__(self, redis: Redis, name: str, limit: Limit) -> None:
-        self._script = RedisScript(redis, _SCRIPT)
+    Args:
+        script: of `bucket_script`, where many share one connection; whoever made it closes it.
+    """
+
+    def __init__(self, redis: Redis, name: str, limit: Limit, script: RedisScript | None = None) -> None:
+        self._script = script or bucket_script(redis)
         self._key = f"limit:{{{name}}}"
         self._limit = limit
 

@@ -36,9 +36,9 @@ from engine.traces.spans import active
 from engine.worker import attempts
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
+from engine.worker.gate import WAIT_SECONDS_MAX
 from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
-from engine.worker.noticed import ESCALATION
 from engine.worker.providers import Provider
 from engine.worker.targets import Nowhere, Several, Target, Targets, Unusable
 from seamark.protocol.events import Priority
@@ -48,9 +48,6 @@ _log = structlog.get_logger("seamark.worker")
 
 CONTROLS_SECONDS_MAX: Final = 2.0
 """A worker that has not heard from the control bucket for so long begins no send: so a kill switch holds within that time."""
-
-WAIT_SECONDS_MAX: Final = 15.0
-"""How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
@@ -227,9 +224,7 @@ class WorkerDesk:
             case Several(ids):
                 if not job.digest and await self._is_crowded_out(job):
                     return Over("suppressed", THROTTLED)
-                # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
-                stage = "retry" if job.stage == ESCALATION else job.stage
-                return Split([replace(job, target=id, stage=stage) for id in ids])
+                return Split(ids)
             case Unusable(code):
                 return ours(job, Outcome(kind="config", code=code, scope="target"))
         serving = _serving(self._providers(), found)
@@ -269,7 +264,7 @@ class WorkerDesk:
     async def turn(self, job: Job, send: Send) -> float:
         """Take a slot at the first provider that may be asked; else in how many seconds to ask again."""
         aim = _aim(send)
-        waits = []
+        waits, apart = [], bool(aim.target.key)
         for provider in aim.providers:
             if self._verdict(job, provider).effect != "go":
                 waits.append(HELD_SECONDS)
@@ -288,10 +283,12 @@ class WorkerDesk:
                 self.unused(send)
                 return longer(job, HELD_SECONDS)
             self._gates.free_place(aim.target.key, aim)
-            waits.append(-seconds)
-        seconds = min(*waits, WAIT_SECONDS_MAX)
-        # Of a provider nothing more is taken meanwhile; jobs for an endpoint are handed out all the same.
-        return longer(job, seconds) if aim.target.key else seconds * random.uniform(1.0, 1.5)
+            waits.append(min(-seconds, gate.put_back_seconds_max))
+            apart = apart and gate.apart
+        seconds = min(waits)
+        # Of a provider nothing more is taken meanwhile; jobs for an endpoint or a domain are handed out all the same.
+        spread = seconds * random.uniform(1.0, 1.5)
+        return max(spread, longer(job, min(seconds, WAIT_SECONDS_MAX))) if apart else spread
 
     def unused(self, send: Send) -> None:
         """Give the turn back: a probe that nobody makes would keep a breaker from closing, and a place would stay taken."""

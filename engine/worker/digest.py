@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
@@ -29,7 +30,7 @@ from engine.plan.decide import decide, wakes
 from engine.plan.decisions import Decision, Inputs, Kill, Notification
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
-from engine.plan.rules import CHANNELS
+from engine.plan.rules import CHANNELS, Cap
 from engine.traces.contexts import followed
 from engine.worker.caughtup import PUT_BACK_SECONDS, CaughtUp, Known, Tables
 from engine.worker.noticed import facts_of
@@ -72,16 +73,27 @@ class Profiles(Protocol):
     async def of(self, tenant: str, user: str, /) -> Profile: ...
 
 
+class Caps(Protocol):
+    """How many messages users may get."""
+
+    async def take(self, job: Job, pattern: str, cap: Cap, /) -> datetime | None:
+        """As `engine.worker.caps.Caps`."""
+
+
 Store = Callable[[Job, Sequence[Receipt]], Awaitable[None]]
 """`Journal.store`."""
 
 
 class _Verdicts(NamedTuple):
-    """What is decided of notifications: those to be sent, the ends of others, and when to decide about the rest."""
+    """What is decided of notifications: those to be sent, the ends of others, and when to decide about the rest.
+
+    `capped`: by the pattern of their rule, those to be sent that are counted.
+    """
 
     sent: list[Known]
     ended: list[tuple[Known, Decision]]
     later: list[tuple[Inputs, Decision]]
+    capped: defaultdict[str, list[tuple[Known, Inputs]]]
 
 
 class Digests:
@@ -89,6 +101,7 @@ class Digests:
 
     Args:
         store: stores receipts; stored twice they say the same.
+        caps: counts a digest as one message by each rule that has a cap; none: there are none.
     """
 
     def __init__(
@@ -101,6 +114,7 @@ class Digests:
         cancels: Cancels | None,
         store: Store,
         clock: Clock,
+        caps: Caps | None = None,
     ) -> None:
         self._caught_up = caught_up
         self._tables = tables
@@ -110,6 +124,7 @@ class Digests:
         self._cancels = cancels
         self._store = store
         self._clock = clock
+        self._caps = caps
 
     async def decide(self, job: Job, aim: Aim) -> Send | Hold | Over | Split:
         """What is to be done with a digest now.
@@ -129,6 +144,9 @@ class Digests:
             return Over("suppressed", "user_deleted")  # and nothing is stored of him
         found = await self._candidates(job)
         verdicts = await self._verdicts(job, profile, found, now)
+        # What is split has taken its places as a whole.
+        if self._caps is not None and not verdicts.later and not job.target:
+            await self._take_places(job, verdicts, self._caps)
         if verdicts.later:
             return _held(verdicts.later)
         if job.members is not None:
@@ -151,7 +169,7 @@ class Digests:
         rules, kills = await self._rules.of(job.tenant), self._controls.controls.drops(job.tenant, job.user)
         if self._cancels is not None and any(one.transaction is not None for one in found):
             await self._cancels.heard()
-        verdicts = _Verdicts([], [], [])
+        verdicts = _Verdicts([], [], [], defaultdict(list))
         for number, one in enumerate(found, 1):
             inputs = self._inputs(job, one, rules, profile, kills, now)
             decision = decide(job.channel, inputs)
@@ -161,11 +179,34 @@ class Digests:
                 verdicts.ended.append((one, decision))
             elif decision.when == "now":
                 verdicts.sent.append(one)
+                if not inputs.critical and inputs.rule is not None and _cap(job, inputs) is not None:
+                    verdicts.capped[inputs.rule.pattern].append((one, inputs))
             else:
                 verdicts.later.append((inputs, decision))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return verdicts
+
+    async def _take_places(self, job: Job, verdicts: _Verdicts, caps: Caps) -> None:
+        """Take a place for the message by each rule with a cap; where there is none, its notifications are not sent now."""
+        for pattern, capped in verdicts.capped.items():
+            cap = _cap(job, capped[0][1])
+            capped_until = None if cap is None else await caps.take(job, pattern, cap)
+            if capped_until is None:
+                continue
+            without = {one.id for one, _ in capped}
+            verdicts.sent[:] = [one for one in verdicts.sent if one.id not in without]
+            for number, (one, inputs) in enumerate(capped, 1):
+                # They have been waiting for a place since the end of their window, and not since they were stored.
+                facts = replace(inputs.facts, stored_at=job.first_at, capped_until=capped_until)
+                waiting = replace(inputs, facts=facts)
+                decision = decide(job.channel, waiting)
+                if decision.when == "never":
+                    verdicts.ended.append((one, decision))
+                else:
+                    verdicts.later.append((waiting, decision))
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
     def _inputs(
         self, job: Job, one: Known, rules: TenantRules, profile: Profile, kills: tuple[Kill, ...], now: datetime
@@ -199,6 +240,11 @@ class Digests:
         data = {"count": count, "items": items, "more": count - len(items), "category": job.category}
         decided = await aim(replace(job, data=data, members=members), job.category or None, profile)
         return decided if isinstance(decided, Hold) else decided._replace(members=members)
+
+
+def _cap(job: Job, inputs: Inputs) -> Cap | None:
+    line = None if inputs.rule is None else inputs.rule.channels.get(job.channel)
+    return None if line is None else line.cap
 
 
 def _members(sent: Sequence[Known], now: datetime, *, more: bool) -> Members:

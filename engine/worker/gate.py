@@ -28,6 +28,9 @@ LATE_SECONDS: Final = 0.1
 SLOW_SECONDS: Final = 2.0
 """Whoever took so long for the last send holds what others wait for (`engine.worker.gates`)."""
 
+WAIT_SECONDS_MAX: Final = 15.0
+"""How long a job is put back for at most when its provider is not to be asked: the provider may be back sooner than expected."""
+
 SLOTS_MAX: Final = 3
 """How many slots a job may take and miss before it is put back: its worker has no time for it."""
 
@@ -75,6 +78,16 @@ class Gate:
         """Of one key: the gate of its provider, whose limit holds for all keys together."""
         self.breaker = Breaker()
 
+    @property
+    def apart(self) -> bool:
+        """Whether what finds no slot here does so because of its key, while others to the same provider go on."""
+        return bool(self._key)
+
+    @property
+    def put_back_seconds_max(self) -> float:
+        """How long a job is put back for at most that finds no slot here."""
+        return WAIT_SECONDS_MAX
+
     def wait_seconds(self) -> float:
         """For how long nothing may be sent to it, whatever its limit says; 0: it may."""
         now = self._clock()
@@ -99,10 +112,6 @@ class Gate:
         if wait > 0:
             return -wait
         seconds = 0.0
-        if self.whole is not None:
-            seconds = await self.whole.enter(wait_seconds_max=wait_seconds_max)
-            if seconds < 0:
-                return seconds
         if self._bucket is not None:
             try:
                 taken, seconds = await self._bucket.take(wait_seconds_max=wait_seconds_max)
@@ -112,6 +121,11 @@ class Gate:
             if not taken:
                 self._full_until = self._clock() + seconds
                 return -max(seconds, 0.001)
+        if self.whole is not None:  # after its own limit: what finds none there takes no slot from other keys
+            of_all = await self.whole.enter(wait_seconds_max=wait_seconds_max)
+            if of_all < 0:
+                return of_all
+            seconds = max(seconds, of_all)
         if self.wait_seconds() > 0:  # it has opened meanwhile
             return -self.wait_seconds()
         self._changed(self.breaker.begun(self._clock()))
@@ -177,6 +191,10 @@ class Gate:
         if outcome.kind != "throttled" or outcome.scope in OURS:
             return
         self._asked_until = max(self._asked_until, now + (outcome.retry_after_seconds or 0.0))
+        await self._refused()
+
+    async def _refused(self) -> None:
+        """It was too much for whoever is behind the gate."""
         if self._bucket is not None:
             try:
                 await self._bucket.refused()

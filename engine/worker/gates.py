@@ -1,20 +1,28 @@
-"""The gates of a process: one for each provider, and one for each endpoint of webhooks, of which the latest are remembered."""
+"""The gates of a process: one for each provider, and one for each of what fares apart behind it.
+
+These are endpoints of webhooks, push services of browsers, domains of mails; the latest are remembered.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from typing import Final
 
 from redis.asyncio import Redis
 
+from engine.channels.email.settings import DEFAULT_DOMAIN, DomainSettings
 from engine.jobs.handling import SEND_SECONDS
-from engine.jobs.redisbucket import RedisBucket
+from engine.jobs.redisbucket import RedisBucket, bucket_script
+from engine.redisscript import RedisScript
+from engine.worker.domains import DomainGate
 from engine.worker.gate import Gate, Noted
-from engine.worker.providers import Provider
+from engine.worker.providers import Provider, limit_of
+from engine.worker.remembered import Remembered, owner_of
 
 KEYS_MAX: Final = 10_000
-"""Keys of a provider, endpoints or push services, that a process remembers the fate of, some 500 bytes each; whoever is forgotten
+"""Keys of a provider, as endpoints or domains, that a process remembers the fate of, about a kilobyte each; who is forgotten
 begins anew."""
 
 
@@ -44,18 +52,22 @@ class Gates:
         self._redis, self._noted = redis, noted
         self._of_providers: dict[tuple[str, str, int], Gate] = {}
         # By provider: whoever registers tokens names hosts, and must not have the fate of endpoints forgotten by it.
-        self._of_keys: defaultdict[tuple[str, str], OrderedDict[str, Gate]] = defaultdict(OrderedDict)
-        self._slow: dict[str, dict[object, float]] = {}
+        self._of_keys: defaultdict[tuple[str, str], Remembered[Gate]] = defaultdict(lambda: Remembered(KEYS_MAX))
+        self._places: dict[tuple[str, str], dict[object, float]] = {}
+        self._of_domains: RedisScript | None = None
 
     def of(self, provider: Provider, key: str = "") -> Gate:
         """The gate in front of a provider, or of one key of it."""
         if key:
-            of_keys = self._of_keys[provider.serves, provider.name]
-            gate = of_keys.pop(key, None) or Gate(provider.name, key, single=not provider.platform)
-            gate.whole = self.of(provider)
-            of_keys[key] = gate
-            while len(of_keys) > KEYS_MAX:
-                of_keys.popitem(last=False)
+            of_keys, whole = self._of_keys[provider.serves, provider.name], self.of(provider)
+            gate = of_keys.get(key)
+            if gate is None:
+                gate = _gate_of_key(provider, key)
+                of_keys.put(key, gate)
+            if gate.whole is not whole:
+                gate.whole = whole
+                if isinstance(gate, DomainGate):
+                    self._limit(gate, provider, key)
             return gate
         named = (provider.serves, provider.name, provider.reading)
         found = self._of_providers.get(named)
@@ -65,30 +77,46 @@ class Gates:
             found = self._of_providers[named] = Gate(provider.name, bucket=bucket, noted=self._noted)
         return found
 
+    def _limit(self, gate: DomainGate, provider: Provider, domain: str) -> None:
+        """Have the gate of a domain keep to what the file says now."""
+        said = provider.domains or {}
+        settings = said.get(domain) or said.get(DEFAULT_DOMAIN) or DomainSettings()
+        limit, name = limit_of(settings), f"{provider.serves}/{provider.name}/{domain}"
+        if limit is not None and self._of_domains is None:
+            self._of_domains = bucket_script(self._redis)
+        gate.limited(settings, None if limit is None else RedisBucket(self._redis, name, limit, self._of_domains))
+
     def take_place(self, provider: Provider, key: str, who: object) -> float:
-        """Take a place for a send to this endpoint, `<tenant>/<id>`; what is quick needs none.
+        """Take a place for a send to this endpoint, `<tenant>/<id>`, or domain; what is quick needs none.
 
         Returns:
             0: `who` may send. Else in how many seconds there may be a place.
         """
-        slow = self.of(provider, key).slow if key and not provider.platform else False
-        if slow is False:
+        gate = self.of(provider, key) if key and not provider.platform else None
+        if isinstance(gate, DomainGate):
+            most, wait_seconds = gate.at_once, UNKNOWN_WAIT_SECONDS
+        elif gate is None or gate.slow is False:
             return 0.0
-        tenant, now = key.rpartition("/")[0], time.monotonic()
-        held = {one: until for one, until in self._slow.get(tenant, {}).items() if until > now}
-        self._slow[tenant] = held
-        if len(held) >= (SLOW_AT_ONCE if slow else UNKNOWN_AT_ONCE):
-            return SLOW_WAIT_SECONDS if slow else UNKNOWN_WAIT_SECONDS
+        else:
+            most = SLOW_AT_ONCE if gate.slow else UNKNOWN_AT_ONCE
+            wait_seconds = SLOW_WAIT_SECONDS if gate.slow else UNKNOWN_WAIT_SECONDS
+        if most == math.inf:
+            return 0.0
+        holder, now = _holder(key), time.monotonic()
+        held = {one: until for one, until in self._places.get(holder, {}).items() if until > now}
+        self._places[holder] = held
+        if len(held) >= most:
+            return wait_seconds
         held[who] = now + PLACE_SECONDS
         return 0.0
 
     def free_place(self, key: str, who: object) -> None:
         """Give the place back, if there was one."""
-        tenant = key.rpartition("/")[0]
-        held = self._slow.get(tenant, {})
+        holder = _holder(key)
+        held = self._places.get(holder, {})
         held.pop(who, None)
         if not held:
-            self._slow.pop(tenant, None)
+            self._places.pop(holder, None)
 
     async def forget(self, reading: int) -> None:
         """Let go of the gates of providers as a reading of the file had them: they are configured no more."""
@@ -99,3 +127,17 @@ class Gates:
         """Drop the connections of limits."""
         for reading in {named[-1] for named in self._of_providers}:
             await self.forget(reading)
+        if self._of_domains is not None:
+            await self._of_domains.close()
+
+
+def _gate_of_key(provider: Provider, key: str) -> Gate:
+    if provider.serves == "email":
+        return DomainGate(provider.name, key)
+    return Gate(provider.name, key, single=not provider.platform)
+
+
+def _holder(key: str) -> tuple[str, str]:
+    """Whose places those of a key are: those of a tenant for all its endpoints, those of a domain for itself."""
+    tenant = owner_of(key)
+    return tenant, "" if tenant else key

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, get_args
 import structlog
 
 from engine.channels.channel import Channel
-from engine.channels.email.settings import email_channels, email_settings
+from engine.channels.email.settings import DomainSettings, email_channels, email_settings
 from engine.channels.files import VARIABLE, ProvidersToml, watch
 from engine.channels.push.channel import PushChannel
 from engine.channels.push.settings import push_senders, push_settings
@@ -54,6 +54,7 @@ class Provider(NamedTuple):
         platform, apps: of push: which tokens it is for; no apps: all that nobody else is for.
         reading: which reading of the file it is of.
         serves: the channel; one of another channel may have the same name.
+        domains: of e-mail: how much domains of recipients get.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Provider(NamedTuple):
     apps: frozenset[str] = frozenset()
     reading: int = 0
     serves: str = ""
+    domains: Mapping[str, DomainSettings] | None = None
 
 
 class ProvidersFile:
@@ -97,15 +99,18 @@ class ProvidersFile:
             case "push" if self._push:
                 senders = push_senders(self._push, folder)
                 return [
-                    Provider(one.name, PushChannel(one), _limit(self._push[one.name]), one.platform, one.apps)
+                    Provider(one.name, PushChannel(one), limit_of(self._push[one.name]), one.platform, one.apps)
                     for one in senders
                 ]
             case "email" if self._email is not None:
-                mails = email_channels(self._email, folder)
-                return [Provider(name, mails[name], _limit(entry)) for name, entry in self._email.providers.items()]
+                mails, domains = email_channels(self._email, folder), self._email.domains
+                return [
+                    Provider(name, mails[name], limit_of(entry), domains=domains)
+                    for name, entry in self._email.providers.items()
+                ]
             case "sms" if self._sms is not None:
                 texts = sms_channels(self._sms, folder)
-                return [Provider(name, texts[name], _limit(entry)) for name, entry in self._sms.providers.items()]
+                return [Provider(name, texts[name], limit_of(entry)) for name, entry in self._sms.providers.items()]
             case "webhook":
                 return [Provider(WEBHOOK, webhook_channel(self._webhook, folder))]
         raise InvalidSetting(f"{self.path}: there is no table [{channel}]: write one, or run no worker of this channel")
@@ -197,5 +202,6 @@ def _known(path: Path, tables: dict[str, Any]) -> dict[str, Any]:
     return tables
 
 
-def _limit(entry: Any) -> Limit | None:
+def limit_of(entry: Any) -> Limit | None:
+    """The limit that an entry of the file says; None: it says none."""
     return Limit(entry.per_second, entry.burst) if entry.per_second else None

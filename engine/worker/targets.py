@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from engine.channels.channel import Job
+from engine.channels.email.message import domain_of
 from engine.channels.push.message import PushTarget
 from engine.channels.webhook.endpoints import endpoint_of, targets_of
 from engine.directory.contacts import Addressed
@@ -166,7 +167,10 @@ def _address(rows: Rows, channel: Addressed, category: str | None, now: datetime
     held = [each.reason for each in found if each.holds(channel, category, now)]
     if held:
         return Nowhere(OPTED_OUT if OPTED_OUT in held else f"suppressed:{min(held)}")
-    return Target(rows[0]["address"], digest=digest_of(rows[0]["hash"]))
+    address = rows[0]["address"]
+    # Servers of some recipients defer mails: those to others go on.
+    key = domain_of(address) if channel == "email" else ""
+    return Target(address, key=key, digest=digest_of(rows[0]["hash"]))
 
 
 def _tokens(rows: Rows) -> Several | Nowhere:

@@ -21,7 +21,19 @@ LOOKED_AT_MAX: Final = 2_000
 QUERY_SECONDS: Final = 10.0
 """One question. It sorts what a tenant's users were sent in the time that is asked for: some 0.5 µs for each."""
 
-# A pattern is a type, the beginning of some (`order.*`), or `*`: see `engine.plan.patterns`.
+
+def _is_of(patterns: str) -> str:
+    """SQL: whether the type of a record is one of these. A pattern is a type, the beginning of some (`order.*`), or `*`."""
+    return f"""EXISTS (SELECT FROM {patterns} AS p (p) WHERE p IN ('*', l.type)
+        OR right(p, 2) = '.*' AND starts_with(l.type, left(p, -1)))"""
+
+
+# What it was not subscribed to when it came, an endpoint has not missed.
+_TYPES_THEN: Final = """jsonb_array_elements_text(coalesce((
+        SELECT former->'types' FROM webhook_endpoints e, jsonb_array_elements(e.former_types) WITH ORDINALITY AS f (former, n)
+        WHERE e.tenant = $1 AND e.id = $8 AND l.stored_at < (former->>'until')::timestamptz ORDER BY n LIMIT 1
+    ), to_jsonb($7::text[])))"""
+
 _MISSED: Final = f"""
 WITH looked AS (
     SELECT i.tenant, i.user_id, i.id, i.type, i.stored_at, i.withheld, i.record FROM inbox i
@@ -31,8 +43,8 @@ WITH looked AS (
 )
 SELECT l.tenant, l.user_id, l.id, l.stored_at, CASE WHEN
     l.withheld IS NULL
-    AND EXISTS (SELECT FROM unnest($7::text[]) AS p WHERE p IN ('*', l.type)
-        OR right(p, 2) = '.*' AND starts_with(l.type, left(p, -1)))
+    AND {_is_of("unnest($7::text[])")}
+    AND {_is_of(_TYPES_THEN)}
     AND EXISTS (SELECT FROM deliveries w WHERE w.version = {live("deliveries")} AND w.tenant = l.tenant AND w.id = l.id
         AND w.user_id = l.user_id AND w.channel = 'webhook' AND w.device = ''
         AND (w.state = 'split' OR w.reason = '{NO_ADDRESS}'))

@@ -126,7 +126,7 @@ def accept(
         raise InvalidEvent("subject", str(error)) from error
     event = _decoded(payload)
     _check_identity(event, at)
-    recipients = recipients or _recipients(event)
+    recipients = recipients or _recipients(event, at)
     trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else b""
     state = tracestate if trace and tracestate and _TRACESTATE.fullmatch(tracestate) else b""
     return Accepted(event, at, recipients, trace, state)
@@ -242,11 +242,13 @@ def recipients_by_steps(payload: bytes) -> Generator[None, None, list[Recipient]
         return None
 
 
-def _recipients(event: Event) -> list[Recipient]:
+def _recipients(event: Event, at: subjects.EventSubject) -> list[Recipient]:
     """The users named, once each, in the byte order of their tokens: the order in which a mark counts them."""
     if len(event.to) == 1:
-        [token] = _tokens(event.to)
-        return [Recipient(token, event.to[0])]
+        [user] = event.to
+        # A personal event's key is its user, whose token stands in the subject.
+        personal = user == at.key and not user.startswith(_NO_USERS)
+        return [Recipient(at.key_token if personal else _tokens(event.to)[0], user)]
     steps = _by_steps(event)
     while True:
         try:

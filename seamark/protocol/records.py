@@ -83,9 +83,7 @@ class _Rest(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class NotificationTemplate:
-    """The notification records of one event, in parts: what comes before the user, the plan, and what comes after it.
-
-    Built once for all users.
+    """The notification records of one event: what comes before the user and what comes after, built once for all of them.
 
     Args:
         accepted: the event.
@@ -93,7 +91,7 @@ class NotificationTemplate:
         stored_at: when EVENTS stored it; the record's time where the event has none, so that a repetition gives equal bytes.
     """
 
-    __slots__ = ("_after", "_before", "_channels", "_plan", "lines", "withheld")
+    __slots__ = ("_after", "_before", "_channels", "_plan_bytes", "lines", "withheld")
 
     def __init__(self, accepted: Accepted, epoch: str, seq: int, stored_at: datetime) -> None:
         event, at = accepted.event, accepted.at
@@ -121,27 +119,28 @@ class NotificationTemplate:
             lines += b"%b:%d\r\n" % (SKIP_AFTER_HEADER.encode(), int(rest.expires_at.timestamp() * 1000))
         self.withheld: Withheld | None = None
         self._channels = event.channels
-        self._plan = b',"plan":%b' % _plan(event.channels)
-        self._after = b",%b" % _encode(rest)[1:]
+        plan = _plan(event.channels)
+        self._plan_bytes = len(plan)
+        self._after = b"%b,%b" % (plan, _encode(rest)[1:])
         self.lines = lines
 
     def withhold(self, why: Withheld) -> None:
         """Make records that no device is shown: a stored fact, with the reason, in the place of a notification."""
         self.withheld = why
-        self._plan = b',"plan":%b' % _encode(
-            {channel: {"when": "never", "why": why} for channel in self._channels or [INAPP]}
-        )
+        plan = _PLAN % _encode({channel: {"when": "never", "why": why} for channel in self._channels or [INAPP]})
+        self._after = plan + self._after[self._plan_bytes :]
+        self._plan_bytes = len(plan)
         if SKIP_LINE not in self.lines:
             self.lines += SKIP_LINE
 
     @property
     def size(self) -> int:
         """Bytes of a record, without its user."""
-        return len(self._before) + len(self._plan) + len(self._after)
+        return len(self._before) + len(self._after)
 
     def body(self, user: str) -> bytes:
         """The record of one user."""
-        return b"".join((self._before, _encode(user), self._plan, self._after))
+        return self._before + _encode(user) + self._after
 
 
 def one_line(data: msgspec.Raw) -> msgspec.Raw:
@@ -150,14 +149,15 @@ def one_line(data: msgspec.Raw) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.format(text, indent=-1)) if b"\n" in text or b"\r" in text else data
 
 
-_DEFAULT_PLAN = _encode({INAPP: {"when": "now", "why": "default"}})
+_PLAN = b',"plan":%b'
+_DEFAULT_PLAN = _PLAN % _encode({INAPP: {"when": "now", "why": "default"}})
 
 
 def _plan(channels: list[str] | None) -> bytes:
     """Which channels and why, part of the record so that no side effect has to guess it later."""
     if channels is None:
         return _DEFAULT_PLAN
-    return _encode({channel: {"when": "now", "why": "requested"} for channel in channels})
+    return _PLAN % _encode({channel: {"when": "now", "why": "requested"} for channel in channels})
 
 
 def state_record(

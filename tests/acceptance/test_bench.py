@@ -85,3 +85,16 @@ def test_sustained_load_says_how_far_projections_were_behind_shows_each_stretch_
     assert stretches
     assert sum(one["delivered"] for one in stretches) <= measured["delivered"]
     assert all({"p99_ms", "lag_max", "cpu_us_per_notification"} <= one.keys() for one in stretches)
+
+
+def test_a_benchmark_is_compared_with_an_earlier_tree_in_turn() -> None:
+    done = ended(["bench", "against", "HEAD", "--rounds", "1", "--", "idle", "--quick"], timeout_seconds=SECONDS_MAX)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compared = json.loads(done.stdout)["figures"]["result.sessions"]
+    assert compared == {"before": [50], "now": [50], "ratio": 1.0, "spread": [0.0, 0.0]}
+
+
+def test_a_revision_that_git_does_not_know_is_named() -> None:
+    done = ended(["bench", "against", "nowhere", "--", "idle", "--quick"], timeout_seconds=SECONDS_MAX)
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr

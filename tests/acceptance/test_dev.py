@@ -15,8 +15,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,56 +96,80 @@ def test_the_printed_command_delivers_a_first_notification(shared: Stack) -> Non
     assert "demo.hello" in shared.run("log", "alice")
 
 
-async def test_what_twilio_tells_of_a_text_on_the_outbox_page_is_seen_by_the_gateway(shared: Stack) -> None:
+class OutboxPage:
+    """The outbox page of a stack, and its gateway, as a developer asks them."""
+
+    def __init__(self, http: aiohttp.ClientSession, described: Any) -> None:
+        self._http, self._described = http, described
+
+    async def ask(self, method: str, url: str, body: object = None) -> tuple[int, Any]:
+        async with self._http.request(method, url, json=body) as answer:
+            return answer.status, await answer.json() if answer.status == 200 else await answer.text()
+
+    async def message(self, channel: str, user: str, said: str) -> dict[str, Any] | None:
+        """The message that shows this text."""
+        _, told = await self.ask("GET", f"{self._described.outbox_url}/messages?channel={channel}&user={user}")
+        return next((one for one in told["messages"] if said in one["shown"]["text"]), None)
+
+    async def tell(self, number: int, word: str) -> int:
+        return (await self.ask("POST", f"{self._described.outbox_url}/messages/{number}/tell", {"tell": word}))[0]
+
+    async def suppressed(self, channel: str, address: str) -> list[str]:
+        about = {"channel": channel, "address": address}
+        _, found = await self.ask("POST", f"{self._described.gateway_url}/v1/suppressions/search", about)
+        return [one["reason"] for one in found["items"]]
+
+    async def is_said(self, id: str, user: str, channel: str, state: str) -> bool:
+        way = f"{self._described.gateway_url}/v1/notifications/{id}/trace?user={user}"
+        status, found = await self.ask("GET", way)
+        facts = found["proofs"][0]["facts"] if status == 200 else []  # it may not be folded yet
+        return state in {one["fact"] for one in facts if one.get("channel") == channel}
+
+
+@contextlib.asynccontextmanager
+async def page_of(shared: Stack) -> AsyncIterator[OutboxPage]:
     described = shared.describe()
-    words = (
-        "--to",
-        "bob",
-        "--type",
-        "demo.hello",
-        "--channel",
-        "sms",
-        "--data",
-        '{"text":"to be stopped"}',
-        "--id",
-        "told",
-    )
-    await asyncio.to_thread(shared.run, "publish", *words)
     headers = {"Authorization": f"Bearer {described.api_key}"}
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60), headers=headers) as http:
-
-        async def ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
-            async with http.request(method, url, json=body) as answer:
-                return answer.status, await answer.json() if answer.status == 200 else await answer.text()
-
-        async def text() -> dict[str, Any] | None:
-            _, told = await ask("GET", f"{described.outbox_url}/messages?channel=sms&user=bob")
-            return next((one for one in told["messages"] if one["shown"]["text"] == "to be stopped"), None)
-
-        async def suppressed() -> list[str]:
-            address = {"channel": "sms", "address": message["to"]}
-            _, found = await ask("POST", f"{described.gateway_url}/v1/suppressions/search", address)
-            return [one["reason"] for one in found["items"]]
-
-        async def states() -> set[str]:
-            way = f"{described.gateway_url}/v1/notifications/told/trace?user=bob"
-            status, found = await ask("GET", way)
-            facts = found["proofs"][0]["facts"] if status == 200 else []  # it may not be folded yet
-            return {one["fact"] for one in facts if one.get("channel") == "sms"}
-
-        message = await eventually(text)
-        told = f"{described.outbox_url}/messages/{message['number']}/tell"
-        for body, status in (({"tell": "lies"}, 400), ({"tell": "stop"}, 200), ({"tell": "delivered"}, 200)):
-            assert (await ask("POST", told, body))[0] == status, body
-        assert await suppressed() == ["opted_out"]
-        await eventually(lambda: _said("delivered", states))
-        assert (await ask("POST", told, {"tell": "start"}))[0] == 200
-        assert await suppressed() == []
-        assert (await ask("POST", f"{described.outbox_url}/messages/999999/tell", {"tell": "stop"}))[0] == 404
+        yield OutboxPage(http, described)
 
 
-async def _said(state: str, states: Callable[[], Awaitable[set[str]]]) -> bool:
-    return state in await states()
+def to_bob(channel: str, text: str, id: str) -> list[str]:
+    data = json.dumps({"text": text})
+    return ["publish", "--to", "bob", "--type", "demo.hello", "--channel", channel, "--data", data, "--id", id]
+
+
+async def test_what_twilio_tells_of_a_text_on_the_outbox_page_is_seen_by_the_gateway(shared: Stack) -> None:
+    await asyncio.to_thread(shared.run, *to_bob("sms", "to be stopped", "told"))
+    async with page_of(shared) as page:
+        message = await eventually(lambda: page.message("sms", "bob", "to be stopped"))
+        number, to = message["number"], message["to"]
+        for word, status in (("lies", 400), ("bounced", 404), ("stop", 200), ("delivered", 200)):
+            assert await page.tell(number, word) == status, word
+        assert await page.suppressed("sms", to) == ["opted_out"]
+        await eventually(lambda: page.is_said("told", "bob", "sms", "delivered"))
+        assert await page.tell(number, "start") == 200
+        assert await page.suppressed("sms", to) == []
+        assert await page.tell(999_999, "stop") == 404
+
+
+async def test_what_sendgrid_tells_of_a_mail_on_the_outbox_page_is_seen_by_the_gateway(shared: Stack) -> None:
+    for id in ("arrives", "bounces"):
+        await asyncio.to_thread(shared.run, *to_bob("email", f"a mail that {id}", id))
+    async with page_of(shared) as page:
+        mails = {
+            id: await eventually(partial(page.message, "email", "bob", f"a mail that {id}"))
+            for id in ("arrives", "bounces")
+        }
+        assert {one["provider"] for one in mails.values()} == {"SendGrid"}
+        assert await page.tell(mails["arrives"]["number"], "stop") == 404
+        assert await page.tell(mails["arrives"]["number"], "delivered") == 200
+        await eventually(lambda: page.is_said("arrives", "bob", "email", "delivered"))
+        assert await page.tell(mails["arrives"]["number"], "complained") == 200
+        assert await page.suppressed("email", mails["arrives"]["to"]) == ["complaint"]
+        assert await page.tell(mails["bounces"]["number"], "bounced") == 200
+        await eventually(lambda: page.is_said("bounces", "bob", "email", "failed"))
+        assert await page.suppressed("email", mails["bounces"]["to"]) == ["hard_bounce"]
 
 
 async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a_text(

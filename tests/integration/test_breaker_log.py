@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,6 +15,25 @@ from engine.worker.breakerlog import BreakerLog
 from engine.worker.gate import Gate
 from tests.support.logs import eventually
 
+
+@contextlib.asynccontextmanager
+async def at_work(log: BreakerLog) -> AsyncIterator[None]:
+    task = asyncio.create_task(log.run(), name="breaker-log")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def said(pool: Pool, count: int) -> list[Row] | None:
+    """The rows, newest first, once there are so many."""
+    async with asking(pool, 20) as connection:
+        found = await last(connection, 10)
+    return found if len(found) >= count else None
+
+
 DOWN = Outcome(kind="transient", provider="relay", code="421")
 
 
@@ -24,25 +44,39 @@ async def test_a_breaker_that_opens_and_closes_is_written_down_with_its_reason_a
     log = BreakerLog(pool)
     relay, endpoint = Gate("relay", noted=log.note), Gate("webhook", "acme/wh_1", noted=log.note)
 
-    async def rows(count: int) -> list[Row] | None:
-        async with asking(pool, 20) as connection:
-            found = await last(connection, 10)
-        return found if len(found) >= count else None
-
-    task = asyncio.create_task(log.run(), name="breaker-log")
-    try:
+    async with at_work(log):
         for _ in range(IN_A_ROW):
             for gate in (relay, endpoint):
                 await gate.told(DOWN, retry=False)
-        [opened] = await eventually(lambda: rows(1))
+        [opened] = await eventually(lambda: said(pool, 1))
         assert (opened.action, opened.why) == ("breaker open", "421")
         assert opened.after is not None
         assert b"relay" in bytes(opened.after)
         await relay.told(Outcome(kind="ok"), retry=False)
-        closed, first = await eventually(lambda: rows(2))
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        closed, first = await eventually(lambda: said(pool, 2))
     assert (closed.action, first) == ("breaker closed", opened)
     assert closed.at >= first.at
+
+
+async def test_a_worker_that_leaves_or_dies_has_no_breaker_open_any_more(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads the log would look for a provider that is down, and it has been up for weeks."""
+    for name, seconds in (("PAUSE_SECONDS", 0.05), ("KEEP_SECONDS", 0.1), ("GONE_SECONDS", 1.0)):
+        monkeypatch.setattr(breakerlog, name, seconds)
+    leaves, dies, stays = BreakerLog(pool), BreakerLog(pool), BreakerLog(pool)
+    dies._who, stays._who = "one that dies", "one that stays"
+    dies.note("dies", "open", "421")
+    await dies._write(dies._new)
+    async with at_work(stays):
+        stays.note("stays", "open", "421")
+        async with at_work(leaves):
+            leaves.note("leaves", "open", "421")
+            await eventually(lambda: said(pool, 3))
+        rows = await eventually(lambda: said(pool, 5))
+        assert rows is not None
+        closed = {bytes(one.after or b""): one for one in rows if one.action == "breaker closed"}
+        assert sorted(closed) == [b'{"provider": "dies"}', b'{"provider": "leaves"}']
+        assert [one.who for one in closed.values() if b"dies" in bytes(one.after or b"")] == ["one that dies"]
+        async with asking(pool, 20) as connection:
+            assert len(await last(connection, 10)) == 5, "each is ended once, and who stays is not"

@@ -24,7 +24,14 @@ from engine.directory.push_tokens import NewToken, register_token, tokens_of
 from engine.directory.rules import Rules
 from engine.directory.suppressions import find_suppressions
 from engine.directory.users import ensure_user
-from engine.directory.webhooks import EndpointSettings, NewEndpoint, create_endpoint, replace_endpoint
+from engine.directory.webhooks import (
+    FORMER_TYPES_MAX,
+    EndpointSettings,
+    NewEndpoint,
+    WebhookEndpoint,
+    create_endpoint,
+    replace_endpoint,
+)
 from engine.dispatch.claims import claim_key, release
 from engine.jobs.claims import Done, Waiting
 from engine.jobs.desk import Hold, Over, Send, Split
@@ -51,6 +58,7 @@ from engine.worker.journal import WorkerJournal
 from engine.worker.targets import digest_of
 from ops.dev.servers import NatsServer, Valkey
 from projections.deliveries.ends import JobEnds
+from projections.deliveries.missed import Place, missed_by
 from projections.deliveries.sweep import Late, Sweep
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.table import InboxStore
@@ -696,6 +704,43 @@ async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_messa
     # What it was never tried with has the claim that it would have had: a job that is late is the same.
     assert {one.id for one in jobs if one.claim_key == one.key} == {"away", "split"}
     assert {one.letter.id for one in await world.letters()} == {"before", "else", "mail", "foreign"}
+
+
+async def test_an_endpoint_has_not_missed_what_it_was_not_subscribed_to_when_it_came(world: World) -> None:
+    """A service that subscribes to more types, and asks for what it has missed, is not told of all that there ever was."""
+    async with changing(world.pool, TENANT) as change:
+        new = NewEndpoint(url="https://hooks.example.com/a", types=("mail.*",))
+        mine = (await create_endpoint(change, new))[0].id
+
+    async def subscribed(*types: str) -> WebhookEndpoint:
+        async with changing(world.pool, TENANT) as change:
+            found = await replace_endpoint(change, mine, EndpointSettings(url=new.url, types=types))
+        assert found is not None
+        return found
+
+    since, came = datetime.now(UTC), dict[str, datetime]()
+    came["too-early"] = datetime.now(UTC)
+    await subscribed("mail.*", "order.*")
+    came["missed"] = datetime.now(UTC)
+    await subscribed("order.shipped")
+    came["missed-too"] = datetime.now(UTC)
+    await subscribed("mail.*")
+    came["between"] = datetime.now(UTC)
+    endpoint = await subscribed("order.*")
+    for one in (job(id, channel="webhook") for id in came):
+        await world.journal.store(one, receipts_of(one, Done(0, "split"), since))
+    await world.fold()
+    await known_to_the_inbox(world, *came, user=USER, type="order.shipped", ago=timedelta(0))
+    for id, at in came.items():
+        await world.pool.execute("UPDATE inbox SET stored_at = $2 WHERE id = $1", id, at)
+    until = datetime.now(UTC) + timedelta(minutes=1)
+    found, _ = await missed_by(world.pool, TENANT, endpoint, Place(since), until, 100)
+    assert [one.id for one in found] == ["missed", "missed-too"]
+    for number in range(FORMER_TYPES_MAX + 5):
+        endpoint = await subscribed("order.*", f"other{number}.*")
+    async with asking(world.pool) as connection:
+        kept = await connection.fetchval("SELECT jsonb_array_length(former_types) FROM webhook_endpoints")
+    assert kept == FORMER_TYPES_MAX
 
 
 async def while_it_was_disabled(world: World, endpoint: str, now: datetime) -> None:

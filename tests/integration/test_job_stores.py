@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from redis.asyncio import Connection, Redis
@@ -11,12 +12,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from engine.channels.channel import Job, Outcome
+from engine.channels.email.settings import DomainSettings
 from engine.jobs import redisbucket, redisclaims
 from engine.jobs.bucket import Level, Limit, refused, take
 from engine.jobs.claims import ClaimsUnavailable, Done, Leased, Look, Waiting, believable
 from engine.jobs.redisbucket import RedisBucket
 from engine.jobs.redisclaims import RedisClaims
 from engine.redisscript import RedisScript
+from engine.worker.gates import Gates
+from engine.worker.providers import Provider
 from ops.dev.servers import Valkey
 from tests.support.logs import eventually
 from tests.support.network import bad_network
@@ -279,3 +283,15 @@ async def test_only_calls_without_an_answer_are_made_again_when_a_connection_is_
         "c was made twice, b once"
     )
     await script.close()
+
+
+async def test_a_domain_of_recipients_has_a_limit_of_its_own_which_all_workers_share(redis: Redis) -> None:
+    own: Any = Provider("own", None, serves="email", domains={"gmail.com": DomainSettings(per_second=0.01, burst=2)})  # type: ignore[arg-type]
+    first, second = Gates(redis), Gates(redis)
+    try:
+        taken = [await gates.of(own, "gmail.com").enter(wait_seconds_max=0) for gates in (first, second, first, second)]
+        assert [seconds == 0 for seconds in taken] == [True, True, False, False]
+        assert [await first.of(own, "other.example").enter(wait_seconds_max=0) for _ in range(5)] == [0] * 5
+    finally:
+        await first.close()
+        await second.close()

@@ -210,6 +210,21 @@ async def test_a_tenant_that_has_put_off_more_than_is_free_puts_off_no_more_and_
     assert (await broker.stream("DEAD-LETTERS")).messages == 1
 
 
+async def test_an_id_that_is_published_again_and_again_takes_its_tenants_share_once(
+    broker: Broker, nats_server: NatsServer, valkey: Valkey
+) -> None:
+    again: dict[str, Any] = {"to": ["alice"], "tenant": "again", "type": "demo", "data": {"text": "x" * 50_000}}
+    async with dispatching(nats_server.url, valkey.url):
+        for _ in range(10):
+            await publish(broker, **again, id="same", send_at=ahead(3600), deduplicated=False)
+        await eventually(lambda: drained(broker, PARTITIONS))
+        await mark_water(broker, int((await broker.stream("LATER")).bytes * 2.5))
+        await publish(broker, **again, id="other", send_at=ahead(3600))
+        await eventually(lambda: drained(broker, PARTITIONS))
+    assert await broker.count("LATER", "wait.*.*.again") == (2, 2)
+    assert (await broker.stream("DEAD-LETTERS")).messages == 0
+
+
 @pytest.mark.parametrize(("days", "alarms"), [(None, 0), (1, 0), (6, 0), (7, 1)])
 async def test_where_nobody_dispatched_for_as_long_as_later_keeps_what_is_due_the_first_who_does_says_so(
     broker: Broker, valkey: Valkey, days: int | None, alarms: int

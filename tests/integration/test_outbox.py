@@ -80,11 +80,11 @@ async def test_what_each_channel_sends_stands_in_the_outbox_and_what_was_registe
         assert kept["webpush"][1].keys == again.targets["webpush"][1].keys
         assert kept["webpush"][1].token.rpartition("/")[2] == again.targets["webpush"][1].token.rpartition("/")[2]
         seen = {message.provider: message for message in again.outbox.newest_first()}
-        html = again.outbox.html_of(seen["SMTP"].number)
+        html = again.outbox.html_of(seen["SendGrid"].number)
     pushed = {"title": "Shipped <b>", "body": "On its way", "url": DATA["url"], "badge": 3, "type": "order.shipped"}
     for provider in ("APNs", "APNs sandbox", "FCM", "Web Push"):
         assert {name: seen[provider].shown[name] for name in pushed} == pushed
-    assert seen["SMTP"].shown["subject"] == DATA["title"]
+    assert seen["SendGrid"].shown["subject"] == DATA["title"]
     assert "Shipped &lt;b&gt;" in html
     assert len(seen["Twilio"].shown["segments"]) == 1
     assert (seen["Receiver"].verified, seen["Receiver"].shown["body"]["data"]) == (True, DATA)
@@ -116,7 +116,7 @@ async def test_a_fault_that_is_switched_on_means_to_each_sender_what_its_button_
 
 
 def test_every_kind_of_provider_has_every_fault() -> None:
-    for kind in ("apns", "fcm", "webpush", "smtp", "twilio", "sns", "webhook"):
+    for kind in ("apns", "fcm", "webpush", "sendgrid", "smtp", "twilio", "sns", "webhook"):
         assert len({repr(fault_of(kind, name)) for name in NAMES}) == len(NAMES)
 
 

@@ -9,7 +9,7 @@ import asyncpg
 from engine.partition.reader import Delivered
 from projections.funnel.counts import funnel
 from projections.inbox.table import InboxStore
-from projections.proof import Proof, Proofs
+from projections.proof import Fact, Proof, Proofs, _gaps
 from projections.store import Checkpoint
 
 AT = "2027-01-15T08:00:00Z"
@@ -56,3 +56,13 @@ async def test_a_record_that_names_no_event_counts_as_dispatched_only(pool: asyn
     start = datetime.fromtimestamp(START, UTC)
     [step] = await funnel(pool, start, start + timedelta(hours=1))
     assert (step.emitted, step.stored, step.dispatched) == (0, 0, 1)
+
+
+def test_that_a_provider_never_reports_what_becomes_of_a_text_is_said_to_be_no_proof_of_its_delivery() -> None:
+    row: Any = {"event_seq": 1, "withheld": None, "read_seq": 2, "carried": False}
+    by = {
+        provider: Fact("sent", datetime.now(UTC), channel="sms", provider=provider, reason=reason)
+        for provider, reason in (("amazon", "200/unreported"), ("twilio", "201"))
+    }
+    *_, gap = _gaps(row, None, list(by.values()))
+    assert gap == "delivered by sms: amazon took it, and never reports what became of it"

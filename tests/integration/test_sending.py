@@ -25,7 +25,9 @@ from engine.directory.push_tokens import remove_token, tokens_of
 from engine.directory.suppressions import NewSuppression, put_suppressions
 from engine.directory.templates import TemplateKey, put_template
 from engine.directory.types import put_type
+from engine.directory.users import UserFields, put_user
 from engine.directory.webhooks import NewEndpoint, create_endpoint, find_endpoint, page_of_endpoints
+from engine.jobs.messages import decode_job
 from engine.jobs.queue import JobsQueue
 from engine.jobs.retry import POLICIES, RetryPolicy
 from engine.plan.rules import Cap, ChannelRule, TypeRule
@@ -39,6 +41,7 @@ from engine.worker import holding
 from engine.worker.targets import Nowhere, Targets
 from ops.dev.providers.acceptlog import Accepted
 from ops.dev.providers.faults import Answers
+from ops.dev.providers.smtp import Scripted
 from ops.dev.servers import NatsServer, Valkey
 from seamark.protocol.receipts import Receipt
 from seamark.protocol.subjects import log_subject
@@ -220,6 +223,26 @@ async def test_what_a_provider_cannot_take_now_is_tried_again_and_by_the_next_on
     assert (text.provider, text.attempt) == ("spare", 1), "the next provider is asked within the same try"
     assert [len(providers.accepted(channel)) for channel in ("push", "sms", "webhook")] == [1, 0, 1]
     assert len(providers.spare.log.messages()) == 1
+
+
+async def test_a_domain_that_defers_mails_keeps_its_own_waiting_and_all_others_go_on(
+    broker: Broker, settings: Settings, pool: Pool, providers: Simulated, at_once: None
+) -> None:
+    async with Directory(pool).changing(TENANT, [f"busy{number}" for number in range(20)]) as change:
+        for number in range(20):
+            await put_user(change, f"busy{number}", UserFields(email=f"busy{number}@busy.example"))
+    providers.mail.script([Scripted("rcpt", Answers(status=421, text="4.7.0 Try again later"), "busy0@busy.example")])
+    async with sending(settings, pool, ["email"]):
+        await add(broker, a_job("email", "n0", user="busy0"))
+        await eventually(lambda: _put_back(broker, 1))
+        await add(broker, *(a_job("email", f"n{number}", user=f"busy{number}") for number in range(1, 20)))
+        await add(broker, *(a_job("email", f"m{number}") for number in range(20)))
+        for number in range(20):
+            await eventually(sent(broker, f"m{number}", "email"))
+        await eventually(lambda: _put_back(broker, 20))
+    assert {one.to for one in providers.accepted("email")} == {EMAIL}
+    waits = [decode_job(one.payload) for one in await whole_stream(broker, "JOBS", "jobsched.>")]
+    assert [job.attempt for job in waits if job.id != "n0"] == [0] * 19, "nothing but the first has cost an attempt"
 
 
 async def test_a_token_that_is_none_is_retired_and_then_a_push_that_waits_for_nothing_else_says_so(

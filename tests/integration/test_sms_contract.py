@@ -146,6 +146,7 @@ async def test_sns_takes_a_signed_text_once_and_says_what_it_costs(sns) -> None:
     outcome = await sent(by_sns(sns.url, sender="SEAMARK", price_usd_max="0.10"), long)
     (message,) = sns.log.messages(to=NUMBER)
     assert (outcome.kind, outcome.provider_id, outcome.segments) == ("ok", message.id, len(long.segments))
+    assert outcome.code == "200/unreported", "whoever waits for `delivered` sees that it never comes"
     assert message.shown["text"] == long.text
     given = {
         message.raw[f"MessageAttributes.entry.{n}.Name"]: message.raw[f"MessageAttributes.entry.{n}.Value.StringValue"]

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import pytest
-from msgspec.structs import replace
 
 from engine.channels.channel import Job, Members, Outcome
 from engine.jobs.claims import Done
@@ -48,7 +47,7 @@ class DigestDesk(SimDesk):
         if set(members.ids) <= world.read:
             return Over("suppressed", "all_read")
         if job.channel == "push" and not job.target:
-            return Split([replace(job, target=target, members=members) for target in TARGETS["push"]], members)
+            return Split(TARGETS["push"], members)
         return Send(None, None, members)
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:

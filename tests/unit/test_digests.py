@@ -16,14 +16,15 @@ from engine.channels.email.channel import Sender, mail_for
 from engine.channels.templates import render
 from engine.jobs.claims import Done, Leased, Waiting
 from engine.jobs.desk import Over, Send
-from engine.jobs.digests import digest_id, key_in, next_round, parts_of, with_members
+from engine.jobs.digests import digest_id, key_in, next_round, with_members
 from engine.jobs.receipts import doubt_receipts, receipts_of
 from engine.jobs.retry import POLICIES, settle
+from engine.jobs.splitting import parts_of
 from engine.plan.decide import plan, wakes
 from engine.plan.hours import SPREAD, Digest, Window
 from engine.plan.preferences import Preferences, QuietHours, TenantDefaults
 from engine.plan.profile import OPTED_OUT, Profile, Suppression
-from engine.plan.rules import ChannelRule, TypeRule
+from engine.plan.rules import Cap, ChannelRule, TypeRule
 from engine.worker import digest as module
 from engine.worker.caughtup import BEHIND_SECONDS, PASS_SECONDS, CaughtUp, Heads, Known, Place
 from engine.worker.digest import Digests
@@ -64,7 +65,13 @@ class World:
         self.receipts: list[Receipt] = []
         self.aimed: list[Job] = []
         controls = SimpleNamespace(controls=SimpleNamespace(drops=lambda tenant, user: ()))
-        self.digests = Digests(self, self, self, self, controls, None, self.store, self)  # type: ignore[arg-type]
+        self.places: dict[str, datetime] = {}
+        self.took: list[tuple[str, str]] = []
+        self.digests = Digests(self, self, self, self, controls, None, self.store, self, self)  # type: ignore[arg-type]
+
+    async def take(self, job: Job, pattern: str, cap: Cap) -> datetime | None:
+        self.took.append((job.id, pattern))
+        return self.places.get(pattern)
 
     def now(self) -> datetime:
         return NOON
@@ -84,9 +91,12 @@ class World:
     async def of(self, *who: str) -> Any:
         if len(who) == 2:
             return self.profile
-        rule = TypeRule(pattern="news.*", category="news", channels={"email": self.line})
+
+        def rule(type: str) -> TypeRule:
+            return TypeRule(pattern=f"{type.partition('.')[0]}.*", category="news", channels={"email": self.line})
+
         return SimpleNamespace(
-            defaults=TenantDefaults(), rule_of=lambda _: rule, templates_of=lambda _: (), webhook_of=lambda _: False
+            defaults=TenantDefaults(), rule_of=rule, templates_of=lambda _: (), webhook_of=lambda _: False
         )
 
     async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
@@ -180,6 +190,40 @@ async def test_one_waits_for_tables_that_stand_still_and_the_others_leave_their_
     now[0] += BEHIND_SECONDS
     assert not await caught_up.knows_all_of("t", "bob")
     assert now[0] > began + BEHIND_SECONDS, "somebody tries whether it is worth waiting"
+
+
+def test_a_digest_takes_one_place_of_each_cap_of_its_members_and_waits_for_it_with_all_of_them() -> None:
+    world = World(known("n2"), known("n1"), known("o1", type="offer.new"), known("read", type="other.x", read=True))
+    world.line = ChannelRule(digest=Digest(), cap=Cap(2, 86_400))
+    assert world.decide().members.ids == ("n2", "n1", "o1")
+    assert sorted(world.took) == [(JOB.id, "news.*"), (JOB.id, "offer.*")]
+    world.places["offer.*"] = NOON + timedelta(hours=20)
+    held = world.decide()
+    assert (held.due, held.stage, held.why) == (NOON + timedelta(hours=20), "cap", "throttled")
+    world.found = [one._replace(type="news.item") for one in world.found]
+    assert world.decide(replace(JOB, stage="cap")).members.ids == ("n2", "n1", "o1")
+
+
+def test_a_digest_of_a_week_waits_for_its_place_as_long_as_any_mail_and_then_ends() -> None:
+    old = NOON - timedelta(days=6)
+    world = World(known("n1", stored_at=old), known("o1", stored_at=old, type="offer.new"))
+    world.line = ChannelRule(digest=Digest(every="week"), cap=Cap(1, 86_400))
+    world.places["news.*"] = NOON + timedelta(hours=23)
+    assert world.decide().due == NOON + timedelta(hours=23)
+    world.places["news.*"] = NOON + timedelta(hours=25)
+    assert world.decide().members.ids == ("o1",)
+    assert world.ends == {"n1": ("suppressed", "throttled")}
+
+
+def test_what_goes_to_one_target_of_a_digest_or_is_silent_by_then_takes_no_place() -> None:
+    world = World(known("n1"))
+    world.line = ChannelRule(digest=Digest(), cap=Cap(1, 3600))
+    world.places["news.*"] = NOON + timedelta(hours=1)
+    assert isinstance(world.decide(replace(JOB, members=Members(("n1",), NOON), target="phone")), Send)
+    night = QuietHours(windows=(Window(start="11:00", end="13:00"),), channels=("email",))
+    world.profile = replace(world.profile, preferences=Preferences(quiet_hours=night))
+    assert world.decide().why == "quiet_hours"
+    assert world.took == []
 
 
 def test_whether_is_decided_anew_and_not_when() -> None:

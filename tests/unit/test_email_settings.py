@@ -52,7 +52,9 @@ async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> Non
     for name in ("smtp.password", "postmark.token"):
         (folder / name).write_text("s3cret")
     (folder / "layout.de.html").write_text("{{ content }}")
-    channels = email_channels(email_settings(tomllib.loads(shown)["email"]), folder)
+    settings = email_settings(tomllib.loads(shown)["email"])
+    assert settings.domains["gmail.com"].at_once == 10
+    channels = email_channels(settings, folder)
     assert list(channels) == ["own", "spare"]
     for channel in channels.values():
         await channel.close()
@@ -75,6 +77,8 @@ async def test_the_file_that_the_documentation_shows_is_one(folder: Path) -> Non
     ({"providers": {"a": {**SMTP, "port": 70000}}}, "port"), ({"providers": {"a": {**SMTP, "hello": "a b"}}}, "hello"),
     ({"providers": {"a": {"kind": "ses", "region": "EU!", "key_id": "x", "secret_file": "secret"}}}, "region"),
     ({"providers": {"a": {"kind": "postmark", "key_file": "secret", "url": "ftp://x"}}}, "url"),
+    ({"domains": {"Gmail.com": {}}}, "domains"),
+    ({"domains": {"gmail.com": {"per_minute": 1}}}, "per_minute"),
     ({"senders": {"t": {"address": "nobody"}}}, "email.senders.t: `address` is no e-mail address"),
     ({"senders": {"t": {"address": "a@b.example", "layout_files": {"de": "broken.html"}}}},
         "email.senders.t.layout_files.de: line 1: templates have no assign"),

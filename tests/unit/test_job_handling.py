@@ -1,14 +1,15 @@
 """What a handler does with single jobs, where a simulated world would say it less plainly."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec.structs import replace
+import pytest
 
 from engine.channels.channel import Job
-from engine.jobs.claims import ClaimsUnavailable, Done, Look
-from engine.jobs.desk import Split
+from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Look
+from engine.jobs.desk import Over, Split
 from engine.jobs.handling import Handler
 from engine.jobs.retry import POLICIES
 from seamark.protocol.receipts import Receipt
@@ -59,10 +60,54 @@ class Splitting:
     repeatable = True
 
     async def decide(self, job: Job) -> Split:
-        return Split([replace(job, target=target) for target in ("phone", "tablet")])
+        return Split(("phone", "tablet"))
 
 
 async def test_a_job_that_is_split_while_redis_is_away_is_split_once() -> None:
     told = Told(a_job("push", "n1"))
     await Handler(Away(), told, told, Splitting(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
-    assert told.steps == ["queued phone", "queued tablet", "add phone tablet", "split", "ack"]
+    assert told.steps == ["split", "queued phone", "queued tablet", "add phone tablet", "ack"]
+
+
+class Kept:
+    """Claims as they are stored."""
+
+    def __init__(self) -> None:
+        self.claim: Claim | None = None
+
+    async def look(self, key: str) -> Look:
+        now = datetime.now(UTC).timestamp()
+        return Look(self.claim, b"", 0.0, now, now, 0.0)
+
+    async def put(self, key: str, expected: Look, claim: Claim, **kept: Any) -> Look:
+        self.claim = claim
+        return await self.look(key)
+
+
+class Refusing:
+    """A desk by which nothing is sent: the channel was switched off a moment ago."""
+
+    repeatable = True
+
+    async def decide(self, job: Job) -> Over:
+        return Over("suppressed", "user_off")
+
+
+class Dying(Told):
+    """A queue of a worker that dies before its parts are written."""
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        raise asyncio.CancelledError
+
+
+async def test_the_parts_of_a_job_whose_worker_died_before_they_were_made_are_made_whatever_is_decided_by_then() -> (
+    None
+):
+    """Each then ends with the reason of its own decision. They would else wait for ever, and be called lost."""
+    claims, dying = Kept(), Dying(a_job("push", "n1"))
+    with pytest.raises(asyncio.CancelledError):
+        await Handler(claims, dying, dying, Splitting(), POLICIES["push"], dying).handle(dying)  # type: ignore[arg-type]
+    assert "queued phone" in dying.steps
+    told = Told(dying.job)
+    await Handler(claims, told, told, Refusing(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
+    assert told.steps[-2:] == ["add phone tablet", "ack"]

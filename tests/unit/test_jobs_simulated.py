@@ -22,7 +22,8 @@ from engine.jobs.desk import Over, Send
 from engine.jobs.handling import Handler
 from engine.jobs.life import Drop, Go, PutBack
 from engine.jobs.life import judge as right_judge
-from engine.jobs.receipts import doubt_receipts, receipts_of
+from engine.jobs.receipts import doubt_receipts, part_receipts, receipts_of
+from engine.jobs.splitting import parts_of
 from engine.patience import patiently
 from tests.support.jobsim import BEGAN, POLICY, SimClock, SimDesk, World, simulated
 
@@ -231,10 +232,19 @@ def an_old_attempt_goes_on(job: Job, *args: Any, **options: Any) -> Any:
     return Go() if isinstance(step, life.Follow) and isinstance(step.claim, Waiting) else step
 
 
-async def over_whatever_was_tried(self: Handler, job: Job, go: Go, decided: Any) -> Done:
+def over_whatever_was_tried(job: Job, go: Go, decided: Any) -> Done:
     if isinstance(decided, Over):
         return Done(job.attempt, decided.end, decided.why)
-    return await right_end(self, job, go, decided)
+    return right_end(job, go, decided)
+
+
+async def split_before_it_is_settled(self: Handler, delivery: Any, look: Look | None, done: Done) -> bool:
+    if done.end == "split":
+        job = delivery.job
+        await self._store(job, part_receipts(job, done.targets, None, self._clock.now()))
+        await patiently(self._queue.add, parts_of(job, done), seconds=math.inf)
+        done = Done(done.attempt, "split")
+    return await right_conclude(self, delivery, look, done)
 
 
 class Awaited:
@@ -254,7 +264,7 @@ def waits_for_deliveries(self: Handler, claims: Any, queue: Any, journal: Any, *
     right_init(self, claims, queue, Awaited(journal), *others)
 
 
-right_end = Handler._end
+right_end, right_conclude = handling._end, Handler._conclude
 
 Mistake = tuple[Any, str, Any, str]
 """Where it is made, what is wrong there, and the troubles of the worlds that show it."""
@@ -289,7 +299,8 @@ MISTAKES: dict[str, Mistake] = {
         "claims broker kills slow",
     ),
     "claims of all ended jobs are let go": (Handler, "_let_go", let_go_of_all, "freezes slow"),
-    "a try in doubt is said not to have been": (Handler, "_end", over_whatever_was_tried, "kills slow again"),
+    "a try in doubt is said not to have been": (handling, "_end", over_whatever_was_tried, "kills slow again"),
+    "split before it is settled": (Handler, "_conclude", split_before_it_is_settled, "freezes kills"),
     "an outcome is said by anybody": (handling, "replaces", said_by_anybody, "freezes slow"),
     "an acceptance is said by the owner only": (handling, "replaces", said_by_the_owner_only, "freezes slow"),
     "a late acceptance is hidden by a later attempt": (handling, "replaces", hidden_by_a_later_attempt, "freezes slow"),

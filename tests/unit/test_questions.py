@@ -159,3 +159,26 @@ async def test_nobody_waits_for_more_than_two_deadlines_however_many_wait_before
     found = await asyncio.gather(*map(questions.answer, range(20)), return_exceptions=True)
     assert [type(one) for one in found] == [TimeoutError] * 20
     assert server.requests == [[0, 1], [2, 3]]
+
+
+async def test_one_that_raises_at_its_answer_takes_nobody_elses() -> None:
+    server = Server()
+    questions = Questions("numbers", server.ask)
+    found = list[int | None]()
+
+    def raising(_: int | None) -> None:
+        raise LookupError
+
+    questions.ask(1, found.append)
+    questions.ask(2, raising)
+    questions.ask(3, found.append)
+    last = asyncio.create_task(questions.answer(4))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    questions.ask(5, found.append)
+    server.let.set()
+    async with asyncio.timeout(20):
+        assert await last == 4
+        while len(found) < 3:
+            await asyncio.sleep(0)
+    assert found == [1, 3, 5]

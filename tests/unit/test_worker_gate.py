@@ -283,3 +283,19 @@ async def test_endpoints_of_which_nothing_is_known_yet_leave_half_of_a_workers_p
     await gates.of(hooks, "acme/0").told(Outcome(kind="ok"), retry=False, seconds=0.1)
     assert gates.take_place(hooks, "acme/0", object()) == 0
     assert gates.take_place(hooks, "acme/1", object()) > 0
+
+
+async def test_a_tenant_with_many_endpoints_has_none_of_others_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A breaker that is forgotten is closed: an endpoint that is down would cost its jobs attempts again."""
+    monkeypatch.setattr("engine.worker.gates.KEYS_MAX", 100)
+    gates, hooks = Gates(None), Provider("webhook", None)  # type: ignore[arg-type]
+    kept = {key: gates.of(hooks, key) for key in ("small/a", "small/b", *(f"other/{number}" for number in range(40)))}
+    for number in range(1_000):
+        gates.of(hooks, f"large/{number}")
+    assert [key for key, gate in kept.items() if gates.of(hooks, key) is not gate] == []
+    newest = gates.of(hooks, "large/999")
+    for number in range(1_000):
+        gates.of(hooks, f"tenant-{number}/a")
+    assert gates.of(hooks, "large/999") is not newest, (
+        "where all have one, whoever was not asked for longest is forgotten"
+    )

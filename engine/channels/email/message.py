@@ -88,14 +88,27 @@ def ascii_address(address: str) -> str:
     """
     local, _, domain = address.rpartition("@")
     if not domain.isascii():
-        try:
-            domain = idna.encode(domain, uts46=True).decode()
-        except idna.IDNAError as error:
-            raise BadAddress("its domain is none") from error
+        domain = _ascii_domain(domain)
     written = f"{local}@{domain}"
     if _ADDRESS.fullmatch(written) is None or ".." in local or local.startswith(".") or local.endswith("."):
         raise BadAddress("no address")
     return written
+
+
+def domain_of(address: str) -> str:
+    """Whose servers take an address: its domain, as all spell it. Of what is no address, something."""
+    domain = address.rpartition("@")[2]
+    try:
+        return (domain if domain.isascii() else _ascii_domain(domain)).lower()
+    except BadAddress:
+        return domain
+
+
+def _ascii_domain(domain: str) -> str:
+    try:
+        return idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError as error:
+        raise BadAddress("its domain is none") from error
 
 
 def message_id(key: str, domain: str) -> str:

@@ -15,6 +15,10 @@
     name = "Example"
     layout_files = { default = "layout.html", de = "layout.de.html" }
 
+    [email.domains."gmail.com"]
+    per_second = 20
+    at_once = 10
+
 Providers are asked in the order of the file. Secrets are files of their own, named from where the providers' file is.
 """
 
@@ -96,11 +100,31 @@ class SenderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 ProviderSettings = SmtpSettings | SesSettings | SendGridSettings | PostmarkSettings
 
 
+class DomainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much a recipient's domain gets from each provider.
+
+    Args:
+        per_second, burst: as those of a provider, from all workers together. 0: as much as the provider takes.
+        at_once: mails that are under way to it, from one worker process. 0: as many as there are.
+    """
+
+    per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst: Annotated[int, msgspec.Meta(ge=1)] = 1
+    at_once: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+DEFAULT_DOMAIN: Final = "default"
+"""Whatever domain is not named."""
+
+_Domain = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$(?!\n)")]
+
+
 class EmailSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `email`. `senders`: by tenant, and `default` for all others."""
+    """The table `email`. `senders`: by tenant, and `default` for all others. `domains`: of recipients, and `default` likewise."""
 
     providers: dict[str, ProviderSettings]
     senders: dict[str, SenderSettings]
+    domains: dict[_Domain, DomainSettings] = {}
 
 
 def email_settings(table: Mapping[str, object]) -> EmailSettings:

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from engine.channels.aws import Credentials, signed_headers
-from engine.channels.channel import Outcome
+from engine.channels.channel import UNREPORTED, Outcome
 from engine.channels.exchange import Answer, Silence, exchange
 from engine.channels.sms.channel import unanswered
 from engine.channels.sms.segments import Segmented
@@ -125,4 +125,5 @@ def judged(provider: str, answer: Answer, segments: int) -> Outcome:
     if outcome.kind != "ok":
         return outcome
     id = _ID.search(answer.body)
-    return msgspec.structs.replace(outcome, provider_id=id[1].decode() if id else "", segments=segments)
+    name, code = id[1].decode() if id else "", f"{outcome.code}/{UNREPORTED}"
+    return msgspec.structs.replace(outcome, code=code, provider_id=name, segments=segments)

@@ -43,6 +43,13 @@ _OWN: Final[Mapping[str, Mapping[str, Callable[[], Answers]]]] = {
         "unavailable": lambda: Answers(status=503),
         "gone": lambda: Answers(status=410),
     },
+    "sendgrid": {
+        "throttled": lambda: Answers(status=429, headers=_WAIT),
+        "unavailable": lambda: Answers(status=503),
+        "gone": lambda: Answers(
+            status=400, code="personalizations.0.to.0.email", text="Does not contain a valid address."
+        ),
+    },
     "smtp": {
         "throttled": lambda: Answers(
             status=454,
@@ -70,5 +77,5 @@ _OWN: Final[Mapping[str, Mapping[str, Callable[[], Answers]]]] = {
 
 
 def fault_of(kind: str, name: FaultName) -> Fault:
-    """How a fault looks at a provider of this kind (`apns`, `fcm`, `webpush`, `smtp`, `twilio`, `sns`, `webhook`)."""
+    """How a fault looks at a provider of this kind (`apns`, `fcm`, `webpush`, `sendgrid`, `smtp`, `twilio`, `sns`, `webhook`)."""
     return _ALIKE.get(name) or _OWN[kind][name]()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from engine.directory.webhooks import make_secret
 from ops.config_files import toml_of
@@ -16,6 +26,7 @@ from ops.dev.outbox.messages import Message, Outbox
 from ops.dev.providers.acceptlog import AcceptLog
 from ops.dev.providers.certificates import server_tls, write_certificate
 from ops.dev.providers.faults import Faults
+from ops.dev.providers.mailservices import SendGridSimulator
 from ops.dev.providers.push import AUTHORITY, AUTHORITY_KEY, Port, PushProviders, any_port
 from ops.dev.providers.sms import SnsSimulator, TwilioSimulator
 from ops.dev.providers.smtp import SmtpSimulator
@@ -33,8 +44,9 @@ NUMBER: Final = "+447700900100"
 """Kept free for dramas by Ofcom: no phone has it."""
 
 TEXTS: Final = "Twilio"
-ENTRY: Final = "texts"
-"""What that is called on the page, and in the file."""
+MAILS: Final = "SendGrid"
+_ENTRIES: Final = {TEXTS: "texts", MAILS: "mails"}
+"""What these are called on the page, and in the file."""
 
 MAIL_USER: Final = "seamark"
 ACCOUNT: Final = "AC" + "0" * 32
@@ -43,16 +55,22 @@ REGION: Final = "eu-central-1"
 
 
 _SECRETS: Final = {
+    "sendgrid-key": lambda: secrets.token_urlsafe(24),
+    "sendgrid-events-key": lambda: _private_text(ec.generate_private_key(ec.SECP256R1())),
     "smtp-password": lambda: secrets.token_urlsafe(24),
     "twilio-secret": lambda: secrets.token_urlsafe(24),
     "sns-secret": lambda: secrets.token_urlsafe(24),
     "webhook-secret": make_secret,
 }
-"""Files that are made once, and how. The file of providers names all but the last, which the endpoint's row has."""
+"""Files that are made once, and how. The file of providers names all but the key of SendGrid's events, of which it has the public
+part, and the last, which the endpoint's row has."""
+
+EVENTS_PUBLIC: Final = "sendgrid-events-public"
 
 
-Word = Literal["delivered", "undelivered", "invalid", "stop", "start"]
-"""What can be told of a text: that the phone has it, or is off, or that nobody has the number; that its owner answers."""
+Word = Literal["delivered", "undelivered", "invalid", "stop", "start", "bounced", "complained"]
+"""What can be told. Of a text: that the phone has it, or is off, or that nobody has the number; that its owner answers. Of a
+mail: that it was delivered, that nobody has the address, that its reader calls it spam."""
 
 _REPORTS: Final[Mapping[Word, tuple[str, str]]] = {
     "delivered": ("delivered", ""),
@@ -60,6 +78,14 @@ _REPORTS: Final[Mapping[Word, tuple[str, str]]] = {
     "invalid": ("undelivered", "30005"),
 }
 """The status and the code by which Twilio reports it."""
+
+_NOBODY: Final = "550 5.1.1 The email account that you tried to reach does not exist"
+_EVENTS: Final[Mapping[Word, Mapping[str, str]]] = {
+    "delivered": {"event": "delivered", "response": "250 OK"},
+    "bounced": {"event": "bounce", "type": "bounce", "status": "5.1.1", "reason": _NOBODY},
+    "complained": {"event": "spamreport"},
+}
+"""The event by which SendGrid reports it."""
 
 
 class Simulator(Protocol):
@@ -81,6 +107,7 @@ class Simulated(NamedTuple):
 class Others(NamedTuple):
     """The simulators beside those of push."""
 
+    sendgrid: SendGridSimulator
     smtp: SmtpSimulator
     twilio: TwilioSimulator
     sns: SnsSimulator
@@ -100,12 +127,13 @@ class Providers:
     def __init__(self, outbox: Outbox, file: Path, push: PushProviders, others: Others, secret: str) -> None:
         self.file, self.push, self.webhook_secret = file, push, secret
         self.standing: dict[str, FaultName] = {}
-        self._outbox, self._texts = outbox, others.twilio
+        self._outbox, self._texts, self._mails = outbox, others.twilio, others.sendgrid
         self._all = (
             Simulated("apns", "push", "APNs", push.production),
             Simulated("apns", "push", "APNs sandbox", push.sandbox),
             Simulated("fcm", "push", "FCM", push.fcm),
             Simulated("webpush", "push", "Web Push", push.webpush),
+            Simulated("sendgrid", "email", MAILS, others.sendgrid),
             Simulated("smtp", "email", "SMTP", others.smtp),
             Simulated("twilio", "sms", TEXTS, others.twilio),
             Simulated("sns", "sms", "Amazon SNS", others.sns),
@@ -129,12 +157,15 @@ class Providers:
         self._outbox.touch()
 
     async def tell(self, message: Message, word: Word) -> int:
-        """Have Twilio post to the gateway what has become of a text, or what its receiver answers; the answer's status.
+        """Have a provider post to the gateway what has become of a message, or what its receiver answers; the answer's status.
 
         Raises:
-            LookupError: Twilio has not taken this message. OSError, aiohttp.ClientError: the gateway does not answer.
+            LookupError: it has not taken this message, or says no such thing of it.
+            OSError, aiohttp.ClientError: the gateway does not answer.
         """
-        if message.provider != TEXTS:
+        if message.provider == MAILS:
+            return await self._mails.report(message.id, **_EVENTS[word])
+        if message.provider != TEXTS or word in ("bounced", "complained"):
             raise LookupError(message.provider)
         if word in _REPORTS:
             return await self._texts.report(message.id, *_REPORTS[word])
@@ -150,19 +181,33 @@ async def running(
     Args:
         folder: keeps their keys and the file; only its owner can read what is secret there.
         port: of a simulator by its name; 0: a free one.
-        gateway_url: where Twilio posts reports and answers; "": nowhere.
+        gateway_url: where reports and answers are posted to; "": nowhere.
         tenant: whose texts an answer ends.
     """
     _prepare(folder)
-    password, twilio, sns, webhook = (kept_private(folder / name, make) for name, make in _SECRETS.items())
+    sendgrid, events, password, twilio, sns, webhook = (
+        kept_private(folder / name, make) for name, make in _SECRETS.items()
+    )
+    events_key = load_pem_private_key(events.encode(), None)
+    assert isinstance(events_key, ec.EllipticCurvePrivateKey), "we have made it"
+    write_private(folder / EVENTS_PUBLIC, _public_text(events_key))
 
     def tls() -> ssl.SSLContext:
         return server_tls(folder / AUTHORITY, folder / AUTHORITY_KEY)
 
-    callback_url = f"{gateway_url}/v1/providers/{ENTRY}/callbacks" if gateway_url else ""
+    callback_urls = {
+        name: f"{gateway_url}/v1/providers/{entry}/callbacks" if gateway_url else "" for name, entry in _ENTRIES.items()
+    }
     others = Others(
+        sendgrid=SendGridSimulator(
+            sendgrid,
+            SENDER.partition("@")[2],
+            events_url=callback_urls[MAILS],
+            events_key=events_key,
+            port=port("sendgrid"),
+        ),
         smtp=SmtpSimulator(tls=tls(), accounts={MAIL_USER: password}, port=port("smtp")),
-        twilio=TwilioSimulator(ACCOUNT, twilio, inbound_url=callback_url, port=port("twilio")),
+        twilio=TwilioSimulator(ACCOUNT, twilio, inbound_url=callback_urls[TEXTS], port=port("twilio")),
         sns=SnsSimulator(KEY_ID, sns, REGION, port=port("sns")),
         webhook=WebhookReceiver(webhook, tls=tls(), port=port("webhook")),
     )
@@ -171,7 +216,7 @@ async def running(
         for one in others:
             await stack.enter_async_context(one)
         file = folder / FILE
-        write_private(file, toml_of(_document(push, others, callback_url, tenant)))
+        write_private(file, toml_of(_document(push, others, callback_urls[TEXTS], tenant)))
         yield Providers(outbox, file, push, others, webhook)
 
 
@@ -180,12 +225,24 @@ def _prepare(folder: Path) -> None:
     write_certificate(folder / AUTHORITY, folder / AUTHORITY_KEY, [RECEIVER])
 
 
+def _private_text(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def _public_text(key: ec.EllipticCurvePrivateKey) -> str:
+    """As SendGrid shows its verification key."""
+    shown = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(shown).decode()
+
+
 def _document(push: PushProviders, others: Others, callback_url: str, tenant: str) -> dict[str, Any]:
     """The file of providers; the files that it names are beside it."""
     reports: dict[str, Any] = {"status_url": callback_url} if callback_url else {}
     callbacks: dict[str, Any] = {
-        ENTRY: {"kind": "twilio", "url": callback_url, "token_files": ["twilio-secret"], "tenants": [tenant]}
+        _ENTRIES[TEXTS]: {"kind": "twilio", "url": callback_url, "token_files": ["twilio-secret"], "tenants": [tenant]},
+        _ENTRIES[MAILS]: {"kind": "sendgrid", "key_files": [EVENTS_PUBLIC]},
     }
+    mails = {"kind": "sendgrid", "key_file": "sendgrid-key", "url": others.sendgrid.url}
     relay = {
         "kind": "smtp",
         "host": "127.0.0.1",
@@ -211,8 +268,11 @@ def _document(push: PushProviders, others: Others, callback_url: str, tenant: st
     }
     return {
         "push": push.table,
-        "email": {"providers": {"relay": relay}, "senders": {"default": {"address": SENDER, "name": "Seamark"}}},
-        "sms": {"providers": {ENTRY: texts, "spare": spare}},
+        "email": {
+            "providers": {_ENTRIES[MAILS]: mails, "relay": relay},
+            "senders": {"default": {"address": SENDER, "name": "Seamark"}},
+        },
+        "sms": {"providers": {_ENTRIES[TEXTS]: texts, "spare": spare}},
         "webhook": {"authority_file": AUTHORITY, "hosts": {RECEIVER: f"127.0.0.1:{others.webhook.port}"}},
         **({"callbacks": callbacks} if callback_url else {}),
     }

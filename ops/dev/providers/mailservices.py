@@ -7,14 +7,20 @@ import binascii
 import hashlib
 import re
 import secrets
+import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import aiohttp
 import msgspec
 from aiohttp import web
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from engine.channels.aws import Credentials, signed_headers
+from ops.dev.providers.acceptlog import KEPT_MAX
 from ops.dev.providers.faults import Answers
 from ops.dev.providers.httpsimulator import HttpSimulator
 from ops.dev.providers.smtp import shown_of
@@ -24,6 +30,9 @@ METADATA_CHARS_MAX: Final = 80
 
 CLOCK_SECONDS_MAX: Final = 300.0
 """Amazon refuses what was signed earlier or later."""
+
+EVENT_SECONDS: Final = 10.0
+"""How long it waits for an answer to an event."""
 
 _ADDRESS: Final = re.compile(r"[^@\s,<>]+@[A-Za-z0-9.-]+\.[A-Za-z0-9-]+", re.ASCII)
 _AUTHORIZATION: Final = re.compile(
@@ -104,12 +113,34 @@ class SesSimulator(MailService):
         return right["Authorization"] == request.headers["Authorization"]
 
 
-class SendGridSimulator(MailService):
-    """One account, whose senders are verified by their domain."""
+class _Sent(NamedTuple):
+    """A mail that SendGrid has taken. `own`: what was given with it, and is given back with each event."""
 
-    def __init__(self, key: str, domain: str = "example.org", **listening: Any) -> None:
+    to: str
+    own: Mapping[str, str]
+
+
+class SendGridSimulator(MailService):
+    """One account, whose senders are verified by their domain.
+
+    Args:
+        events_url: where events are posted to; "": nowhere.
+        events_key: what they are signed with.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        domain: str = "example.org",
+        *,
+        events_url: str = "",
+        events_key: ec.EllipticCurvePrivateKey | None = None,
+        **listening: Any,
+    ) -> None:
         super().__init__(**listening)
         self._key, self._domain = key, domain
+        self._events_url, self._events_key = events_url, events_key or ec.generate_private_key(ec.SECP256R1())
+        self._sent: OrderedDict[str, _Sent] = OrderedDict()
 
     def routes(self) -> list[web.RouteDef]:
         """One."""
@@ -145,8 +176,37 @@ class SendGridSimulator(MailService):
             "message_id": headers["Message-ID"],
             "headers": headers,
         }
-        self._note(id, to, shown, {"custom_args": sent.get("custom_args", {})})
+        own = sent.get("custom_args", {})
+        self._sent[id] = _Sent(to, own)
+        while len(self._sent) > KEPT_MAX:
+            self._sent.popitem(last=False)
+        self._note(id, to, shown, {"custom_args": own})
         return web.Response(status=202, headers={"X-Message-Id": id})
+
+    async def report(self, id: str, event: str, **members: str) -> int:
+        """Post an event about a mail that was taken, signed (Signed Event Webhook); the answer's status.
+
+        Args:
+            event: as SendGrid calls it. `members`: what it says beside that.
+
+        Raises:
+            KeyError: it was not taken, or too long ago.
+        """
+        sent, now = self._sent[id], int(time.time())
+        named = {"event": event, "email": sent.to, "timestamp": now, "sg_event_id": secrets.token_urlsafe(16)}
+        body = msgspec.json.encode([{**sent.own, **named, "sg_message_id": f"{id}.recvd-0", **members}])
+        signature = self._events_key.sign(str(now).encode() + body, ec.ECDSA(hashes.SHA256()))
+        headers = {
+            "Content-Type": "application/json",
+            "X-Twilio-Email-Event-Webhook-Signature": base64.b64encode(signature).decode(),
+            "X-Twilio-Email-Event-Webhook-Timestamp": str(now),
+        }
+        timeout = aiohttp.ClientTimeout(total=EVENT_SECONDS)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as http,
+            http.post(self._events_url, data=body, headers=headers) as reply,
+        ):
+            return reply.status
 
 
 class PostmarkSimulator(MailService):

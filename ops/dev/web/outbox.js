@@ -10,7 +10,12 @@ const FAULTS = {
   late: ["Late", "The answer takes 3 seconds"],
   gone: ["Gone", "There is no such token, address or endpoint"],
 };
-const WORDS = {
+const MAIL_WORDS = {
+  delivered: ["Delivered", "SendGrid reports that the recipient's server has it"],
+  bounced: ["Bounce", "SendGrid reports 5.1.1: the address is nobody's, and gets no more mails"],
+  complained: ["Complaint", "The reader calls it spam, and gets no more mails"],
+};
+const TEXT_WORDS = {
   delivered: ["Delivered", "Twilio reports that the phone has it"],
   undelivered: ["Phone is off", "Twilio reports 30003: the phone cannot be reached"],
   invalid: ["Nobody's number", "Twilio reports 30005: the number gets no more texts"],
@@ -66,7 +71,7 @@ const parts = {
   },
 
   email(message) {
-    const { shown, number } = message;
+    const { shown, number, provider } = message;
     const html = shown.html
       ? element("iframe", { sandbox: "", src: `/messages/${number}/html`, title: `The mail “${shown.subject}”`, loading: "lazy", referrerpolicy: "no-referrer" })
       : null;
@@ -79,6 +84,7 @@ const parts = {
       element("p", { class: "from" }, shown.from),
       tabs(views, `Views of the mail “${shown.subject}”`),
       ...views.map(([, view]) => view),
+      provider === "SendGrid" ? telling(number, MAIL_WORDS) : null,
     ];
   },
 
@@ -91,7 +97,7 @@ const parts = {
       element("div", { class: "bubble" }, ...units),
       element("p", { class: "meta" }, `${count} segment${count === 1 ? "" : "s"} · ${shown.encoding.toUpperCase()} · at most ${each}`,
         shown.from ? ` · from ${shown.from}` : ""),
-      provider === "Twilio" ? telling(number) : null,
+      provider === "Twilio" ? telling(number, TEXT_WORDS) : null,
     ];
   },
 
@@ -105,10 +111,10 @@ const parts = {
   },
 };
 
-/** Buttons by which Twilio tells the gateway what has become of a text, or what the person answers. */
-function telling(number) {
+/** Buttons by which a provider tells the gateway what has become of a message, or what the person answers. */
+function telling(number, words) {
   const said = element("span", { role: "status" });
-  const buttons = Object.entries(WORDS).map(([word, [short, long]]) => {
+  const buttons = Object.entries(words).map(([word, [short, long]]) => {
     const button = element("button", { type: "button", class: "quiet", title: long, "data-tell": word }, short);
     button.addEventListener("click", async () => {
       try {

@@ -209,5 +209,5 @@ def _seal(reader: Manual, folder: Path) -> None:
     env = {"SEAMARK_STORAGE_KEYS": key, "SEAMARK_POSTGRES_URL": reader.empty_database()}
     reader.seamark("migrate", env=env)
     [sealed] = lines(reader.seamark("seal", "--json", env=env))
-    assert (sealed["endpoints"], sealed["sealed"]) == (0, 0)
+    assert (sealed["endpoints"], sealed["sealed"], sealed["unopened"]) == (0, 0, [])
     assert sealed["key"] not in key

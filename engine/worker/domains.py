@@ -1,0 +1,80 @@
+"""The gate of a recipient's domain at a provider of e-mail: what its servers defer holds up its own mails, and no others.
+
+A mail goes through two gates: this one, and that of its provider behind it. This one is told only of what is the domain's doing
+(`Outcome.scope`); anything else is the provider's, or the mail's. A domain that is deferring may get its mails by the next
+provider, which has other addresses and another name there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+from engine.channels.channel import Outcome
+from engine.channels.email.settings import DomainSettings
+from engine.jobs.breaker import Breaker
+from engine.jobs.redisbucket import RedisBucket
+from engine.worker.gate import Gate
+
+DEFERRED_SECONDS: Final = 60.0
+"""How long a domain is left alone that has not said for how long: Gmail and Outlook take some mails a minute later."""
+
+PUT_BACK_SECONDS_MAX: Final = 600.0
+"""How long a job is put back for at most because of its domain. By then another provider may be there, or its job be over."""
+
+WINDOW_MAX: Final = 64
+"""So many mails under way to a domain that has taken all since it deferred some, and it is no slower than others."""
+
+
+class DomainGate(Gate):
+    """One for each domain and provider, in each process; only its limit is shared.
+
+    After a deferral one mail is tried when the wait is over, then one more at a time for each that is taken (slow start, as in
+    RFC 5681): all that have waited would be deferred again together, and each would have cost an attempt.
+    """
+
+    def __init__(self, provider: str, domain: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(provider, domain, clock=clock)
+        self._window = self._at_once = math.inf
+
+    def limited(self, settings: DomainSettings, bucket: RedisBucket | None) -> None:
+        """Keep to what the providers' file says of it from now on."""
+        self._at_once, self._bucket = settings.at_once or math.inf, bucket
+
+    @property
+    def at_once(self) -> float:
+        """How many mails may be under way to it from this process."""
+        return min(self._window, self._at_once)
+
+    @property
+    def apart(self) -> bool:
+        """As of any gate. All mails have a domain, and most of them wait for their provider, if for anything."""
+        return self.whole is None or (self.whole.wait_seconds() == 0 and not self.whole.full)
+
+    @property
+    def put_back_seconds_max(self) -> float:
+        """As long as the domain has asked for, within reason: many wait for it, and each time all of them are looked at again."""
+        return PUT_BACK_SECONDS_MAX if self.apart else super().put_back_seconds_max
+
+    async def told(self, outcome: Outcome, *, retry: bool, seconds: float = 0.0) -> None:
+        """What came of a mail."""
+        assert self.whole is not None
+        await self.whole.told(outcome, retry=retry, seconds=seconds)
+        now = self._clock()
+        if outcome.kind == "ok":
+            if self.breaker.state == "open":
+                return  # it was under way when the domain began to defer: nothing has changed
+            self._window = self._window + 1 if self._window < WINDOW_MAX else math.inf
+            self._changed(self.breaker.told(outcome, now))
+        elif outcome.scope != "domain":
+            self._changed(self.breaker.unbegun(now))
+        elif outcome.kind == "throttled":
+            wait = outcome.retry_after_seconds or DEFERRED_SECONDS
+            until = max(now + wait, self.breaker.until if self.breaker.state == "open" else 0.0)
+            self._window = 1
+            self._changed(Breaker("open", until, wait, outcome.code))
+            await self._refused()
+        else:
+            self._changed(self.breaker.told(outcome, now))
