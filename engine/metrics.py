@@ -3,8 +3,8 @@
 Names say the noun and the unit; labels never hold a user, device or token. A docstring lists the values of a label.
 
 Processes that do the same work are added up: of a new gauge `ops/addedup.py` (`SUMMED`, `EARLIEST`) or `LARGEST` of
-tests/unit/test_metrics.py says how, or that test fails. What somebody should be woken for stands in docs/operations.md, too
-("What to watch"); no test compares that.
+tests/unit/test_metrics.py says how, or that test fails. What somebody should be woken for stands in docs/operations.md
+("What to watch"), the others below it, or in the document of what they are about; that test looks.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from typing import IO, Any, Literal, cast
 import structlog
 from opentelemetry import trace
 
+from engine.traces.lines import current
+
 REDACTED_KEYS = frozenset({"token", "password", "secret", "authorization", "payload", "data", "email", "phone"})
 """Keys that never reach a log, whoever passes them."""
 
@@ -102,8 +104,8 @@ def _rendering(format: str) -> list[Any]:
 
 
 def _name_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Say within which trace a line is, where one is followed."""
-    context = trace.get_current_span().get_span_context()
+    """Say within which trace a line is, where one is followed: that of a notification, else that of a request."""
+    context = current() or trace.get_current_span().get_span_context()
     if context.is_valid and context.trace_flags.sampled:
         event.setdefault("trace_id", f"{context.trace_id:032x}")
         event.setdefault("span_id", f"{context.span_id:016x}")

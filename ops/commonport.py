@@ -7,7 +7,8 @@ import contextlib
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Final
 
@@ -26,6 +27,11 @@ ANSWER_SECONDS: Final = 2.0
 """How long a process may take to answer: probes of `/readyz` wait for 3 s, Prometheus for 10 s. All are asked at once."""
 
 
+DEAD_SECONDS: Final = 90.0
+"""How long a process may give no sign of life. One that ended is replaced after 30 s at most, and then has to start; one that
+hangs is replaced by nobody, and clients that the system gives it wait."""
+
+
 @contextlib.contextmanager
 def common_port(settings: Settings, count: int) -> Iterator[Sequence[int]]:
     """Answer for `count` processes, in a thread, for as long as the block runs; gives the ports they are to have of their own.
@@ -33,7 +39,8 @@ def common_port(settings: Settings, count: int) -> Iterator[Sequence[int]]:
     The health port that is set is the common one, and the ports behind it are theirs. 0: each has one that the system
     chooses, and there is no common one.
 
-    `/healthz` and `/readyz` are 200 as long as one of them is alive or ready, and name the others; `/metrics` adds them up.
+    `/readyz` is 200 while one of them is ready, `/healthz` while one is alive and none has been dead for `DEAD_SECONDS`. Both
+    name the others. `/metrics` adds them up.
 
     Raises:
         InvalidSetting: somebody listens on the common port, or too few ports follow it.
@@ -79,19 +86,24 @@ def _serving(settings: Settings, ports: Sequence[int]) -> Iterator[None]:
 class _Common:
     """What the port says. To be made in the loop that serves it."""
 
-    def __init__(self, host: str, ports: Sequence[int]) -> None:
+    def __init__(self, host: str, ports: Sequence[int], now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._dead_since: dict[int, float] = {}
         self._addresses = [URL.build(scheme="http", host=host, port=port) for port in ports]
         self._added = AddedUp()
         self._asking = asyncio.Lock()
         self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS))
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """Alive, while one of them is."""
-        return await self._one_of_all("/healthz", "alive")
+        """Alive, while one of them is, and none has been found dead for long: then whoever asks should start all anew."""
+        said, now = await self._ask("/healthz"), self._now()
+        self._dead_since = {number: self._dead_since.get(number, now) for number, text in said.items() if text is None}
+        for_long = any(now - since >= DEAD_SECONDS for since in self._dead_since.values())
+        return _one_of(said, "alive", but=for_long)
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Ready, while one of them is: connections are given to those that listen."""
-        return await self._one_of_all("/readyz", "ready")
+        return _one_of(await self._ask("/readyz"), "ready")
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The sums. One question at a time: else an older answer could come last, and be taken for one of a new process."""
@@ -101,13 +113,6 @@ class _Common:
                 number: list(text_string_to_metric_families(text)) for number, text in said.items() if text is not None
             })  # fmt: skip
             return web.Response(body=generate_latest(self._added), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _one_of_all(self, path: str, word: str) -> web.Response:
-        said = await self._ask(path)
-        reasons = [f"process {number} is not {word}" for number, text in said.items() if text is None]
-        good = len(reasons) < len(said)
-        body = json.dumps({"status": word if good else f"not {word}", "reasons": reasons})
-        return web.Response(text=body, content_type="application/json", status=200 if good else 503)
 
     async def _ask(self, path: str) -> dict[int, str | None]:
         """What each process says, by its number; None: nothing, or that it is not well."""
@@ -120,3 +125,11 @@ class _Common:
                 return await response.text() if response.status == web.HTTPOk.status_code else None
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
+
+
+def _one_of(said: Mapping[int, str | None], word: str, *, but: bool = False) -> web.Response:
+    """Good, while one of them is; `but`: it is not."""
+    reasons = [f"process {number} is not {word}" for number, text in said.items() if text is None]
+    good = len(reasons) < len(said) and not but
+    body = json.dumps({"status": word if good else f"not {word}", "reasons": reasons})
+    return web.Response(text=body, content_type="application/json", status=200 if good else 503)

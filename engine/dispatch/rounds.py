@@ -17,6 +17,7 @@ from engine.dispatch.source import Place
 from engine.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, CLAIM_SECONDS, FAN_OUT_MESSAGES_MAX
 from engine.log.marks import Mark
 from engine.partition.worker import Delivered, delivered
+from engine.traces.lines import about_followed
 from engine.traces.spans import Spans
 from seamark.protocol import events
 from seamark.protocol.errors import InvalidEvent
@@ -247,7 +248,8 @@ def _dead(event: Delivered, error: Exception) -> Dead:
         case UnicodeDecodeError():
             return Dead(event, "subject", "the subject is not UTF-8")
     # An event must never be able to stop its partition: what we did not foresee is a dead letter, and a bug to fix.
-    _log.exception("event_not_planned", seq=event.seq)
+    with about_followed(trace_in(event.headers)[0]):
+        _log.exception("event_not_planned", seq=event.seq)
     return Dead(event, "internal", f"{type(error).__name__} while planning")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from opentelemetry.trace import Span
+from opentelemetry.trace import Span, SpanContext
 
 from engine.dispatch.following import trace_in
 from engine.dispatch.later import PutOff
@@ -15,18 +15,18 @@ from engine.dispatch.rounds import Dead, Entry, Planned
 from engine.dispatch.source import BULK, EVENTS, LATER_PLACE, EventSource, Place
 from engine.traces import names
 from engine.traces.contexts import context_of
+from engine.traces.lines import about
 from engine.traces.spans import Spans, failed
 from seamark.protocol.subjects import dispatch_consumer
 
 _DESTINATIONS: Final = {EVENTS: names.EVENT, BULK: names.BULK}
 
 
-def followed_dead(spans: Spans | None, headers: bytes, reason: str) -> dict[str, str]:
-    """Make the span of an event that became a dead letter, followed or not; gives what the line in the log says besides."""
+def followed_dead(spans: Spans | None, headers: bytes, reason: str) -> SpanContext | None:
+    """Make the span of an event that became a dead letter, followed or not; gives its context, if it has one."""
     if spans is None:
-        return {}
-    context = spans.error(names.DISPATCH, context_of(trace_in(headers)[0]), reason, {names.OUTCOME: "dead"})
-    return {} if context is None else {"trace_id": f"{context.trace_id:032x}"}
+        return None
+    return spans.error(names.DISPATCH, context_of(trace_in(headers)[0]), reason, {names.OUTCOME: "dead"})
 
 
 def traced(
@@ -42,7 +42,7 @@ def traced(
 class RoundSpans:
     """The spans of a round: its own, one of each followed event, and one of each of their appends to a place.
 
-    As a context manager it ends them; where the round fails they say so.
+    As a context manager it ends them; where the round fails they say so. Lines of the log belong to its only event, or to it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RoundSpans:
         )
         hop = names.DISPATCH._replace(destination=destination)
         for one, follow in each:
-            about = {
+            said = {
                 **told,
                 names.MESSAGE_ID: f"{epoch}.{one.seq}",
                 names.TENANT: one.accepted.at.tenant,
@@ -76,22 +76,26 @@ class RoundSpans:
                 names.PRIORITY: one.accepted.event.priority,
             }
             if follow.begins:
-                span = spans.begin_first(hop, follow.context, about, since)
+                span = spans.begin_first(hop, follow.context, said, since)
                 span.add_link(self._round.get_span_context())
             else:
                 span = spans.begin(
-                    hop, follow.context, about, since=since, stored_at=follow.stored_at, within=self._round,
+                    hop, follow.context, said, since=since, stored_at=follow.stored_at, within=self._round,
                     links=[self._round.get_span_context()],
                 )  # fmt: skip
             self._events[one.seq, one.part] = span
             self._tenants[one.seq, one.part] = one.accepted.at.tenant_token
+        self._seqs = {
+            seq for seq, _ in self._events
+        }  # of many events and entries nearly none is of these: one look each
+        lines_of = self._round if events > 1 else next(iter(self._events.values()))
+        self._lines = about(lines_of.get_span_context())
 
     def appended(self, place: Place, entries: Iterable[Entry | PutOff], since: int) -> None:
         """These entries are stored in a place; `since` is when that was begun, in Unix nanoseconds."""
-        counts: dict[tuple[int, str], int] = {}
+        counts, seqs = dict[tuple[int, str], int](), self._seqs
         for entry in entries:
-            key = entry.seq, entry.event_part
-            if key in self._events:
+            if entry.seq in seqs and (key := (entry.seq, entry.event_part)) in self._events:
                 counts[key] = counts.get(key, 0) + 1
         hop = names.PUT_OFF if place == LATER_PLACE else names.APPEND
         for key, count in counts.items():
@@ -102,20 +106,23 @@ class RoundSpans:
 
     def settled(self, appended: Iterable[Planned], put_off: Iterable[Planned], dead: Iterable[Dead]) -> None:
         """What became of the events; what is in none of these was published before."""
+        seqs = self._seqs
         outcomes: dict[tuple[int, str], str] = {
-            (one.seq, one.part): one.template.withheld or "appended" for one in appended
+            (one.seq, one.part): one.template.withheld or "appended" for one in appended if one.seq in seqs
         }
-        outcomes |= {(one.seq, one.part): "put_off" for one in put_off}
+        outcomes |= {(one.seq, one.part): "put_off" for one in put_off if one.seq in seqs}
         outcomes |= {(one.delivered.seq, ""): "dead" for one in dead}
         for key, span in self._events.items():
             span.set_attribute(names.OUTCOME, outcomes.get(key, "duplicate"))
 
     def __enter__(self) -> Self:
+        self._lines.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._lines.__exit__(kind, error, traceback)
         for span in (*self._events.values(), self._round):
             if kind is not None:
                 failed(span, kind.__name__)

@@ -23,6 +23,7 @@ from engine.controls.watching import WatchedControls
 from engine.dispatch.burials import Burials, store_letter
 from engine.dispatch.claims import Claim, Claims, ClaimsUnavailable
 from engine.dispatch.clock import BrokerClock
+from engine.dispatch.following import trace_in
 from engine.dispatch.later import PutOff, put_off, with_schedules
 from engine.dispatch.room import Shares, without_room
 from engine.dispatch.rounds import (
@@ -60,6 +61,7 @@ from engine.log.writer import NONE_MISSING, MarkedWriter, Ownership, read_mark
 from engine.partition.worker import Delivered
 from engine.tasks import end_if_cancelled, together
 from engine.topology import server as topology
+from engine.traces.lines import about, about_followed
 from engine.traces.spans import active
 
 _log = structlog.get_logger("seamark.dispatcher")
@@ -251,9 +253,10 @@ class DispatchWorker:
 
     async def _settle(self, round_: Round) -> None:
         for dead in round_.dead:
-            await self._bury(dead)
-            about = followed_dead(self._spans, dead.delivered.headers, dead.reason)
-            _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, source=self.name, **about)
+            with about_followed(trace_in(dead.delivered.headers)[0]):
+                await self._bury(dead)
+            with about(followed_dead(self._spans, dead.delivered.headers, dead.reason)):
+                _log.warning("event_dead", reason=dead.reason, original=dead.delivered.seq, source=self.name)
             failpoints.reach("after-dead-letter")
         if round_.puts_off:
             round_.planned = await self._not_kept(round_)

@@ -15,6 +15,7 @@ from engine.jobs.messages import LANES
 from engine.jobs.queue import ACK_WAIT_SECONDS, KEEP_SECONDS, PulledJob, PulledLane
 from engine.plan.rules import Channel
 from engine.tasks import end_if_cancelled
+from engine.traces.lines import about_followed
 
 _log = structlog.get_logger("seamark.worker")
 
@@ -99,11 +100,12 @@ class Worker:
         return self._lanes[chosen].waiting.popleft()
 
     async def _handle(self, pulled: PulledJob) -> None:
-        try:
-            await self._handler.handle(pulled)
-        except Exception:
-            # One job must not end the others. It is handed out again, and is poison if that helps nothing.
-            _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
+        with about_followed(pulled.job.trace):
+            try:
+                await self._handler.handle(pulled)
+            except Exception:
+                # One job must not end the others. It is handed out again, and is poison if that helps nothing.
+                _log.exception("job_not_handled", channel=self.channel, lane=pulled.job.lane)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._busy.pop(task, None)

@@ -21,6 +21,7 @@ from engine.jobs.receipts import receipts_of
 from engine.letters.writing import store_job_letter
 from engine.patience import patiently
 from engine.traces.contexts import trace_line
+from engine.traces.lines import about_followed
 from seamark.protocol.subjects import receipt_subject
 
 _encode = msgspec.json.Encoder().encode
@@ -64,7 +65,8 @@ async def _store(broker: Broker, job: Job, done: Done) -> None:
         if not is_full(error):
             raise
         # To wait for room would be to have everybody wait for whom the letters are of.
-        _log.error("letter_passed_over", channel=job.channel, why=done.why)
+        with about_followed(job.trace):
+            _log.error("letter_passed_over", channel=job.channel, why=done.why)
         _FULL.inc()
     else:
         _STORED.inc()

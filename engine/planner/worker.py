@@ -44,6 +44,7 @@ from engine.planner.shares import Above, Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
 from engine.traces import names
+from engine.traces.lines import about_followed
 from engine.traces.messages import jobs_stored, receipts_stored, working
 from engine.traces.spans import active
 from seamark.backoff import Backoff
@@ -243,12 +244,11 @@ class PlanWorker:
             self._passed = reached
             await self._move(messages_of(batch))
             if self._spans is not None:
-                stored = ((one.trace, one.stored_at, one.messages) for one in batch)
-                jobs_stored(self._spans, stored, since)
+                jobs_stored(self._spans, [(one.trace, one.stored_at, one.messages) for one in batch], since)
         except ApiError:
             if len(batch) == 1:
-                await self._give_up(batch[0], reached)
-                return
+                with about_followed(batch[0].trace):
+                    return await self._give_up(batch[0], reached)
             half = len(batch) // 2
             await self._hand_out(batch[:half], batch[half - 1].seq)
             await self._hand_out(batch[half:], reached)

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
 import structlog
 from opentelemetry import trace
@@ -25,7 +25,7 @@ from opentelemetry.util.types import Attributes
 from engine import metrics
 from engine.errors import InvalidSetting
 from engine.settings import Settings
-from engine.traces.hopspans import HopSpans
+from engine.traces.hopspans import Encoder, HopSpans
 from engine.traces.spans import NOBODY, Spans, activate
 
 QUEUED_SPANS: Final = 2048
@@ -167,8 +167,8 @@ def exporting(settings: Settings, identity: dict[str, str]) -> Iterator[Spans]:
         InvalidSetting: a variable of OpenTelemetry's queue makes no sense.
     """
     check_queue(os.environ)
-    queue = Queue(_exporter(settings))
     resource = Resource.create(dict(identity))
+    queue = Queue(_exporter(settings, Encoder(resource)))
     spans = Spans(
         HopSpans(resource, queue.on_end),
         one_in=settings.trace_one_in,
@@ -199,13 +199,18 @@ def check_queue(environment: Mapping[str, str]) -> None:
             raise InvalidSetting(f"{variable} must be a whole number, 1 to {highest}, not {value[:40]!r}")
 
 
-def _exporter(settings: Settings) -> SpanExporter:
+def _exporter(settings: Settings, encoder: Encoder) -> SpanExporter:
+    """OpenTelemetry's exporter, in whose module the encoder takes the place of its own. All else is left to it."""
     endpoint = settings.traces_endpoint or ""
     scheme, _, address = endpoint.partition("://")
     if scheme.startswith("grpc"):
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as over_grpc
 
-        return OverGrpc(endpoint=address.rstrip("/"), insecure=scheme == "grpc", timeout=EXPORT_SECONDS)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
+        cast("Any", over_grpc).encode_spans = encoder
+        return over_grpc.OTLPSpanExporter(
+            endpoint=address.rstrip("/"), insecure=scheme == "grpc", timeout=EXPORT_SECONDS
+        )
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as over_http
 
-    return OverHttp(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_SECONDS)
+    cast("Any", over_http).encode_spans = encoder
+    return over_http.OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_SECONDS)

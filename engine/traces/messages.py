@@ -11,6 +11,7 @@ from engine.channels.channel import Job
 from engine.partition.worker import Delivered
 from engine.traces import names
 from engine.traces.contexts import context_of, followed, followed_in
+from engine.traces.lines import about
 from engine.traces.spans import Spans, failed
 from seamark.protocol.subjects import encode_token
 
@@ -52,6 +53,8 @@ def job_dead(spans: Spans, job: Job, reason: str) -> None:
 def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequence[Delivered]) -> Iterator[None]:
     """The spans of what is done with a batch out of a LOG or RECEIPTS, as long as the block runs: one of each followed message.
 
+    Lines of the log belong to a message if it is the only one.
+
     Args:
         consumer: the durable that reads them.
         epoch: the incarnation of their stream.
@@ -59,7 +62,8 @@ def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequ
     since = time.time_ns()
     error = ""
     try:
-        yield
+        with about(followed_in(batch[0].headers) if len(batch) == 1 else None):
+            yield
     except Exception as raised:
         error = type(raised).__name__
         raise
@@ -67,12 +71,12 @@ def working(spans: Spans, hop: names.Hop, consumer: str, epoch: str, batch: Sequ
         for message in batch:
             origin = followed_in(message.headers)
             if origin is not None and spans.room(message.subject.split(b".", 3)[2].decode("utf-8", "replace")):
-                about: dict[str, str | int] = {
+                said: dict[str, str | int] = {
                     names.GROUP: consumer,
                     names.MESSAGE_ID: f"{epoch}.{message.seq}",
                     names.MESSAGE_COUNT: len(batch),
                 }
-                span = spans.begin(hop, origin, about, since=since, stored_at=message.time_nanoseconds)
+                span = spans.begin(hop, origin, said, since=since, stored_at=message.time_nanoseconds)
                 if error:
                     failed(span, error)
                 span.end()

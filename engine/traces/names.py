@@ -35,8 +35,8 @@ TYPE: Final = "seamark.type"
 
 ATTRIBUTES: Final = frozenset({
     ATTEMPT_NUMBER, CHANNEL, ERROR, GROUP, MESSAGE_COUNT, MESSAGE_ID, OUTCOME, PRIORITY, PROVIDER, TENANT, TYPE,
-    "http.request.method", "http.response.status_code", "http.route", "messaging.destination.name",
-    "messaging.destination.template", "messaging.operation.name", "messaging.operation.type", "messaging.system",
+    "http.request.method", "http.response.status_code", "http.route", "messaging.destination.template",
+    "messaging.operation.name", "messaging.operation.type", "messaging.system",
 })  # fmt: skip
 """All that spans of roles say, those of requests over HTTP included."""
 
@@ -67,7 +67,6 @@ class Hop(NamedTuple):
             "messaging.system": "nats",
             "messaging.operation.name": self.name,
             "messaging.operation.type": self.type,
-            "messaging.destination.name": self.destination,
             "messaging.destination.template": self.destination,
         }
 

@@ -43,5 +43,9 @@ async def acknowledge(call: Call[User, None, AckBody]) -> Acknowledged:
         raise Problem(INVALID_BODY, "`after` lies behind `cursor`", field="after")
     if after < up_to:
         who = (user.tenant, user.user, body.device)
-        call.context.receipts.add([acknowledged(partition.number, *who, state.epoch, after, up_to)])
+        traces, trace = call.context.lately.of(who, state.epoch), None
+        if traces is not None:
+            traces.acknowledged(up_to)
+            trace = traces.newest(after, up_to)
+        call.context.receipts.add([acknowledged(partition.number, *who, state.epoch, after, up_to, trace)])
     return Acknowledged()

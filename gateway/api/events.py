@@ -129,14 +129,14 @@ class Publishing:
         Raises:
             BrokerError: as `EventStore.append`.
         """
-        try:
-            with accepting(self._spans, trace, event) as headers:
+        with accepting(self._spans, trace, event) as headers:
+            try:
                 ack = await self._events.append(event, headers, budget_seconds=EVENT_BUDGET_SECONDS)
-        except BrokerError as error:
-            refused = "refused" if isinstance(error, ApiError) else "unavailable"
-            metrics.gateway_events.labels("unanswered" if isinstance(error, Unanswered) else refused).inc()
-            _log.warning("event_not_stored", error=f"{type(error).__name__}: {error}")
-            raise
+            except BrokerError as error:
+                refused = "refused" if isinstance(error, ApiError) else "unavailable"
+                metrics.gateway_events.labels("unanswered" if isinstance(error, Unanswered) else refused).inc()
+                _log.warning("event_not_stored", error=f"{type(error).__name__}: {error}")
+                raise
         metrics.gateway_events.labels("duplicate" if ack.duplicate else "accepted").inc()
         return ack
 

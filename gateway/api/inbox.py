@@ -24,6 +24,7 @@ from gateway.log.partition import Partition
 from gateway.session import state_records
 from gateway.session.frames import check_device, check_read
 from gateway.session.state_records import TooManyRecords
+from gateway.session.traces import reading
 from projections.inbox.queries import PAGE_ROWS, Filter, InboxQueries, InvalidPage, Label, parse_page_cursor
 from seamark.protocol.cursor import Cursor
 from seamark.protocol.frames import Read
@@ -175,18 +176,21 @@ async def _append(
     user = call.principal
     partition = call.context.partition(user.tenant, user.user)
     known = partition.watch.last
+    epoch = up_to.epoch if up_to else known.epoch if known else ""
+    traces = call.context.lately.of((user.tenant, user.user, call.body.device), epoch) if kind == "read" else None
     try:
-        return await call.context.state_records.append(
-            kind,
-            tenant=user.tenant,
-            user=user.user,
-            device=call.body.device,
-            partition=partition.number,
-            epoch=up_to.epoch if up_to else known.epoch if known else "",
-            ids=ids,
-            up_to=up_to.seq if up_to else None,
-            trace=current_trace(),
-        )
+        with reading(traces, ids, up_to.seq if up_to else None) as trace:
+            return await call.context.state_records.append(
+                kind,
+                tenant=user.tenant,
+                user=user.user,
+                device=call.body.device,
+                partition=partition.number,
+                epoch=epoch,
+                ids=ids,
+                up_to=up_to.seq if up_to else None,
+                trace=current_trace() or trace,
+            )
     except OtherIncarnation as error:
         raise Problem(STALE_CURSOR, "the log was made anew before this was stored", field="up_to") from error
     except TooManyRecords as error:

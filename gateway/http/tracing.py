@@ -12,6 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 
 from engine.traces import names
 from engine.traces.contexts import as_version_00, context_of, traceparent_of
+from engine.traces.lines import about
 from engine.traces.spans import Spans, failed
 from seamark.protocol.events import Encoded
 
@@ -49,6 +50,8 @@ def current_trace() -> str | None:
 def accepting(spans: Spans | None, caller: Mapping[str, str], event: Encoded) -> Iterator[Mapping[str, str]]:
     """The span of an event's being stored, as long as the block runs; gives the headers that the event is stored with.
 
+    Lines of the log belong to it.
+
     Args:
         spans: None: the caller's own context goes with the event, as it is.
         caller: see `trace_of`.
@@ -65,8 +68,10 @@ def accepting(spans: Spans | None, caller: Mapping[str, str], event: Encoded) ->
             spans.error(_hop(event), context, type(error).__name__, {}, tenant=_tenant(event))
             raise
         return
+    at = span.get_span_context()
     try:
-        yield {**(caller if context is not None else {}), _PARENT: traceparent_of(span.get_span_context())}
+        with about(at):
+            yield {**(caller if context is not None else {}), _PARENT: traceparent_of(at)}
     except Exception as error:
         failed(span, type(error).__name__)
         raise

@@ -25,6 +25,7 @@ from engine.jobs.claims import ClaimsUnavailable
 from engine.jobs.digests import is_digest
 from engine.postgres import asking
 from engine.traces.contexts import trace_line
+from engine.traces.lines import about_followed
 from engine.traces.messages import receipts_stored
 from engine.traces.spans import active
 from gateway import metrics
@@ -81,11 +82,13 @@ async def follow_reports(context: Context, provider: str, channel: str, reports:
             done = await acted_on(connection, [(what.tenant, report.id) for report, what in about])
     for report, what in about:
         if (what.tenant, report.id) not in done:
-            await _suppress(context, report, what, now)
+            with about_followed(what.trace):
+                await _suppress(context, report, what, now)
     for report, what in known:
         metrics.gateway_reports.labels(provider, report.state).inc()
         if report.outcome is not None:
-            point_out(what.channel, report.outcome)
+            with about_followed(what.trace):
+                point_out(what.channel, report.outcome)
 
 
 async def follow_answer(context: Context, provider: str, tenants: Sequence[str], inbound: Inbound) -> None:

@@ -88,7 +88,8 @@ class Follower:
         self.sent_max = 0
         self.sent_before_reset = 0
         self.tally = Tally(0)
-        self.traces = None if (spans := active()) is None else SessionTraces(spans, session.tenant)
+        device, lately = (session.tenant, session.user, session.device), session.context.lately
+        self.traces = None if (spans := active()) is None else SessionTraces(spans, device, lately)
 
     # --- what happens to the log ------------------------------------------------------------------------------------
 

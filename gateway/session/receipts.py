@@ -39,10 +39,12 @@ RETRY_SECONDS_MAX = 5.0
 _encode = msgspec.json.Encoder().encode
 
 
-def acknowledged(partition: int, tenant: str, user: str, device: str, epoch: str, after: int, up_to: int) -> Outgoing:
-    """The receipt of what a device acknowledges by a request of its own, now."""
-    receipt = Receipt(user, INAPP, "acknowledged", _moment(time()), device, None, epoch, after, up_to)
-    return Outgoing(receipt_subject(partition, tenant, user), _encode(receipt))
+def acknowledged(
+    partition: int, tenant: str, user: str, device: str, epoch: str, after: int, up_to: int, trace: str | None = None
+) -> Outgoing:
+    """The receipt of what a device acknowledges by a request of its own, now. `trace`: of a delivery that is followed."""
+    receipt = Receipt(user, INAPP, "acknowledged", _moment(time()), device, None, epoch, after, up_to, trace=trace)
+    return Outgoing(receipt_subject(partition, tenant, user), _encode(receipt), trace_line(trace) if trace else b"")
 
 
 class Source(Protocol):
@@ -73,7 +75,7 @@ class Tally:
         due: list[Receipt] = []
 
         def tell(state: str, at: float, after: int, up_to: int, sent_at: datetime | None = None) -> None:
-            trace = None if traces is None else traces.newest(after, up_to)
+            trace = traces.newest(after, up_to) if traces is not None and traces.sent else None
             due.append(
                 Receipt(user, INAPP, state, _moment(at), device, None, epoch, after, up_to, sent_at, trace=trace)
             )

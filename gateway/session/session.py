@@ -9,10 +9,8 @@ from time import time
 from typing import Any
 
 import structlog
-from opentelemetry.trace import Span
 
 from engine.errors import BrokerError, OtherIncarnation
-from engine.traces.contexts import traceparent_of
 from gateway import metrics
 from gateway.access.auth import Refused
 from gateway.access.principals import User
@@ -25,6 +23,7 @@ from gateway.session.outlet import Outlet
 from gateway.session.positions import StaleCursor, acknowledged, read_up_to
 from gateway.session.pulse import Pulse
 from gateway.session.state_records import TooManyRecords
+from gateway.session.traces import reading
 from seamark.protocol.close_codes import (
     BAD_FRAME,
     FAILED,
@@ -238,8 +237,9 @@ class Session:
             if not tally.noted:
                 tally.noted = True
                 self.context.receipts.note(follower)
-            if follower.traces is not None:
-                follower.traces.acknowledged(seq)
+            traces = follower.traces
+            if traces is not None and traces.sent:
+                traces.acknowledged(seq)
 
     def _read(self, frame: Read, follower: Follower) -> None:
         check_read(frame)
@@ -248,18 +248,18 @@ class Session:
         except StaleCursor as error:
             self._refuse("stale_cursor", str(error), frame.id)
             return
-        span = None if follower.traces is None else follower.traces.reading(frame.ids or (), up_to)
-        self.context.tasks.begin(self._append_read(frame, up_to, follower, follower.epoch, span), "append-read")
+        self.context.tasks.begin(self._append_read(frame, up_to, follower, follower.epoch), "append-read")
 
-    async def _append_read(
-        self, frame: Read, up_to: int | None, follower: Follower, epoch: str, span: Span | None
-    ) -> None:
+    async def _append_read(self, frame: Read, up_to: int | None, follower: Follower, epoch: str) -> None:
         """Store a read mark as a record of the log; its live copy tells all devices, this one included."""
+        with reading(follower.traces, frame.ids or (), up_to) as trace:
+            await self._append_mark(frame, up_to, follower.partition.number, epoch, trace)
+
+    async def _append_mark(self, frame: Read, up_to: int | None, partition: int, epoch: str, trace: str | None) -> None:
         try:
             await self.context.state_records.append(
                 "read", tenant=self.tenant, user=self.user, device=self.device,
-                partition=follower.partition.number, epoch=epoch, ids=frame.ids or [], up_to=up_to,
-                trace=None if span is None else traceparent_of(span.get_span_context()),
+                partition=partition, epoch=epoch, ids=frame.ids or [], up_to=up_to, trace=trace,
             )  # fmt: skip
         except OtherIncarnation:
             self._refuse("stale_cursor", "the log was made anew before the read was stored", frame.id)
@@ -273,9 +273,6 @@ class Session:
         except Exception:
             _log.exception("read_not_stored", user=_hash(self.tenant, self.user))
             self._refuse("unavailable", "the read could not be stored: try again", frame.id)
-        finally:
-            if span is not None:
-                span.end()
 
     def _refuse(self, code: str, detail: str, id: str | None) -> None:
         """Tell that the frame with this `id` was not obeyed. The session goes on."""

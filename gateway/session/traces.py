@@ -1,10 +1,14 @@
-"""The spans of one session: of followed records that it was sent, of what its device says of them, and of its way to the end."""
+"""The spans of one session: of followed records that it was sent, of what its device says of them, and of its way to the end.
+
+What a device says by a request of its own has its span, too, where the same process has sent it the record not long ago.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -14,12 +18,16 @@ from opentelemetry.trace import Span, SpanContext
 from engine import metrics
 from engine.traces import names
 from engine.traces.contexts import followed_in, traceparent_of
+from engine.traces.lines import about
 from engine.traces.spans import Spans
 from gateway.log.message import Message
 from seamark.protocol.subjects import encode_token
 
 REMEMBERED: Final = 8
 """Followed records of a session of which something may still be said. Of older ones no more spans come."""
+
+DEVICES: Final = 1024
+"""Devices of which followed records are remembered, also when their session is over: a poll ends with its answer."""
 
 RESUMED_MAX: Final = 16
 """Deliveries of one resume that have spans: a device that was away for a week may have missed thousands of followed records."""
@@ -50,51 +58,63 @@ class SessionTraces:
     record was among it, and else as often as for any other thing that nobody has decided about.
 
     Args:
-        tenant: of its user.
+        device: the tenant, the user and the device.
+        lately: where it is found by requests of the device; none: nowhere.
     """
 
     __slots__ = (
-        "_acked",
         "_begun_at",
+        "_device",
+        "_lately",
         "_missed",
         "_missed_followed",
         "_outcome",
         "_resume",
-        "_sent",
         "_spans",
         "_tenant",
+        "acked",
+        "epoch",
+        "sent",
     )
 
-    def __init__(self, spans: Spans, tenant: str) -> None:
+    def __init__(self, spans: Spans, device: tuple[str, str, str], lately: Lately | None = None) -> None:
         self._spans = spans
-        self._tenant = encode_token(tenant)
+        self._device, self._lately = device, lately
+        self._tenant = encode_token(device[0])
+        self.epoch = ""
         self._missed = self._missed_followed = 0
         self._begun_at = time.time_ns()  # 0: it has caught up
         self._outcome = ""
         self._resume: Span | None = None
-        self._sent: deque[_Sent] = deque(maxlen=REMEMBERED)
-        self._acked = 0
+        self.sent: deque[_Sent] = deque(maxlen=REMEMBERED)
+        self.acked = 0
 
     def delivered(self, seq: int, message: Message, epoch: str) -> None:
         """A record was sent. Of one that is not to be shown (`skip`) only the position was: it has no span and does not count."""
-        if message.skip:
-            return
+        origin = followed_in(message.headers)
+        if (origin is None and not self._begun_at) or message.skip:
+            return  # as of nearly all
         if self._begun_at:
             self._missed += 1
-        origin = followed_in(message.headers)
         if origin is None or not self._room():
             return
         stored_at = int(datetime.fromisoformat(message.time).timestamp() * 1e9) if message.time else None
         if stored_at is not None and self._begun_at and self._resume is None:
             self._resume = self._spans.begin_apart(names.RESUME, (), {}, self._begun_at)
-        about = {names.MESSAGE_ID: f"{epoch}.{seq}"}
-        span = self._spans.begin(names.DELIVER, origin, about, stored_at=stored_at, within=self._resume)
+        said = {names.MESSAGE_ID: f"{epoch}.{seq}"}
+        span = self._spans.begin(names.DELIVER, origin, said, stored_at=stored_at, within=self._resume)
         span.end()
         try:
             id = _decode(message.body).id
         except (msgspec.DecodeError, UnicodeDecodeError):
             id = ""
-        self._sent.append(_Sent(seq, id, time.time_ns(), span.get_span_context()))
+        if not self.sent and self._lately is not None:
+            self.epoch = epoch
+            before = self._lately.put(self._device, self)
+            if before is not None and before.epoch == epoch:
+                self.sent.extend(sent for sent in before.sent if sent.seq < seq)
+                self.acked = max(self.acked, before.acked)
+        self.sent.append(_Sent(seq, id, time.time_ns(), span.get_span_context()))
 
     def _room(self) -> bool:
         """Whether one more delivery may have a span."""
@@ -108,25 +128,25 @@ class SessionTraces:
         return True
 
     def acknowledged(self, seq: int) -> None:
-        """The device has everything up to `seq`."""
-        if self._sent:
+        """The device has everything up to `seq`. Nobody need say so while nothing is `sent`."""
+        if self.sent and self.sent[-1].seq > self.acked:  # else all of them are acknowledged
             now = time.time_ns()
-            for sent in self._sent:
-                if self._acked < sent.seq <= seq:
+            for sent in self.sent:
+                if self.acked < sent.seq <= seq:
                     since = sent.at if self._spans.is_fresh(sent.at, now) else now
                     self._spans.begin(names.ACK, sent.context, {}, since=since, stored_at=sent.at).end()
-        self._acked = max(self._acked, seq)
+            self.acked = max(self.acked, seq)
 
-    def reading(self, ids: Collection[str], up_to: int | None) -> Span | None:
+    def read(self, ids: Collection[str], up_to: int | None) -> Span | None:
         """The user says that he has read these records, or all up to a sequence: the span of that, where one is followed."""
-        for sent in reversed(self._sent):
+        for sent in reversed(self.sent):
             if sent.id in ids or (up_to is not None and sent.seq <= up_to):
                 return self._spans.begin(names.READ, sent.context, {}, stored_at=sent.at)
         return None
 
     def newest(self, after: int, up_to: int) -> str | None:
         """What a receipt about this range belongs to: the delivery of the newest followed record in it."""
-        for sent in reversed(self._sent):
+        for sent in reversed(self.sent):
             if after < sent.seq <= up_to:
                 return traceparent_of(sent.context)
         return None
@@ -134,8 +154,8 @@ class SessionTraces:
     def adopted(self, outcome: str) -> None:
         """The session begins, or begins anew: sequences from before may mean other records now."""
         self._outcome = outcome
-        self._sent.clear()
-        self._acked = 0
+        self.sent.clear()
+        self.acked = 0
 
     def caught_up(self) -> None:
         """All that was missed is sent."""
@@ -157,3 +177,43 @@ class SessionTraces:
             self._resume.set_attributes({names.OUTCOME: self._outcome, names.MESSAGE_COUNT: self._missed})
             self._resume.end()
             self._resume = None
+
+
+@contextlib.contextmanager
+def reading(traces: SessionTraces | None, ids: Collection[str], up_to: int | None) -> Iterator[str | None]:
+    """The span of a read mark's being stored, as long as the block runs; gives its `traceparent`. Lines of the log belong to it.
+
+    Args:
+        traces: of the session of the device. None, as where nothing that was sent is followed: there is no span.
+        ids, up_to: what is marked.
+    """
+    span = None if traces is None else traces.read(ids, up_to)
+    if span is None:
+        yield None
+        return
+    context = span.get_span_context()
+    try:
+        with about(context):
+            yield traceparent_of(context)
+    finally:
+        span.end()
+
+
+class Lately:
+    """The sessions that were the last to be sent followed records, by device. The oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[tuple[str, str, str], SessionTraces] = {}
+
+    def put(self, device: tuple[str, str, str], session: SessionTraces) -> SessionTraces | None:
+        """This one is the last of the device; gives the one before."""
+        before = self._sessions.pop(device, None)
+        self._sessions[device] = session
+        if len(self._sessions) > DEVICES:
+            del self._sessions[next(iter(self._sessions))]
+        return before
+
+    def of(self, device: tuple[str, str, str], epoch: str) -> SessionTraces | None:
+        """The last one of a device, if sequences of this incarnation of the log are its own."""
+        found = self._sessions.get(device)
+        return found if found is not None and found.epoch == epoch else None

@@ -26,6 +26,7 @@ from engine.log.writer import read_mark
 from engine.plan.gathering import TenantRules
 from engine.planner import position
 from engine.postgres import Pool, asking
+from engine.traces.lines import about_followed
 from projections import metrics
 from projections.deliveries.lost import GRACE, LOST, Open, end_of, job_of, lost_among, record_of, waited_until
 from projections.postgres.versions import live, read_place
@@ -246,7 +247,8 @@ class Sweep:
         )
         await self._broker.append(receipt_subject(partition, one.tenant, one.user), _encode(receipt))
         metrics.jobs_lost.labels(one.channel).inc()
-        _log.error("job_lost", channel=one.channel, state=one.state, replayable=job is not None)
+        with about_followed(None if job is None else job.trace):
+            _log.error("job_lost", channel=one.channel, state=one.state, replayable=job is not None)
 
 
 def _place(one: Open) -> tuple[str, str, str]:

@@ -102,7 +102,6 @@ def _attributes(name: str, type: str, destination: str) -> dict[str, Any]:
         "messaging.system": "nats",
         "messaging.operation.name": name,
         "messaging.operation.type": type,
-        "messaging.destination.name": destination,
         "messaging.destination.template": destination,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.metadata
 import re
 import tomllib
@@ -46,6 +47,7 @@ from tests.support.charts import (
     whole_chart,
     words_of,
 )
+from tests.support.documents import blocks
 from tests.support.pods import PodHere
 
 pytestmark = needs_helm
@@ -132,6 +134,14 @@ def test_a_misspelt_field_would_be_found(folder: Path, tmp_path: Path, kind: str
         ({"traces": {"url": "https://traces.example.com"}}, "traces.url"),
         ({"networkPolicy": {"providers": {"to": []}}}, "networkPolicy.providers.to"),
         ({"replicas": 3}, "replicas"),
+        ({"nats": {"reloader": {"enabled": True}}}, "so there is nothing to reload"),
+        ({"nats": {"reloader": {"enabled": "false: servers read files"}}}, "reloader"),
+        ({"global": {"seamark": {"image": {"digest": "0.1.0"}}}}, "digest"),
+        ({"extraEnv": [{"name": "SEAMARK_REDIS_URL", "value": "redis://:hush@cache"}]}, "extraEnv"),
+        ({"extraEnv": [{"name": "SSL_CERT_FILE"}]}, "extraEnv"),
+        ({"extraVolumes": [{"name": "machine", "hostPath": {"path": "/"}}]}, "hostPath"),
+        ({"extraVolumes": [{"name": "secrets", "emptyDir": {}}]}, "extraVolumes"),
+        ({"extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/seamark/secrets"}]}, "mountPath"),
     ],
 )
 def test_values_that_cannot_work_are_refused_and_named(folder: Path, values: Any, names: str) -> None:
@@ -438,6 +448,53 @@ def test_a_role_may_have_a_version_of_its_own(folder: Path) -> None:
     }
     assert images.pop("projector") == "seamark:0.2.0"
     assert set(images.values()) == {"seamark:0.1.0"}
+
+
+def test_an_image_is_named_by_its_digest_where_one_is_given(folder: Path) -> None:
+    digest = "sha256:" + "0123456789abcdef" * 4
+    found = objects(folder, values={"global": {"seamark": {"image": {"tag": "0.2.0", "digest": digest}}}})
+    images = {one["image"] for _, pod in pods(found) for one in containers(pod) if "command" in one}
+    assert images == {f"seamark@{digest}"}
+
+
+def documented(first_line: str) -> str:
+    """The block of docs/deployment.md that begins so."""
+    [block] = [one.text for one in blocks() if one.document == "docs/deployment.md" and one.text.startswith(first_line)]
+    return block
+
+
+@needs_kubeconform
+def test_a_private_authority_reaches_every_process_of_seamark(folder: Path, tmp_path: Path) -> None:
+    given = yaml.safe_load(documented("extraEnv:"))
+    found = objects(folder, values=given)
+    assert kubeconform(tmp_path, found)["summary"]["valid"] == len(found)
+    reached = set()
+    for name, pod in pods(found):
+        for each in pod["spec"]["containers"]:
+            if "command" in each:
+                assert [one for one in each["env"] if one["name"] == "SSL_CERT_FILE"] == given["extraEnv"], name
+                assert [one for one in each["volumeMounts"] if one["name"] == "private-ca"] == given[
+                    "extraVolumeMounts"
+                ]
+                assert [one for one in pod["spec"]["volumes"] if one["name"] == "private-ca"] == given["extraVolumes"]
+                reached.add(each["name"])
+    assert reached == {*ROLES, "migrate", "topology", "publish-and-receive"}
+
+
+def test_the_documented_way_to_a_larger_disk_names_what_is_there(folder: Path) -> None:
+    block = documented("for number in")
+    settings = re.findall(r"--set ([\w.]+)=(\w+)", block)
+    values: Any = {}
+    for path, value in settings:
+        *parents, last = path.split(".")
+        functools.reduce(lambda at, name: at.setdefault(name, {}), parents, values)[last] = yaml.safe_load(value)
+    [servers] = of_kind(objects(folder, values=values), "StatefulSet")
+    [claim] = servers["spec"]["volumeClaimTemplates"]
+    name = servers["metadata"]["name"]
+    assert f'pvc "{claim["metadata"]["name"]}-{name}-$number"' in block
+    assert f"delete statefulset {name} " in block
+    assert f'"storage":"{claim["spec"]["resources"]["requests"]["storage"]}"' in block
+    assert block.startswith(f"for number in {' '.join(map(str, range(servers['spec']['replicas'])))};")
 
 
 def test_the_documented_order_of_an_upgrade_is_that_of_the_operations_and_holds_every_role(folder: Path) -> None:

@@ -3,10 +3,15 @@
 import asyncio
 from typing import Any
 
+import pytest
+
+from engine.traces import names
+from engine.traces import spans as all_spans
 from gateway.join.port import State
 from ops.dev.servers import NatsServer
 from tests.support.gateways import TestGateway, gateway_on
 from tests.support.logs import eventually
+from tests.support.spans import PARENT, Collected
 from tests.support.tokens import bearer
 
 
@@ -161,6 +166,44 @@ async def test_a_device_that_polls_acknowledges_what_an_answer_brought(nats_serv
         ):
             assert await ack(**body) == status, body
         assert len(await acknowledged()) == 2
+
+
+async def test_what_a_device_says_by_requests_belongs_to_the_trace_of_what_polls_have_brought(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def post(path: str, **body: Any) -> None:
+        async with gateway.http.post(f"{gateway.url}{path}", json=body, headers=bearer()) as response:
+            assert response.status == 202, await response.text()
+
+    def spans(hop: names.Hop) -> list[Any]:
+        return [span for span in collected.found if span.name == hop.title]
+
+    collected = Collected(one_in=10**9)
+    monkeypatch.setattr(all_spans, "_active", collected.spans)
+    async with gateway_on(nats_server) as gateway:
+        await gateway.append(count=3, headers={"traceparent": PARENT})
+        await gateway.append(body=b'{"id":"quiet","kind":"notification"}')
+        first = await poll(gateway, limit=2)
+        second = await poll(gateway, first["cursor"])
+        delivered = [span.context.span_id for span in spans(names.DELIVER)]
+        assert len(delivered) == 3
+        await post("/v1/ack", device="tablet", after=first["after"], cursor=second["cursor"])
+        assert spans(names.ACK) == [], "that device was sent nothing"
+        for answer in (first, first, second):
+            await post("/v1/ack", device="watch", after=answer["after"], cursor=answer["cursor"])
+        assert [span.parent.span_id for span in spans(names.ACK)] == delivered
+        assert {span.context.trace_id for span in spans(names.ACK)} == {int(PARENT[3:35], 16)}
+        await eventually(lambda: len(spans(names.STORE_RECEIPT)) >= 3)
+        assert {span.parent.span_id for span in spans(names.STORE_RECEIPT)} == set(delivered[1:]), (
+            "the newest of a range"
+        )
+        await post("/v1/inbox/read", device="watch", ids=["quiet"])
+        assert spans(names.READ) == []
+        await post("/v1/inbox/read", device="watch", ids=["r1"])
+        [read] = spans(names.READ)
+        assert read.parent.span_id == delivered[1]
+        [frame] = (await poll(gateway, second["cursor"]))["records"][-1:]
+        assert frame["record"]["trace"].split("-")[2] == f"{read.context.span_id:016x}"
 
 
 async def test_reads_marked_by_request_reach_every_device(nats_server: NatsServer) -> None:

@@ -51,6 +51,11 @@ NOT_RUN: Final = {
     ): "tests/acceptance/test_chart.py looks at the roles and sets such a tag",
     (
         "docs/deployment.md",
+        "for number in 0 1 2; do",
+    ): "tests/acceptance/test_chart.py has the names of claims and values",
+    ("docs/deployment.md", "extraEnv:"): "tests/acceptance/test_chart.py renders it",
+    (
+        "docs/deployment.md",
         "for user in publisher dispatcher gateway projector planner pager worker operator provisioner backup system cluster; do",
     ): "tests/acceptance/test_image.py runs it, all but its last line",
     ("docs/operations.md", '{ user: admin, password: "something long" }'): (

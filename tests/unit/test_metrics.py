@@ -1,6 +1,7 @@
 """Every metric is declared in one module of its package, and processes that do the same work are counted as one."""
 
 import ast
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import engine.metrics
 import gateway.metrics
 import projections.metrics
+from gateway.join.port import FeedCounters
 from ops.addedup import EARLIEST, SUMMED, AddedUp, added
 
 ROOT = Path(__file__).parents[2]
@@ -42,19 +44,31 @@ def test_what_a_package_counts_is_declared_in_one_module(package: str) -> None:
     assert elsewhere == []
 
 
+def declared() -> list[Counter | Gauge | Histogram]:
+    found = [one for module in MODULES for one in vars(module).values() if isinstance(one, Counter | Gauge | Histogram)]
+    return found + [one for one in engine.metrics._PARTITION_METRICS if one not in found]
+
+
 def test_names_say_whose_they_are_and_how_a_gauge_adds_up_is_said_of_each() -> None:
-    declared = [
-        one for module in MODULES for one in vars(module).values() if isinstance(one, Counter | Gauge | Histogram)
-    ]
-    declared += [one for one in engine.metrics._PARTITION_METRICS if one not in declared]
-    names = [one.describe()[0].name for one in declared]
+    names = [one.describe()[0].name for one in declared()]
     assert len(names) > 40
     assert len(set(names)) == len(names)
     assert [name for name in names if not name.startswith("seamark_")] == []
-    gauges = {one.describe()[0].name for one in declared if isinstance(one, Gauge)}
+    gauges = {one.describe()[0].name for one in declared() if isinstance(one, Gauge)}
     ours = {name for name in SUMMED | EARLIEST if name.startswith("seamark_")}
     assert gauges == ours | LARGEST, "a new gauge goes into SUMMED or EARLIEST of ops/addedup.py, or into LARGEST here"
     assert not ours & LARGEST
+
+
+def test_documents_name_every_metric_and_none_that_is_gone() -> None:
+    families = [
+        family for one in (*declared(), gateway.metrics.FeedCollector(FeedCounters())) for family in one.collect()
+    ]
+    shown = {family.name + "_total" * (family.type == "counter") for family in families}
+    text = "\n".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    named = set(re.findall(r"\bseamark_[a-z_]+", text))
+    assert shown - named == set(), "say in docs/operations.md what they count"
+    assert named - shown == set(), "no metric is called so"
 
 
 def exposition(instance: str, tries: int, sessions: int, started: int, lag: float) -> Sequence[Metric]:

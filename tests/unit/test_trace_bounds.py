@@ -95,7 +95,7 @@ class Sent:
 
 def test_a_device_that_missed_much_has_a_resume_that_says_how_much_and_spans_of_a_few() -> None:
     collected = Collected()
-    session, before = SessionTraces(collected.spans, "acme"), counted("resume")
+    session, before = SessionTraces(collected.spans, ("acme", "alice", "phone")), counted("resume")
     missed = datetime.now(UTC).isoformat()
     session.adopted("resumed")
     for seq in range(1, 101):
@@ -114,11 +114,11 @@ def test_a_device_that_missed_much_has_a_resume_that_says_how_much_and_spans_of_
 
 def test_a_delivery_without_a_span_leaves_nothing_to_say_about_it() -> None:
     full = Collected(per_second=0.001, one_in=10**9)
-    session = SessionTraces(full.spans, "acme")
+    session = SessionTraces(full.spans, ("acme", "alice", "phone"))
     session.delivered(1, Sent(1), "epoch")
     session.acknowledged(1)
     session.caught_up()
-    assert session.reading(["n1"], None) is None
+    assert session.read(["n1"], None) is None
     assert session.newest(0, 1) is None
     assert full.found == []
 

@@ -13,7 +13,10 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, TraceState
 
 from engine.broker.jetstream import Broker, Outgoing
 from engine.channels.channel import Job
@@ -41,6 +44,7 @@ from engine.traces.contexts import (
     traceparent_of,
     unfollowed,
 )
+from engine.traces.hopspans import Encoder
 from engine.traces.messages import jobs_stored, receipts_stored
 from engine.traces.spans import ERRORS_PER_SECOND, failed
 from gateway.context import Context
@@ -323,7 +327,9 @@ async def test_the_letter_of_an_event_keeps_its_context_however_the_publisher_sp
     broker, event = Stores(), stored(f"Traceparent: 01{PARENT[2:]}\r\n".encode())
     await store_letter(cast("Broker", broker), Dead(event, "json", ""), 0, "epoch")
     assert broker.headers[0]["traceparent"] == PARENT
-    assert followed_dead(collected.spans, event.headers, "json") == {"trace_id": PARENT[3:35]}
+    dead = followed_dead(collected.spans, event.headers, "json")
+    assert [one.context for one in collected.found] == [dead]
+    assert dead.trace_id == ORIGIN.trace_id
 
 
 async def test_the_letter_of_a_job_has_a_span_also_where_nobody_follows_it(
@@ -400,7 +406,7 @@ def test_what_the_exporter_encodes_is_decoded_as_it_was(collected: Collected) ->
     failed(made, "full")
     made.end(2_000)
     made.end(3_000)
-    [found] = decode(encode_spans(collected.found).SerializeToString())
+    [found] = decode(Encoder(Resource({}))(collected.found).SerializeToString())
     context = made.get_span_context()
     assert (found.trace_id, found.span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
     assert (found.parent_id, found.kind, found.start, found.end) == ("b7ad6b7169203331", "producer", 1_000, 2_000)
@@ -409,6 +415,31 @@ def test_what_the_exporter_encodes_is_decoded_as_it_was(collected: Collected) ->
     assert found.links == [Link(PARENT[3:35], PARENT[36:52])]
     with pytest.raises(ValueError, match="OTLP"):
         decode(b"\xff\xff nonsense")
+
+
+def test_spans_of_hops_and_of_requests_are_encoded_as_opentelemetry_would(collected: Collected) -> None:
+    assert ORIGIN is not None
+    here, near = (
+        collected.spans,
+        SpanContext(7, 8, is_remote=False, trace_state=TraceState([("vendor", "x"), ("b", "y")])),
+    )
+    hops = [hop for hop in vars(names).values() if isinstance(hop, names.Hop)]
+    for hop in hops:
+        here.begin(hop, ORIGIN, {names.MESSAGE_COUNT: 3, names.TYPE: "über"}, links=[near, ORIGIN]).end()
+        here.begin(hop, near, {}, since=5).end(9)
+        apart = here.begin_apart(hop, [], {})
+        failed(apart, "full")
+        apart.end()
+    resource = Resource({"service.name": "seamark-test", "n": 1}, "https://schema")
+    requests = TracerProvider(resource=resource, shutdown_on_exit=False)
+    requests.add_span_processor(SimpleSpanProcessor(collected.exporter))
+    requests.get_tracer("test").start_span("GET /", attributes={"http.route": "/"}).end()
+    made = collected.found
+    assert len(made) == 3 * len(hops) + 1
+    ours, theirs = Encoder(Resource({}))(made), encode_spans(made)
+    assert sorted(map(str, ours.resource_spans)) == sorted(map(str, theirs.resource_spans))
+    assert Encoder(Resource({}))(made[-1:]) == encode_spans(made[-1:])
+    assert Encoder(resource)(made[:1]).resource_spans[0].resource == theirs.resource_spans[1].resource
 
 
 def test_a_trace_is_shown_with_the_spans_that_link_to_it_until_it_is_too_old() -> None:

@@ -45,7 +45,7 @@ securityContext:
   {{- include "seamark.containerSecurity" .root | nindent 2 }}
 {{- end }}
 
-{{/* Secrets as files, each named as its setting is. (root, secrets: which of them, user: of NATS) */}}
+{{/* Secrets as files, each named as its setting is, and what is mounted besides. (root, secrets: which of them, user: of NATS) */}}
 {{- define "seamark.secretsVolume" -}}
 {{- $values := .root.Values }}
 {{- $from := dict
@@ -67,10 +67,22 @@ securityContext:
       - secret: {name: {{ .name }}, items: [{key: {{ .key }}, path: {{ $name }}}]}
       {{- end }}
       {{- end }}
+{{- with $values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "seamark.secretsMount" -}}
 - {name: secrets, mountPath: /etc/seamark/secrets, readOnly: true}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "seamark.extraEnv" -}}
+{{- with .Values.extraEnv }}
+{{- toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* Settings of a process that connects to NATS. (root, user) */}}
