@@ -68,16 +68,20 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def rule_of(self, type: str) -> TypeRule | None:
         """The rule of a type: of all patterns that match it, the one that says most of it."""
+        if not self.types:
+            return None
         return next((self.types[pattern] for pattern in patterns_of(type) if pattern in self.types), None)
 
     def templates_of(self, type: str) -> tuple[Channel, ...]:
         """The channels for which a type has a template, its own or one of a pattern."""
+        if not self.templates:
+            return ()
         found = frozenset[str]().union(*(self.templates.get(pattern, ()) for pattern in patterns_of(type)))
         return tuple(channel for channel in CHANNELS if channel in found)
 
     def webhook_of(self, type: str) -> bool:
         """Whether an endpoint of the tenant gets this type, whoever the user is."""
-        return not self.webhooks.isdisjoint(patterns_of(type))
+        return bool(self.webhooks) and not self.webhooks.isdisjoint(patterns_of(type))
 
 
 async def read_rules(pool: Pool, tenant: str) -> TenantRules:

@@ -58,7 +58,7 @@ def _said(
     channel: str, type: str, category: str | None, document: Preferences, names: tuple[Source, Source, Source]
 ) -> Effective | None:
     of_type, of_category, of_channel = names
-    for pattern in patterns_of(type):
+    for pattern in patterns_of(type) if document.types else ():
         if (choice := _of(channel, document.types.get(pattern))) is not None:
             return Effective(choice, of_type)
     if category is not None and (choice := _of(channel, document.categories.get(category))) is not None:

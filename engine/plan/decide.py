@@ -10,6 +10,7 @@ notification ends. Only a cap may ask again, and for no longer than a day.
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar, cast
 
@@ -78,8 +79,13 @@ def _with_rule(inputs: Inputs) -> Inputs:
     named = inputs.notification.channels
     if inputs.rule is not None or named is None:
         return inputs
-    known = {channel: ChannelRule() for channel in CHANNELS if channel in named and channel != INAPP}
-    return msgspec.structs.replace(inputs, rule=TypeRule(pattern="*", channels=known))
+    known = tuple(channel for channel in CHANNELS if channel in named and channel != INAPP)
+    return msgspec.structs.replace(inputs, rule=_rule_with(known))
+
+
+@functools.cache  # there are no more than sets of channels
+def _rule_with(channels: tuple[Channel, ...]) -> TypeRule:
+    return TypeRule(pattern="*", channels={channel: ChannelRule() for channel in channels})
 
 
 def _never(why: str) -> Decision:
@@ -91,16 +97,15 @@ def _ended(channel: str, inputs: Inputs) -> Decision | None:
     facts, expires_at = inputs.facts, _expires_at(channel, inputs)
     if inputs.profile.deleted:
         return _never("user_deleted")
-    for said, why in (
-        (facts.duplicate, "duplicate"),
-        (facts.recalled, "recalled"),
-        (facts.cancelled and channel != INAPP, "cancelled"),  # what the log has, the app shows until it is recalled
-        (facts.superseded, "superseded"),
-        (expires_at is not None and expires_at <= inputs.now, "expired"),
-    ):
-        if said:
-            return _never(why)
-    return None
+    if facts.duplicate:
+        return _never("duplicate")
+    if facts.recalled:
+        return _never("recalled")
+    if facts.cancelled and channel != INAPP:  # what the log has, the app shows until it is recalled
+        return _never("cancelled")
+    if facts.superseded:
+        return _never("superseded")
+    return _never("expired") if expires_at is not None and expires_at <= inputs.now else None
 
 
 def _expires_at(channel: str, inputs: Inputs) -> datetime | None:
@@ -223,6 +228,8 @@ def _in_silence(channel: str, inputs: Inputs) -> Decision | None:
     """
     windows = inputs.defaults.send_windows
     quiet = _quiet_windows(channel, inputs)
+    if not quiet and not windows:
+        return None
     moment, why = inputs.now, ""
     while moment - inputs.now <= HORIZON:
         until = silent_until(quiet, moment, inputs.zone)

@@ -48,7 +48,7 @@ class Told:
     async def ended(self, job: Job) -> Done | None:
         return None
 
-    async def ack(self) -> None:
+    async def ack(self, confirmed: bool) -> None:
         self.steps.append("ack")
 
     def now(self) -> datetime:
