@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
-from engine.channels.channel import Job
+from engine.channels.channel import Job, Lane
 from engine.jobs.claims import ClaimsUnavailable, Done, Look
 from engine.jobs.desk import Split
 from engine.jobs.handling import Handler
@@ -49,7 +50,7 @@ class Told:
         return None
 
     async def ack(self, confirmed: bool) -> None:
-        self.steps.append("ack")
+        self.steps.append("ack, confirmed" if confirmed else "ack")
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -66,3 +67,10 @@ async def test_a_job_that_is_split_while_redis_is_away_is_split_once() -> None:
     told = Told(a_job("push", "n1"))
     await Handler(Away(), told, told, Splitting(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
     assert told.steps == ["queued phone", "queued tablet", "add phone tablet", "split", "ack"]
+
+
+@pytest.mark.parametrize(("lane", "said"), [("normal", "ack"), ("bulk", "ack, confirmed")])
+async def test_only_where_claims_are_let_go_of_an_acknowledgement_is_waited_for(lane: Lane, said: str) -> None:
+    told = Told(replace(a_job("push", "n1"), lane=lane))
+    await Handler(Away(), told, told, Splitting(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
+    assert told.steps[-1] == said
