@@ -57,7 +57,11 @@ class PulledJob:
         return time.monotonic() - self._ordered_at
 
     async def ack(self, confirmed: bool) -> None:
-        """Acknowledge. Raises BrokerError where that cannot be said, or, if it is to be `confirmed`, nobody knows whether it was heard."""
+        """Acknowledge. `confirmed`: return when the broker has said that it knows.
+
+        Raises:
+            BrokerError: it could not be said, or nobody knows whether it was heard.
+        """
         if confirmed:
             await self._broker.request(self._reply, b"+ACK")
         else:
