@@ -45,10 +45,15 @@ async def in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float
     """
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
-    task = loop.create_task(sending, name="send")
-    task.add_done_callback(lambda _: over.done() or over.set_result(None))
+
+    def end(*_: object) -> None:
+        if not over.done():
+            over.set_result(None)
+
     # By hand: `asyncio.wait` does the same in twice the time, for each job.
-    overtime = loop.call_later(deadline_seconds + OVERTIME_SECONDS, lambda: over.done() or over.set_result(None))
+    task = loop.create_task(sending, name="send")
+    task.add_done_callback(end)
+    overtime = loop.call_later(deadline_seconds + OVERTIME_SECONDS, end)
     try:
         await over
     finally:
