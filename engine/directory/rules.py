@@ -82,7 +82,7 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def webhook_of(self, type: str) -> bool:
         """Whether an endpoint of the tenant gets this type, whoever the user is."""
-        return not self.webhooks.isdisjoint(patterns_of(type))
+        return bool(self.webhooks) and not self.webhooks.isdisjoint(patterns_of(type))
 
 
 async def read_rules(pool: Pool, tenant: str) -> TenantRules:

@@ -61,8 +61,8 @@ class Delivery(Protocol):
     def held_seconds(self) -> float:
         """How long ago it was handed out, at most: a worker that stood still finds it late."""
 
-    async def ack(self) -> None:
-        """Acknowledge; returns when the broker has said that it knows."""
+    async def ack(self, confirmed: bool, /) -> None:
+        """Acknowledge. `confirmed`: it returns when the broker has said that it knows; else it may be lost."""
 
 
 class Queue(Protocol):

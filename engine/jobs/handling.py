@@ -334,7 +334,9 @@ class Handler:
 
     async def _ack(self, delivery: Delivery) -> None:
         failpoints.reach("before-ack")
-        await patiently(delivery.ack, seconds=math.inf)
+        # One that is lost is as a worker that died before it: the message comes again, and its claim says what is left to do.
+        # Only of those whose claims are let go nothing may come again.
+        await patiently(delivery.ack, delivery.job.lane == LET_GO, seconds=math.inf)
 
 
 def _end(job: Job, go: Go, decided: Send | Over | Split) -> Done:

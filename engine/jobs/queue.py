@@ -56,9 +56,16 @@ class PulledJob:
         """How long ago it was handed out, at most: when it was ordered. It may have waited for a process that stood still."""
         return time.monotonic() - self._ordered_at
 
-    async def ack(self) -> None:
-        """Acknowledge. Raises BrokerError where nobody knows whether the broker has heard of it."""
-        await self._broker.request(self._reply, b"+ACK")
+    async def ack(self, confirmed: bool) -> None:
+        """Acknowledge. `confirmed`: return when the broker has said that it knows.
+
+        Raises:
+            BrokerError: it could not be said, or nobody knows whether it was heard.
+        """
+        if confirmed:
+            await self._broker.request(self._reply, b"+ACK")
+        else:
+            self._broker.publish(self._reply, b"+ACK")
 
     def keep(self) -> None:
         """Tell the broker that it is worked on."""

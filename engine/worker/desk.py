@@ -6,6 +6,7 @@ now. So preferences, suppressions, controls, cancels and expiry hold for whateve
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -51,6 +52,8 @@ CONTROLS_SECONDS_MAX: Final = 2.0
 
 ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
+
+_decisions_of = functools.cache(metrics.worker_decisions.labels)
 
 _PRIORITY: Final[Mapping[str, Priority]] = {"critical": "critical", "bulk": "low"}
 
@@ -142,7 +145,7 @@ class WorkerDesk:
             StoreUnavailable: what it is decided from cannot be read.
         """
         decided = self._controlled(job) or await self._decided(job)
-        metrics.worker_decisions.labels(self._channel, type(decided).__name__.lower()).inc()
+        _decisions_of(self._channel, type(decided).__name__.lower()).inc()
         return decided
 
     def _controlled(self, job: Job) -> Hold | Over | None:

@@ -71,6 +71,7 @@ class UnreadReader:
         self._read = RedisScript(redis, READ)
         self._version = FIRST_VERSION
         self._version_until = 0.0
+        self._uncounted: set[int] = set()
 
     async def read(self, partition: int, users: Sequence[str], now: float | None = None) -> Counts:
         """What is unread of `users` (`<tenant>.<user>`, as tokens; at most 256) at the Unix time `now`.
@@ -80,9 +81,11 @@ class UnreadReader:
         """
         believed = time.monotonic() < self._version_until
         counts = await self._read_version(partition, users, now)
-        if counts.checkpoint is None and believed:
+        if counts.checkpoint is None and believed and partition not in self._uncounted:
             self._version_until = 0.0  # a switch, and the former version has been dropped
             counts = await self._read_version(partition, users, now)
+        # Where no version has anything, nobody asks twice each time.
+        (self._uncounted.add if counts.checkpoint is None else self._uncounted.discard)(partition)
         return counts
 
     async def unread_of(self, partition: int, users: Sequence[str]) -> list[UnreadCount]:

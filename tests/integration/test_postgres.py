@@ -4,7 +4,7 @@ import asyncpg
 import pytest
 
 from engine.errors import InvalidSetting, StoreBroken, StoreUnavailable
-from engine.postgres import Pool, transaction
+from engine.postgres import Pool, asking, lazy_pool, transaction
 
 INSERT = "INSERT INTO retention (tenant, days) VALUES ('acme', 5)"
 COUNT = "SELECT count(*) FROM retention WHERE tenant = 'acme'"
@@ -50,3 +50,14 @@ async def test_a_silent_server_is_left_at_the_deadline(pool: Pool, postgres: str
     finally:
         await holder.close()
     assert await pool.fetchval(COUNT) == 0
+
+
+async def test_a_question_is_one_way_there_and_back(pool: Pool, postgres: str) -> None:
+    lazy = await lazy_pool(postgres, 1, connect_seconds=5)
+    try:
+        async with asking(lazy) as connection:
+            backend = await connection.fetchval("SELECT pg_backend_pid()")
+        said = await pool.fetchval("SELECT query FROM pg_stat_activity WHERE pid = $1", backend)
+    finally:
+        await lazy.close()
+    assert said == "SELECT pg_backend_pid()", "nothing else was asked when the connection was given back"

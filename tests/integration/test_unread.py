@@ -268,3 +268,20 @@ async def test_a_record_up_to_a_sequence_clears_all_before_it(
         _, record = state_record(kind, tenant="default", user="alice", device="phone", up_to=seqs[1])
         await gateway.append(body=record)
         await counted(phone, 1)
+
+
+async def test_where_nothing_is_counted_a_read_asks_once(valkey: Valkey) -> None:
+    async def asked() -> int:
+        told = await redis.info("commandstats")
+        return sum(told.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+    async with Redis.from_url(valkey.url) as redis:
+        reader = UnreadReader(redis)
+        try:
+            await reader.read(0, ["acme.anna"])
+            before = await asked()
+            for _ in range(10):
+                assert (await reader.read(0, ["acme.anna"])).checkpoint is None
+            assert await asked() - before == 10
+        finally:
+            await reader.close()

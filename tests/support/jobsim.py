@@ -162,8 +162,14 @@ class SimDelivery:
     def job(self) -> Job:
         return self.message.job
 
-    async def ack(self) -> None:
-        await self.jobs.world.write(lambda: self.jobs.acknowledge(self.number))
+    async def ack(self, confirmed: bool) -> None:
+        world = self.jobs.world
+        if confirmed:
+            await world.write(lambda: self.jobs.acknowledge(self.number))
+        elif world.fault("broker", 0.03):
+            raise Unavailable("not said")
+        elif not world.fault("broker", 0.04):  # else it is lost, and nobody knows
+            self.jobs.acknowledge(self.number)
 
     async def refuse(self) -> None:
         """What a worker must not do: have the message handed out again."""

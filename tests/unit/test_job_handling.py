@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from engine.channels.channel import Job
+from engine.channels.channel import Job, Lane
 from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Look
 from engine.jobs.desk import Over, Split
 from engine.jobs.handling import Handler
@@ -49,8 +50,8 @@ class Told:
     async def ended(self, job: Job) -> Done | None:
         return None
 
-    async def ack(self) -> None:
-        self.steps.append("ack")
+    async def ack(self, confirmed: bool) -> None:
+        self.steps.append("ack, confirmed" if confirmed else "ack")
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -111,3 +112,10 @@ async def test_the_parts_of_a_job_whose_worker_died_before_they_were_made_are_ma
     told = Told(dying.job)
     await Handler(claims, told, told, Refusing(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
     assert told.steps[-2:] == ["add phone tablet", "ack"]
+
+
+@pytest.mark.parametrize(("lane", "said"), [("normal", "ack"), ("bulk", "ack, confirmed")])
+async def test_only_where_claims_are_let_go_of_an_acknowledgement_is_waited_for(lane: Lane, said: str) -> None:
+    told = Told(replace(a_job("push", "n1"), lane=lane))
+    await Handler(Away(), told, told, Splitting(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
+    assert told.steps[-1] == said
