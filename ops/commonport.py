@@ -28,8 +28,8 @@ ANSWER_SECONDS: Final = 2.0
 
 
 DEAD_SECONDS: Final = 90.0
-"""How long a process may give no sign of life. One that ended is replaced after 30 s at most, and then has to start; one that
-hangs is replaced by nobody, and clients that the system gives it wait."""
+"""How long a process may give no sign of life. One that has ended is replaced after 30 s at most, and then has to start. Nobody
+replaces one that hangs, and clients that the system gives it wait."""
 
 
 @contextlib.contextmanager
@@ -95,15 +95,15 @@ class _Common:
         self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS))
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """Alive, while one of them is, and none has been found dead for long: then whoever asks should start all anew."""
+        """Alive, while one of them is and none has been dead for long: else whoever asks should start all of them anew."""
         said, now = await self._ask("/healthz"), self._now()
         self._dead_since = {number: self._dead_since.get(number, now) for number, text in said.items() if text is None}
         for_long = any(now - since >= DEAD_SECONDS for since in self._dead_since.values())
-        return _one_of(said, "alive", but=for_long)
+        return _answer_of(said, "alive", well=not for_long)
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Ready, while one of them is: connections are given to those that listen."""
-        return _one_of(await self._ask("/readyz"), "ready")
+        return _answer_of(await self._ask("/readyz"), "ready")
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The sums. One question at a time: else an older answer could come last, and be taken for one of a new process."""
@@ -127,9 +127,9 @@ class _Common:
             return None
 
 
-def _one_of(said: Mapping[int, str | None], word: str, *, but: bool = False) -> web.Response:
-    """Good, while one of them is; `but`: it is not."""
+def _answer_of(said: Mapping[int, str | None], word: str, *, well: bool = True) -> web.Response:
+    """200 while at least one of the processes is `word`, and all is `well` besides. It names the others."""
     reasons = [f"process {number} is not {word}" for number, text in said.items() if text is None]
-    good = len(reasons) < len(said) and not but
+    good = len(reasons) < len(said) and well
     body = json.dumps({"status": word if good else f"not {word}", "reasons": reasons})
     return web.Response(text=body, content_type="application/json", status=200 if good else 503)

@@ -72,7 +72,7 @@ def _decided(channel: str, inputs: Inputs) -> Decision:
 
 
 def _shown(choice: Effective, inputs: Inputs) -> Decision:
-    """In the app: the record is in the log, whatever is decided, so nothing that holds up a channel is about it."""
+    """In the app. The record is in the log, whatever is decided, so what holds up other channels does not concern it."""
     if inputs.critical:
         return Decision("now", "critical")
     return _switched_off(choice) or Decision("now", _reason(choice, inputs))
@@ -156,8 +156,8 @@ def _critical(channel: str, inputs: Inputs) -> Decision | None:
     return _unreachable(channel, inputs) or crowded_out or Decision("now", "critical")
 
 
-def _switched_off(found: Effective) -> Decision | None:
-    return _never(_OFF.get(found.source, "default")) if found.choice == "off" else None
+def _switched_off(choice: Effective) -> Decision | None:
+    return _never(_OFF.get(choice.source, "default")) if choice.choice == "off" else None
 
 
 def _noticed(line: ChannelRule, inputs: Inputs) -> Decision | None:
@@ -219,10 +219,9 @@ def _later(channel: str, line: ChannelRule, choice: Effective, inputs: Inputs) -
     return found
 
 
-def _gathered(line: ChannelRule, effective: Effective, inputs: Inputs) -> Decision | None:
+def _gathered(line: ChannelRule, choice: Effective, inputs: Inputs) -> Decision | None:
     """To be sent together with others, or only if nobody has seen it."""
-    choice = effective.choice
-    if choice == "digest" or (choice == "on" and line.digest is not None):
+    if choice.choice == "digest" or (choice.choice == "on" and line.digest is not None):
         end = window_end(line.digest or Digest(), inputs.facts.stored_at, inputs.zone)
         return Decision(f"digest:{inputs.category or ''}/{_text(end)}", "digest")
     if line.unless_seen_seconds is not None:

@@ -35,8 +35,8 @@ _UNSET: Final = Status()
 _SCOPE: Final = InstrumentationScope("seamark")
 
 
-class _Kind(NamedTuple):
-    """What all spans of a hop have in common: for who reads them, and as it is sent."""
+class _OfHop(NamedTuple):
+    """What all spans of a hop have in common: as a reader sees it, and `encoded` as it is sent."""
 
     hop: Hop
     name: str
@@ -56,7 +56,7 @@ class HopSpan(Span):
 
     def __init__(
         self,
-        kind: _Kind,
+        of_hop: _OfHop,
         context: SpanContext,
         parent: SpanContext | None,
         resource: Resource,
@@ -68,22 +68,22 @@ class HopSpan(Span):
         self.context, self.parent, self.resource, self.links = context, parent, resource, links
         self.start_time, self.status = since, _UNSET
         self.end_time: int | None = None
-        self._kind, self._said, self._ended = kind, said, ended
+        self._of_hop, self._said, self._ended = of_hop, said, ended
 
     @property
     def name(self) -> str:
         """That of its hop."""
-        return self._kind.name
+        return self._of_hop.name
 
     @property
     def kind(self) -> SpanKind:
         """That of its hop."""
-        return self._kind.hop.kind
+        return self._of_hop.hop.kind
 
     @property
     def attributes(self) -> dict[str, str | int]:
         """All that it says."""
-        return {**self._kind.attributes, **self._said}
+        return {**self._of_hop.attributes, **self._said}
 
     def get_span_context(self) -> SpanContext:
         """Where it stands."""
@@ -116,7 +116,7 @@ class HopSpan(Span):
         self.status = Status(status.status_code if isinstance(status, Status) else status)
 
     def update_name(self, name: str) -> None:
-        """It is called as its hop is."""
+        """Change nothing: a span is called as its hop is."""
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
         """Hops have no events: what could be in them is not looked through for personal data."""
@@ -128,7 +128,7 @@ class HopSpan(Span):
 
     def encode(self, to: trace_pb2.Span) -> None:
         """Write it into an empty message, as the SDK's encoder would."""
-        to.CopyFrom(self._kind.encoded)
+        to.CopyFrom(self._of_hop.encoded)
         context, parent = self.context, self.parent
         to.trace_id, to.span_id = context.trace_id.to_bytes(16), context.span_id.to_bytes(8)
         to.start_time_unix_nano, to.end_time_unix_nano = self.start_time, self.end_time or 0
@@ -192,7 +192,7 @@ class HopSpans:
     def __init__(self, resource: Resource, ended: Callable[[Any], None]) -> None:
         self._resource = resource
         self._ended = ended
-        self._kinds: dict[Hop, _Kind] = {}
+        self._of_hops: dict[Hop, _OfHop] = {}
 
     def begin(
         self,
@@ -210,9 +210,9 @@ class HopSpans:
             since: when it began, in Unix nanoseconds; None: now.
             first: the ids that a trace begins with, where they were found for it; a span id of 0: a random one.
         """
-        kind = self._kinds.get(hop)
-        if kind is None:
-            kind = self._kinds[hop] = _kind_of(hop)
+        of_hop = self._of_hops.get(hop)
+        if of_hop is None:
+            of_hop = self._of_hops[hop] = _in_common(hop)
         origin = parent or first
         context = SpanContext(
             _random(128) if origin is None else origin.trace_id,
@@ -222,16 +222,16 @@ class HopSpans:
             trace_state=None if parent is None else parent.trace_state,
         )
         return HopSpan(
-            kind, context, parent, self._resource, dict(attributes), tuple(Link(one) for one in links),
+            of_hop, context, parent, self._resource, dict(attributes), tuple(Link(one) for one in links),
             time.time_ns() if since is None else since, self._ended,
         )  # fmt: skip
 
 
-def _kind_of(hop: Hop) -> _Kind:
+def _in_common(hop: Hop) -> _OfHop:
     encoded = trace_pb2.Span(name=hop.title, kind=_KINDS[hop.kind], flags=_NEAR, status=trace_pb2.Status())
     for key, value in hop.attributes.items():
         encoded.attributes.add(key=key).value.string_value = value
-    return _Kind(hop, hop.title, hop.attributes, encoded)
+    return _OfHop(hop, hop.title, hop.attributes, encoded)
 
 
 def _random(bits: int) -> int:

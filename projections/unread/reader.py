@@ -84,8 +84,10 @@ class UnreadReader:
         if counts.checkpoint is None and believed and partition not in self._uncounted:
             self._version_until = 0.0  # a switch, and the former version has been dropped
             counts = await self._read_version(partition, users, now)
-        # Where no version has anything, nobody asks twice each time.
-        (self._uncounted.add if counts.checkpoint is None else self._uncounted.discard)(partition)
+        if counts.checkpoint is None:
+            self._uncounted.add(partition)  # no version has anything, so one question is enough from now on
+        else:
+            self._uncounted.discard(partition)
         return counts
 
     async def unread_of(self, partition: int, users: Sequence[str]) -> list[UnreadCount]:
