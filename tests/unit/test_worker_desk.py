@@ -10,9 +10,7 @@ from engine.channels.channel import Job, Outcome
 from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
-from engine.jobs.claims import Done
 from engine.jobs.desk import Hold, Over, Send, Split
-from engine.jobs.splitting import parts_of
 from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner.shares import Above
 from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
@@ -142,14 +140,6 @@ async def test_a_job_whose_secret_is_sealed_by_a_key_that_this_worker_lacks_wait
     over = await one.aim(a_job("webhook", "n1", first_at=datetime.now(UTC) - timedelta(days=5)))
     assert isinstance(over, Over)
     assert (over.end, over.why) == ("failed", "secret_sealed")
-
-
-@pytest.mark.parametrize(
-    ("stage", "of_parts"), [("escalation", "retry"), ("quiet_hours", "quiet_hours"), ("first", "first")]
-)
-def test_whether_anybody_has_seen_it_is_asked_once_for_all_devices(stage: str, of_parts: str) -> None:
-    parts = parts_of(a_job("push", "n1", stage=stage), Done(0, "split", targets=("a", "b")))
-    assert [(job.target, job.stage) for job in parts] == [("a", of_parts), ("b", of_parts)]
 
 
 async def test_what_an_operator_drops_ends() -> None:
