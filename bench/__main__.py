@@ -302,7 +302,7 @@ def against(
     revision: Annotated[str, typer.Argument(help="A commit, branch or tag to compare this tree with.")],
     rounds: Annotated[int, typer.Option(help="Runs of each of the two.")] = 4,
 ) -> None:
-    """Another benchmark, with its options behind `--`, here and on REVISION in turn: every figure beside the one before."""
+    """Another benchmark, with its options behind `--`, in this tree and in REVISION in turn: the figures of both."""
     try:
         print(json.dumps(against_bench.run(revision, rounds, context.args)))
     except against_bench.Unknown as error:

@@ -1,4 +1,4 @@
-"""`against`: another benchmark here and on an earlier revision, in turn: what the machine does meanwhile meets both alike."""
+"""`against`: another benchmark in this tree and in an earlier one, in turn: what else the machine does meets both alike."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ class Unknown(Exception):
 
 
 def run(revision: str, rounds: int, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run `python -m bench <arguments>` so often in each of the two trees; figures that only one of them prints are left out.
+    """Run `python -m bench <arguments>` in both trees, `rounds` times each. Figures that only one of them prints are left out.
 
     Every other round begins with the other tree: a machine that grows slower or faster all the time favours none.
 
@@ -62,7 +62,7 @@ def _tree(revision: str) -> Iterator[Path]:
 
 
 def _figures(tree: Path, arguments: Sequence[str]) -> dict[str, float]:
-    """What one run printed, a number a name."""
+    """The numbers that one run printed, by name."""
     done = subprocess.run(
         [sys.executable, "-m", "bench", *arguments],
         cwd=tree,

@@ -25,7 +25,7 @@ SECONDS_MAX = 300.0
 USERS_AT_ONCE = 500
 
 LOOK_SECONDS = 0.1
-"""How often the marks are looked at: to ask the broker for all of them costs it as much as to store some records."""
+"""How often the marks are looked at: asking the broker for all of them costs it as much as storing some records."""
 
 _PLAN = b'{"inapp":{"when":"now","why":"requested"},"push":{"when":"now","why":"requested"}}'
 

@@ -29,7 +29,7 @@ def toml(value: Any) -> str:
 
 
 class _Mails(SmtpSimulator):
-    """Counts mails. To take one apart as a person would see it takes five times as long as to send it, and would be the limit."""
+    """Counts mails. Taking one apart as a person would see it takes five times as long as sending it: that would be the limit."""
 
     def accept(self, envelope: Envelope) -> str:
         self.log.accepted += 1

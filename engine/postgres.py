@@ -48,9 +48,9 @@ async def lazy_pool(
 
 
 async def _left_as_it_is(_connection: object) -> None:
-    """Nothing is asked of a connection that is given back; a transaction that is open is ended all the same.
+    """Ask nothing of a connection that is given back. A transaction that is open is ended all the same.
 
-    The driver would reset the session, which costs each question a second way there and back. All settings here are `SET LOCAL`,
+    The driver would reset the session, and so each question would cost two round trips. All settings here are `SET LOCAL`,
     and who takes a lock for the session (`holding`) drops the connection.
     """
 

@@ -159,5 +159,5 @@ class Questions(Generic[Question, Answer]):
         try:
             told(answer)
         except Exception:
-            # Others wait for their answers, and whoever asks next for this task.
+            # It must not end this task: others wait for their answers, and whoever asks next waits for the task.
             _log.exception("answer_not_taken", question=self._name)

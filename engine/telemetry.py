@@ -104,7 +104,7 @@ def _rendering(format: str) -> list[Any]:
 
 
 def _name_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Say within which trace a line is, where one is followed: that of a notification, else that of a request."""
+    """Name the trace that a line belongs to, where one is followed: that of a notification, else that of a request."""
     context = current() or trace.get_current_span().get_span_context()
     if context.is_valid and context.trace_flags.sampled:
         event.setdefault("trace_id", f"{context.trace_id:032x}")

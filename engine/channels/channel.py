@@ -51,7 +51,7 @@ provider for everybody by it: such an outcome has the scope `target`.
 
 
 UNREPORTED: Final = "unreported"
-"""What the code of an `ok` ends with whose provider never says what has become of the message: it stays `sent`."""
+"""What the code of an `ok` ends with if the provider never reports what became of the message: it stays `sent`."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -132,7 +132,7 @@ RETURNING {_COLUMNS}
 """
 
 FORMER_TYPES_MAX: Final = 50
-"""Changes of its types that are remembered of an endpoint. What came before them counts as having come before the oldest."""
+"""How many changes of an endpoint's types are remembered. What came earlier is judged by the oldest types that are."""
 
 # How it fared is forgotten with the address, and when its owner says that it works again.
 _REPLACE: Final = f"""

@@ -104,7 +104,7 @@ class Shares:
         return why
 
     async def count(self, events: Iterable[Planned]) -> None:
-        """Count events that are put off now: those that are claimed, for what was published before is there already.
+        """Count events that are put off now. Give those that were claimed: what was published before has been counted.
 
         An event that is put off again after a crash counts twice.
         """
@@ -120,7 +120,11 @@ class Shares:
     async def _call(
         self, tenant: str, most: tuple[int, int], days: Mapping[int, Sequence[int]] = MappingProxyType({})
     ) -> tuple[int, int]:
-        """What the tenant has there, where that is more than `most`. Else it is counted, and -1."""
+        """The bytes and events that a tenant has there, if that is more than `most`. Else what `days` says is counted: -1, -1.
+
+        Args:
+            days: the bytes and events that are added, by the day on which they are due.
+        """
         if time.monotonic() < self._away_until:
             return -1, -1
         args = [_today() - DUE_DAYS, *most, *(word for day, counts in days.items() for word in (day, *counts))]

@@ -42,7 +42,8 @@ def traced(
 class RoundSpans:
     """The spans of a round: its own, one of each followed event, and one of each of their appends to a place.
 
-    As a context manager it ends them; where the round fails they say so. Lines of the log belong to its only event, or to it.
+    As a context manager it ends them; where the round fails they say so. Lines of the log belong meanwhile to the event if it is
+    the only one, else to the round.
     """
 
     def __init__(
@@ -85,9 +86,8 @@ class RoundSpans:
                 )  # fmt: skip
             self._events[one.seq, one.part] = span
             self._tenants[one.seq, one.part] = one.accepted.at.tenant_token
-        self._seqs = {
-            seq for seq, _ in self._events
-        }  # of many events and entries nearly none is of these: one look each
+        # Nearly none of a round's events and entries is followed: one look at its sequence tells.
+        self._seqs = {seq for seq, _ in self._events}
         lines_of = self._round if events > 1 else next(iter(self._events.values()))
         self._lines = about(lines_of.get_span_context())
 

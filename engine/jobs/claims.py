@@ -88,7 +88,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
         why: the reason, as receipts say it.
         outcome: of the try; none: it ended without one.
         members: as `Leased` has them.
-        targets, untried_at: of a job that was split, what into, and when it was last seen that nobody had begun it.
+        targets: of a job that was split, what into.
+        untried_at: of a job that was split, when it was last seen that nobody had begun it.
     """
 
     attempt: int

@@ -62,7 +62,7 @@ class Delivery(Protocol):
         """How long ago it was handed out, at most: a worker that stood still finds it late."""
 
     async def ack(self, confirmed: bool, /) -> None:
-        """Acknowledge. `confirmed`: it returns when the broker has said that it knows; else it may be lost."""
+        """Acknowledge. `confirmed`: return when the broker has said that it knows; without it the acknowledgement may be lost."""
 
 
 class Queue(Protocol):

@@ -334,15 +334,15 @@ class Handler:
 
     async def _ack(self, delivery: Delivery) -> None:
         failpoints.reach("before-ack")
-        # One that is lost is as a worker that died before it: the message comes again, and its claim says what is left to do.
-        # Only of those whose claims are let go nothing may come again.
+        # If it is lost, it is as if the worker had died before: the message comes again, and its claim says what is left to do.
+        # A job whose claim is let go of must not come again.
         await patiently(delivery.ack, delivery.job.lane == LET_GO, seconds=math.inf)
 
 
 def _end(job: Job, go: Go, decided: Send | Over | Split) -> Done:
     """How a job ends that is not tried now."""
     if isinstance(decided, Split):
-        # Settled before its parts are made: who does this again may find others, or decide that it is not sent at all.
+        # The claim settles the parts before they are made: whoever does this again may find others, or decide to send nothing.
         return Done(job.attempt, "split", members=decided.members, targets=decided.targets, untried_at=job.untried_at)
     members = decided.members or job.members
     if go.doubtful:

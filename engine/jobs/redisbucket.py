@@ -46,7 +46,7 @@ return answer
 
 
 def bucket_script(redis: Redis) -> RedisScript:
-    """What buckets run."""
+    """The script that all buckets run."""
     return RedisScript(redis, _SCRIPT)
 
 

@@ -1,7 +1,7 @@
 """The parts of a job that goes to several targets: a job for each. Pure.
 
-They follow from the claim of the whole, as everything does: whoever finds it makes them again, whatever would be decided by then.
-Each part is decided about by itself, and ends with a reason of its own.
+They follow from the claim of the whole, as everything does: whoever finds the claim makes the same parts again, whatever would be
+decided about the whole by then. Each part is decided about by itself, and ends with a reason of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ESCALATION: Final = "escalation"
 
 
 def parts_of(job: Job, done: Done) -> list[Job]:
-    """The jobs into which a job was split: one for each target. Those of a digest have all the same members.
+    """The jobs into which a job was split: one for each target. Those of a digest all have the same members.
 
     The id of a digest's parts says which: a digest that is settled anew, as its claim was lost, has parts of its own, or those of
     the former one would be taken for them.

@@ -121,7 +121,10 @@ class ProfileCache:
         return profile
 
     async def of_all(self, users: Sequence[tuple[str, str]]) -> list[Profile]:
-        """The profiles of users, each by tenant and name, in their order. Redis is asked once for many of one tenant in a row."""
+        """The profiles of users, each by tenant and name, in their order.
+
+        Redis is asked once for many of one tenant, if they come one after the other.
+        """
         parts = []
         for tenant, some in itertools.groupby(users, itemgetter(0)):
             names = [name for _, name in some]

@@ -200,7 +200,7 @@ def check_queue(environment: Mapping[str, str]) -> None:
 
 
 def _exporter(settings: Settings, encoder: Encoder) -> SpanExporter:
-    """OpenTelemetry's exporter, in whose module the encoder takes the place of its own. All else is left to it."""
+    """OpenTelemetry's exporter. In its module our encoder takes the place of its own; all else is left to it."""
     endpoint = settings.traces_endpoint or ""
     scheme, _, address = endpoint.partition("://")
     if scheme.startswith("grpc"):

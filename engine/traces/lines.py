@@ -1,6 +1,6 @@
-"""Which notification lines of the log are about: `engine.telemetry` asks here, once a line is written.
+"""Which notification the lines of the log are about: `engine.telemetry` asks here whenever a line is written.
 
-Only what is followed costs anything. Where spans are not exported, lines name traces of requests only.
+Only what is followed costs anything. Where spans are not exported, lines name the traces of requests only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.traces.spans import active
 
 
 class _About:
-    """What a task works on, until the block ends; then it is over for tasks, too, that were begun in it and others share."""
+    """What a task works on while a block runs. Afterwards tasks that were begun in the block and go on forget it, too."""
 
     def __init__(self, context: SpanContext) -> None:
         self.context: SpanContext | None = context
@@ -34,16 +34,16 @@ _about: ContextVar[_About | None] = ContextVar("seamark_about", default=None)
 
 
 def about(context: SpanContext | None) -> contextlib.AbstractContextManager[object]:
-    """Lines that are written within the block belong to `context`; None: to what they belonged to before."""
+    """Have lines that are written within the block belong to `context`; None: to what they belong to without it."""
     return contextlib.nullcontext() if context is None else _About(context)
 
 
 def about_followed(traceparent: bytes | str | None) -> contextlib.AbstractContextManager[object]:
-    """As `about`, of something with this `traceparent`, if it is followed and this process exports spans."""
+    """The same by a `traceparent`, if that is followed and this process exports spans."""
     return about(followed(traceparent) if traceparent and active() is not None else None)
 
 
 def current() -> SpanContext | None:
-    """What a line belongs to that is written now."""
+    """What a line that is written now belongs to."""
     found = _about.get()
     return None if found is None else found.context

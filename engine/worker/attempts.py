@@ -28,7 +28,7 @@ OVERTIME_SECONDS: Final = 2.0
 SPANS_MAX: Final = 50
 """Spans of one try: a digest may have thousands of members, and where everything is followed they would crowd out the rest."""
 
-# To find the labels takes longer than to count.
+# Finding the labels of a metric takes longer than counting.
 _attempts_of = functools.cache(metrics.worker_attempts.labels)
 _send_seconds_of = functools.cache(metrics.worker_send_seconds.labels)
 _delay_seconds_of = functools.cache(metrics.worker_delay_seconds.labels)
@@ -50,7 +50,7 @@ async def in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float
         if not over.done():
             over.set_result(None)
 
-    # By hand: `asyncio.wait` does the same in twice the time, for each job.
+    # By hand: `asyncio.wait` takes twice the time for the same, and this is done for each job.
     task = loop.create_task(sending, name="send")
     task.add_done_callback(end)
     overtime = loop.call_later(deadline_seconds + OVERTIME_SECONDS, end)

@@ -1,8 +1,8 @@
 """When breakers of providers opened and closed, as rows of `control_log`: what stopped a channel, though no operator did.
 
 Each process has breakers of its own, so each writes rows of its own. A breaker that opens and closes all the time is written down
-as it stands every ten seconds, and not more often. With a process its breakers are gone: it says so when it ends, and
-others say it of one that was killed.
+as it stands every ten seconds, and not more often. When a process ends, its breakers are gone: it writes them down as closed, and
+others do so for a process that was killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GONE_SECONDS: Final = 900.0
 """A process that has not done so for so long is gone, and another one ends what it has left open."""
 
 LEAVE_SECONDS: Final = 2.0
-"""How long a process that ends waits for PostgreSQL to know it."""
+"""How long a process that ends tries to write its breakers down as closed."""
 
 PROVIDERS_MAX: Final = 1_000
 """Whose changes wait for PostgreSQL: more than a providers' file has."""
@@ -43,7 +43,7 @@ INSERT INTO control_log (id, number, at, who, why, action, after)
 VALUES ($1, 0, $2, $3, $4, $5, jsonb_build_object('provider', $6::text)) ON CONFLICT (id) DO NOTHING
 """
 
-# `open_at` says when it was still open. A process that has died says nothing, and what stands there last stands for its end, too.
+# `open_at`: when its process has last said that it is open. A process that was killed says so no more.
 _KEEP: Final = "UPDATE control_log SET after = after || jsonb_build_object('open_at', now()) WHERE id = ANY ($1)"
 
 _END_GONE: Final = """
@@ -75,7 +75,7 @@ class BreakerLog:
         self._pool = pool
         self._who = f"worker {os.getpid()} on {socket.gethostname()}"
         self._new: dict[str, _Said] = {}
-        self._open: dict[str, str] = {}  # the ids of rows that say so, by provider
+        self._open: dict[str, str] = {}  # by provider, the id of the row that says so
         self._wanted = asyncio.Event()
         self._well_since = time.monotonic()
 
@@ -118,13 +118,13 @@ class BreakerLog:
                     del self._open[provider]
             if self._open:
                 await connection.execute(_KEEP, list(self._open.values()))
-            # While PostgreSQL was away nobody could say that he is there.
+            # While PostgreSQL was away, processes that live could not say so either.
             if time.monotonic() - self._well_since >= GONE_SECONDS:
                 await connection.execute(_END_GONE, GONE_SECONDS)
             await forget_old(connection)
 
     async def _leave(self) -> None:
-        """With this process its breakers are gone. What cannot be written down now others say later."""
+        """Write down that the breakers of this process are closed. If that cannot be, others do it later (`_END_GONE`)."""
         now = datetime.now(UTC)
         said = {provider: _Said("closed", "its worker has ended", now) for provider in self._open}
         if not said:

@@ -77,7 +77,7 @@ class Caps(Protocol):
     """How many messages users may get."""
 
     async def take(self, job: Job, pattern: str, cap: Cap, /) -> datetime | None:
-        """As `engine.worker.caps.Caps`."""
+        """As `engine.worker.caps.Caps.take`."""
 
 
 Store = Callable[[Job, Sequence[Receipt]], Awaitable[None]]
@@ -87,7 +87,7 @@ Store = Callable[[Job, Sequence[Receipt]], Awaitable[None]]
 class _Verdicts(NamedTuple):
     """What is decided of notifications: those to be sent, the ends of others, and when to decide about the rest.
 
-    `capped`: by the pattern of their rule, those to be sent that are counted.
+    `capped`: those to be sent whose rule has a cap, by the rule's pattern, with what was decided from.
     """
 
     sent: list[Known]
@@ -101,7 +101,7 @@ class Digests:
 
     Args:
         store: stores receipts; stored twice they say the same.
-        caps: counts a digest as one message by each rule that has a cap; none: there are none.
+        caps: count a digest as one message for each rule that has a cap; none: there are no caps.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Digests:
             return Over("suppressed", "user_deleted")  # and nothing is stored of him
         found = await self._candidates(job)
         verdicts = await self._verdicts(job, profile, found, now)
-        # What is split has taken its places as a whole.
+        # A part of a split digest needs no place: the whole has taken it.
         if self._caps is not None and not verdicts.later and not job.target:
             await self._take_places(job, verdicts, self._caps)
         if verdicts.later:
@@ -188,7 +188,7 @@ class Digests:
         return verdicts
 
     async def _take_places(self, job: Job, verdicts: _Verdicts, caps: Caps) -> None:
-        """Take a place for the message by each rule with a cap; where there is none, its notifications are not sent now."""
+        """Take a place for the message by each rule with a cap. Where there is none, what is of that rule is not sent now."""
         for pattern, capped in verdicts.capped.items():
             cap = _cap(job, capped[0][1])
             capped_until = None if cap is None else await caps.take(job, pattern, cap)
@@ -197,7 +197,7 @@ class Digests:
             without = {one.id for one, _ in capped}
             verdicts.sent[:] = [one for one in verdicts.sent if one.id not in without]
             for number, (one, inputs) in enumerate(capped, 1):
-                # They have been waiting for a place since the end of their window, and not since they were stored.
+                # They have waited for a place since the end of their window, not since they were stored.
                 facts = replace(inputs.facts, stored_at=job.first_at, capped_until=capped_until)
                 waiting = replace(inputs, facts=facts)
                 decision = decide(job.channel, waiting)

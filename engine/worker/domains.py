@@ -1,8 +1,8 @@
-"""The gate of a recipient's domain at a provider of e-mail: what its servers defer holds up its own mails, and no others.
+"""The gate of a domain of recipients at a provider of e-mail: a domain that defers mails holds up its own, and no others.
 
-A mail goes through two gates: this one, and that of its provider behind it. This one is told only of what is the domain's doing
-(`Outcome.scope`); anything else is the provider's, or the mail's. A domain that is deferring may get its mails by the next
-provider, which has other addresses and another name there.
+A mail goes through two gates: this one, and that of its provider behind it. This one closes only for what is the domain's doing
+(`Outcome.scope`); anything else is the provider's, or the mail's. A domain that defers mails of one provider may take them from
+the next, which has other addresses and another name there.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from engine.jobs.redisbucket import RedisBucket
 from engine.worker.gate import Gate
 
 DEFERRED_SECONDS: Final = 60.0
-"""How long a domain is left alone that has not said for how long: Gmail and Outlook take some mails a minute later."""
+"""How long a domain is left alone if it does not say for how long: Gmail and Outlook take some mails a minute later."""
 
 PUT_BACK_SECONDS_MAX: Final = 600.0
-"""How long a job is put back for at most because of its domain. By then another provider may be there, or its job be over."""
+"""How long a job is put back for at most because of its domain. By then there may be another provider, or the job may be over."""
 
 WINDOW_MAX: Final = 64
-"""So many mails under way to a domain that has taken all since it deferred some, and it is no slower than others."""
+"""A domain that has taken so many mails since it last deferred one is as others are: any number may be under way to it."""
 
 
 class DomainGate(Gate):
@@ -50,7 +50,7 @@ class DomainGate(Gate):
 
     @property
     def apart(self) -> bool:
-        """As of any gate. All mails have a domain, and most of them wait for their provider, if for anything."""
+        """As of any gate. Every mail has a domain, so one waits for that only where its provider would let it go on."""
         return self.whole is None or (self.whole.wait_seconds() == 0 and not self.whole.full)
 
     @property

@@ -121,7 +121,7 @@ class Gate:
             if not taken:
                 self._full_until = self._clock() + seconds
                 return -max(seconds, 0.001)
-        if self.whole is not None:  # after its own limit: what finds none there takes no slot from other keys
+        if self.whole is not None:  # after its own limit: what finds no slot there takes none from other keys
             of_all = await self.whole.enter(wait_seconds_max=wait_seconds_max)
             if of_all < 0:
                 return of_all
@@ -194,7 +194,7 @@ class Gate:
         await self._refused()
 
     async def _refused(self) -> None:
-        """It was too much for whoever is behind the gate."""
+        """Whoever is behind the gate says that it was too much: lower its limit."""
         if self._bucket is not None:
             try:
                 await self._bucket.refused()

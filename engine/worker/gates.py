@@ -1,6 +1,6 @@
 """The gates of a process: one for each provider, and one for each of what fares apart behind it.
 
-These are endpoints of webhooks, push services of browsers, domains of mails; the latest are remembered.
+These are endpoints of webhooks, push services of browsers and domains of recipients; the latest are remembered.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from engine.worker.providers import Provider, limit_of
 from engine.worker.remembered import Remembered, owner_of
 
 KEYS_MAX: Final = 10_000
-"""Keys of a provider, as endpoints or domains, that a process remembers the fate of, about a kilobyte each; who is forgotten
-begins anew."""
+"""How many keys of a provider, such as endpoints or domains, a process remembers the fate of, about a kilobyte each. One that is
+forgotten begins anew."""
 
 
 SLOW_AT_ONCE: Final = 8
@@ -78,7 +78,7 @@ class Gates:
         return found
 
     def _limit(self, gate: DomainGate, provider: Provider, domain: str) -> None:
-        """Have the gate of a domain keep to what the file says now."""
+        """Have the gate of a domain keep to what the providers' file says now."""
         said = provider.domains or {}
         settings = said.get(domain) or said.get(DEFAULT_DOMAIN) or DomainSettings()
         limit, name = limit_of(settings), f"{provider.serves}/{provider.name}/{domain}"
@@ -87,7 +87,9 @@ class Gates:
         gate.limited(settings, None if limit is None else RedisBucket(self._redis, name, limit, self._of_domains))
 
     def take_place(self, provider: Provider, key: str, who: object) -> float:
-        """Take a place for a send to this endpoint, `<tenant>/<id>`, or domain; what is quick needs none.
+        """Take a place for a send to this endpoint, `<tenant>/<id>`, or domain.
+
+        A quick endpoint needs none, and neither does a domain without a limit.
 
         Returns:
             0: `who` may send. Else in how many seconds there may be a place.

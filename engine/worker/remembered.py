@@ -1,4 +1,4 @@
-"""What a process remembers by key, of which there are more than it has room for: each owner of keys has a share of the room."""
+"""What a process remembers by key, where there are more keys than room: whoever owns most keys is the first to lose one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ Thing = TypeVar("Thing")
 
 
 class Remembered(Generic[Thing]):
-    """Things by key `<owner>/<name>`, or `<name>` of those that nobody owns. It takes the same time however many there are.
+    """Things by key `<owner>/<name>`, or `<name>` of those that nobody owns. A look takes the same time however many there are.
 
-    Where there are too many, one of the owner's with the most goes, that which was not asked for longest: however many keys
-    somebody has, those of others stay.
+    Where there are too many, the owner with the most loses the one that was not asked for longest. So however many keys somebody
+    has, those of others stay.
 
     Args:
-        most: so many are remembered.
+        most: how many are remembered.
     """
 
     def __init__(self, most: int) -> None:
@@ -27,7 +27,7 @@ class Remembered(Generic[Thing]):
         self._largest = 0
 
     def get(self, key: str) -> Thing | None:
-        """What is remembered of a key; it is forgotten later then."""
+        """What is remembered of a key. It counts as asked for, and is forgotten later."""
         owner = owner_of(key)
         theirs = self._of_owner.get(owner)
         if theirs is None or key not in theirs:

@@ -59,7 +59,7 @@ class SessionTraces:
 
     Args:
         device: the tenant, the user and the device.
-        lately: where it is found by requests of the device; none: nowhere.
+        lately: where requests of the device find it; none: they do not.
     """
 
     __slots__ = (
@@ -93,7 +93,7 @@ class SessionTraces:
         """A record was sent. Of one that is not to be shown (`skip`) only the position was: it has no span and does not count."""
         origin = followed_in(message.headers)
         if (origin is None and not self._begun_at) or message.skip:
-            return  # as of nearly all
+            return  # so it is with nearly all
         if self._begun_at:
             self._missed += 1
         if origin is None or not self._room():
@@ -184,7 +184,7 @@ def reading(traces: SessionTraces | None, ids: Collection[str], up_to: int | Non
     """The span of a read mark's being stored, as long as the block runs; gives its `traceparent`. Lines of the log belong to it.
 
     Args:
-        traces: of the session of the device. None, as where nothing that was sent is followed: there is no span.
+        traces: of the session of the device. None, or nothing of this was sent to it and is followed: there is no span.
         ids, up_to: what is marked.
     """
     span = None if traces is None else traces.read(ids, up_to)
@@ -200,13 +200,13 @@ def reading(traces: SessionTraces | None, ids: Collection[str], up_to: int | Non
 
 
 class Lately:
-    """The sessions that were the last to be sent followed records, by device. The oldest are forgotten."""
+    """By device, the session that was last sent a followed record. Of too many devices the oldest are forgotten."""
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, str, str], SessionTraces] = {}
 
     def put(self, device: tuple[str, str, str], session: SessionTraces) -> SessionTraces | None:
-        """This one is the last of the device; gives the one before."""
+        """Remember this session as the last of the device; gives the one before."""
         before = self._sessions.pop(device, None)
         self._sessions[device] = session
         if len(self._sessions) > DEVICES:
@@ -214,6 +214,6 @@ class Lately:
         return before
 
     def of(self, device: tuple[str, str, str], epoch: str) -> SessionTraces | None:
-        """The last one of a device, if sequences of this incarnation of the log are its own."""
+        """The last session of a device, if it was sent records of this incarnation of the log."""
         found = self._sessions.get(device)
         return found if found is not None and found.epoch == epoch else None

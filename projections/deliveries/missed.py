@@ -28,7 +28,7 @@ def _is_of(patterns: str) -> str:
         OR right(p, 2) = '.*' AND starts_with(l.type, left(p, -1)))"""
 
 
-# What it was not subscribed to when it came, an endpoint has not missed.
+# An endpoint has not missed what it was not subscribed to when that came.
 _TYPES_THEN: Final = """jsonb_array_elements_text(coalesce((
         SELECT former->'types' FROM webhook_endpoints e, jsonb_array_elements(e.former_types) WITH ORDINALITY AS f (former, n)
         WHERE e.tenant = $1 AND e.id = $8 AND l.stored_at < (former->>'until')::timestamptz ORDER BY n LIMIT 1

@@ -96,7 +96,7 @@ def ascii_address(address: str) -> str:
 
 
 def domain_of(address: str) -> str:
-    """Whose servers take an address: its domain, as all spell it. Of what is no address, something."""
+    """The domain whose servers take mails for an address, in small letters and ASCII. Of what is no address: some text."""
     domain = address.rpartition("@")[2]
     try:
         return (domain if domain.isascii() else _ascii_domain(domain)).lower()

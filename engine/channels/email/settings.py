@@ -114,7 +114,7 @@ class DomainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 DEFAULT_DOMAIN: Final = "default"
-"""Whatever domain is not named."""
+"""Stands for every domain that is not named."""
 
 _Domain = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$(?!\n)")]
 

@@ -143,9 +143,8 @@ class _Page:
                 raise LookupError
             status = await self._providers.tell(message, word)
         except LookupError:
-            return web.Response(
-                status=404, text="no such message, it is no longer kept, or its provider says no such thing"
-            )
+            why = "there is no such message, it is no longer kept, or its provider cannot say that of it"
+            return web.Response(status=404, text=why)
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
             return web.Response(status=502, text=f"the gateway does not take it: {type(error).__name__}")
         if status != 200:

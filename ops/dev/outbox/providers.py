@@ -46,7 +46,7 @@ NUMBER: Final = "+447700900100"
 TEXTS: Final = "Twilio"
 MAILS: Final = "SendGrid"
 _ENTRIES: Final = {TEXTS: "texts", MAILS: "mails"}
-"""What these are called on the page, and in the file."""
+"""What providers that report later are called: on the page, and in the providers' file."""
 
 MAIL_USER: Final = "seamark"
 ACCOUNT: Final = "AC" + "0" * 32
@@ -62,8 +62,8 @@ _SECRETS: Final = {
     "sns-secret": lambda: secrets.token_urlsafe(24),
     "webhook-secret": make_secret,
 }
-"""Files that are made once, and how. The file of providers names all but the key of SendGrid's events, of which it has the public
-part, and the last, which the endpoint's row has."""
+"""Files that are made once, and how. The providers' file names all but two: of the key of SendGrid's events it names the public
+part, and the last is in the endpoint's row."""
 
 EVENTS_PUBLIC: Final = "sendgrid-events-public"
 
@@ -160,7 +160,7 @@ class Providers:
         """Have a provider post to the gateway what has become of a message, or what its receiver answers; the answer's status.
 
         Raises:
-            LookupError: it has not taken this message, or says no such thing of it.
+            LookupError: the provider has not taken this message, or cannot say that of it.
             OSError, aiohttp.ClientError: the gateway does not answer.
         """
         if message.provider == MAILS:
@@ -181,7 +181,7 @@ async def running(
     Args:
         folder: keeps their keys and the file; only its owner can read what is secret there.
         port: of a simulator by its name; 0: a free one.
-        gateway_url: where reports and answers are posted to; "": nowhere.
+        gateway_url: of the gateway that reports and answers are posted to; "": they are posted nowhere.
         tenant: whose texts an answer ends.
     """
     _prepare(folder)

@@ -114,7 +114,7 @@ class SesSimulator(MailService):
 
 
 class _Sent(NamedTuple):
-    """A mail that SendGrid has taken. `own`: what was given with it, and is given back with each event."""
+    """A mail that SendGrid has taken. `own`: the custom arguments that came with it; each event gives them back."""
 
     to: str
     own: Mapping[str, str]
@@ -187,7 +187,8 @@ class SendGridSimulator(MailService):
         """Post an event about a mail that was taken, signed (Signed Event Webhook); the answer's status.
 
         Args:
-            event: as SendGrid calls it. `members`: what it says beside that.
+            event: as SendGrid calls it.
+            members: what else it says.
 
         Raises:
             KeyError: it was not taken, or too long ago.
