@@ -101,7 +101,7 @@ ProviderSettings = SmtpSettings | SesSettings | SendGridSettings | PostmarkSetti
 
 
 class DomainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much a recipient's domain gets from each provider.
+    """How many mails a domain of recipients gets from each provider.
 
     Args:
         per_second, burst: as those of a provider, from all workers together. 0: as much as the provider takes.
