@@ -40,7 +40,7 @@ from gateway.session.outlet import Flusher
 from gateway.session.receipts import Receipts
 from gateway.session.registry import Sessions
 from gateway.session.state_records import StateRecords
-from gateway.session.traces import Lately
+from gateway.session.traces import RecentTraces
 from gateway.session.wheel import Wheel
 from gateway.stores.tables import Tables
 from seamark.protocol.subjects import encode_token, partition_of
@@ -85,7 +85,7 @@ class Context:
     cancel_rate: Buckets = field(default_factory=lambda: Buckets(CANCELS_PER_MINUTE))
     counters: FeedCounters = field(default_factory=FeedCounters)
     tasks: Tasks = field(default_factory=Tasks)
-    lately: Lately = field(default_factory=Lately)
+    recent_traces: RecentTraces = field(default_factory=RecentTraces)
     trace_url: str | None = None
     replays: Replays | None = None
     claims: Claims | None = None

@@ -43,7 +43,7 @@ async def acknowledge(call: Call[User, None, AckBody]) -> Acknowledged:
         raise Problem(INVALID_BODY, "`after` lies behind `cursor`", field="after")
     if after < up_to:
         who = (user.tenant, user.user, body.device)
-        traces, trace = call.context.lately.of(who, state.epoch), None
+        traces, trace = call.context.recent_traces.of(who, state.epoch), None
         if traces is not None:
             traces.acknowledged(up_to)
             trace = traces.newest(after, up_to)

@@ -177,7 +177,9 @@ async def _append(
     partition = call.context.partition(user.tenant, user.user)
     known = partition.watch.last
     epoch = up_to.epoch if up_to else known.epoch if known else ""
-    traces = call.context.lately.of((user.tenant, user.user, call.body.device), epoch) if kind == "read" else None
+    traces = (
+        call.context.recent_traces.of((user.tenant, user.user, call.body.device), epoch) if kind == "read" else None
+    )
     try:
         with reading(traces, ids, up_to.seq if up_to else None) as trace:
             return await call.context.state_records.append(

@@ -88,8 +88,8 @@ class Follower:
         self.sent_max = 0
         self.sent_before_reset = 0
         self.tally = Tally(0)
-        device, lately = (session.tenant, session.user, session.device), session.context.lately
-        self.traces = None if (spans := active()) is None else SessionTraces(spans, device, lately)
+        device, recent = (session.tenant, session.user, session.device), session.context.recent_traces
+        self.traces = None if (spans := active()) is None else SessionTraces(spans, device, recent)
 
     # --- what happens to the log ------------------------------------------------------------------------------------
 

@@ -59,16 +59,16 @@ class SessionTraces:
 
     Args:
         device: the tenant, the user and the device.
-        lately: where requests of the device find it; none: they do not.
+        recent: where requests of the device find it; none: they do not.
     """
 
     __slots__ = (
         "_begun_at",
         "_device",
-        "_lately",
         "_missed",
         "_missed_followed",
         "_outcome",
+        "_recent",
         "_resume",
         "_spans",
         "_tenant",
@@ -77,9 +77,9 @@ class SessionTraces:
         "sent",
     )
 
-    def __init__(self, spans: Spans, device: tuple[str, str, str], lately: Lately | None = None) -> None:
+    def __init__(self, spans: Spans, device: tuple[str, str, str], recent: RecentTraces | None = None) -> None:
         self._spans = spans
-        self._device, self._lately = device, lately
+        self._device, self._recent = device, recent
         self._tenant = encode_token(device[0])
         self.epoch = ""
         self._missed = self._missed_followed = 0
@@ -108,9 +108,9 @@ class SessionTraces:
             id = _decode(message.body).id
         except (msgspec.DecodeError, UnicodeDecodeError):
             id = ""
-        if not self.sent and self._lately is not None:
+        if not self.sent and self._recent is not None:
             self.epoch = epoch
-            before = self._lately.put(self._device, self)
+            before = self._recent.put(self._device, self)
             if before is not None and before.epoch == epoch:
                 self.sent.extend(sent for sent in before.sent if sent.seq < seq)
                 self.acked = max(self.acked, before.acked)
@@ -199,7 +199,7 @@ def reading(traces: SessionTraces | None, ids: Collection[str], up_to: int | Non
         span.end()
 
 
-class Lately:
+class RecentTraces:
     """By device, the session that was last sent a followed record. Of too many devices the oldest are forgotten."""
 
     def __init__(self) -> None:

@@ -221,7 +221,7 @@ async def test_an_id_that_is_published_again_and_again_takes_its_tenants_share_o
         await mark_water(broker, int((await broker.stream("LATER")).bytes * 2.5))
         await publish(broker, **again, id="other", send_at=ahead(3600))
         await eventually(lambda: drained(broker, PARTITIONS))
-    assert await broker.count("LATER", "wait.*.*.again") == (2, 2)
+    assert (await broker.count("LATER", "wait.*.*.again"))[0] == 2
     assert (await broker.stream("DEAD-LETTERS")).messages == 0
 
 

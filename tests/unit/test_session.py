@@ -57,13 +57,15 @@ class Window:
 
 
 def session_on(window: Window, **more: Any) -> Session:
-    context: Any = SimpleNamespace(wheel=Wheel(), sessions=Sessions(), times=Times(hello_seconds=0.1), **more)
+    context: Any = SimpleNamespace(
+        wheel=Wheel(), sessions=Sessions(), times=Times(hello_seconds=0.1), recent_traces=None, **more
+    )
     return Session(context, window, "ws")
 
 
 def follower_on(window: Window) -> Follower:
     receipts = SimpleNamespace(add=lambda receipts: None)
-    context = SimpleNamespace(counters=FeedCounters(), receipts=receipts, tables=None)
+    context = SimpleNamespace(counters=FeedCounters(), receipts=receipts, tables=None, recent_traces=None)
     session: Any = SimpleNamespace(context=context, id="s", tenant="default", user="alice", device="d", ended=False)
     partition: Any = SimpleNamespace(number=0, heads=SimpleNamespace(opening=lambda subject, answer: None))
     follower = Follower(session, window, partition, "e.90")
