@@ -81,7 +81,7 @@ class Spans:
     def room(self, tenant: str) -> bool:
         """Whether one more span may be made of what this tenant has followed; where not, it is counted as not followed.
 
-        Spans that say more about one that was made (an acknowledgement, a read mark) need not ask again.
+        A span that says more about one that was made, and once only (an acknowledgement), need not ask again.
 
         Args:
             tenant: its token, as subjects have it, or `NOBODY`. A name beside it would be another tenant, with room of its own.

@@ -40,10 +40,13 @@ PROVIDERS_MAX: Final = 1_000
 
 _WRITE: Final = """
 INSERT INTO control_log (id, number, at, who, why, action, after)
-VALUES ($1, 0, $2, $3, $4, $5, jsonb_build_object('provider', $6::text)) ON CONFLICT (id) DO NOTHING
+VALUES ($1, 0, $2, $3, $4, $5, jsonb_build_object('provider', $6::text)
+    || CASE WHEN $5 = 'breaker open' THEN jsonb_build_object('open_at', now()) ELSE '{}' END)
+ON CONFLICT (id) DO NOTHING
 """
 
-# `open_at`: when its process has last said that it is open. A process that was killed says so no more.
+# `open_at`: when its process has last said that it is open. A process that was killed says so no more. One of an older version
+# never does: nobody knows whether it lives.
 _KEEP: Final = "UPDATE control_log SET after = after || jsonb_build_object('open_at', now()) WHERE id = ANY ($1)"
 
 _END_GONE: Final = """
@@ -51,7 +54,7 @@ INSERT INTO control_log (id, number, at, who, why, action, after)
 SELECT o.id || '/gone', 0, now(), o.who, 'its worker is gone', 'breaker closed', o.after - 'open_at'
 FROM control_log o
 WHERE o.action = 'breaker open' AND o.at > now() - interval '30 days'
-    AND coalesce((o.after->>'open_at')::timestamptz, o.at) < now() - make_interval(secs => $1)
+    AND (o.after->>'open_at')::timestamptz < now() - make_interval(secs => $1)
     AND NOT EXISTS (
         SELECT FROM control_log n WHERE n.at > o.at AND n.who = o.who
             AND n.action IN ('breaker open', 'breaker closed') AND n.after->>'provider' = o.after->>'provider'

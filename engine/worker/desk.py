@@ -37,6 +37,7 @@ from engine.traces.spans import active
 from engine.worker import attempts
 from engine.worker.caps import Caps
 from engine.worker.contexts import Contexts, Rules
+from engine.worker.domains import waited_out
 from engine.worker.gate import WAIT_SECONDS_MAX
 from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
@@ -237,6 +238,8 @@ class WorkerDesk:
         serving, switch = self._not_dropped(job, serving)
         if not serving:
             return Over("suppressed", f"killed:{switch}")
+        if over := waited_out(job, (self._gates.of(one, found.key) for one in serving)):
+            return over
         context = await self._contexts.of(job, profile or await self._profiles.of(job.tenant, job.user))
         try:
             rendered = serving[0].channel.render(job, context)
@@ -281,11 +284,11 @@ class WorkerDesk:
                 aim.chosen = provider
                 # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
                 stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
-                if not stopped and gate.breaker.state != "open":
+                if not stopped and not gate.down:
                     return 0.0
                 self.unused(send)
                 return longer(job, HELD_SECONDS)
-            self._gates.free_place(aim.target.key, aim)
+            self._gates.free_place(provider, aim.target.key, aim)
             waits.append(min(-seconds, gate.put_back_seconds_max))
             apart = apart and gate.apart
         seconds = min(waits)
@@ -297,7 +300,7 @@ class WorkerDesk:
         """Give the turn back: a probe that nobody makes would keep a breaker from closing, and a place would stay taken."""
         aim = _aim(send)
         if aim.chosen is not None:
-            self._gates.free_place(aim.target.key, aim)
+            self._gates.free_place(aim.chosen, aim.target.key, aim)
             self._gates.of(aim.chosen, aim.target.key).unused()
 
     async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
@@ -310,8 +313,12 @@ class WorkerDesk:
             left = end - time.monotonic()
             if not outcome.elsewhere or left < ANOTHER_SECONDS:
                 break
+            if self._gates.take_place(provider, aim.target.key, aim):
+                continue
             if await self._gates.of(provider, aim.target.key).enter(wait_seconds_max=0.0) == 0:
                 outcome = await self._try(job, send, provider, left)
+            else:
+                self._gates.free_place(provider, aim.target.key, aim)
         return outcome
 
     async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
@@ -332,7 +339,7 @@ class WorkerDesk:
         took_seconds = time.monotonic() - began
         attempts.tell(job, outcome, took_seconds)
         attempts.trace(self._spans, job, outcome, at)
-        self._gates.free_place(target.key, send.target)
+        self._gates.free_place(provider, target.key, send.target)
         await self._gates.of(provider, target.key).told(outcome, retry=job.attempt > 0, seconds=took_seconds)
         if self._noted is not None:
             await self._noted(job, outcome, at)

@@ -194,8 +194,7 @@ class Digests:
             capped_until = None if cap is None else await caps.take(job, pattern, cap)
             if capped_until is None:
                 continue
-            without = {one.id for one, _ in capped}
-            verdicts.sent[:] = [one for one in verdicts.sent if one.id not in without]
+            without = set[str]()
             for number, (one, inputs) in enumerate(capped, 1):
                 # They have waited for a place since the end of their window, not since they were stored.
                 facts = replace(inputs.facts, stored_at=job.first_at, capped_until=capped_until)
@@ -203,10 +202,13 @@ class Digests:
                 decision = decide(job.channel, waiting)
                 if decision.when == "never":
                     verdicts.ended.append((one, decision))
-                else:
+                elif decision.when != "now":
                     verdicts.later.append((waiting, decision))
+                if decision.when != "now":  # it is now where this worker's clock is ahead of that of Redis
+                    without.add(one.id)
                 if number % AT_ONCE == 0:
                     await asyncio.sleep(0)
+            verdicts.sent[:] = [one for one in verdicts.sent if one.id not in without]
 
     def _inputs(
         self, job: Job, one: Known, rules: TenantRules, profile: Profile, kills: tuple[Kill, ...], now: datetime

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Final
 
-from engine.channels.channel import Outcome
+from engine.channels.channel import Job, Outcome
 from engine.channels.email.settings import DomainSettings
 from engine.jobs.breaker import Breaker
+from engine.jobs.desk import Over
 from engine.jobs.redisbucket import RedisBucket
+from engine.jobs.retry import POLICIES
 from engine.worker.gate import Gate
 
 DEFERRED_SECONDS: Final = 60.0
 """How long a domain is left alone if it does not say for how long: Gmail and Outlook take some mails a minute later."""
 
-PUT_BACK_SECONDS_MAX: Final = 600.0
-"""How long a job is put back for at most because of its domain. By then there may be another provider, or the job may be over."""
+DEFERRED_SECONDS_MAX: Final = 900.0
+"""The same after many mails of which it has deferred each, unless it asks for more: the wait doubles with each. All that wait for
+it are looked at anew once for each wait."""
+
+PUT_BACK_SECONDS_MAX: Final = DEFERRED_SECONDS_MAX
+"""How long a job is put back for at most because of its domain, and up to half as long again. By then there may be another
+provider, or the job may be over."""
 
 WINDOW_MAX: Final = 64
 """A domain that has taken so many mails since it last deferred one is as others are: any number may be under way to it."""
@@ -37,6 +45,7 @@ class DomainGate(Gate):
 
     def __init__(self, provider: str, domain: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(provider, domain, clock=clock)
+        self._of = "domain"
         self._window = self._at_once = math.inf
 
     def limited(self, settings: DomainSettings, bucket: RedisBucket | None) -> None:
@@ -47,6 +56,11 @@ class DomainGate(Gate):
     def at_once(self) -> float:
         """How many mails may be under way to it from this process."""
         return min(self._window, self._at_once)
+
+    @property
+    def shut(self) -> bool:
+        """Whether it takes no mail because of what the domain has answered."""
+        return self.breaker.wait_seconds(self._clock()) > 0
 
     @property
     def apart(self) -> bool:
@@ -71,10 +85,27 @@ class DomainGate(Gate):
         elif outcome.scope != "domain":
             self._changed(self.breaker.unbegun(now))
         elif outcome.kind == "throttled":
-            wait = outcome.retry_after_seconds or DEFERRED_SECONDS
+            # Those that were under way together are deferred together: only a probe says that it still defers.
+            longer = self.breaker.pause_seconds * (2 if self.breaker.state == "half_open" else 1)
+            wait = max(outcome.retry_after_seconds or DEFERRED_SECONDS, min(longer, DEFERRED_SECONDS_MAX))
             until = max(now + wait, self.breaker.until if self.breaker.state == "open" else 0.0)
             self._window = 1
             self._changed(Breaker("open", until, wait, outcome.code))
             await self._refused()
         else:
             self._changed(self.breaker.told(outcome, now))
+
+
+def waited_out(job: Job, gates: Iterable[Gate]) -> Over | None:
+    """The end of a job whose domain defers mails at all providers, and has done so until the job's channel tries nothing again.
+
+    Of thousands that wait for a domain only one is tried at a time, so most of them have no try from which retries count.
+    """
+    waited_seconds = (datetime.now(UTC) - (job.tried_at or job.first_at)).total_seconds()
+    if waited_seconds <= POLICIES[job.channel].horizon_seconds:
+        return None
+    whys = [gate.breaker.why if isinstance(gate, DomainGate) and gate.shut else None for gate in gates]
+    if None in whys:
+        return None
+    outcome = Outcome(kind="throttled", code=whys[0] or "", scope="domain")
+    return Over("failed", outcome.code, outcome)

@@ -77,6 +77,12 @@ class Gate:
         self.whole: Gate | None = None
         """Of one key: the gate of its provider, whose limit holds for all keys together."""
         self.breaker = Breaker()
+        self._of = "provider" if not key else "endpoint" if single else "service"
+
+    @property
+    def down(self) -> bool:
+        """Whether its breaker is open, or that of its provider."""
+        return any(gate.breaker.state == "open" for gate in self._gates())
 
     @property
     def apart(self) -> bool:
@@ -126,7 +132,9 @@ class Gate:
             if of_all < 0:
                 return of_all
             seconds = max(seconds, of_all)
-        if self.wait_seconds() > 0:  # it has opened meanwhile
+            if self.wait_seconds() > 0:  # it has opened meanwhile
+                self.whole.unused()
+        if self.wait_seconds() > 0:
             return -self.wait_seconds()
         self._changed(self.breaker.begun(self._clock()))
         return seconds
@@ -141,14 +149,22 @@ class Gate:
             seconds = await self.enter()
             if seconds <= 0:
                 return seconds
-            due, entered = self._clock() + seconds, self.breaker
+            due, entered = self._clock() + seconds, [(gate, gate.breaker) for gate in self._gates()]
             await asyncio.sleep(seconds)
-            if self.breaker.state != "closed" and self.breaker.until != entered.until:
-                # It has opened meanwhile, and perhaps somebody is probing already: all that wait here would be probes, too.
-                return -max(self.wait_seconds(), LATE_SECONDS)
-            if self._clock() - due <= LATE_SECONDS:
+            opened = any(gate.breaker.state != "closed" and gate.breaker.until != was.until for gate, was in entered)
+            if not opened and self._clock() - due <= LATE_SECONDS:
                 return 0.0
+            for gate, was in entered:
+                if gate.breaker.until == was.until:  # a probe that was begun here, and not by somebody else meanwhile
+                    gate._changed(gate.breaker.unbegun(self._clock()))  # noqa: SLF001 - its own class
+            if opened:
+                # It has opened meanwhile, and perhaps somebody is probing already: all that wait here would be probes, too.
+                return -max(*(gate.wait_seconds() for gate in self._gates()), LATE_SECONDS)
         return -LATE_SECONDS
+
+    def _gates(self) -> list[Gate]:
+        """All that a send goes through here: this one, and that of its provider."""
+        return [self] if self.whole is None else [self, self.whole]
 
     def unused(self) -> None:
         """A slot that was taken came to no send."""
@@ -210,7 +226,8 @@ class Gate:
             if self._noted is not None and breaker.state != "half_open":
                 self._noted(self._provider, breaker.state, breaker.why)
         say = _log.info if breaker.state == "closed" or self._key else _log.warning
-        say("breaker_changed", provider=self._provider, state=breaker.state, why=breaker.why)
+        # Whose it is, without a name: a domain may be that of one person.
+        say("breaker_changed", provider=self._provider, of=self._of, state=breaker.state, why=breaker.why)
 
     async def close(self) -> None:
         """Drop the connection of its limit."""

@@ -53,7 +53,7 @@ class Gates:
         self._of_providers: dict[tuple[str, str, int], Gate] = {}
         # By provider: whoever registers tokens names hosts, and must not have the fate of endpoints forgotten by it.
         self._of_keys: defaultdict[tuple[str, str], Remembered[Gate]] = defaultdict(lambda: Remembered(KEYS_MAX))
-        self._places: dict[tuple[str, str], dict[object, float]] = {}
+        self._places: dict[tuple[str, ...], dict[object, float]] = {}
         self._of_domains: RedisScript | None = None
 
     def of(self, provider: Provider, key: str = "") -> Gate:
@@ -104,7 +104,7 @@ class Gates:
             wait_seconds = SLOW_WAIT_SECONDS if gate.slow else UNKNOWN_WAIT_SECONDS
         if most == math.inf:
             return 0.0
-        holder, now = _holder(key), time.monotonic()
+        holder, now = _holder(provider, key), time.monotonic()
         held = {one: until for one, until in self._places.get(holder, {}).items() if until > now}
         self._places[holder] = held
         if len(held) >= most:
@@ -112,9 +112,9 @@ class Gates:
         held[who] = now + PLACE_SECONDS
         return 0.0
 
-    def free_place(self, key: str, who: object) -> None:
+    def free_place(self, provider: Provider, key: str, who: object) -> None:
         """Give the place back, if there was one."""
-        holder = _holder(key)
+        holder = _holder(provider, key)
         held = self._places.get(holder, {})
         held.pop(who, None)
         if not held:
@@ -139,7 +139,7 @@ def _gate_of_key(provider: Provider, key: str) -> Gate:
     return Gate(provider.name, key, single=not provider.platform)
 
 
-def _holder(key: str) -> tuple[str, str]:
-    """Whose places those of a key are: those of a tenant for all its endpoints, those of a domain for itself."""
+def _holder(provider: Provider, key: str) -> tuple[str, ...]:
+    """Whose places at a provider those of a key are: those of a tenant for all its endpoints, those of a domain for itself."""
     tenant = owner_of(key)
-    return tenant, "" if tenant else key
+    return provider.serves, provider.name, tenant, "" if tenant else key

@@ -141,6 +141,8 @@ class SessionTraces:
         """The user says that he has read these records, or all up to a sequence: the span of that, where one is followed."""
         for sent in reversed(self.sent):
             if sent.id in ids or (up_to is not None and sent.seq <= up_to):
+                if not self._spans.room(self._tenant):
+                    return None  # he may say so as often as he likes
                 return self._spans.begin(names.READ, sent.context, {}, stored_at=sent.at)
         return None
 

@@ -141,7 +141,22 @@ def test_a_misspelt_field_would_be_found(folder: Path, tmp_path: Path, kind: str
         ({"extraEnv": [{"name": "SSL_CERT_FILE"}]}, "extraEnv"),
         ({"extraVolumes": [{"name": "machine", "hostPath": {"path": "/"}}]}, "hostPath"),
         ({"extraVolumes": [{"name": "secrets", "emptyDir": {}}]}, "extraVolumes"),
-        ({"extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/seamark/secrets"}]}, "mountPath"),
+        *(
+            ({"extraEnv": [{"name": name, "value": "authorization=Bearer%20hush"}]}, "extraEnv")
+            for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+        ),
+        *(
+            ({"extraVolumeMounts": [{"name": "ca", "mountPath": path}]}, "mountPath")
+            for path in (
+                "/etc/seamark/secrets",
+                "/etc",
+                "/etc/",
+                "/",
+                "//etc/seamark/secrets",
+                "/etc/./seamark",
+                "/a/../etc",
+            )
+        ),
     ],
 )
 def test_values_that_cannot_work_are_refused_and_named(folder: Path, values: Any, names: str) -> None:

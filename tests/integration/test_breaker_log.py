@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -80,3 +81,19 @@ async def test_a_worker_that_leaves_or_dies_has_no_breaker_open_any_more(
         assert [one.who for one in closed.values() if b"dies" in bytes(one.after or b"")] == ["one that dies"]
         async with asking(pool, 20) as connection:
             assert len(await last(connection, 10)) == 5, "each is ended once, and who stays is not"
+
+
+async def test_a_worker_of_an_older_version_is_not_said_to_be_gone(pool: Pool) -> None:
+    """It lives, and has its provider's breaker open; it only never says so again."""
+    dies = BreakerLog(pool)
+    async with asking(pool, 20) as connection:
+        await connection.execute(
+            "INSERT INTO control_log (id, number, at, who, why, action, after)"
+            " VALUES ('old', 0, now() - interval '1 day', 'an older one', '421', 'breaker open', '{\"provider\": \"relay\"}')"
+        )
+        at = datetime.now(UTC) - timedelta(days=1)
+        await connection.execute(breakerlog._WRITE, "new", at, dies._who, "421", "breaker open", "relay")
+        await connection.execute(breakerlog._END_GONE, 0.0)
+        rows = await last(connection, 10)
+    assert [(one.action, one.who) for one in rows if one.action == "breaker closed"] == [("breaker closed", dies._who)]
+    assert len(rows) == 3

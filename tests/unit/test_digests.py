@@ -192,6 +192,14 @@ async def test_one_waits_for_tables_that_stand_still_and_the_others_leave_their_
     assert now[0] > began + BEHIND_SECONDS, "somebody tries whether it is worth waiting"
 
 
+def test_a_digest_whose_place_is_free_by_the_clock_of_its_worker_goes_now() -> None:
+    """Redis says when there is a place; a worker's clock may be ahead of that of Redis."""
+    world = World(known("n2"), known("o1", type="other.x"), known("n1"))
+    world.line = ChannelRule(digest=Digest(), cap=Cap(2, 86_400))
+    world.places = {"news.*": NOON}
+    assert world.decide().members.ids == ("n2", "o1", "n1")
+
+
 def test_a_digest_takes_one_place_of_each_cap_of_its_members_and_waits_for_it_with_all_of_them() -> None:
     world = World(known("n2"), known("n1"), known("o1", type="offer.new"), known("read", type="other.x", read=True))
     world.line = ChannelRule(digest=Digest(), cap=Cap(2, 86_400))

@@ -1,15 +1,18 @@
 """Gates of recipients' domains: what one domain's servers defer holds up its own mails, and no others."""
 
+import heapq
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
-from engine.channels.channel import Outcome
+from engine.channels.channel import Job, Outcome
 from engine.channels.email.message import domain_of
 from engine.channels.email.settings import DomainSettings
 from engine.jobs.breaker import IN_A_ROW
-from engine.jobs.desk import Send
+from engine.jobs.desk import Over, Send
 from engine.worker.desk import Aim, WorkerDesk
 from engine.worker.domains import PUT_BACK_SECONDS_MAX, WINDOW_MAX
 from engine.worker.gate import WAIT_SECONDS_MAX, Gate
@@ -149,7 +152,7 @@ async def test_who_finds_its_domain_at_its_limit_takes_no_slot_from_others() -> 
     assert (own.halved, whole.halved) == (1, 0)
 
 
-@pytest.mark.parametrize(("who", "seconds"), [("relay", (5, 7.5)), ("domain", (60, 90)), ("long", (600, 900))])
+@pytest.mark.parametrize(("who", "seconds"), [("relay", (5, 7.5)), ("domain", (60, 90)), ("long", (900, 1350))])
 async def test_a_mail_waits_for_its_relay_as_always_and_for_its_domain_longer_each_time(
     who: str, seconds: tuple[float, float]
 ) -> None:
@@ -169,6 +172,95 @@ async def test_a_mail_waits_for_its_relay_as_always_and_for_its_domain_longer_ea
     for _ in range(20):
         wait = await desk.turn(a_job("email", "n1", put_backs=9, lane="critical"), Send(None, aim))
         assert seconds[0] <= wait <= seconds[1]
+
+
+async def test_places_of_a_domain_are_those_of_one_provider() -> None:
+    relay = Relay("own", default=DomainSettings(at_once=2))
+    spare = relay.provider._replace(name="spare")
+    senders = [object() for _ in range(3)]
+    assert [relay.gates.take_place(relay.provider, "gmail.com", one) == 0 for one in senders] == [True, True, False]
+    assert [relay.gates.take_place(spare, "gmail.com", one) == 0 for one in senders] == [True, True, False]
+    relay.gates.free_place(spare, "gmail.com", senders[0])
+    assert relay.gates.take_place(relay.provider, "gmail.com", senders[2]) > 0
+
+
+async def test_a_domain_that_goes_on_deferring_is_asked_less_and_less_often_and_one_that_has_taken_a_mail_as_at_first() -> (
+    None
+):
+    relay = Relay()
+    gate, waits = relay.gate("yahoo.com"), list[float]()
+    for asked in (30.0, 30.0, None, None, 600.0, 30.0, None, 7200.0, None):
+        relay.clock.now += gate.wait_seconds()
+        assert await gate.enter() == 0
+        await gate.told(msgspec.structs.replace(DEFERRED, retry_after_seconds=asked), retry=False)
+        waits.append(gate.wait_seconds())
+    assert waits == [30, 60, 120, 240, 600, 900, 900, 7200, 900]
+    relay.clock.now += 900
+    assert await gate.enter() == 0
+    await gate.told(OK, retry=True)
+    await gate.told(msgspec.structs.replace(DEFERRED, retry_after_seconds=None), retry=False)
+    assert gate.wait_seconds() == 60
+
+
+async def test_thousands_of_mails_to_a_domain_that_defers_for_good_are_seldom_looked_at_and_never_all_together() -> (
+    None
+):
+    """Each look is a decision, a mail that is rendered, and a schedule that is written."""
+    relay, mails = Relay(), 2_000
+    sources: Any = (relay.gates, Known(), *[None] * 5)
+    desk: WorkerDesk = WorkerDesk("email", lambda: [relay.provider], *sources)
+    gate, began, probes, looks = relay.gate("yahoo.com"), relay.clock.now, 0, list[float]()
+    await gate.told(msgspec.structs.replace(DEFERRED, retry_after_seconds=None), retry=False)
+    waiting = [(relay.clock.now, number, 0) for number in range(mails)]
+    while waiting[0][0] < began + 4 * 3600:
+        relay.clock.now, number, put_backs = heapq.heappop(waiting)
+        looks.append(relay.clock.now - began)
+        send = Send(None, Aim(Target("a@yahoo.com", "yahoo.com"), [relay.provider]))
+        seconds = await desk.turn(a_job("email", f"n{number}", put_backs=put_backs), send)
+        if seconds == 0:
+            probes += 1
+            relay.gates.free_place(relay.provider, "yahoo.com", send.target)
+            await gate.told(msgspec.structs.replace(DEFERRED, retry_after_seconds=None), retry=False)
+            put_backs, seconds = -1, 300.0
+        heapq.heappush(waiting, (relay.clock.now + seconds, number, put_backs + 1))
+    assert 10 <= probes <= 25
+    late = [one for one in looks if one > 3600]
+    assert len(late) <= mails * 3 * 3600 / 800, "each once for a wait"
+    for begin in range(3600, 4 * 3600, 60):
+        assert sum(begin <= one < begin + 60 for one in late) <= mails / 5
+
+
+class ByMail:
+    async def find(self, job: Job, category: str | None, now: datetime) -> Target:
+        return Target("a@yahoo.com", "yahoo.com")
+
+    async def of(self, *_: Any) -> None: ...
+
+    def render(self, job: Job, context: None) -> str:
+        return "a mail"
+
+
+@pytest.mark.parametrize(
+    ("tried", "deferring", "over"),
+    [(None, True, True), (timedelta(hours=1), True, False), (None, False, False)],
+    ids=["waited", "tried of late", "it takes mails again"],
+)
+async def test_a_mail_that_has_waited_for_its_domain_for_three_days_ends_as_one_that_was_deferred_so_long(
+    tried: timedelta | None, deferring: bool, over: bool
+) -> None:
+    relay, now, mail = Relay(), datetime.now(UTC), ByMail()
+    relay.provider = relay.provider._replace(channel=mail)  # type: ignore[arg-type]
+    sources: Any = (relay.gates, Known(), None, None, mail, mail, mail)
+    desk: WorkerDesk = WorkerDesk("email", lambda: [relay.provider], *sources)
+    relay.gate("yahoo.com")
+    if deferring:
+        await relay.gate("yahoo.com").told(DEFERRED, retry=False)
+    job = a_job("email", "n1", first_at=now - timedelta(hours=73), tried_at=None if tried is None else now - tried)
+    decided = await desk.aim(job)
+    assert isinstance(decided, Over if over else Send)
+    if isinstance(decided, Over):
+        assert (decided.end, decided.why) == ("failed", DEFERRED.code)
+    assert isinstance(await desk.aim(msgspec.structs.replace(job, first_at=now)), Send)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,19 @@ def test_a_delivery_without_a_span_leaves_nothing_to_say_about_it() -> None:
     assert full.found == []
 
 
+def test_read_marks_have_spans_only_where_there_is_room() -> None:
+    """A device that marks one followed record again and again would fill the queue of spans for everybody."""
+    collected = Collected(per_second=4)  # four for a tenant, at once
+    session = SessionTraces(collected.spans, ("acme", "alice", "phone"))
+    session.caught_up()
+    session.delivered(1, Sent(1), "epoch")
+    marks = [session.read(["n1"], None) for _ in range(100)]
+    for span in marks:
+        if span is not None:
+            span.end()
+    assert 1 <= sum(one.name == names.READ.title for one in collected.found) <= 4
+
+
 # --- the way to a collector -------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engine.channels.channel import Job, Outcome
+from engine.channels.email.settings import DomainSettings
 from engine.channels.push.message import PushTarget
 from engine.controls.document import Control, Document, InForce, Kill, Pause
 from engine.controls.view import Controls
@@ -15,6 +16,7 @@ from engine.plan.rules import ChannelRule, TypeRule
 from engine.planner.shares import Above
 from engine.worker.desk import ANOTHER_SECONDS, CONTROLS_SECONDS_MAX, Aim, WorkerDesk, _serving
 from engine.worker.fallback import next_channel
+from engine.worker.gates import Gates
 from engine.worker.providers import Provider
 from engine.worker.targets import Several, Target, Unusable
 from tests.support.sending import TENANT, USER, a_job
@@ -47,7 +49,10 @@ class Open:
     async def told(self, outcome: Outcome, *, retry: bool, seconds: float) -> None:
         self.told_of.append(outcome)
 
-    def free_place(self, key: str, who: object) -> None:
+    def take_place(self, provider: Provider, key: str, who: object) -> float:
+        return 0.0
+
+    def free_place(self, provider: Provider, key: str, who: object) -> None:
         """None was taken."""
 
 
@@ -184,6 +189,30 @@ async def test_the_next_provider_gets_only_what_the_first_has_certainly_not_take
     outcome = await desk(Known(), gates).send(a_job("sms", "n1"), Send(None, aim), deadline_seconds=seconds)
     assert [one.provider for one in gates.told_of] == asked
     assert outcome.kind == ("ok" if asked[1:] else first.kind)
+
+
+async def test_the_next_provider_gets_no_more_at_once_than_the_file_says() -> None:
+    """A mail that the first one refuses would go past the second one's limit for its domain."""
+    answers = [Answering(AWAY), Answering(Outcome(kind="ok"))]
+    domains = {"default": DomainSettings(at_once=1)}
+    providers = [Provider(f"p{one}", answer, serves="email", domains=domains) for one, answer in enumerate(answers)]  # type: ignore[arg-type]
+    unused: Any = None
+    gates = Gates(unused)
+    one = WorkerDesk("email", lambda: providers, gates, Known(), *[unused] * 5)  # type: ignore[arg-type]
+
+    async def provider_of_a_mail() -> str:
+        aim = Aim(Target("a@example.com", "example.com"), providers)
+        aim.chosen = providers[0]
+        return (await one.send(a_job("email", "n1"), Send(None, aim), deadline_seconds=20.0)).provider
+
+    assert [await provider_of_a_mail() for _ in range(2)] == ["p1", "p1"], "each gives its place back"
+    other = object()
+    assert gates.take_place(providers[1], "example.com", other) == 0
+    assert await provider_of_a_mail() == "p0"
+    gates.free_place(providers[1], "example.com", other)
+    await gates.of(providers[1], "example.com").told(Outcome(kind="throttled", scope="domain"), retry=False)
+    assert await provider_of_a_mail() == "p0"
+    assert gates._places == {}, "whom the gate refuses has no place"
 
 
 def test_a_push_goes_by_the_first_provider_that_is_for_its_token() -> None:

@@ -1,11 +1,13 @@
 """The gate in front of a provider: whose fault closes it, and whose does not."""
 
 import pytest
+import structlog
 
 from engine.channels.channel import Outcome
-from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW
+from engine.jobs.breaker import CONFIG_PAUSE_SECONDS, IN_A_ROW, Breaker
 from engine.jobs.redisbucket import BucketUnavailable
 from engine.jobs.worker import AT_A_TIME
+from engine.worker.domains import DomainGate
 from engine.worker.gate import SLOT_SECONDS_MAX, SLOTS_MAX, SLOW_SECONDS, Gate
 from engine.worker.gates import SLOW_AT_ONCE, UNKNOWN_AT_ONCE, Gates
 from engine.worker.providers import Provider
@@ -233,6 +235,62 @@ async def test_who_waits_for_his_slot_while_the_provider_goes_down_is_no_further
     assert await one.slot() < 0
 
 
+@pytest.mark.parametrize("probed", [False, True])
+async def test_who_waits_for_a_slot_of_his_domain_while_the_provider_goes_down_is_no_further_probe(
+    probed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty jobs that wait for slots would all be sent to a provider that is down, and each cost an attempt."""
+    clock, bucket, gates, relay = Clock(), Bucket(), Gates(None), Provider("relay", None, serves="email")  # type: ignore[arg-type]
+    whole, one = gates.of(relay), gates.of(relay, "gmail.com")
+    whole._clock = one._clock = clock
+    one._bucket, bucket.answer = bucket, (True, 0.5)  # type: ignore[assignment]
+
+    async def sleep(seconds: float) -> None:
+        for _ in range(IN_A_ROW):
+            await whole.told(Outcome(kind="transient", code="connect/refused"), retry=False)
+        if probed:
+            clock.now += whole.wait_seconds()
+            assert await whole.enter() == 0
+        clock.now += seconds
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert await one.slot() < 0
+    assert whole.breaker.state == ("half_open" if probed else "open"), "the probe of somebody else goes on"
+    assert one.down is not probed
+
+
+@pytest.mark.parametrize("how", ["refused", "opened", "late"])
+async def test_a_probe_of_the_provider_that_its_domain_or_a_late_slot_keeps_from_being_made_is_given_back(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would send anything to the provider for half a minute."""
+    clock, bucket, gates, relay = Clock(), Bucket(), Gates(None), Provider("relay", None, serves="email")  # type: ignore[arg-type]
+    whole, one = gates.of(relay), gates.of(relay, "gmail.com")
+    whole._clock = one._clock = clock
+    whole._bucket, bucket.answer = bucket, (True, 0.5)  # type: ignore[assignment]
+    await whole.told(Outcome(kind="config", code="535", scope="key"), retry=False)
+    clock.now += CONFIG_PAUSE_SECONDS
+    deferring = Breaker("open", clock.now + 60, 60, "421")
+
+    if how == "refused":
+
+        async def take(*, wait_seconds_max: float) -> tuple[bool, float]:
+            one.breaker = deferring
+            return True, 0.0
+
+        bucket.take = take  # type: ignore[method-assign]
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds + (1.0 if how == "late" else 0.0)
+        if how == "opened":
+            one.breaker = deferring
+
+    monkeypatch.setattr("engine.worker.gate.asyncio.sleep", sleep)
+    assert -60 <= await one.slot() < 0
+    assert whole.wait_seconds() == 0
+    assert whole.breaker.state == "open"
+
+
 async def test_the_probe_itself_waits_for_its_slot_as_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, bucket = Clock(), Bucket()
     one, bucket.answer = gate(clock, bucket), (True, 0.5)
@@ -268,10 +326,27 @@ async def test_a_tenant_whose_endpoints_are_slow_has_few_sends_at_a_time_and_oth
     assert gates.take_place(hooks, "acme/b", late := object()) > 0
     assert gates.take_place(hooks, "acme/quick", object()) == 0
     assert gates.take_place(hooks, "other/a", object()) == 0
-    gates.free_place("acme/a", sends[0])
+    gates.free_place(hooks, "acme/a", sends[0])
     assert gates.take_place(hooks, "acme/b", late) == 0
     await gates.of(hooks, "acme/a").told(Outcome(kind="ok"), retry=False, seconds=0.1)
     assert gates.take_place(hooks, "acme/a", object()) == 0, "it is quick again"
+
+
+@pytest.mark.parametrize(
+    ("gate", "of"),
+    [
+        (Gate("own"), "provider"),
+        (Gate("webhook", "acme/a", single=True), "endpoint"),
+        (Gate("browsers", "webpush/push.example"), "service"),
+        (DomainGate("own", "private.example"), "domain"),
+    ],
+)
+async def test_the_log_says_whose_breaker_has_changed_and_names_no_domain(gate: Gate, of: str) -> None:
+    """`provider=own state=open` is read as: nothing goes out any more."""
+    with structlog.testing.capture_logs() as lines:
+        gate._changed(Breaker("open", 1.0, 1.0, "421"))
+    assert [(one["event"], one["of"]) for one in lines] == [("breaker_changed", of)]
+    assert "private.example" not in str(lines)
 
 
 async def test_endpoints_of_which_nothing_is_known_yet_leave_half_of_a_workers_places_to_others() -> None:
