@@ -6,14 +6,11 @@ decided about the whole by then. Each part is decided about by itself, and ends 
 
 from __future__ import annotations
 
-from typing import Final
-
 from msgspec.structs import replace
 
 from engine.channels.channel import Job
 from engine.jobs.claims import Done
-
-ESCALATION: Final = "escalation"
+from engine.plan.decisions import ESCALATION
 
 
 def parts_of(job: Job, done: Done) -> list[Job]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, tzinfo
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -49,6 +49,9 @@ WHYS: frozenset[str] = frozenset(get_args(Why))
 
 Stage = Literal["first", "escalation", "digest", "quiet_hours", "send_window", "cap", "retry"]
 """What has woken the decision: `first` is the planner's, the others are schedules that have fired."""
+
+ESCALATION: Final = "escalation"
+"""The stage of what is sent unless the notification has been seen."""
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from engine.channels.channel import Job
 from engine.jobs.desk import Queue
+from engine.plan.decisions import ESCALATION
 from engine.plan.rules import TypeRule
 from engine.worker.contexts import Rules
 
@@ -68,5 +69,5 @@ def next_channel(rule: TypeRule, job: Job) -> Job | None:
                 "tried_at": None,
                 "again": True,
             }
-            return replace(job, channel=name, target="", stage="escalation", **anew)
+            return replace(job, channel=name, target="", stage=ESCALATION, **anew)
     return None

@@ -10,9 +10,8 @@ import structlog
 from engine.channels.channel import Job
 from engine.errors import BrokerError, StoreUnavailable
 from engine.jobs.desk import Clock, Hold
-from engine.jobs.splitting import ESCALATION
 from engine.patience import passes
-from engine.plan.decisions import Facts, Stage
+from engine.plan.decisions import ESCALATION, Facts, Stage
 from engine.worker.caughtup import PUT_BACK_SECONDS, CaughtUp, Known, Tables
 
 _log = structlog.get_logger("seamark.worker")
