@@ -97,18 +97,13 @@ async def last_receipts(broker: Broker) -> dict[tuple[str, str, str], list[Recei
     return found
 
 
-def is_unanswered(receipt: Receipt) -> bool:
-    """Whether an endpoint did not answer. It gets the webhook again then, and knows it by its id (docs/webhooks.md)."""
-    return receipt.channel == "webhook" and receipt.reason in {"timeout", "reset"}
-
-
 def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted: Counter[tuple[str, str]]) -> list[str]:
     """What is wrong with what is stored, held against what providers have accepted, by notification and channel."""
     wrong = []
     # Of a job that was split it is its parts that are sent, though it may end as poison itself: its doubts are theirs.
     doubted = Counter[tuple[str, str]]()
     for (id, channel, _), said in receipts.items():
-        doubted[id, channel] += sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
+        doubted[id, channel] += sum(one.state == "ambiguous" for one in said)
     for (id, channel, _), said in receipts.items():
         last = max(said, key=lambda one: (one.attempt, one.state in FINAL))
         times = accepted[id, channel]
