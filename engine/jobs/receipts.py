@@ -66,8 +66,8 @@ def part_receipts(job: Job, targets: Sequence[str], members: Members | None, at:
 def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     """What a claim says, of a digest about each of its members.
 
-    An end is one fact, and that a job is not over is another. That a try may have been taken although nobody has said so is a fact
-    of its own, which comes first: no later one takes it away.
+    An end is one fact, and that a job is not over is another. That a try may have been taken, though nobody has said so, is a
+    fact of its own, and comes first: no later one takes it away.
     """
     outcome = claim.outcome
     if isinstance(claim, Done):
