@@ -26,6 +26,7 @@ from engine.topology import server as topology
 from ops.dev.providers import faults
 from ops.dev.providers.acceptlog import Accepted
 from ops.dev.servers import NatsCluster, NatsServer, Valkey
+from projections.folds.deliveries import rank
 from seamark.protocol.receipts import Receipt, decode_receipt
 from seamark.protocol.subjects import log_subject
 from tests.failure.test_cluster import deposed, frozen, killed
@@ -97,6 +98,11 @@ async def last_receipts(broker: Broker) -> dict[tuple[str, str, str], list[Recei
     return found
 
 
+def shown(said: Sequence[Receipt]) -> Receipt:
+    """What `deliveries` shows of these facts about one job."""
+    return max(said, key=lambda one: rank(one.state, one.attempt))
+
+
 def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted: Counter[tuple[str, str]]) -> list[str]:
     """What is wrong with what is stored, held against what providers have accepted, by notification and channel."""
     wrong = []
@@ -105,7 +111,7 @@ def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted:
     for (id, channel, _), said in receipts.items():
         doubted[id, channel] += sum(one.state == "ambiguous" for one in said)
     for (id, channel, _), said in receipts.items():
-        last = max(said, key=lambda one: (one.attempt, one.state in FINAL))
+        last = shown(said)
         times = accepted[id, channel]
         doubts = doubted[id, channel]
         if last.state not in FINAL:
@@ -193,7 +199,7 @@ class Storm:
             for channel, log in {**self._providers.logs, "spare": self._providers.spare.log}.items()
             for message in log.messages()
         )
-        ends = Counter(max(said, key=lambda one: (one.attempt, one.state in FINAL)).state for said in receipts.values())
+        ends = Counter(shown(said).state for said in receipts.values())
         print(f"{drawn}; {len(receipts)} jobs, {accepted.total()} accepted, {ends}")
         assert {(id, channel) for id, channel, _ in receipts} == {(id, one) for id in self._ids for one in CHANNELS}
         assert judged(receipts, accepted) == []
