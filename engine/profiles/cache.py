@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -93,7 +94,15 @@ for _, key in ipairs(KEYS) do redis.call('HDEL', key, 'mark:' .. ARGV[1], 'body'
 """
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Profile).decode
+_read: Final = msgspec.json.Decoder(Profile).decode
+_read_again: Final = functools.lru_cache(maxsize=4096)(_read)
+
+ALIKE_BYTES_MAX: Final = 512
+"""A document that is no larger is one object for all users who have the same: most have nothing of their own."""
+
+
+def _decode(body: bytes) -> Profile:
+    return _read_again(body) if len(body) <= ALIKE_BYTES_MAX else _read(body)
 
 
 class ProfileCache:
