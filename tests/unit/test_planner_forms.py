@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from engine.partition.worker import Delivered
 from engine.plan.decisions import Inputs, Kill
-from engine.plan.hours import Window
+from engine.plan.hours import Digest, Window
 from engine.plan.preferences import QuietHours
 from engine.plan.profile import Profile, Suppression
 from engine.planner import deciding
@@ -180,6 +180,15 @@ def test_the_second_and_all_later_ones_of_a_kind_have_a_form(monkeypatch: pytest
 )
 def test_where_time_has_a_say_each_is_decided_by_itself(asked: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert filled(Said(asked), monkeypatch, body()) == 0
+
+
+@pytest.mark.parametrize("waits", [{"digest": Digest()}, {"unless_seen_seconds": 7200}])
+def test_that_one_is_over_before_its_wait_says_nothing_of_the_others(
+    waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = (NOON + timedelta(days=days) for days in (-1, 9, 10))
+    bodies = [body(expires_at=at.isoformat()) for at in times]
+    assert filled(Said(with_line(plain(), "push", **waits)), monkeypatch, *bodies) == 0
 
 
 def test_what_is_over_by_its_rule_or_by_itself_is_not_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
