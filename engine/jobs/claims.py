@@ -114,6 +114,7 @@ class Look(NamedTuple):
         written: when it was written.
         now: when it was looked at.
         born: since when the store has kept everything it was told. What was written before may have been lost.
+        seen: it was looked at. Else it is what `Claims.unbegun` says.
     """
 
     claim: Claim | None
@@ -122,6 +123,7 @@ class Look(NamedTuple):
     written: float
     now: float
     born: float
+    seen: bool = True
 
 
 class Claims(Protocol):
@@ -132,6 +134,12 @@ class Claims(Protocol):
 
         Raises:
             ClaimsUnavailable: the store does not answer.
+        """
+
+    def unbegun(self, key: str) -> Look | None:
+        """What a look would have said a moment ago of a job that nobody had begun; None: the store has said nothing of late.
+
+        What is put in its place is stored only if there is still no claim, and the store has lost nothing since that moment.
         """
 
     async def put(

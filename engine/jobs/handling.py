@@ -89,8 +89,8 @@ class Handler:
             BrokerError, StoreUnavailable: something is wrong that does not pass by itself. The message is handed out again.
         """
         job, owner = delivery.job, secrets.token_hex(8)
-        for _ in range(LOOKS_MAX):
-            look = await self._look(job)
+        for number in range(LOOKS_MAX):
+            look = (None if number else self._unbegun(delivery)) or await self._look(job)
             step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
             if isinstance(step, AskDeliveries):
                 try:
@@ -129,6 +129,13 @@ class Handler:
             job = _untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
+    def _unbegun(self, delivery: Delivery) -> Look | None:
+        """What a look would say of a job that nobody else has had, as is true of nearly all: whoever takes its claim finds out."""
+        job = delivery.job
+        if job.attempt > 0 or may_be_shared(job, delivery.deliveries, delivery.held_seconds):
+            return None
+        return self._claims.unbegun(job.claim_key)
+
     async def _look(self, job: Job) -> Look | None:
         try:
             return await self._claims.look(job.claim_key)
@@ -140,23 +147,34 @@ class Handler:
     async def _go(self, delivery: Delivery, look: Look | None, go: Go, owner: str) -> bool:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
-        if look is not None:
+        if look is not None and look.seen:
             job = with_members(_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
-            await self._put_back_until(delivery, replace(job, stage=decided.stage or job.stage), decided.due)
-            return True
+            return await self._hold(delivery, look, replace(job, stage=decided.stage or job.stage), decided.due)
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             return await self._conclude(delivery, look, _end(job, go, decided))
         seconds = await self._desk.turn(job, decided)
         if seconds > 0:
-            await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
-            return True
+            return await self._hold(delivery, look, job, self._clock.now() + timedelta(seconds=seconds))
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
             await self._store(job, doubt_receipts(replace(job, members=decided.members), go.doubt, self._clock.now()))
         lease = Leased(job.attempt, owner, go.lost, go.doubtful, decided.members)
         return await self._try(delivery, look, lease, decided)
+
+    async def _hold(self, delivery: Delivery, look: Look | None, job: Job, due: datetime) -> bool:
+        """Put a job back that is not to be sent now. Whether nothing is left to do with it.
+
+        It is looked at first, if it was not: another message of it may have ended it, and the claim of that end be let go of.
+        """
+        if look is not None and not look.seen:
+            look = await self._look(job)
+            if look is None or look.claim is not None:
+                return False
+            job = _untried(job, look, Go())
+        await self._put_back_until(delivery, job, due)
+        return True
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
         """Whether this try could be one too many: the provider may have it already, or it was tried often enough."""

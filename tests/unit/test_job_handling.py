@@ -23,6 +23,9 @@ class Away:
     async def look(self, key: str) -> Look:
         raise ClaimsUnavailable
 
+    def unbegun(self, key: str) -> Look | None:
+        return None
+
     async def put(self, *args: Any, **kept: Any) -> Look:
         raise ClaimsUnavailable
 
@@ -79,6 +82,9 @@ class Kept:
     async def look(self, key: str) -> Look:
         now = datetime.now(UTC).timestamp()
         return Look(self.claim, b"", 0.0, now, now, 0.0)
+
+    def unbegun(self, key: str) -> Look | None:
+        return None
 
     async def put(self, key: str, expected: Look, claim: Claim, **kept: Any) -> Look:
         self.claim = claim
