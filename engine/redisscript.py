@@ -43,9 +43,7 @@ class RedisScript:
         self._script = script
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._connection: Connection | None = None
-        self._calls: Questions[Call, Any] = Questions(
-            "redis-script", self._run, seconds=seconds, most=CALLS_MAX
-        )
+        self._calls: Questions[Call, Any] = Questions("redis-script", self._run, seconds=seconds, most=CALLS_MAX)
 
     @property
     def busy(self) -> bool:

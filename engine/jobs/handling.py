@@ -130,7 +130,7 @@ class Handler:
         await self._put_back_until(delivery, job, self._clock.now())
 
     def _unbegun(self, delivery: Delivery) -> Look | None:
-        """What a look would say of a job that nobody else has had, as is true of nearly all: whoever takes its claim finds out."""
+        """What a look would say of a job that nobody else has had, as nearly all are: whoever takes its claim finds out."""
         job = delivery.job
         if job.attempt > 0 or may_be_shared(job, delivery.deliveries, delivery.held_seconds):
             return None

@@ -28,8 +28,8 @@ TENANTS_MAX: Final = 10_000
 
 _BORN_KEPT_SECONDS: Final = int(2 * CLAIM_KEPT_SECONDS)
 
-# KEYS: since when this server has kept what it was told; claims of the same tenant. ARGV: the server's run, how long the former is
-# kept, and of each claim: since when the server is expected to have kept everything ('': it is only looked at), what is expected
+# KEYS: since when this server has kept what it was told; claims of the same tenant. ARGV: the server's run, how long the former
+# is kept, and of each claim: since when the server is expected to have kept everything ('': it is only looked at), what is expected
 # to be stored, the new claim, its lease, its life. Times are microseconds as text: Lua would write them in scientific notation.
 # A stored claim is `<lease's end> <written> <JSON>`. Of each claim the answer is 1 where it was written, else what is stored.
 _SCRIPT: Final = """

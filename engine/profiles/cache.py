@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from engine.outages import REDIS_AWAY, redis_failure
 from engine.plan.profile import Profile
+from engine.questions import Questions
 from engine.redisscript import Argument, RedisScript
 from seamark.protocol.subjects import encode_token
 
@@ -97,6 +98,16 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Profile).decode
 
 
+class _Found(NamedTuple):
+    """What Redis says of a user: the profile, or a lease to store it by, or neither."""
+
+    profile: Profile | None = None
+    lease: str = ""
+
+
+_NOTHING: Final = _Found()
+
+
 class ProfileCache:
     """Profiles of all tenants, and the marks of those who change them (`engine.directory.changing.ProfileMarks`).
 
@@ -109,47 +120,50 @@ class ProfileCache:
         self._read = read
         self._look, self._fill = (RedisScript(redis, script, seconds=REDIS_SECONDS) for script in (_LOOK, _FILL))
         self._mark, self._settle = RedisScript(redis, _MARK), RedisScript(redis, _SETTLE)
+        self._looks = Questions("profiles", self._look_for, most=LOOKS_PER_CALL)
         self._away_until = 0.0
 
     async def of(self, tenant: str, user: str) -> Profile:
-        """The profile of a user.
+        """The profile of a user. Those that are asked for at the same time are looked for together.
 
         Raises:
             StoreUnavailable: neither Redis nor PostgreSQL says it.
         """
-        [profile] = await self.of_all([(tenant, user)])
-        return profile
+        found = await self._looks.answer((tenant, user))
+        return found.profile or await self._missing(tenant, user, found.lease)
 
     async def of_all(self, users: Sequence[tuple[str, str]]) -> list[Profile]:
         """The profiles of users, each by tenant and name, in their order.
 
         Redis is asked once for many of one tenant, if they come one after the other.
         """
+        found = await self._look_for(users)
+        missing = [number for number, one in enumerate(found) if one.profile is None]
+        read = await asyncio.gather(*(self._missing(*users[one], found[one].lease) for one in missing))
+        of_missing = dict(zip(missing, read, strict=True))
+        return [one.profile or of_missing[number] for number, one in enumerate(found)]
+
+    async def _look_for(self, users: Sequence[tuple[str, str]]) -> list[_Found]:
+        """What Redis has of these users."""
         parts = []
         for tenant, some in itertools.groupby(users, itemgetter(0)):
-            names = [name for _, name in some]
-            parts += [(tenant, names[at : at + LOOKS_PER_CALL]) for at in range(0, len(names), LOOKS_PER_CALL)]
-        found = await asyncio.gather(*(self._of_some(*part) for part in parts))
-        return [profile for profiles in found for profile in profiles]
+            keys = [_key(tenant, name) for _, name in some]
+            parts += [self._look_once(keys[at : at + LOOKS_PER_CALL]) for at in range(0, len(keys), LOOKS_PER_CALL)]
+        found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)
+        return [one for some in found for one in some]
 
-    async def _of_some(self, tenant: str, users: Sequence[str]) -> list[Profile]:
-        keys, token = [_key(tenant, user) for user in users], secrets.token_hex(8)
-        answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000]) or [None] * len(keys)
-        profiles = dict[int, Profile]()
-        for number, answer in enumerate(answers):
-            if isinstance(answer, list):
-                # One that another version of Seamark has stored is gone in ten minutes.
-                with contextlib.suppress(msgspec.DecodeError):
-                    profiles[number] = _decode(answer[0])
-        if missing := [number for number in range(len(keys)) if number not in profiles]:
-            read = await asyncio.gather(*(self._read(tenant, users[number]) for number in missing))
-            profiles |= zip(missing, read, strict=True)
-            mine = [number for number in missing if answers[number] == b"yours"]
+    async def _look_once(self, keys: Sequence[str]) -> list[_Found]:
+        token = secrets.token_hex(8)
+        answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000])
+        return [_NOTHING] * len(keys) if answers is None else [_found(answer, token) for answer in answers]
+
+    async def _missing(self, tenant: str, user: str, lease: str) -> Profile:
+        """A profile that Redis has not, as the primary has it; stored under the lease, if there is one."""
+        profile = await self._read(tenant, user)
+        if lease:
             kept = KEPT_SECONDS * 1000
-            await asyncio.gather(
-                *(self._asked(self._fill, [keys[one]], [token, _encode(profiles[one]), kept]) for one in mine)
-            )
-        return [profiles[number] for number in range(len(keys))]
+            await self._asked(self._fill, [_key(tenant, user)], [lease, _encode(profile), kept])
+        return profile
 
     async def pending(self, tenant: str, users: Sequence[str], seconds: float) -> str:
         """Mark users before a change that takes `seconds` at most; returns the token by which `settled` knows the marks.
@@ -191,8 +205,17 @@ class ProfileCache:
 
     async def close(self) -> None:
         """Drop the connections."""
+        await self._looks.close()
         for script in (self._look, self._fill, self._mark, self._settle):
             await script.close()
+
+
+def _found(answer: Any, token: str) -> _Found:
+    if isinstance(answer, list):
+        # One that another version of Seamark has stored is gone in ten minutes.
+        with contextlib.suppress(msgspec.DecodeError):
+            return _Found(_decode(answer[0]))
+    return _Found(lease=token) if answer == b"yours" else _NOTHING
 
 
 def _key(tenant: str, user: str) -> str:
