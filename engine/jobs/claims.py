@@ -12,6 +12,7 @@ Here is what claims say and which may follow which, without I/O. `RedisClaims` k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -48,7 +49,7 @@ class Leased(msgspec.Struct, frozen=True, tag="leased", omit_defaults=True):
 
     Args:
         attempt: as the job says.
-        owner: random for each time that a message is handled.
+        owner: another one for each time that a message is handled.
         lost: how many leases of this job have run out: tries that `attempt` does not count.
         doubt: an earlier try may have been taken by the provider.
         members: of a digest, what is in it: from the first try on, each has the same.
@@ -190,9 +191,10 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
         return new
     if isinstance(new, Done) and new.end == "sent":
         if isinstance(found, Done):
-            # In `deliveries` the later attempt wins, and this one has to.
-            return None if found.end == "sent" else msgspec.structs.replace(new, attempt=found.attempt + 1)
-        return msgspec.structs.replace(new, attempt=max(new.attempt, found.attempt))
+            # In `deliveries` the later attempt wins, and this one has to. Whoever has told the other end had this attempt or that.
+            after = max(found.attempt, lease.attempt) + 1
+            return None if found.end == "sent" else msgspec.structs.replace(new, attempt=after)
+        return new if new.attempt >= found.attempt else msgspec.structs.replace(new, attempt=found.attempt)
     match found:
         case Leased(attempt, owner):
             return new if owner == lease.owner or attempt < lease.attempt else None
@@ -207,7 +209,7 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
             return None
 
 
-def kept_seconds(claim: Claim, now: datetime) -> float:
+def kept_seconds(claim: Claim, now: Callable[[], datetime]) -> float:
     """How long a claim is kept from `now` on."""
-    waits = max(0.0, (claim.due - now).total_seconds()) if isinstance(claim, Waiting) else 0.0
+    waits = max(0.0, (claim.due - now()).total_seconds()) if isinstance(claim, Waiting) else 0.0
     return CLAIM_KEPT_SECONDS + waits

@@ -10,6 +10,7 @@ was, and goes on from there (ADR 0043).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import secrets
@@ -81,6 +82,7 @@ class Handler:
         self._desk = desk
         self._policy = policy
         self._clock = clock
+        self._name, self._handled = secrets.token_hex(8), itertools.count()
 
     async def handle(self, delivery: Delivery) -> None:
         """Bring a job as far as it can be brought now, and acknowledge its message.
@@ -88,7 +90,7 @@ class Handler:
         Raises:
             BrokerError, StoreUnavailable: something is wrong that does not pass by itself. The message is handed out again.
         """
-        job, owner = delivery.job, secrets.token_hex(8)
+        job, owner = delivery.job, f"{self._name}-{next(self._handled):x}"
         for number in range(LOOKS_MAX):
             look = (None if number else self._unbegun(delivery)) or await self._look(job)
             step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
@@ -197,7 +199,7 @@ class Handler:
             return True
         try:
             stored = await self._claims.put(
-                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
+                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now)
             )
         except ClaimsUnavailable:
             return False
@@ -213,7 +215,7 @@ class Handler:
         job, asked_at = delivery.job, time.monotonic()
         if look is not None:
             try:
-                keep_seconds = kept_seconds(lease, self._clock.now())
+                keep_seconds = kept_seconds(lease, self._clock.now)
                 look = await self._claims.put(
                     job.claim_key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
                 )
@@ -231,7 +233,7 @@ class Handler:
                 lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members
             )
         else:
-            tried = replace(job, members=lease.members)
+            tried = job if lease.members is job.members else replace(job, members=lease.members)
             outcome = await self._desk.send(tried, send, deadline_seconds=SEND_SECONDS)
             ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower(outcome)
             said = settle(
@@ -256,7 +258,7 @@ class Handler:
                     if wanted is None:
                         assert look.claim is not None, "anything may take the place of nothing"
                         return look.claim, look
-                    keep_seconds = kept_seconds(wanted, self._clock.now())
+                    keep_seconds = kept_seconds(wanted, self._clock.now)
                     look = await self._claims.put(job.claim_key, look, wanted, keep_seconds=keep_seconds)
                     if look.claim == wanted:
                         return said if wanted == said else wanted, look

@@ -29,9 +29,9 @@ TENANTS_MAX: Final = 10_000
 _BORN_KEPT_SECONDS: Final = int(2 * CLAIM_KEPT_SECONDS)
 
 # KEYS: since when this server has kept what it was told; claims of the same tenant. ARGV: the server's run, how long the former
-# is kept, and of each claim: since when the server is expected to have kept everything ('': it is only looked at), what is expected
-# to be stored, the new claim, its lease, its life. Times are microseconds as text: Lua would write them in scientific notation.
-# A stored claim is `<lease's end> <written> <JSON>`. Of each claim the answer is 1 where it was written, else what is stored.
+# is kept, and of each claim: since when the server is expected to have kept everything ('': it is only looked at), what is
+# expected to be stored, the new claim, its lease, its life. Times are microseconds as text: Lua would write them in scientific
+# notation. A stored claim is `<lease's end> <written> <JSON>`. Of each the answer is 1 where it was written, else what is stored.
 _SCRIPT: Final = """
 local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000000 + t[2])
@@ -61,18 +61,36 @@ _encode = msgspec.json.Encoder().encode
 _decode: msgspec.json.Decoder[Claim] = msgspec.json.Decoder(Claim)
 
 
+class _Said(NamedTuple):
+    """What Redis said last of a tenant: times by its clock, in microseconds, and when that was by ours, in seconds."""
+
+    born: int
+    now: int
+    at: float
+
+
 class _Script(RedisScript):
     """The script, told which run of the server it is on: another run may have lost what this one was told last.
 
     A server that was started anew, or a replica that was promoted, is reached by another connection; so each is asked once.
 
-    A call's keys are a tenant and a job; its answer is what was found, and the server's `born` and `now`. Calls that go together
-    are one call for each tenant: by itself, each would cost Redis and us three times as much.
+    A call's keys are that of its tenant and that of its claim; its answer is what was found, and the server's `born` and `now`.
+    Calls that go together are one call for each tenant: by itself, each would cost Redis and us three times as much.
     """
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, _SCRIPT, seconds=CLAIM_TIMEOUT_SECONDS)
         self._run_id: Argument = ""
+        self._said: dict[Argument, _Said] = {}
+
+    def said(self, tenant: str) -> _Said | None:
+        """What the server said last of a tenant, by its key, if that was a moment ago."""
+        said = self._said.get(tenant)
+        return None if said is None or time.monotonic() - said.at > SAID_SECONDS_MAX else said
+
+    def forget(self) -> None:
+        """Forget what the server has said: it is away."""
+        self._said.clear()
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
         of_tenants: dict[Argument, list[int]] = {}
@@ -80,18 +98,21 @@ class _Script(RedisScript):
             of_tenants.setdefault(tenant, []).append(number)
         together = list[Call]()
         for tenant, numbers in of_tenants.items():
-            keys, args = [f"jobs:{{{tenant}}}:born"], list[Argument]((_BORN_KEPT_SECONDS,))
+            keys, args = [tenant], list[Argument]((_BORN_KEPT_SECONDS,))
             for number in numbers:
-                (_, job), write = calls[number]
-                keys.append(f"job:{{{tenant}}}:{job}")
+                (_, claim), write = calls[number]
+                keys.append(claim)
                 args += write or _ONLY_LOOK
             together.append((keys, args))
-        answers: dict[int, Any] = {}
-        for numbers, answer in zip(of_tenants.values(), await super()._run(together), strict=True):
+        said, answers = await super()._run(together), dict[int, Any]()
+        if len(self._said) > TENANTS_MAX:
+            self._said.clear()
+        for (tenant, numbers), answer in zip(of_tenants.items(), said, strict=True):
             if isinstance(answer, Exception):
                 answers |= dict.fromkeys(numbers, answer)
             else:
                 born, now = int(answer[0]), int(answer[1])
+                self._said[tenant] = _Said(born, now, time.monotonic())
                 answers |= {number: (found, born, now) for number, found in zip(numbers, answer[2:], strict=True)}
         return [answers[number] for number in range(len(calls))]
 
@@ -119,21 +140,12 @@ async def _run_of(connection: Connection) -> Argument:
     return lines.get("run_id", "") or "unknown"  # some hosted servers do not tell it
 
 
-class _Said(NamedTuple):
-    """What Redis said last of a tenant: times by its clock, in microseconds, and when that was by ours, in seconds."""
-
-    born: int
-    now: int
-    at: float
-
-
 class RedisClaims:
     """Looks at claims and writes them, each within a deadline. The tenant is the hash tag of its keys in a cluster."""
 
     def __init__(self, redis: Redis) -> None:
         self._script = _Script(redis)
         self._away_until = 0.0
-        self._said: dict[str, _Said] = {}
 
     async def look(self, key: str) -> Look:
         """The claim of a job.
@@ -148,10 +160,8 @@ class RedisClaims:
 
         See `engine.jobs.claims.Claims`.
         """
-        said = self._said.get(key.partition("/")[0])
-        if said is None or time.monotonic() - said.at > SAID_SECONDS_MAX:
-            return None
-        return Look(None, b"", 0.0, 0.0, said.now / 1e6, said.born / 1e6, seen=False)
+        said = self._script.said(_tenant_key(key.partition("/")[0]))
+        return None if said is None else Look(None, b"", 0.0, 0.0, said.now / 1e6, said.born / 1e6, seen=False)
 
     async def put(
         self, key: str, expected: Look, claim: Claim, *, lease_seconds: float = 0, keep_seconds: float
@@ -177,15 +187,12 @@ class RedisClaims:
         if time.monotonic() < self._away_until:
             raise ClaimsUnavailable
         try:
-            found, born, now = await self._script((tenant, rest), write)
+            answer: tuple[Any, int, int] = await self._script((_tenant_key(tenant), f"job:{{{tenant}}}:{rest}"), write)
+            return answer
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
-            self._said.clear()
+            self._script.forget()
             raise ClaimsUnavailable from error
-        if len(self._said) > TENANTS_MAX:
-            self._said.clear()
-        self._said[tenant] = _Said(born, now, time.monotonic())
-        return found, born, now
 
     async def close(self) -> None:
         """Drop the connection; a later call opens another."""
@@ -197,6 +204,10 @@ def _look(found: bytes, born: int, now: int) -> Look:
         return Look(None, b"", 0.0, 0.0, now / 1e6, born / 1e6)
     until, written, body = found.split(b" ", 2)
     return Look(_decode.decode(body), found, int(until) / 1e6, int(written) / 1e6, now / 1e6, born / 1e6)
+
+
+def _tenant_key(tenant: str) -> str:
+    return f"jobs:{{{tenant}}}:born"
 
 
 def _micros(seconds: float) -> str:
