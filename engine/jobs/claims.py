@@ -191,7 +191,7 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
         return new
     if isinstance(new, Done) and new.end == "sent":
         if isinstance(found, Done):
-            # In `deliveries` the later attempt wins, and this one has to. Whoever has told the other end had this attempt or that.
+            # In `deliveries` the later attempt wins, and this one has to. Who told the other end had this attempt or that.
             after = max(found.attempt, lease.attempt) + 1
             return None if found.end == "sent" else msgspec.structs.replace(new, attempt=after)
         return new if new.attempt >= found.attempt else msgspec.structs.replace(new, attempt=found.attempt)
