@@ -78,6 +78,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         known: whether the code is one that the tables name; others are shown to operators.
         begun: whether the provider was asked. If not, as all connections to it were in use, this says nothing of it, and costs no
             attempt.
+        unanswered: the request has left, and nobody has answered: the target may have taken it. That counts as a failure. It is
+            tried again, as the target knows a repetition by its id; receipts say that this try is in doubt.
     """
 
     kind: OutcomeKind
@@ -97,6 +99,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target_digest: str = ""
     known: bool = True
     begun: bool = True
+    unanswered: bool = False
 
 
 class Members(msgspec.Struct, frozen=True, omit_defaults=True):

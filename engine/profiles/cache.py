@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -95,17 +94,15 @@ for _, key in ipairs(KEYS) do redis.call('HDEL', key, 'mark:' .. ARGV[1], 'body'
 """
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Profile).decode
+_read: Final = msgspec.json.Decoder(Profile).decode
+_read_again: Final = functools.lru_cache(maxsize=4096)(_read)
+
+ALIKE_BYTES_MAX: Final = 512
+"""A document that is no larger is one object for all users who have the same: most have nothing of their own."""
 
 
-class _Found(NamedTuple):
-    """What Redis says of a user: the profile, or a lease to store it by, or neither."""
-
-    profile: Profile | None = None
-    lease: str = ""
-
-
-_NOTHING: Final = _Found()
+def _decode(body: bytes) -> Profile:
+    return _read_again(body) if len(body) <= ALIKE_BYTES_MAX else _read(body)
 
 
 class ProfileCache:
@@ -120,49 +117,60 @@ class ProfileCache:
         self._read = read
         self._look, self._fill = (RedisScript(redis, script, seconds=REDIS_SECONDS) for script in (_LOOK, _FILL))
         self._mark, self._settle = RedisScript(redis, _MARK), RedisScript(redis, _SETTLE)
-        self._looks = Questions("profiles", self._look_for, most=LOOKS_PER_CALL)
+        self._looks = Questions("profile-looks", self._look_up, most=LOOKS_PER_CALL)
         self._away_until = 0.0
 
     async def of(self, tenant: str, user: str) -> Profile:
-        """The profile of a user. Those that are asked for at the same time are looked for together.
+        """The profile of a user.
 
         Raises:
             StoreUnavailable: neither Redis nor PostgreSQL says it.
         """
+        _key(tenant, user)  # whose name is none has that told alone
         found = await self._looks.answer((tenant, user))
-        return found.profile or await self._missing(tenant, user, found.lease)
+        return found if isinstance(found, Profile) else await self._read_through((tenant, user), found)
 
     async def of_all(self, users: Sequence[tuple[str, str]]) -> list[Profile]:
         """The profiles of users, each by tenant and name, in their order.
 
-        Redis is asked once for many of one tenant, if they come one after the other.
+        Redis is asked once for many of one tenant.
         """
-        found = await self._look_for(users)
-        missing = [number for number, one in enumerate(found) if one.profile is None]
-        read = await asyncio.gather(*(self._missing(*users[one], found[one].lease) for one in missing))
-        of_missing = dict(zip(missing, read, strict=True))
-        return [one.profile or of_missing[number] for number, one in enumerate(found)]
+        found = await self._look_up(users)
+        missing = ((user, lease) for user, lease in zip(users, found, strict=True) if isinstance(lease, str))
+        read = iter(await asyncio.gather(*(self._read_through(user, lease) for user, lease in missing)))
+        return [next(read) if isinstance(one, str) else one for one in found]
 
-    async def _look_for(self, users: Sequence[tuple[str, str]]) -> list[_Found]:
-        """What Redis has of these users."""
-        parts = []
-        for tenant, some in itertools.groupby(users, itemgetter(0)):
-            keys = [_key(tenant, name) for _, name in some]
-            parts += [self._look_once(keys[at : at + LOOKS_PER_CALL]) for at in range(0, len(keys), LOOKS_PER_CALL)]
-        found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)
-        return [one for some in found for one in some]
+    async def _look_up(self, users: Sequence[tuple[str, str]]) -> list[Profile | str]:
+        """What Redis has of users: profiles, or else the token of a lease by which what is read may be stored; "": none."""
+        found: list[Profile | str] = [""] * len(users)
+        token, of_tenants = secrets.token_hex(8), dict[str, list[int]]()
+        for number, (tenant, _) in enumerate(users):
+            of_tenants.setdefault(tenant, []).append(number)
+        parts = [
+            numbers[at : at + LOOKS_PER_CALL]
+            for numbers in of_tenants.values()
+            for at in range(0, len(numbers), LOOKS_PER_CALL)
+        ]
 
-    async def _look_once(self, keys: Sequence[str]) -> list[_Found]:
-        token = secrets.token_hex(8)
-        answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000])
-        return [_NOTHING] * len(keys) if answers is None else [_found(answer, token) for answer in answers]
+        async def look_up(part: Sequence[int]) -> None:
+            keys = [_key(*users[number]) for number in part]
+            answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000])
+            for number, answer in zip(part, answers or (), strict=False):
+                if answer == b"yours":
+                    found[number] = token
+                elif isinstance(answer, list):
+                    # One that another version of Seamark has stored is gone in ten minutes.
+                    with contextlib.suppress(msgspec.DecodeError):
+                        found[number] = _decode(answer[0])
 
-    async def _missing(self, tenant: str, user: str, lease: str) -> Profile:
-        """A profile that Redis has not, as the primary has it; stored under the lease, if there is one."""
-        profile = await self._read(tenant, user)
+        await asyncio.gather(*(look_up(part) for part in parts))
+        return found
+
+    async def _read_through(self, user: tuple[str, str], lease: str) -> Profile:
+        """A profile as the primary has it, which is stored with a lease."""
+        profile = await self._read(*user)
         if lease:
-            kept = KEPT_SECONDS * 1000
-            await self._asked(self._fill, [_key(tenant, user)], [lease, _encode(profile), kept])
+            await self._asked(self._fill, [_key(*user)], [lease, _encode(profile), KEPT_SECONDS * 1000])
         return profile
 
     async def pending(self, tenant: str, users: Sequence[str], seconds: float) -> str:
@@ -208,14 +216,6 @@ class ProfileCache:
         await self._looks.close()
         for script in (self._look, self._fill, self._mark, self._settle):
             await script.close()
-
-
-def _found(answer: Any, token: str) -> _Found:
-    if isinstance(answer, list):
-        # One that another version of Seamark has stored is gone in ten minutes.
-        with contextlib.suppress(msgspec.DecodeError):
-            return _Found(_decode(answer[0]))
-    return _Found(lease=token) if answer == b"yours" else _NOTHING
 
 
 def _key(tenant: str, user: str) -> str:
