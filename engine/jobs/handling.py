@@ -3,7 +3,7 @@
     look at the claim · decide again · wait for a turn · store that it may be a repetition · take the claim · send
     · record the outcome · dead letter, retired target · receipts · schedule the next try · acknowledge
 
-What nobody can have begun, as nearly every job when it is handed out, is not looked at: to take its claim tells whether that is so.
+What nobody can have begun, as nearly every job when it is handed out, is not looked at: to take its claim tells whether it is so.
 
 A worker may die, or sleep for minutes, between any two of them. Whoever is handed the message next finds in the claim how far it
 was, and goes on from there (ADR 0043).
