@@ -15,6 +15,7 @@ from engine.broker.jetstream import Stored, StreamState
 class Source:
     """A partition of a stream and the durable consumer that reads it.
 
+    `subject`: of the partition, with a wildcard at its end. The consumer may bring others, too: they are passed over.
     `sparse`: messages of others leave the stream by themselves, so that a beginning that has moved says nothing about ours.
     """
 
