@@ -96,7 +96,7 @@ class _Head:
     def __init__(self, broker: Broker, stream: str, subject: str) -> None:
         self._broker = broker
         self._stream = stream
-        # All records of a log: with a filter the broker would look for each among all users (ADR 0052). Marks come, too.
+        # All records of a log: with a filter the broker would look for each among all users (ADR 0053). Marks come, too.
         self._filter = ">" if subject.startswith("log.") and subject.count(".") == 2 else subject
         self._prefix = subject.removesuffix(">").encode()
         self._name = f"replay-{NUID().next().decode()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -9,6 +10,15 @@ from typing import Protocol
 import msgspec
 
 from engine.broker.jetstream import Stored, StreamState
+
+
+class Phase(enum.Enum):
+    """Where a reader stands."""
+
+    STANDBY = "standby"
+    TAKING_OVER = "taking over"
+    READING = "reading"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,8 +283,7 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
         record = batch[index]
         try:
             # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
-            subject = record.subject
-            user = subject[subject.index(b".", 4) + 1 :].decode()
+            user = record.subject.decode().split(".", 2)[2]
             change = decode_change(record.payload)
         except NO_RECORD:
             metrics.projection_skipped.labels("unread").inc()
