@@ -32,7 +32,7 @@ LINGER_SECONDS = 0.01
 """Rounds of a partition that hold little begin this far apart: on one replica a batch costs the broker about 1 ms."""
 
 BUFFERED_PULLS_MAX = 2
-"""Pulled batches a partition keeps in memory before it stops pulling."""
+"""Pulled batches a partition keeps in memory before it stops pulling, beside those that it works on."""
 
 PIN_TIMEOUT_SECONDS = 5.0
 """Silence after which the broker gives the pin of a partition to a standby (`priority_timeout`)."""

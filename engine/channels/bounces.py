@@ -9,7 +9,7 @@ from typing import Final
 from engine.channels.channel import Outcome
 from engine.directory.contacts import Addressed
 from engine.directory.suppressions import NewSuppression
-from engine.plan.profile import OPTED_OUT, SCOPE_ALL
+from engine.plan.profile import COMPLAINT, OPTED_OUT, SCOPE_ALL
 
 SOFT_BOUNCES_MAX: Final = 5
 SOFT_WINDOW: Final = timedelta(days=14)
@@ -22,7 +22,6 @@ SOFT_DAYS_MIN: Final = 2
 
 HARD_BOUNCE: Final = "hard_bounce"
 SOFT_BOUNCES: Final = "soft_bounces"
-COMPLAINT: Final = "complaint"
 INVALID_NUMBER: Final = "invalid_number"
 
 COMPLAINED: Final = "complaint"

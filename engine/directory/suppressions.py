@@ -110,13 +110,14 @@ def id_of(hash: bytes, scope: str) -> bytes:
 _COLUMNS: Final = "id, channel, address, scope, reason, source, created_at, expires_at"
 _COUNTS: Final = "(expires_at IS NULL OR expires_at > now())"
 
-# A legal opt-out stays what it is: a bounce that comes later must not turn it into something that ends by itself.
+# What a person wanted stays as it is: a bounce that comes later would end by itself, or be lifted with a provider's others.
 _PUT: Final = f"""
 INSERT INTO suppressions (tenant, id, address_hash, channel, address, scope, reason, source, expires_at)
 SELECT $1, * FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
 ON CONFLICT (tenant, id) DO UPDATE SET reason = excluded.reason, source = excluded.source,
     expires_at = excluded.expires_at, created_at = now()
-WHERE suppressions.reason <> '{profile.OPTED_OUT}' OR suppressions.expires_at <= now() OR excluded.reason = '{profile.OPTED_OUT}'
+WHERE suppressions.expires_at <= now() OR excluded.reason = '{profile.OPTED_OUT}' OR CASE suppressions.reason
+    WHEN '{profile.OPTED_OUT}' THEN false WHEN '{profile.COMPLAINT}' THEN excluded.reason = '{profile.COMPLAINT}' ELSE true END
 """
 
 _PURGE: Final = """

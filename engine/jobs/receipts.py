@@ -66,7 +66,8 @@ def part_receipts(job: Job, targets: Sequence[str], members: Members | None, at:
 def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
     """What a claim says, of a digest about each of its members.
 
-    An end is one fact; a try that is followed by another is two: how it ended, and that it is not over.
+    An end is one fact, and that a job is not over is another. That a try may have been taken, though nobody has said so, is a
+    fact of its own, and comes first: no later one takes it away.
     """
     outcome = claim.outcome
     if isinstance(claim, Done):
@@ -74,13 +75,16 @@ def receipts_of(job: Job, claim: Waiting | Done, at: datetime) -> list[Receipt]:
             return []  # whatever is stored of him now would stay behind when he is erased
         # Where Redis has forgotten, an earlier attempt may have ended the job; in `deliveries` the later attempt wins, and this
         # is the end.
-        end = _receipt(job, claim.end, max(claim.attempt, job.attempt), claim.why, at, outcome)
-        return _of_each(job, claim.members, end) + part_receipts(job, claim.targets, claim.members, at)
+        attempt = max(claim.attempt, job.attempt)
+        said = [_receipt(job, claim.end, attempt, claim.why, at, outcome)]
+        if outcome is not None and outcome.unanswered:
+            said.insert(0, _receipt(job, AMBIGUOUS, attempt, claim.why, at, outcome))
+        ends = [one for fact in said for one in _of_each(job, claim.members, fact)]
+        return ends + part_receipts(job, claim.targets, claim.members, at)
     if outcome is None:
         return []
     reason = outcome.code or outcome.kind
-    again = _receipt(job, QUEUED, claim.attempt, reason, at, outcome)
-    said = [again]
-    if outcome.kind == "ambiguous":
-        said = [_receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, outcome), again]
+    said = [_receipt(job, QUEUED, claim.attempt, reason, at, outcome)]
+    if outcome.kind == "ambiguous" or outcome.unanswered:
+        said.insert(0, _receipt(job, AMBIGUOUS, claim.attempt - 1, reason, at, outcome))
     return [one for fact in said for one in _of_each(job, claim.members, fact)]

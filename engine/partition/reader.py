@@ -204,6 +204,7 @@ class PartitionReader:
             await asyncio.sleep(pause)
             return  # what has changed meanwhile is seen by the next turn
         batch, self._buffer, self._buffer_bytes = self._buffer, [], 0
+        self._pull()  # what comes next is on its way meanwhile
         try:
             await self._worker.handle(batch)
         except (BrokerError, OSError, TimeoutError):

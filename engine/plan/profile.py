@@ -12,6 +12,9 @@ from engine.plan.rules import Channel
 OPTED_OUT = "opted_out"
 """Reason of a suppression that the law asks for: the recipient said stop, by whatever way. Nothing goes through it."""
 
+COMPLAINT = "complaint"
+"""Reason of a suppression of somebody who has called a mail spam."""
+
 SCOPE_ALL = "all"
 
 

@@ -116,9 +116,9 @@ def batches(following: Sequence[Following]) -> Iterator[list[Following]]:
     batch: list[Following] = []
     size = count = 0
     for one in following:
-        bytes_ = sum(
-            len(each.payload) + len(each.headers) + len(each.subject) + _OVERHEAD_BYTES for each in one.messages
-        )
+        bytes_ = 0
+        for each in one.messages:
+            bytes_ += len(each.payload) + len(each.headers) + len(each.subject) + _OVERHEAD_BYTES
         if batch and (count + len(one.messages) >= BATCH_MESSAGES_MAX or size + bytes_ > BATCH_BYTES_MAX):
             yield batch
             batch, size, count = [], 0, 0

@@ -16,9 +16,10 @@ from engine.limits import PLAN_WITNESS_SECONDS
 from engine.log.writer import read_mark
 from engine.partition.reader import PartitionReader, Phase
 from engine.planner import position
+from engine.planner.deciding import Drops, Profiles, Rules
 from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
-from engine.planner.worker import Drops, PlanWorker, Profiles, Rules
+from engine.planner.worker import PlanWorker
 from engine.postgres import Pool
 from engine.tasks import end_if_cancelled
 from seamark.protocol.errors import SeamarkError

@@ -54,13 +54,15 @@ class _Entry(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Entry).decode
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A notification in a log, read no further than it takes to tell whether there is something to decide: mostly there is not.
 
-    `tenant_token`, `user_token`: as its subject has them; `subject` is that of its receipts.
+    Attributes:
+        tenant_token, user_token: as its subject has them.
+        channels: those that its event asked for; None: it left the choice to the rule.
     """
 
     stored: Delivered
@@ -68,12 +70,17 @@ class Found(NamedTuple):
     tenant: str
     tenant_token: str
     user_token: str
-    subject: str
+    channels: tuple[str, ...] | None
 
     @property
     def stored_at(self) -> datetime:
         """When the log stored it."""
         return datetime.fromtimestamp(self.stored.time_nanoseconds / 1e9, UTC)
+
+    @property
+    def subject(self) -> str:
+        """That of its receipts."""
+        return "rcpt" + self.stored.subject.decode().removeprefix("log")
 
 
 class Due(NamedTuple):
@@ -90,11 +97,6 @@ class Due(NamedTuple):
     seq: int = 0
     data: msgspec.Raw = msgspec.Raw(b"{}")
     collapse_key: str | None = None
-
-    @property
-    def user(self) -> User:
-        """Whose it is."""
-        return self.notification.tenant, self.notification.user
 
 
 _NUL: Final = "=00"
@@ -113,41 +115,45 @@ def notifications_in(batch: Iterable[Delivered]) -> Iterator[Found]:
             entry = _decode(stored.payload)
             if entry.kind != "notification" or (entry.plan and all(one.when == "never" for one in entry.plan.values())):
                 continue
-            _, partition, tenant, user = stored.subject.decode().split(".")
+            _, _, tenant, user = stored.subject.decode().split(".")
             if _NUL in tenant or _NUL in user:
                 continue
-            yield Found(stored, entry, _tenant_of(tenant), tenant, user, f"rcpt.{partition}.{tenant}.{user}")
+            yield Found(stored, entry, _tenant_of(tenant), tenant, user, _requested(entry.plan))
         except (*_NO_RECORD, ValueError):
             continue
 
 
 def goes_further(found: Found, rules: TenantRules) -> bool:
     """Whether there is something to decide beyond the app, where the record is already."""
-    named = _requested(found.entry.plan)
+    named = found.channels
     if named is None:
         rule = rules.rule_of(found.entry.type or "")
         named = tuple(rule.channels) if rule is not None else ()
     return any(channel != INAPP for channel in named)
 
 
-def due_of(found: Found) -> Due | None:
-    """The record as it is decided about; None: nobody can have such a name."""
-    entry = found.entry
+def user_of(found: Found) -> User | None:
+    """Whose it is; None: nobody can have such a name, or no transaction the one that it names."""
     try:
-        name = decode_token(found.user_token)
-        if (transaction := entry.transaction_id) is not None:
+        if (transaction := found.entry.transaction_id) is not None:
             encode_token(transaction)  # so that whoever asks about it need not fear that there is none of this name
+        return found.tenant, decode_token(found.user_token)
     except InvalidToken:
         return None
+
+
+def due_of(found: Found, user: str) -> Due:
+    """The record as it is decided about."""
+    entry, transaction = found.entry, found.entry.transaction_id
     return Due(
         Notification(
             id=entry.id,
             tenant=found.tenant,
-            user=name,
+            user=user,
             type=entry.type or "",
             category=entry.category,
             priority=entry.priority,
-            channels=_requested(entry.plan),
+            channels=found.channels,
             expires_at=entry.expires_at,
         ),
         found.subject,
@@ -177,7 +183,7 @@ def receipt_of(
     told = {name: one for name, one in decisions.items() if name != INAPP or one.when != "now"}
     if not told and not always:
         return None
-    replayed = _encode(narrowed(inputs))
+    replayed = encode(narrowed(inputs))
     receipt = Receipt(
         user=due.notification.user,
         channel="",
@@ -189,4 +195,9 @@ def receipt_of(
         plan={name: Planned(one.when, one.why) for name, one in (told or decisions).items()},
         inputs=msgspec.Raw(replayed) if len(replayed) <= INPUTS_BYTES_MAX else NO_INPUTS,
     )
-    return Outgoing(due.subject, _encode(receipt), trace_line(due.trace) if due.trace else b"")
+    return receipt_message(due.subject, encode(receipt), due.trace)
+
+
+def receipt_message(subject: str, payload: bytes, trace: str | None) -> Outgoing:
+    """A receipt as it is stored."""
+    return Outgoing(subject, payload, trace_line(trace) if trace else b"")

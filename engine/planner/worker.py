@@ -11,18 +11,16 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import structlog
-from msgspec.structs import replace
 
 from engine import failpoints, metrics
 from engine.broker.jetstream import Broker, Outgoing, StreamState
 from engine.broker.refusals import is_final
 from engine.cancels import Cancels
-from engine.channels.channel import Job
 from engine.errors import ApiError, BrokerError, PartitionStopped, StepDown, StoreBroken, StoreUnavailable, Unavailable
 from engine.jobs.messages import decode_job
 from engine.limits import PLAN_MARK_SECONDS, PLAN_ROUND
@@ -32,15 +30,12 @@ from engine.log.stalls import Stall
 from engine.log.writer import MarkedWriter, Ownership, read_mark
 from engine.partition.reader import Delivered, PartitionReader, Phase
 from engine.patience import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, passes, patiently
-from engine.plan.decide import plan
-from engine.plan.decisions import Facts, Inputs, Kill
-from engine.plan.gathering import TenantRules, gathered
-from engine.plan.profile import Profile
 from engine.planner import position
-from engine.planner.jobs import Following, batches, jobs_of, messages_of, throttled_of
+from engine.planner.deciding import Decider, Drops, Planned, Profiles, Rules
+from engine.planner.jobs import Following, batches, messages_of
 from engine.planner.letters import OVER_SHARE, REFUSED, bury, end_of
-from engine.planner.plans import Due, Found, User, due_of, goes_further, notifications_in, receipt_of
-from engine.planner.shares import Above, Shares
+from engine.planner.plans import Found, notifications_in
+from engine.planner.shares import Shares
 from engine.planner.witness import Witness, Witnesses
 from engine.tasks import end_if_cancelled
 from engine.traces import names
@@ -63,38 +58,11 @@ _FAULT: Final = "Mend what it names, or report it as a fault of Seamark. Then th
 _PLANNED, _PASSED = map(metrics.planner_records.labels, ("planned", "passed"))
 
 
-class Rules(Protocol):
-    """The rules of tenants."""
-
-    async def of(self, tenant: str, /) -> TenantRules:
-        """Those of one tenant. Raises StoreUnavailable."""
-
-
-class Profiles(Protocol):
-    """Users as decisions see them."""
-
-    async def of_all(self, users: Sequence[User], /) -> Sequence[Profile]:
-        """These users, in their order. Raises StoreUnavailable, where neither Redis nor PostgreSQL answers."""
-
-
-Drops = Callable[[str, str], tuple[Kill, ...]]
-"""`drops(tenant, user)`: the kill switches that are set for him."""
-
-
-class Planned(NamedTuple):
-    """What has been decided of a round: the facts, what follows from them in JOBS, and the jobs that a tenant has too many of."""
-
-    receipts: list[Outgoing]
-    following: list[Following]
-    throttled: list[Job]
-
-
 class PlanWorker:
     """The planner of one log. A `partition.Worker`.
 
     Args:
-        rules, profiles, drops, cancels: what decisions are made from, beside the record. Without `cancels` nothing is cancelled.
-        shares: which tenants have too many jobs waiting; none: no tenant has.
+        rules, profiles, drops, cancels, shares: what a `Decider` decides from.
     """
 
     def __init__(
@@ -109,11 +77,9 @@ class PlanWorker:
         shares: Shares | None = None,
     ) -> None:
         self._broker = broker
-        self._shares = shares
         self._p = partition
         self._marked = position.marked(partition)
-        self._rules, self._profiles, self._drops, self._witnesses = rules, profiles, drops, witnesses
-        self._cancels = cancels
+        self._decider, self._witnesses = Decider(rules, profiles, drops, cancels, shares), witnesses
         self._spans = active()
         self._writer: MarkedWriter | None = None
         self._log_state: StreamState | None = None
@@ -292,7 +258,8 @@ class PlanWorker:
             PartitionStopped: there is a fault. To pass over the records would lose what they were to send.
         """
         try:
-            planned = await patiently(self._plan, list(notifications_in(round_)), seconds=math.inf)
+            found = list(notifications_in(round_))
+            planned = await patiently(self._decider.planned, found, self._term, self._doubted, seconds=math.inf)
         except Exception as error:
             self._unplanned = round_
             _log.exception("records_not_planned", stream=self._marked.source)
@@ -304,45 +271,9 @@ class PlanWorker:
         self._unplanned = ()
         return planned
 
-    async def _plan(self, found: Sequence[Found]) -> Planned:
-        # Before anything is read: whatever a user or tenant has changed by then is in what is read, however long that takes.
-        now = datetime.now(UTC)
-        rules = {tenant: await self._rules.of(tenant) for tenant in {one.tenant for one in found}}
-        wanted = [one for one in found if self._is_doubtful(one) or goes_further(one, rules[one.tenant])]
-        due = [one for one in map(due_of, wanted) if one is not None]
-        if not due:
-            return Planned([], [], [])
-        users = sorted({one.user for one in due})  # those of a tenant together
-        profiles = dict(zip(users, await self._profiles.of_all(users), strict=True))
-        if self._cancels is not None and any(one.transaction is not None for one in due):
-            await self._cancels.heard()
-        above = await self._shares.above({one.notification.tenant for one in due}) if self._shares else Above()
-        receipts: list[Outgoing] = []
-        following: list[Following] = []
-        throttled: list[Job] = []
-        for one in due:
-            tenant, profile = one.notification.tenant, profiles[one.user]
-            if profile.deleted:
-                continue  # whatever is stored of him now would stay behind when he is erased
-            inputs = self._inputs(one, rules[tenant], profile, now)
-            if above.holds(tenant, critical=inputs.critical):
-                inputs = replace(inputs, throttled=True)
-            decisions = plan(inputs)
-            receipt = receipt_of(one, inputs, decisions, self._term, always=self._is_doubtful(one))
-            if receipt is not None:
-                receipts.append(receipt)
-            if jobs := jobs_of(one, inputs, decisions):
-                following.append(Following(one.seq, jobs, one.trace, int(one.stored_at.timestamp() * 1e9)))
-            throttled += throttled_of(one, inputs, decisions)
-        return Planned(receipts, following, throttled)
-
-    def _is_doubtful(self, one: Found | Due) -> bool:
+    def _doubted(self, one: Found) -> bool:
+        """Whether an earlier owner may have written a plan for it."""
         return self._doubtful > 0 and one.stored_at <= self._doubtful_until
-
-    def _inputs(self, due: Due, rules: TenantRules, profile: Profile, now: datetime) -> Inputs:
-        cancelled = due.transaction is not None and self._cancels is not None and self._cancels.holds(*due.transaction)
-        facts = Facts(stored_at=due.stored_at, cancelled=cancelled)
-        return gathered(due.notification, facts, rules, profile, self._drops(*due.user), now)
 
     @property
     def _term(self) -> int:

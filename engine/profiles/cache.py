@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +22,7 @@ from redis.asyncio import Redis
 
 from engine.outages import REDIS_AWAY, redis_failure
 from engine.plan.profile import Profile
+from engine.questions import Questions
 from engine.redisscript import Argument, RedisScript
 from seamark.protocol.subjects import encode_token
 
@@ -94,7 +94,15 @@ for _, key in ipairs(KEYS) do redis.call('HDEL', key, 'mark:' .. ARGV[1], 'body'
 """
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Profile).decode
+_read: Final = msgspec.json.Decoder(Profile).decode
+_read_again: Final = functools.lru_cache(maxsize=4096)(_read)
+
+ALIKE_BYTES_MAX: Final = 512
+"""A document that is no larger is one object for all users who have the same: most have nothing of their own."""
+
+
+def _decode(body: bytes) -> Profile:
+    return _read_again(body) if len(body) <= ALIKE_BYTES_MAX else _read(body)
 
 
 class ProfileCache:
@@ -109,6 +117,7 @@ class ProfileCache:
         self._read = read
         self._look, self._fill = (RedisScript(redis, script, seconds=REDIS_SECONDS) for script in (_LOOK, _FILL))
         self._mark, self._settle = RedisScript(redis, _MARK), RedisScript(redis, _SETTLE)
+        self._looks = Questions("profile-looks", self._look_up, most=LOOKS_PER_CALL)
         self._away_until = 0.0
 
     async def of(self, tenant: str, user: str) -> Profile:
@@ -117,39 +126,52 @@ class ProfileCache:
         Raises:
             StoreUnavailable: neither Redis nor PostgreSQL says it.
         """
-        [profile] = await self.of_all([(tenant, user)])
-        return profile
+        _key(tenant, user)  # whose name is none has that told alone
+        found = await self._looks.answer((tenant, user))
+        return found if isinstance(found, Profile) else await self._read_through((tenant, user), found)
 
     async def of_all(self, users: Sequence[tuple[str, str]]) -> list[Profile]:
         """The profiles of users, each by tenant and name, in their order.
 
-        Redis is asked once for many of one tenant, if they come one after the other.
+        Redis is asked once for many of one tenant.
         """
-        parts = []
-        for tenant, some in itertools.groupby(users, itemgetter(0)):
-            names = [name for _, name in some]
-            parts += [(tenant, names[at : at + LOOKS_PER_CALL]) for at in range(0, len(names), LOOKS_PER_CALL)]
-        found = await asyncio.gather(*(self._of_some(*part) for part in parts))
-        return [profile for profiles in found for profile in profiles]
+        found = await self._look_up(users)
+        missing = ((user, lease) for user, lease in zip(users, found, strict=True) if isinstance(lease, str))
+        read = iter(await asyncio.gather(*(self._read_through(user, lease) for user, lease in missing)))
+        return [next(read) if isinstance(one, str) else one for one in found]
 
-    async def _of_some(self, tenant: str, users: Sequence[str]) -> list[Profile]:
-        keys, token = [_key(tenant, user) for user in users], secrets.token_hex(8)
-        answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000]) or [None] * len(keys)
-        profiles = dict[int, Profile]()
-        for number, answer in enumerate(answers):
-            if isinstance(answer, list):
-                # One that another version of Seamark has stored is gone in ten minutes.
-                with contextlib.suppress(msgspec.DecodeError):
-                    profiles[number] = _decode(answer[0])
-        if missing := [number for number in range(len(keys)) if number not in profiles]:
-            read = await asyncio.gather(*(self._read(tenant, users[number]) for number in missing))
-            profiles |= zip(missing, read, strict=True)
-            mine = [number for number in missing if answers[number] == b"yours"]
-            kept = KEPT_SECONDS * 1000
-            await asyncio.gather(
-                *(self._asked(self._fill, [keys[one]], [token, _encode(profiles[one]), kept]) for one in mine)
-            )
-        return [profiles[number] for number in range(len(keys))]
+    async def _look_up(self, users: Sequence[tuple[str, str]]) -> list[Profile | str]:
+        """What Redis has of users: profiles, or else the token of a lease by which what is read may be stored; "": none."""
+        found: list[Profile | str] = [""] * len(users)
+        token, of_tenants = secrets.token_hex(8), dict[str, list[int]]()
+        for number, (tenant, _) in enumerate(users):
+            of_tenants.setdefault(tenant, []).append(number)
+        parts = [
+            numbers[at : at + LOOKS_PER_CALL]
+            for numbers in of_tenants.values()
+            for at in range(0, len(numbers), LOOKS_PER_CALL)
+        ]
+
+        async def look_up(part: Sequence[int]) -> None:
+            keys = [_key(*users[number]) for number in part]
+            answers = await self._asked(self._look, keys, [token, LEASE_SECONDS * 1000])
+            for number, answer in zip(part, answers or (), strict=False):
+                if answer == b"yours":
+                    found[number] = token
+                elif isinstance(answer, list):
+                    # One that another version of Seamark has stored is gone in ten minutes.
+                    with contextlib.suppress(msgspec.DecodeError):
+                        found[number] = _decode(answer[0])
+
+        await asyncio.gather(*(look_up(part) for part in parts))
+        return found
+
+    async def _read_through(self, user: tuple[str, str], lease: str) -> Profile:
+        """A profile as the primary has it, which is stored with a lease."""
+        profile = await self._read(*user)
+        if lease:
+            await self._asked(self._fill, [_key(*user)], [lease, _encode(profile), KEPT_SECONDS * 1000])
+        return profile
 
     async def pending(self, tenant: str, users: Sequence[str], seconds: float) -> str:
         """Mark users before a change that takes `seconds` at most; returns the token by which `settled` knows the marks.
@@ -191,6 +213,7 @@ class ProfileCache:
 
     async def close(self) -> None:
         """Drop the connections."""
+        await self._looks.close()
         for script in (self._look, self._fill, self._mark, self._settle):
             await script.close()
 

@@ -38,32 +38,35 @@ _GOOD: Final = frozenset({"ok", "target_invalid", "opted_out", "expired"})
 
 
 async def in_time(sending: Coroutine[Any, Any, Outcome], deadline_seconds: float) -> Outcome:
-    """What a send has come to. One that does not keep its deadline is not waited for: its job would be held for ever.
+    """What a send has come to. One that does not keep its deadline is ended: its job would be held for ever.
 
     It should not happen, and did: below Python 3.12 `asyncio.wait_for`, which libraries use, may lose the cancellation by which
-    deadlines end what they wait for.
+    deadlines end what they wait for. So it is cancelled again and again: a task of its own, which could be left behind, costs
+    more than all that is told of a send.
     """
-    loop = asyncio.get_running_loop()
-    over: asyncio.Future[None] = loop.create_future()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "jobs are handled in tasks"
+    before, cancels = task.cancelling(), 0
+    again: asyncio.TimerHandle
 
-    def end(*_: object) -> None:
-        if not over.done():
-            over.set_result(None)
+    def cancel() -> None:
+        nonlocal cancels, again
+        cancels += 1
+        task.cancel()
+        again = loop.call_later(OVERTIME_SECONDS, cancel)
 
-    # By hand: `asyncio.wait` takes twice the time for the same, and this is done for each job.
-    task = loop.create_task(sending, name="send")
-    task.add_done_callback(end)
-    overtime = loop.call_later(deadline_seconds + OVERTIME_SECONDS, end)
+    again = loop.call_later(deadline_seconds + OVERTIME_SECONDS, cancel)
     try:
-        await over
+        return await sending
+    except asyncio.CancelledError:
+        if task.cancelling() != before + cancels or not cancels:
+            raise  # somebody else has cancelled it
+        _log.error("send_beyond_deadline", seconds=deadline_seconds)
+        return Outcome(kind="ambiguous", code="overtime")
     finally:
-        overtime.cancel()
-        if not task.done():
-            task.cancel()
-    if task.done():
-        return task.result()
-    _log.error("send_beyond_deadline", seconds=deadline_seconds)
-    return Outcome(kind="ambiguous", code="overtime")
+        again.cancel()
+        for _ in range(cancels):
+            task.uncancel()
 
 
 def tell(job: Job, outcome: Outcome, seconds: float) -> None:

@@ -26,6 +26,7 @@ from engine.topology import server as topology
 from ops.dev.providers import faults
 from ops.dev.providers.acceptlog import Accepted
 from ops.dev.servers import NatsCluster, NatsServer, Valkey
+from projections.folds.deliveries import rank
 from seamark.protocol.receipts import Receipt, decode_receipt
 from seamark.protocol.subjects import log_subject
 from tests.failure.test_cluster import deposed, frozen, killed
@@ -97,9 +98,9 @@ async def last_receipts(broker: Broker) -> dict[tuple[str, str, str], list[Recei
     return found
 
 
-def is_unanswered(receipt: Receipt) -> bool:
-    """Whether an endpoint did not answer. It gets the webhook again then, and knows it by its id (docs/webhooks.md)."""
-    return receipt.channel == "webhook" and receipt.reason in {"timeout", "reset"}
+def shown(said: Sequence[Receipt]) -> Receipt:
+    """What `deliveries` shows of these facts about one job."""
+    return max(said, key=lambda one: rank(one.state, one.attempt))
 
 
 def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted: Counter[tuple[str, str]]) -> list[str]:
@@ -108,9 +109,9 @@ def judged(receipts: Mapping[tuple[str, str, str], Sequence[Receipt]], accepted:
     # Of a job that was split it is its parts that are sent, though it may end as poison itself: its doubts are theirs.
     doubted = Counter[tuple[str, str]]()
     for (id, channel, _), said in receipts.items():
-        doubted[id, channel] += sum(one.state == "ambiguous" or is_unanswered(one) for one in said)
+        doubted[id, channel] += sum(one.state == "ambiguous" for one in said)
     for (id, channel, _), said in receipts.items():
-        last = max(said, key=lambda one: (one.attempt, one.state in FINAL))
+        last = shown(said)
         times = accepted[id, channel]
         doubts = doubted[id, channel]
         if last.state not in FINAL:
@@ -198,7 +199,7 @@ class Storm:
             for channel, log in {**self._providers.logs, "spare": self._providers.spare.log}.items()
             for message in log.messages()
         )
-        ends = Counter(max(said, key=lambda one: (one.attempt, one.state in FINAL)).state for said in receipts.values())
+        ends = Counter(shown(said).state for said in receipts.values())
         print(f"{drawn}; {len(receipts)} jobs, {accepted.total()} accepted, {ends}")
         assert {(id, channel) for id, channel, _ in receipts} == {(id, one) for id in self._ids for one in CHANNELS}
         assert judged(receipts, accepted) == []

@@ -1,194 +1,51 @@
 """From the end of a job to its dead letter and back: on a real broker, a real Valkey and a real PostgreSQL."""
 
 import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
-from msgspec.structs import replace
-from redis.asyncio import Redis
 
 from chaos.load import whole_stream
-from engine.broker.jetstream import Broker
 from engine.channels.channel import Job, Outcome
-from engine.directory.changes import changing
-from engine.directory.changing import Directory
 from engine.directory.contacts import address_hash
 from engine.directory.push_tokens import NewToken, register_token, tokens_of
-from engine.directory.rules import Rules
 from engine.directory.suppressions import find_suppressions
 from engine.directory.users import ensure_user
-from engine.directory.webhooks import (
-    FORMER_TYPES_MAX,
-    EndpointSettings,
-    NewEndpoint,
-    WebhookEndpoint,
-    create_endpoint,
-    replace_endpoint,
-)
-from engine.dispatch.claims import claim_key, release
-from engine.jobs.claims import Done, Waiting
-from engine.jobs.desk import Hold, Over, Send, Split
-from engine.jobs.handling import Handler
-from engine.jobs.messages import decode_job, message_of
-from engine.jobs.queue import JobsQueue
-from engine.jobs.receipts import part_receipts, receipts_of
-from engine.jobs.redisclaims import RedisClaims
+from engine.dispatch.claims import claim_key
+from engine.jobs.claims import Done
+from engine.jobs.desk import Send
+from engine.jobs.messages import decode_job
+from engine.jobs.receipts import receipts_of
 from engine.jobs.replays import replayed
-from engine.jobs.retry import RetryPolicy
-from engine.jobs.worker import Worker
 from engine.letters.letter import Letter
-from engine.letters.reading import Filter, Found, letter_at, letters, page_of_letters
-from engine.letters.replaying import Replays
+from engine.letters.reading import Filter, letter_at, page_of_letters
 from engine.letters.triage import grouped
 from engine.letters.writing import store_job_letter
-from engine.log.incarnations import epoch_of
-from engine.partition.reader import Delivered
 from engine.patience import patiently
-from engine.plan.rules import Channel
 from engine.postgres import Pool, asking
-from engine.topology import server as topology
-from engine.worker.journal import WorkerJournal
 from engine.worker.targets import digest_of
 from ops.dev.servers import NatsServer, Valkey
-from projections.deliveries.ends import JobEnds
-from projections.deliveries.missed import Place, missed_by
-from projections.deliveries.sweep import Late, Sweep
-from projections.deliveries.table import DeliveriesStore
-from projections.inbox.table import InboxStore
 from projections.proof import Name, Proofs
-from projections.store import Checkpoint
 from projections.tries import receipts_in
-from seamark.protocol.receipts import Planned, Receipt
-from seamark.protocol.subjects import encode_user, receipt_subject
-from tests.integration.test_events_api import add_key
-from tests.support.gateways import gateway_on
-from tests.support.logs import FAST, connected, eventually
-from tests.support.projections import delivered
-
-POLICY = RetryPolicy((0.05, 0.1, 0.1), (0, 1), 60)
-TENANT, USER = "acme", "ann@example.com"
-
-
-class Clock:
-    def now(self) -> datetime:
-        return datetime.now(UTC)
-
-
-class Desk:
-    """Says what it was told to say, and counts what was taken."""
-
-    repeatable = False
-
-    def __init__(self) -> None:
-        self.outcome = Outcome(kind="permanent", provider="relay", code="550 5.7.1", known=False)
-        self.accepted: Counter[str] = Counter()
-
-    def slower(self, outcome: Outcome) -> float:
-        return 1.0
-
-    async def decide(self, job: Job) -> Send | Hold | Over | Split:
-        return Send(None, None)
-
-    async def turn(self, job: Job, send: Send) -> float:
-        return 0.0
-
-    def unused(self, send: Send) -> None: ...
-
-    async def send(self, job: Job, send: Send, *, deadline_seconds: float) -> Outcome:
-        if self.outcome.kind == "ok":
-            self.accepted[job.key] += 1
-        return self.outcome
-
-
-@dataclass
-class World:
-    broker: Broker
-    redis: Redis
-    claims: RedisClaims
-    pool: Pool
-    desk: Desk = field(default_factory=Desk)
-    checkpoint: Checkpoint | None = None
-
-    @property
-    def directory(self) -> Directory:
-        return Directory(self.pool)
-
-    @property
-    def ends(self) -> JobEnds:
-        return JobEnds(self.pool, self.broker, 1)
-
-    @property
-    def journal(self) -> WorkerJournal:
-        return WorkerJournal(self.broker, 1, self.directory, self.ends)
-
-    @property
-    def replays(self) -> Replays:
-        return Replays(self.broker, self.ends, self.claims, partial(release, self.redis))
-
-    async def fold(self) -> None:
-        """Have `deliveries` know all receipts that are stored."""
-        after = 0 if self.checkpoint is None else self.checkpoint.seq
-        batch = [delivered(one) for one in await whole_stream(self.broker, "RECEIPTS", "rcpt.0.>") if one.seq > after]
-        if batch:
-            epoch = epoch_of(await self.broker.stream("RECEIPTS"))
-            reached = Checkpoint(epoch, batch[-1].seq)
-            assert await DeliveriesStore(self.pool, 0).apply(batch, self.checkpoint, reached)
-            self.checkpoint = reached
-
-    async def work(self, *jobs: Job, channel: Channel = "email") -> None:
-        """Have a worker do these jobs, and whatever waits, until nothing does."""
-        if jobs:
-            await self.broker.commit([message_of(job) for job in jobs])
-        handler = Handler(self.claims, JobsQueue(self.broker), self.journal, self.desk, POLICY, Clock())
-        task = asyncio.create_task(Worker(self.broker, channel, handler).run(), name="worker")
-        try:
-            await eventually(self._all_done)
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await self.fold()
-
-    async def _all_done(self) -> bool:
-        return (await self.broker.stream("JOBS")).messages == 1  # the mark of the planner
-
-    async def letters(self, **wanted: Any) -> list[Found]:
-        return [one async for one in letters(self.broker, Filter(**wanted))]
-
-    async def states(self) -> list[tuple[str, int]]:
-        rows = await self.pool.fetch("SELECT state, attempts FROM deliveries ORDER BY id, device")
-        return [tuple(row) for row in rows]
+from tests.support.letters import (
+    TENANT,
+    USER,
+    World,
+    dead,
+    job,
+    known_to_the_inbox,
+    open_world,
+)
+from tests.support.logs import eventually
 
 
 @pytest.fixture
 async def world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
-    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
-        await topology.ensure(broker, "dev", 1, overrides=FAST)
-        claims = RedisClaims(redis)
-        yield World(broker, redis, claims, pool)
-        await claims.close()
-
-
-def job(id: str, **more: Any) -> Job:
-    given: dict[str, Any] = {"tenant": TENANT, "user": USER, "type": "order.shipped", "channel": "email"}
-    given |= {"first_at": datetime.now(UTC), "data": {"text": "the parcel for ann"}}
-    return Job(id=id, **(given | more))
-
-
-async def dead(world: World, *jobs: Job, outcome: Outcome | None = None) -> None:
-    """Store letters of jobs that have failed at their first try, and the receipts of that."""
-    done = Done(0, "failed", "x", outcome or Outcome(kind="permanent", provider="relay", code="550"))
-    for one in jobs:
-        await world.journal.conclude(one, done)
-        await world.journal.store(one, receipts_of(one, done, datetime.now(UTC)))
-    await world.fold()
+    async with open_world(nats_server, valkey, pool) as found:
+        yield found
 
 
 async def test_a_job_that_failed_leaves_one_letter_that_says_why_and_no_header_says_who_was_to_read_what(
@@ -498,265 +355,3 @@ def test_a_letter_that_somebody_else_has_written_hides_no_other() -> None:
         assert letter_of(Stored(subject, 1, "2026-01-31T12:00:00Z", b"NATS/1.0\r\n\r\n", payload)) is None
     plain = letter_of(Stored("dlq.0.e.1", 1, "2026-01-31T12:00:00Z", b"NATS/1.0\r\n\r\n", b""))
     assert isinstance(plain, Letter)
-
-
-async def known_to_the_inbox(world: World, *ids: str, user: str, type: str = "a.b", ago: timedelta) -> None:
-    """The records of notifications, as the inbox folds them."""
-    subject, stored = f"log.0.{TENANT}.{encode_user(user)}".encode(), (datetime.now(UTC) - ago).timestamp()
-    batch = []
-    for seq, id in enumerate(ids, 1):
-        plan = {"webhook": {"when": "now", "why": "requested"}}
-        record = {"id": id, "kind": "notification", "tenant": TENANT, "user": user, "type": type, "plan": plan}
-        body = msgspec.json.encode(record | {"data": {"text": "hi"}, "at": "2026-01-31T12:00:00Z"})
-        batch.append(Delivered(subject, seq, round(stored * 1e9), b"", body))
-    assert await InboxStore(world.pool, 0).apply(batch, None, Checkpoint("e", len(ids)))
-
-
-async def planned(world: World, one: Job, when: str, at: datetime, why: str = "default") -> None:
-    """The receipt of a plan, as a planner stores it."""
-    plan = {one.channel: Planned(when, why)}
-    said = Receipt(user=one.user, channel="", state="planned", at=at, id=one.id, term=1, plan=plan)
-    subject = receipt_subject(0, one.tenant, one.user)
-    await world.broker.append(subject, msgspec.json.encode(said))
-
-
-async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_holds_nothing(world: World) -> None:
-    now, hour = datetime.now(UTC), timedelta(hours=1)
-    names = ("lost", "waits", "held", "later", "young", "d")
-    lost, waits, held, later, young, digest = (job(id, user="u1") for id in names)
-    for one, when, at in (
-        (lost, "now", now - 2 * hour),
-        (waits, "now", now - 2 * hour),
-        (held, "unless_seen:60", now - 2 * hour),
-        (later, f"at:{(now + hour).isoformat()}", now - 2 * hour),
-        (young, "now", now),
-        (digest, f"digest:orders/{(now - 2 * hour).isoformat()}", now - 3 * hour),
-    ):
-        await planned(world, one, when, at)
-    unreadable = job("unreadable", user="u0")
-    await planned(world, unreadable, "now", now - 4 * hour)
-    await world.broker.append(message_of(unreadable).subject, b"{")
-    queue = JobsQueue(world.broker)
-    await queue.add([waits])
-    await queue.schedule(held, now + 3 * hour)
-    key = f"orders/{(now - 2 * hour).isoformat()}"
-    await queue.schedule(job("digest/x", user="u1", stage="digest", digest=key), now + hour)
-    retried = job("retried", user="u2")
-    waiting = Waiting(2, now - hour, None, Outcome(kind="transient", code="503"))
-    await world.journal.store(retried, receipts_of(retried, waiting, now - 2 * hour))
-    split = job("split", user="u3", channel="push")
-    for receipts in (
-        part_receipts(split, ("phone", "tablet"), None, now - 2 * hour),
-        receipts_of(split, Done(0, "split"), now - 2 * hour),
-    ):
-        await world.journal.store(split, receipts)
-    await queue.add([job("split", user="u3", channel="push", target="tablet")])
-    await world.fold()
-    await known_to_the_inbox(world, "lost", user="u1", ago=hour)
-    sweep = Sweep(world.pool, world.broker, 1, Rules(world.pool, world.broker))
-    working = asyncio.create_task(sweep.sweep())
-    while not working.done():  # as a projector does
-        await world.fold()
-        await asyncio.sleep(0.1)
-    assert await working == 3
-    await world.fold()
-    stored = await world.pool.fetch("SELECT * FROM deliveries")
-    rows = {row["id"] + row["device"]: (row["state"], row["reason"], row["attempts"]) for row in stored}
-    assert [rows.pop(f"split{one}")[:2] for one in ("", "phone", "tablet")] == [
-        ("split", ""), ("failed", "lost"), ("queued", "")
-    ]  # fmt: skip
-    assert rows.pop("lost") == ("failed", "lost", 0)
-    assert rows.pop("retried") == ("ambiguous", "lost", 3), "one of its tries may have been taken"
-    assert {state for state, *_ in rows.values()} == {"planned"}
-    [found] = await world.letters()
-    assert (found.letter.cls, found.letter.id, found.letter.tries) == ("lost", "lost", 1)
-    assert decode_job(found.stored.payload).data == {"text": "hi"}
-    assert await sweep.sweep() == 0, "what has ended is not lost again"
-    assert [await sweep._is_due() for _ in range(2)] == [True, False], "one process of all sweeps, once an hour"
-
-
-async def test_the_sweep_waits_for_a_projection_that_is_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("projections.deliveries.sweep.FOLDED_SECONDS", 0.2)
-    monkeypatch.setattr("projections.deliveries.sweep.PAUSE_SECONDS", 0.1)
-    one, long_ago = job("n1"), datetime.now(UTC) - timedelta(hours=2)
-    await planned(world, one, "now", long_ago)
-    await world.fold()
-    await world.journal.store(one, receipts_of(one, Done(0, "sent", "ok", Outcome(kind="ok")), datetime.now(UTC)))
-    sweep = Sweep(world.pool, world.broker, 1, Rules(world.pool, world.broker))
-    with pytest.raises(Late):
-        await sweep.sweep()
-    await world.fold()
-    assert await sweep.sweep() == 0
-    assert await world.states() == [("sent", 1)]
-
-
-KEYS = {"sk_test_1111111111": ["dead_letters:read", "dead_letters:write"], "sk_test_2222222222": ["dead_letters:read"]}
-
-
-async def test_a_service_looks_through_replays_and_drops_what_is_its_tenants_over_http(
-    world: World, nats_server: NatsServer, valkey: Valkey, postgres: str
-) -> None:
-    full, reader = KEYS
-    for key, scopes in KEYS.items():
-        await add_key(postgres, key, scopes)
-    await dead(world, *(job(f"n{number}") for number in range(5)), job("foreign", tenant="other"))
-    await dead(world, job("odd"), outcome=Outcome(kind="permanent", provider="relay", code="999", known=False))
-    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url, "topology_ready": True}
-    async with gateway_on(nats_server, **options) as gateway:
-
-        async def ask(method: str, path: str, body: Any = None, key: str = full) -> tuple[int, Any]:
-            headers = {"Authorization": f"Bearer {key}"}
-            url = f"{gateway.url}/v1/dead-letters{path}"
-            async with gateway.http.request(method, url, json=body, headers=headers) as response:
-                return response.status, await response.json()
-
-        async def known() -> bool:
-            return all([(await ask("GET", "", key=key))[0] == 200 for key in KEYS])
-
-        await eventually(known)
-        seen: list[str] = []
-        cursor: str | None = ""
-        while cursor is not None:
-            _, page = await ask("GET", f"?limit=2{cursor and '&cursor=' + cursor}")
-            seen += [one["id"] for one in page["items"]]
-            cursor = page["next"]
-        assert seen == ["n0", "n1", "n2", "n3", "n4", "odd"]
-        _, said = await ask("GET", "/groups?channel=email")
-        assert [(one["code"], one["known"], one["count"]) for one in said["groups"]] == [
-            ("999", False, 1),
-            ("550", True, 5),
-        ]
-        others = next(one.letter.seq for one in await world.letters() if one.letter.tenant == "other")
-        assert (await ask("GET", f"/{others}"))[0] == 404
-        assert (await ask("POST", "/drop", {"seqs": [others]}))[1] == {"fates": {"gone": 1}, "next": None}
-        assert (await ask("POST", "/drop", {"code": "999"}, key=reader))[0] == 403
-        assert (await ask("GET", "?tenant=other"))[0] == 403
-        for unsaid in ({}, {"seqs": [others], "all": True}, {"seqs": [others], "class": "permanent"}):
-            assert (await ask("POST", "/drop", unsaid))[0] == 400
-        assert (await ask("GET", "?cursor=x"))[0] == 400
-        assert (await ask("POST", "/drop", {"code": "999"}))[1]["fates"] == {"dropped": 1}
-        first = (await ask("GET", "?limit=1"))[1]["items"][0]["seq"]
-        _, whole = await ask("GET", f"/{first}")
-        assert decode_job(whole["payload"].encode()).data == {"text": "the parcel for ann"}
-        fates: Counter[str] = Counter()
-        cursor = None
-        while True:
-            _, said = await ask(
-                "POST", "/replay", {"class": "permanent", "limit": 2, "cursor": cursor, "per_second": 500}
-            )
-            fates += Counter(said["fates"])
-            if (cursor := said["next"]) is None:
-                break
-        assert fates == {"replayed": 5}
-        assert (await ask("GET", ""))[1]["items"] == []
-    world.desk.outcome = Outcome(kind="ok")
-    await world.work()
-    assert sorted(world.desk.accepted.values()) == [1] * 5
-    assert [one.letter.id for one in await world.letters()] == ["foreign"]
-
-
-async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_message_once_and_others_get_nothing(
-    world: World, nats_server: NatsServer, valkey: Valkey, postgres: str
-) -> None:
-    key = "sk_test_3333333333"
-    await add_key(postgres, key, ["webhooks:write"])
-    async with changing(world.pool, TENANT) as change:
-        new = NewEndpoint(url="https://hooks.example.com/a", types=("order.*",))
-        mine, other = [(await create_endpoint(change, new))[0].id for _ in range(2)]
-    hook: dict[str, Any] = {"channel": "webhook", "target": mine}
-    await dead(world, job("before", **hook))
-    since = datetime.now(UTC)
-    doubtful = Done(0, "ambiguous", "x", Outcome(kind="ambiguous", provider="webhook", code="timeout"))
-    await dead(world, job("n1", **hook), job("n2", **hook), job("else", **(hook | {"target": other})), job("mail"))
-    await world.journal.conclude(job("n3", **hook), doubtful)
-    await dead(world, job("foreign", **hook, tenant="other"))
-    await while_it_was_disabled(world, mine, datetime.now(UTC))
-    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url, "topology_ready": True}
-    async with gateway_on(nats_server, **options) as gateway:
-
-        async def replay(endpoint: str = mine, **body: Any) -> tuple[int, Any]:
-            url, headers = f"{gateway.url}/v1/webhooks/{endpoint}/replay", {"Authorization": f"Bearer {key}"}
-            async with gateway.http.post(
-                url, json={"since": since.isoformat(), "per_second": 500, **body}, headers=headers
-            ) as response:
-                return response.status, await response.json()
-
-        await eventually(partial(_answers, replay))
-        assert (await replay(since="2026-01-31T12:00:00"))[0] == 400
-        assert (await replay("wh_" + "0" * 24))[0] == 404
-        assert (await replay(until=since.isoformat()))[1]["fates"] == {}
-        async with changing(world.pool, TENANT) as change:
-            await replace_endpoint(change, other, EndpointSettings(url=new.url, state="disabled"))
-        assert (await replay(other))[1]["code"] == "endpoint_disabled"
-        answers = await asyncio.gather(*(replay() for _ in range(3)))
-        assert {status for status, _ in answers} == {200}
-        assert (await replay(cursor="m.x"))[0] == 400
-        world.desk.outcome = Outcome(kind="ok")
-        waiting = await whole_stream(world.broker, "JOBS", "job.webhook.>")
-        await world.work(channel="webhook")
-        assert (await replay())[1] == {"fates": {}, "next": None}
-    assert set(world.desk.accepted.values()) == {1}
-    assert {key.split("/")[1] for key in world.desk.accepted} == {"n1", "n2", "n3", "away", "split", "late"}
-    jobs = [decode_job(one.payload) for one in waiting]
-    assert {(one.target, one.again, one.type) for one in jobs} == {(mine, True, "order.shipped")}
-    assert len({one.claim_key for one in jobs}) == 6, "a message that stands there twice is one life, sent once"
-    assert {one.id for one in jobs if one.requested} == {"away", "split", "late"}, "as the event had asked for"
-    # What it was never tried with has the claim that it would have had: a job that is late is the same.
-    assert {one.id for one in jobs if one.claim_key == one.key} == {"away", "split"}
-    assert {one.letter.id for one in await world.letters()} == {"before", "else", "mail", "foreign"}
-
-
-async def test_an_endpoint_has_not_missed_what_it_was_not_subscribed_to_when_it_came(world: World) -> None:
-    """A service that subscribes to more types, and asks for what it has missed, is not told of all that there ever was."""
-    async with changing(world.pool, TENANT) as change:
-        new = NewEndpoint(url="https://hooks.example.com/a", types=("mail.*",))
-        mine = (await create_endpoint(change, new))[0].id
-
-    async def subscribed(*types: str) -> WebhookEndpoint:
-        async with changing(world.pool, TENANT) as change:
-            found = await replace_endpoint(change, mine, EndpointSettings(url=new.url, types=types))
-        assert found is not None
-        return found
-
-    since, came = datetime.now(UTC), dict[str, datetime]()
-    came["too-early"] = datetime.now(UTC)
-    await subscribed("mail.*", "order.*")
-    came["missed"] = datetime.now(UTC)
-    await subscribed("order.shipped")
-    came["missed-too"] = datetime.now(UTC)
-    await subscribed("mail.*")
-    came["between"] = datetime.now(UTC)
-    endpoint = await subscribed("order.*")
-    for one in (job(id, channel="webhook") for id in came):
-        await world.journal.store(one, receipts_of(one, Done(0, "split"), since))
-    await world.fold()
-    await known_to_the_inbox(world, *came, user=USER, type="order.shipped", ago=timedelta(0))
-    for id, at in came.items():
-        await world.pool.execute("UPDATE inbox SET stored_at = $2 WHERE id = $1", id, at)
-    until = datetime.now(UTC) + timedelta(minutes=1)
-    found, _ = await missed_by(world.pool, TENANT, endpoint, Place(since), until, 100)
-    assert [one.id for one in found] == ["missed", "missed-too"]
-    for number in range(FORMER_TYPES_MAX + 5):
-        endpoint = await subscribed("order.*", f"other{number}.*")
-    async with asking(world.pool) as connection:
-        kept = await connection.fetchval("SELECT jsonb_array_length(former_types) FROM webhook_endpoints")
-    assert kept == FORMER_TYPES_MAX
-
-
-async def while_it_was_disabled(world: World, endpoint: str, now: datetime) -> None:
-    """What came to a tenant whose endpoint was disabled: of three notifications it would have been told."""
-    ids = ("away", "split", "late", "off", "had", "odd")
-    away, split, late, off, had, odd = (job(id, channel="webhook") for id in ids)
-    await planned(world, away, "never", now, "no_address")
-    await planned(world, off, "never", now, "user_off")
-    for one in (split, late, had, odd):
-        await world.journal.store(one, receipts_of(one, Done(0, "split"), now))
-    for one, done in ((late, Done(0, "suppressed", "no_address")), (had, Done(0, "sent", "200"))):
-        await world.journal.store(one, receipts_of(replace(one, target=endpoint), done, now))
-    await world.fold()
-    await known_to_the_inbox(world, *ids, user=USER, type="order.shipped", ago=timedelta(0))
-    await world.pool.execute("UPDATE inbox SET type = 'other.type' WHERE id = 'odd'")
-
-
-async def _answers(replay: Callable[..., Awaitable[tuple[int, Any]]]) -> bool:
-    return (await replay("wh_" + "0" * 24))[0] == 404

@@ -208,15 +208,17 @@ async def test_an_address_is_suppressed_in_whichever_way_it_is_written_until_tha
         await connection.close()
 
 
-async def test_a_legal_opt_out_is_not_replaced_by_something_that_ends(gateway: TestGateway) -> None:
+async def test_what_a_person_wanted_is_not_replaced_by_what_a_mailbox_did(gateway: TestGateway) -> None:
     async def reason() -> tuple[str, str | None]:
         [one] = await all_of(gateway, "suppressions")
         return one["reason"], one["expires_at"]
 
     bounce = {**ALICE, "reason": "soft_bounce", "expires_at": "2036-01-31T12:00:00Z"}
-    for new, kept in ((bounce, "soft_bounce"), ({**ALICE, "reason": "opted_out"}, "opted_out"), (bounce, "opted_out")):
+    complaint, opt_out = ({**ALICE, "reason": reason} for reason in ("complaint", "opted_out"))
+    kept = ((bounce, "soft_bounce"), (complaint, "complaint"), (bounce, "complaint"), (opt_out, "opted_out"))
+    for new, expected in (*kept, (bounce, "opted_out"), (complaint, "opted_out")):
         await done(gateway, "POST", "suppressions", {"suppressions": [new]})
-        assert (await reason())[0] == kept
+        assert (await reason())[0] == expected
     assert await reason() == ("opted_out", None)
 
 

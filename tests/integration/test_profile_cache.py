@@ -6,6 +6,7 @@ lease that has run out is written as such into Valkey, so no test waits for a mi
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from random import Random
@@ -20,6 +21,7 @@ from engine.plan.profile import Profile
 from engine.profiles import cache
 from engine.profiles.cache import ProfileCache
 from ops.dev.servers import Valkey
+from seamark.protocol.errors import InvalidToken
 
 SCRIPTS = {"look": cache._LOOK, "fill": cache._FILL, "mark": cache._MARK, "settle": cache._SETTLE}
 MINUTE_MS = 60_000
@@ -238,6 +240,12 @@ async def test_many_are_read_together_and_each_gets_his_own(redis: Redis) -> Non
         await profiles.settled("t", ["user-7"], token)
         assert await profiles.of_all(users[::-1]) == expected[::-1]
         assert await profiles.of_all([]) == []
+        asked.clear()
+        alone = [profiles.of(*user) for user in (("t", "no\ud800body"), *users, ("t", "user-new"), ("t", "user-new"))]
+        wrong, *each = await asyncio.gather(*alone, return_exceptions=True)
+        assert isinstance(wrong, InvalidToken), "and nobody else has it told"
+        assert each == [*expected, *[named("t", "user-new")] * 2]
+        assert set(asked) == {("t", "user-14"), ("t", "user-new")}
     finally:
         await profiles.close()
 

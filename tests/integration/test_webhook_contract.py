@@ -138,6 +138,7 @@ async def test_no_answer_is_tried_again_under_the_same_id(receiver, channel, fau
     outcome = await post(channel, endpoint(receiver), deadline_seconds=1.5)
     assert outcome.kind == "transient"
     assert outcome.code in code.split(" or ")
+    assert outcome.unanswered == (code in {"timeout", "reset"})
     assert receiver.log.accepted == accepted
     assert (await post(channel, endpoint(receiver))).kind == "ok"
     assert {message.key for message in receiver.log.messages()} == {message_id(JOB.key)}

@@ -38,11 +38,15 @@ class FixedRules:
         self.rules = list(rules)
         self.defaults = TenantDefaults()
         self.away = False
+        self.held: FixedRules | None = None
 
     async def of(self, tenant: str) -> "FixedRules":
+        """What they are now: another object once they have changed, and only then, as a process holds them."""
         if self.away:
             raise StoreUnavailable("away")
-        return FixedRules(self.rules)
+        if self.held is None or self.held.rules != self.rules:
+            self.held = FixedRules(self.rules)
+        return self.held
 
     def rule_of(self, type: str) -> TypeRule | None:
         by_pattern = {rule.pattern: rule for rule in self.rules}

@@ -31,7 +31,7 @@ from engine.partition.reader import Delivered
 from engine.plan.preferences import Preferences
 from engine.plan.profile import Profile
 from engine.plan.rules import ChannelRule, TypeRule
-from engine.planner import position, worker
+from engine.planner import deciding, position, worker
 from engine.planner.plans import User
 from engine.planner.shares import Above
 from engine.planner.witness import Witness
@@ -446,6 +446,7 @@ def simulated(patch: pytest.MonkeyPatch) -> Iterator[Callable[[Coroutine[Any, An
     loop = VirtualTime()
     clock = SimpleNamespace(now=lambda zone: BEGAN + timedelta(seconds=loop.time()))
     patch.setattr(worker, "datetime", clock)
+    patch.setattr(deciding, "datetime", clock)
     patch.setattr(worker, "time", SimpleNamespace(monotonic=loop.time, time_ns=lambda: round(loop.time() * 1e9)))
     patch.setattr(worker, "PLAN_ROUND", 4)
     try:

@@ -18,16 +18,8 @@ from engine.plan.decide import plan
 from engine.plan.decisions import Decision, Inputs
 from engine.plan.hours import Digest
 from engine.planner.jobs import Following, batches, jobs_of, messages_of, throttled_of
-from engine.planner.plans import Due, due_of, notifications_in
 from tests.support.plans import NOON, plain, with_line, with_notification, with_profile
-from tests.unit.test_planner_plans import body, delivered
-
-
-def due(**other: object) -> Due:
-    [found] = notifications_in([delivered(body(**other))])
-    made = due_of(found)
-    assert made is not None
-    return made
+from tests.unit.test_planner_plans import due
 
 
 def jobs(inputs: Inputs, **record: object) -> dict[str, tuple[Outgoing, Job]]:

@@ -12,7 +12,7 @@ from engine.partition.worker import Delivered
 from engine.plan.decide import plan
 from engine.plan.decisions import Inputs
 from engine.plan.profile import Suppression
-from engine.planner.plans import Due, due_of, goes_further, notifications_in, receipt_of
+from engine.planner.plans import Due, due_of, goes_further, notifications_in, receipt_of, user_of
 from seamark.protocol.receipts import Receipt, decode_receipt
 from tests.support.planning import FixedRules
 from tests.support.plans import plain, with_facts, with_profile
@@ -32,9 +32,9 @@ def body(**other: Any) -> dict[str, Any]:
 
 def due(**other: Any) -> Due:
     [found] = notifications_in([delivered(body(**other))])
-    made = due_of(found)
-    assert made is not None
-    return made
+    user = user_of(found)
+    assert user is not None
+    return due_of(found, user[1])
 
 
 def receipt(of: Inputs, *, always: bool = False) -> Receipt | None:
@@ -95,14 +95,14 @@ def test_what_is_no_notification_or_over_already_is_passed(other: Any) -> None:
     ],
 )
 def test_what_lies_under_a_subject_of_nobody_is_passed(subject: bytes) -> None:
-    assert [due_of(found) for found in notifications_in([delivered(body(), subject)])] in ([], [None])
+    assert [user_of(found) for found in notifications_in([delivered(body(), subject)])] in ([], [None])
 
 
 def test_a_record_with_an_impossible_user_or_transaction_is_passed_and_holds_up_nobody() -> None:
     [found] = notifications_in([delivered(body(), b"log.0.acme.=ZZ")])
-    assert due_of(found) is None
+    assert user_of(found) is None
     [found] = notifications_in([delivered(body(transaction_id=""))])
-    assert due_of(found) is None
+    assert user_of(found) is None
 
 
 def test_a_record_is_decided_about_as_its_log_has_it() -> None:
@@ -110,7 +110,7 @@ def test_a_record_is_decided_about_as_its_log_has_it() -> None:
         category="orders", channels=["x"], transaction_id="order 17", trace="t", expires_at="2026-03-05T12:00:00Z"
     )
     assert (found.subject, found.stored_at, found.trace) == ("rcpt.0.acme.alice", STORED_AT, "t")
-    assert found.user == ("acme", "alice")
+    assert (found.notification.tenant, found.notification.user) == ("acme", "alice")
     assert found.transaction == ("acme", "order 17")
     assert found.notification.channels is None
     asked = due(plan={"email": {"when": "now", "why": "requested"}, "inapp": {"when": "now", "why": "requested"}})

@@ -5,6 +5,7 @@ SEAMARK_WORLDS=10000 runs so many.
 
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from msgspec.structs import replace
 from engine.broker.jetstream import Outgoing
 from engine.partition.reader import Delivered
 from engine.plan.decisions import Inputs
-from engine.planner import plans, worker
+from engine.planner import deciding, plans, worker
+from engine.planner.deciding import Decider, Planned
+from engine.planner.forms import Form
 from engine.planner.jobs import Following
-from engine.planner.worker import Planned, PlanWorker
+from engine.planner.plans import Found
+from engine.planner.worker import PlanWorker
 from tests.support.plansim import SimWitnesses, World, simulated
 
 WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 150)
@@ -59,7 +63,7 @@ def shown_in(world: World) -> int:
 
 
 settle_round, move, look = PlanWorker._settle_round, PlanWorker._move, PlanWorker._look
-receipt_of, inputs_of = plans.receipt_of, PlanWorker._inputs
+receipt_of, inputs_of, filled = plans.receipt_of, Decider._inputs, Form.filled
 
 
 async def mark_first(self: PlanWorker, round_: Sequence[Delivered]) -> None:
@@ -120,9 +124,13 @@ def only_what_goes_further(*args: Any, always: bool) -> Outgoing | None:
     return receipt_of(*args, always=False)
 
 
-def at_last(self: PlanWorker, *args: Any, **said: Any) -> Inputs:
+def at_last(self: Decider, *args: Any, **said: Any) -> Inputs:
     """As if a decision were said to be of the moment in which it is written, not of that in which it was begun."""
     return replace(inputs_of(self, *args, **said), now=worker.datetime.now(None))  # type: ignore[arg-type]
+
+
+def filled_at_last(self: Form, found: Found, user: str, _: datetime) -> Any:
+    return filled(self, found, user, worker.datetime.now(None))  # type: ignore[arg-type]
 
 
 async def none(self: SimWitnesses, _: int) -> None:
@@ -140,10 +148,14 @@ def unguarded(*args: Any) -> bytes:
 
 MISTAKES: dict[str, list[tuple[Any, str, Any]]] = {
     "mark before receipts": [(PlanWorker, "_settle_round", mark_first)],
-    "receipts without term": [(worker, "receipt_of", without_term)],
-    "silence where an earlier planner may have spoken": [(worker, "receipt_of", only_what_goes_further)],
+    "receipts without term": [(deciding, "receipt_of", without_term)],
+    "silence where an earlier planner may have spoken": [(deciding, "receipt_of", only_what_goes_further)],
     "receipts far beyond the mark": [(PlanWorker, "_move", mark_moved_by_rounds_only), (PlanWorker, "_decide", noted)],
-    "a preference read before the time that the decision says": [(PlanWorker, "_inputs", at_last)],
+    "a preference read before the time that the decision says": [
+        (Decider, "_inputs", at_last),
+        (Form, "filled", filled_at_last),
+    ],
+    "a form that outlives a change of rules and preferences": [(deciding, "id", lambda _: 0)],
     "JOBS that were put back are believed": [(SimWitnesses, "of", none)],
     "a take-over goes on from the end of the log": [(PlanWorker, "_look", from_the_end)],
     "jobs that follow their mark": [(PlanWorker, "_move", jobs_after_the_mark)],
@@ -158,6 +170,6 @@ MISTAKES: dict[str, list[tuple[Any, str, Any]]] = {
 def test_every_mistake_in_the_protocol_is_noticed(mistake: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PlanWorker, "_receipts_due", False, raising=False)
     for target, name, wrong in MISTAKES[mistake]:
-        monkeypatch.setattr(target, name, wrong)
+        monkeypatch.setattr(target, name, wrong, raising=name != "id")  # which is no name of the module
     faults, _ = judged(run, range(MUTANT_WORLDS))
     assert faults, "no world noticed"

@@ -1,6 +1,7 @@
 """Pulls: what is on order is counted, never more than two batches, and the end of a pull is told from trouble."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from engine.errors import Unavailable
 from engine.limits import BUFFERED_PULLS_MAX, PULL_BATCH, PULL_BYTES
 from engine.partition.pulls import Pulls
+from engine.partition.reader import Delivered, PartitionReader, Phase, Source
 
 
 class Recorder:
@@ -120,3 +122,18 @@ def test_a_pull_that_ends_by_itself_is_told_from_one_that_was_refused(
     pulls.order(b"pin", 0, 0)
     assert pulls.ended(headers) is expected
     assert pulls.outstanding == left
+
+
+async def test_what_comes_next_is_on_order_while_a_full_buffer_is_handled() -> None:
+    on_order = list[int]()
+
+    async def handle(batch: list[Delivered]) -> None:
+        on_order.append(reader._pulls.outstanding)
+
+    settings = SimpleNamespace(inbox_prefix="_INBOX")
+    broker = SimpleNamespace(settings=settings, connected=True, publish=lambda *_, **__: None)
+    reader = PartitionReader(broker, Source("EV", "reader", "ev.0.>"), SimpleNamespace(handle=handle))  # type: ignore[arg-type]
+    reader.phase, reader._pin = Phase.READING, b"pin"
+    reader._buffer = [Delivered(b"ev.0.a", seq, 0, b"", b"") for seq in range(1, 2 * PULL_BATCH + 1)]
+    await reader._handle()
+    assert on_order == [PULL_BATCH]

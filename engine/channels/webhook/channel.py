@@ -112,7 +112,7 @@ class WebhookChannel:
         seconds = min(deadline_seconds, ANSWER_SECONDS_MAX)
         reply = await exchange(self._http, target.url, headers=headers, body=rendered, deadline_seconds=seconds)
         if isinstance(reply, Silence):
-            return TABLE.judged(PROVIDER, 0, reply.why)
+            return msgspec.structs.replace(TABLE.judged(PROVIDER, 0, reply.why), unanswered=reply.left)
         asked = reply.retry_after_seconds
         outcome = TABLE.judged(PROVIDER, reply.status, retry_after_seconds=asked)
         if asked is not None and outcome.kind == "transient":

@@ -1,0 +1,128 @@
+"""Notifications that are alike are decided about once: what is written down of them differs in what is their own alone.
+
+A form is made from the receipt and the jobs of a notification that has marks in place of all that is its own. Filled in with
+what another one has there it is, byte for byte, what would have been made of that one. That holds only for decisions that no
+moment has a say in, and no name: who waits for quiet hours to end has his own turn, and a job that is due later has its own name.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from engine.broker.jetstream import Outgoing
+from engine.plan.decide import has_moments
+from engine.plan.decisions import Decision, Inputs
+from engine.planner.plans import INPUTS_BYTES_MAX, Due, Found, encode, receipt_message
+
+_SECRET: Final = secrets.token_hex(8)
+"""Nobody can write what is taken for a mark."""
+
+_WORDS: Final = tuple(f"{word}-{_SECRET}" for word in ("id", "user", "trace", "key", "data"))
+_ID, _USER, _TRACE, _COLLAPSE_KEY, _DATA = _WORDS
+
+_NOWHERE: Final = b"\0"
+"""No payload has it."""
+
+_INSTANT: Final = timedelta(microseconds=1)
+
+
+class _Blank(NamedTuple):
+    """A payload with gaps, and what belongs into each of them."""
+
+    text: bytes
+    own: Any
+
+    def filled(self, own: tuple[bytes | msgspec.Raw, ...]) -> bytes:
+        return self.text % self.own(own)  # type: ignore[no-any-return] # a getter of several items gives a tuple
+
+
+class Form(NamedTuple):
+    """What is written down of notifications that are alike.
+
+    Attributes:
+        jobs: each with its subject up to the user.
+        ttl: how long the rule has them live if they do not say so themselves.
+        held: what the form was made from. Forms are found by which objects these are, so they must not go before it.
+    """
+
+    receipt: _Blank | None
+    jobs: tuple[tuple[str, _Blank], ...]
+    ttl: timedelta | None
+    held: tuple[object, ...]
+
+    def filled(self, found: Found, user: str, now: datetime) -> tuple[Outgoing | None, tuple[Outgoing, ...]] | None:
+        """The receipt and the jobs of a notification that is decided about now; None: it is over, and so not like the others."""
+        entry, stored_at = found.entry, found.stored_at
+        expires_at = entry.expires_at
+        if expires_at is None and self.ttl is not None:
+            expires_at = stored_at + self.ttl
+        if expires_at is not None and expires_at <= now:
+            return None
+        own = (
+            encode(now),
+            encode(stored_at),
+            encode(expires_at),
+            encode(entry.id),
+            encode(user),
+            encode(entry.trace),
+            encode(entry.collapse_key),
+            entry.data,
+        )
+        token = found.user_token
+        return (
+            receipt_message(found.subject, self.receipt.filled(own), entry.trace) if self.receipt is not None else None,
+            tuple([Outgoing(subject + token, blank.filled(own)) for subject, blank in self.jobs]),
+        )
+
+
+def marked(due: Due, now: datetime) -> Due:
+    """The notification with marks in place of what is its own. Its times are a bit apart, so that none is taken for another."""
+    notification = due.notification
+    return due._replace(
+        notification=msgspec.structs.replace(
+            notification,
+            id=_ID,
+            user=_USER,
+            expires_at=now + _INSTANT if notification.expires_at is not None else None,
+        ),
+        stored_at=now - _INSTANT,
+        trace=_TRACE if due.trace is not None else None,
+        collapse_key=_COLLAPSE_KEY if due.collapse_key is not None else None,
+        data=msgspec.Raw(encode(_DATA)),
+    )
+
+
+def form_of(
+    inputs: Inputs,
+    decisions: Iterable[Decision],
+    receipt: Outgoing | None,
+    jobs: Sequence[Outgoing],
+    held: tuple[object, ...],
+) -> Form | None:
+    """The form of what was made of a `marked` notification; None: what is made of others is not the same."""
+    if has_moments(inputs) or any(one.when not in ("now", "never") for one in decisions):
+        return None
+    if receipt is not None and len(receipt.payload) > INPUTS_BYTES_MAX // 2:
+        return None  # with longer names it may be too large
+    times = (inputs.now, inputs.facts.stored_at, inputs.expires_at)
+    marks = [encode(one) if one is not None else _NOWHERE for one in (*times, *_WORDS)]
+    rule = inputs.rule
+    return Form(
+        _blank(receipt.payload, marks) if receipt is not None else None,
+        tuple([(one.subject.removesuffix(_USER), _blank(one.payload, marks)) for one in jobs]),
+        timedelta(seconds=rule.ttl_seconds) if rule is not None and rule.ttl_seconds is not None else None,
+        held,
+    )
+
+
+def _blank(payload: bytes, marks: Sequence[bytes]) -> _Blank:
+    pieces = re.split(b"(%b)" % b"|".join(map(re.escape, marks)), payload)
+    text = b"%b".join(piece.replace(b"%", b"%%") for piece in pieces[::2])
+    return _Blank(text, itemgetter(*map(marks.index, pieces[1::2])))

@@ -1,0 +1,87 @@
+"""Dead letters as services see them over HTTP."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from engine.channels.channel import Outcome
+from engine.jobs.messages import decode_job
+from engine.postgres import Pool
+from ops.dev.servers import NatsServer, Valkey
+from tests.integration.test_events_api import add_key
+from tests.support.gateways import gateway_on
+from tests.support.letters import World, dead, job, open_world
+from tests.support.logs import eventually
+
+
+@pytest.fixture
+async def world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
+    async with open_world(nats_server, valkey, pool) as found:
+        yield found
+
+
+KEYS = {"sk_test_1111111111": ["dead_letters:read", "dead_letters:write"], "sk_test_2222222222": ["dead_letters:read"]}
+
+
+async def test_a_service_looks_through_replays_and_drops_what_is_its_tenants_over_http(
+    world: World, nats_server: NatsServer, valkey: Valkey, postgres: str
+) -> None:
+    full, reader = KEYS
+    for key, scopes in KEYS.items():
+        await add_key(postgres, key, scopes)
+    await dead(world, *(job(f"n{number}") for number in range(5)), job("foreign", tenant="other"))
+    await dead(world, job("odd"), outcome=Outcome(kind="permanent", provider="relay", code="999", known=False))
+    options: dict[str, Any] = {"postgres_url": postgres, "redis_url": valkey.url, "topology_ready": True}
+    async with gateway_on(nats_server, **options) as gateway:
+
+        async def ask(method: str, path: str, body: Any = None, key: str = full) -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {key}"}
+            url = f"{gateway.url}/v1/dead-letters{path}"
+            async with gateway.http.request(method, url, json=body, headers=headers) as response:
+                return response.status, await response.json()
+
+        async def known() -> bool:
+            return all([(await ask("GET", "", key=key))[0] == 200 for key in KEYS])
+
+        await eventually(known)
+        seen: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            _, page = await ask("GET", f"?limit=2{cursor and '&cursor=' + cursor}")
+            seen += [one["id"] for one in page["items"]]
+            cursor = page["next"]
+        assert seen == ["n0", "n1", "n2", "n3", "n4", "odd"]
+        _, said = await ask("GET", "/groups?channel=email")
+        assert [(one["code"], one["known"], one["count"]) for one in said["groups"]] == [
+            ("999", False, 1),
+            ("550", True, 5),
+        ]
+        others = next(one.letter.seq for one in await world.letters() if one.letter.tenant == "other")
+        assert (await ask("GET", f"/{others}"))[0] == 404
+        assert (await ask("POST", "/drop", {"seqs": [others]}))[1] == {"fates": {"gone": 1}, "next": None}
+        assert (await ask("POST", "/drop", {"code": "999"}, key=reader))[0] == 403
+        assert (await ask("GET", "?tenant=other"))[0] == 403
+        for unsaid in ({}, {"seqs": [others], "all": True}, {"seqs": [others], "class": "permanent"}):
+            assert (await ask("POST", "/drop", unsaid))[0] == 400
+        assert (await ask("GET", "?cursor=x"))[0] == 400
+        assert (await ask("POST", "/drop", {"code": "999"}))[1]["fates"] == {"dropped": 1}
+        first = (await ask("GET", "?limit=1"))[1]["items"][0]["seq"]
+        _, whole = await ask("GET", f"/{first}")
+        assert decode_job(whole["payload"].encode()).data == {"text": "the parcel for ann"}
+        fates: Counter[str] = Counter()
+        cursor = None
+        while True:
+            _, said = await ask(
+                "POST", "/replay", {"class": "permanent", "limit": 2, "cursor": cursor, "per_second": 500}
+            )
+            fates += Counter(said["fates"])
+            if (cursor := said["next"]) is None:
+                break
+        assert fates == {"replayed": 5}
+        assert (await ask("GET", ""))[1]["items"] == []
+    world.desk.outcome = Outcome(kind="ok")
+    await world.work()
+    assert sorted(world.desk.accepted.values()) == [1] * 5
+    assert [one.letter.id for one in await world.letters()] == ["foreign"]
