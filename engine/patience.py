@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, TypeVarTuple
@@ -42,17 +43,16 @@ async def patiently(ask: Callable[[*Ts], Awaitable[T]], *args: *Ts, seconds: flo
     Raises:
         BrokerError, StoreUnavailable: the server was away for longer; at once where asking again would not help.
     """
-    until: float | None = None
-    backoff = Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
+    until, backoff = math.inf, None
     while True:
         try:
             return await ask(*args)
         except Exception as error:
             if not passes(error):
                 raise
-            if until is None:
+            if backoff is None:
                 # From the first failure on: what fails after an hour of work has waited for nobody yet.
-                until = time.monotonic() + seconds
+                until, backoff = time.monotonic() + seconds, Backoff(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, jitter=0.5)
                 _log.warning("waiting_for_server", why=str(error)[:200])
             if time.monotonic() >= until:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import structlog
 
@@ -18,17 +18,17 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
-class _Asked(NamedTuple, Generic[Question, Answer]):
-    """A question, and what is done with its answer: a waiter is done with it, or else `told` is called."""
+_Asked = tuple[Question, asyncio.Future[Answer] | None, Callable[[Answer | None], None]]
+"""A question, and what is done with its answer: a waiter is done with it, or else the last is called. A plain tuple: of whatever
+has names, making it would take as long as all else that is done for a question."""
 
-    question: Question
-    waiter: asyncio.Future[Answer] | None = None
-    told: Callable[[Answer | None], None] = lambda _: None
 
-    @property
-    def given_up(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.waiter is not None and self.waiter.done()
+def _wanted(asked: _Asked[Question, Answer]) -> bool:
+    """Whether somebody still wants to know."""
+    return asked[1] is None or not asked[1].done()
+
+
+def _nobody(_: object) -> None: ...
 
 
 class Questions(Generic[Question, Answer]):
@@ -77,7 +77,7 @@ class Questions(Generic[Question, Answer]):
 
     def ask(self, question: Question, answer: Callable[[Answer | None], None]) -> None:
         """`answer` is called exactly once, never inside this call; with None where there is none to be had, which is logged."""
-        self._add(_Asked(question, told=answer))
+        self._add((question, None, answer))
 
     async def answer(self, question: Question) -> Answer:
         """The answer. A request of which everybody has given up waiting is given up, too.
@@ -86,13 +86,14 @@ class Questions(Generic[Question, Answer]):
             whatever asking raises; ConnectionError: closed meanwhile.
         """
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._add(_Asked(question, waiter))
+        self._add((question, waiter, _nobody))
         try:
             return await waiter
-        finally:
-            if waiter.cancelled() and self._request is not None and all(one.given_up for one in self._wave):
+        except asyncio.CancelledError:
+            if waiter.cancelled() and self._request is not None and not any(map(_wanted, self._wave)):
                 request, self._request = self._request, None
                 request.reschedule(0)
+            raise
 
     async def close(self) -> None:
         """Stop asking; who still waits gets no answer."""
@@ -113,7 +114,7 @@ class Questions(Generic[Question, Answer]):
                     await asyncio.sleep(self._gather_seconds)
                 async with self._turn:
                     wave, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                    await self._settle([one for one in wave if not one.given_up])
+                    await self._settle([*filter(_wanted, wave)])
                 await asyncio.sleep(min(self.pause_seconds_max, self.pause_seconds * (len(wave) - 1)))
         finally:
             self._asking = None
@@ -124,13 +125,13 @@ class Questions(Generic[Question, Answer]):
         try:
             async with asyncio.timeout(self._seconds) as self._request:
                 self._wave = wave
-                answers = await self._ask([one.question for one in wave]) if wave else ()
+                answers = await self._ask([question for question, _, _ in wave]) if wave else ()
         except Exception as error:
             # Whoever asks next waits for this task: an unforeseen error must not end it.
             failure = error
-            if any(one.waiter is None for one in wave):
+            if any(waiter is None for _, waiter, _ in wave):
                 self._say(error)
-            if isinstance(error, TimeoutError) and self._seconds is not None and not all(one.given_up for one in wave):
+            if isinstance(error, TimeoutError) and self._seconds is not None and any(map(_wanted, wave)):
                 # Whom the next request has no room for would wait for it, too, and the last of thousands for all before him.
                 self._waiting, behind = self._waiting[: self._most], self._waiting[self._most :]
                 self._tell(behind, (), error)
@@ -145,15 +146,16 @@ class Questions(Generic[Question, Answer]):
             _log.error("question_failed", question=self._name, exc_info=error)
 
     def _tell(self, wave: list[_Asked[Question, Answer]], answers: Sequence[Answer], failure: Exception) -> None:
-        for number, one in enumerate(wave):
-            if one.waiter is None:
-                self._call(one.told, answers[number] if number < len(answers) else None)
-            elif one.waiter.done():
+        answered = len(answers)
+        for number, (_, waiter, told) in enumerate(wave):
+            if waiter is None:
+                self._call(told, answers[number] if number < answered else None)
+            elif waiter.done():
                 continue
-            elif number < len(answers):
-                one.waiter.set_result(answers[number])
+            elif number < answered:
+                waiter.set_result(answers[number])
             else:
-                one.waiter.set_exception(failure)
+                waiter.set_exception(failure)
 
     def _call(self, told: Callable[[Answer | None], None], answer: Answer | None) -> None:
         try:

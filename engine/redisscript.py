@@ -20,6 +20,9 @@ from engine.questions import Questions
 
 Argument = str | bytes | int
 
+Call = tuple[Sequence[Argument], Sequence[Argument]]
+"""Keys and arguments."""
+
 CALLS_MAX: Final = 128
 """Calls of one write: Redis answers them in a row, which takes it some 2 ms."""
 
@@ -40,9 +43,7 @@ class RedisScript:
         self._script = script
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._connection: Connection | None = None
-        self._calls: Questions[tuple[Sequence[Argument], Sequence[Argument]], Any] = Questions(
-            "redis-script", self._run, seconds=seconds, most=CALLS_MAX
-        )
+        self._calls: Questions[Call, Any] = Questions("redis-script", self._run, seconds=seconds, most=CALLS_MAX)
 
     @property
     def busy(self) -> bool:
@@ -61,7 +62,7 @@ class RedisScript:
             raise answer
         return answer
 
-    async def _run(self, calls: Sequence[tuple[Sequence[Argument], Sequence[Argument]]]) -> list[Any]:
+    async def _run(self, calls: Sequence[Call]) -> list[Any]:
         """What each of these calls returns, or raises."""
         answers: dict[int, Any] = {}
         verb, script, lost = "EVALSHA", self._sha, False

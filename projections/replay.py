@@ -96,7 +96,9 @@ class _Head:
     def __init__(self, broker: Broker, stream: str, subject: str) -> None:
         self._broker = broker
         self._stream = stream
-        self._filter = subject
+        # All records of a log: with a filter the broker would look for each among all users (ADR 0053). Marks come, too.
+        self._filter = ">" if subject.startswith("log.") and subject.count(".") == 2 else subject
+        self._prefix = subject.removesuffix(">").encode()
         self._name = f"replay-{NUID().next().decode()}"
         self._inbox = f"{broker.settings.inbox_prefix}.{NUID().next().decode()}"
         self._buffer: list[Delivered] = []
@@ -173,7 +175,8 @@ class _Head:
             self._broken = self._broken or "a message was missed"
             return
         self._next += 1
-        self._buffer.append(Delivered(subject, int(word), int(stored_at), headers, payload))
+        if subject.startswith(self._prefix):
+            self._buffer.append(Delivered(subject, int(word), int(stored_at), headers, payload))
 
     def _on_status(self, headers: bytes) -> None:
         pending = wire.header(headers, b"Nats-Pending-Messages")

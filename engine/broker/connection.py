@@ -7,6 +7,7 @@ be lost, requests in flight fail when the connection does, and a half-open conne
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import re
 import time
@@ -51,11 +52,8 @@ class Delivery(NamedTuple):
     payload: bytes
 
 
-class _Waiting(NamedTuple):
-    """Who waits for answers on a reply subject, and whether a refused subject is one it published to."""
-
-    callback: Callable[[Delivery | BrokerError], None]
-    concerns: Callable[[str], bool]
+_Waiting = tuple[Callable[[Delivery | BrokerError], None], Callable[[str], bool]]
+"""Who waits for answers on a reply subject, and whether a refused subject is one it published to."""
 
 
 class Subscription:
@@ -202,7 +200,7 @@ class Connection:
         Raises:
             Unavailable: as `write`. ApiError: 10054, larger than the server takes.
         """
-        lines = wire.header_lines(headers)
+        lines = wire.header_lines(headers) if headers else b""
         self._check_size(len(lines) + len(payload))
         self.write(wire.encode_publish(_bytes(subject), _bytes(reply), lines, payload))
 
@@ -220,7 +218,7 @@ class Connection:
             concerns: is this subject, which the server refuses, one of those published to?
         """
         token = b"%x" % next(self._tokens)
-        self._waiting[token] = _Waiting(callback, concerns)
+        self._waiting[token] = callback, concerns
         return self._inbox + b"." + token
 
     def forget(self, reply: bytes) -> None:
@@ -244,7 +242,7 @@ class Connection:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Delivery] = loop.create_future()
-        reply = self.expect(lambda outcome: settle(answer, outcome), subject.__eq__)
+        reply = self.expect(functools.partial(settle, answer), subject.__eq__)
         # A timer by itself: `asyncio.timeout` costs five times as much, and this is asked for each job.
         silence = loop.call_later(timeout_seconds, _give_up, answer, subject, timeout_seconds)
         try:
@@ -311,12 +309,12 @@ class Connection:
     def _on_reply(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         waiting = self._waiting.get(subject[len(self._inbox) + 1 :])
         if waiting is not None:
-            waiting.callback(Delivery(subject, reply, headers, payload))
+            waiting[0](Delivery(subject, reply, headers, payload))
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for each in waiting.values():
-            each.callback(Unanswered("the connection to NATS was lost before the answer"))
+        for callback, _ in waiting.values():
+            callback(Unanswered("the connection to NATS was lost before the answer"))
         for ping in list(self._pings):
             if not ping.done():  # one answered in this very turn is still here
                 ping.set_result(False)
@@ -328,8 +326,8 @@ class Connection:
         if what == "Subscription":
             self._refused.add(subject)
         elif what == "Publish":
-            for each in [each for each in self._waiting.values() if each.concerns(subject)]:
-                each.callback(Forbidden(f"publishing to {_kind(subject)} is not permitted to this user"))
+            for callback in [callback for callback, concerns in self._waiting.values() if concerns(subject)]:
+                callback(Forbidden(f"publishing to {_kind(subject)} is not permitted to this user"))
         now, kind = time.monotonic(), f"{what} {_kind(subject)}" if found else words[:200]
         if now - self._refusals_logged.get(kind, -REFUSAL_LOG_SECONDS) >= REFUSAL_LOG_SECONDS:
             self._refusals_logged[kind] = now

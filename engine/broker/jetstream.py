@@ -149,10 +149,10 @@ class Broker(Connection):
             lines["Nats-Expected-Last-Subject-Sequence"] = str(after.seq)
         if msg_id is not None:
             lines["Nats-Msg-Id"] = msg_id
-        deadline, backoff = time.monotonic() + budget_seconds, Backoff(0.05, 1.0, jitter=0.5)
+        deadline = time.monotonic() + budget_seconds
+        left, backoff = max(0.05, min(5.0, budget_seconds)), None
         doubt: Unanswered | None = None
         while True:
-            left = max(0.05, min(5.0, deadline - time.monotonic()))
             try:
                 if epoch is not None:
                     await self._check_epoch(stream_of_subject(subject) or "", epoch, left)
@@ -172,11 +172,13 @@ class Broker(Connection):
                     if after is None or error.err_code != WRONG_LAST_SEQUENCE:
                         raise doubt from error
                     return await self._own(after.stream, subject, msg_id or "", error)
+                backoff = backoff or Backoff(0.05, 1.0, jitter=0.5)
                 pause = backoff.next_seconds()
                 if deadline - time.monotonic() <= pause:
                     # What an earlier attempt has done stays unknown, however surely this one did nothing.
                     raise doubt or error from None
             await asyncio.sleep(pause)
+            left = max(0.05, min(5.0, deadline - time.monotonic()))
 
     async def _check_epoch(self, stream: str, epoch: str, timeout_seconds: float) -> None:
         try:

@@ -7,6 +7,7 @@ channel keeps no state of jobs, never tries again by itself, and raises nothing 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -193,11 +194,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.key}/{hashlib.sha256(msgspec.json.encode(self.members.ids)).hexdigest()[:16]}"
 
 
+@functools.lru_cache(1024)
 def key_of(*parts: str) -> str:
     """The key of a job, of its parts: see `Job.key`."""
     joined = "/".join(parts)
     if "%" not in joined and joined.count("/") == len(parts) - 1:
-        return joined  # nearly always: the rest takes 6 us, four times for each job
+        return joined  # nearly always, and the rest takes 6 us
     return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 

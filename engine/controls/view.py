@@ -30,6 +30,11 @@ class Controls:
         self._pauses = frozenset((each.lane, each.channel) for each in controls if isinstance(each, Pause))
         self._throttles = tuple(each for each in controls if isinstance(each, Throttle))
 
+    @property
+    def kill(self) -> bool:
+        """Whether there is any kill switch: mostly there is none, and every job asks."""
+        return bool(self._kills)
+
     def verdict(self, tenant: str, channel: str, provider: str | None, category: str | None, user: str = "") -> Verdict:
         """Whether something may be sent to a user. A switch that holds goes before one that drops: nothing is lost by it.
 

@@ -12,6 +12,7 @@ Here is what claims say and which may follow which, without I/O. `RedisClaims` k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -48,7 +49,7 @@ class Leased(msgspec.Struct, frozen=True, tag="leased", omit_defaults=True):
 
     Args:
         attempt: as the job says.
-        owner: random for each time that a message is handled.
+        owner: another one for each time that a message is handled.
         lost: how many leases of this job have run out: tries that `attempt` does not count.
         doubt: an earlier try may have been taken by the provider.
         members: of a digest, what is in it: from the first try on, each has the same.
@@ -114,6 +115,7 @@ class Look(NamedTuple):
         written: when it was written.
         now: when it was looked at.
         born: since when the store has kept everything it was told. What was written before may have been lost.
+        seen: it was looked at. Else it is what `Claims.unbegun` says.
     """
 
     claim: Claim | None
@@ -122,6 +124,7 @@ class Look(NamedTuple):
     written: float
     now: float
     born: float
+    seen: bool = True
 
 
 class Claims(Protocol):
@@ -132,6 +135,12 @@ class Claims(Protocol):
 
         Raises:
             ClaimsUnavailable: the store does not answer.
+        """
+
+    def unbegun(self, key: str) -> Look | None:
+        """What a look would have said a moment ago of a job that nobody had begun; None: the store has said nothing of late.
+
+        What is put in its place is stored only if there is still no claim, and the store has lost nothing since that moment.
         """
 
     async def put(
@@ -182,9 +191,10 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
         return new
     if isinstance(new, Done) and new.end == "sent":
         if isinstance(found, Done):
-            # In `deliveries` the later attempt wins, and this one has to.
-            return None if found.end == "sent" else msgspec.structs.replace(new, attempt=found.attempt + 1)
-        return msgspec.structs.replace(new, attempt=max(new.attempt, found.attempt))
+            # In `deliveries` the later attempt wins, and this one has to. Who told the other end had this attempt or that.
+            after = max(found.attempt, lease.attempt) + 1
+            return None if found.end == "sent" else msgspec.structs.replace(new, attempt=after)
+        return new if new.attempt >= found.attempt else msgspec.structs.replace(new, attempt=found.attempt)
     match found:
         case Leased(attempt, owner):
             return new if owner == lease.owner or attempt < lease.attempt else None
@@ -199,7 +209,7 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
             return None
 
 
-def kept_seconds(claim: Claim, now: datetime) -> float:
+def kept_seconds(claim: Claim, now: Callable[[], datetime]) -> float:
     """How long a claim is kept from `now` on."""
-    waits = max(0.0, (claim.due - now).total_seconds()) if isinstance(claim, Waiting) else 0.0
+    waits = max(0.0, (claim.due - now()).total_seconds()) if isinstance(claim, Waiting) else 0.0
     return CLAIM_KEPT_SECONDS + waits

@@ -3,6 +3,8 @@
     look at the claim · decide again · wait for a turn · store that it may be a repetition · take the claim · send
     · record the outcome · dead letter, retired target · receipts · schedule the next try · acknowledge
 
+What nobody can have begun, as nearly every job when it is handed out, is not looked at: to take its claim tells whether it is so.
+
 A worker may die, or sleep for minutes, between any two of them. Whoever is handed the message next finds in the claim how far it
 was, and goes on from there (ADR 0043).
 """
@@ -10,6 +12,7 @@ was, and goes on from there (ADR 0043).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import secrets
@@ -81,6 +84,7 @@ class Handler:
         self._desk = desk
         self._policy = policy
         self._clock = clock
+        self._name, self._handled = secrets.token_hex(8), itertools.count()
 
     async def handle(self, delivery: Delivery) -> None:
         """Bring a job as far as it can be brought now, and acknowledge its message.
@@ -88,9 +92,9 @@ class Handler:
         Raises:
             BrokerError, StoreUnavailable: something is wrong that does not pass by itself. The message is handed out again.
         """
-        job, owner = delivery.job, secrets.token_hex(8)
-        for _ in range(LOOKS_MAX):
-            look = await self._look(job)
+        job, owner = delivery.job, f"{self._name}-{next(self._handled):x}"
+        for number in range(LOOKS_MAX):
+            look = (None if number else self._unbegun(delivery)) or await self._look(job)
             step = judge(job, delivery.deliveries, look, owner, held_seconds=delivery.held_seconds)
             if isinstance(step, AskDeliveries):
                 try:
@@ -129,6 +133,13 @@ class Handler:
             job = _untried(job, look, step) if isinstance(step, Go) else job
         await self._put_back_until(delivery, job, self._clock.now())
 
+    def _unbegun(self, delivery: Delivery) -> Look | None:
+        """What a look would say of a job that nobody else has had, as nearly all are: whoever takes its claim finds out."""
+        job = delivery.job
+        if job.attempt > 0 or may_be_shared(job, delivery.deliveries, delivery.held_seconds):
+            return None
+        return self._claims.unbegun(job.claim_key)
+
     async def _look(self, job: Job) -> Look | None:
         try:
             return await self._claims.look(job.claim_key)
@@ -140,23 +151,34 @@ class Handler:
     async def _go(self, delivery: Delivery, look: Look | None, go: Go, owner: str) -> bool:
         """Decide again; if it is still to be sent and it is its turn, try it. Whether nothing is left to do with it."""
         job = delivery.job
-        if look is not None:
+        if look is not None and look.seen:
             job = with_members(_untried(job, look, go), look.claim)
         decided = await patiently(self._desk.decide, job, seconds=math.inf)
         if isinstance(decided, Hold):
-            await self._put_back_until(delivery, replace(job, stage=decided.stage or job.stage), decided.due)
-            return True
+            return await self._hold(delivery, look, replace(job, stage=decided.stage or job.stage), decided.due)
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
             return await self._conclude(delivery, look, _end(job, go, decided))
         seconds = await self._desk.turn(job, decided)
         if seconds > 0:
-            await self._put_back_until(delivery, job, self._clock.now() + timedelta(seconds=seconds))
-            return True
+            return await self._hold(delivery, look, job, self._clock.now() + timedelta(seconds=seconds))
         if go.doubt is not None:
             # Before the claim: nothing may come between the lease and the first byte. If it comes to no try, too much was said.
             await self._store(job, doubt_receipts(replace(job, members=decided.members), go.doubt, self._clock.now()))
         lease = Leased(job.attempt, owner, go.lost, go.doubtful, decided.members)
         return await self._try(delivery, look, lease, decided)
+
+    async def _hold(self, delivery: Delivery, look: Look | None, job: Job, due: datetime) -> bool:
+        """Put a job back that is not to be sent now. Whether nothing is left to do with it.
+
+        It is looked at first, if it was not: another message of it may have ended it, and the claim of that end be let go of.
+        """
+        if look is not None and not look.seen:
+            look = await self._look(job)
+            if look is None or look.claim is not None:
+                return False
+            job = _untried(job, look, Go())
+        await self._put_back_until(delivery, job, due)
+        return True
 
     def _must_not_repeat(self, job: Job, go: Go) -> bool:
         """Whether this try could be one too many: the provider may have it already, or it was tried often enough."""
@@ -179,7 +201,7 @@ class Handler:
             return True
         try:
             stored = await self._claims.put(
-                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now())
+                delivery.job.claim_key, look, done, keep_seconds=kept_seconds(done, self._clock.now)
             )
         except ClaimsUnavailable:
             return False
@@ -195,7 +217,7 @@ class Handler:
         job, asked_at = delivery.job, time.monotonic()
         if look is not None:
             try:
-                keep_seconds = kept_seconds(lease, self._clock.now())
+                keep_seconds = kept_seconds(lease, self._clock.now)
                 look = await self._claims.put(
                     job.claim_key, look, lease, lease_seconds=LEASE_SECONDS, keep_seconds=keep_seconds
                 )
@@ -213,7 +235,7 @@ class Handler:
                 lease.attempt, due, job.tried_at, None, lease.lost, lease.doubt, lease.members
             )
         else:
-            tried = replace(job, members=lease.members)
+            tried = job if lease.members is job.members else replace(job, members=lease.members)
             outcome = await self._desk.send(tried, send, deadline_seconds=SEND_SECONDS)
             ended_at, repeatable, slower = self._clock.now(), self._repeatable(job), self._desk.slower(outcome)
             said = settle(
@@ -238,7 +260,7 @@ class Handler:
                     if wanted is None:
                         assert look.claim is not None, "anything may take the place of nothing"
                         return look.claim, look
-                    keep_seconds = kept_seconds(wanted, self._clock.now())
+                    keep_seconds = kept_seconds(wanted, self._clock.now)
                     look = await self._claims.put(job.claim_key, look, wanted, keep_seconds=keep_seconds)
                     if look.claim == wanted:
                         return said if wanted == said else wanted, look

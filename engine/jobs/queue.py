@@ -46,7 +46,7 @@ class PulledJob:
 
     def __init__(self, broker: Broker, reply: bytes, job: Job, ordered_at: float) -> None:
         self._broker = broker
-        self._reply = reply.decode()
+        self._reply = reply
         self._ordered_at = ordered_at
         self.job = job
         self.deliveries = deliveries_of(reply)
@@ -63,9 +63,9 @@ class PulledJob:
             BrokerError: it could not be said, or nobody knows whether it was heard.
         """
         if confirmed:
-            await self._broker.request(self._reply, b"+ACK")
+            await self._broker.request(self._reply.decode(), b"+ACK")
         else:
-            self._broker.publish(self._reply, b"+ACK")
+            self._broker.write(b"PUB %b 4\r\n+ACK\r\n" % self._reply)
 
     def keep(self) -> None:
         """Tell the broker that it is worked on."""
@@ -117,13 +117,20 @@ class PulledLane:
         if self._subscription is not None:
             self._subscription.unsubscribe()
 
-    def order(self, most: int) -> None:
-        """Have up to `most` jobs on order or waiting."""
+    def lacks(self, most: int) -> bool:
+        """Whether it is time to order: fewer than half of `most` jobs are on order or waiting."""
         if self._orders and time.monotonic() - self._orders[0].at > PULL_LOST_SECONDS:
             self._renew()
-        count = most - sum(one.left for one in self._orders) - len(self.waiting)
-        if count <= most // 2:
+        return self._missing(most) > most // 2
+
+    def _missing(self, most: int) -> int:
+        return most - sum([one.left for one in self._orders]) - len(self.waiting)
+
+    def order(self, most: int) -> None:
+        """Have up to `most` jobs on order or waiting."""
+        if not self.lacks(most):
             return
+        count = self._missing(most)
         body = {"batch": count, "expires": int(PULL_EXPIRES_SECONDS * 1e9)}
         order = _Order(time.monotonic(), count)
         try:

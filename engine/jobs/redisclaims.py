@@ -1,4 +1,4 @@
-"""Claims in Redis: one script that looks, and writes if what it finds is what it was told to expect.
+"""Claims in Redis: one script that looks at claims, and writes where what it finds is what it was told to expect.
 
 Which claim may follow which is decided in `claims`; here is only what has to be one step: to compare, to take the time of the
 server's clock, and to notice that this server is not the one that was told the claims.
@@ -8,53 +8,113 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from redis.asyncio import Connection, Redis
 
 from engine.dispatch.claims import AWAY, PAUSE_SECONDS
 from engine.jobs.claims import CLAIM_KEPT_SECONDS, Claim, ClaimsUnavailable, Look
-from engine.redisscript import Argument, RedisScript
+from engine.redisscript import Argument, Call, RedisScript
 
 CLAIM_TIMEOUT_SECONDS: Final = 2.0
 """A healthy Redis answers in less than a millisecond; a job whose claim takes longer goes on as if there was none, or waits."""
 
+SAID_SECONDS_MAX: Final = 60.0
+"""How long what Redis has said is good for a job that is handed out: what it is found untried by is no older."""
+
+TENANTS_MAX: Final = 10_000
+"""Of so many tenants it is remembered what Redis said last."""
+
 _BORN_KEPT_SECONDS: Final = int(2 * CLAIM_KEPT_SECONDS)
 
-# KEYS: the claim; since when this server has kept what it was told. ARGV: the server's run, how long the latter is kept, and of
-# a write: since when it is expected to have kept everything, what is expected to be stored, the new claim, its lease, its life.
-# Times are microseconds as text: Lua would write them in scientific notation. A stored claim is `<lease's end> <written> <JSON>`.
+# KEYS: since when this server has kept what it was told; claims of the same tenant. ARGV: the server's run, how long the former
+# is kept, and of each claim: since when the server is expected to have kept everything ('': it is only looked at), what is
+# expected to be stored, the new claim, its lease, its life. Times are microseconds as text: Lua would write them in scientific
+# notation. A stored claim is `<lease's end> <written> <JSON>`. Of each the answer is 1 where it was written, else what is stored.
 _SCRIPT: Final = """
 local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000000 + t[2])
-local run, born = string.match(redis.call('GET', KEYS[2]) or '', '^(%S*) (%d+)$')
+local run, born = string.match(redis.call('GET', KEYS[1]) or '', '^(%S*) (%d+)$')
 if run ~= ARGV[1] then
   born = now
-  redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. born, 'EX', ARGV[2])
+  redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. born, 'EX', ARGV[2])
 end
-local found = redis.call('GET', KEYS[1]) or ''
-if ARGV[3] and born == ARGV[3] and found == ARGV[4] then
-  found = string.format('%.0f', now + ARGV[6]) .. ' ' .. now .. ' ' .. ARGV[5]
-  redis.call('SET', KEYS[1], found, 'PX', ARGV[7])
-  redis.call('EXPIRE', KEYS[2], ARGV[2])
+local answers, wrote = {born, now}, false
+for i = 2, #KEYS do
+  local at = 5 * i - 7
+  local found = redis.call('GET', KEYS[i]) or ''
+  if ARGV[at] == born and ARGV[at + 1] == found then
+    local said = string.format('%.0f', now + ARGV[at + 3]) .. ' ' .. now .. ' ' .. ARGV[at + 2]
+    redis.call('SET', KEYS[i], said, 'PX', ARGV[at + 4])
+    found, wrote = 1, true
+  end
+  answers[i + 1] = found
 end
-return {found, born, now}
+if wrote then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+return answers
 """
+
+_ONLY_LOOK: Final = ("", "", "", 0, 0)
 
 _encode = msgspec.json.Encoder().encode
 _decode: msgspec.json.Decoder[Claim] = msgspec.json.Decoder(Claim)
+
+
+class _Said(NamedTuple):
+    """What Redis said last of a tenant: times by its clock, in microseconds, and when that was by ours, in seconds."""
+
+    born: int
+    now: int
+    at: float
 
 
 class _Script(RedisScript):
     """The script, told which run of the server it is on: another run may have lost what this one was told last.
 
     A server that was started anew, or a replica that was promoted, is reached by another connection; so each is asked once.
+
+    A call's keys are that of its tenant and that of its claim; its answer is what was found, and the server's `born` and `now`.
+    Calls that go together are one call for each tenant: by itself, each would cost Redis and us three times as much.
     """
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, _SCRIPT, seconds=CLAIM_TIMEOUT_SECONDS)
         self._run_id: Argument = ""
+        self._said: dict[Argument, _Said] = {}
+
+    def said(self, tenant: str) -> _Said | None:
+        """What the server said last of a tenant, by its key, if that was a moment ago."""
+        said = self._said.get(tenant)
+        return None if said is None or time.monotonic() - said.at > SAID_SECONDS_MAX else said
+
+    def forget(self) -> None:
+        """Forget what the server has said: it is away."""
+        self._said.clear()
+
+    async def _run(self, calls: Sequence[Call]) -> list[Any]:
+        of_tenants: dict[Argument, list[int]] = {}
+        for number, ((tenant, _), _) in enumerate(calls):
+            of_tenants.setdefault(tenant, []).append(number)
+        together = list[Call]()
+        for tenant, numbers in of_tenants.items():
+            keys, args = [tenant], list[Argument]((_BORN_KEPT_SECONDS,))
+            for number in numbers:
+                (_, claim), write = calls[number]
+                keys.append(claim)
+                args += write or _ONLY_LOOK
+            together.append((keys, args))
+        said, answers = await super()._run(together), dict[int, Any]()
+        if len(self._said) > TENANTS_MAX:
+            self._said.clear()
+        for (tenant, numbers), answer in zip(of_tenants.items(), said, strict=True):
+            if isinstance(answer, Exception):
+                answers |= dict.fromkeys(numbers, answer)
+            else:
+                born, now = int(answer[0]), int(answer[1])
+                self._said[tenant] = _Said(born, now, time.monotonic())
+                answers |= {number: (found, born, now) for number, found in zip(numbers, answer[2:], strict=True)}
+        return [answers[number] for number in range(len(calls))]
 
     async def _ready(self) -> tuple[Connection, Sequence[Argument]]:
         if self._connection is None or not self._connection.is_connected:
@@ -93,7 +153,15 @@ class RedisClaims:
         Raises:
             ClaimsUnavailable: Redis did not answer in time.
         """
-        return await self._call(key, ())
+        return _look(*await self._call(key, ()))
+
+    def unbegun(self, key: str) -> Look | None:
+        """What a look would have said a moment ago of a job that nobody had begun; None: nothing was heard of late.
+
+        See `engine.jobs.claims.Claims`.
+        """
+        said = self._script.said(_tenant_key(key.partition("/")[0]))
+        return None if said is None else Look(None, b"", 0.0, 0.0, said.now / 1e6, said.born / 1e6, seen=False)
 
     async def put(
         self, key: str, expected: Look, claim: Claim, *, lease_seconds: float = 0, keep_seconds: float
@@ -105,31 +173,41 @@ class RedisClaims:
         Raises:
             ClaimsUnavailable: Redis did not answer in time; it may be stored, now or soon.
         """
-        said = (_encode(claim), int(lease_seconds * 1e6), max(1, int(keep_seconds * 1e3)))
-        return await self._call(key, (_micros(expected.born), expected.raw, *said))
+        body, lease = _encode(claim), int(lease_seconds * 1e6)
+        write = (_micros(expected.born), expected.raw, body, lease, max(1, int(keep_seconds * 1e3)))
+        found, born, now = await self._call(key, write)
+        if found != 1:
+            return _look(found, born, now)
+        raw = b"%d %d %b" % (now + lease, now, body)
+        return Look(claim, raw, (now + lease) / 1e6, now / 1e6, now / 1e6, born / 1e6)
 
-    async def _call(self, key: str, write: Sequence[Argument]) -> Look:
+    async def _call(self, key: str, write: Sequence[Argument]) -> tuple[Any, int, int]:
+        """What was found, the server's `born` and `now`."""
         tenant, _, rest = key.partition("/")
-        keys = (f"job:{{{tenant}}}:{rest}", f"jobs:{{{tenant}}}:born")
         if time.monotonic() < self._away_until:
             raise ClaimsUnavailable
         try:
-            found, born, now = await self._script(keys, (_BORN_KEPT_SECONDS, *write))
+            answer: tuple[Any, int, int] = await self._script((_tenant_key(tenant), f"job:{{{tenant}}}:{rest}"), write)
+            return answer
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
+            self._script.forget()
             raise ClaimsUnavailable from error
-        return _look(found, born, now)
 
     async def close(self) -> None:
         """Drop the connection; a later call opens another."""
         await self._script.close()
 
 
-def _look(found: bytes, born: bytes, now: bytes) -> Look:
+def _look(found: bytes, born: int, now: int) -> Look:
     if not found:
-        return Look(None, b"", 0.0, 0.0, int(now) / 1e6, int(born) / 1e6)
+        return Look(None, b"", 0.0, 0.0, now / 1e6, born / 1e6)
     until, written, body = found.split(b" ", 2)
-    return Look(_decode.decode(body), found, int(until) / 1e6, int(written) / 1e6, int(now) / 1e6, int(born) / 1e6)
+    return Look(_decode.decode(body), found, int(until) / 1e6, int(written) / 1e6, now / 1e6, born / 1e6)
+
+
+def _tenant_key(tenant: str) -> str:
+    return f"jobs:{{{tenant}}}:born"
 
 
 def _micros(seconds: float) -> str:

@@ -19,6 +19,8 @@ def parts_of(job: Job, done: Done) -> list[Job]:
     The id of a digest's parts says which: a digest that is settled anew, as its claim was lost, has parts of its own, or those of
     the former one would be taken for them.
     """
+    if not done.targets:
+        return []
     # That nobody has seen it was asked a moment ago: to ask again for each device would cost as long once more.
     stage = "retry" if job.stage == ESCALATION else job.stage
     whole = replace(job, members=done.members, again=True, stage=stage, untried_at=done.untried_at)

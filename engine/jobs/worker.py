@@ -59,6 +59,7 @@ class Worker:
         """Take jobs for as long as it is not cancelled; then hand back what is not begun, and finish the rest."""
         for lane in self._lanes.values():
             await lane.open()
+        loop = asyncio.get_running_loop()
         keeper = asyncio.create_task(self._keep(), name=f"{self.channel}-keep")
         try:
             while True:
@@ -66,13 +67,14 @@ class Worker:
                 self._news.clear()
                 self._begin()
                 for name, lane in self._lanes.items():
-                    if self._open(name):
+                    if lane.lacks(AHEAD) and self._open(name):
                         lane.order(AHEAD)
+                # A timer by itself: `asyncio.timeout` costs five times as much, and under load this is once for each job.
+                turn = loop.call_later(TURN_SECONDS, self._news.set)
                 try:
-                    async with asyncio.timeout(TURN_SECONDS):
-                        await self._news.wait()
-                except TimeoutError:
-                    continue
+                    await self._news.wait()
+                finally:
+                    turn.cancel()
         finally:
             for lane in self._lanes.values():
                 lane.close()
@@ -93,6 +95,8 @@ class Worker:
         ready = [lane for lane in LANES if self._lanes[lane].waiting]
         if not ready:
             return None
+        if len(ready) == 1:
+            return self._lanes[ready[0]].waiting.popleft()
         for lane in ready:
             self._turns[lane] += WEIGHTS[lane]
         chosen = max(ready, key=lambda lane: self._turns[lane])

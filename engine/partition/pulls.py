@@ -52,8 +52,8 @@ class Pulls:
 
     def arrived(self) -> bool:
         """One message less is on order; is it time to order more?"""
-        # A pull that was given up may still deliver.
-        self.outstanding = max(0, self.outstanding - 1)
+        if self.outstanding:  # a pull that was given up may still deliver
+            self.outstanding -= 1
         return self.outstanding <= PULL_BATCH // 2
 
     def ended(self, headers: bytes) -> bool:

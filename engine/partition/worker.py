@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -11,10 +12,20 @@ import msgspec
 from engine.broker.jetstream import Stored, StreamState
 
 
+class Phase(enum.Enum):
+    """Where a reader stands."""
+
+    STANDBY = "standby"
+    TAKING_OVER = "taking over"
+    READING = "reading"
+    STOPPED = "stopped"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A partition of a stream and the durable consumer that reads it.
 
+    `subject`: of the partition, with a wildcard at its end. The consumer may bring others, too: they are passed over.
     `sparse`: messages of others leave the stream by themselves, so that a beginning that has moved says nothing about ours.
     """
 

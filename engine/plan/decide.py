@@ -298,6 +298,17 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+def has_moments(inputs: Inputs) -> bool:
+    """Whether the decision may be another one at another time, even if the notification is not over by then."""
+    preferences, defaults = inputs.profile.preferences, inputs.defaults
+    return (
+        preferences.quiet_hours is not None
+        or defaults.quiet_hours is not None
+        or bool(defaults.send_windows)
+        or any(one.expires_at is not None for one in inputs.profile.suppressions)
+    )
+
+
 def narrowed(inputs: Inputs) -> Inputs:
     """The inputs without what has no say in this plan: small enough to be stored with it, and it gives the same plan."""
     profile, preferences, suppressions = inputs.profile, inputs.profile.preferences, inputs.profile.suppressions

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engine.broker.jetstream import Outgoing
+from engine.plan.decide import has_moments
 from engine.plan.decisions import Decision, Inputs
 from engine.planner.plans import INPUTS_BYTES_MAX, Due, Found, encode, receipt_message
 
@@ -106,7 +107,7 @@ def form_of(
     held: tuple[object, ...],
 ) -> Form | None:
     """The form of what was made of a `marked` notification; None: what is made of others is not the same."""
-    if _has_moments(inputs) or any(one.when not in ("now", "never") or one.why == "expired" for one in decisions):
+    if has_moments(inputs) or any(one.when not in ("now", "never") or one.why == "expired" for one in decisions):
         return None  # one that is over before its wait ends says nothing of those that live longer
     if receipt is not None and len(receipt.payload) > INPUTS_BYTES_MAX // 2:
         return None  # with longer names it may be too large
@@ -118,17 +119,6 @@ def form_of(
         tuple([(one.subject.removesuffix(_USER), _blank(one.payload, marks)) for one in jobs]),
         timedelta(seconds=rule.ttl_seconds) if rule is not None and rule.ttl_seconds is not None else None,
         held,
-    )
-
-
-def _has_moments(inputs: Inputs) -> bool:
-    """Whether the decision may be another one at another time, even if the notification is not over by then."""
-    preferences, defaults = inputs.profile.preferences, inputs.defaults
-    return (
-        preferences.quiet_hours is not None
-        or defaults.quiet_hours is not None
-        or bool(defaults.send_windows)
-        or any(one.expires_at is not None for one in inputs.profile.suppressions)
     )
 
 

@@ -163,7 +163,10 @@ class ProfileCache:
                     with contextlib.suppress(msgspec.DecodeError):
                         found[number] = _decode(answer[0])
 
-        await asyncio.gather(*(look_up(part) for part in parts))
+        if len(parts) == 1:
+            await look_up(parts[0])  # mostly, and a task costs as much as looking up several users
+        else:
+            await asyncio.gather(*(look_up(part) for part in parts))
         return found
 
     async def _read_through(self, user: tuple[str, str], lease: str) -> Profile:

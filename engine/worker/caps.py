@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 
 from engine.channels.channel import Job
 from engine.outages import REDIS_AWAY
-from engine.plan.rules import Cap
+from engine.plan.decisions import Inputs
+from engine.plan.rules import Cap, Channel
 from engine.redisscript import RedisScript
 
 _log = structlog.get_logger("seamark.worker")
@@ -39,6 +40,14 @@ redis.call('ZADD', KEYS[1], string.format('%d', now), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 0
 """
+
+
+def cap_of(inputs: Inputs, channel: Channel) -> tuple[str, Cap] | None:
+    """The cap that holds for a notification, behind the pattern of the rule that says it; what is critical has none."""
+    line = None if inputs.rule is None else inputs.rule.channels.get(channel)
+    if inputs.rule is None or line is None or line.cap is None or inputs.critical:
+        return None
+    return inputs.rule.pattern, line.cap
 
 
 class Caps:

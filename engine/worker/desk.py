@@ -35,7 +35,8 @@ from engine.plan.rules import Channel
 from engine.planner.shares import Shares
 from engine.traces.spans import active
 from engine.worker import attempts
-from engine.worker.caps import Caps
+from engine.worker.alike import Alike
+from engine.worker.caps import Caps, cap_of
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.domains import waited_out
 from engine.worker.gate import WAIT_SECONDS_MAX
@@ -121,7 +122,7 @@ class WorkerDesk:
         self._targets, self._contexts = targets, contexts
         self._caps, self._stages = caps, stages or {}
         self._shares, self._fallback, self._noted = shares, fallback, noted
-        self._spans = active()
+        self._spans, self._alike = active(), Alike()
         # A push that comes twice replaces itself on the device; an endpoint knows a webhook by its id.
         self.repeatable = channel in {"push", "webhook"}
 
@@ -165,35 +166,35 @@ class WorkerDesk:
 
     async def _decided(self, job: Job) -> Send | Hold | Over | Split:
         woken = self._stages.get(DIGEST if job.digest else job.stage)
-        facts = await woken(job) if woken is not None else Facts(stored_at=_stored_at(job))
-        if not isinstance(facts, Facts):
-            return facts
-        inputs = await self._inputs(job, facts)
+        found = await woken(job) if woken is not None else None
+        if found is not None and not isinstance(found, Facts):
+            return found
+        now = datetime.now(UTC)  # before anything is read: whatever has changed by then is in what is read
+        if job.transaction:
+            await self._cancels.heard()
+        rules = await self._rules.of(job.tenant)
+        profile = await self._profiles.of(job.tenant, job.user)
+        kills = self._controls.controls.drops(job.tenant, job.user)
+        as_others = job.stage == "first" and found is None and not job.transaction and not kills
+        if as_others and (sent := self._alike.of(job, rules, profile)) is not None:
+            return await self.aim(job, sent.category, profile)
+        cancelled = bool(job.transaction) and self._cancels.holds(encode_token(job.tenant), job.transaction)
+        facts = _facts(job, found, cancelled=cancelled)
+        inputs = gathered(_notification(job), facts, rules, profile, kills, now)
         decision = decide(job.channel, inputs)
         if decision.when == "now" and (capped_until := await self._capped(job, inputs)) is not None:
             inputs = replace(inputs, facts=replace(inputs.facts, capped_until=capped_until))
             decision = decide(job.channel, inputs)
         if decision.when != "now":
             return await self._not_now(job, decision, inputs)
+        if as_others:
+            self._alike.keep(job, rules, profile, inputs, decision)
         return await self.aim(job, inputs.category, inputs.profile)
 
     async def _capped(self, job: Job, inputs: Inputs) -> datetime | None:
         """Until when the user gets no more by this channel; None: there is no cap, a place was free, or it is critical."""
-        line = None if inputs.rule is None else inputs.rule.channels.get(job.channel)
-        if self._caps is None or inputs.rule is None or line is None or line.cap is None or inputs.critical:
-            return None
-        return await self._caps.take(job, inputs.rule.pattern, line.cap)
-
-    async def _inputs(self, job: Job, facts: Facts) -> Inputs:
-        now = datetime.now(UTC)  # before anything is read: whatever has changed by then is in what is read
-        if job.transaction:
-            await self._cancels.heard()
-        cancelled = bool(job.transaction) and self._cancels.holds(encode_token(job.tenant), job.transaction)
-        rules = await self._rules.of(job.tenant)
-        profile = await self._profiles.of(job.tenant, job.user)
-        facts = replace(facts, stage=_stage(job), cancelled=facts.cancelled or cancelled)
-        kills = self._controls.controls.drops(job.tenant, job.user)
-        return gathered(_notification(job), facts, rules, profile, kills, now)
+        cap = cap_of(inputs, job.channel)
+        return None if self._caps is None or cap is None else await self._caps.take(job, *cap)
 
     async def _not_now(self, job: Job, decision: Decision, inputs: Inputs) -> Hold | Over:
         woken = wakes(decision, inputs)
@@ -256,8 +257,10 @@ class WorkerDesk:
             return False
         return (await self._shares.above([job.tenant])).holds(job.tenant, critical=job.lane == "critical")
 
-    def _not_dropped(self, job: Job, serving: Sequence[Provider]) -> tuple[list[Provider], str]:
+    def _not_dropped(self, job: Job, serving: list[Provider]) -> tuple[list[Provider], str]:
         """The providers that no switch of theirs has dropped the jobs of; the switch, if there is one."""
+        if not self._controls.controls.kill:
+            return serving, ""
         verdicts = {one.name: self._verdict(job, one) for one in serving}
         switch = next((one.switch for one in verdicts.values() if one.effect == "drop"), "")
         return [one for one in serving if verdicts[one.name].effect != "drop"], switch
@@ -357,7 +360,7 @@ class WorkerDesk:
 
     def slower(self, outcome: Outcome) -> float:
         """How much longer than usual a retry after this outcome waits."""
-        found = [one for one in self._providers() if one.name == outcome.provider]
+        found = [one for one in self._providers() if one.name == outcome.provider and outcome.kind != "ok"]
         return self._gates.of(found[0]).slower() if found else 1.0
 
 
@@ -375,13 +378,12 @@ def _serving(providers: Sequence[Provider], target: Target) -> list[Provider]:
     return fitting[:1]
 
 
-def _stored_at(job: Job) -> datetime:
-    return job.stored_at or job.first_at
-
-
-def _stage(job: Job) -> Stage:
-    """The stage that decides. What a planner has sent on its way at once is not put into a digest any more, nor made to wait."""
-    return "retry" if job.stage == "first" else job.stage  # type: ignore[return-value]
+def _facts(job: Job, known: Facts | None, *, cancelled: bool) -> Facts:
+    """The facts of a decision. What a planner has sent on its way at once is not put into a digest any more, nor made to wait."""
+    stage: Stage = "retry" if job.stage == "first" else job.stage  # type: ignore[assignment]
+    if known is None:
+        return Facts(stored_at=job.stored_at or job.first_at, stage=stage, cancelled=cancelled)
+    return replace(known, stage=stage, cancelled=known.cancelled or cancelled)
 
 
 def _notification(job: Job) -> Notification:

@@ -101,11 +101,11 @@ def waited_out(job: Job, gates: Iterable[Gate]) -> Over | None:
 
     Of thousands that wait for a domain only one is tried at a time, so most of them have no try from which retries count.
     """
+    gates = list(gates)
+    if not all(isinstance(gate, DomainGate) and gate.shut for gate in gates):
+        return None
     waited_seconds = (datetime.now(UTC) - (job.tried_at or job.first_at)).total_seconds()
     if waited_seconds <= POLICIES[job.channel].horizon_seconds:
         return None
-    whys = [gate.breaker.why if isinstance(gate, DomainGate) and gate.shut else None for gate in gates]
-    if None in whys:
-        return None
-    outcome = Outcome(kind="throttled", code=whys[0] or "", scope="domain")
+    outcome = Outcome(kind="throttled", code=gates[0].breaker.why, scope="domain")
     return Over("failed", outcome.code, outcome)

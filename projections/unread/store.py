@@ -283,7 +283,7 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
         record = batch[index]
         try:
             # log.<p>.<tenant>.<user>; the broker takes any bytes for a token
-            user = record.subject.split(b".", 2)[2].decode()
+            user = record.subject.decode().split(".", 2)[2]
             change = decode_change(record.payload)
         except NO_RECORD:
             metrics.projection_skipped.labels("unread").inc()
@@ -294,7 +294,7 @@ def gather(batch: Sequence[Delivered], start: int = 0) -> tuple[dict[str, list[A
         if change.kind == "notification":
             id = clean(change.id)
             weight += 1
-            if record.headers and NEVER_SHOWN in record.headers:
+            if NEVER_SHOWN in record.headers:
                 ops += (6, record.seq, id)
                 continue
             at = record.time_nanoseconds // 1_000_000

@@ -90,6 +90,43 @@ async def test_a_server_that_has_forgotten_takes_no_write_that_expects_what_was_
     assert found.born > look.born
 
 
+async def test_what_is_put_in_place_of_a_job_that_nobody_had_begun_is_stored_only_if_that_is_so(
+    redis: Redis, claims: RedisClaims
+) -> None:
+    assert claims.unbegun(KEY) is None, "nothing was heard yet"
+    heard = await claims.look("acme/order-2/alice/push/phone")
+    assert claims.unbegun(KEY) == heard._replace(seen=False)
+    assert claims.unbegun("other/order-1/alice/push/phone") is None
+    unbegun = claims.unbegun(KEY)
+    assert unbegun is not None
+    assert (await claims.put(KEY, unbegun, LEASE, lease_seconds=45, keep_seconds=100)).claim == LEASE
+    assert (await claims.put(KEY, unbegun, DONE, keep_seconds=100)).claim == LEASE, "somebody was quicker"
+    await redis.flushall()
+    assert (await claims.put(KEY, unbegun, LEASE, lease_seconds=45, keep_seconds=100)).claim is None, "it has forgotten"
+
+
+async def test_claims_that_are_asked_for_together_are_one_call_for_each_tenant(
+    claims: RedisClaims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = "other/order-1/alice/push/phone"
+    looks = [await claims.look(key) for key in (KEY, others)]
+    writes, send = list[bytes](), Connection.send_packed_command
+
+    async def counted(self: Connection, command: bytes, check_health: bool = True) -> None:
+        writes.append(command)
+        await send(self, command, check_health)
+
+    monkeypatch.setattr(Connection, "send_packed_command", counted)
+    found = await asyncio.gather(
+        claims.put(KEY, looks[0], LEASE, lease_seconds=45, keep_seconds=100),
+        claims.put(others, looks[1], WAITING, keep_seconds=100),
+        claims.look(KEY),
+        claims.look("acme/order-2/alice/push/phone"),
+    )
+    assert [one.claim for one in found] == [LEASE, WAITING, LEASE, None]
+    assert [one.count(b"EVALSHA") for one in writes] == [2]
+
+
 async def test_another_run_of_the_server_is_not_believed_what_it_may_have_missed(
     valkey: Valkey, redis: Redis, claims: RedisClaims
 ) -> None:

@@ -61,6 +61,26 @@ async def test_every_message_of_the_partition_is_handled_once_in_order(nats_serv
         assert worker.acquired == 1
 
 
+async def test_what_a_consumer_without_a_filter_brings_of_others_is_passed_over(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as broker:
+        await make_stream(broker, **KEPT)
+        store, load = Store(), Load(broker)
+        worker = RecordingWorker(store)
+        await load.others(3)
+        await load.publish(1000)
+        async with reading(broker, worker, **KEPT):
+            await done(store, load)
+            # A reader that is at work need not notice that the filter goes.
+            await make_consumer(broker, subject=">", **KEPT)
+            await load.publish(1000)
+            await done(store, load)
+        await load.others(3)
+        await load.publish(1000)
+        async with reading(broker, worker, **KEPT):
+            await done(store, load)
+        assert worker.acquired == 2
+
+
 async def test_reading_starts_at_the_workers_position_not_at_the_consumers(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker:
         await make_stream(broker)

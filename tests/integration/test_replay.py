@@ -106,6 +106,20 @@ async def test_an_outage_longer_than_many_tries_is_outlived_and_reading_goes_on_
         assert seen == list(range(1, EVENTS + 1))
 
 
+async def test_marks_between_records_are_passed_over(nats_server: NatsServer, monkeypatch) -> None:
+    monkeypatch.setattr(module, "BATCH", BATCH)
+    async with connected(nats_server.url) as broker:
+        await broker.api("STREAM.CREATE.LOG-0", {"name": "LOG-0", "subjects": ["log.0.*.*", "mark.0.*"]})
+        records = []
+        for number in range(EVENTS // 4):
+            records.append((await broker.append(f"log.0.acme.user-{number % 9}", b"a record")).seq)
+            for _ in range(number % 3):
+                await broker.append("mark.0.0", b"a mark")
+        found = [one async for batch in replay(broker, "LOG-0", "log.0.>", 1, records[-1]) for one in batch]
+        assert [one.seq for one in found] == records
+        assert {one.payload for one in found} == {b"a record"}
+
+
 async def test_what_the_broker_refuses_is_raised_at_once(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as broker:
         with pytest.raises(ApiError, match="stream not found"):

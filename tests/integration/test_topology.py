@@ -138,6 +138,16 @@ async def test_a_consumer_setting_is_put_back_in_place(broker: Broker):
     assert info["config"]["priority_timeout"] == 1_000_000_000
 
 
+async def test_the_filter_of_an_earlier_release_is_taken_off_a_log_s_consumer_in_place(broker: Broker):
+    await topology.ensure(broker, "dev")
+    config = (await broker.api("CONSUMER.INFO.LOG-2.inbox-2"))["config"] | {"filter_subject": "log.2.>"}
+    await broker.api("CONSUMER.CREATE.LOG-2.inbox-2.log.2.>", {"stream_name": "LOG-2", "config": config})
+    (step,) = (plan := await topology.plan(broker, "dev")).steps
+    assert (step.target, step.why) == ("LOG-2/inbox-2", ("filter_subject log.2.> -> >",))
+    await topology.apply(broker, plan)
+    assert (await topology.plan(broker, "dev")).empty
+
+
 async def test_another_number_of_partitions_is_refused_by_plan_and_apply(broker: Broker):
     await topology.ensure(broker, "dev", 4)
     plan = await topology.plan(broker, "dev", 8)

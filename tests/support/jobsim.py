@@ -30,6 +30,7 @@ from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Leased, Look, Wai
 from engine.jobs.desk import Hold, Over, Send, Split
 from engine.jobs.handling import Handler
 from engine.jobs.messages import schedule_of
+from engine.jobs.redisclaims import SAID_SECONDS_MAX
 from engine.jobs.retry import RetryPolicy
 from projections.folds.deliveries import rank
 from seamark.protocol.receipts import Receipt
@@ -186,6 +187,7 @@ class SimClaims:
         self.snapshot: dict[str, tuple[Claim, bytes, float, float, float]] = {}
         self.born = -1_000.0
         self.away_until = 0.0
+        self.said: list[tuple[float, float]] = []
 
     def at(self, key: str) -> Look:
         found = self.held.get(key)
@@ -205,7 +207,16 @@ class SimClaims:
         await self._ask(key)
         found = self.at(key)
         await self.world.pass_time()
+        self.said.append((now(), found.born))
         return found
+
+    def unbegun(self, key: str) -> Look | None:
+        """By what one of the workers has heard at some time in the last minute."""
+        of_late = [one for one in self.said if now() - one[0] < SAID_SECONDS_MAX]
+        if not of_late:
+            return None
+        at, born = self.world.rng.choice(of_late)
+        return Look(None, b"", 0.0, 0.0, BEGAN.timestamp() + at, born, seen=False)
 
     async def put(
         self, key: str, expected: Look, claim: Claim, *, lease_seconds: float = 0, keep_seconds: float

@@ -90,13 +90,15 @@ async def make_stream(broker: Broker, replicas: int = 1, *, pin_timeout_seconds:
     await make_consumer(broker, replicas, pin_timeout_seconds=pin_timeout_seconds)
 
 
-async def make_consumer(broker: Broker, replicas: int = 1, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS) -> None:
-    """The shipped consumer of a dispatcher, under a name of its own and with a time-out of its own."""
+async def make_consumer(
+    broker: Broker, replicas: int = 1, *, pin_timeout_seconds: float = PIN_TIMEOUT_SECONDS, subject: str = "ev.0.>"
+) -> None:
+    """The shipped consumer of a dispatcher, under a name, with a time-out and for a subject of its own."""
     overrides = Overrides(replicas=replicas, pin_timeout_seconds=pin_timeout_seconds)
     shipped = next(one for one in render("dev", 1, overrides=overrides).consumers if one.name == "dispatch-0")
-    config = shipped.config | {"name": "reader", "durable_name": "reader", "filter_subject": "ev.0.>"}
+    config = shipped.config | {"name": "reader", "durable_name": "reader", "filter_subject": subject}
     body = {"stream_name": "EV", "config": config}
-    await broker.api("CONSUMER.CREATE.EV.reader.ev.0.>", body)
+    await broker.api(f"CONSUMER.CREATE.EV.reader.{subject}", body)
 
 
 class Load:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from engine.channels.channel import Job, Lane
 from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Look
-from engine.jobs.desk import Over, Split
+from engine.jobs.desk import Hold, Over, Split
 from engine.jobs.handling import Handler
 from engine.jobs.retry import POLICIES
 from seamark.protocol.receipts import Receipt
@@ -22,6 +22,9 @@ class Away:
 
     async def look(self, key: str) -> Look:
         raise ClaimsUnavailable
+
+    def unbegun(self, key: str) -> Look | None:
+        return None
 
     async def put(self, *args: Any, **kept: Any) -> Look:
         raise ClaimsUnavailable
@@ -80,9 +83,38 @@ class Kept:
         now = datetime.now(UTC).timestamp()
         return Look(self.claim, b"", 0.0, now, now, 0.0)
 
+    def unbegun(self, key: str) -> Look | None:
+        return None
+
     async def put(self, key: str, expected: Look, claim: Claim, **kept: Any) -> Look:
         self.claim = claim
         return await self.look(key)
+
+
+class Holding:
+    """A desk that lets nobody through for now."""
+
+    repeatable = True
+
+    async def decide(self, job: Job) -> Hold:
+        return Hold(datetime.now(UTC), "paused")
+
+
+class Unseen(Kept):
+    """The same, of which the worker has heard a moment ago that nobody had begun anything."""
+
+    def unbegun(self, key: str) -> Look | None:
+        now = datetime.now(UTC).timestamp()
+        return Look(None, b"", 0.0, 0.0, now, 0.0, seen=False)
+
+
+async def test_a_job_that_is_put_back_is_looked_at_first_and_ends_if_another_message_of_it_has_ended_it() -> None:
+    """That nobody had begun it would else be said of a job that was sent, and be believed once its claim is let go of."""
+    claims = Unseen()
+    for claim, steps in ((None, ["put back", "ack"]), (Done(0, "sent", "ok"), ["sent", "ack"])):
+        claims.claim, told = claim, Told(a_job("sms", "n1"))
+        await Handler(claims, told, told, Holding(), POLICIES["sms"], told).handle(told)  # type: ignore[arg-type]
+        assert told.steps == steps
 
 
 class Refusing:

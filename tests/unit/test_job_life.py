@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -179,10 +179,11 @@ def test_an_acceptance_is_never_lost_and_what_has_ended_ends_otherwise_only_by_o
         assert sent
 
 
+@example(new=Done(0, "sent", "ok"), found=Done(0, "failed", "x"))
 @given(new=news, found=claims)
 def test_a_late_acceptance_is_what_deliveries_show(new: Waiting | Done, found: Claim | None) -> None:
     """In their fold the later attempt wins, and within one what was sent wins over all but what has failed."""
-    stored = replaces(new, found, Leased(0, "me"))
+    stored = replaces(new, found, Leased(JOB.attempt, "me"))
     if not isinstance(stored, Done) or stored.end != "sent" or not isinstance(found, Waiting | Done):
         return
     before = [rank(one.state, one.attempt) for one in receipts_of(JOB, found, NOW)]

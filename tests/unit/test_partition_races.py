@@ -51,9 +51,13 @@ class Call(NamedTuple):
 
 
 class Consumer:
-    """A pinned pull consumer without acks, as the server runs it: a head, a sequence of its own, pulls in a queue."""
+    """A pinned pull consumer without acks, as the server runs it: a head, a sequence of its own, pulls in a queue.
+
+    `whole`: it has no filter, and brings what is no message of the partition, too.
+    """
 
     def __init__(self) -> None:
+        self.whole = False
         self.messages: list[int] = []
         self.last_seq = 0
         self.head = 1
@@ -88,7 +92,7 @@ class Consumer:
 
     def deliver(self, now: float) -> bool:
         """Send the next message to whom it is due, if anybody."""
-        seq = self.next(self.head)
+        seq = self.next(self.head) if not self.whole else self.head if self.head <= self.last_seq else None
         while seq is not None:
             wanted = [pull for pull in self.pulls if pull.pin in ("", self.pin) or not self.pin]
             stale = next((pull for pull in self.pulls if pull.pin and pull.pin != self.pin), None)
@@ -287,13 +291,15 @@ class Machine(RuleBasedStateMachine):
         inbox = self.brokers[reader].inbox
         assert inbox is not None
         if self.brokers[reader].connected:
-            inbox(b"ev.0.one", reply, headers, b"x")
+            ours = not reply or int(reply.split(b".")[5]) in self.consumer.messages
+            inbox(b"ev.0.one" if ours else b"ev.1.other", reply, headers, b"x")
         self.spin()
 
     # --- what may happen -----------------------------------------------------------------------------------------------
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(whole=st.booleans())
+    def start(self, whole: bool = False) -> None:
+        self.consumer.whole = whole
         for broker in self.brokers:
             reader = PartitionReader(broker, SOURCE, Worker(self), pin_timeout_seconds=PIN_TIMEOUT_SECONDS)  # type: ignore[arg-type]
             self.readers.append(reader)
