@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from engine.partition.worker import Delivered
 from engine.plan.decisions import Inputs, Kill
-from engine.plan.hours import Window
+from engine.plan.hours import Digest, Window
 from engine.plan.preferences import QuietHours
 from engine.plan.profile import Profile, Suppression
 from engine.planner import deciding
@@ -180,6 +180,16 @@ def test_the_second_and_all_later_ones_of_a_kind_have_a_form(monkeypatch: pytest
 )
 def test_where_time_has_a_say_each_is_decided_by_itself(asked: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert filled(Said(asked), monkeypatch, body()) == 0
+
+
+def test_whether_one_is_over_before_it_is_due_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = body(expires_at=(NOON + timedelta(days=1)).isoformat())
+    assert filled(Said(with_line(plain(), "push", unless_seen_seconds=60)), monkeypatch, later) == 0
+    digest = with_line(plain(), "push", digest=Digest(every="hour"))
+    rule = digest.rule
+    assert rule is not None
+    assert filled(Said(replace(digest, rule=replace(rule, ttl_seconds=1800))), monkeypatch, body()) == 0
+    assert filled(Said(digest), monkeypatch, later) == 0
 
 
 def test_what_is_over_by_its_rule_or_by_itself_is_not_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
