@@ -107,8 +107,10 @@ def form_of(
     held: tuple[object, ...],
 ) -> Form | None:
     """The form of what was made of a `marked` notification; None: what is made of others is not the same."""
-    if has_moments(inputs) or any(one.when not in ("now", "never") or one.why == "expired" for one in decisions):
-        return None  # one that is over before its wait ends says nothing of those that live longer
+    if has_moments(inputs) or any(one.when not in ("now", "never") for one in decisions):
+        return None
+    if any(one.why == "expired" for one in decisions):
+        return None  # it would be over before it was due, and whether another one is depends on its own times
     if receipt is not None and len(receipt.payload) > INPUTS_BYTES_MAX // 2:
         return None  # with longer names it may be too large
     times = (inputs.now, inputs.facts.stored_at, inputs.expires_at)

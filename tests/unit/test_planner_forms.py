@@ -182,13 +182,14 @@ def test_where_time_has_a_say_each_is_decided_by_itself(asked: Inputs, monkeypat
     assert filled(Said(asked), monkeypatch, body()) == 0
 
 
-@pytest.mark.parametrize("waits", [{"digest": Digest()}, {"unless_seen_seconds": 7200}])
-def test_that_one_is_over_before_its_wait_says_nothing_of_the_others(
-    waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = (NOON + timedelta(days=days) for days in (-1, 9, 10))
-    bodies = [body(expires_at=at.isoformat()) for at in times]
-    assert filled(Said(with_line(plain(), "push", **waits)), monkeypatch, *bodies) == 0
+def test_whether_one_is_over_before_it_is_due_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = body(expires_at=(NOON + timedelta(days=1)).isoformat())
+    assert filled(Said(with_line(plain(), "push", unless_seen_seconds=60)), monkeypatch, later) == 0
+    digest = with_line(plain(), "push", digest=Digest(every="hour"))
+    rule = digest.rule
+    assert rule is not None
+    assert filled(Said(replace(digest, rule=replace(rule, ttl_seconds=1800))), monkeypatch, body()) == 0
+    assert filled(Said(digest), monkeypatch, later) == 0
 
 
 def test_what_is_over_by_its_rule_or_by_itself_is_not_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
