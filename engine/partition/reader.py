@@ -280,8 +280,9 @@ class PartitionReader:
                 self.suspect()
             return
         self._next_consumer_seq += 1
-        self._last_seq = seq
         if subject.startswith(self._prefix):
+            # What is passed over proves nothing: after somebody else's RESET, it may lie behind a message that never came.
+            self._last_seq = seq
             # Only what is accepted ends the silence: after somebody else's RESET, messages that are ignored may come for ever.
             self._message_at = self._heard_at
             if not buffer:

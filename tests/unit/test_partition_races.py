@@ -518,3 +518,15 @@ def test_a_standby_does_not_put_the_reading_head_back_once_somebody_was_chosen(m
         machine.settle(call)
     assert not any(call.kind == "reset" for call in machine.calls)
     machine.consumer.pin = ""
+
+
+def test_a_strangers_reset_to_what_is_passed_over_hides_no_message(machine: Machine) -> None:
+    machine.consumer.whole = True
+    take_over_idle(machine)
+    machine.messages_are_published([1])
+    machine.messages_of_other_partitions_are_published(1)
+    machine.a_stranger_resets_the_consumer(machine.consumer.last_seq)
+    for _ in range(80):
+        machine.go_well(deliveries=1)
+        machine.advance(0.25)
+    assert machine.applied == machine.consumer.messages
