@@ -170,11 +170,14 @@ class Handler:
     async def _hold(self, delivery: Delivery, look: Look | None, job: Job, due: datetime) -> bool:
         """Put a job back that is not to be sent now. Whether nothing is left to do with it.
 
-        It is looked at first, if it was not: another message of it may have ended it, and the claim of that end be let go of.
+        It is looked at first, if it was not. If it was held so long that others may have had it, no claim is no proof that nobody
+        has: the store may have lost it, or let go of it. Then it is judged anew, by a look.
         """
         if look is not None and not look.seen:
             look = await self._look(job)
             if look is None or look.claim is not None:
+                return False
+            if may_be_shared(job, delivery.deliveries, delivery.held_seconds):
                 return False
             job = _untried(job, look, Go())
         await self._put_back_until(delivery, job, due)

@@ -117,6 +117,30 @@ async def test_a_job_that_is_put_back_is_looked_at_first_and_ends_if_another_mes
         assert told.steps == steps
 
 
+class Forgetful(Unseen):
+    """A store that has begun anew since the worker heard of it."""
+
+    async def look(self, key: str) -> Look:
+        return (await super().look(key))._replace(born=datetime.now(UTC).timestamp())
+
+
+async def test_of_a_job_that_was_held_for_long_nobody_says_that_it_is_untried_because_its_claim_is_lost() -> None:
+    """Another worker may be sending it: whoever finds it put back must ask `deliveries`, or doubt."""
+    told, scheduled = Told(a_job("sms", "n1")), list[Job]()
+
+    class Slow(Holding):
+        async def decide(self, job: Job) -> Hold:
+            told.held_seconds = 60.0
+            return await super().decide(job)
+
+    async def schedule(job: Job, due: datetime) -> None:
+        scheduled.append(job)
+
+    told.schedule = schedule  # type: ignore[method-assign]
+    await Handler(Forgetful(), told, told, Slow(), POLICIES["sms"], told).handle(told)  # type: ignore[arg-type]
+    assert [(one.again, one.untried_at) for one in scheduled] == [(True, None)]
+
+
 class Refusing:
     """A desk by which nothing is sent: the channel was switched off a moment ago."""
 
