@@ -62,6 +62,13 @@ class _Asked(NamedTuple):
     term: int
 
 
+class _First(NamedTuple):
+    """That there was one of a kind: rules and profile of it, and nothing of its own, which may be large."""
+
+    rules: TenantRules
+    profile: Profile
+
+
 Made = tuple[Outgoing | None, tuple[Outgoing, ...]]
 """The receipt and the jobs of a notification."""
 
@@ -79,9 +86,9 @@ class Decider:
     ) -> None:
         self._rules, self._profiles, self._drops = rules, profiles, drops
         self._cancels, self._shares = cancels, shares
-        # The first notification of a kind, then their form, or in its place what would have been in it. All of them hold on to
+        # That there was a first of a kind, then their form, or in its place what would have been in it. All of them hold on to
         # rules and profile, which are told from others by which objects they are.
-        self._forms: dict[object, Form | _Asked | tuple[TenantRules, Profile]] = {}
+        self._forms: dict[object, Form | _First | tuple[TenantRules, Profile]] = {}
 
     async def planned(self, found: Sequence[Found], term: int, doubted: Callable[[Found], bool]) -> Planned:
         """What becomes of notifications.
@@ -149,9 +156,9 @@ class Decider:
             # One that nothing else is like would cost more by a form than without.
             if len(forms) >= FORMS_MAX:
                 forms.clear()
-            forms[key] = asked
+            forms[key] = _First(asked.rules, asked.profile)
             return None
-        if isinstance(form, _Asked):
+        if isinstance(form, _First):
             form = forms[key] = self._form_of(asked) or (asked.rules, asked.profile)
         return form.filled(asked.found, asked.user, asked.now) if isinstance(form, Form) else None
 

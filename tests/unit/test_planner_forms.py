@@ -182,6 +182,12 @@ def test_where_time_has_a_say_each_is_decided_by_itself(asked: Inputs, monkeypat
     assert filled(Said(asked), monkeypatch, body()) == 0
 
 
+def test_nothing_of_a_first_one_is_kept() -> None:
+    decider = Said(plain()).decider()
+    planned(decider, found([body(data={"text": "x" * 100_000})], ["alice"], NOON), NOON)
+    assert len(repr(decider._forms)) < 10_000
+
+
 def test_whether_one_is_over_before_it_is_due_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     later = body(expires_at=(NOON + timedelta(days=1)).isoformat())
     assert filled(Said(with_line(plain(), "push", unless_seen_seconds=60)), monkeypatch, later) == 0
