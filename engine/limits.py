@@ -200,3 +200,7 @@ assert PUSH_TOKENS_PER_USER > 1, "a new token makes room for itself by taking an
 
 PREFERENCES_BYTES_MAX = 8 << 10
 """A user's document of preferences: choices for a hundred types. Every decision about him reads it, its record keeps a part."""
+
+JOBS_TURNS = 7
+"""For so many turns of its loop a worker gathers what it asks for each job (claims, profiles, targets) after it has asked for
+others: where mails end one by one, nearly each had a request of its own. By time, 5 ms, workers of texts sent a tenth less."""

@@ -42,6 +42,8 @@ class Questions(Generic[Question, Answer]):
         seconds: a request's deadline; whoever asks waits for two of them at most. None: it has one of its own.
         most: how many questions one request may hold.
         gather_seconds: how long questions are gathered even if no request is under way; for those that nobody waits for.
+        turns: how many turns of the loop questions are gathered for after a request. Where the loop has nothing else to do they
+            are over at once; where it is busy, few requests answer many.
         turn: shared with questions of other kinds, of which no request may be under way at the same time.
     """
 
@@ -57,13 +59,14 @@ class Questions(Generic[Question, Answer]):
         seconds: float | None = None,
         most: int = sys.maxsize,
         gather_seconds: float = 0.0,
+        turns: int = 1,
         turn: asyncio.Lock | None = None,
     ) -> None:
         self._name = name
         self._ask = ask
         self._seconds = seconds
         self._most = most
-        self._gather_seconds = gather_seconds
+        self._gather_seconds, self._turns = gather_seconds, turns
         self._turn = turn or asyncio.Lock()
         self._waiting: list[_Asked[Question, Answer]] = []
         self._wave: list[_Asked[Question, Answer]] = []
@@ -115,6 +118,8 @@ class Questions(Generic[Question, Answer]):
                 async with self._turn:
                     wave, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                     await self._settle([*filter(_wanted, wave)])
+                for _ in range(self._turns - 1):
+                    await asyncio.sleep(0)
                 await asyncio.sleep(min(self.pause_seconds_max, self.pause_seconds * (len(wave) - 1)))
         finally:
             self._asking = None

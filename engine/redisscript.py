@@ -36,14 +36,17 @@ class RedisScript:
     Args:
         seconds: the deadline of a write and its answers; a call waits for two of them at most. None: the caller sets one, and
             once all that were made together are given up their connection is dropped.
+        turns: as of `Questions`.
     """
 
-    def __init__(self, redis: Redis, script: str, *, seconds: float | None = None) -> None:
+    def __init__(self, redis: Redis, script: str, *, seconds: float | None = None, turns: int = 1) -> None:
         self._pool = redis.connection_pool
         self._script = script
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._connection: Connection | None = None
-        self._calls: Questions[Call, Any] = Questions("redis-script", self._run, seconds=seconds, most=CALLS_MAX)
+        self._calls: Questions[Call, Any] = Questions(
+            "redis-script", self._run, seconds=seconds, most=CALLS_MAX, turns=turns
+        )
 
     @property
     def busy(self) -> bool:

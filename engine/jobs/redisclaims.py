@@ -15,6 +15,7 @@ from redis.asyncio import Connection, Redis
 
 from engine.dispatch.claims import AWAY, PAUSE_SECONDS
 from engine.jobs.claims import CLAIM_KEPT_SECONDS, Claim, ClaimsUnavailable, Look
+from engine.limits import JOBS_TURNS
 from engine.redisscript import Argument, Call, RedisScript
 
 CLAIM_TIMEOUT_SECONDS: Final = 2.0
@@ -79,7 +80,7 @@ class _Script(RedisScript):
     """
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, _SCRIPT, seconds=CLAIM_TIMEOUT_SECONDS)
+        super().__init__(redis, _SCRIPT, seconds=CLAIM_TIMEOUT_SECONDS, turns=JOBS_TURNS)
         self._run_id: Argument = ""
         self._said: dict[Argument, _Said] = {}
 

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
+from engine.limits import JOBS_TURNS
 from engine.outages import REDIS_AWAY, redis_failure
 from engine.plan.profile import Profile
 from engine.questions import Questions
@@ -117,7 +118,7 @@ class ProfileCache:
         self._read = read
         self._look, self._fill = (RedisScript(redis, script, seconds=REDIS_SECONDS) for script in (_LOOK, _FILL))
         self._mark, self._settle = RedisScript(redis, _MARK), RedisScript(redis, _SETTLE)
-        self._looks = Questions("profile-looks", self._look_up, most=LOOKS_PER_CALL)
+        self._looks = Questions("profile-looks", self._look_up, most=LOOKS_PER_CALL, turns=JOBS_TURNS)
         self._away_until = 0.0
 
     async def of(self, tenant: str, user: str) -> Profile:

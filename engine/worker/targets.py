@@ -19,6 +19,7 @@ from engine.directory.contacts import Addressed
 from engine.directory.push_tokens import WebPushKeys
 from engine.directory.sealing import PLAIN, Seal
 from engine.errors import StoreBroken
+from engine.limits import JOBS_TURNS
 from engine.plan.profile import OPTED_OUT, Suppression
 from engine.postgres import Connection, Pool, asking, transposed
 from engine.questions import Questions
@@ -153,7 +154,7 @@ class Targets:
                     found[row["place"] - 1].append(row)
             return list(found)
 
-        return Questions(name, ask, most=ASKED_MAX)
+        return Questions(name, ask, most=ASKED_MAX, turns=JOBS_TURNS)
 
 
 def _address(rows: Rows, channel: Addressed, category: str | None, now: datetime) -> Target | Nowhere:

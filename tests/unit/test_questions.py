@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import engine.questions
 from engine.errors import Unanswered
 from gateway.questions import Questions
 
@@ -136,6 +137,18 @@ async def test_a_request_goes_on_while_anybody_waits_for_it_and_is_given_up_with
     assert server.requests == [[1, 2], [4]], "given up, and nobody wants to know of 3"
     server.let.set()
     assert await last == 4
+
+
+async def test_questions_of_a_few_turns_of_the_loop_after_a_request_share_the_next() -> None:
+    server, answers = Server(), list[int | None]()
+    server.let.set()
+    questions = engine.questions.Questions("numbers", server.ask, turns=7)
+    assert await questions.answer(1) == 1
+    for number in (2, 3, 4):
+        questions.ask(number, answers.append)
+        await asyncio.sleep(0)
+    await until(answers, 3)
+    assert server.requests == [[1], [2, 3, 4]]
 
 
 async def test_a_request_has_a_deadline_and_the_next_is_asked_after_it() -> None:
