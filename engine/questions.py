@@ -19,8 +19,8 @@ Answer = TypeVar("Answer")
 
 
 _Asked = tuple[Question, asyncio.Future[Answer] | None, Callable[[Answer | None], None]]
-"""A question, and what is done with its answer: a waiter is done with it, or else the last is called. A plain tuple: of whatever
-has names, making it would take as long as all else that is done for a question."""
+"""A question, and who gets the answer: the waiter, or without one the callback, which stands last. A plain tuple: to make an
+object with named fields would take as long as all else that is done for a question."""
 
 
 def _wanted(asked: _Asked[Question, Answer]) -> bool:
@@ -28,7 +28,7 @@ def _wanted(asked: _Asked[Question, Answer]) -> bool:
     return asked[1] is None or not asked[1].done()
 
 
-def _nobody(_: object) -> None: ...
+def _tell_nobody(_: object) -> None: ...
 
 
 class Questions(Generic[Question, Answer]):
@@ -89,7 +89,7 @@ class Questions(Generic[Question, Answer]):
             whatever asking raises; ConnectionError: closed meanwhile.
         """
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._add((question, waiter, _nobody))
+        self._add((question, waiter, _tell_nobody))
         try:
             return await waiter
         except asyncio.CancelledError:

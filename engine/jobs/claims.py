@@ -49,7 +49,7 @@ class Leased(msgspec.Struct, frozen=True, tag="leased", omit_defaults=True):
 
     Args:
         attempt: as the job says.
-        owner: another one for each time that a message is handled.
+        owner: which handling of a message took it: each has another owner.
         lost: how many leases of this job have run out: tries that `attempt` does not count.
         doubt: an earlier try may have been taken by the provider.
         members: of a digest, what is in it: from the first try on, each has the same.
@@ -191,7 +191,7 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
         return new
     if isinstance(new, Done) and new.end == "sent":
         if isinstance(found, Done):
-            # In `deliveries` the later attempt wins, and this one has to. Who told the other end had this attempt or that.
+            # In `deliveries` the later attempt wins, and this end has to. The other may have been told with either attempt.
             after = max(found.attempt, lease.attempt) + 1
             return None if found.end == "sent" else msgspec.structs.replace(new, attempt=after)
         return new if new.attempt >= found.attempt else msgspec.structs.replace(new, attempt=found.attempt)
@@ -210,6 +210,6 @@ def replaces(new: Waiting | Done, found: Claim | None, lease: Leased) -> Waiting
 
 
 def kept_seconds(claim: Claim, now: Callable[[], datetime]) -> float:
-    """How long a claim is kept from `now` on."""
+    """How long a claim is kept from `now()` on. The clock is asked only where the claim waits."""
     waits = max(0.0, (claim.due - now()).total_seconds()) if isinstance(claim, Waiting) else 0.0
     return CLAIM_KEPT_SECONDS + waits

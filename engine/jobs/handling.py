@@ -3,7 +3,8 @@
     look at the claim · decide again · wait for a turn · store that it may be a repetition · take the claim · send
     · record the outcome · dead letter, retired target · receipts · schedule the next try · acknowledge
 
-What nobody can have begun, as nearly every job when it is handed out, is not looked at: to take its claim tells whether it is so.
+Where nobody can have begun the job, as with nearly all, its claim is not looked at: to take it shows whether that is true
+(ADR 0052).
 
 A worker may die, or sleep for minutes, between any two of them. Whoever is handed the message next finds in the claim how far it
 was, and goes on from there (ADR 0043).
@@ -134,7 +135,7 @@ class Handler:
         await self._put_back_until(delivery, job, self._clock.now())
 
     def _unbegun(self, delivery: Delivery) -> Look | None:
-        """What a look would say of a job that nobody else has had, as nearly all are: whoever takes its claim finds out."""
+        """What stands in place of a look where nobody else can have had the job; None: it has to be looked at."""
         job = delivery.job
         if job.attempt > 0 or may_be_shared(job, delivery.deliveries, delivery.held_seconds):
             return None
@@ -170,8 +171,8 @@ class Handler:
     async def _hold(self, delivery: Delivery, look: Look | None, job: Job, due: datetime) -> bool:
         """Put a job back that is not to be sent now. Whether nothing is left to do with it.
 
-        It is looked at first, if it was not. If it was held so long that others may have had it, no claim is no proof that nobody
-        has: the store may have lost it, or let go of it. Then it is judged anew, by a look.
+        Its claim is looked at first, if it was not. If it was held so long that others may have had it, it proves nothing that
+        there is no claim: the store may have lost it, or let go of it. Then the job is judged anew, by a look.
         """
         if look is not None and not look.seen:
             look = await self._look(job)

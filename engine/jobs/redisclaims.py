@@ -22,10 +22,10 @@ CLAIM_TIMEOUT_SECONDS: Final = 2.0
 """A healthy Redis answers in less than a millisecond; a job whose claim takes longer goes on as if there was none, or waits."""
 
 SAID_SECONDS_MAX: Final = 60.0
-"""How long what Redis has said is good for a job that is handed out: what it is found untried by is no older."""
+"""What Redis has said of a tenant stands in place of a look for no longer than this."""
 
 TENANTS_MAX: Final = 10_000
-"""Of so many tenants it is remembered what Redis said last."""
+"""How many tenants are remembered with what Redis said last. Beyond that all are forgotten."""
 
 _BORN_KEPT_SECONDS: Final = int(2 * CLAIM_KEPT_SECONDS)
 

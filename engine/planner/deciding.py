@@ -1,4 +1,4 @@
-"""What is decided of a round: read what decisions are made from, decide, and say what is to be stored."""
+"""Deciding about the notifications of a round: read what decisions are made from, decide, and say what is to be stored."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engine.plan.decide import plan
 from engine.plan.decisions import Facts, Inputs, Kill
 from engine.plan.gathering import TenantRules, gathered
 from engine.plan.profile import Profile
-from engine.planner.forms import Form, form_of, marked
+from engine.planner.forms import Form, form_of, with_placeholders
 from engine.planner.jobs import Following, jobs_of, throttled_of
 from engine.planner.plans import Due, Found, User, due_of, goes_further, receipt_of, user_of
 from engine.planner.shares import Above, Shares
 
 FORMS_MAX: Final = 2048
-"""Forms that are kept for a log, and notifications of which one is not made yet or cannot be; a form has some 2 KiB."""
+"""How many kinds of notifications are remembered for a log; a form has some 2 KiB. Beyond that all are forgotten."""
 
 
 class Rules(Protocol):
@@ -39,11 +39,11 @@ class Profiles(Protocol):
 
 
 Drops = Callable[[str, str], tuple[Kill, ...]]
-"""`drops(tenant, user)`: the kill switches that are set for him."""
+"""`drops(tenant, user)`: the kill switches that are set for this user."""
 
 
 class Planned(NamedTuple):
-    """What has been decided of a round: the facts, what follows from them in JOBS, and the jobs that a tenant has too many of."""
+    """What was decided about a round: receipts, what follows from them in JOBS, and the jobs that a tenant has too many of."""
 
     receipts: list[Outgoing]
     following: list[Following]
@@ -86,8 +86,8 @@ class Decider:
     ) -> None:
         self._rules, self._profiles, self._drops = rules, profiles, drops
         self._cancels, self._shares = cancels, shares
-        # That there was a first of a kind, then their form, or in its place what would have been in it. All of them hold on to
-        # rules and profile, which are told from others by which objects they are.
+        # For each kind: that there was a first one, then the form, or what the form would hold where there can be none. Kinds
+        # are told apart by the identity of rules and profile, so each of the three keeps these alive.
         self._forms: dict[object, Form | _First | tuple[TenantRules, Profile]] = {}
 
     async def planned(self, found: Sequence[Found], term: int, doubted: Callable[[Found], bool]) -> Planned:
@@ -135,7 +135,7 @@ class Decider:
         return receipt_of(due, inputs, decisions, asked.term, always=always), jobs_of(due, inputs, decisions)
 
     def _alike(self, asked: _Asked) -> Made | None:
-        """The same by the form of those that are like it; None: there is none, or it is not like the others now."""
+        """What becomes of it by the form of its kind; None: there is no form, or it is not like the others now."""
         entry, forms = asked.found.entry, self._forms
         key = (
             asked.found.tenant_token,
@@ -153,7 +153,7 @@ class Decider:
         )
         form = forms.get(key)
         if form is None:
-            # One that nothing else is like would cost more by a form than without.
+            # The form is made for the second of a kind: for a single one it would cost more than it saves.
             if len(forms) >= FORMS_MAX:
                 forms.clear()
             forms[key] = _First(asked.rules, asked.profile)
@@ -163,7 +163,7 @@ class Decider:
         return form.filled(asked.found, asked.user, asked.now) if isinstance(form, Form) else None
 
     def _form_of(self, asked: _Asked) -> Form | None:
-        due = marked(due_of(asked.found, asked.user), asked.now)
+        due = with_placeholders(due_of(asked.found, asked.user), asked.now)
         inputs = self._inputs(due, asked)
         decisions = plan(inputs)
         receipt = receipt_of(due, inputs, decisions, asked.term, always=False)

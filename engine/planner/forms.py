@@ -1,8 +1,8 @@
-"""Notifications that are alike are decided about once: what is written down of them differs in what is their own alone.
+"""Notifications that are alike are decided about once: what is written down of them differs only in what each has of its own.
 
-A form is made from the receipt and the jobs of a notification that has marks in place of all that is its own. Filled in with
-what another one has there it is, byte for byte, what would have been made of that one. That holds only for decisions that no
-moment has a say in, and no name: who waits for quiet hours to end has his own turn, and a job that is due later has its own name.
+A form is made from the receipt and the jobs of a notification that has placeholders for all that is its own. Filled in with what
+another notification has there, it is byte for byte what would have been made of that one. That holds only for decisions that do
+not depend on a moment or a name: who waits for quiet hours to end has his own turn, and a job that is due later has its own name.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from engine.plan.decisions import Decision, Inputs
 from engine.planner.plans import INPUTS_BYTES_MAX, Due, Found, encode, receipt_message
 
 _SECRET: Final = secrets.token_hex(8)
-"""Nobody can write what is taken for a mark."""
+"""It is part of each placeholder: so nobody can write one into a notification."""
 
 _WORDS: Final = tuple(f"{word}-{_SECRET}" for word in ("id", "user", "trace", "key", "data"))
 _ID, _USER, _TRACE, _COLLAPSE_KEY, _DATA = _WORDS
 
 _NOWHERE: Final = b"\0"
-"""No payload has it."""
+"""In place of a time that there is not: no payload has it."""
 
 _INSTANT: Final = timedelta(microseconds=1)
 
 
 class _Blank(NamedTuple):
-    """A payload with gaps, and what belongs into each of them."""
+    """A payload with a gap for each placeholder. `own` picks what belongs into the gaps, in their order."""
 
     text: bytes
     own: Any
@@ -49,7 +49,8 @@ class Form(NamedTuple):
     Attributes:
         jobs: each with its subject up to the user.
         ttl: how long the rule has them live if they do not say so themselves.
-        held: what the form was made from. Forms are found by which objects these are, so they must not go before it.
+        held: the rules and the profile that it was made from. Forms are found by the identity of these objects, so a form keeps
+            them alive.
     """
 
     receipt: _Blank | None
@@ -58,7 +59,7 @@ class Form(NamedTuple):
     held: tuple[object, ...]
 
     def filled(self, found: Found, user: str, now: datetime) -> tuple[Outgoing | None, tuple[Outgoing, ...]] | None:
-        """The receipt and the jobs of a notification that is decided about now; None: it is over, and so not like the others."""
+        """The receipt and the jobs of a notification that is decided about now; None: it has expired, unlike the others."""
         entry, stored_at = found.entry, found.stored_at
         expires_at = entry.expires_at
         if expires_at is None and self.ttl is not None:
@@ -82,8 +83,8 @@ class Form(NamedTuple):
         )
 
 
-def marked(due: Due, now: datetime) -> Due:
-    """The notification with marks in place of what is its own. Its times are a bit apart, so that none is taken for another."""
+def with_placeholders(due: Due, now: datetime) -> Due:
+    """The notification with placeholders for what is its own. Its times differ, so that none is taken for another."""
     notification = due.notification
     return due._replace(
         notification=msgspec.structs.replace(
@@ -106,7 +107,7 @@ def form_of(
     jobs: Sequence[Outgoing],
     held: tuple[object, ...],
 ) -> Form | None:
-    """The form of what was made of a `marked` notification; None: what is made of others is not the same."""
+    """The form of what was made of a notification `with_placeholders`; None: what is made of others is not the same."""
     if has_moments(inputs) or any(one.when not in ("now", "never") for one in decisions):
         return None
     if any(one.why == "expired" for one in decisions):
@@ -114,17 +115,17 @@ def form_of(
     if receipt is not None and len(receipt.payload) > INPUTS_BYTES_MAX // 2:
         return None  # with longer names it may be too large
     times = (inputs.now, inputs.facts.stored_at, inputs.expires_at)
-    marks = [encode(one) if one is not None else _NOWHERE for one in (*times, *_WORDS)]
+    placeholders = [encode(one) if one is not None else _NOWHERE for one in (*times, *_WORDS)]
     rule = inputs.rule
     return Form(
-        _blank(receipt.payload, marks) if receipt is not None else None,
-        tuple([(one.subject.removesuffix(_USER), _blank(one.payload, marks)) for one in jobs]),
+        _blank(receipt.payload, placeholders) if receipt is not None else None,
+        tuple([(one.subject.removesuffix(_USER), _blank(one.payload, placeholders)) for one in jobs]),
         timedelta(seconds=rule.ttl_seconds) if rule is not None and rule.ttl_seconds is not None else None,
         held,
     )
 
 
-def _blank(payload: bytes, marks: Sequence[bytes]) -> _Blank:
-    pieces = re.split(b"(%b)" % b"|".join(map(re.escape, marks)), payload)
+def _blank(payload: bytes, placeholders: Sequence[bytes]) -> _Blank:
+    pieces = re.split(b"(%b)" % b"|".join(map(re.escape, placeholders)), payload)
     text = b"%b".join(piece.replace(b"%", b"%%") for piece in pieces[::2])
-    return _Blank(text, itemgetter(*map(marks.index, pieces[1::2])))
+    return _Blank(text, itemgetter(*map(placeholders.index, pieces[1::2])))

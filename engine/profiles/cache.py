@@ -99,7 +99,7 @@ _read: Final = msgspec.json.Decoder(Profile).decode
 _read_again: Final = functools.lru_cache(maxsize=4096)(_read)
 
 ALIKE_BYTES_MAX: Final = 512
-"""A document that is no larger is one object for all users who have the same: most have nothing of their own."""
+"""Users with the same document share one object if it is no larger: most have said nothing of their own."""
 
 
 def _decode(body: bytes) -> Profile:
@@ -127,7 +127,7 @@ class ProfileCache:
         Raises:
             StoreUnavailable: neither Redis nor PostgreSQL says it.
         """
-        _key(tenant, user)  # whose name is none has that told alone
+        _key(tenant, user)  # a name that cannot be fails here, not those asked about with it
         found = await self._looks.answer((tenant, user))
         return found if isinstance(found, Profile) else await self._read_through((tenant, user), found)
 

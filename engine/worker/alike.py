@@ -1,4 +1,4 @@
-"""Jobs that are alike are decided about once: most are sent now, and no moment and no name has a say in that."""
+"""Jobs that are alike are decided about once: most are sent now, and that depends on no moment and no name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KEPT_MAX: Final = 1024
 
 
 class Sent(NamedTuple):
-    """That jobs of a kind are sent now.
+    """What is remembered of a kind: its jobs are sent now.
 
     Attributes:
         category: of their notifications.
-        held: the rules and the profile that this was decided from. They are told from others by which objects they are, so they
-            must not go before it.
+        held: the rules and the profile that this was decided from. Kinds are told apart by the identity of these objects, so they
+            are kept alive.
     """
 
     category: str | None
@@ -29,7 +29,7 @@ class Sent(NamedTuple):
 
 
 class Alike:
-    """The kinds of jobs that are sent now, by what else has a say: their type and category, who asked, rules and profile.
+    """The kinds of jobs that are sent now. What makes a kind: type, category, lane, who chose the channel, rules, profile.
 
     Nothing is remembered of what ends by itself, was cancelled or noticed, of caps, and of users whom a kill switch is set for.
     """
