@@ -165,11 +165,11 @@ async def test_what_sendgrid_tells_of_a_mail_on_the_outbox_page_is_seen_by_the_g
         assert await page.tell(mails["arrives"]["number"], "stop") == 404
         assert await page.tell(mails["arrives"]["number"], "delivered") == 200
         await eventually(lambda: page.is_said("arrives", "bob", "email", "delivered"))
-        assert await page.tell(mails["arrives"]["number"], "complained") == 200
-        assert await page.suppressed("email", mails["arrives"]["to"]) == ["complaint"]
         assert await page.tell(mails["bounces"]["number"], "bounced") == 200
         await eventually(lambda: page.is_said("bounces", "bob", "email", "failed"))
         assert await page.suppressed("email", mails["bounces"]["to"]) == ["hard_bounce"]
+        assert await page.tell(mails["arrives"]["number"], "complained") == 200
+        assert await page.suppressed("email", mails["arrives"]["to"]) == ["complaint"], "of the same address"
 
 
 async def test_what_the_readme_publishes_is_seen_as_a_record_a_push_a_mail_and_a_text(
