@@ -67,7 +67,8 @@ class PartitionReader:
         self._quiet_seconds = min(QUIET_CHECK_SECONDS, pin_timeout_seconds)
         self._inbox = f"{broker.settings.inbox_prefix}.{NUID().next().decode()}"
         self._head = ReadingHead(broker, source)
-        self._prefix = source.subject[:-1].encode()  # consumers of a log bring the marks in it, too (ADR 0053)
+        # Without the wildcard, which is `>` or `*`: consumers of a log bring the marks in it, too (ADR 0053).
+        self._prefix = source.subject[:-1].encode()
         self._pulls = Pulls(broker, source.stream, source.consumer, self._inbox, self._expires_seconds)
         self._pin: bytes | None = None
         self._buffer: list[Delivered] = []

@@ -14,7 +14,8 @@ from engine.jobs.digests import STAGE, digest_id
 from engine.patience import patiently
 from seamark.protocol.receipts import Receipt
 from tests.support import jobsim
-from tests.support.jobsim import BEGAN, DOUBTS, FINAL, SimDesk, SimJobs, SimJournal, World, _rank, now
+from tests.support.jobsim import SimDesk, World
+from tests.support.jobstores import BEGAN, DOUBTS, FINAL, SimJobs, SimJournal, now, rank_of
 
 DIGESTS = 2
 TARGETS = {"email": ("",), "push": ("a", "b")}
@@ -116,7 +117,7 @@ class DigestWorld(World):
         """The records of a digest that have not ended, as `NoticedTables.planned` tells them."""
         found = []
         for id in self.planned[job.digest]:
-            last = max(self.journal.of(f"t/{id}/u/{job.channel}/"), key=_rank, default=None)
+            last = max(self.journal.of(f"t/{id}/u/{job.channel}/"), key=rank_of, default=None)
             if last is None or last.state == "queued" or (last.state, last.reason) == ("ambiguous", "forgotten"):
                 found.append(id)
         return found
@@ -136,11 +137,11 @@ class DigestWorld(World):
 
     def _faults_of_record(self, id: str, key: str, target: str) -> Iterator[str]:
         channel = self.channels[key]
-        whole = max(self.journal.of(f"t/{id}/u/{channel}/"), key=_rank, default=None)
+        whole = max(self.journal.of(f"t/{id}/u/{channel}/"), key=rank_of, default=None)
         receipts = self.journal.of(f"t/{id}/u/{channel}/{target}")
         if channel == "push" and whole is not None and whole.state != "split":
             receipts = self.journal.of(f"t/{id}/u/{channel}/")  # it was never split
-        last = max(receipts, key=_rank, default=None)
+        last = max(receipts, key=rank_of, default=None)
         messages = [members for to, members in self.taken if to == target and id in members.ids]
         doubts = {(one.reason, one.attempt, one.at) for one in receipts if one.reason in DOUBTS}
         doubts |= {(one.reason, one.attempt, None) for one in receipts if one.reason == one.state == "ambiguous"}

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -32,16 +31,14 @@ from engine.log.incarnations import epoch_of
 from engine.partition.reader import Delivered
 from engine.plan.rules import Channel
 from engine.postgres import Pool
-from engine.topology import server as topology
 from engine.worker.journal import WorkerJournal
-from ops.dev.servers import NatsServer, Valkey
 from projections.deliveries.ends import JobEnds
 from projections.deliveries.table import DeliveriesStore
 from projections.inbox.table import InboxStore
 from projections.store import Checkpoint
 from seamark.protocol.receipts import Planned, Receipt
 from seamark.protocol.subjects import encode_user, receipt_subject
-from tests.support.logs import FAST, connected, eventually
+from tests.support.logs import eventually
 from tests.support.projections import delivered
 
 POLICY = RetryPolicy((0.05, 0.1, 0.1), (0, 1), 60)
@@ -137,15 +134,6 @@ class World:
     async def states(self) -> list[tuple[str, int]]:
         rows = await self.pool.fetch("SELECT state, attempts FROM deliveries ORDER BY id, device")
         return [tuple(row) for row in rows]
-
-
-@contextlib.asynccontextmanager
-async def open_world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
-    async with connected(nats_server.url) as broker, Redis.from_url(valkey.url) as redis:
-        await topology.ensure(broker, "dev", 1, overrides=FAST)
-        claims = RedisClaims(redis)
-        yield World(broker, redis, claims, pool)
-        await claims.close()
 
 
 def job(id: str, **more: Any) -> Job:

@@ -25,7 +25,8 @@ from engine.jobs.life import judge as right_judge
 from engine.jobs.receipts import doubt_receipts, part_receipts, receipts_of
 from engine.jobs.splitting import parts_of
 from engine.patience import patiently
-from tests.support.jobsim import BEGAN, POLICY, SimClock, SimDesk, World, simulated
+from tests.support.jobsim import POLICY, SimClock, SimDesk, World, simulated
+from tests.support.jobstores import BEGAN
 
 WORLDS = int(os.environ.get("SEAMARK_WORLDS") or 100)
 MUTANT_WORLDS = 300

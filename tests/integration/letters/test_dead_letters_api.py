@@ -1,26 +1,15 @@
 """Dead letters as services see them over HTTP."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from engine.channels.channel import Outcome
 from engine.jobs.messages import decode_job
-from engine.postgres import Pool
 from ops.dev.servers import NatsServer, Valkey
 from tests.integration.test_events_api import add_key
 from tests.support.gateways import gateway_on
-from tests.support.letters import World, dead, job, open_world
+from tests.support.letters import World, dead, job
 from tests.support.logs import eventually
-
-
-@pytest.fixture
-async def world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
-    async with open_world(nats_server, valkey, pool) as found:
-        yield found
-
 
 KEYS = {"sk_test_1111111111": ["dead_letters:read", "dead_letters:write"], "sk_test_2222222222": ["dead_letters:read"]}
 

@@ -1,12 +1,11 @@
 """What an endpoint has missed, sent again from a time on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import pytest
 from msgspec.structs import replace
 
 from chaos.load import whole_stream
@@ -23,28 +22,13 @@ from engine.directory.webhooks import (
 from engine.jobs.claims import Done
 from engine.jobs.messages import decode_job
 from engine.jobs.receipts import receipts_of
-from engine.postgres import Pool, asking
+from engine.postgres import asking
 from ops.dev.servers import NatsServer, Valkey
 from projections.deliveries.missed import Place, missed_by
 from tests.integration.test_events_api import add_key
 from tests.support.gateways import gateway_on
-from tests.support.letters import (
-    TENANT,
-    USER,
-    World,
-    dead,
-    job,
-    known_to_the_inbox,
-    open_world,
-    planned,
-)
+from tests.support.letters import TENANT, USER, World, dead, job, known_to_the_inbox, planned
 from tests.support.logs import eventually
-
-
-@pytest.fixture
-async def world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
-    async with open_world(nats_server, valkey, pool) as found:
-        yield found
 
 
 async def test_an_endpoint_gets_again_what_it_has_missed_since_a_time_each_message_once_and_others_get_nothing(

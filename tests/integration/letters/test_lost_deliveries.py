@@ -1,7 +1,6 @@
 """The sweep: deliveries that are open past their time, and of which JOBS holds nothing, end."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,22 +11,8 @@ from engine.jobs.claims import Done, Waiting
 from engine.jobs.messages import decode_job, message_of
 from engine.jobs.queue import JobsQueue
 from engine.jobs.receipts import part_receipts, receipts_of
-from engine.postgres import Pool
-from ops.dev.servers import NatsServer, Valkey
 from projections.deliveries.sweep import Late, Sweep
-from tests.support.letters import (
-    World,
-    job,
-    known_to_the_inbox,
-    open_world,
-    planned,
-)
-
-
-@pytest.fixture
-async def world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
-    async with open_world(nats_server, valkey, pool) as found:
-        yield found
+from tests.support.letters import World, job, known_to_the_inbox, planned
 
 
 async def test_the_sweep_ends_what_is_open_past_its_time_and_for_which_jobs_holds_nothing(world: World) -> None:

@@ -1,7 +1,7 @@
 """From the end of a job to its dead letter and back: on a real broker, a real Valkey and a real PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,27 +25,12 @@ from engine.letters.reading import Filter, letter_at, page_of_letters
 from engine.letters.triage import grouped
 from engine.letters.writing import store_job_letter
 from engine.patience import patiently
-from engine.postgres import Pool, asking
+from engine.postgres import asking
 from engine.worker.targets import digest_of
-from ops.dev.servers import NatsServer, Valkey
 from projections.proof import Name, Proofs
 from projections.tries import receipts_in
-from tests.support.letters import (
-    TENANT,
-    USER,
-    World,
-    dead,
-    job,
-    known_to_the_inbox,
-    open_world,
-)
+from tests.support.letters import TENANT, USER, World, dead, job, known_to_the_inbox
 from tests.support.logs import eventually
-
-
-@pytest.fixture
-async def world(nats_server: NatsServer, valkey: Valkey, pool: Pool) -> AsyncIterator[World]:
-    async with open_world(nats_server, valkey, pool) as found:
-        yield found
 
 
 async def test_a_job_that_failed_leaves_one_letter_that_says_why_and_no_header_says_who_was_to_read_what(
