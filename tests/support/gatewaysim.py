@@ -27,10 +27,30 @@ FRAMES_MAX = 600
 Fault = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
+class SimSocket(web.WebSocketResponse):
+    """A socket that may be closed while it is read."""
+
+    is_ended = False
+
+    async def end(self, code: int, reason: str) -> None:
+        """Write a close frame and go on reading until the client has answered it.
+
+        `close` would close the transport at once. If the client has sent something meanwhile, that resets the connection,
+        and the client sees 1006 instead of the code.
+        """
+        self.is_ended = True
+        assert self._writer is not None
+        with contextlib.suppress(ConnectionError):  # it was cut just now
+            await self._writer.close(code, reason.encode())
+
+    async def close(self, **options: Any) -> bool:
+        return False if self.is_ended else await super().close(**options)
+
+
 class SimSession:
     """One connected device."""
 
-    def __init__(self, gateway: SimGateway, ws: web.WebSocketResponse, hello: dict[str, Any]) -> None:
+    def __init__(self, gateway: SimGateway, ws: SimSocket, hello: dict[str, Any]) -> None:
         self.gateway = gateway
         self.ws = ws
         self.hello = hello
@@ -84,13 +104,16 @@ class SimGateway:
 
     async def cut(self, code: int = 1006, reason: str = "") -> None:
         """End every session; 1006 without a close frame."""
-        for session in self.sessions[:]:
+        cut = self.sessions[:]
+        for session in cut:
             if code == 1006:
                 assert session.ws._req is not None
                 if session.ws._req.transport is not None:  # else it has just ended by itself
                     session.ws._req.transport.abort()
             else:
-                await session.ws.close(code=code, message=reason.encode())
+                await session.ws.end(code, reason)
+        if code != 1006:
+            await self.until(lambda: not any(session in self.sessions for session in cut))
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Wait until something the clients do makes `condition` true."""
@@ -105,7 +128,7 @@ class SimGateway:
         answer = self.answers.pop(0) if self.answers else 0
         if 0 < answer < 1000:
             return web.Response(status=answer, headers={"Retry-After": "0"})
-        ws = web.WebSocketResponse(compress=False, protocols=("seamark.v1",))
+        ws = SimSocket(compress=False, protocols=("seamark.v1",))
         await ws.prepare(request)
         hello = await ws.receive_json()
         self.hellos.append(hello)
