@@ -7,6 +7,7 @@ retired only if it is still the one that was tried.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,8 +29,11 @@ from engine.jobs.claims import Done
 from engine.jobs.desk import NotNow
 from engine.letters.letter import deserves_letter
 from engine.letters.writing import store_job_letter
+from engine.limits import BATCH_MESSAGES_MAX, JOBS_TURNS
 from engine.log.stalls import Stall
+from engine.patience import passes
 from engine.postgres import asking
+from engine.questions import Questions
 from engine.traces.contexts import trace_line
 from engine.traces.messages import receipts_stored
 from engine.traces.spans import active
@@ -71,6 +75,9 @@ class WorkerJournal:
         self._directory, self._ends = directory, ends
         self._spans = active()
         self._stalls: dict[str, Stall] = {}
+        self._receipts: Questions[Sequence[Outgoing], BrokerError | None] = Questions(
+            "receipts", self._store_all, turns=JOBS_TURNS
+        )
 
     async def store(self, job: Job, receipts: Sequence[Receipt]) -> None:
         """Store receipts of the job.
@@ -82,18 +89,49 @@ class WorkerJournal:
         subject = f"rcpt.{partition_of(tenant, user, self._partitions)}.{tenant}.{user}"
         since = time.time_ns()
         messages = [Outgoing(subject, _encode(one), trace_line(one.trace) if one.trace else b"") for one in receipts]
-        try:
-            if len(messages) == 1:
-                headers = {"traceparent": receipts[0].trace} if receipts[0].trace else None
-                await self._broker.append(subject, messages[0].payload, headers)
-            else:
-                await self._broker.commit(messages)
-        except BrokerError as error:
-            self._stall(RECEIPTS_STREAM, "receipts_wait").report(error)
-            raise
+        if (failure := await self._receipts.answer(messages)) is not None:
+            self._stall(RECEIPTS_STREAM, "receipts_wait").report(failure)
+            raise failure
         if self._spans is not None:
             receipts_stored(self._spans, messages, since, stored_at=origin_nanoseconds(job))
         self._over(RECEIPTS_STREAM)
+
+    async def _store_all(self, asked: list[Sequence[Outgoing]]) -> list[BrokerError | None]:
+        """Store the receipts of jobs; for each job what came of it. Those of one job are in one batch."""
+        failures: list[BrokerError | None] = []
+        while len(failures) < len(asked):
+            jobs, room = list[Sequence[Outgoing]](), BATCH_MESSAGES_MAX
+            for messages in asked[len(failures) :]:
+                room -= len(messages)
+                if jobs and room < 0:
+                    break
+                jobs.append(messages)
+            failures += await self._store_together(jobs)
+        return failures
+
+    async def _store_together(self, jobs: Sequence[Sequence[Outgoing]]) -> Sequence[BrokerError | None]:
+        try:
+            await self._store_batch([message for messages in jobs for message in messages])
+        except BrokerError as error:
+            if len(jobs) == 1 or passes(error):
+                return [error] * len(jobs)
+            # One that is refused must not keep the others back.
+            alone = await asyncio.gather(*(self._store_together([messages]) for messages in jobs))
+            return [failure for [failure] in alone]
+        return [None] * len(jobs)
+
+    async def _store_batch(self, messages: Sequence[Outgoing]) -> None:
+        if len(messages) > 1:
+            await self._broker.commit(messages)
+        else:
+            [message] = messages
+            lines = message.headers.decode().splitlines()
+            headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+            await self._broker.append(message.subject, message.payload, headers)
+
+    async def close(self) -> None:
+        """Store nothing more."""
+        await self._receipts.close()
 
     async def conclude(self, job: Job, done: Done) -> None:
         """Do what follows from an end: the token, the address, the letter.
