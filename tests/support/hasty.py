@@ -1,7 +1,7 @@
 """`seamark worker` that waits for nothing long: tries, leases and pauses between tries last moments. Run as a module."""
 
 import sys
-from typing import Final
+from typing import Any, Final
 
 from engine.jobs import breaker, handling, life, queue, worker
 from engine.jobs.retry import POLICIES, RetryPolicy
@@ -13,6 +13,16 @@ ACK_WAIT_SECONDS: Final = 6.0
 """As `ack_wait` of the topology that it runs on: longer than a lease, as in earnest."""
 
 PAUSE_SECONDS: Final = 0.3
+
+
+class Hasty(RetryPolicy, frozen=True):
+    """Waits a moment for what a provider asks to be waited for: APNs and the push services ask for a minute."""
+
+    def pause_seconds(self, attempt: int, draw: float, **asked: Any) -> float:
+        wanted = asked.get("retry_after_seconds")
+        if wanted is not None:
+            asked["retry_after_seconds"] = min(wanted, PAUSE_SECONDS)
+        return super().pause_seconds(attempt, draw, **asked)
 
 
 def hurry() -> None:
@@ -29,7 +39,7 @@ def hurry() -> None:
     desk.WAIT_SECONDS_MAX = desk.HELD_SECONDS = 1.0  # type: ignore[misc]
     for channel, policy in POLICIES.items():
         delays = tuple(min(PAUSE_SECONDS, delay) for delay in policy.delays_seconds)
-        POLICIES[channel] = RetryPolicy(delays, policy.shares, 600)
+        POLICIES[channel] = Hasty(delays, policy.shares, 600)
 
 
 if __name__ == "__main__":
