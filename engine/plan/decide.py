@@ -4,8 +4,9 @@ What comes first wins: what has become of the notification > legal opt-out and s
 user's type > his category > his channel > the tenant's the same > the rule. Who would be sent something is then looked at for an
 address and a template, and at last for a reason to wait.
 
-A decision that waits is made again when it is due. A stage that has woken never asks for itself or for one before it, so every
-notification ends. Only a cap may ask again, and for no longer than a day.
+A decision that waits is made again when it is due. What has woken is not put into a digest and not escalated again. It waits for
+a silence again only where it has come too late for the hour that it waited for, so every notification ends. A cap may ask again,
+for a day.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ CAP_WAIT: Final = timedelta(days=1)
 TEMPLATED: Final = frozenset({"push", "email", "sms"})
 """Channels whose messages are made from a template. A webhook's receiver gets the record itself."""
 
-_RANK: Final[dict[Stage, int]] = {
-    "first": 0, "retry": 1, "escalation": 1, "digest": 1, "quiet_hours": 2, "send_window": 2, "cap": 3,
-}  # fmt: skip
-"""A stage may ask only for stages of a higher rank. A retry is not escalated anew, but it may come into the quiet hours."""
+WAIT_MAX: Final = 2 * HORIZON
+"""How long a notification waits once it has woken, counted from when the log stored it. A wait ends outside of any silence, but
+whoever is held up by an operator or an outage may come into the next one, and into the one after that."""
 
 _OFF: Final[dict[Source, str]] = {
     "user_type": "type_off",
@@ -203,19 +203,19 @@ def _choice(channel: str, inputs: Inputs) -> Effective:
 
 def _later(channel: str, line: ChannelRule, choice: Effective, inputs: Inputs) -> Decision | None:
     """Why to wait, if there is a reason. What would wait until after it has expired is over now."""
-    rank = _RANK[inputs.facts.stage]
-    found = None
-    if rank < _RANK["escalation"]:
+    facts, found = inputs.facts, None
+    if facts.stage == "first":
         found = _gathered(line, choice, inputs)
-    if found is None and rank < _RANK["quiet_hours"] and channel in QUIETABLE:
+    if found is None and channel in QUIETABLE:
         found = _in_silence(channel, inputs)
     if found is None:
         found = _capped(line, inputs)
-    if found is None:
-        return None
-    woken, expires_at = wakes(found, inputs), inputs.expires_at
-    if woken is not None and expires_at is not None and expires_at <= woken[1]:
+    if found is None or (woken := wakes(found, inputs)) is None:
+        return found
+    if inputs.expires_at is not None and inputs.expires_at <= woken[1]:
         return _never("expired")
+    if facts.stage != "first" and woken[1] > facts.stored_at + WAIT_MAX:
+        return _never(found.why)
     return found
 
 

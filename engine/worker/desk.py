@@ -28,7 +28,7 @@ from engine.jobs.digests import STAGE as DIGEST
 from engine.jobs.receipts import ENDED_BY
 from engine.letters.letter import THROTTLED
 from engine.plan.decide import decide, wakes
-from engine.plan.decisions import Decision, Facts, Inputs, Notification, Stage
+from engine.plan.decisions import Decision, Facts, Inputs
 from engine.plan.gathering import gathered
 from engine.plan.profile import Profile
 from engine.plan.rules import Channel
@@ -39,12 +39,12 @@ from engine.worker.alike import Alike
 from engine.worker.caps import Caps, cap_of
 from engine.worker.contexts import Contexts, Rules
 from engine.worker.domains import waited_out
+from engine.worker.facts import facts_of, notification_of
 from engine.worker.gate import WAIT_SECONDS_MAX
 from engine.worker.gates import Gates
 from engine.worker.holding import HELD_SECONDS, held, hold, longer, ours
 from engine.worker.providers import Provider
 from engine.worker.targets import Nowhere, Several, Target, Targets, Unusable
-from seamark.protocol.events import Priority
 from seamark.protocol.subjects import encode_token
 
 _log = structlog.get_logger("seamark.worker")
@@ -56,8 +56,6 @@ ANOTHER_SECONDS: Final = 5.0
 """What must be left of a try for another provider to be asked in it."""
 
 _decisions_of = functools.cache(metrics.worker_decisions.labels)
-
-_PRIORITY: Final[Mapping[str, Priority]] = {"critical": "critical", "bulk": "low"}
 
 Woken = Callable[[Job], Awaitable[Hold | Over | Send | Split | Facts]]
 """What is asked first about a job that was woken; with facts, its decision goes on from these."""
@@ -179,8 +177,8 @@ class WorkerDesk:
         if as_others and (sent := self._alike.of(job, rules, profile)) is not None:
             return await self.aim(job, sent.category, profile)
         cancelled = bool(job.transaction) and self._cancels.holds(encode_token(job.tenant), job.transaction)
-        facts = _facts(job, found, cancelled=cancelled)
-        inputs = gathered(_notification(job), facts, rules, profile, kills, now)
+        facts = facts_of(job, found, cancelled=cancelled)
+        inputs = gathered(notification_of(job), facts, rules, profile, kills, now)
         decision = decide(job.channel, inputs)
         if decision.when == "now" and (capped_until := await self._capped(job, inputs)) is not None:
             inputs = replace(inputs, facts=replace(inputs.facts, capped_until=capped_until))
@@ -286,8 +284,7 @@ class WorkerDesk:
             if seconds >= 0:
                 aim.chosen = provider
                 # An operator may have set something meanwhile, the controls be old by now, or the provider be down.
-                stopped = self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
-                if not stopped and not gate.down:
+                if not self._stopped(job, provider) and not gate.down:
                     return 0.0
                 self.unused(send)
                 return longer(job, HELD_SECONDS)
@@ -298,6 +295,10 @@ class WorkerDesk:
         # Of a provider nothing more is taken meanwhile; jobs for an endpoint or a domain are handed out all the same.
         spread = seconds * random.uniform(1.0, 1.5)
         return max(spread, longer(job, min(seconds, WAIT_SECONDS_MAX))) if apart else spread
+
+    def _stopped(self, job: Job, provider: Provider) -> bool:
+        """Whether what operators have set by now forbids to send this by the provider."""
+        return self._controlled(job) is not None or self._verdict(job, provider).effect != "go"
 
     def unused(self, send: Send) -> None:
         """Give the turn back: a probe that nobody makes would keep a breaker from closing, and a place would stay taken."""
@@ -316,12 +317,17 @@ class WorkerDesk:
             left = end - time.monotonic()
             if not outcome.elsewhere or left < ANOTHER_SECONDS:
                 break
-            if self._gates.take_place(provider, aim.target.key, aim):
+            # The first one may have taken half a minute to refuse, and an operator have set something meanwhile.
+            if self._stopped(job, provider) or self._gates.take_place(provider, aim.target.key, aim):
                 continue
-            if await self._gates.of(provider, aim.target.key).enter(wait_seconds_max=0.0) == 0:
-                outcome = await self._try(job, send, provider, left)
-            else:
+            gate = self._gates.of(provider, aim.target.key)
+            if await gate.enter(wait_seconds_max=0.0) != 0:
                 self._gates.free_place(provider, aim.target.key, aim)
+            elif self._stopped(job, provider):  # set while the bucket was asked
+                self._gates.free_place(provider, aim.target.key, aim)
+                gate.unused()
+            else:
+                outcome = await self._try(job, send, provider, left)
         return outcome
 
     async def _try(self, job: Job, send: Send, provider: Provider, deadline_seconds: float) -> Outcome:
@@ -376,24 +382,3 @@ def _serving(providers: Sequence[Provider], target: Target) -> list[Provider]:
     token: Any = target.of_channel
     fitting = [one for one in providers if one.platform == token.platform and (not one.apps or token.app in one.apps)]
     return fitting[:1]
-
-
-def _facts(job: Job, known: Facts | None, *, cancelled: bool) -> Facts:
-    """The facts of a decision. What a planner has sent on its way at once is not put into a digest any more, nor made to wait."""
-    stage: Stage = "retry" if job.stage == "first" else job.stage  # type: ignore[assignment]
-    if known is None:
-        return Facts(stored_at=job.stored_at or job.first_at, stage=stage, cancelled=cancelled)
-    return replace(known, stage=stage, cancelled=known.cancelled or cancelled)
-
-
-def _notification(job: Job) -> Notification:
-    return Notification(
-        id=job.id,
-        tenant=job.tenant,
-        user=job.user,
-        type=job.type,
-        category=job.category or None,
-        priority=_PRIORITY.get(job.lane, "normal"),
-        channels=(job.channel,) if job.requested else None,
-        expires_at=job.expires_at,
-    )

@@ -7,8 +7,8 @@ from itertools import combinations
 import pytest
 from msgspec.structs import replace
 
-from engine.plan.decide import decide, plan
-from engine.plan.decisions import WHYS, Decision, Inputs, Kill
+from engine.plan.decide import WAIT_MAX, decide, plan
+from engine.plan.decisions import WHYS, Decision, Inputs, Kill, Stage
 from engine.plan.hours import Window
 from engine.plan.preferences import QuietHours
 from engine.plan.profile import Suppression
@@ -246,6 +246,17 @@ def test_what_was_read_meanwhile_is_not_sent_when_its_wait_is_over() -> None:
     assert decided(stage="quiet_hours", read=True) == "seen_in_app"
     assert decided(stage="digest", archived=True) == "all_read"
     assert decided(stage="quiet_hours", seen=True) == "default", "shown on one device is not read"
+
+
+@pytest.mark.parametrize("stage", ["quiet_hours", "send_window", "cap"])
+def test_who_wakes_so_late_that_it_is_quiet_again_waits_for_the_next_hour_that_is_not(stage: Stage) -> None:
+    inputs = with_document(plain(), "user", quiet_hours=QuietHours(LUNCH))
+    late = with_facts(inputs, stage=stage)
+    assert decide("email", late) == decide("email", with_facts(inputs, stage="first"))
+    assert decide("email", late).why == "quiet_hours"
+    old = with_facts(late, stored_at=NOON - WAIT_MAX)
+    assert decide("email", old) == Decision("never", "quiet_hours"), "it ends"
+    assert decide("email", with_facts(plain(), stage=stage, stored_at=NOON - WAIT_MAX)).when == "now"
 
 
 def test_a_wait_beyond_the_expiry_ends_at_once() -> None:

@@ -168,6 +168,31 @@ def test_jobs_stay_where_they_are_while_their_provider_cannot_be_asked_and_criti
 AWAY = Outcome(kind="transient", code="connect/refused", elsewhere=True)
 
 
+class Stopping:
+    """A channel whose provider takes so long to refuse that an operator sets something meanwhile."""
+
+    def __init__(self, known: Known, control: Control) -> None:
+        self._known, self._control = known, control
+
+    async def send(self, rendered: Any, target: str, *, key: str, deadline_seconds: float) -> Outcome:
+        self._known.controls = Known(self._control).controls
+        return AWAY
+
+
+@pytest.mark.parametrize("mode", ["hold", "drop"])
+@pytest.mark.parametrize("what", [{"provider": "second"}, {"channel": "sms"}])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_no_job_turns_to_a_provider_that_a_kill_switch_has_stopped(when: str, what: Any, mode: Any) -> None:
+    kill, gates = Kill(mode=mode, **what), Open()
+    known = Known() if when == "meanwhile" else Known(kill)
+    first = Stopping(known, kill) if when == "meanwhile" else Answering(AWAY)
+    providers = [Provider("first", first), Provider("second", Answering(Outcome(kind="ok")))]  # type: ignore[arg-type]
+    aim = Aim(Target("+4366412345678"), providers)
+    aim.chosen = providers[0]
+    outcome = await desk(known, gates).send(a_job("sms", "n1"), Send(None, aim), deadline_seconds=20.0)
+    assert ([one.provider for one in gates.told_of], outcome.kind) == (["first"], "transient")
+
+
 @pytest.mark.parametrize(
     ("first", "seconds", "asked"),
     [

@@ -1,0 +1,36 @@
+"""What a decision about a job is made from, of the job itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from engine.channels.channel import Job
+from engine.plan.decisions import Facts, Notification, Stage
+from seamark.protocol.events import Priority
+
+_PRIORITY: Final[Mapping[str, Priority]] = {"critical": "critical", "bulk": "low"}
+
+
+def facts_of(job: Job, known: Facts | None, *, cancelled: bool) -> Facts:
+    """The facts of a decision. What a planner has sent on its way at once is not put into a digest any more, nor made to wait."""
+    stage: Stage = "retry" if job.stage == "first" else job.stage  # type: ignore[assignment]
+    if known is None:
+        return Facts(stored_at=job.stored_at or job.first_at, stage=stage, cancelled=cancelled)
+    return replace(known, stage=stage, cancelled=known.cancelled or cancelled)
+
+
+def notification_of(job: Job) -> Notification:
+    """The notification that a job is about, as far as decisions are concerned."""
+    return Notification(
+        id=job.id,
+        tenant=job.tenant,
+        user=job.user,
+        type=job.type,
+        category=job.category or None,
+        priority=_PRIORITY.get(job.lane, "normal"),
+        channels=(job.channel,) if job.requested else None,
+        expires_at=job.expires_at,
+    )
