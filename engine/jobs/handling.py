@@ -158,6 +158,9 @@ class Handler:
         if isinstance(decided, Hold):
             return await self._hold(delivery, look, replace(job, stage=decided.stage or job.stage), decided.due)
         if not isinstance(decided, Send) or self._must_not_repeat(job, go):
+            if look is not None and not may_be_shared(job, delivery.deliveries, delivery.held_seconds):
+                # Parts are jobs that come again, and a store that is young is believed of those only that were seen untried.
+                job = _untried(job, look, go)
             return await self._conclude(delivery, look, _end(job, go, decided))
         seconds = await self._desk.turn(job, decided)
         if seconds > 0:

@@ -161,7 +161,7 @@ class RedisClaims:
 
         See `engine.jobs.claims.Claims`.
         """
-        said = self._script.said(_tenant_key(key.partition("/")[0]))
+        said = self._script.said(_tenant_key(_tag(key.partition("/")[0])))
         return None if said is None else Look(None, b"", 0.0, 0.0, said.now / 1e6, said.born / 1e6, seen=False)
 
     async def put(
@@ -185,10 +185,11 @@ class RedisClaims:
     async def _call(self, key: str, write: Sequence[Argument]) -> tuple[Any, int, int]:
         """What was found, the server's `born` and `now`."""
         tenant, _, rest = key.partition("/")
+        tag = _tag(tenant)
         if time.monotonic() < self._away_until:
             raise ClaimsUnavailable
         try:
-            answer: tuple[Any, int, int] = await self._script((_tenant_key(tenant), f"job:{{{tenant}}}:{rest}"), write)
+            answer: tuple[Any, int, int] = await self._script((_tenant_key(tag), f"job:{{{tag}}}:{rest}"), write)
             return answer
         except AWAY as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
@@ -207,8 +208,16 @@ def _look(found: bytes, born: int, now: int) -> Look:
     return Look(_decode.decode(body), found, int(until) / 1e6, int(written) / 1e6, now / 1e6, born / 1e6)
 
 
-def _tenant_key(tenant: str) -> str:
-    return f"jobs:{{{tenant}}}:born"
+def _tag(tenant: str) -> str:
+    """The hash tag of a tenant's keys. A brace at its beginning would end it, and an empty one keeps no keys together.
+
+    A percent sign is escaped in keys of jobs, so no other tenant has this tag.
+    """
+    return tenant if not tenant.startswith("}") else f"%7D{tenant[1:]}"
+
+
+def _tenant_key(tag: str) -> str:
+    return f"jobs:{{{tag}}}:born"
 
 
 def _micros(seconds: float) -> str:

@@ -13,6 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from engine.channels.channel import Job
+from engine.jobs.claims import CLAIM_HORIZON_SECONDS
 from engine.jobs.desk import Queue
 from engine.plan.decisions import ESCALATION
 from engine.plan.rules import TypeRule
@@ -48,7 +49,8 @@ def next_channel(rule: TypeRule, job: Job) -> Job | None:
     """The job of the next channel of the rule that is an escalation and not due yet; None: there is none.
 
     Nor is there one where the event has named its channels, of which a job knows its own only: the others come in time, if they
-    were named. And a digest has members that were planned for its own channel.
+    were named. A digest has members that were planned for its own channel. And what is due in more than three days comes in its
+    own time, as claims are kept no longer.
     """
     if job.requested or job.digest:
         return None
@@ -58,8 +60,13 @@ def next_channel(rule: TypeRule, job: Job) -> Job | None:
         seconds = rule.channels[name].unless_seen_seconds
         if seconds is not None:
             now = datetime.now(UTC)
-            if now >= (job.stored_at or job.first_at) + timedelta(seconds=seconds):
+            due = (job.stored_at or job.first_at) + timedelta(seconds=seconds)
+            if now >= due:
                 return None  # it has been handed out by itself, and its claim may be gone by now
+            if (due - now).total_seconds() > CLAIM_HORIZON_SECONDS:
+                return (
+                    None  # when its own message comes, the claim of this one would be gone, and it would be sent twice
+                )
             # A push that was replayed has had lives that the escalation has not: with their claim it would be sent once more.
             anew = {
                 "attempt": 0,

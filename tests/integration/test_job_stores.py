@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Connection, Redis
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
@@ -78,6 +79,18 @@ async def test_a_claim_leaves_when_its_time_is_over_and_other_jobs_have_their_ow
     assert [key for key in keys if key.startswith(b"job:")] == [b"job:{acme}:order-1/alice/push/phone"]
     assert all([await redis.ttl(key) > 0 for key in keys]), "nothing stays for ever"
     assert 90 < await redis.ttl(keys[0]) <= 100
+
+
+@pytest.mark.parametrize("tenant", ["}acme", "}", "a}b", "{acme}", "acme"])
+async def test_all_claims_of_a_tenant_are_in_one_slot_of_a_cluster_whatever_it_is_called(
+    redis: Redis, claims: RedisClaims, tenant: str
+) -> None:
+    for number in range(20):
+        key = f"{tenant}/order-{number}/alice/sms/"
+        await claims.put(key, await claims.look(key), DONE, keep_seconds=100)
+        assert claims.unbegun(key) is not None
+    assert len(await redis.keys("job:*")) == 20
+    assert len({key_slot(key) for key in await redis.keys("*")}) == 1
 
 
 async def test_a_server_that_has_forgotten_takes_no_write_that_expects_what_was_before(

@@ -62,6 +62,7 @@ class World:
         self.knows = True
         self.profile = Profile(version=1, reach=("email",))
         self.line = ChannelRule(digest=Digest())
+        self.priority: Any = "normal"
         self.receipts: list[Receipt] = []
         self.aimed: list[Job] = []
         controls = SimpleNamespace(controls=SimpleNamespace(drops=lambda tenant, user: ()))
@@ -93,7 +94,8 @@ class World:
             return self.profile
 
         def rule(type: str) -> TypeRule:
-            return TypeRule(pattern=f"{type.partition('.')[0]}.*", category="news", channels={"email": self.line})
+            pattern = f"{type.partition('.')[0]}.*"
+            return TypeRule(pattern=pattern, category="news", channels={"email": self.line}, priority=self.priority)
 
         return SimpleNamespace(
             defaults=TenantDefaults(), rule_of=rule, templates_of=lambda _: (), webhook_of=lambda _: False
@@ -250,6 +252,15 @@ def test_whether_is_decided_anew_and_not_when() -> None:
     assert world.receipts == [], "whatever is stored of him now would stay behind"
 
 
+def test_what_has_waited_for_a_digest_is_not_critical_at_its_end() -> None:
+    """An event may say `low` where its rule says `critical`; then it waits, and what is switched off meanwhile holds."""
+    world = World(known("n1"))
+    world.priority = "critical"
+    assert world.decide().members.ids == ("n1",)
+    world.profile = replace(world.profile, preferences=Preferences(channels={"email": "off"}))
+    assert world.decide() == Over("suppressed", "user_off")
+
+
 def test_in_quiet_hours_the_whole_digest_waits_and_then_asks_again_what_is_in_it() -> None:
     world = World(known("n1"), known("n2"))
     night = QuietHours(windows=(Window(start="11:00", end="13:00"),))
@@ -259,6 +270,11 @@ def test_in_quiet_hours_the_whole_digest_waits_and_then_asks_again_what_is_in_it
     assert NOON + timedelta(hours=1) <= held.due <= NOON + timedelta(hours=1) + SPREAD
     assert world.receipts == []
     world.found = [known("n1"), known("n2", read=True)]
+    assert world.decide(replace(JOB, stage="quiet_hours")).why == "quiet_hours", (
+        "it came while it was quiet, as after an outage"
+    )
+    over = QuietHours(windows=(Window(start="09:00", end="11:00"),))
+    world.profile = replace(world.profile, preferences=Preferences(quiet_hours=over))
     assert world.decide(replace(JOB, stage="quiet_hours")).members.ids == ("n1",)
     assert world.ends == {"n2": ("suppressed", "all_read")}
 

@@ -12,6 +12,7 @@ from engine.channels.channel import Job, Lane
 from engine.jobs.claims import Claim, ClaimsUnavailable, Done, Look
 from engine.jobs.desk import Hold, Over, Split
 from engine.jobs.handling import Handler
+from engine.jobs.life import AskDeliveries, Go, judge
 from engine.jobs.retry import POLICIES
 from seamark.protocol.receipts import Receipt
 from tests.support.sending import a_job
@@ -115,6 +116,30 @@ async def test_a_job_that_is_put_back_is_looked_at_first_and_ends_if_another_mes
         claims.claim, told = claim, Told(a_job("sms", "n1"))
         await Handler(claims, told, told, Holding(), POLICIES["sms"], told).handle(told)  # type: ignore[arg-type]
         assert told.steps == steps
+
+
+async def test_parts_of_a_job_that_nobody_can_have_begun_are_not_doubted_where_a_store_is_young() -> None:
+    """Each tenant is new to it for a minute, and all are after it has lost its data."""
+    now = datetime.now(UTC)
+    told, added = Told(a_job("push", "n1", first_at=now, stored_at=now)), list[Job]()
+
+    class Young(Unseen):
+        def unbegun(self, key: str) -> Look | None:
+            return Look(None, b"", 0.0, 0.0, now.timestamp(), now.timestamp() - 14.0, seen=False)
+
+    async def add(jobs: Sequence[Job]) -> None:
+        added.extend(jobs)
+
+    told.add = add  # type: ignore[method-assign]
+    await Handler(Young(), told, told, Splitting(), POLICIES["push"], told).handle(told)  # type: ignore[arg-type]
+    assert [one.target for one in added] == ["phone", "tablet"]
+    later = now.timestamp() + 1.0
+    for part in added:
+        young, anew = (Look(None, b"", 0.0, 0.0, later, born) for born in (now.timestamp() - 14.0, later - 0.5))
+        assert judge(part, 1, young, "me", held_seconds=0.0) == Go()
+        assert judge(part, 1, anew, "me", held_seconds=0.0) == AskDeliveries(), (
+            "that store may have lost what was begun"
+        )
 
 
 class Forgetful(Unseen):

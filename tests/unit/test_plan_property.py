@@ -74,7 +74,9 @@ def test_every_wait_ends_and_whoever_wakes_in_time_waits_for_no_silence_again(gi
 def test_nobody_is_disturbed_in_quiet_hours_or_outside_send_windows_but_by_what_is_critical(
     asked: Inputs, stage: Stage
 ) -> None:
-    asked = replace(asked, facts=replace(asked.facts, stage=stage))  # whoever wakes may be held up into the next silence
+    asked = replace(
+        asked, facts=replace(asked.facts, stage=stage)
+    )  # whoever wakes may be held up into the next silence
     own = asked.profile.preferences.quiet_hours
     quiet = own if own is not None else asked.defaults.quiet_hours
     for channel, decision in plan(asked).items():

@@ -267,6 +267,13 @@ def test_what_follows_a_push_is_the_next_channel_that_waits_to_see_whether_it_wa
     assert next_channel(rule, a_job("sms", "n1", requested=False)) is None
 
 
+@pytest.mark.parametrize(("days", "woken"), [(2, True), (3, False), (7, False)])
+def test_nothing_is_woken_whose_own_message_comes_when_claims_are_gone(days: int, woken: bool) -> None:
+    waits = ChannelRule(unless_seen_seconds=days * 86_400)
+    rule = TypeRule(pattern="*", channels={"push": ChannelRule(), "sms": waits})
+    assert (next_channel(rule, a_job("push", "n1", requested=False)) is not None) == woken
+
+
 @pytest.mark.parametrize(
     "of_job",
     [
