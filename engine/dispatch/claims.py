@@ -141,8 +141,10 @@ class Claims:
                 holders = await self._take_over(keys, [self._horizon_seconds, *pairs])
             else:
                 holders = await self._take(keys, [self._horizon_seconds, *(claim.position for claim in chosen)])
-            for index, claim, holder in zip(indexes, chosen, holders, strict=True):
-                ours[index] = not holder or holder.decode() in (claim.position, *claim.former)
+            for index, holder in zip(indexes, holders, strict=True):
+                if holder:  # most claims are new
+                    claim = claims[index]
+                    ours[index] = holder.decode() in (claim.position, *claim.former)
         return ours
 
     def owe(self, claims: Sequence[Claim]) -> None:

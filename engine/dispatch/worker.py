@@ -365,14 +365,13 @@ class DispatchWorker:
         if not planned:
             return planned
         claims = [self._claim(event) for event in planned]
-        patient = any(p.accepted.event.semantics == "effectively_once" for p in planned)
         stall = Stall(CLAIMS, "partition_waits_for_claims")  # as it has `effectively_once` events
         try:
             while True:
                 try:
                     ours = await self._claims.take(claims)
                 except ClaimsUnavailable as error:
-                    if not patient:
+                    if not any(one.accepted.event.semantics == "effectively_once" for one in planned):
                         self._claims.owe(claims)
                         return planned
                     stall.report(error)
@@ -385,9 +384,12 @@ class DispatchWorker:
 
     def _claim(self, event: Planned) -> Claim:
         shared = self.streams.inherited if self.streams else {}
-        former = [f"{epoch}.{event.seq}" for epoch, last in shared.items() if event.seq <= last] if shared else ()
-        position = f"{self._ownership.source_epoch}.{event.seq}"
-        return Claim(event.accepted.at.tenant_token, event.accepted.event.id, position, tuple(former), event.claimed)
+        accepted, seq = event.accepted, event.seq
+        former: tuple[str, ...] = ()
+        if shared:
+            former = tuple(f"{epoch}.{seq}" for epoch, last in shared.items() if seq <= last)
+        position = f"{self._ownership.source_epoch}.{seq}"
+        return Claim(accepted.at.tenant_token, accepted.event.id, position, former, event.claimed)
 
     def _count(self, round_: Round, appended: int, put_off: int, records: int) -> None:
         _APPENDED.inc(appended)
