@@ -24,7 +24,6 @@ MESSAGE_BYTES_MAX = 64 << 20
 """The largest `max_payload` a server can be configured for; who announces more is not a NATS server."""
 
 _CRLF = b"\r\n"
-_MESSAGES = (b"MSG", b"HMSG")
 _log = structlog.get_logger("seamark.wire")
 
 
@@ -95,22 +94,23 @@ class HotParser:
             first = data[position]
             if first == 0x48:  # HMSG <subject> <sid> [reply] <header bytes> <total bytes>
                 words = data[position:line_end].split()
+                number, word = len(words) - 1, b"HMSG"
                 header_bytes, total = int(words[-2]), int(words[-1])
             elif first == 0x4D:  # MSG <subject> <sid> [reply] <bytes>
                 words = data[position:line_end].split()
+                number, word = len(words), b"MSG"
                 header_bytes, total = 0, int(words[-1])
             else:
                 await self._control(data[position:line_end])
                 position = line_end + 2
                 continue
-            words_without_reply = 5 if first == 0x48 else 4
-            if len(words) == words_without_reply:
-                reply = b""
-            elif len(words) == words_without_reply + 1:
+            if number == 5:
                 reply = words[3]
+            elif number == 4:
+                reply = b""
             else:
                 raise nats.errors.ProtocolError
-            if not 0 <= header_bytes <= total <= MESSAGE_BYTES_MAX or words[0] not in _MESSAGES:
+            if not 0 <= header_bytes <= total <= MESSAGE_BYTES_MAX or words[0] != word:
                 raise nats.errors.ProtocolError
             body = line_end + 2
             stop = body + total
@@ -159,18 +159,30 @@ def header(headers: bytes, name: bytes) -> bytes | None:
 
     For a header that the server adds, use `last_header`: the publisher may have written a line of the same name.
     """
-    return _value(headers, headers.find(b"\r\n%b:" % name), name)
+    return value_of(headers, line_of(name))
+
+
+def line_of(name: bytes) -> bytes:
+    """What `value_of` looks for: how a header of this name begins."""
+    return b"\r\n%b:" % name
+
+
+def value_of(headers: bytes, line: bytes) -> bytes | None:
+    """As `header`, for who asks of every message: the name is given as `line_of` has made it, once."""
+    start = headers.find(line)
+    if start < 0:
+        return None
+    start += len(line)
+    return headers[start : headers.index(_CRLF, start)].strip()
 
 
 def last_header(headers: bytes, name: bytes) -> bytes | None:
     """The last value of `name`, or None: the server adds its own behind those of the publisher, who may have forged one."""
-    return _value(headers, headers.rfind(b"\r\n%b:" % name), name)
-
-
-def _value(headers: bytes, start: int, name: bytes) -> bytes | None:
+    line = line_of(name)
+    start = headers.rfind(line)
     if start < 0:
         return None
-    start += len(name) + 3
+    start += len(line)
     return headers[start : headers.index(_CRLF, start)].strip()
 
 

@@ -34,9 +34,7 @@ class Withholding:
             for one in planned
             if (event := one.accepted.event).transaction_id is not None or event.expires_at is not None
         ]
-        self._cancels = (
-            cancels if any(one.accepted.event.transaction_id is not None for one in self._planned) else None
-        )
+        self._cancels = cancels if any(one.accepted.event.transaction_id is not None for one in self._planned) else None
         self.until = -math.inf
 
     async def look(self) -> None:
