@@ -66,10 +66,7 @@ from engine.traces.spans import active
 
 _log = structlog.get_logger("seamark.dispatcher")
 
-_APPENDED = metrics.dispatched_events.labels("appended")
-_PUT_OFF = metrics.dispatched_events.labels("put_off")
-_DUPLICATE = metrics.dispatched_events.labels("duplicate")
-_DEAD = metrics.dispatched_events.labels("dead")
+_COUNTERS = [metrics.dispatched_events.labels(became) for became in ("appended", "put_off", "duplicate", "dead")]
 
 CLAIMS_RETRY_SECONDS = 1.0
 PAUSED_LOOK_SECONDS = 0.1
@@ -392,10 +389,10 @@ class DispatchWorker:
         return Claim(accepted.at.tenant_token, accepted.event.id, position, former, event.claimed)
 
     def _count(self, round_: Round, appended: int, put_off: int, records: int) -> None:
-        _APPENDED.inc(appended)
-        _PUT_OFF.inc(put_off)
-        _DUPLICATE.inc(len(round_.planned) - appended - put_off)
-        _DEAD.inc(len(round_.dead))
+        counts = (appended, put_off, len(round_.planned) - appended - put_off, len(round_.dead))
+        for counter, count in zip(_COUNTERS, counts, strict=True):
+            if count:  # to count takes a lock
+                counter.inc(count)
         metrics.dispatched_records.inc(records)
         if round_.oldest_nanoseconds:
             metrics.dispatch_delay_seconds.observe(max(0.0, time.time() - round_.oldest_nanoseconds / 1e9))
