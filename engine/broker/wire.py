@@ -15,7 +15,7 @@ import nats.errors
 import structlog
 
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
-"""`handler(subject, reply, headers, payload)`, synchronous: it runs in the read loop and must be quick."""
+"""`handler(subject, reply, headers, payload)`, synchronous: it runs where the socket is read and must be quick."""
 
 CONTROL_LINE_BYTES_MAX = 64 << 10
 """A line longer than this is not the NATS protocol; INFO of a large cluster is the longest real one."""

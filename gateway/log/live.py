@@ -94,7 +94,7 @@ class UserLog:
             listener.joined()
 
     def on_copy(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """A message on the live subject; called from the read loop of the connection."""
+        """A message on the live subject; called where the connection is read."""
         seq, prev = live_position(headers)
         if seq < 0:
             if payload.startswith(b'{"op":"unread"'):
